@@ -1,0 +1,1 @@
+"""ppl_vae: probabilistic PCA and variational autoencoders as Pyro model/guide pairs."""

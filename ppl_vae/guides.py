@@ -1,0 +1,274 @@
+"""What is approximated: Gaussian guides q(z | x), exact, one a datum, or amortized by an encoder.
+
+The family is an argument. With z of K dimensions, ``covariance`` is
+
+=============  ==============================  ====================================
+``"unit"``     q = N(m, I)                     nothing to learn
+``"isotropic"``  q = N(m, v I)                 one log-variance
+``"diagonal"``  q = N(m, diag(v))              K log-variances
+``"full"``     q = N(m, L L')                  lower triangle of L, its diagonal by log
+=============  ==============================  ====================================
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from ppl_vae.program import (
+    Program,
+    at_least,
+    choose_option,
+    data_plate,
+    fold_rows,
+    to_program_tensor,
+)
+
+COVARIANCES = ("unit", "isotropic", "diagonal", "full")
+LOG_VARIANCE_BOUND = 20.0
+
+
+def num_scale_outputs(covariance: str, latent_dim: int) -> int:
+    """How many free numbers a covariance of the family has."""
+    k = latent_dim
+    return {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2}[covariance]
+
+
+def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tensor:
+    """The identity near zero, with values that stay within +-bound and a gradient everywhere."""
+    return bound * torch.tanh(log_variance / bound)
+
+
+def gaussian(
+    loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str
+) -> TorchDistribution:
+    """The Gaussian of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
+
+    Args:
+        loc: means.
+        raw: :func:`num_scale_outputs` numbers a datum: log-variances, or for ``"full"`` the K
+            log-variances on the diagonal of L followed by its lower triangle, row by row, each
+            row in units of its diagonal entry.
+        covariance: the family.
+    """
+    k = loc.shape[-1]
+    if covariance == "unit":
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+    if covariance != "full":
+        scale = torch.exp(0.5 * soft_bound(raw)).expand(loc.shape)
+        return dist.Normal(loc, scale).to_event(1)
+    scale = torch.exp(0.5 * soft_bound(raw[..., :k]))
+    rows, columns = torch.tril_indices(k, k, -1, device=loc.device)
+    unit_lower = torch.diag_embed(torch.ones_like(scale))
+    unit_lower = unit_lower.index_put(_last_two(rows, columns), raw[..., k:])
+    return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
+
+
+def _last_two(rows: Tensor, columns: Tensor) -> tuple[Any, ...]:
+    return (..., rows, columns)
+
+
+def restrict(posterior: TorchDistribution, covariance: str) -> TorchDistribution:
+    """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
+
+    With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1
+    (unit); the mean is the posterior's. ("Best diagonal q" is not the marginal variances.)
+    """
+    if covariance == "full":
+        return posterior
+    loc, precision = posterior.mean, posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)
+    variance = {
+        "unit": torch.ones_like(precision),
+        "isotropic": 1 / precision.mean(-1, keepdim=True),
+        "diagonal": 1 / precision,
+    }[covariance]
+    return dist.Normal(loc, variance.sqrt().expand(loc.shape)).to_event(1)
+
+
+class GaussianGuide(Program):
+    """Abstract: a guide whose only site ``"z"`` is a Gaussian a datum; its call is the program."""
+
+    latent_dim: int
+
+    @abstractmethod
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        """q(z | x) for rows x, batch shape (rows,), event shape (K,)."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The guide as a Pyro program: samples ``"z"`` in the plate ``"data"``."""
+        with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
+            return pyro.sample("z", self.distribution(x, index))
+
+
+def _device(x: Any) -> torch.device | None:
+    return x.device if isinstance(x, Tensor) else None
+
+
+class ExactGuide(GaussianGuide):
+    """The posterior of a model that knows it, or its best restriction to a Gaussian family.
+
+    q(z | x) = argmin KL(q || p(z | x)) over the family; for ``"full"``, p(z | x) itself. It has
+    no parameters of its own: fitted by SVI, it trains the model's.
+
+    Args:
+        model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``.
+        covariance: the family, see :mod:`ppl_vae.guides`.
+    """
+
+    def __init__(self, model: Any, *, covariance: str = "full") -> None:
+        super().__init__()
+        if not hasattr(model, "posterior"):
+            raise TypeError(f"model must have a method 'posterior'; {type(model).__name__} has none")
+        # In a tuple: as a submodule the model would be renamed, and would not train with its own.
+        self._held = (model,)
+        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.latent_dim = getattr(model, "latent_dim", 0)
+
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        """q(z | x), from the model's posterior."""
+        (model,) = self._held
+        if isinstance(model, PyroModule):
+            posterior = pyro_method(lambda module: module.posterior(x))(model)
+        else:
+            posterior = model.posterior(x)
+        return restrict(posterior, self.covariance)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **keywords: Any) -> Tensor:
+        """The guide as a Pyro program.
+
+        Raises:
+            ValueError: if something is masked: this posterior is that of complete rows.
+        """
+        if mask is not None and not bool(mask.all()):
+            raise ValueError(
+                "x has missing entries, and ExactGuide is exact for complete rows only; "
+                "use AmortizedGuide or MeanFieldGuide, whose model scores the observed cells"
+            )
+        return super().forward(x, **keywords)
+
+
+class MeanFieldGuide(GaussianGuide):
+    """One free q_i a datum, looked up by ``index``: variational inference before amortization.
+
+    Args:
+        num_data: N, the rows of the data it is for.
+        latent_dim: K.
+        covariance: the family, see :mod:`ppl_vae.guides`.
+    """
+
+    def __init__(self, num_data: int, latent_dim: int, *, covariance: str = "diagonal") -> None:
+        super().__init__()
+        self.num_data = at_least("num_data", num_data)
+        self.latent_dim = at_least("latent_dim", latent_dim)
+        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
+        width = num_scale_outputs(covariance, latent_dim)
+        if width:
+            self.raw = nn.Parameter(torch.zeros(num_data, width))
+        else:
+            self.register_buffer("raw", torch.zeros(num_data, 0))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {k: getattr(self, k) for k in ("num_data", "latent_dim", "covariance")}
+
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        """q_i for the rows ``index``; without it, for all N.
+
+        Raises:
+            ValueError: if index is missing for fewer than N rows.
+            IndexError: if index is out of range.
+        """
+        if index is None:
+            if len(x) != self.num_data:
+                raise ValueError(
+                    f"x has {len(x)} rows and this MeanFieldGuide one q a datum for {self.num_data}; "
+                    "give index=, the rows of the data that x holds "
+                    "(for new data use an AmortizedGuide)"
+                )
+            return gaussian(self.loc, self.raw, self.covariance)
+        if index.device.type == "cpu" and len(index):
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= self.num_data:
+                raise IndexError(
+                    f"index must lie in 0..{self.num_data - 1}; it goes from {low} to {high}"
+                )
+        return gaussian(self.loc[index], self.raw[index], self.covariance)
+
+
+class AmortizedGuide(GaussianGuide):
+    """q(z | x) read off a network: one set of weights for all data, new ones included.
+
+    Args:
+        encoder: a network on rows of x. It returns (rows, K + R), the mean followed by R numbers
+            for the covariance (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or
+            a pair (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
+        latent_dim: K.
+        covariance: the family, see :mod:`ppl_vae.guides`.
+        homoscedastic: one learned covariance for all data, as the exact posterior of a linear
+            model has; the encoder then returns means alone, (rows, K).
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[..., Any],
+        latent_dim: int,
+        *,
+        covariance: str = "diagonal",
+        homoscedastic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = at_least("latent_dim", latent_dim)
+        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.encoder = encoder
+        width = num_scale_outputs(covariance, latent_dim)
+        self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
+        self._encoder_width = latent_dim + (0 if homoscedastic else width)
+
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+        """q(z | x) for rows x.
+
+        Raises:
+            ValueError: if the encoder's output has the wrong width.
+        """
+        x = x.to(self._like(x)) if isinstance(x, Tensor) else to_program_tensor(x, self._like(x), len(x[0]))
+        out = self.encoder(x)
+        if isinstance(out, tuple | list):
+            return self._from_pair(*out)
+        self._check_width(out, self._encoder_width)
+        loc, raw = out[..., : self.latent_dim], out[..., self.latent_dim :]
+        if self.raw is not None:
+            raw = self.raw.expand(*loc.shape[:-1], -1)
+        return gaussian(loc, raw, self.covariance)
+
+    def _like(self, x: Any) -> Tensor:
+        parameters = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()
+        return next(iter(parameters), x if isinstance(x, Tensor) else torch.empty(0))
+
+    def _check_width(self, out: Tensor, width: int) -> None:
+        if out.dim() != 2 or out.shape[-1] != width:
+            raise ValueError(
+                f"the encoder must return (rows, {width}) for latent_dim={self.latent_dim} and "
+                f"covariance={self.covariance!r}, or a pair (loc, scale); "
+                f"it returned {tuple(out.shape)}"
+            )
+
+    def _from_pair(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+        self._check_width(loc, self.latent_dim)
+        if self.covariance == "full":
+            return dist.MultivariateNormal(loc, scale_tril=scale)
+        return dist.Normal(loc, scale.expand(loc.shape)).to_event(1)

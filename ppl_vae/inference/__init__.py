@@ -1,0 +1,1 @@
+"""How it is fitted: closed form, EM, variational EM, SVI."""

@@ -1,0 +1,1 @@
+"""What is assumed: the generative models."""

@@ -1,0 +1,301 @@
+"""The contract of models and guides: base class, plate over data, names, dtypes and devices.
+
+A *program* is anything that can be called as ``program(x, ...)`` and speaks Pyro: a function, a bound
+method or a ``PyroModule``. A *model* and a *guide* are programs whose sites stand in the plate
+``"data"``. Everything in the package takes such pairs; the classes here are how its own are written.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+ProgramLike: TypeAlias = Callable[..., Any]
+"""Any Pyro program: a function, a bound method, a ``PyroModule``."""
+
+ArrayLike: TypeAlias = Any
+"""A numpy array, pandas DataFrame, nested list or tensor of numbers."""
+
+DATA_PLATE = "data"
+_instances = itertools.count()
+
+
+class Program(PyroModule):
+    """A ``PyroModule`` whose root name no other instance in the process has.
+
+    Pyro's parameter store finds parameters by name and replaces a module's parameter by a stored
+    one of the same name. Two instances with one name would thus share, or silently not train,
+    their parameters. The name is drawn from a counter at construction, deep copy and unpickling.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._fresh_name())
+
+    @classmethod
+    def _fresh_name(cls) -> str:
+        return f"{cls.__name__.lower()}_{next(_instances)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A new PyroModule's context is fresh; a copied one counts as used under the old name.
+        self._pyro_set_supermodule(self._fresh_name(), PyroModule()._pyro_context)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        _rename(self, name, context)
+
+
+def _rename(module: PyroModule, name: str, context: Any) -> None:
+    # Pyro's own version refuses modules that have run, which a deep copy of a trained model has.
+    module._pyro_name, module._pyro_context = name, context
+    for key, child in module._modules.items():
+        if isinstance(child, PyroModule):
+            _rename(child, f"{name}.{key}", context)
+
+
+def data_plate(
+    num_rows: int,
+    *,
+    index: Int[Tensor, " B"] | None = None,
+    num_data: int | None = None,
+    device: torch.device | None = None,
+) -> pyro.plate:
+    """The plate over data: rows ``index`` of ``num_data``, or all ``num_rows`` of them.
+
+    Raises:
+        ValueError: if ``index`` has another length than there are rows.
+    """
+    if index is not None and len(index) != num_rows:
+        raise ValueError(
+            f"index has {len(index)} entries for {num_rows} rows of x; "
+            "it must say, for each row, which row of the whole data it is"
+        )
+    rows = torch.arange(num_rows, device=device) if index is None else index
+    return pyro.plate(DATA_PLATE, num_data or num_rows, subsample=rows)
+
+
+def count_rows(x: Tensor | None, num_data: int | None) -> int:
+    """The number of rows a program draws: those of ``x``, or ``num_data`` without it.
+
+    Raises:
+        ValueError: if neither is given.
+    """
+    if x is None and num_data is None:
+        raise ValueError("give x, or num_data=n to draw n rows from the prior")
+    return len(x) if x is not None else int(num_data or 0)
+
+
+def fold_rows(network: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply a network made for 2-d input (rows, width) to values of shape (..., width)."""
+    out = network(values.reshape(-1, values.shape[-1]))
+    return out.reshape(*values.shape[:-1], *out.shape[1:])
+
+
+def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
+    """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
+    target = program.forward if isinstance(program, nn.Module) else program
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def accepted(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``keywords`` that are not None and that the program's signature takes."""
+    named, anything = signature_keywords(program)
+    return {k: v for k, v in keywords.items() if v is not None and (anything or k in named)}
+
+
+def owner_of(program: ProgramLike) -> Any:
+    """What a program belongs to: the object of a bound method, a module, or the function itself.
+
+    Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
+    """
+    while not isinstance(program, nn.Module):
+        if hasattr(program, "__self__"):
+            return program.__self__
+        inner = getattr(program, "func", None) or getattr(program, "__wrapped__", None)
+        if inner is None:
+            return program
+        program = inner
+    return program
+
+
+def own_modules(*programs: ProgramLike) -> list[nn.Module]:
+    """The modules that programs are, are methods of, or hold (as an ``ExactGuide`` its model)."""
+    owners = [owner_of(program) for program in programs]
+    parts = [part for owner in owners for part in (owner, *getattr(owner, "_held", ()))]
+    return _distinct(part for part in parts if isinstance(part, nn.Module))
+
+
+def modules_of(*programs: ProgramLike) -> list[nn.Module]:
+    """:func:`own_modules`, and the modules that a plain function reads from around it."""
+    around = [part for p in programs for part in _surroundings(owner_of(p))]
+    return _distinct([*own_modules(*programs), *around])
+
+
+def _surroundings(owner: Any) -> list[nn.Module]:
+    if not inspect.isfunction(owner):
+        return []
+    names = inspect.getclosurevars(owner)
+    values = [*names.nonlocals.values(), *names.globals.values()]
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({id(module): module for module in modules}.values())
+
+
+def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:
+    """Parameters and buffers of the programs' modules, in order."""
+    for module in modules_of(*programs):
+        yield from itertools.chain(module.parameters(), module.buffers())
+
+
+def placement(*programs: ProgramLike) -> dict[str, Any]:
+    """``dtype`` and ``device`` of the programs' first floating-point tensor; empty if none is found."""
+    for tensor in tensors_of(*programs):
+        if tensor.is_floating_point():
+            return {"dtype": tensor.dtype, "device": tensor.device}
+    return {}
+
+
+def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "N D"]:
+    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a hole.
+
+    Args:
+        x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
+        name: what messages call it.
+        **place: ``dtype`` and ``device`` of the result; a floating-point tensor keeps its own.
+
+    Raises:
+        TypeError: if the entries are not real numbers.
+        ValueError: if x is not 2-d, is empty, or has infinite entries.
+    """
+    tensor = x if isinstance(x, Tensor) else torch.as_tensor(_as_array(x, name))
+    if tensor.is_complex():
+        raise TypeError(f"{name} has complex entries; it must have real ones")
+    if not isinstance(x, Tensor) or not tensor.is_floating_point():
+        place = {"dtype": torch.get_default_dtype()} | place
+    tensor = tensor.to(**place) if place else tensor
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"{name} must be 2-d, one flat row a datum; it has shape {tuple(tensor.shape)}. "
+            f"For one datum write {name}[None], for images {name}.reshape(len({name}), -1)"
+        )
+    if not tensor.numel():
+        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
+    if num_infinite := int(tensor.isinf().sum()):
+        raise ValueError(
+            f"{name} has {num_infinite} infinite entries; remove those rows, "
+            "or write NaN where a value is missing"
+        )
+    return tensor
+
+
+def _as_array(x: ArrayLike, name: str) -> np.ndarray:
+    if hasattr(x, "select_dtypes"):  # a pandas DataFrame
+        wrong = list(x.select_dtypes(exclude=["number", "bool"]).columns)
+        if wrong:
+            raise TypeError(
+                f"{name} has columns that are not numeric: {wrong[:5]}; drop or encode them"
+            )
+        x = x.to_numpy(dtype=float, na_value=np.nan)
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiubc":
+        raise TypeError(f"{name} must hold numbers; its entries are of type {array.dtype}")
+    # torch takes neither wide unsigned, long double nor swapped bytes, and warns of read-only.
+    plain = array.dtype.str[1:] in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+    kind = array.dtype.newbyteorder("=") if plain else complex if array.dtype.kind == "c" else float
+    return np.require(array, dtype=kind, requirements=["C", "W"])
+
+
+def as_observed(
+    x: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    model: ProgramLike,
+    guide: ProgramLike | None = None,
+    name: str = "x",
+) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N D"] | None]:
+    """Data where a pair can use them: zeros in the holes, and the mask that says where they are.
+
+    Args:
+        x: the data; NaN is a hole.
+        mask: True where observed, of x's shape; holes are where it is False or x is NaN.
+        model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
+        name: what messages call x.
+
+    Returns:
+        x with zeros in its holes, and the mask, or None where nothing is missing.
+
+    Raises:
+        ValueError: if something is missing and the model takes no ``mask``, if mask has another
+            shape, or if a row has nothing observed; and as :func:`as_matrix`.
+    """
+    x = as_matrix(x, name=name, **placement(model, *([] if guide is None else [guide])))
+    seen = ~x.isnan()
+    if mask is not None:
+        given = torch.as_tensor(mask, device=x.device)
+        if given.dtype != torch.bool or given.shape != x.shape:
+            raise ValueError(
+                f"mask must be boolean with the shape of {name}, {tuple(x.shape)}; "
+                f"it is {given.dtype} with shape {tuple(given.shape)}"
+            )
+        seen = seen & given
+    if bool(seen.all()):
+        return x, None
+    return _with_holes(x, seen, model, name)
+
+
+def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
+    if "mask" not in accepted(model, {"mask": seen}):
+        raise ValueError(
+            f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword 'mask'; "
+            "let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes first"
+        )
+    empty = (~seen.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"{name} has rows with nothing observed: {empty[:5]}; drop them")
+    return torch.where(seen, x, torch.zeros_like(x)), seen
+
+
+def to_program_tensor(x: ArrayLike, like: Tensor, width: int, name: str = "x") -> Tensor:
+    """x as a program's own tensor: its dtype and device, rows of the stated width.
+
+    Raises:
+        ValueError: if x is not 2-d or has another width.
+    """
+    x = x if isinstance(x, Tensor) else as_matrix(x, name=name)
+    if x.dim() != 2 or x.shape[1] != width:
+        raise ValueError(
+            f"{name} must have shape (rows, {width}) for this model; it has shape {tuple(x.shape)}"
+        )
+    return x.to(like)
+
+
+def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """The option itself, if it is a known one.
+
+    Raises:
+        ValueError: if it is not; the message lists the known ones.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
+    return value
+
+
+def at_least(name: str, value: int, smallest: int = 1) -> int:
+    """The whole number itself, if it is not too small.
+
+    Raises:
+        ValueError: if it is smaller than ``smallest`` or not a whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+        raise ValueError(f"{name} must be a whole number >= {smallest}; got {value!r}")
+    return int(value)
