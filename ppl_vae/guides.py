@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from ppl_vae.program import (
     Program,
+    as_rows,
     at_least,
     choose_option,
     data_plate,
-    fold_rows,
-    to_program_tensor,
 )
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
@@ -67,12 +66,8 @@ def gaussian(
     scale = torch.exp(0.5 * soft_bound(raw[..., :k]))
     rows, columns = torch.tril_indices(k, k, -1, device=loc.device)
     unit_lower = torch.diag_embed(torch.ones_like(scale))
-    unit_lower = unit_lower.index_put(_last_two(rows, columns), raw[..., k:])
+    unit_lower[..., rows, columns] = raw[..., k:]
     return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
-
-
-def _last_two(rows: Tensor, columns: Tensor) -> tuple[Any, ...]:
-    return (..., rows, columns)
 
 
 def restrict(posterior: TorchDistribution, covariance: str) -> TorchDistribution:
@@ -245,8 +240,7 @@ class AmortizedGuide(GaussianGuide):
         Raises:
             ValueError: if the encoder's output has the wrong width.
         """
-        x = x.to(self._like(x)) if isinstance(x, Tensor) else to_program_tensor(x, self._like(x), len(x[0]))
-        out = self.encoder(x)
+        out = self.encoder(as_rows(x, self._like(x)))
         if isinstance(out, tuple | list):
             return self._from_pair(*out)
         self._check_width(out, self._encoder_width)

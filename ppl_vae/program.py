@@ -91,10 +91,22 @@ def count_rows(x: Tensor | None, num_data: int | None) -> int:
     return len(x) if x is not None else int(num_data or 0)
 
 
-def fold_rows(network: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Apply a network made for 2-d input (rows, width) to values of shape (..., width)."""
-    out = network(values.reshape(-1, values.shape[-1]))
-    return out.reshape(*values.shape[:-1], *out.shape[1:])
+def fold_rows(
+    network: Callable[[Tensor], Tensor], values: Float[Tensor, "*B K"], width: int, name: str
+) -> Float[Tensor, "*B W"]:
+    """Apply a network made for 2-d input (rows, K) to values with any leading dimensions.
+
+    Raises:
+        ValueError: if it does not return (rows, width); ``name`` is what the message calls it.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    out = network(rows)
+    if out.shape != (len(rows), width):
+        raise ValueError(
+            f"the {name} must return (rows, {width}); for {len(rows)} rows it returned "
+            f"{tuple(out.shape)}"
+        )
+    return out.reshape(*values.shape[:-1], width)
 
 
 def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
@@ -265,16 +277,16 @@ def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple
     return torch.where(seen, x, torch.zeros_like(x)), seen
 
 
-def to_program_tensor(x: ArrayLike, like: Tensor, width: int, name: str = "x") -> Tensor:
-    """x as a program's own tensor: its dtype and device, rows of the stated width.
+def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
+    """x as a program's own tensor: its dtype and device, 2-d, of the stated width.
 
     Raises:
         ValueError: if x is not 2-d or has another width.
     """
-    x = x if isinstance(x, Tensor) else as_matrix(x, name=name)
-    if x.dim() != 2 or x.shape[1] != width:
+    x = x if isinstance(x, Tensor) else as_matrix(x)
+    if x.dim() != 2 or (width is not None and x.shape[1] != width):
         raise ValueError(
-            f"{name} must have shape (rows, {width}) for this model; it has shape {tuple(x.shape)}"
+            f"x must have shape (rows, {width or 'columns'}) here; it has shape {tuple(x.shape)}"
         )
     return x.to(like)
 

@@ -1,0 +1,190 @@
+"""The variational autoencoder as a model/guide pair."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor
+
+from ppl_vae.guides import AmortizedGuide, num_scale_outputs
+from ppl_vae.models.likelihoods import Gaussian, Likelihood
+from ppl_vae.models.networks import mlp
+from ppl_vae.program import (
+    ArrayLike,
+    Program,
+    ProgramLike,
+    as_rows,
+    at_least,
+    count_rows,
+    data_plate,
+    fold_rows,
+)
+from ppl_vae.state import seeded
+
+
+class VAE(Program):
+    """A variational autoencoder: z ~ N(0, I_K), x | z ~ likelihood(decoder(z)), q(z | x) its guide.
+
+    ``vae.model`` and ``vae.guide`` are a Pyro pair; ``vae.guide.encoder`` is the network.
+
+    Args:
+        decoder: a network from rows of z, (rows, K), to (rows, D * likelihood.outputs_per_dim).
+        likelihood: what the outputs mean.
+        data_dim: D.
+        latent_dim: K.
+        encoder: a network for an :class:`~ppl_vae.guides.AmortizedGuide`; or instead of it
+        guide: any guide with one site ``"z"`` of event shape (K,).
+        covariance: the family of the guide made from ``encoder``.
+
+    References:
+        Kingma, Welling: Auto-Encoding Variational Bayes (2014).
+
+    Example:
+        >>> vae = VAE.mlp(data_dim=64, latent_dim=8, seed=0)
+        >>> vae.sample(3, seed=0).shape
+        torch.Size([3, 64])
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: Callable[..., Any],
+        likelihood: Likelihood,
+        data_dim: int,
+        latent_dim: int,
+        encoder: Callable[..., Any] | None = None,
+        guide: ProgramLike | None = None,
+        covariance: str = "diagonal",
+    ) -> None:
+        super().__init__()
+        if (encoder is None) == (guide is None):
+            raise ValueError("give exactly one of encoder and guide")
+        _refuse_taken(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
+        self.data_dim = at_least("data_dim", data_dim)
+        self.latent_dim = at_least("latent_dim", latent_dim)
+        self.decoder = decoder
+        self.likelihood = likelihood
+        if encoder is not None:
+            guide = AmortizedGuide(encoder, latent_dim, covariance=covariance)
+        guide_dim = getattr(guide, "latent_dim", latent_dim)
+        if guide_dim != latent_dim:
+            raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
+        self.guide = guide
+        self._config: dict[str, Any] | None = None
+
+    @classmethod
+    def mlp(
+        cls,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        hidden: Sequence[int] = (128,),
+        likelihood: Likelihood | None = None,
+        activation: str = "relu",
+        covariance: str = "diagonal",
+        seed: int | None = None,
+    ) -> Self:
+        """A VAE whose encoder and decoder are multilayer perceptrons.
+
+        Args:
+            data_dim, latent_dim: D and K.
+            hidden: the encoder's hidden widths; the decoder has them reversed.
+            likelihood: by default ``Gaussian("shared")``.
+            activation: of the hidden layers.
+            covariance: the guide's family.
+            seed: of the initial weights.
+        """
+        likelihood = Gaussian("shared") if likelihood is None else likelihood
+        outputs = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
+        shape = {"activation": activation}
+        with seeded(seed):
+            encoder = mlp(data_dim, outputs, hidden, **shape)
+            decoder = mlp(latent_dim, data_dim * likelihood.outputs_per_dim, hidden[::-1], **shape)
+        vae = cls(
+            decoder=decoder,
+            likelihood=likelihood,
+            data_dim=data_dim,
+            latent_dim=latent_dim,
+            encoder=encoder,
+            covariance=covariance,
+        )
+        sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "hidden": list(hidden)}
+        vae._config = sizes | shape | {"covariance": covariance}
+        return vae
+
+    def config(self) -> dict[str, Any] | None:
+        """The arguments of :meth:`mlp`; None for networks that only their author can rebuild."""
+        return self._config
+
+    @pyro_method
+    def model(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        mask: Bool[Tensor, "B D"] | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        observe: bool = True,
+    ) -> Tensor:
+        """The generative model as a Pyro program, under the package's contract."""
+        like = self._like()
+        x = None if x is None else as_rows(x, like, self.data_dim)
+        rows = count_rows(x, num_data)
+        with data_plate(rows, index=index, num_data=num_data, device=like.device):
+            z = pyro.sample("z", dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1))
+            likelihood = self._given(z)
+            if mask is not None and x is not None:
+                # NaN under a mask would still poison the gradient.
+                x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)
+            return pyro.sample("x", likelihood.to_event(1), obs=x if observe else None)
+
+    def _like(self) -> Tensor:
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def _given(self, z: Float[Tensor, "*B K"]) -> TorchDistribution:
+        width = self.data_dim * self.likelihood.outputs_per_dim
+        return self.likelihood(fold_rows(self.decoder, z, width, "decoder"))
+
+    def check_data(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> None:
+        """Check that x lies in the likelihood's support.
+
+        Raises:
+            ValueError: if not.
+        """
+        self.likelihood.check(x, mask)
+
+    def notes(self) -> list[str]:
+        """What a person should know of the fitted model; empty if nothing."""
+        return self.likelihood.notes()
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "*B K"]) -> TorchDistribution:
+        """p(x | z), event shape (D,)."""
+        return self._given(z.to(self._like())).to_event(1)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
+        """Draws from p(x): z from the prior, then x given z."""
+        shape = (at_least("num_samples", num_samples), self.latent_dim)
+        with seeded(seed):
+            return self.decode(torch.randn(shape).to(self._like())).sample()
+
+    @torch.no_grad()
+    def reconstruct(self, x: ArrayLike) -> Float[Tensor, "N D"]:
+        """The mean of p(x | z) at the mean of q(z | x)."""
+        x = as_rows(x, self._like(), self.data_dim)
+        return self.decode(self.guide.distribution(x).mean).mean
+
+
+def _refuse_taken(**parts: Any) -> None:
+    for name, part in parts.items():
+        if isinstance(part, PyroModule) and "." in part._pyro_name:
+            raise ValueError(
+                f"{name} belongs to another model already, and would no longer train there; "
+                "pass a new one, or copy.deepcopy of it"
+            )

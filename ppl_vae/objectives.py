@@ -1,0 +1,313 @@
+"""Objectives read from any pair's traces: log weights, ELBO, IWAE.
+
+With log w_sn = log p(x_n, z_sn) - log q(z_sn | x_n), the mean over S is the ELBO, the log of the
+mean of the exponentials the importance-weighted bound, and everything else a reduction of these.
+All are in nats a datum, unscaled; only a training loss sums them over the data.
+"""
+
+import math
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import pyro.infer
+import torch
+from jaxtyping import Float
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
+from ppl_vae.state import isolated_store, seeded
+from ppl_vae.traces import (
+    PairTraces,
+    Site,
+    draw_pairs,
+    log_prob,
+    masked,
+    per_datum,
+    sample_dim,
+    sites,
+)
+
+
+def log_weights(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    num_samples: int = 1,
+    *,
+    mask: ArrayLike | None = None,
+    index: Tensor | None = None,
+    num_data: int | None = None,
+    seed: int | None = None,
+) -> Float[Tensor, "S N"]:
+    """log p(x_n, z_sn) - log q(z_sn | x_n) for draws z_sn of the guide, in nats.
+
+    Args:
+        model, guide: any pair under the contract.
+        x: data, (N, D).
+        num_samples: draws a datum, S.
+        mask: True where x is observed; NaN in x says the same.
+        index: which rows of the whole data x holds, for programs that look data up.
+        num_data: the size of the whole data.
+        seed: of the draws.
+
+    Returns:
+        (S, N), differentiable in the pair's parameters.
+
+    Raises:
+        ValueError: what :func:`ppl_vae.traces.check_pair` refuses, and bad data.
+    """
+    num_samples = at_least("num_samples", num_samples)
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    keywords = {"mask": mask, "index": index, "num_data": num_data}
+    with isolated_store(), seeded(seed):
+        dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
+        runs = draw_pairs(model, guide, x, keywords, num_samples, dim)
+        return torch.cat([run.log_weights() for run in runs])
+
+
+class _Objective(pyro.infer.ELBO):
+    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__(num_particles=at_least("num_samples", num_samples))
+        self._dims: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def mean_value(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The objective in nats a datum, and the size of the whole data."""
+        raise NotImplementedError
+
+    def differentiable_loss(
+        self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the objective, summed over the whole data (as Pyro's losses are)."""
+        mean, num_data = self.mean_value(model, guide, *args, **kwargs)
+        return -mean * num_data
+
+    def loss(self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any) -> float:
+        """The value of :meth:`differentiable_loss`, without its gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(
+        self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any
+    ) -> float:
+        """The value of :meth:`differentiable_loss`; its gradient is added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("traces are read by ppl_vae.traces.run_pair")
+
+    def _runs(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+    ) -> list[PairTraces]:
+        dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
+        runs = list(draw_pairs(model, guide, x, keywords, self.num_particles, dim))
+        if torch.is_grad_enabled():
+            _check_reparameterized(runs[0])
+        return runs
+
+    def _sample_dim(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+    ) -> int | None:
+        # A pair's nesting does not change, and finding it costs two runs.
+        by_guide = self._dims.setdefault(owner_of(model), weakref.WeakKeyDictionary())
+        known = by_guide.setdefault(owner_of(guide), {})
+        names = tuple(getattr(program, "__name__", "") for program in (model, guide))
+        if names not in known:
+            known[names] = sample_dim(model, guide, x, keywords)
+        return known[names]
+
+
+def _check_reparameterized(run: PairTraces) -> None:
+    for name, site in sites(run.guide).items():
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"site {name!r} of the guide has no reparameterized gradient "
+                f"({type(site['fn']).__name__}); use pyro.infer.TraceGraph_ELBO for it, "
+                "or a continuous relaxation"
+            )
+
+
+class ELBO(_Objective):
+    """The evidence lower bound, E_q[log p(x | z)] - beta KL(q(z | x) || p(z)), a ``pyro.infer.ELBO``.
+
+    The KL is closed-form where it is known and the sites' order shows that it may be used (as in
+    ``TraceMeanField_ELBO``), else estimated from the draws.
+
+    Args:
+        num_samples: draws a datum.
+        beta: weight of the KL (Higgins et al.: beta-VAE, 2017); 1 is the bound.
+        kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
+        free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
+            the KL costs its floor and has no gradient (Kingma et al.: Improved variational
+            inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
+            dimensions, so no full covariance.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        beta: float = 1.0,
+        kl: str = "auto",
+        free_bits: float = 0.0,
+    ) -> None:
+        super().__init__(num_samples)
+        if beta < 0 or free_bits < 0:
+            raise ValueError(f"beta and free_bits must be >= 0; got {beta} and {free_bits}")
+        self.beta = beta
+        self.kl = choose_option("kl", kl, ("auto", "sampled"))
+        self.free_bits = free_bits
+
+    def __repr__(self) -> str:
+        return (
+            f"ELBO(num_samples={self.num_particles}, beta={self.beta}, "
+            f"kl={self.kl!r}, free_bits={self.free_bits})"
+        )
+
+    def terms(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """E_q[log p(x | z)] and KL(q || p) a datum, in nats, averaged over the draws."""
+        return self._terms(self._runs(model, guide, x, keywords))
+
+    def mean_value(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The objective in nats a datum, and the size of the whole data."""
+        runs = self._runs(model, guide, x, keywords)
+        reconstruction, kl = self._terms(runs)
+        cost = _floored_kl(runs, self.free_bits) if self.free_bits else kl.mean()
+        return reconstruction.mean() - self.beta * cost, runs[0].num_data
+
+    def _terms(self, runs: list[PairTraces]) -> tuple[Tensor, Tensor]:
+        reconstruction = [_total(_reconstruction(run)) for run in runs]
+        kl = [_total(self._kl_terms(run)) for run in runs]
+        return torch.cat(reconstruction).mean(0), torch.cat(kl).mean(0)
+
+    def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
+        closed = self.kl == "auto" and _same_order(run)
+        terms = []
+        for name, guide_site in sites(run.guide).items():
+            model_site = run.latent.get(name)
+            value = _closed_kl(guide_site, model_site) if closed and model_site else None
+            if value is not None:
+                terms.append(per_datum(guide_site, masked(value, guide_site["mask"])))
+            else:
+                terms.append(per_datum(guide_site, log_prob(guide_site)))
+                if model_site:
+                    terms.append(-per_datum(model_site, log_prob(model_site)))
+        return terms
+
+
+def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:
+    if not run.observed:
+        raise ValueError("the model observes nothing; pass its data on as obs=x")
+    return [per_datum(site, log_prob(site)) for site in run.observed.values()]
+
+
+def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
+    # Terms that do not depend on the draws have S = 1.
+    return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+
+
+def _same_order(run: PairTraces) -> bool:
+    # A site's closed-form KL is conditional on the sites before it, in the model and the guide.
+    return list(run.latent) == [name for name in sites(run.guide) if name in run.latent]
+
+
+def _closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
+    q, p = guide_site["fn"], model_site["fn"]
+    if guide_site["mask"] is not model_site["mask"]:
+        return None
+    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
+        return _kl_full_diagonal(q, p)
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _is_diagonal(p: TorchDistribution) -> bool:
+    return (
+        isinstance(p, dist.Independent)
+        and p.reinterpreted_batch_ndims == 1
+        and isinstance(p.base_dist, dist.Normal)
+    )
+
+
+def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor:
+    """KL(N(m, L L') || N(m0, diag(s^2))).
+
+    = 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
+    """
+    loc, scale, tril = p.base_dist.loc, p.base_dist.scale, q.scale_tril
+    second_moment = (tril.square().sum(-1) + (q.loc - loc).square()) / scale.square()
+    log_ratio = tril.diagonal(dim1=-2, dim2=-1).log() - scale.log()
+    return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
+
+
+def _floored_kl(runs: list[PairTraces], floor: float) -> Tensor:
+    """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
+    by_name = [
+        torch.stack([_kl_by_dimension(run, name) for run in runs]).mean(0)
+        for name in runs[0].latent
+    ]
+    return torch.cat(by_name).clamp(min=floor).sum()
+
+
+def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
+    site = sites(run.guide)[name]
+    q, p = site["fn"], run.latent[name]["fn"]
+    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
+        q, p = q.base_dist, p.base_dist
+    if q.event_shape or p.event_shape:
+        raise ValueError(
+            f"free_bits needs a KL that is a sum over latent dimensions; site {name!r} has a "
+            f"{type(q).__name__} guide. Use covariance='diagonal'"
+        )
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        kl = q.log_prob(site["value"]) - p.log_prob(site["value"])
+    event = site["fn"].event_shape
+    kl = kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape)).flatten(-max(len(event), 1))
+    kl = kl if event else kl.unsqueeze(-1)
+    return torch.stack([per_datum(site, column).mean() for column in kl.unbind(-1)])
+
+
+class IWAE(_Objective):
+    """The importance-weighted bound, E log (1/S sum_s w_s), a ``pyro.infer.ELBO``.
+
+    Weights are reduced a datum and unscaled, so that minibatches keep it a bound. S = 1 is the
+    ELBO; it tightens with S.
+
+    Args:
+        num_samples: S.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016).
+    """
+
+    def __init__(self, num_samples: int = 8) -> None:
+        super().__init__(num_samples)
+
+    def __repr__(self) -> str:
+        return f"IWAE(num_samples={self.num_particles})"
+
+    def mean_value(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The bound in nats a datum, and the size of the whole data."""
+        runs = self._runs(model, guide, x, keywords)
+        weights = torch.cat([run.log_weights() for run in runs])
+        bound = torch.logsumexp(weights, 0) - math.log(len(weights))
+        return bound.mean(), runs[0].num_data

@@ -1,0 +1,237 @@
+"""What a model/guide pair did, read from its traces: the one source of every objective.
+
+A pair is run under an outer plate of samples; each site's ``fn.log_prob(value)`` is taken with its
+mask and without its scale, and summed to one number a draw and a datum. What cannot be read so is
+refused by name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.program import DATA_PLATE, ProgramLike, accepted
+from ppl_vae.state import probing
+
+SAMPLE_PLATE = "_samples"
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairTraces:
+    """One run of a pair: its two traces, checked against the contract.
+
+    Attributes:
+        model, guide: the traces, subsampling and deterministic sites left out of the sites.
+    """
+
+    model: Trace
+    guide: Trace
+
+    @property
+    def observed(self) -> dict[str, Site]:
+        """The model's observed sites."""
+        return {n: s for n, s in sites(self.model).items() if s["is_observed"]}
+
+    @property
+    def latent(self) -> dict[str, Site]:
+        """The model's latent sites."""
+        return {n: s for n, s in sites(self.model).items() if not s["is_observed"]}
+
+    @property
+    def num_data(self) -> int:
+        """The size of the whole data, of which the plate may hold a part."""
+        frame = frames(next(iter(sites(self.model).values())))[DATA_PLATE]
+        return frame.full_size or frame.size
+
+    def log_weights(self) -> Float[Tensor, "S B"]:
+        """log p(x_n, z_sn) - log q(z_sn | x_n)."""
+        joint = sum(per_datum(s, log_prob(s)) for s in sites(self.model).values())
+        return joint - sum(per_datum(s, log_prob(s)) for s in sites(self.guide).values())
+
+
+def sites(trace: Trace) -> dict[str, Site]:
+    """The sample sites that carry a density: no subsampling, no ``pyro.deterministic``."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    }
+
+
+def frames(site: Site) -> dict[str, Any]:
+    """The vectorized plates that a site stands in, by name."""
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def log_prob(site: Site) -> Tensor:
+    """A site's log density with its mask, without its scale."""
+    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return masked(value, site["mask"])
+
+
+def masked(value: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """The value where the mask is True, zero elsewhere."""
+    if mask is None or mask is True:
+        return value
+    return torch.where(torch.as_tensor(mask, device=value.device), value, torch.zeros_like(value))
+
+
+def per_datum(site: Site, value: Tensor) -> Float[Tensor, "S B"]:
+    """Sum a site's batch-shaped value over all but the samples and the data, wherever they stand."""
+    plates = frames(site)
+    rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
+    shape = [1] * rank
+    for frame in plates.values():
+        shape[frame.dim] = frame.size
+    value = value.expand(torch.broadcast_shapes(value.shape, torch.Size(shape)))
+    keep = [plates[name].dim for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
+    drop = [dim for dim in range(-rank, 0) if dim not in keep]
+    value = value.sum(drop, keepdim=True) if drop else value
+    # The sample plate is allocated left of all others, so the order is (S, B) already.
+    return value.reshape(-1, plates[DATA_PLATE].size)
+
+
+def run_pair(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    *,
+    num_samples: int | None = None,
+    dim: int = -1,
+) -> PairTraces:
+    """Run the guide, and the model replayed on its draws; check both against the contract.
+
+    Args:
+        model, guide: the pair.
+        x: the rows of the batch.
+        keywords: passed on to each program as far as its signature takes them.
+        num_samples: draws a datum, under a plate at ``dim``; None runs without that plate.
+        dim: see :func:`sample_dim`.
+    """
+
+    def under_plate(program: ProgramLike) -> ProgramLike:
+        if num_samples is None:
+            return program
+        return pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
+
+    guide_trace = poutine.trace(under_plate(guide)).get_trace(x, **accepted(guide, keywords))
+    replayed = poutine.replay(under_plate(model), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(x, **accepted(model, keywords))
+    traces = PairTraces(model_trace, guide_trace)
+    check_pair(traces, len(x))
+    return traces
+
+
+def sample_dim(
+    model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+) -> int | None:
+    """Where a plate of samples fits: one left of the programs' own nesting.
+
+    Returns:
+        The dim, or None if the programs run alone but not under a further plate (a network that
+        takes 2-d input only, say): such a pair is run one draw at a time.
+    """
+    with probing(model, guide):
+        alone = run_pair(model, guide, x, keywords)
+        nesting = [f.dim for t in (alone.model, alone.guide) for f in _all_frames(t)]
+        dim = min(nesting) - 1
+        try:
+            run_pair(model, guide, x, keywords, num_samples=2, dim=dim)
+        except Exception:  # whatever a user's own program raises on a further dimension
+            return None
+    return dim
+
+
+def _all_frames(trace: Trace) -> Iterator[Any]:
+    for site in sites(trace).values():
+        yield from frames(site).values()
+
+
+def draw_pairs(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    num_samples: int,
+    dim: int | None,
+) -> Iterator[PairTraces]:
+    """Runs that hold ``num_samples`` draws between them: one if vectorized, else one a draw."""
+    if num_samples > 1 and dim is not None:
+        yield run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim)
+        return
+    for _ in range(num_samples):
+        yield run_pair(model, guide, x, keywords)
+
+
+def check_pair(traces: PairTraces, num_rows: int) -> None:
+    """Check what two traces must have for log weights a datum to be read from them.
+
+    Raises:
+        ValueError: naming the site and the way out.
+    """
+    model, guide = sites(traces.model), sites(traces.guide)
+    latent = {name for name, site in model.items() if not site["is_observed"]}
+    if missing := sorted(latent - guide.keys()):
+        raise ValueError(
+            f"latent sites of the model are missing from the guide: {missing}; "
+            "the guide must sample each, under the same name"
+        )
+    if observed := sorted(guide.keys() & (model.keys() - latent)):
+        raise ValueError(
+            f"sites of the guide are observed in the model: {observed}; "
+            "rename them, or stop observing them there"
+        )
+    for name, site in guide.items():
+        if name not in model and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site {name!r} of the guide is not in the model; give it the name of a latent "
+                "site, or infer={'is_auxiliary': True}"
+            )
+    if not model:
+        raise ValueError("the model has no sample sites")
+    for program, found in (("model", model), ("guide", guide)):
+        for name, site in found.items():
+            _check_plates(f"site {name!r} of the {program}", site, num_rows)
+
+
+def _check_plates(who: str, site: Site, num_rows: int) -> None:
+    plates = frames(site)
+    if DATA_PLATE not in plates:
+        raise ValueError(
+            f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value a datum; put it "
+            f"under pyro.plate({DATA_PLATE!r}, len(x)). (Latent variables that all data share "
+            "are not supported.)"
+        )
+    size = plates[DATA_PLATE].size
+    if size != num_rows:
+        raise ValueError(
+            f"{who} stands in a plate {DATA_PLATE!r} of size {size}, and x has {num_rows} rows; "
+            "pass x's own rows to the plate (subsample=index)"
+        )
+    # Scales are compared only where that costs no synchronisation with a device.
+    scale, explained = site["scale"], _plate_scale(plates.values())
+    if isinstance(scale, Tensor) or abs(scale / explained - 1) > 1e-6:
+        raise ValueError(
+            f"{who} has scale {scale}, where its plates explain {explained:g} (poutine.scale?), so "
+            "what it adds is no log density; remove the scale (for a weighted KL: ELBO(beta=...))"
+        )
+
+
+def _plate_scale(plates: Any) -> float:
+    scale = 1.0
+    for frame in plates:
+        scale *= (frame.full_size or frame.size) / frame.size
+    return scale
+
+
