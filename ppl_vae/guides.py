@@ -181,6 +181,10 @@ class MeanFieldGuide(GaussianGuide):
         """The constructor's arguments."""
         return {k: getattr(self, k) for k in ("num_data", "latent_dim", "covariance")}
 
+    def tables(self) -> list[nn.Parameter]:
+        """The parameters with a row a datum, of which a minibatch may move its own rows only."""
+        return list(self.parameters())
+
     def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         """q_i for the rows ``index``; without it, for all N.
 

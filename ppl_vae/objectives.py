@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
-from ppl_vae.state import isolated_store, seeded
+from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
     PairTraces,
     Site,
@@ -67,6 +67,44 @@ def log_weights(
         dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
         runs = draw_pairs(model, guide, x, keywords, num_samples, dim)
         return torch.cat([run.log_weights() for run in runs])
+
+
+@torch.no_grad()
+def elbo(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    *,
+    num_samples: int = 1,
+    mask: ArrayLike | None = None,
+    batch_size: int = 4096,
+    seed: int | None = None,
+) -> Float[Tensor, " N"]:
+    """The ELBO (beta = 1) of each datum, in nats, its KL in closed form where possible.
+
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode.
+        x: the whole data, (N, D); rows are looked up by their place in it.
+        num_samples: draws a datum.
+        mask: True where x is observed; NaN in x says the same.
+        batch_size: rows held at once.
+        seed: of the draws.
+    """
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    objective, num_data = ELBO(num_samples), len(x)
+    values = []
+    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+        for rows in torch.arange(num_data, device=x.device).split(at_least("batch_size", batch_size)):
+            keywords = batch_keywords(x, mask, rows)
+            reconstruction, kl = objective.terms(model, guide, x[rows], **keywords)
+            values.append((reconstruction - kl).expand(len(rows)))
+    return torch.cat(values)
+
+
+def batch_keywords(x: Tensor, mask: Tensor | None, rows: Tensor) -> dict[str, Any]:
+    """What a pair is told of a batch: its mask, and which rows of how many, unless it is all."""
+    where = {} if len(rows) == len(x) else {"index": rows, "num_data": len(x)}
+    return where | ({} if mask is None else {"mask": mask[rows]})
 
 
 class _Objective(pyro.infer.ELBO):

@@ -147,16 +147,22 @@ def own_modules(*programs: ProgramLike) -> list[nn.Module]:
 
 def modules_of(*programs: ProgramLike) -> list[nn.Module]:
     """:func:`own_modules`, and the modules that a plain function reads from around it."""
-    around = [part for p in programs for part in _surroundings(owner_of(p))]
+    around = [part for p in programs for part in _surroundings(owner_of(p), set())]
     return _distinct([*own_modules(*programs), *around])
 
 
-def _surroundings(owner: Any) -> list[nn.Module]:
-    if not inspect.isfunction(owner):
-        return []
+def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    owner = owner_of(value) if callable(value) else value
+    if isinstance(owner, nn.Module):
+        yield owner
+    if not inspect.isfunction(owner) or id(owner) in seen:
+        return
+    seen.add(id(owner))
     names = inspect.getclosurevars(owner)
-    values = [*names.nonlocals.values(), *names.globals.values()]
-    return [value for value in values if isinstance(value, nn.Module)]
+    for inner in (*names.nonlocals.values(), *names.globals.values()):
+        # Functions are followed within the program's own module, not into libraries.
+        if isinstance(inner, nn.Module) or getattr(inner, "__module__", None) == owner.__module__:
+            yield from _surroundings(inner, seen)
 
 
 def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:

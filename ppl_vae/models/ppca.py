@@ -12,6 +12,7 @@ from pyro.nn import PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.program import (
     ArrayLike,
     Program,
@@ -64,16 +65,15 @@ class PPCA(Program):
         """A model of x's shape, dtype and device: its mean, and half of its variance as noise.
 
         Raises:
-            ValueError: as :func:`check_rank`.
+            ValueError: if x has NaN, or K >= the rank of the centred data.
         """
         x = as_matrix(x)
-        check_rank(x, latent_dim)
+        covariance = SampleCovariance.of(x)
+        covariance.check_rank(latent_dim)
         ppca = cls(x.shape[1], latent_dim, seed=seed).to(x)
-        variance = x.var(0, correction=0).mean()
+        scale = (covariance.trace / ppca.data_dim / 2).sqrt()
         return ppca.assign(
-            loadings=ppca.loadings.detach() * (variance / 2).sqrt(),
-            loc=x.mean(0),
-            noise_scale=(variance / 2).sqrt(),
+            loadings=ppca.loadings.detach() * scale.to(x), loc=covariance.mean, noise_scale=scale
         )
 
     @classmethod
@@ -121,7 +121,7 @@ class PPCA(Program):
         rows = count_rows(x, num_data)
         with data_plate(rows, index=index, num_data=num_data, device=self.loc.device):
             prior = dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
-            z = pyro.sample("z", prior)
+            z = pyro.sample("z", prior).to(self.loc.dtype)
             likelihood = dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale)
             if mask is not None and x is not None:
                 # NaN under a mask would still poison the gradient.
@@ -198,26 +198,3 @@ def tril_of_inverse(matrix: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B K K"]:
     upper_inverse = reversed_factor.flip(-2, -1).mT
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.linalg.solve_triangular(upper_inverse, eye, upper=False)
-
-
-def check_rank(x: Float[Tensor, "N D"], latent_dim: int) -> None:
-    """Check that PPCA with K latent dimensions is not singular on complete data x.
-
-    Raises:
-        ValueError: if x has NaN, or K >= the rank of the centred data, where the noise variance
-            would be zero and the likelihood infinite.
-    """
-    at_least("latent_dim", latent_dim)
-    if num_missing := int(x.isnan().sum()):
-        raise ValueError(
-            f"x has {num_missing} missing entries, and this needs complete data; fill them, or "
-            "fit by fit_svi(ppca.model, AmortizedGuide(...), x), which scores the observed cells"
-        )
-    bound = min(x.shape[1], x.shape[0] - 1)
-    centred = x.double() - x.double().mean(0)
-    rank = int(torch.linalg.matrix_rank(centred)) if latent_dim < bound else bound
-    if latent_dim >= rank:
-        raise ValueError(
-            f"latent_dim must be smaller than the rank of the centred data, {rank} "
-            f"(x has shape {tuple(x.shape)}); got {latent_dim}, and the noise would be zero"
-        )

@@ -137,7 +137,7 @@ class VAE(Program):
         rows = count_rows(x, num_data)
         with data_plate(rows, index=index, num_data=num_data, device=like.device):
             z = pyro.sample("z", dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1))
-            likelihood = self._given(z)
+            likelihood = self._given(z.to(like.dtype))
             if mask is not None and x is not None:
                 # NaN under a mask would still poison the gradient.
                 x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)

@@ -1,0 +1,70 @@
+"""Checkpoints of a stochastic fit: complete or not there, and nothing is executed on reading."""
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The global generators' states, as tensors, lists and numbers."""
+    kind, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return cuda | {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, keys.tolist(), *rest],  # pyright: ignore[reportAttributeAccessIssue]
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators where :func:`generator_states` found them."""
+    torch.set_rng_state(states["torch"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is complete or not there: to a temporary name first, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint of the same fit; executes nothing.
+
+    Raises:
+        ValueError: if the file is damaged, or of another model or fit.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found = content["fingerprint"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); it is damaged or no "
+            "checkpoint of fit_svi. Delete it to start anew"
+        ) from error
+    for key, value in fingerprint.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"checkpoint {path} is of another fit: its {key} is {found.get(key)}, here it is "
+                f"{value}. Give another checkpoint=, or delete it to start anew"
+            )
+    return content

@@ -1,0 +1,184 @@
+"""The loop around the steps of SVI: reading values, validation, checkpoints, stopping."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.inference.checkpoint import (
+    generator_states,
+    read_checkpoint,
+    set_generator_states,
+    write_checkpoint,
+)
+from ppl_vae.inference.progress import Report
+from ppl_vae.inference.steps import Batch, Update
+from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot
+from ppl_vae.objectives import elbo
+from ppl_vae.program import ArrayLike, as_observed, owner_of
+from ppl_vae.results import FitResult
+from ppl_vae.state import validation
+
+GOOD_STATE_EVERY = 100
+READ_EVERY = {"cpu": 1, "cuda": 50}
+"""Steps between readings of the objective: on a GPU a reading waits for the device."""
+VALIDATION_DRAWS = 4
+VALIDATION_SEED = 0
+
+
+class Loop:
+    """Runs steps until the schedule's end, early stopping, or a loss that is not finite.
+
+    Args:
+        batch, update: the two halves of a step.
+        schedule: which rows when.
+        stopping: what to make of validation values.
+        x_val: validation rows, or None.
+        checkpoint: a file to resume from if it is there, and to write; or None.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        update: Update,
+        schedule: Schedule,
+        stopping: EarlyStopping,
+        x_val: ArrayLike | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        self.begun = time.perf_counter()
+        self.batch, self.update, self.schedule, self.stopping = batch, update, schedule, stopping
+        self.x_val = None
+        if x_val is not None:
+            self.x_val = as_observed(x_val, model=batch.model, guide=batch.guide, name="x_val")
+        self.order_seed = int(torch.randint(2**62, ()))
+        self.pending: list[Tensor] = []
+        self.values: list[float] = []
+        self.elapsed: list[float] = []
+        self.stopped = ""
+        self.good = Snapshot(update.state)
+        self.checkpoint = checkpoint
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(read_checkpoint(checkpoint, self._fingerprint()))
+
+    def run(self, report: Report) -> None:
+        """Run from where the loop stands to the end."""
+        if not self.values:
+            self._look()
+        with validation(False):
+            for rows in self.schedule.batches(self.order_seed, start=len(self.values)):
+                if self.stopped:
+                    break
+                self._step(rows if rows is None else rows.to(self.batch.x.device))
+                self._between_steps(report)
+        self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
+        if self.stopping.best is not None:
+            self.stopping.best.restore()
+
+    def _step(self, rows: Tensor | None) -> None:
+        value = self.batch.value(rows, len(self.values) + len(self.pending) + 1)
+        self.pending.append(value.detach())
+        if len(self.pending) >= READ_EVERY.get(value.device.type, 1):
+            self._read(rows)
+        self.update.apply(value, rows)
+
+    def _read(self, rows: Tensor | None = None) -> None:
+        if not self.pending:
+            return
+        values, self.pending = torch.stack(self.pending), []
+        if not values.isfinite().all():
+            first = int((~values.isfinite()).nonzero()[0])
+            self._fail(len(self.values) + first + 1, rows)
+        self.values += values.tolist()
+        self.elapsed += [time.perf_counter() - self.begun] * len(values)
+        if len(self.values) % GOOD_STATE_EVERY < len(values):
+            self.good = Snapshot(self.update.state)
+
+    def _fail(self, step: int, rows: Tensor | None) -> None:
+        culprit = self.batch.culprit(rows)
+        self.good.restore()
+        raise FloatingPointError(
+            f"the loss is not finite at step {step}: {culprit}. The last good state is restored; "
+            "try a smaller lr, grad_clip=, or data on a smaller scale"
+        )
+
+    def _between_steps(self, report: Report) -> None:
+        step = len(self.values) + len(self.pending)
+        if step % self.schedule.check_every and step < self.schedule.num_steps:
+            return
+        self._read()
+        report(step, self.values[-1])
+        self._look()
+        if self.checkpoint is not None:
+            write_checkpoint(self.checkpoint, self._content())
+
+    def _look(self) -> None:
+        if self.x_val is None:
+            return
+        x, mask = self.x_val
+        pair, step = (self.batch.model, self.batch.guide), len(self.values)
+        values = elbo(*pair, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED)
+        if self.stopping.look(step, float(values.mean()), self.update.state):
+            waited = self.stopping.waited
+            self.stopped = f"early at step {step}: x_val has not been better for {waited} looks"
+
+    def _fingerprint(self) -> dict[str, Any]:
+        schedule = self.schedule
+        return {
+            "model": [list(tensor.shape) for tensor in self.update.state],
+            "optimizer": type(self.update.optimizer).__name__,
+            "objective": repr(self.batch.objective),
+            "schedule": [schedule.num_data, schedule.batch_size, schedule.num_steps],
+        }
+
+    def _content(self) -> dict[str, Any]:
+        scheduler, best = self.update.scheduler, self.stopping.best
+        return {
+            "fingerprint": self._fingerprint(),
+            "state": [tensor.detach() for tensor in self.update.state],
+            "optimizer": self.update.optimizer.state_dict(),
+            "scheduler": None if scheduler is None else scheduler.state_dict(),
+            "generators": generator_states(self.batch.x.device),
+            "order_seed": self.order_seed,
+            "values": self.values,
+            "elapsed": self.elapsed,
+            "stopped": self.stopped,
+            "best": None if best is None else best.values,
+            "looks": [self.stopping.values, self.stopping.steps, self.stopping.waited],
+        }
+
+    def _resume(self, content: dict[str, Any]) -> None:
+        saved = Snapshot(self.update.state)
+        saved.values = content["state"]
+        saved.restore()
+        self.update.optimizer.load_state_dict(content["optimizer"])
+        if self.update.scheduler is not None:
+            self.update.scheduler.load_state_dict(content["scheduler"])
+        self.order_seed, self.stopped = content["order_seed"], content["stopped"]
+        self.values, self.elapsed = content["values"], content["elapsed"]
+        self.begun -= self.elapsed[-1]
+        self.stopping.values, self.stopping.steps, self.stopping.waited = content["looks"]
+        if content["best"] is not None:
+            self.stopping.best = Snapshot(self.update.state)
+            self.stopping.best.values = content["best"]
+        self.good = Snapshot(self.update.state)
+        set_generator_states(content["generators"], self.batch.x.device)
+
+    def result(self) -> FitResult:
+        """What the fit gave."""
+        looked = self.stopping.values
+        owners = [owner_of(program) for program in (self.batch.model, self.batch.guide)]
+        return FitResult(
+            algorithm="SVI",
+            objective=torch.tensor(self.values, dtype=torch.float64),
+            elapsed=torch.tensor(self.elapsed, dtype=torch.float64),
+            steps=len(self.values),
+            seconds=time.perf_counter() - self.begun,
+            stopped=self.stopped,
+            validation=torch.tensor(looked, dtype=torch.float64) if looked else None,
+            validation_steps=torch.tensor(self.stopping.steps) if looked else None,
+            restored=self.stopping.waited > 0,
+            notes=tuple(note for o in owners if hasattr(o, "notes") for note in o.notes()),
+        )

@@ -1,0 +1,42 @@
+"""Progress on the terminal, for fits that take a while."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Report(Protocol):
+    """Takes the number of steps done and the latest objective in nats a datum."""
+
+    def __call__(self, step: int, value: float) -> None:
+        """Show it."""
+
+
+@contextmanager
+def progress_bar(total: int, show: bool | str, label: str = "SVI") -> Iterator[Report]:
+    """A bar on standard error with the objective and the time left.
+
+    Args:
+        total: steps.
+        show: ``"auto"`` shows it if standard error is a terminal.
+        label: what is fitted.
+    """
+    if not (sys.stderr.isatty() if show == "auto" else show):
+        yield lambda step, value: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[value]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, value="")
+        yield lambda step, value: bar.update(
+            task, completed=step, value=f"{value:.3f} nats a datum"
+        )

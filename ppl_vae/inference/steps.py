@@ -1,0 +1,157 @@
+"""One step of SVI: the objective on a batch, and what its gradient does to the parameters."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.inference.training import TableRows
+from ppl_vae.objectives import ELBO, IWAE, batch_keywords
+from ppl_vae.program import ProgramLike, accepted, at_least
+from ppl_vae.state import probing, validation
+from ppl_vae.traces import log_prob, run_pair, sites
+
+
+class WeightedObjective:
+    """An objective as a function of a batch, in nats a datum, its KL warmed up.
+
+    Args:
+        objective: one of the package's, or one of Pyro's own.
+        warmup: steps in which the weight of the KL rises from zero to the objective's beta.
+    """
+
+    def __init__(self, objective: pyro.infer.ELBO, warmup: int | None) -> None:
+        if warmup is not None and not isinstance(objective, ELBO):
+            raise ValueError(
+                f"warmup raises the weight of the KL, which {type(objective).__name__} has not; "
+                "use objective=ELBO(...)"
+            )
+        self.objective = copy.copy(objective)
+        self.beta = getattr(objective, "beta", 1.0)
+        self.warmup = None if warmup is None else at_least("warmup", warmup)
+        known = isinstance(objective, ELBO | IWAE)
+        self._name = f"{repr(objective) if known else type(objective).__name__}, {warmup=}"
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __call__(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, step: int, **keywords: Any
+    ) -> Tensor:
+        """The objective on rows x, at the ``step``-th step (counted from 1)."""
+        if isinstance(self.objective, ELBO) and self.warmup is not None:
+            self.objective.beta = self.beta * min(1.0, step / self.warmup)
+        if isinstance(self.objective, ELBO | IWAE):
+            return self.objective.mean_value(model, guide, x, **keywords)[0]
+        # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
+        num_data = accepted(model, keywords).get("num_data", len(x))
+        programs = [_only_accepted(program) for program in (model, guide)]
+        loss = self.objective.differentiable_loss(*programs, x, **keywords)
+        return -torch.as_tensor(loss) / num_data
+
+
+def _only_accepted(program: ProgramLike) -> ProgramLike:
+    return lambda x, **keywords: program(x, **accepted(program, keywords))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The objective of a pair on rows of its data.
+
+    Attributes:
+        model, guide: the pair.
+        objective: what is maximised.
+        x, mask: the whole data.
+    """
+
+    model: ProgramLike
+    guide: ProgramLike
+    objective: WeightedObjective
+    x: Tensor
+    mask: Tensor | None
+
+    def value(self, rows: Tensor | None, step: int) -> Tensor:
+        """The objective in nats a datum; ``rows`` None is all of them."""
+        x, keywords = self._of(rows)
+        return self.objective(self.model, self.guide, x, step, **keywords)
+
+    def _of(self, rows: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        if rows is None:
+            return self.x, {} if self.mask is None else {"mask": self.mask}
+        return self.x[rows], batch_keywords(self.x, self.mask, rows)
+
+    def culprit(self, rows: Tensor | None) -> str:
+        """The first site whose log density is not finite."""
+        x, keywords = self._of(rows)
+        with probing(self.model, self.guide), validation(False):
+            run = run_pair(self.model, self.guide, x, keywords)
+        for program, trace in (("guide", run.guide), ("model", run.model)):
+            for name, site in sites(trace).items():
+                if not log_prob(site).isfinite().all():
+                    return f"site {name!r} of the {program} has a log density that is not"
+        return "each site is finite on another draw"
+
+
+class Update:
+    """What a gradient does to the parameters: clipping, optimizer, scheduler.
+
+    Args:
+        named: the parameters by name.
+        modules: the pair's modules, for their buffers and their per-datum tables.
+        lr: learning rate.
+        optimizer: a callable of (parameters, lr).
+        grad_clip: largest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        named: dict[str, Tensor],
+        modules: list[nn.Module],
+        lr: float,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        grad_clip: float | None,
+    ) -> None:
+        if lr <= 0 or (grad_clip is not None and grad_clip <= 0):
+            raise ValueError(f"lr and grad_clip must be positive; got {lr=} and {grad_clip=}")
+        self.grad_clip = grad_clip
+        self.parameters = list(named.values())
+        self.buffers = [buffer for module in modules for buffer in module.buffers()]
+        self.optimizer = optimizer(self.parameters, lr=lr)
+        self.scheduler: Any = None
+        tables = [t for m in modules for part in m.modules() for t in _tables(part)]
+        self.tables = TableRows(self.optimizer, tables)
+
+    def use_scheduler(self, scheduler: Callable[..., Any] | None, num_steps: int) -> None:
+        """Make the scheduler, from (optimizer, number of steps) or from (optimizer)."""
+        if scheduler is None:
+            return
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(scheduler).parameters.values()
+        required = [p for p in parameters if p.default is p.empty and p.kind in positional]
+        arguments = (self.optimizer, num_steps)[: max(1, len(required))]
+        self.scheduler = scheduler(*arguments)
+
+    @property
+    def state(self) -> list[Tensor]:
+        """Every tensor of the pair that a fit changes."""
+        return [*self.parameters, *self.buffers]
+
+    def apply(self, value: Tensor, rows: Tensor | None) -> None:
+        """Step up the gradient of the objective."""
+        self.optimizer.zero_grad(set_to_none=True)
+        (-value).backward()
+        if self.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        self.tables.step(rows)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+
+def _tables(module: nn.Module) -> list[nn.Parameter]:
+    declared = getattr(module, "tables", None)
+    return list(declared()) if callable(declared) else []

@@ -1,0 +1,111 @@
+"""Stochastic variational inference for any pair."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from ppl_vae.inference.loop import Loop
+from ppl_vae.inference.parameters import find_parameters
+from ppl_vae.inference.progress import progress_bar
+from ppl_vae.inference.steps import Batch, Update, WeightedObjective
+from ppl_vae.inference.training import EarlyStopping, Schedule
+from ppl_vae.objectives import ELBO
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, modules_of, owner_of
+from ppl_vae.results import FitResult
+from ppl_vae.state import isolated_store, mode, seeded
+
+
+def fit_svi(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    *,
+    x_val: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    objective: pyro.infer.ELBO | None = None,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    scheduler: Callable[..., Any] | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    patience: int | None = None,
+    grad_clip: float | None = None,
+    warmup: int | None = None,
+    device: str | torch.device = "auto",
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | str = "auto",
+) -> FitResult:
+    """Fit a model/guide pair by stochastic variational inference, in place.
+
+    What is minimised is minus the objective in nats a datum, so that learning rates do not depend
+    on N. Each parameter of the pair must get a gradient from the first loss, or the fit refuses.
+
+    Args:
+        model, guide: any pair under the contract (:mod:`ppl_vae.program`).
+        x: data, (N, D); NaN marks a hole if the model takes ``mask``.
+        x_val: rows for validation, not among x or the test rows. Their ELBO (beta = 1) is looked
+            at once an epoch, at most every 25 steps, and the best state is put back at the end.
+        mask: True where x is observed.
+        objective: by default ``ELBO()``; ``IWAE(...)``, or an ELBO of Pyro's own.
+        lr: learning rate.
+        optimizer: a callable of (parameters, lr).
+        scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
+            every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
+        epochs, steps: how long; exactly one of them.
+        batch_size: rows a step, by default all.
+        patience: stop after so many looks at ``x_val`` without a better one.
+        grad_clip: largest norm of the gradient.
+        warmup: steps in which the weight of the KL rises from zero to the objective's beta.
+        device: where to fit; ``"auto"`` is a GPU if there is one. The pair's modules move there.
+        seed: of data order and draws; global generators are left as they were.
+        checkpoint: a file to write once an epoch (at most every 25 steps) and to resume from if
+            it is there; a resumed fit is the same, bit for bit on a CPU.
+        progress: a bar on standard error; ``"auto"`` if that is a terminal.
+
+    Raises:
+        ValueError: bad data or arguments; a parameter without a gradient; what
+            :func:`ppl_vae.traces.check_pair` refuses; a checkpoint of another fit.
+        FloatingPointError: if the loss turns NaN or infinite: with the step and the site, the
+            last good state restored.
+    """
+    _move(model, guide, device)
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    _check_support(model, x, mask)
+    schedule = Schedule.of(len(x), batch_size, epochs, steps)
+    if patience is not None and x_val is None:
+        raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
+    stopping = EarlyStopping(None if patience is None else at_least("patience", patience))
+    weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
+    with seeded(seed), isolated_store(), mode(model, guide, training=True):
+        batch = Batch(model, guide, weighted, x, mask)
+        everything = torch.arange(schedule.batch_size, device=x.device)
+        named = find_parameters(model, guide, lambda: batch.value(everything, schedule.num_steps))
+        update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)
+        update.use_scheduler(scheduler, schedule.num_steps)
+        file = None if checkpoint is None else Path(checkpoint)
+        loop = Loop(batch, update, schedule, stopping, x_val, file)
+        with progress_bar(schedule.num_steps, progress) as report:
+            loop.run(report)
+    return loop.result()
+
+
+def _move(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} is not there; use device='auto' or 'cpu'")
+    for module in modules_of(model, guide):
+        module.to(device)
+
+
+def _check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
+    check = getattr(owner_of(model), "check_data", None)
+    if check is not None:
+        check(x, mask)

@@ -1,0 +1,141 @@
+"""Around the steps of a stochastic fit: schedule, data order, early stopping, per-datum tables."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.program import at_least
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps, on which rows.
+
+    Attributes:
+        num_data: N.
+        batch_size: rows a step; the last batch of an epoch holds what is left.
+        num_steps: in all.
+    """
+
+    num_data: int
+    batch_size: int
+    num_steps: int
+
+    @classmethod
+    def of(
+        cls, num_data: int, batch_size: int | None, epochs: int | None, steps: int | None
+    ) -> "Schedule":
+        """From the arguments of a fit, of which exactly one of ``epochs`` and ``steps`` is given.
+
+        Raises:
+            ValueError: if not exactly one is given, or a batch is larger than the data.
+        """
+        size = num_data if batch_size is None else at_least("batch_size", batch_size)
+        if size > num_data:
+            raise ValueError(f"batch_size={size} is larger than the data, {num_data} rows")
+        if (epochs is None) == (steps is None):
+            raise ValueError(f"give exactly one of epochs and steps; got {epochs=} and {steps=}")
+        if epochs is not None:
+            steps = at_least("epochs", epochs) * math.ceil(num_data / size)
+        return cls(num_data, size, at_least("steps", steps))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the data."""
+        return math.ceil(self.num_data / self.batch_size)
+
+    @property
+    def check_every(self) -> int:
+        """Steps between looks at validation data: an epoch, but not fewer than 25."""
+        return math.ceil(25 / self.steps_per_epoch) * self.steps_per_epoch
+
+    def batches(self, order_seed: int, start: int = 0) -> Iterator[Tensor | None]:
+        """The rows of each step from ``start`` on, a new order every epoch; None is all rows."""
+        if self.batch_size == self.num_data:
+            yield from (None for _ in range(start, self.num_steps))
+            return
+        step = start
+        while step < self.num_steps:
+            epoch, done = divmod(step, self.steps_per_epoch)
+            generator = torch.Generator().manual_seed(order_seed + epoch)
+            order = torch.randperm(self.num_data, generator=generator)
+            for rows in order.split(self.batch_size)[done : done + self.num_steps - step]:
+                yield rows
+                step += 1
+
+
+class Snapshot:
+    """Copies of tensors, to put back in place."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.values = [tensor.detach().clone() for tensor in tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the tensors the values they had."""
+        for tensor, value in zip(self.tensors, self.values, strict=True):
+            tensor.copy_(value)
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the state with the best validation value, and says when to stop waiting for a better.
+
+    Attributes:
+        patience: looks without a better value before stopping; None never stops.
+        best: the best state so far.
+        values, steps: what was seen, and after how many steps.
+        waited: looks since the best.
+    """
+
+    patience: int | None
+    best: Snapshot | None = None
+    values: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    waited: int = 0
+
+    def look(self, step: int, value: float, state: Sequence[Tensor]) -> bool:
+        """Note a validation value; whether to stop."""
+        better = not self.values or value > max(self.values)
+        self.values.append(value)
+        self.steps.append(step)
+        self.waited = 0 if better else self.waited + 1
+        if better:
+            self.best = Snapshot(state)
+        return self.patience is not None and self.waited >= self.patience
+
+
+class TableRows:
+    """Lets an optimizer move only some rows of per-datum tables, its state for them included.
+
+    Without it an optimizer with momentum moves q_i of data that are not in the batch.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, tables: Sequence[nn.Parameter]) -> None:
+        self.optimizer, self.tables = optimizer, tables
+
+    def step(self, rows: Tensor | None) -> None:
+        """One step of the optimizer; of the tables, only ``rows`` (None: all) change."""
+        if rows is None or not self.tables:
+            self.optimizer.step()
+            return
+        before = [(t, key, v.detach().clone()) for t, key, v in self._tensors()]
+        self.optimizer.step()
+        known = {(id(table), key): value for table, key, value in before}
+        with torch.no_grad():
+            for table, key, value in self._tensors():
+                old = known.get((id(table), key), torch.zeros_like(value))
+                changed = value[rows].clone()
+                value.copy_(old)
+                value[rows] = changed
+
+    def _tensors(self) -> Iterator[tuple[Tensor, str, Tensor]]:
+        for table in self.tables:
+            yield table, "", table
+            for key, value in self.optimizer.state.get(table, {}).items():
+                if isinstance(value, Tensor) and value.shape == table.shape:
+                    yield table, key, value
