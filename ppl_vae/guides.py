@@ -185,6 +185,19 @@ class MeanFieldGuide(GaussianGuide):
         """The parameters with a row a datum, of which a minibatch may move its own rows only."""
         return list(self.parameters())
 
+    def forward(self, x: Tensor, *, num_data: int | None = None, **keywords: Any) -> Tensor:
+        """The guide as a Pyro program.
+
+        Raises:
+            ValueError: if x is not (part of) the data that the guide is for.
+        """
+        if num_data is not None and num_data != self.num_data:
+            raise ValueError(
+                f"num_data is {num_data}, and this MeanFieldGuide has one q a datum for "
+                f"{self.num_data}; for new data use an AmortizedGuide"
+            )
+        return super().forward(x, num_data=num_data, **keywords)
+
     def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
         """q_i for the rows ``index``; without it, for all N.
 

@@ -189,7 +189,8 @@ def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "
     Args:
         x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
         name: what messages call it.
-        **place: ``dtype`` and ``device`` of the result; a floating-point tensor keeps its own.
+        **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
+            without it, others get torch's default dtype.
 
     Raises:
         TypeError: if the entries are not real numbers.
@@ -198,7 +199,7 @@ def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "
     tensor = x if isinstance(x, Tensor) else torch.as_tensor(_as_array(x, name))
     if tensor.is_complex():
         raise TypeError(f"{name} has complex entries; it must have real ones")
-    if not isinstance(x, Tensor) or not tensor.is_floating_point():
+    if not tensor.is_floating_point():
         place = {"dtype": torch.get_default_dtype()} | place
     tensor = tensor.to(**place) if place else tensor
     if tensor.dim() != 2:
@@ -256,7 +257,10 @@ def as_observed(
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
             shape, or if a row has nothing observed; and as :func:`as_matrix`.
     """
-    x = as_matrix(x, name=name, **placement(model, *([] if guide is None else [guide])))
+    place = placement(model, *([] if guide is None else [guide]))
+    if not place and not isinstance(x, Tensor):
+        place = {"dtype": torch.get_default_dtype()}
+    x = as_matrix(x, name=name, **place)
     seen = ~x.isnan()
     if mask is not None:
         given = torch.as_tensor(mask, device=x.device)

@@ -1,0 +1,237 @@
+"""Marginal log-likelihoods of any pair by importance sampling, with a verdict on each."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from pyro import poutine
+from torch import Tensor
+
+from ppl_vae.evaluation.local import refine as refine_guide
+from ppl_vae.evaluation.reliability import (
+    FEWEST_DRAWS,
+    effective_sample_size,
+    is_reliable,
+    k_hat,
+)
+from ppl_vae.guides import COVARIANCES
+from ppl_vae.objectives import batch_keywords
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
+from ppl_vae.results import Result
+from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.traces import draw_pairs, sample_dim
+
+METHODS = ("importance", "prior")
+ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
+"""Rows (draws times data) that go through the programs at once."""
+NUMBERS_AT_ONCE = 2**22
+"""Entries that one tensor of draws, data or weights may have."""
+
+
+@dataclass(frozen=True, repr=False)
+class LogLikelihood(Result):
+    """Estimates of log p(x_n), one a datum.
+
+    Attributes:
+        value: log of the mean weight, in nats: log p(x_n) up to its error where ``reliable``;
+            elsewhere no more than a lower bound in expectation.
+        standard_error: of ``value``, from the spread of the weights, in nats.
+        ess: effective sample size of the weights, 1..S.
+        k_hat: Pareto tail index of the weights, see :func:`ppl_vae.evaluation.reliability.k_hat`.
+        reliable: the verdict, see :func:`ppl_vae.evaluation.reliability.is_reliable`.
+        num_samples: S, the draws a datum.
+        method: ``"importance"`` or ``"prior"``.
+        refine: steps spent on each datum's own q before drawing from it.
+    """
+
+    value: Float[Tensor, " N"]
+    standard_error: Float[Tensor, " N"]
+    ess: Float[Tensor, " N"]
+    k_hat: Float[Tensor, " N"]
+    reliable: Bool[Tensor, " N"]
+    num_samples: int
+    method: str
+    refine: int
+
+    @property
+    def mean(self) -> float:
+        """Over the data, in nats a datum."""
+        return float(self.value.mean())
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of :attr:`mean` as an estimate for the population the data are from.
+
+        The standard deviation over data / sqrt(N); it holds the Monte Carlo error already.
+        """
+        if len(self.value) < 2:
+            return float(self.standard_error.mean())
+        return float(self.value.std() / math.sqrt(len(self.value)))
+
+    @property
+    def share_reliable(self) -> float:
+        """The share of data whose estimate is reliable."""
+        return float(self.reliable.double().mean())
+
+    def __repr__(self) -> str:
+        num_data, good = len(self.value), int(self.reliable.sum())
+        if good == num_data:
+            verdict = f"reliable for all {num_data} data"
+        else:
+            verdict = (
+                f"NOT reliable for {num_data - good} of {num_data} data: there it is a lower "
+                "bound in expectation"
+            )
+        lines = [
+            f"log-likelihood: {verdict}",
+            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats a datum "
+            f"({self.method}, {self.num_samples} draws, refine={self.refine})",
+        ]
+        return "\n".join([*lines, *(f"  {line}" for line in self._advice())])
+
+    def _advice(self) -> Iterator[str]:
+        if bool(self.reliable.all()):
+            return
+        finite = self.k_hat[self.k_hat.isfinite()]
+        if len(finite):
+            yield f"k-hat: median {finite.median():.2f}, largest {finite.max():.2f}"
+        if self.num_samples < FEWEST_DRAWS:
+            yield f"{self.num_samples} draws are too few to tell; use at least {FEWEST_DRAWS}"
+        elif self.method == "prior":
+            yield "the prior seldom draws what explains x; use method='importance' with a guide"
+        elif not self.refine:
+            yield "would help: refine=300, a q of its own for every datum"
+        else:
+            yield "would help: more steps in refine=, covariance='full', more draws"
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: ProgramLike,
+    guide: ProgramLike | None,
+    x: ArrayLike,
+    num_samples: int = 1000,
+    *,
+    method: str = "importance",
+    refine: int = 0,
+    covariance: str | None = None,
+    mask: ArrayLike | None = None,
+    seed: int | None = None,
+) -> LogLikelihood:
+    """Estimate log p(x_n) of each datum by log (1/S sum_s p(x_n, z_s) / q(z_s | x_n)).
+
+    Draws and data are streamed, so that memory does not grow with either.
+
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode. The guide is the
+            proposal; ``method="prior"`` does without one (None).
+        x: the whole data, (N, D); rows are looked up by their place in it.
+        num_samples: draws a datum, S.
+        method: ``"importance"``, or ``"prior"``: draws from the prior, weights p(x | z).
+        refine: optimise a copy of the guide's Gaussian for every datum by so many steps first
+            (:func:`ppl_vae.evaluation.local.refine`). The guide itself stays as it is.
+        covariance: the family of the refined Gaussian; by default ``"full"``.
+        mask: True where x is observed; NaN in x says the same.
+        seed: of the draws.
+
+    Raises:
+        ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses.
+    """
+    proposal = _proposal(model, guide, method, refine, covariance)
+    num_samples = at_least("num_samples", num_samples)
+    if check := getattr(owner_of(model), "check_data", None):
+        check(*as_observed(x, mask, model=model))
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    parts: list[tuple[Tensor, ...]] = []
+    most_rows = rows_at_once(x)
+    block = max(1, min(most_rows, NUMBERS_AT_ONCE // num_samples))
+    with isolated_store(), seeded(seed), mode(model, proposal, training=False):
+        for rows in torch.arange(len(x), device=x.device).split(block):
+            keywords = batch_keywords(x, mask, rows)
+            local = _refined(model, proposal, x[rows], keywords, refine, covariance)
+            draws = max(1, most_rows // len(rows))
+            weights = _weights(model, local, x[rows], keywords, num_samples, draws)
+            parts.append(_summary(weights))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return LogLikelihood(*columns, num_samples, method, refine)
+
+
+def _proposal(
+    model: ProgramLike, guide: ProgramLike | None, method: str, refine: int, family: str | None
+) -> ProgramLike:
+    choose_option("method", method, METHODS)
+    at_least("refine", refine, 0)
+    if family is not None:
+        choose_option("covariance", family, COVARIANCES)
+    if family is not None and not refine:
+        raise ValueError("covariance= is the family of the refined q; it needs refine=steps")
+    if method == "prior":
+        if refine:
+            raise ValueError("refine= needs method='importance' and a guide to start from")
+        return prior_guide(model)
+    if guide is None:
+        raise ValueError("method='importance' needs a guide; method='prior' does not")
+    return guide
+
+
+def prior_guide(model: ProgramLike) -> ProgramLike:
+    """A guide that draws from the model's prior: the model with its observed sites hidden."""
+    return poutine.block(
+        model, hide_fn=lambda site: site["type"] == "sample" and bool(site["is_observed"])
+    )
+
+
+def rows_at_once(x: Tensor) -> int:
+    """How many rows may go through a pair at once on x's device, so that memory stays fixed."""
+    rows = ROWS_AT_ONCE.get(x.device.type, ROWS_AT_ONCE["cpu"])
+    return max(1, min(rows, NUMBERS_AT_ONCE // x.shape[1]))
+
+
+def _refined(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: dict[str, Any],
+    steps: int,
+    covariance: str | None,
+) -> ProgramLike:
+    if not steps:
+        return guide
+    return refine_guide(model, guide, x, keywords, steps=steps, covariance=covariance or "full")
+
+
+def _weights(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: dict[str, Any],
+    num_samples: int,
+    draws: int,
+) -> Float[Tensor, "S B"]:
+    dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
+    weights = []
+    for start in range(0, num_samples, draws):
+        number = min(draws, num_samples - start)
+        for run in draw_pairs(model, guide, x, keywords, number, dim):
+            weights.append(run.log_weights().double())
+    weights = torch.cat(weights)
+    if bool(weights.isnan().any()):
+        raise FloatingPointError(
+            "log weights are NaN; do the model and the guide give finite densities on these data?"
+        )
+    return weights
+
+
+def _summary(weights: Float[Tensor, "S B"]) -> tuple[Tensor, ...]:
+    num_samples = len(weights)
+    value = torch.logsumexp(weights, 0) - math.log(num_samples)
+    ess = effective_sample_size(weights)
+    # The delta method: the relative variance of the mean weight, (S / ESS - 1) / (S - 1).
+    spread = (num_samples / ess - 1).clamp(min=0) / max(num_samples - 1, 1)
+    k = k_hat(weights)
+    return value.cpu(), spread.sqrt().cpu(), ess.cpu(), k, is_reliable(weights, k)
+
+

@@ -1,0 +1,230 @@
+"""The best Gaussian for each datum: a guide's own q taken as a start and optimised, q*."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
+from ppl_vae.objectives import ELBO
+from ppl_vae.program import Program, ProgramLike, owner_of
+from ppl_vae.state import mode, probing
+from ppl_vae.traces import Site, run_pair, sites
+
+MOMENT_DRAWS = 256
+
+
+@dataclass(frozen=True)
+class _Latent:
+    """What a local guide must know of a site: its plates, support and starting point."""
+
+    name: str
+    plates: list[tuple[str, int, Tensor | None, int]]
+    support: constraints.Constraint
+    event_shape: torch.Size
+    loc: Tensor
+    scale_tril: Tensor
+
+    @property
+    def direct(self) -> bool:
+        """Whether the site is a real vector, so that its q is a Gaussian itself."""
+        return len(self.event_shape) == 1 and _is_real(self.support)
+
+
+class LocalGuide(Program):
+    """One Gaussian for every datum and latent site, started from another guide's.
+
+    Sites with another support than real vectors get a Gaussian in unconstrained space. Several
+    sites are independent of one another.
+
+    Args:
+        model, guide: the pair that it is for.
+        x: the rows that it is for, and no others.
+        keywords: what the pair is told of these rows.
+        covariance: the family of each site, see :mod:`ppl_vae.guides`.
+
+    Raises:
+        ValueError: if a site has no density to start from (a Delta, a discrete variable).
+    """
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        x: Tensor,
+        keywords: Mapping[str, Any],
+        covariance: str,
+    ) -> None:
+        super().__init__()
+        self.covariance = covariance
+        with probing(model, guide):
+            run = run_pair(model, guide, x, keywords)
+            self._latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
+        # Means move in units of the starting standard deviation, so that one step size fits all.
+        self.shifts = nn.ParameterList(torch.zeros_like(latent.loc) for latent in self._latents)
+        raw = [_raw(latent.scale_tril, covariance) for latent in self._latents]
+        self.raws = nn.ParameterList(raw)
+
+    def forward(self, x: Tensor, **_: Any) -> None:
+        """The guide as a Pyro program, for the rows that it was made for."""
+        for latent, shift, raw in zip(self._latents, self.shifts, self.raws, strict=True):
+            scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
+            q = gaussian(latent.loc + scale * shift, raw, self.covariance)
+            self._sample(latent, q)
+
+    def _sample(self, latent: _Latent, q: TorchDistribution) -> None:
+        plates = [
+            pyro.plate(name, size, subsample=rows, dim=dim)
+            for name, size, rows, dim in latent.plates
+        ]
+        for plate in plates:
+            plate.__enter__()
+        try:
+            if latent.direct:
+                pyro.sample(latent.name, q)
+            else:
+                self._sample_transformed(latent, q)
+        finally:
+            for plate in reversed(plates):
+                plate.__exit__(None, None, None)
+
+    def _sample_transformed(self, latent: _Latent, q: TorchDistribution) -> None:
+        transform = biject_to(latent.support)
+        auxiliary = {"is_auxiliary": True}
+        flat = pyro.sample(f"_{latent.name}_unconstrained", q, infer=auxiliary)
+        shape = transform.inverse_shape(latent.event_shape)
+        unconstrained = flat.reshape(*flat.shape[:-1], *shape)
+        value = transform(unconstrained)
+        rank = len(latent.event_shape)
+        log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
+        log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + rank)
+        pyro.sample(latent.name, dist.Delta(value, log_density=log_density, event_dim=rank))
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    inner = getattr(support, "base_constraint", support)
+    return inner is constraints.real or isinstance(inner, type(constraints.real))
+
+
+def _latent(trace: Any, site: Site) -> _Latent:
+    name, fn = site["name"], site["fn"]
+    support = fn.support
+    if not fn.has_rsample or isinstance(fn, dist.Delta):
+        raise ValueError(
+            f"site {name!r} of the guide ({type(fn).__name__}) has no density that could be "
+            "refined; use refine=0, or a guide with a continuous density"
+        )
+    plates = [
+        (f.name, f.full_size or f.size, _rows(trace, f), f.dim)
+        for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)
+        if f.vectorized
+    ]
+    loc, scale_tril = _moments(fn, support)
+    return _Latent(name, plates, support, fn.event_shape, loc, scale_tril)
+
+
+def _rows(trace: Any, frame: Any) -> Tensor | None:
+    node = trace.nodes.get(frame.name)
+    rows = None if node is None else node["value"]
+    return rows if isinstance(rows, Tensor) else None
+
+
+def _moments(fn: TorchDistribution, support: constraints.Constraint) -> tuple[Tensor, Tensor]:
+    # Mean and scale_tril of the flattened, unconstrained site.
+    if isinstance(fn, dist.MultivariateNormal):
+        return fn.mean, fn.scale_tril
+    if _is_normal(fn):
+        rank = len(fn.event_shape)
+        loc, scale = (
+            v.flatten(v.dim() - rank) if rank else v.unsqueeze(-1) for v in (fn.mean, fn.stddev)
+        )
+        return loc.clone(), torch.diag_embed(scale)
+    draws = biject_to(support).inv(fn.sample(torch.Size([MOMENT_DRAWS])))
+    rank = draws.dim() - 1 - len(fn.batch_shape)
+    draws = draws.flatten(draws.dim() - rank) if rank else draws.unsqueeze(-1)
+    return draws.mean(0), torch.diag_embed(draws.std(0))
+
+
+def _is_normal(fn: Any) -> bool:
+    while isinstance(fn, dist.Independent | dist.torch_distribution.ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Normal)
+
+
+def _raw(scale_tril: Tensor, covariance: str) -> Tensor:
+    """The unconstrained numbers from which :func:`~ppl_vae.guides.gaussian` makes this scale."""
+    scale = scale_tril.diagonal(dim1=-2, dim2=-1)
+    log_variance = 2 * scale.log()
+    limit = LOG_VARIANCE_BOUND
+    raw = limit * torch.atanh((log_variance / limit).clamp(-0.99, 0.99))
+    if covariance == "unit":
+        return raw[..., :0]
+    if covariance == "isotropic":
+        return raw.mean(-1, keepdim=True)
+    if covariance == "diagonal":
+        return raw
+    rows, columns = torch.tril_indices(*scale_tril.shape[-2:], -1, device=scale.device)
+    return torch.cat([raw, (scale_tril / scale.unsqueeze(-1))[..., rows, columns]], -1)
+
+
+def family_of(
+    model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+) -> str:
+    """The Gaussian family that a guide says it is of; else, of the distributions it samples."""
+    declared = getattr(owner_of(guide), "covariance", None)
+    if isinstance(declared, str):
+        return declared
+    with probing(model, guide):
+        run = run_pair(model, guide, x, keywords)
+    full = (isinstance(s["fn"], dist.MultivariateNormal) for s in sites(run.guide).values())
+    return "full" if any(full) else "diagonal"
+
+
+def refine(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    *,
+    steps: int,
+    covariance: str,
+    num_samples: int = 8,
+    lr: float = 0.05,
+) -> LocalGuide:
+    """The Gaussian that maximises each datum's ELBO, started from the guide's, by Adam.
+
+    The model and the guide are left as they are.
+
+    Args:
+        model, guide: the pair.
+        x: rows.
+        keywords: what the pair is told of these rows.
+        steps: of Adam, its rate falling to zero along a cosine.
+        covariance: the family.
+        num_samples: draws a datum and step.
+        lr: in standard deviations of the start a step, at first.
+    """
+    local = LocalGuide(model, guide, x, keywords, covariance)
+    parameters = [p for p in local.parameters() if p.numel()]
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    objective = ELBO(num_samples)
+    with mode(model, guide, training=False), torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+            reconstruction, kl = objective.terms(model, local, x, **keywords)
+            # Data do not share parameters: the sum's gradient is each datum's own.
+            gradients = torch.autograd.grad((kl - reconstruction).sum(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+    return local.requires_grad_(False)
+
+

@@ -1,0 +1,103 @@
+"""How far two PPCA models are from each other, whatever rotation their loadings stand in."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from scipy.linalg import orthogonal_procrustes, subspace_angles
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ppl_vae.results import Result
+
+
+class LinearGaussian(Protocol):
+    """x ~ N(loc, loadings loadings' + noise_scale^2 I)."""
+
+    loadings: Tensor
+    loc: Tensor
+    noise_scale: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Subspace(Result):
+    """Two linear-Gaussian models compared.
+
+    Attributes:
+        angles: principal angles between the column spaces, in degrees, largest first, (K,).
+        axis_angles: between each column of the first and the column of the second matched to it,
+            in degrees, (K,); these do depend on the rotation of the loadings.
+        aligned: the second's loadings turned onto the first's, (D, K).
+        kl: KL(first || second) between the marginals of x, in nats a datum.
+    """
+
+    angles: Float[Tensor, " K"]
+    axis_angles: Float[Tensor, " K"]
+    aligned: Float[Tensor, "D K"]
+    kl: float
+
+    @property
+    def largest_angle(self) -> float:
+        """The largest principal angle, in degrees."""
+        return float(self.angles.max())
+
+    def __repr__(self) -> str:
+        return (
+            f"Subspace: largest principal angle {self.largest_angle:.3g} degrees, "
+            f"KL {self.kl:.4g} nats a datum"
+        )
+
+
+@torch.no_grad()
+def subspace(first: LinearGaussian, second: LinearGaussian) -> Subspace:
+    """Compare two models with loadings, loc and noise_scale, such as PPCA.
+
+    Raises:
+        ValueError: if they have different data dimensions.
+    """
+    ours, theirs = (model.loadings.detach().double().cpu() for model in (first, second))
+    if len(ours) != len(theirs):
+        raise ValueError(
+            f"the models have different data dimensions, {len(ours)} and {len(theirs)}"
+        )
+    angles = torch.from_numpy(subspace_angles(ours.numpy(), theirs.numpy())).rad2deg()
+    return Subspace(angles, _axis_angles(ours, theirs), _align(ours, theirs), _kl(first, second))
+
+
+def _axis_angles(ours: Tensor, theirs: Tensor) -> Tensor:
+    lengths = ours.norm(dim=0)[:, None] * theirs.norm(dim=0)
+    cosines = (ours.mT @ theirs).abs() / lengths.clamp(min=torch.finfo(ours.dtype).tiny)
+    rows, columns = linear_sum_assignment(-cosines.numpy())
+    return cosines[rows, columns].clamp(max=1).acos().rad2deg()
+
+
+def _align(ours: Tensor, theirs: Tensor) -> Tensor:
+    if ours.shape != theirs.shape:
+        return theirs
+    rotation, _ = orthogonal_procrustes(theirs.numpy(), ours.numpy())
+    return theirs @ torch.from_numpy(rotation)
+
+
+def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
+    """KL(N(m, C) || N(m', C')) = 1/2 [tr C'^-1 C + d' C'^-1 d - D + log det C' / det C].
+
+    With C'^-1 y = (y - W' M'^-1 W'' y) / s'^2 no D x D matrix is formed.
+    """
+    w, v = (model.loadings.detach().double() for model in (first, second))
+    s, t = (model.noise_scale.detach().double().square() for model in (first, second))
+    offset = (first.loc - second.loc).detach().double()[:, None]
+    data_dim = len(w)
+
+    def inner(loadings: Tensor, variance: Tensor) -> Tensor:
+        return loadings.mT @ loadings + variance * torch.eye(loadings.shape[1]).to(loadings)
+
+    m, n = inner(w, s), inner(v, t)
+
+    def quadratic(y: Tensor) -> Tensor:
+        return (y * (y - v @ torch.linalg.solve(n, v.mT @ y))).sum() / t
+
+    trace = s * (data_dim - v.shape[1] + t * torch.linalg.inv(n).trace()) / t
+    log_det = (data_dim - v.shape[1]) * t.log() - (data_dim - w.shape[1]) * s.log()
+    log_det = log_det + torch.logdet(n) - torch.logdet(m)
+    return 0.5 * float(quadratic(w) + quadratic(offset) + trace - data_dim + log_det)

@@ -1,0 +1,81 @@
+"""What every test stands on: checked shapes, an empty parameter store, and a world left unchanged."""
+
+import logging
+
+from jaxtyping import install_import_hook
+
+# Before the package is imported for the first time.
+install_import_hook("ppl_vae", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pyro  # noqa: E402
+import pyro.settings  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
+from torch.distributions import Distribution  # noqa: E402
+
+
+def pytest_configure(config):
+    # beartype finds typing.Callable among the bases of Pyro's distributions.
+    config.addinivalue_line(
+        "filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
+    )
+
+
+def global_state():
+    """What a library must not change for longer than a call."""
+    loggers = ("", "pyro", "torch", "ppl_vae")
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "torch validation": Distribution._validate_args,
+        "pyro settings": dict(pyro.settings.get()),
+        "pyro handlers": len(_PYRO_STACK),
+        "gradients enabled": torch.is_grad_enabled(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "log handlers": {name: list(logging.getLogger(name).handlers) for name in loggers},
+        "log levels": {name: logging.getLogger(name).level for name in loggers},
+        "numpy errors": np.geterr(),
+    }
+
+
+def restore(state):
+    torch.set_default_dtype(state["default dtype"])
+    pyro.settings.set(**state["pyro settings"])
+    Distribution.set_default_validate_args(state["torch validation"])
+    del _PYRO_STACK[state["pyro handlers"] :]
+    torch.set_grad_enabled(state["gradients enabled"])
+    torch.autograd.set_detect_anomaly(state["anomaly detection"])
+    torch.use_deterministic_algorithms(state["deterministic algorithms"])
+    torch.set_float32_matmul_precision(state["matmul precision"])
+    torch.set_num_threads(state["threads"])
+    for name, level in state["log levels"].items():
+        logging.getLogger(name).setLevel(level)
+    np.seterr(**state["numpy errors"])
+
+
+@pytest.fixture(autouse=True)
+def unchanged_world():
+    """An empty parameter store to start from; a failure for a test that changes global state."""
+    pyro.clear_param_store()
+    before = global_state()
+    yield
+    after = global_state()
+    pyro.clear_param_store()
+    changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+    if changed:
+        restore(before)
+    assert not changed, f"the test changed global state: {changed}"
+
+
+@pytest.fixture
+def float64():
+    """Double precision by default, for one test: for programs that make tensors of their own."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(before)

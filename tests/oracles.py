@@ -1,0 +1,288 @@
+"""Slow and obvious truths, in numpy and scipy only. Nothing here is shared with the package.
+
+Notation: N rows of D dimensions, K latent dimensions; ``loadings`` W is (D, K), ``loc`` mu is (D,),
+``noise`` is the noise *variance* sigma^2 = s2, ``l_i`` are eigenvalues of the sample covariance S over
+N (not N - 1), and M = W'W + s2 I. All values are in nats a datum.
+"""
+
+import numpy as np
+from scipy import linalg, stats
+
+FAILURE_RATE = 1e-6
+"""The chance that one statistical assertion of the suite fails although the code is right."""
+
+
+def z_limit(num_assertions=1):
+    """How many standard errors an estimate may be off at ``FAILURE_RATE``."""
+    return stats.norm.isf(FAILURE_RATE / num_assertions / 2)
+
+
+# Data
+
+
+def simulate_ppca(eigenvalues, noise, N, D, seed):
+    """Data whose *sample* covariance over N has exactly the eigenvalues (l_1..l_K, s2, ..., s2).
+
+    A random draw is centred and whitened (QR), then scaled along random orthonormal axes and
+    moved to a random mean. Needs N > D.
+    """
+    rng = np.random.default_rng(seed)
+    if N <= D:
+        raise ValueError("whitening needs N > D")
+    white = rng.normal(size=(N, D))
+    white = np.sqrt(N) * np.linalg.qr(white - white.mean(0))[0]
+    axes = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    spectrum = np.full(D, float(noise))
+    spectrum[: len(eigenvalues)] = eigenvalues
+    return (white * np.sqrt(spectrum)) @ axes.T + rng.normal(size=D)
+
+
+def with_holes(x, fraction, seed):
+    """A copy of x with NaN in about this fraction of its cells; no row or column is left empty."""
+    rng = np.random.default_rng(seed)
+    holes = rng.random(x.shape) < fraction
+    holes[np.arange(len(x)), rng.integers(x.shape[1], size=len(x))] = False
+    holes[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
+    return np.where(holes, np.nan, x)
+
+
+def sample_spectrum(x):
+    """Eigenvalues of the sample covariance over N, largest first, and its eigenvectors."""
+    values, vectors = np.linalg.eigh(np.cov(np.asarray(x, dtype=float).T, bias=True))
+    return values[::-1], vectors[:, ::-1]
+
+
+def rotation(size, seed):
+    """A random orthogonal matrix (of determinant +1 or -1)."""
+    return stats.ortho_group.rvs(size, random_state=seed) if size > 1 else np.eye(1)
+
+
+# PPCA
+
+
+def ppca_covariance(loadings, noise):
+    """C = W W' + s2 I, dense; ``noise`` may be a vector of variances (factor analysis)."""
+    return loadings @ loadings.T + np.diag(np.broadcast_to(noise, len(loadings)))
+
+
+def log_density(x, loc, loadings, noise):
+    """log N(x; mu, W W' + s2 I), with the D x D covariance; holes (NaN) are marginalised out."""
+    covariance = ppca_covariance(loadings, noise)
+    values = []
+    for row in np.atleast_2d(x):
+        seen = ~np.isnan(row)
+        block = covariance[np.ix_(seen, seen)]
+        values.append(stats.multivariate_normal.logpdf(row[seen], loc[seen], block))
+    return np.array(values)
+
+
+def spectral_log_density(x, loc, axes, eigenvalues, noise):
+    """The same from the eigendecomposition, accurate however small the noise.
+
+    = -1/2 [D log 2 pi + sum_i log l_i + sum_i (u_i'(x - mu))^2 / l_i], with orthonormal ``axes``
+    (D, K) of eigenvalues l_1..l_K and D - K further ones of eigenvalue s2.
+    """
+    D, K = axes.shape
+    rest = linalg.null_space(axes.T)
+    spectrum = np.concatenate([eigenvalues, np.full(D - K, noise)])
+    scores = (x - loc) @ np.hstack([axes, rest])
+    return -0.5 * (D * np.log(2 * np.pi) + np.log(spectrum).sum() + (scores**2 / spectrum).sum(-1))
+
+
+def posterior(x, loc, loadings, noise):
+    """p(z | x): means (N, K) and covariances (N, K, K), through the precision I + W' Psi^-1 W.
+
+    ``noise`` may be a vector of variances; holes (NaN) are left out row by row.
+    """
+    noise = np.broadcast_to(noise, len(loadings))
+    means, covariances = [], []
+    for row in np.atleast_2d(x):
+        seen = ~np.isnan(row)
+        weighted = loadings[seen] / noise[seen, None]
+        precision = np.eye(loadings.shape[1]) + loadings[seen].T @ weighted
+        covariances.append(np.linalg.inv(precision))
+        means.append(covariances[-1] @ weighted.T @ (row - loc)[seen])
+    return np.array(means), np.array(covariances)
+
+
+def impute(x, loc, loadings, noise):
+    """Mean and standard deviation of the holes of x given the rest: C_ms C_ss^-1 (x_s - mu_s).
+
+    Observed cells keep their value and have sd 0.
+    """
+    covariance = ppca_covariance(loadings, noise)
+    mean, sd = np.array(x, dtype=float), np.zeros(np.shape(x))
+    for n, row in enumerate(x):
+        s, m = ~np.isnan(row), np.isnan(row)
+        gain = covariance[np.ix_(m, s)] @ np.linalg.inv(covariance[np.ix_(s, s)])
+        left = covariance[np.ix_(m, m)] - gain @ covariance[np.ix_(s, m)]
+        mean[n, m] = loc[m] + gain @ (row - loc)[s]
+        sd[n, m] = np.sqrt(np.diag(left))
+    return mean, sd
+
+
+def closed_form_ppca(x, K):
+    """Tipping & Bishop's solution from eigh of S: W = U_K (L_K - s2 I)^1/2, s2 = mean of the rest.
+
+    Returns:
+        loadings (D, K), loc (D,), noise variance.
+    """
+    values, vectors = sample_spectrum(x)
+    noise = values[K:].mean()
+    return vectors[:, :K] * np.sqrt(values[:K] - noise), x.mean(0), noise
+
+
+def closed_form_log_likelihood(eigenvalues, K):
+    """Mean log p at the solution: -1/2 (D log 2 pi + sum_{i<=K} log l_i + (D - K) log s2 + D).
+
+    ``eigenvalues``: all D of them, largest first.
+    """
+    D = len(eigenvalues)
+    noise = np.mean(eigenvalues[K:])
+    logs = np.log(eigenvalues[:K]).sum() + (D - K) * np.log(noise)
+    return -0.5 * (D * np.log(2 * np.pi) + logs + D)
+
+
+def mean_kl(eigenvalues, noise):
+    """At the ML solution, the mean of KL(p(z | x_n) || N(0, I)): 1/2 sum_{i<=K} log(l_i / s2)."""
+    return 0.5 * np.log(np.asarray(eigenvalues) / noise).sum()
+
+
+def posterior_mean_variance(eigenvalues, noise):
+    """At the ML solution, the variance over data of the posterior mean of axis i: 1 - s2 / l_i."""
+    return 1 - noise / np.asarray(eigenvalues)
+
+
+# Gaussians
+
+
+def gaussian_kl(loc_q, cov_q, loc_p, cov_p):
+    """KL(N(m_q, S_q) || N(m_p, S_p)) = 1/2 [tr(S_p^-1 S_q) + d' S_p^-1 d - K + log |S_p| / |S_q|]."""
+    inverse, d = np.linalg.inv(cov_p), loc_p - loc_q
+    logs = np.linalg.slogdet(cov_p)[1] - np.linalg.slogdet(cov_q)[1]
+    return 0.5 * (np.trace(inverse @ cov_q) + d @ inverse @ d - len(loc_q) + logs)
+
+
+def best_q_variances(loadings, noise, covariance):
+    """The variances, (K,), of the q of a family with the least KL(q || p(z | x)).
+
+    With P = M / s2 the posterior's precision: 1 (unit), K / tr P (isotropic), 1 / P_kk (diagonal).
+    """
+    diagonal = np.diag(loadings.T @ loadings / noise) + 1
+    return {
+        "unit": np.ones_like(diagonal),
+        "isotropic": np.full_like(diagonal, 1 / diagonal.mean()),
+        "diagonal": 1 / diagonal,
+    }[covariance]
+
+
+def best_q_gap(loadings, noise, covariance):
+    """KL(q || p(z | x)) of the best q of a family, the same for every x. With P = M / s2:
+
+    * unit: 1/2 (tr P - K - log det P)
+    * isotropic: 1/2 (K log(tr P / K) - log det P)
+    * diagonal: 1/2 (sum_k log M_kk - log det M)
+    * full: 0
+    """
+    K = loadings.shape[1]
+    precision = np.eye(K) + loadings.T @ loadings / noise
+    log_det = np.linalg.slogdet(precision)[1]
+    trace = np.trace(precision)
+    return {
+        "unit": 0.5 * (trace - K - log_det),
+        "isotropic": 0.5 * (K * np.log(trace / K) - log_det),
+        "diagonal": 0.5 * (np.log(np.diag(precision)).sum() - log_det),
+        "full": 0.0,
+    }[covariance]
+
+
+def rotated_pair_gap(l_i, l_j, angle):
+    """The best diagonal q's gap with two principal axes rotated by an angle t:
+
+    1/2 log(1 + (l_i - l_j)^2 sin^2(2 t) / (4 l_i l_j)).
+    """
+    return 0.5 * np.log1p((l_i - l_j) ** 2 * np.sin(2 * angle) ** 2 / (4 * l_i * l_j))
+
+
+def isotropic_price(eigenvalues):
+    """What q = N(m(x), v I) costs at its optimum over (W, s2, m, v): with l_1..l_K,
+
+    K log(mean sqrt(l) / geometric mean sqrt(l)); s2 is the closed form's.
+    """
+    roots = np.sqrt(np.asarray(eigenvalues, dtype=float))
+    return len(roots) * (np.log(roots.mean()) - np.log(roots).mean())
+
+
+def optimal_unit_q(eigenvalues, K):
+    """The optimum over (W, s2, m) with q = N(m(x), I), from all D eigenvalues, largest first.
+
+    With A = sum_{i<=K} sqrt(l_i), T = sum_{j>K} l_j: sigma = (A + sqrt(A^2 + 4 D T)) / (2 D), squared
+    column norms sigma sqrt(l_i) - s2, -ELBO = 1/2 (D log 2 pi + D log s2 + 2 A / sigma - K + T / s2).
+
+    Returns:
+        sigma, squared column norms (K,), and the ELBO a datum.
+    """
+    D, roots = len(eigenvalues), np.sqrt(eigenvalues[:K])
+    A, T = roots.sum(), np.sum(eigenvalues[K:])
+    sigma = (A + np.sqrt(A**2 + 4 * D * T)) / (2 * D)
+    cost = D * np.log(2 * np.pi * sigma**2) + 2 * A / sigma - K + T / sigma**2
+    return sigma, sigma * roots - sigma**2, -0.5 * cost
+
+
+# Rates of contraction
+
+
+def em_scale_rate(l_i, noise):
+    """EM's contraction of a column's scale error: 1 - 2 r (1 - r), r = s2 / l_i."""
+    r = noise / l_i
+    return 1 - 2 * r * (1 - r)
+
+
+def px_em_scale_rate(l_i, noise):
+    """PX-EM's contraction of a column's scale error: r^2, r = s2 / l_i."""
+    return (noise / l_i) ** 2
+
+
+def subspace_rate(eigenvalues, K):
+    """EM's and PX-EM's contraction in the subspace, at best (l_{K+1} / l_K)^2."""
+    return (eigenvalues[K] / eigenvalues[K - 1]) ** 2
+
+
+def variational_em_rate(l_i, l_j, noise):
+    """Contraction of a rotation between two axes in variational EM with a diagonal q:
+
+    rho = (s2 + sqrt(a_i a_j))^2 / (l_i l_j), a = l - s2; the gap contracts by rho^2.
+    """
+    return (noise + np.sqrt((l_i - noise) * (l_j - noise))) ** 2 / (l_i * l_j)
+
+
+# Gaussian proposals
+
+
+def proposal_second_moment(cov_q, cov_p, offset):
+    """E_q[w^2] / Z^2 for w = Z p / q: |Sq| / sqrt(|Sp| |2 Sq - Sp|) exp(d' (2 Sq - Sp)^-1 d).
+
+    Infinite unless 2 Sq > Sp.
+    """
+    difference = 2 * cov_q - cov_p
+    if np.linalg.eigvalsh(difference).min() <= 0:
+        return np.inf
+    logs = [np.linalg.slogdet(matrix)[1] for matrix in (cov_q, cov_p, difference)]
+    quadratic = offset @ np.linalg.solve(difference, offset)
+    return np.exp(logs[0] - 0.5 * (logs[1] + logs[2]) + quadratic)
+
+
+def proposal_tail_index(cov_q, cov_p):
+    """The Pareto tail index of the weights: max(0, 1 - lambda_min(Sp^-1 Sq))."""
+    return max(0.0, 1 - linalg.eigh(cov_q, cov_p, eigvals_only=True).min())
+
+
+def diagonal_q_tail_index(M):
+    """The best diagonal q's tail index: 1 - lambda_min(correlation matrix of M)."""
+    scale = np.sqrt(np.diag(M))
+    return 1 - np.linalg.eigvalsh(M / np.outer(scale, scale)).min()
+
+
+def scaled_proposal_kl(c2, D):
+    """KL(N(0, c^2 I) || N(0, I)) in D dimensions: D ((c^2 - 1) / 2 - log c)."""
+    return D * ((c2 - 1) / 2 - 0.5 * np.log(c2))
