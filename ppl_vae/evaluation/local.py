@@ -78,7 +78,8 @@ class LocalGuide(Program):
         for latent, shift, raw in zip(self._latents, self.shifts, self.raws, strict=True):
             scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
             q = gaussian(latent.loc + scale * shift, raw, self.covariance)
-            self._sample(latent, q)
+            still = gaussian(latent.loc + scale * shift.detach(), raw.detach(), self.covariance)
+            self._sample(latent, PathGradient(q, still))
 
     def _sample(self, latent: _Latent, q: TorchDistribution) -> None:
         plates = [
@@ -107,6 +108,44 @@ class LocalGuide(Program):
         log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
         log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + rank)
         pyro.sample(latent.name, dist.Delta(value, log_density=log_density, event_dim=rank))
+
+
+class PathGradient(TorchDistribution):
+    """Draws from q with q's gradient, and q's log density without it.
+
+    The gradient of an ELBO of sampled log weights then has no score term, whose mean is zero
+    but whose variance is not: at q = p(z | x) the gradient is exactly zero for every draw.
+
+    Args:
+        q: the distribution.
+        still: the same one with parameters that have no gradient.
+
+    References:
+        Roeder, Wu, Duvenaud: Sticking the landing (2017).
+    """
+
+    has_rsample = True
+
+    def __init__(self, q: TorchDistribution, still: TorchDistribution) -> None:
+        self.q, self.still = q, still
+        super().__init__(q.batch_shape, q.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """That of q."""
+        return self.q.support
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, differentiable in q's parameters."""
+        return self.q.rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(value), differentiable in the value alone."""
+        return self.still.log_prob(value)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "PathGradient":
+        """The same distribution with further batch dimensions."""
+        return PathGradient(self.q.expand(batch_shape), self.still.expand(batch_shape))
 
 
 def _is_real(support: constraints.Constraint) -> bool:
@@ -197,7 +236,7 @@ def refine(
     steps: int,
     covariance: str,
     num_samples: int = 8,
-    lr: float = 0.05,
+    lr: float = 0.1,
 ) -> LocalGuide:
     """The Gaussian that maximises each datum's ELBO, started from the guide's, by Adam.
 
@@ -215,7 +254,7 @@ def refine(
     local = LocalGuide(model, guide, x, keywords, covariance)
     parameters = [p for p in local.parameters() if p.numel()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    objective = ELBO(num_samples)
+    objective = ELBO(num_samples, kl="sampled")
     with mode(model, guide, training=False), torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2

@@ -1,0 +1,73 @@
+"""What a pair's log weights are, the slow way: one draw and one datum at a time."""
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+
+class Recorder(Messenger):
+    """Remembers every latent value drawn inside, in order; replayed values are not drawn twice.
+
+    Attributes:
+        values: by site, the drawn tensors.
+        data_dims: by site, which dimension of its value (counted from the right) is the data's.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.values, self.data_dims = {}, {}
+
+    def _pyro_post_sample(self, msg):
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        drawn = self.values.setdefault(msg["name"], [])
+        if not any(msg["value"] is value for value in drawn):
+            drawn.append(msg["value"])
+        (dim,) = (f.dim for f in msg["cond_indep_stack"] if f.name == "data")
+        self.data_dims[msg["name"]] = dim - msg["fn"].event_dim
+
+    def draws(self, num_samples):
+        """One dictionary of values a draw, however many draws a run held."""
+        return [{k: self._draw(v, s, num_samples) for k, v in self.values.items()}
+                for s in range(num_samples)]  # fmt: skip
+
+    @staticmethod
+    def _draw(values, s, num_samples):
+        if len(values) == num_samples:
+            return values[s]
+        (value,) = values
+        assert len(value) == num_samples
+        return value[s]
+
+    def row(self, draw, n):
+        """The values of one datum, in a batch of one."""
+        return {k: v.narrow(self.data_dims[k], n, 1) for k, v in draw.items()}
+
+
+def log_joint(program, values, x, **keywords):
+    """The sum of a program's unscaled log densities with its latent sites at these values."""
+    with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
+        trace = poutine.trace(poutine.condition(program, data=values)).get_trace(x, **keywords)
+        trace.compute_log_prob()
+        sites = [s for s in trace.nodes.values() if s["type"] == "sample"]
+        return sum(s["unscaled_log_prob"].sum() for s in sites if not site_is_subsample(s))
+
+
+def slow_log_weights(model, guide, x, recorder, num_samples):
+    """log p(x_n, z_sn) - log q(z_sn | x_n) from the recorded draws, (S, N)."""
+    draws = recorder.draws(num_samples)
+    rows = [[(recorder.row(draw, n), x[n : n + 1]) for n in range(len(x))] for draw in draws]
+    return torch.stack(
+        [
+            torch.stack([log_joint(model, z, x_n) - log_joint(guide, z, x_n) for z, x_n in row])
+            for row in rows
+        ]
+    )
+
+
+def slow_joint_log_weights(model, guide, x, recorder, num_samples):
+    """The same summed over the data, (S,): for programs that hold a table with a row a datum."""
+    draws = recorder.draws(num_samples)
+    return torch.stack([log_joint(model, z, x) - log_joint(guide, z, x) for z in draws])
