@@ -103,7 +103,8 @@ def elbo(
 
 def batch_keywords(x: Tensor, mask: Tensor | None, rows: Tensor) -> dict[str, Any]:
     """What a pair is told of a batch: its mask, and which rows of how many, unless it is all."""
-    where = {} if len(rows) == len(x) else {"index": rows, "num_data": len(x)}
+    whole = len(rows) == len(x) and torch.equal(rows, torch.arange(len(x), device=rows.device))
+    where = {} if whole else {"index": rows, "num_data": len(x)}
     return where | ({} if mask is None else {"mask": mask[rows]})
 
 

@@ -5,7 +5,7 @@ import logging
 from jaxtyping import install_import_hook
 
 # Before the package is imported for the first time.
-install_import_hook("ppl_vae", "beartype.beartype")
+install_import_hook("ppl_vae", "shapes.checked")
 
 import numpy as np  # noqa: E402
 import pyro  # noqa: E402

@@ -176,8 +176,7 @@ def em_step(S, W, noise):
     """One EM step on complete data in the covariance alone (Tipping & Bishop, eq. 29, 30)."""
     M_inverse = np.linalg.inv(W.T @ W + noise * np.eye(W.shape[1]))
     SW = S @ W
-    new = SW @ np.linalg.inv(noise * np.eye(W.shape[1]) + M_inverse @ W.T @ SW)
-    return new
+    return SW @ np.linalg.inv(noise * np.eye(W.shape[1]) + M_inverse @ W.T @ SW)
 
 
 def test_the_rates_of_em():
@@ -193,7 +192,7 @@ def test_the_rates_of_em():
 
 
 def test_the_rate_of_variational_em_in_the_rotation():
-    l, noise, angle = np.array([5.0, 2.0]), 0.5, 1e-3
+    l, noise, angle = np.array([5.0, 2.0]), 0.5, 1e-2
     W = np.diag(np.sqrt(l - noise)) @ np.array(
         [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     )
@@ -204,7 +203,8 @@ def test_the_rate_of_variational_em_in_the_rotation():
         second += np.diag(oracles.best_q_variances(W, noise, "diagonal"))
         return np.diag(l) @ W @ M_inverse @ np.linalg.inv(second)
 
-    first = step(step(W))
-    gaps = [oracles.best_q_gap(V, noise, "diagonal") for V in (first, step(first))]
+    for _ in range(30):  # until the slowest mode is left
+        W = step(W)
+    gaps = [oracles.best_q_gap(V, noise, "diagonal") for V in (W, step(W))]
     rate = oracles.variational_em_rate(*l, noise)
     assert gaps[1] / gaps[0] == pytest.approx(rate**2, rel=1e-2)

@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood, rows_at_once
+from ppl_vae.evaluation.likelihood import (
+    NUMBERS_AT_ONCE,
+    LogLikelihood,
+    collect,
+    estimate,
+    rows_at_once,
+)
 from ppl_vae.evaluation.local import family_of, refine
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import ELBO, batch_keywords
@@ -86,6 +92,7 @@ def gaps(
     steps: int = 300,
     num_samples: int = 1000,
     mask: ArrayLike | None = None,
+    rows: Int[Tensor, " R"] | None = None,
     seed: int | None = None,
 ) -> Gaps:
     """Split log p - ELBO of a pair into approximation and amortization gap.
@@ -95,13 +102,14 @@ def gaps(
     Args:
         model, guide: any pair under the contract.
         x: the whole data, (N, D).
-        log_p: exact log p(x_n) if it is known; else it is estimated by importance sampling with
-            a refined full-covariance Gaussian.
+        log_p: exact log p(x_n) of the rows looked at, if it is known; else it is estimated by
+            importance sampling with a full-covariance Gaussian refined from q*.
         best: a guide known to be the best of the family for each datum; else it is sought.
         covariance: the family; by default the guide's own.
-        steps: of the search for q*, and of the refinement.
+        steps: of the search for q*, and of the further refinement.
         num_samples: draws a datum for log p.
         mask: True where x is observed; NaN in x says the same.
+        rows: look at these rows of x only; by default at all.
         seed: of the draws.
 
     Raises:
@@ -109,29 +117,30 @@ def gaps(
     """
     x, mask = as_observed(x, mask, model=model, guide=guide)
     at_least("steps", steps)
-    ours, top = [], []
+    rows = torch.arange(len(x)) if rows is None else rows
+    blocks = rows.to(x.device).split(min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
+    ours, top, parts = [], [], []
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
-        blocks = torch.arange(len(x), device=x.device).split(rows_at_once(x))
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
         family = covariance or family_of(model, guide, *first)
         choose_option("covariance", family, COVARIANCES)
-        for rows in blocks:
-            block = x[rows], batch_keywords(x, mask, rows)
+        for block_rows in blocks:
+            block = x[block_rows], batch_keywords(x, mask, block_rows)
             search = {"steps": steps, "covariance": family}
             optimum = best or refine(model, guide, *block, **search)
             common = int(torch.randint(2**31, ()))
             ours.append(_elbo(model, guide, *block, seed=common))
             top.append(_elbo(model, optimum, *block, seed=common))
-    estimate = None
-    if log_p is None:
-        arguments: dict[str, Any] = {"refine": steps, "mask": mask, "seed": seed}
-        estimate = log_likelihood(model, guide, x, num_samples, **arguments)
-        log_p = estimate.value
+            if log_p is None:
+                wide = refine(model, optimum, *block, steps=steps, covariance="full")
+                parts.append(estimate(model, wide, *block, num_samples))
+    estimated = collect(parts, num_samples, "importance", steps) if parts else None
+    value = log_p if estimated is None else estimated.value
     columns = [
         torch.as_tensor(values).detach().double().cpu()
-        for values in (log_p, torch.cat(ours), torch.cat(top))
+        for values in (value, torch.cat(ours), torch.cat(top))
     ]
-    return Gaps(*columns, covariance=family, estimate=estimate)
+    return Gaps(*columns, covariance=family, estimate=estimated)
 
 
 @torch.no_grad()

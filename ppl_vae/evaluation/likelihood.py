@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
@@ -119,6 +119,7 @@ def log_likelihood(
     refine: int = 0,
     covariance: str | None = None,
     mask: ArrayLike | None = None,
+    rows: Int[Tensor, " R"] | None = None,
     seed: int | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x_n) of each datum by log (1/S sum_s p(x_n, z_s) / q(z_s | x_n)).
@@ -135,6 +136,7 @@ def log_likelihood(
             (:func:`ppl_vae.evaluation.local.refine`). The guide itself stays as it is.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed; NaN in x says the same.
+        rows: look at these rows of x only; by default at all.
         seed: of the draws.
 
     Raises:
@@ -145,16 +147,23 @@ def log_likelihood(
     if check := getattr(owner_of(model), "check_data", None):
         check(*as_observed(x, mask, model=model))
     x, mask = as_observed(x, mask, model=model, guide=guide)
-    parts: list[tuple[Tensor, ...]] = []
-    most_rows = rows_at_once(x)
-    block = max(1, min(most_rows, NUMBERS_AT_ONCE // num_samples))
+    rows = torch.arange(len(x)) if rows is None else rows
+    most = max(1, min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
+    parts = []
     with isolated_store(), seeded(seed), mode(model, proposal, training=False):
-        for rows in torch.arange(len(x), device=x.device).split(block):
-            keywords = batch_keywords(x, mask, rows)
-            local = _refined(model, proposal, x[rows], keywords, refine, covariance)
-            draws = max(1, most_rows // len(rows))
-            weights = _weights(model, local, x[rows], keywords, num_samples, draws)
-            parts.append(_summary(weights))
+        for block_rows in rows.to(x.device).split(most):
+            block = x[block_rows], batch_keywords(x, mask, block_rows)
+            if refine:
+                family = covariance or "full"
+                local = refine_guide(model, proposal, *block, steps=refine, covariance=family)
+            parts.append(estimate(model, local if refine else proposal, *block, num_samples))
+    return collect(parts, num_samples, method, refine)
+
+
+def collect(
+    parts: list[tuple[Tensor, ...]], num_samples: int, method: str, refine: int
+) -> LogLikelihood:
+    """The estimates of several blocks of data as one result."""
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return LogLikelihood(*columns, num_samples, method, refine)
 
@@ -190,27 +199,20 @@ def rows_at_once(x: Tensor) -> int:
     return max(1, min(rows, NUMBERS_AT_ONCE // x.shape[1]))
 
 
-def _refined(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: dict[str, Any],
-    steps: int,
-    covariance: str | None,
-) -> ProgramLike:
-    if not steps:
-        return guide
-    return refine_guide(model, guide, x, keywords, steps=steps, covariance=covariance or "full")
-
-
-def _weights(
+@torch.no_grad()
+def estimate(
     model: ProgramLike,
     guide: ProgramLike,
     x: Tensor,
     keywords: dict[str, Any],
     num_samples: int,
-    draws: int,
-) -> Float[Tensor, "S B"]:
+) -> tuple[Tensor, ...]:
+    """The first five fields of a :class:`LogLikelihood` for one block of data.
+
+    Raises:
+        FloatingPointError: if a log weight is NaN.
+    """
+    draws = max(1, rows_at_once(x) // len(x))
     dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
     weights = []
     for start in range(0, num_samples, draws):
@@ -222,7 +224,7 @@ def _weights(
         raise FloatingPointError(
             "log weights are NaN; do the model and the guide give finite densities on these data?"
         )
-    return weights
+    return _summary(weights)
 
 
 def _summary(weights: Float[Tensor, "S B"]) -> tuple[Tensor, ...]:

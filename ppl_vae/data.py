@@ -1,0 +1,155 @@
+"""Data: the embedded digits, tables from files, disjoint splits, and units."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from ppl_vae.program import ArrayLike, as_matrix
+
+
+def digits() -> Float[np.ndarray, "1797 64"]:
+    """scikit-learn's handwritten digits, 8 x 8 pixels, each in 0..1 (sixteenths)."""
+    return load_digits().data / 16
+
+
+def read_table(path: str | Path) -> Float[np.ndarray, "N D"]:
+    """Numbers from a ``.csv`` (with or without a header, any common delimiter) or ``.npy`` file.
+
+    Raises:
+        ValueError: if the file is neither, cannot be read, or has columns that are not numbers.
+        FileNotFoundError: if it is not there.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".npy":
+        try:
+            return as_matrix(np.load(path, allow_pickle=False), name=path.name).numpy()
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise ValueError(f"{path} must end in .csv, .tsv, .txt or .npy")
+    return as_matrix(_read_text(path), name=path.name).numpy()
+
+
+def _read_text(path: Path) -> pd.DataFrame:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    try:
+        delimiter = csv.Sniffer().sniff(lines[0], delimiters=",;\t ").delimiter
+    except csv.Error:  # a single column
+        delimiter = ","
+    header = None if _is_numbers(lines[0].split(delimiter)) else 0
+    try:
+        table = pd.read_csv(path, sep=delimiter, header=header, encoding="utf-8-sig")
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path} is no table: {error}") from error
+    wrong = [c for c in table.columns if not pd.api.types.is_numeric_dtype(table[c])]
+    if wrong:
+        raise ValueError(
+            f"{path} has columns that are not numbers: {wrong[:5]}; remove them, or leave missing "
+            "cells empty"
+        )
+    return table
+
+
+def _is_numbers(cells: list[str]) -> bool:
+    try:
+        for cell in cells:
+            float(cell.strip().strip('"') or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint rows for fitting, early stopping and testing.
+
+    Attributes:
+        train, val, test: (N, D) each; val may be empty.
+    """
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+def split(
+    x: ArrayLike,
+    x_test: ArrayLike | None = None,
+    *,
+    val: float = 0.08,
+    test: float = 0.17,
+    seed: int = 0,
+) -> Split:
+    """Shuffle rows and part them; with ``x_test`` given, x gives training and validation rows only.
+
+    Raises:
+        ValueError: if there are too few rows to part, or x_test has another width.
+    """
+    x = as_matrix(x)
+    num_val = max(1, round(val * len(x)))
+    if x_test is not None:
+        x_test = as_matrix(x_test, name="x_test").to(x)
+        if x_test.shape[1] != x.shape[1]:
+            raise ValueError(f"x_test has {x_test.shape[1]} columns, x {x.shape[1]}")
+        train, val_rows = _part(torch.arange(len(x)), num_val, seed)
+        return Split(x[train], x[val_rows], x_test)
+    num_test = max(2, round(test * len(x)))
+    rest, test_rows = _part(torch.arange(len(x)), num_test, seed)
+    train, val_rows = _part(rest, num_val, seed)
+    return Split(x[train], x[val_rows], x[test_rows])
+
+
+def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    if len(rows) - size < 3:
+        raise ValueError(f"{len(rows)} rows are too few to keep {size} apart and fit the rest")
+    kept, apart = train_test_split(rows.numpy(), test_size=size, random_state=seed)
+    return torch.from_numpy(kept), torch.from_numpy(apart)
+
+
+@dataclass(frozen=True)
+class Units:
+    """A shift a column and one scale for all, in which step sizes do not depend on the data's units.
+
+    PPCA is equivariant under it: only log p moves, by the log of its Jacobian.
+
+    Attributes:
+        loc: (D,).
+        scale: ().
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "N D"]) -> "Units":
+        """Mean zero a column, variance one on average, over the rows of x.
+
+        Raises:
+            ValueError: if x does not vary.
+        """
+        scale = x.var(0, correction=0).mean().sqrt()
+        if not scale > 0:
+            raise ValueError("x does not vary: all its rows are equal")
+        return cls(x.mean(0), scale)
+
+    def apply(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """x in these units."""
+        return (x - self.loc) / self.scale
+
+    @property
+    def log_jacobian(self) -> float:
+        """What to add to a log density of :meth:`apply` (x) to get that of x, in nats a datum."""
+        return -len(self.loc) * math.log(float(self.scale))

@@ -1,0 +1,194 @@
+"""The rungs of the ladder: which model, which guide, which algorithm."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
+from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.svi import fit_svi
+from ppl_vae.models.likelihoods import Gaussian
+from ppl_vae.models.networks import mlp
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import IWAE
+from ppl_vae.program import ProgramLike
+from ppl_vae.results import FitResult
+
+HIDDEN = (256,)
+IWAE_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every SVI rung is fitted: the same for all of them.
+
+    Attributes:
+        steps: at most.
+        batch_size: at most.
+        lr: of Adam, falling to zero along a cosine.
+        patience: looks at the validation rows without a better one.
+    """
+
+    steps: int = 2000
+    batch_size: int = 256
+    lr: float = 1e-2
+    patience: int = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a rung is fitted to.
+
+    Attributes:
+        train: rows to fit.
+        val: rows for early stopping.
+        latent_dim: K.
+        settings: of SVI.
+        seed: of starts, data order and draws.
+    """
+
+    train: Tensor
+    val: Tensor
+    latent_dim: int
+    settings: Settings = field(default_factory=Settings)
+    seed: int = 0
+
+    def svi(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        *,
+        early_stopping: bool = False,
+        objective: pyro.infer.ELBO | None = None,
+    ) -> FitResult:
+        """Fit a pair by SVI under the settings."""
+        looks: dict[str, Any] = {}
+        if early_stopping:
+            looks = {"x_val": self.val, "patience": self.settings.patience}
+        return fit_svi(
+            model,
+            guide,
+            self.train,
+            steps=self.settings.steps,
+            batch_size=min(self.settings.batch_size, len(self.train)),
+            lr=self.settings.lr,
+            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
+            objective=objective,
+            seed=self.seed,
+            **looks,
+        )
+
+    def ppca(self) -> PPCA:
+        """Where every PPCA rung starts."""
+        return PPCA.like(self.train, self.latent_dim, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A rung after its fit.
+
+    Attributes:
+        model, guide: the pair.
+        fit: how it went.
+        best: a guide known to be the best of the guide's family for each datum, if there is one.
+    """
+
+    model: ProgramLike
+    guide: ProgramLike
+    fit: FitResult
+    best: ProgramLike | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A row of the ladder's table.
+
+    Attributes:
+        name: by which it is asked for.
+        model, q, algorithm: what the table says.
+        climb: fits it.
+    """
+
+    name: str
+    model: str
+    q: str
+    algorithm: str
+    climb: Callable[[Task], Fitted]
+
+
+def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
+    def climb(task: Task) -> Fitted:
+        ppca = task.ppca()
+        result = fit(ppca, task.train)
+        guide = ExactGuide(ppca, covariance=covariance)
+        return Fitted(ppca.model, guide, result, best=guide)
+
+    return climb
+
+
+def _svi(make_guide: Callable[[Task, PPCA], Any], covariance: str) -> Any:
+    def climb(task: Task) -> Fitted:
+        ppca = task.ppca()
+        guide = make_guide(task, ppca)
+        fit = task.svi(ppca.model, guide)
+        return Fitted(ppca.model, guide, fit, best=ExactGuide(ppca, covariance=covariance))
+
+    return climb
+
+
+def _per_datum(task: Task, ppca: PPCA) -> MeanFieldGuide:
+    return MeanFieldGuide(len(task.train), task.latent_dim).to(task.train)
+
+
+def _exact_guide(task: Task, ppca: PPCA) -> ExactGuide:
+    return ExactGuide(ppca)
+
+
+def _linear(covariance: str) -> Callable[[Task, PPCA], AmortizedGuide]:
+    def make(task: Task, ppca: PPCA) -> AmortizedGuide:
+        encoder = mlp(ppca.data_dim, task.latent_dim, seed=task.seed)
+        shape = {"covariance": covariance, "homoscedastic": True}
+        return AmortizedGuide(encoder, task.latent_dim, **shape)
+
+    return make
+
+
+def _deep(task: Task, ppca: PPCA) -> AmortizedGuide:
+    k = task.latent_dim
+    encoder = mlp(ppca.data_dim, k + num_scale_outputs("diagonal", k), HIDDEN, seed=task.seed)
+    return AmortizedGuide(encoder, k).to(task.train)
+
+
+def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
+    def climb(task: Task) -> Fitted:
+        # In units of average variance one, noise of a half leaves the latents something to explain.
+        likelihood = Gaussian("shared", initial=0.5**0.5)
+        shape = {"hidden": HIDDEN, "activation": "gelu", "likelihood": likelihood}
+        vae = VAE.mlp(task.train.shape[1], task.latent_dim, seed=task.seed, **shape)
+        fit = task.svi(vae.model, vae.guide, early_stopping=True, objective=objective)
+        return Fitted(vae.model, vae.guide, fit)
+
+    return climb
+
+
+_DIAGONAL = "q_i, diagonal"
+_RUNGS = (
+    Rung("closed-form", "PPCA", "exact", "eigendecomposition", _exact(fit_closed_form)),
+    Rung("em", "PPCA", "exact", "EM", _exact(lambda p, x: fit_em(p, x, accelerate=False))),
+    Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em)),
+    Rung("variational-em", "PPCA", _DIAGONAL, "variational EM", _exact(variational_em, "diagonal")),
+    Rung("per-datum-svi", "PPCA", _DIAGONAL, "SVI", _svi(_per_datum, "diagonal")),
+    Rung("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full")),
+    Rung("linear-amortized", "PPCA", "N(Vx+b, diag)", "SVI", _svi(_linear("diagonal"), "diagonal")),
+    Rung("deep-amortized", "PPCA", "MLP, diagonal", "SVI", _svi(_deep, "diagonal")),
+    Rung("isotropic-q", "PPCA", "N(Vx+b, v I)", "SVI", _svi(_linear("isotropic"), "isotropic")),
+    Rung("unit-q", "PPCA", "N(Vx+b, I)", "SVI", _svi(_linear("unit"), "unit")),
+    Rung("vae", "MLP decoder", "MLP, diagonal", "SVI", _vae(None)),
+    Rung("iwae", "MLP decoder", "MLP, diagonal", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
+)
+RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}

@@ -1,0 +1,353 @@
+"""Gaussian guides: families, the exact one and its restrictions, one q a datum, amortized."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import nn
+
+import oracles
+from ppl_vae.guides import (
+    COVARIANCES,
+    LOG_VARIANCE_BOUND,
+    AmortizedGuide,
+    ExactGuide,
+    MeanFieldGuide,
+    gaussian,
+    num_scale_outputs,
+    restrict,
+    soft_bound,
+)
+from ppl_vae.models.networks import mlp
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import log_weights
+
+D, K, N = 6, 3, 40
+
+
+def draw(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.fixture
+def x():
+    return torch.from_numpy(oracles.simulate_ppca([9.0, 4.0, 2.5], 0.5, N, D, seed=0))
+
+
+@pytest.fixture
+def rotated(x):
+    """The ML solution with its loadings turned away from the principal axes."""
+    loadings, loc, noise = oracles.closed_form_ppca(x.numpy(), K)
+    loadings = loadings @ oracles.rotation(K, seed=1)
+    return PPCA.from_parameters(
+        torch.from_numpy(loadings), torch.from_numpy(loc), float(np.sqrt(noise))
+    )
+
+
+# Families
+
+
+@pytest.mark.parametrize(
+    ("covariance", "number"), [("unit", 0), ("isotropic", 1), ("diagonal", 4), ("full", 10)]
+)
+def test_the_free_numbers_of_a_covariance(covariance, number):
+    assert num_scale_outputs(covariance, 4) == number
+
+
+def test_the_soft_bound_is_the_identity_near_zero_and_never_flat():
+    small = torch.linspace(-1e-3, 1e-3, 5, dtype=torch.float64)
+    # bound tanh(v / bound) = v - v^3 / (3 bound^2) + ...
+    torch.testing.assert_close(soft_bound(small), small, rtol=1e-8, atol=1e-15)
+    large = torch.tensor([-100.0, 30.0, 100.0], dtype=torch.float64, requires_grad=True)
+    bounded = soft_bound(large)
+    assert bounded.abs().max() < LOG_VARIANCE_BOUND
+    bounded.sum().backward()
+    assert (large.grad > 0).all()
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_every_family_is_a_gaussian_with_the_mean_given(covariance, batch):
+    width = num_scale_outputs(covariance, K)
+    loc, raw = draw(*batch, K, seed=0), draw(*batch, width, seed=1)
+    q = gaussian(loc, raw, covariance)
+    assert (q.batch_shape, q.event_shape) == (batch, (K,))
+    torch.testing.assert_close(q.mean, loc)
+    assert q.has_rsample
+
+
+def test_the_covariances_are_what_the_numbers_say():
+    raw = torch.tensor([0.2, -0.4, 0.6, 1.0, -2.0, 0.5], dtype=torch.float64)
+    loc = torch.zeros(K, dtype=torch.float64)
+    bounded = 20 * torch.tanh(raw / 20)
+    torch.testing.assert_close(gaussian(loc, raw[:0], "unit").variance, torch.ones_like(loc))
+    torch.testing.assert_close(
+        gaussian(loc, raw[:1], "isotropic").variance, bounded[0].exp().expand(3)
+    )
+    torch.testing.assert_close(gaussian(loc, raw[:3], "diagonal").variance, bounded[:3].exp())
+    unit_lower = torch.tensor([[1, 0, 0], [1.0, 1, 0], [-2.0, 0.5, 1]], dtype=torch.float64)
+    expected = torch.diag((bounded[:3] / 2).exp()) @ unit_lower
+    torch.testing.assert_close(gaussian(loc, raw, "full").scale_tril, expected)
+
+
+def test_every_full_covariance_can_be_reached():
+    target = draw(K, K, seed=2)
+    target = torch.linalg.cholesky(target @ target.T + torch.eye(K))
+    diagonal = target.diagonal()
+    rows, columns = np.tril_indices(K, -1)
+    below = (target / diagonal[:, None])[rows, columns]
+    raw = torch.cat([20 * torch.atanh(2 * diagonal.log() / 20), below])
+    torch.testing.assert_close(gaussian(torch.zeros(K).double(), raw, "full").scale_tril, target)
+
+
+# The exact guide
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_best_q_of_a_family_costs_what_theory_says(rotated, x, covariance):
+    q, posterior = ExactGuide(rotated, covariance=covariance).distribution(x), rotated.posterior(x)
+    torch.testing.assert_close(q.mean, posterior.mean, rtol=1e-10, atol=1e-12)
+    exact = _covariances(posterior).detach().numpy()
+    kl = [
+        oracles.gaussian_kl(np.zeros(K), S, np.zeros(K), P)
+        for S, P in zip(_covariances(q).detach().numpy(), exact, strict=True)
+    ]
+    stated = oracles.best_q_gap(rotated.loadings.detach().numpy(), 0.5, covariance)
+    np.testing.assert_allclose(kl, stated, rtol=1e-9, atol=1e-12)
+
+
+def test_the_exact_guide_gives_log_p_from_every_draw(rotated, x):
+    weights = log_weights(rotated.model, ExactGuide(rotated), x, 5, seed=0)
+    torch.testing.assert_close(weights, rotated.log_likelihood(x).expand(5, N), rtol=0, atol=1e-9)
+
+
+def _covariances(q):
+    if isinstance(q, dist.MultivariateNormal):
+        return q.covariance_matrix
+    return torch.diag_embed(q.variance)
+
+
+@pytest.mark.parametrize("covariance", ["unit", "isotropic", "diagonal"])
+def test_the_best_variances(rotated, x, covariance):
+    variance = ExactGuide(rotated, covariance=covariance).distribution(x).variance
+    stated = oracles.best_q_variances(rotated.loadings.detach().numpy(), 0.5, covariance)
+    np.testing.assert_allclose(variance.detach().numpy(), np.tile(stated, (N, 1)), rtol=1e-10)
+
+
+def test_the_best_diagonal_variances_are_not_the_marginal_ones(rotated, x):
+    marginal = rotated.posterior(x).variance
+    best = ExactGuide(rotated, covariance="diagonal").distribution(x).variance
+    assert (best < marginal - 1e-3).all()
+
+
+def test_two_rotated_axes_cost_what_theory_says():
+    l_i, l_j, noise, angle = 5.0, 2.0, 0.5, 0.3
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    loadings = np.vstack([np.diag(np.sqrt([l_i - noise, l_j - noise])) @ turn, np.zeros((2, 2))])
+    ppca = PPCA.from_parameters(torch.from_numpy(loadings), torch.zeros(4), noise**0.5)
+    x = draw(1, 4, seed=3)
+    precision = ppca.posterior(x).precision_matrix[0].detach()
+    gap = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+    q = restrict(ppca.posterior(x), "diagonal")
+    kl = torch.distributions.kl_divergence(
+        dist.MultivariateNormal(q.mean, torch.diag_embed(q.variance)), ppca.posterior(x)
+    )
+    stated = oracles.rotated_pair_gap(l_i, l_j, angle)
+    assert gap.item() == pytest.approx(stated, rel=1e-10)
+    assert kl.item() == pytest.approx(stated, rel=1e-10)
+
+
+def test_on_the_principal_axes_the_diagonal_guide_is_exact(rotated, x):
+    ppca = rotated.canonical()
+    guide = ExactGuide(ppca, covariance="diagonal")
+    weights = log_weights(ppca.model, guide, x, 3, seed=0)
+    torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(3, N), rtol=0, atol=1e-9)
+
+
+def test_an_exact_guide_needs_a_posterior():
+    with pytest.raises(TypeError, match="model must have a method 'posterior'; VAE has none"):
+        ExactGuide(VAE.mlp(4, 2, seed=0))
+
+
+class Pendulum:
+    """Not a module: an object with a posterior."""
+
+    def posterior(self, x):
+        return dist.MultivariateNormal(x[:, :2], torch.eye(2))
+
+
+def test_any_object_with_a_posterior_has_an_exact_guide():
+    q = ExactGuide(Pendulum(), covariance="diagonal").distribution(torch.ones(3, 4))
+    assert q.mean.tolist() == [[1.0, 1.0]] * 3
+    assert q.variance.tolist() == [[1.0, 1.0]] * 3
+
+
+def test_an_exact_guide_refuses_holes(rotated, x):
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="ExactGuide is exact for complete rows only"):
+        log_weights(rotated.model, ExactGuide(rotated), x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda covariance: ExactGuide(PPCA(4, 2, seed=0), covariance=covariance),
+        lambda covariance: MeanFieldGuide(4, 2, covariance=covariance),
+        lambda covariance: AmortizedGuide(nn.Linear(4, 4), 2, covariance=covariance),
+        lambda covariance: VAE.mlp(4, 2, covariance=covariance),
+    ],
+)
+def test_an_unknown_family_lists_the_known(make):
+    known = "'unit', 'isotropic', 'diagonal', 'full'"
+    with pytest.raises(ValueError, match=f"covariance must be one of {known}; got 'low-rank'"):
+        make("low-rank")
+
+
+# One q a datum
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_mean_field_rows_are_looked_up_by_index(covariance):
+    guide = MeanFieldGuide(5, 2, covariance=covariance).double()
+    with torch.no_grad():
+        for p in guide.parameters():
+            p.copy_(draw(*p.shape, seed=4))
+    x, index = torch.zeros(5, 3), torch.tensor([4, 0, 4])
+    whole, part = guide.distribution(x), guide.distribution(x[index], index)
+    torch.testing.assert_close(part.mean, guide.loc[index])
+    torch.testing.assert_close(_covariances(part), _covariances(whole)[index])
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_mean_field_guides_start_at_the_prior(covariance):
+    q = MeanFieldGuide(5, 2, covariance=covariance).distribution(torch.zeros(5, 3))
+    assert not q.mean.any()
+    torch.testing.assert_close(_covariances(q), torch.eye(2).expand(5, 2, 2))
+
+
+def test_a_minibatch_moves_its_own_rows_only():
+    ppca, guide = PPCA(4, 2, seed=0), MeanFieldGuide(6, 2)
+    x = draw(6, 4, seed=5).float()
+    svi = SVI(ppca.model, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO())
+    index = torch.tensor([5, 1])
+    svi.step(x[index], index=index, num_data=6)
+    moved = (guide.loc.abs().sum(1) > 0) & (guide.raw.abs().sum(1) > 0)
+    assert moved.nonzero().flatten().tolist() == [1, 5]
+
+
+def test_tables_are_the_parameters_with_a_row_a_datum():
+    guide = MeanFieldGuide(6, 2)
+    assert {id(p) for p in guide.tables()} == {id(guide.loc), id(guide.raw)}
+    assert [id(p) for p in MeanFieldGuide(6, 2, covariance="unit").tables()] != []
+
+
+def test_a_missing_index_is_refused():
+    guide, x = MeanFieldGuide(5, 2), torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="x has 3 rows and this MeanFieldGuide one q a datum for 5"):
+        guide(x)
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_an_index_out_of_range_is_refused(bad):
+    guide, x = MeanFieldGuide(5, 2), torch.zeros(2, 4)
+    with pytest.raises(IndexError, match=rf"index must lie in 0\.\.4; it goes from {min(bad, 0)} to"):
+        guide(x, index=torch.tensor([0, bad]), num_data=5)
+
+
+def test_new_data_need_another_guide():
+    with pytest.raises(ValueError, match="num_data is 9, and this MeanFieldGuide has one q a datum for 5"):
+        MeanFieldGuide(5, 2)(torch.zeros(2, 4), index=torch.arange(2), num_data=9)
+
+
+@pytest.mark.parametrize(("arguments", "name"), [((0, 2), "num_data"), ((5, 0), "latent_dim")])
+def test_a_mean_field_guide_needs_rows_and_dimensions(arguments, name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got 0"):
+        MeanFieldGuide(*arguments)
+
+
+# Amortized
+
+
+@pytest.mark.parametrize("homoscedastic", [False, True])
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_an_encoder_returns_means_and_what_the_covariance_needs(covariance, homoscedastic):
+    width = num_scale_outputs(covariance, K)
+    encoder = mlp(D, K + (0 if homoscedastic else width), seed=0).double()
+    guide = AmortizedGuide(encoder, K, covariance=covariance, homoscedastic=homoscedastic).double()
+    x = draw(5, D, seed=6)
+    q, out = guide.distribution(x), encoder(x)
+    torch.testing.assert_close(q.mean, out[:, :K])
+    raw = torch.zeros(5, width).double() if homoscedastic else out[:, K:]
+    torch.testing.assert_close(_covariances(q), _covariances(gaussian(out[:, :K], raw, covariance)))
+    shared = [guide.raw] if homoscedastic and width else []
+    assert len(list(guide.parameters())) == len(list(encoder.parameters())) + len(shared)
+
+
+def test_an_encoder_may_return_a_location_and_a_scale():
+    loc, scale = draw(5, K, seed=7), draw(5, K, seed=8).exp()
+    tril = torch.linalg.cholesky(torch.eye(K).double() * 2).expand(5, K, K)
+    q = AmortizedGuide(lambda x: (loc, scale), K).distribution(torch.zeros(5, D).double())
+    torch.testing.assert_close((q.mean, q.stddev), (loc, scale))
+    q = AmortizedGuide(lambda x: [loc, tril], K, covariance="full").distribution(torch.zeros(5, D))
+    torch.testing.assert_close((q.mean, q.scale_tril), (loc, tril))
+
+
+def test_an_encoder_may_be_a_plain_function_and_x_numpy():
+    guide = AmortizedGuide(lambda x: torch.cat([x, x], -1), 2)
+    assert guide(np.array([[1.0, 2.0]], dtype="f4")).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "match"),
+    [
+        (nn.Linear(D, 2 * K + 1), r"the encoder must return \(rows, 6\) for latent_dim=3"),
+        (nn.Linear(D, K), r"returned \(5, 3\)"),
+        (lambda x: x.sum(), r"returned \(\)"),
+        (lambda x: (x[:, :2], x[:, :2].exp()), r"the encoder must return \(rows, 3\)"),
+    ],
+)
+def test_an_encoder_of_another_width_is_refused(encoder, match):
+    with pytest.raises(ValueError, match=match):
+        AmortizedGuide(encoder, K)(torch.zeros(5, D))
+
+
+def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
+    """The posterior mean is linear in x: V = M^-1 W', b = -V mu, variances s2 / M_kk on the axes."""
+    ppca = rotated.canonical()
+    W, loc = ppca.loadings.detach(), ppca.loc.detach()
+    M = W.T @ W + 0.5 * torch.eye(K)
+    encoder = nn.Linear(D, K).double()
+    guide = AmortizedGuide(encoder, K, homoscedastic=True).double()
+    with torch.no_grad():
+        encoder.weight.copy_(torch.linalg.solve(M, W.T))
+        encoder.bias.copy_(-encoder.weight @ loc)
+        guide.raw.copy_(20 * torch.atanh((0.5 / M.diagonal()).log() / 20))
+    weights = log_weights(ppca.model, guide, x, 4, seed=0)
+    torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(4, N), rtol=0, atol=1e-9)
+
+
+# As programs
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ExactGuide(PPCA(4, 2, seed=0)),
+        lambda: MeanFieldGuide(9, 2),
+        lambda: AmortizedGuide(nn.Linear(4, 4), 2),
+    ],
+    ids=["exact", "mean field", "amortized"],
+)
+def test_a_guide_is_a_program_with_one_site_in_the_plate(make):
+    guide, x, index = make(), torch.zeros(3, 4), torch.tensor([8, 0, 3])
+    trace = poutine.trace(guide).get_trace(x, index=index, num_data=9, observe=False, mask=None)
+    site = trace.nodes["z"]
+    (frame,) = site["cond_indep_stack"]
+    assert (frame.name, frame.dim, frame.size, frame.full_size) == ("data", -1, 3, 9)
+    assert site["scale"] == 3
+    assert site["fn"].event_shape == (2,)
+    assert trace.nodes["_RETURN"]["value"] is site["value"]
