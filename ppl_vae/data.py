@@ -18,7 +18,7 @@ from ppl_vae.program import ArrayLike, as_matrix
 
 def digits() -> Float[np.ndarray, "1797 64"]:
     """scikit-learn's handwritten digits, 8 x 8 pixels, each in 0..1 (sixteenths)."""
-    return load_digits().data / 16
+    return np.asarray(load_digits(return_X_y=True)[0]) / 16
 
 
 def read_table(path: str | Path) -> Float[np.ndarray, "N D"]:
@@ -93,7 +93,7 @@ def split(
     test: float = 0.17,
     seed: int = 0,
 ) -> Split:
-    """Shuffle rows and part them; with ``x_test`` given, x gives training and validation rows only.
+    """Shuffle rows and part them; with ``x_test`` given, x has no test rows to give.
 
     Raises:
         ValueError: if there are too few rows to part, or x_test has another width.
@@ -121,7 +121,7 @@ def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Units:
-    """A shift a column and one scale for all, in which step sizes do not depend on the data's units.
+    """A shift a column and one scale for all: step sizes then do not depend on the data's units.
 
     PPCA is equivariant under it: only log p moves, by the log of its Jacobian.
 

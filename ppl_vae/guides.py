@@ -127,7 +127,9 @@ class ExactGuide(GaussianGuide):
     def __init__(self, model: Any, *, covariance: str = "full") -> None:
         super().__init__()
         if not hasattr(model, "posterior"):
-            raise TypeError(f"model must have a method 'posterior'; {type(model).__name__} has none")
+            raise TypeError(
+                f"model must have a method 'posterior'; {type(model).__name__} has none"
+            )
         # In a tuple: as a submodule the model would be renamed, and would not train with its own.
         self._held = (model,)
         self.covariance = choose_option("covariance", covariance, COVARIANCES)
@@ -208,7 +210,7 @@ class MeanFieldGuide(GaussianGuide):
         if index is None:
             if len(x) != self.num_data:
                 raise ValueError(
-                    f"x has {len(x)} rows and this MeanFieldGuide one q a datum for {self.num_data}; "
+                    f"x has {len(x)} rows, this MeanFieldGuide one q a datum for {self.num_data}; "
                     "give index=, the rows of the data that x holds "
                     "(for new data use an AmortizedGuide)"
                 )

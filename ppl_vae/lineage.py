@@ -28,7 +28,7 @@ from ppl_vae.results import FitResult, Result
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
 
 GAP_ROWS = 500
-"""Training rows on which gaps are measured, and held-out rows whose log p is estimated, at most."""
+"""At most so many rows are used to measure gaps, and to estimate log p of held-out data."""
 REFINE_STEPS = 150
 DRAWS = 1000
 ELBO_DRAWS = 20
@@ -275,7 +275,8 @@ class _Ground:
         return Measure(bound + gap, error, found.estimate.share_reliable, "estimated"), bound
 
     def _best(self) -> float:
-        return float(self.reference.log_likelihood(self.task.train).mean()) + self.log_jacobian
+        best = self.reference.log_likelihood(self.task.train).detach()
+        return float(best.mean()) + self.log_jacobian
 
     def _held_out(self, fitted: Fitted, ppca: PPCA | None) -> Measure:
         if ppca is not None:
@@ -297,5 +298,7 @@ class _Ground:
 
 
 def _noise_scale(owner: Any) -> float:
-    scale = getattr(owner, "noise_scale", getattr(getattr(owner, "likelihood", None), "scale", None))
-    return float(scale) if isinstance(scale, Tensor) and scale.numel() == 1 else math.nan
+    scale = getattr(
+        owner, "noise_scale", getattr(getattr(owner, "likelihood", None), "scale", None)
+    )
+    return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else math.nan

@@ -94,7 +94,9 @@ def elbo(
     objective, num_data = ELBO(num_samples), len(x)
     values = []
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
-        for rows in torch.arange(num_data, device=x.device).split(at_least("batch_size", batch_size)):
+        for rows in torch.arange(num_data, device=x.device).split(
+            at_least("batch_size", batch_size)
+        ):
             keywords = batch_keywords(x, mask, rows)
             reconstruction, kl = objective.terms(model, guide, x[rows], **keywords)
             values.append((reconstruction - kl).expand(len(rows)))
@@ -177,7 +179,7 @@ def _check_reparameterized(run: PairTraces) -> None:
 
 
 class ELBO(_Objective):
-    """The evidence lower bound, E_q[log p(x | z)] - beta KL(q(z | x) || p(z)), a ``pyro.infer.ELBO``.
+    """The evidence lower bound, E_q[log p(x | z)] - beta KL(q || p), a ``pyro.infer.ELBO``.
 
     The KL is closed-form where it is known and the sites' order shows that it may be used (as in
     ``TraceMeanField_ELBO``), else estimated from the draws.

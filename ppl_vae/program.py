@@ -1,8 +1,8 @@
 """The contract of models and guides: base class, plate over data, names, dtypes and devices.
 
-A *program* is anything that can be called as ``program(x, ...)`` and speaks Pyro: a function, a bound
-method or a ``PyroModule``. A *model* and a *guide* are programs whose sites stand in the plate
-``"data"``. Everything in the package takes such pairs; the classes here are how its own are written.
+A *program* is anything that can be called as ``program(x, ...)`` and speaks Pyro: a function, a
+bound method or a ``PyroModule``. A *model* and a *guide* are programs whose sites stand in the
+plate ``"data"``. Everything in the package takes such pairs; its own derive from :class:`Program`.
 """
 
 import inspect
@@ -129,8 +129,9 @@ def owner_of(program: ProgramLike) -> Any:
     Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
     """
     while not isinstance(program, nn.Module):
-        if hasattr(program, "__self__"):
-            return program.__self__
+        bound_to = getattr(program, "__self__", None)
+        if bound_to is not None:
+            return bound_to
         inner = getattr(program, "func", None) or getattr(program, "__wrapped__", None)
         if inner is None:
             return program
@@ -176,7 +177,7 @@ def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:
 
 
 def placement(*programs: ProgramLike) -> dict[str, Any]:
-    """``dtype`` and ``device`` of the programs' first floating-point tensor; empty if none is found."""
+    """``dtype`` and ``device`` of the programs' first floating-point tensor; empty without one."""
     for tensor in tensors_of(*programs):
         if tensor.is_floating_point():
             return {"dtype": tensor.dtype, "device": tensor.device}
@@ -230,7 +231,9 @@ def _as_array(x: ArrayLike, name: str) -> np.ndarray:
         raise TypeError(f"{name} must hold numbers; its entries are of type {array.dtype}")
     # torch takes neither wide unsigned, long double nor swapped bytes, and warns of read-only.
     plain = array.dtype.str[1:] in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
-    kind = array.dtype.newbyteorder("=") if plain else complex if array.dtype.kind == "c" else float
+    kind = (
+        array.dtype.newbyteorder("=") if plain else complex if array.dtype.kind == "c" else float
+    )
     return np.require(array, dtype=kind, requirements=["C", "W"])
 
 
@@ -278,8 +281,8 @@ def as_observed(
 def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
     if "mask" not in accepted(model, {"mask": seen}):
         raise ValueError(
-            f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword 'mask'; "
-            "let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes first"
+            f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword "
+            "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes"
         )
     empty = (~seen.any(1)).nonzero().flatten().tolist()
     if empty:

@@ -17,7 +17,7 @@ class Result:
         return {field.name: plain(getattr(self, field.name)) for field in fields}
 
     def to_frame(self) -> pd.DataFrame:
-        """The fields with one value a row (a datum, a step) as columns; NaN where one is shorter."""
+        """The fields with one value a row (a datum, a step) as columns; NaN ends shorter ones."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         columns = {field.name: getattr(self, field.name) for field in fields}
         return pd.DataFrame(

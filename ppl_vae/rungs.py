@@ -79,6 +79,7 @@ class Task:
             lr=self.settings.lr,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
             objective=objective,
+            progress=False,
             seed=self.seed,
             **looks,
         )
@@ -166,7 +167,7 @@ def _deep(task: Task, ppca: PPCA) -> AmortizedGuide:
 
 def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
     def climb(task: Task) -> Fitted:
-        # In units of average variance one, noise of a half leaves the latents something to explain.
+        # With average variance one, noise of a half leaves the latents something to explain.
         likelihood = Gaussian("shared", initial=0.5**0.5)
         shape = {"hidden": HIDDEN, "activation": "gelu", "likelihood": likelihood}
         vae = VAE.mlp(task.train.shape[1], task.latent_dim, seed=task.seed, **shape)
@@ -176,19 +177,20 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
     return climb
 
 
-_DIAGONAL = "q_i, diagonal"
 _RUNGS = (
-    Rung("closed-form", "PPCA", "exact", "eigendecomposition", _exact(fit_closed_form)),
+    Rung("closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form)),
     Rung("em", "PPCA", "exact", "EM", _exact(lambda p, x: fit_em(p, x, accelerate=False))),
     Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em)),
-    Rung("variational-em", "PPCA", _DIAGONAL, "variational EM", _exact(variational_em, "diagonal")),
-    Rung("per-datum-svi", "PPCA", _DIAGONAL, "SVI", _svi(_per_datum, "diagonal")),
+    Rung(
+        "variational-em", "PPCA", "q_i, diag", "rotating VEM", _exact(variational_em, "diagonal")
+    ),
+    Rung("per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum, "diagonal")),
     Rung("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full")),
-    Rung("linear-amortized", "PPCA", "N(Vx+b, diag)", "SVI", _svi(_linear("diagonal"), "diagonal")),
-    Rung("deep-amortized", "PPCA", "MLP, diagonal", "SVI", _svi(_deep, "diagonal")),
-    Rung("isotropic-q", "PPCA", "N(Vx+b, v I)", "SVI", _svi(_linear("isotropic"), "isotropic")),
-    Rung("unit-q", "PPCA", "N(Vx+b, I)", "SVI", _svi(_linear("unit"), "unit")),
-    Rung("vae", "MLP decoder", "MLP, diagonal", "SVI", _vae(None)),
-    Rung("iwae", "MLP decoder", "MLP, diagonal", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
+    Rung("linear-amortized", "PPCA", "linear, diag", "SVI", _svi(_linear("diagonal"), "diagonal")),
+    Rung("deep-amortized", "PPCA", "MLP, diag", "SVI", _svi(_deep, "diagonal")),
+    Rung("isotropic-q", "PPCA", "linear, v I", "SVI", _svi(_linear("isotropic"), "isotropic")),
+    Rung("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit")),
+    Rung("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
+    Rung("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
 )
 RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}

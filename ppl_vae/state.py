@@ -6,6 +6,7 @@ Nothing in the package changes any of these for longer than a ``with`` block.
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyro
@@ -48,7 +49,7 @@ def isolated_store() -> Iterator[None]:
     no home but the store: the block starts from them and gives them back, trained or new.
     """
     store = pyro.get_param_store()
-    inside = _bare_parameters(store.get_state())
+    inside: Any = _bare_parameters(store.get_state())
     with store.scope(inside):
         yield
     bare = _bare_parameters(inside)
@@ -56,7 +57,7 @@ def isolated_store() -> Iterator[None]:
         store.set_state(bare)
 
 
-def _bare_parameters(state: dict) -> dict:
+def _bare_parameters(state: Any) -> Any:
     bare = {k: p for k, p in state["params"].items() if not isinstance(p, nn.Parameter)}
     return {"params": bare, "constraints": {k: state["constraints"][k] for k in bare}}
 

@@ -53,15 +53,17 @@ class PairTraces:
 
     def log_weights(self) -> Float[Tensor, "S B"]:
         """log p(x_n, z_sn) - log q(z_sn | x_n)."""
-        joint = sum(per_datum(s, log_prob(s)) for s in sites(self.model).values())
-        return joint - sum(per_datum(s, log_prob(s)) for s in sites(self.guide).values())
+        joint = [per_datum(s, log_prob(s)) for s in sites(self.model).values()]
+        guide = [-per_datum(s, log_prob(s)) for s in sites(self.guide).values()]
+        return torch.stack(torch.broadcast_tensors(*joint, *guide)).sum(0)
 
 
 def sites(trace: Trace) -> dict[str, Site]:
     """The sample sites that carry a density: no subsampling, no ``pyro.deterministic``."""
+    nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
@@ -87,7 +89,7 @@ def masked(value: Tensor, mask: Tensor | bool | None) -> Tensor:
 
 
 def per_datum(site: Site, value: Tensor) -> Float[Tensor, "S B"]:
-    """Sum a site's batch-shaped value over all but the samples and the data, wherever they stand."""
+    """Sum a site's batch-shaped value over all but samples and data, wherever they stand."""
     plates = frames(site)
     rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
     shape = [1] * rank
@@ -223,8 +225,9 @@ def _check_plates(who: str, site: Site, num_rows: int) -> None:
     scale, explained = site["scale"], _plate_scale(plates.values())
     if isinstance(scale, Tensor) or abs(scale / explained - 1) > 1e-6:
         raise ValueError(
-            f"{who} has scale {scale}, where its plates explain {explained:g} (poutine.scale?), so "
-            "what it adds is no log density; remove the scale (for a weighted KL: ELBO(beta=...))"
+            f"{who} has scale {scale}, where its plates explain {explained:g} "
+            "(poutine.scale?), so what it adds is no log density; remove the scale "
+            "(for a weighted KL: ELBO(beta=...))"
         )
 
 
@@ -233,5 +236,3 @@ def _plate_scale(plates: Any) -> float:
     for frame in plates:
         scale *= (frame.full_size or frame.size) / frame.size
     return scale
-
-

@@ -153,10 +153,11 @@ def log_likelihood(
     with isolated_store(), seeded(seed), mode(model, proposal, training=False):
         for block_rows in rows.to(x.device).split(most):
             block = x[block_rows], batch_keywords(x, mask, block_rows)
+            local = proposal
             if refine:
                 family = covariance or "full"
                 local = refine_guide(model, proposal, *block, steps=refine, covariance=family)
-            parts.append(estimate(model, local if refine else proposal, *block, num_samples))
+            parts.append(estimate(model, local, *block, num_samples))
     return collect(parts, num_samples, method, refine)
 
 
@@ -164,8 +165,8 @@ def collect(
     parts: list[tuple[Tensor, ...]], num_samples: int, method: str, refine: int
 ) -> LogLikelihood:
     """The estimates of several blocks of data as one result."""
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return LogLikelihood(*columns, num_samples, method, refine)
+    value, error, ess, k, reliable = (torch.cat(column) for column in zip(*parts, strict=True))
+    return LogLikelihood(value, error, ess, k, reliable, num_samples, method, refine)
 
 
 def _proposal(
@@ -188,9 +189,11 @@ def _proposal(
 
 def prior_guide(model: ProgramLike) -> ProgramLike:
     """A guide that draws from the model's prior: the model with its observed sites hidden."""
-    return poutine.block(
-        model, hide_fn=lambda site: site["type"] == "sample" and bool(site["is_observed"])
-    )
+
+    def hide(site: Any) -> bool:
+        return site["type"] == "sample" and bool(site["is_observed"])
+
+    return poutine.block(model, hide_fn=hide)
 
 
 def rows_at_once(x: Tensor) -> int:
@@ -235,5 +238,3 @@ def _summary(weights: Float[Tensor, "S B"]) -> tuple[Tensor, ...]:
     spread = (num_samples / ess - 1).clamp(min=0) / max(num_samples - 1, 1)
     k = k_hat(weights)
     return value.cpu(), spread.sqrt().cpu(), ess.cpu(), k, is_reliable(weights, k)
-
-

@@ -99,7 +99,7 @@ class LocalGuide(Program):
 
     def _sample_transformed(self, latent: _Latent, q: TorchDistribution) -> None:
         transform = biject_to(latent.support)
-        auxiliary = {"is_auxiliary": True}
+        auxiliary: Any = {"is_auxiliary": True}
         flat = pyro.sample(f"_{latent.name}_unconstrained", q, infer=auxiliary)
         shape = transform.inverse_shape(latent.event_shape)
         unconstrained = flat.reshape(*flat.shape[:-1], *shape)
@@ -107,7 +107,8 @@ class LocalGuide(Program):
         rank = len(latent.event_shape)
         log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
         log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + rank)
-        pyro.sample(latent.name, dist.Delta(value, log_density=log_density, event_dim=rank))
+        delta: Any = dist.Delta
+        pyro.sample(latent.name, delta(value, log_density=log_density, event_dim=rank))
 
 
 class PathGradient(TorchDistribution):
@@ -131,7 +132,7 @@ class PathGradient(TorchDistribution):
         super().__init__(q.batch_shape, q.event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint | None:
         """That of q."""
         return self.q.support
 
@@ -193,7 +194,9 @@ def _moments(fn: TorchDistribution, support: constraints.Constraint) -> tuple[Te
 
 
 def _is_normal(fn: Any) -> bool:
-    while isinstance(fn, dist.Independent | dist.torch_distribution.ExpandedDistribution):
+    while not isinstance(fn, dist.Normal) and hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.TransformedDistribution):
+            return False
         fn = fn.base_dist
     return isinstance(fn, dist.Normal)
 
@@ -210,7 +213,7 @@ def _raw(scale_tril: Tensor, covariance: str) -> Tensor:
         return raw.mean(-1, keepdim=True)
     if covariance == "diagonal":
         return raw
-    rows, columns = torch.tril_indices(*scale_tril.shape[-2:], -1, device=scale.device)
+    rows, columns = torch.tril_indices(scale.shape[-1], scale.shape[-1], -1, device=scale.device)
     return torch.cat([raw, (scale_tril / scale.unsqueeze(-1))[..., rows, columns]], -1)
 
 
@@ -264,6 +267,5 @@ def refine(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
-    return local.requires_grad_(False)
-
-
+    # In training mode Pyro warns of parameters without a gradient.
+    return local.requires_grad_(False).eval()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -11,7 +11,7 @@ FEWEST_DRAWS = 25
 ESS_FLOOR = 10.0
 """k-hat calls one single huge weight fine; its effective sample size of 1 says what it is."""
 CONSTANT_SPREAD = 1e-2
-"""Log weights within so many nats are constant up to rounding: every estimate from them is fine."""
+"""Log weights within so many nats are constant up to rounding, and every estimate is fine."""
 
 
 def effective_sample_size(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:

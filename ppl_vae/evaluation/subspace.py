@@ -15,9 +15,20 @@ from ppl_vae.results import Result
 class LinearGaussian(Protocol):
     """x ~ N(loc, loadings loadings' + noise_scale^2 I)."""
 
-    loadings: Tensor
-    loc: Tensor
-    noise_scale: Tensor
+    @property
+    def loadings(self) -> Tensor:
+        """W, (D, K)."""
+        ...
+
+    @property
+    def loc(self) -> Tensor:
+        """mu, (D,)."""
+        ...
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """sigma, ()."""
+        ...
 
 
 @dataclass(frozen=True, repr=False)

@@ -103,7 +103,7 @@ def variational_em(
     tol: float = 1e-9,
     max_iterations: int = 10_000,
 ) -> FitResult:
-    """Fit ppca to complete data by EM with a restricted q_i a datum, coordinate ascent in closed form.
+    """Fit ppca to complete data by EM with a restricted q_i a datum, each step in closed form.
 
     The optimal mean is the posterior's; the optimal variances are sigma^2 / M_kk (diagonal),
     sigma^2 K / tr M (isotropic), 1 (unit). With diagonal q it stalls in the rotation of W: axes
@@ -137,7 +137,9 @@ def _statistics(ppca: PPCA, x: ArrayLike) -> SampleCovariance:
     # Sums are in float64 whatever the model's dtype, on the model's device.
     covariance = SampleCovariance.of(as_matrix(x).to(ppca.loc.device))
     if covariance.data_dim != ppca.data_dim:
-        raise ValueError(f"x has {covariance.data_dim} columns, the model data_dim={ppca.data_dim}")
+        raise ValueError(
+            f"x has {covariance.data_dim} columns, the model data_dim={ppca.data_dim}"
+        )
     covariance.check_rank(ppca.latent_dim)
     return covariance
 
@@ -285,7 +287,7 @@ class _Trace:
         rounding = 1e-15 * (1 + float(at.trace / at.variance)) * len(at.loadings)
         if abs(gain) <= rounding:
             return "converged to rounding"
-        if 0 <= gain and ratio < 1 and gain * ratio / (1 - ratio) < tol:
+        if gain >= 0 and ratio < 1 and gain * ratio / (1 - ratio) < tol:
             return f"converged: under {tol:g} nats a datum to gain"
         return ""
 

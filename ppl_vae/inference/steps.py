@@ -51,7 +51,8 @@ class WeightedObjective:
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
         num_data = accepted(model, keywords).get("num_data", len(x))
         programs = [_only_accepted(program) for program in (model, guide)]
-        loss = self.objective.differentiable_loss(*programs, x, **keywords)
+        stock: Any = self.objective
+        loss = stock.differentiable_loss(*programs, x, **keywords)
         return -torch.as_tensor(loss) / num_data
 
 
@@ -153,5 +154,5 @@ class Update:
 
 
 def _tables(module: nn.Module) -> list[nn.Parameter]:
-    declared = getattr(module, "tables", None)
+    declared: Any = getattr(module, "tables", None)
     return list(declared()) if callable(declared) else []

@@ -1,7 +1,7 @@
 """Decoders as densities: p(x | z) from a decoder's outputs, constants always kept."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -53,6 +53,8 @@ class Gaussian(Likelihood):
         floor: a learned sigma stays above it; :meth:`notes` says when it was reached.
     """
 
+    scale: Tensor
+
     def __init__(
         self, scale: float | str = "shared", *, initial: float = 1.0, floor: float = 1e-4
     ) -> None:
@@ -62,9 +64,11 @@ class Gaussian(Likelihood):
         if isinstance(scale, str):
             choose_option("scale", scale, ("shared",))
             if not 0 <= floor < initial:
-                raise ValueError(f"need 0 <= floor < initial; got floor={floor}, initial={initial}")
+                raise ValueError(
+                    f"need 0 <= floor < initial; got floor={floor}, initial={initial}"
+                )
             above = constraints.greater_than(floor)
-            self.scale = PyroParam(torch.tensor(float(initial)), above)
+            self.scale = cast(Any, PyroParam(torch.tensor(float(initial)), above))
         elif scale > 0:
             self.register_buffer("scale", torch.tensor(float(scale)))
         else:
@@ -105,8 +109,9 @@ class Bernoulli(Likelihood):
         wrong = wrong if mask is None else wrong & mask
         if num_wrong := int(wrong.sum()):
             raise ValueError(
-                f"x has {num_wrong} entries outside {{0, 1}} (min {x.min():.2f}, max {x.max():.2f}); "
-                "a Bernoulli is no density there. Use Gaussian('shared'), or binarize: (x > t).float()"
+                f"x has {num_wrong} entries outside {{0, 1}} "
+                f"(min {x.min():.2f}, max {x.max():.2f}); a Bernoulli is no density there. "
+                "Use Gaussian('shared'), or binarize: (x > t).float()"
             )
 
 

@@ -74,5 +74,5 @@ class SampleCovariance:
         if latent_dim >= rank:
             raise ValueError(
                 f"latent_dim must be smaller than the rank of the centred data, {rank} (x has "
-                f"shape {tuple(self._factor.shape)}); got {latent_dim}, and the noise would be zero"
+                f"shape {tuple(self._factor.shape)}); with {latent_dim} the noise would be zero"
             )

@@ -1,5 +1,6 @@
 """Networks for encoders and decoders."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,7 +39,7 @@ def mlp(
     widths = [at_least("width", width) for width in (in_dim, *hidden, out_dim)]
     layers: list[nn.Module] = []
     with seeded(seed):
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), activate()]
     return nn.Sequential(*layers[:-1])
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pyro
 import pyro.distributions as dist
@@ -51,6 +51,8 @@ class PPCA(Program):
         torch.Size([100])
     """
 
+    noise_scale: Tensor
+
     def __init__(self, data_dim: int, latent_dim: int, *, seed: int | None = None) -> None:
         super().__init__()
         self.data_dim = at_least("data_dim", data_dim)
@@ -58,7 +60,7 @@ class PPCA(Program):
         with seeded(seed):
             self.loadings = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(data_dim))
-        self.noise_scale = PyroParam(torch.tensor(1.0), constraints.positive)
+        self.noise_scale = cast(Any, PyroParam(torch.tensor(1.0), constraints.positive))
 
     @classmethod
     def like(cls, x: ArrayLike, latent_dim: int, *, seed: int | None = None) -> Self:
@@ -153,14 +155,18 @@ class PPCA(Program):
         residual = (x - self.loc - mean @ self.loadings.mT).square().sum(-1)
         quadratic = residual / sigma.square() + mean.square().sum(-1)
         # log det C = (D - K) log sigma^2 + log det M, and tril tril' = M^-1.
-        half_log_det = (self.data_dim - self.latent_dim) * sigma.log() - tril.diagonal().log().sum()
+        half_log_det = (
+            self.data_dim - self.latent_dim
+        ) * sigma.log() - tril.diagonal().log().sum()
         return -0.5 * (self.data_dim * math.log(2 * math.pi) + quadratic) - half_log_det
 
     def _solve(self, x: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
         # x as rows, the lower factor of M^-1, and the posterior means.
         x = as_rows(x, self.loc, self.data_dim)
         precision = self.loadings.mT @ self.loadings
-        precision = precision + self.noise_scale.square() * torch.eye(self.latent_dim).to(precision)
+        precision = precision + self.noise_scale.square() * torch.eye(self.latent_dim).to(
+            precision
+        )
         tril = tril_of_inverse(precision)
         return x, tril, (x - self.loc) @ self.loadings @ tril @ tril.mT
 

@@ -28,7 +28,7 @@ from ppl_vae.state import seeded
 
 
 class VAE(Program):
-    """A variational autoencoder: z ~ N(0, I_K), x | z ~ likelihood(decoder(z)), q(z | x) its guide.
+    """A variational autoencoder: z ~ N(0, I_K), x | z ~ likelihood(decoder(z)), and its guide.
 
     ``vae.model`` and ``vae.guide`` are a Pyro pair; ``vae.guide.encoder`` is the network.
 
@@ -74,7 +74,7 @@ class VAE(Program):
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:
             raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
-        self.guide = guide
+        self.guide: Any = guide
         self._config: dict[str, Any] | None = None
 
     @classmethod
@@ -101,10 +101,10 @@ class VAE(Program):
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
         outputs = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
-        shape = {"activation": activation}
+        width = data_dim * likelihood.outputs_per_dim
         with seeded(seed):
-            encoder = mlp(data_dim, outputs, hidden, **shape)
-            decoder = mlp(latent_dim, data_dim * likelihood.outputs_per_dim, hidden[::-1], **shape)
+            encoder = mlp(data_dim, outputs, hidden, activation=activation)
+            decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
         vae = cls(
             decoder=decoder,
             likelihood=likelihood,
@@ -114,7 +114,7 @@ class VAE(Program):
             covariance=covariance,
         )
         sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "hidden": list(hidden)}
-        vae._config = sizes | shape | {"covariance": covariance}
+        vae._config = sizes | {"activation": activation, "covariance": covariance}
         return vae
 
     def config(self) -> dict[str, Any] | None:

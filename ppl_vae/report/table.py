@@ -1,0 +1,96 @@
+"""The ladder's table on a terminal."""
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from ppl_vae.lineage import Measure, Row
+
+FEW = 0.85
+"""Below this share of reliable data an estimate is shown as a lower bound."""
+
+
+NARROW = 118
+"""On a terminal with fewer columns, the table keeps to what it cannot do without."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cell: Callable[[Row], str]
+    numeric: bool = True
+    always: bool = True
+
+
+_COLUMNS = (
+    _Column("rung", lambda row: row.rung, numeric=False),
+    _Column("model", lambda row: row.model, numeric=False, always=False),
+    _Column("q(z|x)", lambda row: row.q, numeric=False, always=False),
+    _Column("algorithm", lambda row: row.algorithm, numeric=False, always=False),
+    _Column("ELBO", lambda row: number(row.elbo, 2)),
+    _Column("log p", lambda row: measure(row.log_p)),
+    _Column("", lambda row: reliability(row.log_p)),
+    _Column("appr.", lambda row: number(row.approximation, 3)),
+    _Column("amort.", lambda row: number(row.amortization, 3)),
+    _Column("held out", lambda row: measure(row.test_log_p)),
+    _Column("", lambda row: reliability(row.test_log_p)),
+    _Column("sigma", lambda row: number(row.noise_scale, 3), always=False),
+    _Column("angle", lambda row: number(row.angle, 1), always=False),
+    _Column("steps", lambda row: str(row.fit.steps), always=False),
+    _Column("s", lambda row: number(row.fit.seconds, 1)),
+)
+
+
+def lineage_table(rows: Sequence[Row], *, width: int = 160, waiting: str = "") -> Table:
+    """The rows as a table; ``waiting`` names a rung that is being fitted."""
+    columns = [column for column in _COLUMNS if column.always or width >= NARROW]
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for column in columns:
+        justify = "right" if column.numeric else "left"
+        table.add_column(column.title, justify=justify, no_wrap=column.numeric)
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    if waiting:
+        table.add_row(Text(waiting, style="dim"), Text("...", style="dim"))
+    return table
+
+
+def number(value: float, digits: int) -> str:
+    """A number with so many digits after the point, "-" where there is none, and no minus zero."""
+    if math.isnan(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def measure(value: Measure) -> str:
+    """A mean log-likelihood and its error; ~ is estimated, ≥ no more than a bound."""
+    if math.isnan(value.value):
+        return "-"
+    sign = "" if value.how == "exact" else "≥" if value.reliable < FEW else "~"
+    error = "" if value.error is None else f"±{value.error:.2f}"
+    return f"{sign}{number(value.value, 2)}{error}"
+
+
+def reliability(value: Measure) -> str:
+    """``exact``, or the share of data whose estimate is reliable."""
+    if math.isnan(value.value):
+        return ""
+    return "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} %"
+
+
+def legend(num_gap_rows: int, width: int) -> str:
+    """What the table's columns mean, filled to a width."""
+    text = (
+        "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
+        "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
+        f"estimate is reliable (≥: under {FEW:.0%}, a lower bound). log p - ELBO = approximation "
+        "gap, the price of q's family, + amortization gap, the price of how q is found; measured "
+        f"on {num_gap_rows} training rows. Held out: log p of the test rows, ± standard error "
+        "over them. Angle: the largest principal angle to the closed form, in degrees."
+    )
+    return "\n".join(textwrap.wrap(text, min(width, 110)))
