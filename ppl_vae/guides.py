@@ -18,11 +18,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
-from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.program import (
+    Density,
     Program,
     as_rows,
     at_least,
@@ -45,9 +45,7 @@ def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tenso
     return bound * torch.tanh(log_variance / bound)
 
 
-def gaussian(
-    loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str
-) -> TorchDistribution:
+def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str) -> Density:
     """The Gaussian of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
 
     Args:
@@ -70,7 +68,7 @@ def gaussian(
     return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
 
 
-def restrict(posterior: TorchDistribution, covariance: str) -> TorchDistribution:
+def restrict(posterior: Density, covariance: str) -> Density:
     """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
 
     With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1
@@ -93,7 +91,7 @@ class GaussianGuide(Program):
     latent_dim: int
 
     @abstractmethod
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
         """q(z | x) for rows x, batch shape (rows,), event shape (K,)."""
 
     def forward(
@@ -135,7 +133,7 @@ class ExactGuide(GaussianGuide):
         self.covariance = choose_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
         """q(z | x), from the model's posterior."""
         (model,) = self._held
         if isinstance(model, PyroModule):
@@ -200,7 +198,7 @@ class MeanFieldGuide(GaussianGuide):
             )
         return super().forward(x, num_data=num_data, **keywords)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
         """q_i for the rows ``index``; without it, for all N.
 
         Raises:
@@ -253,7 +251,7 @@ class AmortizedGuide(GaussianGuide):
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> TorchDistribution:
+    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
         """q(z | x) for rows x.
 
         Raises:
@@ -280,7 +278,7 @@ class AmortizedGuide(GaussianGuide):
                 f"it returned {tuple(out.shape)}"
             )
 
-    def _from_pair(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    def _from_pair(self, loc: Tensor, scale: Tensor) -> Density:
         self._check_width(loc, self.latent_dim)
         if self.covariance == "full":
             return dist.MultivariateNormal(loc, scale_tril=scale)

@@ -10,19 +10,16 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import pyro.infer
 import torch
 from jaxtyping import Float
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from ppl_vae.divergences import closed_kl, floored_kl, same_order
 from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
     PairTraces,
-    Site,
     draw_pairs,
     log_prob,
     masked,
@@ -226,7 +223,7 @@ class ELBO(_Objective):
         """The objective in nats a datum, and the size of the whole data."""
         runs = self._runs(model, guide, x, keywords)
         reconstruction, kl = self._terms(runs)
-        cost = _floored_kl(runs, self.free_bits) if self.free_bits else kl.mean()
+        cost = floored_kl(runs, self.free_bits) if self.free_bits else kl.mean()
         return reconstruction.mean() - self.beta * cost, runs[0].num_data
 
     def _terms(self, runs: list[PairTraces]) -> tuple[Tensor, Tensor]:
@@ -235,11 +232,11 @@ class ELBO(_Objective):
         return torch.cat(reconstruction).mean(0), torch.cat(kl).mean(0)
 
     def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
-        closed = self.kl == "auto" and _same_order(run)
+        closed = self.kl == "auto" and same_order(run)
         terms = []
         for name, guide_site in sites(run.guide).items():
             model_site = run.latent.get(name)
-            value = _closed_kl(guide_site, model_site) if closed and model_site else None
+            value = closed_kl(guide_site, model_site) if closed and model_site else None
             if value is not None:
                 terms.append(per_datum(guide_site, masked(value, guide_site["mask"])))
             else:
@@ -258,71 +255,6 @@ def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:
 def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
     # Terms that do not depend on the draws have S = 1.
     return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
-
-
-def _same_order(run: PairTraces) -> bool:
-    # A site's closed-form KL is conditional on the sites before it, in the model and the guide.
-    return list(run.latent) == [name for name in sites(run.guide) if name in run.latent]
-
-
-def _closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
-    q, p = guide_site["fn"], model_site["fn"]
-    if guide_site["mask"] is not model_site["mask"]:
-        return None
-    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
-        return _kl_full_diagonal(q, p)
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-
-
-def _is_diagonal(p: TorchDistribution) -> bool:
-    return (
-        isinstance(p, dist.Independent)
-        and p.reinterpreted_batch_ndims == 1
-        and isinstance(p.base_dist, dist.Normal)
-    )
-
-
-def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor:
-    """KL(N(m, L L') || N(m0, diag(s^2))).
-
-    = 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
-    """
-    loc, scale, tril = p.base_dist.loc, p.base_dist.scale, q.scale_tril
-    second_moment = (tril.square().sum(-1) + (q.loc - loc).square()) / scale.square()
-    log_ratio = tril.diagonal(dim1=-2, dim2=-1).log() - scale.log()
-    return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
-
-
-def _floored_kl(runs: list[PairTraces], floor: float) -> Tensor:
-    """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
-    by_name = [
-        torch.stack([_kl_by_dimension(run, name) for run in runs]).mean(0)
-        for name in runs[0].latent
-    ]
-    return torch.cat(by_name).clamp(min=floor).sum()
-
-
-def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
-    site = sites(run.guide)[name]
-    q, p = site["fn"], run.latent[name]["fn"]
-    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
-        q, p = q.base_dist, p.base_dist
-    if q.event_shape or p.event_shape:
-        raise ValueError(
-            f"free_bits needs a KL that is a sum over latent dimensions; site {name!r} has a "
-            f"{type(q).__name__} guide. Use covariance='diagonal'"
-        )
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        kl = q.log_prob(site["value"]) - p.log_prob(site["value"])
-    event = site["fn"].event_shape
-    kl = kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape)).flatten(-max(len(event), 1))
-    kl = kl if event else kl.unsqueeze(-1)
-    return torch.stack([per_datum(site, column).mean() for column in kl.unbind(-1)])
 
 
 class IWAE(_Objective):

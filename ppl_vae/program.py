@@ -8,7 +8,7 @@ plate ``"data"``. Everything in the package takes such pairs; its own derive fro
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyro
@@ -22,6 +22,15 @@ ProgramLike: TypeAlias = Callable[..., Any]
 
 ArrayLike: TypeAlias = Any
 """A numpy array, pandas DataFrame, nested list or tensor of numbers."""
+
+if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
+
+    Density: TypeAlias = TorchDistribution
+else:  # what Pyro's distributions have in common when they run
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+    Density = TorchDistributionMixin
 
 DATA_PLATE = "data"
 _instances = itertools.count()

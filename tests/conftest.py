@@ -1,4 +1,4 @@
-"""What every test stands on: checked shapes, an empty parameter store, and a world left unchanged."""
+"""What every test stands on: checked shapes, an empty parameter store, a world left unchanged."""
 
 import logging
 

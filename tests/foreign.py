@@ -1,11 +1,11 @@
 """Pairs that the package has never seen, in the styles in which strangers write them.
 
-``PAIRS`` maps a name to a function that makes a fresh ``(model, guide, x)``: float tensors of the
-default dtype, N = 24 rows. Whatever takes a pair must take all of them. A network with dropout or
-batch norm starts in training mode, as everywhere.
+``PAIRS`` maps a name to a function that makes a fresh ``(model, guide, x)``: tensors of the
+default dtype, N = 24 rows. Whatever takes a pair must take all of them. A network with dropout
+or batch norm starts in training mode, as everywhere.
 
-``param_table``, ``auto_normal`` and ``colliding_names`` stand outside ``PAIRS``: the first two hold
-a table with a row a datum (no held-out rows), the third is broken and must be found out.
+``param_table``, ``auto_normal`` and ``colliding_names`` stand outside ``PAIRS``: the first two
+hold a table with a row a datum (no held-out rows), the third is broken and must be found out.
 """
 
 import math
@@ -159,7 +159,7 @@ def param_only():
 
 def param_table():
     """One q a datum in ``pyro.param`` tables, looked up by ``index``."""
-    model, _, x = param_only()
+    _, _, x = param_only()
 
     def indexed_model(x, index=None, num_data=None):
         W = pyro.param("W", lambda: draw(7, 2, seed=8))
@@ -448,7 +448,8 @@ def plain_object():
 def auto_normal():
     """``AutoNormal``: an auxiliary site and a Delta that carries a density, a row a datum."""
     model, _, x = positive_latent()
-    guide = AutoNormal(model, init_scale=0.4, init_loc_fn=init_to_value(values={"z": torch.full((N, 2), 2.0)}))
+    start = init_to_value(values={"z": torch.full((N, 2), 2.0)})
+    guide = AutoNormal(model, init_scale=0.4, init_loc_fn=start)
     guide(x)
     return model, guide, x
 

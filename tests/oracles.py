@@ -1,8 +1,8 @@
 """Slow and obvious truths, in numpy and scipy only. Nothing here is shared with the package.
 
-Notation: N rows of D dimensions, K latent dimensions; ``loadings`` W is (D, K), ``loc`` mu is (D,),
-``noise`` is the noise *variance* sigma^2 = s2, ``l_i`` are eigenvalues of the sample covariance S over
-N (not N - 1), and M = W'W + s2 I. All values are in nats a datum.
+Notation: N rows of D dimensions, K latent dimensions; ``loadings`` W is (D, K), ``loc`` mu is
+(D,), ``noise`` is the noise *variance* sigma^2 = s2, ``l_i`` are eigenvalues of the sample
+covariance S over N (not N - 1), and M = W'W + s2 I. All values are in nats a datum.
 """
 
 import numpy as np
@@ -157,7 +157,10 @@ def posterior_mean_variance(eigenvalues, noise):
 
 
 def gaussian_kl(loc_q, cov_q, loc_p, cov_p):
-    """KL(N(m_q, S_q) || N(m_p, S_p)) = 1/2 [tr(S_p^-1 S_q) + d' S_p^-1 d - K + log |S_p| / |S_q|]."""
+    """KL(N(m_q, S_q) || N(m_p, S_p)), d = m_p - m_q:
+
+    1/2 [tr(S_p^-1 S_q) + d' S_p^-1 d - K + log |S_p| / |S_q|].
+    """
     inverse, d = np.linalg.inv(cov_p), loc_p - loc_q
     logs = np.linalg.slogdet(cov_p)[1] - np.linalg.slogdet(cov_q)[1]
     return 0.5 * (np.trace(inverse @ cov_q) + d @ inverse @ d - len(loc_q) + logs)
@@ -216,8 +219,9 @@ def isotropic_price(eigenvalues):
 def optimal_unit_q(eigenvalues, K):
     """The optimum over (W, s2, m) with q = N(m(x), I), from all D eigenvalues, largest first.
 
-    With A = sum_{i<=K} sqrt(l_i), T = sum_{j>K} l_j: sigma = (A + sqrt(A^2 + 4 D T)) / (2 D), squared
-    column norms sigma sqrt(l_i) - s2, -ELBO = 1/2 (D log 2 pi + D log s2 + 2 A / sigma - K + T / s2).
+    With A = sum_{i<=K} sqrt(l_i), T = sum_{j>K} l_j: sigma = (A + sqrt(A^2 + 4 D T)) / (2 D),
+    squared column norms sigma sqrt(l_i) - s2, and
+    -ELBO = 1/2 (D log 2 pi + D log s2 + 2 A / sigma - K + T / s2).
 
     Returns:
         sigma, squared column norms (K,), and the ELBO a datum.
@@ -286,3 +290,72 @@ def diagonal_q_tail_index(M):
 def scaled_proposal_kl(c2, D):
     """KL(N(0, c^2 I) || N(0, I)) in D dimensions: D ((c^2 - 1) / 2 - log c)."""
     return D * ((c2 - 1) / 2 - 0.5 * np.log(c2))
+
+
+# One step of EM, datum by datum
+
+
+def em_step(x, loc, loadings, noise, covariance="full", expand=False):
+    """One EM step of PPCA on complete data with mu the sample mean, from explicit q_n a datum.
+
+    E: q_n = N(m_n, V_n), V_n the posterior's covariance or its best restriction to a family. M:
+    W = (sum (x_n - mu) m_n') R^-1, R = sum (m_n m_n' + V_n), and
+    s2 = sum E |x_n - mu - W z|^2 / (N D). PX-EM (``expand``) folds mean R: W <- W chol(R / N).
+
+    Returns:
+        loadings (D, K), noise variance.
+    """
+    means, covariances = posterior(x, loc, loadings, noise)
+    if covariance != "full":
+        variances = best_q_variances(loadings, noise, covariance)
+        covariances = np.array([np.diag(variances)] * len(x))
+    cross = sum(np.outer(row - loc, m) for row, m in zip(x, means, strict=True))
+    second = sum(np.outer(m, m) + V for m, V in zip(means, covariances, strict=True))
+    new = cross @ np.linalg.inv(second)
+    squares = [
+        np.sum((row - loc - new @ m) ** 2) + np.trace(new @ V @ new.T)
+        for row, m, V in zip(x, means, covariances, strict=True)
+    ]
+    if expand:
+        new = new @ np.linalg.cholesky(second / len(x))
+    return new, np.mean(squares) / x.shape[1]
+
+
+def mean_elbo(x, loc, loadings, noise, covariance):
+    """mean log p(x_n) - KL(q_n || p(z | x_n)), with q_n the best of a family, all dense."""
+    means, covariances = posterior(x, loc, loadings, noise)
+    log_p = log_density(x, loc, loadings, noise)
+    if covariance == "full":
+        return log_p.mean()
+    q = np.diag(best_q_variances(loadings, noise, covariance))
+    kl = [gaussian_kl(m, q, m, V) for m, V in zip(means, covariances, strict=True)]
+    return (log_p - kl).mean()
+
+
+# Comparing linear-Gaussian models
+
+
+def implied_kl(first, second):
+    """KL between the marginals of x of two (loc, loadings, noise), with dense covariances."""
+    (loc, W, noise), (other_loc, V, other_noise) = first, second
+    return gaussian_kl(
+        loc, ppca_covariance(W, noise), other_loc, ppca_covariance(V, other_noise)
+    )
+
+
+def proposal_log_weight_variance(cov_q, cov_p):
+    """Var_q[log p - log q] for q and p of one mean: 1/2 tr((Sp^-1 Sq - I)^2)."""
+    difference = np.linalg.solve(cov_p, cov_q) - np.eye(len(cov_p))
+    return 0.5 * np.trace(difference @ difference)
+
+
+def mean_log_density(x, loc, loadings, noise):
+    """The mean of :func:`log_density` over complete rows, T their second moment about mu:
+
+    -1/2 (D log 2 pi + log |C| + tr C^-1 T).
+    """
+    covariance, residual = ppca_covariance(loadings, noise), x - loc
+    second = residual.T @ residual / len(x)
+    log_det = np.linalg.slogdet(covariance)[1]
+    trace = np.trace(np.linalg.solve(covariance, second))
+    return -0.5 * (len(loc) * np.log(2 * np.pi) + log_det + trace)

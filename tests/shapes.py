@@ -12,8 +12,12 @@ assert codemain.getrandbits.__self__ is random._inst
 codemain.getrandbits = random.Random(0).getrandbits
 
 
+# An int will do where a float is asked for.
+_beartype = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
+
 def checked(function):
-    """``beartype.beartype``, with ``Self`` read as ``Any`` (a method is decorated without its class)."""
+    """``beartype.beartype``, with ``Self`` read as ``Any``: methods are decorated one by one."""
     hints = getattr(function, "__annotations__", {})
     hints.update({name: Any for name, hint in hints.items() if hint is Self})
-    return beartype.beartype(function)
+    return _beartype(function)

@@ -1,6 +1,7 @@
 """Gaussian guides: families, the exact one and its restrictions, one q a datum, amortized."""
 
 import numpy as np
+import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +10,6 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-import oracles
 from ppl_vae.guides import (
     COVARIANCES,
     LOG_VARIANCE_BOUND,
@@ -203,7 +203,8 @@ def test_an_exact_guide_refuses_holes(rotated, x):
 )
 def test_an_unknown_family_lists_the_known(make):
     known = "'unit', 'isotropic', 'diagonal', 'full'"
-    with pytest.raises(ValueError, match=f"covariance must be one of {known}; got 'low-rank'"):
+    match = f"covariance must be one of {known}; got 'low-rank'"
+    with pytest.raises(ValueError, match=match):
         make("low-rank")
 
 
@@ -247,19 +248,21 @@ def test_tables_are_the_parameters_with_a_row_a_datum():
 
 def test_a_missing_index_is_refused():
     guide, x = MeanFieldGuide(5, 2), torch.zeros(3, 4)
-    with pytest.raises(ValueError, match="x has 3 rows and this MeanFieldGuide one q a datum for 5"):
+    with pytest.raises(ValueError, match="x has 3 rows, this MeanFieldGuide one q a datum for 5"):
         guide(x)
 
 
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_an_index_out_of_range_is_refused(bad):
     guide, x = MeanFieldGuide(5, 2), torch.zeros(2, 4)
-    with pytest.raises(IndexError, match=rf"index must lie in 0\.\.4; it goes from {min(bad, 0)} to"):
+    match = rf"index must lie in 0\.\.4; it goes from {min(bad, 0)} to"
+    with pytest.raises(IndexError, match=match):
         guide(x, index=torch.tensor([0, bad]), num_data=5)
 
 
 def test_new_data_need_another_guide():
-    with pytest.raises(ValueError, match="num_data is 9, and this MeanFieldGuide has one q a datum for 5"):
+    match = "num_data is 9, and this MeanFieldGuide has one q a datum for 5"
+    with pytest.raises(ValueError, match=match):
         MeanFieldGuide(5, 2)(torch.zeros(2, 4), index=torch.arange(2), num_data=9)
 
 
@@ -282,7 +285,9 @@ def test_an_encoder_returns_means_and_what_the_covariance_needs(covariance, homo
     q, out = guide.distribution(x), encoder(x)
     torch.testing.assert_close(q.mean, out[:, :K])
     raw = torch.zeros(5, width).double() if homoscedastic else out[:, K:]
-    torch.testing.assert_close(_covariances(q), _covariances(gaussian(out[:, :K], raw, covariance)))
+    torch.testing.assert_close(
+        _covariances(q), _covariances(gaussian(out[:, :K], raw, covariance))
+    )
     shared = [guide.raw] if homoscedastic and width else []
     assert len(list(guide.parameters())) == len(list(encoder.parameters())) + len(shared)
 
@@ -316,7 +321,7 @@ def test_an_encoder_of_another_width_is_refused(encoder, match):
 
 
 def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
-    """The posterior mean is linear in x: V = M^-1 W', b = -V mu, variances s2 / M_kk on the axes."""
+    """V = M^-1 W', b = -V mu, and on the principal axes variances s2 / M_kk."""
     ppca = rotated.canonical()
     W, loc = ppca.loadings.detach(), ppca.loc.detach()
     M = W.T @ W + 0.5 * torch.eye(K)

@@ -1,10 +1,9 @@
-"""The oracles themselves: each closed formula against a numerical search or a dense computation."""
+"""The oracles themselves: each formula against a numerical search or a dense computation."""
 
 import numpy as np
+import oracles
 import pytest
 from scipy import optimize, stats
-
-import oracles
 
 EIGENVALUES = np.array([9.0, 4.0, 2.5])
 
@@ -86,9 +85,7 @@ def test_the_closed_form_has_its_stated_likelihood():
     )
 
 
-@pytest.mark.parametrize(
-    ("covariance", "width"), [("unit", 0), ("isotropic", 1), ("diagonal", 3)]
-)
+@pytest.mark.parametrize(("covariance", "width"), [("unit", 0), ("isotropic", 1), ("diagonal", 3)])
 def test_no_other_q_of_a_family_is_better_than_its_best(covariance, width):
     loadings = np.random.default_rng(7).normal(size=(5, 3))
     precision = np.eye(3) + loadings.T @ loadings / 0.6
@@ -192,19 +189,19 @@ def test_the_rates_of_em():
 
 
 def test_the_rate_of_variational_em_in_the_rotation():
-    l, noise, angle = np.array([5.0, 2.0]), 0.5, 1e-2
-    W = np.diag(np.sqrt(l - noise)) @ np.array(
+    spectrum, noise, angle = np.array([5.0, 2.0]), 0.5, 1e-2
+    W = np.diag(np.sqrt(spectrum - noise)) @ np.array(
         [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     )
 
     def step(W):
         M_inverse = np.linalg.inv(W.T @ W + noise * np.eye(2))
-        second = M_inverse @ W.T @ np.diag(l) @ W @ M_inverse
+        second = M_inverse @ W.T @ np.diag(spectrum) @ W @ M_inverse
         second += np.diag(oracles.best_q_variances(W, noise, "diagonal"))
-        return np.diag(l) @ W @ M_inverse @ np.linalg.inv(second)
+        return np.diag(spectrum) @ W @ M_inverse @ np.linalg.inv(second)
 
     for _ in range(30):  # until the slowest mode is left
         W = step(W)
     gaps = [oracles.best_q_gap(V, noise, "diagonal") for V in (W, step(W))]
-    rate = oracles.variational_em_rate(*l, noise)
+    rate = oracles.variational_em_rate(*spectrum, noise)
     assert gaps[1] / gaps[0] == pytest.approx(rate**2, rel=1e-2)

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import oracles
 import pandas as pd
 import pyro.distributions as dist
 import pytest
@@ -10,7 +11,6 @@ import torch
 from pyro import poutine
 from scipy import stats
 
-import oracles
 from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA, tril_of_inverse
 
@@ -67,10 +67,9 @@ def test_the_posterior_is_that_of_the_dense_precision():
 def test_bayes_rule_holds_at_any_z():
     ppca, _ = make()
     x, z = torch.from_numpy(draw(N, D)), torch.from_numpy(draw(N, K, seed=1))
-    log_joint = (
-        dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
-        + dist.Normal(z @ ppca.loadings.T + ppca.loc, ppca.noise_scale).log_prob(x).sum(-1)
-    )
+    log_joint = dist.Normal(0.0, 1.0).log_prob(z).sum(-1) + dist.Normal(
+        z @ ppca.loadings.T + ppca.loc, ppca.noise_scale
+    ).log_prob(x).sum(-1)
     torch.testing.assert_close(
         log_joint - ppca.posterior(x).log_prob(z), ppca.log_likelihood(x), rtol=0, atol=1e-9
     )
@@ -84,7 +83,7 @@ def test_tiny_noise_costs_no_accuracy(noise):
     eigenvalues, loc = np.array([1.0, 0.5, 0.1]), rng.normal(size=D)
     loadings = axes * np.sqrt(eigenvalues - noise) @ oracles.rotation(K, seed=0)
     ppca = PPCA.from_parameters(
-        torch.from_numpy(loadings), torch.from_numpy(loc), torch.tensor(noise).double().sqrt()
+        torch.from_numpy(loadings), torch.from_numpy(loc), float(np.sqrt(noise))
     )
     z, e = rng.normal(size=(N, K)), rng.normal(size=(N, D))
     x = z @ loadings.T + loc + np.sqrt(noise) * e
@@ -121,7 +120,8 @@ def test_gradients_are_those_of_the_dense_density():
     ppca, _ = make()
     x = torch.from_numpy(draw(N, D))
     parameters = [ppca.loadings, ppca.loc, ppca.noise_scale_unconstrained]
-    covariance = ppca.loadings @ ppca.loadings.T + ppca.noise_scale**2 * torch.eye(D)
+    eye = torch.eye(D, dtype=torch.float64)
+    covariance = ppca.loadings @ ppca.loadings.T + ppca.noise_scale**2 * eye
     dense = dist.MultivariateNormal(ppca.loc, covariance).log_prob(x)
     expected = torch.autograd.grad(dense.sum(), parameters)
     actual = torch.autograd.grad(ppca.log_likelihood(x).sum(), parameters)
@@ -132,17 +132,16 @@ def test_the_closed_form_solution_has_its_stated_likelihood():
     x = oracles.simulate_ppca([9.0, 4.0, 2.0], 0.5, N, D, seed=0)
     loadings, loc, noise = oracles.closed_form_ppca(x, K)
     ppca = PPCA.from_parameters(
-        torch.from_numpy(loadings), torch.from_numpy(loc), torch.tensor(noise).sqrt()
+        torch.from_numpy(loadings), torch.from_numpy(loc), float(np.sqrt(noise))
     )
     stated = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], K)
     assert ppca.log_likelihood(x).mean().item() == pytest.approx(stated, rel=1e-12)
-    z = ppca.posterior(x).mean.detach()
     close(
-        torch.cov(ppca.canonical().posterior(x).mean.detach().T, correction=0).diagonal(),
+        ppca.canonical().posterior(x).mean.var(0, correction=0),
         oracles.posterior_mean_variance([9.0, 4.0, 2.0], 0.5),
         rtol=1e-9,
     )
-    assert z.mean(0).abs().max() < 1e-10
+    close(ppca.posterior(x).mean.mean(0), 0)
 
 
 # Reconstruction, canonical form, samples
@@ -171,22 +170,20 @@ def test_without_noise_both_agree():
 
 
 def test_the_canonical_form_stands_on_the_principal_axes():
-    ppca, (loc, loadings, noise) = make()
+    ppca, (_, loadings, _) = make()
     canonical = ppca.canonical()
     gram = (canonical.loadings.T @ canonical.loadings).detach()
     close(gram - torch.diag(gram.diagonal()), 0, atol=1e-10)
     assert (gram.diagonal().diff() < 0).all()
     largest = canonical.loadings.abs().argmax(0)
     assert (canonical.loadings[largest, range(K)] > 0).all()
-    close(
-        canonical.loadings @ canonical.loadings.T, loadings @ loadings.T, rtol=1e-10, atol=1e-10
-    )
+    close(canonical.loadings @ canonical.loadings.T, loadings @ loadings.T, rtol=1e-10, atol=1e-10)
     assert torch.equal(canonical.loc, ppca.loc)
     assert torch.equal(canonical.noise_scale, ppca.noise_scale)
 
 
 def test_the_canonical_form_is_a_copy_and_does_not_know_the_rotation():
-    ppca, (loc, loadings, noise) = make()
+    ppca, (loc, loadings, _) = make()
     before = ppca.loadings.detach().clone()
     turned = PPCA.from_parameters(
         torch.from_numpy(loadings @ oracles.rotation(K, seed=2)),
@@ -223,14 +220,14 @@ def test_a_sample_has_at_least_one_row(bad):
 
 
 def test_a_rotation_of_the_latent_space_changes_no_marginal():
-    ppca, (loc, loadings, noise) = make()
+    ppca, (loc, loadings, _) = make()
     turn = oracles.rotation(K, seed=1)
     turned = PPCA.from_parameters(
         torch.from_numpy(loadings @ turn), torch.from_numpy(loc), ppca.noise_scale.detach()
     )
     x = draw(N, D)
-    torch.testing.assert_close(turned.log_likelihood(x), ppca.log_likelihood(x), rtol=0, atol=1e-10)
-    torch.testing.assert_close(turned.reconstruct(x), ppca.reconstruct(x), rtol=0, atol=1e-10)
+    close(turned.log_likelihood(x), ppca.log_likelihood(x).detach().numpy())
+    close(turned.reconstruct(x), ppca.reconstruct(x).detach().numpy())
     close(turned.posterior(x).mean, (ppca.posterior(x).mean.detach().numpy()) @ turn)
 
 
@@ -263,7 +260,7 @@ def test_a_shift_of_data_and_mean_changes_nothing():
 
 
 def test_a_further_dimension_of_zero_loadings_is_noise():
-    ppca, (loc, loadings, noise) = make()
+    ppca, (loc, loadings, _) = make()
     wider = PPCA.from_parameters(
         torch.from_numpy(np.hstack([loadings, np.zeros((D, 1))])),
         torch.from_numpy(loc),
@@ -277,7 +274,7 @@ def test_a_further_dimension_of_zero_loadings_is_noise():
 
 
 def test_assigning_keeps_the_parameter_objects():
-    ppca, (loc, loadings, _) = make()
+    ppca, (loc, _, _) = make()
     before = [id(p) for p in ppca.parameters()]
     new = torch.from_numpy(draw(D, K))
     assert ppca.assign(loadings=new, noise_scale=0.1) is ppca
@@ -337,7 +334,9 @@ def test_sizes_must_be_positive(sizes, name):
 def test_a_model_like_the_data_starts_sanely(x):
     array = np.asarray(x, dtype=float)
     ppca = PPCA.like(x, K, seed=0)
-    single = getattr(x, "dtype", None) == np.float32 or isinstance(x, np.ndarray) and x.dtype.kind == "i"
+    single = getattr(x, "dtype", None) == np.float32 or (
+        isinstance(x, np.ndarray) and x.dtype.kind == "i"
+    )
     assert ppca.loc.dtype == (torch.float32 if single else torch.float64)
     tolerance = 1e-5 if single else 1e-10
     close(ppca.loc, array.mean(0), rtol=tolerance, atol=1e-5 if single else 1e-10)
@@ -358,7 +357,7 @@ def test_a_constant_column_is_fine():
 @pytest.mark.parametrize(
     ("x", "latent_dim", "match"),
     [
-        (draw(N, D), D, f"latent_dim must be smaller than the rank of the centred data, {D}.*got {D}"),
+        (draw(N, D), D, f"smaller than the rank of the centred data, {D}.*noise would be zero"),
         (draw(4, D), 3, "rank of the centred data, 3"),
         (np.repeat(draw(3, D), 5, axis=0), 2, "rank of the centred data, 2"),
         (draw(N, 2) @ draw(2, D), 2, "rank of the centred data, 2"),
@@ -369,7 +368,18 @@ def test_a_constant_column_is_fine():
         (draw(N), 1, "x must be 2-d"),
         (np.full((N, D), np.inf), 1, f"x has {N * D} infinite entries"),
     ],
-    ids=["square", "few rows", "duplicates", "plane", "constant", "one row", "zero", "nan", "1-d", "inf"],
+    ids=[
+        "square",
+        "rows",
+        "duplicates",
+        "plane",
+        "constant",
+        "single",
+        "zero",
+        "nan",
+        "1-d",
+        "inf",
+    ],
 )
 def test_data_that_allow_no_model_are_refused(x, latent_dim, match):
     with pytest.raises(ValueError, match=match):
@@ -380,9 +390,9 @@ def test_data_that_allow_no_model_are_refused(x, latent_dim, match):
 @pytest.mark.parametrize(
     ("x", "match"),
     [
-        (np.zeros((2, D + 1)), rf"x must have shape \(rows, {D}\) here; it has shape \(2, {D + 1}\)"),
+        (np.zeros((2, D + 1)), rf"x must have shape \(rows, {D}\) here; .* \(2, {D + 1}\)"),
         (np.zeros(D), "x must be 2-d"),
-        (torch.zeros(D), rf"x must have shape \(rows, {D}\)"),
+        (torch.zeros(D), r"x must (be 2-d|have shape)"),
         (np.full((2, D), np.nan), f"x has {2 * D} missing entries"),
         (torch.full((2, D), torch.nan), f"x has {2 * D} missing entries"),
         (np.full((2, D), np.inf), f"x has {2 * D} infinite entries"),
@@ -418,7 +428,7 @@ def test_the_program_has_two_sites_in_the_plate():
 
 
 def test_the_program_draws_from_the_prior():
-    ppca, trace = traced(num_data=4)
+    _, trace = traced(num_data=4)
     assert trace.nodes["x"]["value"].shape == (4, D)
     assert not trace.nodes["x"]["is_observed"]
     assert trace.nodes["_RETURN"]["value"] is trace.nodes["x"]["value"]
@@ -432,7 +442,8 @@ def test_the_program_draws_anew_when_it_does_not_observe():
 
 
 def test_a_minibatch_is_scaled_to_the_whole():
-    _, trace = traced(torch.from_numpy(draw(5, D)), index=torch.tensor([8, 1, 2, 19, 4]), num_data=20)
+    x, index = torch.from_numpy(draw(5, D)), torch.tensor([8, 1, 2, 19, 4])
+    _, trace = traced(x, index=index, num_data=20)
     assert trace.nodes["x"]["scale"] == trace.nodes["z"]["scale"] == 4
 
 
@@ -450,13 +461,14 @@ def test_a_mask_leaves_cells_out_whatever_they_hold():
     z = trace.nodes["z"]["value"]
     cells = dist.Normal(z @ ppca.loadings.T + ppca.loc, ppca.noise_scale).log_prob(x)
     expected = (cells * mask).sum() + dist.Normal(0.0, 1.0).log_prob(z).sum()
-    assert results[0] == results[1]
-    assert results[0][0] == results[2][0] == pytest.approx(expected.item(), rel=1e-12)
-    assert torch.equal(results[0][1], results[2][1])
-    assert results[0][1].isfinite().all()
+    values, gradients = zip(*results, strict=True)
+    assert values[0] == values[1] == values[2] == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
+    assert gradients[0].isfinite().all()
 
 
-@pytest.mark.parametrize("x", [[[1, 2, 3, 4, 5, 6, 7]], np.arange(7)[None], pd.DataFrame([range(7)])])
+@pytest.mark.parametrize("x", [[list(range(7))], np.arange(7)[None], pd.DataFrame([range(7)])])
 def test_the_program_takes_numbers_of_any_kind(x):
     _, trace = traced(x)
     assert trace.nodes["x"]["value"].dtype == torch.float64

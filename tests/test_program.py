@@ -11,17 +11,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from foreign import PAIRS
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from foreign import PAIRS
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import log_weights
 from ppl_vae.program import (
     Program,
     accepted,
@@ -176,6 +177,22 @@ def test_many_exact_guides_train_in_one_process():
         assert none_moved(theirs, parameter_values(*others))
 
 
+def test_frozen_parameters_stay_frozen():
+    """Pyro's store makes every parameter that it is given require a gradient."""
+    ppca, guide = PPCA(4, 2, seed=0), MeanFieldGuide(6, 2)
+    for frozen in (ppca.loadings, ppca.loc, ppca.noise_scale_unconstrained, guide.raw):
+        frozen.requires_grad_(False)
+    before = parameter_values(ppca, guide)
+    train(ppca.model, guide, X)
+    log_weights(ppca.model, guide, X, 2)
+    frozen, trained = parameter_values(ppca), guide.loc
+    assert none_moved(before, [*frozen, before[3], guide.raw])
+    assert not torch.equal(trained, before[3])
+    assert [p.requires_grad for p in (*ppca.parameters(), guide.loc, guide.raw)] == [
+        False, False, False, True, False
+    ]  # fmt: skip
+
+
 def test_two_equal_instances_train_equally():
     losses = []
     for _ in range(2):
@@ -263,7 +280,9 @@ def test_a_network_sees_rows_and_its_output_is_folded_back(shape):
     assert [len(s) for s in seen] == [2]
 
 
-@pytest.mark.parametrize("bad", [lambda z: z, lambda z: z[:, :2].T, lambda z: z.sum(), lambda z: z[:1, :2]])
+@pytest.mark.parametrize(
+    "bad", [lambda z: z, lambda z: z[:, :2].T, lambda z: z.sum(), lambda z: z[:1, :2]]
+)
 def test_a_network_of_another_width_is_refused(bad):
     with pytest.raises(ValueError, match=r"the decoder must return \(rows, 2\); for 5 rows"):
         fold_rows(bad, torch.ones(5, 3), 2, "decoder")
@@ -333,7 +352,17 @@ MODULE = nn.Linear(2, 2)
         (pyro.plate("more", 2, dim=-3)(OWNER.tutorial), OWNER),
         (poutine.trace(OWNER.tutorial), OWNER),
     ],
-    ids=["method", "module", "function", "partial", "condition", "nested", "scale", "plate", "trace"],
+    ids=[
+        "method",
+        "module",
+        "function",
+        "partial",
+        "condition",
+        "nested",
+        "scale",
+        "plate",
+        "trace",
+    ],
 )
 def test_the_owner_of_a_program_is_found_through_what_wraps_it(program, owner):
     assert owner_of(program) is owner
@@ -370,7 +399,8 @@ def test_the_dtype_of_any_pair_is_found_or_left_open(name, float64):
 
 def test_the_placement_is_that_of_the_model():
     assert placement(PPCA(4, 2, seed=0).double().model)["dtype"] == torch.float64
-    assert placement(poutine.condition(PPCA(4, 2, seed=0).model, data={}))["dtype"] == torch.float32
+    conditioned = poutine.condition(PPCA(4, 2, seed=0).model, data={})
+    assert placement(conditioned)["dtype"] == torch.float32
     assert placement(keyword_eater) == {}
 
 
@@ -506,7 +536,8 @@ def test_bad_masks_are_refused(x, mask, match):
 
 def test_holes_need_a_model_that_takes_a_mask():
     x = torch.tensor([[1.0, float("nan")]])
-    with pytest.raises(ValueError, match="x has 1 missing entries, but the model takes no keyword 'mask'"):
+    match = "x has 1 missing entries, but the model takes no keyword 'mask'"
+    with pytest.raises(ValueError, match=match):
         as_observed(x, model=Bound().tutorial)
 
 

@@ -1,20 +1,18 @@
 """Process-wide state is borrowed: generators, parameter store, validation, modes, buffers."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pyro
 import pyro.settings
 import pytest
 import torch
+from conftest import global_state
+from foreign import PAIRS, regularized
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from conftest import global_state
-from foreign import PAIRS, regularized
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import mlp
@@ -303,29 +301,3 @@ def test_no_constructor_touches_the_world(construct):
     construct()
     assert global_state() == before
     assert store_names() == ["mine"]
-
-
-IMPORT = """
-import logging, pyro, pyro.infer, pyro.settings, random, torch
-import numpy as np
-import rich.console  # draws a number when it is imported
-from torch.distributions import Distribution
-def state():
-    kinds = np.random.get_state()
-    return (pyro.settings.get(), torch.get_default_dtype(), Distribution._validate_args,
-            torch.get_rng_state().tolist(), random.getstate(), kinds[1].tolist(), kinds[2],
-            torch.get_num_threads(), torch.is_grad_enabled(), len(pyro.get_param_store()),
-            logging.getLogger().handlers[:], logging.getLogger().level,
-            logging.getLogger("pyro").handlers[:], torch.get_float32_matmul_precision())
-before = state()
-import importlib, pkgutil
-import ppl_vae
-for module in pkgutil.walk_packages(ppl_vae.__path__, "ppl_vae."):
-    importlib.import_module(module.name)
-assert state() == before
-"""
-
-
-def test_no_import_touches_the_world():
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")

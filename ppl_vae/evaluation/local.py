@@ -15,7 +15,7 @@ from torch.distributions import biject_to, constraints
 
 from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
 from ppl_vae.objectives import ELBO
-from ppl_vae.program import Program, ProgramLike, owner_of
+from ppl_vae.program import Density, Program, ProgramLike, owner_of
 from ppl_vae.state import mode, probing
 from ppl_vae.traces import Site, run_pair, sites
 
@@ -81,7 +81,7 @@ class LocalGuide(Program):
             still = gaussian(latent.loc + scale * shift.detach(), raw.detach(), self.covariance)
             self._sample(latent, PathGradient(q, still))
 
-    def _sample(self, latent: _Latent, q: TorchDistribution) -> None:
+    def _sample(self, latent: _Latent, q: Density) -> None:
         plates = [
             pyro.plate(name, size, subsample=rows, dim=dim)
             for name, size, rows, dim in latent.plates
@@ -97,7 +97,7 @@ class LocalGuide(Program):
             for plate in reversed(plates):
                 plate.__exit__(None, None, None)
 
-    def _sample_transformed(self, latent: _Latent, q: TorchDistribution) -> None:
+    def _sample_transformed(self, latent: _Latent, q: Density) -> None:
         transform = biject_to(latent.support)
         auxiliary: Any = {"is_auxiliary": True}
         flat = pyro.sample(f"_{latent.name}_unconstrained", q, infer=auxiliary)
@@ -127,7 +127,7 @@ class PathGradient(TorchDistribution):
 
     has_rsample = True
 
-    def __init__(self, q: TorchDistribution, still: TorchDistribution) -> None:
+    def __init__(self, q: Density, still: Density) -> None:
         self.q, self.still = q, still
         super().__init__(q.batch_shape, q.event_shape, validate_args=False)
 
@@ -177,7 +177,7 @@ def _rows(trace: Any, frame: Any) -> Tensor | None:
     return rows if isinstance(rows, Tensor) else None
 
 
-def _moments(fn: TorchDistribution, support: constraints.Constraint) -> tuple[Tensor, Tensor]:
+def _moments(fn: Density, support: constraints.Constraint) -> tuple[Tensor, Tensor]:
     # Mean and scale_tril of the flattened, unconstrained site.
     if isinstance(fn, dist.MultivariateNormal):
         return fn.mean, fn.scale_tril

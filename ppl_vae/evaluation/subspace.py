@@ -1,7 +1,7 @@
 """How far two PPCA models are from each other, whatever rotation their loadings stand in."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.results import Result
 
 
+@runtime_checkable
 class LinearGaussian(Protocol):
     """x ~ N(loc, loadings loadings' + noise_scale^2 I)."""
 

@@ -155,4 +155,7 @@ class Update:
 
 def _tables(module: nn.Module) -> list[nn.Parameter]:
     declared: Any = getattr(module, "tables", None)
-    return list(declared()) if callable(declared) else []
+    if not callable(declared):
+        return []
+    tables: Any = declared()
+    return list(tables)

@@ -6,12 +6,11 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float
-from pyro.distributions import TorchDistribution
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.program import Program, choose_option
+from ppl_vae.program import Density, Program, choose_option
 
 
 class Likelihood(Program):
@@ -24,7 +23,7 @@ class Likelihood(Program):
     outputs_per_dim: int = 1
 
     @abstractmethod
-    def forward(self, outputs: Float[Tensor, "*B O"]) -> TorchDistribution:
+    def forward(self, outputs: Float[Tensor, "*B O"]) -> Density:
         """p(x | z), one distribution a data dimension."""
 
     @abstractmethod
@@ -78,7 +77,7 @@ class Gaussian(Likelihood):
         """The constructor's arguments."""
         return self._config
 
-    def forward(self, outputs: Float[Tensor, "*B D"]) -> TorchDistribution:
+    def forward(self, outputs: Float[Tensor, "*B D"]) -> Density:
         """N(outputs, sigma^2), one a data dimension."""
         return dist.Normal(outputs, self.scale)
 
@@ -95,7 +94,7 @@ class Gaussian(Likelihood):
 class Bernoulli(Likelihood):
     """x | z ~ Bernoulli(logits = G(z)), for binary x."""
 
-    def forward(self, outputs: Float[Tensor, "*B D"]) -> TorchDistribution:
+    def forward(self, outputs: Float[Tensor, "*B D"]) -> Density:
         """Bernoulli with these logits, one a data dimension."""
         return dist.Bernoulli(logits=outputs)
 

@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ppl_vae.models.likelihoods import Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
 from ppl_vae.program import (
     ArrayLike,
+    Density,
     Program,
     ProgramLike,
     as_rows,
@@ -146,7 +146,7 @@ class VAE(Program):
     def _like(self) -> Tensor:
         return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def _given(self, z: Float[Tensor, "*B K"]) -> TorchDistribution:
+    def _given(self, z: Float[Tensor, "*B K"]) -> Density:
         width = self.data_dim * self.likelihood.outputs_per_dim
         return self.likelihood(fold_rows(self.decoder, z, width, "decoder"))
 
@@ -163,7 +163,7 @@ class VAE(Program):
         return self.likelihood.notes()
 
     @torch.no_grad()
-    def decode(self, z: Float[Tensor, "*B K"]) -> TorchDistribution:
+    def decode(self, z: Float[Tensor, "*B K"]) -> Density:
         """p(x | z), event shape (D,)."""
         return self._given(z.to(self._like())).to_event(1)
 

@@ -47,7 +47,7 @@ def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
 
 def staircase_size(lineage: Lineage) -> tuple[float, float]:
     """Width and height that :func:`gap_staircase` needs, in inches."""
-    return 9, 1.6 + 0.42 * len(lineage.rows)
+    return 9.0, 1.6 + 0.42 * len(lineage.rows)
 
 
 def _losses(row: Row) -> list[float]:

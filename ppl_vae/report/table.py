@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,10 +14,6 @@ from ppl_vae.lineage import Measure, Row
 
 FEW = 0.85
 """Below this share of reliable data an estimate is shown as a lower bound."""
-
-
-NARROW = 118
-"""On a terminal with fewer columns, the table keeps to what it cannot do without."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,21 @@ _COLUMNS = (
 
 
 def lineage_table(rows: Sequence[Row], *, width: int = 160, waiting: str = "") -> Table:
-    """The rows as a table; ``waiting`` names a rung that is being fitted."""
-    columns = [column for column in _COLUMNS if column.always or width >= NARROW]
+    """The rows as a table; ``waiting`` names a rung that is being fitted.
+
+    Where the whole table is wider than ``width``, it keeps to the columns it cannot do without.
+    """
+    whole = _table(rows, _COLUMNS, waiting)
+    endless = Console(width=1000)
+    if Measurement.get(endless, endless.options, whole).maximum <= width:
+        return whole
+    return _table(rows, [column for column in _COLUMNS if column.always], waiting)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[_Column], waiting: str) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
-        justify = "right" if column.numeric else "left"
-        table.add_column(column.title, justify=justify, no_wrap=column.numeric)
+        table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
     if waiting:

@@ -1,0 +1,43 @@
+# %% [markdown]
+# # A VAE is a model and a guide
+# Nothing here but Pyro: `vae.model` and `vae.guide` are a pair like any other.
+# %%
+import sys
+
+import pyro
+import torch
+from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
+
+from ppl_vae import VAE, digits, gaps, log_likelihood
+
+EPOCHS = 2 if "--smoke" in sys.argv else 150
+pyro.set_rng_seed(0)
+x = torch.as_tensor(digits(), dtype=torch.float32)[torch.randperm(1797)]
+x_train, x_test = x[:1500], x[1500:]
+
+# %%
+vae = VAE.mlp(data_dim=64, latent_dim=8)
+svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 2e-3}), TraceMeanField_ELBO())
+for epoch in range(EPOCHS):
+    loss = 0.0
+    for rows in torch.randperm(len(x_train)).split(150):
+        loss += svi.step(x_train[rows]) / len(x_train)
+    if epoch % 25 == 0 or epoch == EPOCHS - 1:
+        print(f"epoch {epoch + 1:3d}: ELBO {-loss:7.2f} nats a datum")
+
+# %% [markdown]
+# The prior predictive runs the model alone; the posterior predictive runs it on the guide's draws
+# and draws x anew (`observe=False`).
+# %%
+new = Predictive(vae.model, num_samples=1)(num_data=9)["x"][0]
+again = Predictive(vae.model, guide=vae.guide, num_samples=100)(x_test[:5], observe=False)["x"]
+print(f"\nnew digits {tuple(new.shape)}, five test digits anew {tuple(again.shape)}")
+print(f"sigma {vae.likelihood.scale.item():.3f}")
+
+# %% [markdown]
+# The ELBO of held-out digits is a lower bound of their log p. How far below it lies, and why:
+# %%
+plain = log_likelihood(vae.model, vae.guide, x_test, 1000, seed=0)
+refined = log_likelihood(vae.model, vae.guide, x_test, 1000, refine=150, seed=0)
+print(f"\nthe guide as a proposal\n{plain}\n\na proposal refined for every digit\n{refined}\n")
+print(gaps(vae.model, vae.guide, x_test, seed=0, steps=150))

@@ -1,0 +1,80 @@
+"""The KL divergence of a site, in closed form where it is known, in total or a dimension."""
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.program import Density
+from ppl_vae.traces import PairTraces, Site, per_datum, sites
+
+
+def same_order(run: PairTraces) -> bool:
+    """Whether model and guide sample their latent sites in one order.
+
+    Then no site's parents in the model descend from it in the guide, and the closed-form KL of
+    each site, conditional on those before it, is unbiased.
+    """
+    return list(run.latent) == [name for name in sites(run.guide) if name in run.latent]
+
+
+def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
+    """KL(q || p) of a site in closed form, batch-shaped and unmasked; None if it is not known."""
+    q, p = guide_site["fn"], model_site["fn"]
+    if guide_site["mask"] is not model_site["mask"]:
+        return None
+    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
+        return _kl_full_diagonal(q, p)
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def _is_diagonal(p: Density) -> bool:
+    return (
+        isinstance(p, dist.Independent)
+        and p.reinterpreted_batch_ndims == 1
+        and isinstance(p.base_dist, dist.Normal)
+    )
+
+
+def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor:
+    """KL(N(m, L L') || N(m0, diag(s^2))).
+
+    = 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
+    """
+    loc, scale, tril = p.base_dist.loc, p.base_dist.scale, q.scale_tril
+    second_moment = (tril.square().sum(-1) + (q.loc - loc).square()) / scale.square()
+    log_ratio = tril.diagonal(dim1=-2, dim2=-1).log() - scale.log()
+    return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
+
+
+def floored_kl(runs: list[PairTraces], floor: float) -> Tensor:
+    """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
+    by_name = [
+        torch.stack([_kl_by_dimension(run, name) for run in runs]).mean(0)
+        for name in runs[0].latent
+    ]
+    return torch.cat(by_name).clamp(min=floor).sum()
+
+
+def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
+    site = sites(run.guide)[name]
+    q, p = site["fn"], run.latent[name]["fn"]
+    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
+        q, p = q.base_dist, p.base_dist
+    if q.event_shape or p.event_shape:
+        raise ValueError(
+            f"free_bits needs a KL that is a sum over latent dimensions; site {name!r} has a "
+            f"{type(q).__name__} guide. Use covariance='diagonal'"
+        )
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        kl = q.log_prob(site["value"]) - p.log_prob(site["value"])
+    event = site["fn"].event_shape
+    kl = kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape)).flatten(-max(len(event), 1))
+    kl = kl if event else kl.unsqueeze(-1)
+    return torch.stack([per_datum(site, column).mean() for column in kl.unbind(-1)])

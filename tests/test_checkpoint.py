@@ -1,0 +1,445 @@
+"""Checkpoints: a resumed fit is the uninterrupted one, and a bad file is refused."""
+
+import functools
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import foreign
+import oracles
+from ppl_vae.guides import AmortizedGuide, MeanFieldGuide
+from ppl_vae.inference.svi import fit_svi
+from ppl_vae.models.likelihoods import Gaussian
+from ppl_vae.models.networks import mlp
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import ELBO, IWAE
+
+N, D, K = 40, 6, 2
+
+
+@pytest.fixture
+def x():
+    return oracles.simulate_ppca((9.0, 4.0), 1.0, N, D, seed=0)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "runs" / "fit.pt"
+
+
+class Killed(Exception):
+    """What stops a fit in the middle."""
+
+
+def killed_at(step):
+    """A scheduler that raises after so many steps, and is the one it derives from otherwise."""
+
+    class Killer(CosineAnnealingLR):
+        def step(self, *arguments):
+            super().step(*arguments)
+            if self.last_epoch == step:
+                raise Killed
+
+    return Killer
+
+
+# Fits of every kind
+
+
+def ppca_and_table(x):
+    return PPCA.like(x, K, seed=0), MeanFieldGuide(len(x), K).double()
+
+
+def ppca_and_encoder(x):
+    encoder = mlp(x.shape[1], 2 * K, (5,), seed=0)
+    return PPCA.like(x, K, seed=0), AmortizedGuide(encoder, K).double()
+
+
+def vae_with_dropout(x):
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(K, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, D))
+    vae = VAE(
+        decoder=decoder,
+        encoder=mlp(D, 2 * K, (8,), seed=1),
+        likelihood=Gaussian("shared"),
+        data_dim=D,
+        latent_dim=K,
+    ).double()
+    return vae, vae.guide
+
+
+@dataclass(frozen=True)
+class Case:
+    make: object
+    options: dict = field(default_factory=dict)
+    validate: bool = False
+
+    def fit(self, x, **more):
+        """Fit a fresh pair; its parameters and the result."""
+        model, guide = self.make(x)
+        options = {"lr": 0.03, "seed": 5, "scheduler": CosineAnnealingLR} | self.options | more
+        if self.validate:
+            options["x_val"] = x[:9] + 0.3
+        result = fit_svi(model.model, guide, x, **options)
+        return [p.detach().clone() for p in (*model.parameters(), *guide.parameters())], result
+
+
+CASES = {
+    "whole data": Case(ppca_and_encoder, {"steps": 60}),
+    "minibatches": Case(ppca_and_encoder, {"steps": 70, "batch_size": 15}),
+    "per datum": Case(ppca_and_table, {"steps": 70, "batch_size": 15}),
+    "dropout": Case(vae_with_dropout, {"epochs": 24, "batch_size": 15}),
+    "validation": Case(vae_with_dropout, {"steps": 90, "batch_size": 15}, validate=True),
+    "momentum": Case(
+        ppca_and_table,
+        {
+            "steps": 70,
+            "batch_size": 15,
+            "optimizer": functools.partial(torch.optim.SGD, momentum=0.9),
+            "lr": 0.01,
+            "grad_clip": 1.0,
+        },
+    ),
+    "warm-up": Case(ppca_and_encoder, {"steps": 70, "warmup": 60, "objective": ELBO(2, beta=2.0)}),
+    "iwae": Case(ppca_and_encoder, {"steps": 60, "objective": IWAE(3)}),
+    "early stopping": Case(
+        vae_with_dropout,
+        {"steps": 3000, "batch_size": 8, "patience": 3, "lr": 0.05},
+        validate=True,
+    ),
+}
+
+
+def same_fits(first, second):
+    """Bit for bit: parameters, and all of the result but for times."""
+    (values, result), (others, other) = first, second
+    assert len(values) == len(others)
+    for a, b in zip(values, others, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(result.objective, other.objective)
+    assert (result.steps, result.stopped) == (other.steps, other.stopped)
+    assert result.restored == other.restored
+    assert (result.validation is None) == (other.validation is None)
+    if result.validation is not None:
+        assert torch.equal(result.validation, other.validation)
+        assert torch.equal(result.validation_steps, other.validation_steps)
+
+
+def interrupted(case, x, file, at):
+    with pytest.raises(Killed):
+        case.fit(x, checkpoint=file, scheduler=killed_at(at))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("at", [28, 50])
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_fit_is_the_uninterrupted_one(name, at, x, file):
+    case = CASES[name]
+    interrupted(case, x, file, at)
+    written = file.stat()
+    resumed = case.fit(x, checkpoint=file)
+    assert file.stat().st_mtime_ns > written.st_mtime_ns
+    same_fits(case.fit(x), resumed)
+    assert resumed[1].elapsed.diff().min() >= 0
+    assert float(resumed[1].elapsed[-1]) <= resumed[1].seconds
+
+
+def test_a_fit_is_resumed_and_not_begun_anew(x, file):
+    case, seen = CASES["minibatches"], []
+    interrupted(case, x, file, 50)
+
+    def counting(optimizer, num_steps):
+        inner = CosineAnnealingLR(optimizer, num_steps)
+
+        class Counter:
+            def step(self):
+                inner.step()
+                seen.append(inner.last_epoch)
+
+            state_dict, load_state_dict = inner.state_dict, inner.load_state_dict
+
+        return Counter()
+
+    case.fit(x, checkpoint=file, scheduler=counting)
+    # Epochs have 3 steps, so checkpoints are written every 27.
+    assert seen == list(range(28, 71))
+
+
+def test_a_fit_may_be_killed_again_and_again(x, file):
+    case = CASES["validation"]
+    for at in (20, 30, 40, 60, 61, 85):
+        interrupted(case, x, file, at)
+    same_fits(case.fit(x), case.fit(x, checkpoint=file))
+
+
+def test_without_an_interruption_a_checkpoint_changes_nothing(x, file):
+    for case in (CASES["validation"], CASES["per datum"]):
+        same_fits(case.fit(x), case.fit(x, checkpoint=file))
+        file.unlink()
+
+
+@pytest.mark.parametrize("name", ["minibatches", "validation", "early stopping"])
+def test_a_fit_that_was_done_is_done(name, x, file):
+    case = CASES[name]
+    done = case.fit(x, checkpoint=file)
+    content = file.read_bytes()
+    same_fits(done, case.fit(x, checkpoint=file))
+    assert file.read_bytes() == content
+
+
+def test_without_a_seed_the_generators_continue(x, file):
+    case = CASES["dropout"]
+
+    def seed_all(seed):
+        for generator in (torch.manual_seed, np.random.seed, random.seed):
+            generator(seed)
+
+    def draws():
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    seed_all(3)
+    whole = case.fit(x, seed=None)
+    after = draws()
+    seed_all(3)
+    with pytest.raises(Killed):
+        case.fit(x, seed=None, checkpoint=file, scheduler=killed_at(50))
+    seed_all(99)
+    same_fits(whole, case.fit(x, seed=None, checkpoint=file))
+    assert draws() == after
+
+
+def test_with_a_seed_resuming_leaves_the_global_generators_alone(x, file):
+    case = CASES["dropout"]
+    interrupted(case, x, file, 50)
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    case.fit(x, checkpoint=file)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (str(np.random.get_state()), random.getstate())
+
+
+@pytest.mark.parametrize("name", ["param_only", "regularized", "plain_object"])
+def test_pairs_of_other_styles_are_resumed(name, file, float64):
+    def fit(scheduler=CosineAnnealingLR, **options):
+        pyro.clear_param_store()
+        model, guide, x = foreign.PAIRS[name]()
+        options |= {"scheduler": scheduler, "batch_size": 7, "lr": 0.02, "seed": 0}
+        result = fit_svi(model, guide, x, steps=60, **options)
+        tensors = list(pyro.get_param_store().values())
+        if name == "regularized":
+            tensors += model.__self__.state_dict().values()
+        if name == "plain_object":
+            tensors += [p for net in model.__self__.networks.values() for p in net.parameters()]
+        return [tensor.detach().clone() for tensor in tensors], result
+
+    with pytest.raises(Killed):
+        fit(killed_at(45), checkpoint=file)
+    whole = fit()
+    assert whole[0]
+    same_fits(whole, fit(checkpoint=file))
+
+
+# Files that are not the fit's
+
+
+def test_a_checkpoint_is_written_where_asked_and_nothing_else(x, file):
+    CASES["minibatches"].fit(x, checkpoint=str(file))
+    assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
+    assert torch.load(file, weights_only=True)  # nothing in it needs to be executed
+
+
+OTHERS = {
+    "model": (Case(vae_with_dropout, {"steps": 70, "batch_size": 15}), "model"),
+    "steps": (Case(ppca_and_table, {"steps": 71, "batch_size": 15}), "schedule"),
+    "batch": (Case(ppca_and_table, {"steps": 70, "batch_size": 14}), "schedule"),
+    "optimizer": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "optimizer": torch.optim.AdamW}),
+        "optimizer",
+    ),
+    "objective": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "objective": ELBO(beta=2.0)}),
+        "objective",
+    ),
+    "warm-up": (Case(ppca_and_table, {"steps": 70, "batch_size": 15, "warmup": 5}), "objective"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_fit_is_refused(name, x, file):
+    interrupted(CASES["per datum"], x, file, 50)
+    content = file.read_bytes()
+    other, key = OTHERS[name]
+    message = f"checkpoint .*fit.pt is of another fit: its {key} is .*, here it is"
+    with pytest.raises(ValueError, match=message):
+        other.fit(x, checkpoint=file)
+    assert file.read_bytes() == content
+
+
+def test_a_checkpoint_of_fewer_data_is_refused(x, file):
+    case = CASES["minibatches"]
+    interrupted(case, x, file, 50)
+    with pytest.raises(ValueError, match="is of another fit: its schedule is"):
+        case.fit(x[:-1], checkpoint=file)
+
+
+def test_a_refused_checkpoint_leaves_the_pair_as_it_was(x, file):
+    interrupted(CASES["per datum"], x, file, 50)
+    ppca, guide = ppca_and_encoder(x)
+    before = [p.detach().clone() for p in (*ppca.parameters(), *guide.parameters())]
+    with pytest.raises(ValueError, match="of another fit"):
+        fit_svi(ppca.model, guide, x, steps=70, batch_size=15, checkpoint=file)
+    after = (*ppca.parameters(), *guide.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture
+def content(x, file):
+    """The bytes of a good checkpoint of the case "minibatches"."""
+    interrupted(CASES["minibatches"], x, file, 50)
+    return file.read_bytes()
+
+
+def refused(x, file):
+    with pytest.raises(ValueError, match=r"checkpoint .*fit.pt cannot be read .*Delete it"):
+        CASES["minibatches"].fit(x, checkpoint=file)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(share, x, file, content):
+    file.write_bytes(content[: int(share * len(content))])
+    refused(x, file)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_tampered_file_is_refused(seed, x, file, content):
+    """One bit, anywhere."""
+    rng, tampered = np.random.default_rng(seed), bytearray(content)
+    tampered[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(bytes(tampered))
+    refused(x, file)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"a": 1}, [1, 2], "text", None, torch.zeros(3), torch.tensor(1.0), {"fingerprint": 3}],
+    ids=repr,
+)
+def test_a_file_of_something_else_is_refused(other, x, file):
+    file.parent.mkdir()
+    torch.save(other, file)
+    refused(x, file)
+
+
+def test_text_is_refused(x, file):
+    file.parent.mkdir()
+    file.write_text("hello")
+    refused(x, file)
+
+
+def test_a_folder_is_refused(x, file):
+    file.mkdir(parents=True)
+    refused(x, file)
+
+
+class Executed:
+    """Pickles to a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def plain_pickle(value, path):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, plain_pickle])
+def test_nothing_is_executed_on_reading(write, x, file, tmp_path):
+    file.parent.mkdir()
+    write({"fingerprint": Executed(tmp_path / "executed")}, file)
+    refused(x, file)
+    assert not (tmp_path / "executed").exists()
+
+
+# Complete or not there
+
+
+def half_a_file(value, file):
+    file.write(b"half")
+    failing()
+
+
+def failing(*_):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failure"),
+    [(torch, "save", half_a_file), (os, "fsync", failing), (Path, "replace", failing)],
+    ids=["save", "fsync", "replace"],
+)
+def test_a_failure_while_writing_leaves_the_old_file(
+    owner, name, failure, x, file, content, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failure)
+        with pytest.raises(OSError, match="no space left on device"):
+            CASES["minibatches"].fit(x, checkpoint=file)
+    assert file.read_bytes() == content
+    assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
+    same_fits(CASES["minibatches"].fit(x), CASES["minibatches"].fit(x, checkpoint=file))
+
+
+def test_a_failure_of_the_first_write_leaves_nothing(x, file, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", half_a_file)
+        with pytest.raises(OSError, match="no space left on device"):
+            CASES["minibatches"].fit(x, checkpoint=file)
+    assert list(file.parent.iterdir()) == []
+
+
+SCRIPT = """
+import sys
+import test_checkpoint, oracles
+x = oracles.simulate_ppca((9.0, 4.0), 1.0, 40, 6, seed=0)
+print("ready", flush=True)
+case = test_checkpoint.Case(test_checkpoint.ppca_and_table, {"steps": 4000, "batch_size": 15})
+case.fit(x, checkpoint=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_complete_checkpoint(x, file):
+    case = Case(ppca_and_table, {"steps": 4000, "batch_size": 15})
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    for wait in (1.0, 1.37, 2.11):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(file)], env=environment, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert file.exists()
+    resumed = case.fit(x, checkpoint=file)
+    same_fits(case.fit(x), resumed)

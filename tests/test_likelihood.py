@@ -1,0 +1,765 @@
+"""Marginal log-likelihoods by importance sampling, and the verdict on them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import foreign
+import loops
+import oracles
+from ppl_vae.evaluation import likelihood as module
+from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.models.likelihoods import Bernoulli, Gaussian
+from ppl_vae.models.networks import mlp
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.program import modules_of
+
+N, D, K = 30, 6, 3
+
+
+def make(K=K, D=D, noise=0.6, seed=0):
+    """A model in general position, and its parameters (loc, loadings, noise variance)."""
+    rng = np.random.default_rng(seed)
+    loadings, loc = rng.normal(size=(D, K)), 3 * rng.normal(size=D)
+    return from_arrays(loc, loadings, noise), (loc, loadings, noise)
+
+
+def from_arrays(loc, loadings, noise):
+    scale = torch.tensor(noise**0.5, dtype=torch.float64)
+    return PPCA.from_parameters(torch.tensor(loadings), torch.tensor(loc), scale)
+
+
+def rows_of(ppca, num_rows, seed=0):
+    return ppca.double().sample(num_rows, seed=seed).numpy()
+
+
+def scaled(ppca, c2=1.0, shift=0.0):
+    """The posterior with its covariance times c^2, moved by so many standard deviations."""
+
+    def guide(x, index=None, num_data=None):
+        posterior = ppca.posterior(x)
+        with pyro.plate("data", num_data or len(x), subsample=rows_in(x, index)):
+            tril = posterior.scale_tril
+            loc = posterior.mean + shift * tril[..., :, 0]
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=c2**0.5 * tril))
+
+    return guide
+
+
+def rows_in(x, index):
+    return torch.arange(len(x)) if index is None else index
+
+
+def agree(estimate, truth, atol=1e-9):
+    np.testing.assert_allclose(estimate.value.numpy(), truth, rtol=0, atol=atol)
+
+
+def small_vae(data_dim=D, seed=0, **options):
+    return VAE.mlp(data_dim, 2, hidden=(5,), seed=seed, **options).double()
+
+
+# Exact under the exact guide
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 24, 25, 100])
+def test_with_the_exact_guide_every_draw_is_the_log_likelihood(num_samples):
+    ppca, parameters = make()
+    x = rows_of(ppca, N)
+    estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, num_samples, seed=0)
+    agree(estimate, oracles.log_density(x, *parameters))
+    assert estimate.num_samples == num_samples
+    torch.testing.assert_close(estimate.standard_error, torch.zeros(N).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(estimate.ess, torch.full((N,), float(num_samples)).double())
+    if num_samples > 1:
+        assert estimate.reliable.all()
+        assert "reliable for all 30 data" in repr(estimate)
+
+
+def test_one_draw_says_nothing_about_a_bad_guide():
+    ppca, _ = make()
+    estimate = log_likelihood(ppca.model, scaled(ppca, 0.1), rows_of(ppca, N), 1, seed=0)
+    assert not estimate.reliable.any()
+    assert "1 draws are too few to tell" in repr(estimate)
+
+
+def test_rows_of_a_table_are_looked_up_by_their_place(monkeypatch):
+    """K = 1: a diagonal q is exact, so any row that is looked up wrongly shows."""
+    ppca, parameters = make(K=1)
+    x = rows_of(ppca, N)
+    means, covariances = oracles.posterior(x, *parameters)
+    guide = MeanFieldGuide(N, 1).double()
+    with torch.no_grad():
+        guide.loc.copy_(torch.from_numpy(means))
+        # Log-variances are bounded softly: 20 tanh(raw / 20).
+        guide.raw.copy_(20 * torch.atanh(torch.from_numpy(np.log(covariances[:, 0])) / 20))
+    truth = oracles.log_density(x, *parameters)
+    agree(log_likelihood(ppca.model, guide, x, 2), truth)
+    for rows in ([3], [7, 2, 25], list(range(N))[::-1], [4, 4, 4]):
+        some = log_likelihood(ppca.model, guide, x, 2, rows=torch.tensor(rows))
+        agree(some, truth[rows])
+    monkeypatch.setitem(module.ROWS_AT_ONCE, "cpu", 8)
+    agree(log_likelihood(ppca.model, guide, x, 5), truth)
+
+
+def test_rows_say_which_data_to_look_at():
+    ppca, parameters = make()
+    x = rows_of(ppca, N)
+    rows = torch.tensor([5, 0, 29])
+    estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, 3, rows=rows)
+    agree(estimate, oracles.log_density(x, *parameters)[rows])
+    holes = oracles.with_holes(x, 0.3, seed=0)
+    guide = AmortizedGuide(mlp(D, K + 6, seed=0), K, covariance="full").double()
+    options = {"refine": 300, "seed": 0}
+    some = log_likelihood(ppca.model, guide, holes, 50, rows=rows, **options)
+    agree(some, oracles.log_density(holes, *parameters)[rows], atol=1e-3)
+
+
+# Streaming
+
+
+def numpy_log_weights(x, values, parameters, c2):
+    """log p(x, z) - log q(z | x), (S, N), with scipy's densities at given values (S, N, K)."""
+    loc, loadings, noise = parameters
+    means, covariances = oracles.posterior(x, *parameters)
+    weights = np.zeros(values.shape[:2])
+    for n, row in enumerate(x):
+        z = values[:, n]
+        likelihood = stats.norm(z @ loadings.T + loc, noise**0.5).logpdf(row).sum(-1)
+        prior = stats.norm.logpdf(z).sum(-1)
+        q = stats.multivariate_normal(means[n], c2 * covariances[n]).logpdf(z)
+        weights[:, n] = likelihood + prior - q
+    return weights
+
+
+def recorded_values(recorder, blocks, num_samples):
+    """The draws of blocks of rows, each in chunks of draws, as one (S, N, K) array."""
+    drawn, columns = iter(recorder.values["z"]), []
+    for size in blocks:
+        chunks = []
+        while sum(len(chunk) for chunk in chunks) < num_samples:
+            chunks.append(next(drawn).reshape(-1, size, K).numpy())
+        columns.append(np.concatenate(chunks))
+        assert len(columns[-1]) == num_samples  # no draw too many
+    assert next(drawn, None) is None
+    return np.concatenate(columns, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("rows_at_once", "blocks"),
+    [
+        (1, [1] * 30),
+        (8, [8, 8, 8, 6]),
+        (30, [30]),
+        (100, [30]),
+        (2**13, [30]),
+    ],
+)
+@pytest.mark.parametrize("num_samples", [1, 2, 17])
+def test_the_draws_asked_for_are_the_draws_used(rows_at_once, blocks, num_samples, monkeypatch):
+    """However data and draws are streamed, the value is that of a slow loop over its own draws."""
+    ppca, parameters = make()
+    x, c2 = rows_of(ppca, N), 1.5
+    monkeypatch.setitem(module.ROWS_AT_ONCE, "cpu", rows_at_once)
+    with loops.Recorder() as recorder:
+        estimate = log_likelihood(ppca.model, scaled(ppca, c2), x, num_samples, seed=0)
+    values = recorded_values(recorder, blocks, num_samples)
+    weights = numpy_log_weights(x, values, parameters, c2)
+    mean = np.exp(weights - weights.max(0)).mean(0)
+    agree(estimate, np.log(mean) + weights.max(0))
+    relative = np.exp(weights - estimate.value.numpy())
+    ess = relative.sum(0) ** 2 / (relative**2).sum(0)
+    np.testing.assert_allclose(estimate.ess, ess, rtol=1e-9)
+    if num_samples > 1:
+        error = relative.std(0, ddof=1) / num_samples**0.5
+        np.testing.assert_allclose(estimate.standard_error, error, rtol=1e-9)
+    assert len(np.unique(values[..., 0])) == values[..., 0].size  # no draw twice
+
+
+def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
+    seen = []
+    ppca, parameters = make()
+    guide = scaled(ppca, 1.5)
+
+    def model(x, index=None, num_data=None):
+        seen.append(len(x))
+        return ppca.model(x, index=index, num_data=num_data)
+
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", 120)
+    log_likelihood(model, guide, rows_of(ppca, N), 20, seed=0)
+    assert max(seen) == 6
+
+
+def test_memory_does_not_grow_with_the_draws():
+    script = """
+import numpy as np, torch
+from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.models.vae import VAE
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+vae = VAE.mlp(64, 4, hidden=(32,), seed=0)
+x = np.random.default_rng(0).normal(size=(50, 64))
+log_likelihood(vae.model, vae.guide, x, 200, seed=0)
+before = peak()
+log_likelihood(vae.model, vae.guide, x, 20_000, seed=0)
+print(peak() - before)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads the peak from /proc")
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    grown = float(run.stdout)
+    print(f"peak memory at S = 20,000 minus at S = 200: {grown:.0f} MB")
+    # One array of 20,000 x 50 numbers is 8 MB, and all 64-dimensional draws at once 256 or 512.
+    assert grown < 100
+
+
+# Any pair
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_every_pair_is_measured_as_by_a_slow_loop(name, float64):
+    model, guide, x = foreign.PAIRS[name]()
+    x, num_samples = x[:5], 4
+    with loops.Recorder() as recorder:
+        estimate = log_likelihood(model, guide, x, num_samples, seed=0)
+    for part in modules_of(model, guide):
+        part.eval()
+    with torch.no_grad():
+        weights = loops.slow_log_weights(model, guide, x, recorder, num_samples)
+    expected = torch.logsumexp(weights, 0) - np.log(num_samples)
+    torch.testing.assert_close(estimate.value, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_every_pair_may_be_refined_and_is_left_as_it_was(name, float64):
+    model, guide, x = foreign.PAIRS[name]()
+    pyro.param("a strangers", torch.tensor(3.0))
+    modules = modules_of(model, guide)
+    flags = [part.training for module in modules for part in module.modules()]
+    tensors = [t for module in modules for t in module.state_dict().values()]
+    before, world = [t.clone() for t in tensors], torch.get_rng_state()
+    plain = log_likelihood(model, guide, x, 100, seed=0)
+    refined = log_likelihood(model, guide, x, 100, refine=100, seed=0)
+    assert torch.equal(world, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+    assert [part.training for module in modules for part in module.modules()] == flags
+    assert all(p.grad is None for module in modules for p in module.parameters())
+    bare = {"W", "loc", "psi", "V", "scale"} if name == "param_only" else set()
+    assert set(pyro.get_param_store().keys()) == {"a strangers"} | bare
+    assert refined.ess.median() > plain.ess.median()
+    # Both estimate the same number.
+    error = (plain.standard_error.square() + refined.standard_error.square()).sqrt()
+    z = (plain.value - refined.value) / error
+    assert (z.abs() < oracles.z_limit(len(x))).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_the_prior_of_every_pair_explains_the_same(name, float64):
+    model, guide, x = foreign.PAIRS[name]()
+    prior = log_likelihood(model, None, x, 2000, method="prior", seed=0)
+    proposal = log_likelihood(model, guide, x, 2000, seed=1)
+    both = prior.reliable & proposal.reliable & (prior.k_hat < 0.3) & (proposal.k_hat < 0.3)
+    assert both.sum() > 2
+    error = (prior.standard_error.square() + proposal.standard_error.square()).sqrt()
+    z = ((prior.value - proposal.value) / error)[both]
+    assert z.abs().max() < oracles.z_limit(len(foreign.PAIRS) * len(x))
+
+
+@pytest.mark.parametrize("make_pair", [foreign.param_table])
+def test_a_strangers_table_is_measured(make_pair, float64):
+    model, guide, x = make_pair()
+    with loops.Recorder() as recorder:
+        estimate = log_likelihood(model, guide, x, 3, seed=0)
+    with torch.no_grad():
+        weights = loops.slow_joint_log_weights(model, guide, x, recorder, 3)
+    ((draws,),) = [recorder.values.values()] if len(recorder.values["z"]) == 1 else [[None]]
+    assert draws.shape == (3, 24, 2)
+    # The joint weights are sums over the data of what is averaged a datum.
+    singles = torch.stack(
+        [log_likelihood_of_draw(model, guide, x, draw) for draw in recorder.draws(3)]
+    )
+    torch.testing.assert_close(singles.sum(1), weights)
+    torch.testing.assert_close(estimate.value, torch.logsumexp(singles, 0) - np.log(3))
+
+
+def log_likelihood_of_draw(model, guide, x, draw):
+    """log p(x_n, z_n) - log q(z_n) at given z, from the parameters themselves."""
+    store, z = pyro.get_param_store(), draw["z"]
+    q = stats.norm(store["table_loc"].detach().numpy(), store["table_scale"].detach().numpy())
+    joint = stats.norm(z.numpy() @ store["W"].detach().numpy().T, 1.0).logpdf(x.numpy()).sum(1)
+    values = joint + stats.norm.logpdf(z.numpy()).sum(1) - q.logpdf(z.numpy()).sum(1)
+    return torch.from_numpy(values)
+
+
+# Statistics
+
+
+def rotated(num_rows, rho=0.2, seed=0):
+    """K = 2 with the posterior's precision M / s2 of this correlation; and its best diagonal q."""
+    noise, lengths = 0.7, np.array([1.5, 1.0])
+    inner = rho * np.sqrt(np.prod(lengths**2 + noise))  # M_12 = w_1 . w_2
+    cosine = inner / np.prod(lengths)
+    loadings = np.zeros((D, 2))
+    loadings[0, 0] = lengths[0]
+    loadings[:2, 1] = lengths[1] * np.array([cosine, np.sqrt(1 - cosine**2)])
+    loadings = oracles.rotation(D, seed) @ loadings
+    ppca = from_arrays(np.zeros(D), loadings, noise)
+    return ppca, (np.zeros(D), loadings, noise), rows_of(ppca, num_rows, seed)
+
+
+def test_the_mean_weight_of_the_best_diagonal_guide():
+    """mean(w / p) - 1 over its exact standard deviation; the fourth moment is finite: rho < 1/4."""
+    ppca, parameters, x = rotated(200)
+    _, loadings, noise = parameters
+    _, covariances = oracles.posterior(x[:1], *parameters)
+    best = np.diag(oracles.best_q_variances(loadings, noise, "diagonal"))
+    assert oracles.proposal_tail_index(best, covariances[0]) == pytest.approx(0.2, rel=1e-9)
+    moment = oracles.proposal_second_moment(best, covariances[0], np.zeros(2))
+    S = 500
+    guide = ExactGuide(ppca, covariance="diagonal")
+    estimate = log_likelihood(ppca.model, guide, x, S, seed=0)
+    ratios = np.exp(estimate.value.numpy() - oracles.log_density(x, *parameters))
+    z = (ratios.mean() - 1) / np.sqrt((moment - 1) / (S * len(x)))
+    assert abs(z) < oracles.z_limit()
+    # The reported errors are the spread that the estimates have.
+    relative = estimate.standard_error.square().mean() / ((moment - 1) / S)
+    assert float(relative) == pytest.approx(1, abs=0.1)
+    assert estimate.reliable.all()
+
+
+def coverage(num_rows, seed=0, S=1000):
+    """z-scores of an over-dispersed guide, c^2 = 1.5 in five dimensions."""
+    ppca, parameters = make(K=5, D=8)
+    x = rows_of(ppca, num_rows)
+    estimate = log_likelihood(ppca.model, scaled(ppca, 1.5), x, S, seed=seed)
+    truth = oracles.log_density(x, *parameters)
+    return ((estimate.value.numpy() - truth) / estimate.standard_error.numpy()), estimate
+
+
+def check_coverage(num_rows):
+    z, estimate = coverage(num_rows)
+    slack = oracles.z_limit(3)
+    covered = (np.abs(z) < stats.norm.isf(0.025)).mean()
+    # Over-dispersed guides cover 93 to 97 %; to it comes the error of a share of num_rows.
+    error = slack * np.sqrt(0.95 * 0.05 / num_rows)
+    assert 0.93 - error < covered < 0.97 + error
+    # The bias is -cv^2 / (2 S), -cv / (2 sqrt(S)) standard errors; the skewness does as much.
+    moment = oracles.proposal_second_moment(1.5 * np.eye(5), np.eye(5), np.zeros(5))
+    bias = np.sqrt((moment - 1) / 1000)
+    assert abs(z.mean()) < bias + slack / np.sqrt(num_rows)
+    assert abs(z.std() - 1) < 0.03 + slack / np.sqrt(2 * num_rows)
+    assert estimate.reliable.all()
+
+
+def test_intervals_of_an_over_dispersed_guide_cover():
+    check_coverage(300)
+
+
+@pytest.mark.slow
+def test_intervals_of_an_over_dispersed_guide_cover_in_many_replications():
+    check_coverage(2000)
+
+
+def test_the_value_is_a_lower_bound_in_expectation_with_the_known_bias():
+    """-cv^2 / (2 S) nats at c^2 = 1.5, D = 5, S = 50."""
+    S, num_rows = 50, 2000
+    ppca, parameters = make(K=5, D=8)
+    x = rows_of(ppca, num_rows)
+    estimate = log_likelihood(ppca.model, scaled(ppca, 1.5), x, S, seed=0)
+    errors = estimate.value.numpy() - oracles.log_density(x, *parameters)
+    moment = oracles.proposal_second_moment(1.5 * np.eye(5), np.eye(5), np.zeros(5))
+    bias, slack = -(moment - 1) / (2 * S), oracles.z_limit() * errors.std() / num_rows**0.5
+    # The next order in 1 / S is about the square of this one.
+    assert abs(errors.mean() - bias) < slack + 2 * bias**2 + 0.1 * abs(bias)
+    assert errors.mean() + slack < 0.5 * bias < 0
+
+
+def test_prior_draws_agree_with_the_truth_where_they_are_feasible():
+    ppca, parameters = make(K=1, D=3, noise=4.0)
+    x, S = rows_of(ppca, 100), 2000
+    estimate = log_likelihood(ppca.model, None, x, S, method="prior", seed=0)
+    truth = oracles.log_density(x, *parameters)
+    means, covariances = oracles.posterior(x, *parameters)
+    moments = np.array(
+        [
+            oracles.proposal_second_moment(np.eye(1), cov, mean)
+            for mean, cov in zip(means, covariances, strict=True)
+        ]
+    )
+    ratios = np.exp(estimate.value.numpy() - truth)
+    z = (ratios - 1).sum() / np.sqrt(((moments - 1) / S).sum())
+    assert abs(z) < oracles.z_limit()
+    assert estimate.method == "prior"
+
+
+def test_prior_draws_agree_with_a_refined_guide_on_a_vae():
+    vae = small_vae(likelihood=Gaussian(1.0))
+    x = vae.sample(40, seed=0)
+    prior = log_likelihood(vae.model, None, x, 5000, method="prior", seed=0)
+    refined = log_likelihood(vae.model, vae.guide, x, 1000, refine=150, seed=0)
+    assert refined.reliable.all()
+    error = (prior.standard_error.square() + refined.standard_error.square()).sqrt()
+    assert ((prior.value - refined.value) / error).abs().max() < oracles.z_limit(40)
+
+
+# The verdict
+
+
+def pareto(k, shape, seed=0):
+    """Log weights with tail index k: w = u^-k."""
+    return torch.from_numpy(-k * np.log(np.random.default_rng(seed).random(shape)))
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
+def test_k_hat_finds_a_known_tail(k):
+    found = k_hat(pareto(k, (4000, 50)))
+    assert float(found.mean()) == pytest.approx(k, abs=0.05)
+
+
+@pytest.mark.parametrize("c2", [0.5, 0.3])
+def test_k_hat_of_a_narrow_guide_in_two_dimensions(c2):
+    """Weights of c^2 I against I are exactly Pareto there, with index 1 - c^2."""
+    ppca, _ = make(K=2, D=4)
+    estimate = log_likelihood(ppca.model, scaled(ppca, c2), rows_of(ppca, 100), 10_000, seed=0)
+    assert float(estimate.k_hat.mean()) == pytest.approx(1 - c2, abs=0.04)
+
+
+def test_a_narrow_guide_in_ten_dimensions_is_called_unreliable():
+    ppca, _ = make(K=10, D=12)
+    x = rows_of(ppca, 50)
+    narrow = log_likelihood(ppca.model, scaled(ppca, 0.1), x, 1000, seed=0)
+    assert not narrow.reliable.any()
+    assert (narrow.k_hat > 0.7).all()
+    assert log_likelihood(ppca.model, ExactGuide(ppca), x, 1000, seed=0).reliable.all()
+
+
+def test_a_shifted_guide_is_flagged():
+    ppca, _ = make(K=1, D=4)
+    shifted = scaled(ppca, shift=4.0)
+    estimate = log_likelihood(ppca.model, shifted, rows_of(ppca, 100), 1000, seed=0)
+    assert not estimate.reliable.any()
+    assert float(estimate.k_hat.mean()) == pytest.approx(1.34, abs=0.2)
+
+
+def test_one_huge_weight_is_unreliable():
+    weights = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)).double() * 0.1
+    weights[17, 1] = 10_000.0
+    k = k_hat(weights)
+    assert is_reliable(weights, k).tolist() == [True, False, True]
+    torch.testing.assert_close(effective_sample_size(weights)[1], torch.tensor(1.0).double())
+
+
+def test_a_few_weights_that_hold_everything_are_unreliable():
+    weights = torch.zeros(1000, 1).double()
+    weights[:6] = 50.0
+    assert not is_reliable(weights, k_hat(weights)).item()
+
+
+def test_constant_weights_are_reliable_whatever_their_number():
+    for num_samples in (2, 24, 25, 1000):
+        weights = torch.full((num_samples, 2), -1234.5).double()
+        weights[0] += 1e-9
+        assert k_hat(weights).tolist() == [0, 0]
+        assert is_reliable(weights, k_hat(weights)).all()
+
+
+def test_weights_of_zero_are_no_evidence():
+    """A proposal that misses the support altogether, and one that misses half of it."""
+    weights = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)).double() * 0.1
+    weights[:, 0] = -torch.inf
+    weights[::2, 1] = -torch.inf
+    k = k_hat(weights)
+    assert is_reliable(weights, k).tolist() == [False, True]
+    assert effective_sample_size(weights)[1] == pytest.approx(500, rel=0.05)
+
+
+@pytest.mark.parametrize("num_samples", [2, 10, 24])
+def test_few_draws_are_too_few_to_tell(num_samples):
+    ppca, _ = make()
+    guide = scaled(ppca, 1.3)
+    estimate = log_likelihood(ppca.model, guide, rows_of(ppca, N), num_samples, seed=0)
+    assert not estimate.reliable.any()
+    assert estimate.k_hat.isnan().all()
+    text = repr(estimate)
+    assert "NOT reliable for 30 of 30 data" in text
+    assert f"{num_samples} draws are too few to tell; use at least 25" in text
+    enough = log_likelihood(ppca.model, scaled(ppca, 1.1), rows_of(ppca, N), 1000, seed=0)
+    assert enough.reliable.all()
+
+
+def test_the_effective_sample_size_is_that_of_the_weights():
+    weights = torch.tensor([[0.0, 700.0], [0.0, -700.0], [0.0, -700.0]]).double()
+    torch.testing.assert_close(
+        effective_sample_size(weights), torch.tensor([3.0, 1.0]).double(), rtol=1e-12, atol=0
+    )
+
+
+# Refining
+
+
+def test_refining_makes_a_bad_guide_reliable():
+    ppca, parameters = make(K=6, D=10)
+    x = rows_of(ppca, 40)
+    guide = AmortizedGuide(mlp(10, 12, seed=0), 6).double()  # untrained
+    before = [p.detach().clone() for p in (*ppca.parameters(), *guide.parameters())]
+    plain = log_likelihood(ppca.model, guide, x, 500, seed=0)
+    assert plain.share_reliable < 0.5
+    assert "would help: refine=300" in repr(plain)
+    refined = log_likelihood(ppca.model, guide, x, 500, refine=300, seed=0)
+    assert refined.reliable.all()
+    agree(refined, oracles.log_density(x, *parameters), atol=1e-3)
+    after = (*ppca.parameters(), *guide.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(p.requires_grad and p.grad is None for p in after)
+
+
+@pytest.mark.parametrize("covariance", ["unit", "isotropic", "diagonal", "full"])
+def test_the_family_of_the_refined_guide(covariance):
+    """A wider family is a better proposal; only the full one is exact here."""
+    ppca, parameters = make()
+    x = rows_of(ppca, N)
+    guide, truth = ExactGuide(ppca, covariance="unit"), oracles.log_density(x, *parameters)
+    estimate = log_likelihood(ppca.model, guide, x, 400, refine=200, covariance=covariance, seed=0)
+    best = (
+        np.diag(oracles.best_q_variances(*parameters[1:], covariance))
+        if covariance != "full"
+        else None
+    )
+    if covariance == "full":
+        agree(estimate, truth, atol=1e-3)
+        assert (estimate.ess > 399).all()
+        return
+    _, covariances = oracles.posterior(x[:1], *parameters)
+    moment = oracles.proposal_second_moment(best, covariances[0], np.zeros(K))
+    if np.isfinite(moment):
+        # 400 / ESS estimates E w^2 / (E w)^2; near its optimum q is as good as at it.
+        assert float(400 / estimate.ess.median()) == pytest.approx(moment, rel=0.3)
+    else:
+        tail = oracles.proposal_tail_index(best, covariances[0])
+        assert float(estimate.k_hat.mean()) == pytest.approx(tail, abs=0.2)
+
+
+def test_full_is_the_default_family():
+    ppca, _ = make()
+    x = rows_of(ppca, N)
+    options = {"refine": 20, "seed": 0}
+    default = log_likelihood(ppca.model, scaled(ppca, 0.5), x, 50, **options)
+    full = log_likelihood(ppca.model, scaled(ppca, 0.5), x, 50, covariance="full", **options)
+    assert torch.equal(default.value, full.value)
+
+
+def test_refining_starts_from_the_guide():
+    """Where the guide is exact a short refinement does not spoil it."""
+    ppca, parameters = make()
+    x = rows_of(ppca, N)
+    estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, 10, refine=1, seed=0)
+    agree(estimate, oracles.log_density(x, *parameters), atol=1e-6)
+
+
+def test_a_guide_without_a_density_cannot_be_refined(float64):
+    model, guide, x = foreign.auto_normal()
+    with pytest.raises(ValueError, match=r"site 'z' of the guide \(Delta\) has no density"):
+        log_likelihood(model, guide, x, 10, refine=5)
+    assert log_likelihood(model, guide, x, 10, seed=0).value.isfinite().all()
+
+
+# Holes, and data of other kinds
+
+
+def test_holes_are_marginalised():
+    ppca, parameters = make()
+    x = oracles.with_holes(rows_of(ppca, N), 0.3, seed=0)
+    guide = AmortizedGuide(mlp(D, 2 * K, seed=0), K).double()
+    estimate = log_likelihood(ppca.model, guide, x, 200, refine=300, seed=0)
+    agree(estimate, oracles.log_density(x, *parameters), atol=1e-3)
+    masked = log_likelihood(
+        ppca.model, guide, np.nan_to_num(x, nan=77.0), 200, refine=300, mask=~np.isnan(x), seed=0
+    )
+    assert torch.equal(masked.value, estimate.value)
+
+
+def test_columns_in_other_units_move_log_p_by_their_logarithm():
+    ppca, (loc, loadings, noise) = make()
+    x, scale = rows_of(ppca, N), 10.0
+    other = from_arrays(scale * loc, scale * loadings, scale**2 * noise)
+    options = {"num_samples": 40, "seed": 0}
+    first = log_likelihood(ppca.model, scaled(ppca, 1.4), x, **options)
+    second = log_likelihood(other.model, scaled(other, 1.4), scale * x, **options)
+    agree(second, first.value.numpy() - D * np.log(scale), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [pd.DataFrame, torch.from_numpy, lambda x: x.tolist(), lambda x: x.astype("i4")],
+    ids=["pandas", "torch", "list", "integers"],
+)
+def test_data_of_any_kind(convert):
+    vae = small_vae()
+    x = np.round(3 * np.random.default_rng(0).normal(size=(N, D)))
+    first, second = (
+        log_likelihood(vae.model, vae.guide, data, 30, seed=0) for data in (x, convert(x))
+    )
+    assert torch.equal(first.value, second.value)
+
+
+def test_float32_programs_are_summed_in_float64():
+    vae = VAE.mlp(D, 2, hidden=(5,), seed=0)
+    x = np.random.default_rng(0).normal(size=(N, D))
+    estimate = log_likelihood(vae.model, vae.guide, x, 50, seed=0)
+    assert estimate.value.dtype == estimate.ess.dtype == torch.float64
+
+
+def test_layers_that_act_differently_in_training_are_evaluated(float64):
+    model, guide, x = foreign.regularized()
+    estimates = [log_likelihood(model, guide, x, 20, seed=0) for _ in range(2)]
+    model.__self__.eval()
+    estimates.append(log_likelihood(model, guide, x, 20, seed=0))
+    for estimate in estimates[1:]:
+        assert torch.equal(estimate.value, estimates[0].value)
+
+
+def test_seeds_repeat_and_leave_the_generators_alone():
+    vae = small_vae()
+    x, before = vae.sample(N, seed=0), torch.get_rng_state()
+    first, again, other = (
+        log_likelihood(vae.model, vae.guide, x, 30, seed=s).value for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).any()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(8)
+    global_draws = [log_likelihood(vae.model, vae.guide, x, 30).value for _ in range(2)]
+    torch.manual_seed(8)
+    assert torch.equal(global_draws[0], log_likelihood(vae.model, vae.guide, x, 30).value)
+    assert not torch.equal(*global_draws)
+
+
+# What is refused
+
+
+class Exploding(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 2 * K), torch.nan).double()
+
+
+BAD = [
+    ({"num_samples": 0}, "num_samples must be a whole number >= 1; got 0"),
+    ({"num_samples": -5}, "num_samples must be a whole number >= 1; got -5"),
+    ({"method": "magic"}, "method must be one of 'importance', 'prior'.*; got 'magic'"),
+    ({"refine": -1}, "refine must be a whole number >= 0; got -1"),
+    ({"covariance": "full"}, "covariance= is the family of the refined q; it needs refine=steps"),
+    ({"covariance": "round", "refine": 5}, "covariance must be one of .*'full'; got 'round'"),
+    ({"method": "prior", "refine": 5}, "refine= needs method='importance'"),
+    ({"guide": None}, "method='importance' needs a guide; method='prior' does not"),
+    ({"x": np.ones(D)}, "x must be 2-d"),
+    ({"x": np.ones((0, D))}, "x is empty"),
+    ({"x": np.full((2, D), np.inf)}, "x has 12 infinite entries"),
+    ({"x": np.full((2, D), np.nan)}, "x has rows with nothing observed"),
+    ({"x": np.ones((2, D + 1))}, r"(rows, 6\)|data_dim=6)"),
+    ({"mask": np.ones((2, D))}, "mask must be boolean"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), BAD, ids=[str(o)[:40] for o, _ in BAD])
+def test_bad_arguments_are_refused(options, match):
+    ppca, _ = make()
+    guide = AmortizedGuide(mlp(D, 2 * K, seed=0), K).double()
+    arguments = {"guide": guide, "x": rows_of(ppca, N), "num_samples": 10} | options
+    with pytest.raises(ValueError, match=match):
+        log_likelihood(ppca.model, **arguments)
+
+
+def test_data_outside_the_support_are_refused():
+    vae = small_vae(likelihood=Bernoulli())
+    with pytest.raises(ValueError, match=r"x has 12 entries outside \{0, 1\}"):
+        log_likelihood(vae.model, vae.guide, np.full((2, D), 0.5), 10)
+
+
+def test_densities_that_are_nan_are_reported():
+    ppca, _ = make()
+    guide = AmortizedGuide(Exploding(), K).double()
+    with pytest.raises((FloatingPointError, ValueError), match=r"NaN|nan"):
+        log_likelihood(ppca.model, guide, rows_of(ppca, 4), 10)
+
+
+def test_a_scale_that_no_plate_explains_is_refused():
+    ppca, _ = make()
+    scaled_model = pyro.poutine.scale(ppca.model, scale=2.0)
+    with pytest.raises(ValueError, match=r"has scale 2\.0.*poutine\.scale"):
+        log_likelihood(scaled_model, ExactGuide(ppca), rows_of(ppca, 4), 10)
+
+
+def test_a_table_for_other_data_is_refused():
+    ppca, _ = make()
+    with pytest.raises(ValueError, match="for new data use an AmortizedGuide"):
+        log_likelihood(ppca.model, MeanFieldGuide(N, K).double(), rows_of(ppca, 7), 10)
+
+
+# Results
+
+
+def test_a_result_is_read_by_a_person_and_kept_by_a_program():
+    ppca, _ = make(K=6, D=10)
+    x = rows_of(ppca, 20)
+    estimate = log_likelihood(ppca.model, scaled(ppca, 0.2), x, 500, seed=0)
+    assert isinstance(estimate, LogLikelihood)
+    text = repr(estimate)
+    unreliable = int((~estimate.reliable).sum())
+    assert f"NOT reliable for {unreliable} of 20 data: there it is a lower bound" in text
+    assert f"{estimate.mean:.3f} +- {estimate.mean_error:.3f} nats a datum" in text
+    assert "(importance, 500 draws, refine=0)" in text
+    assert f"k-hat: median {estimate.k_hat.median():.2f}, largest" in text
+    assert "would help: refine=300" in text
+    assert "tensor(" not in text
+    assert estimate.mean == pytest.approx(float(estimate.value.mean()), rel=1e-12)
+    spread = estimate.value.std() / 20**0.5
+    assert estimate.mean_error == pytest.approx(float(spread), rel=1e-12)
+    assert estimate.share_reliable == pytest.approx(1 - unreliable / 20)
+    as_json = json.loads(json.dumps(estimate.to_dict()))
+    assert as_json["value"] == estimate.value.tolist()
+    assert as_json["num_samples"] == 500
+    frame = estimate.to_frame()
+    assert len(frame) == 20
+    assert set(frame.columns) == {"value", "standard_error", "ess", "k_hat", "reliable"}
+
+
+def test_what_json_cannot_hold_is_none():
+    ppca, _ = make()
+    estimate = log_likelihood(ppca.model, scaled(ppca, 1.3), rows_of(ppca, 3), 10, seed=0)
+    assert json.loads(json.dumps(estimate.to_dict(), allow_nan=False))["k_hat"] == [None] * 3
+
+
+def test_advice_fits_the_method():
+    ppca, _ = make(K=6, D=10)
+    x = rows_of(ppca, 20)
+    prior = log_likelihood(ppca.model, None, x, 100, method="prior", seed=0)
+    assert "the prior seldom draws what explains x; use method='importance'" in repr(prior)
+    options = {"refine": 2, "covariance": "unit", "seed": 0}
+    refined = log_likelihood(ppca.model, scaled(ppca, 0.1), x, 100, **options)
+    assert "would help: more steps in refine=, covariance='full', more draws" in repr(refined)
+
+
+def test_of_one_datum():
+    ppca, parameters = make()
+    x = rows_of(ppca, 1)
+    estimate = log_likelihood(ppca.model, scaled(ppca, 1.5), x, 400, seed=0)
+    assert estimate.mean_error == float(estimate.standard_error[0])
+    z = (estimate.mean - oracles.log_density(x, *parameters)[0]) / estimate.mean_error
+    assert abs(z) < oracles.z_limit()
+    assert "+- 0.0" in repr(estimate)

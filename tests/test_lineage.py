@@ -1,0 +1,166 @@
+"""The ladder: every rung on one small table, its identities, and a stranger's pair in it."""
+
+import json
+import math
+
+import foreign
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from ppl_vae import PPCA, VAE, AmortizedGuide, MeanFieldGuide, digits, mlp, run_lineage
+from ppl_vae.data import split
+from ppl_vae.rungs import RUNGS, Settings
+
+SHORT = Settings(steps=120, batch_size=64, lr=2e-2, patience=3)
+EXACT = ("closed-form", "em", "px-em", "variational-em")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0)
+
+
+@pytest.fixture(scope="module")
+def lineage(table):
+    return run_lineage(table, latent_dim=2, settings=SHORT, seed=1)
+
+
+def test_every_rung_of_the_design_is_there(lineage):
+    assert [row.rung for row in lineage.rows] == list(RUNGS)
+    assert len(RUNGS) == 12
+
+
+def test_exact_rungs_are_the_closed_form(lineage, table):
+    x = split(table, seed=1).train.numpy()
+    values, _ = oracles.sample_spectrum(x)
+    noise = values[2:].mean()
+    spectrum = np.concatenate([values[:2], np.full(4, noise)])
+    log_p = -0.5 * (6 * math.log(2 * math.pi) + np.log(spectrum).sum() + 6)
+    for name in EXACT:
+        row = lineage.row(name)
+        assert row.log_p.value == pytest.approx(log_p, abs=1e-7)
+        assert row.elbo == pytest.approx(log_p, abs=1e-6)
+        assert row.log_p.how == "exact" and row.log_p.error is None
+        assert row.noise_scale == pytest.approx(math.sqrt(noise), abs=1e-5)
+        assert row.angle < 0.02
+
+
+def test_nats_add_up(lineage):
+    for row in lineage.rows:
+        gap = row.approximation + row.amortization
+        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.rung
+        assert math.isfinite(row.test_log_p.value) and row.test_log_p.error > 0
+        assert 0 <= row.log_p.reliable <= 1 and 0 <= row.test_log_p.reliable <= 1
+
+
+def test_no_ppca_rung_beats_the_closed_form_on_training_rows(lineage):
+    for row in lineage.rows:
+        if row.model == "PPCA":
+            assert row.shortfall >= -1e-9, row.rung
+            assert row.approximation > -1e-3, row.rung
+        else:
+            assert math.isnan(row.angle) and math.isnan(row.shortfall)
+            assert row.log_p.how == "estimated"
+
+
+def test_it_repeats_and_leaves_the_generators_alone(table, lineage):
+    names = ("em", "linear-amortized", "vae")
+    before = torch.get_rng_state()
+    again = run_lineage(table, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    for name in names:
+        ours, theirs = (dict(r.row(name).to_dict()) for r in (again, lineage))
+        for key in ("elbo", "log_p", "approximation", "amortization", "test_log_p"):
+            assert ours[key] == theirs[key], (name, key)
+
+
+def test_units_of_the_data_move_log_p_by_their_jacobian(table, lineage):
+    names = ("closed-form", "linear-amortized", "vae")
+    scaled = run_lineage(100 * table - 7, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    for name in names:
+        ours, theirs = scaled.row(name), lineage.row(name)
+        shift = -6 * math.log(100)
+        assert ours.elbo - theirs.elbo == pytest.approx(shift, abs=0.02), name
+        assert ours.log_p.value - theirs.log_p.value == pytest.approx(shift, abs=0.02)
+        assert ours.noise_scale == pytest.approx(100 * theirs.noise_scale, rel=0.01)
+
+
+def test_test_rows_touch_nothing_but_their_column(table):
+    names = ("px-em", "linear-amortized", "vae")
+    rows = table[:150], table[150:]
+    first = run_lineage(rows[0], x_test=rows[1], latent_dim=2, rungs=names, settings=SHORT)
+    other = run_lineage(rows[0], x_test=2 * rows[1], latent_dim=2, rungs=names, settings=SHORT)
+    for name in names:
+        a, b = first.row(name), other.row(name)
+        assert (a.elbo, a.log_p, a.noise_scale) == (b.elbo, b.log_p, b.noise_scale)
+        assert a.test_log_p.value > b.test_log_p.value
+
+
+def test_strangers_pairs_stand_in_the_same_table(table):
+    ppca = PPCA.like(table, 2, seed=0)
+    guide = AmortizedGuide(mlp(6, 4, (8,), seed=0).double(), 2)
+    vae = VAE.mlp(6, 2, hidden=(8,), seed=0)
+    inner = PPCA.like(table, 2, seed=0)
+    num_train = len(split(table).train)
+    extra = {
+        "a ppca of mine": (ppca.model, guide),
+        "a vae of mine": (vae.model, vae.guide),
+        "one q a datum": (inner.model, MeanFieldGuide(num_train, 2).double()),
+    }
+    seen = []
+    lineage = run_lineage(
+        table, latent_dim=2, rungs=["px-em"], extra=extra, settings=SHORT, on_row=seen.append
+    )
+    assert [row.rung for row in seen] == ["px-em", *extra]
+    mine = lineage.row("a ppca of mine")
+    assert mine.log_p.how == "exact" and mine.angle < 90 and mine.shortfall > 0
+    assert mine.log_p.value == pytest.approx(
+        ppca.log_likelihood(lineage.data.train).mean().item(), abs=1e-9
+    )
+    assert lineage.row("a vae of mine").log_p.how == "estimated"
+    assert math.isfinite(lineage.row("one q a datum").test_log_p.value)
+    assert lineage.pairs["a vae of mine"] == (vae.model, vae.guide)
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_pairs_the_package_has_never_seen(name):
+    model, guide, x = foreign.PAIRS[name]()
+    settings = Settings(steps=5, batch_size=8)
+    extra = {"mine": (model, guide)}
+    lineage = run_lineage(x, latent_dim=2, rungs=["closed-form"], extra=extra, settings=settings)
+    row = lineage.row("mine")
+    assert math.isfinite(row.elbo) and math.isfinite(row.log_p.value)
+    assert row.log_p.value - row.elbo == pytest.approx(row.approximation + row.amortization)
+
+
+def test_results_are_json(lineage):
+    content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
+    assert [row["rung"] for row in content["rows"]] == list(RUNGS)
+    assert content["about"]["num_train"] == len(lineage.data.train)
+    assert len(content["rows"][0]["fit"]["objective"]) == 1
+
+
+def test_bad_arguments(table):
+    with pytest.raises(ValueError, match=r"rungs must be one of 'closed-form'.*got 'emm'"):
+        run_lineage(table, latent_dim=2, rungs=["emm"])
+    ppca = PPCA.like(table, 2)
+    with pytest.raises(ValueError, match="must not have the names of rungs"):
+        run_lineage(table, latent_dim=2, extra={"em": (ppca.model, ppca.model)})
+    with pytest.raises(ValueError, match="smaller than the rank"):
+        run_lineage(table, latent_dim=6)
+    with pytest.raises(ValueError, match="missing entries"):
+        run_lineage(oracles.with_holes(table, 0.1, seed=0), latent_dim=2)
+
+
+@pytest.mark.slow
+def test_on_digits_the_vae_beats_ppca_and_the_estimates_are_reliable():
+    lineage = run_lineage(digits(), latent_dim=10)
+    for row in lineage.rows:
+        print(row.rung, row.elbo, row.log_p, row.test_log_p, row.fit.seconds)
+        assert row.test_log_p.reliable >= 0.85, row.rung
+        assert row.log_p.reliable >= 0.85, row.rung
+    vae, ppca = (lineage.row(name).test_log_p for name in ("vae", "closed-form"))
+    assert vae.value - 4 * vae.error > ppca.value + 4 * ppca.error
+    print(lineage.about["seconds"], "s")
