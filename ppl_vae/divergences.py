@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.program import Density
-from ppl_vae.traces import PairTraces, Site, per_datum, sites
+from ppl_vae.traces import PairTraces, Site, sites
 
 
 def same_order(run: PairTraces) -> bool:
@@ -51,12 +51,9 @@ def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor
     return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
 
 
-def floored_kl(runs: list[PairTraces], floor: float) -> Tensor:
+def floored_kl(run: PairTraces, floor: float) -> Tensor:
     """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
-    by_name = [
-        torch.stack([_kl_by_dimension(run, name) for run in runs]).mean(0)
-        for name in runs[0].latent
-    ]
+    by_name = [_kl_by_dimension(run, name) for name in run.latent]
     return torch.cat(by_name).clamp(min=floor).sum()
 
 
@@ -77,4 +74,4 @@ def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
     event = site["fn"].event_shape
     kl = kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape)).flatten(-max(len(event), 1))
     kl = kl if event else kl.unsqueeze(-1)
-    return torch.stack([per_datum(site, column).mean() for column in kl.unbind(-1)])
+    return torch.stack([run.per_datum(site, column).mean() for column in kl.unbind(-1)])

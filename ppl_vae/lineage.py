@@ -21,16 +21,13 @@ from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.subspace import subspace
 from ppl_vae.inference.em import fit_closed_form
+from ppl_vae.models.moments import check_complete
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import elbo
-from ppl_vae.program import ArrayLike, ProgramLike, choose_option, owner_of
+from ppl_vae.program import ArrayLike, ProgramLike, as_matrix, choose_option, owner_of
 from ppl_vae.results import FitResult, Result
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
 
-GAP_ROWS = 500
-"""At most so many rows are used to measure gaps, and to estimate log p of held-out data."""
-REFINE_STEPS = 150
-DRAWS = 1000
 ELBO_DRAWS = 20
 
 
@@ -140,7 +137,7 @@ def run_lineage(
         extra: your own pairs (model, guide) by name. They are fitted, in place, to the rows in
             the units of x as given, and measured like the others.
         seed: of everything that is drawn.
-        settings: of SVI, the same for every rung.
+        settings: of fitting and measuring, the same for every rung.
         on_row: called with each row as soon as it is there.
 
     Raises:
@@ -151,6 +148,8 @@ def run_lineage(
     if taken := sorted(extra.keys() & RUNGS.keys()):
         raise ValueError(f"extra pairs must not have the names of rungs: {taken}")
     started = time.perf_counter()
+    x = as_matrix(x)
+    check_complete(x)
     data = split(x, x_test, seed=seed)
     units = Units.of(data.train)
     settings = settings or Settings()
@@ -181,9 +180,7 @@ def _about(data: Split, latent_dim: int, settings: Settings, seed: int) -> dict[
         "latent_dim": latent_dim,
         "seed": seed,
         "settings": asdict(settings),
-        "gap_rows": min(GAP_ROWS, len(data.train)),
-        "draws": DRAWS,
-        "refine_steps": REFINE_STEPS,
+        "gap_rows": min(settings.gap_rows, len(data.train)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")},
@@ -246,15 +243,15 @@ class _Ground:
         )
 
     def _gaps(self, fitted: Fitted, exact: Tensor | None) -> Gaps:
-        rows = torch.arange(min(GAP_ROWS, len(self.task.train)))
+        rows = torch.arange(min(self.task.settings.gap_rows, len(self.task.train)))
         return gaps(
             fitted.model,
             fitted.guide,
             self.task.train,
             log_p=None if exact is None else exact[rows],
             best=fitted.best,
-            steps=REFINE_STEPS,
-            num_samples=DRAWS,
+            steps=self.task.settings.refine,
+            num_samples=self.task.settings.draws,
             rows=rows,
             seed=self.task.seed,
         )
@@ -288,9 +285,9 @@ class _Ground:
         estimate = log_likelihood(
             fitted.model,
             fitted.guide,
-            self.test[:GAP_ROWS],
-            DRAWS,
-            refine=REFINE_STEPS,
+            self.test[: self.task.settings.gap_rows],
+            self.task.settings.draws,
+            refine=self.task.settings.refine,
             seed=self.task.seed,
         )
         value = estimate.mean + self.log_jacobian

@@ -6,7 +6,6 @@ All are in nats a datum, unscaled; only a training loss sums them over the data.
 """
 
 import math
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +19,9 @@ from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choos
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
     PairTraces,
-    draw_pairs,
     log_prob,
     masked,
-    per_datum,
+    run_pair,
     sample_dim,
     sites,
 )
@@ -62,8 +60,7 @@ def log_weights(
     keywords = {"mask": mask, "index": index, "num_data": num_data}
     with isolated_store(), seeded(seed):
         dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
-        runs = draw_pairs(model, guide, x, keywords, num_samples, dim)
-        return torch.cat([run.log_weights() for run in runs])
+        return run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim).log_weights()
 
 
 @torch.no_grad()
@@ -112,7 +109,7 @@ class _Objective(pyro.infer.ELBO):
 
     def __init__(self, num_samples: int) -> None:
         super().__init__(num_particles=at_least("num_samples", num_samples))
-        self._dims: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._dims: dict[tuple[Any, ...], tuple[Any, int | None]] = {}
 
     def mean_value(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
@@ -144,25 +141,26 @@ class _Objective(pyro.infer.ELBO):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("traces are read by ppl_vae.traces.run_pair")
 
-    def _runs(
+    def _run(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
-    ) -> list[PairTraces]:
+    ) -> PairTraces:
         dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
-        runs = list(draw_pairs(model, guide, x, keywords, self.num_particles, dim))
+        run = run_pair(model, guide, x, keywords, num_samples=self.num_particles, dim=dim)
         if torch.is_grad_enabled():
-            _check_reparameterized(runs[0])
-        return runs
+            _check_reparameterized(run)
+        return run
 
     def _sample_dim(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
     ) -> int | None:
         # A pair's nesting does not change, and finding it costs two runs.
-        by_guide = self._dims.setdefault(owner_of(model), weakref.WeakKeyDictionary())
-        known = by_guide.setdefault(owner_of(guide), {})
-        names = tuple(getattr(program, "__name__", "") for program in (model, guide))
-        if names not in known:
-            known[names] = sample_dim(model, guide, x, keywords)
-        return known[names]
+        owners = [owner_of(program) for program in (model, guide)]
+        names = [getattr(program, "__name__", "") for program in (model, guide)]
+        key = (*map(id, owners), *names)
+        if key not in self._dims:
+            # The owners are kept, so that no other object can have their ids.
+            self._dims[key] = owners, sample_dim(model, guide, x, keywords)
+        return self._dims[key][1]
 
 
 def _check_reparameterized(run: PairTraces) -> None:
@@ -215,21 +213,19 @@ class ELBO(_Objective):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """E_q[log p(x | z)] and KL(q || p) a datum, in nats, averaged over the draws."""
-        return self._terms(self._runs(model, guide, x, keywords))
+        return self._terms(self._run(model, guide, x, keywords))
 
     def mean_value(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
         """The objective in nats a datum, and the size of the whole data."""
-        runs = self._runs(model, guide, x, keywords)
-        reconstruction, kl = self._terms(runs)
-        cost = floored_kl(runs, self.free_bits) if self.free_bits else kl.mean()
-        return reconstruction.mean() - self.beta * cost, runs[0].num_data
+        run = self._run(model, guide, x, keywords)
+        reconstruction, kl = self._terms(run)
+        cost = floored_kl(run, self.free_bits) if self.free_bits else kl.mean()
+        return reconstruction.mean() - self.beta * cost, run.num_data
 
-    def _terms(self, runs: list[PairTraces]) -> tuple[Tensor, Tensor]:
-        reconstruction = [_total(_reconstruction(run)) for run in runs]
-        kl = [_total(self._kl_terms(run)) for run in runs]
-        return torch.cat(reconstruction).mean(0), torch.cat(kl).mean(0)
+    def _terms(self, run: PairTraces) -> tuple[Tensor, Tensor]:
+        return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
 
     def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
         closed = self.kl == "auto" and same_order(run)
@@ -238,18 +234,18 @@ class ELBO(_Objective):
             model_site = run.latent.get(name)
             value = closed_kl(guide_site, model_site) if closed and model_site else None
             if value is not None:
-                terms.append(per_datum(guide_site, masked(value, guide_site["mask"])))
+                terms.append(run.per_datum(guide_site, masked(value, guide_site["mask"])))
             else:
-                terms.append(per_datum(guide_site, log_prob(guide_site)))
+                terms.append(run.per_datum(guide_site, log_prob(guide_site)))
                 if model_site:
-                    terms.append(-per_datum(model_site, log_prob(model_site)))
+                    terms.append(-run.per_datum(model_site, log_prob(model_site)))
         return terms
 
 
 def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:
     if not run.observed:
         raise ValueError("the model observes nothing; pass its data on as obs=x")
-    return [per_datum(site, log_prob(site)) for site in run.observed.values()]
+    return [run.per_datum(site, log_prob(site)) for site in run.observed.values()]
 
 
 def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
@@ -280,7 +276,6 @@ class IWAE(_Objective):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
         """The bound in nats a datum, and the size of the whole data."""
-        runs = self._runs(model, guide, x, keywords)
-        weights = torch.cat([run.log_weights() for run in runs])
-        bound = torch.logsumexp(weights, 0) - math.log(len(weights))
-        return bound.mean(), runs[0].num_data
+        run = self._run(model, guide, x, keywords)
+        bound = torch.logsumexp(run.log_weights(), 0) - math.log(self.num_particles)
+        return bound.mean(), run.num_data

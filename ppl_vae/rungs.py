@@ -25,19 +25,25 @@ IWAE_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How every SVI rung is fitted: the same for all of them.
+    """How every SVI rung is fitted and every rung is measured: the same for all of them.
 
     Attributes:
         steps: at most.
         batch_size: at most.
         lr: of Adam, falling to zero along a cosine.
         patience: looks at the validation rows without a better one.
+        gap_rows: at most so many rows are used to measure gaps, and to estimate held-out log p.
+        draws: a datum, where log p is estimated.
+        refine: steps of the search for each datum's best q.
     """
 
     steps: int = 2000
     batch_size: int = 256
     lr: float = 1e-2
     patience: int = 20
+    gap_rows: int = 500
+    draws: int = 1000
+    refine: int = 150
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ mask and without its scale, and summed to one number a draw and a datum. What ca
 refused by name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,15 @@ class PairTraces:
     """One run of a pair: its two traces, checked against the contract.
 
     Attributes:
-        model, guide: the traces, subsampling and deterministic sites left out of the sites.
+        model, guide: the traces.
+        num_data: the size of the whole data, of which the run may hold a part.
+        repeats: how often each row was run, see :func:`run_pair`.
     """
 
     model: Trace
     guide: Trace
+    num_data: int
+    repeats: int = 1
 
     @property
     def observed(self) -> dict[str, Site]:
@@ -45,17 +49,25 @@ class PairTraces:
         """The model's latent sites."""
         return {n: s for n, s in sites(self.model).items() if not s["is_observed"]}
 
-    @property
-    def num_data(self) -> int:
-        """The size of the whole data, of which the plate may hold a part."""
-        frame = frames(next(iter(sites(self.model).values())))[DATA_PLATE]
-        return frame.full_size or frame.size
-
     def log_weights(self) -> Float[Tensor, "S B"]:
         """log p(x_n, z_sn) - log q(z_sn | x_n)."""
-        joint = [per_datum(s, log_prob(s)) for s in sites(self.model).values()]
-        guide = [-per_datum(s, log_prob(s)) for s in sites(self.guide).values()]
+        joint = [self.per_datum(s, log_prob(s)) for s in sites(self.model).values()]
+        guide = [-self.per_datum(s, log_prob(s)) for s in sites(self.guide).values()]
         return torch.stack(torch.broadcast_tensors(*joint, *guide)).sum(0)
+
+    def per_datum(self, site: Site, value: Tensor) -> Float[Tensor, "S B"]:
+        """A site's value summed over all but samples and data, wherever these stand."""
+        plates = frames(site)
+        rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
+        shape = [1] * rank
+        for frame in plates.values():
+            shape[frame.dim] = frame.size
+        value = value.expand(torch.broadcast_shapes(value.shape, torch.Size(shape)))
+        keep = [plates[name].dim for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
+        drop = [dim for dim in range(-rank, 0) if dim not in keep]
+        value = value.sum(drop, keepdim=True) if drop else value
+        # The sample plate is allocated left of all others, so the order is (S, B) already.
+        return value.reshape(-1, plates[DATA_PLATE].size // self.repeats)
 
 
 def sites(trace: Trace) -> dict[str, Site]:
@@ -88,29 +100,14 @@ def masked(value: Tensor, mask: Tensor | bool | None) -> Tensor:
     return torch.where(torch.as_tensor(mask, device=value.device), value, torch.zeros_like(value))
 
 
-def per_datum(site: Site, value: Tensor) -> Float[Tensor, "S B"]:
-    """Sum a site's batch-shaped value over all but samples and data, wherever they stand."""
-    plates = frames(site)
-    rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
-    shape = [1] * rank
-    for frame in plates.values():
-        shape[frame.dim] = frame.size
-    value = value.expand(torch.broadcast_shapes(value.shape, torch.Size(shape)))
-    keep = [plates[name].dim for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
-    drop = [dim for dim in range(-rank, 0) if dim not in keep]
-    value = value.sum(drop, keepdim=True) if drop else value
-    # The sample plate is allocated left of all others, so the order is (S, B) already.
-    return value.reshape(-1, plates[DATA_PLATE].size)
-
-
 def run_pair(
     model: ProgramLike,
     guide: ProgramLike,
     x: Tensor,
     keywords: Mapping[str, Any],
     *,
-    num_samples: int | None = None,
-    dim: int = -1,
+    num_samples: int = 1,
+    dim: int | None = None,
 ) -> PairTraces:
     """Run the guide, and the model replayed on its draws; check both against the contract.
 
@@ -118,21 +115,37 @@ def run_pair(
         model, guide: the pair.
         x: the rows of the batch.
         keywords: passed on to each program as far as its signature takes them.
-        num_samples: draws a datum, under a plate at ``dim``; None runs without that plate.
-        dim: see :func:`sample_dim`.
+        num_samples: draws a datum: under a plate of samples, or, for programs that cannot have
+            one (``dim`` None), by running each row so many times.
+        dim: where the plate of samples stands, see :func:`sample_dim`.
     """
+    repeats = num_samples if dim is None else 1
+    num_data = accepted(model, keywords).get("num_data", len(x))
+    if repeats > 1:
+        x, keywords = _repeated(x, keywords, repeats)
 
     def under_plate(program: ProgramLike) -> ProgramLike:
-        if num_samples is None:
+        if dim is None:
             return program
         return pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
 
     guide_trace = poutine.trace(under_plate(guide)).get_trace(x, **accepted(guide, keywords))
     replayed = poutine.replay(under_plate(model), trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(x, **accepted(model, keywords))
-    traces = PairTraces(model_trace, guide_trace)
+    traces = PairTraces(model_trace, guide_trace, num_data, repeats)
     check_pair(traces, len(x))
     return traces
+
+
+def _repeated(
+    x: Tensor, keywords: Mapping[str, Any], repeats: int
+) -> tuple[Tensor, dict[str, Any]]:
+    given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
+    index = given.get("index", torch.arange(len(x), device=x.device))
+    told: dict[str, Any] = {"num_data": len(x)} | given | {"index": index.repeat(repeats)}
+    if "mask" in told:
+        told["mask"] = told["mask"].repeat(repeats, 1)
+    return x.repeat(repeats, 1), told
 
 
 def sample_dim(
@@ -142,38 +155,18 @@ def sample_dim(
 
     Returns:
         The dim, or None if the programs run alone but not under a further plate (a network that
-        takes 2-d input only, say): such a pair is run one draw at a time.
+        takes 2-d input only, say): such a pair is run on repeated rows.
     """
     with probing(model, guide):
         alone = run_pair(model, guide, x, keywords)
-        nesting = [f.dim for t in (alone.model, alone.guide) for f in _all_frames(t)]
-        dim = min(nesting) - 1
+        plates = [frames(s) for t in (alone.model, alone.guide) for s in sites(t).values()]
+        dim = min(frame.dim for found in plates for frame in found.values()) - 1
         try:
             run_pair(model, guide, x, keywords, num_samples=2, dim=dim)
-        except Exception:  # whatever a user's own program raises on a further dimension
+        except Exception:  # whatever a stranger's program raises on a further dimension
+            run_pair(model, guide, x, keywords, num_samples=2)
             return None
     return dim
-
-
-def _all_frames(trace: Trace) -> Iterator[Any]:
-    for site in sites(trace).values():
-        yield from frames(site).values()
-
-
-def draw_pairs(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: Mapping[str, Any],
-    num_samples: int,
-    dim: int | None,
-) -> Iterator[PairTraces]:
-    """Runs that hold ``num_samples`` draws between them: one if vectorized, else one a draw."""
-    if num_samples > 1 and dim is not None:
-        yield run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim)
-        return
-    for _ in range(num_samples):
-        yield run_pair(model, guide, x, keywords)
 
 
 def check_pair(traces: PairTraces, num_rows: int) -> None:

@@ -236,6 +236,34 @@ def feature_plate():
     return model, guide, draw(N, D, seed=18)
 
 
+def features_first():
+    """The features' plate outside the data's: densities are (D, N)."""
+    D, K = 5, 2
+    nets = nn.ModuleDict(
+        {
+            "encoder": network(nn.Linear(D, 2 * K), seed=37),
+            "decoder": network(nn.Linear(K, D), seed=38),
+        }
+    )
+
+    def model(x):
+        pyro.module("features_first", nets)
+        data, features = pyro.plate("data", len(x), dim=-1), pyro.plate("features", D, dim=-2)
+        with data:
+            z = pyro.sample("z", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+            mean = nets["decoder"](z).transpose(-1, -2)
+            with features:
+                pyro.sample("x", dist.Normal(mean, 0.7), obs=x.T)
+
+    def guide(x):
+        pyro.module("features_first", nets)
+        with pyro.plate("data", len(x), dim=-1):
+            loc, raw = nets["encoder"](x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, (0.5 * raw).exp()).to_event(1))
+
+    return model, guide, draw(N, D, seed=39)
+
+
 # Networks that know two dimensions only
 
 
@@ -462,6 +490,7 @@ PAIRS = {
         param_only,
         two_level,
         feature_plate,
+        features_first,
         naive_conv,
         normalized_over_dim_one,
         positive_latent,

@@ -19,9 +19,9 @@ import oracles
 from ppl_vae.evaluation import likelihood as module
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
-from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
-from ppl_vae.models.networks import mlp
+from ppl_vae.models.networks import mlp, zero_output
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.program import modules_of
@@ -66,6 +66,19 @@ def agree(estimate, truth, atol=1e-9):
     np.testing.assert_allclose(estimate.value.numpy(), truth, rtol=0, atol=atol)
 
 
+def agree_within_errors(estimate, truth):
+    """Each datum within its own error, with most draws effective, so that errors are honest."""
+    assert (estimate.ess > 0.9 * estimate.num_samples).all()
+    z = (estimate.value.numpy() - truth) / (estimate.standard_error.numpy() + 1e-9)
+    assert np.abs(z).max() < oracles.z_limit(len(z))
+
+
+def centred_guide(D, K, covariance="diagonal"):
+    """An amortized guide that says N(0, I) of every datum: a start far from the posterior."""
+    outputs = K + num_scale_outputs(covariance, K)
+    return AmortizedGuide(zero_output(mlp(D, outputs, seed=0)), K, covariance=covariance).double()
+
+
 def small_vae(data_dim=D, seed=0, **options):
     return VAE.mlp(data_dim, 2, hidden=(5,), seed=seed, **options).double()
 
@@ -80,7 +93,8 @@ def test_with_the_exact_guide_every_draw_is_the_log_likelihood(num_samples):
     estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, num_samples, seed=0)
     agree(estimate, oracles.log_density(x, *parameters))
     assert estimate.num_samples == num_samples
-    torch.testing.assert_close(estimate.standard_error, torch.zeros(N).double(), atol=1e-9, rtol=0)
+    # The square root of rounding.
+    assert (estimate.standard_error < 1e-7).all()
     torch.testing.assert_close(estimate.ess, torch.full((N,), float(num_samples)).double())
     if num_samples > 1:
         assert estimate.reliable.all()
@@ -120,10 +134,9 @@ def test_rows_say_which_data_to_look_at():
     estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, 3, rows=rows)
     agree(estimate, oracles.log_density(x, *parameters)[rows])
     holes = oracles.with_holes(x, 0.3, seed=0)
-    guide = AmortizedGuide(mlp(D, K + 6, seed=0), K, covariance="full").double()
-    options = {"refine": 300, "seed": 0}
-    some = log_likelihood(ppca.model, guide, holes, 50, rows=rows, **options)
-    agree(some, oracles.log_density(holes, *parameters)[rows], atol=1e-3)
+    options = {"rows": rows, "refine": 300, "seed": 0}
+    some = log_likelihood(ppca.model, centred_guide(D, K), holes, 100, **options)
+    agree_within_errors(some, oracles.log_density(holes, *parameters)[rows])
 
 
 # Streaming
@@ -183,13 +196,13 @@ def test_the_draws_asked_for_are_the_draws_used(rows_at_once, blocks, num_sample
     np.testing.assert_allclose(estimate.ess, ess, rtol=1e-9)
     if num_samples > 1:
         error = relative.std(0, ddof=1) / num_samples**0.5
-        np.testing.assert_allclose(estimate.standard_error, error, rtol=1e-9)
+        np.testing.assert_allclose(estimate.standard_error, error, rtol=1e-6)
     assert len(np.unique(values[..., 0])) == values[..., 0].size  # no draw twice
 
 
 def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
     seen = []
-    ppca, parameters = make()
+    ppca, _ = make()
     guide = scaled(ppca, 1.5)
 
     def model(x, index=None, num_data=None):
@@ -211,8 +224,8 @@ def peak():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
-vae = VAE.mlp(64, 4, hidden=(32,), seed=0)
-x = np.random.default_rng(0).normal(size=(50, 64))
+vae = VAE.mlp(32, 2, hidden=(16,), seed=0)
+x = np.random.default_rng(0).normal(size=(50, 32))
 log_likelihood(vae.model, vae.guide, x, 200, seed=0)
 before = peak()
 log_likelihood(vae.model, vae.guide, x, 20_000, seed=0)
@@ -225,7 +238,7 @@ print(peak() - before)
     )
     grown = float(run.stdout)
     print(f"peak memory at S = 20,000 minus at S = 200: {grown:.0f} MB")
-    # One array of 20,000 x 50 numbers is 8 MB, and all 64-dimensional draws at once 256 or 512.
+    # One array of 20,000 x 50 weights is 8 MB, and all 32-dimensional decodings at once are 128.
     assert grown < 100
 
 
@@ -255,7 +268,8 @@ def test_every_pair_may_be_refined_and_is_left_as_it_was(name, float64):
     tensors = [t for module in modules for t in module.state_dict().values()]
     before, world = [t.clone() for t in tensors], torch.get_rng_state()
     plain = log_likelihood(model, guide, x, 100, seed=0)
-    refined = log_likelihood(model, guide, x, 100, refine=100, seed=0)
+    steps = 40 if name == "naive_conv" else 150  # that one runs one draw at a time
+    refined = log_likelihood(model, guide, x, 100, refine=steps, seed=0)
     assert torch.equal(world, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     assert [part.training for module in modules for part in module.modules()] == flags
@@ -270,49 +284,46 @@ def test_every_pair_may_be_refined_and_is_left_as_it_was(name, float64):
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_the_prior_of_every_pair_explains_the_same(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
-    prior = log_likelihood(model, None, x, 2000, method="prior", seed=0)
-    proposal = log_likelihood(model, guide, x, 2000, seed=1)
-    both = prior.reliable & proposal.reliable & (prior.k_hat < 0.3) & (proposal.k_hat < 0.3)
-    assert both.sum() > 2
-    error = (prior.standard_error.square() + proposal.standard_error.square()).sqrt()
-    z = ((prior.value - proposal.value) / error)[both]
-    assert z.abs().max() < oracles.z_limit(len(foreign.PAIRS) * len(x))
+def test_prior_draws_of_every_pair_weigh_as_by_a_slow_loop(name, float64):
+    model, _, x = foreign.PAIRS[name]()
+    x, num_samples = x[:5], 4
+    with loops.Recorder() as recorder:
+        estimate = log_likelihood(model, None, x, num_samples, method="prior", seed=0)
+    for part in modules_of(model):
+        part.eval()
+    with torch.no_grad():
+        prior = module.prior_guide(model)
+        weights = loops.slow_log_weights(model, prior, x, recorder, num_samples)
+    expected = torch.logsumexp(weights, 0) - np.log(num_samples)
+    torch.testing.assert_close(estimate.value, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make_pair", [foreign.param_table])
-def test_a_strangers_table_is_measured(make_pair, float64):
-    model, guide, x = make_pair()
+def test_a_strangers_table_is_measured(float64):
+    model, guide, x = foreign.param_table()
     with loops.Recorder() as recorder:
         estimate = log_likelihood(model, guide, x, 3, seed=0)
+    weights = torch.stack([weights_of_draw(x, draw["z"]) for draw in recorder.draws(3)])
+    torch.testing.assert_close(estimate.value, torch.logsumexp(weights, 0) - np.log(3))
     with torch.no_grad():
-        weights = loops.slow_joint_log_weights(model, guide, x, recorder, 3)
-    ((draws,),) = [recorder.values.values()] if len(recorder.values["z"]) == 1 else [[None]]
-    assert draws.shape == (3, 24, 2)
-    # The joint weights are sums over the data of what is averaged a datum.
-    singles = torch.stack(
-        [log_likelihood_of_draw(model, guide, x, draw) for draw in recorder.draws(3)]
-    )
-    torch.testing.assert_close(singles.sum(1), weights)
-    torch.testing.assert_close(estimate.value, torch.logsumexp(singles, 0) - np.log(3))
+        joint = loops.slow_joint_log_weights(model, guide, x, recorder, 3)
+    torch.testing.assert_close(weights.sum(1), joint)
 
 
-def log_likelihood_of_draw(model, guide, x, draw):
-    """log p(x_n, z_n) - log q(z_n) at given z, from the parameters themselves."""
-    store, z = pyro.get_param_store(), draw["z"]
-    q = stats.norm(store["table_loc"].detach().numpy(), store["table_scale"].detach().numpy())
-    joint = stats.norm(z.numpy() @ store["W"].detach().numpy().T, 1.0).logpdf(x.numpy()).sum(1)
-    values = joint + stats.norm.logpdf(z.numpy()).sum(1) - q.logpdf(z.numpy()).sum(1)
-    return torch.from_numpy(values)
+def weights_of_draw(x, z):
+    """log p(x_n, z_n) - log q(z_n) of ``foreign.param_table`` from its parameters themselves."""
+    table = {name: p.detach().numpy() for name, p in pyro.get_param_store().items()}
+    x, z = x.numpy(), z.numpy()
+    joint = stats.norm(z @ table["W"].T, 1.0).logpdf(x).sum(1) + stats.norm.logpdf(z).sum(1)
+    q = stats.norm(table["table_loc"], table["table_scale"]).logpdf(z).sum(1)
+    return torch.from_numpy(joint - q)
 
 
 # Statistics
 
 
-def rotated(num_rows, rho=0.2, seed=0):
+def rotated(num_rows, rho=0.2, lengths=(1.5, 1.0), seed=0):
     """K = 2 with the posterior's precision M / s2 of this correlation; and its best diagonal q."""
-    noise, lengths = 0.7, np.array([1.5, 1.0])
+    noise, lengths = 0.7, np.array(lengths)
     inner = rho * np.sqrt(np.prod(lengths**2 + noise))  # M_12 = w_1 . w_2
     cosine = inner / np.prod(lengths)
     loadings = np.zeros((D, 2))
@@ -324,7 +335,7 @@ def rotated(num_rows, rho=0.2, seed=0):
 
 
 def test_the_mean_weight_of_the_best_diagonal_guide():
-    """mean(w / p) - 1 over its exact standard deviation; the fourth moment is finite: rho < 1/4."""
+    """mean(w / p) - 1 over its exact standard deviation; rho < 1/4: a finite fourth moment."""
     ppca, parameters, x = rotated(200)
     _, loadings, noise = parameters
     _, covariances = oracles.posterior(x[:1], *parameters)
@@ -340,7 +351,8 @@ def test_the_mean_weight_of_the_best_diagonal_guide():
     # The reported errors are the spread that the estimates have.
     relative = estimate.standard_error.square().mean() / ((moment - 1) / S)
     assert float(relative) == pytest.approx(1, abs=0.1)
-    assert estimate.reliable.all()
+    # k-hat scatters around the true index of 0.2.
+    assert estimate.share_reliable > 0.95
 
 
 def coverage(num_rows, seed=0, S=1000):
@@ -377,17 +389,16 @@ def test_intervals_of_an_over_dispersed_guide_cover_in_many_replications():
 
 
 def test_the_value_is_a_lower_bound_in_expectation_with_the_known_bias():
-    """-cv^2 / (2 S) nats at c^2 = 1.5, D = 5, S = 50."""
-    S, num_rows = 50, 2000
+    """-cv^2 / (2 S) nats at c^2 = 2, D = 5; the next order is about its square."""
+    S, num_rows = 20, 4000
     ppca, parameters = make(K=5, D=8)
     x = rows_of(ppca, num_rows)
-    estimate = log_likelihood(ppca.model, scaled(ppca, 1.5), x, S, seed=0)
+    estimate = log_likelihood(ppca.model, scaled(ppca, 2.0), x, S, seed=0)
     errors = estimate.value.numpy() - oracles.log_density(x, *parameters)
-    moment = oracles.proposal_second_moment(1.5 * np.eye(5), np.eye(5), np.zeros(5))
+    moment = oracles.proposal_second_moment(2 * np.eye(5), np.eye(5), np.zeros(5))
     bias, slack = -(moment - 1) / (2 * S), oracles.z_limit() * errors.std() / num_rows**0.5
-    # The next order in 1 / S is about the square of this one.
-    assert abs(errors.mean() - bias) < slack + 2 * bias**2 + 0.1 * abs(bias)
-    assert errors.mean() + slack < 0.5 * bias < 0
+    assert abs(errors.mean() - bias) < slack + 2 * bias**2
+    assert errors.mean() < -slack
 
 
 def test_prior_draws_agree_with_the_truth_where_they_are_feasible():
@@ -413,7 +424,7 @@ def test_prior_draws_agree_with_a_refined_guide_on_a_vae():
     x = vae.sample(40, seed=0)
     prior = log_likelihood(vae.model, None, x, 5000, method="prior", seed=0)
     refined = log_likelihood(vae.model, vae.guide, x, 1000, refine=150, seed=0)
-    assert refined.reliable.all()
+    assert refined.share_reliable > 0.95
     error = (prior.standard_error.square() + refined.standard_error.square()).sqrt()
     assert ((prior.value - refined.value) / error).abs().max() < oracles.z_limit(40)
 
@@ -471,6 +482,19 @@ def test_a_few_weights_that_hold_everything_are_unreliable():
     assert not is_reliable(weights, k_hat(weights)).item()
 
 
+def test_weights_that_hardly_vary_are_reliable():
+    """A refined Gaussian next to a posterior with a kink: 98 % of the draws are effective.
+
+    A few weights of three times the mean make a tail of index 1 or more to k-hat, which looks at
+    the excess over a threshold alone; but the error they could make is a percent.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.03 * torch.randn(1000, 20, generator=generator).double()
+    weights[:4] += torch.linspace(0.7, 1.4, 4)[:, None]
+    assert (effective_sample_size(weights) > 975).all()
+    assert is_reliable(weights, k_hat(weights)).all()
+
+
 def test_constant_weights_are_reliable_whatever_their_number():
     for num_samples in (2, 24, 25, 1000):
         weights = torch.full((num_samples, 2), -1234.5).double()
@@ -513,46 +537,49 @@ def test_the_effective_sample_size_is_that_of_the_weights():
 # Refining
 
 
-def test_refining_makes_a_bad_guide_reliable():
-    ppca, parameters = make(K=6, D=10)
+BAD_GUIDES = {
+    "narrow": lambda ppca: scaled(ppca, 0.1),
+    "moved": lambda ppca: scaled(ppca, shift=4.0),
+    "prior": lambda ppca: centred_guide(12, 10),
+    "unit": lambda ppca: ExactGuide(ppca, covariance="unit"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GUIDES)
+def test_refining_makes_a_bad_guide_reliable(name):
+    ppca, parameters = make(K=10, D=12)
     x = rows_of(ppca, 40)
-    guide = AmortizedGuide(mlp(10, 12, seed=0), 6).double()  # untrained
-    before = [p.detach().clone() for p in (*ppca.parameters(), *guide.parameters())]
+    guide = BAD_GUIDES[name](ppca)
+    tensors = [*ppca.parameters(), *(guide.parameters() if isinstance(guide, nn.Module) else [])]
+    before = [p.detach().clone() for p in tensors]
     plain = log_likelihood(ppca.model, guide, x, 500, seed=0)
-    assert plain.share_reliable < 0.5
+    assert plain.share_reliable < 0.2
     assert "would help: refine=300" in repr(plain)
     refined = log_likelihood(ppca.model, guide, x, 500, refine=300, seed=0)
-    assert refined.reliable.all()
-    agree(refined, oracles.log_density(x, *parameters), atol=1e-3)
-    after = (*ppca.parameters(), *guide.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert all(p.requires_grad and p.grad is None for p in after)
+    assert refined.share_reliable > 0.8
+    agree_within_errors(refined, oracles.log_density(x, *parameters))
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+    assert all(p.requires_grad and p.grad is None for p in tensors)
 
 
 @pytest.mark.parametrize("covariance", ["unit", "isotropic", "diagonal", "full"])
 def test_the_family_of_the_refined_guide(covariance):
     """A wider family is a better proposal; only the full one is exact here."""
-    ppca, parameters = make()
-    x = rows_of(ppca, N)
-    guide, truth = ExactGuide(ppca, covariance="unit"), oracles.log_density(x, *parameters)
-    estimate = log_likelihood(ppca.model, guide, x, 400, refine=200, covariance=covariance, seed=0)
-    best = (
-        np.diag(oracles.best_q_variances(*parameters[1:], covariance))
-        if covariance != "full"
-        else None
-    )
+    # Tail indices under 1/4, where an empirical second moment can be trusted.
+    ppca, parameters, x = rotated(40, rho=0.15, lengths=(1.2, 1.1))
+    guide = ExactGuide(ppca, covariance="unit")
+    options = {"refine": 300, "covariance": covariance, "seed": 0}
+    estimate = log_likelihood(ppca.model, guide, x, 2000, **options)
     if covariance == "full":
-        agree(estimate, truth, atol=1e-3)
-        assert (estimate.ess > 399).all()
+        agree_within_errors(estimate, oracles.log_density(x, *parameters))
+        assert (estimate.ess > 1999).all()
         return
     _, covariances = oracles.posterior(x[:1], *parameters)
-    moment = oracles.proposal_second_moment(best, covariances[0], np.zeros(K))
-    if np.isfinite(moment):
-        # 400 / ESS estimates E w^2 / (E w)^2; near its optimum q is as good as at it.
-        assert float(400 / estimate.ess.median()) == pytest.approx(moment, rel=0.3)
-    else:
-        tail = oracles.proposal_tail_index(best, covariances[0])
-        assert float(estimate.k_hat.mean()) == pytest.approx(tail, abs=0.2)
+    best = np.diag(oracles.best_q_variances(*parameters[1:], covariance))
+    moment = oracles.proposal_second_moment(best, covariances[0], np.zeros(2))
+    assert oracles.proposal_tail_index(best, covariances[0]) < 0.25
+    # S / ESS estimates E w^2 / (E w)^2; near its optimum q is as good as at it.
+    assert float(2000 / estimate.ess.mean()) == pytest.approx(moment, rel=0.05)
 
 
 def test_full_is_the_default_family():
@@ -585,12 +612,11 @@ def test_a_guide_without_a_density_cannot_be_refined(float64):
 def test_holes_are_marginalised():
     ppca, parameters = make()
     x = oracles.with_holes(rows_of(ppca, N), 0.3, seed=0)
-    guide = AmortizedGuide(mlp(D, 2 * K, seed=0), K).double()
-    estimate = log_likelihood(ppca.model, guide, x, 200, refine=300, seed=0)
-    agree(estimate, oracles.log_density(x, *parameters), atol=1e-3)
-    masked = log_likelihood(
-        ppca.model, guide, np.nan_to_num(x, nan=77.0), 200, refine=300, mask=~np.isnan(x), seed=0
-    )
+    guide, options = centred_guide(D, K), {"refine": 300, "seed": 0}
+    estimate = log_likelihood(ppca.model, guide, x, 200, **options)
+    agree_within_errors(estimate, oracles.log_density(x, *parameters))
+    filled, mask = np.nan_to_num(x, nan=77.0), ~np.isnan(x)
+    masked = log_likelihood(ppca.model, guide, filled, 200, mask=mask, **options)
     assert torch.equal(masked.value, estimate.value)
 
 

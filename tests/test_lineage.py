@@ -13,7 +13,7 @@ from ppl_vae import PPCA, VAE, AmortizedGuide, MeanFieldGuide, digits, mlp, run_
 from ppl_vae.data import split
 from ppl_vae.rungs import RUNGS, Settings
 
-SHORT = Settings(steps=120, batch_size=64, lr=2e-2, patience=3)
+SHORT = Settings(steps=120, batch_size=64, lr=2e-2, patience=3, draws=200, refine=40)
 EXACT = ("closed-form", "em", "px-em", "variational-em")
 
 
@@ -127,7 +127,7 @@ def test_strangers_pairs_stand_in_the_same_table(table):
 @pytest.mark.parametrize("name", foreign.PAIRS)
 def test_pairs_the_package_has_never_seen(name):
     model, guide, x = foreign.PAIRS[name]()
-    settings = Settings(steps=5, batch_size=8)
+    settings = Settings(steps=5, batch_size=8, draws=100, refine=10)
     extra = {"mine": (model, guide)}
     lineage = run_lineage(x, latent_dim=2, rungs=["closed-form"], extra=extra, settings=settings)
     row = lineage.row("mine")

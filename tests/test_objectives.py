@@ -195,7 +195,7 @@ def test_permuted_rows_give_permuted_weights():
 
 @pytest.mark.parametrize("wrap", WRAPS, ids=["bare", "handler"])
 def test_data_of_any_kind_go_to_the_dtype_of_the_pair(wrap):
-    vae = VAE.mlp(D, K, seed=0).double()
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
     x = draw(N, D).round()
     expected = log_weights(vae.model, vae.guide, x, 2, seed=0)
     for other in (x.numpy(), x.numpy().astype("f4"), x.int(), x.tolist()):
@@ -242,7 +242,7 @@ def test_masked_cells_are_dropped_one_by_one(name, float64):
 
 
 def test_holes_leave_finite_gradients():
-    vae = VAE.mlp(D, K, seed=0).double()
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
     x = torch.from_numpy(oracles.with_holes(draw(N, D).numpy(), 0.4, seed=0))
     for objective in (ELBO(), ELBO(3), IWAE(3)):
         vae.zero_grad()
@@ -520,9 +520,11 @@ def test_the_elbo_of_each_datum_is_unbiased():
     assert abs(z) < oracles.z_limit()
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
 @pytest.mark.parametrize("batch_size", [1, 5, N, 100])
-def test_rows_are_looked_up_by_their_place_in_the_data(batch_size):
+def test_rows_are_looked_up_by_their_place_in_the_data(batch_size, fraction):
     ppca, table, x = ppca_pair()
+    x = torch.from_numpy(oracles.with_holes(x.numpy(), fraction, seed=0))
     centres = table.loc.detach()
 
     def guide(x, index=None, num_data=None):
@@ -531,9 +533,10 @@ def test_rows_are_looked_up_by_their_place_in_the_data(batch_size):
             pyro.sample("z", dist.Normal(centres[rows], 1e-9).to_event(1))
 
     values = elbo(ppca.model, guide, x, batch_size=batch_size, seed=0)
-    expected = dist.Normal(centres @ ppca.loadings.T + ppca.loc, 0.6).log_prob(x).sum(-1) - 0.5 * (
-        centres.square() + 1e-18 - 1 - 2 * math.log(1e-9)
-    ).sum(-1)
+    residual = (x - centres @ ppca.loadings.T - ppca.loc) / ppca.noise_scale
+    cells = -0.5 * residual.square() - 0.5 * math.log(2 * math.pi * 0.6**2)
+    kl = 0.5 * (centres.square() + 1e-18 - 1 - 2 * math.log(1e-9)).sum(-1)
+    expected = torch.where(x.isnan(), 0.0, cells).sum(-1) - kl
     torch.testing.assert_close(values, expected.detach(), rtol=0, atol=1e-6)
 
 
@@ -664,7 +667,7 @@ def test_stock_svi_trains_with_our_objectives(name, objective):
 
 
 def test_evaluating_a_loss_moves_nothing():
-    vae, x = VAE.mlp(D, K, seed=0), draw(N, D).float()
+    vae, x = VAE.mlp(D, K, hidden=(8,), seed=0), draw(N, D).float()
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), ELBO())
     before = [p.detach().clone() for p in vae.parameters()]
     loss = svi.evaluate_loss(x)
@@ -686,7 +689,7 @@ def test_gradients_are_added_to_what_is_there():
 
 
 def test_an_objective_is_a_pyro_elbo():
-    vae, x = VAE.mlp(D, K, seed=0), draw(N, D).float()
+    vae, x = VAE.mlp(D, K, hidden=(8,), seed=0), draw(N, D).float()
 
     class Both(nn.Module):
         def __init__(self, program):
@@ -943,6 +946,20 @@ def test_what_has_no_log_weight_a_datum_is_refused(case):
     for objective in (ELBO(), ELBO(3), IWAE(3)):
         with pytest.raises(ValueError, match=match):
             objective.loss(model, guide, x)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_a_forgotten_event_dimension_is_refused(num_samples):
+    """With as many rows as columns, Pyro's plate takes the columns for the rows."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z_site(x)
+            pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0), obs=x)
+
+    match = rf"site 'x' of the model has batch shape \({N}, {N}\).*to_event"
+    with pytest.raises(ValueError, match=match):
+        log_weights(model, GOOD_GUIDE, draw(N, N), num_samples)
 
 
 def test_the_good_pair_of_the_refusals_is_good():

@@ -46,7 +46,7 @@ def test_prior_predictive(make, parallel):
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_posterior_predictive_of_a_vae(covariance, parallel):
-    vae = VAE.mlp(D, K, likelihood=Bernoulli(), covariance=covariance, seed=0)
+    vae = VAE.mlp(D, K, hidden=(8,), likelihood=Bernoulli(), covariance=covariance, seed=0)
     x = (torch.randn(N, D, generator=torch.Generator().manual_seed(0)) > 0).float()
     predictive = Predictive(vae.model, guide=vae.guide, num_samples=S, parallel=parallel)
     drawn = predictive(x, observe=False)["x"]
@@ -157,7 +157,7 @@ def test_log_weights_and_elbo_of_an_automatic_guide(ppca, x):
 
 
 def test_an_automatic_guide_for_a_vae(x):
-    vae = VAE.mlp(D, K, seed=0)
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0)
     guide = AutoNormal(vae.model)
     svi = SVI(vae.model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
     losses = [svi.step(x) for _ in range(30)]
@@ -200,7 +200,7 @@ def test_nuts_draws_what_it_draws_from_a_plain_function(ppca, x):
 @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
 @pytest.mark.parametrize("optimizer", [pyro.optim.Adam, pyro.optim.ClippedAdam])
 def test_svi_with_any_objective_and_optimizer(objective, optimizer, x):
-    vae = VAE.mlp(D, K, seed=0)
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0)
     torch.manual_seed(0)
     svi = SVI(vae.model, vae.guide, optimizer({"lr": 0.02}), objective())
     losses = [svi.step(x) for _ in range(40)]
@@ -230,13 +230,13 @@ def test_minibatches_with_index_and_num_data(guide, ppca, x):
 
 
 def test_many_vectorized_particles(x):
-    vae = VAE.mlp(D, K, seed=0)
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0)
     values = []
     for vectorized in (True, False):
         torch.manual_seed(0)
-        stock = Trace_ELBO(num_particles=200, vectorize_particles=vectorized, max_plate_nesting=1)
+        stock = Trace_ELBO(num_particles=100, vectorize_particles=vectorized, max_plate_nesting=1)
         values.append(stock.loss(vae.model, vae.guide, x))
     with torch.no_grad():
-        per_draw = log_weights(vae.model, vae.guide, x, 200, seed=0).sum(1)
-    error = 2**0.5 * per_draw.std().item() / 200**0.5
+        per_draw = log_weights(vae.model, vae.guide, x, 100, seed=0).sum(1)
+    error = 2**0.5 * per_draw.std().item() / 100**0.5
     assert abs(values[0] - values[1]) < oracles.z_limit() * error

@@ -160,7 +160,7 @@ def test_a_block_inside_a_block():
 
 
 def test_stock_training_goes_on_after_an_isolated_block():
-    vae, x = VAE.mlp(4, 2, seed=0), torch.ones(3, 4)
+    vae, x = VAE.mlp(4, 2, hidden=(5,), seed=0), torch.ones(3, 4)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     svi.step(x)
     with isolated_store():

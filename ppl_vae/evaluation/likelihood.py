@@ -22,7 +22,7 @@ from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
-from ppl_vae.traces import draw_pairs, sample_dim
+from ppl_vae.traces import run_pair, sample_dim
 
 METHODS = ("importance", "prior")
 ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
@@ -220,8 +220,8 @@ def estimate(
     weights = []
     for start in range(0, num_samples, draws):
         number = min(draws, num_samples - start)
-        for run in draw_pairs(model, guide, x, keywords, number, dim):
-            weights.append(run.log_weights().double())
+        run = run_pair(model, guide, x, keywords, num_samples=number, dim=dim)
+        weights.append(run.log_weights().double())
     weights = torch.cat(weights)
     if bool(weights.isnan().any()):
         raise FloatingPointError(

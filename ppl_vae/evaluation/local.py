@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from torch.distributions import biject_to, constraints
 
 from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
 from ppl_vae.objectives import ELBO
-from ppl_vae.program import Density, Program, ProgramLike, owner_of
+from ppl_vae.program import DATA_PLATE, Density, Program, ProgramLike, owner_of
 from ppl_vae.state import mode, probing
 from ppl_vae.traces import Site, run_pair, sites
 
@@ -37,6 +38,24 @@ class _Latent:
     def direct(self) -> bool:
         """Whether the site is a real vector, so that its q is a Gaussian itself."""
         return len(self.event_shape) == 1 and _is_real(self.support)
+
+    def repeated(
+        self, repeats: int, shift: Tensor, raw: Tensor
+    ) -> tuple["_Latent", Tensor, Tensor]:
+        """The same for data each of whose rows comes so many times, and its free numbers."""
+        if repeats == 1:
+            return self, shift, raw
+        plates = []
+        axis = 0
+        for name, size, rows, dim in self.plates:
+            if name == DATA_PLATE:
+                axis = dim - 1
+                many = size if rows is None else len(rows)
+                rows = (torch.arange(many) if rows is None else rows).repeat(repeats)
+            plates.append((name, size, rows, dim))
+        loc, shift, raw = (torch.cat([v] * repeats, axis) for v in (self.loc, shift, raw))
+        scale_tril = torch.cat([self.scale_tril] * repeats, axis - 1)
+        return replace(self, plates=plates, loc=loc, scale_tril=scale_tril), shift, raw
 
 
 class LocalGuide(Program):
@@ -65,9 +84,13 @@ class LocalGuide(Program):
     ) -> None:
         super().__init__()
         self.covariance = covariance
-        with probing(model, guide):
-            run = run_pair(model, guide, x, keywords)
-            self._latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
+        self._num_rows = len(x)
+        if isinstance(guide, LocalGuide):
+            self._latents = guide.settled()
+        else:
+            with probing(model, guide):
+                run = run_pair(model, guide, x, keywords)
+                self._latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
         # Means move in units of the starting standard deviation, so that one step size fits all.
         self.shifts = nn.ParameterList(torch.zeros_like(latent.loc) for latent in self._latents)
         raw = [_raw(latent.scale_tril, covariance) for latent in self._latents]
@@ -75,27 +98,36 @@ class LocalGuide(Program):
 
     def forward(self, x: Tensor, **_: Any) -> None:
         """The guide as a Pyro program, for the rows that it was made for."""
+        repeats = len(x) // self._num_rows
+        plates: dict[str, pyro.plate] = {}
+        for latent, *free in zip(self._latents, self.shifts, self.raws, strict=True):
+            latent, shift, raw = latent.repeated(repeats, *free)
+            q = self._gaussian(latent, shift, raw)
+            still = self._gaussian(latent, shift.detach(), raw.detach())
+            with ExitStack() as stack:
+                for name, size, rows, dim in latent.plates:
+                    if name not in plates:
+                        plates[name] = pyro.plate(name, size, subsample=rows, dim=dim)
+                    stack.enter_context(plates[name])
+                self._sample(latent, PathGradient(q, still))
+
+    def _gaussian(self, latent: _Latent, shift: Tensor, raw: Tensor) -> Density:
+        scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
+        return gaussian(latent.loc + scale * shift, raw, self.covariance)
+
+    def settled(self) -> list[_Latent]:
+        """Where its Gaussians stand, for another local guide to start from."""
+        latents = []
         for latent, shift, raw in zip(self._latents, self.shifts, self.raws, strict=True):
-            scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
-            q = gaussian(latent.loc + scale * shift, raw, self.covariance)
-            still = gaussian(latent.loc + scale * shift.detach(), raw.detach(), self.covariance)
-            self._sample(latent, PathGradient(q, still))
+            loc, scale_tril = _moments(self._gaussian(latent, shift, raw), constraints.real)
+            latents.append(replace(latent, loc=loc.detach(), scale_tril=scale_tril.detach()))
+        return latents
 
     def _sample(self, latent: _Latent, q: Density) -> None:
-        plates = [
-            pyro.plate(name, size, subsample=rows, dim=dim)
-            for name, size, rows, dim in latent.plates
-        ]
-        for plate in plates:
-            plate.__enter__()
-        try:
-            if latent.direct:
-                pyro.sample(latent.name, q)
-            else:
-                self._sample_transformed(latent, q)
-        finally:
-            for plate in reversed(plates):
-                plate.__exit__(None, None, None)
+        if latent.direct:
+            pyro.sample(latent.name, q)
+        else:
+            self._sample_transformed(latent, q)
 
     def _sample_transformed(self, latent: _Latent, q: Density) -> None:
         transform = biject_to(latent.support)

@@ -29,12 +29,13 @@ def find_parameters(
     before = _named(own_modules(model, guide))
     with probing(model, guide), torch.enable_grad(), validation(True):
         value = loss()
-    own = _named(own_modules(model, guide))
-    _check_identity(before, own)
-    stored = dict(pyro.get_param_store().named_parameters())
-    required = _trainable(own | _others(stored, own))
-    around = _trainable(_others(_named(modules_of(model, guide)), required))
-    gradients = _gradients(value, required | around)
+        own = _named(own_modules(model, guide))
+        _check_identity(before, own)
+        stored = dict(pyro.get_param_store().named_parameters())
+        required = _trainable(own | _others(stored, own))
+        around = _trainable(_others(_named(modules_of(model, guide)), required))
+        # Inside the block, which ends by writing back buffers that the gradient may need.
+        gradients = _gradients(value, required | around)
     untrained = [name for name in required if gradients[name] is None]
     if untrained:
         raise ValueError(

@@ -9,6 +9,19 @@ from torch import Tensor
 from ppl_vae.program import ArrayLike, as_matrix, at_least
 
 
+def check_complete(x: Float[Tensor, "N D"]) -> None:
+    """Check that nothing is missing.
+
+    Raises:
+        ValueError: if x has NaN.
+    """
+    if num_missing := int(x.isnan().sum()):
+        raise ValueError(
+            f"x has {num_missing} missing entries, and this needs complete data; fill them, "
+            "or use fit_svi with an AmortizedGuide, which scores the observed cells"
+        )
+
+
 class SampleCovariance:
     """Mean and covariance over N (not N - 1) of complete data, without a D x D matrix if D > N.
 
@@ -31,11 +44,7 @@ class SampleCovariance:
             ValueError: if x has NaN; and as :func:`~ppl_vae.program.as_matrix`.
         """
         x = as_matrix(x)
-        if num_missing := int(x.isnan().sum()):
-            raise ValueError(
-                f"x has {num_missing} missing entries, and this needs complete data; fill them, "
-                "or use fit_svi with an AmortizedGuide, which scores the observed cells"
-            )
+        check_complete(x)
         x = x.detach().double()
         mean = x.mean(0)
         factor = (x - mean) / len(x) ** 0.5
