@@ -30,15 +30,19 @@ class Recorder(Messenger):
 
     def draws(self, num_samples):
         """One dictionary of values a draw, however many draws a run held."""
-        return [{k: self._draw(v, s, num_samples) for k, v in self.values.items()}
-                for s in range(num_samples)]  # fmt: skip
+        return [
+            {name: self._draw(name, s, num_samples) for name in self.values}
+            for s in range(num_samples)
+        ]
 
-    @staticmethod
-    def _draw(values, s, num_samples):
-        if len(values) == num_samples:
+    def _draw(self, name, s, num_samples):
+        values = self.values[name]
+        if len(values) == num_samples:  # one run a draw
             return values[s]
         (value,) = values
-        assert len(value) == num_samples
+        if value.dim() + self.data_dims[name] == 0:  # one run of repeated rows
+            return value.unflatten(0, (num_samples, -1))[s]
+        assert len(value) == num_samples  # one run under a plate of samples
         return value[s]
 
     def row(self, draw, n):

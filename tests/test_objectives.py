@@ -315,6 +315,24 @@ def test_a_guide_that_carries_a_density_is_never_given_a_closed_kl(float64):
     assert values[1] == pytest.approx(values[0], rel=1e-12)
 
 
+def test_a_program_may_know_the_size_of_its_data_itself():
+    """Without keywords: the plate's own full size scales the loss, as in stock Pyro."""
+
+    def model(x):
+        with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
+            two_sites(x)
+
+    def guide(x):
+        with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
+            pyro.sample("z", dist.Normal(x[:, :K], 0.5).to_event(1))
+
+    x, values = draw(N, D), []
+    for objective in (Trace_ELBO(), ELBO(kl="sampled"), IWAE(1)):
+        torch.manual_seed(0)
+        values.append(objective.loss(model, guide, x))
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-10)
+
+
 def index_cases():
     index = torch.tensor([7, 2, 9])
     return {

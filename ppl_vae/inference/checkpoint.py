@@ -1,13 +1,16 @@
 """Checkpoints of a stochastic fit: complete or not there, and nothing is executed on reading."""
 
+import hashlib
+import io
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
@@ -34,12 +37,18 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is complete or not there: to a temporary name first, then renamed."""
+    """Write a file that is complete or not there: to a temporary name first, then renamed.
+
+    A checksum stands before the content: torch's own format does not notice a changed number.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            torch.save(content, file)
+            file.write(hashlib.sha256(data).digest() + data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -53,18 +62,19 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the file is damaged, or of another model or fit.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found = content["fingerprint"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    stored = path.read_bytes()
+    digest, data = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
+    if hashlib.sha256(data).digest() != digest:
         raise ValueError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); it is damaged or no "
-            "checkpoint of fit_svi. Delete it to start anew"
-        ) from error
+            f"checkpoint {path} cannot be read: it is damaged, or no checkpoint of fit_svi. "
+            "Delete it to start anew, or give another checkpoint="
+        )
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     for key, value in fingerprint.items():
-        if found.get(key) != value:
+        found = content["fingerprint"].get(key)
+        if found != value:
             raise ValueError(
-                f"checkpoint {path} is of another fit: its {key} is {found.get(key)}, here it is "
+                f"checkpoint {path} is of another fit: its {key} is {found}, here it is "
                 f"{value}. Give another checkpoint=, or delete it to start anew"
             )
     return content

@@ -31,8 +31,10 @@ class SampleCovariance:
         data_dim: D.
     """
 
-    def __init__(self, mean: Tensor, factor: Tensor, gram: Tensor | None) -> None:
-        self.mean, self._factor, self._gram = mean, factor, gram
+    def __init__(
+        self, mean: Tensor, factor: Tensor, gram: Tensor | None, constant: Tensor
+    ) -> None:
+        self.mean, self._factor, self._gram, self._constant = mean, factor, gram, constant
         self.data_dim = len(mean)
         self.trace = factor.square().sum() if gram is None else gram.trace()
 
@@ -48,7 +50,9 @@ class SampleCovariance:
         x = x.detach().double()
         mean = x.mean(0)
         factor = (x - mean) / len(x) ** 0.5
-        return cls(mean, factor, factor.mT @ factor if x.shape[1] <= len(x) else None)
+        gram = factor.mT @ factor if x.shape[1] <= len(x) else None
+        # By comparison: rounding gives a constant column a variance.
+        return cls(mean, factor, gram, (x == x[0]).all(0))
 
     def __matmul__(self, other: Float[Tensor, "D K"]) -> Float[Tensor, "D K"]:
         if self._gram is not None:
@@ -57,7 +61,7 @@ class SampleCovariance:
 
     def constant_columns(self) -> list[int]:
         """Which columns do not vary."""
-        return (self._factor.square().sum(0) == 0).nonzero().flatten().tolist()
+        return self._constant.nonzero().flatten().tolist()
 
     def eigh(self) -> tuple[Float[Tensor, " R"], Float[Tensor, "D R"]]:
         """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), the rest are zero."""
@@ -83,5 +87,5 @@ class SampleCovariance:
         if latent_dim >= rank:
             raise ValueError(
                 f"latent_dim must be smaller than the rank of the centred data, {rank} (x has "
-                f"shape {tuple(self._factor.shape)}); with {latent_dim} the noise would be zero"
+                f"shape {tuple(self._factor.shape)}): the noise would be zero; got {latent_dim}"
             )

@@ -98,7 +98,7 @@ class PPCA(Program):
         if loc is not None:
             self.loc.copy_(loc)
         if noise_scale is not None:
-            scale = torch.as_tensor(noise_scale).to(self.loc)
+            scale = torch.as_tensor(noise_scale, dtype=torch.float64).to(self.loc)
             if not scale > 0:
                 raise ValueError(f"noise_scale must be positive; got {scale.item()}")
             self.noise_scale_unconstrained.copy_(scale.log())
