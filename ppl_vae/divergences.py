@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.program import Density
-from ppl_vae.traces import PairTraces, Site, sites
+from ppl_vae.program import DATA_PLATE, Density
+from ppl_vae.traces import SAMPLE_PLATE, PairTraces, Site, frames, masked, sites
 
 
 def same_order(run: PairTraces) -> bool:
@@ -23,6 +23,8 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     """KL(q || p) of a site in closed form, batch-shaped and unmasked; None if it is not known."""
     q, p = guide_site["fn"], model_site["fn"]
     if guide_site["mask"] is not model_site["mask"]:
+        return None
+    if isinstance(q, dist.Delta):  # whose own log density, if it carries one, a KL would drop
         return None
     if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
         return _kl_full_diagonal(q, p)
@@ -58,6 +60,7 @@ def floored_kl(run: PairTraces, floor: float) -> Tensor:
 
 
 def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
+    # Averaged over draws and data; an inner plate and an event both count as latent dimensions.
     site = sites(run.guide)[name]
     q, p = site["fn"], run.latent[name]["fn"]
     while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
@@ -71,7 +74,14 @@ def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
         kl = kl_divergence(q, p)
     except NotImplementedError:
         kl = q.log_prob(site["value"]) - p.log_prob(site["value"])
-    event = site["fn"].event_shape
-    kl = kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape)).flatten(-max(len(event), 1))
-    kl = kl if event else kl.unsqueeze(-1)
-    return torch.stack([run.per_datum(site, column).mean() for column in kl.unbind(-1)])
+    event = len(site["fn"].event_shape)
+    shape = site["fn"].batch_shape + site["fn"].event_shape
+    kl = kl.expand(torch.broadcast_shapes(kl.shape, shape))
+    kl = masked(kl, _over_event(site["mask"], event))
+    plates = frames(site)
+    averaged = [plates[n].dim - event for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
+    return kl.mean([dim for dim in averaged if -dim <= kl.dim()]).flatten()
+
+
+def _over_event(mask: Tensor | bool | None, event: int) -> Tensor | bool | None:
+    return mask[(..., *[None] * event)] if isinstance(mask, Tensor) else mask

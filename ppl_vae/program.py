@@ -141,7 +141,8 @@ def owner_of(program: ProgramLike) -> Any:
         bound_to = getattr(program, "__self__", None)
         if bound_to is not None:
             return bound_to
-        inner = getattr(program, "func", None) or getattr(program, "__wrapped__", None)
+        # A handler is a partial too, but of Pyro's own function: what it wraps comes first.
+        inner = getattr(program, "__wrapped__", None) or getattr(program, "func", None)
         if inner is None:
             return program
         program = inner

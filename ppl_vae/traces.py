@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted
-from ppl_vae.state import probing
+from ppl_vae.state import mode, probing
 
 SAMPLE_PLATE = "_samples"
 Site = dict[str, Any]
@@ -30,13 +31,13 @@ class PairTraces:
 
     Attributes:
         model, guide: the traces.
-        num_data: the size of the whole data, of which the run may hold a part.
+        stated_num_data: the size of the whole data, if the model was told of it.
         repeats: how often each row was run, see :func:`run_pair`.
     """
 
     model: Trace
     guide: Trace
-    num_data: int
+    stated_num_data: int | None = None
     repeats: int = 1
 
     @property
@@ -48,6 +49,15 @@ class PairTraces:
     def latent(self) -> dict[str, Site]:
         """The model's latent sites."""
         return {n: s for n, s in sites(self.model).items() if not s["is_observed"]}
+
+    @property
+    def num_data(self) -> int:
+        """The size of the whole data, of which the plate may hold a part."""
+        if self.stated_num_data is not None:
+            return self.stated_num_data
+        frame = frames(next(iter(sites(self.model).values())))[DATA_PLATE]
+        whole = frame.full_size in (None, frame.size)
+        return frame.size // self.repeats if whole else frame.full_size
 
     def log_weights(self) -> Float[Tensor, "S B"]:
         """log p(x_n, z_sn) - log q(z_sn | x_n)."""
@@ -66,7 +76,7 @@ class PairTraces:
         keep = [plates[name].dim for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
         drop = [dim for dim in range(-rank, 0) if dim not in keep]
         value = value.sum(drop, keepdim=True) if drop else value
-        # The sample plate is allocated left of all others, so the order is (S, B) already.
+        # The sample plate stands left of all others, so the order is (S, B) already.
         return value.reshape(-1, plates[DATA_PLATE].size // self.repeats)
 
 
@@ -120,7 +130,7 @@ def run_pair(
         dim: where the plate of samples stands, see :func:`sample_dim`.
     """
     repeats = num_samples if dim is None else 1
-    num_data = accepted(model, keywords).get("num_data", len(x))
+    num_data = accepted(model, keywords).get("num_data")
     if repeats > 1:
         x, keywords = _repeated(x, keywords, repeats)
 
@@ -130,11 +140,27 @@ def run_pair(
         return pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
 
     guide_trace = poutine.trace(under_plate(guide)).get_trace(x, **accepted(guide, keywords))
-    replayed = poutine.replay(under_plate(model), trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(x, **accepted(model, keywords))
+    with _CheckedReplay(trace=guide_trace):
+        model_trace = poutine.trace(under_plate(model)).get_trace(x, **accepted(model, keywords))
     traces = PairTraces(model_trace, guide_trace, num_data, repeats)
     check_pair(traces, len(x))
     return traces
+
+
+class _CheckedReplay(ReplayMessenger):
+    """Replays a guide's draws in the model, and refuses those that would broadcast there."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        site = self.trace.nodes.get(msg["name"]) if self.trace is not None else None
+        if site is not None and not msg["is_observed"] and not site_is_subsample(msg):
+            q: Any = site["fn"]
+            ours, theirs = q.event_shape, msg["fn"].event_shape
+            if ours != theirs:
+                raise ValueError(
+                    f"site {msg['name']!r} has event shape {tuple(ours)} in the guide and "
+                    f"{tuple(theirs)} in the model; is latent_dim the same, and to_event(1) there?"
+                )
+        super()._pyro_sample(msg)
 
 
 def _repeated(
@@ -154,19 +180,44 @@ def sample_dim(
     """Where a plate of samples fits: one left of the programs' own nesting.
 
     Returns:
-        The dim, or None if the programs run alone but not under a further plate (a network that
-        takes 2-d input only, say): such a pair is run on repeated rows.
+        The dim, or None if the programs run alone but not under a further plate, or give other
+        densities there (a network that takes 2-d input only, a ``softmax(dim=1)``): such a pair
+        is run on repeated rows.
     """
-    with probing(model, guide):
+    with probing(model, guide), mode(model, guide, training=False):
         alone = run_pair(model, guide, x, keywords)
         plates = [frames(s) for t in (alone.model, alone.guide) for s in sites(t).values()]
         dim = min(frame.dim for found in plates for frame in found.values()) - 1
         try:
-            run_pair(model, guide, x, keywords, num_samples=2, dim=dim)
+            together = run_pair(model, guide, x, keywords, num_samples=2, dim=dim)
+            same = _same_draw_by_draw(together, model, guide, x, keywords, alone)
         except Exception:  # whatever a stranger's program raises on a further dimension
+            same = False
+        if not same:
             run_pair(model, guide, x, keywords, num_samples=2)
-            return None
-    return dim
+    return dim if same else None
+
+
+def _same_draw_by_draw(
+    together: PairTraces,
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    alone: PairTraces,
+) -> bool:
+    """Whether log weights under the plate of samples are those of each draw run alone."""
+    weights = together.log_weights()
+    for draw, expected in enumerate(weights):
+        for name, site in sites(alone.guide).items():
+            drawn = sites(together.guide)[name]
+            place = frames(drawn)[SAMPLE_PLATE].dim - len(drawn["fn"].event_shape)
+            value = drawn["value"].select(place, draw).reshape(site["value"].shape)
+            site["value"] = value
+        again = run_pair(model, poutine.replay(guide, trace=alone.guide), x, keywords).log_weights()[0]
+        if not torch.allclose(again, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            return False
+    return True
 
 
 def check_pair(traces: PairTraces, num_rows: int) -> None:
@@ -207,6 +258,12 @@ def _check_plates(who: str, site: Site, num_rows: int) -> None:
             f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value a datum; put it "
             f"under pyro.plate({DATA_PLATE!r}, len(x)). (Latent variables that all data share "
             "are not supported.)"
+        )
+    deepest = max(-frame.dim for frame in plates.values())
+    if len(site["fn"].batch_shape) > deepest:
+        raise ValueError(
+            f"{who} has batch shape {tuple(site['fn'].batch_shape)}, more dimensions than plates; "
+            "declare the others an event (.to_event(1)) or put them under a plate"
         )
     size = plates[DATA_PLATE].size
     if size != num_rows:

@@ -411,7 +411,7 @@ def test_a_failure_of_the_first_write_leaves_nothing(x, file, monkeypatch):
         patched.setattr(torch, "save", half_a_file)
         with pytest.raises(OSError, match="no space left on device"):
             CASES["minibatches"].fit(x, checkpoint=file)
-    assert list(file.parent.iterdir()) == []
+    assert not file.parent.exists() or list(file.parent.iterdir()) == []
 
 
 SCRIPT = """

@@ -982,7 +982,7 @@ def test_data_outside_the_likelihoods_support_are_refused(name, small):
     vae = small_vae(likelihood=Bernoulli())
     data = {"x": (small > 0).astype(float), "x_val": (small > 0).astype(float)}
     data[name] = 0.5 * data[name]
-    with pytest.raises(ValueError, match=rf"{name} has \d+ entries outside {{0, 1}}"):
+    with pytest.raises(ValueError, match=rf"{name}\b.*has \d+ entries outside {{0, 1}}"):
         fit_svi(vae.model, vae.guide, **data, steps=3)
 
 
