@@ -214,7 +214,9 @@ def _same_draw_by_draw(
             place = frames(drawn)[SAMPLE_PLATE].dim - len(drawn["fn"].event_shape)
             value = drawn["value"].select(place, draw).reshape(site["value"].shape)
             site["value"] = value
-        again = run_pair(model, poutine.replay(guide, trace=alone.guide), x, keywords).log_weights()[0]
+        again = run_pair(
+            model, poutine.replay(guide, trace=alone.guide), x, keywords
+        ).log_weights()[0]
         if not torch.allclose(again, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
             return False
     return True

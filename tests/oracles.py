@@ -338,9 +338,7 @@ def mean_elbo(x, loc, loadings, noise, covariance):
 def implied_kl(first, second):
     """KL between the marginals of x of two (loc, loadings, noise), with dense covariances."""
     (loc, W, noise), (other_loc, V, other_noise) = first, second
-    return gaussian_kl(
-        loc, ppca_covariance(W, noise), other_loc, ppca_covariance(V, other_noise)
-    )
+    return gaussian_kl(loc, ppca_covariance(W, noise), other_loc, ppca_covariance(V, other_noise))
 
 
 def proposal_log_weight_variance(cov_q, cov_p):

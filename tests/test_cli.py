@@ -6,10 +6,10 @@ import sys
 
 import matplotlib.image
 import numpy as np
-import oracles
 import pytest
 from typer.testing import CliRunner
 
+import oracles
 from ppl_vae.cli import app
 
 FAST = ["--rungs", "closed-form,px-em,variational-em"]

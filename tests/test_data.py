@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+import oracles
 from ppl_vae import PPCA, fit_closed_form
 from ppl_vae.data import Split, Units, digits, read_table, split
 

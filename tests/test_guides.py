@@ -1,7 +1,6 @@
 """Gaussian guides: families, the exact one and its restrictions, one q a datum, amortized."""
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +9,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
+import oracles
 from ppl_vae.guides import (
     COVARIANCES,
     LOG_VARIANCE_BOUND,

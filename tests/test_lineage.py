@@ -3,12 +3,12 @@
 import json
 import math
 
-import foreign
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import foreign
+import oracles
 from ppl_vae import PPCA, VAE, AmortizedGuide, MeanFieldGuide, digits, mlp, run_lineage
 from ppl_vae.data import split
 from ppl_vae.rungs import RUNGS, Settings

@@ -3,18 +3,17 @@
 import math
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from foreign import PAIRS, auto_normal, param_table
-from loops import Recorder, slow_joint_log_weights, slow_log_weights
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from test_state import generators, store_names
 from torch import nn
 
+import oracles
+from foreign import PAIRS, auto_normal, param_table
+from loops import Recorder, slow_joint_log_weights, slow_log_weights
 from ppl_vae.guides import COVARIANCES, AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
@@ -23,6 +22,7 @@ from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import modules_of
 from ppl_vae.state import mode
+from test_state import generators, store_names
 
 WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]
 each_pair = pytest.mark.parametrize("name", PAIRS)
@@ -773,7 +773,17 @@ def test_deterministic_sites_and_factors():
         assert loss == pytest.approx(expected, rel=1e-10)
 
 
-def test_auxiliary_sites_count_in_the_guide():
+def delta(u):
+    """A point mass at 2 u, carrying the log Jacobian -K log 2."""
+    return dist.Delta(2 * u, log_density=torch.full_like(u[..., 0], -K * math.log(2)), event_dim=1)
+
+
+def independent_delta(u):
+    return dist.Delta(2 * u, log_density=torch.full_like(u, -math.log(2))).to_event(1)
+
+
+@pytest.mark.parametrize("point", [delta, independent_delta])
+def test_auxiliary_sites_count_in_the_guide(point):
     """z = 2 u by way of an auxiliary Gaussian u and a Delta with the log Jacobian."""
     ppca, _, x = ppca_pair()
 
@@ -781,8 +791,7 @@ def test_auxiliary_sites_count_in_the_guide():
         with pyro.plate("data", len(x)):
             q = dist.Normal(x[:, :K], 0.3).to_event(1)
             u = pyro.sample("u", q, infer={"is_auxiliary": True})
-            log_density = torch.full(u.shape[:-1], -K * math.log(2.0)).double()
-            pyro.sample("z", dist.Delta(2 * u, log_density=log_density, event_dim=1))
+            pyro.sample("z", point(u))
 
     with Recorder() as recorder:
         weights = log_weights(ppca.model, guide, x, 3, seed=0)

@@ -1,9 +1,10 @@
 """The oracles themselves: each formula against a numerical search or a dense computation."""
 
 import numpy as np
-import oracles
 import pytest
 from scipy import optimize, stats
+
+import oracles
 
 EIGENVALUES = np.array([9.0, 4.0, 2.5])
 

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import oracles
 import pandas as pd
 import pyro.distributions as dist
 import pytest
@@ -11,6 +10,7 @@ import torch
 from pyro import poutine
 from scipy import stats
 
+import oracles
 from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA, tril_of_inverse
 

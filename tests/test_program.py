@@ -11,12 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from foreign import PAIRS
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
+from foreign import PAIRS
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp

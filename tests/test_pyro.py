@@ -1,7 +1,6 @@
 """The package's models and guides in the hands of Pyro's own algorithms."""
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +10,7 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, Trac
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
+import oracles
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Bernoulli
 from ppl_vae.models.networks import mlp

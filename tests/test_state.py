@@ -7,12 +7,12 @@ import pyro
 import pyro.settings
 import pytest
 import torch
-from conftest import global_state
-from foreign import PAIRS, regularized
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import Distribution, constraints
 
+from conftest import global_state
+from foreign import PAIRS, regularized
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import mlp

@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +11,7 @@ from pyro import poutine
 from scipy import special, stats
 from torch import nn
 
+import oracles
 from ppl_vae.guides import COVARIANCES, AmortizedGuide, MeanFieldGuide, num_scale_outputs
 from ppl_vae.models.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
 from ppl_vae.models.networks import ACTIVATIONS, last_linear, mlp, zero_output
