@@ -24,7 +24,7 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     q, p = guide_site["fn"], model_site["fn"]
     if guide_site["mask"] is not model_site["mask"]:
         return None
-    if isinstance(q, dist.Delta):  # whose own log density, if it carries one, a KL would drop
+    if _is_delta(q):  # whose own log density, if it carries one, a KL would drop
         return None
     if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
         return _kl_full_diagonal(q, p)
@@ -32,6 +32,12 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def _is_delta(q: Density) -> bool:
+    while isinstance(q, dist.Independent | dist.MaskedDistribution):
+        q = q.base_dist
+    return isinstance(q, dist.Delta)
 
 
 def _is_diagonal(p: Density) -> bool:

@@ -21,14 +21,8 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppl_vae.program import (
-    Density,
-    Program,
-    as_rows,
-    at_least,
-    choose_option,
-    data_plate,
-)
+from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.program import ArrayLike, Density, Program, as_rows, data_plate
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 LOG_VARIANCE_BOUND = 20.0
@@ -37,6 +31,7 @@ LOG_VARIANCE_BOUND = 20.0
 def num_scale_outputs(covariance: str, latent_dim: int) -> int:
     """How many free numbers a covariance of the family has."""
     k = latent_dim
+    choose_option("covariance", covariance, COVARIANCES)
     return {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2}[covariance]
 
 
@@ -91,12 +86,12 @@ class GaussianGuide(Program):
     latent_dim: int
 
     @abstractmethod
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
+    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
         """q(z | x) for rows x, batch shape (rows,), event shape (K,)."""
 
     def forward(
         self,
-        x: Tensor,
+        x: ArrayLike,
         *,
         index: Int[Tensor, " B"] | None = None,
         num_data: int | None = None,
@@ -133,7 +128,7 @@ class ExactGuide(GaussianGuide):
         self.covariance = choose_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
+    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
         """q(z | x), from the model's posterior."""
         (model,) = self._held
         if isinstance(model, PyroModule):
@@ -142,7 +137,7 @@ class ExactGuide(GaussianGuide):
             posterior = model.posterior(x)
         return restrict(posterior, self.covariance)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, **keywords: Any) -> Tensor:
+    def forward(self, x: ArrayLike, *, mask: Tensor | None = None, **keywords: Any) -> Tensor:
         """The guide as a Pyro program.
 
         Raises:
@@ -185,7 +180,7 @@ class MeanFieldGuide(GaussianGuide):
         """The parameters with a row a datum, of which a minibatch may move its own rows only."""
         return list(self.parameters())
 
-    def forward(self, x: Tensor, *, num_data: int | None = None, **keywords: Any) -> Tensor:
+    def forward(self, x: ArrayLike, *, num_data: int | None = None, **keywords: Any) -> Tensor:
         """The guide as a Pyro program.
 
         Raises:
@@ -198,7 +193,7 @@ class MeanFieldGuide(GaussianGuide):
             )
         return super().forward(x, num_data=num_data, **keywords)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
+    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
         """q_i for the rows ``index``; without it, for all N.
 
         Raises:
@@ -251,7 +246,7 @@ class AmortizedGuide(GaussianGuide):
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
-    def distribution(self, x: Tensor, index: Tensor | None = None) -> Density:
+    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
         """q(z | x) for rows x.
 
         Raises:

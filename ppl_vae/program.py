@@ -15,6 +15,7 @@ import pyro
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
 ProgramLike: TypeAlias = Callable[..., Any]
@@ -46,6 +47,13 @@ class Program(PyroModule):
 
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
+
+    def __getattr__(self, name: str) -> Any:
+        # Pyro's store would make a frozen parameter require a gradient, and train it.
+        parameter = self.__dict__.get("_parameters", {}).get(name)
+        if parameter is not None and not parameter.requires_grad:
+            return parameter
+        return super().__getattr__(name)
 
     @classmethod
     def _fresh_name(cls) -> str:
@@ -120,6 +128,7 @@ def fold_rows(
 
 def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
     """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
+    program = _inside_handlers(program)
     target = program.forward if isinstance(program, nn.Module) else program
     parameters = inspect.signature(target).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -137,7 +146,7 @@ def owner_of(program: ProgramLike) -> Any:
 
     Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
     """
-    while not isinstance(program, nn.Module):
+    while not isinstance(program := _inside_handlers(program), nn.Module):
         bound_to = getattr(program, "__self__", None)
         if bound_to is not None:
             return bound_to
@@ -146,6 +155,14 @@ def owner_of(program: ProgramLike) -> Any:
         if inner is None:
             return program
         program = inner
+    return program
+
+
+def _inside_handlers(program: Any) -> Any:
+    # A handler or plate called on a program gives _bound_partial(partial(wrap, handler, program)).
+    while isinstance(program, _bound_partial):
+        inner: Any = program.func
+        program = inner.args[1]
     return program
 
 
@@ -162,18 +179,32 @@ def modules_of(*programs: ProgramLike) -> list[nn.Module]:
     return _distinct([*own_modules(*programs), *around])
 
 
+_HOLDERS = (nn.Module, dict, list, tuple)
+
+
 def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
     owner = owner_of(value) if callable(value) else value
     if isinstance(owner, nn.Module):
         yield owner
-    if not inspect.isfunction(owner) or id(owner) in seen:
+    if isinstance(owner, nn.Module | type) or id(owner) in seen:
         return
     seen.add(id(owner))
-    names = inspect.getclosurevars(owner)
-    for inner in (*names.nonlocals.values(), *names.globals.values()):
-        # Functions are followed within the program's own module, not into libraries.
-        if isinstance(inner, nn.Module) or getattr(inner, "__module__", None) == owner.__module__:
-            yield from _surroundings(inner, seen)
+    for inner in _inside(owner):
+        yield from _surroundings(inner, seen)
+
+
+def _inside(owner: Any) -> list[Any]:
+    if inspect.isfunction(owner):
+        names = inspect.getclosurevars(owner)
+        values = (*names.nonlocals.values(), *names.globals.values())
+        # Functions and objects are followed within the program's own module, not into libraries.
+        home = owner.__module__
+        return [
+            v for v in values if isinstance(v, _HOLDERS) or getattr(v, "__module__", 0) == home
+        ]
+    parts = owner if isinstance(owner, list | tuple | dict) else getattr(owner, "__dict__", {})
+    parts = parts.values() if isinstance(parts, Mapping) else parts
+    return [part for part in parts if isinstance(part, _HOLDERS)]
 
 
 def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
@@ -312,25 +343,3 @@ def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
             f"x must have shape (rows, {width or 'columns'}) here; it has shape {tuple(x.shape)}"
         )
     return x.to(like)
-
-
-def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """The option itself, if it is a known one.
-
-    Raises:
-        ValueError: if it is not; the message lists the known ones.
-    """
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}")
-    return value
-
-
-def at_least(name: str, value: int, smallest: int = 1) -> int:
-    """The whole number itself, if it is not too small.
-
-    Raises:
-        ValueError: if it is smaller than ``smallest`` or not a whole number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
-        raise ValueError(f"{name} must be a whole number >= {smallest}; got {value!r}")
-    return int(value)

@@ -27,13 +27,19 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
+    with _kept_generators(list(devices)):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def _kept_generators(devices: list[Any]) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
         try:
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
             yield
         finally:
             random.setstate(python)
@@ -66,12 +72,11 @@ def _bare_parameters(state: Any) -> Any:
 def validation(enabled: bool) -> Iterator[None]:
     """Pyro's and torch's argument checks on or off; all flags are given back as they were."""
     torch_flag = Distribution._validate_args
-    with pyro.validation_enabled(enabled):
-        try:
+    try:
+        with pyro.validation_enabled(enabled):
             yield
-        finally:
-            Distribution.set_default_validate_args(torch_flag)
-    Distribution.set_default_validate_args(torch_flag)
+    finally:  # after Pyro's own exit, which sets torch's flag to Pyro's
+        Distribution.set_default_validate_args(torch_flag)
 
 
 @contextmanager
@@ -95,7 +100,7 @@ def probing(*programs: ProgramLike) -> Iterator[None]:
     before = [b.clone() for b in buffers]
     devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}
     cuda = [d for d in devices if d.type == "cuda"]
-    with torch.no_grad(), torch.random.fork_rng(devices=cuda), poutine.block():
+    with torch.no_grad(), _kept_generators(cuda), poutine.block():
         try:
             yield
         finally:

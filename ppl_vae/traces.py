@@ -153,14 +153,17 @@ class _CheckedReplay(ReplayMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         site = self.trace.nodes.get(msg["name"]) if self.trace is not None else None
         if site is not None and not msg["is_observed"] and not site_is_subsample(msg):
-            q: Any = site["fn"]
-            ours, theirs = q.event_shape, msg["fn"].event_shape
+            ours, theirs = _event_shape(site), _event_shape(msg)
             if ours != theirs:
                 raise ValueError(
                     f"site {msg['name']!r} has event shape {tuple(ours)} in the guide and "
                     f"{tuple(theirs)} in the model; is latent_dim the same, and to_event(1) there?"
                 )
         super()._pyro_sample(msg)
+
+
+def _event_shape(site: Any) -> torch.Size:
+    return site["fn"].event_shape
 
 
 def _repeated(

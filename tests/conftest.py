@@ -17,6 +17,8 @@ from torch.distributions import Distribution  # noqa: E402
 
 
 def pytest_configure(config):
+    # Tensors are small here: a second thread would only be waited for.
+    torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.
     config.addinivalue_line(
         "filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"

@@ -118,7 +118,7 @@ CASES = {
     "iwae": Case(ppca_and_encoder, {"steps": 60, "objective": IWAE(3)}),
     "early stopping": Case(
         vae_with_dropout,
-        {"steps": 3000, "batch_size": 8, "patience": 3, "lr": 0.05},
+        {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.1},
         validate=True,
     ),
 }

@@ -152,7 +152,7 @@ def test_the_best_q_found_is_the_best_there_is(covariance):
     guide = AmortizedGuide(
         zero_output(mlp(D, K + width, seed=0)), K, covariance=covariance
     ).double()
-    found = gaps(ppca.model, guide, x, log_p=log_p(x, parameters), steps=300, seed=0)
+    found = gaps(ppca.model, guide, x, log_p=log_p(x, parameters), steps=200, seed=0)
     assert found.covariance == covariance
     gap = oracles.best_q_gap(*parameters[1:], covariance)
     each = sampling_error(parameters, covariance, ELBO_DRAWS)
@@ -187,7 +187,7 @@ def test_the_exact_guide_has_no_gaps():
     np.testing.assert_allclose(known.elbo, known.log_likelihood, rtol=0, atol=1e-9)
     assert abs(known.approximation) < 1e-9
     assert known.amortization == 0
-    found = gaps(ppca.model, guide, x, log_p=log_p(x, parameters), steps=300, seed=0)
+    found = gaps(ppca.model, guide, x, log_p=log_p(x, parameters), steps=150, seed=0)
     assert abs(found.approximation) < 1e-4
     assert abs(found.amortization) < 1e-4
 
@@ -240,11 +240,14 @@ def test_the_gaps_add_up_exactly():
 
 def test_the_estimated_log_likelihood_is_the_exact_one():
     ppca, x, parameters = make()
-    found = gaps(ppca.model, ExactGuide(ppca, covariance="unit"), x, steps=400, seed=0)
+    found = gaps(ppca.model, ExactGuide(ppca, covariance="unit"), x, steps=250, seed=0)
     assert isinstance(found.estimate, LogLikelihood)
     assert torch.equal(found.estimate.value, found.log_likelihood)
     assert found.estimate.reliable.all()
-    np.testing.assert_allclose(found.log_likelihood, log_p(x, parameters), atol=1e-3)
+    error = found.estimate.standard_error + 1e-9
+    z = (found.log_likelihood - log_p(x, parameters)).abs() / error
+    assert float(z.max()) < oracles.z_limit(N)
+    assert float(error.max()) < 0.01
 
 
 def test_data_in_blocks_give_the_same(monkeypatch):
@@ -271,7 +274,7 @@ def test_rows_say_which_data_to_look_at():
         given = {"log_p": truth[rows], "rows": rows}
         found = gaps(ppca.model, guide, x, steps=3, seed=0, **given)
         np.testing.assert_allclose(found.elbo, truth[rows], atol=1e-9)
-        estimated = gaps(ppca.model, guide, x, rows=rows, steps=300, num_samples=30, seed=0)
+        estimated = gaps(ppca.model, guide, x, rows=rows, steps=100, num_samples=30, seed=0)
         np.testing.assert_allclose(estimated.log_likelihood, truth[rows], atol=1e-3)
 
 
@@ -299,8 +302,7 @@ def test_every_pair_has_gaps_and_is_left_as_it_was(name, float64):
     flags = [part.training for module in modules for part in module.modules()]
     tensors = [t for module in modules for t in module.state_dict().values()]
     before, world = [t.clone() for t in tensors], torch.get_rng_state()
-    steps = 20 if name == "naive_conv" else 150  # that one runs one draw at a time
-    found = gaps(model, guide, x[:12], steps=steps, num_samples=200, seed=0)
+    found = gaps(model, guide, x[:8], steps=60, num_samples=50, seed=0)
     assert torch.equal(world, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     assert [part.training for module in modules for part in module.modules()] == flags
@@ -308,7 +310,7 @@ def test_every_pair_has_gaps_and_is_left_as_it_was(name, float64):
     bare = {"W", "loc", "psi", "V", "scale"} if name == "param_only" else set()
     assert set(pyro.get_param_store().keys()) == {"a strangers"} | bare
     assert found.covariance == "diagonal"
-    assert len(found.elbo) == len(found.best_elbo) == len(found.log_likelihood) == 12
+    assert len(found.elbo) == len(found.best_elbo) == len(found.log_likelihood) == 8
     # A search for each datum's own q gains on the guide, and stays under log p.
     assert found.amortization > 0
     assert found.approximation > -0.1

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ppl_vae").rglob("*.py"))
 # Imports run from right to left only.
 LAYERS = (
+    ("arguments",),
     ("program",),
     ("state", "results"),
     ("traces", "guides", "models.networks", "models.moments", "models.likelihoods"),

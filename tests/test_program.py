@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from foreign import PAIRS
+from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
@@ -29,8 +30,6 @@ from ppl_vae.program import (
     as_matrix,
     as_observed,
     as_rows,
-    at_least,
-    choose_option,
     count_rows,
     data_plate,
     fold_rows,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.evaluation.likelihood import (
     NUMBERS_AT_ONCE,
     LogLikelihood,
@@ -18,7 +19,7 @@ from ppl_vae.evaluation.likelihood import (
 from ppl_vae.evaluation.local import family_of, refine
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import ELBO, batch_keywords
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 

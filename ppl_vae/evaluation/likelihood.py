@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.evaluation.local import refine as refine_guide
 from ppl_vae.evaluation.reliability import (
     FEWEST_DRAWS,
@@ -19,7 +20,7 @@ from ppl_vae.evaluation.reliability import (
 )
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, choose_option, owner_of
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import run_pair, sample_dim

@@ -37,16 +37,17 @@ class Subspace(Result):
     """Two linear-Gaussian models compared.
 
     Attributes:
-        angles: principal angles between the column spaces, in degrees, largest first, (K,).
+        angles: principal angles between the column spaces, in degrees, largest first, (K,); K is
+            the smaller latent dimension, if they differ.
         axis_angles: between each column of the first and the column of the second matched to it,
             in degrees, (K,); these do depend on the rotation of the loadings.
-        aligned: the second's loadings turned onto the first's, (D, K).
+        aligned: the second's loadings, turned onto the first's if these are as many.
         kl: KL(first || second) between the marginals of x, in nats a datum.
     """
 
     angles: Float[Tensor, " K"]
     axis_angles: Float[Tensor, " K"]
-    aligned: Float[Tensor, "D K"]
+    aligned: Float[Tensor, "D L"]
     kl: float
 
     @property

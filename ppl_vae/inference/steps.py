@@ -10,9 +10,10 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.arguments import at_least
 from ppl_vae.inference.training import TableRows
 from ppl_vae.objectives import ELBO, IWAE, batch_keywords
-from ppl_vae.program import ProgramLike, accepted, at_least
+from ppl_vae.program import ProgramLike, accepted
 from ppl_vae.state import probing, validation
 from ppl_vae.traces import log_prob, run_pair, sites
 

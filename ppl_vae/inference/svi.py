@@ -8,13 +8,14 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import at_least
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import progress_bar
 from ppl_vae.inference.steps import Batch, Update, WeightedObjective
 from ppl_vae.inference.training import EarlyStopping, Schedule
 from ppl_vae.objectives import ELBO
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, at_least, modules_of, owner_of
+from ppl_vae.program import ArrayLike, ProgramLike, as_observed, modules_of, owner_of
 from ppl_vae.results import FitResult
 from ppl_vae.state import isolated_store, mode, seeded
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.program import at_least
+from ppl_vae.arguments import at_least
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.program import Density, Program, choose_option
+from ppl_vae.arguments import choose_option
+from ppl_vae.program import Density, Program
 
 
 class Likelihood(Program):
@@ -69,7 +70,8 @@ class Gaussian(Likelihood):
             above = constraints.greater_than(floor)
             self.scale = cast(Any, PyroParam(torch.tensor(float(initial)), above))
         elif scale > 0:
-            self.register_buffer("scale", torch.tensor(float(scale)))
+            # Exact in every dtype, which a buffer is not.
+            self.scale = cast(Any, float(scale))
         else:
             raise ValueError(f"scale must be positive or 'shared'; got {scale}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from ppl_vae.program import at_least, choose_option
+from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.state import seeded
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -9,19 +9,13 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroParam, pyro_method
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_vae.arguments import at_least
 from ppl_vae.models.moments import SampleCovariance
-from ppl_vae.program import (
-    ArrayLike,
-    Program,
-    as_matrix,
-    as_rows,
-    at_least,
-    count_rows,
-    data_plate,
-)
+from ppl_vae.program import ArrayLike, Program, as_matrix, as_rows, count_rows, data_plate
 from ppl_vae.state import seeded
 
 
@@ -93,10 +87,15 @@ class PPCA(Program):
         noise_scale: Float[Tensor, ""] | float | None = None,
     ) -> Self:
         """Set parameters in place (the parameter objects stay the same); returns the model."""
-        if loadings is not None:
-            self.loadings.copy_(loadings)
-        if loc is not None:
-            self.loc.copy_(loc)
+        for name, value in (("loadings", loadings), ("loc", loc)):
+            if value is None:
+                continue
+            parameter = getattr(self, name)
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} must have shape {tuple(parameter.shape)}; it has {tuple(value.shape)}"
+                )
+            parameter.copy_(value)
         if noise_scale is not None:
             scale = torch.as_tensor(noise_scale, dtype=torch.float64).to(self.loc)
             if not scale > 0:
@@ -160,9 +159,19 @@ class PPCA(Program):
         ) * sigma.log() - tril.diagonal().log().sum()
         return -0.5 * (self.data_dim * math.log(2 * math.pi) + quadratic) - half_log_det
 
+    def _complete(self, x: ArrayLike) -> Tensor:
+        if not am_i_wrapped():  # inside a program the data were checked at its boundary
+            x = as_matrix(x)
+            if num_missing := int(x.isnan().sum()):
+                raise ValueError(
+                    f"x has {num_missing} missing entries, and this needs complete rows; drop or "
+                    "fill them first"
+                )
+        return as_rows(x, self.loc, self.data_dim)
+
     def _solve(self, x: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
         # x as rows, the lower factor of M^-1, and the posterior means.
-        x = as_rows(x, self.loc, self.data_dim)
+        x = self._complete(x)
         precision = self.loadings.mT @ self.loadings
         precision = precision + self.noise_scale.square() * torch.eye(self.latent_dim).to(
             precision
@@ -181,7 +190,7 @@ class PPCA(Program):
         if shrink:
             return self._solve(x)[2] @ self.loadings.mT + self.loc
         axes = torch.linalg.qr(self.loadings).Q
-        return (as_rows(x, self.loc, self.data_dim) - self.loc) @ axes @ axes.mT + self.loc
+        return (self._complete(x) - self.loc) @ axes @ axes.mT + self.loc
 
     @torch.no_grad()
     def canonical(self) -> Self:

@@ -7,9 +7,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
+from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppl_vae.arguments import at_least
 from ppl_vae.guides import AmortizedGuide, num_scale_outputs
 from ppl_vae.models.likelihoods import Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
@@ -19,12 +21,11 @@ from ppl_vae.program import (
     Program,
     ProgramLike,
     as_rows,
-    at_least,
     count_rows,
     data_plate,
     fold_rows,
 )
-from ppl_vae.state import seeded
+from ppl_vae.state import isolated_store, probing, seeded
 
 
 class VAE(Program):
@@ -178,7 +179,9 @@ class VAE(Program):
     def reconstruct(self, x: ArrayLike) -> Float[Tensor, "N D"]:
         """The mean of p(x | z) at the mean of q(z | x)."""
         x = as_rows(x, self._like(), self.data_dim)
-        return self.decode(self.guide.distribution(x).mean).mean
+        with isolated_store(), probing(self.guide):
+            q = poutine.trace(self.guide).get_trace(x).nodes["z"]["fn"]
+        return self.decode(q.mean).mean
 
 
 def _refuse_taken(**parts: Any) -> None:
