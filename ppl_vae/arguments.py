@@ -1,9 +1,15 @@
-"""Checks of plain arguments, with messages that say what would do."""
+"""Plain arguments checked and converted, with messages that say what would do."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ArrayLike: TypeAlias = Any
+"""A numpy array, pandas DataFrame, nested list or tensor of numbers."""
 
 
 def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
@@ -26,3 +32,56 @@ def at_least(name: str, value: int, smallest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
         raise ValueError(f"{name} must be a whole number >= {smallest}; got {value!r}")
     return int(value)
+
+
+def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "N D"]:
+    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a hole.
+
+    Args:
+        x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
+        name: what messages call it.
+        **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
+            without it, others get torch's default dtype.
+
+    Raises:
+        TypeError: if the entries are not real numbers.
+        ValueError: if x is not 2-d, is empty, or has infinite entries.
+    """
+    tensor = x if isinstance(x, Tensor) else torch.as_tensor(_as_array(x, name))
+    if tensor.is_complex():
+        raise TypeError(f"{name} has complex entries; it must have real ones")
+    if not tensor.is_floating_point():
+        place = {"dtype": torch.get_default_dtype()} | place
+    tensor = tensor.to(**place) if place else tensor
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"{name} must be 2-d, one flat row a datum; it has shape {tuple(tensor.shape)}. "
+            f"For one datum write {name}[None], for images {name}.reshape(len({name}), -1)"
+        )
+    if not tensor.numel():
+        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
+    if num_infinite := int(tensor.isinf().sum()):
+        raise ValueError(
+            f"{name} has {num_infinite} infinite entries; remove those rows, "
+            "or write NaN where a value is missing"
+        )
+    return tensor
+
+
+def _as_array(x: ArrayLike, name: str) -> np.ndarray:
+    if hasattr(x, "select_dtypes"):  # a pandas DataFrame
+        wrong = list(x.select_dtypes(exclude=["number", "bool"]).columns)
+        if wrong:
+            raise TypeError(
+                f"{name} has columns that are not numeric: {wrong[:5]}; drop or encode them"
+            )
+        x = x.to_numpy(dtype=float, na_value=np.nan)
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiubc":
+        raise TypeError(f"{name} must hold numbers; its entries are of type {array.dtype}")
+    # torch takes neither wide unsigned, long double nor swapped bytes, and warns of read-only.
+    plain = array.dtype.str[1:] in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+    kind = (
+        array.dtype.newbyteorder("=") if plain else complex if array.dtype.kind == "c" else float
+    )
+    return np.require(array, dtype=kind, requirements=["C", "W"])

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ppl_vae.program import ArrayLike, as_matrix
+from ppl_vae.arguments import ArrayLike, as_matrix
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:

@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppl_vae.arguments import at_least, choose_option
-from ppl_vae.program import ArrayLike, Density, Program, as_rows, data_plate
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
+from ppl_vae.program import Density, Program, as_rows, data_plate
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 LOG_VARIANCE_BOUND = 20.0

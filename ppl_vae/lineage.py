@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ppl_vae.arguments import choose_option
+from ppl_vae.arguments import ArrayLike, as_matrix, choose_option
 from ppl_vae.data import Split, Units, split
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -25,7 +25,7 @@ from ppl_vae.inference.em import fit_closed_form
 from ppl_vae.models.moments import check_complete
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import elbo
-from ppl_vae.program import ArrayLike, ProgramLike, as_matrix, owner_of
+from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import FitResult, Result
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.divergences import closed_kl, floored_kl, same_order
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, owner_of
+from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
     PairTraces,

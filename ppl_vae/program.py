@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,11 +17,10 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
+from ppl_vae.arguments import ArrayLike, as_matrix
+
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""
-
-ArrayLike: TypeAlias = Any
-"""A numpy array, pandas DataFrame, nested list or tensor of numbers."""
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
@@ -225,59 +223,6 @@ def placement(*programs: ProgramLike) -> dict[str, Any]:
     return {}
 
 
-def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "N D"]:
-    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a hole.
-
-    Args:
-        x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
-        name: what messages call it.
-        **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
-            without it, others get torch's default dtype.
-
-    Raises:
-        TypeError: if the entries are not real numbers.
-        ValueError: if x is not 2-d, is empty, or has infinite entries.
-    """
-    tensor = x if isinstance(x, Tensor) else torch.as_tensor(_as_array(x, name))
-    if tensor.is_complex():
-        raise TypeError(f"{name} has complex entries; it must have real ones")
-    if not tensor.is_floating_point():
-        place = {"dtype": torch.get_default_dtype()} | place
-    tensor = tensor.to(**place) if place else tensor
-    if tensor.dim() != 2:
-        raise ValueError(
-            f"{name} must be 2-d, one flat row a datum; it has shape {tuple(tensor.shape)}. "
-            f"For one datum write {name}[None], for images {name}.reshape(len({name}), -1)"
-        )
-    if not tensor.numel():
-        raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
-    if num_infinite := int(tensor.isinf().sum()):
-        raise ValueError(
-            f"{name} has {num_infinite} infinite entries; remove those rows, "
-            "or write NaN where a value is missing"
-        )
-    return tensor
-
-
-def _as_array(x: ArrayLike, name: str) -> np.ndarray:
-    if hasattr(x, "select_dtypes"):  # a pandas DataFrame
-        wrong = list(x.select_dtypes(exclude=["number", "bool"]).columns)
-        if wrong:
-            raise TypeError(
-                f"{name} has columns that are not numeric: {wrong[:5]}; drop or encode them"
-            )
-        x = x.to_numpy(dtype=float, na_value=np.nan)
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiubc":
-        raise TypeError(f"{name} must hold numbers; its entries are of type {array.dtype}")
-    # torch takes neither wide unsigned, long double nor swapped bytes, and warns of read-only.
-    plain = array.dtype.str[1:] in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
-    kind = (
-        array.dtype.newbyteorder("=") if plain else complex if array.dtype.kind == "c" else float
-    )
-    return np.require(array, dtype=kind, requirements=["C", "W"])
-
-
 def as_observed(
     x: ArrayLike,
     mask: ArrayLike | None = None,
@@ -305,6 +250,11 @@ def as_observed(
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
     x = as_matrix(x, name=name, **place)
+    width = getattr(owner_of(model), "data_dim", x.shape[1])
+    if x.shape[1] != width:
+        raise ValueError(
+            f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
+        )
     seen = ~x.isnan()
     if mask is not None:
         given = torch.as_tensor(mask, device=x.device)
@@ -329,6 +279,13 @@ def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple
     if empty:
         raise ValueError(f"{name} has rows with nothing observed: {empty[:5]}; drop them")
     return torch.where(seen, x, torch.zeros_like(x)), seen
+
+
+def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
+    """Let a model that has ``check_data(x, mask)`` refuse data outside its support."""
+    check = getattr(owner_of(model), "check_data", None)
+    if check is not None:
+        check(x, mask)
 
 
 def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:

@@ -56,11 +56,16 @@ def isolated_store() -> Iterator[None]:
     """
     store = pyro.get_param_store()
     inside: Any = _bare_parameters(store.get_state())
-    with store.scope(inside):
-        yield
-    bare = _bare_parameters(inside)
-    if bare["params"]:
-        store.set_state(bare)
+    try:
+        with store.scope(inside):
+            try:
+                yield
+            finally:
+                inside.update(store.get_state())
+    finally:
+        bare = _bare_parameters(inside)
+        if bare["params"]:
+            store.set_state(bare)
 
 
 def _bare_parameters(state: Any) -> Any:

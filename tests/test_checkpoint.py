@@ -31,9 +31,13 @@ from ppl_vae.objectives import ELBO, IWAE
 N, D, K = 40, 6, 2
 
 
+def simulate():
+    return oracles.simulate_ppca((9.0, 4.0), 1.0, N, D, seed=0)
+
+
 @pytest.fixture
 def x():
-    return oracles.simulate_ppca((9.0, 4.0), 1.0, N, D, seed=0)
+    return simulate()
 
 
 @pytest.fixture
@@ -147,8 +151,9 @@ def interrupted(case, x, file, at):
 # Resuming
 
 
-@pytest.mark.parametrize("at", [28, 50])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "at"), [*((name, 50) for name in CASES), ("per datum", 28), ("validation", 53)]
+)
 def test_a_resumed_fit_is_the_uninterrupted_one(name, at, x, file):
     case = CASES[name]
     interrupted(case, x, file, at)
@@ -306,11 +311,20 @@ def test_a_refused_checkpoint_leaves_the_pair_as_it_was(x, file):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.fixture
-def content(x, file):
-    """The bytes of a good checkpoint of the case "minibatches"."""
-    interrupted(CASES["minibatches"], x, file, 50)
+@pytest.fixture(scope="module")
+def good_content(tmp_path_factory):
+    """The bytes of a checkpoint of the case "minibatches"."""
+    file = tmp_path_factory.mktemp("good") / "fit.pt"
+    interrupted(CASES["minibatches"], simulate(), file, 50)
     return file.read_bytes()
+
+
+@pytest.fixture
+def content(good_content, file):
+    """Those bytes, in the file."""
+    file.parent.mkdir()
+    file.write_bytes(good_content)
+    return good_content
 
 
 def refused(x, file):

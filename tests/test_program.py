@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from foreign import PAIRS
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import as_matrix, at_least, choose_option
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
@@ -27,7 +27,6 @@ from ppl_vae.objectives import log_weights
 from ppl_vae.program import (
     Program,
     accepted,
-    as_matrix,
     as_observed,
     as_rows,
     count_rows,

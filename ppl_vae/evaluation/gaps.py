@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.evaluation.likelihood import (
     NUMBERS_AT_ONCE,
     LogLikelihood,
@@ -19,7 +19,7 @@ from ppl_vae.evaluation.likelihood import (
 from ppl_vae.evaluation.local import family_of, refine
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import ELBO, batch_keywords
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed
+from ppl_vae.program import ProgramLike, as_observed
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
@@ -118,7 +118,13 @@ def gaps(
     """
     x, mask = as_observed(x, mask, model=model, guide=guide)
     at_least("steps", steps)
+    at_least("num_samples", num_samples)
     rows = torch.arange(len(x)) if rows is None else rows
+    if log_p is not None and torch.as_tensor(log_p).shape != rows.shape:
+        raise ValueError(
+            f"log_p must have one value for each of {len(rows)} rows; its shape is "
+            f"{tuple(torch.as_tensor(log_p).shape)}"
+        )
     blocks = rows.to(x.device).split(min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
     ours, top, parts = [], [], []
     with isolated_store(), seeded(seed), mode(model, guide, training=False):

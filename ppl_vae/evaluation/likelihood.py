@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.evaluation.local import refine as refine_guide
 from ppl_vae.evaluation.reliability import (
     FEWEST_DRAWS,
@@ -20,7 +20,7 @@ from ppl_vae.evaluation.reliability import (
 )
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, owner_of
+from ppl_vae.program import ProgramLike, as_observed, check_support
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import run_pair, sample_dim
@@ -145,9 +145,8 @@ def log_likelihood(
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     num_samples = at_least("num_samples", num_samples)
-    if check := getattr(owner_of(model), "check_data", None):
-        check(*as_observed(x, mask, model=model))
     x, mask = as_observed(x, mask, model=model, guide=guide)
+    check_support(model, x, mask)
     rows = torch.arange(len(x)) if rows is None else rows
     most = max(1, min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
     parts = []

@@ -29,7 +29,8 @@ def k_hat(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
         Vehtari, Simpson, Gelman, Yao, Gabry: Pareto smoothed importance sampling (2024).
     """
     weights = log_weights.detach().double().cpu().numpy()
-    constant = np.ptp(weights, axis=0) < CONSTANT_SPREAD
+    with np.errstate(invalid="ignore"):  # weights of zero
+        constant = np.ptp(weights, axis=0) < CONSTANT_SPREAD
     values = [0.0 if c else _k_hat(w) for w, c in zip(weights.T, constant, strict=True)]
     return torch.tensor(values, dtype=torch.float64)
 
@@ -48,11 +49,13 @@ def _k_hat(log_weights: np.ndarray) -> float:
 def is_reliable(log_weights: Float[Tensor, "S N"], k: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """The verdict a datum.
 
-    Constant weights are reliable; otherwise at least 25 draws, k-hat at most
+    Constant weights (two at least) are reliable; otherwise at least 25 draws, k-hat at most
     min(1 - 1 / log10 S, 0.7), and an effective sample size of at least 10.
     """
     spread = log_weights.amax(0) - log_weights.amin(0)
     num_samples = len(log_weights)
+    if num_samples == 1:
+        return torch.zeros(spread.shape, dtype=torch.bool)
     if num_samples < FEWEST_DRAWS:
         return (spread < CONSTANT_SPREAD).cpu()
     largest = min(1 - 1 / np.log10(num_samples), 0.7)

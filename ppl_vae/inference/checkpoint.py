@@ -62,7 +62,7 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if the file is damaged, or of another model or fit.
     """
-    stored = path.read_bytes()
+    stored = b"" if path.is_dir() else path.read_bytes()
     digest, data = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
     if hashlib.sha256(data).digest() != digest:
         raise ValueError(

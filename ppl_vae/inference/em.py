@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.program import ArrayLike, as_matrix
 from ppl_vae.results import FitResult
 
 LOG_2PI = math.log(2 * math.pi)

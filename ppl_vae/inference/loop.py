@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.arguments import ArrayLike
 from ppl_vae.inference.checkpoint import (
     generator_states,
     read_checkpoint,
@@ -17,7 +18,7 @@ from ppl_vae.inference.progress import Report
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot
 from ppl_vae.objectives import elbo
-from ppl_vae.program import ArrayLike, as_observed, owner_of
+from ppl_vae.program import as_observed, owner_of
 from ppl_vae.results import FitResult
 from ppl_vae.state import validation
 
@@ -73,12 +74,24 @@ class Loop:
                     break
                 self._step(rows if rows is None else rows.to(self.batch.x.device))
                 self._between_steps(report)
+        if not all(tensor.isfinite().all() for tensor in self.update.parameters):
+            self._fail(len(self.values), None)
         self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
         if self.stopping.best is not None:
             self.stopping.best.restore()
 
     def _step(self, rows: Tensor | None) -> None:
-        value = self.batch.value(rows, len(self.values) + len(self.pending) + 1)
+        step = len(self.values) + len(self.pending) + 1
+        try:
+            value = self.batch.value(rows, step)
+        except (RuntimeError, ValueError) as error:
+            # A factorization can fail on parameters that are finite but far too large.
+            factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+            overflow = isinstance(error, factorization) and step > 1
+            if not overflow and all(t.isfinite().all() for t in self.update.parameters):
+                raise
+            self._fail(step, rows)
+            return
         self.pending.append(value.detach())
         if len(self.pending) >= READ_EVERY.get(value.device.type, 1):
             self._read(rows)

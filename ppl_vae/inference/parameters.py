@@ -1,9 +1,11 @@
 """The parameters of a pair, found by running it, and the check that each of them trains."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae.program import ProgramLike, modules_of, own_modules
@@ -27,11 +29,16 @@ def find_parameters(
         ValueError: if there are none, one has no gradient, or one was replaced by the store's.
     """
     before = _named(own_modules(model, guide))
+    slots = _slots(own_modules(model, guide))
     with probing(model, guide), torch.enable_grad(), validation(True):
-        value = loss()
+        # What other pairs left in the store is not this one's: only what the run touches is.
+        with poutine.trace(param_only=True) as touched:
+            value = loss()
         own = _named(own_modules(model, guide))
-        _check_identity(before, own)
+        _check_identity(before, own, slots)
+        names = touched.trace.nodes.keys()
         stored = dict(pyro.get_param_store().named_parameters())
+        stored = {name: parameter for name, parameter in stored.items() if name in names}
         required = _trainable(own | _others(stored, own))
         around = _trainable(_others(_named(modules_of(model, guide)), required))
         # Inside the block, which ends by writing back buffers that the gradient may need.
@@ -65,9 +72,19 @@ def _trainable(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
 
-def _check_identity(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+def _slots(modules: list[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
+    return [(part, dict(part._parameters)) for module in modules for part in module.modules()]
+
+
+def _check_identity(
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    slots: list[tuple[nn.Module, dict[str, Any]]],
+) -> None:
     for name, parameter in before.items():
         if after.get(name) is not parameter:
+            for part, parameters in slots:  # as they were, so that it is refused every time
+                part._parameters.update(parameters)
             raise ValueError(
                 f"parameter {name!r} was replaced by another of the same Pyro name when the pair "
                 "ran, so one of the two would not train; give each PyroModule a name of its own "

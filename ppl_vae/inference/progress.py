@@ -26,6 +26,8 @@ def progress_bar(total: int, show: bool | str, label: str = "SVI") -> Iterator[R
         show: ``"auto"`` shows it if standard error is a terminal.
         label: what is fitted.
     """
+    if show not in (True, False, "auto"):
+        raise ValueError(f"progress must be one of True, False, 'auto'; got {show!r}")
     if not (sys.stderr.isatty() if show == "auto" else show):
         yield lambda step, value: None
         return

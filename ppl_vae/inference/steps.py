@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.infer
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,12 @@ class WeightedObjective:
         warmup: steps in which the weight of the KL rises from zero to the objective's beta.
     """
 
-    def __init__(self, objective: pyro.infer.ELBO, warmup: int | None) -> None:
+    def __init__(self, objective: Any, warmup: int | None) -> None:
+        if isinstance(objective, type) or not hasattr(objective, "differentiable_loss"):
+            raise TypeError(
+                "objective must be an instance with a differentiable_loss, such as ELBO(), "
+                f"IWAE() or pyro.infer.Trace_ELBO(); got {objective!r}"
+            )
         if warmup is not None and not isinstance(objective, ELBO):
             raise ValueError(
                 f"warmup raises the weight of the KL, which {type(objective).__name__} has not; "
@@ -52,8 +56,7 @@ class WeightedObjective:
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
         num_data = accepted(model, keywords).get("num_data", len(x))
         programs = [_only_accepted(program) for program in (model, guide)]
-        stock: Any = self.objective
-        loss = stock.differentiable_loss(*programs, x, **keywords)
+        loss = self.objective.differentiable_loss(*programs, x, **keywords)
         return -torch.as_tensor(loss) / num_data
 
 
@@ -90,8 +93,11 @@ class Batch:
     def culprit(self, rows: Tensor | None) -> str:
         """The first site whose log density is not finite."""
         x, keywords = self._of(rows)
-        with probing(self.model, self.guide), validation(False):
-            run = run_pair(self.model, self.guide, x, keywords)
+        try:
+            with probing(self.model, self.guide), validation(False):
+                run = run_pair(self.model, self.guide, x, keywords)
+        except (RuntimeError, ValueError) as error:
+            return f"the programs cannot run any more ({type(error).__name__})"
         for program, trace in (("guide", run.guide), ("model", run.model)):
             for name, site in sites(trace).items():
                 if not log_prob(site).isfinite().all():

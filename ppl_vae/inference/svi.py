@@ -1,21 +1,21 @@
 """Stochastic variational inference for any pair."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyro.infer
 import torch
-from torch import Tensor
 
-from ppl_vae.arguments import at_least
+from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import progress_bar
 from ppl_vae.inference.steps import Batch, Update, WeightedObjective
 from ppl_vae.inference.training import EarlyStopping, Schedule
 from ppl_vae.objectives import ELBO
-from ppl_vae.program import ArrayLike, ProgramLike, as_observed, modules_of, owner_of
+from ppl_vae.program import ProgramLike, as_observed, check_support, modules_of, owner_of
 from ppl_vae.results import FitResult
 from ppl_vae.state import isolated_store, mode, seeded
 
@@ -27,7 +27,7 @@ def fit_svi(
     *,
     x_val: ArrayLike | None = None,
     mask: ArrayLike | None = None,
-    objective: pyro.infer.ELBO | None = None,
+    objective: Any = None,
     lr: float = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     scheduler: Callable[..., Any] | None = None,
@@ -77,13 +77,16 @@ def fit_svi(
     """
     _move(model, guide, device)
     x, mask = as_observed(x, mask, model=model, guide=guide)
-    _check_support(model, x, mask)
+    check_support(model, x, mask)
     schedule = Schedule.of(len(x), batch_size, epochs, steps)
     if patience is not None and x_val is None:
         raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
+    if x_val is not None:
+        _check_validation(model, guide, x_val)
     stopping = EarlyStopping(None if patience is None else at_least("patience", patience))
     weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-    with seeded(seed), isolated_store(), mode(model, guide, training=True):
+    in_training = mode(model, guide, training=True)
+    with seeded(seed), isolated_store(), in_training, _quiet_about_frozen():
         batch = Batch(model, guide, weighted, x, mask)
         everything = torch.arange(schedule.batch_size, device=x.device)
         named = find_parameters(model, guide, lambda: batch.value(everything, schedule.num_steps))
@@ -99,14 +102,33 @@ def fit_svi(
 def _move(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} is not there; use device='auto' or 'cpu'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} is not there; use device='auto' or 'cpu'"
+        ) from error
     for module in modules_of(model, guide):
         module.to(device)
 
 
-def _check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
-    check = getattr(owner_of(model), "check_data", None)
-    if check is not None:
-        check(x, mask)
+def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) -> None:
+    count = getattr(owner_of(guide), "num_data", None)
+    if callable(getattr(owner_of(guide), "tables", None)):
+        raise ValueError(
+            f"x_val needs a guide that reads q off x; this {type(owner_of(guide)).__name__} has "
+            f"one q a datum for {count} training rows and none for others. Use an AmortizedGuide"
+        )
+    rows, mask = as_observed(x_val, model=model, guide=guide, name="x_val")
+    try:
+        check_support(model, rows, mask)
+    except ValueError as error:
+        raise ValueError(f"x_val: {error}") from error
+
+
+@contextmanager
+def _quiet_about_frozen() -> Iterator[None]:
+    # Pyro warns at every step of a parameter that its owner has frozen on purpose.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
+        yield

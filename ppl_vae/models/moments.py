@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.arguments import at_least
-from ppl_vae.program import ArrayLike, as_matrix
+from ppl_vae.arguments import ArrayLike, as_matrix, at_least
 
 
 def check_complete(x: Float[Tensor, "N D"]) -> None:

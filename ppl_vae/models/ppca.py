@@ -13,9 +13,9 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.arguments import at_least
+from ppl_vae.arguments import ArrayLike, as_matrix, at_least
 from ppl_vae.models.moments import SampleCovariance
-from ppl_vae.program import ArrayLike, Program, as_matrix, as_rows, count_rows, data_plate
+from ppl_vae.program import Program, as_rows, count_rows, data_plate
 from ppl_vae.state import seeded
 
 

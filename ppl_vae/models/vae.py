@@ -11,12 +11,11 @@ from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from ppl_vae.arguments import at_least
+from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import AmortizedGuide, num_scale_outputs
 from ppl_vae.models.likelihoods import Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
 from ppl_vae.program import (
-    ArrayLike,
     Density,
     Program,
     ProgramLike,
