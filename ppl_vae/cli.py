@@ -78,7 +78,7 @@ def lineage(
         console.print(note, soft_wrap=True)
     for file in _write(result, {"data": source}, out):
         console.print(f"wrote {file}", soft_wrap=True)
-    console.print(f"{result.about['seconds']:.0f} s on {result.about['threads']} threads")
+    console.print(f"{result.about['seconds']:.0f} s on one thread")
 
 
 def _notes(rows: list[Row]) -> list[str]:

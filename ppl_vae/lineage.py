@@ -28,6 +28,7 @@ from ppl_vae.objectives import elbo
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import FitResult, Result
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
+from ppl_vae.state import threads
 
 ELBO_DRAWS = 20
 
@@ -161,14 +162,16 @@ def run_lineage(
     steps = [(rung, own) for rung in chosen]
     steps += [(_extra_rung(name, *pair), outer) for name, pair in extra.items()]
     rows, pairs = [], {}
-    for rung, ground in steps:
-        fitted = rung.climb(ground.task)
-        row = ground.measure(rung, fitted)
-        pairs[rung.name] = (fitted.model, fitted.guide)
-        rows.append(row)
-        if on_row is not None:
-            on_row(row)
-    about = _about(data, latent_dim, settings, seed) | {"seconds": time.perf_counter() - started}
+    with threads(1):
+        for rung, ground in steps:
+            fitted = rung.climb(ground.task)
+            row = ground.measure(rung, fitted)
+            pairs[rung.name] = (fitted.model, fitted.guide)
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+        about = _about(data, latent_dim, settings, seed)
+    about["seconds"] = time.perf_counter() - started
     return Lineage(tuple(rows), about, pairs, data, units)
 
 

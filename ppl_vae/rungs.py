@@ -37,7 +37,7 @@ class Settings:
         refine: steps of the search for each datum's best q.
     """
 
-    steps: int = 2000
+    steps: int = 1500
     batch_size: int = 256
     lr: float = 1e-2
     patience: int = 20

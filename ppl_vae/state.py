@@ -85,6 +85,17 @@ def validation(enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Run torch on so many threads: where tensors are small, a second one is only waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
     """Training or evaluation mode (dropout, batch norm) for the programs' modules."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]

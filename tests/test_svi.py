@@ -102,9 +102,9 @@ def gap_and_comparison(x, name, seed=0, **options):
     return truth - oracles.mean_log_density(x, *parameters), subspace(best, ppca)
 
 
-@pytest.mark.parametrize("name", ["linear amortized", "per datum"])
-def test_svi_ends_at_the_closed_form_on_its_axes(name, x):
-    gap, comparison = gap_and_comparison(x, name, lr=0.1, steps=700)
+@pytest.mark.parametrize(("name", "steps"), [("linear amortized", 600), ("per datum", 1000)])
+def test_svi_ends_at_the_closed_form_on_its_axes(name, steps, x):
+    gap, comparison = gap_and_comparison(x, name, lr=0.1, steps=steps)
     assert 0 <= gap < 0.01
     assert comparison.largest_angle < 1
     assert comparison.axis_angles.max() < 12
@@ -198,9 +198,9 @@ def test_every_pair_trains_and_leaves_the_world_as_it_was(name, batch_size, floa
     pyro.module("anothers", nn.Linear(2, 2))
     kept = {key: id(p) for key, p in pyro.get_param_store().named_parameters()}
     before, world = run_once(model, guide, x), generators()
-    result = fit_svi(model, guide, x, lr=0.02, steps=60, batch_size=batch_size, seed=0)
+    result = fit_svi(model, guide, x, lr=0.03, steps=40, batch_size=batch_size, seed=0)
     assert generators() == world
-    assert result.objective[-15:].mean() > result.objective[:15].mean()
+    assert result.objective[-10:].mean() > result.objective[:10].mean()
     stored = {key: id(p) for key, p in pyro.get_param_store().named_parameters()}
     bare = {"W", "loc", "psi", "V", "scale"} if name == "param_only" else set()
     assert stored.keys() == kept.keys() | bare
