@@ -227,7 +227,7 @@ def _moments(fn: Density, support: constraints.Constraint) -> tuple[Tensor, Tens
 
 def _is_normal(fn: Any) -> bool:
     while not isinstance(fn, dist.Normal) and hasattr(fn, "base_dist"):
-        if isinstance(fn, dist.TransformedDistribution):
+        if isinstance(fn, torch.distributions.TransformedDistribution):
             return False
         fn = fn.base_dist
     return isinstance(fn, dist.Normal)
