@@ -2,109 +2,240 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.live import Live
 
-from ppl_vae.data import digits, read_table
-from ppl_vae.lineage import Lineage, Row, run_lineage
-from ppl_vae.report.plots import gap_staircase, staircase_size
-from ppl_vae.report.table import legend, lineage_table
+from ppl_vae.exhibits import Exhibits, exhibits
+from ppl_vae.lineage import Lineage, run_lineage
+from ppl_vae.report.archive import results, write_draws, write_report, write_results
+from ppl_vae.report.table import filled, legend, lineage_table
+from ppl_vae.report.terminal import Display
+from ppl_vae.report.verdict import verdict
 from ppl_vae.rungs import RUNGS
+from ppl_vae.tables import Table, digits_table, read_table
+
+HELP = "From probabilistic PCA to the variational autoencoder, measured."
+PIPED_WIDTH = 160
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+EXAMPLES = f"""
+\b
+Examples:
+  ppl-vae lineage
+      handwritten digits, all rungs
+  ppl-vae lineage mine.csv --latent-dim 3 --out results
+      your own table, one row a datum
+  ppl-vae lineage iris.csv --label species --rungs px-em,linear-amortized,vae
+      a column of classes colours pictures and is not modelled
+  ppl-vae lineage images.npy --image-shape 28x28
+      rows that are images
+  ppl-vae lineage mine.csv --json | jq .about.seconds
+      the numbers alone
+
+\b
+Rungs: {", ".join(list(RUNGS)[:6])},
+       {", ".join(list(RUNGS)[6:])}
+
+\b
+Exit status: 0 done; {FAILURE} a fit or a file failed; {MISTAKE} a mistake in the arguments
+or the data; {INTERRUPTED} interrupted (Ctrl-C): what is finished is kept.
+"""
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="From probabilistic PCA to the variational autoencoder, measured.",
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-PIPED_WIDTH = 160
 
 
-@app.callback()
+@app.callback(epilog=EXAMPLES)
 def _group() -> None:
     """From probabilistic PCA to the variational autoencoder, measured."""
 
 
-@app.command()
+@app.command(epilog=EXAMPLES)
 def lineage(
     data: Annotated[
-        Path | None, typer.Argument(help="a .csv or .npy table; by default the embedded digits")
+        Path | None, typer.Argument(help="a table, .csv or .npy; by default the embedded digits")
     ] = None,
     latent_dim: Annotated[
-        int | None, typer.Option(help="K; by default 10, or half the columns if that is fewer")
+        int | None, typer.Option(help="K; by default 10, or less for a small table")
     ] = None,
     rungs: Annotated[
         str | None, typer.Option(help="names of rungs, separated by commas; by default all")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for results.json and the picture")] = Path(
-        "out"
-    ),
+    out: Annotated[Path, typer.Option(help="folder for what is written")] = Path("out"),
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="of the file; by default found")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="between the file's cells; by default found")
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(help="column of classes, or 'none'; by default found. Colours pictures only"),
+    ] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="what marks a missing cell, separated by commas")
+    ] = None,
+    image_shape: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print results.json and nothing else")
+    ] = False,
 ) -> None:
-    """Climb the ladder on one data set: a table, results.json, and the gap staircase."""
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+    """Climb the ladder on one data set: a table, a report, pictures, and draws for ArviZ."""
+    shape = None if image_shape is None else _shape(image_shape)
+    if data is None:
+        table = digits_table()
+    else:
+        markers = None if missing is None else missing.split(",")
+        how = {"header": header, "delimiter": delimiter, "label": label, "missing": markers}
+        table = read_table(data, **how, image_shape=shape)
     names = list(RUNGS) if rungs is None else [name.strip() for name in rungs.split(",")]
-    rows: list[Row] = []
-
-    def waiting() -> str:
-        return names[len(rows)] if len(rows) < len(names) else ""
-
-    x = digits() if data is None else read_table(data)
-    k = latent_dim if latent_dim is not None else min(10, max(1, x.shape[1] // 2))
-    source = "digits / 16" if data is None else data.name
-    console.print(f"{source}: {x.shape[0]} rows, {x.shape[1]} columns; K = {k}, seed {seed}\n")
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-
-        def show(row: Row) -> None:
-            rows.append(row)
-            if console.is_terminal:
-                live.update(
-                    lineage_table(rows, width=console.width, waiting=waiting()), refresh=True
-                )
-
-        if console.is_terminal:
-            live.update(lineage_table(rows, width=console.width, waiting=waiting()), refresh=True)
-        result = run_lineage(x, latent_dim=k, rungs=names, seed=seed, on_row=show)
-    console.print(lineage_table(rows, width=console.width))
-    key = legend(result.about["gap_rows"], console.width)
-    console.print(f"\n{key}\n", style="dim")
-    for note in _notes(rows):
-        console.print(note, soft_wrap=True)
-    for file in _write(result, {"data": source}, out):
-        console.print(f"wrote {file}", soft_wrap=True)
-    console.print(f"{result.about['seconds']:.0f} s on one thread")
+    k = latent_dim if latent_dim is not None else _default_latent_dim(table)
+    _Run(table, k, names, seed, out, as_json).run()
 
 
-def _notes(rows: list[Row]) -> list[str]:
-    by_note: dict[str, list[str]] = {}
-    for row in rows:
-        for note in row.fit.notes:
-            by_note.setdefault(note, []).append(row.rung)
-    return [f"note: {note} ({', '.join(names)})" for note, names in by_note.items()]
+def _shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--image-shape must be HEIGHTxWIDTH, such as 28x28; got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
-def _write(result: Lineage, about: dict[str, str], out: Path) -> list[Path]:
-    out.mkdir(parents=True, exist_ok=True)
-    content = result.to_dict()
-    content["about"] |= about
-    table, picture = out / "results.json", out / "gap_staircase.png"
-    table.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    figure = Figure(figsize=staircase_size(result), layout="constrained")
-    gap_staircase(result, figure.add_subplot())
-    figure.savefig(picture, dpi=150)
-    return [table, picture]
+def _default_latent_dim(table: Table) -> int:
+    # Below the rank of the training rows, which are three quarters of all.
+    num_rows, width = table.values.shape
+    return max(1, min(10, width // 2, num_rows // 3))
+
+
+@dataclass
+class _Run:
+    """One run of the command, from the table to the files."""
+
+    table: Table
+    latent_dim: int
+    names: list[str]
+    seed: int
+    out: Path
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        terminal = sys.stderr if self.as_json else sys.stdout
+        width = None if terminal.isatty() else PIPED_WIDTH
+        self.console = Console(width=width, highlight=False, stderr=self.as_json)
+        self.display = Display(self.console, self.names)
+
+    def run(self) -> None:
+        """Climb, show, write.
+
+        Raises:
+            typer.Exit: with status 130 after an interrupt.
+        """
+        self._say(f"{self._opening()}\n")
+        for note in self.table.notes:
+            self._say(f"note: {note}")
+        try:
+            with self.display.shown():
+                found = self._climb()
+            self._show(found)
+            with self.display.shown():
+                shown = self._exhibits(found)
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise typer.Exit(INTERRUPTED) from None
+        self._write(found, shown)
+        self._say(f"{found.about['seconds']:.0f} s on one thread")
+        if self.as_json:
+            print(json.dumps(results(found, shown), allow_nan=False))
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        if not self.as_json:
+            self.console.print(text, style=style, soft_wrap=True, markup=False)
+
+    def _opening(self) -> str:
+        num_rows, width = self.table.values.shape
+        about = f"{self.table.name}: {num_rows} rows, {width} columns"
+        return f"{about}; K = {self.latent_dim}, seed {self.seed}"
+
+    def _climb(self) -> Lineage:
+        about: dict[str, Any] = {"data": self.table.name, "notes": list(self.table.notes)}
+        return run_lineage(
+            self.table.values,
+            latent_dim=self.latent_dim,
+            rungs=self.names,
+            columns=self.table.columns,
+            about=about,
+            seed=self.seed,
+            on_rung=self._keep,
+            watch=self.display.watch,
+        )
+
+    def _keep(self, found: Lineage) -> None:
+        self.display.add(found)
+        write_results(self.out, found)
+
+    def _show(self, found: Lineage) -> None:
+        if self.as_json:
+            return
+        width = self.console.width
+        self.console.print(lineage_table(found.rows, width=width))
+        self._say(f"\n{filled(legend(found.about['gap_rows']), width)}\n", "dim")
+        for sentence in verdict(found):
+            self._say(filled(sentence, width))
+        self._say("")
+        for note in found.notes():
+            self._say(f"note: {note}")
+
+    def _exhibits(self, found: Lineage) -> Exhibits:
+        table = self.table
+        return exhibits(
+            found,
+            labels=table.labels,
+            label=table.label or "class",
+            image_shape=table.image_shape,
+            watch=self.display.watch,
+        )
+
+    def _write(self, found: Lineage, shown: Exhibits) -> None:
+        files = [write_results(self.out, found, shown)]
+        files += write_report(self.out, found, shown)
+        files.append(write_draws(self.out, found))
+        for file in files:
+            self._say(f"wrote {file}")
+
+    def _interrupted(self) -> None:
+        found = self.display.lineage
+        finished = 0 if found is None else len(found.rows)
+        kept = f"kept in {self.out / 'results.json'}" if finished else "so nothing is written"
+        if found is not None:
+            self._show(found)
+        print(
+            f"interrupted: {finished} of {len(self.names)} rungs are finished, {kept}",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
-    """Run the command; a mistake in its arguments or data is one line and exit status 2."""
+    """Run the command; what goes wrong is one line on standard error and an exit status."""
     try:
         app()
     except (ValueError, TypeError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True, markup=False)
-        raise SystemExit(2) from None
+        _fail(error, MISTAKE)
+    except (FloatingPointError, OSError) as error:
+        _fail(error, FAILURE)
+
+
+def _fail(error: Exception, status: int) -> None:
+    console = Console(stderr=True)
+    console.print(f"error: {error}", style="red", soft_wrap=True, markup=False)
+    raise SystemExit(status)

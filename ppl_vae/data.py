@@ -77,12 +77,17 @@ class Split:
     """Disjoint rows for fitting, early stopping and testing.
 
     Attributes:
-        train, val, test: (N, D) each; val may be empty.
+        train, val, test: (N, D) each.
+        train_rows, val_rows, test_rows: which rows of the data they were (of ``x_test``, if that
+            was given).
     """
 
     train: Tensor
     val: Tensor
     test: Tensor
+    train_rows: Tensor
+    val_rows: Tensor
+    test_rows: Tensor
 
 
 def split(
@@ -105,11 +110,11 @@ def split(
         if x_test.shape[1] != x.shape[1]:
             raise ValueError(f"x_test has {x_test.shape[1]} columns, x {x.shape[1]}")
         train, val_rows = _part(torch.arange(len(x)), num_val, seed)
-        return Split(x[train], x[val_rows], x_test)
+        return Split(x[train], x[val_rows], x_test, train, val_rows, torch.arange(len(x_test)))
     num_test = max(2, round(test * len(x)))
     rest, test_rows = _part(torch.arange(len(x)), num_test, seed)
     train, val_rows = _part(rest, num_val, seed)
-    return Split(x[train], x[val_rows], x[test_rows])
+    return Split(x[train], x[val_rows], x[test_rows], train, val_rows, test_rows)
 
 
 def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -148,6 +153,10 @@ class Units:
     def apply(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """x in these units."""
         return (x - self.loc) / self.scale
+
+    def undo(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """From these units back to the data's."""
+        return x * self.scale.to(x) + self.loc.to(x)
 
     @property
     def log_jacobian(self) -> float:

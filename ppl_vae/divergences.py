@@ -61,20 +61,26 @@ def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor
 
 def floored_kl(run: PairTraces, floor: float) -> Tensor:
     """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
-    by_name = [_kl_by_dimension(run, name) for name in run.latent]
+    by_name = [kl_by_dimension(run, name) for name in run.latent]
     return torch.cat(by_name).clamp(min=floor).sum()
 
 
-def _kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
-    # Averaged over draws and data; an inner plate and an event both count as latent dimensions.
+def kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
+    """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
+
+    An inner plate and an event both count as latent dimensions.
+
+    Raises:
+        ValueError: if q or p is no product over dimensions.
+    """
     site = sites(run.guide)[name]
     q, p = site["fn"], run.latent[name]["fn"]
     while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
         q, p = q.base_dist, p.base_dist
     if q.event_shape or p.event_shape:
         raise ValueError(
-            f"free_bits needs a KL that is a sum over latent dimensions; site {name!r} has a "
-            f"{type(q).__name__} guide. Use covariance='diagonal'"
+            f"free_bits needs a KL that is a sum over latent dimensions, and so has a KL a "
+            f"dimension; site {name!r} has a {type(q).__name__} guide. Use covariance='diagonal'"
         )
     try:
         kl = kl_divergence(q, p)

@@ -5,83 +5,32 @@ of the data as given. PPCA's log p is exact; that of a nonlinear decoder is esti
 sampling with a refined full-covariance Gaussian a datum.
 """
 
-import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, choose_option
 from ppl_vae.data import Split, Units, split
-from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.subspace import subspace
-from ppl_vae.inference.em import fit_closed_form
-from ppl_vae.models.moments import check_complete
-from ppl_vae.models.ppca import PPCA
-from ppl_vae.objectives import elbo
+from ppl_vae.measured import Ground, Row, is_per_datum
+from ppl_vae.models.moments import CONSTANT_COLUMNS
 from ppl_vae.program import ProgramLike, owner_of
-from ppl_vae.results import FitResult, Result
+from ppl_vae.results import Result, plain
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
 from ppl_vae.state import threads
 
-ELBO_DRAWS = 20
 
+@runtime_checkable
+class Watch(Protocol):
+    """Is told how far a rung is."""
 
-@dataclass(frozen=True)
-class Measure(Result):
-    """A mean log-likelihood in nats a datum.
-
-    Attributes:
-        value: the mean.
-        error: its standard error: of the estimation on training rows, over the data on held-out
-            rows (the Monte Carlo part included); None where it is exact.
-        reliable: the share of data whose estimate is reliable; 1 where it is exact.
-        how: ``"exact"``, ``"estimated"`` or why there is none.
-    """
-
-    value: float
-    error: float | None = None
-    reliable: float = 1.0
-    how: str = "exact"
-
-
-@dataclass(frozen=True)
-class Row(Result):
-    """One rung: what it is, and what it gave, in nats a datum.
-
-    Attributes:
-        rung, model, q, algorithm: what it is.
-        elbo: on the training rows.
-        log_p: on the training rows.
-        approximation: log p - ELBO[q*], the price of q's family.
-        amortization: ELBO[q*] - ELBO[q], the price of how q is found.
-        shortfall: by how much log p falls short of the best that the model can reach on the
-            training rows; NaN where that is not known.
-        test_log_p: on the held-out rows.
-        noise_scale: of x given z, in the data's units; NaN if the model has none.
-        angle: largest principal angle to the closed form, in degrees; NaN for nonlinear decoders.
-        fit: how the fit went.
-    """
-
-    rung: str
-    model: str
-    q: str
-    algorithm: str
-    elbo: float
-    log_p: Measure
-    approximation: float
-    amortization: float
-    shortfall: float
-    test_log_p: Measure
-    noise_scale: float
-    angle: float
-    fit: FitResult
+    def __call__(self, rung: str, doing: str, done: int, total: int) -> None:
+        """``doing`` is ``"fitting"`` or ``"measuring"``; ``total`` is 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,28 +39,52 @@ class Lineage(Result):
 
     Attributes:
         rows: one a rung, in order.
+        optimum: the best log p that PPCA can reach on the training rows, in nats a datum.
         about: the data, the split, the settings, versions.
         pairs: the fitted pairs by rung, in the internal units (``extra`` pairs: in the data's).
         data: the split, in the data's units.
         units: the internal units.
+
+    The last three are None or empty in a lineage read back by :meth:`from_dict`.
     """
 
     rows: tuple[Row, ...]
+    optimum: float
     about: dict[str, Any]
-    pairs: dict[str, tuple[ProgramLike, ProgramLike]] = field(repr=False, compare=False)
-    data: Split = field(repr=False, compare=False)
-    units: Units = field(repr=False, compare=False)
+    pairs: dict[str, tuple[ProgramLike, ProgramLike]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    data: Split | None = field(default=None, repr=False, compare=False)
+    units: Units | None = field(default=None, repr=False, compare=False)
 
     def row(self, rung: str) -> Row:
         """The row of a rung."""
         return next(row for row in self.rows if row.rung == rung)
 
+    @property
+    def finished(self) -> bool:
+        """Whether all rungs that were asked for are there."""
+        return len(self.rows) == len(self.about["rungs"])
+
+    def notes(self) -> list[str]:
+        """What a person should know: constant columns, and what fits noted, each once."""
+        by_note: dict[str, list[str]] = {}
+        for row in self.rows:
+            for note in row.fit.notes:
+                by_note.setdefault(note, []).append(row.rung)
+        constant = self.about["constant_columns"]
+        found = [f"{CONSTANT_COLUMNS}: {', '.join(constant)}"] if constant else []
+        return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
+
     def to_dict(self) -> dict[str, Any]:
-        """``about`` and the rows, as JSON can hold them."""
-        return {
-            "about": self.about,
-            "rows": [row.to_dict() for row in self.rows],
-        }
+        """``about``, the optimum and the rows, as JSON can hold them."""
+        return {name: plain(getattr(self, name)) for name in ("about", "optimum", "rows")}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """The lineage without its pairs and data, from what :meth:`to_dict` gave."""
+        rows = tuple(Row.from_dict(row) for row in content["rows"])
+        return cls(rows, content["optimum"], content["about"])
 
 
 def run_lineage(
@@ -121,9 +94,12 @@ def run_lineage(
     latent_dim: int,
     rungs: Iterable[str] | None = None,
     extra: Mapping[str, tuple[ProgramLike, ProgramLike]] | None = None,
+    columns: Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
     seed: int = 0,
     settings: Settings | None = None,
-    on_row: Callable[[Row], None] | None = None,
+    on_rung: Callable[[Lineage], None] | None = None,
+    watch: Watch | None = None,
 ) -> Lineage:
     """Climb the ladder on one data set.
 
@@ -138,9 +114,12 @@ def run_lineage(
         rungs: names of rungs, by default all of ``ppl_vae.rungs.RUNGS``.
         extra: your own pairs (model, guide) by name. They are fitted, in place, to the rows in
             the units of x as given, and measured like the others.
+        columns: names of x's columns; by default those of a DataFrame, or x1, x2, ...
+        about: what else the results should say of the data, e.g. its name as ``"data"``.
         seed: of everything that is drawn.
         settings: of fitting and measuring, the same for every rung.
-        on_row: called with each row as soon as it is there.
+        on_rung: called with the ladder so far after each rung, e.g. to keep what is finished.
+        watch: called while a rung is fitted and measured.
 
     Raises:
         ValueError: bad data; an unknown rung; K >= the rank of the centred training rows.
@@ -150,158 +129,100 @@ def run_lineage(
     if taken := sorted(extra.keys() & RUNGS.keys()):
         raise ValueError(f"extra pairs must not have the names of rungs: {taken}")
     started = time.perf_counter()
+    names = _column_names(x, columns)
     x = as_matrix(x)
-    check_complete(x)
+    _check_holes(x, names)
     data = split(x, x_test, seed=seed)
     units = Units.of(data.train)
     settings = settings or Settings()
     common = {"latent_dim": latent_dim, "settings": settings, "seed": seed}
     inner = Task(units.apply(data.train), units.apply(data.val), **common)
-    own = _Ground.of(inner, units.apply(data.test), units.log_jacobian, float(units.scale))
-    outer = _Ground.of(Task(data.train, data.val, **common), data.test) if extra else own
+    own = Ground.of(inner, units.apply(data.test), units.log_jacobian, float(units.scale))
+    outer = Ground.of(Task(data.train, data.val, **common), data.test) if extra else own
     steps = [(rung, own) for rung in chosen]
     steps += [(_extra_rung(name, *pair), outer) for name, pair in extra.items()]
-    rows, pairs = [], {}
     with threads(1):
+        told = _about(data, names, latent_dim, settings, seed) | dict(about or {})
+        told["rungs"] = [rung.name for rung, _ in steps]
+        result = Lineage((), own.best, told, {}, data, units)
         for rung, ground in steps:
-            fitted = rung.climb(ground.task)
-            row = ground.measure(rung, fitted)
-            pairs[rung.name] = (fitted.model, fitted.guide)
-            rows.append(row)
-            if on_row is not None:
-                on_row(row)
-        about = _about(data, latent_dim, settings, seed)
-    about["seconds"] = time.perf_counter() - started
-    return Lineage(tuple(rows), about, pairs, data, units)
+            result = _climbed(result, rung, ground, watch or _unwatched)
+            told["seconds"] = time.perf_counter() - started
+            if on_rung is not None:
+                on_rung(result)
+    return result
 
 
-def _about(data: Split, latent_dim: int, settings: Settings, seed: int) -> dict[str, Any]:
+def _climbed(result: Lineage, rung: Rung, ground: Ground, watch: Watch) -> Lineage:
+    total = ground.task.settings.steps
+
+    def report(step: int, value: float) -> None:
+        watch(rung.name, "fitting", step, total)
+
+    watch(rung.name, "fitting", 0, 0)
+    fitted = rung.climb(replace(ground.task, report=report))
+    watch(rung.name, "measuring", 0, 0)
+    row = ground.measure(rung, fitted)
+    pairs = result.pairs | {rung.name: (fitted.model, fitted.guide)}
+    return replace(result, rows=(*result.rows, row), pairs=pairs)
+
+
+def _unwatched(rung: str, doing: str, done: int, total: int) -> None:
+    pass
+
+
+def _column_names(x: ArrayLike, columns: Sequence[str] | None) -> list[str]:
+    width = as_matrix(x).shape[1]
+    if columns is None:
+        columns = getattr(x, "columns", None)
+    names = [f"x{k + 1}" for k in range(width)] if columns is None else list(map(str, columns))
+    if len(names) != width:
+        raise ValueError(f"columns must name each of x's {width} columns; it has {len(names)}")
+    return names
+
+
+def _check_holes(x: Tensor, names: list[str]) -> None:
+    holes = x.isnan().sum(0)
+    if not holes.any():
+        return
+    which = [f"{names[k]} ({int(holes[k])})" for k in holes.nonzero().flatten().tolist()]
+    listed = ", ".join(which[:5]) + (", ..." if len(which) > 5 else "")
+    raise ValueError(
+        f"x has {int(holes.sum())} missing entries, in the columns {listed}. The ladder needs "
+        "complete data: leave out those rows or columns, or fill them in first"
+    )
+
+
+def _about(
+    data: Split, names: list[str], latent_dim: int, settings: Settings, seed: int
+) -> dict[str, Any]:
+    train = data.train
+    constant = (train == train[0]).all(0).nonzero().flatten().tolist()
     return {
-        "num_train": len(data.train),
+        "num_train": len(train),
         "num_val": len(data.val),
         "num_test": len(data.test),
-        "data_dim": data.train.shape[1],
+        "num_scored": min(settings.gap_rows, len(data.test)),
+        "data_dim": train.shape[1],
+        "columns": names,
+        "constant_columns": [names[k] for k in constant],
         "latent_dim": latent_dim,
         "seed": seed,
         "settings": asdict(settings),
-        "gap_rows": min(settings.gap_rows, len(data.train)),
+        "gap_rows": min(settings.gap_rows, len(train)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy")},
+        "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy", "arviz")},
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
 def _extra_rung(name: str, model: ProgramLike, guide: ProgramLike) -> Rung:
     def climb(task: Task) -> Fitted:
-        return Fitted(model, guide, task.svi(model, guide, early_stopping=not _per_datum(guide)))
+        return Fitted(model, guide, task.svi(model, guide, early_stopping=not is_per_datum(guide)))
 
     def label(program: ProgramLike) -> str:
         owner = owner_of(program)
         return getattr(owner, "__name__", type(owner).__name__)
 
     return Rung(name, label(model), label(guide), "SVI", climb)
-
-
-def _per_datum(guide: ProgramLike) -> bool:
-    # A guide with a q for each training row has none for validation or test rows.
-    return callable(getattr(owner_of(guide), "tables", None))
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """The data in the units that a pair is fitted in, and the way back to those of the data."""
-
-    task: Task
-    test: Tensor
-    reference: PPCA
-    log_jacobian: float
-    unit: float
-
-    @classmethod
-    def of(cls, task: Task, test: Tensor, log_jacobian: float = 0.0, unit: float = 1.0) -> Self:
-        reference = task.ppca()
-        fit_closed_form(reference, task.train)
-        return cls(task, test, reference, log_jacobian, unit)
-
-    def measure(self, rung: Rung, fitted: Fitted) -> Row:
-        """The rung's row of the table."""
-        owner = owner_of(fitted.model)
-        ppca = owner if isinstance(owner, PPCA) else None
-        exact = None if ppca is None else ppca.log_likelihood(self.task.train).detach()
-        found = self._gaps(fitted, exact)
-        log_p, elbo = self._training(fitted, found, exact)
-        return Row(
-            rung=rung.name,
-            model=rung.model,
-            q=rung.q,
-            algorithm=rung.algorithm,
-            elbo=elbo,
-            log_p=log_p,
-            approximation=found.approximation,
-            amortization=found.amortization,
-            shortfall=self._best() - log_p.value if ppca else math.nan,
-            test_log_p=self._held_out(fitted, ppca),
-            noise_scale=_noise_scale(owner) * self.unit,
-            angle=subspace(self.reference, ppca).largest_angle if ppca else math.nan,
-            fit=fitted.fit,
-        )
-
-    def _gaps(self, fitted: Fitted, exact: Tensor | None) -> Gaps:
-        rows = torch.arange(min(self.task.settings.gap_rows, len(self.task.train)))
-        return gaps(
-            fitted.model,
-            fitted.guide,
-            self.task.train,
-            log_p=None if exact is None else exact[rows],
-            best=fitted.best,
-            steps=self.task.settings.refine,
-            num_samples=self.task.settings.draws,
-            rows=rows,
-            seed=self.task.seed,
-        )
-
-    def _training(
-        self, fitted: Fitted, found: Gaps, exact: Tensor | None
-    ) -> tuple[Measure, float]:
-        """log p and the ELBO on all training rows: one is cheap there, the gap gives the other."""
-        gap = found.approximation + found.amortization
-        if exact is not None:
-            log_p = float(exact.mean()) + self.log_jacobian
-            return Measure(log_p), log_p - gap
-        draws = {"num_samples": ELBO_DRAWS, "seed": self.task.seed}
-        values = elbo(fitted.model, fitted.guide, self.task.train, **draws)
-        bound = float(values.mean()) + self.log_jacobian
-        error = float((found.log_likelihood - found.elbo).std() / math.sqrt(len(found.elbo)))
-        assert found.estimate is not None
-        return Measure(bound + gap, error, found.estimate.share_reliable, "estimated"), bound
-
-    def _best(self) -> float:
-        best = self.reference.log_likelihood(self.task.train).detach()
-        return float(best.mean()) + self.log_jacobian
-
-    def _held_out(self, fitted: Fitted, ppca: PPCA | None) -> Measure:
-        if ppca is not None:
-            values = ppca.log_likelihood(self.test).detach()
-            error = float(values.std() / math.sqrt(len(values)))
-            return Measure(float(values.mean()) + self.log_jacobian, error)
-        if _per_datum(fitted.guide):
-            return Measure(math.nan, None, math.nan, "the guide has a q for training rows only")
-        estimate = log_likelihood(
-            fitted.model,
-            fitted.guide,
-            self.test[: self.task.settings.gap_rows],
-            self.task.settings.draws,
-            refine=self.task.settings.refine,
-            seed=self.task.seed,
-        )
-        value = estimate.mean + self.log_jacobian
-        return Measure(value, estimate.mean_error, estimate.share_reliable, "estimated")
-
-
-def _noise_scale(owner: Any) -> float:
-    scale = getattr(
-        owner, "noise_scale", getattr(getattr(owner, "likelihood", None), "scale", None)
-    )
-    if isinstance(scale, float):
-        return scale
-    return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else math.nan

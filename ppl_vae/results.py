@@ -1,8 +1,11 @@
 """What fits and estimates return: frozen dataclasses of tensors that a person can read."""
 
 import dataclasses
-from typing import Any
+import types
+import typing
+from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +18,21 @@ class Result:
         """The fields as numbers, strings and lists; what JSON cannot hold (NaN, inf) is None."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         return {field.name: plain(getattr(self, field.name)) for field in fields}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """The result that :meth:`to_dict` was taken of; what was infinite there is NaN here.
+
+        Raises:
+            ValueError: if a field is missing.
+        """
+        hints = typing.get_type_hints(cls)
+        fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        if missing := [field.name for field in fields if field.name not in content]:
+            raise ValueError(f"this is no {cls.__name__}: it has no {missing}")
+        return cls(
+            **{field.name: revived(content[field.name], hints[field.name]) for field in fields}
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """The fields with one value a row (a datum, a step) as columns; NaN ends shorter ones."""
@@ -42,6 +60,51 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None
     return value
+
+
+def revived(value: Any, hint: Any) -> Any:
+    """What :func:`plain` was taken of, given the type it had."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        present = next(kind for kind in inner if kind is not types.NoneType)
+        return None if value is None else revived(value, present)
+    if origin is tuple:
+        return tuple(revived(item, inner[0]) for item in value)
+    if origin is dict:
+        return {key: revived(item, inner[1]) for key, item in value.items()}
+    if hint is float:
+        return float("nan") if value is None else float(value)
+    if isinstance(hint, type) and issubclass(hint, Result):
+        return hint.from_dict(value)
+    if hint is Tensor or hasattr(hint, "array_type"):  # a jaxtyping shape
+        return _tensor(value)
+    return value
+
+
+def _tensor(value: Any) -> Tensor:
+    tensor = torch.from_numpy(np.asarray(_without_none(value)))
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return float("nan") if value is None else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve(Result):
+    """An objective as it rose, for the eye: means over at most so many spans of equal length.
+
+    Attributes:
+        steps: done at each span's end.
+        seconds: passed by then.
+        value: mean objective over the span, in nats a datum.
+    """
+
+    steps: Tensor
+    seconds: Tensor
+    value: Tensor
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -74,6 +137,26 @@ class FitResult(Result):
     validation_steps: Tensor | None = None
     restored: bool = False
     notes: tuple[str, ...] = ()
+
+    def shifted(self, nats: float) -> Self:
+        """The same fit with its objectives in other units of the data, so many nats higher."""
+        names = ("objective", "log_likelihood", "validation")
+        values = {name: getattr(self, name) for name in names}
+        moved = {name: value + nats for name, value in values.items() if value is not None}
+        return dataclasses.replace(self, **moved)
+
+    def curve(self, points: int = 100) -> Curve:
+        """The objective for the eye. EM's entries after M-steps are left to ``objective``."""
+        value, elapsed = self.objective.double(), self.elapsed.double()
+        if len(value) == 2 * self.steps:
+            value, elapsed = value[::2], elapsed[::2]
+        size = -(-len(value) // points)
+        spans = [slice(start, start + size) for start in range(0, len(value), size)]
+        return Curve(
+            steps=torch.tensor([min(span.stop, len(value)) for span in spans]),
+            seconds=torch.tensor([float(elapsed[span][-1]) for span in spans]),
+            value=torch.tensor([float(value[span].mean()) for span in spans]),
+        )
 
     def __repr__(self) -> str:
         last = self.objective[-min(len(self.objective), 50) :] if self.steps else torch.zeros(0)

@@ -8,8 +8,10 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from ppl_vae.evaluation.ascent import Ascent, Recording, em_ascent
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.progress import Report
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
@@ -56,6 +58,7 @@ class Task:
         latent_dim: K.
         settings: of SVI.
         seed: of starts, data order and draws.
+        report: is told of the steps done while SVI runs.
     """
 
     train: Tensor
@@ -63,6 +66,7 @@ class Task:
     latent_dim: int
     settings: Settings = field(default_factory=Settings)
     seed: int = 0
+    report: Report | None = None
 
     def svi(
         self,
@@ -71,8 +75,15 @@ class Task:
         *,
         early_stopping: bool = False,
         objective: pyro.infer.ELBO | None = None,
+        recording: Recording | None = None,
     ) -> FitResult:
         """Fit a pair by SVI under the settings."""
+        listeners = [listener for listener in (self.report, recording) if listener is not None]
+
+        def tell(step: int, value: float) -> None:
+            for listener in listeners:
+                listener(step, value)
+
         looks: dict[str, Any] = {}
         if early_stopping:
             looks = {"x_val": self.val, "patience": self.settings.patience}
@@ -85,7 +96,7 @@ class Task:
             lr=self.settings.lr,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
             objective=objective,
-            progress=False,
+            progress=tell,
             seed=self.seed,
             **looks,
         )
@@ -103,12 +114,14 @@ class Fitted:
         model, guide: the pair.
         fit: how it went.
         best: a guide known to be the best of the guide's family for each datum, if there is one.
+        ascent: bound and log p as they rose, where both are exact.
     """
 
     model: ProgramLike
     guide: ProgramLike
     fit: FitResult
     best: ProgramLike | None = None
+    ascent: Ascent | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,8 @@ def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -
         ppca = task.ppca()
         result = fit(ppca, task.train)
         guide = ExactGuide(ppca, covariance=covariance)
-        return Fitted(ppca.model, guide, result, best=guide)
+        ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
+        return Fitted(ppca.model, guide, result, best=guide, ascent=ascent)
 
     return climb
 
@@ -142,8 +156,11 @@ def _svi(make_guide: Callable[[Task, PPCA], Any], covariance: str) -> Any:
     def climb(task: Task) -> Fitted:
         ppca = task.ppca()
         guide = make_guide(task, ppca)
-        fit = task.svi(ppca.model, guide)
-        return Fitted(ppca.model, guide, fit, best=ExactGuide(ppca, covariance=covariance))
+        recording = Recording(ppca, guide, task.train)
+        recording(0, 0.0)
+        fit = task.svi(ppca.model, guide, recording=recording)
+        best = ExactGuide(ppca, covariance=covariance)
+        return Fitted(ppca.model, guide, fit, best=best, ascent=recording.ascent())
 
     return climb
 

@@ -6,7 +6,6 @@ arguments, the weights are numbers with a checksum.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
+from ppl_vae.files import write_whole
 from ppl_vae.guides import MeanFieldGuide
 from ppl_vae.models.likelihoods import LIKELIHOODS
 from ppl_vae.models.ppca import PPCA
@@ -62,8 +62,8 @@ def save(program: Program, folder: str | Path) -> Path:
         "aliases": aliases,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    _replace(folder / WEIGHTS, data)
-    _replace(folder / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(folder / WEIGHTS, data)
+    write_whole(folder / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
     return folder
 
 
@@ -92,18 +92,6 @@ def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, st
             first[key] = name
             tensors[name] = tensor.detach().clone().contiguous()
     return tensors, aliases
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(folder: str | Path, *, into: P | None = None) -> Any:

@@ -18,16 +18,21 @@ FILES = sorted((ROOT / "ppl_vae").rglob("*.py"))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 # Imports run from right to left only.
 LAYERS = (
-    ("arguments",),
+    (
+        "arguments",
+        "files",
+    ),
     ("program",),
     ("state", "results"),
     ("traces", "guides", "models.networks", "models.moments", "models.likelihoods"),
-    ("models.ppca", "models.vae", "divergences", "data"),
+    ("models.ppca", "models.vae", "divergences", "data", "tables", "tiles"),
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),
     ("rungs",),
+    ("measured",),
     ("lineage",),
+    ("interop.", "exhibits"),
     ("report.",),
     ("cli",),
 )

@@ -4,32 +4,35 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import foreign
+import ladders
 import oracles
-from ppl_vae import PPCA, VAE, AmortizedGuide, MeanFieldGuide, digits, mlp, run_lineage
+from ladders import MINE, SHORT
+from ppl_vae import PPCA, VAE, AmortizedGuide, Lineage, MeanFieldGuide, digits, mlp, run_lineage
 from ppl_vae.data import split
+from ppl_vae.program import owner_of
 from ppl_vae.rungs import RUNGS, Settings
 
-SHORT = Settings(steps=120, batch_size=64, lr=2e-2, patience=3, draws=200, refine=40)
 EXACT = ("closed-form", "em", "px-em", "variational-em")
 
 
 @pytest.fixture(scope="module")
 def table():
-    return oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0)
+    return ladders.table()
 
 
 @pytest.fixture(scope="module")
-def lineage(table):
-    return run_lineage(table, latent_dim=2, settings=SHORT, seed=1)
+def lineage():
+    return ladders.ladder()
 
 
 def test_every_rung_of_the_design_is_there(lineage):
-    assert [row.rung for row in lineage.rows] == list(RUNGS)
-    assert len(RUNGS) == 12
+    assert [row.rung for row in lineage.rows] == [*RUNGS, MINE]
+    assert len(RUNGS) == 12 and lineage.finished
 
 
 def test_exact_rungs_are_the_closed_form(lineage, table):
@@ -58,6 +61,7 @@ def test_nats_add_up(lineage):
 def test_no_ppca_rung_beats_the_closed_form_on_training_rows(lineage):
     for row in lineage.rows:
         if row.model == "PPCA":
+            assert lineage.optimum - row.log_p.value == pytest.approx(row.shortfall, abs=1e-9)
             assert row.shortfall >= -1e-9, row.rung
             assert row.approximation > -1e-3, row.rung
         else:
@@ -111,9 +115,10 @@ def test_strangers_pairs_stand_in_the_same_table(table):
     }
     seen = []
     lineage = run_lineage(
-        table, latent_dim=2, rungs=["px-em"], extra=extra, settings=SHORT, on_row=seen.append
+        table, latent_dim=2, rungs=["px-em"], extra=extra, settings=SHORT, on_rung=seen.append
     )
-    assert [row.rung for row in seen] == ["px-em", *extra]
+    assert [row.rung for row in seen[-1].rows] == ["px-em", *extra]
+    assert [len(part.rows) for part in seen] == [1, 2, 3, 4]
     mine = lineage.row("a ppca of mine")
     assert mine.log_p.how == "exact" and mine.angle < 90 and mine.shortfall > 0
     assert mine.log_p.value == pytest.approx(
@@ -137,9 +142,93 @@ def test_pairs_the_package_has_never_seen(name):
 
 def test_results_are_json(lineage):
     content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
-    assert [row["rung"] for row in content["rows"]] == list(RUNGS)
+    assert [row["rung"] for row in content["rows"]] == [*RUNGS, MINE]
     assert content["about"]["num_train"] == len(lineage.data.train)
     assert len(content["rows"][0]["fit"]["objective"]) == 1
+    assert content["about"]["columns"] == ["x1", "x2", "x3", "x4", "x5", "x6"]
+
+
+def test_a_lineage_comes_back_from_json(lineage):
+    content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
+    again = Lineage.from_dict(content)
+    assert again.to_dict() == lineage.to_dict()
+    assert again.data is None and again.pairs == {} and again.finished
+    vae, was = again.row("vae"), lineage.row("vae")
+    assert torch.equal(vae.held_out.value, was.held_out.value)
+    assert vae.held_out.reliable.dtype == torch.bool and math.isnan(vae.angle)
+    assert vae.test_log_p == was.test_log_p and again.optimum == lineage.optimum
+    with pytest.raises(ValueError, match=r"this is no Row: it has no \['ascent'\]"):
+        del content["rows"][0]["ascent"]
+        Lineage.from_dict(content)
+
+
+def test_held_out_values_are_there_for_all_rungs_on_the_same_rows(lineage):
+    for row in lineage.rows:
+        if row.rung == "closed-form":
+            ppca = owner_of(lineage.pairs["closed-form"][0])
+            inner = lineage.units.apply(lineage.data.test)
+            exact = ppca.log_likelihood(inner).detach() + lineage.units.log_jacobian
+            assert (row.held_out.value - exact).abs().max() < 1e-9
+        assert len(row.held_out.value) == lineage.about["num_scored"] == len(lineage.data.test)
+        assert row.held_out.mean == row.test_log_p.value
+        assert (row.held_out.method == "exact") == (row.model == "PPCA")
+
+
+def test_objectives_are_in_the_units_of_the_data(lineage, table):
+    for name in EXACT:
+        row = lineage.row(name)
+        assert float(row.fit.objective[-1]) == pytest.approx(row.log_p.value, abs=1e-6)
+    row = lineage.row("exact-svi")
+    assert float(row.fit.objective[-20:].mean()) == pytest.approx(row.log_p.value, abs=0.5)
+    assert float(row.curve.value[-1]) == pytest.approx(row.log_p.value, abs=0.5)
+    ascent = lineage.row("linear-amortized").ascent
+    assert float(ascent.log_likelihood[-1]) <= lineage.optimum + 1e-9
+    assert lineage.row("vae").ascent is None and lineage.row("closed-form").ascent is None
+
+
+def test_bound_and_log_p_touch_after_every_e_step_of_the_stored_trace(lineage):
+    for name in ("em", "px-em"):
+        ascent = lineage.row(name).ascent
+        e_steps = ascent.at == ascent.at.floor()
+        assert len(ascent.at) == 2 * lineage.row(name).fit.steps
+        assert (ascent.bound - ascent.log_likelihood)[e_steps].abs().max() < 1e-9
+
+
+def test_a_watch_is_told_of_every_rung_in_order(table):
+    told = []
+    names = ["px-em", "exact-svi"]
+    run_lineage(
+        table,
+        latent_dim=2,
+        rungs=names,
+        settings=SHORT,
+        watch=lambda *what: told.append(what),
+    )
+    assert [what[:2] for what in dict.fromkeys(w[:2] for w in told)] == [
+        (name, doing) for name in names for doing in ("fitting", "measuring")
+    ]
+    steps = [w[2:] for w in told if w[0] == "exact-svi" and w[1] == "fitting"]
+    assert steps[-1] == (SHORT.steps, SHORT.steps)
+    done = [step for step, _ in steps]
+    assert done == sorted(done) and len(done) > 3
+
+
+def test_columns_travel_and_constant_ones_are_told_once():
+    x = np.column_stack([ladders.table(), np.full(200, 3.0)])
+    frame = pd.DataFrame(x, columns=[*"abcdef", "still"])
+    found = run_lineage(frame, latent_dim=2, rungs=["closed-form", "em"], settings=SHORT)
+    assert found.about["columns"] == [*"abcdef", "still"]
+    assert found.about["constant_columns"] == ["still"]
+    assert found.notes() == ["constant columns: still"]
+    with pytest.raises(ValueError, match="columns must name each of x's 7 columns; it has 2"):
+        run_lineage(x, latent_dim=2, columns=["a", "b"])
+
+
+def test_holes_are_counted_by_column():
+    x = ladders.table().copy()
+    x[3:5, 1] = np.nan
+    with pytest.raises(ValueError, match=r"x has 2 missing entries, in the columns b \(2\)"):
+        run_lineage(x, latent_dim=2, columns=list("abcdef"))
 
 
 def test_bad_arguments(table):

@@ -1,21 +1,15 @@
-"""Tables and pictures: readable, and nothing on top of anything else."""
+"""Tables on a terminal: readable, and never cut."""
 
 import dataclasses
-import itertools
 import math
 
-import matplotlib
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from rich.console import Console
 
-from ppl_vae.data import Split, Units
-from ppl_vae.lineage import Lineage, Measure, Row
-from ppl_vae.report import plots
-from ppl_vae.report.table import legend, lineage_table, measure, number, reliability
+from ppl_vae.lineage import Lineage
+from ppl_vae.measured import Measure, Row
+from ppl_vae.report.table import filled, legend, lineage_table, measure, number, reliability
 from ppl_vae.results import FitResult
 from ppl_vae.rungs import RUNGS
 
@@ -39,6 +33,9 @@ def row(name, log_p, shortfall, approximation, amortization, how="exact", reliab
         noise_scale=0.15,
         angle=0.2 if how == "exact" else math.nan,
         fit=FIT,
+        curve=FIT.curve(),
+        ascent=None,
+        held_out=None,
     )
 
 
@@ -56,9 +53,7 @@ TABLES = {
 
 
 def lineage(rows):
-    empty = torch.zeros(0, 2)
-    units = Units(torch.zeros(2), torch.ones(()))
-    return Lineage(tuple(rows), {"gap_rows": 500}, {}, Split(empty, empty, empty), units)
+    return Lineage(tuple(rows), 17.7, {"gap_rows": 500, "rungs": [r.rung for r in rows]})
 
 
 def shown(rows, width):
@@ -87,46 +82,4 @@ def test_cells():
     assert reliability(Measure(49.94, 0.1, 0.996, "estimated")) == "99 %"
     assert reliability(Measure(1.0)) == "exact"
     assert measure(Measure(math.nan, None, math.nan, "none")) == "-"
-    assert all(len(line) <= 100 for line in legend(500, 100).splitlines())
-
-
-@pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
-def test_no_two_texts_overlap(rows):
-    result = lineage(rows)
-    figure = Figure(figsize=plots.staircase_size(result), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = plots.gap_staircase(result, figure.add_subplot())
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-    low, high = axes.get_xlim()
-    drawn = lambda t: t not in ticks or low <= t.get_position()[0] <= high  # noqa: E731
-    ticks = axes.get_xticklabels()
-    texts = [t for t in axes.findobj(Text) if t.get_text() and t.get_visible() and drawn(t)]
-    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in texts]
-    assert len(boxes) > len(rows)
-    for (a, box), (b, other) in itertools.combinations(boxes, 2):
-        overlap = min(box.x1, other.x1) > max(box.x0, other.x0) and min(box.y1, other.y1) > max(
-            box.y0, other.y0
-        )
-        assert not overlap, (a, b)
-    whole = figure.bbox
-    for text, box in boxes:
-        assert box.x0 >= whole.x0 and box.x1 <= whole.x1, text
-
-
-def test_the_staircase_draws_what_the_rows_say():
-    rows = TABLES["default"]
-    figure = Figure()
-    axes = plots.gap_staircase(lineage(rows), figure.add_subplot())
-    assert "nats a datum" in axes.get_xlabel() and axes.get_ylabel() == "rung"
-    for part, bars in enumerate(axes.containers):
-        for bar, r in zip(bars, rows, strict=True):
-            expected = (r.shortfall, r.approximation, r.amortization)[part]
-            assert bar.get_width() == pytest.approx(0 if math.isnan(expected) else expected)
-
-
-def test_without_axes_it_makes_a_figure():
-    matplotlib.use("Agg")
-    axes = plots.gap_staircase(lineage(EXACT))
-    assert axes.figure.number in matplotlib.pyplot.get_fignums()
-    matplotlib.pyplot.close(axes.figure)
+    assert all(len(line) <= 100 for line in filled(legend(500), 100).splitlines())

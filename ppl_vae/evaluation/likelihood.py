@@ -44,7 +44,7 @@ class LogLikelihood(Result):
         k_hat: Pareto tail index of the weights, see :func:`ppl_vae.evaluation.reliability.k_hat`.
         reliable: the verdict, see :func:`ppl_vae.evaluation.reliability.is_reliable`.
         num_samples: S, the draws a datum.
-        method: ``"importance"`` or ``"prior"``.
+        method: ``"importance"``, ``"prior"``, or ``"exact"`` where there was nothing to estimate.
         refine: steps spent on each datum's own q before drawing from it.
     """
 
@@ -167,6 +167,14 @@ def collect(
     """The estimates of several blocks of data as one result."""
     value, error, ess, k, reliable = (torch.cat(column) for column in zip(*parts, strict=True))
     return LogLikelihood(value, error, ess, k, reliable, num_samples, method, refine)
+
+
+def exact_result(value: Float[Tensor, " N"]) -> LogLikelihood:
+    """Exact values of log p(x_n) in the form of estimates: no error, reliable, no weights."""
+    value = value.detach().double().cpu()
+    none = torch.full_like(value, math.nan)
+    sure = torch.ones_like(value, dtype=torch.bool)
+    return LogLikelihood(value, torch.zeros_like(value), none, none, sure, 0, "exact", 0)
 
 
 def _proposal(

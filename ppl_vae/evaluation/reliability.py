@@ -46,11 +46,16 @@ def _k_hat(log_weights: np.ndarray) -> float:
             return float("nan")
 
 
+def largest_k_hat(num_samples: int) -> float:
+    """Up to which k-hat S weights may be believed: min(1 - 1 / log10 S, 0.7)."""
+    return float(min(1 - 1 / np.log10(num_samples), 0.7))
+
+
 def is_reliable(log_weights: Float[Tensor, "S N"], k: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """The verdict a datum.
 
     Constant weights (two at least) are reliable; otherwise at least 25 draws, k-hat at most
-    min(1 - 1 / log10 S, 0.7), and an effective sample size of at least 10.
+    :func:`largest_k_hat`, and an effective sample size of at least 10.
     """
     spread = log_weights.amax(0) - log_weights.amin(0)
     num_samples = len(log_weights)
@@ -58,6 +63,6 @@ def is_reliable(log_weights: Float[Tensor, "S N"], k: Float[Tensor, " N"]) -> Bo
         return torch.zeros(spread.shape, dtype=torch.bool)
     if num_samples < FEWEST_DRAWS:
         return (spread < CONSTANT_SPREAD).cpu()
-    largest = min(1 - 1 / np.log10(num_samples), 0.7)
-    enough = (effective_sample_size(log_weights) >= ESS_FLOOR) & (k.to(spread.device) <= largest)
+    tame = k.to(spread.device) <= largest_k_hat(num_samples)
+    enough = (effective_sample_size(log_weights) >= ESS_FLOOR) & tame
     return ((spread < CONSTANT_SPREAD) | enough).cpu()

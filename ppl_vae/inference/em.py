@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
 from ppl_vae.guides import COVARIANCES
-from ppl_vae.models.moments import SampleCovariance
+from ppl_vae.models.moments import CONSTANT_COLUMNS, SampleCovariance
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
 
@@ -146,7 +146,7 @@ def _statistics(ppca: PPCA, x: ArrayLike) -> SampleCovariance:
 
 def _notes(covariance: SampleCovariance) -> tuple[str, ...]:
     constant = covariance.constant_columns()
-    return (f"constant columns: {', '.join(map(str, constant))}",) if constant else ()
+    return (f"{CONSTANT_COLUMNS}: {', '.join(map(str, constant))}",) if constant else ()
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,22 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress_bar(total: int, show: bool | str, label: str = "SVI") -> Iterator[Report]:
+def progress_bar(total: int, show: bool | str | Report, label: str = "SVI") -> Iterator[Report]:
     """A bar on standard error with the objective and the time left.
 
     Args:
         total: steps.
-        show: ``"auto"`` shows it if standard error is a terminal.
+        show: ``"auto"`` shows it if standard error is a terminal; a callable is told instead.
         label: what is fitted.
     """
+    if callable(show):
+        yield show
+        return
     if show not in (True, False, "auto"):
-        raise ValueError(f"progress must be one of True, False, 'auto'; got {show!r}")
+        raise ValueError(
+            f"progress must be one of True, False, 'auto', or a callable of the steps done and "
+            f"the objective; got {show!r}"
+        )
     if not (sys.stderr.isatty() if show == "auto" else show):
         yield lambda step, value: None
         return

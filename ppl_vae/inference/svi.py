@@ -11,7 +11,7 @@ import torch
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
-from ppl_vae.inference.progress import progress_bar
+from ppl_vae.inference.progress import Report, progress_bar
 from ppl_vae.inference.steps import Batch, Update, WeightedObjective
 from ppl_vae.inference.training import EarlyStopping, Schedule
 from ppl_vae.objectives import ELBO
@@ -40,7 +40,7 @@ def fit_svi(
     device: str | torch.device = "auto",
     seed: int | None = None,
     checkpoint: str | Path | None = None,
-    progress: bool | str = "auto",
+    progress: bool | str | Report = "auto",
 ) -> FitResult:
     """Fit a model/guide pair by stochastic variational inference, in place.
 
@@ -67,7 +67,8 @@ def fit_svi(
         seed: of data order and draws; global generators are left as they were.
         checkpoint: a file to write once an epoch (at most every 25 steps) and to resume from if
             it is there; a resumed fit is the same, bit for bit on a CPU.
-        progress: a bar on standard error; ``"auto"`` if that is a terminal.
+        progress: a bar on standard error; ``"auto"`` if that is a terminal. A callable of the
+            steps done and the objective is called after every look instead.
 
     Raises:
         ValueError: bad data or arguments; a parameter without a gradient; what

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least
 
+CONSTANT_COLUMNS = "constant columns"
+"""How the note on columns that do not vary begins."""
+
 
 def check_complete(x: Float[Tensor, "N D"]) -> None:
     """Check that nothing is missing.

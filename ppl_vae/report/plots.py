@@ -1,53 +1,78 @@
-"""Pictures of stored results: one function a picture, which computes nothing but where to draw."""
+"""Pictures of stored results: one function a picture, which computes nothing but where to draw.
+
+Each takes a result and, if wanted, the axes to draw on; by default it makes a new figure of the
+size that its letters need.
+"""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from torch import Tensor
 
-from ppl_vae.lineage import Lineage, Row
+from ppl_vae.arguments import choose_option
+from ppl_vae.evaluation.ascent import Ascent, BoundSlice
+from ppl_vae.evaluation.collapse import Spectrum
+from ppl_vae.evaluation.compare import Comparison
+from ppl_vae.evaluation.likelihood import LogLikelihood
+from ppl_vae.evaluation.reliability import largest_k_hat
+from ppl_vae.exhibits import LatentMeans
+from ppl_vae.lineage import Lineage
+from ppl_vae.measured import Row
+from ppl_vae.report.drawing import (
+    BLUE,
+    GREY,
+    NATS,
+    ORANGE,
+    SIZE,
+    SMALL,
+    colour,
+    draw_tiles,
+    legend_below,
+    log_scale,
+    new_axes,
+    tile_size,
+    title,
+)
+from ppl_vae.report.table import FEW
+from ppl_vae.tiles import Tiles
 
-PARTS = {
-    "short of the best log p": "#b8b8b8",
-    "approximation gap": "#3b75af",
-    "amortization gap": "#ef8636",
-}
+PARTS = {"short of the best log p": "#b8b8b8", "approximation": BLUE, "amortization": ORANGE}
+SHOWN_ITERATIONS = 6
+AGAINST = {"steps": "iterations or steps", "seconds": "seconds"}
+
+
+def staircase_size(lineage: Lineage) -> tuple[float, float]:
+    """Width and height that :func:`gap_staircase` needs, in inches."""
+    return SIZE[0], 1.5 + 0.31 * len(lineage.rows)
 
 
 def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
     """Nats a datum lost at each rung: what log p falls short by, and the two gaps below it.
 
-    Args:
-        lineage: what :func:`ppl_vae.lineage.run_lineage` gave.
-        ax: where to draw; by default a new figure.
+    Zeros that are exact say so.
     """
+    ax = new_axes(ax, staircase_size(lineage))
     rows = lineage.rows
-    if ax is None:
-        ax = plt.figure(figsize=staircase_size(lineage), layout="constrained").add_subplot()
-    y = np.arange(len(rows))
     losses = np.array([_losses(row) for row in rows]).reshape(len(rows), len(PARTS))
     left = np.zeros(len(rows))
-    for part, (label, color) in enumerate(PARTS.items()):
-        ax.barh(y, losses[:, part], left=left, color=color, label=label, height=0.7)
+    for part, (name, shade) in enumerate(PARTS.items()):
+        ax.barh(np.arange(len(rows)), losses[:, part], left=left, color=shade, label=name)
         left += losses[:, part]
-    ax.set_xlim(0, 1.3 * max(left.max(), 1e-3))
+    ax.set_xlim(0, 1.25 * max(left.max(), 1e-3))
     for place, (total, row) in enumerate(zip(left, rows, strict=True)):
-        ax.text(total + 0.01 * ax.get_xlim()[1], place, _label(row, total), va="center")
-    ax.set_yticks(y, [f"{row.rung}" for row in rows])
+        ax.text(total + 0.015 * ax.get_xlim()[1], place, _lost(row, total), va="center")
+    ax.set_yticks(np.arange(len(rows)), [row.rung for row in rows])
     ax.invert_yaxis()
-    ax.set_xlabel("lost, in nats a datum (training rows)")
+    ax.set_xlabel(f"lost, {NATS} (training rows)")
     ax.set_ylabel("rung")
-    ax.set_title("What each rung loses", loc="left", pad=30)
-    ax.spines[["top", "right"]].set_visible(False)
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3}
-    ax.legend(frameon=False, ncols=3, handlelength=1.2, columnspacing=1.2, **place)
+    title(ax, "What each rung loses")
+    legend_below(ax, side="right")
     return ax
-
-
-def staircase_size(lineage: Lineage) -> tuple[float, float]:
-    """Width and height that :func:`gap_staircase` needs, in inches."""
-    return 9.0, 1.6 + 0.42 * len(lineage.rows)
 
 
 def _losses(row: Row) -> list[float]:
@@ -55,6 +80,258 @@ def _losses(row: Row) -> list[float]:
     return [0.0 if math.isnan(part) else max(part, 0.0) for part in parts]
 
 
-def _label(row: Row, total: float) -> str:
-    lost = "0" if total < 5e-4 else f"{total:.3f}" if total < 1 else f"{total:.2f}"
-    return f"{lost}   (log p {'' if row.log_p.how == 'exact' else '~ '}{row.log_p.value:.2f})"
+def _lost(row: Row, total: float) -> str:
+    sure = "" if row.log_p.how == "exact" else "~"
+    if total < 5e-4:
+        return "0, exact" if row.log_p.how == "exact" else "~0"
+    return sure + (f"{total:.3f}" if total < 1 else f"{total:.2f}")
+
+
+def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps") -> Axes:
+    """Each rung's objective as it rose, and PPCA's exact optimum as a line.
+
+    Args:
+        lineage: what :func:`ppl_vae.lineage.run_lineage` gave.
+        ax: where to draw.
+        against: ``"steps"`` (iterations of EM, steps of SVI) or ``"seconds"``.
+    """
+    choose_option("against", against, AGAINST)
+    ax = new_axes(ax, (SIZE[0], 4.4))
+    for place, row in enumerate(lineage.rows):
+        x = getattr(row.curve, against)
+        style = "-" if place < 9 else "--"
+        marker = "o" if len(x) == 1 else ""
+        ax.plot(
+            x, row.curve.value, style, marker=marker, color=colour(place), lw=1.2, label=row.rung
+        )
+    ax.axhline(lineage.optimum, color="black", lw=1, ls=":", label="PPCA's optimum")
+    log_scale(ax, "x")
+    ends = [float(row.curve.value[-1]) for row in lineage.rows] + [lineage.optimum]
+    room = max(max(ends) - min(ends), 1e-3)
+    ax.set_ylim(min(ends) - room, max(ends) + 0.1 * room)
+    ax.set_xlabel(AGAINST[against])
+    ax.set_ylabel(f"objective, {NATS}")
+    title(ax, "How fast each rung rises")
+    legend_below(ax)
+    return ax
+
+
+def em_staircase(ascent: Ascent, ax: Axes | None = None, *, shown: int = SHOWN_ITERATIONS) -> Axes:
+    """EM: the bound touches log p after each E-step, and both rise in the M-step.
+
+    Args:
+        ascent: of EM, as a ladder's row holds it.
+        ax: where to draw.
+        shown: so many iterations from the start.
+    """
+    ax = new_axes(ax)
+    part = ascent.at <= shown
+    at, log_p, bound = ascent.at[part], ascent.log_likelihood[part], ascent.bound[part]
+    _bounded(ax, at, log_p, bound)
+    touching = at == at.floor()
+    ax.plot(at[touching], bound[touching], "o", color=BLUE, ms=5, label="after an E-step: equal")
+    ax.set_xlabel("iterations of EM (M-steps halfway)")
+    title(ax, "EM: E-steps close the gap")
+    legend_below(ax)
+    return ax
+
+
+def svi_ascent(ascent: Ascent, ax: Axes | None = None) -> Axes:
+    """SVI raises the bound in model and guide together: it never has to touch log p."""
+    ax = new_axes(ax)
+    part = ascent.at > 0
+    _bounded(ax, ascent.at[part], ascent.log_likelihood[part], ascent.bound[part])
+    log_scale(ax, "x")
+    ax.set_xlabel("steps of SVI")
+    title(ax, "SVI: both rise at once")
+    legend_below(ax)
+    return ax
+
+
+def _bounded(ax: Axes, at: Tensor, log_p: Tensor, bound: Tensor) -> None:
+    ax.plot(at, log_p, color="black", lw=1.4, label="log p(x)")
+    ax.plot(at, bound, color=BLUE, lw=1.4, label="bound (ELBO)")
+    ax.fill_between(at, bound, log_p, color=BLUE, alpha=0.22, lw=0, label="KL(q || p(z|x))")
+    ax.set_ylabel(NATS)
+
+
+def bound_slice(slice_: BoundSlice, ax: Axes | None = None) -> Axes:
+    """log p along a line through the parameters, and bounds that touch it where q is exact."""
+    ax = new_axes(ax)
+    ax.plot(slice_.at, slice_.log_likelihood, color="black", lw=1.6, label="log p(x)")
+    for place, (touch, bound) in enumerate(zip(slice_.touching, slice_.bounds, strict=True)):
+        where = int((slice_.at - touch).abs().argmin())
+        ax.plot(slice_.at, bound, color=colour(place), lw=1.2, label=f"q exact at {touch:.2f}")
+        ax.plot(slice_.at[where], bound[where], "o", color=colour(place), ms=5)
+    low, high = float(slice_.log_likelihood.min()), float(slice_.log_likelihood.max())
+    room = max(high - low, 1e-3)
+    ax.set_ylim(low - 0.25 * room, high + 0.08 * room)
+    ax.set_xlabel("from PPCA's start (0) to its optimum (1)")
+    ax.set_ylabel(NATS)
+    title(ax, "Bounds touch log p from below")
+    legend_below(ax, 2)
+    return ax
+
+
+def latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str = "") -> Axes:
+    """The mean of q(z|x) of each datum, by class if there are classes.
+
+    Args:
+        means: of a pair with two latents.
+        ax: where to draw.
+        name: of the pair, for the title.
+    """
+    ax = new_axes(ax, (SIZE[0], 4.6))
+    z = means.means.numpy()
+    classes = [] if means.labels is None else sorted(set(means.labels), key=_order)
+    if not classes or len(classes) > 20:
+        ax.scatter(z[:, 0], z[:, 1], s=8, color=BLUE, alpha=0.7, lw=0)
+    else:
+        number = np.array([classes.index(label) for label in means.labels or ()])
+        for place, value in enumerate(classes):
+            part, shade = number == place, _class_colour(place, len(classes))
+            ax.scatter(z[part, 0], z[part, 1], s=9, color=shade, label=str(value), lw=0)
+        legend_below(ax, 5)
+    ax.set_xlabel("$z_1$, standard deviations of the prior")
+    ax.set_ylabel("$z_2$, standard deviations of the prior")
+    ax.set_aspect("equal", adjustable="datalim")
+    title(ax, f"Codes of {name}, {means.about}")
+    return ax
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    # Numbers before texts, each in their own order.
+    return isinstance(value, str), value
+
+
+def _class_colour(place: int, count: int) -> Any:
+    wide: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    assert isinstance(wide, ListedColormap)
+    return wide.colors[place]  # pyright: ignore[reportIndexIssue]
+
+
+def reconstructions(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """Held-out data over what each model makes of them."""
+    rows = "row of the data (the first is 0)"
+    return _tiled(tiles, ax, "Held-out data, reconstructed", rows)
+
+
+def samples(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """Draws of x from each model, noise included."""
+    return _tiled(tiles, ax, "Drawn from the models", "draw")
+
+
+def manifold(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """The mean of x over the plane of two latents."""
+    names = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
+    return _tiled(tiles, ax, "The plane of a second VAE, for pictures only", *names)
+
+
+def interpolation(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """The mean of x on the way from the code of one datum to that of another."""
+    way = "position between the two codes, 0 to 1"
+    return _tiled(tiles, ax, "From datum to datum in that second VAE", way, "rows of the data")
+
+
+def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str = "model") -> Axes:
+    ax = new_axes(ax, tile_size(tiles))
+    draw_tiles(tiles, ax)
+    ax.set_xlabel(across)
+    ax.set_ylabel(down)
+    title(ax, heading)
+    return ax
+
+
+def kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
+    """The KL of each latent dimension, most used first: what is near zero is not used."""
+    ax = new_axes(ax)
+    for place, (name, values) in enumerate(kl.items()):
+        ordered = np.sort(values.numpy())[::-1]
+        at = np.arange(1, len(ordered) + 1) + (place - (len(kl) - 1) / 2) * 0.8 / len(kl)
+        ax.bar(at, ordered, width=0.8 / len(kl), color=colour(place), label=name)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("latent dimension, most used first")
+    ax.set_ylabel(f"KL(q || p), {NATS}")
+    title(ax, "Which dimensions are used")
+    legend_below(ax)
+    return ax
+
+
+def k_hat(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
+    """The Pareto tail index of each datum's weights, and up to which it may be believed.
+
+    Args:
+        estimates: by model.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    limits = {largest_k_hat(estimate.num_samples) for estimate in estimates.values()}
+    for limit in sorted(limits):
+        ax.axhline(limit, color="black", lw=1, ls=":", label=f"limit, {limit:.2f}")
+    for place, (name, estimate) in enumerate(estimates.items()):
+        share = math.floor(100 * estimate.share_reliable)
+        label = f"{name}: {share} % reliable"
+        at = np.arange(1, len(estimate.k_hat) + 1)
+        ax.plot(at, estimate.k_hat, ".", ms=4, color=colour(place), label=label, alpha=0.75)
+    ax.set_xlabel("held-out datum")
+    ax.set_ylabel("k-hat (no unit)")
+    title(ax, "Whose log p is to be believed")
+    legend_below(ax, 2)
+    return ax
+
+
+def spectrum(spectrum_: Spectrum, ax: Axes | None = None) -> Axes:
+    """Eigenvalues of the data, and the noise variances below which an axis collapses."""
+    ax = new_axes(ax)
+    values = spectrum_.eigenvalues.numpy()
+    seen = values > 1e-9 * values[0]
+    at = np.arange(1, len(values) + 1)
+    leading = at <= spectrum_.latent_dim
+    for part, shade, name in (
+        (seen & leading, BLUE, f"the {spectrum_.latent_dim} leading axes"),
+        (seen & ~leading, GREY, "left to the noise"),
+    ):
+        ax.plot(at[part], values[part], "o", ms=4, color=shade, label=name)
+    for place, (name, variance) in enumerate(spectrum_.noise.items()):
+        off = len(spectrum_.collapsing(variance))
+        label = f"{name}: $\\sigma^2$ = {variance:.3g}, {off} of {spectrum_.latent_dim} off"
+        ax.axhline(variance, color=colour(place), lw=1.2, ls="--", label=label)
+    if not seen.all():
+        note = f"{int((~seen).sum())} eigenvalues are zero"
+        ax.text(0.98, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=SMALL)
+    log_scale(ax, "y")
+    ax.set_xlabel("principal axis")
+    ax.set_ylabel("variance, squared units of the data")
+    title(ax, "Axes above the noise")
+    legend_below(ax, 2)
+    return ax
+
+
+def comparison_size(comparison_: Comparison) -> tuple[float, float]:
+    """Width and height that :func:`comparison` needs, in inches."""
+    return SIZE[0], 1.3 + 0.31 * len(comparison_.names)
+
+
+def comparison(comparison_: Comparison, ax: Axes | None = None) -> Axes:
+    """Held-out log p against the best model's, with paired standard errors."""
+    ax = new_axes(ax, comparison_size(comparison_))
+    at = np.arange(len(comparison_.names))
+    sure = comparison_.reliable.numpy() >= FEW
+    value, error = comparison_.difference.numpy(), comparison_.difference_error.numpy()
+    kinds = (
+        (sure, BLUE, "± paired standard error"),
+        (~sure, "white", "no more than a lower bound"),
+    )
+    for part, fill, name in kinds:
+        if part.any():
+            where: dict[str, Any] = {"x": value[part], "y": at[part], "xerr": error[part]}
+            ax.errorbar(**where, fmt="o", ms=6, color=BLUE, mfc=fill, label=name)
+    ax.axvline(0, color="black", lw=1, ls=":")
+    ax.set_yticks(at, comparison_.names)
+    ax.set_ylim(len(at) - 0.5, -0.5)
+    ax.set_xlabel(f"held-out log p less the best one's, {NATS}")
+    ax.set_ylabel("model")
+    title(ax, "Who explains new data best")
+    legend_below(ax, side="right")
+    return ax

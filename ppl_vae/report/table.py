@@ -10,36 +10,38 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vae.lineage import Measure, Row
+from ppl_vae.measured import Measure, Row
 
 FEW = 0.85
 """Below this share of reliable data an estimate is shown as a lower bound."""
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A column of the ladder's table: its title and how a row's cell is written."""
+
     title: str
     cell: Callable[[Row], str]
     numeric: bool = True
     always: bool = True
 
 
-_COLUMNS = (
-    _Column("rung", lambda row: row.rung, numeric=False),
-    _Column("model", lambda row: row.model, numeric=False, always=False),
-    _Column("q(z|x)", lambda row: row.q, numeric=False, always=False),
-    _Column("algorithm", lambda row: row.algorithm, numeric=False, always=False),
-    _Column("ELBO", lambda row: number(row.elbo, 2)),
-    _Column("log p", lambda row: measure(row.log_p)),
-    _Column("", lambda row: reliability(row.log_p)),
-    _Column("appr.", lambda row: number(row.approximation, 3)),
-    _Column("amort.", lambda row: number(row.amortization, 3)),
-    _Column("held out", lambda row: measure(row.test_log_p)),
-    _Column("", lambda row: reliability(row.test_log_p)),
-    _Column("sigma", lambda row: number(row.noise_scale, 3), always=False),
-    _Column("angle", lambda row: number(row.angle, 1), always=False),
-    _Column("steps", lambda row: str(row.fit.steps), always=False),
-    _Column("s", lambda row: number(row.fit.seconds, 1)),
+COLUMNS = (
+    Column("rung", lambda row: row.rung, numeric=False),
+    Column("model", lambda row: row.model, numeric=False, always=False),
+    Column("q(z|x)", lambda row: row.q, numeric=False, always=False),
+    Column("algorithm", lambda row: row.algorithm, numeric=False, always=False),
+    Column("ELBO", lambda row: number(row.elbo, 2)),
+    Column("log p", lambda row: measure(row.log_p)),
+    Column("", lambda row: reliability(row.log_p)),
+    Column("appr.", lambda row: number(row.approximation, 3)),
+    Column("amort.", lambda row: number(row.amortization, 3)),
+    Column("held out", lambda row: measure(row.test_log_p)),
+    Column("", lambda row: reliability(row.test_log_p)),
+    Column("sigma", lambda row: number(row.noise_scale, 3), always=False),
+    Column("angle", lambda row: number(row.angle, 1), always=False),
+    Column("steps", lambda row: str(row.fit.steps), always=False),
+    Column("s", lambda row: number(row.fit.seconds, 1)),
 )
 
 
@@ -48,14 +50,14 @@ def lineage_table(rows: Sequence[Row], *, width: int = 160, waiting: str = "") -
 
     Where the whole table is wider than ``width``, it keeps to the columns it cannot do without.
     """
-    whole = _table(rows, _COLUMNS, waiting)
+    whole = _table(rows, COLUMNS, waiting)
     endless = Console(width=1000)
     if Measurement.get(endless, endless.options, whole).maximum <= width:
         return whole
-    return _table(rows, [column for column in _COLUMNS if column.always], waiting)
+    return _table(rows, [column for column in COLUMNS if column.always], waiting)
 
 
-def _table(rows: Sequence[Row], columns: Sequence[_Column], waiting: str) -> Table:
+def _table(rows: Sequence[Row], columns: Sequence[Column], waiting: str) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)
@@ -87,12 +89,17 @@ def reliability(value: Measure) -> str:
     """``exact``, or the share of data whose estimate is reliable."""
     if math.isnan(value.value):
         return ""
-    return "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} %"
+    return "exact" if value.how == "exact" else percent(value.reliable)
 
 
-def legend(num_gap_rows: int, width: int) -> str:
-    """What the table's columns mean, filled to a width."""
-    text = (
+def percent(share: float) -> str:
+    """A share in whole per cent, rounded down, so that only all is 100 %."""
+    return f"{math.floor(100 * share)} %"
+
+
+def legend(num_gap_rows: int) -> str:
+    """What the table's columns mean."""
+    return (
         "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
         "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
         f"estimate is reliable (≥: under {FEW:.0%}, a lower bound). log p - ELBO = approximation "
@@ -100,4 +107,8 @@ def legend(num_gap_rows: int, width: int) -> str:
         f"on {num_gap_rows} training rows. Held out: log p of the test rows, ± standard error "
         "over them. Angle: the largest principal angle to the closed form, in degrees."
     )
+
+
+def filled(text: str, width: int) -> str:
+    """A paragraph on a terminal of this width."""
     return "\n".join(textwrap.wrap(text, min(width, 110)))

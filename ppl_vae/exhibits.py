@@ -1,0 +1,345 @@
+"""What pictures show, computed once from a climbed ladder, so that drawing computes nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Normal
+
+from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
+from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
+from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.predictive import draw_data, latent_means, mean_data, reconstruct
+from ppl_vae.guides import ExactGuide
+from ppl_vae.inference.em import fit_closed_form
+from ppl_vae.lineage import Lineage, Watch
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.program import ProgramLike, owner_of
+from ppl_vae.results import Result
+from ppl_vae.rungs import RUNGS, Settings, Task
+from ppl_vae.state import threads
+from ppl_vae.tiles import Tiles
+
+ACROSS = 8
+"""Data, draws and positions side by side."""
+MANIFOLD = 9
+"""Positions a latent dimension."""
+FOR_PICTURES = "two latents, for pictures only"
+
+
+@dataclass(frozen=True)
+class LatentMeans(Result):
+    """Means of q(z | x) of a pair with two latents.
+
+    Attributes:
+        means: (N, 2), in standard deviations of the prior.
+        labels: a class for each, or None.
+        label: what the classes are called.
+        about: what else to know of the pair.
+    """
+
+    means: Float[Tensor, "N 2"]
+    labels: tuple[Any, ...] | None
+    label: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Exhibits(Result):
+    """The contents of the pictures that the ladder's rows do not hold themselves.
+
+    Attributes:
+        bound_slice: from PPCA's start to its maximum.
+        spectrum: of the training rows.
+        kl: KL a latent dimension over the training rows, by model.
+        comparison: of held-out log p; None for fewer than two models.
+        latent_means: of pairs with two latents, by model, over the training rows.
+        reconstructions: held-out rows over their reconstructions from the mean of q.
+        samples: draws of x, noise included.
+        manifold: mean of x over the latent plane of a VAE with two latents.
+        interpolation: mean of x between the codes of held-out rows, in the same VAE.
+        left_out: what is not there, and why.
+    """
+
+    bound_slice: BoundSlice
+    spectrum: Spectrum
+    kl: dict[str, Tensor]
+    comparison: Comparison | None
+    latent_means: dict[str, LatentMeans]
+    reconstructions: Tiles | None
+    samples: Tiles | None
+    manifold: Tiles | None
+    interpolation: Tiles | None
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """A pair of the ladder with the way from the data's units to its own and back."""
+
+    name: str
+    model: ProgramLike
+    guide: ProgramLike
+    inward: Callable[[Tensor], Tensor]
+    outward: Callable[[Tensor], Tensor]
+
+    def latent_means(self, x: Tensor) -> dict[str, Tensor]:
+        """The mean of q for each latent site."""
+        return latent_means(self.model, self.guide, self.inward(x))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of x given the means of q."""
+        return self.outward(reconstruct(self.model, self.guide, self.inward(x))).to(x)
+
+    def mean(self, latents: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """The mean of x given the latents; ``like`` says how many rows there are."""
+        return self.outward(mean_data(self.model, latents, self.inward(like))).to(like)
+
+    def sample(self, like: Tensor, seed: int) -> Tensor:
+        """Draws of x, as many as there are rows in ``like``."""
+        return self.outward(draw_data(self.model, self.inward(like), seed=seed)).to(like)
+
+
+def exhibits(
+    lineage: Lineage,
+    *,
+    labels: Sequence[Any] | None = None,
+    label: str = "class",
+    image_shape: tuple[int, int] | None = None,
+    watch: Watch | None = None,
+) -> Exhibits:
+    """Compute what the pictures show.
+
+    A PPCA and a VAE with two latents are fitted for pictures only, if the ladder has a VAE.
+
+    Args:
+        lineage: what :func:`ppl_vae.lineage.run_lineage` gave.
+        labels: a class for each row of the data; only pictures see them.
+        label: what the classes are called.
+        image_shape: height and width, if a datum is an image.
+        watch: called while the VAE for pictures is fitted.
+
+    Raises:
+        ValueError: if the lineage was read from a file and holds no data, if there are not as
+            many labels as rows, or if image_shape does not hold a row's entries.
+    """
+    if lineage.data is None:
+        raise ValueError("this lineage was read from a file and holds no data to look at")
+    _check(lineage, labels, image_shape)
+    if labels is not None:
+        labels = tuple(labels[row] for row in lineage.data.train_rows.tolist())
+    builder = _Builder(lineage, labels, label, image_shape, watch)
+    with threads(1):
+        return builder.build()
+
+
+def _check(
+    lineage: Lineage, labels: Sequence[Any] | None, image_shape: tuple[int, int] | None
+) -> None:
+    data = lineage.data
+    assert data is not None
+    num_rows = 1 + max(int(rows.max()) for rows in (data.train_rows, data.val_rows))
+    if labels is not None and len(labels) < num_rows:
+        raise ValueError(f"labels has {len(labels)} entries for at least {num_rows} rows of data")
+    width = data.train.shape[1]
+    if image_shape is not None and image_shape[0] * image_shape[1] != width:
+        raise ValueError(f"image_shape {image_shape} does not hold the {width} columns of a row")
+
+
+class _Builder:
+    """Computes exhibits one by one; what cannot be had is noted and left out."""
+
+    def __init__(
+        self,
+        lineage: Lineage,
+        labels: tuple[Any, ...] | None,
+        label: str,
+        image_shape: tuple[int, int] | None,
+        watch: Watch | None,
+    ) -> None:
+        assert lineage.data is not None and lineage.units is not None
+        self.lineage, self.data, self.units = lineage, lineage.data, lineage.units
+        self.labels, self.label, self.image_shape, self.watch = labels, label, image_shape, watch
+        self.seed = int(lineage.about["seed"])
+        settings = Settings(**lineage.about["settings"])
+        self.task = Task(
+            self.units.apply(self.data.train),
+            self.units.apply(self.data.val),
+            int(lineage.about["latent_dim"]),
+            settings,
+            self.seed,
+        )
+        self.best = self.task.ppca()
+        fit_closed_form(self.best, self.task.train)
+        self.left_out: list[str] = []
+        self.pictured = self._pictured()
+
+    def build(self) -> Exhibits:
+        """All of them."""
+        plane = self._plane()
+        vae = next((p for p in plane if p.name == "VAE"), None)
+        return Exhibits(
+            bound_slice=self._slice(),
+            spectrum=self._spectrum(),
+            kl=self._kl(),
+            comparison=self._comparison(),
+            latent_means=self._latent_means(plane),
+            reconstructions=self._reconstructions(),
+            samples=self._samples(),
+            manifold=self._manifold(vae) if vae else None,
+            interpolation=self._interpolation(vae) if vae else None,
+            left_out=tuple(self.left_out),
+        )
+
+    def _pictured(self) -> list[_Pictured]:
+        rows = [row for row in self.lineage.rows if row.rung in RUNGS]
+        linear = [row for row in rows if row.model == "PPCA"]
+        found = []
+        if linear:
+            found.append(self._inner("PPCA", min(linear, key=lambda row: row.shortfall).rung))
+        else:
+            self.left_out.append("PPCA: no rung with it was climbed")
+        if any(row.rung == "vae" for row in rows):
+            found.append(self._inner("VAE", "vae"))
+        else:
+            self.left_out.append("VAE and its latent plane: the rung vae was not climbed")
+        mine = [name for name in self.lineage.pairs if name not in RUNGS]
+        same = _identity
+        return found + [_Pictured(n, *self.lineage.pairs[n], same, same) for n in mine]
+
+    def _inner(self, name: str, rung: str) -> _Pictured:
+        return self._of_pair(name, *self.lineage.pairs[rung])
+
+    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> _Pictured:
+        return _Pictured(name, model, guide, self.units.apply, self.units.undo)
+
+    def _each(
+        self, pairs: Sequence[_Pictured], look: Callable[[_Pictured], Any], what: str
+    ) -> dict[str, Any]:
+        found = {}
+        for pair in pairs:
+            try:
+                found[pair.name] = look(pair)
+            except (ValueError, RuntimeError, NotImplementedError, IndexError) as error:
+                self.left_out.append(f"{what} of {pair.name}: {error}")
+        return found
+
+    def _slice(self) -> BoundSlice:
+        shown = bound_slice(self.task.ppca(), self.best, self.task.train)
+        shift = self.units.log_jacobian
+        log_p, bounds = shown.log_likelihood + shift, shown.bounds + shift
+        return replace(shown, log_likelihood=log_p, bounds=bounds)
+
+    def _spectrum(self) -> Spectrum:
+        scales = {"PPCA": float(self.best.noise_scale.detach()) * float(self.units.scale)}
+        for row in self.lineage.rows:
+            if row.rung == "vae":
+                scales["VAE"] = row.noise_scale
+        noise = {name: scale**2 for name, scale in scales.items()}
+        return spectrum(self.data.train, self.task.latent_dim, noise)
+
+    def _kl(self) -> dict[str, Tensor]:
+        def look(pair: _Pictured) -> Tensor:
+            model, guide, owner = pair.model, pair.guide, owner_of(pair.model)
+            if isinstance(owner, PPCA) and isinstance(guide, ExactGuide):
+                # On the principal axes the posterior is a product, and nowhere else.
+                turned = owner.canonical()
+                model, guide = turned.model, ExactGuide(turned, covariance="diagonal")
+            x = pair.inward(self.data.train)
+            return kl_by_dimension(model, guide, x, seed=self.seed)
+
+        return self._each(self.pictured, look, "KL a dimension")
+
+    def _comparison(self) -> Comparison | None:
+        estimates = {r.rung: r.held_out for r in self.lineage.rows if r.held_out is not None}
+        if len(estimates) < 2:
+            self.left_out.append("comparison: fewer than two models have held-out log p")
+            return None
+        return compare(estimates)
+
+    def _plane(self) -> list[_Pictured]:
+        """Pairs with two latents."""
+        pairs = []
+        if "VAE" in (pair.name for pair in self.pictured):
+            ppca, vae = self._plane_ppca(), self._plane_vae()
+            pairs = [pair for pair in (ppca, vae) if pair is not None]
+        return pairs
+
+    def _plane_ppca(self) -> _Pictured | None:
+        try:
+            ppca = PPCA.like(self.task.train, 2, seed=self.seed)
+        except ValueError as error:
+            self.left_out.append(f"latent plane of PPCA: {error}")
+            return None
+        fit_closed_form(ppca, self.task.train)
+        ppca = ppca.canonical()
+        return self._of_pair("PPCA", ppca.model, ExactGuide(ppca))
+
+    def _plane_vae(self) -> _Pictured:
+        def report(step: int, value: float) -> None:
+            if self.watch is not None:
+                total = self.task.settings.steps
+                self.watch("a VAE with two latents, for pictures", "fitting", step, total)
+
+        fitted = RUNGS["vae"].climb(replace(self.task, latent_dim=2, report=report))
+        return self._of_pair("VAE", fitted.model, fitted.guide)
+
+    def _latent_means(self, plane: list[_Pictured]) -> dict[str, LatentMeans]:
+        found = {}
+        mine = [pair for pair in self.pictured if pair.name not in ("PPCA", "VAE")]
+        for pairs, about in ((plane, FOR_PICTURES), (mine, "its own two latents")):
+            means = self._each(pairs, self._mean_of_site, "latent means")
+            for name, values in means.items():
+                if values.shape[1:] == (2,):
+                    found[name] = LatentMeans(values.double(), self.labels, self.label, about)
+        return found
+
+    def _mean_of_site(self, pair: _Pictured) -> Tensor:
+        return next(iter(pair.latent_means(self.data.train).values()))
+
+    def _tiles(self, values: Tensor, down: Sequence[str], across: Sequence[str]) -> Tiles:
+        return Tiles.of(values, down, across, self.data.train, self.image_shape)
+
+    def _reconstructions(self) -> Tiles | None:
+        x = self.data.test[:ACROSS]
+        found = self._each(self.pictured, lambda pair: pair.reconstruct(x), "reconstructions")
+        if not found:
+            return None
+        values = torch.stack([x, *found.values()])
+        rows = [str(row) for row in self.data.test_rows[:ACROSS].tolist()]
+        return self._tiles(values, ["original", *found], rows)
+
+    def _samples(self) -> Tiles | None:
+        like = self.data.train[:1].expand(ACROSS, -1)
+        found = self._each(self.pictured, lambda p: p.sample(like, self.seed), "samples")
+        if not found:
+            return None
+        numbers = [str(number + 1) for number in range(ACROSS)]
+        return self._tiles(torch.stack(list(found.values())), list(found), numbers)
+
+    def _manifold(self, vae: _Pictured) -> Tiles:
+        z = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, MANIFOLD).double())
+        down, across = torch.meshgrid(z.flip(0), z, indexing="ij")
+        codes = torch.stack([across.flatten(), down.flatten()], 1).to(self.task.train)
+        like = self.data.train[:1].expand(len(codes), -1)
+        values = vae.mean({"z": codes}, like).reshape(MANIFOLD, MANIFOLD, -1)
+        ticks = [f"{float(value):.1f}" for value in z]
+        return self._tiles(values, ticks[::-1], ticks)
+
+    def _interpolation(self, vae: _Pictured) -> Tiles:
+        pairs = min(3, len(self.data.test) // 2)
+        ends = vae.latent_means(self.data.test[: 2 * pairs])["z"]
+        place = torch.linspace(0, 1, ACROSS).to(ends)[:, None]
+        codes = torch.cat([torch.lerp(a, b, place) for a, b in ends.reshape(pairs, 2, -1)])
+        like = self.data.train[:1].expand(len(codes), -1)
+        values = vae.mean({"z": codes}, like).reshape(pairs, ACROSS, -1)
+        rows = self.data.test_rows.tolist()
+        names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(pairs)]
+        return self._tiles(values, names, [f"{float(p):.2f}" for p in place])
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x

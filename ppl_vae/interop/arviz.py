@@ -1,0 +1,331 @@
+"""Pairs, ladders and comparisons for ArviZ: ``InferenceData`` for 0.x, ``DataTree`` for 1.x.
+
+Data stand along the dim ``datum``, their entries along ``column``; a latent site z has the dims
+``z_dim_0``, ..., as ArviZ itself calls what it has no name for. A "/" in a site's name, which
+trees cannot hold, becomes ".". ArviZ is imported when it is asked for, since that takes long.
+"""
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
+from ppl_vae.evaluation.likelihood import log_likelihood as estimate_log_likelihood
+from ppl_vae.evaluation.reliability import FEWEST_DRAWS
+from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
+from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
+from ppl_vae.lineage import Lineage
+from ppl_vae.measured import is_per_datum
+from ppl_vae.program import ProgramLike, as_observed
+from ppl_vae.rungs import RUNGS
+
+ArvizData: TypeAlias = Any
+"""``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
+ElpdData: TypeAlias = Any
+"""The installed ArviZ's ``ELPDData``."""
+
+LINEAGE_CHAINS = 4
+LARGEST_GROUP = 2**21
+"""Numbers that a group of :func:`lineage_to_arviz` may hold."""
+
+
+def to_arviz(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    *,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    mask: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
+    columns: Iterable[Any] | None = None,
+    row_names: Iterable[Any] | None = None,
+    log_likelihood: LogLikelihood | ArrayLike | None = None,
+    seed: int | None = None,
+) -> ArvizData:
+    """Draws of a pair for ArviZ.
+
+    ====================  =============================  =========================================
+    posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide
+    posterior_predictive  chain, draw, datum, column     a draw of x for each, holes filled
+    prior_predictive      chain, draw, column            one datum a draw
+    observed_data         datum, column                  x, NaN where missing
+    log_likelihood        chain (1), draw (1), datum     the *marginal* log p(x_n), nothing else
+    sample_stats          chain, draw, datum             ``lp`` = log p(x, z), ``log_weight`` =
+                                                         log p(x, z) - log q(z | x)
+    ====================  =============================  =========================================
+
+    Densities are in nats. The predictive draws are S B D numbers: of large data choose ``rows``.
+
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode.
+        x: the whole data, (N, D); rows are looked up by their place in it.
+        num_samples: draws a datum, S, in all chains together.
+        num_chains: into which the draws, all of them independent, are parted.
+        mask: True where x is observed; NaN in x says the same.
+        rows: look at these rows of x only, (B,); by default at all.
+        columns: names of x's columns; by default those of a DataFrame, or numbers.
+        row_names: names of all of x's rows; by default those of a DataFrame, or numbers.
+        log_likelihood: log p(x_n) of the rows looked at, (B,): an estimate, or numbers taken as
+            exact. By default estimated from ``num_samples`` draws of the guide.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if num_samples is no multiple of num_chains; rows that are not there; too few
+            names or values; what :func:`ppl_vae.interop.draws.pair_draws` refuses.
+    """
+    _check_chains(num_samples, num_chains)
+    if hasattr(x, "columns"):  # a pandas DataFrame
+        columns = x.columns if columns is None else columns
+        row_names = x.index if row_names is None else row_names
+    data, seen = as_observed(x, mask, model=model, guide=guide)
+    chosen = _chosen(rows, len(data))
+    labels = {
+        "datum": labels_of("row_names", row_names, len(data))[chosen.numpy()],
+        "column": labels_of("columns", columns, data.shape[1]),
+    }
+    chosen = chosen.to(data.device)
+    told: dict[str, Any] = {"mask": seen, "rows": chosen, "seed": seed}
+    if log_likelihood is None:
+        log_likelihood = estimate_log_likelihood(model, guide, data, num_samples, **told)
+    log_p = _as_estimate(log_likelihood, len(chosen))
+    draws = pair_draws(model, guide, data, num_samples=num_samples, **told)
+    groups = grouped(draws, num_chains, data.shape[1])
+    names = list(groups["observed_data"])
+    groups["log_likelihood"] = {names[0] if len(names) == 1 else "log_p": pointwise(log_p)}
+    return _as_installed(labelled_tree(groups, labels, {}))
+
+
+def _check_chains(num_samples: int, num_chains: int) -> None:
+    if at_least("num_samples", num_samples) % at_least("num_chains", num_chains):
+        raise ValueError(
+            f"num_samples must be a multiple of num_chains; got {num_samples} and {num_chains}"
+        )
+
+
+def _chosen(rows: ArrayLike | None, num_data: int) -> Int[Tensor, " B"]:
+    chosen = torch.arange(num_data) if rows is None else _tensor(rows)
+    whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool)
+    if chosen.dim() != 1 or not len(chosen) or not whole:
+        raise ValueError(f"rows must be a list of row numbers of x; got {rows!r}")
+    if chosen.min() < 0 or chosen.max() >= num_data:
+        raise ValueError(
+            f"rows must lie in 0..{num_data - 1}; they go from {chosen.min()} to {chosen.max()}"
+        )
+    return chosen
+
+
+def _tensor(values: ArrayLike) -> Tensor:
+    values = values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+    return values.detach().cpu()
+
+
+def _as_estimate(value: LogLikelihood | ArrayLike, num_data: int) -> LogLikelihood:
+    estimate = value if isinstance(value, LogLikelihood) else None
+    values = _tensor(value) if estimate is None else estimate.value
+    if values.shape != (num_data,):
+        raise ValueError(
+            f"log_likelihood must hold one value for each of the {num_data} rows; "
+            f"its shape is {tuple(values.shape)}"
+        )
+    return estimate or exact_result(values)
+
+
+def lineage_to_arviz(
+    lineage: Lineage, *, num_data: int = 8, num_samples: int = 400, seed: int = 0
+) -> ArvizData:
+    """A climbed ladder for ArviZ: the groups of :func:`to_arviz`, with a variable a rung.
+
+    ``posterior["vae"]``, ``posterior_predictive["vae"]``, ``sample_stats["lp vae"]``; the sites of
+    a pair that has several are told apart, ``posterior["mine z1"]``. Draws are made for the first
+    held-out rows; log_likelihood has all that were scored. Data and densities are in the data's
+    units. Rungs whose guide has a q for training rows only have no draws; the attribute
+    ``left_out`` names them.
+
+    Args:
+        lineage: of :func:`ppl_vae.lineage.run_lineage`.
+        num_data: held-out rows to draw for; fewer, and then fewer draws, where a group would hold
+            more than 2^21 numbers.
+        num_samples: draws a datum, in four chains.
+        seed: of the draws; each rung's start from it anew.
+
+    Raises:
+        ValueError: if the lineage was read from a file, which holds no pairs; if num_samples is
+            no multiple of four.
+    """
+    at_least("num_data", num_data)
+    _check_chains(num_samples, LINEAGE_CHAINS)
+    if lineage.data is None:
+        raise ValueError("this lineage has no pairs to draw from; was it read from a file?")
+    drawable = [name for name, pair in lineage.pairs.items() if not is_per_datum(pair[1])]
+    single = sum(_rung_draws(lineage, name, 1, 1, seed).numbers for name in drawable)
+    most = LARGEST_GROUP // max(single, 1)
+    num_samples = max(LINEAGE_CHAINS, min(num_samples, most - most % LINEAGE_CHAINS))
+    num_data = max(1, min(num_data, most // num_samples))
+    width = lineage.data.test.shape[1]
+    groups: Groups = {group: {} for group in ABOUT}
+    for name in drawable:
+        draws = _rung_draws(lineage, name, num_data, num_samples, seed)
+        for group, variables in grouped(draws, LINEAGE_CHAINS, width, name).items():
+            groups[group] |= variables
+    scored = {row.rung: row.held_out for row in lineage.rows if row.held_out is not None}
+    groups["log_likelihood"] = {name: pointwise(value) for name, value in scored.items()}
+    labels = {
+        "datum": lineage.data.test_rows.numpy(),
+        "column": labels_of("columns", lineage.about.get("columns"), width),
+    }
+    return _as_installed(labelled_tree(groups, labels, {"left_out": _left_out(lineage)}))
+
+
+def _left_out(lineage: Lineage) -> str:
+    names = [name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])]
+    if not names:
+        return "nothing"
+    return f"{', '.join(names)}: no draws, since the guide has a q for training rows only"
+
+
+def _rung_draws(
+    lineage: Lineage, name: str, num_data: int, num_samples: int, seed: int
+) -> PairDraws:
+    """Draws of a rung for the first held-out rows, data and densities in the data's units."""
+    assert lineage.data is not None and lineage.units is not None
+    (model, guide), units = lineage.pairs[name], lineage.units
+    x = lineage.data.test[:num_data]
+    inner, _ = as_observed(units.apply(x) if name in RUNGS else x, model=model, guide=guide)
+    rows = torch.arange(len(x), device=inner.device)
+    draws = pair_draws(
+        model, guide, inner, num_samples=num_samples, mask=None, rows=rows, seed=seed
+    )
+    if name not in RUNGS:
+        return draws
+
+    def back(arrays: Arrays) -> Arrays:
+        return {k: v * units.scale.numpy() + units.loc.numpy() for k, v in arrays.items()}
+
+    return replace(
+        draws,
+        predictive=back(draws.predictive),
+        prior_predictive=back(draws.prior_predictive),
+        observed={site: x.numpy() for site in draws.observed},
+        log_weight=draws.log_weight + units.log_jacobian,
+        log_joint=draws.log_joint + units.log_jacobian,
+    )
+
+
+def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
+    """Held-out log p(x_n) of a model as ArviZ's ``ELPDData``, for its compare and plot_compare.
+
+    ``az.compare({"a": elpd(a), "b": elpd(b)})`` ranks by the sum over the same data. No parameter
+    has seen these, so there is no number of effective parameters to take off: ``p`` is NaN. Where
+    ArviZ must be told of an estimator it is told "loo", although nothing was left out. Unreliable
+    estimates raise its flag ``warning``, and bring their k-hat as ``pareto_k``. ArviZ's default
+    weights (stacking) are lost where log p leaves +-700 nats a datum, whose exponential no number
+    holds; ask it for ``method="pseudo-BMA"`` there.
+
+    Args:
+        value: log p(x_n) in nats, (N,), an estimate or numbers taken as exact.
+
+    Raises:
+        ValueError: what :func:`ppl_vae.evaluation.compare.compare` refuses.
+    """
+    values = compare({"elpd": value}).pointwise[0]
+    if not isinstance(value, LogLikelihood) or value.method == "exact":
+        return _elpd_data(values, warning=False)
+    num_samples = max(value.num_samples, FEWEST_DRAWS)
+    return _elpd_data(
+        values,
+        warning=not bool(value.reliable.all()),
+        num_samples=value.num_samples,
+        good_k=min(1 - 1 / math.log10(num_samples), 0.7),
+        pareto_k=value.k_hat.double().nan_to_num(nan=math.inf),
+    )
+
+
+def compare_elpds(comparison: Comparison) -> dict[str, ElpdData]:
+    """The models of a comparison for ``az.compare``, as :func:`elpd` gives them, without k-hat."""
+    flags = (comparison.reliable < 1).tolist()
+    rows = zip(comparison.names, comparison.pointwise, flags, strict=True)
+    return {name: _elpd_data(values, warning=flag) for name, values, flag in rows}
+
+
+def _elpd_data(
+    values: Float[Tensor, " N"],
+    *,
+    warning: bool,
+    num_samples: int = 0,
+    good_k: float = 0.7,
+    pareto_k: Float[Tensor, " N"] | None = None,
+) -> ElpdData:
+    form = _arviz().ELPDData
+    # The names of ArviZ 1.x; 0.x has a pandas Series, its names with the estimator in them.
+    content: dict[str, Any] = {
+        "elpd": float(values.sum()),
+        "se": math.sqrt(len(values) * float(values.var(correction=0))),
+        "p": math.nan,
+        "n_samples": num_samples,
+        "n_data_points": len(values),
+        "warning": warning,
+        "elpd_i": xr.DataArray(values.numpy(), dims=("datum",)),
+        "scale": "log",
+        "good_k": good_k,
+    }
+    if pareto_k is not None:
+        content["pareto_k"] = xr.DataArray(pareto_k.numpy(), dims=("datum",))
+    if issubclass(form, pd.Series):
+        old = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
+        return form(list(content.values()), index=[old.get(name, name) for name in content])
+    told = {"kind": "loo"} if "kind" in inspect.signature(form).parameters else {}
+    return form(**told, **content)
+
+
+def write_netcdf(data: ArvizData, path: str | Path) -> None:
+    """Write what :func:`to_arviz` gave to a file, which is complete or not there.
+
+    ArviZ's own ``from_netcdf`` reads it too.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        data.to_netcdf(str(partial), engine="h5netcdf")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_netcdf(path: str | Path) -> ArvizData:
+    """Read a file of :func:`write_netcdf`, in the form of the installed ArviZ, all into memory.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        OSError: if it is no netCDF file.
+    """
+    with xr.open_datatree(str(path), engine="h5netcdf") as tree:
+        return _as_installed(tree.load())
+
+
+def _as_installed(tree: xr.DataTree) -> ArvizData:
+    convert = getattr(_arviz(), "from_datatree", None)  # ArviZ 1.x works on trees
+    return tree if convert is None else convert(tree)
+
+
+def _arviz() -> Any:
+    with warnings.catch_warnings():
+        # Once a day ArviZ 0.x announces 1.x, for which this module is ready.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz

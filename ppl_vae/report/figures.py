@@ -1,0 +1,221 @@
+"""Which pictures a ladder has, each with its size and a sentence that says what to see."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ppl_vae.evaluation.ascent import Ascent
+from ppl_vae.evaluation.likelihood import LogLikelihood
+from ppl_vae.exhibits import Exhibits
+from ppl_vae.lineage import Lineage
+from ppl_vae.report import plots
+from ppl_vae.report.drawing import SIZE, tile_size
+
+DOTS_PER_INCH = 160
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be drawn.
+
+    Attributes:
+        name: of its file.
+        sentence: what to see.
+        size: width and height in inches.
+        draw: draws it on axes.
+        group: pictures of one group stand together under this heading.
+    """
+
+    name: str
+    sentence: str
+    size: tuple[float, float]
+    draw: Callable[[Axes], Axes]
+    group: str
+
+    def figure(self) -> Figure:
+        """The picture drawn."""
+        figure = Figure(figsize=self.size, layout="constrained")
+        FigureCanvasAgg(figure)
+        self.draw(figure.add_subplot())
+        return figure
+
+    def png(self) -> bytes:
+        """The picture as a file's content."""
+        target = io.BytesIO()
+        self.figure().savefig(target, dpi=DOTS_PER_INCH)
+        return target.getvalue()
+
+
+def pictures(lineage: Lineage, shown: Exhibits) -> list[Picture]:
+    """The pictures that these results have, in the order of the page."""
+    groups = (_ladder, _bounds, _latents, _data, _plane)
+    return [picture for group in groups for picture in group(lineage, shown)]
+
+
+def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "The ladder"
+    yield Picture(
+        "gap-staircase",
+        "What each step away from the exact posterior costs: zero where q is exact and the fit "
+        "has converged.",
+        plots.staircase_size(lineage),
+        partial(plots.gap_staircase, lineage),
+        group,
+    )
+    if shown.comparison is not None:
+        yield Picture(
+            "comparison",
+            "Held-out log p, row by row against the best model's. A bar that crosses the dotted "
+            "line cannot be told from the best.",
+            plots.comparison_size(shown.comparison),
+            partial(plots.comparison, shown.comparison),
+            group,
+        )
+    size = (SIZE[0], 4.4)
+    for against, sentence in (
+        ("steps", "Each rung's objective against its own count of work; EM needs few iterations."),
+        ("seconds", "The same against the clock: what an iteration costs is part of the answer."),
+    ):
+        draw = partial(plots.objective, lineage, against=against)
+        yield Picture(f"objective-{against}", sentence, size, draw, group)
+
+
+def _bounds(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "The bound"
+    em, svi = _first_ascent(lineage, "iterations"), _first_ascent(lineage, "steps")
+    if em is not None:
+        sentence = (
+            "After each E-step the bound is log p (dots); each M-step raises both, log p more. "
+            "The shaded distance is KL(q || p(z|x))."
+        )
+        yield Picture(
+            "em-staircase", sentence, SIZE, _on_one_scale(plots.em_staircase, em, em, svi), group
+        )
+    if svi is not None:
+        sentence = (
+            "Stochastic gradients move model and guide at once: no step closes the gap, and a "
+            "restricted q leaves one at the end."
+        )
+        yield Picture(
+            "svi-ascent", sentence, SIZE, _on_one_scale(plots.svi_ascent, svi, em, svi), group
+        )
+    yield Picture(
+        "bound-slice",
+        "With q fixed, the bound touches log p where q is exact, with the same slope there, and "
+        "stays below it elsewhere: that is why raising the bound raises log p.",
+        SIZE,
+        partial(plots.bound_slice, shown.bound_slice),
+        group,
+    )
+
+
+def _first_ascent(lineage: Lineage, unit: str) -> Ascent | None:
+    """EM's own; of SVI's, one whose q is not the exact posterior, so that there is a gap."""
+    found = [r for r in lineage.rows if r.ascent is not None and r.ascent.unit == unit]
+    wanted = {"iterations": ("em",), "steps": ("linear-amortized", "deep-amortized")}[unit]
+    ranked = sorted(found, key=lambda row: row.rung not in wanted)
+    return ranked[0].ascent if ranked else None
+
+
+def _on_one_scale(
+    plot: Callable[..., Axes], ascent: Ascent, em: Ascent | None, svi: Ascent | None
+) -> Callable[[Axes], Axes]:
+    def draw(ax: Axes) -> Axes:
+        plot(ascent, ax)
+        both = [part for part in (em, svi) if part is not None]
+        low = min(float(part.bound[part.at > 0].min()) for part in both)
+        high = max(float(part.log_likelihood.max()) for part in both)
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        return ax
+
+    return draw
+
+
+def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "The latent dimensions"
+    yield Picture(
+        "spectrum",
+        "Variance along each principal axis. An axis below a model's noise variance (dashed) has "
+        "nothing to gain and should collapse: by theorem for PPCA, as a guide for the VAE.",
+        SIZE,
+        partial(plots.spectrum, shown.spectrum),
+        group,
+    )
+    if shown.kl:
+        yield Picture(
+            "kl-by-dimension",
+            "How many nats each latent dimension carries. One at zero has collapsed: its q is the "
+            "prior, whatever the datum.",
+            SIZE,
+            partial(plots.kl_by_dimension, shown.kl),
+            group,
+        )
+    estimates = {r.rung: r.held_out for r in lineage.rows if _estimated(r.held_out)}
+    if estimates:
+        yield Picture(
+            "k-hat",
+            "Each held-out datum's Pareto k-hat under the refined q: above the dotted line its "
+            "log p is no more than a lower bound.",
+            SIZE,
+            partial(plots.k_hat, estimates),
+            group,
+        )
+
+
+def _estimated(estimate: LogLikelihood | None) -> bool:
+    return estimate is not None and estimate.method != "exact"
+
+
+def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "The data as the models see them"
+    for name, tiles, plot, sentence in (
+        (
+            "reconstructions",
+            shown.reconstructions,
+            plots.reconstructions,
+            "Held-out rows over the mean of x at q's mean. What K numbers do not hold is gone.",
+        ),
+        (
+            "samples",
+            shown.samples,
+            plots.samples,
+            "New rows: z from the prior, x from the model, its noise included.",
+        ),
+    ):
+        if tiles is not None:
+            yield Picture(name, sentence, tile_size(tiles), partial(plot, tiles), group)
+
+
+def _plane(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "Two latents, for pictures only"
+    for name, means in shown.latent_means.items():
+        yield Picture(
+            f"latent-means-{name}",
+            f"Where the training rows lie: means of q(z|x) of {name} ({means.about}). It was not "
+            "told the classes.",
+            (SIZE[0], 4.6),
+            partial(plots.latent_means, means, name=name),
+            group,
+        )
+    for name, tiles, plot, sentence in (
+        (
+            "manifold",
+            shown.manifold,
+            plots.manifold,
+            "The mean of x over the middle nine tenths of the prior in both directions, from a "
+            "second VAE with two latents that was fitted for pictures only.",
+        ),
+        (
+            "interpolation",
+            shown.interpolation,
+            plots.interpolation,
+            "The mean of x on straight lines between the codes of held-out rows, in the same VAE.",
+        ),
+    ):
+        if tiles is not None:
+            yield Picture(name, sentence, tile_size(tiles), partial(plot, tiles), group)

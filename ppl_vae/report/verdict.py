@@ -1,0 +1,101 @@
+"""What a ladder says, in sentences: who explains new data best, by how much, and how sure."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from ppl_vae.lineage import Lineage
+from ppl_vae.measured import Row
+from ppl_vae.report.table import FEW, number
+
+CLEAR = 2.0
+"""A difference of so many standard errors is called clear."""
+FEW_ROWS = 30
+"""Errors over fewer held-out rows than these are called rough."""
+REACHED = 0.005
+"""A rung so close to the exact optimum, in nats a datum, is said to reach it."""
+
+
+def verdict(lineage: Lineage) -> tuple[str, ...]:
+    """The sentences that a reader wants first, most important first."""
+    parts = (_held_out(lineage), _exact(lineage.rows), _hidden(lineage.rows))
+    return tuple(sentence for part in parts for sentence in part)
+
+
+def _held_out(lineage: Lineage) -> Iterator[str]:
+    scored = [row for row in lineage.rows if row.held_out is not None]
+    if not scored:
+        return
+    linear = [row for row in scored if not math.isnan(row.shortfall)]
+    others = [row for row in scored if math.isnan(row.shortfall)]
+    best = max(others, key=_mean, default=None)
+    if linear and best is not None:
+        yield _against(best, min(linear, key=lambda row: row.shortfall))
+    else:
+        top = max(scored, key=_mean)
+        yield f"On held-out rows {top.rung} does best: {_value(top)}."
+    unsure = [row.rung for row in scored if row.test_log_p.reliable < FEW]
+    if unsure:
+        yield (
+            f"Held-out log p of {_listed(unsure)} is no more than a lower bound: fewer than "
+            f"{FEW:.0%} of the estimates are reliable."
+        )
+    num_rows = lineage.about["num_scored"]
+    if num_rows < FEW_ROWS:
+        yield f"There are only {num_rows} held-out rows, so all errors over them are rough."
+
+
+def _mean(row: Row) -> float:
+    return row.test_log_p.value
+
+
+def _against(other: Row, ppca: Row) -> str:
+    assert other.held_out is not None and ppca.held_out is not None
+    differences = other.held_out.value - ppca.held_out.value
+    mean = float(differences.mean())
+    error = float(differences.std()) / math.sqrt(len(differences))
+    if mean > CLEAR * error:
+        found = f"On held-out rows {other.rung} does better than PPCA"
+    elif mean < -CLEAR * error:
+        found = f"On held-out rows PPCA does better than {other.rung}"
+    else:
+        found = f"On held-out rows {other.rung} and PPCA cannot be told apart"
+    return (
+        f"{found}: {_value(other)} against {_value(ppca)}; row by row the difference is "
+        f"{number(mean, 2)} ± {number(error, 2)}."
+    )
+
+
+def _value(row: Row) -> str:
+    value = row.test_log_p
+    sign = "" if value.how == "exact" else "at least " if value.reliable < FEW else "about "
+    how = "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} % reliable"
+    error = 0.0 if value.error is None else value.error
+    return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats a datum ({how})"
+
+
+def _exact(rows: Sequence[Row]) -> Iterator[str]:
+    linear = [row for row in rows if not math.isnan(row.shortfall)]
+    reached = [row.rung for row in linear if row.shortfall < REACHED]
+    short = [row for row in linear if row.shortfall >= REACHED]
+    if reached:
+        yield f"PPCA's exact optimum is reached by {_listed(reached)}."
+    if short:
+        listed = _listed([f"{row.rung} ({number(row.shortfall, 2)})" for row in short])
+        yield f"Short of it, in nats a datum of log p on the training rows: {listed}."
+
+
+def _hidden(rows: Sequence[Row]) -> Iterator[str]:
+    hiding = [row for row in rows if row.approximation + row.amortization >= REACHED]
+    if not hiding:
+        return
+    most = max(hiding, key=lambda row: row.approximation + row.amortization)
+    total = most.approximation + most.amortization
+    yield (
+        f"The ELBO hides most at {most.rung}: it is {number(total, 2)} nats a datum below log p, "
+        f"{number(most.approximation, 2)} for the family of q and {number(most.amortization, 2)} "
+        "for how q is found."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

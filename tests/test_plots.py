@@ -1,0 +1,216 @@
+"""Pictures: every one readable, with units, and drawn from what is stored alone."""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.text import Text
+
+import ladders
+from ppl_vae.evaluation.compare import compare
+from ppl_vae.exhibits import Exhibits, LatentMeans
+from ppl_vae.lineage import Lineage
+from ppl_vae.report import plots
+from ppl_vae.report.drawing import tile_size
+from ppl_vae.report.figures import Picture, pictures
+from ppl_vae.tiles import Tiles
+from test_table import TABLES, lineage
+
+NAMES = (
+    *("gap-staircase", "comparison", "objective-steps", "objective-seconds", "em-staircase"),
+    *("svi-ascent", "bound-slice", "spectrum", "kl-by-dimension", "k-hat", "reconstructions"),
+    *("samples", "latent-means-PPCA", "latent-means-VAE", f"latent-means-{ladders.MINE}"),
+    *("manifold", "interpolation"),
+)
+UNITS = re.compile(
+    r"nats a datum|iterations|steps|seconds|squared units|standard deviations|no unit|axis|datum"
+    r"|row|draw|position|dimension|PPCA's start"
+)
+
+
+def stored(result, kind):
+    return kind.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The pictures of results that were written to JSON and read again."""
+    found = stored(ladders.ladder(), Lineage), stored(ladders.shown(), Exhibits)
+    return {picture.name: picture for picture in pictures(*found)}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return {p.name: p for p in pictures(ladders.plain_ladder(), ladders.plain_shown())}
+
+
+def texts(figure):
+    """What is written, with where: tick labels outside the axes' limits are not drawn."""
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    hidden = set()
+    for ax in figure.axes:
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            low, high = sorted((low, high))
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                inside = low - 1e-9 <= tick.get_loc() <= high + 1e-9
+                if not inside:
+                    hidden |= {tick.label1, tick.label2}
+    found = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    return [(t.get_text(), t.get_window_extent(renderer)) for t in found if t not in hidden]
+
+
+def check_readable(figure):
+    boxes = texts(figure)
+    assert len(boxes) > 4
+    for (a, box), (b, other) in itertools.combinations(boxes, 2):
+        across = min(box.x1, other.x1) - max(box.x0, other.x0)
+        down = min(box.y1, other.y1) - max(box.y0, other.y0)
+        assert across <= 0.5 or down <= 0.5, (a, b)
+    whole = figure.bbox
+    for text, box in boxes:
+        assert box.x0 >= -0.5 and box.x1 <= whole.x1 + 0.5, text
+        assert box.y0 >= -0.5 and box.y1 <= whole.y1 + 0.5, text
+    (ax,) = figure.axes
+    assert ax.get_title(loc="left")
+    assert UNITS.search(ax.get_xlabel()), ax.get_xlabel()
+    assert ax.get_ylabel() in ("rung", "model", "rows of the data") or UNITS.search(
+        ax.get_ylabel()
+    )
+
+
+def test_every_picture_is_there(drawn):
+    assert tuple(drawn) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_texts_overlap_and_axes_have_units(drawn, name):
+    check_readable(drawn[name].figure())
+    assert len(drawn[name].sentence) > 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_results_are_all_that_is_drawn(drawn, name):
+    live = {p.name: p for p in pictures(ladders.ladder(), ladders.shown())}
+    assert drawn[name].png() == live[name].png()
+
+
+def test_a_ladder_of_one_rung_without_classes_or_images(plain):
+    assert "samples" in plain and "comparison" not in plain and "manifold" not in plain
+    assert "em-staircase" in plain and "svi-ascent" not in plain
+    for picture in plain.values():
+        check_readable(picture.figure())
+    assert any("fewer than two" in why for why in ladders.plain_shown().left_out)
+    assert any("vae was not climbed" in why for why in ladders.plain_shown().left_out)
+
+
+@pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
+def test_the_staircase_of_tables_of_all_sizes(rows):
+    result = lineage(rows)
+    draw = lambda ax: plots.gap_staircase(result, ax)  # noqa: E731
+    figure = Picture("", "", plots.staircase_size(result), draw, "").figure()
+    check_readable(figure)
+    (axes,) = figure.axes
+    for part, bars in enumerate(axes.containers):
+        for bar, r in zip(bars, rows, strict=True):
+            expected = (r.shortfall, r.approximation, r.amortization)[part]
+            assert bar.get_width() == pytest.approx(0 if math.isnan(expected) else expected)
+
+
+def test_zeros_that_are_exact_say_so(drawn):
+    words = [text for text, _ in texts(drawn["gap-staircase"].figure())]
+    assert words.count("0, exact") >= 4
+
+
+def lines(picture):
+    (axes,) = picture.figure().axes
+    return {line.get_label(): np.column_stack(line.get_data()) for line in axes.lines}
+
+
+def test_the_em_staircase_draws_the_trace_and_labels_the_distance(drawn):
+    found = lines(drawn["em-staircase"])
+    ascent = ladders.ladder().row("em").ascent
+    part = ascent.at <= plots.SHOWN_ITERATIONS
+    assert np.allclose(found["log p(x)"][:, 1], ascent.log_likelihood[part])
+    assert np.allclose(found["bound (ELBO)"][:, 1], ascent.bound[part])
+    touching = found["after an E-step: equal"]
+    assert np.allclose(touching[:, 0], np.arange(len(touching)))
+    words = [text for text, _ in texts(drawn["em-staircase"].figure())]
+    assert "KL(q || p(z|x))" in words
+    limits = [drawn[name].figure().axes[0].get_ylim() for name in ("em-staircase", "svi-ascent")]
+    assert limits[0] == limits[1]
+
+
+def test_the_objective_has_every_rung_and_the_exact_optimum(drawn):
+    found = lines(drawn["objective-steps"])
+    assert set(found) == {*(r.rung for r in ladders.ladder().rows), "PPCA's optimum"}
+    assert np.allclose(found["PPCA's optimum"][:, 1], ladders.ladder().optimum)
+    row = ladders.ladder().row("vae")
+    assert np.allclose(found["vae"], np.column_stack([row.curve.steps, row.curve.value]))
+    seconds = lines(drawn["objective-seconds"])["vae"]
+    assert np.allclose(seconds[:, 0], row.curve.seconds)
+    with pytest.raises(ValueError, match="against must be one of 'steps', 'seconds'; got 'time'"):
+        plots.objective(ladders.ladder(), against="time")
+
+
+def test_k_hat_shows_every_datum_and_its_limit(drawn):
+    found = lines(drawn["k-hat"])
+    row = ladders.ladder().row("vae")
+    share = math.floor(100 * row.held_out.share_reliable)
+    assert np.allclose(found[f"vae: {share} % reliable"][:, 1], row.held_out.k_hat, equal_nan=True)
+    assert found["limit, 0.57"][0, 1] == pytest.approx(1 - 1 / math.log10(200))
+
+
+def test_a_comparison_marks_lower_bounds():
+    first = ladders.ladder().row("vae").held_out
+    unsure = dataclasses.replace(first, reliable=torch.zeros_like(first.reliable))
+    axes = plots.comparison(compare({"sure": first.value + 1, "unsure": unsure}))
+    assert "no more than a lower bound" in axes.get_legend_handles_labels()[1]
+    plt.close(axes.figure)
+
+
+def test_many_classes_are_not_coloured_and_few_are_in_their_order():
+    means = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    for labels, shown in (
+        (tuple(range(60)), []),
+        (("b", "a", 10, 9) * 15, ["9", "10", "a", "b"]),
+        (None, []),
+    ):
+        axes = plots.latent_means(LatentMeans(means, labels, "class", "two latents"))
+        assert axes.get_legend_handles_labels()[1] == shown
+        assert sum(len(points.get_offsets()) for points in axes.collections) == 60
+        plt.close(axes.figure)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 3), (3, 2), (1, 6)])
+@pytest.mark.parametrize("grid", [(1, 8), (3, 8), (9, 9), (2, 1)])
+def test_tiles_of_all_shapes(shape, grid):
+    values = torch.randn(*grid, 6, generator=torch.Generator().manual_seed(0))
+    train = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    down, across = ([f"{k:.2f}" for k in range(n)] for n in grid)
+    tiles = Tiles.of(values, down, across, train, shape)
+    figure = Picture("", "", tile_size(tiles), lambda ax: plots.samples(tiles, ax), "").figure()
+    check_readable(figure)
+
+
+def test_without_axes_it_makes_a_figure_and_on_axes_it_draws_there():
+    plt.switch_backend("Agg")
+    before = plt.get_fignums()
+    axes = plots.gap_staircase(ladders.ladder())
+    assert axes.figure.number not in before
+    plt.close(axes.figure)
+    figure, two = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    assert plots.kl_by_dimension(ladders.shown().kl, two[0]) is two[0]
+    plots.spectrum(ladders.shown().spectrum, two[1])
+    figure.savefig(io.BytesIO())
+    boxes = texts(figure)
+    for (a, box), (b, other) in itertools.combinations(boxes, 2):
+        assert not box.shrunk(0.98, 0.9).overlaps(other.shrunk(0.98, 0.9)), (a, b)
+    plt.close(figure)
