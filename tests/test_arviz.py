@@ -215,6 +215,8 @@ def test_a_bernoulli_vae():
     for group in ("posterior_predictive", "prior_predictive"):
         assert set(np.unique(found[group]["x"])) == {0, 1}
     assert np.array_equal(found["observed_data"]["x"], x)
+    with pytest.raises(ValueError, match="outside"):
+        to_arviz(vae.model, vae.guide, make_x(), num_samples=8, log_likelihood=np.zeros(N))
 
 
 # Any pair
@@ -588,12 +590,18 @@ def test_a_ladder_is_in_the_datas_units(lineage):
     mean = (inside.mean * units.scale + units.loc).detach().numpy()
     covariance = (inside.covariance_matrix * units.scale**2).detach().numpy()
     assert_moments(flat(found["prior_predictive"]["px-em"]), mean, covariance, 9)
+    z = torch.tensor(flat(found["posterior"]["px-em"]))
+    sd = (ppca.noise_scale * units.scale).detach()
+    given = torch.distributions.Normal((z @ ppca.loadings.mT * units.scale).detach() + mean, sd)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    lp = given.log_prob(test).sum(-1) + prior
+    np.testing.assert_allclose(flat(stats["lp px-em"]), lp, atol=1e-8)
     q = ppca.posterior(units.apply(test))
     w = (ppca.loadings * units.scale).detach().numpy()
     for row in range(8):
         centre = w @ q.mean[row].detach().numpy() + mean
         spread = w @ q.covariance_matrix[row].detach().numpy() @ w.T
-        spread = spread + np.eye(6) * float((ppca.noise_scale * units.scale).detach()) ** 2
+        spread = spread + np.eye(6) * float(sd) ** 2
         again = flat(found["posterior_predictive"]["px-em"])[:, row]
         assert_moments(again, centre, spread, 9)
 

@@ -29,7 +29,6 @@ from ppl_vae.report.drawing import (
     NATS,
     ORANGE,
     SIZE,
-    SMALL,
     colour,
     draw_tiles,
     legend_below,
@@ -288,18 +287,18 @@ def spectrum(spectrum_: Spectrum, ax: Axes | None = None) -> Axes:
     seen = values > 1e-9 * values[0]
     at = np.arange(1, len(values) + 1)
     leading = at <= spectrum_.latent_dim
-    for part, shade, name in (
+    num_zero = int((~seen).sum())
+    rest = "left to the noise" + (f" ({num_zero} more are zero)" if num_zero else "")
+    kinds = (
         (seen & leading, BLUE, f"the {spectrum_.latent_dim} leading axes"),
-        (seen & ~leading, GREY, "left to the noise"),
-    ):
+        (seen & ~leading, GREY, rest),
+    )
+    for part, shade, name in kinds:
         ax.plot(at[part], values[part], "o", ms=4, color=shade, label=name)
     for place, (name, variance) in enumerate(spectrum_.noise.items()):
         off = len(spectrum_.collapsing(variance))
         label = f"{name}: $\\sigma^2$ = {variance:.3g}, {off} of {spectrum_.latent_dim} off"
         ax.axhline(variance, color=colour(place), lw=1.2, ls="--", label=label)
-    if not seen.all():
-        note = f"{int((~seen).sum())} eigenvalues are zero"
-        ax.text(0.98, 0.97, note, transform=ax.transAxes, ha="right", va="top", fontsize=SMALL)
     log_scale(ax, "y")
     ax.set_xlabel("principal axis")
     ax.set_ylabel("variance, squared units of the data")
