@@ -5,12 +5,15 @@ rung fitted with the algorithm that belongs to it and measured in nats a datum.
 """
 
 from ppl_vae.data import digits
+from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
+from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.svi import fit_svi
+from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.lineage import Lineage, run_lineage
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
@@ -20,6 +23,7 @@ from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
 from ppl_vae.results import FitResult
 from ppl_vae.storage import load, save
+from ppl_vae.tables import Table, read_table
 
 __all__ = [
     "ELBO",
@@ -28,6 +32,7 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Bernoulli",
+    "Comparison",
     "ExactGuide",
     "FitResult",
     "Gaps",
@@ -38,18 +43,24 @@ __all__ = [
     "MeanFieldGuide",
     "Program",
     "Subspace",
+    "Table",
+    "compare",
     "digits",
     "elbo",
     "fit_closed_form",
     "fit_em",
     "fit_svi",
     "gaps",
+    "kl_by_dimension",
     "load",
     "log_likelihood",
     "log_weights",
     "mlp",
+    "read_table",
     "run_lineage",
     "save",
+    "spectrum",
     "subspace",
+    "to_arviz",
     "variational_em",
 ]

@@ -145,16 +145,16 @@ class _Run:
         for note in self.table.notes:
             self._say(f"note: {note}")
         try:
-            with self.display.shown():
+            with self.display.shown(table=True):
                 found = self._climb()
             self._show(found)
-            with self.display.shown():
+            with self.display.shown(table=False):
                 shown = self._exhibits(found)
         except KeyboardInterrupt:
             self._interrupted()
             raise typer.Exit(INTERRUPTED) from None
         self._write(found, shown)
-        self._say(f"{found.about['seconds']:.0f} s on one thread")
+        self._say(f"climbed in {found.about['seconds']:.0f} s on one thread")
         if self.as_json:
             print(json.dumps(results(found, shown), allow_nan=False))
 

@@ -254,9 +254,14 @@ class _Builder:
         return self._each(self.pictured, look, "KL a dimension")
 
     def _comparison(self) -> Comparison | None:
-        estimates = {r.rung: r.held_out for r in self.lineage.rows if r.held_out is not None}
-        if len(estimates) < 2:
-            self.left_out.append("comparison: fewer than two models have held-out log p")
+        estimates = {}
+        for row in self.lineage.rows:
+            if row.held_out is not None and row.held_out.value.isfinite().all():
+                estimates[row.rung] = row.held_out
+            else:
+                self.left_out.append(f"{row.rung} in the comparison: it has no held-out log p")
+        if len(estimates) < 2 or len(self.data.test) < 2:
+            self.left_out.append("comparison: fewer than two models or two held-out rows")
             return None
         return compare(estimates)
 

@@ -592,7 +592,8 @@ def test_a_ladder_is_in_the_datas_units(lineage):
     assert_moments(flat(found["prior_predictive"]["px-em"]), mean, covariance, 9)
     z = torch.tensor(flat(found["posterior"]["px-em"]))
     sd = (ppca.noise_scale * units.scale).detach()
-    given = torch.distributions.Normal((z @ ppca.loadings.mT * units.scale).detach() + mean, sd)
+    centre = (z @ ppca.loadings.mT * units.scale).detach() + torch.tensor(mean)
+    given = torch.distributions.Normal(centre, sd)
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
     lp = given.log_prob(test).sum(-1) + prior
     np.testing.assert_allclose(flat(stats["lp px-em"]), lp, atol=1e-8)

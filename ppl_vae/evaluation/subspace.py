@@ -1,7 +1,7 @@
 """How far two PPCA models are from each other, whatever rotation their loadings stand in."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -11,25 +11,11 @@ from torch import Tensor
 
 from ppl_vae.results import Result
 
+LinearGaussian: TypeAlias = Any
+"""x ~ N(loc, W W' + sigma^2 I), with W ``loadings`` (D, K), ``loc`` (D,), ``noise_scale`` ().
 
-@runtime_checkable
-class LinearGaussian(Protocol):
-    """x ~ N(loc, loadings loadings' + noise_scale^2 I)."""
-
-    @property
-    def loadings(self) -> Tensor:
-        """W, (D, K)."""
-        ...
-
-    @property
-    def loc(self) -> Tensor:
-        """mu, (D,)."""
-        ...
-
-    @property
-    def noise_scale(self) -> Tensor:
-        """sigma, ()."""
-        ...
+A ``Protocol`` would not do: from Python 3.12 on its checks do not see a module's parameters.
+"""
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,6 @@ trees cannot hold, becomes ".". ArviZ is imported when it is asked for, since th
 
 import inspect
 import math
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -25,7 +24,8 @@ from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
 from ppl_vae.evaluation.likelihood import log_likelihood as estimate_log_likelihood
-from ppl_vae.evaluation.reliability import FEWEST_DRAWS
+from ppl_vae.evaluation.reliability import FEWEST_DRAWS, largest_k_hat
+from ppl_vae.files import whole_file
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
 from ppl_vae.lineage import Lineage
@@ -250,7 +250,7 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
         values,
         warning=not bool(value.reliable.all()),
         num_samples=value.num_samples,
-        good_k=min(1 - 1 / math.log10(num_samples), 0.7),
+        good_k=largest_k_hat(num_samples),
         pareto_k=value.k_hat.double().nan_to_num(nan=math.inf),
     )
 
@@ -297,14 +297,8 @@ def write_netcdf(data: ArvizData, path: str | Path) -> None:
 
     ArviZ's own ``from_netcdf`` reads it too.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(Path(path)) as partial:
         data.to_netcdf(str(partial), engine="h5netcdf")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_netcdf(path: str | Path) -> ArvizData:

@@ -81,11 +81,10 @@ def _notes(lineage: Lineage, shown: Exhibits) -> list[str]:
 def _ranking(comparison: Comparison | None) -> list[list[str]]:
     if comparison is None:
         return []
-    table = []
-    for name, row in comparison.to_frame().iterrows():
-        values = (row["mean"], row["error"], row["difference"], row["difference_error"])
-        table.append([str(name), *(number(float(v), 2) for v in values), percent(row["reliable"])])
-    return table
+    names = ("mean", "error", "difference", "difference_error")
+    columns = [[number(v, 2) for v in getattr(comparison, name).tolist()] for name in names]
+    shares = [percent(share) for share in comparison.reliable.tolist()]
+    return [list(row) for row in zip(comparison.names, *columns, shares, strict=True)]
 
 
 def _groups(

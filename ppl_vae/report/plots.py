@@ -12,12 +12,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppl_vae.arguments import choose_option
 from ppl_vae.evaluation.ascent import Ascent, BoundSlice
 from ppl_vae.evaluation.collapse import Spectrum
-from ppl_vae.evaluation.compare import Comparison
+from ppl_vae.evaluation.compare import FEW_RELIABLE, Comparison
 from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.evaluation.reliability import largest_k_hat
 from ppl_vae.exhibits import LatentMeans
@@ -37,7 +38,6 @@ from ppl_vae.report.drawing import (
     tile_size,
     title,
 )
-from ppl_vae.report.table import FEW
 from ppl_vae.tiles import Tiles
 
 PARTS = {"short of the best log p": "#b8b8b8", "approximation": BLUE, "amortization": ORANGE}
@@ -248,7 +248,7 @@ def kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
         ordered = np.sort(values.numpy())[::-1]
         at = np.arange(1, len(ordered) + 1) + (place - (len(kl) - 1) / 2) * 0.8 / len(kl)
         ax.bar(at, ordered, width=0.8 / len(kl), color=colour(place), label=name)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("latent dimension, most used first")
     ax.set_ylabel(f"KL(q || p), {NATS}")
@@ -316,7 +316,7 @@ def comparison(comparison_: Comparison, ax: Axes | None = None) -> Axes:
     """Held-out log p against the best model's, with paired standard errors."""
     ax = new_axes(ax, comparison_size(comparison_))
     at = np.arange(len(comparison_.names))
-    sure = comparison_.reliable.numpy() >= FEW
+    sure = comparison_.reliable.numpy() >= FEW_RELIABLE
     value, error = comparison_.difference.numpy(), comparison_.difference_error.numpy()
     kinds = (
         (sure, BLUE, "± paired standard error"),

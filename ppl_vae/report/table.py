@@ -10,10 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.measured import Measure, Row
-
-FEW = 0.85
-"""Below this share of reliable data an estimate is shown as a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def measure(value: Measure) -> str:
     """A mean log-likelihood and its error; ~ is estimated, ≥ no more than a bound."""
     if math.isnan(value.value):
         return "-"
-    sign = "" if value.how == "exact" else "≥" if value.reliable < FEW else "~"
+    sign = "" if value.how == "exact" else "≥" if value.reliable < FEW_RELIABLE else "~"
     error = "" if value.error is None else f"±{value.error:.2f}"
     return f"{sign}{number(value.value, 2)}{error}"
 
@@ -102,10 +100,11 @@ def legend(num_gap_rows: int) -> str:
     return (
         "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
         "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
-        f"estimate is reliable (≥: under {FEW:.0%}, a lower bound). log p - ELBO = approximation "
-        "gap, the price of q's family, + amortization gap, the price of how q is found; measured "
-        f"on {num_gap_rows} training rows. Held out: log p of the test rows, ± standard error "
-        "over them. Angle: the largest principal angle to the closed form, in degrees."
+        f"estimate is reliable (≥: under {FEW_RELIABLE:.0%}, a lower bound). log p - ELBO = "
+        "approximation gap, the price of q's family, + amortization gap, the price of how q is "
+        f"found; measured on {num_gap_rows} training rows. Held out: log p of the test rows, "
+        "± standard error over them. Angle: the largest principal angle to the closed form, in "
+        "degrees."
     )
 
 

@@ -1,11 +1,13 @@
 """The ladder on a terminal while it is climbed."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from ppl_vae.lineage import Lineage
 from ppl_vae.report.table import lineage_table
@@ -25,23 +27,21 @@ class Display:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TaskProgressColumn(),
             TextColumn("{task.fields[left]}"),
-            TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=None, left="")
         self._doing = ""
-        self._live = Live(console=console, transient=True, get_renderable=self._renderable)
 
     @contextmanager
-    def shown(self) -> Iterator["Display"]:
-        """Show it while the block runs, if there is a terminal."""
+    def shown(self, *, table: bool) -> Iterator[None]:
+        """Show it while the block runs, with or without the table, if there is a terminal."""
         if not self.console.is_terminal:
-            yield self
+            yield
             return
-        with self._live:
-            yield self
+        what = self._with_table if table else self._only_progress
+        with Live(console=self.console, transient=True, get_renderable=what):
+            yield
 
     def add(self, lineage: Lineage) -> None:
         """Take the ladder as it is now."""
@@ -54,13 +54,27 @@ class Display:
         doing = f"{place}{rung}: {doing}"
         if doing != self._doing:
             self._doing = doing
-            self._progress.reset(self._task, description=doing, total=None, left="")
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(doing, total=None, left="")
         if total:
-            # An early stop may come before the last step.
-            self._progress.update(self._task, completed=done, total=total, left="left, at most")
+            self._progress.update(self._task, completed=done, total=total)
 
-    def _renderable(self) -> RenderableType:
+    def _left(self) -> str:
+        (task,) = self._progress.tasks
+        if not task.total:
+            return f"{task.elapsed or 0:.0f} s"
+        if task.time_remaining is None:
+            return f"{task.percentage:.0f} %"
+        # An early stop may come before the last step.
+        left = timedelta(seconds=math.ceil(task.time_remaining))
+        return f"{task.percentage:.0f} %, at most {left} left"
+
+    def _only_progress(self) -> RenderableType:
+        self._progress.update(self._task, left=self._left())
+        return self._progress
+
+    def _with_table(self) -> RenderableType:
         rows = self.lineage.rows if self.lineage is not None else ()
         waiting = self.names[len(rows)] if len(rows) < len(self.names) else ""
         table = lineage_table(rows, width=self.console.width, waiting=waiting)
-        return Group(table, "", self._progress)
+        return Group(table, "", self._only_progress())

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.lineage import Lineage
 from ppl_vae.measured import Row
-from ppl_vae.report.table import FEW, number
+from ppl_vae.report.table import number
 
 CLEAR = 2.0
 """A difference of so many standard errors is called clear."""
@@ -33,11 +34,11 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
     else:
         top = max(scored, key=_mean)
         yield f"On held-out rows {top.rung} does best: {_value(top)}."
-    unsure = [row.rung for row in scored if row.test_log_p.reliable < FEW]
+    unsure = [row.rung for row in scored if row.test_log_p.reliable < FEW_RELIABLE]
     if unsure:
         yield (
             f"Held-out log p of {_listed(unsure)} is no more than a lower bound: fewer than "
-            f"{FEW:.0%} of the estimates are reliable."
+            f"{FEW_RELIABLE:.0%} of the estimates are reliable."
         )
     num_rows = lineage.about["num_scored"]
     if num_rows < FEW_ROWS:
@@ -67,7 +68,9 @@ def _against(other: Row, ppca: Row) -> str:
 
 def _value(row: Row) -> str:
     value = row.test_log_p
-    sign = "" if value.how == "exact" else "at least " if value.reliable < FEW else "about "
+    sign = (
+        "" if value.how == "exact" else "at least " if value.reliable < FEW_RELIABLE else "about "
+    )
     how = "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} % reliable"
     error = 0.0 if value.error is None else value.error
     return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats a datum ({how})"
