@@ -190,6 +190,21 @@ def test_unreliable_estimates_and_few_rows_are_said():
     assert sentences[2] == "There are only 6 held-out rows, so all errors over them are rough."
 
 
+def test_a_lower_bound_below_ppca_settles_nothing_and_few_rows_little():
+    spread = torch.linspace(-1, 1, 100).double()
+    rows = scored([EXACT[0], NEURAL[0]], [NOISE, NOISE - 5 + spread])
+    assert said(rows)[0].startswith("On held-out rows PPCA does better than vae")
+    unsure = dataclasses.replace(rows[1].test_log_p, reliable=0.5)
+    rows[1] = dataclasses.replace(rows[1], test_log_p=unsure)
+    assert "cannot be told apart" in said(rows)[0]
+    # 2.2 standard errors are clear for many rows, not for six.
+    for number, clear in ((100, True), (6, False)):
+        other = torch.linspace(-1, 1, number).double()
+        other = other / other.std() * number**0.5 + 2.2
+        rows = scored([EXACT[0], NEURAL[0]], [NOISE[:number], NOISE[:number] + other])
+        assert ("cannot be told apart" in said(rows)[0]) != clear
+
+
 def test_what_reached_the_optimum_and_where_the_bound_hides():
     rows = scored(EXACT + SVI + COSTLY + NEURAL, [NOISE] * 12)
     sentences = said(rows)

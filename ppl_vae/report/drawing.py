@@ -40,9 +40,11 @@ def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
     ``side="right"`` is for axes with long names on their left, under which there is room.
     """
     _, labels = ax.get_legend_handles_labels()
-    below = offset_copy(ax.transAxes, ax.figure, y=LEGEND_OFFSET, units="points")
+    place: Any = f"upper {side}"
+    figure: Any = ax.figure
+    below = offset_copy(ax.transAxes, figure, y=LEGEND_OFFSET, units="points")
     ax.legend(
-        loc=f"upper {side}",
+        loc=place,
         bbox_to_anchor=(0.5 if side == "center" else 1.0, 0),
         bbox_transform=below,
         ncols=min(columns, max(len(labels), 1)),
@@ -91,7 +93,8 @@ def _row_height(tiles: Tiles) -> tuple[float, bool]:
 
 def tile_size(tiles: Tiles) -> tuple[float, float]:
     """Width and height that tiles need, in inches."""
-    return SIZE[0], max(1.6, len(tiles.values) * _row_height(tiles)[0] + 0.95)
+    labels = 0.95 if tiles.image_shape else 1.15
+    return SIZE[0], max(1.6, len(tiles.values) * _row_height(tiles)[0] + labels)
 
 
 def draw_tiles(tiles: Tiles, ax: Axes) -> None:

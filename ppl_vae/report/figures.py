@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppl_vae.evaluation.ascent import Ascent
-from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.exhibits import Exhibits
 from ppl_vae.lineage import Lineage
 from ppl_vae.report import plots
@@ -155,7 +154,8 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(plots.kl_by_dimension, shown.kl),
             group,
         )
-    estimates = {r.rung: r.held_out for r in lineage.rows if _estimated(r.held_out)}
+    scored = {row.rung: row.held_out for row in lineage.rows if row.held_out is not None}
+    estimates = {name: found for name, found in scored.items() if found.method != "exact"}
     if estimates:
         yield Picture(
             "k-hat",
@@ -165,10 +165,6 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(plots.k_hat, estimates),
             group,
         )
-
-
-def _estimated(estimate: LogLikelihood | None) -> bool:
-    return estimate is not None and estimate.method != "exact"
 
 
 def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:

@@ -42,6 +42,7 @@ from ppl_vae.tiles import Tiles
 
 PARTS = {"short of the best log p": "#b8b8b8", "approximation": BLUE, "amortization": ORANGE}
 SHOWN_ITERATIONS = 6
+PROFILES = "(lines: the columns in order, in their standard deviations)"
 AGAINST = {"steps": "iterations or steps", "seconds": "seconds"}
 
 
@@ -182,14 +183,15 @@ def latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str = "") 
     """
     ax = new_axes(ax, (SIZE[0], 4.6))
     z = means.means.numpy()
+    size = min(max(4000 / len(z), 9.0), 30.0)
     classes = [] if means.labels is None else sorted(set(means.labels), key=_order)
     if not classes or len(classes) > 20:
-        ax.scatter(z[:, 0], z[:, 1], s=8, color=BLUE, alpha=0.7, lw=0)
+        ax.scatter(z[:, 0], z[:, 1], s=size, color=BLUE, alpha=0.7, lw=0)
     else:
         number = np.array([classes.index(label) for label in means.labels or ()])
         for place, value in enumerate(classes):
             part, shade = number == place, _class_colour(place, len(classes))
-            ax.scatter(z[part, 0], z[part, 1], s=9, color=shade, label=str(value), lw=0)
+            ax.scatter(z[part, 0], z[part, 1], s=size, color=shade, label=str(value), lw=0)
         legend_below(ax, 5)
     ax.set_xlabel("$z_1$, standard deviations of the prior")
     ax.set_ylabel("$z_2$, standard deviations of the prior")
@@ -235,7 +237,8 @@ def interpolation(tiles: Tiles, ax: Axes | None = None) -> Axes:
 def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str = "model") -> Axes:
     ax = new_axes(ax, tile_size(tiles))
     draw_tiles(tiles, ax)
-    ax.set_xlabel(across)
+    lines = "" if tiles.image_shape else f"\n{PROFILES}"
+    ax.set_xlabel(across + lines)
     ax.set_ylabel(down)
     title(ax, heading)
     return ax
@@ -300,6 +303,7 @@ def spectrum(spectrum_: Spectrum, ax: Axes | None = None) -> Axes:
         label = f"{name}: $\\sigma^2$ = {variance:.3g}, {off} of {spectrum_.latent_dim} off"
         ax.axhline(variance, color=colour(place), lw=1.2, ls="--", label=label)
     log_scale(ax, "y")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("principal axis")
     ax.set_ylabel("variance, squared units of the data")
     title(ax, "Axes above the noise")

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from scipy.stats import t as student_t
+
 from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.lineage import Lineage
 from ppl_vae.measured import Row
 from ppl_vae.report.table import number
 
-CLEAR = 2.0
-"""A difference of so many standard errors is called clear."""
+CONFIDENCE = 0.95
+"""A difference is called one if Student's interval of this confidence does not hold zero."""
 FEW_ROWS = 30
 """Errors over fewer held-out rows than these are called rough."""
 REACHED = 0.005
@@ -54,9 +56,11 @@ def _against(other: Row, ppca: Row) -> str:
     differences = other.held_out.value - ppca.held_out.value
     mean = float(differences.mean())
     error = float(differences.std()) / math.sqrt(len(differences))
-    if mean > CLEAR * error:
+    reach = error * float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    is_bound = other.test_log_p.reliable < FEW_RELIABLE
+    if mean > reach:
         found = f"On held-out rows {other.rung} does better than PPCA"
-    elif mean < -CLEAR * error:
+    elif mean < -reach and not is_bound:
         found = f"On held-out rows PPCA does better than {other.rung}"
     else:
         found = f"On held-out rows {other.rung} and PPCA cannot be told apart"
