@@ -150,10 +150,13 @@ class _Run:
             self._show(found)
             with self.display.shown(table=False):
                 shown = self._exhibits(found)
+                self.display.watch("report", "written", 0, 0)
+                files = self._write(found, shown)
         except KeyboardInterrupt:
             self._interrupted()
             raise typer.Exit(INTERRUPTED) from None
-        self._write(found, shown)
+        for file in files:
+            self._say(f"wrote {file}")
         self._say(f"climbed in {found.about['seconds']:.0f} s on one thread")
         if self.as_json:
             print(json.dumps(results(found, shown), allow_nan=False))
@@ -206,12 +209,9 @@ class _Run:
             watch=self.display.watch,
         )
 
-    def _write(self, found: Lineage, shown: Exhibits) -> None:
-        files = [write_results(self.out, found, shown)]
-        files += write_report(self.out, found, shown)
-        files.append(write_draws(self.out, found))
-        for file in files:
-            self._say(f"wrote {file}")
+    def _write(self, found: Lineage, shown: Exhibits) -> list[Path]:
+        results_file = write_results(self.out, found, shown)
+        return [results_file, *write_report(self.out, found, shown), write_draws(self.out, found)]
 
     def _interrupted(self) -> None:
         found = self.display.lineage

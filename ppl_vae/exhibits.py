@@ -1,9 +1,10 @@
 """What pictures show, computed once from a climbed ladder, so that drawing computes nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -106,7 +107,7 @@ class _Pictured:
 def exhibits(
     lineage: Lineage,
     *,
-    labels: Sequence[Any] | None = None,
+    labels: Iterable[Any] | None = None,
     label: str = "class",
     image_shape: tuple[int, int] | None = None,
     watch: Watch | None = None,
@@ -128,9 +129,11 @@ def exhibits(
     """
     if lineage.data is None:
         raise ValueError("this lineage was read from a file and holds no data to look at")
+    labels = None if labels is None else list(labels)
     _check(lineage, labels, image_shape)
     if labels is not None:
-        labels = tuple(labels[row] for row in lineage.data.train_rows.tolist())
+        chosen = (labels[row] for row in lineage.data.train_rows.tolist())
+        labels = tuple(v.item() if isinstance(v, np.generic) else v for v in chosen)
     builder = _Builder(lineage, labels, label, image_shape, watch)
     with threads(1):
         return builder.build()
@@ -199,25 +202,23 @@ class _Builder:
         linear = [row for row in rows if row.model == "PPCA"]
         found = []
         if linear:
-            found.append(self._inner("PPCA", min(linear, key=lambda row: row.shortfall).rung))
+            best = min(linear, key=lambda row: row.shortfall).rung
+            found.append(self._of_pair("PPCA", *self.lineage.pairs[best]))
         else:
             self.left_out.append("PPCA: no rung with it was climbed")
         if any(row.rung == "vae" for row in rows):
-            found.append(self._inner("VAE", "vae"))
+            found.append(self._of_pair("VAE", *self.lineage.pairs["vae"]))
         else:
             self.left_out.append("VAE and its latent plane: the rung vae was not climbed")
         mine = [name for name in self.lineage.pairs if name not in RUNGS]
         same = _identity
         return found + [_Pictured(n, *self.lineage.pairs[n], same, same) for n in mine]
 
-    def _inner(self, name: str, rung: str) -> _Pictured:
-        return self._of_pair(name, *self.lineage.pairs[rung])
-
     def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> _Pictured:
         return _Pictured(name, model, guide, self.units.apply, self.units.undo)
 
     def _each(
-        self, pairs: Sequence[_Pictured], look: Callable[[_Pictured], Any], what: str
+        self, pairs: list[_Pictured], look: Callable[[_Pictured], Any], what: str
     ) -> dict[str, Any]:
         found = {}
         for pair in pairs:
@@ -267,11 +268,9 @@ class _Builder:
 
     def _plane(self) -> list[_Pictured]:
         """Pairs with two latents."""
-        pairs = []
-        if "VAE" in (pair.name for pair in self.pictured):
-            ppca, vae = self._plane_ppca(), self._plane_vae()
-            pairs = [pair for pair in (ppca, vae) if pair is not None]
-        return pairs
+        if "VAE" not in (pair.name for pair in self.pictured):
+            return []
+        return [pair for pair in (self._plane_ppca(), self._plane_vae()) if pair is not None]
 
     def _plane_ppca(self) -> _Pictured | None:
         try:

@@ -7,7 +7,7 @@ sampling with a refined full-covariance Gaussian a datum.
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, Protocol, Self, runtime_checkable
@@ -94,7 +94,7 @@ def run_lineage(
     latent_dim: int,
     rungs: Iterable[str] | None = None,
     extra: Mapping[str, tuple[ProgramLike, ProgramLike]] | None = None,
-    columns: Sequence[str] | None = None,
+    columns: Iterable[Any] | None = None,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
     settings: Settings | None = None,
@@ -171,7 +171,7 @@ def _unwatched(rung: str, doing: str, done: int, total: int) -> None:
     pass
 
 
-def _column_names(x: ArrayLike, columns: Sequence[str] | None) -> list[str]:
+def _column_names(x: ArrayLike, columns: Iterable[Any] | None) -> list[str]:
     width = as_matrix(x).shape[1]
     if columns is None:
         columns = getattr(x, "columns", None)

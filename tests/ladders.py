@@ -29,14 +29,14 @@ def hand_written_pair(width=6, latent_dim=2):
         encode = torch.nn.Linear(width, 2 * latent_dim).double()
 
     def model(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
+        rows = torch.arange(len(x), device=x.device) if index is None else index
         with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc = torch.zeros(latent_dim).double()
-            z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+            prior = decode.weight.new_zeros(latent_dim)
+            z = pyro.sample("z", dist.Normal(prior, 1.0).to_event(1))
             pyro.sample("x", dist.Normal(decode(z), 1.5).to_event(1), obs=x)
 
     def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
+        rows = torch.arange(len(x), device=x.device) if index is None else index
         with pyro.plate("data", num_data or len(x), subsample=rows):
             loc, log_scale = encode(x).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -128,6 +129,26 @@ def test_narrow_data_have_no_plane_of_ppca():
     assert set(shown.latent_means) == {"VAE"}
     assert any(why.startswith("latent plane of PPCA: latent_dim") for why in shown.left_out)
     assert math.isfinite(float(shown.bound_slice.log_likelihood.sum()))
+
+
+def test_classes_may_be_a_series_or_an_array(ladder, shown):
+    frame = pd.Series(LABELS, index=range(1000, 1200))
+    again = exhibits(ladder, labels=frame, image_shape=(2, 3))
+    assert again.latent_means["PPCA"].labels == shown.latent_means["PPCA"].labels
+    numbers = exhibits(ladders.plain_ladder(), labels=np.arange(200)).to_dict()
+    json.dumps(numbers)
+
+
+@pytest.mark.cuda
+def test_a_ladder_on_a_gpu():
+    extra = {MINE: ladders.hand_written_pair()}
+    found = run_lineage(ladders.table(), latent_dim=2, settings=SHORT, extra=extra)
+    shown = exhibits(found, labels=LABELS)
+    assert next(owner_of(found.pairs["vae"][0]).parameters()).device.type == "cuda"
+    assert shown.left_out == () and set(shown.kl) == {"PPCA", "VAE", MINE}
+    again = exhibits(found, labels=LABELS)
+    assert again.kl["PPCA"].allclose(shown.kl["PPCA"])
+    assert found.row("exact-svi").log_p.value <= found.optimum + 1e-6
 
 
 def test_bad_arguments(ladder):

@@ -26,7 +26,7 @@ from test_table import TABLES, lineage
 NAMES = (
     *("gap-staircase", "comparison", "objective-steps", "objective-seconds", "em-staircase"),
     *("svi-ascent", "bound-slice", "spectrum", "kl-by-dimension", "k-hat", "reconstructions"),
-    *("samples", "latent-means-PPCA", "latent-means-VAE", f"latent-means-{ladders.MINE}"),
+    *("samples", "latent-means-PPCA", "latent-means-VAE", "latent-means-a-pair-of-mine"),
     *("manifold", "interpolation"),
 )
 UNITS = re.compile(
@@ -100,6 +100,14 @@ def test_no_two_texts_overlap_and_axes_have_units(drawn, name):
 def test_stored_results_are_all_that_is_drawn(drawn, name):
     live = {p.name: p for p in pictures(ladders.ladder(), ladders.shown())}
     assert drawn[name].png() == live[name].png()
+
+
+def test_names_of_ones_own_are_names_of_files():
+    shown = ladders.shown()
+    means = dict.fromkeys(("a/b", "a b", "../c"), shown.latent_means["VAE"])
+    found = pictures(ladders.ladder(), dataclasses.replace(shown, latent_means=means))
+    names = [p.name for p in found]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w-]+", name) for name in names)
 
 
 def test_a_ladder_of_one_rung_without_classes_or_images(plain):

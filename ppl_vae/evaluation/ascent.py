@@ -61,6 +61,7 @@ def exact_bound(
     ppca: PPCA, guide: GaussianGuide, x: Float[Tensor, "N D"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The ELBO of a Gaussian guide under PPCA, and log p(x), without draws, in nats a datum."""
+    x = as_rows(x, ppca.loc, ppca.data_dim)
     log_p = ppca.log_likelihood(x).mean()
     kl = kl_divergence(_full(guide.distribution(x)), ppca.posterior(x))
     return log_p - kl.mean(), log_p

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
-from ppl_vae.program import DATA_PLATE, ProgramLike, accepted, as_observed
+from ppl_vae.program import DATA_PLATE, ProgramLike, accepted, as_observed, placement
 from ppl_vae.state import isolated_store, mode, probing, seeded
 from ppl_vae.traces import Site, frames, sites
 
@@ -69,8 +69,9 @@ def mean_data(
     Raises:
         ValueError: if the observed sites do not have x's columns.
     """
+    placed = {name: value.to(**placement(model)) for name, value in latents.items()}
     with probing(model):
-        return _data(poutine.condition(model, data=dict(latents)), like, latents, _mean)
+        return _data(poutine.condition(model, data=placed), like, latents, _mean)
 
 
 @torch.no_grad()

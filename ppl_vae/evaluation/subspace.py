@@ -83,9 +83,11 @@ def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
 
     With C'^-1 y = (y - W' M'^-1 W'' y) / s'^2 no D x D matrix is formed.
     """
-    w, v = (model.loadings.detach().double() for model in (first, second))
-    s, t = (model.noise_scale.detach().double().square() for model in (first, second))
-    offset = (first.loc - second.loc).detach().double()[:, None]
+    models = (first, second)  # which may stand on different devices
+    w, v = (model.loadings.detach().double().cpu() for model in models)
+    s, t = (model.noise_scale.detach().double().cpu().square() for model in models)
+    ours, theirs = (model.loc.detach().double().cpu() for model in models)
+    offset = (ours - theirs)[:, None]
     data_dim = len(w)
 
     def inner(loadings: Tensor, variance: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Which pictures a ladder has, each with its size and a sentence that says what to see."""
 
 import io
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from matplotlib.axes import Axes
@@ -53,7 +54,13 @@ class Picture:
 def pictures(lineage: Lineage, shown: Exhibits) -> list[Picture]:
     """The pictures that these results have, in the order of the page."""
     groups = (_ladder, _bounds, _latents, _data, _plane)
-    return [picture for group in groups for picture in group(lineage, shown)]
+    found: dict[str, Picture] = {}
+    for picture in (picture for group in groups for picture in group(lineage, shown)):
+        name = re.sub(r"[^\w]+", "-", picture.name)
+        while name in found:
+            name += "-"
+        found[name] = replace(picture, name=name)
+    return list(found.values())
 
 
 def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
@@ -190,10 +197,10 @@ def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
 def _plane(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     group = "Two latents, for pictures only"
     for name, means in shown.latent_means.items():
+        blind = "" if means.labels is None else " It was not told the classes."
         yield Picture(
             f"latent-means-{name}",
-            f"Where the training rows lie: means of q(z|x) of {name} ({means.about}). It was not "
-            "told the classes.",
+            f"Where the training rows lie: means of q(z|x) of {name} ({means.about}).{blind}",
             (SIZE[0], 4.6),
             partial(plots.latent_means, means, name=name),
             group,
