@@ -1,12 +1,9 @@
-"""Data: the embedded digits, tables from files, disjoint splits, and units."""
+"""Data: the embedded digits, disjoint splits, and units."""
 
-import csv
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from sklearn.datasets import load_digits
@@ -19,57 +16,6 @@ from ppl_vae.arguments import ArrayLike, as_matrix
 def digits() -> Float[np.ndarray, "1797 64"]:
     """scikit-learn's handwritten digits, 8 x 8 pixels, each in 0..1 (sixteenths)."""
     return np.asarray(load_digits(return_X_y=True)[0]) / 16
-
-
-def read_table(path: str | Path) -> Float[np.ndarray, "N D"]:
-    """Numbers from a ``.csv`` (with or without a header, any common delimiter) or ``.npy`` file.
-
-    Raises:
-        ValueError: if the file is neither, cannot be read, or has columns that are not numbers.
-        FileNotFoundError: if it is not there.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".npy":
-        try:
-            return as_matrix(np.load(path, allow_pickle=False), name=path.name).numpy()
-        except (OSError, EOFError) as error:
-            raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise ValueError(f"{path} must end in .csv, .tsv, .txt or .npy")
-    return as_matrix(_read_text(path), name=path.name).numpy()
-
-
-def _read_text(path: Path) -> pd.DataFrame:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    if not lines:
-        raise ValueError(f"{path} is empty")
-    try:
-        delimiter = csv.Sniffer().sniff(lines[0], delimiters=",;\t ").delimiter
-    except csv.Error:  # a single column
-        delimiter = ","
-    header = None if _is_numbers(lines[0].split(delimiter)) else 0
-    try:
-        table = pd.read_csv(path, sep=delimiter, header=header, encoding="utf-8-sig")
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is no table: {error}") from error
-    wrong = [c for c in table.columns if not pd.api.types.is_numeric_dtype(table[c])]
-    if wrong:
-        raise ValueError(
-            f"{path} has columns that are not numbers: {wrong[:5]}; remove them, or leave missing "
-            "cells empty"
-        )
-    return table
-
-
-def _is_numbers(cells: list[str]) -> bool:
-    try:
-        for cell in cells:
-            float(cell.strip().strip('"') or "nan")
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

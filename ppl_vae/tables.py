@@ -1,12 +1,9 @@
 """Tables as people have them: what a file does not say is found, and what was found is noted."""
 
-import csv
-import gzip
-import io
+import math
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,24 +16,17 @@ from jaxtyping import Float
 from sklearn.datasets import load_digits
 
 from ppl_vae.arguments import as_matrix
+from ppl_vae.sheets import NUMBER, SAMPLE, Sheet, quoted
 
 MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
-DOUBTFUL = MARKERS[3:]
+DOUBTFUL_MARKERS = MARKERS[3:]
 LABEL_NAMES = ("label", "labels", "class", "classes", "target", "species", "y_true", "category")
-# The commonest first: it wins a tie.
-DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|", "space": " "}
 SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data", ".npy")
 OTHER_FILES = dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV") | {
     ".parquet": "is Parquet; write it with pandas.read_parquet(...).to_csv('x.csv', index=False)",
     ".npz": "may hold several arrays; save one: np.save('x.npy', np.load('x.npz')['its name'])",
 }
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-COMMA_NUMBER = r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?"
-THOUSANDS = r"[+-]?[1-9]\d{0,2}(?:,\d{3})+"
-DRESSED = r"[$€£¥+-]{0,2}\s?\d[\d,' ]*(?:[.,]\d*)?\s?[%$€£¥]?"  # 1,234.5 or $5 or 10 %
-# pandas 3.1 reads numbers exactly without being asked to, and warns if it is.
-OLD_PANDAS = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
-EXACT: dict[str, Any] = {"float_precision": "round_trip"} if OLD_PANDAS else {}
+DRESSED_NUMBER = r"[$€£¥+-]{0,2}\s?\d[\d,' ]*(?:[.,]\d*)?\s?[%$€£¥]?"  # 1,234.5 or $5 or 10 %
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Table:
 def digits_table() -> Table:
     """scikit-learn's handwritten digits, each pixel in 0..1 (sixteenths), labelled 0..9."""
     pixels, digit = map(np.asarray, load_digits(return_X_y=True))
-    names = tuple(f"row {i}, column {j}" for i in range(8) for j in range(8))
+    names = tuple(f"r{i}c{j}" for i in range(8) for j in range(8))
     return Table("digits / 16", pixels / 16, names, None, tuple(digit.tolist()), "digit", (8, 8))
 
 
@@ -119,18 +109,17 @@ def read_table(
     path = Path(path)
     markers = MARKERS if missing is None else [missing] if isinstance(missing, str) else missing
     holes = ("", "nan", *(marker.strip().casefold() for marker in markers))
-    if _suffix(path) != ".npy":
-        draft = _draft_of_text(path, header, delimiter, holes)
-    elif header is None and delimiter is None:
-        draft = _draft_of_array(path, holes)
+    if _suffix(path) == ".npy":
+        draft = _draft_of_array(path, holes, given=(header, delimiter))
     else:
-        raise ValueError(f"{path} is an array: it has no header and no delimiter")
+        draft = _draft_of_text(path, header, delimiter, holes)
     if len(draft.cells) < 2:
-        raise ValueError(f"{path} has a single row; it must have more, one a datum")
+        raise ValueError(f"{path} has a single row; it must have two or more, one a datum")
     row_names, (labels, label) = draft.take_row_names(label), draft.take_labels(label)
     values, shape = draft.matrix(), image_shape or draft.image_shape
     if shape and shape[0] * shape[1] != values.shape[1]:
-        raise ValueError(f"{path} has {values.shape[1]} columns: no images of {shape}, row by row")
+        size = f"{shape[0]} x {shape[1]}"
+        raise ValueError(f"{path}: {values.shape[1]} columns make no images of {size} pixels")
     names, notes = tuple(draft.numbers), tuple(draft.notes)
     return Table(path.name, values, names, row_names, labels, label, shape, notes)
 
@@ -153,24 +142,23 @@ class _Draft:
 
     name: str
     cells: pd.DataFrame
-    numbers: dict[str, np.ndarray]
-    odd: dict[str, pd.Series]
-    notes: list[str] = field(default_factory=list)
+    holes: Sequence[str]
+    comma: bool = False
     headed: bool = False
     nameless: bool = False
     line_of: Callable[[int], int] = int
     image_shape: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, name: str, cells: pd.DataFrame, holes: Sequence[str], **rest: Any) -> "_Draft":
-        comma = rest.pop("comma", False)
-        pairs = {str(key): _numbers(column, holes, comma) for key, column in cells.items()}
-        numbers, odd = ({key: pair[k] for key, pair in pairs.items()} for k in (0, 1))
-        return cls(name, cells, numbers, odd, **rest)
+    def __post_init__(self) -> None:
+        self.numbers: dict[str, np.ndarray] = {}
+        self.odd: dict[str, pd.Series] = {}
+        for key, cells in self.cells.items():
+            self.numbers[str(key)], self.odd[str(key)] = _numbers(cells, self.holes, self.comma)
 
     def is_text(self, name: str) -> bool:
         """Whether it has more words than numbers, and they are not 1,234 or 10 %."""
-        odd, observed = self.odd[name], np.isfinite(self.numbers[name]).sum()
+        odd, observed = self.odd[name], int(np.isfinite(self.numbers[name]).sum())
         return len(odd) > observed and bool(odd.str.fullmatch(DRESSED_NUMBER).mean() <= 0.5)
 
     def is_whole(self, name: str) -> bool:
@@ -178,13 +166,14 @@ class _Draft:
         return bool(np.isfinite(values).all() and (values % 1 == 0).all())
 
     def find(self, label: str | None) -> str | None:
+        """The column of that name, or of that number in a file without names."""
         if label is None or label.casefold() == "none":
             return None
         if not self.headed and label.isdecimal():
             label = f"x{int(label)}"
         if label in self.cells:
             return label
-        raise ValueError(f"{self.name} has no column {label!r}; it has {_some(self.cells)}")
+        raise ValueError(f"{self.name} has no column {label!r}; it has {quoted(self.cells)}")
 
     def take_row_names(self, label: str | None) -> tuple[str, ...] | None:
         name = str(self.cells.columns[0])
@@ -204,8 +193,8 @@ class _Draft:
         whole, values, odd = self.is_whole(name), self.numbers.pop(name), self.odd[name]
         if missing := int(np.isnan(values).sum()) - len(odd):
             raise ValueError(
-                f"{self.name}: the label column {name!r} has {missing} missing cells; fill them or "
-                "remove their rows; if they name a class, give as missing what else marks a hole"
+                f"{self.name}: the label column {name!r} is empty in {missing} row(s); fill them "
+                "or remove the rows; if they name a class, give as missing what else marks a hole"
             )
         labels = self.cells[name] if len(odd) else values.astype(int) if whole else values
         return tuple(labels.tolist()), name
@@ -214,26 +203,22 @@ class _Draft:
         text = [name for name in self.numbers if self.is_text(name)]
         named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_whole(n)]
         if len(text) == 1 and not self.cells[text[0]].is_unique:
-            self.notes.append(f"column {text[0]!r} is taken as labels: it is text that repeats")
-            return text[0]
-        if text or not named or len(self.numbers) == 1:
+            note = f"column {text[0]!r} is taken as labels: it is text that repeats"
+            kept = named
+        elif text or not named or len(self.numbers) == 1:
             return None
-        self.notes.append(
-            f"column {named[0]!r} is taken as labels for its name; label 'none' keeps it as data"
-        )
-        return named[0]
+        else:
+            note = f"column {named[0]!r} is taken as labels for its name; label 'none' keeps it in"
+            text, kept = named, named[1:]
+        self.notes.append(note + f"; {quoted(kept)} is kept as data" * bool(kept))
+        return text[0]
 
     def matrix(self) -> Float[np.ndarray, "N D"]:
         self.refuse_words()
-        for name, values in self.numbers.items():
-            if self.cells[name].dtype == object:
-                words = self.cells[name][np.isnan(values)]
-                for word, times in (
-                    words[words.str.casefold().isin(DOUBTFUL)].value_counts().items()
-                ):
-                    self.notes.append(
-                        f"column {name!r}: {times} cells {word!r} are taken as missing"
-                    )
+        words = [self.cells[n] for n in self.numbers if self.cells[n].dtype == object]
+        doubtful = (cells[cells.str.casefold().isin(DOUBTFUL_MARKERS)] for cells in words)
+        for word, times in Counter(word for cells in doubtful for word in cells).items():
+            self.notes.append(f"cells written {word!r} are taken as missing: {times}")
         stack = np.column_stack(list(self.numbers.values()))
         return as_matrix(stack, name=self.name, dtype=torch.float64).numpy()
 
@@ -241,39 +226,43 @@ class _Draft:
         text = [name for name in self.numbers if self.is_text(name)]
         for name in self.numbers:
             if len(odd := self.odd[name]) and name not in text:
-                first = odd.drop_duplicates()[:3].items()
-                seen = ", ".join(f"{word!r} (line {self.line_of(row)})" for row, word in first)
+                rows = list(odd.drop_duplicates().index)[:3]
+                seen = ", ".join(f"{odd[row]!r} (line {self.line_of(row)})" for row in rows)
                 raise ValueError(
-                    f"{self.name}: column {name!r} has {len(odd)} cells that are no numbers: {seen}; "
-                    f"give missing {odd.iloc[0]!r} if that marks a missing value, or mend it"
+                    f"{self.name}: column {name!r}: {len(odd)} of {len(self.cells)} cells "
+                    f"hold no number: {seen}; give missing {odd.iloc[0]!r} if that marks a hole, "
+                    "otherwise mend them"
                 )
-        if text or not self.numbers:
+        if text:
             raise ValueError(
-                f"{self.name} has columns of text, {_some(text)}; choose one as label if it has "
+                f"{self.name} has columns of text, {quoted(text)}; choose one as label if it has "
                 "classes, and remove the others or encode them as numbers"
             )
-
-
-def _some(names: Iterable[Any]) -> str:
-    names = [repr(str(name)) for name in names]
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        if not self.numbers:
+            raise ValueError(
+                f"{self.name} has no column of numbers besides row names and labels; if it "
+                "should, give header, delimiter or label"
+            )
 
 
 def _numbers(
     cells: pd.Series, holes: Sequence[str], comma: bool
 ) -> tuple[Float[np.ndarray, "N"], pd.Series]:
     """Numbers (NaN elsewhere), and the words that are neither numbers nor holes."""
-    values, odd = cells, cells[:0]
+    values, odd = cells, cells.head(0)
     if cells.dtype == object:
         plain = cells.str.replace(",", ".") if comma else cells
-        found = pd.to_numeric(plain, errors="coerce").notna()
-        values, odd = plain.where(found, "nan"), cells[~found & ~cells.str.casefold().isin(holes)]
-    amounts = [float(hole) for hole in holes if re.fullmatch(NUMBER, hole)]
+        found = pd.Series(pd.to_numeric(plain, errors="coerce"), index=cells.index).notna()
+        values = plain.where(found, "nan")
+        odd = cells.loc[~found & ~cells.str.casefold().isin(holes)]
     array = values.to_numpy().astype(np.float64)
+    amounts = [float(hole) for hole in holes if re.fullmatch(NUMBER, hole)]
     return (np.where(np.isin(array, amounts), np.nan, array) if amounts else array), odd
 
 
-def _draft_of_array(path: Path, holes: Sequence[str]) -> _Draft:
+def _draft_of_array(path: Path, holes: Sequence[str], given: tuple[Any, ...]) -> _Draft:
+    if given != (None, None):
+        raise ValueError(f"{path} is an array: it has no header and no delimiter")
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
@@ -283,167 +272,37 @@ def _draft_of_array(path: Path, holes: Sequence[str]) -> _Draft:
             f"{path} must hold one array of numbers, (N, D), one row a datum, or (N, H, W), "
             f"images; it has {getattr(array, 'dtype', 'several')} {np.shape(array)}"
         )
-    flat = as_matrix(array.reshape(len(array), -1), name=path.name, dtype=torch.float64).numpy()
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
+    flat = as_matrix(rows, name=path.name, dtype=torch.float64).numpy()
     cells = pd.DataFrame(flat, columns=[f"x{k + 1}" for k in range(flat.shape[1])])
     shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
-    return _Draft.of(path.name, cells, holes, image_shape=shape)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix.lower() == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if raw.startswith(b"PK\3\4") or (b"\0" in raw and not wide):
-        raise ValueError(f"{path} holds no text, whatever its name says; save the table as CSV")
-    try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-@dataclass
-class _Sheet:
-    """Lines that have cells, each with its number in the file."""
-
-    lines: list[tuple[int, str]]
-    delimiter: str
-    holes: Sequence[str]
-
-    def __post_init__(self) -> None:
-        if self.delimiter == " ":
-            self.lines = [(k, " ".join(line.split())) for k, line in self.lines]
-
-    def rows(self, **options: Any) -> Any:
-        texts = (line for _, line in self.lines)
-        return csv.reader(texts, delimiter=self.delimiter, skipinitialspace=True, **options)
-
-    def line_of(self, row: int) -> int:
-        rows = self.rows()
-        next(islice(rows, row, row), None)
-        return self.lines[rows.line_num][0]
-
-    def width(self, name: str) -> int:
-        try:
-            widths = [len(row) for row in self.rows(strict=True)]
-        except csv.Error as error:
-            raise ValueError(f"{name}: a quotation mark is not closed ({error})") from error
-        width = Counter(widths[1:] or widths).most_common(1)[0][0]
-        for row, found in enumerate(widths):
-            if found != width and (row or found != width - 1):
-                raise ValueError(
-                    f"{name}: line {self.line_of(row)} has {found} cells where {width} are expected; "
-                    "mend it, or give the delimiter"
-                )
-        return width
-
-    def score(self) -> tuple[bool, int, float]:
-        """How evenly its delimiter parts the lines, and how many numbers that makes."""
-        first, *rest = self.rows()
-        width, times = Counter(map(len, rest or [first])).most_common(1)[0]
-        even = times + (len(first) in (width, width - 1))
-        numbers = [self.is_number(cell) for row in rest for cell in row]
-        return width > 1, even, float(np.mean(numbers or 0))
-
-    def is_number(self, cell: str) -> bool:
-        plain = cell if self.delimiter == "," else cell.replace(",", ".")
-        return re.fullmatch(NUMBER, plain.strip()) is not None
-
-    def has_header(self, first: list[str], rest: list[list[str]]) -> bool:
-        """Words over numbers, nothing over row names, or the column numbers of pandas."""
-        filled = [[c for c in column if not self.is_hole(c)] for column in zip(*rest, strict=True)]
-        share = [np.mean([self.is_number(c) for c in column] or 0) for column in filled]
-        over = [cell for cell, s in zip(first, share, strict=True) if s > 0.5]
-        words = any(not (self.is_number(cell) or self.is_hole(cell)) for cell in over)
-        names = first[not first[0] :]
-        counted = (
-            names == [str(k) for k in range(len(names))] and len(names) + 2 * (not first[0]) > 2
-        )
-        return words or counted or (not first[0] and bool(filled[0]) and share[0] == 0)
-
-    def is_hole(self, cell: str) -> bool:
-        return cell.strip().casefold() in self.holes
-
-    def has_decimal_commas(self) -> bool:
-        """Whether cells like 1,5 are there, some not like 1,500, and none like 1.5."""
-        text = "\n".join(line for _, line in self.lines)
-        cell = rf'(?:^|["{self.delimiter}])[ ]*(?:{{}})[ ]*(?=$|["{self.delimiter}])'
-        points, commas = (
-            re.search(cell.format(pattern), text, re.MULTILINE)
-            for pattern in (
-                r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?",
-                rf"(?!{THOUSANDS}(?!\d)){COMMA_NUMBER}",
-            )
-        )
-        return self.delimiter != "," and "," in text and commas is not None and points is None
-
-    def frame(self, names: list[str], headed: bool, comma: bool) -> pd.DataFrame:
-        """The cells: numbers where a column has nothing else, elsewhere stripped words."""
-        plain = [word for word in PLAIN_HOLES if word.casefold() in self.holes]
-        cells = pd.read_csv(
-            io.StringIO("\n".join(line for _, line in self.lines)),
-            sep=self.delimiter,
-            header=None,
-            skiprows=int(headed),
-            dtype={0: str},
-            keep_default_na=False,
-            na_values={k: plain for k in range(1, len(names))},
-            skipinitialspace=True,
-            skip_blank_lines=False,
-            low_memory=False,
-            decimal="," if comma else ".",
-            **EXACT,
-        )
-        columns = (cells[k] for k in cells)
-        return pd.DataFrame(
-            {
-                name: cell if cell.dtype.kind in "iuf" else _stripped(cell)
-                for name, cell in zip(names, columns, strict=True)
-            }
-        )
-
-
-def _stripped(cells: pd.Series) -> pd.Series:
-    return cells.astype(object).where(cells.notna(), "").map(str).astype(object).str.strip()
+    return _Draft(path.name, cells, holes, image_shape=shape)
 
 
 def _draft_of_text(
     path: Path, header: bool | None, delimiter: str | None, holes: Sequence[str]
 ) -> _Draft:
-    texts = enumerate(_read_text(path).split("\n"), 1)
-    lines = [(number, line) for number, line in texts if line.strip(" ")]
-    comments = list(takewhile(lambda numbered: numbered[1].startswith("#"), lines))
-    if len(comments) == len(lines):
-        raise ValueError(f"{path} is empty: no line has cells")
-    lines = lines[len(comments) :]
-    sheet = _Sheet(lines, _delimiter(lines, delimiter, holes), holes)
-    width = sheet.width(path.name, header)
-    first, *rest = islice(sheet.rows(), SAMPLE)
-    first = [""] * (width - len(first)) + first
+    sheet = Sheet.of(path, delimiter, holes)
+    width = sheet.width(header)
+    first, *rest = (row for _, row in islice(sheet.rows(), SAMPLE))
+    short = len(first) < width
+    first = [""] * short + [re.sub(r"Unnamed: \d+", "", cell.strip()) for cell in first]
     if not rest and (header or not all(map(sheet.is_number, first))):
         raise ValueError(f"{path} has column names and no rows")
-    headed = (bool(rest) and sheet.has_header(first, rest)) if header is None else header
-    above = sheet.names_above(comments, width) if header is not False and not headed else []
-    comma = sheet.has_decimal_commas()
-    notes = sheet.notes(comments, comma)
-    if above:
-        notes.append(f"the column names are those of the comment in line {comments[-1][0]}")
-    elif header is None and not headed:
-        notes.append(f"line {lines[0][0]} is taken as data: it has no words over numbers")
-    elif header is None and any(map(sheet.is_number, first)):
-        notes.append(f"line {lines[0][0]} is taken as column names, though it has numbers")
-    names = above or (first if headed else [""] * width)
-    cells = sheet.frame(_distinct(names, notes), headed, comma)
-    return _Draft.of(
+    found = short or (bool(rest) and sheet.has_header(first, rest))
+    above = [] if header is False or found else sheet.names_above(width)
+    headed = header is not False and (found or (header is True and not above))
+    names = first if headed else above or [""] * width
+    if header is None:
+        sheet.note_header(first, headed, bool(above))
+    cells = sheet.frame(sheet.distinct(names), headed)
+    return _Draft(
         path.name,
         cells,
         holes,
-        comma=comma,
-        notes=notes,
+        comma=sheet.decimal == ",",
         headed=headed or bool(above),
-        nameless=(headed or bool(above)) and not names[0].strip(),
+        nameless=(headed or bool(above)) and not names[0],
         line_of=lambda row: sheet.line_of(row + headed),
+        notes=sheet.notes,
     )

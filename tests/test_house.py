@@ -25,7 +25,7 @@ LAYERS = (
     ("program",),
     ("state", "results"),
     ("traces", "guides", "models.networks", "models.moments", "models.likelihoods"),
-    ("models.ppca", "models.vae", "divergences", "data", "tables", "tiles"),
+    ("models.ppca", "models.vae", "divergences", "data", "sheets", "tables", "tiles"),
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),
@@ -53,7 +53,9 @@ def layer(name):
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ppl_vae."):
-            yield node.module.removeprefix("ppl_vae.")
+            name = node.module.removeprefix("ppl_vae.")
+            package = (ROOT / "ppl_vae" / name).is_dir()
+            yield from (f"{name}.{alias.name}" for alias in node.names) if package else (name,)
 
 
 def functions(path):
