@@ -15,6 +15,7 @@ from ppl_vae.exhibits import Exhibits
 from ppl_vae.lineage import Lineage
 from ppl_vae.report import plots
 from ppl_vae.report.drawing import SIZE, tile_size
+from ppl_vae.tiles import Tiles
 
 DOTS_PER_INCH = 160
 
@@ -76,8 +77,8 @@ def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     if shown.comparison is not None:
         yield Picture(
             "comparison",
-            "Held-out log p, row by row against the best model's. A bar that crosses the dotted "
-            "line cannot be told from the best.",
+            "Held-out log p, row by row against the best model's; bars are one paired standard "
+            "error.",
             plots.comparison_size(shown.comparison),
             partial(plots.comparison, shown.comparison),
             group,
@@ -176,22 +177,21 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
 
 def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     group = "The data as the models see them"
-    for name, tiles, plot, sentence in (
-        (
-            "reconstructions",
-            shown.reconstructions,
-            plots.reconstructions,
-            "Held-out rows over the mean of x at q's mean. What K numbers do not hold is gone.",
-        ),
-        (
-            "samples",
-            shown.samples,
-            plots.samples,
-            "New rows: z from the prior, x from the model, its noise included.",
-        ),
-    ):
-        if tiles is not None:
-            yield Picture(name, sentence, tile_size(tiles), partial(plot, tiles), group)
+    sentence = "Held-out rows over the mean of x at q's mean. What K numbers do not hold is gone."
+    yield from _tiles("reconstructions", shown.reconstructions, sentence, group)
+    sentence = "New rows: z from the prior, x from the model, its noise included."
+    yield from _tiles("samples", shown.samples, sentence, group)
+
+
+def _tiles(name: str, tiles: Tiles | None, sentence: str, group: str) -> Iterator[Picture]:
+    if tiles is not None:
+        yield Picture(name, sentence, tile_size(tiles), partial(TILED[name], tiles), group)
+
+
+TILED = {
+    plot.__name__: plot
+    for plot in (plots.reconstructions, plots.samples, plots.manifold, plots.interpolation)
+}
 
 
 def _plane(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
@@ -205,20 +205,10 @@ def _plane(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(plots.latent_means, means, name=name),
             group,
         )
-    for name, tiles, plot, sentence in (
-        (
-            "manifold",
-            shown.manifold,
-            plots.manifold,
-            "The mean of x over the middle nine tenths of the prior in both directions, from a "
-            "second VAE with two latents that was fitted for pictures only.",
-        ),
-        (
-            "interpolation",
-            shown.interpolation,
-            plots.interpolation,
-            "The mean of x on straight lines between the codes of held-out rows, in the same VAE.",
-        ),
-    ):
-        if tiles is not None:
-            yield Picture(name, sentence, tile_size(tiles), partial(plot, tiles), group)
+    sentence = (
+        "The mean of x over the middle nine tenths of the prior in both directions, from a second "
+        "VAE with two latents that was fitted for pictures only."
+    )
+    yield from _tiles("manifold", shown.manifold, sentence, group)
+    sentence = "The mean of x on straight lines between codes of held-out rows, in the same VAE."
+    yield from _tiles("interpolation", shown.interpolation, sentence, group)

@@ -1,6 +1,7 @@
 """The ladder on a terminal while it is climbed."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from ppl_vae.lineage import Lineage
 from ppl_vae.report.table import lineage_table
+
+REFRESH_EVERY = 0.25
+"""Seconds."""
 
 
 class Display:
@@ -32,6 +36,7 @@ class Display:
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=None, left="")
         self._doing = ""
+        self._lock = threading.Lock()  # the picture is drawn in a thread of its own
 
     @contextmanager
     def shown(self, *, table: bool) -> Iterator[None]:
@@ -40,7 +45,8 @@ class Display:
             yield
             return
         what = self._with_table if table else self._only_progress
-        with Live(console=self.console, transient=True, get_renderable=what):
+        options = {"transient": True, "auto_refresh": False, "get_renderable": what}
+        with Live(console=self.console, **options) as live, _refreshed(live):
             yield
 
     def add(self, lineage: Lineage) -> None:
@@ -54,8 +60,9 @@ class Display:
         doing = f"{place}{rung}: {doing}"
         if doing != self._doing:
             self._doing = doing
-            self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(doing, total=None, left="")
+            with self._lock:
+                self._progress.remove_task(self._task)
+                self._task = self._progress.add_task(doing, total=None, left="")
         if total:
             self._progress.update(self._task, completed=done, total=total)
 
@@ -70,7 +77,8 @@ class Display:
         return f"{task.percentage:.0f} %, at most {left} left"
 
     def _only_progress(self) -> RenderableType:
-        self._progress.update(self._task, left=self._left())
+        with self._lock:
+            self._progress.update(self._task, left=self._left())
         return self._progress
 
     def _with_table(self) -> RenderableType:
@@ -78,3 +86,21 @@ class Display:
         waiting = self.names[len(rows)] if len(rows) < len(self.names) else ""
         table = lineage_table(rows, width=self.console.width, waiting=waiting)
         return Group(table, "", self._only_progress())
+
+
+@contextmanager
+def _refreshed(live: Live) -> Iterator[None]:
+    # rich's own thread is not waited for, and may meet the interpreter's end.
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(REFRESH_EVERY):
+            live.refresh()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
