@@ -24,6 +24,9 @@ from ppl_vae.results import Result, plain
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
 from ppl_vae.state import threads
 
+LISTED = 10
+"""So many columns are named in a note; ``about`` has all."""
+
 
 @runtime_checkable
 class Watch(Protocol):
@@ -73,7 +76,10 @@ class Lineage(Result):
             for note in row.fit.notes:
                 by_note.setdefault(note, []).append(row.rung)
         constant = self.about["constant_columns"]
-        found = [f"{CONSTANT_COLUMNS}: {', '.join(constant)}"] if constant else []
+        listed = ", ".join(constant[:LISTED])
+        if len(constant) > LISTED:
+            listed += f", ... ({len(constant)} in all)"
+        found = [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
     def to_dict(self) -> dict[str, Any]:

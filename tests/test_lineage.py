@@ -1,5 +1,6 @@
 """The ladder: every rung on one small table, its identities, and a stranger's pair in it."""
 
+import dataclasses
 import json
 import math
 
@@ -220,6 +221,9 @@ def test_columns_travel_and_constant_ones_are_told_once():
     assert found.about["columns"] == [*"abcdef", "still"]
     assert found.about["constant_columns"] == ["still"]
     assert found.notes() == ["constant columns: still"]
+    many = found.about | {"constant_columns": [f"c{k}" for k in range(30)]}
+    (note,) = dataclasses.replace(found, about=many).notes()
+    assert note.endswith("c9, ... (30 in all)")
     with pytest.raises(ValueError, match="columns must name each of x's 7 columns; it has 2"):
         run_lineage(x, latent_dim=2, columns=["a", "b"])
 
