@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.program import Density, Program, as_rows, data_plate
+from ppl_vae.state import validating
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 LOG_VARIANCE_BOUND = 20.0
@@ -208,7 +209,7 @@ class MeanFieldGuide(GaussianGuide):
                     "(for new data use an AmortizedGuide)"
                 )
             return gaussian(self.loc, self.raw, self.covariance)
-        if index.device.type == "cpu" and len(index):
+        if validating() and index.device.type == "cpu" and len(index):
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.num_data:
                 raise IndexError(

@@ -124,6 +124,7 @@ class FitResult(Result):
         validation_steps: after how many steps.
         restored: whether the state with the best validation ELBO was put back.
         notes: what else a person should know.
+        path: SVI: whether steps were captured or ran eagerly, and why.
     """
 
     algorithm: str
@@ -137,6 +138,7 @@ class FitResult(Result):
     validation_steps: Tensor | None = None
     restored: bool = False
     notes: tuple[str, ...] = ()
+    path: str = ""
 
     def shifted(self, nats: float) -> Self:
         """The same fit with its objectives in other units of the data, so many nats higher."""

@@ -84,6 +84,11 @@ def validation(enabled: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(torch_flag)
 
 
+def validating() -> bool:
+    """Whether arguments are checked here, which costs time and reads values."""
+    return bool(Distribution._validate_args)
+
+
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Run torch on so many threads: where tensors are small, a second one is only waited for."""

@@ -1,6 +1,7 @@
 """The loop around the steps of SVI: reading values, validation, checkpoints, stopping."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
+from ppl_vae.inference.capture import Choice
 from ppl_vae.inference.checkpoint import (
     generator_states,
     read_checkpoint,
@@ -15,6 +17,7 @@ from ppl_vae.inference.checkpoint import (
     write_checkpoint,
 )
 from ppl_vae.inference.progress import Report
+from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot
 from ppl_vae.objectives import elbo
@@ -36,6 +39,7 @@ class Loop:
         batch, update: the two halves of a step.
         schedule: which rows when.
         stopping: what to make of validation values.
+        choice: of the path, eager or captured.
         x_val: validation rows, or None.
         checkpoint: a file to resume from if it is there, and to write; or None.
     """
@@ -46,11 +50,13 @@ class Loop:
         update: Update,
         schedule: Schedule,
         stopping: EarlyStopping,
+        choice: Choice,
         x_val: ArrayLike | None = None,
         checkpoint: Path | None = None,
     ) -> None:
         self.begun = time.perf_counter()
         self.batch, self.update, self.schedule, self.stopping = batch, update, schedule, stopping
+        self.choice = choice
         self.x_val = None
         if x_val is not None:
             self.x_val = as_observed(x_val, model=batch.model, guide=batch.guide, name="x_val")
@@ -69,16 +75,54 @@ class Loop:
         if not self.values:
             self._look()
         with validation(False):
-            for rows in self.schedule.batches(self.order_seed, start=len(self.values)):
+            for chunk in self._chunks():
                 if self.stopped:
                     break
-                self._step(rows if rows is None else rows.to(self.batch.x.device))
+                if not self._leap(chunk):
+                    for rows in chunk:
+                        self._step(rows)
                 self._between_steps(report)
+                self.choice.look(len(self.values), self.elapsed)
         if not all(tensor.isfinite().all() for tensor in self.update.parameters):
             self._fail(len(self.values), None)
         self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
         if self.stopping.best is not None:
             self.stopping.best.restore()
+
+    def _chunks(self) -> Iterator[list[Tensor | None]]:
+        """Batches of one size that may go together, none across a look at validation rows."""
+        schedule, chunk = self.schedule, []
+        step = len(self.values)
+        for rows in schedule.batches(self.order_seed, start=step):
+            odd = rows is not None and len(rows) < schedule.batch_size
+            if odd and chunk:
+                yield chunk
+                chunk = []
+            chunk.append(rows if rows is None else rows.to(self.batch.x.device))
+            step += 1
+            ends = step % schedule.check_every == 0 or step == schedule.num_steps
+            if odd or ends or len(chunk) >= self.choice.unroll:
+                yield chunk
+                chunk = []
+
+    def _leap(self, chunk: list[Tensor | None]) -> bool:
+        """Whether the steps could be done in one call."""
+        captured = self.choice.captured
+        size = self.schedule.batch_size
+        odd = any(rows is not None and len(rows) != size for rows in chunk)
+        if captured is None or odd or len(chunk) != captured.unroll:
+            return False
+        self._read()
+        try:
+            values = captured.leap(chunk, len(self.values))
+        except NotRecordable as error:
+            self.choice.refuse(error)
+            return False
+        if not values.isfinite().all():  # step by step, to find the one that did it
+            return False
+        self.pending = list(values.unbind())
+        self._read()
+        return True
 
     def _step(self, rows: Tensor | None) -> None:
         step = len(self.values) + len(self.pending) + 1
@@ -158,6 +202,7 @@ class Loop:
             "values": self.values,
             "elapsed": self.elapsed,
             "stopped": self.stopped,
+            "captured": [self.choice.wanted, self.choice.why],
             "best": None if best is None else best.values,
             "looks": [self.stopping.values, self.stopping.steps, self.stopping.waited],
         }
@@ -171,6 +216,10 @@ class Loop:
             self.update.scheduler.load_state_dict(content["scheduler"])
         self.order_seed, self.stopped = content["order_seed"], content["stopped"]
         self.values, self.elapsed = content["values"], content["elapsed"]
+        # The fit goes on as it was: a path chosen anew could be another.
+        self.choice.wanted, self.choice.why = content["captured"]
+        if self.choice.wanted is True:
+            self.choice.take("as before the checkpoint")
         self.begun -= self.elapsed[-1]
         self.stopping.values, self.stopping.steps, self.stopping.waited = content["looks"]
         if content["best"] is not None:
@@ -193,5 +242,6 @@ class Loop:
             validation=torch.tensor(looked, dtype=torch.float64) if looked else None,
             validation_steps=torch.tensor(self.stopping.steps) if looked else None,
             restored=self.stopping.waited > 0,
+            path=self.choice.why,
             notes=tuple(note for o in owners if hasattr(o, "notes") for note in o.notes()),
         )

@@ -49,8 +49,18 @@ class WeightedObjective:
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, step: int, **keywords: Any
     ) -> Tensor:
         """The objective on rows x, at the ``step``-th step (counted from 1)."""
-        if isinstance(self.objective, ELBO) and self.warmup is not None:
-            self.objective.beta = self.beta * min(1.0, step / self.warmup)
+        return self.weighted(model, guide, x, self.weight(step), **keywords)
+
+    def weight(self, step: int) -> float:
+        """Of the KL, at the ``step``-th step (counted from 1)."""
+        return self.beta if self.warmup is None else self.beta * min(1.0, step / self.warmup)
+
+    def weighted(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: Any, **keywords: Any
+    ) -> Tensor:
+        """The objective on rows x with this weight of the KL, a number or a tensor."""
+        if isinstance(self.objective, ELBO):
+            self.objective.beta = beta
         if isinstance(self.objective, ELBO | IWAE):
             return self.objective.mean_value(model, guide, x, **keywords)[0]
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
@@ -89,6 +99,23 @@ class Batch:
         if rows is None:
             return self.x, {} if self.mask is None else {"mask": self.mask}
         return self.x[rows], batch_keywords(self.x, self.mask, rows)
+
+    def recorded_value(self, whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
+        """:meth:`value` as a function of tensors alone: (x, mask) and (rows,), one of them each.
+
+        Nothing here depends on what the tensors hold.
+        """
+        names = ("x", "mask")[: len(whole)]
+        given: dict[str, Any] = dict(zip(names, whole, strict=True))
+        if each:
+            (rows,) = each
+            given = {name: tensor[rows] for name, tensor in given.items()}
+            given |= {"index": rows, "num_data": len(self.x)}
+        x = given.pop("x")
+        try:
+            return self.objective.weighted(self.model, self.guide, x, beta, **given)
+        finally:
+            self.objective.objective.beta = self.objective.beta
 
     def culprit(self, rows: Tensor | None) -> str:
         """The first site whose log density is not finite."""
@@ -148,6 +175,33 @@ class Update:
     def state(self) -> list[Tensor]:
         """Every tensor of the pair that a fit changes."""
         return [*self.parameters, *self.buffers]
+
+    def learning_rates(self, steps: int) -> list[float]:
+        """Of the next steps; nothing changes.
+
+        Raises:
+            ValueError: if the scheduler moves more than the learning rate.
+        """
+        group = self.optimizer.param_groups[0]
+        if self.scheduler is None:
+            return [float(group["lr"])] * steps
+        now, before = copy.deepcopy(self.scheduler.state_dict()), dict(group)
+        rates = []
+        for _ in range(steps):
+            rates.append(float(group["lr"]))
+            self.scheduler.step()
+        moved = [k for k in before if k not in ("lr", "params") and group[k] != before[k]]
+        self.scheduler.load_state_dict(now)
+        group.update(before)
+        if moved:
+            raise ValueError(f"the scheduler moves more than the learning rate: {moved}")
+        return rates
+
+    def advance(self, steps: int) -> None:
+        """Let the scheduler know of steps that were done elsewhere."""
+        if self.scheduler is not None:
+            for _ in range(steps):
+                self.scheduler.step()
 
     def apply(self, value: Tensor, rows: Tensor | None) -> None:
         """Step up the gradient of the objective."""

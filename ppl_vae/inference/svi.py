@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.inference.capture import Captured, Choice
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import Report, progress_bar
@@ -39,6 +40,7 @@ def fit_svi(
     warmup: int | None = None,
     device: str | torch.device = "auto",
     seed: int | None = None,
+    capture: bool | str = "auto",
     checkpoint: str | Path | None = None,
     progress: bool | str | Report = "auto",
 ) -> FitResult:
@@ -65,6 +67,10 @@ def fit_svi(
         warmup: steps in which the weight of the KL rises from zero to the objective's beta.
         device: where to fit; ``"auto"`` is a GPU if there is one. The pair's modules move there.
         seed: of data order and draws; global generators are left as they were.
+        capture: record the step as tensor code and compile it, several steps a call: ``"auto"``
+            if the steps left are worth the time that takes; True from the second step on. A step
+            that cannot be captured runs eagerly, with a warning; ``FitResult.path`` says what
+            was done and why. Captured and eager steps are the same in distribution.
         checkpoint: a file to write once an epoch (at most every 25 steps) and to resume from if
             it is there; a resumed fit is the same, bit for bit on a CPU.
         progress: a bar on standard error; ``"auto"`` if that is a terminal. A callable of the
@@ -94,7 +100,8 @@ def fit_svi(
         update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)
         update.use_scheduler(scheduler, schedule.num_steps)
         file = None if checkpoint is None else Path(checkpoint)
-        loop = Loop(batch, update, schedule, stopping, x_val, file)
+        choice = Choice(capture, lambda unroll: Captured(batch, update, named, unroll), schedule)
+        loop = Loop(batch, update, schedule, stopping, choice, x_val, file)
         with progress_bar(schedule.num_steps, progress) as report:
             loop.run(report)
     return loop.result()

@@ -1,0 +1,137 @@
+"""Optimizers as pure functions: Adam, AdamW and SGD for steps that are recorded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Slots: TypeAlias = tuple[Tensor, ...]
+"""What a rule remembers of one parameter."""
+
+
+@dataclass(frozen=True)
+class AdamRule:
+    """Adam, or AdamW with ``decoupled`` weight decay.
+
+    References:
+        Kingma, Ba: Adam: a method for stochastic optimization (2015).
+        Loshchilov, Hutter: Decoupled weight decay regularization (2019).
+    """
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+
+    def update(
+        self, parameter: Tensor, gradient: Tensor, slots: Slots, step: Tensor, lr: Tensor
+    ) -> tuple[Tensor, Slots]:
+        """The parameter and its slots after the ``step``-th step (counted from 1)."""
+        first, second = slots
+        (beta1, beta2), decay = self.betas, self.weight_decay
+        if self.decoupled and decay:
+            parameter = parameter * (1 - lr * decay)
+        elif decay:
+            gradient = gradient + decay * parameter
+        first = first + (gradient - first) * (1 - beta1)
+        second = second * beta2 + gradient.square() * (1 - beta2)
+        spread = (second / (1 - beta2**step)).sqrt() + self.eps
+        return parameter - lr / (1 - beta1**step) * first / spread, (first, second)
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """Stochastic gradient descent, with momentum or without."""
+
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the slots."""
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def update(
+        self, parameter: Tensor, gradient: Tensor, slots: Slots, step: Tensor, lr: Tensor
+    ) -> tuple[Tensor, Slots]:
+        """The parameter and its slots after the ``step``-th step (counted from 1)."""
+        if self.weight_decay:
+            gradient = gradient + self.weight_decay * parameter
+        if not slots:
+            return parameter - lr * gradient, ()
+        later = slots[0] * self.momentum + (1 - self.dampening) * gradient
+        buffer = torch.where(step == 1, gradient, later)
+        direction = gradient + self.momentum * buffer if self.nesterov else buffer
+        return parameter - lr * direction, (buffer,)
+
+
+Rule: TypeAlias = AdamRule | SGDRule
+
+
+def rule_of(optimizer: torch.optim.Optimizer) -> Rule | str:
+    """The rule of an optimizer, or why it has none here."""
+    kind = type(optimizer)
+    if kind not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        return f"{kind.__name__} is none of Adam, AdamW, SGD"
+    if len(optimizer.param_groups) != 1:
+        return "the optimizer has several groups of parameters"
+    group = optimizer.param_groups[0]
+    for flag in ("amsgrad", "maximize", "differentiable"):
+        if group.get(flag):
+            return f"{kind.__name__} has {flag} set"
+    if isinstance(group["lr"], Tensor):
+        return "the learning rate is a tensor"
+    decay = float(group["weight_decay"])
+    if kind is torch.optim.SGD:
+        return SGDRule(group["momentum"], group["dampening"], decay, bool(group["nesterov"]))
+    # From torch 2.9 on Adam knows of decoupled decay itself.
+    decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
+    beta1, beta2 = map(float, group["betas"])
+    return AdamRule((beta1, beta2), group["eps"], decay, decoupled)
+
+
+def read_slots(
+    optimizer: torch.optim.Optimizer, rule: Rule, parameters: Sequence[Tensor]
+) -> tuple[list[Slots], int]:
+    """What the optimizer remembers of its parameters, and after how many steps.
+
+    Raises:
+        ValueError: if not all parameters have made the same number of steps.
+    """
+    slots, counts = [], set()
+    for parameter in parameters:
+        state: Any = optimizer.state.get(parameter, {})
+        held = tuple(state.get(name) for name in rule.names)
+        fresh = not state or any(value is None for value in held)
+        counts.add(0 if fresh else int(state.get("step", 1)))
+        zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in rule.names)
+        slots.append(tuple(zeros) if fresh else held)
+    if len(counts) > 1:
+        raise ValueError("the parameters have not all made the same number of steps")
+    return slots, counts.pop() if counts else 0
+
+
+def write_slots(
+    optimizer: torch.optim.Optimizer,
+    rule: Rule,
+    parameters: Sequence[Tensor],
+    slots: Sequence[Slots],
+    count: int,
+) -> None:
+    """Let the optimizer remember this, so that it can go on by itself."""
+    if not rule.names:
+        return
+    for parameter, held in zip(parameters, slots, strict=True):
+        state = optimizer.state[parameter]
+        state |= dict(zip(rule.names, held, strict=True))
+        if isinstance(rule, AdamRule):
+            step = state.get("step")
+            if isinstance(step, Tensor):
+                step.fill_(count)
+            else:
+                state["step"] = torch.tensor(float(count))
