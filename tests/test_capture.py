@@ -146,11 +146,14 @@ def data_for(likelihood, grey):
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(3)], ids=["elbo", "iwae"])
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-@pytest.mark.parametrize("guide", ["exact", "per-datum", "diagonal", "full"])
+@pytest.mark.parametrize(
+    ("guide", "likelihood"),
+    [
+        ("exact", "gaussian"),
+        *((g, p) for g in ("per-datum", "diagonal", "full") for p in ("gaussian", "bernoulli")),
+    ],
+)
 def test_recorded_steps_are_the_eager_ones(guide, likelihood, objective, grey):
-    if guide == "exact" and likelihood == "bernoulli":
-        pytest.skip("PPCA is Gaussian")
     x = data_for(likelihood, grey)
     agree(both_ways(lambda: pair_of(guide, likelihood), x, objective=objective))
 
@@ -333,7 +336,7 @@ def test_a_captured_fit_ends_where_the_eager_one_does(grey):
         model, guide = pair_of("diagonal")
         settings = {"steps": 1500, "batch_size": B, "lr": 1e-2, "seed": 0}
         fit = fit_svi(model, guide, grey, capture=capture, **settings)
-        assert fit.path.startswith("captured, 8 steps" if capture else "eager: as asked")
+        assert fit.path.startswith("captured, 7 steps" if capture else "eager: as asked")
         assert fit.steps == 1500 and len(fit.elapsed) == 1500
         ends.append(fit.objective[-500:])
     error = (ends[0].var() / 500 + ends[1].var() / 500).sqrt() * 4  # steps are correlated

@@ -115,8 +115,10 @@ class Captured:
                 return recorded
             how: dict[str, Any] = {"fullgraph": True, "dynamic": False, "options": self._options}
             try:
-                compiled = torch.compile(recorded, **how)
-                run_recorded(compiled, state, inputs)
+                with warnings.catch_warnings():  # the compiler's own, which nobody can act on
+                    warnings.simplefilter("ignore")
+                    compiled = torch.compile(recorded, **how)
+                    run_recorded(compiled, state, inputs)
             except Exception as error:  # no compiler, or one that fails
                 raise NotRecordable(f"it cannot be compiled ({first_line(error)})") from error
         return compiled
