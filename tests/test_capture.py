@@ -145,21 +145,38 @@ def data_for(likelihood, grey):
     return (grey > grey.mean()).double() if likelihood == "bernoulli" else grey
 
 
-@pytest.mark.parametrize("objective", [ELBO(), IWAE(3)], ids=["elbo", "iwae"])
-@pytest.mark.parametrize(
-    ("guide", "likelihood"),
-    [
-        ("exact", "gaussian"),
-        *((g, p) for g in ("per-datum", "diagonal", "full") for p in ("gaussian", "bernoulli")),
-    ],
-)
+PAIRS = [
+    ("exact", "gaussian"),
+    *((g, p) for g in ("per-datum", "diagonal", "full") for p in ("gaussian", "bernoulli")),
+]
+# By default each guide, likelihood and objective comes in some combination; slow, in all.
+QUICK = {("exact", "elbo"), ("per-datum", "iwae"), ("diagonal", "elbo"), ("full", "iwae")}
+MATRIX = [
+    pytest.param(
+        *pair,
+        objective,
+        id=f"{pair[0]}, {pair[1]}, {name}",
+        marks=() if (pair[0], name) in QUICK else pytest.mark.slow,
+    )
+    for pair in PAIRS
+    for name, objective in (("elbo", ELBO()), ("iwae", IWAE(3)))
+]
+
+
+@pytest.mark.parametrize(("guide", "likelihood", "objective"), MATRIX)
 def test_recorded_steps_are_the_eager_ones(guide, likelihood, objective, grey):
     x = data_for(likelihood, grey)
     agree(both_ways(lambda: pair_of(guide, likelihood), x, objective=objective))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("guide", ["per-datum", "diagonal"])
+@pytest.mark.parametrize(
+    ("guide", "optimizer"),
+    [
+        *(("diagonal", name) for name in OPTIMIZERS),
+        ("per-datum", "momentum"),
+        *(pytest.param("per-datum", n, marks=pytest.mark.slow) for n in ("adamw", "nesterov")),
+    ],
+)
 def test_every_optimizer(optimizer, guide, grey):
     agree(both_ways(lambda: pair_of(guide), grey, optimizer=optimizer))
 
