@@ -162,6 +162,7 @@ class _Draft:
         return len(odd) > observed and bool(odd.str.fullmatch(DRESSED_NUMBER).mean() <= 0.5)
 
     def is_whole(self, name: str) -> bool:
+        """Whether it holds whole numbers and nothing else."""
         values = self.numbers[name]
         return bool(np.isfinite(values).all() and (values % 1 == 0).all())
 
@@ -176,6 +177,7 @@ class _Draft:
         raise ValueError(f"{self.name} has no column {label!r}; it has {quoted(self.cells)}")
 
     def take_row_names(self, label: str | None) -> tuple[str, ...] | None:
+        """Row names from the first column, which then is no data, if it looks like them."""
         name = str(self.cells.columns[0])
         words, odd = self.cells[name].astype(str), len(self.odd[name]) > 0
         sure = self.nameless and (odd or (words.is_unique and self.is_whole(name)))
@@ -187,6 +189,7 @@ class _Draft:
         return tuple(words)
 
     def take_labels(self, label: str | None) -> tuple[tuple[Any, ...] | None, str | None]:
+        """The labels and their column, which then is no data; None if there are none."""
         name = self.guessed_label() if label is None else self.find(label)
         if name is None:
             return None, None
@@ -200,6 +203,7 @@ class _Draft:
         return tuple(labels.tolist()), name
 
     def guessed_label(self) -> str | None:
+        """The column that looks like labels."""
         text = [name for name in self.numbers if self.is_text(name)]
         named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_whole(n)]
         if len(text) == 1 and not self.cells[text[0]].is_unique:
@@ -214,6 +218,7 @@ class _Draft:
         return text[0]
 
     def matrix(self) -> Float[np.ndarray, "N D"]:
+        """What is left, as numbers and holes."""
         self.refuse_words()
         words = [self.cells[n] for n in self.numbers if self.cells[n].dtype == object]
         doubtful = (cells[cells.str.casefold().isin(DOUBTFUL_MARKERS)] for cells in words)
@@ -223,6 +228,7 @@ class _Draft:
         return as_matrix(stack, name=self.name, dtype=torch.float64).numpy()
 
     def refuse_words(self) -> None:
+        """Refuse words that are neither numbers nor holes, and tables without numbers."""
         text = [name for name in self.numbers if self.is_text(name)]
         for name in self.numbers:
             if len(odd := self.odd[name]) and name not in text:
