@@ -11,6 +11,7 @@ from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
@@ -32,6 +33,7 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Bernoulli",
+    "CapturedSVI",
     "Comparison",
     "ExactGuide",
     "FitResult",

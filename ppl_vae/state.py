@@ -12,9 +12,11 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_vae.arguments import choose_option
 from ppl_vae.program import ProgramLike, modules_of
 
 
@@ -28,7 +30,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with _kept_generators(list(devices)):
+    with kept_generators(list(devices)):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -36,7 +38,8 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_generators(devices: list[Any]) -> Iterator[None]:
+def kept_generators(devices: list[Any]) -> Iterator[None]:
+    """Generators end as they began: Python's, numpy's, torch's on the CPU and these devices."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         try:
@@ -100,6 +103,57 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+PRECISIONS = ("float32", "tf32", "bf16")
+_ROUNDED = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+
+
+@contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """How float32 matrix products and convolutions are rounded inside; all else stays float32.
+
+    Args:
+        name: ``"float32"``: not at all. ``"tf32"``: NVIDIA's tensor cores round the factors to
+            10 bits. ``"bf16"``: factors and products have 7 bits, sums are float32.
+        device: where the products are.
+
+    Raises:
+        ValueError: for ``"tf32"`` on anything but a GPU of NVIDIA's.
+    """
+    choose_option("precision", name, PRECISIONS)
+    if name == "tf32" and device.type != "cuda":
+        raise ValueError(
+            "precision='tf32' is a format of NVIDIA's GPUs; use 'float32' or 'bf16' on a "
+            f"{device.type}"
+        )
+    if name == "float32":
+        yield
+    elif name == "bf16":
+        with _Rounded():
+            yield
+    else:
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+class _Rounded(TorchDispatchMode):
+    """Matrix products and convolutions, gradients' too, with factors rounded to bfloat16."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        single = any(isinstance(a, Tensor) and a.dtype == torch.float32 for a in args)
+        if not single or func.overloadpacket.__name__ not in _ROUNDED:
+            return func(*args, **kwargs)
+        rounded = [a.bfloat16() if isinstance(a, Tensor) else a for a in args]
+        result = func(*rounded, **kwargs)
+        if isinstance(result, Tensor):
+            return result.float()
+        return tuple(r.float() if isinstance(r, Tensor) else r for r in result)
+
+
 @contextmanager
 def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
     """Training or evaluation mode (dropout, batch norm) for the programs' modules."""
@@ -121,7 +175,7 @@ def probing(*programs: ProgramLike) -> Iterator[None]:
     before = [b.clone() for b in buffers]
     devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}
     cuda = [d for d in devices if d.type == "cuda"]
-    with torch.no_grad(), _kept_generators(cuda), poutine.block():
+    with torch.no_grad(), kept_generators(cuda), poutine.block():
         try:
             yield
         finally:

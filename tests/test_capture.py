@@ -26,7 +26,8 @@ from ppl_vae import (
     mlp,
 )
 from ppl_vae.guides import num_scale_outputs
-from ppl_vae.inference.capture import Captured, Choice, best_unroll
+from ppl_vae.inference.capture import Captured
+from ppl_vae.inference.choice import Choice, best_unroll
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.rules import rule_of
@@ -298,8 +299,15 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(kind, match, grey):
 
 
 @pytest.mark.parametrize("kind", [pyro.infer.Trace_ELBO, pyro.infer.TraceMeanField_ELBO])
-def test_pyros_own_objectives_read_values(kind, grey):
-    fails(*pair_of("diagonal"), grey, "it reads a value of a tensor", kind())
+def test_two_of_pyros_own_objectives_have_an_equal_here(kind, grey):
+    agree(both_ways(lambda: pair_of("diagonal"), grey, objective=kind()))
+
+
+def test_others_of_pyros_have_none(grey):
+    class Mine(pyro.infer.Trace_ELBO):
+        pass
+
+    fails(*pair_of("diagonal"), grey, "Mine is none of the objectives known", Mine())
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
-from ppl_vae.inference.capture import Choice
 from ppl_vae.inference.checkpoint import (
     generator_states,
     read_checkpoint,
     set_generator_states,
     write_checkpoint,
 )
+from ppl_vae.inference.choice import Choice
 from ppl_vae.inference.progress import Report
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
@@ -70,6 +70,11 @@ class Loop:
         if checkpoint is not None and checkpoint.exists():
             self._resume(read_checkpoint(checkpoint, self._fingerprint()))
 
+    @property
+    def done(self) -> int:
+        """Steps, of which the last may not have been read."""
+        return len(self.values) + len(self.pending)
+
     def run(self, report: Report) -> None:
         """Run from where the loop stands to the end."""
         if not self.values:
@@ -82,7 +87,7 @@ class Loop:
                     for rows in chunk:
                         self._step(rows)
                 self._between_steps(report)
-                self.choice.look(len(self.values), self.elapsed)
+                self.choice.look(self.done, self.elapsed)
         if not all(tensor.isfinite().all() for tensor in self.update.parameters):
             self._fail(len(self.values), None)
         self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
@@ -93,12 +98,12 @@ class Loop:
         """Batches of one size that may go together, none across a look at validation rows."""
         schedule, chunk = self.schedule, []
         step = len(self.values)
-        for rows in schedule.batches(self.order_seed, start=step):
+        for rows in schedule.batches(self.order_seed, start=step, device=self.batch.x.device):
             odd = rows is not None and len(rows) < schedule.batch_size
             if odd and chunk:
                 yield chunk
                 chunk = []
-            chunk.append(rows if rows is None else rows.to(self.batch.x.device))
+            chunk.append(rows)
             step += 1
             ends = step % schedule.check_every == 0 or step == schedule.num_steps
             if odd or ends or len(chunk) >= self.choice.unroll:
@@ -112,22 +117,23 @@ class Loop:
         odd = any(rows is not None and len(rows) != size for rows in chunk)
         if captured is None or odd or len(chunk) != captured.unroll:
             return False
-        self._read()
         try:
-            values = captured.leap(chunk, len(self.values))
+            values = captured.leap(chunk, self.done)
         except NotRecordable as error:
             self.choice.refuse(error)
             return False
-        if not values.isfinite().all():  # step by step, to find the one that did it
-            return False
-        self.pending = list(values.unbind())
-        self._read()
+        if values.device.type == "cpu" and not values.isfinite().all():
+            return False  # nothing was done: step by step, to find the one that does it
+        self.pending += values.unbind()
+        if len(self.pending) >= READ_EVERY.get(values.device.type, 1):
+            self._read()
         return True
 
     def _step(self, rows: Tensor | None) -> None:
-        step = len(self.values) + len(self.pending) + 1
+        step = self.done + 1
         try:
-            value = self.batch.value(rows, step)
+            with self.batch.rounding():
+                value = self.batch.value(rows, step)
         except (RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -139,7 +145,8 @@ class Loop:
         self.pending.append(value.detach())
         if len(self.pending) >= READ_EVERY.get(value.device.type, 1):
             self._read(rows)
-        self.update.apply(value, rows)
+        with self.batch.rounding():
+            self.update.apply(value, rows)
 
     def _read(self, rows: Tensor | None = None) -> None:
         if not self.pending:
@@ -162,7 +169,7 @@ class Loop:
         )
 
     def _between_steps(self, report: Report) -> None:
-        step = len(self.values) + len(self.pending)
+        step = self.done
         if step % self.schedule.check_every and step < self.schedule.num_steps:
             return
         self._read()
@@ -177,7 +184,7 @@ class Loop:
         x, mask = self.x_val
         pair, step = (self.batch.model, self.batch.guide), len(self.values)
         values = elbo(*pair, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED)
-        if self.stopping.look(step, float(values.mean()), self.update.state):
+        if self.stopping.look(step, float(values.double().mean()), self.update.state):
             waited = self.stopping.waited
             self.stopped = f"early at step {step}: x_val has not been better for {waited} looks"
 

@@ -3,17 +3,18 @@
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ppl_vae.arguments import at_least
 from ppl_vae.inference.training import TableRows
-from ppl_vae.objectives import ELBO, IWAE, batch_keywords
+from ppl_vae.objectives import ELBO, IWAE, batch_keywords, without_reading
 from ppl_vae.program import ProgramLike, accepted
-from ppl_vae.state import probing, validation
+from ppl_vae.state import precision, probing, validation
 from ppl_vae.traces import log_prob, run_pair, sites
 
 
@@ -37,6 +38,7 @@ class WeightedObjective:
                 "use objective=ELBO(...)"
             )
         self.objective = copy.copy(objective)
+        self._recorded = without_reading(self.objective)
         self.beta = getattr(objective, "beta", 1.0)
         self.warmup = None if warmup is None else at_least("warmup", warmup)
         known = isinstance(objective, ELBO | IWAE)
@@ -55,10 +57,29 @@ class WeightedObjective:
         """Of the KL, at the ``step``-th step (counted from 1)."""
         return self.beta if self.warmup is None else self.beta * min(1.0, step / self.warmup)
 
-    def weighted(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: Any, **keywords: Any
+    def recorded(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: Tensor, **keywords: Any
     ) -> Tensor:
-        """The objective on rows x with this weight of the KL, a number or a tensor."""
+        """:meth:`weighted` where nothing may be read from tensors.
+
+        Raises:
+            ValueError: for objectives of Pyro's that have no equal here.
+        """
+        if self._recorded is None:
+            raise ValueError(f"{type(self.objective).__name__} is none of the objectives known")
+        if not isinstance(self._recorded, ELBO):
+            return self._recorded.mean_value(model, guide, x, **keywords)[0]
+        before = self._recorded.beta
+        try:
+            self._recorded.beta = cast(Any, beta)
+            return self._recorded.mean_value(model, guide, x, **keywords)[0]
+        finally:
+            self._recorded.beta = before
+
+    def weighted(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: float, **keywords: Any
+    ) -> Tensor:
+        """The objective on rows x with this weight of the KL."""
         if isinstance(self.objective, ELBO):
             self.objective.beta = beta
         if isinstance(self.objective, ELBO | IWAE):
@@ -82,6 +103,10 @@ class Batch:
         model, guide: the pair.
         objective: what is maximised.
         x, mask: the whole data.
+        precision: of matrix products, see :func:`ppl_vae.state.precision`.
+
+    Raises:
+        ValueError: if there is no such precision on x's device.
     """
 
     model: ProgramLike
@@ -89,6 +114,15 @@ class Batch:
     objective: WeightedObjective
     x: Tensor
     mask: Tensor | None
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        with self.rounding():
+            pass
+
+    def rounding(self) -> AbstractContextManager[None]:
+        """The context in which a step runs: its value and its gradient."""
+        return precision(self.precision, self.x.device)
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective in nats a datum; ``rows`` None is all of them."""
@@ -112,10 +146,7 @@ class Batch:
             given = {name: tensor[rows] for name, tensor in given.items()}
             given |= {"index": rows, "num_data": len(self.x)}
         x = given.pop("x")
-        try:
-            return self.objective.weighted(self.model, self.guide, x, beta, **given)
-        finally:
-            self.objective.objective.beta = self.objective.beta
+        return self.objective.recorded(self.model, self.guide, x, beta, **given)
 
     def culprit(self, rows: Tensor | None) -> str:
         """The first site whose log density is not finite."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.inference.capture import Captured, Choice
+from ppl_vae.inference.capture import Captured
+from ppl_vae.inference.choice import Choice
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import Report, progress_bar
@@ -41,6 +42,7 @@ def fit_svi(
     device: str | torch.device = "auto",
     seed: int | None = None,
     capture: bool | str = "auto",
+    precision: str = "float32",
     checkpoint: str | Path | None = None,
     progress: bool | str | Report = "auto",
 ) -> FitResult:
@@ -71,6 +73,9 @@ def fit_svi(
             if the steps left are worth the time that takes; True from the second step on. A step
             that cannot be captured runs eagerly, with a warning; ``FitResult.path`` says what
             was done and why. Captured and eager steps are the same in distribution.
+        precision: of float32 matrix products and convolutions in the steps, not in looks at
+            ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose gradients are
+            noisier. See :func:`ppl_vae.state.precision`.
         checkpoint: a file to write once an epoch (at most every 25 steps) and to resume from if
             it is there; a resumed fit is the same, bit for bit on a CPU.
         progress: a bar on standard error; ``"auto"`` if that is a terminal. A callable of the
@@ -94,7 +99,7 @@ def fit_svi(
     weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
     in_training = mode(model, guide, training=True)
     with seeded(seed), isolated_store(), in_training, _quiet_about_frozen():
-        batch = Batch(model, guide, weighted, x, mask)
+        batch = Batch(model, guide, weighted, x, mask, precision)
         everything = torch.arange(schedule.batch_size, device=x.device)
         named = find_parameters(model, guide, lambda: batch.value(everything, schedule.num_steps))
         update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)

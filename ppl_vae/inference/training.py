@@ -52,16 +52,21 @@ class Schedule:
         """Steps between looks at validation data: an epoch, but not fewer than 25."""
         return math.ceil(25 / self.steps_per_epoch) * self.steps_per_epoch
 
-    def batches(self, order_seed: int, start: int = 0) -> Iterator[Tensor | None]:
-        """The rows of each step from ``start`` on, a new order every epoch; None is all rows."""
+    def batches(
+        self, order_seed: int, start: int = 0, device: torch.device | str = "cpu"
+    ) -> Iterator[Tensor | None]:
+        """The rows of each step from ``start`` on, a new order every epoch; None is all rows.
+
+        The order is drawn on ``device``, by a generator of its own.
+        """
         if self.batch_size == self.num_data:
             yield from (None for _ in range(start, self.num_steps))
             return
         step = start
         while step < self.num_steps:
             epoch, done = divmod(step, self.steps_per_epoch)
-            generator = torch.Generator().manual_seed(order_seed + epoch)
-            order = torch.randperm(self.num_data, generator=generator)
+            generator = torch.Generator(device).manual_seed(order_seed + epoch)
+            order = torch.randperm(self.num_data, generator=generator, device=device)
             for rows in order.split(self.batch_size)[done : done + self.num_steps - step]:
                 yield rows
                 step += 1

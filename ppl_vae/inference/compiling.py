@@ -1,0 +1,138 @@
+"""Functions of tensors recorded once and run as compiled code, on a GPU as one replayed graph."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from ppl_vae.inference.products import with_fastest_products
+from ppl_vae.inference.recording import NotRecordable, first_line, record
+from ppl_vae.state import kept_generators
+
+MOST_SIGNATURES = 8
+"""Shapes for which one function is compiled; the next is refused, as each costs much time."""
+Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class Compiled:
+    """A pure function of tensors, recorded and compiled for each shape that it meets.
+
+    Args:
+        function: of nested tuples and lists of tensors, to the same.
+        others: gives other arguments of the same shapes, see :func:`.recording.record`.
+        compiled: whether to compile what is recorded; without, it is slow, and the same.
+        options: of the compiler.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        others: Callable[..., Any],
+        *,
+        compiled: bool = True,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.function, self.others = function, others
+        self.compiled, self.options = compiled, options
+        self._runs: dict[Any, tuple[Run, Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's result; on a GPU its tensors are overwritten by the next call.
+
+        Raises:
+            NotRecordable: at a first call, if the function cannot be recorded or compiled.
+        """
+        flat = pytree.tree_leaves(args)
+        key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in flat)
+        if key not in self._runs:
+            if len(self._runs) >= MOST_SIGNATURES:
+                raise NotRecordable(f"it has met {MOST_SIGNATURES} shapes already")
+            devices = list({t.device for t in flat if t.device.type == "cuda"})
+            with kept_generators(devices), poutine.block():
+                self._runs[key] = self._first(args, flat)
+        run, structure = self._runs[key]
+        with torch.no_grad():
+            return pytree.tree_unflatten(list(run(flat)), structure)
+
+    def _first(self, args: Any, flat: list[Tensor]) -> tuple[Run, Any]:
+        recorded, structure = record(self.function, args, self.others(*args))
+        if not self.compiled:
+            return (lambda tensors: recorded(*tensors)), structure
+        try:
+            run = _compile(recorded, flat, self.options)
+            if flat[0].device.type == "cuda":
+                run = Replay(run, flat)
+            with torch.no_grad():
+                run(flat)
+        except Exception as error:  # no compiler, or one that fails
+            raise NotRecordable(f"it cannot be compiled ({first_line(error)})") from error
+        return run, structure
+
+
+def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] | None) -> Run:
+    recorded = with_fastest_products(recorded)
+    for node in recorded.graph.nodes:  # of another recorder than the compiler's
+        node.meta.pop("val", None)
+        node.meta.pop("tensor_meta", None)
+    with torch.no_grad(), warnings.catch_warnings():
+        from torch import _inductor  # takes a while to import
+
+        warnings.simplefilter("ignore")  # the compiler's own, which nobody can act on
+        code: Any = _inductor.compile(recorded, list(flat), options=options)
+    return lambda tensors: code(*tensors)
+
+
+def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
+    """The kernels that a call starts as one graph; returns what replays it.
+
+    Random numbers are drawn anew at each replay, from the device's default generator.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries set themselves up outside the graph
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+class Replay:
+    """Calls of one function as replays of one graph, on tensors that stay where they are.
+
+    Arguments are copied into the graph's own tensors, so a call costs one copy of each and one
+    start on the device, whatever the number of kernels.
+
+    Args:
+        run: the function.
+        flat: arguments of the shapes that it will get.
+        graph_of: makes the graph; by default on CUDA.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        flat: list[Tensor],
+        graph_of: Callable[[Callable[[], Any]], Callable[[], None]] = cuda_graph,
+    ) -> None:
+        self.inputs = [tensor.detach().clone() for tensor in flat]
+        self.outputs: Sequence[Tensor] = []
+
+        def call() -> None:
+            self.outputs = run(self.inputs)
+
+        self.replay = graph_of(call)
+
+    def __call__(self, flat: list[Tensor]) -> Sequence[Tensor]:
+        """The function's results, which the next call overwrites."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.inputs, flat)  # pyright: ignore[reportPrivateImportUsage]
+        self.replay()
+        return self.outputs

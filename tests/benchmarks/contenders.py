@@ -1,0 +1,132 @@
+"""Ways to train one and the same VAE: 784-H-20-H-784, Gaussian with a shared scale, Adam.
+
+Each contender is a function of (x, rows, hidden) that makes a function which trains on the batches
+``x[rows[0]], x[rows[1]], ...``, one Adam step each, and waits for the last to be done.
+"""
+
+import math
+
+import pyro
+import torch
+from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from ppl_vae import ELBO, VAE, CapturedSVI
+from ppl_vae.inference.capture import Captured
+from ppl_vae.inference.parameters import find_parameters
+from ppl_vae.inference.steps import Batch, Update, WeightedObjective
+from ppl_vae.program import modules_of
+from ppl_vae.state import isolated_store, precision, validation
+
+LATENT, RATE = 20, 1e-3
+
+
+def vae_of(hidden, device):
+    return VAE.mlp(784, LATENT, hidden=(hidden,), seed=0).to(device)
+
+
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def stock(loss, checked=False, kind=SVI):
+    """``pyro.infer.SVI`` or its captured twin, with argument checks or without."""
+
+    def make(x, rows, hidden):
+        vae = vae_of(hidden, x.device)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": RATE}), loss())
+
+        def run():
+            with validation(checked):
+                for some in rows:
+                    svi.step(x[some])
+
+        return run
+
+    return make
+
+
+def ours(unroll, numbers="float32"):
+    """The step of ``fit_svi``: eager (0), or captured with so many steps a call."""
+
+    def make(x, rows, hidden):
+        vae = vae_of(hidden, x.device)
+        batch = Batch(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
+        named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
+        update = Update(named, modules_of(vae.model, vae.guide), RATE, torch.optim.Adam, None)
+        fast = Captured(batch, update, named, unroll) if unroll else None
+
+        def run():
+            with isolated_store(), validation(False), precision(numbers, x.device):
+                for start in range(0, len(rows), max(unroll, 1)):
+                    if fast is None:
+                        update.apply(batch.value(rows[start], 1), rows[start])
+                    else:
+                        fast.leap(rows[start : start + unroll], start)
+            wait(x.device)
+
+        return run
+
+    return make
+
+
+class HandWritten(nn.Module):
+    """The same VAE without Pyro, as one writes it by hand."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 2 * LATENT)
+        )
+        self.decoder = nn.Sequential(nn.Linear(LATENT, hidden), nn.ReLU(), nn.Linear(hidden, 784))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        loc, raw = self.encoder(x).chunk(2, -1)
+        log_var = 20 * torch.tanh(raw / 20)
+        z = loc + (0.5 * log_var).exp() * torch.randn_like(loc)
+        error = ((x - self.decoder(z)) * (-self.log_scale).exp()).square()
+        constant = self.log_scale + 0.5 * math.log(2 * math.pi)
+        log_p = -(0.5 * error + constant).sum(-1)
+        kl = 0.5 * (log_var.exp() + loc.square() - 1 - log_var).sum(-1)
+        return (kl - log_p).mean()
+
+
+def by_hand(compiled):
+    """Plain PyTorch with fused Adam; its loss as it is, or through ``torch.compile``."""
+
+    def make(x, rows, hidden):
+        torch.manual_seed(0)
+        vae = HandWritten(hidden).to(x.device)
+        optimizer = torch.optim.Adam(vae.parameters(), lr=RATE, fused=True)
+        loss_of = torch.compile(vae, dynamic=False) if compiled else vae
+
+        def run():
+            for some in rows:
+                optimizer.zero_grad(set_to_none=True)
+                loss_of(x[some]).backward()
+                optimizer.step()
+            wait(x.device)
+
+        return run
+
+    return make
+
+
+REFERENCE = "pyro.infer.SVI, Trace_ELBO"
+CAPTURED = "fit_svi, captured, 8 steps a call"
+TRAINING = {
+    REFERENCE: stock(Trace_ELBO),
+    "pyro.infer.SVI, Trace_ELBO, validating": stock(Trace_ELBO, checked=True),
+    "pyro.infer.SVI, TraceMeanField_ELBO": stock(TraceMeanField_ELBO),
+    "pyro.infer.SVI, TraceMeanField_ELBO, validating": stock(TraceMeanField_ELBO, checked=True),
+    "pyro.infer.SVI, JitTrace_ELBO": stock(JitTrace_ELBO),
+    "pyro.infer.SVI, JitTraceMeanField_ELBO": stock(JitTraceMeanField_ELBO),
+    "by hand, eager, fused Adam": by_hand(compiled=False),
+    "by hand, torch.compile, fused Adam": by_hand(compiled=True),
+    "fit_svi, eager": ours(0),
+    "CapturedSVI, Trace_ELBO": stock(Trace_ELBO, kind=CapturedSVI),
+    "fit_svi, captured, 1 step a call": ours(1),
+    CAPTURED: ours(8),
+}
