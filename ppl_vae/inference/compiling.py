@@ -7,7 +7,10 @@ from typing import Any, TypeAlias
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from ppl_vae.inference.products import with_fastest_products
@@ -79,9 +82,11 @@ def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] 
     for node in recorded.graph.nodes:  # of another recorder than the compiler's
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
-    with torch.no_grad(), warnings.catch_warnings():
-        from torch import _inductor  # takes a while to import
+    from torch import _inductor  # takes a while to import
 
+    # Without the sizes' environment the compiler does not look into its cache on disk.
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    with torch.no_grad(), tracing(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, which nobody can act on
         code: Any = _inductor.compile(recorded, list(flat), options=options)
     return lambda tensors: code(*tensors)
