@@ -9,14 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.evaluation.likelihood import (
-    NUMBERS_AT_ONCE,
-    LogLikelihood,
-    collect,
-    estimate,
-    rows_at_once,
-)
-from ppl_vae.evaluation.local import family_of, refine
+from ppl_vae.evaluation.blocks import Refiner, block_size, rows_at_once
+from ppl_vae.evaluation.likelihood import LogLikelihood, collect, estimate
+from ppl_vae.evaluation.local import family_of
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import ELBO, batch_keywords
 from ppl_vae.program import ProgramLike, as_observed
@@ -125,21 +120,22 @@ def gaps(
             f"log_p must have one value for each of {len(rows)} rows; its shape is "
             f"{tuple(torch.as_tensor(log_p).shape)}"
         )
-    blocks = rows.to(x.device).split(min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
+    blocks = rows.to(x.device).split(block_size(x, num_samples, refined=True))
     ours, top, parts = [], [], []
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
         family = covariance or family_of(model, guide, *first)
         choose_option("covariance", family, COVARIANCES)
+        search = Refiner(model, steps=steps, covariance=family)
+        widen = Refiner(model, steps=steps, covariance="full")
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
-            search = {"steps": steps, "covariance": family}
-            optimum = best or refine(model, guide, *block, **search)
+            optimum = best or search(guide, *block)
             common = int(torch.randint(2**31, ()))
             ours.append(_elbo(model, guide, *block, seed=common))
             top.append(_elbo(model, optimum, *block, seed=common))
             if log_p is None:
-                wide = refine(model, optimum, *block, steps=steps, covariance="full")
+                wide = widen(optimum, *block)
                 parts.append(estimate(model, wide, *block, num_samples))
     estimated = collect(parts, num_samples, "importance", steps) if parts else None
     value = log_p if estimated is None else estimated.value

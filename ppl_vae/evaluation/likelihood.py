@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.evaluation.local import refine as refine_guide
+from ppl_vae.evaluation.blocks import Rails, Refiner, Weigher, block_size, rows_at_once
 from ppl_vae.evaluation.reliability import (
     FEWEST_DRAWS,
     effective_sample_size,
@@ -23,13 +23,8 @@ from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, check_support
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
-from ppl_vae.traces import run_pair, sample_dim
 
 METHODS = ("importance", "prior")
-ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
-"""Rows (draws times data) that go through the programs at once."""
-NUMBERS_AT_ONCE = 2**22
-"""Entries that one tensor of draws, data or weights may have."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +41,7 @@ class LogLikelihood(Result):
         num_samples: S, the draws a datum.
         method: ``"importance"``, ``"prior"``, or ``"exact"`` where there was nothing to estimate.
         refine: steps spent on each datum's own q before drawing from it.
+        path: how it was computed, eagerly or captured, and why.
     """
 
     value: Float[Tensor, " N"]
@@ -56,6 +52,7 @@ class LogLikelihood(Result):
     num_samples: int
     method: str
     refine: int
+    path: str = ""
 
     @property
     def mean(self) -> float:
@@ -121,6 +118,8 @@ def log_likelihood(
     covariance: str | None = None,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
+    capture: bool | str = "auto",
+    precision: str = "float32",
     seed: int | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x_n) of each datum by log (1/S sum_s p(x_n, z_s) / q(z_s | x_n)).
@@ -138,6 +137,11 @@ def log_likelihood(
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed; NaN in x says the same.
         rows: look at these rows of x only; by default at all.
+        capture: run as compiled tensor code: ``"auto"`` if the time left is worth compiling;
+            True from the start. Draws are those of an eager run from the same seed. What cannot
+            be captured runs eagerly, with a warning.
+        precision: of float32 matrix products, see :func:`ppl_vae.state.precision`. Weights are
+            summed in float64 in any case.
         seed: of the draws.
 
     Raises:
@@ -148,17 +152,18 @@ def log_likelihood(
     x, mask = as_observed(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
     rows = torch.arange(len(x)) if rows is None else rows
-    most = max(1, min(rows_at_once(x), NUMBERS_AT_ONCE // num_samples))
+    blocks = rows.to(x.device).split(block_size(x, num_samples, refined=refine > 0))
+    calls = num_samples * len(rows) // rows_at_once(x)
+    weigher = Weigher(model, Rails(capture, calls), precision)
+    how = {"steps": max(refine, 1), "covariance": covariance or "full", "numbers": precision}
+    refiner = Refiner(model, rails=Rails(capture, len(blocks)), **how)
     parts = []
     with isolated_store(), seeded(seed), mode(model, proposal, training=False):
-        for block_rows in rows.to(x.device).split(most):
+        for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
-            local = proposal
-            if refine:
-                family = covariance or "full"
-                local = refine_guide(model, proposal, *block, steps=refine, covariance=family)
-            parts.append(estimate(model, local, *block, num_samples))
-    return collect(parts, num_samples, method, refine)
+            local = refiner(proposal, *block) if refine else proposal
+            parts.append(_estimate(weigher, local, *block, num_samples))
+    return replace(collect(parts, num_samples, method, refine), path=weigher.rails.why)
 
 
 def collect(
@@ -204,33 +209,23 @@ def prior_guide(model: ProgramLike) -> ProgramLike:
     return poutine.block(model, hide_fn=hide)
 
 
-def rows_at_once(x: Tensor) -> int:
-    """How many rows may go through a pair at once on x's device, so that memory stays fixed."""
-    rows = ROWS_AT_ONCE.get(x.device.type, ROWS_AT_ONCE["cpu"])
-    return max(1, min(rows, NUMBERS_AT_ONCE // x.shape[1]))
-
-
-@torch.no_grad()
 def estimate(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: dict[str, Any],
-    num_samples: int,
+    model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
 ) -> tuple[Tensor, ...]:
     """The first five fields of a :class:`LogLikelihood` for one block of data.
 
     Raises:
         FloatingPointError: if a log weight is NaN.
     """
-    draws = max(1, rows_at_once(x) // len(x))
-    dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
-    weights = []
-    for start in range(0, num_samples, draws):
-        number = min(draws, num_samples - start)
-        run = run_pair(model, guide, x, keywords, num_samples=number, dim=dim)
-        weights.append(run.log_weights().double())
-    weights = torch.cat(weights)
+    weigher = Weigher(model, Rails(False, 1))
+    return _estimate(weigher, guide, x, keywords, num_samples)
+
+
+@torch.no_grad()
+def _estimate(
+    weigher: Weigher, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
+) -> tuple[Tensor, ...]:
+    weights = weigher(guide, x, keywords, num_samples)
     if bool(weights.isnan().any()):
         raise FloatingPointError(
             "log weights are NaN; do the model and the guide give finite densities on these data?"

@@ -1,6 +1,5 @@
 """The best Gaussian for each datum: a guide's own q taken as a start and optimised, q*."""
 
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
-from ppl_vae.objectives import ELBO
 from ppl_vae.program import DATA_PLATE, Density, Program, ProgramLike, owner_of
-from ppl_vae.state import mode, probing
+from ppl_vae.state import probing
 from ppl_vae.traces import Site, run_pair, sites
 
 MOMENT_DRAWS = 256
@@ -58,6 +56,11 @@ class _Latent:
         return replace(self, plates=plates, loc=loc, scale_tril=scale_tril), shift, raw
 
 
+def _tensors(latent: _Latent) -> dict[str, Tensor]:
+    rows = {f"rows_{name}": rows for name, _, rows, _ in latent.plates if rows is not None}
+    return {"loc": latent.loc, "scale_tril": latent.scale_tril} | rows
+
+
 class LocalGuide(Program):
     """One Gaussian for every datum and latent site, started from another guide's.
 
@@ -86,21 +89,22 @@ class LocalGuide(Program):
         self.covariance = covariance
         self._num_rows = len(x)
         if isinstance(guide, LocalGuide):
-            self._latents = guide.settled()
+            latents = guide.settled()
         else:
             with probing(model, guide):
                 run = run_pair(model, guide, x, keywords)
-                self._latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
+                latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
+        self._hold(latents)
         # Means move in units of the starting standard deviation, so that one step size fits all.
-        self.shifts = nn.ParameterList(torch.zeros_like(latent.loc) for latent in self._latents)
-        raw = [_raw(latent.scale_tril, covariance) for latent in self._latents]
+        self.shifts = nn.ParameterList(torch.zeros_like(latent.loc) for latent in latents)
+        raw = [_raw(latent.scale_tril, covariance) for latent in latents]
         self.raws = nn.ParameterList(raw)
 
     def forward(self, x: Tensor, **_: Any) -> None:
         """The guide as a Pyro program, for the rows that it was made for."""
         repeats = len(x) // self._num_rows
         plates: dict[str, pyro.plate] = {}
-        for latent, *free in zip(self._latents, self.shifts, self.raws, strict=True):
+        for latent, *free in zip(self._held_latents(), self.shifts, self.raws, strict=True):
             latent, shift, raw = latent.repeated(repeats, *free)
             q = self._gaussian(latent, shift, raw)
             still = self._gaussian(latent, shift.detach(), raw.detach())
@@ -111,6 +115,26 @@ class LocalGuide(Program):
                     stack.enter_context(plates[name])
                 self._sample(latent, PathGradient(q, still))
 
+    def _hold(self, latents: list[_Latent]) -> None:
+        # Their tensors are buffers, so that what reads a program's tensors finds them.
+        self._latents = latents
+        for place, latent in enumerate(latents):
+            for name, tensor in _tensors(latent).items():
+                self.register_buffer(
+                    f"{name}_{place}", tensor.clone(memory_format=torch.contiguous_format)
+                )
+
+    def _held_latents(self) -> list[_Latent]:
+        latents = []
+        for place, latent in enumerate(self._latents):
+            held = {name: getattr(self, f"{name}_{place}") for name in _tensors(latent)}
+            plates = [
+                (name, size, held.pop(f"rows_{name}", None), dim)
+                for name, size, _, dim in latent.plates
+            ]
+            latents.append(replace(latent, plates=plates, **held))
+        return latents
+
     def _gaussian(self, latent: _Latent, shift: Tensor, raw: Tensor) -> Density:
         scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
         return gaussian(latent.loc + scale * shift, raw, self.covariance)
@@ -118,7 +142,7 @@ class LocalGuide(Program):
     def settled(self) -> list[_Latent]:
         """Where its Gaussians stand, for another local guide to start from."""
         latents = []
-        for latent, shift, raw in zip(self._latents, self.shifts, self.raws, strict=True):
+        for latent, shift, raw in zip(self._held_latents(), self.shifts, self.raws, strict=True):
             loc, scale_tril = _moments(self._gaussian(latent, shift, raw), constraints.real)
             latents.append(replace(latent, loc=loc.detach(), scale_tril=scale_tril.detach()))
         return latents
@@ -260,44 +284,3 @@ def family_of(
         run = run_pair(model, guide, x, keywords)
     full = (isinstance(s["fn"], dist.MultivariateNormal) for s in sites(run.guide).values())
     return "full" if any(full) else "diagonal"
-
-
-def refine(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: Mapping[str, Any],
-    *,
-    steps: int,
-    covariance: str,
-    num_samples: int = 8,
-    lr: float = 0.1,
-) -> LocalGuide:
-    """The Gaussian that maximises each datum's ELBO, started from the guide's, by Adam.
-
-    The model and the guide are left as they are.
-
-    Args:
-        model, guide: the pair.
-        x: rows.
-        keywords: what the pair is told of these rows.
-        steps: of Adam, its rate falling to zero along a cosine.
-        covariance: the family.
-        num_samples: draws a datum and step.
-        lr: in standard deviations of the start a step, at first.
-    """
-    local = LocalGuide(model, guide, x, keywords, covariance)
-    parameters = [p for p in local.parameters() if p.numel()]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    objective = ELBO(num_samples, kl="sampled")
-    with mode(model, guide, training=False), torch.enable_grad():
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-            reconstruction, kl = objective.terms(model, local, x, **keywords)
-            # Data do not share parameters: the sum's gradient is each datum's own.
-            gradients = torch.autograd.grad((kl - reconstruction).sum(), parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-    # In training mode Pyro warns of parameters without a gradient.
-    return local.requires_grad_(False).eval()

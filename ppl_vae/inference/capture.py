@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.inference.compiling import Compiled
-from ppl_vae.inference.pure import Inputs, State, Step, Trained, other_values, placed
+from ppl_vae.inference.pure import Inputs, Step, Trained, other_values, placed
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.rules import rule_of, state_of
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.program import modules_of
-from ppl_vae.state import precision
 
 
 class Captured:
@@ -51,11 +50,13 @@ class Captured:
             tables=frozenset(k for k, p in enumerate(self._trained.parameters) if id(p) in tables),
             grad_clip=update.grad_clip,
         )
-        self._run = Compiled(self._rounded, other_values, compiled=compiled, options=options)
-
-    def _rounded(self, state: State, inputs: Inputs) -> tuple[State, Tensor]:
-        with self.batch.rounding():
-            return self._step(state, inputs)
+        self._run = Compiled(
+            self._step,
+            other_values,
+            compiled=compiled,
+            options=options,
+            precision=batch.precision,
+        )
 
     def _loss(self, whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
         return -self.batch.recorded_value(whole, each, beta)
@@ -81,10 +82,7 @@ class Captured:
             inputs = self._inputs(rows, start)
         except ValueError as error:
             raise NotRecordable(str(error)) from error
-        # What is recorded rounds to bfloat16 by itself; TF32 is a setting of the device.
-        asked = self.batch.precision
-        with precision("float32" if asked == "bf16" else asked, self.batch.x.device):
-            after, losses = self._run(state, inputs)
+        after, losses = self._run(state, inputs)
         if losses.device.type != "cpu" or bool(losses.isfinite().all()):
             trained.write(states, after, count + len(rows))
             self.update.advance(len(rows))

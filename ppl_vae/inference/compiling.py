@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.inference.products import with_fastest_products
 from ppl_vae.inference.recording import NotRecordable, first_line, record
-from ppl_vae.state import kept_generators
+from ppl_vae.state import kept_generators, precision
 
 MOST_SIGNATURES = 8
 """Shapes for which one function is compiled; the next is refused, as each costs much time."""
@@ -30,6 +31,7 @@ class Compiled:
         others: gives other arguments of the same shapes, see :func:`.recording.record`.
         compiled: whether to compile what is recorded; without, it is slow, and the same.
         options: of the compiler.
+        precision: of matrix products, see :func:`ppl_vae.state.precision`.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Compiled:
         *,
         compiled: bool = True,
         options: dict[str, Any] | None = None,
+        precision: str = "float32",
     ) -> None:
-        self.function, self.others = function, others
+        self.function, self.others, self.precision = function, others, precision
         self.compiled, self.options = compiled, options
         self._runs: dict[Any, tuple[Run, Any]] = {}
 
@@ -59,22 +62,28 @@ class Compiled:
             with kept_generators(devices), poutine.block():
                 self._runs[key] = self._first(args, flat)
         run, structure = self._runs[key]
-        with torch.no_grad():
+        with torch.no_grad(), self._setting(flat):
             return pytree.tree_unflatten(list(run(flat)), structure)
 
     def _first(self, args: Any, flat: list[Tensor]) -> tuple[Run, Any]:
-        recorded, structure = record(self.function, args, self.others(*args))
+        with precision(self.precision, flat[0].device):
+            recorded, structure = record(self.function, args, self.others(*args))
         if not self.compiled:
             return (lambda tensors: recorded(*tensors)), structure
         try:
             run = _compile(recorded, flat, self.options)
-            if flat[0].device.type == "cuda":
-                run = Replay(run, flat)
-            with torch.no_grad():
+            with torch.no_grad(), self._setting(flat):
+                if flat[0].device.type == "cuda":
+                    run = Replay(run, flat)
                 run(flat)
         except Exception as error:  # no compiler, or one that fails
             raise NotRecordable(f"it cannot be compiled ({first_line(error)})") from error
         return run, structure
+
+    def _setting(self, flat: list[Tensor]) -> AbstractContextManager[None]:
+        # What was recorded in bfloat16 rounds by itself; TF32 is a setting of the device.
+        running = "float32" if self.precision == "bf16" else self.precision
+        return precision(running, flat[0].device)
 
 
 def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] | None) -> Run:
@@ -88,6 +97,8 @@ def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] 
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
     with torch.no_grad(), tracing(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, which nobody can act on
+        # Draws are those of an eager run from the same seed; the compiler's own are slower, too.
+        options = {"fallback_random": True} | (options or {})
         code: Any = _inductor.compile(recorded, list(flat), options=options)
     return lambda tensors: code(*tensors)
 

@@ -1,6 +1,6 @@
 """A training step as a pure function: tensors in, tensors out, nothing written in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,16 +52,23 @@ class Trained:
         modules: of the programs.
         named: the parameters that train, by name; those of no module are bare ones.
         rule: of their optimizers.
+        fixed: bare parameters that do not train, by name.
 
     Attributes:
         held: what the programs hold.
         parameters: those that train, in the order of those held.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], named: dict[str, Tensor], rule: Rule) -> None:
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        named: Mapping[str, Tensor],
+        rule: Rule,
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         own = {id(p) for module in modules for p in module.parameters()}
         bare = {name: p for name, p in named.items() if id(p) not in own}
-        self.held, self.rule = Held.by(modules, bare), rule
+        self.held, self.rule = Held.by(modules, {**(fixed or {}), **bare}), rule
         trained = {id(p) for p in named.values()}
         self._trains = [id(p) in trained for p in self.held.parameters]
         self.parameters = [p for p in self.held.parameters if id(p) in trained]
