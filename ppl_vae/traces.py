@@ -53,8 +53,8 @@ class PairTraces:
     @property
     def num_data(self) -> int:
         """The size of the whole data, of which the plate may hold a part."""
-        if self.stated_num_data is not None:
-            return self.stated_num_data
+        if self.stated_num_data is not None and self.repeats > 1:
+            return self.stated_num_data  # repeated rows may be as many as the whole data
         frame = frames(next(iter(sites(self.model).values())))[DATA_PLATE]
         whole = frame.full_size in (None, frame.size)
         return frame.size // self.repeats if whole else frame.full_size

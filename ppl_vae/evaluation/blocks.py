@@ -125,7 +125,8 @@ class Weigher:
         """log p(x, z) - log q(z | x) for S draws of the guide for each of B data, in float64."""
         dim = sample_dim(self.model, guide, x, keywords) if num_samples > 1 else None
         draws = max(1, min(num_samples, rows_at_once(x) // len(x)))
-        held = Held.by(modules_of(self.model, guide), bare_parameters())
+        modules = modules_of(self.model, guide)
+        held = Held.by(modules, bare_parameters(modules))
         named = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
         others = {name: value for name, value in keywords.items() if name not in named}
 
@@ -149,7 +150,9 @@ class Weigher:
             values = [p.detach() for p in held.parameters]
             return self._runs[key](values, held.buffers, x, list(named.values())).clone()
 
-        key = len(x), dim, draws, *named, *others.items()
+        # Local guides are of one make; only their tensors differ from block to block.
+        kind = LocalGuide if isinstance(guide, LocalGuide) else guide
+        key = kind, len(x), dim, draws, *named, *others.items()
         usual = not self._runs or key in self._runs  # a last block is not worth compiling for
         found = []
         for _ in range(num_samples // draws):
@@ -259,7 +262,6 @@ class _Block:
 
     def trained(self, rule: Rule) -> Trained:
         """The local guide's parameters among all that the pair holds."""
-        bare = bare_parameters()
         names = {f"local {k}": p for k, p in enumerate(self.parameters)}
         modules = modules_of(self.refiner.model, self.local)
-        return Trained(modules, names, rule, bare)
+        return Trained(modules, names, rule, bare_parameters(modules))

@@ -50,6 +50,7 @@ class Captured:
             tables=frozenset(k for k, p in enumerate(self._trained.parameters) if id(p) in tables),
             grad_clip=update.grad_clip,
         )
+        self._prepared = False
         self._run = Compiled(
             self._step,
             other_values,
@@ -78,6 +79,9 @@ class Captured:
         optimizer, trained = self.update.optimizer, self._trained
         states = [state_of(optimizer, p, trained.rule) for p in trained.parameters]
         try:
+            if not self._prepared:
+                self.batch.prepare(rows[0])
+                self._prepared = True
             state, count = trained.read(states)
             inputs = self._inputs(rows, start)
         except ValueError as error:

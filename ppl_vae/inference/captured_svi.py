@@ -17,6 +17,7 @@ from ppl_vae.inference.recording import NotRecordable, disturbed, rolled
 from ppl_vae.inference.rules import rule_of, state_of
 from ppl_vae.objectives import without_reading
 from ppl_vae.program import ProgramLike, modules_of
+from ppl_vae.state import isolated_store, probing
 
 MOST_KINDS = 8
 """Kinds of arguments (shapes, numbers) that one object takes before it gives up."""
@@ -88,6 +89,10 @@ class CapturedSVI(SVI):
         try:
             if self._is_new(call.key):
                 return eagerly(*args, **kwargs)
+            if not self.optim.optim_objs:
+                raise NotRecordable(
+                    "Pyro has found no parameters: pyro.module registers a network's"
+                )
             loss = captured(call)
         except NotRecordable as error:
             self._refuse(str(error))
@@ -96,7 +101,7 @@ class CapturedSVI(SVI):
         return loss
 
     def _is_new(self, key: Any) -> bool:
-        if key in self._met and self.optim.optim_objs:
+        if key in self._met:
             return False
         if len(self._met) >= MOST_KINDS:
             raise NotRecordable(
@@ -143,11 +148,14 @@ class CapturedSVI(SVI):
 
     def _loss(self, call: "_Call", tensors: list[Tensor]) -> Tensor:
         args, kwargs = call.arguments(tensors)
-        assert self._objective is not None
+        if self._objective is None:
+            raise NotRecordable("its loss cannot be captured")
         return self._objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
     def _compiled(self, call: "_Call", function: Any, others: Any) -> Compiled:
         if call.key not in self._runs:
+            with isolated_store(), probing(self.model, self.guide):
+                self._loss(call, call.tensors)  # where the plate of particles fits is found once
             self._runs[call.key] = Compiled(function, others, **self._how)
         return self._runs[call.key]
 

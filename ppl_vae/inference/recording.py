@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ppl_vae.state import isolated_store, validation
+from ppl_vae.state import validation
 
 
 class NotRecordable(Exception):
@@ -73,8 +73,10 @@ class Held:
         values |= dict(zip(map(id, self.buffers), buffers, strict=True))
         stored = dict(zip(self.constraints, bare, strict=True))
         with ExitStack() as stack:
+            nothing: Any = {"params": {}, "constraints": {}}
             for context in (
-                isolated_store(),
+                # What programs register here (pyro.module) are the values given, and is dropped.
+                pyro.get_param_store().scope(nothing),
                 validation(False),
                 _swapped(self.modules, values),
                 _inert(self.modules),
@@ -84,10 +86,10 @@ class Held:
             yield
 
 
-def bare_parameters() -> dict[str, Tensor]:
-    """The unconstrained parameters in Pyro's store that no module holds, by name."""
-    store = dict(pyro.get_param_store().named_parameters())
-    return {name: value for name, value in store.items() if not isinstance(value, nn.Parameter)}
+def bare_parameters(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """The unconstrained parameters in Pyro's store that none of the modules holds, by name."""
+    own = {id(p) for module in modules for p in module.parameters()}
+    return {n: p for n, p in pyro.get_param_store().named_parameters() if id(p) not in own}
 
 
 def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphModule, Any]:

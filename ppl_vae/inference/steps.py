@@ -14,7 +14,7 @@ from ppl_vae.arguments import at_least
 from ppl_vae.inference.training import TableRows
 from ppl_vae.objectives import ELBO, IWAE, batch_keywords, without_reading
 from ppl_vae.program import ProgramLike, accepted
-from ppl_vae.state import precision, probing, validation
+from ppl_vae.state import isolated_store, precision, probing, validation
 from ppl_vae.traces import log_prob, run_pair, sites
 
 
@@ -147,6 +147,12 @@ class Batch:
             given |= {"index": rows, "num_data": len(self.x)}
         x = given.pop("x")
         return self.objective.recorded(self.model, self.guide, x, beta, **given)
+
+    def prepare(self, rows: Tensor | None) -> None:
+        """What :meth:`recorded_value` must find out of the pair by reading values, once."""
+        whole = [self.x] if self.mask is None else [self.x, self.mask]
+        with isolated_store(), probing(self.model, self.guide):
+            self.recorded_value(whole, [] if rows is None else [rows], torch.ones(()))
 
     def culprit(self, rows: Tensor | None) -> str:
         """The first site whose log density is not finite."""
