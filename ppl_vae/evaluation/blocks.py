@@ -23,7 +23,7 @@ from ppl_vae.inference.recording import (
 )
 from ppl_vae.inference.rules import Rule, rule_of, state_of
 from ppl_vae.program import ProgramLike, modules_of
-from ppl_vae.state import mode, precision
+from ppl_vae.state import mode, precision, probing
 from ppl_vae.traces import run_pair, sample_dim
 
 ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
@@ -118,6 +118,7 @@ class Weigher:
     def __init__(self, model: ProgramLike, rails: Rails, numbers: str = "float32") -> None:
         self.model, self.rails, self.numbers = model, rails, numbers
         self._runs: dict[Any, Compiled] = {}
+        self._last: tuple[ProgramLike, Held] | None = None
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
@@ -125,8 +126,6 @@ class Weigher:
         """log p(x, z) - log q(z | x) for S draws of the guide for each of B data, in float64."""
         dim = sample_dim(self.model, guide, x, keywords) if num_samples > 1 else None
         draws = max(1, min(num_samples, rows_at_once(x) // len(x)))
-        modules = modules_of(self.model, guide)
-        held = Held.by(modules, bare_parameters(modules))
         named = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
         others = {name: value for name, value in keywords.items() if name not in named}
 
@@ -139,11 +138,13 @@ class Weigher:
             with precision(self.numbers, x.device):
                 return weights(number, x, list(named.values()))
 
-        def pure(parameters: Any, buffers: Any, rows: Tensor, given: list[Tensor]) -> Tensor:
-            with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
-                return weights(draws, rows, given)
-
         def fast() -> Tensor:
+            held = self._held(guide, lambda: eager(draws))
+
+            def pure(parameters: Any, buffers: Any, rows: Tensor, given: list[Tensor]) -> Tensor:
+                with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
+                    return weights(draws, rows, given)
+
             if key not in self._runs:
                 how = {"compiled": self.rails.compiled, "precision": self.numbers}
                 self._runs[key] = Compiled(pure, _others, **how)
@@ -160,6 +161,13 @@ class Weigher:
         if rest := num_samples % draws:
             found.append(eager(rest))
         return torch.cat(found)
+
+    def _held(self, guide: ProgramLike, run: Callable[[], Any]) -> Held:
+        if self._last is None or self._last[0] is not guide:
+            modules = modules_of(self.model, guide)
+            with probing(self.model, guide):
+                self._last = guide, Held.by(modules, bare_parameters(modules, run))
+        return self._last[1]
 
 
 def _others(parameters: Any, buffers: Any, rows: Tensor, given: list[Tensor]) -> Any:
@@ -264,4 +272,6 @@ class _Block:
         """The local guide's parameters among all that the pair holds."""
         names = {f"local {k}": p for k, p in enumerate(self.parameters)}
         modules = modules_of(self.refiner.model, self.local)
-        return Trained(modules, names, rule, bare_parameters(modules))
+        with probing(self.refiner.model, self.local):
+            bare = bare_parameters(modules, lambda: self.loss([self.x, *self.named.values()]))
+        return Trained(modules, names, rule, bare)

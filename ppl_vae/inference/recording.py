@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -86,10 +87,14 @@ class Held:
             yield
 
 
-def bare_parameters(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """The unconstrained parameters in Pyro's store that none of the modules holds, by name."""
+def bare_parameters(modules: Sequence[nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Unconstrained parameters in Pyro's store that a run reads and no module holds, by name."""
     own = {id(p) for module in modules for p in module.parameters()}
-    return {n: p for n, p in pyro.get_param_store().named_parameters() if id(p) not in own}
+    with torch.no_grad(), poutine.trace(param_only=True) as touched:
+        run()
+    stored = dict(pyro.get_param_store().named_parameters())
+    names = touched.trace.nodes.keys() & stored.keys()
+    return {name: stored[name] for name in sorted(names) if id(stored[name]) not in own}
 
 
 def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphModule, Any]:
