@@ -13,12 +13,13 @@ from torch import Tensor
 from ppl_vae.evaluation.local import LocalGuide
 from ppl_vae.inference.choice import check_capture, pays
 from ppl_vae.inference.compiling import Compiled
-from ppl_vae.inference.pure import Inputs, Step, Trained, other_values, placed
+from ppl_vae.inference.pure import Inputs, Step, Trained, placed
 from ppl_vae.inference.recording import (
     Held,
     NotRecordable,
     bare_parameters,
     disturbed,
+    record,
     rolled,
 )
 from ppl_vae.inference.rules import Rule, rule_of, state_of
@@ -145,9 +146,14 @@ class Weigher:
                 with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
                     return weights(draws, rows, given)
 
+            def recorder(*args: Any) -> Any:
+                parameters, buffers, rows, given = args
+                others = disturbed(parameters), buffers, *rolled([rows]), rolled(given)
+                return record(pure, args, others)
+
             if key not in self._runs:
                 how = {"compiled": self.rails.compiled, "precision": self.numbers}
-                self._runs[key] = Compiled(pure, _others, **how)
+                self._runs[key] = Compiled(recorder, **how)
             values = [p.detach() for p in held.parameters]
             return self._runs[key](values, held.buffers, x, list(named.values())).clone()
 
@@ -168,10 +174,6 @@ class Weigher:
             with probing(self.model, guide):
                 self._last = guide, Held.by(modules, bare_parameters(modules, run))
         return self._last[1]
-
-
-def _others(parameters: Any, buffers: Any, rows: Tensor, given: list[Tensor]) -> Any:
-    return disturbed(parameters), buffers, *rolled([rows]), rolled(given)
 
 
 class Refiner:
@@ -237,7 +239,7 @@ class Refiner:
         size = next(k for k in range(STEPS_AT_ONCE, 0, -1) if len(self.rates) % k == 0)
         if block.key not in self._runs:
             how = {"compiled": self.rails.compiled, "precision": self.numbers}
-            self._runs[block.key] = Compiled(step, other_values, **how)
+            self._runs[block.key] = Compiled(step.record, **how)
         fixed, weight = trained.fixed(), placed([1.0] * size, trained.parameters[0])
         for start in range(0, len(self.rates), size):
             rates = placed(self.rates[start : start + size], trained.parameters[0])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.inference.compiling import Compiled
-from ppl_vae.inference.pure import Inputs, Step, Trained, other_values, placed
+from ppl_vae.inference.pure import Inputs, Step, Trained, placed
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.rules import rule_of, state_of
 from ppl_vae.inference.steps import Batch, Update
@@ -52,8 +52,7 @@ class Captured:
         )
         self._prepared = False
         self._run = Compiled(
-            self._step,
-            other_values,
+            self._step.record,
             compiled=compiled,
             options=options,
             precision=batch.precision,

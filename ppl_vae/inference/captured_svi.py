@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ppl_vae.inference.compiling import Compiled
-from ppl_vae.inference.pure import Inputs, Step, Trained, other_values, placed
-from ppl_vae.inference.recording import NotRecordable, disturbed, rolled
+from ppl_vae.inference.pure import Inputs, Step, Trained, placed
+from ppl_vae.inference.recording import NotRecordable, disturbed, record, rolled
 from ppl_vae.inference.rules import rule_of, state_of
 from ppl_vae.objectives import without_reading
 from ppl_vae.program import ProgramLike, modules_of
@@ -128,7 +128,7 @@ class CapturedSVI(SVI):
         def loss(whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
             return self._loss(call, whole)
 
-        run = self._compiled(call, Step(loss, trained), other_values)
+        run = self._compiled(call, Step(loss, trained).record)
         after, losses = run(state, inputs)
         trained.write(states, after, count + 1)
         return float(losses[0])
@@ -140,10 +140,11 @@ class CapturedSVI(SVI):
             with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
                 return self._loss(call, whole)
 
-        def others(parameters: list[Tensor], buffers: list[Tensor], whole: list[Tensor]) -> Any:
-            return disturbed(parameters), buffers, rolled(whole)
+        def recorder(parameters: list[Tensor], buffers: list[Tensor], whole: list[Tensor]) -> Any:
+            others = disturbed(parameters), buffers, rolled(whole)
+            return record(loss, (parameters, buffers, whole), others)
 
-        run = self._compiled(call, loss, others)
+        run = self._compiled(call, recorder)
         return float(run([p.detach() for p in held.parameters], held.buffers, call.tensors))
 
     def _loss(self, call: "_Call", tensors: list[Tensor]) -> Tensor:
@@ -152,11 +153,11 @@ class CapturedSVI(SVI):
             raise NotRecordable("its loss cannot be captured")
         return self._objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
-    def _compiled(self, call: "_Call", function: Any, others: Any) -> Compiled:
+    def _compiled(self, call: "_Call", recorder: Callable[..., Any]) -> Compiled:
         if call.key not in self._runs:
             with isolated_store(), probing(self.model, self.guide):
                 self._loss(call, call.tensors)  # where the plate of particles fits is found once
-            self._runs[call.key] = Compiled(function, others, **self._how)
+            self._runs[call.key] = Compiled(recorder, **self._how)
         return self._runs[call.key]
 
     def _parameters(self) -> tuple[Trained, float, list[Any]]:
@@ -199,7 +200,7 @@ class _Call:
         self.others = [None if isinstance(value, Tensor) else (value,) for value in flat]
         modes = tuple(part.training for module in modules for part in module.modules())
         shapes = tuple((t.shape, t.dtype, t.device) for t in self.tensors)
-        self.key = kind, self.nested, _hashable(self.others), modes, shapes
+        self.key = kind, repr(self.nested), _hashable(self.others), modes, shapes
 
     def arguments(self, tensors: list[Tensor]) -> tuple[Any, Any]:
         """The arguments with other tensors."""

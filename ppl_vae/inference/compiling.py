@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from ppl_vae.inference.products import with_fastest_products
-from ppl_vae.inference.recording import NotRecordable, first_line, record
+from ppl_vae.inference.recording import NotRecordable, first_line
 from ppl_vae.state import kept_generators, precision
 
 MOST_SIGNATURES = 8
@@ -27,8 +27,8 @@ class Compiled:
     """A pure function of tensors, recorded and compiled for each shape that it meets.
 
     Args:
-        function: of nested tuples and lists of tensors, to the same.
-        others: gives other arguments of the same shapes, see :func:`.recording.record`.
+        recorder: what records it for arguments of some shapes: gives code from the flat list of
+            their tensors, and how its results are nested (as :func:`.recording.record`).
         compiled: whether to compile what is recorded; without, it is slow, and the same.
         options: of the compiler.
         precision: of matrix products, see :func:`ppl_vae.state.precision`.
@@ -36,14 +36,13 @@ class Compiled:
 
     def __init__(
         self,
-        function: Callable[..., Any],
-        others: Callable[..., Any],
+        recorder: Callable[..., tuple[GraphModule, Any]],
         *,
         compiled: bool = True,
         options: dict[str, Any] | None = None,
         precision: str = "float32",
     ) -> None:
-        self.function, self.others, self.precision = function, others, precision
+        self.recorder, self.precision = recorder, precision
         self.compiled, self.options = compiled, options
         self._runs: dict[Any, tuple[Run, Any]] = {}
 
@@ -67,7 +66,7 @@ class Compiled:
 
     def _first(self, args: Any, flat: list[Tensor]) -> tuple[Run, Any]:
         with precision(self.precision, flat[0].device):
-            recorded, structure = record(self.function, args, self.others(*args))
+            recorded, structure = self.recorder(*args)
         if not self.compiled:
             return (lambda tensors: recorded(*tensors)), structure
         try:
@@ -92,10 +91,11 @@ def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] 
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
     from torch import _inductor  # takes a while to import
+    from torch._dynamo.utils import get_metrics_context  # which torch 2.6 asks for
 
     # Without the sizes' environment the compiler does not look into its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context), warnings.catch_warnings():
+    with torch.no_grad(), tracing(context), get_metrics_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own, which nobody can act on
         # Draws are those of an eager run from the same seed; the compiler's own are slower, too.
         options = {"fallback_random": True} | (options or {})

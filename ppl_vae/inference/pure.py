@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
-from ppl_vae.inference.recording import Held, disturbed, rolled
+from ppl_vae.inference.recording import Held, disturbed, record, rolled, trace
 from ppl_vae.inference.rules import Rule, Slots, read_slots, write_slots
 
 
@@ -43,6 +45,12 @@ class Inputs(NamedTuple):
     each: list[Tensor]
     lr: Tensor
     beta: Tensor
+
+    def of_step(self, place: int) -> "Inputs":
+        """Those of one of the steps."""
+        one = slice(place, place + 1)
+        each = [values[one] for values in self.each]
+        return self._replace(each=each, lr=self.lr[one], beta=self.beta[one])
 
 
 class Trained:
@@ -145,6 +153,21 @@ class Step:
             state, loss = self._one(state, inputs, each, inputs.lr[place], inputs.beta[place])
             losses.append(loss)
         return state, torch.stack(losses)
+
+    def record(self, state: State, inputs: Inputs) -> tuple[GraphModule, Any]:
+        """As :func:`.recording.record`: the pair is run for one step, whose code makes several."""
+        first = inputs.of_step(0)
+        code, nested = record(self, (state, first), other_values(state, first))
+
+        def several(state: State, inputs: Inputs) -> tuple[State, Tensor]:
+            losses = []
+            for place in range(len(inputs.lr)):
+                flat = pytree.tree_leaves((state, inputs.of_step(place)))
+                state, loss = pytree.tree_unflatten(code(*flat), nested)
+                losses.append(loss)
+            return state, torch.cat(losses)
+
+        return (code, nested) if len(inputs.lr) == 1 else trace(several, (state, inputs))
 
     def _one(
         self, state: State, inputs: Inputs, each: list[Tensor], lr: Tensor, beta: Tensor

@@ -112,14 +112,15 @@ def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphM
     Raises:
         NotRecordable: if the function is not pure.
     """
-    first, structure = _recorded(function, args)
+    first, structure = trace(function, args)
     random.random()  # the other generators move on, so that what was drawn with them differs
     np.random.random()
-    _compare(first, _recorded(function, others)[0])
+    _compare(first, trace(function, others)[0])
     return first, structure
 
 
-def _recorded(function: Callable[..., Any], args: Any) -> tuple[GraphModule, Any]:
+def trace(function: Callable[..., Any], args: Any) -> tuple[GraphModule, Any]:
+    """What :func:`record` gives, of a function that is known to be pure."""
     flat, nested = pytree.tree_flatten(args)
     structure: Any = None
 

@@ -1,5 +1,7 @@
 """What rounded matrix products cost in nats: trained with them, and evaluated with them."""
 
+import torch
+
 from ppl_vae import VAE, digits, fit_svi, log_likelihood
 from ppl_vae.data import split
 

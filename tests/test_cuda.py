@@ -1,0 +1,102 @@
+"""On a GPU: captured steps and estimates are what they are on a CPU, and do not wait for it."""
+
+import pytest
+import torch
+
+import oracles
+from ppl_vae import ELBO, PPCA, VAE, ExactGuide, fit_svi, log_likelihood
+from ppl_vae.inference.capture import Captured
+from ppl_vae.inference.parameters import find_parameters
+from ppl_vae.inference.steps import Batch, Update, WeightedObjective
+from ppl_vae.program import modules_of
+from ppl_vae.state import isolated_store, seeded, validation
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+N, D = 512, 12
+
+
+def steps_of(dtype=torch.float32, optimizer=torch.optim.Adam, lr=1e-3, **how):
+    vae = VAE.mlp(D, 3, hidden=(16,), seed=0).to("cuda", dtype)
+    x = vae.sample(N, seed=1)
+    batch = Batch(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
+    rows = torch.arange(64, device="cuda")
+    named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows, 1))
+    update = Update(named, modules_of(vae.model, vae.guide), lr, optimizer, None)
+    return batch, update, Captured(batch, update, named, 4, **how)
+
+
+def batches(count):
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [torch.randperm(N, generator=generator, device="cuda")[:64] for _ in range(count)]
+
+
+def test_recorded_steps_are_the_eager_ones():
+    found = []
+    for captured in (False, True):
+        batch, update, fast = steps_of(torch.float64, compiled=False)
+        values = []
+        with isolated_store(), seeded(3), validation(False):
+            for start in range(0, 16, 4):
+                chunk = batches(16)[start : start + 4]
+                if captured:
+                    values += fast.leap(chunk, start).tolist()
+                    continue
+                for rows in chunk:
+                    value = batch.value(rows, 1)
+                    values.append(float(value.detach()))
+                    update.apply(value, rows)
+        found.append((values, [p.detach().clone() for p in update.parameters]))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-9)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+def test_a_graph_draws_anew_at_each_step_and_has_the_eager_mean():
+    batch, _, fast = steps_of(optimizer=torch.optim.SGD, lr=1e-12)
+    rows = [torch.arange(64, device="cuda")] * 4
+    with isolated_store(), seeded(0), validation(False):
+        eager = torch.stack([batch.value(rows[0], 1).detach() for _ in range(800)])
+        graph = torch.cat([fast.leap(rows, 0) for _ in range(200)])
+    assert len(set(graph.tolist())) == len(graph)
+    error = (eager.var() / len(eager) + graph.var() / len(graph)).sqrt()
+    assert abs(float((eager.mean() - graph.mean()) / error)) < oracles.z_limit()
+
+
+def test_steps_do_not_wait_for_the_device():
+    _, _, fast = steps_of()
+    rows = batches(4)
+    with isolated_store(), validation(False):
+        fast.leap(rows, 0)
+        torch.cuda.synchronize()
+        before = torch.cuda.get_sync_debug_mode()
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            values = [fast.leap(rows, 4 * k) for k in range(5)]
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    assert all(bool(v.isfinite().all()) for v in values)
+
+
+@pytest.mark.parametrize("numbers", ["float32", "tf32", "bf16"])
+def test_a_captured_fit_reaches_the_exact_posterior(numbers):
+    x = torch.from_numpy(oracles.simulate_ppca((16, 8, 4), 1, N, D, seed=0)).float().cuda()
+    ends = {}
+    for capture in (False, True):
+        ppca = PPCA.like(x, 3, seed=0).cuda()
+        how = {"steps": 1000, "batch_size": 128, "lr": 1e-2, "seed": 0, "precision": numbers}
+        fit = fit_svi(ppca.model, ExactGuide(ppca), x, capture=capture, **how)
+        assert fit.path.startswith("captured" if capture else "eager")
+        ends[capture] = float(ppca.log_likelihood(x).mean())
+    assert ends[True] == pytest.approx(ends[False], abs=0.1)
+
+
+def test_captured_estimates_are_the_exact_values():
+    x = torch.from_numpy(oracles.simulate_ppca((16, 8, 4), 1, N, D, seed=0)).float().cuda()
+    ppca = PPCA.like(x, 3, seed=0).cuda()
+    found = log_likelihood(ppca.model, ExactGuide(ppca), x, 200, seed=0, capture=True)
+    assert found.path == "captured"
+    truth = ppca.log_likelihood(x).double().cpu()
+    torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-3)
