@@ -317,13 +317,53 @@ def tiny():
     return vae.model, vae.guide, vae.sample(40, seed=1)
 
 
-def test_bfloat16_steps_are_captured_as_they_run_eagerly(monkeypatch):
+@pytest.fixture
+def recorded_only(monkeypatch):
+    """What is captured is recorded and not compiled, which is quick and gives the same."""
     compiled = Compiled.__init__
 
-    def recorded_only(self, *args, **how):
+    def without(self, *args, **how):
         compiled(self, *args, **(how | {"compiled": False}))
 
-    monkeypatch.setattr(Compiled, "__init__", recorded_only)
+    monkeypatch.setattr(Compiled, "__init__", without)
+
+
+def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, monkeypatch):
+    monkeypatch.setattr("ppl_vae.inference.choice.COMPILE_SECONDS", 0.0)
+    model, guide, x = tiny()
+    fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
+    assert fit.path.startswith("captured, 5 steps a call: ") and fit.steps == 60
+    assert "s of eager steps were left" in fit.path
+    monkeypatch.setattr("ppl_vae.evaluation.blocks.ROWS_AT_ONCE", {"cpu": 100})
+    found = log_likelihood(model, guide, x, 50, seed=0)
+    eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)
+    assert found.path == "captured"
+    torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
+
+
+def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
+    ends = []
+    for stop in (False, True):
+        vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+        x = vae.sample(60, seed=1)
+
+        def halt(step, value, stop=stop):
+            if stop and step == 54:  # the checkpoint is of step 27
+                raise KeyboardInterrupt
+
+        how = {"steps": 100, "batch_size": 25, "lr": 1e-2, "seed": 0, "capture": True}
+        how["checkpoint"] = tmp_path / f"{stop}.pt"
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                fit_svi(vae.model, vae.guide, x, progress=halt, **how)
+            vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+        fit = fit_svi(vae.model, vae.guide, x, **how)
+        ends.append(fit.objective)
+    assert fit.path.startswith("captured") and fit.path.endswith("as before the checkpoint")
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
+
+
+def test_bfloat16_steps_are_captured_as_they_run_eagerly(recorded_only):
     fits = {}
     for numbers, capture in (("bf16", False), ("bf16", True), ("float32", True)):
         fit = fit_svi(
