@@ -170,6 +170,18 @@ def test_recorded_steps_are_the_eager_ones(guide, likelihood, objective, grey):
     agree(both_ways(lambda: pair_of(guide, likelihood), x, objective=objective))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("guide", "likelihood", "objective"), [case.values for case in MATRIX], ids=repr
+)
+def test_a_hundred_recorded_steps_are_the_eager_ones(
+    guide, likelihood, objective, optimizer, grey
+):
+    x, how = data_for(likelihood, grey), {"objective": objective, "optimizer": optimizer}
+    agree(both_ways(lambda: pair_of(guide, likelihood), x, steps=100, unroll=4, **how))
+
+
 @pytest.mark.parametrize(
     ("guide", "optimizer"),
     [
@@ -203,8 +215,9 @@ def test_what_else_a_step_may_have(how, grey):
 ROUNDING = {"regularized": "sgd"}
 
 
+@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name, float64):
+def test_strangers_pairs(name, steps, float64):
     _, _, x = foreign.PAIRS[name]()
     x = torch.as_tensor(x).double()
 
@@ -215,7 +228,7 @@ def test_strangers_pairs(name, float64):
         return model, guide
 
     optimizer = ROUNDING.get(name, "adam")
-    agree(both_ways(make, x, size=8, optimizer=optimizer), 1e-9)
+    agree(both_ways(make, x, steps, size=8, optimizer=optimizer))
 
 
 def test_draws_are_fresh_at_each_step_of_a_call(grey):
@@ -349,7 +362,7 @@ def test_a_compiled_fit_is_the_eager_one_and_auto_knows_when_it_pays(grey):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", ["exact", "per-datum", "full"])
+@pytest.mark.parametrize("guide", ["exact", "per-datum", "diagonal", "full"])
 def test_compiled_steps_are_the_eager_ones(guide, grey):
     agree(both_ways(lambda: pair_of(guide), grey, steps=100, unroll=4, compiled=True))
 

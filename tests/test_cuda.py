@@ -55,7 +55,7 @@ def test_recorded_steps_are_the_eager_ones():
 
 
 def test_a_graph_draws_anew_at_each_step_and_has_the_eager_mean():
-    batch, _, fast = steps_of(optimizer=torch.optim.SGD, lr=1e-12)
+    batch, _, fast = steps_of(torch.float64, torch.optim.SGD, lr=1e-12)
     rows = [torch.arange(64, device="cuda")] * 4
     with isolated_store(), seeded(0), validation(False):
         eager = torch.stack([batch.value(rows[0], 1).detach() for _ in range(800)])
