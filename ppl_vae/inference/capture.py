@@ -51,6 +51,8 @@ class Captured:
             grad_clip=update.grad_clip,
         )
         self._prepared = False
+        # The state after each step is kept, not reckoned anew where the next ones need it.
+        options = {"realize_reads_threshold": 2} | (options or {})
         self._run = Compiled(
             self._step.record,
             compiled=compiled,

@@ -113,7 +113,7 @@ def show(title, table):
     print(f"\n{title}\n{'':48s}" + "".join(f"{column:>24s}" for column in columns))
     for name, row in table.items():
         cells = (
-            "-" if v is None else f"{v:.3g}" if abs(v) < 10 else f"{v:.0f}" for v in row.values()
+            "-" if v is None else f"{v:.3f}" if abs(v) < 100 else f"{v:.0f}" for v in row.values()
         )
         print(f"{name:48s}" + "".join(f"{cell:>24s}" for cell in cells), flush=True)
 
