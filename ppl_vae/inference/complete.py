@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.inference.position import Noise, Position
+from ppl_vae.inference.position import Noise, Parameters, Position
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.moments import SampleCovariance
 
@@ -41,11 +41,12 @@ class CompletePosition(Position):
     Attributes:
         posterior: V, (K, K).
         cross: the mean over data of (x - mu) m' with m the mean of q, (D, K).
-        second: the mean over data of m m' + V, (K, K).
+        means: the mean over data of m m', (K, K).
+        second: of m m' + V, (K, K).
     """
 
     def __init__(self, setting: Setting, loadings: Tensor, variance: Tensor) -> None:
-        self.setting, self.covariance = setting, setting.covariance
+        self.setting, self.covariance, self.noise = setting, setting.covariance, setting.noise
         self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1]).to(loadings)
@@ -53,7 +54,8 @@ class CompletePosition(Position):
         self.posterior = restricted_covariance(precision, setting.family)
         self.cross = torch.linalg.solve(precision, (self.covariance @ weighted).mT).mT
         means = torch.linalg.solve(precision, weighted.mT @ self.cross)
-        self.second = (means + means.mT) / 2 + self.posterior
+        self.means = (means + means.mT) / 2
+        self.second = self.means + self.posterior
         # -log p = 1/2 (D log 2 pi + log det C + tr(C^-1 S)), averaged over the data.
         trace = (self.covariance.diagonal / variance).sum()
         log_det = variance.log().sum() + torch.logdet(precision)
@@ -62,11 +64,22 @@ class CompletePosition(Position):
         self.rounding = 1e-15 * (1 + float(trace)) * len(loadings)
         self.bound = self._bound(loadings, variance, self.prior)
 
-    def improved(self) -> tuple[Float[Tensor, ""], "CompletePosition"]:
-        """The regression of x on z, and the E-step there."""
+    def at(self, *parameters: Tensor) -> "CompletePosition":
+        """The position after an E-step at W and psi; mu is the sample mean."""
+        loadings, _, variance = parameters
+        return CompletePosition(self.setting, loadings, variance)
+
+    def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+        """The means over rows of r^2 and of w_d' V w_d."""
+        fit = (self.loadings * (self.loadings @ self.means - 2 * self.cross)).sum(1)
+        spread = (self.loadings * (self.loadings @ self.posterior)).sum(1)
+        return self.covariance.diagonal + fit, spread
+
+    def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
+        """The regression of x on z, and the fold."""
         loadings = torch.linalg.solve(self.second, self.cross.mT).mT
         squares = self.covariance.diagonal - (loadings * self.cross).sum(1)
-        variance = self.setting.noise.variance(squares, torch.ones_like(squares))
+        variance = self.noise.variance(squares, torch.ones_like(squares))
         if self.setting.fold == "none":
             prior, folded = self.prior, loadings
         else:
@@ -75,8 +88,7 @@ class CompletePosition(Position):
             scale = variance.sqrt()[:, None]
             u, s, _ = torch.linalg.svd(folded / scale, full_matrices=False)
             folded = scale * u * s
-        after = self._bound(loadings, variance, prior)
-        return after, CompletePosition(self.setting, folded, variance)
+        return self._bound(loadings, variance, prior), (folded, self.loc, variance)
 
     def _bound(self, loadings: Tensor, variance: Tensor, prior: Tensor) -> Tensor:
         # E_q[log p(x, z)] + H[q] a datum, for z ~ N(0, prior).

@@ -89,7 +89,9 @@ def fit_em(
     them back: mu <- mu + W eta, W <- W chol(R). Both are monotone. On complete data with
     isotropic noise both end at the closed form from loadings in general position; EM's scale error
     contracts by 1 - 2 r (1 - r) with r = sigma^2 / l_i, PX-EM's by r^2; neither is faster than
-    (l_{K+1} / l_K)^2 in the subspace.
+    (l_{K+1} / l_K)^2 in the subspace. With diagonal noise PX-EM also lets each noise variance
+    leap to where its own likelihood is highest, wherever that is no worse than the M-step: EM
+    alone would near a vanishing one as 1 / t.
 
     Args:
         ppca: where to start (complete data have no use for its ``loc``); fitted in place.
@@ -121,7 +123,7 @@ def fit_em(
     began = time.perf_counter()
     at_least("max_iterations", max_iterations)
     columns, covariance = _statistics(ppca, x, mask)
-    noise = Noise.of(ppca, columns, noise_floor)
+    noise = Noise.of(ppca, columns, noise_floor, leaping=accelerate)
     loadings, loc, variance, moved = _start(ppca, columns, noise)
     name = "PX-EM" if accelerate else "EM"
 
@@ -134,7 +136,7 @@ def fit_em(
 
     notes = columns.notes() + (moved if covariance is None else ())
     return ascend(
-        start, ppca, noise, name, tol=tol, max_iterations=max_iterations, notes=notes, began=began
+        start, ppca, name, tol=tol, max_iterations=max_iterations, notes=notes, began=began
     )
 
 
@@ -182,7 +184,7 @@ def variational_em(
     setting = Setting(_complete(columns, sample), noise, covariance, fold)
     loadings, _, variance, _ = _start(ppca, columns, noise)
     return ascend(
-        lambda: CompletePosition(setting, loadings, variance), ppca, noise, name,
+        lambda: CompletePosition(setting, loadings, variance), ppca, name,
         tol=tol, max_iterations=max_iterations, notes=columns.notes(), began=began,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.blocks import Block, RowBlocks
-from ppl_vae.inference.position import Noise, Position
+from ppl_vae.inference.position import Noise, Parameters, Position
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns
 
@@ -129,7 +129,7 @@ class HoledPosition(Position):
     """
 
     def __init__(self, holes: Holes, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
-        self.holes = holes
+        self.holes, self.noise = holes, holes.noise
         self.loadings, self.loc, self.variance = loadings, loc, variance
         data_dim, latent_dim = loadings.shape
         sums = None
@@ -148,14 +148,24 @@ class HoledPosition(Position):
         ratio = (holes.columns.variance / variance).mean().sqrt()
         self.rounding = 1e-15 * float(1 + ratio) * data_dim
 
-    def improved(self) -> tuple[Float[Tensor, ""], "HoledPosition"]:
-        """The regressions, the fold, and the E-step there.
+    def at(self, *parameters: Tensor) -> "HoledPosition":
+        """The position after an E-step at W, mu and psi: one pass over the data."""
+        return HoledPosition(self.holes, *parameters)
+
+    def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+        """The means of r^2 and of w_d' V w_d over the rows that have the column."""
+        spread, _, _, counts = split(self.sums.by_column, self.loadings.shape[1])
+        along = (self.loadings * (spread @ self.loadings[..., None])[..., 0]).sum(1)
+        return self.sums.squares / counts, along / counts
+
+    def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
+        """The regressions, and the fold.
 
         Raises:
             ValueError: if the noise has vanished: the likelihood has no maximum.
         """
         fit = Regression.of(self.sums, self.loadings, self.loc)
-        variance = self.holes.noise.variance(fit.squares, fit.counts)
+        variance = self.noise.variance(fit.squares, fit.counts)
         self._check_noise(variance)
         spread, means, mean, _ = split(self.sums.overall / self.rows, self.loadings.shape[1])
         loadings, loc, prior = fit.loadings, fit.loc, None
@@ -163,7 +173,7 @@ class HoledPosition(Position):
             prior = spread + means - torch.outer(mean, mean)
             loc, loadings = loc + loadings @ mean, loadings @ torch.linalg.cholesky(prior)
         after = self._bound(fit, variance, (spread + means).trace(), prior)
-        return after, HoledPosition(self.holes, loadings, loc, variance)
+        return after, (loadings, loc, variance)
 
     def _check_noise(self, variance: Tensor) -> None:
         usual = self.holes.columns.variance.mean()
