@@ -21,6 +21,10 @@ from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, p
 from ppl_vae.models.moments import Columns
 
 
+VANISHED = 1e3 * torch.finfo(torch.float64).eps
+"""A noise variance of so small a part of the data's cannot be told from zero."""
+
+
 @dataclass(frozen=True)
 class Sums:
     """Sums over rows of what an M-step needs; m and V are mean and covariance of z given the row.
@@ -177,7 +181,7 @@ class HoledPosition(Position):
 
     def _check_noise(self, variance: Tensor) -> None:
         usual = self.holes.columns.variance.mean()
-        if not bool((variance > torch.finfo(variance.dtype).eps * usual).all()):
+        if not bool((variance > VANISHED * usual).all()):
             raise ValueError(
                 f"latent_dim={self.loadings.shape[1]} leaves no noise: what was observed of x "
                 "lies in so many dimensions, and the likelihood has no maximum; take a smaller "
