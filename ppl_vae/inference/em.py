@@ -51,7 +51,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         raise ValueError(
             f"there is no closed form with noise={ppca.noise!r}, factor analysis; use fit_em"
         )
-    columns, covariance = _statistics(ppca, x, None)
+    columns, covariance = _statistics(ppca, RowBlocks(x, device=ppca.loc.device))
     covariance = _complete(columns, covariance)
     values, vectors = covariance.eigh()
     k = ppca.latent_dim
@@ -122,7 +122,8 @@ def fit_em(
     """
     began = time.perf_counter()
     at_least("max_iterations", max_iterations)
-    columns, covariance = _statistics(ppca, x, mask)
+    blocks = RowBlocks(x, mask, device=ppca.loc.device)
+    columns, covariance = _statistics(ppca, blocks)
     noise = Noise.of(ppca, columns, noise_floor, leaping=accelerate)
     loadings, loc, variance, moved = _start(ppca, columns, noise)
     name = "PX-EM" if accelerate else "EM"
@@ -131,7 +132,6 @@ def fit_em(
         if covariance is not None:
             fold = "expand" if accelerate else "none"
             return CompletePosition(Setting(covariance, noise, "full", fold), loadings, variance)
-        blocks = RowBlocks(x, mask, device=ppca.loc.device)
         return HoledPosition(Holes(blocks, columns, noise, accelerate), loadings, loc, variance)
 
     notes = columns.notes() + (moved if covariance is None else ())
@@ -178,7 +178,7 @@ def variational_em(
     at_least("max_iterations", max_iterations)
     turn = covariance == "diagonal" if rotate is None else rotate
     name = f"variational EM ({covariance}{', rotating' if turn else ''})"
-    columns, sample = _statistics(ppca, x, None)
+    columns, sample = _statistics(ppca, RowBlocks(x, device=ppca.loc.device))
     noise = Noise.of(ppca, columns, noise_floor)
     fold = "rotate" if turn else "none"
     setting = Setting(_complete(columns, sample), noise, covariance, fold)
@@ -189,11 +189,9 @@ def variational_em(
     )  # fmt: skip
 
 
-def _statistics(
-    ppca: PPCA, x: RowSource, mask: ArrayLike | None
-) -> tuple[Columns, SampleCovariance | None]:
+def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
     # Sums are in float64 whatever the model's dtype, on the model's device.
-    columns, covariance = summarize(RowBlocks(x, mask, device=ppca.loc.device))
+    columns, covariance = summarize(blocks)
     if len(columns.mean) != ppca.data_dim:
         raise ValueError(f"x has {len(columns.mean)} columns, the model data_dim={ppca.data_dim}")
     (covariance or columns).check_rank(ppca.latent_dim)

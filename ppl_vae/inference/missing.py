@@ -20,7 +20,6 @@ from ppl_vae.inference.position import Noise, Parameters, Position
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns
 
-
 VANISHED = 1e3 * torch.finfo(torch.float64).eps
 """A noise variance of so small a part of the data's cannot be told from zero."""
 

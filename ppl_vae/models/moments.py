@@ -44,13 +44,15 @@ class Columns:
     @classmethod
     def of(cls, block: Block, mean: Tensor, scatter: Tensor) -> Self:
         """The columns of a block, of given observed means and scatters."""
-        seen = torch.ones_like(mean).bool()[None] if block.seen is None else block.seen
-        count = seen.sum(0).to(mean) if len(seen) > 1 else seen[0] * float(len(block.values))
-        first = block.values[seen.int().argmax(0), range(len(mean))]
+        count, first = torch.full_like(mean, len(block.values)), block.values[0]
+        if block.seen is not None:
+            count = block.seen.sum(0).to(mean)
+            first = block.values[block.seen.int().argmax(0), range(len(mean))]
         constant = scatter <= count * (1e-10 * mean).square()  # only these need to be looked at
-        looked = block.values[:, constant] == first[constant]
-        unseen = False if block.seen is None else ~block.seen[:, constant]
-        constant[constant.clone()] = (looked | unseen).all(0)
+        same = block.values[:, constant] == first[constant]
+        if block.seen is not None:
+            same |= ~block.seen[:, constant]
+        constant[constant.clone()] = same.all(0)
         return cls(len(block.values), count, mean, scatter, first, constant, block.resolution)
 
     def merged(self, other: "Columns") -> "Columns":
