@@ -511,3 +511,10 @@ def test_more_latent_dimensions_than_the_data_have_are_found_out():
         fit_em(ppca, x)
     for mine, its in zip(before, parameters(ppca), strict=True):
         np.testing.assert_array_equal(mine, its)
+
+
+def test_loadings_and_noise_that_float64_cannot_tell_apart_are_refused():
+    rng = np.random.default_rng(0)
+    ppca = assigned(np.zeros(D), 1e9 * rng.normal(size=(D, K)), 1e-4)
+    with pytest.raises(ValueError, match=r"too large beside the noise.*start from PPCA.like"):
+        fit_em(ppca, data(fraction=0.6))

@@ -128,19 +128,15 @@ class HoledPosition(Position):
     """A position on data with holes; making one is one pass over them.
 
     Raises:
-        ValueError: if the rows are not as many as they were.
+        ValueError: if the rows are not as many as they were; if the noise is too small beside the
+            loadings for float64.
     """
 
     def __init__(self, holes: Holes, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
         self.holes, self.noise = holes, holes.noise
         self.loadings, self.loc, self.variance = loadings, loc, variance
-        data_dim, latent_dim = loadings.shape
-        sums = None
-        for block in holes.blocks.read(4 * data_dim + 4 * latent_dim**2):
-            found = Sums.of(block, loadings, loc, variance)
-            sums = found if sums is None else sums + found
-        assert sums is not None
-        self.sums, self.rows = sums, holes.columns.rows
+        self.sums, self.rows = self._summed(), holes.columns.rows
+        sums = self.sums
         if int(sums.overall[-1]) != self.rows:
             raise ValueError(
                 f"x had {self.rows} rows when it was first read, and {int(sums.overall[-1])} now; "
@@ -149,7 +145,24 @@ class HoledPosition(Position):
         self.log_likelihood = self.bound = sums.scalars[0] / self.rows
         # Residuals r = x - mu - W m carry an error of eps |x|, and count as r / sigma.
         ratio = (holes.columns.variance / variance).mean().sqrt()
-        self.rounding = 1e-15 * float(1 + ratio) * data_dim
+        self.rounding = 1e-15 * float(1 + ratio) * len(loadings)
+
+    def _summed(self) -> Sums:
+        data_dim, latent_dim = self.loadings.shape
+        sums = None
+        for block in self.holes.blocks.read(4 * data_dim + 4 * latent_dim**2):
+            try:
+                found = Sums.of(block, self.loadings, self.loc, self.variance)
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+                largest, least = self.loadings.abs().max(), self.variance.min().sqrt()
+                raise ValueError(
+                    "the loadings are too large beside the noise to reckon with in float64 (the "
+                    f"largest loading is {float(largest):.3g}, the smallest noise scale "
+                    f"{float(least):.3g}); start from PPCA.like(x)"
+                ) from error
+            sums = found if sums is None else sums + found
+        assert sums is not None
+        return sums
 
     def at(self, *parameters: Tensor) -> "HoledPosition":
         """The position after an E-step at W, mu and psi: one pass over the data."""
