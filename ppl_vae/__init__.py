@@ -22,7 +22,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
-from ppl_vae.results import FitResult
+from ppl_vae.results import FitResult, Imputation
 from ppl_vae.storage import load, save
 from ppl_vae.tables import Table, read_table
 
@@ -39,6 +39,7 @@ __all__ = [
     "FitResult",
     "Gaps",
     "Gaussian",
+    "Imputation",
     "Likelihood",
     "Lineage",
     "LogLikelihood",

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 ArrayLike: TypeAlias = Any
@@ -60,12 +60,61 @@ def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "
         )
     if not tensor.numel():
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
-    if num_infinite := int(tensor.isinf().sum()):
+    # A finite sum has no infinite term, and is read off in one pass.
+    if not bool(tensor.sum().isfinite()) and (num_infinite := int(tensor.isinf().sum())):
         raise ValueError(
             f"{name} has {num_infinite} infinite entries; remove those rows, "
             "or write NaN where a value is missing"
         )
     return tensor
+
+
+def seen_cells(
+    x: Float[Tensor, "N D"], mask: ArrayLike | None = None, *, name: str = "x"
+) -> Bool[Tensor, "N D"] | None:
+    """Which cells of x are there: True in the mask, and not NaN. None if all are.
+
+    Args:
+        x: the data.
+        mask: True where observed, of x's shape.
+        name: what messages call x.
+
+    Raises:
+        ValueError: if mask is not boolean or has another shape.
+    """
+    if mask is not None:
+        mask = as_mask(mask, tuple(x.shape), name=name).to(x.device)
+    elif bool(x.sum().isfinite()):
+        return None
+    seen = ~x.isnan() if mask is None else ~x.isnan() & mask
+    return None if bool(seen.all()) else seen
+
+
+def as_mask(mask: ArrayLike, shape: tuple[int, ...], *, name: str = "x") -> Bool[Tensor, "N D"]:
+    """A mask as a tensor, of the stated shape; ``name`` is what messages call the data.
+
+    Raises:
+        ValueError: if it is not boolean or has another shape.
+    """
+    mask = torch.as_tensor(mask)
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(
+            f"mask must be boolean with the shape of {name}, {shape}; "
+            f"it is {mask.dtype} with shape {tuple(mask.shape)}"
+        )
+    return mask
+
+
+def check_rows_seen(seen: Bool[Tensor, "N D"], *, name: str = "x", first: int = 0) -> None:
+    """Check that every row has something observed; ``first`` is the number of the first row.
+
+    Raises:
+        ValueError: if a row has not.
+    """
+    empty = (~seen.any(1)).nonzero().flatten().tolist()
+    if empty:
+        listed = [first + row for row in empty[:5]]
+        raise ValueError(f"{name} has rows with nothing observed: {listed}; drop them")
 
 
 def _as_array(x: ArrayLike, name: str) -> np.ndarray:

@@ -22,7 +22,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.program import Density, Program, as_rows, data_plate
+from ppl_vae.program import Density, Program, accepted, as_rows, data_plate
 from ppl_vae.state import validating
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
@@ -114,7 +114,8 @@ class ExactGuide(GaussianGuide):
     no parameters of its own: fitted by SVI, it trains the model's.
 
     Args:
-        model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``.
+        model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``; for data
+            with holes, with ``posterior(x, mask=mask)``.
         covariance: the family, see :mod:`ppl_vae.guides`.
     """
 
@@ -129,27 +130,40 @@ class ExactGuide(GaussianGuide):
         self.covariance = choose_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)
 
-    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
-        """q(z | x), from the model's posterior."""
-        (model,) = self._held
-        if isinstance(model, PyroModule):
-            posterior = pyro_method(lambda module: module.posterior(x))(model)
-        else:
-            posterior = model.posterior(x)
-        return restrict(posterior, self.covariance)
-
-    def forward(self, x: ArrayLike, *, mask: Tensor | None = None, **keywords: Any) -> Tensor:
-        """The guide as a Pyro program.
+    def distribution(
+        self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
+    ) -> Density:
+        """q(z | x), from the model's posterior given what was observed.
 
         Raises:
-            ValueError: if something is masked: this posterior is that of complete rows.
+            ValueError: if there is a mask, and the model's ``posterior`` takes none.
         """
-        if mask is not None and not bool(mask.all()):
+        (model,) = self._held
+        holes = accepted(model.posterior, {"mask": mask})
+        if mask is not None and not holes:
             raise ValueError(
-                "x has missing entries, and ExactGuide is exact for complete rows only; "
-                "use AmortizedGuide or MeanFieldGuide, whose model scores the observed cells"
+                f"x has missing entries, and the posterior of {type(model).__name__} takes no "
+                "keyword 'mask'; use AmortizedGuide or MeanFieldGuide, whose model scores the "
+                "observed cells"
             )
-        return super().forward(x, **keywords)
+        if isinstance(model, PyroModule):
+            posterior = pyro_method(lambda module: module.posterior(x, **holes))(model)
+        else:
+            posterior = model.posterior(x, **holes)
+        return restrict(posterior, self.covariance)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        *,
+        mask: Tensor | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The guide as a Pyro program; of rows with holes what was observed counts."""
+        with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
+            return pyro.sample("z", self.distribution(x, index, mask))
 
 
 class MeanFieldGuide(GaussianGuide):

@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
-from ppl_vae.arguments import ArrayLike, as_matrix
+from ppl_vae.arguments import ArrayLike, as_matrix, check_rows_seen, seen_cells
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""
@@ -255,18 +255,8 @@ def as_observed(
         raise ValueError(
             f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
         )
-    seen = ~x.isnan()
-    if mask is not None:
-        given = torch.as_tensor(mask, device=x.device)
-        if given.dtype != torch.bool or given.shape != x.shape:
-            raise ValueError(
-                f"mask must be boolean with the shape of {name}, {tuple(x.shape)}; "
-                f"it is {given.dtype} with shape {tuple(given.shape)}"
-            )
-        seen = seen & given
-    if bool(seen.all()):
-        return x, None
-    return _with_holes(x, seen, model, name)
+    seen = seen_cells(x, mask, name=name)
+    return (x, None) if seen is None else _with_holes(x, seen, model, name)
 
 
 def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
@@ -275,9 +265,7 @@ def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple
             f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword "
             "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes"
         )
-    empty = (~seen.any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"{name} has rows with nothing observed: {empty[:5]}; drop them")
+    check_rows_seen(seen, name=name)
     return torch.where(seen, x, torch.zeros_like(x)), seen
 
 

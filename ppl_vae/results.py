@@ -171,3 +171,29 @@ class FitResult(Result):
             best = f"  validation ELBO {self.validation.max():.4f} nats a datum at best"
             lines.append(best + (", restored" if self.restored else ""))
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Imputation(Result):
+    """Data with their holes filled, each with what is known of it given its row.
+
+    Attributes:
+        mean: the data where observed, untouched; the conditional mean in the holes; (N, D).
+        sd: zero where observed; in the holes the standard deviation of the cell, noise included,
+            (N, D).
+        draws: the data where observed; in the holes draws given the row, jointly, (S, N, D); None
+            if none were asked for.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    draws: Tensor | None = None
+
+    def __repr__(self) -> str:
+        holes = self.sd > 0
+        lines = [f"Imputation: {int(holes.sum())} of {holes.numel()} cells filled"]
+        if holes.any():
+            lines[0] += f", standard deviations {self.sd[holes].min():.3g}..{self.sd.max():.3g}"
+        if self.draws is not None:
+            lines.append(f"  {len(self.draws)} draws")
+        return "\n".join(lines)

@@ -357,3 +357,78 @@ def mean_log_density(x, loc, loadings, noise):
     log_det = np.linalg.slogdet(covariance)[1]
     trace = np.trace(np.linalg.solve(covariance, second))
     return -0.5 * (len(loc) * np.log(2 * np.pi) + log_det + trace)
+
+
+# Holes
+
+
+def holed_step(x, loc, loadings, noise, diagonal=False, expand=True):
+    """One step of EM, or of PX-EM (``expand``), row by row and column by column.
+
+    E: of row n with the columns s, C = cov(x_s): m_n = W_s' C^-1 (x_s - mu_s),
+    V_n = I - W_s' C^-1 W_s. M: each column is regressed on (z, 1) over the rows that have it, with
+    E z z' = V_n + m_n m_n'; the noise is the mean of E (x - mu* - W* z)^2 over the observed cells,
+    all of them or the column's. Fold: eta = mean m_n, R = mean(V_n + m_n m_n') - eta eta';
+    mu <- mu* + W* eta, W <- W* chol(R).
+
+    Returns:
+        loc (D,), loadings (D, K), noise variance, () or (D,).
+    """
+    N, (D, K) = len(x), loadings.shape
+    covariance = ppca_covariance(loadings, noise)
+    posteriors = []
+    for row in x:
+        s = ~np.isnan(row)
+        gain = np.linalg.solve(covariance[np.ix_(s, s)], loadings[s]).T
+        posteriors.append((gain @ (row - loc)[s], np.eye(K) - gain @ loadings[s]))
+    new, new_loc, squares, counts = np.zeros((D, K)), np.zeros(D), np.zeros(D), np.zeros(D)
+    for d in range(D):
+        rows = [n for n in range(N) if not np.isnan(x[n, d])]
+        second, cross = np.zeros((K + 1, K + 1)), np.zeros(K + 1)
+        for n in rows:
+            m, V = posteriors[n]
+            z = np.append(m, 1.0)
+            second += np.outer(z, z)
+            second[:K, :K] += V
+            cross += x[n, d] * z
+        solution = np.linalg.solve(second, cross)
+        new[d], new_loc[d], counts[d] = solution[:K], solution[K], len(rows)
+        for n in rows:
+            m, V = posteriors[n]
+            squares[d] += (x[n, d] - new_loc[d] - new[d] @ m) ** 2 + new[d] @ V @ new[d]
+    if expand:
+        eta = np.mean([m for m, _ in posteriors], 0)
+        R = np.mean([V + np.outer(m, m) for m, V in posteriors], 0) - np.outer(eta, eta)
+        new_loc, new = new_loc + new @ eta, new @ np.linalg.cholesky(R)
+    return new_loc, new, squares / counts if diagonal else squares.sum() / counts.sum()
+
+
+def drop_high(x, fraction, seed):
+    """Holes at random given what is seen (MAR): a high first column loses more of the others.
+
+    The first column is complete, so no row is left empty.
+    """
+    rng = np.random.default_rng(seed)
+    rank = stats.rankdata(x[:, 0]) / len(x)
+    holes = rng.random(x.shape) < 2 * fraction * rank[:, None]
+    holes[:, 0] = False
+    holes[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
+    return np.where(holes, np.nan, x)
+
+
+def iterative_svd(x, K, tol=1e-6, iterations=1000):
+    """Holes filled by a truncated SVD of the centred, filled table, again and again.
+
+    Starts from the column means; the mean is that of the filled table, too. Stops when the filled
+    cells move by less than ``tol`` of their size.
+    """
+    holes = np.isnan(x)
+    filled = np.where(holes, np.nanmean(x, 0), x)
+    for _ in range(iterations):
+        mean = filled.mean(0)
+        u, s, v = np.linalg.svd(filled - mean, full_matrices=False)
+        before = filled[holes]
+        filled[holes] = ((u[:, :K] * s[:K]) @ v[:K] + mean)[holes]
+        if np.linalg.norm(filled[holes] - before) < tol * np.linalg.norm(before):
+            break
+    return filled

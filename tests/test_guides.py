@@ -186,10 +186,22 @@ def test_any_object_with_a_posterior_has_an_exact_guide():
     assert q.variance.tolist() == [[1.0, 1.0]] * 3
 
 
-def test_an_exact_guide_refuses_holes(rotated, x):
+def test_an_exact_guide_is_exact_for_rows_with_holes(rotated, x):
+    x[0, 0] = x[1, 2] = x[1, 3] = torch.nan
+    weights = log_weights(rotated.model, ExactGuide(rotated), x, 5, seed=0)
+    expected = rotated.log_likelihood(x).expand(5, -1)
+    torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_an_exact_guide_refuses_holes_that_its_model_cannot_take(rotated, x):
+    class Complete(PPCA):
+        def posterior(self, x):
+            return super().posterior(x)
+
     x[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="ExactGuide is exact for complete rows only"):
-        log_weights(rotated.model, ExactGuide(rotated), x)
+    model = Complete.from_parameters(rotated.loadings, rotated.loc, rotated.noise_scale)
+    with pytest.raises(ValueError, match="posterior of Complete takes no keyword 'mask'"):
+        log_weights(model.model, ExactGuide(model), x)
 
 
 @pytest.mark.parametrize(

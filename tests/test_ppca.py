@@ -11,8 +11,9 @@ from pyro import poutine
 from scipy import stats
 
 import oracles
+from ppl_vae.models.linear_gaussian import tril_of_inverse
 from ppl_vae.models.moments import SampleCovariance
-from ppl_vae.models.ppca import PPCA, tril_of_inverse
+from ppl_vae.models.ppca import PPCA
 
 N, D, K = 30, 7, 3
 
@@ -310,8 +311,9 @@ def test_the_noise_may_be_a_vector_of_no_length_only():
 
 def test_a_model_can_be_made_from_its_config():
     ppca = PPCA(D, K, seed=0)
-    assert ppca.config() == {"data_dim": D, "latent_dim": K}
+    assert ppca.config() == {"data_dim": D, "latent_dim": K, "noise": "isotropic"}
     assert PPCA(**ppca.config()).loadings.shape == (D, K)
+    assert PPCA(D, K).noise == "isotropic"  # as a model saved before there was a choice
 
 
 @pytest.mark.parametrize(("sizes", "name"), [((0, 1), "data_dim"), ((3, 0), "latent_dim")])
@@ -364,7 +366,12 @@ def test_a_constant_column_is_fine():
         (np.ones((N, D)), 1, "rank of the centred data, 0"),
         (draw(1, D), 1, "rank of the centred data, 0"),
         (draw(N, D), 0, "latent_dim must be a whole number >= 1; got 0"),
-        (np.where(np.eye(N, D) > 0, np.nan, draw(N, D)), 2, f"x has {D} missing entries"),
+        (
+            np.where(np.arange(D) == 1, np.nan, draw(N, D)),
+            2,
+            r"columns with nothing observed: \[1\]",
+        ),
+        (np.where(np.eye(N) == 1, np.nan, 1.0)[:, :4], 4, r"at most 4 \(x has shape \(30, 4\)\)"),
         (draw(N), 1, "x must be 2-d"),
         (np.full((N, D), np.inf), 1, f"x has {N * D} infinite entries"),
     ],
@@ -376,7 +383,8 @@ def test_a_constant_column_is_fine():
         "constant",
         "single",
         "zero",
-        "nan",
+        "no column",
+        "holes",
         "1-d",
         "inf",
     ],
@@ -393,14 +401,14 @@ def test_data_that_allow_no_model_are_refused(x, latent_dim, match):
         (np.zeros((2, D + 1)), rf"x must have shape \(rows, {D}\) here; .* \(2, {D + 1}\)"),
         (np.zeros(D), "x must be 2-d"),
         (torch.zeros(D), r"x must (be 2-d|have shape)"),
-        (np.full((2, D), np.nan), f"x has {2 * D} missing entries"),
-        (torch.full((2, D), torch.nan), f"x has {2 * D} missing entries"),
+        (np.full((2, D), np.nan), r"x has rows with nothing observed: \[0, 1\]; drop them"),
+        (torch.full((2, D), torch.nan), r"x has rows with nothing observed: \[0, 1\]"),
         (np.full((2, D), np.inf), f"x has {2 * D} infinite entries"),
         (torch.full((2, D), torch.inf), f"x has {2 * D} infinite entries"),
     ],
     ids=["width", "1-d", "tensor 1-d", "nan", "tensor nan", "inf", "tensor inf"],
 )
-def test_exact_answers_need_complete_rows_of_the_right_width(method, x, match):
+def test_exact_answers_need_rows_of_the_right_width_with_something_in_them(method, x, match):
     ppca, _ = make()
     with pytest.raises(ValueError, match=match):
         getattr(ppca, method)(x)

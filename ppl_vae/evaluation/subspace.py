@@ -12,7 +12,8 @@ from torch import Tensor
 from ppl_vae.results import Result
 
 LinearGaussian: TypeAlias = Any
-"""x ~ N(loc, W W' + sigma^2 I), with W ``loadings`` (D, K), ``loc`` (D,), ``noise_scale`` ().
+"""x ~ N(loc, W W' + Psi), with W ``loadings`` (D, K), ``loc`` (D,), and ``noise_scale``, the root
+of Psi's diagonal, () or (D,).
 
 A ``Protocol`` would not do: from Python 3.12 on its checks do not see a module's parameters.
 """
@@ -81,24 +82,25 @@ def _align(ours: Tensor, theirs: Tensor) -> Tensor:
 def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
     """KL(N(m, C) || N(m', C')) = 1/2 [tr C'^-1 C + d' C'^-1 d - D + log det C' / det C].
 
-    With C'^-1 y = (y - W' M'^-1 W'' y) / s'^2 no D x D matrix is formed.
+    With V the second's loadings and P = I + V' Psi'^-1 V no D x D matrix is formed:
+    C'^-1 y = Psi'^-1 (y - V P^-1 V' Psi'^-1 y).
     """
     models = (first, second)  # which may stand on different devices
     w, v = (model.loadings.detach().double().cpu() for model in models)
-    s, t = (model.noise_scale.detach().double().cpu().square() for model in models)
+    s, t = (m.noise_scale.detach().double().cpu().square().expand(len(w)) for m in models)
     ours, theirs = (model.loc.detach().double().cpu() for model in models)
-    offset = (ours - theirs)[:, None]
-    data_dim = len(w)
 
     def inner(loadings: Tensor, variance: Tensor) -> Tensor:
-        return loadings.mT @ loadings + variance * torch.eye(loadings.shape[1]).to(loadings)
+        weighted = loadings / variance[:, None]
+        return loadings.mT @ weighted + torch.eye(loadings.shape[1]).to(loadings)
 
     m, n = inner(w, s), inner(v, t)
+    weighted = v / t[:, None]
 
     def quadratic(y: Tensor) -> Tensor:
-        return (y * (y - v @ torch.linalg.solve(n, v.mT @ y))).sum() / t
+        return (y * (y / t[:, None] - weighted @ torch.linalg.solve(n, weighted.mT @ y))).sum()
 
-    trace = s * (data_dim - v.shape[1] + t * torch.linalg.inv(n).trace()) / t
-    log_det = (data_dim - v.shape[1]) * t.log() - (data_dim - w.shape[1]) * s.log()
-    log_det = log_det + torch.logdet(n) - torch.logdet(m)
-    return 0.5 * float(quadratic(w) + quadratic(offset) + trace - data_dim + log_det)
+    explained = torch.linalg.solve(n, weighted.mT @ (s[:, None] * weighted)).trace()
+    log_det = (t.log() - s.log()).sum() + torch.logdet(n) - torch.logdet(m)
+    distance = quadratic(w) + quadratic((ours - theirs)[:, None])
+    return 0.5 * float(distance + (s / t).sum() - explained - len(w) + log_det)

@@ -1,28 +1,140 @@
-"""Sufficient statistics of complete data for linear-Gaussian models, in float64."""
+"""Sufficient statistics of tables for linear-Gaussian models, in float64, in one pass."""
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, as_matrix, at_least
+from ppl_vae.arguments import at_least
+from ppl_vae.blocks import Block, RowBlocks, RowSource
 
 CONSTANT_COLUMNS = "constant columns"
 """How the note on columns that do not vary begins."""
+COARSE = 1e-2
+"""Numbers further apart than this many standard deviations are too coarse for their column."""
 
 
-def check_complete(x: Float[Tensor, "N D"]) -> None:
-    """Check that nothing is missing.
+@dataclass(frozen=True)
+class Columns:
+    """What each column holds where it was observed; blocks of rows are merged pairwise.
 
-    Raises:
-        ValueError: if x has NaN.
+    Attributes:
+        rows: N.
+        count: observed cells, (D,).
+        mean: of these, (D,).
+        scatter: the sum of their squared deviations from the mean, (D,).
+        first: one of them, (D,).
+        constant: whether they are all the same, (D,); by comparison, as rounding gives a constant
+            column a variance.
+        resolution: the relative spacing of the numbers as they came.
     """
-    if num_missing := int(x.isnan().sum()):
-        raise ValueError(
-            f"x has {num_missing} missing entries, and this needs complete data; fill them, "
-            "or use fit_svi with an AmortizedGuide, which scores the observed cells"
+
+    rows: int
+    count: Float[Tensor, " D"]
+    mean: Float[Tensor, " D"]
+    scatter: Float[Tensor, " D"]
+    first: Float[Tensor, " D"]
+    constant: Bool[Tensor, " D"]
+    resolution: float
+
+    @classmethod
+    def of(cls, block: Block, mean: Tensor, scatter: Tensor) -> Self:
+        """The columns of a block, of given observed means and scatters."""
+        count, first = torch.full_like(mean, len(block.values)), block.values[0]
+        if block.seen is not None:
+            count = block.seen.sum(0).to(mean)
+            first = block.values[block.seen.int().argmax(0), range(len(mean))]
+        constant = scatter <= count * (1e-10 * mean).square()  # only these need to be looked at
+        same = block.values[:, constant] == first[constant]
+        if block.seen is not None:
+            same |= ~block.seen[:, constant]
+        constant[constant.clone()] = same.all(0)
+        return cls(len(block.values), count, mean, scatter, first, constant, block.resolution)
+
+    def merged(self, other: "Columns") -> "Columns":
+        """These rows and those together (Chan, Golub, LeVeque 1979: no cancellation)."""
+        count = self.count + other.count
+        share, gap = other.count / count.clamp(min=1), other.mean - self.mean
+        both = (self.count > 0) & (other.count > 0)
+        return Columns(
+            rows=self.rows + other.rows,
+            count=count,
+            mean=self.mean + gap * share,
+            scatter=self.scatter + other.scatter + gap.square() * self.count * share,
+            first=torch.where(self.count > 0, self.first, other.first),
+            constant=self.constant & other.constant & (~both | (self.first == other.first)),
+            resolution=max(self.resolution, other.resolution),
         )
+
+    @property
+    def variance(self) -> Float[Tensor, " D"]:
+        """Of the observed cells, over their number."""
+        return self.scatter / self.count
+
+    @property
+    def num_missing(self) -> int:
+        """How many cells are holes."""
+        return int(self.rows * len(self.count) - self.count.sum())
+
+    def constant_columns(self) -> list[int]:
+        """Which columns do not vary."""
+        return self.constant.nonzero().flatten().tolist()
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the columns."""
+        constant = ", ".join(map(str, self.constant_columns()))
+        return (f"{CONSTANT_COLUMNS}: {constant}",) if constant else ()
+
+    def check(self, *, diagonal: bool = False, resolution: float = 0.0) -> None:
+        """Check that each column can be modelled.
+
+        Args:
+            diagonal: whether each column is to have a noise variance of its own.
+            resolution: the relative spacing of the model's numbers.
+
+        Warns:
+            UserWarning: if the numbers (the data's or the model's) are too coarse for a column.
+
+        Raises:
+            ValueError: if a column has nothing observed; if one with a noise variance of its own
+                is constant.
+        """
+        if empty := (self.count == 0).nonzero().flatten().tolist():
+            raise ValueError(f"x has columns with nothing observed: {empty[:5]}; drop them")
+        if diagonal and (constant := self.constant_columns()):
+            raise ValueError(
+                f"x has constant columns: {constant[:5]}; with a noise variance of their own "
+                "theirs would be zero. Drop them, or take noise='isotropic'"
+            )
+        self._check_resolution(max(self.resolution, resolution))
+
+    def check_rank(self, latent_dim: int) -> None:
+        """Check that K is smaller than the largest rank that these many rows and columns allow.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        rank = max(0, min(len(self.count), self.rows - 1))
+        if at_least("latent_dim", latent_dim) >= rank:
+            raise ValueError(_too_many(latent_dim, f"at most {rank}", self.rows, len(self.count)))
+
+    def _check_resolution(self, resolution: float) -> None:
+        deviation = self.variance.sqrt()
+        spacing = resolution * self.mean.abs()
+        coarse = (spacing > COARSE * deviation) & ~self.constant
+        if coarse.any():
+            worst = int((spacing / deviation).where(coarse, 0).argmax())
+            warnings.warn(
+                f"column {worst} has mean {float(self.mean[worst]):.3g} and standard deviation "
+                f"{float(deviation[worst]):.3g}, where the numbers of x or of the model are "
+                f"{float(spacing[worst]):.2g} apart; give x and model in float64, or subtract a "
+                f"constant from the column ({int(coarse.sum())} such columns)",
+                stacklevel=4,
+            )
 
 
 class SampleCovariance:
@@ -30,32 +142,28 @@ class SampleCovariance:
 
     Attributes:
         mean: (D,).
-        trace: of the covariance S, ().
+        diagonal: of the covariance S, (D,).
+        trace: of S, ().
         data_dim: D.
+        columns: what each column holds.
     """
 
-    def __init__(
-        self, mean: Tensor, factor: Tensor, gram: Tensor | None, constant: Tensor
-    ) -> None:
-        self.mean, self._factor, self._gram, self._constant = mean, factor, gram, constant
-        self.data_dim = len(mean)
-        self.trace = factor.square().sum() if gram is None else gram.trace()
+    def __init__(self, columns: Columns, factor: Tensor, gram: Tensor | None) -> None:
+        self.columns, self._factor, self._gram = columns, factor, gram
+        self.mean, self.diagonal = columns.mean, columns.variance
+        self.data_dim, self.trace = len(self.mean), self.diagonal.sum()
 
     @classmethod
-    def of(cls, x: ArrayLike) -> Self:
+    def of(cls, x: RowSource) -> Self:
         """The statistics of the rows of x, one pass.
 
         Raises:
-            ValueError: if x has NaN; and as :func:`~ppl_vae.program.as_matrix`.
+            ValueError: if x has NaN; and as :class:`~ppl_vae.blocks.RowBlocks`.
         """
-        x = as_matrix(x)
-        check_complete(x)
-        x = x.detach().double()
-        mean = x.mean(0)
-        factor = (x - mean) / len(x) ** 0.5
-        gram = factor.mT @ factor if x.shape[1] <= len(x) else None
-        # By comparison: rounding gives a constant column a variance.
-        return cls(mean, factor, gram, (x == x[0]).all(0))
+        columns, covariance = summarize(RowBlocks(x))
+        if covariance is None:
+            raise ValueError(missing_message(columns))
+        return cls(columns, covariance._factor, covariance._gram)
 
     def __matmul__(self, other: Float[Tensor, "D K"]) -> Float[Tensor, "D K"]:
         if self._gram is not None:
@@ -64,7 +172,7 @@ class SampleCovariance:
 
     def constant_columns(self) -> list[int]:
         """Which columns do not vary."""
-        return self._constant.nonzero().flatten().tolist()
+        return self.columns.constant_columns()
 
     def eigh(self) -> tuple[Float[Tensor, " R"], Float[Tensor, "D R"]]:
         """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), the rest are zero."""
@@ -84,11 +192,85 @@ class SampleCovariance:
                 likelihood infinite.
         """
         at_least("latent_dim", latent_dim)
+        rows, size = self.columns.rows, max(self.columns.rows, self.data_dim)
+        if self._gram is not None and latent_dim < self.data_dim:
+            # All eigenvalues above the threshold can be seen without computing any of them.
+            least = self.trace * size * torch.finfo(self.mean.dtype).eps
+            shifted = self._gram - least * torch.eye(self.data_dim).to(self._gram)
+            if least > 0 and int(torch.linalg.cholesky_ex(shifted).info) == 0:
+                return
         values = self.eigh()[0]
-        size = max(self._factor.shape)
         rank = int((values > values[0] * size * torch.finfo(values.dtype).eps).sum())
         if latent_dim >= rank:
-            raise ValueError(
-                f"latent_dim must be smaller than the rank of the centred data, {rank} (x has "
-                f"shape {tuple(self._factor.shape)}): the noise would be zero; got {latent_dim}"
-            )
+            raise ValueError(_too_many(latent_dim, str(rank), rows, self.data_dim))
+
+
+def missing_message(columns: Columns) -> str:
+    """What to say where holes cannot be taken."""
+    return (
+        f"x has {columns.num_missing} missing entries, and this needs complete data; use fit_em, "
+        "which takes holes, or impute() them with a model fitted so"
+    )
+
+
+def _too_many(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
+    return (
+        f"latent_dim must be smaller than the rank of the centred data, {rank} (x has shape "
+        f"{(rows, data_dim)}): the noise would be zero; got {latent_dim}"
+    )
+
+
+def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
+    """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
+    columns, gram, factor, complete = None, None, torch.zeros(0), True
+    for block in _joined(blocks):
+        rows, (mean, centred) = len(block.values), _centred(block)
+        complete = complete and block.seen is None
+        tall = rows >= len(mean) or gram is not None
+        own = _gram(centred) if complete and tall else None
+        scatter = centred.square().sum(0) if own is None else own.diagonal().clone()
+        found = Columns.of(block, mean, scatter)
+        if columns is None:
+            columns, gram = found, own
+            factor = centred / rows**0.5 if gram is None else factor
+            continue
+        gap, before = found.mean - columns.mean, columns.rows
+        columns = columns.merged(found)
+        if own is not None and gram is not None:
+            gram.add_(own)
+            gram.addr_(gap, gap, alpha=before * rows / (before + rows))
+    assert columns is not None
+    if not complete:
+        return columns, None
+    return columns, SampleCovariance(
+        columns, factor, None if gram is None else gram / columns.rows
+    )
+
+
+def _joined(blocks: RowBlocks) -> Iterator[Block]:
+    # Blocks of D rows or more, but for the last: fewer rows need no D x D matrix, and many small
+    # blocks would each cost one.
+    waiting: list[Block] = []
+    for block in blocks.read():
+        waiting.append(block)
+        if sum(len(one.values) for one in waiting) >= block.values.shape[1]:
+            yield Block.joined(waiting)
+            waiting = []
+    if waiting:
+        yield Block.joined(waiting)
+
+
+def _centred(block: Block) -> tuple[Tensor, Tensor]:
+    if block.seen is None:
+        mean = block.values.mean(0)
+        return mean, block.values - mean
+    mean = block.values.sum(0) / block.seen.sum(0).clamp(min=1)
+    return mean, torch.where(block.seen, block.values - mean, 0.0)
+
+
+def _gram(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """X'X; numpy knows that it is symmetric and takes half the time."""
+    if x.device.type != "cpu":
+        return x.mT @ x
+    rows = x.numpy()
+    return torch.from_numpy(rows.T @ rows)

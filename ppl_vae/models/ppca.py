@@ -1,7 +1,8 @@
-"""Probabilistic PCA, the model in which every quantity is known exactly."""
+"""Probabilistic PCA and factor analysis, in which every quantity is known exactly."""
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any, Self, cast
 
 import pyro
@@ -13,30 +14,46 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.arguments import ArrayLike, as_matrix, at_least
-from ppl_vae.models.moments import SampleCovariance
+from ppl_vae.arguments import (
+    ArrayLike,
+    as_matrix,
+    at_least,
+    check_rows_seen,
+    choose_option,
+    seen_cells,
+)
+from ppl_vae.blocks import RowBlocks, RowSource, rows_at_once
+from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.models.moments import summarize
 from ppl_vae.program import Program, as_rows, count_rows, data_plate
+from ppl_vae.results import Imputation
 from ppl_vae.state import seeded
+
+NOISES = ("isotropic", "diagonal")
 
 
 class PPCA(Program):
-    """Probabilistic PCA: z ~ N(0, I_K), x | z ~ N(W z + mu, sigma^2 I_D).
+    """Probabilistic PCA: z ~ N(0, I_K), x | z ~ N(W z + mu, Psi), Psi = sigma^2 I_D.
 
-    Marginally x ~ N(mu, W W' + sigma^2 I), and z | x ~ N(M^-1 W'(x - mu), sigma^2 M^-1) with
-    M = W'W + sigma^2 I. ``model`` is the Pyro program; everything else is exact.
+    With ``noise="diagonal"`` it is factor analysis: Psi = diag(sigma_1^2, ..., sigma_D^2).
+    Marginally x ~ N(mu, W W' + Psi), and z | x ~ N(P^-1 W' Psi^-1 (x - mu), P^-1) with
+    P = I + W' Psi^-1 W. ``model`` is the Pyro program; everything else is exact, and takes holes:
+    of a row only what was observed counts, the rest is integrated out.
 
     Args:
         data_dim: D.
         latent_dim: K.
+        noise: ``"isotropic"`` or ``"diagonal"``.
         seed: of the random loadings to start from.
 
     Attributes:
         loadings: W, (D, K).
         loc: mu, (D,).
-        noise_scale: sigma, ().
+        noise_scale: sigma, (), or (D,) if the noise is diagonal.
 
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999).
+        Rubin, Thayer: EM algorithms for ML factor analysis (1982).
 
     Example:
         >>> ppca = PPCA(data_dim=5, latent_dim=2, seed=0)
@@ -47,35 +64,69 @@ class PPCA(Program):
 
     noise_scale: Tensor
 
-    def __init__(self, data_dim: int, latent_dim: int, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        noise: str = "isotropic",
+        seed: int | None = None,
+    ) -> None:
         super().__init__()
         self.data_dim = at_least("data_dim", data_dim)
         self.latent_dim = at_least("latent_dim", latent_dim)
+        self.noise = choose_option("noise", noise, NOISES)
         with seeded(seed):
             self.loadings = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(data_dim))
-        self.noise_scale = cast(Any, PyroParam(torch.tensor(1.0), constraints.positive))
+        scale = torch.ones(() if noise == "isotropic" else (data_dim,))
+        self.noise_scale = cast(Any, PyroParam(scale, constraints.positive))
 
     @classmethod
-    def like(cls, x: ArrayLike, latent_dim: int, *, seed: int | None = None) -> Self:
+    def like(
+        cls,
+        x: RowSource,
+        latent_dim: int,
+        *,
+        noise: str = "isotropic",
+        mask: ArrayLike | None = None,
+        seed: int | None = None,
+    ) -> Self:
         """A model of x's shape, dtype and device: its mean, and half of its variance as noise.
 
+        Args:
+            x: a matrix, a memory map, or an iterable of blocks of rows; NaN is a hole.
+            latent_dim: K.
+            noise: ``"isotropic"`` or ``"diagonal"``.
+            mask: True where observed.
+            seed: of the random loadings.
+
         Raises:
-            ValueError: if x has NaN, or K >= the rank of the centred data.
+            ValueError: if K >= the rank of the centred data, as far as complete data show it; if
+                a row or column has nothing observed, or a column with a noise of its own is
+                constant.
         """
-        x = as_matrix(x)
-        covariance = SampleCovariance.of(x)
-        covariance.check_rank(latent_dim)
-        ppca = cls(x.shape[1], latent_dim, seed=seed).to(x)
-        scale = (covariance.trace / ppca.data_dim / 2).sqrt()
+        columns, covariance = summarize(blocks := RowBlocks(x, mask))
+        (covariance or columns).check_rank(latent_dim)
+        columns.check(diagonal=noise == "diagonal")
+        ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
+        ppca = ppca.to(device=columns.mean.device, dtype=blocks.dtype)
+        variance = columns.variance if noise == "diagonal" else columns.variance.mean()
+        scale = (variance / 2).sqrt()
         return ppca.assign(
-            loadings=ppca.loadings.detach() * scale.to(x), loc=covariance.mean, noise_scale=scale
+            loadings=ppca.loadings.detach() * scale.reshape(-1, 1).to(ppca.loc),
+            loc=columns.mean,
+            noise_scale=scale,
         )
 
     @classmethod
     def from_parameters(cls, loadings: Tensor, loc: Tensor, noise_scale: Tensor | float) -> Self:
-        """The model with these parameters, in the dtype and on the device of ``loadings``."""
-        ppca = cls(*loadings.shape, seed=0).to(loadings)
+        """The model with these parameters, in the dtype and on the device of ``loadings``.
+
+        A vector of noise scales makes the noise diagonal.
+        """
+        noise = "diagonal" if isinstance(noise_scale, Tensor) and noise_scale.dim() else NOISES[0]
+        ppca = cls(*loadings.shape, noise=noise, seed=0).to(loadings)
         return ppca.assign(loadings=loadings, loc=loc, noise_scale=noise_scale)
 
     @torch.no_grad()
@@ -84,9 +135,14 @@ class PPCA(Program):
         *,
         loadings: Float[Tensor, "D K"] | None = None,
         loc: Float[Tensor, " D"] | None = None,
-        noise_scale: Float[Tensor, ""] | float | None = None,
+        noise_scale: Float[Tensor, "*D"] | float | None = None,
     ) -> Self:
-        """Set parameters in place (the parameter objects stay the same); returns the model."""
+        """Set parameters in place (the parameter objects stay the same); returns the model.
+
+        Raises:
+            ValueError: if one has another shape (a number will do for a diagonal noise, too), or
+                a noise scale is not positive.
+        """
         for name, value in (("loadings", loadings), ("loc", loc)):
             if value is None:
                 continue
@@ -98,14 +154,19 @@ class PPCA(Program):
             parameter.copy_(value)
         if noise_scale is not None:
             scale = torch.as_tensor(noise_scale, dtype=torch.float64).to(self.loc)
-            if not scale > 0:
-                raise ValueError(f"noise_scale must be positive; got {scale.item()}")
-            self.noise_scale_unconstrained.copy_(scale.log())
+            own = self.noise_scale_unconstrained
+            if scale.shape not in (own.shape, torch.Size()):
+                raise ValueError(
+                    f"noise_scale must have shape {tuple(own.shape)}; it has {tuple(scale.shape)}"
+                )
+            if not (scale > 0).all():
+                raise ValueError(f"noise_scale must be positive; got {scale.min().item()}")
+            own.copy_(scale.log())
         return self
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
+        return {k: getattr(self, k) for k in ("data_dim", "latent_dim", "noise")}
 
     @pyro_method
     def model(
@@ -129,55 +190,113 @@ class PPCA(Program):
                 x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)
             return pyro.sample("x", likelihood.to_event(1), obs=x if observe else None)
 
+    def _variance(self) -> Float[Tensor, " D"]:
+        return self.noise_scale.square().expand(self.data_dim)
+
     def marginal(self) -> dist.LowRankMultivariateNormal:
         """p(x), event shape (D,)."""
-        variance = self.noise_scale.square().expand(self.data_dim)
-        return dist.LowRankMultivariateNormal(self.loc, self.loadings, variance)
+        return dist.LowRankMultivariateNormal(self.loc, self.loadings, self._variance())
 
-    def posterior(self, x: Float[Tensor, "N D"] | ArrayLike) -> dist.MultivariateNormal:
+    def covariance(self) -> Float[Tensor, "D D"]:
+        """W W' + Psi, the covariance of x."""
+        return self.loadings @ self.loadings.mT + self._variance().diag()
+
+    def posterior(
+        self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
+    ) -> dist.MultivariateNormal:
         """p(z | x), exact: batch shape (N,), event shape (K,).
 
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
         Raises:
-            ValueError: if x has another width, or NaN.
+            ValueError: if x has another width, or a row with nothing observed.
         """
-        x, tril, mean = self._solve(x)
-        return dist.MultivariateNormal(mean, scale_tril=self.noise_scale * tril)
+        found = list(self._solve(x, mask))
+        tril = torch.cat([solution.patterns.spread(solution.tril) for solution in found])
+        return dist.MultivariateNormal(torch.cat([s.mean for s in found]), scale_tril=tril)
 
-    def log_likelihood(self, x: Float[Tensor, "N D"] | ArrayLike) -> Float[Tensor, " N"]:
-        """log p(x_n), exact, in nats a datum; by Woodbury, O(D K) a row.
+    def log_likelihood(
+        self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
+    ) -> Float[Tensor, " N"]:
+        """log p of what was observed of each row, exact, in nats a datum.
 
-        The quadratic form is |x - mu - W m|^2 / sigma^2 + |m|^2 with m the posterior mean, which
-        stays accurate where the noise is small.
+        By Woodbury: O(D K) a row, and O(D K^2) for each pattern of holes.
+
+        Args, raises: as :meth:`posterior`.
         """
-        x, tril, mean = self._solve(x)
-        sigma = self.noise_scale
-        residual = (x - self.loc - mean @ self.loadings.mT).square().sum(-1)
-        quadratic = residual / sigma.square() + mean.square().sum(-1)
-        # log det C = (D - K) log sigma^2 + log det M, and tril tril' = M^-1.
-        half_log_det = (
-            self.data_dim - self.latent_dim
-        ) * sigma.log() - tril.diagonal().log().sum()
-        return -0.5 * (self.data_dim * math.log(2 * math.pi) + quadratic) - half_log_det
+        return torch.cat([solution.log_likelihood() for solution in self._solve(x, mask)])
 
-    def _complete(self, x: ArrayLike) -> Tensor:
-        if not am_i_wrapped():  # inside a program the data were checked at its boundary
-            x = as_matrix(x)
-            if num_missing := int(x.isnan().sum()):
-                raise ValueError(
-                    f"x has {num_missing} missing entries, and this needs complete rows; drop or "
-                    "fill them first"
-                )
-        return as_rows(x, self.loc, self.data_dim)
+    def _observed(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+        # x as rows with zeros in its holes, and what was seen; None if nothing is missing.
+        inside = am_i_wrapped()  # inside a program the data were checked at its boundary
+        rows = as_rows(x if inside else as_matrix(x), self.loc, self.data_dim)
+        seen = mask if inside else seen_cells(rows, mask)
+        if seen is None:
+            return rows, None
+        if not inside:
+            check_rows_seen(seen)
+        return torch.where(seen, rows, 0.0), seen
 
-    def _solve(self, x: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
-        # x as rows, the lower factor of M^-1, and the posterior means.
-        x = self._complete(x)
-        precision = self.loadings.mT @ self.loadings
-        precision = precision + self.noise_scale.square() * torch.eye(self.latent_dim).to(
-            precision
+    def _solve(self, x: ArrayLike, mask: ArrayLike | None = None) -> Iterator[Solution]:
+        # All rows at once if they are complete, and piece by piece if not.
+        x, seen = self._observed(x, mask)
+        parameters = self.loadings, self.loc, self._variance()
+        if seen is None:
+            yield Solution.of(x, Patterns.complete(self.loc), *parameters)
+            return
+        patterns = Patterns.each if am_i_wrapped() else Patterns.shared
+        size = rows_at_once(4 * self.data_dim + 4 * self.latent_dim**2)
+        for rows, cells in zip(x.split(size), seen.split(size), strict=True):
+            yield Solution.of(rows, patterns(cells, self.loc), *parameters)
+
+    @torch.no_grad()
+    def impute(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        num_samples: int = 0,
+        seed: int | None = None,
+    ) -> Imputation:
+        """The holes of x, given what was observed in their rows; observed cells are untouched.
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+            num_samples: how many draws to make of each row's holes, jointly.
+            seed: of these.
+
+        Returns:
+            In the model's dtype, or x's own if that is finer.
+
+        Raises:
+            ValueError: as :meth:`posterior`; if num_samples is no whole number >= 0.
+        """
+        x, num_samples = as_matrix(x), at_least("num_samples", num_samples, 0)
+        kept = x.to(device=self.loc.device, dtype=torch.promote_types(x.dtype, self.loc.dtype))
+        seen = self._observed(x, mask)[1]
+        if seen is None:
+            draws = kept.expand(num_samples, -1, -1) if num_samples else None
+            return Imputation(kept, torch.zeros_like(kept), draws)
+        with seeded(seed):
+            size = rows_at_once(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
+            pieces = zip(kept.split(size), seen.split(size), strict=True)
+            found = [self._fill(rows, cells, num_samples) for rows, cells in pieces]
+        mean, sd, draws = zip(*found, strict=True)
+        return Imputation(
+            torch.cat(mean), torch.cat(sd), torch.cat(draws, 1) if num_samples else None
         )
-        tril = tril_of_inverse(precision)
-        return x, tril, (x - self.loc) @ self.loadings @ tril @ tril.mT
+
+    def _fill(self, kept: Tensor, seen: Tensor, num_samples: int) -> tuple[Tensor, ...]:
+        # Mean, standard deviation and draws of some rows.
+        parameters = self.loadings, self.loc, self._variance()
+        rows = torch.where(seen, kept, 0.0).to(self.loc)
+        solution = Solution.of(rows, Patterns.shared(seen, self.loc), *parameters)
+        mean, sd, draws = solution.predict(self.loadings, self.loc, num_samples)
+        mean, draws = (torch.where(seen, kept, filled.to(kept)) for filled in (mean, draws))
+        return mean, torch.where(seen, 0.0, sd).to(kept), draws
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
@@ -185,31 +304,40 @@ class PPCA(Program):
         with seeded(seed):
             return self.marginal().sample(torch.Size([at_least("num_samples", num_samples)]))
 
-    def reconstruct(self, x: ArrayLike, *, shrink: bool = True) -> Float[Tensor, "N D"]:
-        """W m + mu with m the posterior mean; ``shrink=False`` is PCA's rank-K projection."""
+    def reconstruct(
+        self, x: ArrayLike, *, mask: ArrayLike | None = None, shrink: bool = True
+    ) -> Float[Tensor, "N D"]:
+        """W m + mu with m the posterior mean, in holes too.
+
+        ``shrink=False`` is PCA's rank-K projection (with diagonal noise, the weighted one:
+        m = (W' Psi^-1 W)^-1 W' Psi^-1 (x - mu), Bartlett's scores); it needs complete rows.
+
+        Raises:
+            ValueError: as :meth:`posterior`; if something is missing and ``shrink=False``.
+        """
         if shrink:
-            return self._solve(x)[2] @ self.loadings.mT + self.loc
-        axes = torch.linalg.qr(self.loadings).Q
-        return (self._complete(x) - self.loc) @ axes @ axes.mT + self.loc
+            means = torch.cat([solution.mean for solution in self._solve(x, mask)])
+            return means @ self.loadings.mT + self.loc
+        x, seen = self._observed(x, mask)
+        if seen is not None:
+            raise ValueError(
+                f"x has {int((~seen).sum())} missing entries, and a projection needs complete "
+                "rows; shrink=True takes holes, and impute(x) fills them"
+            )
+        scale = self._variance().sqrt()
+        axes = torch.linalg.qr(self.loadings / scale[:, None]).Q
+        return ((x - self.loc) / scale) @ axes @ axes.mT * scale + self.loc
 
     @torch.no_grad()
     def canonical(self) -> Self:
         """A copy whose columns stand on the principal axes, longest first.
 
-        W is only determined up to a rotation W R; with W = U s V' this is U s, each column's
-        largest entry positive. The marginal is the same.
+        W is only determined up to a rotation W R; with Psi^-1/2 W = U s V' this is Psi^1/2 U s
+        (for isotropic noise simply W V), each column's largest entry positive. The marginal is
+        the same.
         """
-        u, s, _ = torch.linalg.svd(self.loadings, full_matrices=False)
-        largest = u.abs().argmax(0, keepdim=True)
-        return copy.deepcopy(self).assign(loadings=u * s * u.gather(0, largest).sign())
-
-
-def tril_of_inverse(matrix: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B K K"]:
-    """The lower triangular L with L L' = matrix^-1, for a positive definite matrix.
-
-    With J the exchange matrix and J matrix J = R R', L = (J R J)'^-1.
-    """
-    reversed_factor = torch.linalg.cholesky(matrix.flip(-2, -1))
-    upper_inverse = reversed_factor.flip(-2, -1).mT
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_triangular(upper_inverse, eye, upper=False)
+        scale = self._variance().sqrt()[:, None]
+        u, s, _ = torch.linalg.svd(self.loadings / scale, full_matrices=False)
+        turned = scale * u * s
+        largest = turned.abs().argmax(0, keepdim=True)
+        return copy.deepcopy(self).assign(loadings=turned * turned.gather(0, largest).sign())
