@@ -29,7 +29,7 @@ from ppl_vae import (
     log_likelihood,
     run_lineage,
 )
-from ppl_vae.evaluation import blocks
+from ppl_vae.evaluation import rails
 from ppl_vae.evaluation.compare import compare
 from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
 from ppl_vae.interop import arviz as interop
@@ -316,7 +316,7 @@ def test_nothing_else_is_changed():
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_change_nothing_but_memory(name, monkeypatch):
     model, guide, x = foreign.PAIRS[name]()
-    monkeypatch.setitem(blocks.ROWS_AT_ONCE, "cpu", 30)
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 30)
     at_once = []
 
     def spy(model, guide, x, keywords, *, num_samples=1, dim=None):
@@ -329,7 +329,7 @@ def test_blocks_change_nothing_but_memory(name, monkeypatch):
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
-    monkeypatch.setitem(blocks.ROWS_AT_ONCE, "cpu", 10)
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 10)
     if name == "functions":  # whose programs know which rows they see
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)

@@ -11,7 +11,7 @@ import torch
 
 import foreign
 import oracles
-from ppl_vae.evaluation import blocks as blocks_module
+from ppl_vae.evaluation import rails as rails_module
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.guides import COVARIANCES, AmortizedGuide, ExactGuide, MeanFieldGuide
@@ -254,7 +254,7 @@ def test_data_in_blocks_give_the_same(monkeypatch):
     ppca, x, parameters = make()
     guide, truth = optimal_linear(ppca, parameters), log_p(x, parameters)
     gap = oracles.best_q_gap(*parameters[1:], "diagonal")
-    monkeypatch.setitem(blocks_module.ROWS_AT_ONCE, "cpu", 40)
+    monkeypatch.setitem(rails_module.ROWS_AT_ONCE, "cpu", 40)
     found = gaps(ppca.model, guide, x, log_p=truth, steps=5, seed=0)
     assert found.elbo.shape == (N,)
     each = sampling_error(parameters, "diagonal", ELBO_DRAWS)

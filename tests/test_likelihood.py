@@ -16,7 +16,7 @@ from torch import nn
 import foreign
 import loops
 import oracles
-from ppl_vae.evaluation import blocks as module
+from ppl_vae.evaluation import rails as module
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood, prior_guide
 from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs

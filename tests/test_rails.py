@@ -11,7 +11,7 @@ from torch import nn
 import foreign
 import oracles
 from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
-from ppl_vae.evaluation.blocks import Rails, Refiner, Weigher
+from ppl_vae.evaluation.rails import Rails, Refiner, Weigher
 from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.choice import Choice
 from ppl_vae.inference.compiling import MOST_SIGNATURES, Compiled, Replay
@@ -188,7 +188,7 @@ def test_modes_and_shapes_are_told_apart(float64):
 @pytest.mark.parametrize("name", foreign.PAIRS)
 def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, monkeypatch):
     model, guide, x = stranger(name)
-    monkeypatch.setattr("ppl_vae.evaluation.blocks.ROWS_AT_ONCE", {"cpu": 40})
+    monkeypatch.setattr("ppl_vae.evaluation.rails.ROWS_AT_ONCE", {"cpu": 40})
     found = []
     with isolated_store(), mode(model, guide, training=False):
         for wanted in (False, True):
@@ -337,7 +337,7 @@ def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, mo
     fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
     assert fit.path.startswith("captured, 5 steps a call: ") and fit.steps == 60
     assert "s of eager steps were left" in fit.path
-    monkeypatch.setattr("ppl_vae.evaluation.blocks.ROWS_AT_ONCE", {"cpu": 100})
+    monkeypatch.setattr("ppl_vae.evaluation.rails.ROWS_AT_ONCE", {"cpu": 100})
     found = log_likelihood(model, guide, x, 50, seed=0)
     eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)
     assert found.path == "captured"

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.evaluation.blocks import Refiner, block_size, rows_at_once
 from ppl_vae.evaluation.likelihood import LogLikelihood, collect, estimate
 from ppl_vae.evaluation.local import family_of
+from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import ELBO, batch_keywords
 from ppl_vae.program import ProgramLike, as_observed

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.evaluation.blocks import Rails, Refiner, Weigher, block_size, rows_at_once
+from ppl_vae.evaluation.rails import Rails, Refiner, Weigher, block_size, rows_at_once
 from ppl_vae.evaluation.reliability import (
     FEWEST_DRAWS,
     effective_sample_size,

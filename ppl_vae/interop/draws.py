@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppl_vae.evaluation.blocks import rows_at_once
 from ppl_vae.evaluation.likelihood import prior_guide
+from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import DATA_PLATE, ProgramLike, check_support
 from ppl_vae.state import isolated_store, mode, seeded
