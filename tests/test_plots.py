@@ -18,7 +18,7 @@ from ppl_vae.evaluation.compare import compare
 from ppl_vae.exhibits import Exhibits, LatentMeans
 from ppl_vae.lineage import Lineage
 from ppl_vae.report import plots
-from ppl_vae.report.drawing import tile_size
+from ppl_vae.report.drawing import log_scale, tile_size
 from ppl_vae.report.figures import Picture, pictures
 from ppl_vae.tiles import Tiles
 from test_table import TABLES, lineage
@@ -117,6 +117,19 @@ def test_a_ladder_of_one_rung_without_classes_or_images(plain):
         check_readable(picture.figure())
     assert any("fewer than two" in why for why in ladders.plain_shown().left_out)
     assert any("vae was not climbed" in why for why in ladders.plain_shown().left_out)
+
+
+@pytest.mark.parametrize("factor", [1.5, 3.1, 3.6, 4.5, 8, 12])
+@pytest.mark.parametrize("low", [0.0021, 0.0024, 0.0028, 0.0032, 0.0041])
+def test_axes_of_short_times_have_room_for_their_ticks(low, factor):
+    def draw(ax):
+        ax.plot([low, factor * low], [1.0, 2.0])
+        log_scale(ax, "x")
+        ax.set_xlabel("seconds")
+        ax.set_ylabel("objective, nats a datum")
+        ax.set_title("short", loc="left")
+
+    check_readable(Picture("", "", (6.4, 4.4), draw, "").figure())
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)

@@ -5,7 +5,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
 from ppl_vae.tiles import Tiles
@@ -62,7 +62,7 @@ def colour(place: int) -> str:
 
 
 def log_scale(ax: Axes, axis: str) -> None:
-    """A logarithmic axis for what is drawn, with few ticks; a linear one for less than a factor 3.
+    """A logarithmic axis with few ticks; for less than a factor 10 a linear one.
 
     Args:
         ax: after everything is drawn on it.
@@ -70,7 +70,8 @@ def log_scale(ax: Axes, axis: str) -> None:
     """
     one: Any = getattr(ax, f"{axis}axis")
     low, high = getattr(ax.dataLim, f"interval{axis}")
-    if not 0 < 3 * low <= high:
+    if not 0 < 10 * low <= high:  # fewer than two ticks at 1, 2, 5 would be filled up with others
+        one.set_major_locator(MaxNLocator(5))
         return
     getattr(ax, f"set_{axis}scale")("log")
     decades = np.log10(high / low)
