@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,45 +126,25 @@ class Weigher:
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
     ) -> Float[Tensor, "S B"]:
         """log p(x, z) - log q(z | x) for S draws of the guide for each of B data, in float64."""
-        dim = sample_dim(self.model, guide, x, keywords) if num_samples > 1 else None
         draws = max(1, min(num_samples, rows_at_once(x) // len(x)))
-        named = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
-        others = {name: value for name, value in keywords.items() if name not in named}
+        block = _Block(self.model, guide, x, keywords, several=num_samples > 1)
+        key = draws, *block.key
+        usual = not self._runs or key in self._runs  # a last block is not worth compiling for
 
-        def weights(number: int, rows: Tensor, given: Sequence[Tensor]) -> Tensor:
-            told = others | dict(zip(named, given, strict=True))
-            run = run_pair(self.model, guide, rows, told, num_samples=number, dim=dim)
-            return run.log_weights().double().expand(number, -1)
-
-        def eager(number: int) -> Tensor:
+        def eager(number: int = draws) -> Tensor:
             with precision(self.numbers, x.device):
-                return weights(number, x, list(named.values()))
+                return block.log_weights(block.tensors, number).double().expand(number, -1)
 
         def fast() -> Tensor:
-            held = self._held(guide, lambda: eager(draws))
-
-            def pure(parameters: Any, buffers: Any, rows: Tensor, given: list[Tensor]) -> Tensor:
-                with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
-                    return weights(draws, rows, given)
-
-            def recorder(*args: Any) -> Any:
-                parameters, buffers, rows, given = args
-                others = disturbed(parameters), buffers, *rolled([rows]), rolled(given)
-                return record(pure, args, others)
-
+            held = self._held(guide, eager)
             if key not in self._runs:
                 how = {"compiled": self.rails.compiled, "precision": self.numbers}
-                self._runs[key] = Compiled(recorder, **how)
+                self._runs[key] = Compiled(partial(_record, block, held, draws), **how)
             values = [p.detach() for p in held.parameters]
-            return self._runs[key](values, held.buffers, x, list(named.values())).clone()
+            return self._runs[key](values, held.buffers, block.tensors).clone()
 
-        # Local guides are of one make; only their tensors differ from block to block.
-        kind = LocalGuide if isinstance(guide, LocalGuide) else guide
-        key = kind, len(x), dim, draws, *named, *others.items()
-        usual = not self._runs or key in self._runs  # a last block is not worth compiling for
-        found = []
-        for _ in range(num_samples // draws):
-            found.append(self.rails.do(fast, lambda: eager(draws)) if usual else eager(draws))
+        calls = range(num_samples // draws)
+        found = [self.rails.do(fast, eager) if usual else eager() for _ in calls]
         if rest := num_samples % draws:
             found.append(eager(rest))
         return torch.cat(found)
@@ -174,6 +155,17 @@ class Weigher:
             with probing(self.model, guide):
                 self._last = guide, Held.by(modules, bare_parameters(modules, run))
         return self._last[1]
+
+
+def _record(
+    block: "_Block", held: Held, draws: int, parameters: Any, buffers: Any, tensors: list[Tensor]
+) -> Any:
+    def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> Tensor:
+        with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
+            return block.log_weights(tensors, draws).double().expand(draws, -1)
+
+    others = disturbed(parameters), buffers, rolled(tensors)
+    return record(pure, (parameters, buffers, tensors), others)
 
 
 class Refiner:
@@ -210,7 +202,7 @@ class Refiner:
     def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> LocalGuide:
         """The refined guide of these rows, whose parameters do not train any more."""
         local = LocalGuide(self.model, guide, x, keywords, self.covariance)
-        block = _Block(self, local, x, keywords)
+        block = _Search(self, local, x, keywords)
         with mode(self.model, guide, training=False), torch.enable_grad():
             if not self._runs or block.key in self._runs:
                 self.rails.do(lambda: self._fast(block), lambda: self._eager(block))
@@ -219,22 +211,21 @@ class Refiner:
         # In training mode Pyro warns of parameters without a gradient.
         return local.requires_grad_(False).eval()
 
-    def _eager(self, block: "_Block") -> None:
-        with precision(self.numbers, block.x.device):
+    def _eager(self, block: "_Search") -> None:
+        with precision(self.numbers, block.tensors[0].device):
             for rate in self.rates:
                 block.optimizer.param_groups[0]["lr"] = rate
-                loss = block.loss([block.x, *block.named.values()])
+                loss = block.loss(block.tensors)
                 gradients = torch.autograd.grad(loss, block.parameters)
                 for parameter, gradient in zip(block.parameters, gradients, strict=True):
                     parameter.grad = gradient
                 block.optimizer.step()
 
-    def _fast(self, block: "_Block") -> None:
+    def _fast(self, block: "_Search") -> None:
         rule: Any = rule_of(block.optimizer)
         trained = block.trained(rule)
         states = [state_of(block.optimizer, p, rule) for p in trained.parameters]
         state, _ = trained.read(states)
-        whole = [block.x, *block.named.values()]
         step = Step(lambda values, each, beta: block.loss(values), trained)
         size = next(k for k in range(STEPS_AT_ONCE, 0, -1) if len(self.rates) % k == 0)
         if block.key not in self._runs:
@@ -243,37 +234,66 @@ class Refiner:
         fixed, weight = trained.fixed(), placed([1.0] * size, trained.parameters[0])
         for start in range(0, len(self.rates), size):
             rates = placed(self.rates[start : start + size], trained.parameters[0])
-            state, _ = self._runs[block.key](state, Inputs(fixed, whole, [], rates, weight))
+            state, _ = self._runs[block.key](
+                state, Inputs(fixed, block.tensors, [], rates, weight)
+            )
         trained.write(states, state, len(self.rates))
 
 
 class _Block:
+    """A block of data under a pair, as a function of tensors.
+
+    Attributes:
+        tensors: x, and what else the programs are told that is a tensor.
+        key: what distinguishes blocks that need code of their own.
+    """
+
+    def __init__(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        x: Tensor,
+        keywords: dict[str, Any],
+        *,
+        several: bool,
+    ) -> None:
+        self.model, self.guide = model, guide
+        named = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
+        self.others = {name: value for name, value in keywords.items() if name not in named}
+        self.names, self.tensors = list(named), [x, *named.values()]
+        self.dim = sample_dim(model, guide, x, keywords) if several else None
+        # Local guides are of one make; only their tensors differ from block to block.
+        kind = LocalGuide if isinstance(guide, LocalGuide) else guide
+        self.key = kind, len(x), self.dim, *named, *self.others.items()
+
+    def log_weights(self, tensors: Sequence[Tensor], number: int) -> Float[Tensor, "S B"]:
+        """log p(x, z) - log q(z | x) for so many draws, at other tensors of the same shapes."""
+        x, *given = tensors
+        told = self.others | dict(zip(self.names, given, strict=True))
+        run = run_pair(self.model, self.guide, x, told, num_samples=number, dim=self.dim)
+        return run.log_weights()
+
+
+class _Search(_Block):
     """A block of data and its local guide, on their way to be refined."""
 
     def __init__(
         self, refiner: Refiner, local: LocalGuide, x: Tensor, keywords: dict[str, Any]
     ) -> None:
-        self.refiner, self.local, self.x = refiner, local, x
-        self.named = {k: v for k, v in keywords.items() if isinstance(v, Tensor)}
-        self.others = {k: v for k, v in keywords.items() if k not in self.named}
+        number = refiner.num_samples
+        super().__init__(refiner.model, local, x, keywords, several=number > 1)
+        self.number = number
         self.parameters = [p for p in local.parameters() if p.numel()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=1.0)
-        model, several = refiner.model, refiner.num_samples > 1
-        self.dim = sample_dim(model, local, x, keywords) if several else None
-        self.key = len(x), self.dim, *self.named, *self.others.items()
 
-    def loss(self, values: Sequence[Tensor]) -> Tensor:
+    def loss(self, tensors: Sequence[Tensor]) -> Tensor:
         """Minus the sum of the data's ELBOs; they share no parameters, so each has its own."""
-        x, *given = values
-        told = self.others | dict(zip(self.named, given, strict=True))
-        number = self.refiner.num_samples
-        run = run_pair(self.refiner.model, self.local, x, told, num_samples=number, dim=self.dim)
-        return -run.log_weights().mean(0).sum()
+        return -self.log_weights(tensors, self.number).mean(0).sum()
 
     def trained(self, rule: Rule) -> Trained:
         """The local guide's parameters among all that the pair holds."""
         names = {f"local {k}": p for k, p in enumerate(self.parameters)}
-        modules = modules_of(self.refiner.model, self.local)
-        with probing(self.refiner.model, self.local):
-            bare = bare_parameters(modules, lambda: self.loss([self.x, *self.named.values()]))
+        modules = modules_of(self.model, self.guide)
+        with probing(self.model, self.guide):
+            bare = bare_parameters(modules, lambda: self.loss(self.tensors))
         return Trained(modules, names, rule, bare)
