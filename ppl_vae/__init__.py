@@ -8,6 +8,7 @@ from ppl_vae.data import digits
 from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
+from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
@@ -39,6 +40,7 @@ __all__ = [
     "FitResult",
     "Gaps",
     "Gaussian",
+    "HiddenCells",
     "Imputation",
     "Likelihood",
     "Lineage",
@@ -48,6 +50,7 @@ __all__ = [
     "Subspace",
     "Table",
     "compare",
+    "compare_on_hidden_cells",
     "digits",
     "elbo",
     "fit_closed_form",

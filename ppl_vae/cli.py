@@ -9,13 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ppl_vae.arguments import choose_option
 from ppl_vae.exhibits import Exhibits, exhibits
 from ppl_vae.lineage import Lineage, run_lineage
+from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.archive import results, write_draws, write_report, write_results
+from ppl_vae.report.filled import FilledTable, check_suffix
 from ppl_vae.report.table import filled, legend, lineage_table
 from ppl_vae.report.terminal import Display
 from ppl_vae.report.verdict import verdict
-from ppl_vae.rungs import RUNGS
+from ppl_vae.rungs import RUNGS, left_out
+from ppl_vae.state import threads
 from ppl_vae.tables import Table, digits_table, read_table
 
 HELP = "From probabilistic PCA to the variational autoencoder, measured."
@@ -43,6 +47,32 @@ Rungs: {", ".join(list(RUNGS)[:6])},
 Exit status: 0 done; {FAILURE} a fit or a file failed; {MISTAKE} a mistake in the arguments
 or the data; {INTERRUPTED} interrupted (Ctrl-C): what is finished is kept.
 """
+
+IMPUTE_EXAMPLES = """
+\b
+Examples:
+  ppl-vae impute mine.csv --out filled.csv
+      the model is chosen by what it says of observed cells that are hidden from it
+  ppl-vae impute mine.csv --latent-dim 3 --noise diagonal --out filled.csv
+      factor analysis with three factors
+  ppl-vae impute mine.csv --missing=-999,x --out filled.tsv
+      what marks a hole in your file
+
+\b
+The filled table has the columns of the file under their names, and then, for each column that
+had holes, its name with sd: the standard deviation of each filled cell, empty elsewhere.
+"""
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="of the file; by default found")
+]
+Delimiter = Annotated[str | None, typer.Option(help="between the file's cells; by default found")]
+Label = Annotated[
+    str | None,
+    typer.Option(help="column of classes, or 'none'; by default found. It is not modelled"),
+]
+Missing = Annotated[
+    str | None, typer.Option(help="what marks a missing cell, separated by commas")
+]
 
 app = typer.Typer(
     add_completion=False,
@@ -72,19 +102,10 @@ def lineage(
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for what is written")] = Path("out"),
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
-    header: Annotated[
-        bool | None, typer.Option("--header/--no-header", help="of the file; by default found")
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="between the file's cells; by default found")
-    ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(help="column of classes, or 'none'; by default found. Colours pictures only"),
-    ] = None,
-    missing: Annotated[
-        str | None, typer.Option(help="what marks a missing cell, separated by commas")
-    ] = None,
+    header: Header = None,
+    delimiter: Delimiter = None,
+    label: Label = None,
+    missing: Missing = None,
     image_shape: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")
     ] = None,
@@ -97,12 +118,73 @@ def lineage(
     if data is None:
         table = digits_table()
     else:
-        markers = None if missing is None else missing.split(",")
-        how = {"header": header, "delimiter": delimiter, "label": label, "missing": markers}
-        table = read_table(data, **how, image_shape=shape)
+        table = _read(data, header, delimiter, label, missing, shape)
     names = list(RUNGS) if rungs is None else [name.strip() for name in rungs.split(",")]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
     _Run(table, k, names, seed, out, as_json).run()
+
+
+@app.command(epilog=IMPUTE_EXAMPLES)
+def impute(
+    data: Annotated[Path, typer.Argument(help="a table with holes, .csv, .tsv or .npy")],
+    out: Annotated[Path, typer.Option(help="the filled table, .csv or .tsv")] = Path("filled.csv"),
+    latent_dim: Annotated[
+        int | None, typer.Option(help="K; by default chosen on hidden cells")
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="isotropic (PPCA) or diagonal (factor analysis); by default chosen likewise"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the hidden cells and of the start")] = 0,
+    header: Header = None,
+    delimiter: Delimiter = None,
+    label: Label = None,
+    missing: Missing = None,
+) -> None:
+    """Fill the holes of a table with their means given their rows, and say how sure."""
+    if noise is not None:
+        choose_option("noise", noise, NOISES)
+    if check_suffix(out).resolve() == data.resolve():
+        raise ValueError(f"--out must be another file than the table itself; got {out}")
+    table = _read(data, header, delimiter, label, missing)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False)
+
+    say(f"{_described(table)}, seed {seed}\n")
+    for note in table.notes:
+        say(f"note: {note}")
+    with threads(1):
+        filled = FilledTable.of(table, latent_dim, noise, seed=seed)
+    for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
+        say(text)
+    for note in filled.fit.notes:
+        say(f"note: {note}")
+    filled.write(out)
+    say(f"wrote {out}")
+
+
+def _read(
+    path: Path,
+    header: bool | None,
+    delimiter: str | None,
+    label: str | None,
+    missing: str | None,
+    image_shape: tuple[int, int] | None = None,
+) -> Table:
+    markers = None if missing is None else missing.split(",")
+    how: dict[str, Any] = {"header": header, "delimiter": delimiter, "label": label}
+    return read_table(path, **how, missing=markers, image_shape=image_shape)
+
+
+def _described(table: Table) -> str:
+    num_rows, width = table.values.shape
+    missing = table.num_missing
+    holes = f", {missing} of {num_rows * width} cells missing" if missing else ""
+    return f"{table.name}: {num_rows} rows, {width} columns{holes}"
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -133,7 +215,8 @@ class _Run:
         terminal = sys.stderr if self.as_json else sys.stdout
         width = None if terminal.isatty() else PIPED_WIDTH
         self.console = Console(width=width, highlight=False, stderr=self.as_json)
-        self.display = Display(self.console, self.names)
+        without = left_out(self.names, self.table.num_missing > 0)
+        self.display = Display(self.console, [n for n in self.names if n not in without])
 
     def run(self) -> None:
         """Climb, show, write.
@@ -166,9 +249,7 @@ class _Run:
             self.console.print(text, style=style, soft_wrap=True, markup=False)
 
     def _opening(self) -> str:
-        num_rows, width = self.table.values.shape
-        about = f"{self.table.name}: {num_rows} rows, {width} columns"
-        return f"{about}; K = {self.latent_dim}, seed {self.seed}"
+        return f"{_described(self.table)}; K = {self.latent_dim}, seed {self.seed}"
 
     def _climb(self) -> Lineage:
         about: dict[str, Any] = {"data": self.table.name, "notes": list(self.table.notes)}
@@ -192,7 +273,7 @@ class _Run:
             return
         width = self.console.width
         self.console.print(lineage_table(found.rows, width=width))
-        self._say(f"\n{filled(legend(found.about['gap_rows']), width)}\n", "dim")
+        self._say(f"\n{filled(legend(found.about), width)}\n", "dim")
         for sentence in verdict(found):
             self._say(filled(sentence, width))
         self._say("")
@@ -220,7 +301,7 @@ class _Run:
         if found is not None:
             self._show(found)
         print(
-            f"interrupted: {finished} of {len(self.names)} rungs are finished, {kept}",
+            f"interrupted: {finished} of {len(self.display.names)} rungs are finished, {kept}",
             file=sys.stderr,
         )
 

@@ -74,7 +74,7 @@ def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 class Units:
     """A shift a column and one scale for all: step sizes then do not depend on the data's units.
 
-    PPCA is equivariant under it: only log p moves, by the log of its Jacobian.
+    PPCA is equivariant under it: only log p moves, by the log of its Jacobian. Holes stay holes.
 
     Attributes:
         loc: (D,).
@@ -86,15 +86,21 @@ class Units:
 
     @classmethod
     def of(cls, x: Float[Tensor, "N D"]) -> "Units":
-        """Mean zero a column, variance one on average, over the rows of x.
+        """Mean zero a column, variance one on average, over the observed cells of x.
 
         Raises:
             ValueError: if x does not vary.
         """
-        scale = x.var(0, correction=0).mean().sqrt()
+        loc = x.nanmean(0)
+        scale = (x - loc).square().nanmean(0).mean().sqrt()
         if not scale > 0:
             raise ValueError("x does not vary: all its rows are equal")
-        return cls(x.mean(0), scale)
+        return cls(loc, scale)
+
+    @classmethod
+    def none(cls, x: Float[Tensor, "N D"]) -> "Units":
+        """Those of x itself."""
+        return cls(torch.zeros_like(x[0]), torch.ones_like(x[0, 0]))
 
     def apply(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """x in these units."""
@@ -104,7 +110,9 @@ class Units:
         """From these units back to the data's."""
         return x * self.scale.to(x) + self.loc.to(x)
 
-    @property
-    def log_jacobian(self) -> float:
-        """What to add to a log density of :meth:`apply` (x) to get that of x, in nats a datum."""
-        return -len(self.loc) * math.log(float(self.scale))
+    def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+        """What to add to log densities of :meth:`apply` (x) to get those of x, in nats a datum.
+
+        Of each row's observed cells; only the holes of x matter, not its values.
+        """
+        return -(~x.isnan()).sum(1).double() * math.log(float(self.scale))

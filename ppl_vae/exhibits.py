@@ -15,7 +15,6 @@ from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.predictive import draw_data, latent_means, mean_data, reconstruct
 from ppl_vae.guides import ExactGuide
-from ppl_vae.inference.em import fit_closed_form
 from ppl_vae.lineage import Lineage, Watch
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.program import ProgramLike, owner_of
@@ -175,8 +174,7 @@ class _Builder:
             settings,
             self.seed,
         )
-        self.best = self.task.ppca()
-        fit_closed_form(self.best, self.task.train)
+        self.best = self.task.optimum()
         self.left_out: list[str] = []
         self.pictured = self._pictured()
 
@@ -230,7 +228,7 @@ class _Builder:
 
     def _slice(self) -> BoundSlice:
         shown = bound_slice(self.task.ppca(), self.best, self.task.train)
-        shift = self.units.log_jacobian
+        shift = self.units.log_jacobian(self.task.train).mean()
         log_p, bounds = shown.log_likelihood + shift, shown.bounds + shift
         return replace(shown, log_likelihood=log_p, bounds=bounds)
 
@@ -240,7 +238,10 @@ class _Builder:
             if row.rung == "vae":
                 scales["VAE"] = row.noise_scale
         noise = {name: scale**2 for name, scale in scales.items()}
-        return spectrum(self.data.train, self.task.latent_dim, noise)
+        # Eigenvalues do not see the shift of the units, and see their scale squared.
+        model = self.best if self.task.holes else None
+        found = spectrum(self.task.train, self.task.latent_dim, noise, ppca=model)
+        return replace(found, eigenvalues=found.eigenvalues * float(self.units.scale) ** 2)
 
     def _kl(self) -> dict[str, Tensor]:
         def look(pair: _Pictured) -> Tensor:
@@ -274,12 +275,10 @@ class _Builder:
 
     def _plane_ppca(self) -> _Pictured | None:
         try:
-            ppca = PPCA.like(self.task.train, 2, seed=self.seed)
+            ppca = replace(self.task, latent_dim=2).optimum().canonical()
         except ValueError as error:
             self.left_out.append(f"latent plane of PPCA: {error}")
             return None
-        fit_closed_form(ppca, self.task.train)
-        ppca = ppca.canonical()
         return self._of_pair("PPCA", ppca.model, ExactGuide(ppca))
 
     def _plane_vae(self) -> _Pictured:

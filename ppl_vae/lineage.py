@@ -15,15 +15,17 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, as_matrix, choose_option
+from ppl_vae.arguments import ArrayLike, as_matrix, check_rows_seen, choose_option
+from ppl_vae.blocks import RowBlocks
 from ppl_vae.data import Split, Units, split
 from ppl_vae.measured import Ground, Row, is_per_datum
-from ppl_vae.models.moments import CONSTANT_COLUMNS
-from ppl_vae.program import ProgramLike, owner_of
+from ppl_vae.models.moments import CONSTANT_COLUMNS, Columns, summarize
+from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result, plain
-from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task
+from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task, left_out
 from ppl_vae.state import threads
 
+CLOSED_FORM, WHERE_PX_EM_ENDS = "the closed form", "where PX-EM ends"
 LISTED = 10
 """So many columns are named in a note; ``about`` has all."""
 
@@ -42,7 +44,8 @@ class Lineage(Result):
 
     Attributes:
         rows: one a rung, in order.
-        optimum: the best log p that PPCA can reach on the training rows, in nats a datum.
+        optimum: the best log p that PPCA can reach on the training rows, in nats a datum; with
+            holes, where PX-EM ends.
         about: the data, the split, the settings, versions.
         pairs: the fitted pairs by rung, in the internal units (``extra`` pairs: in the data's).
         data: the split, in the data's units.
@@ -69,8 +72,13 @@ class Lineage(Result):
         """Whether all rungs that were asked for are there."""
         return len(self.rows) == len(self.about["rungs"])
 
+    @property
+    def exact_optimum(self) -> bool:
+        """Whether the optimum is that of the closed form."""
+        return self.about["reference"] == CLOSED_FORM
+
     def notes(self) -> list[str]:
-        """What a person should know: constant columns, and what fits noted, each once."""
+        """What a person should know: rungs left out, constant columns, each fit's note once."""
         by_note: dict[str, list[str]] = {}
         for row in self.rows:
             for note in row.fit.notes:
@@ -79,7 +87,8 @@ class Lineage(Result):
         listed = ", ".join(constant[:LISTED])
         if len(constant) > LISTED:
             listed += f", ... ({len(constant)} in all)"
-        found = [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
+        found = [f"{name} is left out: {why}" for name, why in self.about["left_out"].items()]
+        found += [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def run_lineage(
     but the last column. PPCA and VAE are fitted in units in which x has variance one on average.
 
     Args:
-        x: complete data, (N, D).
+        x: (N, D); NaN is a hole.
         x_test: held-out rows; by default 17 % of x's.
         latent_dim: K.
         rungs: names of rungs, by default all of ``ppl_vae.rungs.RUNGS``.
@@ -128,7 +137,8 @@ def run_lineage(
         watch: called while a rung is fitted and measured.
 
     Raises:
-        ValueError: bad data; an unknown rung; K >= the rank of the centred training rows.
+        ValueError: bad data; a row, or a column of the training rows, with nothing observed; an
+            unknown rung, or none that takes holes; K >= the rank of the centred training rows.
     """
     chosen = [RUNGS[choose_option("rungs", name, RUNGS)] for name in (rungs or RUNGS)]
     extra = dict(extra or {})
@@ -137,19 +147,26 @@ def run_lineage(
     started = time.perf_counter()
     names = _column_names(x, columns)
     x = as_matrix(x)
-    _check_holes(x, names)
+    check_rows_seen(~x.isnan())
+    for model, guide in extra.values():
+        as_observed(x, model=model, guide=guide)  # refuses holes that a pair cannot take
     data = split(x, x_test, seed=seed)
+    check_rows_seen(~data.test.isnan(), name="x_test")
+    seen = _columns_of(data.train, names)
     units = Units.of(data.train)
     settings = settings or Settings()
-    common = {"latent_dim": latent_dim, "settings": settings, "seed": seed}
-    inner = Task(units.apply(data.train), units.apply(data.val), **common)
-    own = Ground.of(inner, units.apply(data.test), units.log_jacobian, float(units.scale))
-    outer = Ground.of(Task(data.train, data.val, **common), data.test) if extra else own
-    steps = [(rung, own) for rung in chosen]
+    task = Task(data.train, data.val, latent_dim, settings, seed)
+    own = Ground.of(task, data.test, units)
+    outer = Ground.of(task, data.test, Units.none(data.train)) if extra else own
+    without = left_out([rung.name for rung in chosen], bool(x.isnan().any()))
+    steps = [(rung, own) for rung in chosen if rung.name not in without]
     steps += [(_extra_rung(name, *pair), outer) for name, pair in extra.items()]
+    if not steps:
+        raise ValueError(f"no rung is left without {list(without)}: {without[chosen[0].name]}")
     with threads(1):
-        told = _about(data, names, latent_dim, settings, seed) | dict(about or {})
-        told["rungs"] = [rung.name for rung, _ in steps]
+        told = _about(data, seen, names, latent_dim, settings, seed) | dict(about or {})
+        told |= {"rungs": [rung.name for rung, _ in steps], "left_out": without}
+        told["reference"] = WHERE_PX_EM_ENDS if task.holes else CLOSED_FORM
         result = Lineage((), own.best, told, {}, data, units)
         for rung, ground in steps:
             result = _climbed(result, rung, ground, watch or _unwatched)
@@ -187,23 +204,20 @@ def _column_names(x: ArrayLike, columns: Iterable[Any] | None) -> list[str]:
     return names
 
 
-def _check_holes(x: Tensor, names: list[str]) -> None:
-    holes = x.isnan().sum(0)
-    if not holes.any():
-        return
-    which = [f"{names[k]} ({int(holes[k])})" for k in holes.nonzero().flatten().tolist()]
-    listed = ", ".join(which[:5]) + (", ..." if len(which) > 5 else "")
-    raise ValueError(
-        f"x has {int(holes.sum())} missing entries, in the columns {listed}. The ladder needs "
-        "complete data: leave out those rows or columns, or fill them in first"
-    )
+def _columns_of(train: Tensor, names: list[str]) -> Columns:
+    columns, _ = summarize(RowBlocks(train))
+    if empty := [names[k] for k in (columns.count == 0).nonzero().flatten().tolist()]:
+        raise ValueError(
+            f"the training rows of x have nothing observed in the columns {empty[:5]}; drop them, "
+            "or choose another seed if other rows have"
+        )
+    return columns
 
 
 def _about(
-    data: Split, names: list[str], latent_dim: int, settings: Settings, seed: int
+    data: Split, found: Columns, names: list[str], latent_dim: int, settings: Settings, seed: int
 ) -> dict[str, Any]:
-    train = data.train
-    constant = (train == train[0]).all(0).nonzero().flatten().tolist()
+    train, parts = data.train, (data.train, data.val, data.test)
     return {
         "num_train": len(train),
         "num_val": len(data.val),
@@ -211,7 +225,8 @@ def _about(
         "num_scored": min(settings.gap_rows, len(data.test)),
         "data_dim": train.shape[1],
         "columns": names,
-        "constant_columns": [names[k] for k in constant],
+        "constant_columns": [names[k] for k in found.constant_columns()],
+        "num_missing": sum(int(part.isnan().sum()) for part in parts),
         "latent_dim": latent_dim,
         "seed": seed,
         "settings": asdict(settings),

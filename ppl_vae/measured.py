@@ -7,11 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ppl_vae.data import Units
 from ppl_vae.evaluation.ascent import Ascent
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likelihood
 from ppl_vae.evaluation.subspace import subspace
-from ppl_vae.inference.em import fit_closed_form
 from ppl_vae.models.moments import CONSTANT_COLUMNS
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import elbo
@@ -54,7 +54,7 @@ class Row(Result):
             training rows; NaN where that is not known.
         test_log_p: on the held-out rows.
         noise_scale: of x given z, in the data's units; NaN if the model has none.
-        angle: largest principal angle to the closed form, in degrees; NaN for nonlinear decoders.
+        angle: largest principal angle to PPCA's optimum, in degrees; NaN for nonlinear decoders.
         fit: how the fit went, its objectives in the data's units.
         curve: the fit's objective for the eye.
         ascent: bound and log p as they rose, for rungs in which both are exact.
@@ -91,16 +91,15 @@ class Ground:
 
     task: Task
     test: Tensor
+    units: Units
     reference: PPCA
-    log_jacobian: float
-    unit: float
 
     @classmethod
-    def of(cls, task: Task, test: Tensor, log_jacobian: float = 0.0, unit: float = 1.0) -> Self:
-        """The ground with its reference, the closed form."""
-        reference = task.ppca()
-        fit_closed_form(reference, task.train)
-        return cls(task, test, reference, log_jacobian, unit)
+    def of(cls, task: Task, test: Tensor, units: Units) -> Self:
+        """The ground in these units with its reference, PPCA's optimum; all rows in the data's."""
+        train, val = units.apply(task.train), units.apply(task.val)
+        task = replace(task, train=train, val=val)
+        return cls(task, units.apply(test), units, task.optimum())
 
     def measure(self, rung: Rung, fitted: Fitted) -> Row:
         """The rung's row of the table."""
@@ -122,18 +121,23 @@ class Ground:
             amortization=found.amortization,
             shortfall=self.best - log_p.value if ppca else math.nan,
             test_log_p=_mean_held_out(held_out),
-            noise_scale=_noise_scale(owner) * self.unit,
+            noise_scale=_noise_scale(owner) * float(self.units.scale),
             angle=subspace(self.reference, ppca).largest_angle if ppca else math.nan,
             fit=fit,
             curve=fit.curve(),
-            ascent=fitted.ascent and fitted.ascent.shifted(self.log_jacobian),
+            ascent=fitted.ascent and fitted.ascent.shifted(self._shift(self.task.train)),
             held_out=held_out,
         )
+
+    def _shift(self, x: Tensor) -> float:
+        # From the mean log density of these rows in the ground's units to that in the data's.
+        return float(self.units.log_jacobian(x).mean())
 
     def _in_data_units(self, fit: FitResult) -> FitResult:
         # Constant columns are the data's, and told once for all rungs, by name.
         notes = tuple(note for note in fit.notes if not note.startswith(CONSTANT_COLUMNS))
-        return replace(fit.shifted(self.log_jacobian), notes=notes)
+        shifts = self._shift(self.task.train), self._shift(self.task.val)
+        return replace(fit.shifted(*shifts), notes=notes)
 
     def _gaps(self, fitted: Fitted, exact: Tensor | None) -> Gaps:
         rows = torch.arange(min(self.task.settings.gap_rows, len(self.task.train)))
@@ -153,13 +157,14 @@ class Ground:
         self, fitted: Fitted, found: Gaps, exact: Tensor | None
     ) -> tuple[Measure, float]:
         """log p and the ELBO on all training rows: one is cheap there, the gap gives the other."""
+        shift = self._shift(self.task.train)
         gap = found.approximation + found.amortization
         if exact is not None:
-            log_p = float(exact.mean()) + self.log_jacobian
+            log_p = float(exact.mean()) + shift
             return Measure(log_p), log_p - gap
         draws = {"num_samples": ELBO_DRAWS, "seed": self.task.seed}
         values = elbo(fitted.model, fitted.guide, self.task.train, **draws)
-        bound = float(values.mean()) + self.log_jacobian
+        bound = float(values.mean()) + shift
         error = float((found.log_likelihood - found.elbo).std() / math.sqrt(len(found.elbo)))
         assert found.estimate is not None
         return Measure(bound + gap, error, found.estimate.share_reliable, "estimated"), bound
@@ -168,7 +173,7 @@ class Ground:
     def best(self) -> float:
         """The best log p of PPCA on the training rows, in the data's units."""
         best = self.reference.log_likelihood(self.task.train).detach()
-        return float(best.mean()) + self.log_jacobian
+        return float(best.mean()) + self._shift(self.task.train)
 
     def _held_out(self, fitted: Fitted, ppca: PPCA | None) -> LogLikelihood | None:
         """log p of the scored test rows, in the data's units."""
@@ -187,7 +192,7 @@ class Ground:
                 refine=settings.refine,
                 seed=self.task.seed,
             )
-        return replace(estimate, value=estimate.value + self.log_jacobian)
+        return replace(estimate, value=estimate.value + self.units.log_jacobian(test))
 
 
 def _mean_held_out(estimate: LogLikelihood | None) -> Measure:

@@ -140,11 +140,18 @@ class FitResult(Result):
     notes: tuple[str, ...] = ()
     path: str = ""
 
-    def shifted(self, nats: float) -> Self:
-        """The same fit with its objectives in other units of the data, so many nats higher."""
-        names = ("objective", "log_likelihood", "validation")
-        values = {name: getattr(self, name) for name in names}
-        moved = {name: value + nats for name, value in values.items() if value is not None}
+    def shifted(self, nats: float, validation: float) -> Self:
+        """The same fit with its objectives in other units of the data, so many nats higher.
+
+        Args:
+            nats: of the rows it was fitted to.
+            validation: of the validation rows; with holes they may have fewer cells or more.
+        """
+        moved = {"objective": self.objective + nats}
+        if self.log_likelihood is not None:
+            moved["log_likelihood"] = self.log_likelihood + nats
+        if self.validation is not None:
+            moved["validation"] = self.validation + validation
         return dataclasses.replace(self, **moved)
 
     def curve(self, points: int = 100) -> Curve:

@@ -1,6 +1,6 @@
 """The rungs of the ladder: which model, which guide, which algorithm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from ppl_vae.results import FitResult
 
 HIDDEN = (256,)
 IWAE_SAMPLES = 8
+NO_CLOSED_FORM = "with holes the likelihood has no maximum in closed form"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,18 @@ class Task:
         """Where every PPCA rung starts."""
         return PPCA.like(self.train, self.latent_dim, seed=self.seed)
 
+    @property
+    def holes(self) -> int:
+        """How many cells of the training rows are missing."""
+        return int(self.train.isnan().sum())
+
+    def optimum(self) -> PPCA:
+        """PPCA at its maximum likelihood: the closed form, or with holes where PX-EM ends."""
+        ppca = self.ppca()
+        fit = fit_em if self.holes else fit_closed_form
+        fit(ppca, self.train)
+        return ppca
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -132,6 +145,7 @@ class Rung:
         name: by which it is asked for.
         model, q, algorithm: what the table says.
         climb: fits it.
+        complete: why it needs data without holes; empty if it does not.
     """
 
     name: str
@@ -139,6 +153,7 @@ class Rung:
     q: str
     algorithm: str
     climb: Callable[[Task], Fitted]
+    complete: str = ""
 
 
 def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
@@ -201,7 +216,7 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
 
 
 _RUNGS = (
-    Rung("closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form)),
+    Rung("closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), NO_CLOSED_FORM),
     Rung("em", "PPCA", "exact", "EM", _exact(lambda p, x: fit_em(p, x, accelerate=False))),
     Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em)),
     Rung(
@@ -217,3 +232,9 @@ _RUNGS = (
     Rung("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
 )
 RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}
+
+
+def left_out(names: Iterable[str], holes: bool) -> dict[str, str]:
+    """Which of these rungs data with holes, or without, leave out, and why."""
+    known = (RUNGS[name] for name in names if holes and name in RUNGS)
+    return {rung.name: rung.complete for rung in known if rung.complete}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +17,7 @@ class Tiles(Result):
     """Rows of data to be drawn beside one another, as images or as profiles over the columns.
 
     Attributes:
-        values: (R, C, D), in the data's units.
+        values: (R, C, D), in the data's units; NaN in holes.
         down: what each of the R rows of tiles is.
         across: what each of the C columns of tiles is.
         image_shape: height and width, if a datum is an image.
@@ -32,6 +33,11 @@ class Tiles(Result):
     scale: Float[Tensor, " D"]
     limits: tuple[float, float]
 
+    @property
+    def holed(self) -> bool:
+        """Whether something is missing in a row that is drawn."""
+        return bool(self.values.isnan().any())
+
     @classmethod
     def of(
         cls,
@@ -43,13 +49,14 @@ class Tiles(Result):
     ) -> Self:
         """Tiles beside the training rows that give them their scale."""
         train = train.double()
-        scale = train.std(0, correction=0)
+        loc = train.nanmean(0)
+        scale = (train - loc).square().nanmean(0).sqrt()
         return cls(
             values=values.double(),
             down=tuple(down),
             across=tuple(across),
             image_shape=image_shape,
-            loc=train.mean(0),
+            loc=loc,
             scale=torch.where(scale > 0, scale, torch.ones_like(scale)),
-            limits=(float(train.min()), float(train.max())),
+            limits=(float(np.nanmin(train)), float(np.nanmax(train))),
         )

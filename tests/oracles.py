@@ -169,9 +169,10 @@ def gaussian_kl(loc_q, cov_q, loc_p, cov_p):
 def best_q_variances(loadings, noise, covariance):
     """The variances, (K,), of the q of a family with the least KL(q || p(z | x)).
 
-    With P = M / s2 the posterior's precision: 1 (unit), K / tr P (isotropic), 1 / P_kk (diagonal).
+    With P the posterior's precision: 1 (unit), K / tr P (isotropic), 1 / P_kk (diagonal). The
+    noise is one variance, or one a column.
     """
-    diagonal = np.diag(loadings.T @ loadings / noise) + 1
+    diagonal = np.diag((loadings.T / noise) @ loadings) + 1
     return {
         "unit": np.ones_like(diagonal),
         "isotropic": np.full_like(diagonal, 1 / diagonal.mean()),
@@ -362,8 +363,10 @@ def mean_log_density(x, loc, loadings, noise):
 # Holes
 
 
-def holed_step(x, loc, loadings, noise, diagonal=False, expand=True):
+def holed_step(x, loc, loadings, noise, diagonal=False, expand=True, family="full"):
     """One step of EM, or of PX-EM (``expand``), row by row and column by column.
+
+    With another family of q than "full" V_n is that of :func:`best_q_variances`.
 
     E: of row n with the columns s, C = cov(x_s): m_n = W_s' C^-1 (x_s - mu_s),
     V_n = I - W_s' C^-1 W_s. M: each column is regressed on (z, 1) over the rows that have it, with
@@ -380,7 +383,10 @@ def holed_step(x, loc, loadings, noise, diagonal=False, expand=True):
     for row in x:
         s = ~np.isnan(row)
         gain = np.linalg.solve(covariance[np.ix_(s, s)], loadings[s]).T
-        posteriors.append((gain @ (row - loc)[s], np.eye(K) - gain @ loadings[s]))
+        V = np.eye(K) - gain @ loadings[s]
+        if family != "full":
+            V = np.diag(best_q_variances(loadings[s], np.broadcast_to(noise, D)[s], family))
+        posteriors.append((gain @ (row - loc)[s], V))
     new, new_loc, squares, counts = np.zeros((D, K)), np.zeros(D), np.zeros(D), np.zeros(D)
     for d in range(D):
         rows = [n for n in range(N) if not np.isnan(x[n, d])]
@@ -401,6 +407,22 @@ def holed_step(x, loc, loadings, noise, diagonal=False, expand=True):
         R = np.mean([V + np.outer(m, m) for m, V in posteriors], 0) - np.outer(eta, eta)
         new_loc, new = new_loc + new @ eta, new @ np.linalg.cholesky(R)
     return new_loc, new, squares / counts if diagonal else squares.sum() / counts.sum()
+
+
+def expected_covariance(x, loc, loadings, noise):
+    """The sample covariance expected under PPCA given what is seen, row by row.
+
+    Of the joint Gaussian with covariance C: holes h given seen s have mean
+    mu_h + C_hs C_ss^-1 (x_s - mu_s) and covariance C_hh - C_hs C_ss^-1 C_sh.
+    """
+    covariance, (N, D) = ppca_covariance(loadings, noise), x.shape
+    filled, spread = x - loc, np.zeros((D, D))
+    for n in range(N):
+        h = np.isnan(x[n])
+        gain = np.linalg.solve(covariance[np.ix_(~h, ~h)], covariance[np.ix_(~h, h)]).T
+        filled[n, h] = gain @ (x[n] - loc)[~h]
+        spread[np.ix_(h, h)] += covariance[np.ix_(h, h)] - gain @ covariance[np.ix_(~h, h)]
+    return np.cov(filled.T, bias=True) + spread / N
 
 
 def drop_high(x, fraction, seed):

@@ -232,19 +232,16 @@ def test_real_tables_as_they_are(file, says, tmp_path):
     assert max(values) - min(values) < 1e-5
 
 
-@pytest.mark.data
-@NEEDS_DATA
-def test_real_tables_with_holes_say_so(tmp_path, monkeypatch, capsys):
-    arguments = [DATA / "pcaMethods" / "metaboliteData.csv", "--out", tmp_path / "out"]
-    errors = failing(arguments, 2, monkeypatch, capsys)
-    assert "error: x has 419 missing entries, in the columns X0h" in errors
-
-
 @pytest.mark.slow
 @pytest.mark.data
 @NEEDS_DATA
 @pytest.mark.parametrize(
-    "file", ["Tobamovirus/tobamovirus.csv", "pcaMethods/metaboliteDataComplete.csv"]
+    "file",
+    [
+        "Tobamovirus/tobamovirus.csv",
+        "pcaMethods/metaboliteDataComplete.csv",
+        "pcaMethods/metaboliteData.csv",
+    ],
 )
 def test_the_whole_ladder_on_real_tables(file, tmp_path):
     shown = run(DATA / file, "--out", tmp_path)

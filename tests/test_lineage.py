@@ -228,13 +228,6 @@ def test_columns_travel_and_constant_ones_are_told_once():
         run_lineage(x, latent_dim=2, columns=["a", "b"])
 
 
-def test_holes_are_counted_by_column():
-    x = ladders.table().copy()
-    x[3:5, 1] = np.nan
-    with pytest.raises(ValueError, match=r"x has 2 missing entries, in the columns b \(2\)"):
-        run_lineage(x, latent_dim=2, columns=list("abcdef"))
-
-
 def test_bad_arguments(table):
     with pytest.raises(ValueError, match=r"rungs must be one of 'closed-form'.*got 'emm'"):
         run_lineage(table, latent_dim=2, rungs=["emm"])
@@ -243,8 +236,6 @@ def test_bad_arguments(table):
         run_lineage(table, latent_dim=2, extra={"em": (ppca.model, ppca.model)})
     with pytest.raises(ValueError, match="smaller than the rank"):
         run_lineage(table, latent_dim=6)
-    with pytest.raises(ValueError, match="missing entries"):
-        run_lineage(oracles.with_holes(table, 0.1, seed=0), latent_dim=2)
 
 
 @pytest.mark.slow

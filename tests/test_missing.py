@@ -194,10 +194,9 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(noise, e
     columns, covariance = summarize(blocks)
     rule = Noise.of(ppca, columns, 1e-6, leaping=expand)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    one = CompletePosition(
-        Setting(covariance, rule, "full", "expand" if expand else "none"), W, psi
-    )
-    other = HoledPosition(Holes(blocks, columns, rule, expand), W, columns.mean, psi)
+    fold = "expand" if expand else "none"
+    one = CompletePosition(Setting(covariance, rule, "full", fold), W, psi)
+    other = HoledPosition(Holes(blocks, columns, rule, "full", fold), W, columns.mean, psi)
     for _ in range(10):
         after, following = one.improved()
         its_after, its_following = other.improved()

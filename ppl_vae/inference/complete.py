@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.inference.position import Noise, Parameters, Position
+from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.moments import SampleCovariance
 
@@ -99,16 +99,3 @@ class CompletePosition(Position):
         expected_z = -0.5 * (torch.logdet(prior) + second)
         entropy = 0.5 * (loadings.shape[1] + torch.logdet(self.posterior))
         return expected_x + expected_z + entropy
-
-
-def restricted_covariance(precision: Float[Tensor, "K K"], family: str) -> Float[Tensor, "K K"]:
-    """The covariance of the family's Gaussian closest to N(m, precision^-1), in KL(q || p)."""
-    eye = torch.eye(len(precision)).to(precision)
-    if family == "full":
-        return torch.linalg.inv(precision)
-    diagonal = precision.diagonal()
-    return {
-        "unit": eye,
-        "isotropic": eye / diagonal.mean(),
-        "diagonal": torch.diag(1 / diagonal),
-    }[family]

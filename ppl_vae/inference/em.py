@@ -120,73 +120,88 @@ def fit_em(
         Rubin, Thayer: EM algorithms for ML factor analysis (1982).
         Liu, Rubin, Wu: Parameter expansion to accelerate EM: the PX-EM algorithm (1998).
     """
-    began = time.perf_counter()
-    at_least("max_iterations", max_iterations)
-    blocks = RowBlocks(x, mask, device=ppca.loc.device)
-    columns, covariance = _statistics(ppca, blocks)
-    noise = Noise.of(ppca, columns, noise_floor, leaping=accelerate)
-    loadings, loc, variance, moved = _start(ppca, columns, noise)
-    name = "PX-EM" if accelerate else "EM"
-
-    def start() -> Position:
-        if covariance is not None:
-            fold = "expand" if accelerate else "none"
-            return CompletePosition(Setting(covariance, noise, "full", fold), loadings, variance)
-        return HoledPosition(Holes(blocks, columns, noise, accelerate), loadings, loc, variance)
-
-    notes = columns.notes() + (moved if covariance is None else ())
-    return ascend(
-        start, ppca, name, tol=tol, max_iterations=max_iterations, notes=notes, began=began
-    )
+    return _ascended(
+        ppca, x, mask, "PX-EM" if accelerate else "EM", fold="expand" if accelerate else "none",
+        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
+    )  # fmt: skip
 
 
 def variational_em(
     ppca: PPCA,
     x: RowSource,
     *,
+    mask: ArrayLike | None = None,
     covariance: str = "diagonal",
     rotate: bool | None = None,
     noise_floor: float = NOISE_FLOOR,
     tol: float = 1e-9,
     max_iterations: int = 10_000,
 ) -> FitResult:
-    """Fit ppca to complete data by EM with a restricted q_i a datum, each step in closed form.
+    """Fit ppca by EM with a restricted q_i a datum, each step in closed form.
 
     The optimal mean is the posterior's; the optimal variances are 1 / P_kk (diagonal), K / tr P
     (isotropic), 1 (unit), with P = I + W' Psi^-1 W. With diagonal q it stalls in the rotation of
     W: axes i and j contract by (s2 + sqrt(a_i a_j))^2 / (l_i l_j), a = l - s2. ``rotate`` expands
     z's covariance R as PX-EM does, and then turns Psi^-1/2 W = U s V' to U s, where the best
-    diagonal q is exact; this is monotone too.
+    diagonal q is exact; this is monotone too. With holes no rotation makes it exact for every
+    row: R is diagonal, and W is turned until the rows' mean precision is diagonal, as long as the
+    bound does not fall.
 
     Args:
         ppca: where to start; fitted in place.
-        x: complete data, (N, D), as for :func:`fit_closed_form`.
+        x, mask: as for :func:`fit_em`.
         covariance: the family of q, see :mod:`ppl_vae.guides`.
         rotate: by default for ``"diagonal"``, the only family that has a use for it.
         noise_floor, tol, max_iterations: as in :func:`fit_em`; ``tol`` is of the bound.
 
     Raises:
-        ValueError: as :func:`fit_em`; if x has NaN; if ``rotate`` is set for another family.
+        ValueError: as :func:`fit_em`; if ``rotate`` is set for another family.
     """
-    began = time.perf_counter()
     choose_option("covariance", covariance, COVARIANCES)
     if rotate and covariance != "diagonal":
         raise ValueError(
             f"rotate=True needs covariance='diagonal', got {covariance!r}: on principal axes only "
             "a diagonal q is exact, so elsewhere the step would not be monotone"
         )
-    at_least("max_iterations", max_iterations)
     turn = covariance == "diagonal" if rotate is None else rotate
-    name = f"variational EM ({covariance}{', rotating' if turn else ''})"
-    columns, sample = _statistics(ppca, RowBlocks(x, device=ppca.loc.device))
-    noise = Noise.of(ppca, columns, noise_floor)
-    fold = "rotate" if turn else "none"
-    setting = Setting(_complete(columns, sample), noise, covariance, fold)
-    loadings, _, variance, _ = _start(ppca, columns, noise)
-    return ascend(
-        lambda: CompletePosition(setting, loadings, variance), ppca, name,
-        tol=tol, max_iterations=max_iterations, notes=columns.notes(), began=began,
+    return _ascended(
+        ppca, x, mask, f"variational EM ({covariance}{', rotating' if turn else ''})",
+        family=covariance, fold="rotate" if turn else "none",
+        noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
     )  # fmt: skip
+
+
+def _ascended(
+    ppca: PPCA,
+    x: RowSource,
+    mask: ArrayLike | None,
+    name: str,
+    *,
+    family: str = "full",
+    fold: str,
+    leaping: bool = False,
+    noise_floor: float,
+    tol: float,
+    max_iterations: int,
+) -> FitResult:
+    began = time.perf_counter()
+    at_least("max_iterations", max_iterations)
+    blocks = RowBlocks(x, mask, device=ppca.loc.device)
+    columns, covariance = _statistics(ppca, blocks)
+    noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
+    loadings, loc, variance, moved = _start(ppca, columns, noise)
+
+    def start() -> Position:
+        if covariance is not None:
+            setting = Setting(covariance, noise, family, fold)
+            return CompletePosition(setting, loadings, variance)
+        holes = Holes(blocks, columns, noise, family, fold)
+        return HoledPosition(holes, loadings, loc, variance)
+
+    notes = columns.notes() + (moved if covariance is None else ())
+    return ascend(
+        start, ppca, name, tol=tol, max_iterations=max_iterations, notes=notes, began=began
+    )
 
 
 def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:

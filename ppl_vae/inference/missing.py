@@ -1,8 +1,10 @@
-"""E- and M-steps of linear-Gaussian models on data with holes: EM and PX-EM, block by block.
+"""E- and M-steps of linear-Gaussian models on data with holes, block by block.
 
-The E-step gives each row its posterior N(m_n, V_n). The M-step regresses each column on (z, 1)
-over the rows that have it. What that needs is sums over rows (:class:`Sums`), so blocks of rows
-add up, and all of it but the residuals is one matrix product with the patterns of holes.
+The E-step gives each row q_n = N(m_n, V_n), with m_n the posterior's mean and V_n the member of a
+family that is closest to its covariance: EM and PX-EM keep that itself, variational EM does not.
+The M-step regresses each column on (z, 1) over the rows that have it. What that needs is sums over
+rows (:class:`Sums`), so blocks of rows add up, and all of it but the residuals is one matrix
+product with the patterns of holes.
 
 The regression is of what the last parameters left over, r_n = x_n - mu - W m_n, and gives what is
 to be added to them: nothing large is subtracted from anything large, however small the noise.
@@ -16,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.blocks import Block, RowBlocks
-from ppl_vae.inference.position import Noise, Parameters, Position
+from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns
 
@@ -26,7 +28,7 @@ VANISHED = 1e3 * torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over rows of what an M-step needs; m and V are mean and covariance of z given the row.
+    """Sums over rows of what an M-step needs; m and V are mean and covariance of the row's q.
 
     With P = K (K + 1) / 2 the length of a symmetric matrix's lower triangle, the columns of
     ``by_column`` and ``overall`` are V (P), m m' (P), m (K) and 1.
@@ -36,38 +38,54 @@ class Sums:
         overall: over all rows, (2 P + K + 1).
         residual: of r (m, 1)' over the rows that have the column, (D, K + 1).
         squares: of r^2 over the rows that have the column, (D,).
-        scalars: of log p(x) and of 1/2 log det V, (2,).
+        scalars: of log p(x), of 1/2 log det V and of KL(q || p(z | x)), (3,).
     """
 
     by_column: Float[Tensor, "D Q"]
     overall: Float[Tensor, " Q"]
     residual: Float[Tensor, "D L"]
     squares: Float[Tensor, " D"]
-    scalars: Float[Tensor, " 2"]
+    scalars: Float[Tensor, " 3"]
 
     @classmethod
-    def of(cls, block: Block, loadings: Tensor, loc: Tensor, variance: Tensor) -> Self:
-        """The sums over a block of rows."""
+    def of(
+        cls, block: Block, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
+    ) -> Self:
+        """The sums over a block of rows, each with its q of the family."""
         seen = block.seen
         patterns = Patterns.complete(loc) if seen is None else Patterns.shared(seen, loc)
         found = Solution.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(found.mean[:, :1])
         counts = patterns.collect(one)
-        spread = packed(found.tril @ found.tril.mT) * counts
+        covariance, half_log_det, kl = _closest(found, family)
+        spread = packed(covariance) * counts
         second = patterns.collect(outer(found.mean, found.mean))
         stacked = torch.cat([spread, second, patterns.collect(found.mean), counts], 1)
-        log_p, log_det = found.log_likelihood().sum(), (found.half_log_det * counts[:, 0]).sum()
+        totals = torch.stack([half_log_det, kl]) @ counts[:, 0]
         return cls(
             by_column=patterns.seen.mT @ stacked,
             overall=stacked.sum(0),
             residual=found.residual.mT @ torch.cat([found.mean, one], 1),
             squares=found.residual.square().sum(0),
-            scalars=torch.stack([log_p, log_det]),
+            scalars=torch.cat([found.log_likelihood().sum().reshape(1), totals]),
         )
 
     def __add__(self, other: "Sums") -> "Sums":
         pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
         return Sums(*(mine + its for mine, its in pairs))
+
+
+def _closest(found: Solution, family: str) -> tuple[Tensor, Tensor, Tensor]:
+    # V, 1/2 log det V and KL(q || p(z | x)), one a pattern.
+    if family == "full":
+        half_log_det = found.half_log_det
+        return found.tril @ found.tril.mT, half_log_det, torch.zeros_like(half_log_det)
+    covariance = restricted_covariance(found.precision, family)
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    half_log_det = variances.log().sum(-1) / 2
+    trace = (found.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
+    kl = found.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
+    return covariance, half_log_det, kl
 
 
 @dataclass(frozen=True)
@@ -114,14 +132,19 @@ class Holes:
         blocks: the data.
         columns: what each holds.
         noise: one variance or D.
-        expand: PX-EM, which lets the M-step choose z's mean eta and covariance R too, and folds
-            them back: mu <- mu* + W* eta, W <- W* chol(R).
+        family: of q, see :mod:`ppl_vae.guides`.
+        fold: ``"none"``: the M-step leaves z's prior alone; ``"expand"``, PX-EM: it chooses z's
+            mean eta and covariance R too, and folds them back, mu <- mu* + W* eta,
+            W <- W* chol(R); ``"rotate"``, for diagonal q: R is diagonal, as the family is kept by
+            no other, and W is then rotated so that the rows' mean precision is diagonal, wherever
+            that is no worse than the M-step (no rotation makes every row's diagonal).
     """
 
     blocks: RowBlocks
     columns: Columns
     noise: Noise
-    expand: bool
+    family: str = "full"
+    fold: str = "expand"
 
 
 class HoledPosition(Position):
@@ -142,7 +165,8 @@ class HoledPosition(Position):
                 f"x had {self.rows} rows when it was first read, and {int(sums.overall[-1])} now; "
                 "each time it is iterated over it must give the same blocks"
             )
-        self.log_likelihood = self.bound = sums.scalars[0] / self.rows
+        self.log_likelihood = sums.scalars[0] / self.rows
+        self.bound = self.log_likelihood - sums.scalars[2] / self.rows
         # Residuals r = x - mu - W m carry an error of eps |x|, and count as r / sigma.
         ratio = (holes.columns.variance / variance).mean().sqrt()
         self.rounding = 1e-15 * float(1 + ratio) * len(loadings)
@@ -152,7 +176,8 @@ class HoledPosition(Position):
         sums = None
         for block in self.holes.blocks.read(4 * data_dim + 4 * latent_dim**2):
             try:
-                found = Sums.of(block, self.loadings, self.loc, self.variance)
+                parameters = self.loadings, self.loc, self.variance
+                found = Sums.of(block, *parameters, self.holes.family)
             except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 largest, least = self.loadings.abs().max(), self.variance.min().sqrt()
                 raise ValueError(
@@ -185,11 +210,21 @@ class HoledPosition(Position):
         self._check_noise(variance)
         spread, means, mean, _ = split(self.sums.overall / self.rows, self.loadings.shape[1])
         loadings, loc, prior = fit.loadings, fit.loc, None
-        if self.holes.expand:
+        if self.holes.fold != "none":
             prior = spread + means - torch.outer(mean, mean)
+            prior = prior if self.holes.fold == "expand" else prior.diagonal().diag()
             loc, loadings = loc + loadings @ mean, loadings @ torch.linalg.cholesky(prior)
         after = self._bound(fit, variance, (spread + means).trace(), prior)
         return after, (loadings, loc, variance)
+
+    def bold(self, parameters: Parameters) -> Parameters | None:
+        """For rotating variational EM, W turned so that the mean of P_n over rows is diagonal."""
+        if self.holes.fold != "rotate":
+            return super().bold(parameters)
+        loadings, loc, variance = parameters
+        share = self.holes.columns.count / self.rows
+        weighted = (share / variance).sqrt()[:, None] * loadings
+        return loadings @ torch.linalg.svd(weighted, full_matrices=False).Vh.mT, loc, variance
 
     def _check_noise(self, variance: Tensor) -> None:
         usual = self.holes.columns.variance.mean()

@@ -133,20 +133,29 @@ class Position:
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.leap`."""
 
+    def bold(self, parameters: Parameters) -> Parameters | None:
+        """What promises more than the M-step's parameters and may be worse; None if nothing does.
+
+        Noise variances leap if they may.
+        """
+        if not self.noise.leaping:
+            return None
+        loadings, loc, _ = parameters
+        return loadings, loc, self.noise.leap(self.variance, *self.own_squares())
+
     def improved(self) -> tuple[Float[Tensor, ""], "Position"]:
         """The bound after an M-step, and the position after the E-step that follows.
 
-        From the second step on noise variances leap if they may, and if this keeps the promise of
-        the M-step.
+        From the second step on the bold parameters are taken, if there are some and if they keep
+        the promise of the M-step.
         """
-        after, (loadings, loc, variance) = self.maximized()
-        if not self.noise.leaping or self.first:
-            return after, self._reached(loadings, loc, variance, settled=not self.noise.leaping)
-        leapt = self.noise.leap(self.variance, *self.own_squares())
-        following = self._reached(loadings, loc, leapt, settled=True)
-        if following.log_likelihood >= after - following.rounding:
-            return after, following
-        return after, self._reached(loadings, loc, variance, settled=False)
+        after, careful = self.maximized()
+        bold = None if self.first else self.bold(careful)
+        if bold is not None:
+            following = self._reached(*bold, settled=True)
+            if following.bound >= after - following.rounding:
+                return after, following
+        return after, self._reached(*careful, settled=not self.noise.leaping)
 
     def _reached(self, *parameters: Tensor, settled: bool) -> "Position":
         position = self.at(*parameters)
@@ -233,3 +242,18 @@ class Trace:
             stopped=stopped,
             notes=notes,
         )
+
+
+def restricted_covariance(
+    precision: Float[Tensor, "*B K K"], family: str
+) -> Float[Tensor, "*B K K"]:
+    """The covariance of the family's Gaussian closest to N(m, precision^-1), in KL(q || p)."""
+    if family == "full":
+        return torch.linalg.inv(precision)
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    variances = {
+        "unit": torch.ones_like(diagonal),
+        "isotropic": (1 / diagonal.mean(-1, keepdim=True)).expand_as(diagonal),
+        "diagonal": 1 / diagonal,
+    }[family]
+    return torch.diag_embed(variances)

@@ -205,10 +205,10 @@ def _rung_draws(
     assert lineage.data is not None and lineage.units is not None
     (model, guide), units = lineage.pairs[name], lineage.units
     x = lineage.data.test[:num_data]
-    inner, _ = as_observed(units.apply(x) if name in RUNGS else x, model=model, guide=guide)
+    inner, mask = as_observed(units.apply(x) if name in RUNGS else x, model=model, guide=guide)
     rows = torch.arange(len(x), device=inner.device)
     draws = pair_draws(
-        model, guide, inner, num_samples=num_samples, mask=None, rows=rows, seed=seed
+        model, guide, inner, num_samples=num_samples, mask=mask, rows=rows, seed=seed
     )
     if name not in RUNGS:
         return draws
@@ -216,13 +216,14 @@ def _rung_draws(
     def back(arrays: Arrays) -> Arrays:
         return {k: v * units.scale.numpy() + units.loc.numpy() for k, v in arrays.items()}
 
+    shift = units.log_jacobian(x).numpy()
     return replace(
         draws,
         predictive=back(draws.predictive),
         prior_predictive=back(draws.prior_predictive),
         observed={site: x.numpy() for site in draws.observed},
-        log_weight=draws.log_weight + units.log_jacobian,
-        log_joint=draws.log_joint + units.log_jacobian,
+        log_weight=draws.log_weight + shift,
+        log_joint=draws.log_joint + shift,
     )
 
 

@@ -107,6 +107,7 @@ class Solution:
         patterns: of the rows.
         mean: of z, (B, K).
         tril: lower factors of the covariances of z, one a pattern, (U, K, K).
+        precision: P, the inverse of these covariances, (U, K, K).
         residual: x - mu - W mean, zero in the holes, (B, D).
         variance: psi, (D,).
     """
@@ -114,6 +115,7 @@ class Solution:
     patterns: Patterns
     mean: Float[Tensor, "B K"]
     tril: Float[Tensor, "U K K"]
+    precision: Float[Tensor, "U K K"]
     residual: Float[Tensor, "B D"]
     variance: Float[Tensor, " D"]
 
@@ -130,7 +132,7 @@ class Solution:
         factors = patterns.spread(tril)
         mean = _times(_times(offset @ weighted, factors), factors.mT)
         residual = patterns.masked(offset - mean @ loadings.mT)
-        return cls(patterns, mean, tril, residual, variance)
+        return cls(patterns, mean, tril, precision, residual, variance)
 
     @property
     def half_log_det(self) -> Float[Tensor, " U"]:

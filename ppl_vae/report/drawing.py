@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,8 @@ SIZE = (5.2, 3.9)
 NATS = "nats a datum"
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#3b75af", "#ef8636", "#519e3e"
 PALETTE = (BLUE, ORANGE, GREEN, "#c53a32", "#8d69b8", "#84584e", "#d57dbe", "#616161", "#bcbd3a")
+HOLE = "#f3d3b5"
+"""The colour of a missing pixel."""
 LEGEND_OFFSET = -36
 """Where a legend begins under its axes, in points: below the ticks and the label."""
 SMALL = 8.5
@@ -94,7 +97,7 @@ def _row_height(tiles: Tiles) -> tuple[float, bool]:
 
 def tile_size(tiles: Tiles) -> tuple[float, float]:
     """Width and height that tiles need, in inches."""
-    labels = 0.95 if tiles.image_shape else 1.15
+    labels = 0.95 + 0.2 * (tiles.image_shape is None) + 0.2 * tiles.holed
     return SIZE[0], max(1.6, len(tiles.values) * _row_height(tiles)[0] + labels)
 
 
@@ -118,7 +121,8 @@ def _draw_images(tiles: Tiles, ax: Axes) -> None:
             )
             canvas[place] = tiles.values[r, c].reshape(high, wide).numpy()
     aspect = "equal" if _row_height(tiles)[1] else "auto"
-    ax.imshow(canvas, "gray_r", aspect=aspect, vmin=low, vmax=top, interpolation="nearest")
+    grey = matplotlib.colormaps["gray_r"].with_extremes(bad=HOLE)
+    ax.imshow(canvas, grey, aspect=aspect, vmin=low, vmax=top, interpolation="nearest")
     ax.set_xticks([c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], tiles.across)
     ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], tiles.down)
 
@@ -126,13 +130,15 @@ def _draw_images(tiles: Tiles, ax: Axes) -> None:
 def _draw_profiles(tiles: Tiles, ax: Axes) -> None:
     rows, columns, width = tiles.values.shape
     heights = ((tiles.values - tiles.loc) / tiles.scale).numpy()
-    reach = max(float(np.abs(heights).max()), 1e-12)
+    reach = max(float(np.nanmax(np.abs(heights))), 1e-12)
     along = np.linspace(0.06, 0.94, width) if width > 1 else np.array([0.5])
     for r in range(rows):
         for c in range(columns):
             ax.plot([c + 0.06, c + 0.94], [r + 0.5] * 2, color="#cccccc", linewidth=0.6)
             line = r + 0.5 - 0.45 * heights[r, c] / reach
-            ax.plot(c + along, line, color=BLUE, linewidth=0.9, marker="." if width == 1 else None)
+            # A cell between two holes is a point of no line.
+            marker = "." if width == 1 or np.isnan(line).any() else None
+            ax.plot(c + along, line, color=BLUE, linewidth=0.9, marker=marker, ms=3)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
     ax.set_xticks(np.arange(columns) + 0.5, tiles.across)

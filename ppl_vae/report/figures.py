@@ -145,10 +145,12 @@ def _on_one_scale(
 
 def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     group = "The latent dimensions"
+    holes = ", expected given what was observed" if lineage.about["num_missing"] else ""
     yield Picture(
         "spectrum",
-        "Variance along each principal axis. An axis below a model's noise variance (dashed) has "
-        "nothing to gain and should collapse: by theorem for PPCA, as a guide for the VAE.",
+        f"Variance along each principal axis{holes}. An axis below a model's noise variance "
+        "(dashed) has nothing to gain and should collapse: by theorem for PPCA, as a guide for "
+        "the VAE.",
         SIZE,
         partial(plots.spectrum, shown.spectrum),
         group,

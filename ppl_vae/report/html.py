@@ -55,7 +55,7 @@ def page(lineage: Lineage, shown: Exhibits, pictures: Sequence[tuple[Picture, by
         verdict=verdict(lineage),
         columns=COLUMNS,
         cells=[[column.cell(row) for column in COLUMNS] for row in lineage.rows],
-        legend=legend(about["gap_rows"]),
+        legend=legend(about),
         comparison=shown.comparison,
         ranking=_ranking(shown.comparison),
         groups=_groups(pictures),
@@ -67,8 +67,9 @@ def page(lineage: Lineage, shown: Exhibits, pictures: Sequence[tuple[Picture, by
 
 def _subtitle(about: Mapping[str, Any]) -> str:
     num_rows = about["num_train"] + about["num_val"] + about["num_test"]
+    holes = f", {about['num_missing']} cells missing" if about["num_missing"] else ""
     return (
-        f"{about.get('data', 'data')}: {num_rows} rows, {about['data_dim']} columns; "
+        f"{about.get('data', 'data')}: {num_rows} rows, {about['data_dim']} columns{holes}; "
         f"K = {about['latent_dim']}, seed {about['seed']}"
     )
 

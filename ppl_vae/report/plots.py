@@ -43,6 +43,7 @@ from ppl_vae.tiles import Tiles
 PARTS = {"short of the best log p": "#b8b8b8", "approximation": BLUE, "amortization": ORANGE}
 SHOWN_ITERATIONS = 6
 PROFILES = "(lines: the columns in order, in their standard deviations)"
+HOLES = ("(tinted: missing)", "(gaps: missing)")
 AGAINST = {"steps": "iterations or steps", "seconds": "seconds"}
 
 
@@ -238,7 +239,8 @@ def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str =
     ax = new_axes(ax, tile_size(tiles))
     draw_tiles(tiles, ax)
     lines = "" if tiles.image_shape else f"\n{PROFILES}"
-    ax.set_xlabel(across + lines)
+    holes = f"\n{HOLES[tiles.image_shape is None]}" if tiles.holed else ""
+    ax.set_xlabel(across + lines + holes)
     ax.set_ylabel(down)
     title(ax, heading)
     return ax

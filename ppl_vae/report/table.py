@@ -2,8 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -95,16 +96,17 @@ def percent(share: float) -> str:
     return f"{math.floor(100 * share)} %"
 
 
-def legend(num_gap_rows: int) -> str:
-    """What the table's columns mean."""
+def legend(about: Mapping[str, Any]) -> str:
+    """What the columns of a ladder's table mean, which is about this."""
+    holes = " Missing cells are integrated out: what is scored is what was observed."
     return (
         "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
         "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
         f"estimate is reliable (≥: under {FEW_RELIABLE:.0%}, a lower bound). log p - ELBO = "
         "approximation gap, the price of q's family, + amortization gap, the price of how q is "
-        f"found; measured on {num_gap_rows} training rows. Held out: log p of the test rows, "
-        "± standard error over them. Angle: the largest principal angle to the closed form, in "
-        "degrees."
+        f"found; measured on {about['gap_rows']} training rows. Held out: log p of the test rows, "
+        "± standard error over them. Angle: the largest principal angle to "
+        f"{about['reference']}, in degrees.{holes * (about['num_missing'] > 0)}"
     )
 
 

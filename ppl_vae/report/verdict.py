@@ -20,7 +20,7 @@ REACHED = 0.005
 
 def verdict(lineage: Lineage) -> tuple[str, ...]:
     """The sentences that a reader wants first, most important first."""
-    parts = (_held_out(lineage), _exact(lineage.rows), _hidden(lineage.rows))
+    parts = (_held_out(lineage), _exact(lineage), _hidden(lineage.rows))
     return tuple(sentence for part in parts for sentence in part)
 
 
@@ -80,15 +80,17 @@ def _value(row: Row) -> str:
     return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats a datum ({how})"
 
 
-def _exact(rows: Sequence[Row]) -> Iterator[str]:
-    linear = [row for row in rows if not math.isnan(row.shortfall)]
+def _exact(lineage: Lineage) -> Iterator[str]:
+    linear = [row for row in lineage.rows if not math.isnan(row.shortfall)]
     reached = [row.rung for row in linear if row.shortfall < REACHED]
     short = [row for row in linear if row.shortfall >= REACHED]
     if reached:
-        yield f"PPCA's exact optimum is reached by {_listed(reached)}."
+        found = "exact optimum" if lineage.exact_optimum else "optimum, where PX-EM ends,"
+        yield f"PPCA's {found} is reached by {_listed(reached)}."
     if short:
         listed = _listed([f"{row.rung} ({number(row.shortfall, 2)})" for row in short])
-        yield f"Short of it, in nats a datum of log p on the training rows: {listed}."
+        it = "it" if reached else "PPCA's optimum"
+        yield f"Short of {it}, in nats a datum of log p on the training rows: {listed}."
 
 
 def _hidden(rows: Sequence[Row]) -> Iterator[str]:

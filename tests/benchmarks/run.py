@@ -11,9 +11,7 @@ NumPyro takes part where it is installed (the extra ``bench``).
 
 import argparse
 import json
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -26,21 +24,11 @@ import numpyro_contenders
 import precision
 import torch
 from picture import draw
+from timing import processor, rounds, show
 
 TRAINING = contenders.TRAINING | numpyro_contenders.TRAINING
 SECONDS = 0.25
 """Of one repetition of one contender, about."""
-
-
-def rounds(runs, repeats):
-    """Seconds of each run, the runs taking turns."""
-    times = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def first_calls(makers, *args):
@@ -107,17 +95,6 @@ def training(hidden, batch, given):
     return table
 
 
-def show(title, table):
-    """Print a table of contenders."""
-    columns = list(next(iter(table.values())))
-    print(f"\n{title}\n{'':48s}" + "".join(f"{column:>24s}" for column in columns))
-    for name, row in table.items():
-        cells = (
-            "-" if v is None else f"{v:.3f}" if abs(v) < 100 else f"{v:.0f}" for v in row.values()
-        )
-        print(f"{name:48s}" + "".join(f"{cell:>24s}" for cell in cells), flush=True)
-
-
 def sampling(given):
     """Importance sampling by several ways: seconds, ratios to the loop by hand."""
     device = torch.device(given.device)
@@ -158,16 +135,6 @@ def memory_of(name, device):
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-
-
-def processor():
-    """The processor's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
 
 
 def arguments():
