@@ -144,8 +144,8 @@ def variational_em(
     W: axes i and j contract by (s2 + sqrt(a_i a_j))^2 / (l_i l_j), a = l - s2. ``rotate`` expands
     z's covariance R as PX-EM does, and then turns Psi^-1/2 W = U s V' to U s, where the best
     diagonal q is exact; this is monotone too. With holes no rotation makes it exact for every
-    row: R is diagonal, and W is turned until the rows' mean precision is diagonal, as long as the
-    bound does not fall.
+    row: R is diagonal, and W is turned to where the bound is highest, by steps of Newton's that
+    are taken where the bound keeps the promise of the M-step.
 
     Args:
         ppca: where to start; fitted in place.

@@ -10,6 +10,7 @@ The regression is of what the last parameters left over, r_n = x_n - mu - W m_n,
 to be added to them: nothing large is subtracted from anything large, however small the noise.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,6 +23,8 @@ from ppl_vae.inference.position import Noise, Parameters, Position, restricted_c
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns
 
+LARGEST = math.pi / 8
+"""Of a step of a rotation, in radians."""
 VANISHED = 1e3 * torch.finfo(torch.float64).eps
 """A noise variance of so small a part of the data's cannot be told from zero."""
 
@@ -39,6 +42,8 @@ class Sums:
         residual: of r (m, 1)' over the rows that have the column, (D, K + 1).
         squares: of r^2 over the rows that have the column, (D,).
         scalars: of log p(x), of 1/2 log det V and of KL(q || p(z | x)), (3,).
+        turning: for diagonal q, of P_ij / P_ii, P_jj / P_ii and P_ij^2 / P_ii^2 with P the
+            posterior's precision, (3, K, K); zero for others.
     """
 
     by_column: Float[Tensor, "D Q"]
@@ -46,6 +51,7 @@ class Sums:
     residual: Float[Tensor, "D L"]
     squares: Float[Tensor, " D"]
     scalars: Float[Tensor, " 3"]
+    turning: Float[Tensor, "3 K K"]
 
     @classmethod
     def of(
@@ -68,6 +74,7 @@ class Sums:
             residual=found.residual.mT @ torch.cat([found.mean, one], 1),
             squares=found.residual.square().sum(0),
             scalars=torch.cat([found.log_likelihood().sum().reshape(1), totals]),
+            turning=_turning(found.precision, counts * (family == "diagonal")),
         )
 
     def __add__(self, other: "Sums") -> "Sums":
@@ -86,6 +93,15 @@ def _closest(found: Solution, family: str) -> tuple[Tensor, Tensor, Tensor]:
     trace = (found.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
     kl = found.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
     return covariance, half_log_det, kl
+
+
+def _turning(
+    precision: Float[Tensor, "U K K"], counts: Float[Tensor, "U 1"]
+) -> Float[Tensor, "3 K K"]:
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    share = precision / diagonal[..., None]
+    ratio = diagonal[:, None] / diagonal[..., None]
+    return torch.stack([(part * counts[..., None]).sum(0) for part in (share, ratio, share**2)])
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,7 @@ class Holes:
         fold: ``"none"``: the M-step leaves z's prior alone; ``"expand"``, PX-EM: it chooses z's
             mean eta and covariance R too, and folds them back, mu <- mu* + W* eta,
             W <- W* chol(R); ``"rotate"``, for diagonal q: R is diagonal, as the family is kept by
-            no other, and W is then rotated so that the rows' mean precision is diagonal, wherever
-            that is no worse than the M-step (no rotation makes every row's diagonal).
+            no other, and W is then turned towards the rotation with the highest bound.
     """
 
     blocks: RowBlocks
@@ -218,13 +233,21 @@ class HoledPosition(Position):
         return after, (loadings, loc, variance)
 
     def bold(self, parameters: Parameters) -> Parameters | None:
-        """For rotating variational EM, W turned so that the mean of P_n over rows is diagonal."""
+        """For rotating variational EM, W turned by a step of Newton's in every plane at once.
+
+        The bound depends on the rotation by -1/2 f, f = sum_n sum_k log (P_n)_kk. A turn by t in
+        the plane of axes i and j has f' = sum_n 2 P_ij (1 / P_ii - 1 / P_jj) and
+        f'' = sum_n 2 (P_jj / P_ii + P_ii / P_jj - 2) - 4 P_ij^2 (1 / P_ii^2 + 1 / P_jj^2). No
+        rotation makes every row's precision diagonal.
+        """
         if self.holes.fold != "rotate":
             return super().bold(parameters)
         loadings, loc, variance = parameters
-        share = self.holes.columns.count / self.rows
-        weighted = (share / variance).sqrt()[:, None] * loadings
-        return loadings @ torch.linalg.svd(weighted, full_matrices=False).Vh.mT, loc, variance
+        share, ratio, square = self.sums.turning
+        slope = 2 * (share - share.mT)
+        curvature = 2 * (ratio + ratio.mT - 2 * self.rows) - 4 * (square + square.mT)
+        turn = (-slope / curvature.abs().clamp(min=1e-9 * self.rows)).clamp(-LARGEST, LARGEST)
+        return loadings @ torch.linalg.matrix_exp(turn.mT), loc, variance
 
     def _check_noise(self, variance: Tensor) -> None:
         usual = self.holes.columns.variance.mean()
