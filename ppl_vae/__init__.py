@@ -16,6 +16,7 @@ from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
+from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.lineage import Lineage, run_lineage
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
@@ -46,6 +47,7 @@ __all__ = [
     "Lineage",
     "LogLikelihood",
     "MeanFieldGuide",
+    "PPCATransformer",
     "Program",
     "Subspace",
     "Table",

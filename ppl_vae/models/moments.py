@@ -112,13 +112,17 @@ class Columns:
             )
         self._check_resolution(max(self.resolution, resolution))
 
+    def rank(self) -> int:
+        """The largest rank of the centred data that so many rows and columns allow."""
+        return max(0, min(len(self.count), self.rows - 1))
+
     def check_rank(self, latent_dim: int) -> None:
         """Check that K is smaller than the largest rank that these many rows and columns allow.
 
         Raises:
             ValueError: if it is not.
         """
-        rank = max(0, min(len(self.count), self.rows - 1))
+        rank = self.rank()
         if at_least("latent_dim", latent_dim) >= rank:
             raise ValueError(_too_many(latent_dim, f"at most {rank}", self.rows, len(self.count)))
 
@@ -184,6 +188,11 @@ class SampleCovariance:
         back = self._factor.mT @ vectors.flip(1)
         return values, back / back.norm(dim=0).clamp(min=torch.finfo(back.dtype).tiny)
 
+    def rank(self) -> int:
+        """Of the centred data: how many eigenvalues are more than rounding makes of zero."""
+        values, size = self.eigh()[0], max(self.columns.rows, self.data_dim)
+        return int((values > values[0] * size * torch.finfo(values.dtype).eps).sum())
+
     def check_rank(self, latent_dim: int) -> None:
         """Check that PPCA with K latent dimensions is not singular on these data.
 
@@ -199,9 +208,7 @@ class SampleCovariance:
             shifted = self._gram - least * torch.eye(self.data_dim).to(self._gram)
             if least > 0 and int(torch.linalg.cholesky_ex(shifted).info) == 0:
                 return
-        values = self.eigh()[0]
-        rank = int((values > values[0] * size * torch.finfo(values.dtype).eps).sum())
-        if latent_dim >= rank:
+        if latent_dim >= (rank := self.rank()):
             raise ValueError(_too_many(latent_dim, str(rank), rows, self.data_dim))
 
 

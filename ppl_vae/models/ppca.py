@@ -217,6 +217,10 @@ class PPCA(Program):
         tril = torch.cat([solution.patterns.spread(solution.tril) for solution in found])
         return dist.MultivariateNormal(torch.cat([s.mean for s in found]), scale_tril=tril)
 
+    def posterior_mean(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Tensor:
+        """E[z | x], (N, K), without the covariances that :meth:`posterior` holds of all rows."""
+        return torch.cat([solution.mean for solution in self._solve(x, mask)])
+
     def log_likelihood(
         self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
     ) -> Float[Tensor, " N"]:
@@ -316,8 +320,7 @@ class PPCA(Program):
             ValueError: as :meth:`posterior`; if something is missing and ``shrink=False``.
         """
         if shrink:
-            means = torch.cat([solution.mean for solution in self._solve(x, mask)])
-            return means @ self.loadings.mT + self.loc
+            return self.posterior_mean(x, mask=mask) @ self.loadings.mT + self.loc
         x, seen = self._observed(x, mask)
         if seen is not None:
             raise ValueError(

@@ -1,0 +1,309 @@
+"""PPCA and factor analysis as a transformer of scikit-learn."""
+
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
+
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
+from ppl_vae.blocks import RowBlocks
+from ppl_vae.inference.em import fit_closed_form, fit_em
+from ppl_vae.models.moments import Columns, SampleCovariance, summarize
+from ppl_vae.models.ppca import NOISES, PPCA
+
+DTYPES: Any = [np.float64, np.float32]
+"""Those that are kept: other numbers become the first."""
+
+
+class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have holes.
+
+    x = W z + mu + noise with z ~ N(0, I_K), fitted by maximum likelihood: in closed form if the
+    noise is isotropic and X complete, by PX-EM otherwise. ``transform`` is the mean of p(z | x),
+    which for isotropic noise is PCA's score of component k, times sqrt(l_k - sigma^2) / l_k with
+    l_k the variance along it. NaN is a hole: of a row only what was observed counts, and the rest
+    is integrated out. Sums and parameters are in float64; ``transform``, ``inverse_transform`` and
+    ``impute`` give float32 back for float32. Variances are over N, not N - 1.
+
+    Args:
+        n_components: K, which must be smaller than the rank R of the centred data: with K >= R
+            the noise would be zero and the likelihood infinite. ``None`` takes as many as leave
+            some noise: R - 1; with holes the largest K < min(D, N - 1) at which the cells that
+            their rows have beyond K outnumber the (K + 1) (D - K) numbers that place K axes and a
+            mean. Where one is too many already, one is taken all the same, and the variance split
+            in halves between its axis and the noise. For one column (where ``n_components=1``
+            says the same) any split is a maximum of the likelihood; for more there is no maximum,
+            and a warning says so.
+        noise: ``"isotropic"``: PPCA, or ``"diagonal"``: factor analysis.
+        tol: PX-EM stops when fewer nats a datum are to be gained.
+        max_iter: of PX-EM.
+        random_state: of the loadings that PX-EM starts from; a number, a ``RandomState``, or
+            ``None`` for numpy's global one.
+
+    Attributes:
+        components_: W', (K, D), its rows along the principal axes, longest first, each with its
+            largest entry positive. PCA's axes are these, of length one.
+        mean_: mu, (D,).
+        noise_variance_: sigma^2, a number; (D,) if the noise is diagonal.
+        n_components_: K.
+        n_features_in_: D.
+        feature_names_in_: the columns of a DataFrame.
+        n_iter_: iterations of PX-EM; 1 for the closed form.
+        notes_: what a person should know of the fit, such as which columns are constant.
+        model_: the :class:`~ppl_vae.PPCA` itself, in float64.
+
+    References:
+        Tipping, Bishop: Probabilistic principal component analysis (1999), equations 6 to 8.
+        Rubin, Thayer: EM algorithms for ML factor analysis (1982).
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(50, 4))
+        >>> PPCATransformer(n_components=2).fit_transform(X).shape
+        (50, 2)
+    """
+
+    n_components: int | None
+    noise: str
+    tol: float
+    max_iter: int
+    random_state: int | np.random.RandomState | None
+    components_: Float[np.ndarray, "K D"]
+    mean_: Float[np.ndarray, " D"]
+    noise_variance_: float | Float[np.ndarray, " D"]
+    n_components_: int
+    n_features_in_: int
+    n_iter_: int
+    notes_: tuple[str, ...]
+    model_: PPCA
+
+    # scikit-learn wants arguments to be kept as they come, whatever they are, and checked by fit.
+    def __init__(
+        self,
+        n_components: Any = None,
+        *,
+        noise: Any = "isotropic",
+        tol: Any = 1e-6,
+        max_iter: Any = 10_000,
+        random_state: Any = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.noise = noise
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit the model to what was observed of X.
+
+        Args:
+            X: (N, D), N >= 2; NaN is a hole.
+            y: ignored.
+
+        Warns:
+            UserWarning: if the numbers of X are too coarse for a column; if n_components is None
+                and X, of several columns, has too little for one component beside noise.
+            ConvergenceWarning: if PX-EM stopped after max_iter iterations.
+
+        Raises:
+            ValueError: if an argument of the constructor is none of those allowed, n_components
+                not smaller than the rank of the centred data, or so large that what was observed
+                leaves no noise; if X is not 2-d, has fewer than two rows, infinite entries, a row
+                or column with nothing observed, or no column that varies; if the noise is diagonal
+                and a column constant.
+            TypeError: if X is sparse.
+        """
+        noise = choose_option("noise", self.noise, NOISES)
+        at_least("max_iter", self.max_iter)
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be a number of nats >= 0; got {self.tol!r}")
+        X = self._validated(X, reset=True, ensure_min_samples=2)
+        columns, covariance = summarize(RowBlocks(X))
+        if bool(columns.constant.all()):
+            raise ValueError("X has only constant columns, so there is no variance to explain")
+        latent_dim = self._latent_dim(X, columns, covariance)
+        if not latent_dim:
+            columns.check(diagonal=noise == "diagonal")
+            ppca = _split_in_halves(X, columns, noise)
+            self.n_iter_, self.notes_ = 1, columns.notes()
+        elif covariance is not None and noise == "isotropic":
+            ppca = PPCA(self.n_features_in_, latent_dim, seed=0).double()
+            found = fit_closed_form(ppca, X)
+            self.n_iter_, self.notes_ = found.steps, found.notes
+        else:
+            ppca = self._fitted_by_em(X, latent_dim)
+        self._keep(ppca.canonical())
+        return self
+
+    def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
+        holes: Any = {"ensure_all_finite": "allow-nan"}
+        return np.asarray(validate_data(self, X, reset=reset, dtype=DTYPES, **holes, **rules))
+
+    def _latent_dim(
+        self, X: np.ndarray, columns: Columns, covariance: SampleCovariance | None
+    ) -> int:
+        # K; or 0, where one component is to be taken although nothing determines its share.
+        rank, bound = (covariance or columns).rank(), "" if covariance else "at most "
+        if self.n_components is None:
+            return rank - 1 if covariance else _most_with_holes(X, rank)
+        latent_dim = at_least("n_components", self.n_components)
+        if latent_dim == X.shape[1] == 1:
+            return 0
+        if latent_dim >= rank:
+            raise ValueError(
+                f"n_components must be smaller than the rank of the centred data, {bound}{rank} "
+                f"(X has shape {X.shape}): the noise would be zero; got {latent_dim}. "
+                "n_components=None takes as many as are allowed"
+            )
+        return latent_dim
+
+    def _fitted_by_em(self, X: np.ndarray, latent_dim: int) -> PPCA:
+        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        ppca = PPCA.like(X, latent_dim, noise=self.noise, seed=seed).double()
+        try:
+            found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
+        except ValueError as error:  # in the words of PPCA
+            raise ValueError(str(error).replace("latent_dim", "n_components")) from error
+        if not found.stopped.startswith("converged"):
+            warnings.warn(
+                f"PX-EM stopped after max_iter={self.max_iter} iterations with more than "
+                f"tol={self.tol:g} nats a datum to gain; raise either",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.n_iter_, self.notes_ = found.steps, found.notes
+        return ppca
+
+    def _keep(self, ppca: PPCA) -> None:
+        self.model_, self.n_components_ = ppca, ppca.latent_dim
+        self.components_ = _array(ppca.loadings.mT)
+        self.mean_ = _array(ppca.loc)
+        variance = _array(ppca.noise_scale.square())
+        self.noise_variance_ = variance if variance.ndim else float(variance)
+
+    def transform(self, X: ArrayLike) -> Float[np.ndarray, "N K"]:
+        """The mean of p(z | x) given what was observed of each row, exact.
+
+        Raises:
+            ValueError: if X has another width or infinite entries, or a row with nothing observed.
+        """
+        check_is_fitted(self)
+        X = self._validated(X)
+        with torch.no_grad():
+            return _array(self.model_.posterior_mean(X)).astype(X.dtype)
+
+    def inverse_transform(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
+        """W z + mu, the mean of x given z.
+
+        Args:
+            X: z, (N, K).
+
+        Raises:
+            ValueError: if X has another width than K, NaN, or infinite entries.
+        """
+        check_is_fitted(self)
+        X = check_array(X, dtype=DTYPES, input_name="X")
+        if X.shape[1] != self.n_components_:
+            raise ValueError(
+                f"X must have n_components_={self.n_components_} columns, as transform gives "
+                f"them; it has {X.shape[1]}"
+            )
+        return (X @ self.components_ + self.mean_).astype(X.dtype)
+
+    def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
+        """X with each hole filled by its mean given what was observed of its row.
+
+        ``model_.impute(X)`` knows the standard deviations too, and draws.
+
+        Raises:
+            ValueError: as :meth:`transform`.
+        """
+        check_is_fitted(self)
+        X = self._validated(X)
+        return _array(self.model_.impute(X).mean).astype(X.dtype)
+
+    def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " N"]:
+        """log p of what was observed of each row, exact, in nats.
+
+        Raises:
+            ValueError: as :meth:`transform`.
+        """
+        check_is_fitted(self)
+        with torch.no_grad():
+            return _array(self.model_.log_likelihood(self._validated(X)))
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """The mean of :meth:`score_samples`, in nats a datum: what a search maximises.
+
+        Args:
+            X: (N, D); NaN is a hole.
+            y: ignored.
+
+        Raises:
+            ValueError: as :meth:`transform`.
+        """
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Float[np.ndarray, "S D"]:
+        """Draws from p(x).
+
+        Args:
+            n_samples: how many.
+            random_state: of the draws; a number, a ``RandomState``, or ``None`` for numpy's
+                global one.
+
+        Raises:
+            ValueError: if n_samples is no whole number >= 1.
+        """
+        check_is_fitted(self)
+        at_least("n_samples", n_samples)
+        seed = check_random_state(random_state).randint(2**31 - 1)
+        return _array(self.model_.sample(n_samples, seed=seed))
+
+    def get_covariance(self) -> Float[np.ndarray, "D D"]:
+        """W W' + Psi, the covariance of x under the model."""
+        check_is_fitted(self)
+        return _array(self.model_.covariance())
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+def _most_with_holes(X: np.ndarray, rank: int) -> int:
+    # The rows' K-dimensional posteriors can explain K of the cells of each without noise; what is
+    # beyond these must outnumber the parameters of a K-dimensional plane, (K + 1) (D - K).
+    seen, width = (~np.isnan(X)).sum(1), X.shape[1]
+    fits = (k for k in range(1, rank) if (seen - k).clip(0).sum() > (k + 1) * (width - k))
+    return max(fits, default=0)
+
+
+def _split_in_halves(X: np.ndarray, columns: Columns, noise: str) -> PPCA:
+    # One component, along the longest axis, with half the variance there; the other half is noise.
+    if X.shape[1] > 1:
+        warnings.warn(
+            f"X, of shape {X.shape}, has too little for one component beside noise, so the "
+            "likelihood has no maximum; half of the variance was taken as noise",
+            stacklevel=3,
+        )
+    filled = np.where(np.isnan(X), columns.mean.numpy(), X)
+    values, vectors = SampleCovariance.of(filled).eigh()
+    variance = columns.variance if noise == "diagonal" else columns.variance.mean()
+    loadings = vectors[:, :1] * (values[0] / 2).sqrt()
+    return PPCA.from_parameters(loadings, columns.mean, (variance / 2).sqrt())
