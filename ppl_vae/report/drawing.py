@@ -136,9 +136,10 @@ def _draw_profiles(tiles: Tiles, ax: Axes) -> None:
         for c in range(columns):
             ax.plot([c + 0.06, c + 0.94], [r + 0.5] * 2, color="#cccccc", linewidth=0.6)
             line = r + 0.5 - 0.45 * heights[r, c] / reach
-            # A cell between two holes is a point of no line.
-            marker = "." if width == 1 or np.isnan(line).any() else None
-            ax.plot(c + along, line, color=BLUE, linewidth=0.9, marker=marker, ms=3)
+            holes = np.pad(np.isnan(line), 1, constant_values=True)
+            alone = ~holes[1:-1] & holes[:-2] & holes[2:]  # points of no line
+            style = {"color": BLUE, "linewidth": 0.9, "marker": ".", "ms": 3}
+            ax.plot(c + along, line, markevery=alone.nonzero()[0].tolist(), **style)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
     ax.set_xticks(np.arange(columns) + 0.5, tiles.across)
