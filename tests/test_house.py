@@ -190,3 +190,17 @@ def test_examples_run(path, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "nats a datum" in run.stdout
+
+
+@pytest.mark.parametrize("name", ["impute_metabolites", "tobamovirus_map"])
+def test_examples_without_their_data_say_so(name, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "PPL_VAE_DATA"} | ONE_THREAD
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment | {"MPLBACKEND": "Agg"},
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("set PPL_VAE_DATA to the data's folder")
