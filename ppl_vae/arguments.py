@@ -34,12 +34,15 @@ def at_least(name: str, value: int, smallest: int = 1) -> int:
     return int(value)
 
 
-def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "N D"]:
+def as_matrix(
+    x: ArrayLike, *, name: str = "x", look: bool = True, **place: Any
+) -> Float[Tensor, "N D"]:
     """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a hole.
 
     Args:
         x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
         name: what messages call it.
+        look: whether to look for infinite entries, which is one pass over all of them.
         **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
             without it, others get torch's default dtype.
 
@@ -61,7 +64,7 @@ def as_matrix(x: ArrayLike, *, name: str = "x", **place: Any) -> Float[Tensor, "
     if not tensor.numel():
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
     # A finite sum has no infinite term, and is read off in one pass.
-    if not bool(tensor.sum().isfinite()) and (num_infinite := int(tensor.isinf().sum())):
+    if look and not bool(tensor.sum().isfinite()) and (num_infinite := int(tensor.isinf().sum())):
         raise ValueError(
             f"{name} has {num_infinite} infinite entries; remove those rows, "
             "or write NaN where a value is missing"

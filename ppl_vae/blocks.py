@@ -31,23 +31,34 @@ class Block:
     Attributes:
         values: (B, D), zero in the holes.
         seen: which cells are there; None if all are.
+        totals: the sums of the columns, (D,).
         resolution: the relative spacing of the numbers as they came.
     """
 
     values: Float[Tensor, "B D"]
     seen: Bool[Tensor, "B D"] | None
+    totals: Float[Tensor, " D"]
     resolution: float
 
     @classmethod
     def of(
         cls, x: Float[Tensor, "B D"], mask: ArrayLike | None, device: Any, name: str = "x"
     ) -> "Block":
-        """The rows of x."""
+        """The rows of x.
+
+        Raises:
+            ValueError: if x has infinite entries.
+        """
         values = x.detach().to(device=device, dtype=torch.float64)
+        resolution = torch.finfo(x.dtype).eps
+        totals = values.sum(0)
+        if mask is None and bool(totals.isfinite().all()):
+            return cls(values, None, totals, resolution)
+        as_matrix(values, name=name)
         seen = seen_cells(values, mask, name=name)
         if seen is not None:
             values = torch.where(seen, values, 0.0)
-        return cls(values, seen, torch.finfo(x.dtype).eps)
+        return cls(values, seen, values.sum(0), resolution)
 
     @classmethod
     def joined(cls, blocks: "list[Block]") -> "Block":
@@ -59,6 +70,7 @@ class Block:
         return cls(
             torch.cat([block.values for block in blocks]),
             None if complete else torch.cat(seen),
+            torch.stack([block.totals for block in blocks]).sum(0),
             max(block.resolution for block in blocks),
         )
 
@@ -95,7 +107,7 @@ class RowBlocks:
             if mask is not None and np.shape(mask) != x.shape:
                 as_mask(mask, x.shape)
         elif _is_matrix(x):
-            self._source = x = as_matrix(x)
+            self._source = x = as_matrix(x, look=False)
             self._mask = None if mask is None else as_mask(mask, tuple(x.shape))
         elif mask is not None:
             raise ValueError(
@@ -121,7 +133,11 @@ class RowBlocks:
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
                 part = None if mask is None else mask[rows]
-                block = Block.of(x[rows], part, self._device, name)
+                try:
+                    block = Block.of(x[rows], part, self._device, name)
+                except ValueError:
+                    as_matrix(x, name=name)  # counts the infinite entries of all of x
+                    raise
                 if block.seen is not None:
                     check_rows_seen(block.seen, first=start)
                 start += len(block.values)
@@ -138,7 +154,7 @@ class RowBlocks:
         else:
             for number, block in enumerate(self._anew(x)):
                 name = f"block {number} of x"
-                yield name, as_matrix(block, name=name), None
+                yield name, as_matrix(block, name=name, look=False), None
 
     def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:
         if not x.size:
@@ -147,7 +163,7 @@ class RowBlocks:
             rows = slice(low, low + size)
             name = f"x (its rows from {low} on)"
             mask = None if self._mask is None else np.array(self._mask[rows])
-            yield name, as_matrix(np.array(x[rows]), name=name), mask
+            yield name, as_matrix(np.array(x[rows]), name=name, look=False), mask
             for mapped in (x, self._mask):
                 _release(mapped)
 

@@ -230,8 +230,11 @@ def _too_many(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
 def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
     """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
     columns, gram, factor, complete = None, None, torch.zeros(0), True
+    buffer: Tensor | None = None
     for block in _joined(blocks):
-        rows, (mean, centred) = len(block.values), _centred(block)
+        rows, mean = len(block.values), _mean(block)
+        buffer = _centred(block, mean, buffer)
+        centred = buffer[:rows]
         complete = complete and block.seen is None
         tall = rows >= len(mean) or gram is not None
         own = _gram(centred) if complete and tall else None
@@ -267,12 +270,21 @@ def _joined(blocks: RowBlocks) -> Iterator[Block]:
         yield Block.joined(waiting)
 
 
-def _centred(block: Block) -> tuple[Tensor, Tensor]:
-    if block.seen is None:
-        mean = block.values.mean(0)
-        return mean, block.values - mean
-    mean = block.values.sum(0) / block.seen.sum(0).clamp(min=1)
-    return mean, torch.where(block.seen, block.values - mean, 0.0)
+def _mean(block: Block) -> Float[Tensor, " D"]:
+    count = len(block.values) if block.seen is None else block.seen.sum(0).clamp(min=1)
+    return block.totals / count
+
+
+def _centred(
+    block: Block, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
+) -> Float[Tensor, "_ D"]:
+    # In the memory of the block before, which need not be got anew from the system.
+    if buffer is None or len(buffer) < len(block.values):
+        buffer = torch.empty_like(block.values)
+    centred = torch.sub(block.values, mean, out=buffer[: len(block.values)])
+    if block.seen is not None:
+        centred *= block.seen
+    return buffer
 
 
 def _gram(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
