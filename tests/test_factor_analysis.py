@@ -7,6 +7,7 @@ from pyro import poutine
 from sklearn.decomposition import FactorAnalysis
 
 import oracles
+from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, subspace, variational_em
 from ppl_vae.inference.position import Noise
 
@@ -25,18 +26,6 @@ def make(seed=0):
     truth = rng.normal(size=D), rng.normal(size=(D, K)), rng.uniform(0.3, 2.0, size=D)
     loc, loadings, variance = map(torch.tensor, truth)
     return PPCA.from_parameters(loadings, loc, variance.sqrt()), truth
-
-
-def parameters(ppca):
-    loc, loadings, scale = (
-        p.detach().numpy().copy() for p in (ppca.loc, ppca.loadings, ppca.noise_scale)
-    )
-    return loc, loadings, scale**2
-
-
-def close(actual, expected, tolerance=1e-10):
-    actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 # The same interface

@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import oracles
+from fitted import parameters
 from ppl_vae import PPCA, compare_on_hidden_cells, fit_em
 from ppl_vae.cli import app, main
 from ppl_vae.evaluation.hidden_cells import _hidden
@@ -50,8 +51,7 @@ def test_scores_are_those_of_cells_that_the_fit_did_not_see():
     left = np.where(hidden, np.nan, x)
     ppca = PPCA.like(left, 2, seed=5)
     fit_em(ppca, left, tol=1e-5, max_iterations=200)
-    named = [p.detach().numpy() for p in (ppca.loc, ppca.loadings, ppca.noise_scale.square())]
-    mean, sd = oracles.impute(left, *named)
+    mean, sd = oracles.impute(left, *parameters(ppca))
     away = (x - mean)[hidden] / sd[hidden]
     log_density = -0.5 * (np.log(2 * np.pi) + 2 * np.log(sd[hidden]) + away**2)
     assert float(found.log_density[0]) == pytest.approx(log_density.mean(), abs=1e-9)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import oracles
+from fitted import close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.complete import CompletePosition, Setting
@@ -20,11 +21,6 @@ NOISES = ("isotropic", "diagonal")
 def data(seed=0, num_data=N):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, num_data, D, seed)
     return oracles.with_holes(x, 0.3, seed)
-
-
-def parameters(ppca):
-    named = (ppca.loc, ppca.loadings, ppca.noise_scale.square())
-    return [value.detach().numpy().copy() for value in named]
 
 
 def bound(x, loc, loadings, noise, family):
@@ -51,7 +47,7 @@ def test_steps_and_bounds_are_those_of_the_slow_oracle(noise, family):
         fit = variational_em(ppca, x, covariance=family, rotate=False, max_iterations=1)
         truth = oracles.holed_step(x, *before, noise == "diagonal", False, family)
         for mine, its in zip(parameters(ppca), truth, strict=True):
-            np.testing.assert_allclose(mine, its, rtol=1e-9, atol=1e-9)
+            close(mine, its, 1e-9)
         assert float(fit.objective[0]) == pytest.approx(bound(x, *before, family), abs=1e-10)
         log_p = oracles.log_density(x, *before).mean()
         assert float(fit.log_likelihood[0]) == pytest.approx(log_p, abs=1e-10)

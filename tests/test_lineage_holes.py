@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import ladders
 import oracles
+from fitted import parameters
 from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli import app
 from ppl_vae.data import split
@@ -144,7 +145,7 @@ def test_other_units_of_the_data_move_every_number_by_the_jacobian_of_observed_c
 
 def test_the_spectrum_is_that_of_the_covariance_expected_where_em_ends(lineage, shown, optimum):
     ppca, data = optimum
-    named = [p.detach().numpy() for p in (ppca.loc, ppca.loadings, ppca.noise_scale.square())]
+    named = parameters(ppca)
     dense = oracles.expected_covariance(data.train.numpy(), *named)
     mine = expected_covariance(ppca, data.train)
     np.testing.assert_allclose(mine.numpy(), dense, rtol=0, atol=1e-9)

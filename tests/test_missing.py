@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 import oracles
+from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi, log_weights
 from ppl_vae import blocks as blocks_room
 from ppl_vae.blocks import RowBlocks
@@ -41,18 +42,6 @@ def assigned(loc, loadings, variance):
     return PPCA.from_parameters(
         torch.tensor(loadings), torch.tensor(loc), torch.tensor(variance).double().sqrt()
     )
-
-
-def parameters(ppca):
-    loc, loadings, scale = (
-        p.detach().numpy().copy() for p in (ppca.loc, ppca.loadings, ppca.noise_scale)
-    )
-    return loc, loadings, scale**2
-
-
-def close(actual, expected, tolerance=1e-10):
-    actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 # What is known of a row
