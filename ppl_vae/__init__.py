@@ -8,6 +8,7 @@ from ppl_vae.data import digits
 from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
+from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
@@ -54,6 +55,7 @@ __all__ = [
     "fit_em",
     "fit_svi",
     "gaps",
+    "impute",
     "kl_by_dimension",
     "load",
     "log_likelihood",
