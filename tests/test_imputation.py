@@ -35,7 +35,7 @@ from ppl_vae import (
     to_arviz,
 )
 from ppl_vae.evaluation import predictive, rails
-from ppl_vae.evaluation.imputation import _Block, _choose
+from ppl_vae.evaluation.imputation import _Block, _choose, _Sums
 from ppl_vae.program import accepted, as_observed, modules_of
 from ppl_vae.state import validation
 from ppl_vae.traces import by_draw_and_datum, sites
@@ -215,6 +215,27 @@ def test_draws_that_share_a_z_have_noise_of_their_own():
     assert min(law.sf(size), law.cdf(size)) > oracles.FAILURE_RATE / 2
     correlations = np.corrcoef(off.T)[np.triu_indices(holes.sum(), 1)]
     assert np.abs(correlations).max() * S**0.5 < oracles.z_limit(correlations.size)
+
+
+def test_sums_over_runs_are_those_over_all_draws():
+    """However the weights rise and fall, by hundreds of nats, from run to run."""
+    rng = np.random.default_rng(0)
+    log_w = 30 * rng.normal(size=(50, 4)) + 1000 * rng.normal(size=4)
+    log_w[:20] = np.sort(log_w[:20], 0)
+    log_w[:5, 1] = -np.inf
+    means, variances = 1e4 + rng.normal(size=(50, 4, 3)), rng.uniform(size=(50, 4, 3))
+    parts = [torch.from_numpy(values) for values in (log_w, means, variances)]
+    sums = _Sums(parts[1][0])
+    for piece in zip(*(part.split(4) for part in parts), strict=True):
+        sums.add(*piece)
+    found = sums.found(None)
+    w = np.exp(log_w - log_w.max(0))
+    w /= w.sum(0)
+    mean = np.einsum("sb,sbd->bd", w, means)
+    variance = np.einsum("sb,sbd->bd", w, variances + (means - mean) ** 2)
+    close(found.mean, mean, 1e-12)
+    close(found.variance, variance, 1e-9)
+    close(found.ess, 1 / (w**2).sum(0), 1e-9)
 
 
 def test_each_of_many_runs_draws_has_its_chance(monkeypatch):
@@ -427,6 +448,7 @@ def test_draws_of_strangers_pairs_are_taken_datum_by_datum(name, float64):
 def test_one_q_a_datum_is_looked_up_by_its_place():
     ppca, _ = make()
     x = rows_with_holes(ppca)
+    x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are not looked at
     guide = MeanFieldGuide(N, K).double()
     with torch.no_grad():
         guide.raw.fill_(-60.0)
