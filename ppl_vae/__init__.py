@@ -9,6 +9,7 @@ from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
+from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
@@ -59,6 +60,7 @@ __all__ = [
     "fit_em",
     "fit_svi",
     "gaps",
+    "impute",
     "kl_by_dimension",
     "load",
     "log_likelihood",

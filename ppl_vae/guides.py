@@ -26,6 +26,7 @@ from ppl_vae.program import Density, Program, accepted, as_rows, data_plate
 from ppl_vae.state import validating
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
+MISSING = ("zeros", "zeros+mask")
 LOG_VARIANCE_BOUND = 20.0
 
 
@@ -34,6 +35,12 @@ def num_scale_outputs(covariance: str, latent_dim: int) -> int:
     k = latent_dim
     choose_option("covariance", covariance, COVARIANCES)
     return {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2}[covariance]
+
+
+def num_encoder_inputs(missing: str, data_dim: int) -> int:
+    """How many columns an encoder gets that sees holes in this way."""
+    choose_option("missing", missing, MISSING)
+    return {"zeros": data_dim, "zeros+mask": 2 * data_dim}[missing]
 
 
 def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tensor:
@@ -87,20 +94,23 @@ class GaussianGuide(Program):
     latent_dim: int
 
     @abstractmethod
-    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
+    def distribution(
+        self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
+    ) -> Density:
         """q(z | x) for rows x, batch shape (rows,), event shape (K,)."""
 
     def forward(
         self,
         x: ArrayLike,
         *,
+        mask: Tensor | None = None,
         index: Int[Tensor, " B"] | None = None,
         num_data: int | None = None,
         **_: Any,
     ) -> Tensor:
         """The guide as a Pyro program: samples ``"z"`` in the plate ``"data"``."""
         with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
-            return pyro.sample("z", self.distribution(x, index))
+            return pyro.sample("z", self.distribution(x, index, mask))
 
 
 def _device(x: Any) -> torch.device | None:
@@ -152,19 +162,6 @@ class ExactGuide(GaussianGuide):
             posterior = model.posterior(x, **holes)
         return restrict(posterior, self.covariance)
 
-    def forward(
-        self,
-        x: ArrayLike,
-        *,
-        mask: Tensor | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """The guide as a Pyro program; of rows with holes what was observed counts."""
-        with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
-            return pyro.sample("z", self.distribution(x, index, mask))
-
 
 class MeanFieldGuide(GaussianGuide):
     """One free q_i a datum, looked up by ``index``: variational inference before amortization.
@@ -208,8 +205,10 @@ class MeanFieldGuide(GaussianGuide):
             )
         return super().forward(x, num_data=num_data, **keywords)
 
-    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
-        """q_i for the rows ``index``; without it, for all N.
+    def distribution(
+        self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
+    ) -> Density:
+        """q_i for the rows ``index``; without it, for all N. What x and mask hold is not read.
 
         Raises:
             ValueError: if index is missing for fewer than N rows.
@@ -236,13 +235,22 @@ class AmortizedGuide(GaussianGuide):
     """q(z | x) read off a network: one set of weights for all data, new ones included.
 
     Args:
-        encoder: a network on rows of x. It returns (rows, K + R), the mean followed by R numbers
-            for the covariance (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or
-            a pair (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
+        encoder: a network on rows of x, (rows, D), or with ``missing="zeros+mask"`` (rows, 2D).
+            It returns (rows, K + R), the mean followed by R numbers for the covariance
+            (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair (loc,
+            scale): standard deviations, or ``scale_tril`` for ``"full"``.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
             model has; the encoder then returns means alone, (rows, K).
+        missing: what the encoder sees of a hole: ``"zeros"``, a zero; ``"zeros+mask"``, a zero,
+            and right of the D columns of x the mask as D more, 1 where observed (all ones for
+            complete rows), so that a hole is not taken for a zero.
+
+    References:
+        Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
+        (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
+        of the mask beside them.
     """
 
     def __init__(
@@ -252,22 +260,32 @@ class AmortizedGuide(GaussianGuide):
         *,
         covariance: str = "diagonal",
         homoscedastic: bool = False,
+        missing: str = "zeros",
     ) -> None:
         super().__init__()
         self.latent_dim = at_least("latent_dim", latent_dim)
         self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.missing = choose_option("missing", missing, MISSING)
         self.encoder = encoder
         width = num_scale_outputs(covariance, latent_dim)
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
-    def distribution(self, x: ArrayLike, index: Tensor | None = None) -> Density:
-        """q(z | x) for rows x.
+    def distribution(
+        self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
+    ) -> Density:
+        """q(z | x) for rows x; what stands where the mask is False is not read.
 
         Raises:
-            ValueError: if the encoder's output has the wrong width.
+            ValueError: if the encoder's output has the wrong width; if x has NaN where the mask
+                does not say so (looked for only where Pyro validates).
         """
-        out = self.encoder(as_rows(x, self._like(x)))
+        seen = self._seen(as_rows(x, self._like(x)), mask)
+        try:
+            out = self.encoder(seen)
+        except RuntimeError as error:
+            error.add_note(f"The encoder got {tuple(seen.shape)}, with missing={self.missing!r}.")
+            raise
         if isinstance(out, tuple | list):
             return self._from_pair(*out)
         self._check_width(out, self._encoder_width)
@@ -275,6 +293,18 @@ class AmortizedGuide(GaussianGuide):
         if self.raw is not None:
             raw = self.raw.expand(*loc.shape[:-1], -1)
         return gaussian(loc, raw, self.covariance)
+
+    def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            x = torch.where(mask, x, 0.0)
+        if validating() and (count := int(x.isnan().sum())):
+            raise ValueError(
+                f"x has {count} entries that are NaN and that no mask tells the guide of; call it "
+                "with mask=~x.isnan(), as everything does that takes x and a pair"
+            )
+        if self.missing == "zeros":
+            return x
+        return torch.cat([x, torch.ones_like(x) if mask is None else mask.to(x)], -1)
 
     def _like(self, x: Any) -> Tensor:
         parameters = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()

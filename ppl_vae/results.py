@@ -3,12 +3,16 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+ESS_FLOOR = 10.0
+"""With a smaller effective sample size an estimate from weighted draws is not to be trusted."""
 
 
 class Result:
@@ -190,11 +194,14 @@ class Imputation(Result):
             (N, D).
         draws: the data where observed; in the holes draws given the row, jointly, (S, N, D); None
             if none were asked for.
+        ess: of how many equally weighted draws of z what stands in a row's holes is worth, (N,),
+            float64; NaN for complete rows, of which nothing was estimated. None if all is exact.
     """
 
     mean: Tensor
     sd: Tensor
     draws: Tensor | None = None
+    ess: Tensor | None = None
 
     def __repr__(self) -> str:
         holes = self.sd > 0
@@ -203,4 +210,17 @@ class Imputation(Result):
             lines[0] += f", standard deviations {self.sd[holes].min():.3g}..{self.sd.max():.3g}"
         if self.draws is not None:
             lines.append(f"  {len(self.draws)} draws")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {line}" for line in self._trust())])
+
+    def _trust(self) -> Iterator[str]:
+        if self.ess is None or not bool((known := ~self.ess.isnan()).any()):
+            return
+        ess = self.ess[known]
+        few = int((ess < ESS_FLOOR).sum())
+        yield f"effective draws of z a row: median {ess.median():.0f}, fewest {ess.min():.1f}"
+        if few:
+            yield (
+                f"NOT to be trusted in {few} of {len(ess)} rows with holes, whose effective draws "
+                f"are fewer than {ESS_FLOOR:.0f}"
+            )
+            yield "would help: refine=300, a q of its own for every row; more draws (num_samples)"

@@ -97,6 +97,40 @@ def frames(site: Site) -> dict[str, Any]:
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
+def data_sites(run: PairTraces) -> dict[str, Site]:
+    """The observed sites that hold data. (A ``pyro.factor`` is one too, with an empty value.)
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = {name: site for name, site in run.observed.items() if site["value"].numel()}
+    if not found:
+        raise ValueError("the model observes nothing; pass its data on as obs=x")
+    return found
+
+
+def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
+    """A site's value with its draws first and its data second, whatever plates it stands in.
+
+    Returns:
+        (S, B, ...): other plates and the event's dimensions follow, in their order; S is 1 where
+        the value is the same for all draws.
+    """
+    event = len(site["fn"].event_shape)
+    value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
+    plates = {name: frame.dim - event for name, frame in frames(site).items()}
+    front = [plates.pop(name) for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
+    rest = [
+        dim
+        for dim in range(-value.dim(), 0)
+        if dim not in front and (dim >= -event or dim in plates.values() or value.shape[dim] > 1)
+    ]
+    blank = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
+    num_rows = frames(site)[DATA_PLATE].size // run.repeats
+    shape = [value.shape[dim] for dim in rest]
+    return value.permute(*front, *rest, *blank).reshape(-1, num_rows, *shape)
+
+
 def log_prob(site: Site) -> Tensor:
     """A site's log density with its mask, without its scale."""
     value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])

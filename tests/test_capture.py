@@ -54,6 +54,9 @@ def grey():
 
 def pair_of(guide, likelihood="gaussian"):
     """A pair in float64, the same at every call."""
+    if guide in ("zeros", "zeros+mask"):
+        vae = VAE.mlp(D, K, hidden=(10,), missing=guide, seed=0).double()
+        return vae.model, vae.guide
     if guide == "exact":
         x = torch.from_numpy(oracles.simulate_ppca((16, 8, 4), 1, N, D, seed=0))
         ppca = PPCA.like(x, K, seed=0)
@@ -72,10 +75,12 @@ def pair_of(guide, likelihood="gaussian"):
 class Steps:
     """The steps of a fit, eager or captured, from one start and one seed."""
 
-    def __init__(self, model, guide, x, objective=None, optimizer="adam", clip=None, warmup=None):
+    def __init__(
+        self, model, guide, x, objective=None, optimizer="adam", clip=None, warmup=None, mask=None
+    ):
         self.pair = model, guide
         weighted = WeightedObjective(objective or ELBO(), warmup)
-        self.batch = Batch(model, guide, weighted, x, None)
+        self.batch = Batch(model, guide, weighted, x, mask)
         rows = torch.arange(B)
         self.named = find_parameters(model, guide, lambda: self.batch.value(rows, 1))
         modules = modules_of(model, guide)
@@ -229,6 +234,18 @@ def test_strangers_pairs(name, steps, float64):
 
     optimizer = ROUNDING.get(name, "adam")
     agree(both_ways(make, x, steps, size=8, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(3), pyro.infer.Trace_ELBO()], ids=repr)
+@pytest.mark.parametrize("guide", ["zeros", "zeros+mask", "exact"])
+def test_steps_on_rows_with_holes(guide, objective, grey):
+    mask = torch.from_numpy(~np.isnan(oracles.with_holes(grey.numpy(), 0.3, seed=0)))
+    x = torch.where(mask, grey, 0.0)
+    how = {"steps": 20, "unroll": 2, "objective": objective, "mask": mask}
+    found = both_ways(lambda: pair_of(guide), x, **how)
+    agree(found)
+    complete = both_ways(lambda: pair_of(guide), x, **(how | {"mask": None}))
+    assert abs(complete[1][0][0] - found[1][0][0]) > 0.1  # the mask is not for nothing
 
 
 def test_draws_are_fresh_at_each_step_of_a_call(grey):

@@ -347,6 +347,53 @@ def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
     torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(4, N), rtol=0, atol=1e-9)
 
 
+# What an encoder sees of a hole
+
+
+@pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
+def test_an_encoder_sees_zeros_and_if_asked_the_mask(missing, x):
+    seen = []
+
+    def encoder(rows):
+        seen.append(rows)
+        return torch.zeros(len(rows), 2 * K).double()
+
+    guide = AmortizedGuide(encoder, K, missing=missing)
+    mask = draw(N, D, seed=3) > 0
+    for junk in (torch.nan, 1e6):
+        guide.distribution(torch.where(mask, x, junk), mask=mask)
+    guide.distribution(x)
+    zeros, columns = torch.where(mask, x, 0.0), torch.cat([mask, torch.ones_like(mask)])
+    expected = torch.cat([zeros, x])
+    if missing == "zeros+mask":
+        expected = torch.cat([expected, columns.double()], 1)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(torch.cat(seen[1:]), expected)
+
+
+def test_nan_that_no_mask_tells_of_is_refused(x):
+    guide = AmortizedGuide(mlp(D, 2 * K, seed=0), K).double()
+    x[0, :2] = torch.nan
+    for call in (guide, guide.distribution):
+        with pytest.raises(ValueError, match=r"x has 2 entries that are NaN .* mask=~x.isnan()"):
+            call(x)
+        call(x, mask=~x.isnan())
+        with pytest.raises(ValueError, match="x has 2 entries that are NaN"):
+            call(x, mask=torch.ones(N, D).bool())
+
+
+def test_what_an_encoder_may_see_is_known():
+    with pytest.raises(
+        ValueError, match=r"missing must be one of 'zeros', 'zeros.mask'; got 'mea"
+    ):
+        AmortizedGuide(mlp(D, 2 * K), K, missing="mean")
+    guide = AmortizedGuide(mlp(D, 2 * K), K, missing="zeros+mask")
+    with pytest.raises(
+        RuntimeError, match=r"The encoder got \(2, 12\), with missing='zeros.mask'"
+    ):
+        guide.distribution(torch.zeros(2, D))
+
+
 # As programs
 
 

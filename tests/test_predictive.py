@@ -53,6 +53,18 @@ def test_discrete_data_and_tables_of_q():
     assert latent_means(vae.model, table, x)["z"].shape == (9, 2)
 
 
+def test_rows_with_holes_have_means_of_all_their_cells(table):
+    ppca = PPCA.like(table, 2, seed=0)
+    x = oracles.with_holes(table.numpy(), 0.3, seed=0)
+    mask, guide = ~np.isnan(x), ExactGuide(ppca)
+    junk = np.where(mask, x, 1e6)
+    for told in ((x, {}), (junk, {"mask": mask})):
+        means = latent_means(ppca.model, guide, told[0], **told[1])["z"]
+        assert (means - ppca.posterior(x).mean).abs().max() < 1e-12
+        rebuilt = reconstruct(ppca.model, guide, told[0], **told[1])
+        assert (rebuilt - ppca.reconstruct(x)).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("name", foreign.PAIRS)
 def test_strangers_pairs(name):
     model, guide, x = foreign.PAIRS[name]()

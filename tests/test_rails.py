@@ -112,6 +112,22 @@ def test_other_losses_and_optimizers(loss, optimizer, float64):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
+def test_steps_are_told_of_holes(float64):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    masks = [torch.rand(8, 6, generator=torch.Generator().manual_seed(s)) < 0.7 for s in range(5)]
+    losses = {}
+    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+        pyro.clear_param_store()
+        vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(), **how)
+        with seeded(1):
+            losses[kind] = [svi.step(torch.where(m, x, 0.0), mask=m) for m in masks]
+            losses[kind].append(svi.evaluate_loss(x, mask=masks[0]))
+    assert svi.path == "captured"
+    assert losses[CapturedSVI] == pytest.approx(losses[SVI], rel=1e-9)
+    pyro.clear_param_store()
+
+
 def test_several_particles_are_captured_too(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -185,9 +201,15 @@ def test_modes_and_shapes_are_told_apart(float64):
 # Evaluation
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+def with_holes():
+    vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
+    return vae.model, vae.guide, vae.sample(24, seed=0)
+
+
+@pytest.mark.parametrize("name", [*foreign.PAIRS, "holes"])
 def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, monkeypatch):
-    model, guide, x = stranger(name)
+    model, guide, x = stranger(name) if name != "holes" else with_holes()
+    mask = None if name != "holes" else x < x.mean(0) + 0.5 * x.std(0)
     monkeypatch.setattr("ppl_vae.evaluation.rails.ROWS_AT_ONCE", {"cpu": 40})
     found = []
     with isolated_store(), mode(model, guide, training=False):
@@ -198,7 +220,7 @@ def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, m
             with seeded(5), torch.no_grad():
                 kept = []
                 for rows in torch.arange(len(x)).split(12):
-                    block = x[rows], batch_keywords(x, None, rows)
+                    block = x[rows], batch_keywords(x, mask, rows)
                     kept.append(weigher(guide, *block, 12))
                     try:
                         local = refiner(guide, *block)

@@ -26,6 +26,7 @@ PROGRAMS = {
     "vae": lambda: VAE.mlp(6, 2, hidden=(5, 4), activation="tanh", covariance="full", seed=1),
     "vae, fixed scale": lambda: VAE.mlp(6, 2, likelihood=Gaussian(0.3), seed=1).double(),
     "vae, bernoulli": lambda: VAE.mlp(6, 2, likelihood=Bernoulli(), seed=1),
+    "vae, zeros+mask": lambda: VAE.mlp(6, 2, missing="zeros+mask", seed=1),
     "one q a datum": lambda: MeanFieldGuide(7, 2, covariance="isotropic"),
     "one unit q a datum": lambda: MeanFieldGuide(7, 2, covariance="unit"),
 }
@@ -54,6 +55,29 @@ def test_a_loaded_vae_gives_the_same_log_weights(tmp_path):
     a, b = (log_weights(*pair, x, 3, seed=0) for pair in pairs)
     assert torch.equal(a, b)
     assert loaded.likelihood.floor == 1e-3
+
+
+@pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
+def test_a_loaded_encoder_sees_holes_as_the_saved_one_did(missing, tmp_path):
+    vae = VAE.mlp(6, 2, missing=missing, seed=1).double()
+    x = torch.randn(8, 6, dtype=torch.float64)
+    x[x > 1] = torch.nan
+    loaded = load(save(vae, tmp_path))
+    assert loaded.guide.missing == missing
+    a, b = (log_weights(v.model, v.guide, x, 3, seed=0) for v in (vae, loaded))
+    assert torch.equal(a, b)
+
+
+def test_a_vae_saved_before_encoders_could_see_masks_is_read(tmp_path):
+    vae = VAE.mlp(6, 2, seed=1)
+    save(vae, tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert content["config"].pop("missing") == "zeros"
+    path.write_text(json.dumps(content))
+    loaded = load(tmp_path)
+    assert loaded.guide.missing == "zeros"
+    assert torch.equal(loaded.decoder[0].weight, vae.decoder[0].weight)
 
 
 def test_a_loaded_pair_trains_beside_the_saved_one(tmp_path):

@@ -164,6 +164,35 @@ def test_decoding_and_reconstruction_are_means_of_the_likelihood():
     torch.testing.assert_close(vae.reconstruct(x.numpy()), vae.reconstruct(x))
 
 
+@pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
+def test_rows_with_holes_are_reconstructed_whole(missing):
+    vae = VAE.mlp(D, K, missing=missing, seed=0)
+    mask = draw(N, D, seed=2) < 1
+    x = torch.where(mask, draw(N, D), torch.nan)
+    seen = torch.where(mask, x, 0.0)
+    seen = torch.cat([seen, mask.float()], 1) if missing == "zeros+mask" else seen
+    expected = vae.decode(vae.guide.encoder(seen)[:, :K]).mean
+    torch.testing.assert_close(vae.reconstruct(x), expected)
+    junk = torch.where(mask, x, 1e6).numpy()
+    assert torch.equal(vae.reconstruct(junk, mask=mask.numpy()), vae.reconstruct(x))
+    whole = vae.decode(vae.guide.distribution(draw(N, D)).mean).mean
+    torch.testing.assert_close(vae.reconstruct(draw(N, D)), whole)
+    mask[3] = False
+    with pytest.raises(ValueError, match=r"x has rows with nothing observed: \[3\]"):
+        vae.reconstruct(junk, mask=mask)
+
+
+def test_what_is_missing_is_seen_in_a_known_way():
+    with pytest.raises(
+        ValueError, match=r"missing must be one of 'zeros', 'zeros.mask'; got 'nan'"
+    ):
+        VAE.mlp(D, K, missing="nan")
+    with pytest.raises(ValueError, match="missing must be one of"):
+        vae_with(missing="nan")
+    vae = vae_with(encoder=mlp(2 * D, 2 * K), missing="zeros+mask")
+    assert vae.guide.distribution(draw(N, D)).mean.shape == (N, K)
+
+
 def test_samples_are_of_the_model():
     vae = vae_with(likelihood=Bernoulli())
     x = vae.sample(50, seed=0)
@@ -184,7 +213,11 @@ def test_double_precision_is_kept_throughout():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"hidden": (3,), "activation": "tanh", "covariance": "full"}, {"hidden": ()}],
+    [
+        {},
+        {"hidden": (3,), "activation": "tanh", "covariance": "full"},
+        {"hidden": (), "missing": "zeros+mask"},
+    ],
 )
 def test_a_vae_can_be_made_from_its_config(arguments):
     vae = VAE.mlp(D, K, **arguments, seed=0)
@@ -241,8 +274,8 @@ def test_networks_of_the_wrong_width_are_refused(part, network, match):
 
 def test_data_of_another_width_are_refused():
     vae = vae_with()
-    for call in (vae.model, vae.reconstruct):
-        with pytest.raises(ValueError, match=rf"x must have shape \(rows, {D}\) here"):
+    for call, where in ((vae.model, "here"), (vae.reconstruct, "for this model")):
+        with pytest.raises(ValueError, match=rf"x must have shape \(rows, {D}\) {where}"):
             call(draw(N, D + 1))
 
 

@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.guides import GaussianGuide
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.program import accepted, as_observed, as_rows
+from ppl_vae.program import as_observed, as_rows
 from ppl_vae.results import FitResult, Result
 
 RECORD_EVERY = 1.15
@@ -63,7 +63,7 @@ def exact_bound(
     """The ELBO of a Gaussian guide under PPCA, and log p(x), without draws, in nats a datum."""
     x, mask = as_observed(x, model=ppca.model, guide=guide)
     log_p = ppca.log_likelihood(x, mask=mask).mean()
-    q = guide.distribution(x, **accepted(guide.distribution, {"mask": mask}))
+    q = guide.distribution(x, mask=mask)
     kl = kl_divergence(_full(q), ppca.posterior(x, mask=mask))
     return log_p - kl.mean(), log_p
 

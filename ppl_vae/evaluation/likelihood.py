@@ -186,11 +186,7 @@ def _proposal(
     model: ProgramLike, guide: ProgramLike | None, method: str, refine: int, family: str | None
 ) -> ProgramLike:
     choose_option("method", method, METHODS)
-    at_least("refine", refine, 0)
-    if family is not None:
-        choose_option("covariance", family, COVARIANCES)
-    if family is not None and not refine:
-        raise ValueError("covariance= is the family of the refined q; it needs refine=steps")
+    check_refinement(refine, family)
     if method == "prior":
         if refine:
             raise ValueError("refine= needs method='importance' and a guide to start from")
@@ -198,6 +194,19 @@ def _proposal(
     if guide is None:
         raise ValueError("method='importance' needs a guide; method='prior' does not")
     return guide
+
+
+def check_refinement(refine: int, family: str | None) -> None:
+    """Check how many steps each datum's own q is to be refined, and in which family.
+
+    Raises:
+        ValueError: if refine is no whole number >= 0, or the family is not known or not needed.
+    """
+    at_least("refine", refine, 0)
+    if family is not None:
+        choose_option("covariance", family, COVARIANCES)
+    if family is not None and not refine:
+        raise ValueError("covariance= is the family of the refined q; it needs refine=steps")
 
 
 def prior_guide(model: ProgramLike) -> ProgramLike:

@@ -15,12 +15,15 @@ from ppl_vae.traces import Site, frames, sites
 
 
 @torch.no_grad()
-def latent_means(model: ProgramLike, guide: ProgramLike, x: ArrayLike) -> dict[str, Tensor]:
+def latent_means(
+    model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
+) -> dict[str, Tensor]:
     """The mean of q(z | x) for each latent site.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D).
+        mask: True where x is observed; NaN in x says the same.
 
     Returns:
         (N, K) a site; what lies in further plates or dimensions is flattened.
@@ -28,31 +31,36 @@ def latent_means(model: ProgramLike, guide: ProgramLike, x: ArrayLike) -> dict[s
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
     """
-    found = _guide_sites(model, guide, x)
+    found = _guide_sites(model, guide, x, mask)
     return {name: _rows_first(site, site["fn"].mean) for name, site in found.items()}
 
 
 @torch.no_grad()
-def reconstruct(model: ProgramLike, guide: ProgramLike, x: ArrayLike) -> Float[Tensor, "N D"]:
-    """The mean of x given the mean of q(z | x) of each of its rows.
+def reconstruct(
+    model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
+) -> Float[Tensor, "N D"]:
+    """The mean of x given the mean of q(z | x) of each of its rows, in holes too.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D).
+        mask: True where x is observed; NaN in x says the same.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
         ValueError: if the observed sites do not have x's columns.
     """
-    latents = {name: s["fn"].mean for name, s in _guide_sites(model, guide, x).items()}
-    return mean_data(model, latents, x)
+    found = _guide_sites(model, guide, x, mask)
+    return mean_data(model, {name: site["fn"].mean for name, site in found.items()}, x)
 
 
-def _guide_sites(model: ProgramLike, guide: ProgramLike, x: ArrayLike) -> dict[str, Site]:
+def _guide_sites(
+    model: ProgramLike, guide: ProgramLike, x: ArrayLike, mask: ArrayLike | None
+) -> dict[str, Site]:
     # Means need no draws, but a program makes them.
-    rows, _ = as_observed(x, model=model, guide=guide)
+    rows, seen = as_observed(x, mask, model=model, guide=guide)
     with isolated_store(), probing(model, guide), mode(model, guide, training=False):
-        return sites(poutine.trace(guide).get_trace(rows, **_told(guide, rows)))
+        return sites(poutine.trace(guide).get_trace(rows, **_told(guide, rows, seen)))
 
 
 @torch.no_grad()
@@ -99,9 +107,9 @@ def _data(
     latents: Mapping[str, Tensor],
     read: Callable[[Site], Tensor],
 ) -> Tensor:
-    rows, _ = as_observed(like, model=model)
+    rows, seen = as_observed(like, model=model)
     with isolated_store(), mode(model, training=False):
-        trace = poutine.trace(model).get_trace(rows, **_told(model, rows))
+        trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
         found = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_rows_first(site, read(site)) for site in found], -1)
     if values.shape != rows.shape:
@@ -116,9 +124,9 @@ def _mean(site: Site) -> Tensor:
     return site["fn"].mean
 
 
-def _told(program: ProgramLike, rows: Tensor) -> dict[str, Any]:
-    told = {"index": torch.arange(len(rows), device=rows.device), "num_data": len(rows)}
-    return accepted(program, told)
+def _told(program: ProgramLike, rows: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    index = torch.arange(len(rows), device=rows.device)
+    return accepted(program, {"index": index, "num_data": len(rows), "mask": mask})
 
 
 def _rows_first(site: Site, value: Tensor) -> Float[Tensor, "N K"]:

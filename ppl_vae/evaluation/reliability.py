@@ -6,10 +6,10 @@ from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.results import ESS_FLOOR
+
 FEWEST_DRAWS = 25
 """Fewer draws are too few to tell."""
-ESS_FLOOR = 10.0
-"""k-hat calls one single huge weight fine; its effective sample size of 1 says what it is."""
 CONSTANT_SPREAD = 1e-2
 """Log weights within so many nats are constant up to rounding, and every estimate is fine."""
 
@@ -64,5 +64,6 @@ def is_reliable(log_weights: Float[Tensor, "S N"], k: Float[Tensor, " N"]) -> Bo
     if num_samples < FEWEST_DRAWS:
         return (spread < CONSTANT_SPREAD).cpu()
     tame = k.to(spread.device) <= largest_k_hat(num_samples)
+    # k-hat calls one single huge weight fine; its effective sample size of 1 says what it is.
     enough = (effective_sample_size(log_weights) >= ESS_FLOOR) & tame
     return ((spread < CONSTANT_SPREAD) | enough).cpu()

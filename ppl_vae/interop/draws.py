@@ -11,13 +11,12 @@ from torch import Tensor
 from ppl_vae.evaluation.likelihood import prior_guide
 from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import DATA_PLATE, ProgramLike, check_support
+from ppl_vae.program import ProgramLike, check_support
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
-    SAMPLE_PLATE,
     PairTraces,
-    Site,
-    frames,
+    by_draw_and_datum,
+    data_sites,
     log_prob,
     run_pair,
     sample_dim,
@@ -116,7 +115,7 @@ def _keep(draws: PairDraws, place: Place, run: PairTraces, mask: Tensor | None) 
     size = draws.log_weight.shape
     for name, site in run.latent.items():
         _write(draws.latent, name, by_draw_and_datum(run, site, site["value"]), place, size)
-    for name, site in _data_sites(run).items():
+    for name, site in data_sites(run).items():
         drawn = by_draw_and_datum(run, site, site["fn"].sample())
         _write(draws.predictive, name, drawn, place, size)
         if place[0].start == 0:
@@ -136,17 +135,9 @@ def _keep_prior(draws: PairDraws, model: ProgramLike, x: Tensor, num_samples: in
         told = {"index": which, "num_data": len(x)}
         run = run_pair(model, prior_guide(model), x[which], told)
         place = (slice(int(block[0]), int(block[-1]) + 1),)
-        for name, site in _data_sites(run).items():
+        for name, site in data_sites(run).items():
             drawn = by_draw_and_datum(run, site, site["fn"].sample())[0]
             _write(draws.prior_predictive, name, drawn, place, (num_samples,))
-
-
-def _data_sites(run: PairTraces) -> dict[str, Site]:
-    # A pyro.factor is an observed site too, with an empty value.
-    found = {name: site for name, site in run.observed.items() if site["value"].numel()}
-    if not found:
-        raise ValueError("the model observes nothing; pass its data on as obs=x")
-    return found
 
 
 def _with_holes(name: str, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -168,25 +159,3 @@ def _write(
     if name not in into:
         into[name] = np.empty((*size, *array.shape[len(size) :]), array.dtype)
     into[name][place] = array
-
-
-def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
-    """A site's value with its draws first and its data second, whatever plates it stands in.
-
-    Returns:
-        (S, B, ...): other plates and the event's dimensions follow, in their order; S is 1 where
-        the value is the same for all draws.
-    """
-    event = len(site["fn"].event_shape)
-    value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
-    plates = {name: frame.dim - event for name, frame in frames(site).items()}
-    front = [plates.pop(name) for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
-    rest = [
-        dim
-        for dim in range(-value.dim(), 0)
-        if dim not in front and (dim >= -event or dim in plates.values() or value.shape[dim] > 1)
-    ]
-    blank = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
-    num_rows = frames(site)[DATA_PLATE].size // run.repeats
-    shape = [value.shape[dim] for dim in rest]
-    return value.permute(*front, *rest, *blank).reshape(-1, num_rows, *shape)

@@ -12,13 +12,15 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.guides import AmortizedGuide, num_scale_outputs
+from ppl_vae.guides import AmortizedGuide, num_encoder_inputs, num_scale_outputs
 from ppl_vae.models.likelihoods import Gaussian, Likelihood
 from ppl_vae.models.networks import mlp
 from ppl_vae.program import (
     Density,
     Program,
     ProgramLike,
+    accepted,
+    as_observed,
     as_rows,
     count_rows,
     data_plate,
@@ -40,6 +42,8 @@ class VAE(Program):
         encoder: a network for an :class:`~ppl_vae.guides.AmortizedGuide`; or instead of it
         guide: any guide with one site ``"z"`` of event shape (K,).
         covariance: the family of the guide made from ``encoder``.
+        missing: what that encoder sees of a hole, ``"zeros"`` or ``"zeros+mask"``, see
+            :class:`~ppl_vae.guides.AmortizedGuide`.
 
     References:
         Kingma, Welling: Auto-Encoding Variational Bayes (2014).
@@ -60,6 +64,7 @@ class VAE(Program):
         encoder: Callable[..., Any] | None = None,
         guide: ProgramLike | None = None,
         covariance: str = "diagonal",
+        missing: str = "zeros",
     ) -> None:
         super().__init__()
         if (encoder is None) == (guide is None):
@@ -70,7 +75,7 @@ class VAE(Program):
         self.decoder = decoder
         self.likelihood = likelihood
         if encoder is not None:
-            guide = AmortizedGuide(encoder, latent_dim, covariance=covariance)
+            guide = AmortizedGuide(encoder, latent_dim, covariance=covariance, missing=missing)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:
             raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
@@ -87,6 +92,7 @@ class VAE(Program):
         likelihood: Likelihood | None = None,
         activation: str = "relu",
         covariance: str = "diagonal",
+        missing: str = "zeros",
         seed: int | None = None,
     ) -> Self:
         """A VAE whose encoder and decoder are multilayer perceptrons.
@@ -97,13 +103,16 @@ class VAE(Program):
             likelihood: by default ``Gaussian("shared")``.
             activation: of the hidden layers.
             covariance: the guide's family.
+            missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
+                it has 2 D inputs.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
         outputs = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
+        inputs = num_encoder_inputs(missing, data_dim)
         width = data_dim * likelihood.outputs_per_dim
         with seeded(seed):
-            encoder = mlp(data_dim, outputs, hidden, activation=activation)
+            encoder = mlp(inputs, outputs, hidden, activation=activation)
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
         vae = cls(
             decoder=decoder,
@@ -112,9 +121,11 @@ class VAE(Program):
             latent_dim=latent_dim,
             encoder=encoder,
             covariance=covariance,
+            missing=missing,
         )
         sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "hidden": list(hidden)}
-        vae._config = sizes | {"activation": activation, "covariance": covariance}
+        how = {"activation": activation, "covariance": covariance, "missing": missing}
+        vae._config = sizes | how
         return vae
 
     def config(self) -> dict[str, Any] | None:
@@ -175,11 +186,22 @@ class VAE(Program):
             return self.decode(torch.randn(shape).to(self._like())).sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: ArrayLike) -> Float[Tensor, "N D"]:
-        """The mean of p(x | z) at the mean of q(z | x)."""
-        x = as_rows(x, self._like(), self.data_dim)
+    def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
+        """The mean of p(x | z) at the mean of q(z | x), in holes too.
+
+        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.)
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
+        Raises:
+            ValueError: if x has another width, or a row with nothing observed.
+        """
+        x, mask = as_observed(x, mask, model=self.model, guide=self.guide)
+        holes = accepted(self.guide, {"mask": mask})
         with isolated_store(), probing(self.guide):
-            q = poutine.trace(self.guide).get_trace(x).nodes["z"]["fn"]
+            q = poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"]
         return self.decode(q.mean).mean
 
 

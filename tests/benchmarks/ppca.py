@@ -274,7 +274,7 @@ def main():
     results = {}
     for name in given.parts:
         results[name] = PARTS[name](given)
-        show(PARTS[name].__doc__.split(".")[0], results[name])
+        show(PARTS[name].__doc__.rstrip("."), results[name])
     if given.out:
         given.out.write_text(json.dumps(results, indent=1))
 
