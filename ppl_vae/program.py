@@ -249,7 +249,7 @@ def as_observed(
     place = placement(model, *([] if guide is None else [guide]))
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
-    x = as_matrix(x, name=name, **place)
+    x = as_matrix(x, name=name, look=True, **place)
     width = getattr(owner_of(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(

@@ -168,7 +168,7 @@ def test_held_out_values_are_there_for_all_rungs_on_the_same_rows(lineage):
         if row.rung == "closed-form":
             ppca = owner_of(lineage.pairs["closed-form"][0])
             inner = lineage.units.apply(lineage.data.test)
-            exact = ppca.log_likelihood(inner).detach() + lineage.units.log_jacobian
+            exact = ppca.log_likelihood(inner).detach() + lineage.units.log_jacobian(inner)
             assert (row.held_out.value - exact).abs().max() < 1e-9
         assert len(row.held_out.value) == lineage.about["num_scored"] == len(lineage.data.test)
         assert row.held_out.mean == row.test_log_p.value

@@ -121,8 +121,9 @@ def compare_on_hidden_cells(
     if not found:
         raise ValueError("; ".join(notes))
     names, sizes, *columns = zip(*found, strict=True)
-    values = [torch.tensor(column, dtype=torch.float64) for column in columns]
-    return HiddenCells(names, sizes, *values, int(hidden.sum()), tuple(notes))
+    log_density, error, coverage = torch.tensor(columns, dtype=torch.float64)
+    number = int(hidden.sum())
+    return HiddenCells(names, sizes, log_density, error, coverage, number, tuple(notes))
 
 
 def _limit(noise: str, num_data: int, data_dim: int) -> float:

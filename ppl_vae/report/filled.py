@@ -81,7 +81,7 @@ class FilledTable:
             found[name] = [f"{v:.6g}" if hole else _exact(v) for v, hole in cells]
         if self.table.labels is not None:
             found[_free(self.table.label or "label", found)] = list(map(str, self.table.labels))
-        for k in holes.any(0).nonzero()[0]:
+        for k in np.flatnonzero(holes.any(axis=0)):
             cells = zip(sd[:, k], holes[:, k], strict=True)
             name = _free(f"{self.table.columns[k]} sd", found)
             found[name] = [f"{v:.6g}" if hole else "" for v, hole in cells]
