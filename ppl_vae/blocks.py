@@ -115,7 +115,7 @@ class RowBlocks:
             )
 
     def read(self, numbers_a_row: int | None = None) -> Iterator[Block]:
-        """The rows in order, in blocks small enough for so many working numbers a row (or 4 D).
+        """The rows in order, in blocks small enough for so many working numbers a row (or 3 D).
 
         Raises:
             ValueError: if there are no blocks, or of several widths; if a row has nothing
@@ -129,7 +129,7 @@ class RowBlocks:
                     f"the blocks of x must have one width; {name} has {x.shape[1]} columns, "
                     f"those before it {width}"
                 )
-            size = rows_at_once(numbers_a_row or 4 * width)
+            size = rows_at_once(numbers_a_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
                 part = None if mask is None else mask[rows]
@@ -150,7 +150,7 @@ class RowBlocks:
         if isinstance(x, Tensor):
             yield "x", x, self._mask
         elif isinstance(x, np.memmap):
-            yield from self._mapped(x, rows_at_once(numbers_a_row or 4 * x.shape[1]))
+            yield from self._mapped(x, rows_at_once(numbers_a_row or 3 * x.shape[1]))
         else:
             for number, block in enumerate(self._anew(x)):
                 name = f"block {number} of x"

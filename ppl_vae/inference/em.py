@@ -6,6 +6,7 @@ data with holes are read in each iteration, block by block (:mod:`ppl_vae.infere
 """
 
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,16 +16,18 @@ from ppl_vae.blocks import RowBlocks, RowSource
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
-from ppl_vae.inference.position import Noise, Position, ascend
+from ppl_vae.inference.position import Noise, ascend
 from ppl_vae.models.moments import Columns, SampleCovariance, missing_message, summarize
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
+from ppl_vae.state import threads
 
 NOISE_FLOOR = 1e-6
 FAR = 1e4
 """So many standard deviations from a column's mean no mean of a model is taken to start from."""
 
 
+@threads(1)  # see summarize
 def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     """Set ppca to the maximum-likelihood solution.
 
@@ -186,22 +189,19 @@ def _ascended(
 ) -> FitResult:
     began = time.perf_counter()
     at_least("max_iterations", max_iterations)
-    blocks = RowBlocks(x, mask, device=ppca.loc.device)
-    columns, covariance = _statistics(ppca, blocks)
-    noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
-    loadings, loc, variance, moved = _start(ppca, columns, noise)
-
-    def start() -> Position:
+    blocks, told = RowBlocks(x, mask, device=ppca.loc.device), {"tol": tol, "began": began}
+    climb = partial(ascend, ppca=ppca, name=name, max_iterations=max_iterations, **told)
+    with threads(1):  # see summarize
+        columns, covariance = _statistics(ppca, blocks)
+        noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
+        loadings, loc, variance, moved = _start(ppca, columns, noise)
         if covariance is not None:
             setting = Setting(covariance, noise, family, fold)
-            return CompletePosition(setting, loadings, variance)
-        holes = Holes(blocks, columns, noise, family, fold)
-        return HoledPosition(holes, loadings, loc, variance)
-
-    notes = columns.notes() + (moved if covariance is None else ())
-    return ascend(
-        start, ppca, name, tol=tol, max_iterations=max_iterations, notes=notes, began=began
-    )
+            start = partial(CompletePosition, setting, loadings, variance)
+            return climb(start, notes=columns.notes())
+    holes = Holes(blocks, columns, noise, family, fold)
+    start = partial(HoledPosition, holes, loadings, loc, variance)
+    return climb(start, notes=columns.notes() + moved)
 
 
 def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:

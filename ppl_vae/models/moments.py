@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.arguments import at_least
 from ppl_vae.blocks import Block, RowBlocks, RowSource
+from ppl_vae.state import threads
 
 CONSTANT_COLUMNS = "constant columns"
 """How the note on columns that do not vary begins."""
@@ -171,8 +173,8 @@ class SampleCovariance:
 
     def __matmul__(self, other: Float[Tensor, "D K"]) -> Float[Tensor, "D K"]:
         if self._gram is not None:
-            return self._gram @ other
-        return self._factor.mT @ (self._factor @ other)
+            return _product(self._gram, other)
+        return _product(self._factor.mT, _product(self._factor, other))
 
     def constant_columns(self) -> list[int]:
         """Which columns do not vary."""
@@ -181,9 +183,9 @@ class SampleCovariance:
     def eigh(self) -> tuple[Float[Tensor, " R"], Float[Tensor, "D R"]]:
         """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), the rest are zero."""
         if self._gram is not None:
-            values, vectors = torch.linalg.eigh(self._gram)
+            values, vectors = _eigh(self._gram)
             return values.flip(0).clamp(min=0), vectors.flip(1)
-        values, vectors = torch.linalg.eigh(self._factor @ self._factor.mT)
+        values, vectors = _eigh(_product(self._factor, self._factor.mT))
         values = values.flip(0).clamp(min=0)
         back = self._factor.mT @ vectors.flip(1)
         return values, back / back.norm(dim=0).clamp(min=torch.finfo(back.dtype).tiny)
@@ -193,6 +195,7 @@ class SampleCovariance:
         values, size = self.eigh()[0], max(self.columns.rows, self.data_dim)
         return int((values > values[0] * size * torch.finfo(values.dtype).eps).sum())
 
+    @threads(1)
     def check_rank(self, latent_dim: int) -> None:
         """Check that PPCA with K latent dimensions is not singular on these data.
 
@@ -203,10 +206,11 @@ class SampleCovariance:
         at_least("latent_dim", latent_dim)
         rows, size = self.columns.rows, max(self.columns.rows, self.data_dim)
         if self._gram is not None and latent_dim < self.data_dim:
-            # All eigenvalues above the threshold can be seen without computing any of them.
+            # With K + 1 orthonormal columns q, l_{K+1} >= the least eigenvalue of q'Sq (Poincare).
+            normal = np.random.default_rng(0).normal(size=(self.data_dim, latent_dim + 1))
+            q = torch.linalg.qr(torch.from_numpy(normal).to(self._gram)).Q
             least = self.trace * size * torch.finfo(self.mean.dtype).eps
-            shifted = self._gram - least * torch.eye(self.data_dim).to(self._gram)
-            if least > 0 and int(torch.linalg.cholesky_ex(shifted).info) == 0:
+            if torch.linalg.eigvalsh(q.mT @ (self @ q))[0] > least:
                 return
         if latent_dim >= (rank := self.rank()):
             raise ValueError(_too_many(latent_dim, str(rank), rows, self.data_dim))
@@ -227,6 +231,9 @@ def _too_many(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
     )
 
 
+# Large products of complete data are numpy's. Idle threads of one library keep turning for a while
+# and hold up the other's, so torch, which has the small work, does without.
+@threads(1)
 def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
     """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
     columns, gram, factor, complete = None, None, torch.zeros(0), True
@@ -253,7 +260,7 @@ def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
     if not complete:
         return columns, None
     return columns, SampleCovariance(
-        columns, factor, None if gram is None else gram / columns.rows
+        columns, factor, None if gram is None else gram.div_(columns.rows)
     )
 
 
@@ -289,7 +296,18 @@ def _centred(
 
 def _gram(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
     """X'X; numpy knows that it is symmetric and takes half the time."""
-    if x.device.type != "cpu":
-        return x.mT @ x
-    rows = x.numpy()
-    return torch.from_numpy(rows.T @ rows)
+    return _product(x.mT, x)
+
+
+def _product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "N K"]:
+    if a.device.type != "cpu":
+        return a @ b
+    return torch.from_numpy(a.numpy() @ b.numpy())
+
+
+def _eigh(matrix: Float[Tensor, "D D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        values, vectors = map(torch.from_numpy, np.linalg.eigh(matrix.numpy()))
+    return values, vectors
