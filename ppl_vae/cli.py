@@ -38,6 +38,8 @@ Examples:
       rows that are images
   ppl-vae lineage mine.csv --json | jq .about.seconds
       the numbers alone
+  ppl-vae impute mine.csv --out filled.csv
+      holes filled, and how sure
 
 \b
 Rungs: {", ".join(list(RUNGS)[:6])},
@@ -89,7 +91,7 @@ def _group() -> None:
     """From probabilistic PCA to the variational autoencoder, measured."""
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog=EXAMPLES, short_help="Climb the ladder on one data set.")
 def lineage(
     data: Annotated[
         Path | None, typer.Argument(help="a table, .csv or .npy; by default the embedded digits")
@@ -124,7 +126,7 @@ def lineage(
     _Run(table, k, names, seed, out, as_json).run()
 
 
-@app.command(epilog=IMPUTE_EXAMPLES)
+@app.command(epilog=IMPUTE_EXAMPLES, short_help="Fill the holes of a table.")
 def impute(
     data: Annotated[Path, typer.Argument(help="a table with holes, .csv, .tsv or .npy")],
     out: Annotated[Path, typer.Option(help="the filled table, .csv or .tsv")] = Path("filled.csv"),
@@ -195,9 +197,11 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def _default_latent_dim(table: Table) -> int:
-    # Below the rank of the training rows, which are three quarters of all.
+    # Below the rank of the training rows, which are three quarters of all, and below half of the
+    # cells that a row has.
     num_rows, width = table.values.shape
-    return max(1, min(10, width // 2, num_rows // 3))
+    seen = width - table.num_missing // num_rows
+    return max(1, min(10, seen // 2, num_rows // 3))
 
 
 @dataclass

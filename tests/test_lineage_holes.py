@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -210,6 +211,16 @@ def test_holes_in_rows_held_out_alone_leave_the_fits_as_they_were():
     for name in names:
         assert one.row(name).log_p == other.row(name).log_p
         assert one.row(name).test_log_p != other.row(name).test_log_p
+
+
+def test_the_number_of_latent_dimensions_goes_with_what_rows_have(tmp_path):
+    x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 8, seed=0), 0.5, seed=0)
+    path = tmp_path / "half.csv"
+    pd.DataFrame(x).to_csv(path, index=False)
+    arguments = ["lineage", str(path), "--rungs", "px-em", "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "60 rows, 8 columns" in shown.output and "K = 2, seed 0" in shown.output
 
 
 @pytest.mark.data
