@@ -14,7 +14,7 @@ from torchvision.datasets import MNIST
 
 from ppl_vae import VAE, Bernoulli, fit_svi, log_likelihood
 from ppl_vae.evaluation.predictive import draw_data, reconstruct
-from ppl_vae.report import plots
+from ppl_vae.report import tile_plots
 from ppl_vae.tiles import Tiles
 
 SMOKE = "--smoke" in sys.argv
@@ -53,7 +53,7 @@ print(log_likelihood(vae.model, vae.guide, scored, DRAWS, refine=REFINE, seed=0)
 rows = {"held out": scored[:8], "rebuilt": reconstruct(vae.model, vae.guide, scored[:8]).cpu()}
 rows["drawn"] = draw_data(vae.model, scored[:8], seed=0).cpu()
 tiles = Tiles.of(torch.stack(list(rows.values())), list(rows), "12345678", x[:1000], (28, 28))
-picture = plots.reconstructions(tiles)
+picture = tile_plots.reconstructions(tiles)
 picture.set(xlabel="number of the image or draw", ylabel="")
 picture.figure.savefig("vae_mnist.png", dpi=150)
 print("wrote vae_mnist.png")

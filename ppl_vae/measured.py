@@ -192,7 +192,7 @@ class Ground:
                 refine=settings.refine,
                 seed=self.task.seed,
             )
-        return replace(estimate, value=estimate.value + self.units.log_jacobian(test))
+        return estimate.shifted(self.units.log_jacobian(test))
 
 
 def _mean_held_out(estimate: LogLikelihood | None) -> Measure:

@@ -17,7 +17,7 @@ import ladders
 from ppl_vae.evaluation.compare import compare
 from ppl_vae.exhibits import Exhibits, LatentMeans
 from ppl_vae.lineage import Lineage
-from ppl_vae.report import plots
+from ppl_vae.report import plots, tile_plots
 from ppl_vae.report.drawing import log_scale, tile_size
 from ppl_vae.report.figures import Picture, pictures
 from ppl_vae.tiles import Tiles
@@ -217,7 +217,9 @@ def test_tiles_of_all_shapes(shape, grid):
     train = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
     down, across = ([f"{k:.2f}" for k in range(n)] for n in grid)
     tiles = Tiles.of(values, down, across, train, shape)
-    figure = Picture("", "", tile_size(tiles), lambda ax: plots.samples(tiles, ax), "").figure()
+    figure = Picture(
+        "", "", tile_size(tiles), lambda ax: tile_plots.samples(tiles, ax), ""
+    ).figure()
     check_readable(figure)
 
 

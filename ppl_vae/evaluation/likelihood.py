@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,8 @@ from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
 METHODS = ("importance", "prior")
+CURVE = (64, 16, 4, 1)
+"""A convergence curve looks at so small parts of the draws."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +44,9 @@ class LogLikelihood(Result):
         method: ``"importance"``, ``"prior"``, or ``"exact"`` where there was nothing to estimate.
         refine: steps spent on each datum's own q before drawing from it.
         path: how it was computed, eagerly or captured, and why.
+        curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, 4); in
+            expectation it rises towards log p. None where there was nothing to estimate.
+        cells: how many cells of each datum were observed, (N,); None where it is not known.
     """
 
     value: Float[Tensor, " N"]
@@ -53,6 +58,31 @@ class LogLikelihood(Result):
     method: str
     refine: int
     path: str = ""
+    curve: Float[Tensor, "N C"] | None = None
+    cells: Float[Tensor, " N"] | None = None
+
+    def shifted(self, nats: Float[Tensor, " N"]) -> Self:
+        """The same in other units of the data, in which each log density is so much higher."""
+        curve = None if self.curve is None else self.curve + nats[:, None]
+        return replace(self, value=self.value + nats, curve=curve)
+
+    @property
+    def convergence(self) -> tuple[tuple[int, float], ...]:
+        """The mean over the data against the draws it was made of; empty without a curve."""
+        if self.curve is None:
+            return ()
+        return tuple(zip(curve_draws(self.num_samples), self.curve.mean(0).tolist(), strict=True))
+
+    @property
+    def bits_per_dimension(self) -> float:
+        """-log2 p of all data over the number of their observed cells: less is better.
+
+        Raises:
+            ValueError: if it is not known how many cells there were.
+        """
+        if self.cells is None:
+            raise ValueError("it is not known how many cells the data had; cells= is missing")
+        return -float(self.value.sum() / self.cells.sum()) / math.log(2)
 
     @property
     def mean(self) -> float:
@@ -85,10 +115,16 @@ class LogLikelihood(Result):
             )
         lines = [
             f"log-likelihood: {verdict}",
-            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats a datum "
+            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats a datum{self._bits()} "
             f"({self.method}, {self.num_samples} draws, refine={self.refine})",
         ]
+        if fewer := self.convergence[:-1]:
+            looks = ", ".join(f"{mean:.3f} with {number}" for number, mean in fewer)
+            lines.append(f"  from fewer of these draws: {looks}")
         return "\n".join([*lines, *(f"  {line}" for line in self._advice())])
+
+    def _bits(self) -> str:
+        return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits a dimension"
 
     def _advice(self) -> Iterator[str]:
         if bool(self.reliable.all()):
@@ -163,15 +199,26 @@ def log_likelihood(
             block = x[block_rows], batch_keywords(x, mask, block_rows)
             local = refiner(proposal, *block) if refine else proposal
             parts.append(_estimate(weigher, local, *block, num_samples))
-    return replace(collect(parts, num_samples, method, refine), path=weigher.rails.why)
+    found = collect(parts, num_samples, method, refine)
+    cells = torch.full_like(found.value, x.shape[1])
+    if mask is not None:
+        cells = mask[rows.to(x.device)].sum(1).to(cells)
+    return replace(found, path=weigher.rails.why, cells=cells)
 
 
 def collect(
     parts: list[tuple[Tensor, ...]], num_samples: int, method: str, refine: int
 ) -> LogLikelihood:
     """The estimates of several blocks of data as one result."""
-    value, error, ess, k, reliable = (torch.cat(column) for column in zip(*parts, strict=True))
-    return LogLikelihood(value, error, ess, k, reliable, num_samples, method, refine)
+    columns = zip(*parts, strict=True)
+    value, error, ess, k, reliable, curve = (torch.cat(column) for column in columns)
+    how = num_samples, method, refine
+    return LogLikelihood(value, error, ess, k, reliable, *how, curve=curve)
+
+
+def curve_draws(num_samples: int) -> tuple[int, ...]:
+    """How many draws each point of a convergence curve is made of."""
+    return tuple(max(1, num_samples // part) for part in CURVE)
 
 
 def exact_result(value: Float[Tensor, " N"]) -> LogLikelihood:
@@ -221,7 +268,7 @@ def prior_guide(model: ProgramLike) -> ProgramLike:
 def estimate(
     model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
 ) -> tuple[Tensor, ...]:
-    """The first five fields of a :class:`LogLikelihood` for one block of data.
+    """The first five fields of a :class:`LogLikelihood`, and its curve, for a block of data.
 
     Raises:
         FloatingPointError: if a log weight is NaN.
@@ -244,9 +291,11 @@ def _estimate(
 
 def _summary(weights: Float[Tensor, "S B"]) -> tuple[Tensor, ...]:
     num_samples = len(weights)
-    value = torch.logsumexp(weights, 0) - math.log(num_samples)
+    looks = ((weights[:number].logsumexp(0), number) for number in curve_draws(num_samples))
+    curve = torch.stack([total - math.log(number) for total, number in looks], 1)
     ess = effective_sample_size(weights)
     # The delta method: the relative variance of the mean weight, (S / ESS - 1) / (S - 1).
     spread = (num_samples / ess - 1).clamp(min=0) / max(num_samples - 1, 1)
     k = k_hat(weights)
-    return value.cpu(), spread.sqrt().cpu(), ess.cpu(), k, is_reliable(weights, k)
+    error = spread.sqrt().cpu()
+    return curve[:, -1].cpu(), error, ess.cpu(), k, is_reliable(weights, k), curve.cpu()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ppl_vae.evaluation.ascent import Ascent
 from ppl_vae.exhibits import Exhibits
 from ppl_vae.lineage import Lineage
-from ppl_vae.report import plots
+from ppl_vae.report import plots, tile_plots
 from ppl_vae.report.drawing import SIZE, tile_size
 from ppl_vae.tiles import Tiles
 
@@ -175,6 +175,14 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(plots.k_hat, estimates),
             group,
         )
+        yield Picture(
+            "convergence",
+            "Held-out log p from the first 1/64, 1/16 and 1/4 of the draws, and from all. A curve "
+            "that still rises at its end is a lower bound still.",
+            SIZE,
+            partial(plots.convergence, estimates),
+            group,
+        )
 
 
 def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
@@ -192,7 +200,12 @@ def _tiles(name: str, tiles: Tiles | None, sentence: str, group: str) -> Iterato
 
 TILED = {
     plot.__name__: plot
-    for plot in (plots.reconstructions, plots.samples, plots.manifold, plots.interpolation)
+    for plot in (
+        tile_plots.reconstructions,
+        tile_plots.samples,
+        tile_plots.manifold,
+        tile_plots.interpolation,
+    )
 }
 
 

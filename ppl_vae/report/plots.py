@@ -31,19 +31,14 @@ from ppl_vae.report.drawing import (
     ORANGE,
     SIZE,
     colour,
-    draw_tiles,
     legend_below,
     log_scale,
     new_axes,
-    tile_size,
     title,
 )
-from ppl_vae.tiles import Tiles
 
 PARTS = {"short of the best log p": "#b8b8b8", "approximation": BLUE, "amortization": ORANGE}
 SHOWN_ITERATIONS = 6
-PROFILES = "(lines: the columns in order, in their standard deviations)"
-HOLES = ("(tinted: missing)", "(gaps: missing)")
 AGAINST = {"steps": "iterations or steps", "seconds": "seconds"}
 
 
@@ -212,40 +207,6 @@ def _class_colour(place: int, count: int) -> Any:
     return wide.colors[place]  # pyright: ignore[reportIndexIssue]
 
 
-def reconstructions(tiles: Tiles, ax: Axes | None = None) -> Axes:
-    """Held-out data over what each model makes of them."""
-    rows = "row of the data (the first is 0)"
-    return _tiled(tiles, ax, "Held-out data, reconstructed", rows)
-
-
-def samples(tiles: Tiles, ax: Axes | None = None) -> Axes:
-    """Draws of x from each model, noise included."""
-    return _tiled(tiles, ax, "Drawn from the models", "draw")
-
-
-def manifold(tiles: Tiles, ax: Axes | None = None) -> Axes:
-    """The mean of x over the plane of two latents."""
-    names = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
-    return _tiled(tiles, ax, "The plane of a second VAE, for pictures only", *names)
-
-
-def interpolation(tiles: Tiles, ax: Axes | None = None) -> Axes:
-    """The mean of x on the way from the code of one datum to that of another."""
-    way = "position between the two codes, 0 to 1"
-    return _tiled(tiles, ax, "From datum to datum in that second VAE", way, "rows of the data")
-
-
-def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str = "model") -> Axes:
-    ax = new_axes(ax, tile_size(tiles))
-    draw_tiles(tiles, ax)
-    lines = "" if tiles.image_shape else f"\n{PROFILES}"
-    holes = f"\n{HOLES[tiles.image_shape is None]}" if tiles.holed else ""
-    ax.set_xlabel(across + lines + holes)
-    ax.set_ylabel(down)
-    title(ax, heading)
-    return ax
-
-
 def kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     """The KL of each latent dimension, most used first: what is near zero is not used."""
     ax = new_axes(ax)
@@ -282,6 +243,27 @@ def k_hat(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axe
     ax.set_ylabel("k-hat (no unit)")
     title(ax, "Whose log p is to be believed")
     legend_below(ax, 2)
+    return ax
+
+
+def convergence(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
+    """How far the mean log p from fewer of the same draws lies from that of all of them.
+
+    Args:
+        estimates: by model.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    for place, (name, estimate) in enumerate(estimates.items()):
+        draws, means = zip(*estimate.convergence, strict=True)
+        short = [mean - means[-1] for mean in means]
+        ax.plot(draws, short, "o-", ms=4, lw=1.2, color=colour(place), label=name)
+    ax.axhline(0, color="black", lw=1, ls=":")
+    log_scale(ax, "x")
+    ax.set_xlabel("draws a datum")
+    ax.set_ylabel(f"mean log p less that of all draws,\n{NATS}")
+    title(ax, "Are there enough draws?")
+    legend_below(ax)
     return ax
 
 

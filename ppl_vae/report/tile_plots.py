@@ -1,0 +1,43 @@
+"""Pictures of rows of data as the models see them: images, or profiles over the columns."""
+
+from matplotlib.axes import Axes
+
+from ppl_vae.report.drawing import draw_tiles, new_axes, tile_size, title
+from ppl_vae.tiles import Tiles
+
+PROFILES = "(lines: the columns in order, in their standard deviations)"
+HOLES = ("(tinted: missing)", "(gaps: missing)")
+
+
+def reconstructions(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """Held-out data over what each model makes of them."""
+    rows = "row of the data (the first is 0)"
+    return _tiled(tiles, ax, "Held-out data, reconstructed", rows)
+
+
+def samples(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """Draws of x from each model, noise included."""
+    return _tiled(tiles, ax, "Drawn from the models", "draw")
+
+
+def manifold(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """The mean of x over the plane of two latents."""
+    names = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
+    return _tiled(tiles, ax, "The plane of a second VAE, for pictures only", *names)
+
+
+def interpolation(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """The mean of x on the way from the code of one datum to that of another."""
+    way = "position between the two codes, 0 to 1"
+    return _tiled(tiles, ax, "From datum to datum in that second VAE", way, "rows of the data")
+
+
+def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str = "model") -> Axes:
+    ax = new_axes(ax, tile_size(tiles))
+    draw_tiles(tiles, ax)
+    lines = "" if tiles.image_shape else f"\n{PROFILES}"
+    holes = f"\n{HOLES[tiles.image_shape is None]}" if tiles.holed else ""
+    ax.set_xlabel(across + lines + holes)
+    ax.set_ylabel(down)
+    title(ax, heading)
+    return ax
