@@ -20,7 +20,7 @@ DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
 
 
-def table(spread=1.0, num_rows=250):
+def table(spread=1.0, num_rows=150):
     """Ten columns of rank three with noise; ``spread`` sets how much their units differ."""
     x = oracles.simulate_ppca((30, 20, 12), 1, num_rows, 10, seed=1)
     return x * np.geomspace(1, spread, 10)

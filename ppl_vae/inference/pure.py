@@ -167,7 +167,9 @@ class Step:
                 losses.append(loss)
             return state, torch.cat(losses)
 
-        return (code, nested) if len(inputs.lr) == 1 else trace(several, (state, inputs))
+        return (
+            (code, nested) if len(inputs.lr) == 1 else trace(several, (state, inputs), run=False)
+        )
 
     def _one(
         self, state: State, inputs: Inputs, each: list[Tensor], lr: Tensor, beta: Tensor

@@ -119,8 +119,14 @@ def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphM
     return first, structure
 
 
-def trace(function: Callable[..., Any], args: Any) -> tuple[GraphModule, Any]:
-    """What :func:`record` gives, of a function that is known to be pure."""
+def trace(function: Callable[..., Any], args: Any, *, run: bool = True) -> tuple[GraphModule, Any]:
+    """What :func:`record` gives, of a function that is known to be pure.
+
+    Args:
+        function, args: as for :func:`record`.
+        run: whether to run it on these tensors. Of recorded code their shapes are enough, and no
+            memory is needed for what it computes.
+    """
     flat, nested = pytree.tree_flatten(args)
     structure: Any = None
 
@@ -132,7 +138,9 @@ def trace(function: Callable[..., Any], args: Any) -> tuple[GraphModule, Any]:
 
     try:
         with torch.no_grad():
-            recorded = make_fx(on_flat)(*flat)
+            kind = "real" if run else "fake"
+            made = make_fx(on_flat, tracing_mode=kind, _allow_non_fake_inputs=not run)
+            recorded = made(*flat)
     except Exception as error:  # whatever a stranger's program meets
         raise NotRecordable(f"it cannot be recorded ({first_line(error)})") from error
     recorded.graph.eliminate_dead_code()

@@ -263,6 +263,25 @@ def compare_elpds(comparison: Comparison) -> dict[str, ElpdData]:
     return {name: _elpd_data(values, warning=flag) for name, values, flag in rows}
 
 
+def stacking_weights(comparison: Comparison) -> dict[str, float]:
+    """The mixture of the models under which the held-out data are most probable, by ArviZ.
+
+    The weights w >= 0, sum w = 1, that maximise sum_n log sum_m w_m p_m(x_n): by how much each
+    model is needed beside the others, where ranks say who is best alone.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman: Using stacking to average Bayesian predictive distributions
+        (2018).
+    """
+    # What all models have in common moves no weight, and might leave the range of exp.
+    values = comparison.pointwise - comparison.pointwise.amax(0)
+    rows = zip(comparison.names, values, strict=True)
+    compared, models = _arviz().compare, {n: _elpd_data(v, warning=False) for n, v in rows}
+    exact = {"round_to": "none"} if "round_to" in inspect.signature(compared).parameters else {}
+    table = compared(models, method="stacking", **exact)
+    return {name: float(table.loc[name, "weight"]) for name in comparison.names}
+
+
 def _elpd_data(
     values: Float[Tensor, " N"],
     *,
