@@ -75,7 +75,7 @@ class Lineage(Result):
     @property
     def exact_optimum(self) -> bool:
         """Whether the optimum is that of the closed form."""
-        return self.about["reference"] == CLOSED_FORM
+        return self.about.get("reference", CLOSED_FORM) == CLOSED_FORM
 
     def notes(self) -> list[str]:
         """What a person should know: rungs left out, constant columns, each fit's note once."""
@@ -87,7 +87,7 @@ class Lineage(Result):
         listed = ", ".join(constant[:LISTED])
         if len(constant) > LISTED:
             listed += f", ... ({len(constant)} in all)"
-        found = [f"{name} is left out: {why}" for name, why in self.about["left_out"].items()]
+        found = [f"{name} is left out: {why}" for name, why in self.about.get("left_out", {}).items()]
         found += [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 

@@ -38,7 +38,7 @@ def test_hidden_cells_find_the_number_of_latent_dimensions_and_the_noise():
     found = compare_on_hidden_cells(holed(), seed=0)
     best = found.best
     assert (found.noise[best], found.latent_dim[best]) == ("isotropic", 3)
-    assert 0.92 < found.coverage[best] < 0.98 and found.error[best] < 0.6
+    assert 0.92 < found.coverage[best] < 0.98 and found.error[best] < 0.7
     found = compare_on_hidden_cells(holed(spread=1e4), seed=0)
     assert (found.noise[found.best], found.latent_dim[found.best]) == ("diagonal", 3)
 

@@ -25,8 +25,14 @@ from test_table import TABLES, lineage
 
 NAMES = (
     *("gap-staircase", "comparison", "objective-steps", "objective-seconds", "em-staircase"),
-    *("svi-ascent", "bound-slice", "spectrum", "kl-by-dimension", "k-hat", "reconstructions"),
-    *("samples", "latent-means-PPCA", "latent-means-VAE", "latent-means-a-pair-of-mine"),
+    *("svi-ascent", "bound-slice", "spectrum", "kl-by-dimension", "k-hat", "convergence"),
+    *(
+        "reconstructions",
+        "samples",
+        "latent-means-PPCA",
+        "latent-means-VAE",
+        "latent-means-a-pair-of-mine",
+    ),
     *("manifold", "interpolation"),
 )
 UNITS = re.compile(
