@@ -87,7 +87,8 @@ class Lineage(Result):
         listed = ", ".join(constant[:LISTED])
         if len(constant) > LISTED:
             listed += f", ... ({len(constant)} in all)"
-        found = [f"{name} is left out: {why}" for name, why in self.about.get("left_out", {}).items()]
+        without = self.about.get("left_out", {})
+        found = [f"{name} is left out: {why}" for name, why in without.items()]
         found += [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
