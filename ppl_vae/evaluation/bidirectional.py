@@ -15,8 +15,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.evaluation.annealed import Annealer, Annealing
+from ppl_vae.evaluation.annealed import Annealer, Annealing, Walk
 from ppl_vae.evaluation.likelihood import prior_guide
+from ppl_vae.evaluation.paths import Path
 from ppl_vae.evaluation.reliability import effective_sample_size
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, accepted, as_observed
@@ -121,9 +122,10 @@ def bidirectional(
     with isolated_store(), seeded(seed), mode(model, start, training=False):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
             drawn, values = _draw(model, x[rows], keywords := batch_keywords(x, mask, rows))
-            walk = annealer.walk(start, drawn, keywords)
+            path = Path(model, start, drawn, keywords)
+            point, walk = path.place(values), Walk(annealer, path)
             lower = _bound(walk.forward(num_chains))
-            upper = _bound(-walk.backward(num_chains, walk.path.place(values)))
+            upper = _bound(-walk.backward(num_chains, point))
             parts.append((lower[0], -upper[0], lower[1], upper[1], drawn.cpu()))
     found = (torch.cat(column) for column in zip(*parts, strict=True))
     return Bidirectional(*found, num_chains, annealing.temperatures, annealer.why)

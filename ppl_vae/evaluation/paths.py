@@ -35,8 +35,9 @@ class _Coordinates:
 
     @classmethod
     def of(cls, site: Site) -> "_Coordinates":
-        plates, fn = frames(site), site["fn"]
-        event = len(_transform(site).inverse_shape(fn.event_shape))
+        plates, transform = frames(site), _transform(site)
+        event = len(site["fn"].event_shape)
+        event += transform.domain.event_dim - transform.codomain.event_dim
         shape = _unconstrained(site).shape
         data = plates[DATA_PLATE].dim - event
         draw = plates[SAMPLE_PLATE].dim - event if SAMPLE_PLATE in plates else None
