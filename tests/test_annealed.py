@@ -1,6 +1,5 @@
 """Annealed importance sampling, and bidirectional Monte Carlo, against exact answers."""
 
-import functools
 import itertools
 import json
 
@@ -48,7 +47,7 @@ def log_weights_of(model, guide, x, num_chains, annealing, seed=0):
     """The log weights of chains a datum, (S, N)."""
     x = torch.as_tensor(x)
     with torch.no_grad(), isolated_store(), seeded(seed), mode(model, guide, training=False):
-        annealer = Annealer(model, annealing, x, len(x), num_chains)
+        annealer = Annealer(model, annealing, x, len(x), num_chains, capture="auto")
         return annealer(guide, x, {}, num_chains)
 
 
@@ -198,7 +197,7 @@ def test_the_mean_weight_is_the_likelihood(name, float64):
 
 def test_backwards_the_mean_reciprocal_is_that_of_the_likelihood():
     ppca, parameters = make()
-    template = np.zeros((1500, D))
+    template = np.zeros((1000, D))
     found = bidirectional(
         ppca.model, None, template, 2, annealing=Annealing(4, "linear", leapfrog=2), seed=0
     )
@@ -289,9 +288,9 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     truth = oracles.log_density(x, *parameters)
     prior = log_likelihood(ppca.model, None, x, 500, method="prior", seed=0)
     assert prior.share_reliable < 0.2
-    options = {"method": "annealed", "annealing": Annealing(80, leapfrog=3), "seed": 0}
+    options = {"method": "annealed", "annealing": Annealing(60, leapfrog=3), "seed": 0}
     found = log_likelihood(ppca.model, None, x, 100, **options)
-    assert found.share_reliable > 0.8
+    assert found.share_reliable > 0.5
     z = (found.value.numpy() - truth) / found.standard_error.numpy()
     assert np.abs(z[found.reliable]).max() < 6
     assert "moves accepted" in found.path
@@ -342,18 +341,18 @@ def test_holes_are_marginalised():
 def test_data_and_chains_are_streamed(monkeypatch):
     """However few rows go through at once, every chain has the numbers that it should."""
     ppca, parameters = make()
-    x, seen = ppca.sample(7, seed=0).numpy(), []
+    x, seen = ppca.sample(3, seed=0).numpy(), []
     monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 6)
 
     def model(x, index=None, num_data=None):
         seen.append(0 if index is None else len(index))
         return ppca.model(x, index=index, num_data=num_data)
 
-    options = {"method": "annealed", "annealing": Annealing(3, leapfrog=1), "seed": 0}
+    options = {"method": "annealed", "annealing": Annealing(2, leapfrog=1), "seed": 0}
     found = log_likelihood(model, ExactGuide(ppca), x, 13, **options)
     np.testing.assert_allclose(found.value, oracles.log_density(x, *parameters), atol=1e-9)
     assert max(seen) == 1
-    bounds = bidirectional(ppca.model, ExactGuide(ppca), x, 13, annealing=Annealing(3, leapfrog=1))
+    bounds = bidirectional(ppca.model, ExactGuide(ppca), x, 13, annealing=Annealing(2, leapfrog=1))
     np.testing.assert_allclose(
         bounds.upper, oracles.log_density(bounds.x.numpy(), *parameters), atol=1e-9
     )
@@ -363,12 +362,12 @@ def test_step_sizes_stay_while_chains_measure():
     ppca, _ = make(noise=0.05)
     x = ppca.sample(20, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = Annealer(ppca.model, Annealing(40, leapfrog=3), x, 20, 8)
+        annealer = Annealer(ppca.model, Annealing(25, leapfrog=2), x, 20, 8)
         walk = Walk(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
         before = walk.steps.clone()
         walk.forward(8)
     assert torch.equal(walk.steps, before)
-    assert walk.steps.shape == (39, 20)
+    assert walk.steps.shape == (24, 20)
     # Narrower as the posterior gets nearer, which here is much narrower than the prior.
     assert (walk.steps[-1] < 0.7 * walk.steps[0]).all()
     share = float(torch.stack(annealer.accepted).mean())
@@ -469,17 +468,17 @@ def test_a_guide_with_auxiliary_sites_is_a_start(float64):
 def test_the_bounds_hold_the_exact_mean_between_them():
     ppca, parameters = make(noise=0.2)
     found = bidirectional(
-        ppca.model, None, np.zeros((400, D)), 4, annealing=Annealing(15, leapfrog=3), seed=0
+        ppca.model, None, np.zeros((250, D)), 4, annealing=Annealing(10, leapfrog=2), seed=0
     )
     truth = oracles.log_density(found.x.numpy(), *parameters)
     below, above = truth - found.lower.numpy(), found.upper.numpy() - truth
     for side in (below, above):
-        print(f"{side.mean():.4f} +- {side.std() / 400**0.5:.4f}")
-        assert side.mean() > -3 * side.std() / 400**0.5
-        assert 0.005 < side.mean() < 0.5
+        print(f"{side.mean():.4f} +- {side.std() / 250**0.5:.4f}")
+        assert side.mean() > -3 * side.std() / 250**0.5
+        assert 0.005 < side.mean() < 1
     assert found.gap == pytest.approx((below + above).mean())
     more = bidirectional(
-        ppca.model, None, np.zeros((200, D)), 4, annealing=Annealing(60, leapfrog=3), seed=0
+        ppca.model, None, np.zeros((250, D)), 4, annealing=Annealing(40, leapfrog=2), seed=0
     )
     assert more.gap < 0.5 * found.gap
 
@@ -498,7 +497,7 @@ def test_the_data_drawn_are_the_models():
 def test_holes_of_the_template_are_holes_of_the_draws():
     ppca, parameters = make()
     template = oracles.with_holes(np.zeros((60, D)), 0.3, seed=0)
-    annealing = Annealing(20, leapfrog=3)
+    annealing = Annealing(12, leapfrog=2)
     found = bidirectional(ppca.model, None, template, 20, annealing=annealing, seed=0)
     drawn = np.where(np.isnan(template), np.nan, found.x.numpy())
     assert (found.x.numpy()[np.isnan(template)] == 0).all()
@@ -550,7 +549,8 @@ def test_seeds_repeat_and_leave_the_generators_alone():
     assert torch.equal(first, again)
     assert not torch.isclose(first, other).any()
     bounds = [
-        bidirectional(ppca.model, None, x, 4, seed=1, annealing=Annealing(3)) for _ in range(2)
+        bidirectional(ppca.model, None, x, 4, seed=1, annealing=options["annealing"])
+        for _ in range(2)
     ]
     assert torch.equal(bounds[0].upper, bounds[1].upper)
     assert torch.equal(before, torch.get_rng_state())
@@ -558,8 +558,8 @@ def test_seeds_repeat_and_leave_the_generators_alone():
 
 def test_single_precision_is_near_double():
     vae = VAE.mlp(6, 2, hidden=(8,), likelihood=Gaussian(0.8), seed=0)
-    x = vae.sample(40, seed=0)
-    options = {"method": "annealed", "annealing": Annealing(20, leapfrog=3), "seed": 0}
+    x = vae.sample(20, seed=0)
+    options = {"method": "annealed", "annealing": Annealing(8, leapfrog=2), "seed": 0}
     single = log_likelihood(vae.model, vae.guide, x, 50, **options)
     double = log_likelihood(vae.double().model, vae.guide, x.double(), 50, **options)
     assert single.value.dtype == torch.float64
@@ -567,15 +567,49 @@ def test_single_precision_is_near_double():
     assert ((single.value - double.value).abs() < 5 * error + 1e-4).all()
 
 
-@pytest.mark.parametrize("name", ["functions", "param_only", "positive_latent", "naive_conv"])
-def test_recorded_moves_are_the_eager_ones(name, float64, monkeypatch):
-    """What is compiled is recorded first; here it runs as recorded."""
-    monkeypatch.setattr(module, "Rails", functools.partial(rails.Rails, compiled=False))
+@pytest.mark.parametrize(
+    ("name", "from_prior", "refine"),
+    [("functions", False, 2), ("positive_latent", True, 0), ("naive_conv", False, 0)],
+)
+def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, monkeypatch):
+    """In two blocks, each with a refined q of its own where asked for."""
+    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 64)
     model, guide, x = measured(name)
-    found = []
-    for capture in (False, True):
-        options = {"annealing": Annealing(3, leapfrog=2), "capture": capture, "seed": 0}
-        found.append(log_likelihood(model, guide, x, 10, method="annealed", **options))
+    options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
+    found = [
+        log_likelihood(
+            model, None if from_prior else guide, x, 8, method="annealed", capture=c, **options
+        )
+        for c in (False, "auto")
+    ]
+    assert [each.path.split(":")[0] for each in found] == ["eager", "recorded"]
+    torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
+    branches, guide, x = foreign.functions()
+
+    def model(x, index=None, num_data=None):
+        assert float(x.sum()) != torch.inf
+        return branches(x, index=index, num_data=num_data)
+
+    options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
+    found = log_likelihood(model, guide, x, 10, **options)
+    assert found.path.startswith("eager")
+    plain = log_likelihood(branches, guide, x, 10, capture=False, **options)
+    assert torch.equal(found.value, plain.value)
+    with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly"):
+        log_likelihood(model, guide, x, 10, capture=True, **options)
+
+
+@pytest.mark.slow
+def test_compiled_moves_are_the_eager_ones():
+    ppca, _ = make()
+    x = ppca.sample(9, seed=0)
+    options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
+    found = [log_likelihood(ppca.model, None, x, 10, capture=c, **options) for c in (False, True)]
     assert found[1].path.startswith("captured")
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 

@@ -28,7 +28,7 @@ from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.evaluation.paths import Path
 from ppl_vae.evaluation.rails import Rails, Weigher, block_size, rows_at_once
 from ppl_vae.inference.compiling import Compiled
-from ppl_vae.inference.recording import Held, disturbed, record, rolled
+from ppl_vae.inference.recording import Held, NotRecordable, disturbed, record, rolled
 from ppl_vae.program import ProgramLike
 from ppl_vae.state import precision, validation
 
@@ -39,6 +39,8 @@ FEWEST_TUNING, MOST_TUNING = 8, 32
 """Chains a datum that find the step sizes: as many as go together to measure, within these."""
 TUNING_STOPS = 100
 """Temperatures at most at which step sizes are found; others take the nearest one's."""
+FEWEST_RECORDED = 400
+"""Evaluations of densities for which recording them is worth its second."""
 FIRST_MOVES = 10
 """Moves at the first of them, so that the step size gets there; two at each other."""
 ACCEPTANCE = 0.8
@@ -99,15 +101,17 @@ class Annealer(Weigher):
     Args:
         model: of the pair.
         annealing: how chains walk.
-        capture: compile the densities and gradients: True, False or ``"auto"``.
-        num_data: how many data there are, for ``"auto"`` to know how much is to be done.
-        num_chains: a datum.
         like: data.
+        num_data: how many data there are.
+        num_chains: a datum.
+        capture: compile densities and gradients: True, False, or ``"auto"``, if it pays.
         numbers: precision of matrix products, see :func:`ppl_vae.state.precision`.
 
     Attributes:
         block_size: how many data make a block.
         num_tuning: how many chains a datum find the step sizes.
+        records: whether what is not compiled is run as recorded tensor code, without Pyro's
+            handlers, which takes no compiling and is a few times as fast.
         accepted: the mean chance of each move, while measuring, to be accepted.
     """
 
@@ -130,16 +134,16 @@ class Annealer(Weigher):
         super().__init__(model, Rails(capture, calls), numbers)
         self.num_tuning = min(max(sizes[0], FEWEST_TUNING), MOST_TUNING)
         self._usual = {sizes[0], self.num_tuning}
+        self.records = capture is not False and calls >= FEWEST_RECORDED
         self.accepted: list[Tensor] = []
 
     @property
     def why(self) -> str:
         """The way and the reason, and how many moves were accepted."""
+        way = self.rails.why.replace("eager:", "recorded:") if self.records else self.rails.why
         if not self.accepted:
-            return self.rails.why
-        return (
-            f"{self.rails.why}; {float(torch.stack(self.accepted).mean()):.0%} of moves accepted"
-        )
+            return way
+        return f"{way}; {float(torch.stack(self.accepted).mean()):.0%} of moves accepted"
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
@@ -150,24 +154,32 @@ class Annealer(Weigher):
     def slopes(
         self, path: Path, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`Path.slopes` at the block's own tensors, eagerly or compiled."""
+        """:meth:`Path.slopes` at the block's own tensors: eagerly, recorded or compiled."""
 
         def eager() -> Any:
             with precision(self.numbers, points.device), validation(False):
                 return path.slopes(path.tensors, points, beta)
 
-        def fast() -> Any:
-            held, key = self._held(path.guide, eager), (points.shape, *path.key)
+        def recorded(compiled: bool) -> Any:
+            held, key = self._held(path.guide, eager), (compiled, points.shape, *path.key)
             if key not in self._runs:
-                how = {"compiled": self.rails.compiled, "precision": self.numbers}
+                how = {"compiled": compiled, "precision": self.numbers}
                 self._runs[key] = Compiled(partial(_record, path, held), **how)
             values = [p.detach() for p in held.parameters]
             tensors = [*path.tensors, points, beta]
             return tuple(t.clone() for t in self._runs[key](values, held.buffers, tensors))
 
+        def plain() -> Any:
+            if self.records:
+                try:
+                    return recorded(False)
+                except NotRecordable:
+                    self.records = False
+            return eager()
+
         # A last block, or a last few chains, are not worth compiling for.
         usual = len(points) in self._usual and points.shape[1] == self.block_size
-        return self.rails.do(fast, eager) if usual else eager()
+        return self.rails.do(lambda: recorded(self.rails.compiled), plain) if usual else eager()
 
 
 def _record(path: Path, held: Held, parameters: Any, buffers: Any, tensors: list[Tensor]) -> Any:
