@@ -185,19 +185,19 @@ def test_the_mean_weight_is_the_likelihood(name, float64):
     x = np.array(x)
     guide = guide or prior_guide(model)
     annealing = Annealing(6, "linear", leapfrog=2)
-    weights = log_weights_of(model, guide, x, 8000, annealing).numpy() - truth(x)
-    assert np.exp(weights).std(0).max() < 1.5  # so that 8,000 show some per cent
+    weights = log_weights_of(model, guide, x, 4000, annealing).numpy() - truth(x)
+    assert np.exp(weights).std(0).max() < 1.5  # so that 4,000 show some per cent
     assert np.exp(weights).std(0).min() > 0.02  # what is exact for every chain shows nothing
     for n, column in enumerate(weights.T):
         print(
-            name, n, column.std(), (np.exp(column).mean() - 1) / np.exp(column).std() * 8000**0.5
+            name, n, column.std(), (np.exp(column).mean() - 1) / np.exp(column).std() * 4000**0.5
         )
         assert agrees(np.exp(column), 1, len(x))
 
 
 def test_backwards_the_mean_reciprocal_is_that_of_the_likelihood():
     ppca, parameters = make()
-    template = np.zeros((1000, D))
+    template = np.zeros((700, D))
     found = bidirectional(
         ppca.model, None, template, 2, annealing=Annealing(4, "linear", leapfrog=2), seed=0
     )
@@ -227,26 +227,26 @@ def exact_gap(x, parameters, temperatures):
     return np.mean(costs) / (2 * temperatures)
 
 
-def test_the_gap_is_a_little_more_than_that_of_exact_moves():
-    ppca, parameters = make(noise=0.2)
-    x = ppca.sample(80, seed=0).numpy()
-    gap, error = gap_of(ppca, x, parameters, Annealing(25, "linear", leapfrog=3), 50)
-    expected = exact_gap(x, parameters, 25)
-    print(f"gap {gap:.4f} +- {error:.4f}, of exact moves {expected:.4f}")
-    assert 0.9 * expected < gap < 4 * expected
+def test_with_exact_moves_the_gap_is_known(monkeypatch):
+    """Draws of f_b itself, a Gaussian here, in the place of moves: no constant is off."""
+    ppca, (loc, loadings, noise) = make(noise=0.2)
+    x = ppca.sample(200, seed=0)
+    W, centred = torch.tensor(loadings), x - torch.tensor(loc)
 
+    def exact(self, points, beta, step):
+        weight, *_ = self.annealer.slopes(self.path, points, beta)
+        covariance = torch.linalg.inv(torch.eye(K) + beta * W.T @ W / noise)
+        mean = beta / noise * centred @ W @ covariance
+        tril = torch.linalg.cholesky(covariance)
+        return mean + torch.randn_like(points) @ tril.T, weight, torch.ones_like(weight)
 
-@pytest.mark.slow
-def test_the_gap_is_that_of_exact_moves(monkeypatch):
-    """Orbits that are long, of many lengths, and hardly ever rejected forget where they began."""
-    monkeypatch.setattr(module, "ACCEPTANCE", 0.98)
-    monkeypatch.setattr(module, "JITTER", 0.6)
-    ppca, parameters = make(noise=0.2)
-    x = ppca.sample(160, seed=0).numpy()
-    gap, error = gap_of(ppca, x, parameters, Annealing(100, "linear", leapfrog=12), 50)
-    expected = exact_gap(x, parameters, 100)
-    print(f"gap {gap:.4f} +- {error:.4f}, of exact moves {expected:.4f}")
-    assert gap == pytest.approx(expected, rel=0.2)
+    monkeypatch.setattr(Walk, "_move", exact)
+    for schedule, rel in (("linear", 0.05), ("sigmoid", 0.3)):
+        annealing = Annealing(50, schedule, leapfrog=1)
+        gap, error = gap_of(ppca, x, (loc, loadings, noise), annealing, 32)
+        expected = exact_gap(x.numpy(), (loc, loadings, noise), 50)
+        print(f"{schedule}: gap {gap:.4f} +- {error:.4f}, expected {expected:.4f}")
+        assert gap == pytest.approx(expected, rel=rel, abs=4 * error)
 
 
 @pytest.mark.slow
@@ -283,13 +283,14 @@ def test_enough_temperatures_come_within_a_hundredth_of_a_nat():
 
 
 def test_annealing_reaches_what_the_prior_alone_does_not():
-    ppca, parameters = make(K=4, D=8, noise=0.1)
-    x = ppca.sample(15, seed=0).numpy()
+    ppca, parameters = make(K=4, D=8, noise=0.2)
+    x = ppca.sample(10, seed=0).numpy()
     truth = oracles.log_density(x, *parameters)
     prior = log_likelihood(ppca.model, None, x, 500, method="prior", seed=0)
+    options = {"method": "annealed", "annealing": Annealing(40, leapfrog=3), "seed": 0}
+    found = log_likelihood(ppca.model, None, x, 60, **options)
+    print(prior, found)
     assert prior.share_reliable < 0.2
-    options = {"method": "annealed", "annealing": Annealing(60, leapfrog=3), "seed": 0}
-    found = log_likelihood(ppca.model, None, x, 100, **options)
     assert found.share_reliable > 0.5
     z = (found.value.numpy() - truth) / found.standard_error.numpy()
     assert np.abs(z[found.reliable]).max() < 6
@@ -301,9 +302,9 @@ def test_a_refined_guide_is_a_start():
     ppca, parameters = make()
     x = ppca.sample(10, seed=0).numpy()
     options = {"method": "annealed", "annealing": Annealing(3, leapfrog=2), "seed": 0}
-    found = log_likelihood(ppca.model, two_sided(ppca), x, 30, refine=200, **options)
-    np.testing.assert_allclose(found.value, oracles.log_density(x, *parameters), atol=0.02)
-    assert (found.ess > 29).all()
+    found = log_likelihood(ppca.model, two_sided(ppca), x, 30, refine=80, **options)
+    np.testing.assert_allclose(found.value, oracles.log_density(x, *parameters), atol=0.1)
+    assert (found.ess > 25).all()
 
 
 def two_sided(ppca):
@@ -330,11 +331,11 @@ def test_few_chains_and_few_temperatures_are_called_unreliable():
 
 def test_holes_are_marginalised():
     ppca, parameters = make()
-    x = oracles.with_holes(ppca.sample(40, seed=0).numpy(), 0.4, seed=0)
-    options = {"method": "annealed", "annealing": Annealing(20, leapfrog=3), "seed": 0}
-    found = log_likelihood(ppca.model, None, x, 100, **options)
+    x = oracles.with_holes(ppca.sample(20, seed=0).numpy(), 0.4, seed=0)
+    options = {"method": "annealed", "annealing": Annealing(10, leapfrog=2), "seed": 0}
+    found = log_likelihood(ppca.model, None, x, 200, **options)
     z = (found.value.numpy() - oracles.log_density(x, *parameters)) / found.standard_error.numpy()
-    assert np.abs(z).max() < oracles.z_limit(40)
+    assert np.abs(z).max() < oracles.z_limit(20)
     assert float(found.standard_error.mean()) < 0.1
 
 
@@ -343,6 +344,7 @@ def test_data_and_chains_are_streamed(monkeypatch):
     ppca, parameters = make()
     x, seen = ppca.sample(3, seed=0).numpy(), []
     monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 6)
+    monkeypatch.setattr(module, "FIRST_MOVES", 1)
 
     def model(x, index=None, num_data=None):
         seen.append(0 if index is None else len(index))
@@ -362,12 +364,12 @@ def test_step_sizes_stay_while_chains_measure():
     ppca, _ = make(noise=0.05)
     x = ppca.sample(20, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = Annealer(ppca.model, Annealing(25, leapfrog=2), x, 20, 8)
+        annealer = Annealer(ppca.model, Annealing(15, leapfrog=2), x, 20, 8)
         walk = Walk(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
         before = walk.steps.clone()
         walk.forward(8)
     assert torch.equal(walk.steps, before)
-    assert walk.steps.shape == (24, 20)
+    assert walk.steps.shape == (14, 20)
     # Narrower as the posterior gets nearer, which here is much narrower than the prior.
     assert (walk.steps[-1] < 0.7 * walk.steps[0]).all()
     share = float(torch.stack(annealer.accepted).mean())
@@ -427,10 +429,10 @@ def slow_guide(guide, x, recorder, s):
 def test_every_pair_is_annealed_and_left_as_it_was(name, float64):
     model, guide, x = measured(name)
     world = torch.get_rng_state()
-    options = {"method": "annealed", "annealing": Annealing(6, leapfrog=2), "seed": 0}
+    options = {"method": "annealed", "annealing": Annealing(4, leapfrog=1), "seed": 0}
     found = log_likelihood(model, guide, x, 30, **options)
     assert torch.equal(world, torch.get_rng_state())
-    plain = log_likelihood(model, guide, x, 20_000, seed=1)
+    plain = log_likelihood(model, guide, x, 8000, seed=1)
     error = (found.standard_error.square() + plain.standard_error.square()).sqrt()
     z = ((found.value - plain.value) / error)[plain.ess > 100]
     print(name, z.tolist(), found.ess.tolist(), plain.ess.tolist())
@@ -441,12 +443,12 @@ def test_every_pair_is_annealed_and_left_as_it_was(name, float64):
 @pytest.mark.parametrize("name", foreign.PAIRS)
 def test_every_pair_is_held_between_bounds(name, float64):
     model, guide, x = foreign.PAIRS[name]()
-    found = bidirectional(model, guide, x, 4, annealing=Annealing(5, leapfrog=2), seed=0)
+    found = bidirectional(model, guide, x, 4, annealing=Annealing(3, leapfrog=1), seed=0)
     print(name, found)
     assert found.x.shape == x.shape
     assert found.gap > -4 * found.gap_error
     # Between the bounds lies what importance sampling says of the same data.
-    plain = log_likelihood(model, guide, found.x, 5000, seed=1).value
+    plain = log_likelihood(model, guide, found.x, 1000, seed=1).value
     for side in (plain - found.lower, found.upper - plain):
         assert float(side.mean()) > -4 * float(side.std()) / len(x) ** 0.5
 
@@ -477,10 +479,6 @@ def test_the_bounds_hold_the_exact_mean_between_them():
         assert side.mean() > -3 * side.std() / 250**0.5
         assert 0.005 < side.mean() < 1
     assert found.gap == pytest.approx((below + above).mean())
-    more = bidirectional(
-        ppca.model, None, np.zeros((250, D)), 4, annealing=Annealing(40, leapfrog=2), seed=0
-    )
-    assert more.gap < 0.5 * found.gap
 
 
 def test_the_data_drawn_are_the_models():
@@ -694,33 +692,36 @@ def test_densities_that_are_nan_are_reported(float64):
 
 @pytest.mark.slow
 def test_three_estimates_of_a_vaes_log_likelihood_agree():
-    """Annealing, 50,000 draws, and 2,000 of a refined q, over 200 held-out digits."""
+    """Annealing, 50,000 draws of the guide, and 2,000 of a refined q, over 200 held-out digits."""
     x = digits()
     x, x_test = x[:1500], x[1500:1700]
-    vae = VAE.mlp(64, 3, hidden=(64,), seed=0)
-    fit_svi(vae.model, vae.guide, x, epochs=100, batch_size=100, lr=3e-3, seed=0)
-    annealing = Annealing(400, leapfrog=6)
-    options = {"annealing": annealing, "method": "annealed", "seed": 0}
+    vae = VAE.mlp(64, 3, hidden=(64,), likelihood=Gaussian(0.3), seed=0)
+    fit_svi(vae.model, vae.guide, x, epochs=60, batch_size=100, lr=3e-3, seed=0)
+    annealing = Annealing(200, leapfrog=5)
     found = {
-        "annealed": log_likelihood(vae.model, vae.guide, x_test, 32, **options),
+        "annealed": log_likelihood(
+            vae.model, vae.guide, x_test, 32, method="annealed", annealing=annealing, seed=0
+        ),
         "importance": log_likelihood(vae.model, vae.guide, x_test, 50_000, seed=1),
         "refined": log_likelihood(vae.model, vae.guide, x_test, 2000, refine=300, seed=2),
     }
     for estimate in found.values():
-        print(estimate)
-    for one, other in (
-        ("annealed", "importance"),
-        ("annealed", "refined"),
-        ("refined", "importance"),
-    ):
+        print(estimate, estimate.path, sep="\n")
+    for one, other in itertools.combinations(found, 2):
         first, second = found[one], found[other]
         difference = first.value - second.value
-        error = (first.standard_error.square() + second.standard_error.square()).sqrt()
-        mean_error = float(error.square().sum().sqrt()) / len(x_test)
-        print(f"{one} - {other}: {difference.mean():.4f} +- {mean_error:.4f} nats a datum")
-        assert abs(float(difference.mean())) < 4 * mean_error
-        if one == "annealed" and other == "refined":
-            assert float(difference.mean()) > -3 * mean_error
+        errors = (first.standard_error.square() + second.standard_error.square()).sqrt()
+        error = float(errors.square().sum().sqrt()) / len(x_test)
+        z = difference / errors
+        print(f"{one} - {other}: {difference.mean():.5f} +- {error:.5f} nats a datum")
+        both = first.reliable & second.reliable
+        print(f"  a datum: z from {z.min():.2f} to {z.max():.2f}, sd {z.std():.2f}")
+        print(f"  reliable: {both.sum()}, z {z[both].min():.2f} to {z[both].max():.2f}")
+        assert abs(float(difference.mean())) < 4 * error
+        assert z[both].abs().max() < 4
+        if (one, other) == ("annealed", "refined"):
+            assert float(difference.mean()) > -3 * error
+            assert z.min() > -3
 
 
 @pytest.mark.cuda
