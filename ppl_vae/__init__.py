@@ -5,6 +5,8 @@ rung fitted with the algorithm that belongs to it and measured in nats a datum.
 """
 
 from ppl_vae.data import digits
+from ppl_vae.evaluation.annealed import Annealing
+from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
@@ -35,7 +37,9 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortizedGuide",
+    "Annealing",
     "Bernoulli",
+    "Bidirectional",
     "CapturedSVI",
     "Comparison",
     "ExactGuide",
@@ -52,6 +56,7 @@ __all__ = [
     "Program",
     "Subspace",
     "Table",
+    "bidirectional",
     "compare",
     "compare_on_hidden_cells",
     "digits",

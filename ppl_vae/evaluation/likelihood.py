@@ -1,4 +1,4 @@
-"""Marginal log-likelihoods of any pair by importance sampling, with a verdict on each."""
+"""Marginal log-likelihoods of any pair, by importance sampling or annealed, with a verdict."""
 
 import math
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
+from ppl_vae.evaluation.annealed import Annealer, Annealing
 from ppl_vae.evaluation.rails import Rails, Refiner, Weigher, block_size, rows_at_once
 from ppl_vae.evaluation.reliability import (
     FEWEST_DRAWS,
@@ -24,7 +25,7 @@ from ppl_vae.program import ProgramLike, as_observed, check_support
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
-METHODS = ("importance", "prior")
+METHODS = ("importance", "prior", "annealed")
 CURVE = (64, 16, 4, 1)
 """A convergence curve looks at so small parts of the draws."""
 
@@ -40,8 +41,9 @@ class LogLikelihood(Result):
         ess: effective sample size of the weights, 1..S.
         k_hat: Pareto tail index of the weights, see :func:`ppl_vae.evaluation.reliability.k_hat`.
         reliable: the verdict, see :func:`ppl_vae.evaluation.reliability.is_reliable`.
-        num_samples: S, the draws a datum.
-        method: ``"importance"``, ``"prior"``, or ``"exact"`` where there was nothing to estimate.
+        num_samples: S, the draws a datum; chains, if annealed.
+        method: ``"importance"``, ``"prior"``, ``"annealed"``, or ``"exact"`` where there was
+            nothing to estimate.
         refine: steps spent on each datum's own q before drawing from it.
         path: how it was computed, eagerly or captured, and why.
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, 4); in
@@ -136,6 +138,8 @@ class LogLikelihood(Result):
             yield f"{self.num_samples} draws are too few to tell; use at least {FEWEST_DRAWS}"
         elif self.method == "prior":
             yield "the prior seldom draws what explains x; use method='importance' with a guide"
+        elif self.method == "annealed":
+            yield "would help: annealing=Annealing(temperatures=...) with more, more chains"
         elif not self.refine:
             yield "would help: refine=300, a q of its own for every datum"
         else:
@@ -152,6 +156,7 @@ def log_likelihood(
     method: str = "importance",
     refine: int = 0,
     covariance: str | None = None,
+    annealing: Annealing | None = None,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
     capture: bool | str = "auto",
@@ -164,13 +169,17 @@ def log_likelihood(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode. The guide is the
-            proposal; ``method="prior"`` does without one (None).
+            proposal; ``method="prior"`` does without one (None), ``"annealed"`` then starts from
+            the prior.
         x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws a datum, S.
-        method: ``"importance"``, or ``"prior"``: draws from the prior, weights p(x | z).
+        num_samples: draws a datum, S; with ``method="annealed"``, chains.
+        method: ``"importance"``; ``"prior"``: draws from the prior, weights p(x | z);
+            ``"annealed"``: chains that walk from the guide's q, refined or not, to the posterior
+            (:mod:`ppl_vae.evaluation.annealed`), for posteriors that no guide comes near.
         refine: optimise a copy of the guide's Gaussian for every datum by so many steps first
             (:func:`ppl_vae.evaluation.local.refine`). The guide itself stays as it is.
         covariance: the family of the refined Gaussian; by default ``"full"``.
+        annealing: how chains walk; by default ``Annealing()``.
         mask: True where x is observed; NaN in x says the same.
         rows: look at these rows of x only; by default at all.
         capture: run as compiled tensor code: ``"auto"`` if the time left is worth compiling;
@@ -181,16 +190,23 @@ def log_likelihood(
         seed: of the draws.
 
     Raises:
-        ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses.
+        ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses; a site
+            that chains cannot move (:class:`ppl_vae.evaluation.paths.Path`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
+    if annealing is not None and method != "annealed":
+        raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
     num_samples = at_least("num_samples", num_samples)
     x, mask = as_observed(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
     rows = torch.arange(len(x)) if rows is None else rows
-    blocks = rows.to(x.device).split(block_size(x, num_samples, refined=refine > 0))
-    calls = num_samples * len(rows) // rows_at_once(x)
-    weigher = Weigher(model, Rails(capture, calls), precision)
+    size = block_size(x, num_samples, refined=refine > 0)
+    weigher = Weigher(model, Rails(capture, num_samples * len(rows) // rows_at_once(x)), precision)
+    if method == "annealed":
+        how = {"capture": capture, "numbers": precision}
+        weigher = Annealer(model, annealing or Annealing(), x, len(rows), num_samples, **how)
+        size = weigher.block_size
+    blocks = rows.to(x.device).split(size)
     how = {"steps": max(refine, 1), "covariance": covariance or "full", "numbers": precision}
     refiner = Refiner(model, rails=Rails(capture, len(blocks)), **how)
     parts = []
@@ -203,7 +219,7 @@ def log_likelihood(
     cells = torch.full_like(found.value, x.shape[1])
     if mask is not None:
         cells = mask[rows.to(x.device)].sum(1).to(cells)
-    return replace(found, path=weigher.rails.why, cells=cells)
+    return replace(found, path=weigher.why, cells=cells)
 
 
 def collect(
@@ -234,7 +250,7 @@ def _proposal(
 ) -> ProgramLike:
     choose_option("method", method, METHODS)
     check_refinement(refine, family)
-    if method == "prior":
+    if method == "prior" or (method == "annealed" and guide is None):
         if refine:
             raise ValueError("refine= needs method='importance' and a guide to start from")
         return prior_guide(model)

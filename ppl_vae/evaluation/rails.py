@@ -122,12 +122,17 @@ class Weigher:
         self._runs: dict[Any, Compiled] = {}
         self._last: tuple[ProgramLike, Held] | None = None
 
+    @property
+    def why(self) -> str:
+        """Which way it was done, and the reason."""
+        return self.rails.why
+
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
     ) -> Float[Tensor, "S B"]:
         """log p(x, z) - log q(z | x) for S draws of the guide for each of B data, in float64."""
         draws = max(1, min(num_samples, rows_at_once(x) // len(x)))
-        block = _Block(self.model, guide, x, keywords, several=num_samples > 1)
+        block = Block(self.model, guide, x, keywords, several=num_samples > 1)
         key = draws, *block.key
         usual = not self._runs or key in self._runs  # a last block is not worth compiling for
 
@@ -158,7 +163,7 @@ class Weigher:
 
 
 def _record(
-    block: "_Block", held: Held, draws: int, parameters: Any, buffers: Any, tensors: list[Tensor]
+    block: "Block", held: Held, draws: int, parameters: Any, buffers: Any, tensors: list[Tensor]
 ) -> Any:
     def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> Tensor:
         with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
@@ -240,7 +245,7 @@ class Refiner:
         trained.write(states, state, len(self.rates))
 
 
-class _Block:
+class Block:
     """A block of data under a pair, as a function of tensors.
 
     Attributes:
@@ -274,7 +279,7 @@ class _Block:
         return run.log_weights()
 
 
-class _Search(_Block):
+class _Search(Block):
     """A block of data and its local guide, on their way to be refined."""
 
     def __init__(
