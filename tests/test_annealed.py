@@ -61,7 +61,7 @@ def agrees(estimates, truth, num_assertions=1):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
-@pytest.mark.parametrize("temperatures", [1, 2, 7])
+@pytest.mark.parametrize("temperatures", [1, 4])
 def test_from_the_exact_posterior_every_chain_is_the_log_likelihood(schedule, temperatures):
     ppca, parameters = make()
     x, annealing = ppca.sample(10, seed=0), Annealing(temperatures, schedule, leapfrog=2)
@@ -197,7 +197,7 @@ def test_the_mean_weight_is_the_likelihood(name, float64):
 
 def test_backwards_the_mean_reciprocal_is_that_of_the_likelihood():
     ppca, parameters = make()
-    template = np.zeros((700, D))
+    template = np.zeros((500, D))
     found = bidirectional(
         ppca.model, None, template, 2, annealing=Annealing(4, "linear", leapfrog=2), seed=0
     )
@@ -230,7 +230,7 @@ def exact_gap(x, parameters, temperatures):
 def test_with_exact_moves_the_gap_is_known(monkeypatch):
     """Draws of f_b itself, a Gaussian here, in the place of moves: no constant is off."""
     ppca, (loc, loadings, noise) = make(noise=0.2)
-    x = ppca.sample(200, seed=0)
+    x = ppca.sample(120, seed=0)
     W, centred = torch.tensor(loadings), x - torch.tensor(loc)
 
     def exact(self, points, beta, step):
@@ -242,9 +242,9 @@ def test_with_exact_moves_the_gap_is_known(monkeypatch):
 
     monkeypatch.setattr(Walk, "_move", exact)
     for schedule, rel in (("linear", 0.05), ("sigmoid", 0.3)):
-        annealing = Annealing(50, schedule, leapfrog=1)
+        annealing = Annealing(30, schedule, leapfrog=1)
         gap, error = gap_of(ppca, x, (loc, loadings, noise), annealing, 32)
-        expected = exact_gap(x.numpy(), (loc, loadings, noise), 50)
+        expected = exact_gap(x.numpy(), (loc, loadings, noise), 30)
         print(f"{schedule}: gap {gap:.4f} +- {error:.4f}, expected {expected:.4f}")
         assert gap == pytest.approx(expected, rel=rel, abs=4 * error)
 
@@ -287,7 +287,7 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     x = ppca.sample(10, seed=0).numpy()
     truth = oracles.log_density(x, *parameters)
     prior = log_likelihood(ppca.model, None, x, 500, method="prior", seed=0)
-    options = {"method": "annealed", "annealing": Annealing(40, leapfrog=3), "seed": 0}
+    options = {"method": "annealed", "annealing": Annealing(30, leapfrog=2), "seed": 0}
     found = log_likelihood(ppca.model, None, x, 60, **options)
     print(prior, found)
     assert prior.share_reliable < 0.2
@@ -440,7 +440,12 @@ def test_every_pair_is_annealed_and_left_as_it_was(name, float64):
     assert z.abs().max() < 6
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+QUICK = ("two_level", "features_first", "naive_conv", "positive_latent")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in foreign.PAIRS]
+)
 def test_every_pair_is_held_between_bounds(name, float64):
     model, guide, x = foreign.PAIRS[name]()
     found = bidirectional(model, guide, x, 4, annealing=Annealing(3, leapfrog=1), seed=0)
@@ -540,7 +545,7 @@ def test_schedules_run_from_zero_to_one():
 def test_seeds_repeat_and_leave_the_generators_alone():
     ppca, _ = make()
     x, before = ppca.sample(5, seed=0), torch.get_rng_state()
-    options = {"method": "annealed", "annealing": Annealing(3, leapfrog=2)}
+    options = {"method": "annealed", "annealing": Annealing(2, leapfrog=1)}
     first, again, other = (
         log_likelihood(ppca.model, None, x, 4, seed=s, **options).value for s in (1, 1, 2)
     )

@@ -220,7 +220,7 @@ class Walk:
 
     def backward(self, number: int, point: Float[Tensor, "1 B K"]) -> Float[Tensor, "S B"]:
         """The same sums for chains that start at a draw of the posterior and walk to q."""
-        starts = (point.expand(size, -1, -1) for size in self._sizes(number))
+        starts = (point.repeat(size, 1, 1) for size in self._sizes(number))
         return torch.cat([self._weights(start, reverse=True) for start in starts])
 
     def _sizes(self, number: int) -> list[int]:

@@ -6,6 +6,7 @@ what lies between them bounds the error of both.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, accepted, as_observed
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
-from ppl_vae.traces import by_draw_and_datum, data_sites, run_pair
+from ppl_vae.traces import PairTraces, Site, by_draw_and_datum, data_sites, run_pair
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,8 +128,9 @@ def bidirectional(
             lower = _bound(walk.forward(num_chains))
             upper = _bound(-walk.backward(num_chains, point))
             parts.append((lower[0], -upper[0], lower[1], upper[1], drawn.cpu()))
-    found = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Bidirectional(*found, num_chains, annealing.temperatures, annealer.why)
+    low, high, low_error, high_error, drawn = map(torch.cat, zip(*parts, strict=True))
+    sizes = num_chains, annealing.temperatures
+    return Bidirectional(low, high, low_error, high_error, drawn, *sizes, path=annealer.why)
 
 
 def _bound(weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:
@@ -150,21 +152,24 @@ def _draw(model: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> tuple[Tens
     run = run_pair(model, prior_guide(model), x, keywords)
     _check_observes(run, x, mask)
     names = list(data_sites(run))
-    made = poutine.trace(poutine.uncondition(model)).get_trace(x, **accepted(model, keywords))
-    cells = [by_draw_and_datum(run, made.nodes[n], made.nodes[n]["value"])[0] for n in names]
-    drawn = torch.cat([c.reshape(len(x), -1) for c in cells], -1).to(x)
+    made: Any = poutine.trace(poutine.uncondition(model)).get_trace(x, **accepted(model, keywords))
+    drawn = _cells(run, [made.nodes[name] for name in names]).to(x)
     return drawn if mask is None else torch.where(mask, drawn, 0.0), made
 
 
-def _check_observes(run: Any, x: Tensor, mask: Tensor | None) -> None:
+def _cells(run: PairTraces, observed: Iterable[Site]) -> Float[Tensor, "B D"]:
+    values = [by_draw_and_datum(run, site, site["value"])[0] for site in observed]
+    return torch.cat([value.reshape(len(value), -1) for value in values], -1)
+
+
+def _check_observes(run: PairTraces, x: Tensor, mask: Tensor | None) -> None:
     names = list(found := data_sites(run))
     if factors := sorted(run.observed.keys() - found.keys()):
         raise ValueError(
             f"the model has factors, {factors}, so data drawn site by site are not drawn from its "
             "density; bidirectional needs a model of distributions alone"
         )
-    cells = [by_draw_and_datum(run, site, site["value"])[0] for site in found.values()]
-    seen = torch.cat([c.reshape(len(x), -1) for c in cells], -1)
+    seen = _cells(run, found.values())
     same = seen.shape == x.shape and torch.isclose(seen.to(x), x, rtol=1e-3)
     if not bool(torch.as_tensor(same if mask is None else same | ~mask).all()):
         raise ValueError(

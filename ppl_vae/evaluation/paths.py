@@ -11,7 +11,6 @@ from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.transforms import Transform
 
 from ppl_vae.evaluation.rails import Block
 from ppl_vae.program import DATA_PLATE, Density, ProgramLike
@@ -65,7 +64,7 @@ class _Coordinates:
         return value.movedim((0, 1), (self.draw, self.data)).contiguous()
 
 
-def _transform(site: Any) -> Transform:
+def _transform(site: Any) -> Any:
     fn, name = site["fn"], site["name"]
     try:
         return biject_to(fn.support)
