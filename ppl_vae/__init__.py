@@ -5,12 +5,13 @@ rung fitted with the algorithm that belongs to it and measured in nats a datum.
 """
 
 from ppl_vae.data import digits
-from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
+from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.captured_svi import CapturedSVI
@@ -37,6 +38,7 @@ __all__ = [
     "AmortizedGuide",
     "Bernoulli",
     "CapturedSVI",
+    "Collapse",
     "Comparison",
     "ExactGuide",
     "FitResult",
@@ -52,6 +54,7 @@ __all__ = [
     "Program",
     "Subspace",
     "Table",
+    "collapse",
     "compare",
     "compare_on_hidden_cells",
     "digits",
