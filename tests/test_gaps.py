@@ -431,7 +431,7 @@ def test_guides_that_draw_otherwise_share_their_seeds():
     found = gaps(model, guide, x, log_p=torch.zeros(7), best=guide, seed=0)
     assert torch.equal(found.elbo, found.best_elbo) and (found.approximation_noise > 0.01).all()
     assert found.amortization_error == 0
-    sought = gaps(model, guide, x, steps=20, num_samples=30, seed=0)
+    sought = gaps(model, guide, x, steps=20, num_samples=30, tolerance=10, seed=0)
     assert sought.amortization > 0
 
 
