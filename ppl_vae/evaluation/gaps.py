@@ -217,8 +217,10 @@ def gaps(
         widen = Refiner(model, steps=steps, covariance="full")
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
-            known = best, torch.zeros(len(block_rows)).double()
-            optimum, gained = search(guide, *block) if best is None else known
+            if best is None:
+                optimum, gained = search(guide, *block)
+            else:
+                optimum, gained = best, torch.zeros(len(block_rows)).double()
             parts.append((*_elbos(model, (guide, optimum), *block), gained))
             if log_p is None:
                 weighed.append(estimate(model, widen(optimum, *block), *block, num_samples))
