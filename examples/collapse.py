@@ -31,6 +31,7 @@ for name, likelihood in {"sigma = 1": Gaussian(1.0), "sigma learned": Gaussian("
 # %%
 found = spectrum(x, LATENT_DIM, noise)
 print(f"largest eigenvalue of the digits: {found.eigenvalues[0]:.3f}")
+
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained")
 plots.spectrum(found, axes[0])

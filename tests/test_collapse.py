@@ -202,7 +202,7 @@ def test_where_intervals_do_not_cover_it_is_saturated():
     assert codes.mutual_information < codes.cap == pytest.approx(math.log(400))
     width = 5 * codes.mean_kl_error
     assert codes.ceiling == pytest.approx(truth, abs=width) and codes.moments < 0.1
-    assert codes.failure is None and "too few data to tell" in codes.verdict
+    assert codes.failure is None and "400 data are too few to tell" in codes.verdict
     assert f"at most {codes.ceiling:.3f}" in repr(codes)
 
 
@@ -367,7 +367,7 @@ def test_a_look_up_table_is_not_compressed():
     # As narrow, but where the prior is: that cannot be told from a good code of a large table.
     near = collapse(ppca.model, table_of(normal(40, 2), 1e-3), x, seed=0)
     assert near.failure is None and near.saturated
-    assert "100 % of codes name their datum: too few data to tell" in near.verdict
+    assert "100 % of codes name their datum: 40 data are too few to tell" in near.verdict
 
 
 def test_unused_dimensions_are_counted():

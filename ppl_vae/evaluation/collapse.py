@@ -209,7 +209,7 @@ class Collapse(Result):
         if off := int((~self.active & (self.kl_by_dimension < OFF)).sum()):
             text += f", {off} collapsed to the prior"
         if self.saturated and float(self.identified.mean()) > NAMED:
-            text += f"; {named}: too few data to tell it from a look-up table"
+            text += f"; {named}: {len(self.kl)} data are too few to tell it from a look-up table"
         return text
 
     def to_frame(self) -> pd.DataFrame:
@@ -226,9 +226,9 @@ class Collapse(Result):
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"KL {self.mean_kl:.3f} ± {self.mean_kl_error:.3f} nats a datum = mutual information "
-            f"{self.mutual_information:.3f} ± {self.mutual_information_error:.3f} + KL(q(z) || "
-            f"p(z)) {self.aggregate_kl:.3f} ± {self.aggregate_kl_error:.3f}"
+            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats a datum = mutual information "
+            f"{self.mutual_information:z.3f} ± {self.mutual_information_error:z.3f} + KL(q(z) || "
+            f"p(z)) {self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
         )
         if self.saturated:
             yield (
@@ -239,7 +239,7 @@ class Collapse(Result):
         elif self.bias > RESOLUTION:
             yield f"the former is about {self.bias:.3f} too small, the latter as much too large"
         variances = sorted(self.mean_variances.tolist(), reverse=True)
-        shown = " ".join(f"{v:.3f}" for v in variances[:10]) + " ..." * (len(variances) > 10)
+        shown = " ".join(f"{v:z.3f}" for v in variances[:10]) + " ..." * (len(variances) > 10)
         yield f"variances of the posterior means: {shown}"
         if self.spectrum is not None:
             (noise,) = self.spectrum.noise.values()
