@@ -179,9 +179,8 @@ class Search:
             further = LocalGuide(self.model, local, x, keywords, self.covariance)
             bounds = Bounds(self.model, [local, further], x, keywords)
             self._climb(further, Bounds(self.model, [further], x, keywords))
-            gain = self._gain(bounds)
-            gained = gain.clamp(min=0)
-            if float(gain.mean()) > 0:
+            gained = self._gain(bounds)
+            if float(gained.mean()) > 0:
                 local = further
             if float(gained.mean()) < self.tolerance:
                 break

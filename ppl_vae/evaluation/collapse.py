@@ -226,9 +226,10 @@ class Collapse(Result):
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats a datum = mutual information "
-            f"{self.mutual_information:z.3f} ± {self.mutual_information_error:z.3f} + KL(q(z) || "
-            f"p(z)) {self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
+            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats a datum = "
+            f"mutual information {self.mutual_information:z.3f} ± "
+            f"{self.mutual_information_error:z.3f} + KL(q(z) || p(z)) "
+            f"{self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
         )
         if self.saturated:
             yield (

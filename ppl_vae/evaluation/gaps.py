@@ -48,9 +48,10 @@ class Gaps(Result):
         approximation_noise: Monte Carlo standard error of log p(x_n) - ELBO[q*] of each datum,
             of both, in nats.
         amortization_noise: the same of ELBO[q*] - ELBO[q], whose draws are common.
-        gained: by each datum in the last block of the search, in nats: about what may be left to
-            gain, and less than ``tolerance`` on average unless it ended after 20 blocks. 0 if the
-            best guide was given, NaN if nothing was asked of the search (``tolerance=None``).
+        gained: by each datum in the last block of the search, in nats; a block that lost on
+            average was undone. On average less than ``tolerance`` unless the search ended after 20
+            blocks. 0 if the best guide was given, NaN if no block was asked for
+            (``tolerance=None``).
     """
 
     log_likelihood: Float[Tensor, " N"]
@@ -97,10 +98,12 @@ class Gaps(Result):
 
     @property
     def remaining(self) -> float:
-        """Mean of ``gained``: the approximation gap may be too large by about so much, and the
+        """How many nats a datum the last block of the search moved ELBO[q*].
+
+        About as much may be left to gain: the approximation gap may be too large by it, and the
         amortization gap too small.
         """
-        return float(self.gained.mean())
+        return abs(float(self.gained.mean()))
 
     @property
     def approximation_range(self) -> tuple[float, float]:
@@ -138,7 +141,7 @@ class Gaps(Result):
         yield "of these errors Monte Carlo: {:.2g} and {:.2g}".format(*parts)
         if self.remaining > 0:
             yield (
-                f"the search's last block gained {self.remaining:.2g}: about so much of the "
+                f"the search's last block moved it by {self.remaining:.2g}: about so much of the "
                 "approximation gap may belong to the amortization gap"
             )
         if self.approximation_range[1] == math.inf:
