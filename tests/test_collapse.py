@@ -194,7 +194,7 @@ def test_intervals_cover(slope, variance, K, N, num_samples):
 
 
 def test_where_intervals_do_not_cover_it_is_saturated():
-    z, saturated = errors_off(0.9, 0.19, 8, 400, 2, 10)
+    z, saturated = errors_off(0.9, 0.19, 8, 400, 2, 3)
     assert saturated == 1 and z[:, 1].max() < -4
     # The bounds hold: of the information from below, by the moments from above.
     codes = collapse(*linear_pair(0.9, 0.19, 8), normal(400, 8), seed=0)
