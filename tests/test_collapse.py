@@ -217,6 +217,9 @@ def test_the_bias_is_about_what_is_said():
     bias = off.mean() - kl.mean()
     said = np.mean([codes.bias for codes in found])
     assert 0.6 * said < -bias < 2.5 * said
+    # It is small, but not against the error: intervals would cover less often than they say.
+    errors = np.array([codes.mutual_information_error for codes in found])
+    assert 0.01 < said < errors.mean() and np.mean([codes.saturated for codes in found]) > 0.5
 
 
 def test_a_mixture_of_few_is_what_quadrature_says():
