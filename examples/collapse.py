@@ -9,13 +9,11 @@ import sys
 import matplotlib.pyplot as plt
 import torch
 
-from ppl_vae import VAE, Gaussian, digits, fit_svi
-from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
+from ppl_vae import VAE, Gaussian, collapse, digits, fit_svi, spectrum
 from ppl_vae.report import plots
 
 EPOCHS = 3 if "--smoke" in sys.argv else 150
 LATENT_DIM = 8
-USED = 0.01
 x = digits()
 
 # %%
@@ -24,19 +22,15 @@ for name, likelihood in {"sigma = 1": Gaussian(1.0), "sigma learned": Gaussian("
     shape = {"hidden": (64,), "likelihood": likelihood, "seed": 0}
     vae = VAE.mlp(data_dim=64, latent_dim=LATENT_DIM, **shape)
     fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, batch_size=150, lr=3e-3, seed=0)
-    kl[name] = kl_by_dimension(vae.model, vae.guide, x)
+    codes = collapse(vae.model, vae.guide, x, seed=0)
+    print(f"{name}: {codes}")
+    kl[name] = codes.kl_by_dimension
     with torch.no_grad():
         noise[name] = float(vae.likelihood.scale) ** 2
 
 # %%
 found = spectrum(x, LATENT_DIM, noise)
 print(f"largest eigenvalue of the digits: {found.eigenvalues[0]:.3f}")
-for name, variance in noise.items():
-    theory, used = LATENT_DIM - len(found.collapsing(variance)), int((kl[name] > USED).sum())
-    print(
-        f"{name:13s}: noise variance {variance:.3f}; axes above it {theory} of {LATENT_DIM}; "
-        f"dimensions with a KL over {USED} nats a datum: {used}, in all {kl[name].sum():.2f}"
-    )
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained")

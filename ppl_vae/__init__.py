@@ -7,12 +7,13 @@ rung fitted with the algorithm that belongs to it and measured in nats a datum.
 from ppl_vae.data import digits
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
-from ppl_vae.evaluation.collapse import kl_by_dimension, spectrum
+from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.captured_svi import CapturedSVI
@@ -41,6 +42,7 @@ __all__ = [
     "Bernoulli",
     "Bidirectional",
     "CapturedSVI",
+    "Collapse",
     "Comparison",
     "ExactGuide",
     "FitResult",
@@ -57,6 +59,7 @@ __all__ = [
     "Subspace",
     "Table",
     "bidirectional",
+    "collapse",
     "compare",
     "compare_on_hidden_cells",
     "digits",

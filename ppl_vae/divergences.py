@@ -24,7 +24,7 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     q, p = guide_site["fn"], model_site["fn"]
     if guide_site["mask"] is not model_site["mask"]:
         return None
-    if _is_delta(q):  # whose own log density, if it carries one, a KL would drop
+    if is_delta(q):  # whose own log density, if it carries one, a KL would drop
         return None
     if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
         return _kl_full_diagonal(q, p)
@@ -34,7 +34,8 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
         return None
 
 
-def _is_delta(q: Density) -> bool:
+def is_delta(q: Density) -> bool:
+    """Whether a distribution is a point; it may carry a log density (as a flow's end does)."""
     while isinstance(q, dist.Independent | dist.MaskedDistribution):
         q = q.base_dist
     return isinstance(q, dist.Delta)
@@ -65,16 +66,25 @@ def floored_kl(run: PairTraces, floor: float) -> Tensor:
     return torch.cat(by_name).clamp(min=floor).sum()
 
 
-def kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
+def kl_by_dimension(run: PairTraces, name: str, *, marginal: bool = False) -> Float[Tensor, " K"]:
     """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
 
-    An inner plate and an event both count as latent dimensions.
+    In closed form where it is known and the order of the sites allows it, else from the draws. An
+    inner plate and an event both count as latent dimensions.
+
+    Args:
+        run: traces of the pair.
+        name: of the site.
+        marginal: take a Gaussian with a full covariance by its marginals; they add up to less
+            than its KL, by what its dimensions say of each other.
 
     Raises:
         ValueError: if q or p is no product over dimensions.
     """
     site = sites(run.guide)[name]
     q, p = site["fn"], run.latent[name]["fn"]
+    if marginal and isinstance(q, dist.MultivariateNormal):
+        q = dist.Normal(q.mean, q.variance.sqrt()).to_event(1)
     while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
         q, p = q.base_dist, p.base_dist
     if q.event_shape or p.event_shape:
@@ -83,9 +93,9 @@ def kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
             f"dimension; site {name!r} has a {type(q).__name__} guide. Use covariance='diagonal'"
         )
     try:
-        kl = kl_divergence(q, p)
+        kl = kl_divergence(q, p) if same_order(run) else _sampled(q, p, site["value"])
     except NotImplementedError:
-        kl = q.log_prob(site["value"]) - p.log_prob(site["value"])
+        kl = _sampled(q, p, site["value"])
     event = len(site["fn"].event_shape)
     shape = site["fn"].batch_shape + site["fn"].event_shape
     kl = kl.expand(torch.broadcast_shapes(kl.shape, shape))
@@ -93,6 +103,10 @@ def kl_by_dimension(run: PairTraces, name: str) -> Float[Tensor, " K"]:
     plates = frames(site)
     averaged = [plates[n].dim - event for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
     return kl.mean([dim for dim in averaged if -dim <= kl.dim()]).flatten()
+
+
+def _sampled(q: Density, p: Density, value: Tensor) -> Tensor:
+    return q.log_prob(value) - p.log_prob(value)
 
 
 def _over_event(mask: Tensor | bool | None, event: int) -> Tensor | bool | None:

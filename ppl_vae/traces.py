@@ -167,18 +167,35 @@ def run_pair(
     num_data = accepted(model, keywords).get("num_data")
     if repeats > 1:
         x, keywords = _repeated(x, keywords, repeats)
-
-    def under_plate(program: ProgramLike) -> ProgramLike:
-        if dim is None:
-            return program
-        return pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
-
-    guide_trace = poutine.trace(under_plate(guide)).get_trace(x, **accepted(guide, keywords))
+    guide_trace = _traced(guide, x, keywords, num_samples, dim)
     with _CheckedReplay(trace=guide_trace):
-        model_trace = poutine.trace(under_plate(model)).get_trace(x, **accepted(model, keywords))
+        model_trace = _traced(model, x, keywords, num_samples, dim)
     traces = PairTraces(model_trace, guide_trace, num_data, repeats)
     check_pair(traces, len(x))
     return traces
+
+
+def run_guide(
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    *,
+    num_samples: int = 1,
+    dim: int | None = None,
+) -> PairTraces:
+    """Run a guide alone, as :func:`run_pair` does; its trace stands for the model's, too."""
+    repeats = num_samples if dim is None else 1
+    if repeats > 1:
+        x, keywords = _repeated(x, keywords, repeats)
+    trace = _traced(guide, x, keywords, num_samples, dim)
+    return PairTraces(trace, trace, None, repeats)
+
+
+def _traced(
+    program: ProgramLike, x: Tensor, keywords: Mapping[str, Any], number: int, dim: int | None
+) -> Trace:
+    under = program if dim is None else pyro.plate(SAMPLE_PLATE, number, dim=dim)(program)
+    return poutine.trace(under).get_trace(x, **accepted(program, keywords))
 
 
 class _CheckedReplay(ReplayMessenger):

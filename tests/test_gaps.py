@@ -11,15 +11,18 @@ import torch
 
 import foreign
 import oracles
+from ppl_vae import Gaussian, fit_svi
 from ppl_vae.evaluation import rails as rails_module
+from ppl_vae.evaluation.best import Points
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.guides import COVARIANCES, AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.networks import mlp, zero_output
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
-from ppl_vae.objectives import elbo
+from ppl_vae.objectives import elbo, log_weights
 from ppl_vae.program import modules_of
+from ppl_vae.state import seeded
 
 N, D, K = 50, 6, 3
 ELBO_DRAWS = 200
@@ -255,7 +258,7 @@ def test_data_in_blocks_give_the_same(monkeypatch):
     guide, truth = optimal_linear(ppca, parameters), log_p(x, parameters)
     gap = oracles.best_q_gap(*parameters[1:], "diagonal")
     monkeypatch.setitem(rails_module.ROWS_AT_ONCE, "cpu", 40)
-    found = gaps(ppca.model, guide, x, log_p=truth, steps=5, seed=0)
+    found = gaps(ppca.model, guide, x, log_p=truth, steps=5, tolerance=None, seed=0)
     assert found.elbo.shape == (N,)
     each = sampling_error(parameters, "diagonal", ELBO_DRAWS)
     z = (truth - found.elbo - gap).abs() / each
@@ -271,10 +274,12 @@ def test_rows_say_which_data_to_look_at():
         guide.raw.copy_(20 * torch.atanh(torch.from_numpy(np.log(covariances[:, 0])) / 20))
     truth = log_p(x, parameters)
     for rows in (torch.tensor([4, 0, 49]), torch.arange(N).flip(0)):
-        given = {"log_p": truth[rows], "rows": rows}
+        given = {"log_p": truth[rows], "rows": rows, "tolerance": None}
         found = gaps(ppca.model, guide, x, steps=3, seed=0, **given)
         np.testing.assert_allclose(found.elbo, truth[rows], atol=1e-9)
-        estimated = gaps(ppca.model, guide, x, rows=rows, steps=100, num_samples=30, seed=0)
+        estimated = gaps(
+            ppca.model, guide, x, rows=rows, steps=100, num_samples=30, tolerance=None, seed=0
+        )
         np.testing.assert_allclose(estimated.log_likelihood, truth[rows], atol=1e-3)
 
 
@@ -283,12 +288,151 @@ def test_holes_are_left_out():
     x = oracles.with_holes(x, 0.3, seed=0)
     guide = AmortizedGuide(zero_output(mlp(D, 2, seed=0)), 1).double()
     truth = log_p(x, parameters)
-    found = gaps(ppca.model, guide, x, log_p=truth, steps=250, seed=0)
+    options = {"log_p": truth, "steps": 100, "seed": 0}
+    found = gaps(ppca.model, guide, x, **options)
     # With K = 1 a diagonal q is exact.
     np.testing.assert_allclose(found.best_elbo, truth, atol=1e-3)
     filled, mask = np.nan_to_num(x, nan=50.0), ~np.isnan(x)
-    masked = gaps(ppca.model, guide, filled, mask=mask, log_p=truth, steps=250, seed=0)
+    masked = gaps(ppca.model, guide, filled, mask=mask, **options)
     assert torch.equal(masked.best_elbo, found.best_elbo)
+
+
+# To a tolerance, with errors
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_approximation_gap_is_the_formulas(covariance):
+    """From N(0, I), on a rotated W: nothing but what the search leaves, and it says how much."""
+    ppca, x, parameters = make()
+    width = {"unit": 0, "isotropic": 1, "diagonal": K, "full": K * (K + 1) // 2}[covariance]
+    encoder = zero_output(mlp(D, K + width, seed=0))
+    guide = AmortizedGuide(encoder, K, covariance=covariance).double()
+    options = {"log_p": log_p(x, parameters), "steps": 50, "tolerance": 1e-5, "seed": 0}
+    found = gaps(ppca.model, guide, x, **options)
+    gap = oracles.best_q_gap(*parameters[1:], covariance)
+    assert found.approximation == pytest.approx(gap, abs=1e-4)
+    assert float((found.log_likelihood - found.best_elbo - gap).abs().max()) < 1e-3
+    assert found.remaining < 1e-5
+    assert found.approximation_error < 1e-5 and found.approximation_monte_carlo < 1e-9
+
+
+def test_what_a_search_leaves_is_said_and_stands_on_one_side():
+    ppca, x, parameters = make()
+    guide = AmortizedGuide(zero_output(mlp(D, 2 * K, seed=0)), K).double()
+    options = {"log_p": log_p(x, parameters), "steps": 2, "seed": 0}
+    gap = oracles.best_q_gap(*parameters[1:], "diagonal")
+    once = gaps(ppca.model, guide, x, tolerance=None, **options)
+    assert np.isnan(once.remaining) and once.approximation > gap + 0.1
+    blocks = gaps(ppca.model, guide, x, tolerance=1e3, **options)
+    assert blocks.remaining > 0.1 and gap < blocks.approximation < once.approximation
+    lowest, highest = blocks.approximation_range
+    assert lowest < gap < highest
+    width = 1.96 * blocks.approximation_error
+    assert lowest == pytest.approx(blocks.approximation - width - blocks.remaining)
+    assert highest == pytest.approx(blocks.approximation + width)
+    width = 1.96 * blocks.amortization_error
+    ends = blocks.amortization - width, blocks.amortization + width + blocks.remaining
+    assert blocks.amortization_range == pytest.approx(ends)
+    assert "may belong to the amortization gap" in repr(blocks)
+
+
+def test_a_deep_encoders_amortization_gap_shrinks_as_it_learns():
+    ppca, x, _ = make()
+    more = ppca.sample(400, seed=1)
+    guide = AmortizedGuide(mlp(D, 2 * K, hidden=(32,), seed=0), K).double()
+    sizes = []
+    for epochs in (1, 30):
+        ppca.requires_grad_(False)
+        fit_svi(ppca.model, guide, more, epochs=epochs, batch_size=50, lr=5e-3, seed=0)
+        truth = ppca.log_likelihood(x)
+        found = gaps(ppca.model, guide, x, log_p=truth, steps=50, seed=0)
+        sizes.append(found.amortization)
+        assert found.amortization > 5 * found.amortization_error > 0
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_points_are_exact_for_quadratics_and_unbiased_for_all_else(size):
+    x, matrix = torch.zeros(100, 2).double(), torch.randn(size, size, generator=seed_of(0))
+    with seeded(0):
+        points = Points.draw(size, x)
+    noise = points.noise
+    assert noise.shape == ({1: 33, 3: 28, 20: 33}[size], 100, size)
+    quadratic = (noise @ matrix.double() * noise).sum(-1) + 3 * noise[..., 0] - 2
+    error = (points.means(quadratic) - (float(matrix.trace()) - 2)).abs().max()
+    assert error < 1e-9 if size <= 16 else error > 0.1
+    # E cos(b + a z) = cos(b) exp(-a^2 / 2).
+    with seeded(1):
+        many = [Points.draw(size, x) for _ in range(20)]
+    found = torch.cat([each.means(torch.cos(1 + each.noise.sum(-1) / size**0.5)) for each in many])
+    found = found.flatten()
+    z = (found.mean() - np.cos(1) * np.exp(-0.5)) / (found.std() / len(found) ** 0.5)
+    assert abs(float(z)) < oracles.z_limit()
+
+
+def seed_of(number):
+    return torch.Generator().manual_seed(number)
+
+
+def test_monte_carlo_errors_are_those_of_repetition():
+    vae = VAE.mlp(D, 2, hidden=(5,), likelihood=Gaussian(0.3), seed=0).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(2)
+    x = torch.from_numpy(make()[1][:20])
+    best = AmortizedGuide(mlp(D, 4, seed=1), 2).double()
+    options = {"log_p": torch.zeros(20), "best": best}
+    runs = [gaps(vae.model, vae.guide, x, seed=seed, **options) for seed in range(16)]
+    for parts, noise in (
+        ([r.best_elbo for r in runs], [r.approximation_noise for r in runs]),
+        ([r.best_elbo - r.elbo for r in runs], [r.amortization_noise for r in runs]),
+    ):
+        seen = torch.stack(parts).var(0)
+        said = torch.stack(noise).square().mean(0)
+        assert float(said.min()) > 1e-5
+        assert float((seen / said).mean()) == pytest.approx(1, abs=0.35)
+    plain = log_weights(vae.model, vae.guide, x, 10_000, seed=0).detach()
+    spread = torch.stack([r.elbo for r in runs])
+    error = (spread.var(0) / len(runs) + plain.var(0) / len(plain)).sqrt()
+    assert float(((spread.mean(0) - plain.mean(0)) / error).abs().max()) < oracles.z_limit(20)
+    first, noise = runs[0], runs[0].amortization_noise
+    expected = float(noise.square().sum().sqrt() / 20)
+    assert first.amortization_monte_carlo == pytest.approx(expected)
+    assert first.amortization_monte_carlo < first.amortization_error
+    one = gaps(
+        vae.model, vae.guide, x, rows=torch.tensor([3]), seed=0, best=best, log_p=torch.zeros(1)
+    )
+    assert one.amortization_error == one.amortization_monte_carlo > 0
+
+
+def test_the_error_of_an_estimated_log_p_is_counted():
+    vae = VAE.mlp(D, 2, hidden=(5,), seed=0).double()
+    x = vae.sample(10, seed=0)
+    found = gaps(vae.model, vae.guide, x, steps=20, num_samples=50, seed=0)
+    given = gaps(vae.model, vae.guide, x, steps=20, log_p=torch.zeros(10), seed=0)
+    # The ELBO's part alone, of another run: about as large.
+    parts = (found.approximation_noise**2 - found.estimate.standard_error**2).sqrt()
+    assert float((parts / given.approximation_noise).median()) == pytest.approx(1, abs=0.4)
+
+
+def test_guides_that_draw_otherwise_share_their_seeds():
+    """No normal noise: both ELBOs are means over draws, equal for equal guides."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.ones(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(torch.full((len(x), 2), 2.0), 1.5).to_event(1))
+
+    x = torch.rand(7, 2)
+    found = gaps(model, guide, x, log_p=torch.zeros(7), best=guide, seed=0)
+    assert torch.equal(found.elbo, found.best_elbo) and (found.approximation_noise > 0.01).all()
+    assert found.amortization_error == 0
+    sought = gaps(model, guide, x, steps=20, num_samples=30, tolerance=10, seed=0)
+    assert sought.amortization > 0
 
 
 # Any pair
@@ -302,7 +446,7 @@ def test_every_pair_has_gaps_and_is_left_as_it_was(name, float64):
     flags = [part.training for module in modules for part in module.modules()]
     tensors = [t for module in modules for t in module.state_dict().values()]
     before, world = [t.clone() for t in tensors], torch.get_rng_state()
-    found = gaps(model, guide, x[:8], steps=30, num_samples=50, seed=0)
+    found = gaps(model, guide, x[:8], steps=30, num_samples=50, tolerance=10, seed=0)
     assert torch.equal(world, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     assert [part.training for module in modules for part in module.modules()] == flags
@@ -323,13 +467,14 @@ def test_the_search_starts_from_the_guides_own_q(name, float64):
     Not with two levels: there the second level's q depends on a draw of the first.
     """
     model, guide, x = foreign.PAIRS[name]()
-    assert gaps(model, guide, x[:8], steps=1, num_samples=2, seed=0).amortization > -0.5
+    found = gaps(model, guide, x[:8], steps=1, num_samples=2, tolerance=None, seed=0)
+    assert found.amortization > -0.5
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_the_family_is_the_guides_own_or_the_one_asked_for(covariance):
     ppca, x, parameters = make()
-    options = {"log_p": log_p(x, parameters), "steps": 2, "seed": 0}
+    options = {"log_p": log_p(x, parameters), "steps": 2, "tolerance": None, "seed": 0}
     guide = ExactGuide(ppca, covariance=covariance)
     assert gaps(ppca.model, guide, x, **options).covariance == covariance
     other = gaps(ppca.model, ExactGuide(ppca), x, covariance=covariance, **options)
@@ -348,18 +493,19 @@ def test_the_family_of_a_strangers_guide_is_that_of_its_distributions():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(posterior.mean, 0.5).to_event(1))
 
-    options = {"log_p": log_p(x, parameters), "steps": 2, "seed": 0}
+    options = {"log_p": log_p(x, parameters), "steps": 2, "tolerance": None, "seed": 0}
     assert gaps(ppca.model, full, x, **options).covariance == "full"
     assert gaps(ppca.model, independent, x, **options).covariance == "diagonal"
 
 
 @pytest.mark.parametrize("convert", [pd.DataFrame, torch.from_numpy], ids=["pandas", "torch"])
 def test_data_of_any_kind_and_seeds(convert):
-    ppca, x, parameters = make()
-    guide, truth = optimal_linear(ppca, parameters), log_p(x, parameters)
-    first = gaps(ppca.model, guide, x, log_p=truth, steps=5, seed=1)
-    again = gaps(ppca.model, guide, convert(x), log_p=truth, steps=5, seed=1)
-    other = gaps(ppca.model, guide, x, log_p=truth, steps=5, seed=2)
+    vae = VAE.mlp(D, 2, hidden=(5,), seed=0).double()
+    x, truth = make()[1], torch.zeros(N)
+    options = {"log_p": truth, "steps": 2, "tolerance": None}
+    first = gaps(vae.model, vae.guide, x, seed=1, **options)
+    again = gaps(vae.model, vae.guide, convert(x), seed=1, **options)
+    other = gaps(vae.model, vae.guide, x, seed=2, **options)
     assert torch.equal(first.elbo, again.elbo)
     assert torch.equal(first.best_elbo, again.best_elbo)
     assert not torch.isclose(first.elbo, other.elbo, rtol=1e-9).any()
@@ -376,6 +522,7 @@ BAD = [
     ({"x": np.full((3, D), np.nan)}, "x has rows with nothing observed"),
     ({"log_p": torch.zeros(N - 1).double()}, "log_p"),
     ({"log_p": torch.zeros(1).double()}, "log_p"),
+    ({"tolerance": 0.0}, "tolerance must be positive, in nats a datum; got 0.0"),
 ]
 
 
@@ -414,7 +561,8 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
         assert "tensor(" not in text
         frame = found.to_frame()
         assert len(frame) == N
-        assert list(frame.columns) == ["log_likelihood", "elbo", "best_elbo"]
+        assert list(frame.columns[:3]) == ["log_likelihood", "elbo", "best_elbo"]
+        assert list(frame.columns[3:]) == ["approximation_noise", "amortization_noise", "gained"]
         as_json = json.loads(json.dumps(found.to_dict()))
         assert as_json["elbo"] == found.elbo.tolist()
         assert as_json["covariance"] == "diagonal"

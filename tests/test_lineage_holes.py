@@ -20,7 +20,7 @@ from fitted import parameters
 from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli import app
 from ppl_vae.data import split
-from ppl_vae.evaluation.collapse import expected_covariance
+from ppl_vae.evaluation.spectrum import expected_covariance
 from ppl_vae.exhibits import exhibits
 from ppl_vae.lineage import Lineage
 from ppl_vae.report.archive import read_results, write_draws, write_report, write_results

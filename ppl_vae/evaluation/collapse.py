@@ -1,23 +1,41 @@
-"""Which latent dimensions are used: KL a dimension, and what the data's spectrum says of it."""
+"""What codes are used for: KL a dimension, mutual information, and what the spectrum says of it.
 
-from collections.abc import Mapping
+Two failures have opposite signs. Posterior collapse: q(z | x) is the prior whatever x is. A code
+that is not compressed: each datum has a place of its own, far out and narrow, and z is no more
+than a table to look x up in.
+"""
+
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.blocks import RowBlocks
 from ppl_vae.divergences import kl_by_dimension as kl_of_site
-from ppl_vae.models.linear_gaussian import Patterns, Solution
-from ppl_vae.models.moments import SampleCovariance
+from ppl_vae.evaluation.aggregate import Coded, coded
+from ppl_vae.evaluation.spectrum import Spectrum, spectrum
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ProgramLike, as_observed
+from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import run_pair
+
+ACTIVE = 0.01
+"""A dimension whose posterior mean varies by more over the data is active (Burda et al. 2016)."""
+OFF = 0.05
+"""Below so many nats a dimension, on average, the KL is near zero."""
+NAMED = 0.5
+"""From this share of data whose codes name them on, codes hardly overlap."""
+FAR = 0.1
+"""An aggregate posterior is far from the prior if its moments alone cost this share of the KL."""
+RESOLUTION = 0.01
+"""Nats a datum: a smaller bias is not looked at."""
+COLLAPSED, NOT_COMPRESSED = "posterior collapse", "not compressed"
 
 
 @torch.no_grad()
@@ -55,86 +73,276 @@ def kl_by_dimension(
     return total
 
 
-@dataclass(frozen=True)
-class Spectrum(Result):
-    """The eigenvalues of the data's covariance, and noise variances to hold against them.
+@dataclass(frozen=True, repr=False)
+class Collapse(Result):
+    """What the codes of N data hold, in nats a datum.
 
-    With noise variance s2, PPCA's best column for axis i is zero if and only if l_i <= s2: the
-    axis collapses. For a nonlinear decoder this is a guide, not a theorem.
+    With q(z) = 1/N sum_m q(z | x_m), the mixture over the same N data,
+
+        mean KL(q(z | x) || p(z)) = I(x; z) + KL(q(z) || p(z)),
+
+    and all three are read from the same draws, so that they add up.
+
+    Each term is a mean over data of what its codes give, and its error is the standard deviation
+    of these over the data / sqrt(N): for the population that the data are from, the Monte Carlo
+    part included. That all data share the mixture adds nothing to first order: moving q(z) by d
+    moves the mean of log q(z) under q(z) itself by the integral of d, which is zero. What is left
+    is a bias of second order, downwards for the mutual information and upwards by as much for the
+    aggregate's KL: see :attr:`saturated`.
 
     Attributes:
-        eigenvalues: of the covariance over N, largest first, (D,), in the data's units squared.
-        latent_dim: K.
-        noise: noise variances by name of the model.
+        names: of the latent dimensions.
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension` has
+            it; of the marginals, if q is a Gaussian with a full covariance; NaN where q is no
+            product over dimensions.
+        mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is known from
+            draws alone, what these add to it has been taken off.
+        kl: of each datum, from its draws, (N,).
+        information: mean of log q(z | x_n) - log q(z) over the draws of each datum, (N,).
+        aggregate: mean of log q(z) - log p(z), (N,).
+        identified: with the data equally likely, the probability that a code of the datum is
+            given to it, q(z | x_n) / sum_m q(z | x_m), (N,): 1/N if codes say nothing, 1 if each
+            names its datum.
+        moments: KL from the prior of independent Gaussians with q(z)'s means and variances in
+            units of the prior (of each site given those before it), up to K/N; 0 for sites whose
+            prior is not Gaussian. KL(q(z) || p(z)) is at least this, and it does not depend on N.
+        spectrum: the data's eigenvalues and the model's noise variance; None if it has none.
+        num_samples: draws a datum.
     """
 
-    eigenvalues: Float[Tensor, " D"]
-    latent_dim: int
-    noise: dict[str, float]
+    names: tuple[str, ...]
+    kl_by_dimension: Float[Tensor, " K"]
+    mean_variances: Float[Tensor, " K"]
+    kl: Float[Tensor, " N"]
+    information: Float[Tensor, " N"]
+    aggregate: Float[Tensor, " N"]
+    identified: Float[Tensor, " N"]
+    moments: float
+    spectrum: Spectrum | None
+    num_samples: int
 
-    def collapsing(self, noise_variance: float) -> list[int]:
-        """Which of the K leading axes (from 0) have no column under this noise variance."""
-        leading = self.eigenvalues[: self.latent_dim]
-        return (leading <= noise_variance).nonzero().flatten().tolist()
+    @property
+    def active(self) -> Bool[Tensor, " K"]:
+        """Which dimensions' posterior means vary by more than 0.01 over the data."""
+        return self.mean_variances > ACTIVE
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean of KL(q(z | x) || p(z))."""
+        return float(self.kl.mean())
+
+    @property
+    def mutual_information(self) -> float:
+        """I(x; z): a lower bound in expectation, and at most :attr:`cap`."""
+        return float(self.information.mean())
+
+    @property
+    def aggregate_kl(self) -> float:
+        """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
+        return float(self.aggregate.mean())
+
+    @property
+    def mean_kl_error(self) -> float:
+        """Standard error of :attr:`mean_kl` over the data."""
+        return _error(self.kl)
+
+    @property
+    def mutual_information_error(self) -> float:
+        """Standard error of :attr:`mutual_information`; says nothing of it if it is saturated."""
+        return _error(self.information)
+
+    @property
+    def aggregate_kl_error(self) -> float:
+        """Standard error of :attr:`aggregate_kl`, in which :attr:`bias` is not."""
+        return _error(self.aggregate)
+
+    @property
+    def cap(self) -> float:
+        """log N: as much as can be told of one datum among N."""
+        return math.log(len(self.kl))
+
+    @property
+    def ceiling(self) -> float:
+        """The mutual information is at most this: mean KL less what the moments cost."""
+        return self.mean_kl - self.moments
+
+    @property
+    def bias(self) -> float:
+        """About how much too small the mutual information is; if it is saturated, at least this.
+
+        With r = q(z | x) / q(z), the datum's own part in the mixture makes log q(z) too large by
+        E[r - 1] / N, the finite mixture makes it too small by half of that; E[r] is N times the
+        mean of ``identified``.
+        """
+        return 0.5 * (float(self.identified.mean()) - 1 / len(self.kl))
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is no more than a lower bound: its bias is more than
+        0.01 nats and than a quarter of its standard error. It is so wherever it is near log N.
+        """
+        return self.bias > max(RESOLUTION, 0.25 * self.mutual_information_error)
+
+    @property
+    def failure(self) -> str | None:
+        """``"posterior collapse"``: no dimension is active, and the KL is near zero.
+
+        ``"not compressed"``: codes name their data, and lie far from the prior. Else None.
+        """
+        if not bool(self.active.any()):
+            return COLLAPSED if self.mean_kl < OFF * len(self.names) else None
+        named = self.saturated and float(self.identified.mean()) > NAMED
+        return NOT_COMPRESSED if named and self.moments > FAR * self.mean_kl else None
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        used, all_ = int(self.active.sum()), len(self.names)
+        named = f"{100 * float(self.identified.mean()):.0f} % of codes name their datum"
+        if self.failure == COLLAPSED:
+            return f"{COLLAPSED}: q(z | x) is the prior in all {all_} dimensions"
+        if self.failure == NOT_COMPRESSED:
+            return f"{NOT_COMPRESSED}: z is a look-up table, {named}, far from the prior"
+        if not used:
+            return "q(z | x) does not depend on x, and is not the prior either"
+        text = f"{used} of {all_} dimensions active"
+        if off := int((~self.active & (self.kl_by_dimension < OFF)).sum()):
+            text += f", {off} collapsed to the prior"
+        if self.saturated and float(self.identified.mean()) > NAMED:
+            text += f"; {named}: {len(self.kl)} data are too few to tell it from a look-up table"
+        return text
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a latent dimension, indexed by its name."""
+        columns = {
+            "kl": self.kl_by_dimension.numpy(),
+            "mean_variance": self.mean_variances.numpy(),
+            "active": self.active.numpy(),
+        }
+        return pd.DataFrame(columns, index=pd.Index(self.names, name="dimension"))
+
+    def __repr__(self) -> str:
+        return "\n".join([f"collapse: {self.verdict}", *(f"  {line}" for line in self._lines())])
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats a datum = "
+            f"mutual information {self.mutual_information:z.3f} ± "
+            f"{self.mutual_information_error:z.3f} + KL(q(z) || p(z)) "
+            f"{self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
+        )
+        if self.saturated:
+            yield (
+                f"saturated: {len(self.kl)} data cannot show more than log N = {self.cap:.3f}; "
+                f"the mutual information is at least {self.mutual_information:.3f} and at most "
+                f"{self.ceiling:.3f}"
+            )
+        elif self.bias > RESOLUTION:
+            yield f"the former is about {self.bias:.3f} too small, the latter as much too large"
+        variances = sorted(self.mean_variances.tolist(), reverse=True)
+        shown = " ".join(f"{v:z.3f}" for v in variances[:10]) + " ..." * (len(variances) > 10)
+        yield f"variances of the posterior means: {shown}"
+        if self.spectrum is not None:
+            (noise,) = self.spectrum.noise.values()
+            off, k = len(self.spectrum.collapsing(noise)), self.spectrum.latent_dim
+            yield f"PPCA of this noise variance, {noise:.3g}, has a use for {k - off} of {k} axes"
 
 
-def spectrum(
-    x: ArrayLike, latent_dim: int, noise: Mapping[str, float], *, ppca: PPCA | None = None
-) -> Spectrum:
-    """The data's spectrum beside noise variances.
-
-    Args:
-        x: data, (N, D); NaN is a hole.
-        latent_dim: K.
-        noise: noise variances by name.
-        ppca: a fitted model, needed where x has holes: the spectrum is then that of the sample
-            covariance's expectation under it, given what was observed. Where EM ends, the model
-            is the closed form for exactly this covariance.
-
-    Raises:
-        ValueError: if x has NaN and there is no ppca; if K is no whole number >= 1.
-
-    References:
-        Tipping, Bishop: Probabilistic principal component analysis (1999), appendix A.
-        Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019).
-    """
-    at_least("latent_dim", latent_dim)
-    if ppca is not None:
-        values = torch.linalg.eigvalsh(expected_covariance(ppca, x)).flip(0).cpu().clamp(min=0)
-        return Spectrum(values, latent_dim, dict(noise))
-    covariance = SampleCovariance.of(x)
-    values = torch.zeros(covariance.data_dim, dtype=torch.float64)
-    found = covariance.eigh()[0].cpu()
-    values[: len(found)] = found
-    return Spectrum(values, latent_dim, dict(noise))
+def _error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values)))
 
 
 @torch.no_grad()
-def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
-    """The sample covariance over N of the whole data, expected under a model given the seen part.
+def collapse(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    *,
+    num_samples: int = 4,
+    noise_variance: float | None = None,
+    mask: ArrayLike | None = None,
+    rows: Int[Tensor, " R"] | None = None,
+    seed: int | None = None,
+) -> Collapse:
+    """What the codes of a pair hold: of the data, and beyond the prior; and which are unused.
 
-    The holes of a row have mean W m + mu and covariance W V W' + Psi given the row.
+    Each draw is weighed against every datum: N^2 S densities, in memory that does not grow.
 
     Args:
-        ppca: PPCA or factor analysis.
-        x: data, (N, D); NaN is a hole.
+        model, guide: any pair under the contract; run in evaluation mode. All latent sites of a
+            datum are its code together.
+        x: the whole data, (N, D).
+        num_samples: draws a datum, S.
+        noise_variance: in whose light the data's spectrum is seen; by default the model's own
+            (``noise_scale``, or its likelihood's ``scale``, if that is one number).
+        mask: True where x is observed; NaN in x says the same.
+        rows: look at these rows of x only, as N; by default at all.
+        seed: of the draws.
+
+    Raises:
+        ValueError: bad data or arguments, fewer than two rows; a guide without a density.
+
+    References:
+        Hoffman, Johnson: ELBO surgery (2016): the three terms.
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016): active units.
+        Poole, Ozair, van den Oord, Alemi, Tucker: On variational bounds of mutual information
+        (2019): with a datum's own density in the mixture it is a lower bound, at most log N.
+        Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019): the threshold.
     """
-    loadings, loc, scale = (
-        value.detach().double() for value in (ppca.loadings, ppca.loc, ppca.noise_scale)
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    num_samples = at_least("num_samples", num_samples)
+    rows = torch.arange(len(x)) if rows is None else rows
+    if len(rows) < 2:
+        raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
+    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+        blocks = coded(model, guide, x, mask, rows.to(x.device), num_samples)
+        parts = [(block.names(), *_read(block, len(rows))) for block in blocks]
+    (names, *_), (_, *columns) = parts[0], zip(*parts, strict=True)
+    kls, means, noise, *each, first, second = (torch.cat(column) for column in columns)
+    seen = x[rows] if mask is None else torch.where(mask[rows], x[rows], math.nan)
+    mean, variance = first.mean(0), second.mean(0) - first.mean(0).square()
+    return Collapse(
+        names,
+        kls.mean(0),
+        means.var(0, correction=0) - noise.mean(0),
+        *each,
+        moments=float(0.5 * (variance + mean.square() - 1 - variance.log()).sum()),
+        spectrum=_spectrum(model, seen, len(names), noise_variance),
+        num_samples=num_samples,
     )
-    variance = scale.square().expand(len(loc))
-    total, second, rows = torch.zeros_like(loc), torch.zeros_like(loc).diag(), 0
-    for block in RowBlocks(x, device=loc.device).read(len(loc) * (4 + ppca.latent_dim)):
-        rows += len(block.values)
-        values = block.values - loc
-        if block.seen is not None:
-            patterns = Patterns.shared(block.seen, loc)
-            found = Solution.of(block.values, patterns, loadings, loc, variance)
-            values = torch.where(block.seen, values, found.mean @ loadings.mT)
-            hidden = (~block.seen).to(loc)
-            spread = patterns.spread(loadings @ found.tril) * hidden[..., None]
-            spread = spread.movedim(1, 0).flatten(1)
-            second += spread @ spread.mT + (variance * hidden.sum(0)).diag()
-        total, second = total + values.sum(0), second + values.mT @ values
-    mean = total / rows
-    return second / rows - torch.outer(mean, mean)
+
+
+def _read(block: Coded, num_data: int) -> tuple[Tensor, ...]:
+    # A row a datum of what the fields of Collapse are means or variances of.
+    means, standard = block.means(), block.standardised()
+    num_draws, num_rows = block.log_q.shape
+    noise = means.var(0) / num_draws if num_draws > 1 else torch.zeros_like(means[0])
+    information = block.log_q - block.log_aggregate
+    return (
+        block.kl_by_dimension().expand(num_rows, -1),
+        means.mean(0),
+        noise,
+        (block.log_q - block.log_prior).mean(0),
+        information.mean(0),
+        (block.log_aggregate - block.log_prior).mean(0),
+        information.exp().mean(0) / num_data,
+        standard.mean(0),
+        standard.square().mean(0),
+    )
+
+
+def _spectrum(
+    model: ProgramLike, x: Tensor, latent_dim: int, variance: float | None
+) -> Spectrum | None:
+    owner = owner_of(model)
+    if variance is None:
+        scale = getattr(owner, "noise_scale", None)
+        if scale is None:
+            scale = getattr(getattr(owner, "likelihood", None), "scale", None)
+        if scale is None or torch.as_tensor(scale).numel() != 1:
+            return None
+        variance = float(scale) ** 2
+    ppca = owner if isinstance(owner, PPCA) and bool(x.isnan().any()) else None
+    if ppca is None and bool(x.isnan().any()):
+        return None
+    return spectrum(x, latent_dim, {"model": variance}, ppca=ppca)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ppl_vae.arguments import choose_option
 from ppl_vae.evaluation.ascent import Ascent, BoundSlice
-from ppl_vae.evaluation.collapse import Spectrum
 from ppl_vae.evaluation.compare import FEW_RELIABLE, Comparison
 from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.evaluation.reliability import largest_k_hat
+from ppl_vae.evaluation.spectrum import Spectrum
 from ppl_vae.exhibits import LatentMeans
 from ppl_vae.lineage import Lineage
 from ppl_vae.measured import Row
