@@ -148,6 +148,7 @@ class Ground:
             log_p=None if exact is None else exact[rows],
             best=fitted.best,
             steps=self.task.settings.refine,
+            tolerance=None,  # as long as the estimates of held-out log p search, and no longer
             num_samples=self.task.settings.draws,
             rows=rows,
             seed=self.task.seed,
