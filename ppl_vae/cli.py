@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ppl_vae.arguments import choose_option
+from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.exhibits import Exhibits, exhibits
+from ppl_vae.files import write_whole
 from ppl_vae.lineage import Lineage, run_lineage
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.archive import results, write_draws, write_report, write_results
+from ppl_vae.report.evaluated import Evaluation
 from ppl_vae.report.filled import FilledTable, check_suffix
 from ppl_vae.report.table import filled, legend, lineage_table
 from ppl_vae.report.terminal import Display
@@ -40,6 +42,8 @@ Examples:
       the numbers alone
   ppl-vae impute mine.csv --out filled.csv
       holes filled, and how sure
+  ppl-vae evaluate vae-folder test.csv
+      a model kept by save: log p with a verdict, gaps, what its codes hold
 
 \b
 Rungs: {", ".join(list(RUNGS)[:6])},
@@ -57,8 +61,6 @@ Examples:
       the model is chosen by what it says of observed cells that are hidden from it
   ppl-vae impute mine.csv --latent-dim 3 --noise diagonal --out filled.csv
       factor analysis with three factors
-  ppl-vae impute mine.csv --missing=-999,x --out filled.tsv
-      what marks a hole in your file
 
 \b
 The filled table has the columns of the file under their names, and then, for each column that
@@ -72,9 +74,7 @@ Label = Annotated[
     str | None,
     typer.Option(help="column of classes, or 'none'; by default found. It is not modelled"),
 ]
-Missing = Annotated[
-    str | None, typer.Option(help="what marks a missing cell, separated by commas")
-]
+Missing = Annotated[str | None, typer.Option(help="what marks a missing cell; by commas several")]
 
 app = typer.Typer(
     add_completion=False,
@@ -134,10 +134,7 @@ def impute(
         int | None, typer.Option(help="K; by default chosen on hidden cells")
     ] = None,
     noise: Annotated[
-        str | None,
-        typer.Option(
-            help="isotropic (PPCA) or diagonal (factor analysis); by default chosen likewise"
-        ),
+        str | None, typer.Option(help="isotropic or diagonal; by default chosen likewise")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the hidden cells and of the start")] = 0,
     header: Header = None,
@@ -151,22 +148,49 @@ def impute(
     if check_suffix(out).resolve() == data.resolve():
         raise ValueError(f"--out must be another file than the table itself; got {out}")
     table = _read(data, header, delimiter, label, missing)
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False)
-
-    say(f"{_described(table)}, seed {seed}\n")
+    _say(f"{_described(table)}, seed {seed}\n")
     for note in table.notes:
-        say(f"note: {note}")
+        _say(f"note: {note}")
     with threads(1):
         filled = FilledTable.of(table, latent_dim, noise, seed=seed)
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
-        say(text)
+        _say(text)
     for note in filled.fit.notes:
-        say(f"note: {note}")
+        _say(f"note: {note}")
     filled.write(out)
-    say(f"wrote {out}")
+    _say(f"wrote {out}")
+
+
+@app.command(short_help="Look at a saved model with a table.")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="the folder of a saved PPCA or VAE")],
+    data: Annotated[Path, typer.Argument(help="a table in the model's units, held out if it can")],
+    out: Annotated[Path, typer.Option(help="every number, .json")] = Path("evaluation.json"),
+    draws: Annotated[int, typer.Option(help="a row, where log p is estimated")] = 1000,
+    refine: Annotated[int, typer.Option(help="steps of the search for each row's own q")] = 300,
+    rows: Annotated[int, typer.Option(help="at most so many rows are looked at")] = 500,
+    seed: Annotated[int, typer.Option(help="of the draws")] = 0,
+    header: Header = None,
+    delimiter: Delimiter = None,
+    label: Label = None,
+    missing: Missing = None,
+) -> None:
+    """Log p of a table's rows under a saved model, with a verdict; gaps; what the codes hold."""
+    at_least("rows", rows)
+    table = _read(data, header, delimiter, label, missing)
+    for note in table.notes:
+        _say(f"note: {note}")
+    with threads(1):
+        found = Evaluation.of(model, table, draws=draws, refine=refine, rows=rows, seed=seed)
+    for text in found.sentences():
+        _say(text)
+    write_whole(out, (json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+    _say(f"wrote {out}")
+
+
+def _say(text: str) -> None:
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width, highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 def _read(

@@ -1,0 +1,96 @@
+"""A saved model on a table: how well it explains rows, where its bound loses, what codes hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from ppl_vae.evaluation.collapse import Collapse, collapse
+from ppl_vae.evaluation.gaps import Gaps, gaps
+from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likelihood
+from ppl_vae.guides import ExactGuide
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.results import Result
+from ppl_vae.storage import load
+from ppl_vae.tables import Table
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
+    """What a saved model says of a table's rows.
+
+    Attributes:
+        model, data: their names.
+        log_likelihood: log p of each row, exact for PPCA.
+        gaps: where the ELBO loses its nats.
+        collapse: what the codes hold.
+    """
+
+    model: str
+    data: str
+    log_likelihood: LogLikelihood
+    gaps: Gaps
+    collapse: Collapse
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        table: Table,
+        *,
+        draws: int = 1000,
+        refine: int = 300,
+        rows: int = 500,
+        seed: int = 0,
+    ) -> Self:
+        """Load the model and look at the first rows of the table.
+
+        Args:
+            folder: what :func:`~ppl_vae.storage.save` wrote, a PPCA or a VAE.
+            table: in the units that the model was fitted in; holes are integrated out.
+            draws: a row, where log p is estimated.
+            refine: steps of the search for each row's own q.
+            rows: at most so many are looked at.
+            seed: of the draws.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+            ValueError: if it holds anything else, or the table another number of columns.
+        """
+        program = load(folder)
+        if not isinstance(program, PPCA | VAE):
+            raise ValueError(
+                f"{folder} holds a {type(program).__name__}; give the folder of a PPCA or a VAE"
+            )
+        x = table.values[:rows]
+        if x.shape[1] != program.data_dim:
+            raise ValueError(
+                f"{table.name} has {x.shape[1]} columns, and the model in {folder} "
+                f"data_dim={program.data_dim}"
+            )
+        if isinstance(program, PPCA):
+            pair = program.model, ExactGuide(program)
+            exact = exact_result(program.log_likelihood(x))
+            cells = torch.from_numpy((~np.isnan(x)).sum(1)).to(exact.value)
+            estimate = replace(exact, cells=cells)
+            split = gaps(*pair, x, log_p=exact.value, best=pair[1], seed=seed)
+        else:
+            pair = program.model, program.guide
+            estimate = log_likelihood(*pair, x, draws, refine=refine, seed=seed)
+            split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
+        found = collapse(*pair, x, seed=seed)
+        return cls(_described(program, folder), table.name, estimate, split, found)
+
+    def sentences(self) -> Iterator[str]:
+        """What there is to say, the verdict on log p first."""
+        yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
+        yield from map(str, (self.log_likelihood, self.gaps, self.collapse))
+
+
+def _described(program: PPCA | VAE, folder: Path) -> str:
+    sizes = f"D = {program.data_dim}, K = {program.latent_dim}"
+    return f"{type(program).__name__} in {folder} ({sizes})"
