@@ -741,7 +741,7 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
     assert as_json["num_samples"] == 500
     frame = estimate.to_frame()
     assert len(frame) == 20
-    assert set(frame.columns) == {"value", "standard_error", "ess", "k_hat", "reliable"}
+    assert set(frame.columns) == {"value", "standard_error", "ess", "k_hat", "reliable", "cells"}
 
 
 def test_what_json_cannot_hold_is_none():
