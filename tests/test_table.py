@@ -82,4 +82,8 @@ def test_cells():
     assert reliability(Measure(49.94, 0.1, 0.996, "estimated")) == "99 %"
     assert reliability(Measure(1.0)) == "exact"
     assert measure(Measure(math.nan, None, math.nan, "none")) == "-"
-    assert all(len(line) <= 100 for line in filled(legend(500), 100).splitlines())
+    about = {"gap_rows": 500, "reference": "the closed form", "num_missing": 3}
+    text = filled(legend(about), 100)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "angle to the closed form" in text.replace("\n", " ") and "observed" in text
+    assert "observed" not in legend(about | {"num_missing": 0})
