@@ -39,7 +39,6 @@ from ppl_vae.interop.arviz import (
     elpd,
     lineage_to_arviz,
     read_netcdf,
-    stacking_weights,
     to_arviz,
     write_netcdf,
 )
@@ -450,27 +449,6 @@ def test_arviz_compares(how):
     np.testing.assert_allclose(table["dse"], scale * ours.difference_error)
     assert table["p" if NEW else "p_loo"].isna().all()
     assert table["weight"].sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("size", [1.0, 1e4])
-def test_stacking_weights_are_those_of_the_most_probable_mixture(size):
-    rng = np.random.default_rng(1)
-    # Two models that are good for different data, and one that is good for none.
-    common, good = -size * rng.random(200), rng.random(200) < 0.7
-    pointwise = [np.where(good, 0.0, -4.0), np.where(good, -3.0, 0.0), np.full(200, -5.0)]
-    values = {n: common + v for n, v in zip("abc", pointwise, strict=True)}
-    with quietly():
-        weights = stacking_weights(compare(values))
-    assert set(weights) == set("abc") and sum(weights.values()) == pytest.approx(1, abs=1e-6)
-    densities = np.exp(pointwise)
-
-    def score(w):
-        return np.log(w @ densities).mean()
-
-    shares = np.linspace(0, 1, 501)
-    best = max(score(np.array([w, 1 - w, 0.0])) for w in shares)
-    assert score(np.array([weights[n] for n in "abc"])) == pytest.approx(best, abs=1e-4)
-    assert weights["c"] < 0.02 and 0.6 < weights["a"] < 0.8
 
 
 def test_elpd_says_what_is_not_reliable():

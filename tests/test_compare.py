@@ -143,6 +143,35 @@ def test_real_models():
     assert float(found.reliable[1]) == untrained.share_reliable
 
 
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_stacking_weights_are_those_of_the_most_probable_mixture(size):
+    rng = np.random.default_rng(1)
+    # Two models that are good for different data, and one that is good for none.
+    common, good = -size * rng.random(200), rng.random(200) < 0.7
+    pointwise = [np.where(good, 0.0, -4.0), np.where(good, -3.0, 0.0), np.full(200, -5.0)]
+    values = {n: common + v for n, v in zip("abc", pointwise, strict=True)}
+    found = compare(values)
+    weights = dict(zip(found.names, found.weight.tolist(), strict=True))
+    assert set(weights) == set("abc") and sum(weights.values()) == pytest.approx(1, abs=1e-6)
+    densities = np.exp(pointwise)
+
+    def score(w):
+        return np.log(w @ densities).mean()
+
+    shares = np.linspace(0, 1, 501)
+    best = max(score(np.array([w, 1 - w, 0.0])) for w in shares)
+    assert score(np.array([weights[n] for n in "abc"])) == pytest.approx(best, abs=1e-4)
+    assert weights["c"] < 0.02 and 0.6 < weights["a"] < 0.8
+
+
+def test_weights_do_not_depend_on_units_and_favour_nobody_without_reason():
+    values = scores()
+    found, moved = compare(values), compare({k: v + 500.0 for k, v in values.items()})
+    torch.testing.assert_close(found.weight, moved.weight, atol=1e-6, rtol=0)
+    assert found.weight.sum() == pytest.approx(1) and (found.weight >= 0).all()
+    assert compare({"alone": [1.0, 2.0]}).weight.tolist() == [1]
+
+
 def test_it_reads_well():
     text = repr(
         compare(
@@ -154,8 +183,9 @@ def test_it_reads_well():
     )
     lines = text.splitlines()
     assert lines[0].startswith("held-out log p of 3 data, nats a datum ± standard error")
-    assert " ".join(lines[1].split()) == "good one 1.000 ± 0.577 best 100 % reliable"
-    assert " ".join(lines[2].split()) == "bad ≥-3.000 ± 0.577 -4.000 ± 0.000 33 % reliable"
+    assert " ".join(lines[1].split()) == "good one 1.000 ± 0.577 best 100 % reliable weight 1.00"
+    behind = "bad ≥-3.000 ± 0.577 -4.000 ± 0.000 33 % reliable weight 0.00"
+    assert " ".join(lines[2].split()) == behind
     assert "≥: under 85% reliable, a lower bound" in lines[3]
     assert len({len(line) for line in lines[1:3]}) == 1
     assert "≥" not in repr(compare({"exact": [1.0, 2.0]}))
@@ -165,7 +195,7 @@ def test_a_frame_has_a_row_a_model():
     found = compare(scores())
     frame = found.to_frame()
     assert tuple(frame.index) == found.names and frame.index.name == "model"
-    assert tuple(frame.columns) == NUMBERS
+    assert tuple(frame.columns) == (*NUMBERS, "weight")
     assert np.array_equal(frame["difference"], found.difference)
 
 

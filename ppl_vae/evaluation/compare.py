@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
+from ppl_vae.evaluation.elpd import stacking_weights
 from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.results import Result
 
@@ -34,6 +35,8 @@ class Comparison(Result):
         difference: to the best model's mean; 0 for the best, else <= 0.
         difference_error: the paired standard error of the difference; 0 for the best.
         reliable: the share of data whose estimate is reliable; 1 for exact values.
+        weight: in the mixture of the models under which these data are most probable (stacking,
+            by ArviZ): who is needed beside the others, not who is best alone.
         pointwise: log p of each datum by each model.
     """
 
@@ -43,6 +46,7 @@ class Comparison(Result):
     difference: Float[Tensor, " M"]
     difference_error: Float[Tensor, " M"]
     reliable: Float[Tensor, " M"]
+    weight: Float[Tensor, " M"]
     pointwise: Float[Tensor, "M N"]
 
     @property
@@ -52,7 +56,7 @@ class Comparison(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a model, indexed by its name; all but ``pointwise`` as columns."""
-        columns = ("mean", "error", "difference", "difference_error", "reliable")
+        columns = ("mean", "error", "difference", "difference_error", "reliable", "weight")
         index = pd.Index(self.names, name="model")
         return pd.DataFrame({key: getattr(self, key).numpy() for key in columns}, index=index)
 
@@ -74,6 +78,7 @@ class Comparison(Result):
             f"{bound}{self.mean[row]:.3f} ± {self.error[row]:.3f}",
             behind if row else "best",
             f"{math.floor(100 * self.reliable[row])} % reliable",
+            f"weight {self.weight[row]:.2f}",
         )
 
 
@@ -97,7 +102,9 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
 
     References:
         Vehtari, Gelman, Gabry: Practical Bayesian model evaluation using leave-one-out
-        cross-validation and WAIC (2017): the paired standard error of a difference.
+        cross-validation and WAIC (2017): the paired standard error of a difference. Yao,
+        Vehtari, Simpson, Gelman: Using stacking to average Bayesian predictive distributions
+        (2018).
     """
     if not estimates:
         raise ValueError("there is nothing to compare: give at least one model's log p(x_n)")
@@ -115,6 +122,7 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
         difference=mean - mean[0],
         difference_error=_error_of_mean(pointwise - pointwise[0]),
         reliable=reliable[order],
+        weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
     )
 

@@ -5,23 +5,21 @@ Data stand along the dim ``datum``, their entries along ``column``; a latent sit
 trees cannot hold, becomes ".". ArviZ is imported when it is asked for, since that takes long.
 """
 
-import inspect
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.elpd import ElpdData, elpd_data, installed_arviz
 from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
 from ppl_vae.evaluation.likelihood import log_likelihood as estimate_log_likelihood
 from ppl_vae.evaluation.reliability import FEWEST_DRAWS, largest_k_hat
@@ -35,8 +33,6 @@ from ppl_vae.rungs import RUNGS
 
 ArvizData: TypeAlias = Any
 """``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
-ElpdData: TypeAlias = Any
-"""The installed ArviZ's ``ELPDData``."""
 
 LINEAGE_CHAINS = 4
 LARGEST_GROUP = 2**21
@@ -245,9 +241,9 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
     """
     values = compare({"elpd": value}).pointwise[0]
     if not isinstance(value, LogLikelihood) or value.method == "exact":
-        return _elpd_data(values, warning=False)
+        return elpd_data(values, warning=False)
     num_samples = max(value.num_samples, FEWEST_DRAWS)
-    return _elpd_data(
+    return elpd_data(
         values,
         warning=not bool(value.reliable.all()),
         num_samples=value.num_samples,
@@ -260,56 +256,7 @@ def compare_elpds(comparison: Comparison) -> dict[str, ElpdData]:
     """The models of a comparison for ``az.compare``, as :func:`elpd` gives them, without k-hat."""
     flags = (comparison.reliable < 1).tolist()
     rows = zip(comparison.names, comparison.pointwise, flags, strict=True)
-    return {name: _elpd_data(values, warning=flag) for name, values, flag in rows}
-
-
-def stacking_weights(comparison: Comparison) -> dict[str, float]:
-    """The mixture of the models under which the held-out data are most probable, by ArviZ.
-
-    The weights w >= 0, sum w = 1, that maximise sum_n log sum_m w_m p_m(x_n): by how much each
-    model is needed beside the others, where ranks say who is best alone.
-
-    References:
-        Yao, Vehtari, Simpson, Gelman: Using stacking to average Bayesian predictive distributions
-        (2018).
-    """
-    # What all models have in common moves no weight, and might leave the range of exp.
-    values = comparison.pointwise - comparison.pointwise.amax(0)
-    rows = zip(comparison.names, values, strict=True)
-    compared, models = _arviz().compare, {n: _elpd_data(v, warning=False) for n, v in rows}
-    exact = {"round_to": "none"} if "round_to" in inspect.signature(compared).parameters else {}
-    table = compared(models, method="stacking", **exact)
-    return {name: float(table.loc[name, "weight"]) for name in comparison.names}
-
-
-def _elpd_data(
-    values: Float[Tensor, " N"],
-    *,
-    warning: bool,
-    num_samples: int = 0,
-    good_k: float = 0.7,
-    pareto_k: Float[Tensor, " N"] | None = None,
-) -> ElpdData:
-    form = _arviz().ELPDData
-    # The names of ArviZ 1.x; 0.x has a pandas Series, its names with the estimator in them.
-    content: dict[str, Any] = {
-        "elpd": float(values.sum()),
-        "se": math.sqrt(len(values) * float(values.var(correction=0))),
-        "p": math.nan,
-        "n_samples": num_samples,
-        "n_data_points": len(values),
-        "warning": warning,
-        "elpd_i": xr.DataArray(values.numpy(), dims=("datum",)),
-        "scale": "log",
-        "good_k": good_k,
-    }
-    if pareto_k is not None:
-        content["pareto_k"] = xr.DataArray(pareto_k.numpy(), dims=("datum",))
-    if issubclass(form, pd.Series):
-        old = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
-        return form(list(content.values()), index=[old.get(name, name) for name in content])
-    told = {"kind": "loo"} if "kind" in inspect.signature(form).parameters else {}
-    return form(**told, **content)
+    return {name: elpd_data(values, warning=flag) for name, values, flag in rows}
 
 
 def write_netcdf(data: ArvizData, path: str | Path) -> None:
@@ -333,13 +280,5 @@ def read_netcdf(path: str | Path) -> ArvizData:
 
 
 def _as_installed(tree: xr.DataTree) -> ArvizData:
-    convert = getattr(_arviz(), "from_datatree", None)  # ArviZ 1.x works on trees
+    convert = getattr(installed_arviz(), "from_datatree", None)  # ArviZ 1.x works on trees
     return tree if convert is None else convert(tree)
-
-
-def _arviz() -> Any:
-    with warnings.catch_warnings():
-        # Once a day ArviZ 0.x announces 1.x, for which this module is ready.
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    return arviz

@@ -84,8 +84,9 @@ def _ranking(comparison: Comparison | None) -> list[list[str]]:
         return []
     names = ("mean", "error", "difference", "difference_error")
     columns = [[number(v, 2) for v in getattr(comparison, name).tolist()] for name in names]
-    shares = [percent(share) for share in comparison.reliable.tolist()]
-    return [list(row) for row in zip(comparison.names, *columns, shares, strict=True)]
+    columns.append([percent(share) for share in comparison.reliable.tolist()])
+    columns.append([number(weight, 2) for weight in comparison.weight.tolist()])
+    return [list(row) for row in zip(comparison.names, *columns, strict=True)]
 
 
 def _groups(
