@@ -1,6 +1,6 @@
 """What pictures show, computed once from a climbed ladder, so that drawing computes nothing."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal
 
+from ppl_vae.data import Units
+from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.predictive import draw_data, latent_means, mean_data, reconstruct
+from ppl_vae.evaluation.opinions import Opinions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.pictured import Pictured
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import Result
 from ppl_vae.rungs import RUNGS, Settings, Task
@@ -27,6 +30,8 @@ ACROSS = 8
 """Data, draws and positions side by side."""
 MANIFOLD = 9
 """Positions a latent dimension."""
+CHAINS, LEAPFROG = 32, 5
+"""Of each held-out datum that gets a second opinion; steps of their moves."""
 FOR_PICTURES = "two latents, for pictures only"
 
 
@@ -56,6 +61,8 @@ class Exhibits(Result):
         spectrum: of the training rows.
         kl: KL a latent dimension over the training rows, by model.
         comparison: of held-out log p; None for fewer than two models.
+        opinions: by model whose log p is estimated, of some held-out rows: importance sampling
+            with a refined q, and annealing.
         latent_means: of pairs with two latents, by model, over the training rows.
         reconstructions: held-out rows over their reconstructions from the mean of q.
         samples: draws of x, noise included.
@@ -68,39 +75,13 @@ class Exhibits(Result):
     spectrum: Spectrum
     kl: dict[str, Tensor]
     comparison: Comparison | None
+    opinions: dict[str, Opinions]
     latent_means: dict[str, LatentMeans]
     reconstructions: Tiles | None
     samples: Tiles | None
     manifold: Tiles | None
     interpolation: Tiles | None
     left_out: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Pictured:
-    """A pair of the ladder with the way from the data's units to its own and back."""
-
-    name: str
-    model: ProgramLike
-    guide: ProgramLike
-    inward: Callable[[Tensor], Tensor]
-    outward: Callable[[Tensor], Tensor]
-
-    def latent_means(self, x: Tensor) -> dict[str, Tensor]:
-        """The mean of q for each latent site."""
-        return latent_means(self.model, self.guide, self.inward(x))
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of x given the means of q."""
-        return self.outward(reconstruct(self.model, self.guide, self.inward(x))).to(x)
-
-    def mean(self, latents: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """The mean of x given the latents; ``like`` says how many rows there are."""
-        return self.outward(mean_data(self.model, latents, self.inward(like))).to(like)
-
-    def sample(self, like: Tensor, seed: int) -> Tensor:
-        """Draws of x, as many as there are rows in ``like``."""
-        return self.outward(draw_data(self.model, self.inward(like), seed=seed)).to(like)
 
 
 def exhibits(
@@ -187,6 +168,7 @@ class _Builder:
             spectrum=self._spectrum(),
             kl=self._kl(),
             comparison=self._comparison(),
+            opinions=self._opinions(),
             latent_means=self._latent_means(plane),
             reconstructions=self._reconstructions(),
             samples=self._samples(),
@@ -195,7 +177,7 @@ class _Builder:
             left_out=tuple(self.left_out),
         )
 
-    def _pictured(self) -> list[_Pictured]:
+    def _pictured(self) -> list[Pictured]:
         rows = [row for row in self.lineage.rows if row.rung in RUNGS]
         linear = [row for row in rows if row.model == "PPCA"]
         found = []
@@ -209,14 +191,18 @@ class _Builder:
         else:
             self.left_out.append("VAE and its latent plane: the rung vae was not climbed")
         mine = [name for name in self.lineage.pairs if name not in RUNGS]
-        same = _identity
-        return found + [_Pictured(n, *self.lineage.pairs[n], same, same) for n in mine]
+        return found + [self._of_rung(name) for name in mine]
 
-    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> _Pictured:
-        return _Pictured(name, model, guide, self.units.apply, self.units.undo)
+    def _of_rung(self, name: str) -> Pictured:
+        # Pairs of one's own were fitted to the data as given.
+        units = self.units if name in RUNGS else Units.none(self.data.train)
+        return Pictured(name, *self.lineage.pairs[name], units)
+
+    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> Pictured:
+        return Pictured(name, model, guide, self.units)
 
     def _each(
-        self, pairs: list[_Pictured], look: Callable[[_Pictured], Any], what: str
+        self, pairs: list[Pictured], look: Callable[[Pictured], Any], what: str
     ) -> dict[str, Any]:
         found = {}
         for pair in pairs:
@@ -244,13 +230,13 @@ class _Builder:
         return replace(found, eigenvalues=found.eigenvalues * float(self.units.scale) ** 2)
 
     def _kl(self) -> dict[str, Tensor]:
-        def look(pair: _Pictured) -> Tensor:
+        def look(pair: Pictured) -> Tensor:
             model, guide, owner = pair.model, pair.guide, owner_of(pair.model)
             if isinstance(owner, PPCA) and isinstance(guide, ExactGuide):
                 # On the principal axes the posterior is a product, and nowhere else.
                 turned = owner.canonical()
                 model, guide = turned.model, ExactGuide(turned, covariance="diagonal")
-            x = pair.inward(self.data.train)
+            x = pair.units.apply(self.data.train)
             return kl_by_dimension(model, guide, x, seed=self.seed)
 
         return self._each(self.pictured, look, "KL a dimension")
@@ -267,13 +253,28 @@ class _Builder:
             return None
         return compare(estimates)
 
-    def _plane(self) -> list[_Pictured]:
+    def _opinions(self) -> dict[str, Opinions]:
+        settings = self.task.settings
+        number = settings.annealed_rows
+        scored = {row.rung: row.held_out for row in self.lineage.rows if row.held_out is not None}
+        estimated = {n: found.first(number) for n, found in scored.items() if found.num_samples}
+        annealing = Annealing(settings.temperatures, leapfrog=LEAPFROG)
+
+        def look(pair: Pictured) -> Opinions:
+            x = self.data.test[:number]
+            annealed = pair.annealed(x, CHAINS, annealing, self.seed)
+            return Opinions.of({"importance": estimated[pair.name], "annealed": annealed})
+
+        pairs = [self._of_rung(name) for name in estimated]
+        return self._each(pairs, look, "annealing")
+
+    def _plane(self) -> list[Pictured]:
         """Pairs with two latents."""
         if "VAE" not in (pair.name for pair in self.pictured):
             return []
         return [pair for pair in (self._plane_ppca(), self._plane_vae()) if pair is not None]
 
-    def _plane_ppca(self) -> _Pictured | None:
+    def _plane_ppca(self) -> Pictured | None:
         try:
             ppca = replace(self.task, latent_dim=2).optimum().canonical()
         except ValueError as error:
@@ -281,7 +282,7 @@ class _Builder:
             return None
         return self._of_pair("PPCA", ppca.model, ExactGuide(ppca))
 
-    def _plane_vae(self) -> _Pictured:
+    def _plane_vae(self) -> Pictured:
         def report(step: int, value: float) -> None:
             if self.watch is not None:
                 total = self.task.settings.steps
@@ -290,7 +291,7 @@ class _Builder:
         fitted = RUNGS["vae"].climb(replace(self.task, latent_dim=2, report=report))
         return self._of_pair("VAE", fitted.model, fitted.guide)
 
-    def _latent_means(self, plane: list[_Pictured]) -> dict[str, LatentMeans]:
+    def _latent_means(self, plane: list[Pictured]) -> dict[str, LatentMeans]:
         found = {}
         mine = [pair for pair in self.pictured if pair.name not in ("PPCA", "VAE")]
         for pairs, about in ((plane, FOR_PICTURES), (mine, "its own two latents")):
@@ -300,7 +301,7 @@ class _Builder:
                     found[name] = LatentMeans(values.double(), self.labels, self.label, about)
         return found
 
-    def _mean_of_site(self, pair: _Pictured) -> Tensor:
+    def _mean_of_site(self, pair: Pictured) -> Tensor:
         return next(iter(pair.latent_means(self.data.train).values()))
 
     def _tiles(self, values: Tensor, down: Sequence[str], across: Sequence[str]) -> Tiles:
@@ -323,7 +324,7 @@ class _Builder:
         numbers = [str(number + 1) for number in range(ACROSS)]
         return self._tiles(torch.stack(list(found.values())), list(found), numbers)
 
-    def _manifold(self, vae: _Pictured) -> Tiles:
+    def _manifold(self, vae: Pictured) -> Tiles:
         z = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, MANIFOLD).double())
         down, across = torch.meshgrid(z.flip(0), z, indexing="ij")
         codes = torch.stack([across.flatten(), down.flatten()], 1).to(self.task.train)
@@ -332,7 +333,7 @@ class _Builder:
         ticks = [f"{float(value):.1f}" for value in z]
         return self._tiles(values, ticks[::-1], ticks)
 
-    def _interpolation(self, vae: _Pictured) -> Tiles:
+    def _interpolation(self, vae: Pictured) -> Tiles:
         pairs = min(3, len(self.data.test) // 2)
         ends = vae.latent_means(self.data.test[: 2 * pairs])["z"]
         place = torch.linspace(0, 1, ACROSS).to(ends)[:, None]
@@ -342,7 +343,3 @@ class _Builder:
         rows = self.data.test_rows.tolist()
         names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(pairs)]
         return self._tiles(values, names, [f"{float(p):.2f}" for p in place])
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

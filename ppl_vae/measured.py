@@ -50,6 +50,8 @@ class Row(Result):
         log_p: on the training rows.
         approximation: log p - ELBO[q*], the price of q's family.
         amortization: ELBO[q*] - ELBO[q], the price of how q is found.
+        approximation_error, amortization_error: their standard errors, over the rows they are
+            measured on, Monte Carlo part included.
         shortfall: by how much log p falls short of the best that the model can reach on the
             training rows; NaN where that is not known.
         test_log_p: on the held-out rows.
@@ -69,6 +71,8 @@ class Row(Result):
     log_p: Measure
     approximation: float
     amortization: float
+    approximation_error: float
+    amortization_error: float
     shortfall: float
     test_log_p: Measure
     noise_scale: float
@@ -119,6 +123,8 @@ class Ground:
             log_p=log_p,
             approximation=found.approximation,
             amortization=found.amortization,
+            approximation_error=found.approximation_error,
+            amortization_error=found.amortization_error,
             shortfall=self.best - log_p.value if ppca else math.nan,
             test_log_p=_mean_held_out(held_out),
             noise_scale=_noise_scale(owner) * float(self.units.scale),

@@ -51,6 +51,14 @@ class Result:
         )
 
 
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines with columns under each other, all but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
 def plain(value: Any) -> Any:
     """Tensors, results and containers of them as what JSON can hold."""
     if isinstance(value, Tensor):

@@ -38,6 +38,8 @@ class Settings:
         gap_rows: at most so many rows are used to measure gaps, and to estimate held-out log p.
         draws: a datum, where log p is estimated.
         refine: steps of the search for each datum's best q.
+        annealed_rows: at most so many held-out data get a second opinion, by annealing.
+        temperatures: of these chains.
     """
 
     steps: int = 1500
@@ -47,6 +49,8 @@ class Settings:
     gap_rows: int = 500
     draws: int = 1000
     refine: int = 150
+    annealed_rows: int = 40
+    temperatures: int = 100
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,16 @@ from ppl_vae import run_lineage
 from ppl_vae.exhibits import exhibits
 from ppl_vae.rungs import Settings
 
-SHORT = Settings(steps=120, batch_size=64, lr=2e-2, patience=3, draws=200, refine=40)
+SHORT = Settings(
+    steps=120,
+    batch_size=64,
+    lr=2e-2,
+    patience=3,
+    draws=200,
+    refine=40,
+    annealed_rows=10,
+    temperatures=20,
+)
 MINE = "a pair of mine"
 LABELS = tuple("abc"[k % 3] for k in range(200))
 

@@ -38,7 +38,7 @@ LAYERS = (
     ("evaluation.",),
     ("rungs",),
     ("measured",),
-    ("lineage",),
+    ("lineage", "pictured"),
     ("interop.", "exhibits"),
     ("report.",),
     ("cli",),

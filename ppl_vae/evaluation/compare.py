@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.evaluation.elpd import stacking_weights
 from ppl_vae.evaluation.likelihood import LogLikelihood
-from ppl_vae.results import Result
+from ppl_vae.results import Result, aligned
 
 FEW_RELIABLE = 0.85
 """Below this share of reliable data a mean is shown as a lower bound."""
@@ -64,7 +64,7 @@ class Comparison(Result):
         lines = [
             f"held-out log p of {self.num_data} data, nats a datum ± standard error; "
             "differences to the best are paired",
-            *_aligned([self._cells(row) for row in range(len(self.names))]),
+            *aligned([self._cells(row) for row in range(len(self.names))]),
         ]
         if bool((self.reliable < FEW_RELIABLE).any()):
             lines.append(f"  ≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation")
@@ -80,13 +80,6 @@ class Comparison(Result):
             f"{math.floor(100 * self.reliable[row])} % reliable",
             f"weight {self.weight[row]:.2f}",
         )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
 
 
 def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comparison:

@@ -68,6 +68,12 @@ class LogLikelihood(Result):
         curve = None if self.curve is None else self.curve + nats[:, None]
         return replace(self, value=self.value + nats, curve=curve)
 
+    def first(self, number: int) -> Self:
+        """Of the first so many data."""
+        columns = ("value", "standard_error", "ess", "k_hat", "reliable", "curve", "cells")
+        found = {name: getattr(self, name) for name in columns}
+        return replace(self, **{n: v[:number] for n, v in found.items() if v is not None})
+
     @property
     def convergence(self) -> tuple[tuple[int, float], ...]:
         """The mean over the data against the draws it was made of; empty without a curve."""
