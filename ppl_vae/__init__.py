@@ -13,6 +13,7 @@ from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.opinions import Opinions, opinions
 from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
@@ -54,6 +55,7 @@ __all__ = [
     "Lineage",
     "LogLikelihood",
     "MeanFieldGuide",
+    "Opinions",
     "PPCATransformer",
     "Program",
     "Subspace",
@@ -74,6 +76,7 @@ __all__ = [
     "log_likelihood",
     "log_weights",
     "mlp",
+    "opinions",
     "read_table",
     "run_lineage",
     "save",

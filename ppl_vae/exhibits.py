@@ -15,7 +15,7 @@ from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.opinions import Opinions
+from ppl_vae.evaluation.opinions import CHAINS, Opinions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch
 from ppl_vae.models.ppca import PPCA
@@ -30,8 +30,8 @@ ACROSS = 8
 """Data, draws and positions side by side."""
 MANIFOLD = 9
 """Positions a latent dimension."""
-CHAINS, LEAPFROG = 32, 5
-"""Of each held-out datum that gets a second opinion; steps of their moves."""
+LEAPFROG = 5
+"""Steps of a move of the chains that give held-out data a second opinion."""
 FOR_PICTURES = "two latents, for pictures only"
 
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import oracles
-from ppl_vae import PPCA, VAE, MeanFieldGuide, fit_em, fit_svi, log_likelihood, save
+from ppl_vae import PPCA, VAE, Annealing, MeanFieldGuide, fit_em, fit_svi, log_likelihood, save
 from ppl_vae.cli import app, main
 
 D = 6
@@ -53,6 +54,7 @@ def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
     save(vae, tmp_path / "vae")
     out = tmp_path / "evaluation.json"
     how = ["--draws", 200, "--refine", 60, "--seed", 3]
+    how += ["--annealed", 20, "--temperatures", 10]
     shown = run(tmp_path / "vae", data, "--out", out, *how)
     assert shown.exit_code == 0, shown.output
     x = table(seed=1)
@@ -62,9 +64,30 @@ def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
     for part in ("log-likelihood:", "Gaps in nats", "amortization"):
         assert part in shown.output
     assert len(found["collapse"]["kl_by_dimension"]) == 2
+    told = found["opinions"]["estimates"]
+    assert set(told) == {"importance", "refined", "annealed"}
+    assert told["refined"]["value"] == found["log_likelihood"]["value"][:20]
+    annealing = {"method": "annealed", "annealing": Annealing(10), "seed": 5}
+    chains = log_likelihood(vae.model, vae.guide, x, 32, **annealing, rows=torch.arange(20))
+    np.testing.assert_allclose(told["annealed"]["value"], chains.value.numpy(), atol=1e-5)
+    assert "log p of 20 data by each method" in shown.output
     again = run(tmp_path / "vae", data, "--out", tmp_path / "again.json", *how)
     assert again.output.splitlines()[:-1] == shown.output.splitlines()[:-1]
-    assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert without_paths(again) == without_paths(found)
+    how += ["--rows", 5, "--refine", 0]
+    assert run(tmp_path / "vae", data, "--out", out, *how).exit_code == 0
+    told = json.loads(out.read_text())["opinions"]["estimates"]
+    assert set(told) == {"importance", "annealed"} and len(told["annealed"]["value"]) == 5
+    assert run(tmp_path / "vae", data, "--out", out, *how, "--annealed", 0).exit_code == 0
+    assert json.loads(out.read_text())["opinions"] is None
+
+
+def without_paths(content):
+    """What was found, less how it was computed, which says how long it took."""
+    if not isinstance(content, dict):
+        return content
+    return {k: without_paths(v) for k, v in content.items() if k != "path"}
 
 
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys):

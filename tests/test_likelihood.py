@@ -24,6 +24,7 @@ from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import mlp, zero_output
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import log_weights
 from ppl_vae.program import modules_of
 
 N, D, K = 30, 6, 3
@@ -212,6 +213,7 @@ def test_memory_does_not_grow_with_the_draws():
 import numpy as np, torch
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.models.vae import VAE
+from ppl_vae.objectives import log_weights
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -366,6 +368,7 @@ def check_coverage(num_rows):
     bias = np.sqrt((moment - 1) / 1000)
     assert abs(z.mean()) < bias + slack / np.sqrt(num_rows)
     assert abs(z.std() - 1) < 0.03 + slack / np.sqrt(2 * num_rows)
+    assert stats.kstest((z - z.mean()) / z.std(), "norm").pvalue > oracles.FAILURE_RATE
     assert estimate.reliable.all()
 
 
@@ -376,6 +379,37 @@ def test_intervals_of_an_over_dispersed_guide_cover():
 @pytest.mark.slow
 def test_intervals_of_an_over_dispersed_guide_cover_in_many_replications():
     check_coverage(2000)
+
+
+@pytest.mark.parametrize(("c2", "K", "unflagged"), [(0.3, 5, 0.4), (0.1, 10, 0.02)])
+def test_intervals_of_a_narrow_guide_do_not_cover_and_it_is_flagged(c2, K, unflagged):
+    """Its weights have no variance (c^2 < 1/2): the reported errors are not to be believed.
+
+    At c^2 = 0.3 the tail index, 0.7, is hardly above what is allowed with 1,000 draws, 0.67.
+    """
+    ppca, parameters = make(K=K, D=K + 3)
+    x = rows_of(ppca, 200)
+    estimate = log_likelihood(ppca.model, scaled(ppca, c2), x, 1000, seed=0)
+    errors = estimate.value.numpy() - oracles.log_density(x, *parameters)
+    covered = (np.abs(errors) < 1.96 * estimate.standard_error.numpy()).mean()
+    assert covered < 0.9 - oracles.z_limit() * np.sqrt(0.09 / len(x))
+    assert estimate.share_reliable <= unflagged
+
+
+@pytest.mark.parametrize("c2", [0.8, 1.5])
+def test_the_second_moment_of_the_weights_is_the_formulas(c2):
+    """E[w^2] / Z^2 = S / ESS in the limit; its fourth moment is finite for c^2 > 3/4."""
+    K, S, rows = 2, 4000, 100
+    ppca, parameters = make(K=K, D=4)
+    x = rows_of(ppca, rows)
+    weights = log_weights(ppca.model, scaled(ppca, c2), torch.from_numpy(x), S).detach().numpy()
+    ratios = np.exp(weights - oracles.log_density(x, *parameters))
+    expected = oracles.proposal_second_moment(c2 * np.eye(K), np.eye(K), np.zeros(K))
+    squares = (ratios**2).mean(0)
+    z = (squares.mean() - expected) / (squares.std() / np.sqrt(rows))
+    assert abs(z) < oracles.z_limit()
+    estimate = log_likelihood(ppca.model, scaled(ppca, c2), x, S, seed=0)
+    assert float((S / estimate.ess).mean()) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_value_is_a_lower_bound_in_expectation_with_the_known_bias():

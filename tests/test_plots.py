@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.text import Text
 
 import ladders
@@ -26,6 +27,7 @@ from test_table import TABLES, lineage
 NAMES = (
     *("gap-staircase", "comparison", "objective-steps", "objective-seconds", "em-staircase"),
     *("svi-ascent", "bound-slice", "spectrum", "kl-by-dimension", "k-hat", "convergence"),
+    "annealing",
     *(
         "reconstructions",
         "samples",
@@ -145,10 +147,41 @@ def test_the_staircase_of_tables_of_all_sizes(rows):
     figure = Picture("", "", plots.staircase_size(result), draw, "").figure()
     check_readable(figure)
     (axes,) = figure.axes
-    for part, bars in enumerate(axes.containers):
+    stacked = [c for c in axes.containers if isinstance(c, BarContainer)]
+    for part, bars in enumerate(stacked):
         for bar, r in zip(bars, rows, strict=True):
             expected = (r.shortfall, r.approximation, r.amortization)[part]
             assert bar.get_width() == pytest.approx(0 if math.isnan(expected) else expected)
+
+
+def test_the_ends_of_gaps_have_their_errors():
+    rows = TABLES["large"]
+    axes = plots.gap_staircase(lineage(rows))
+    found = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    for part, bars in enumerate(found):
+        (collection,) = bars.lines[2]
+        for start, end in collection.get_segments():
+            r = rows[round(start[1])]
+            error = (r.approximation_error, r.amortization_error)[part]
+            place = (r.approximation, r.approximation + r.amortization)[part]
+            place += 0.0 if math.isnan(r.shortfall) else r.shortfall
+            assert (start[0], end[0]) == pytest.approx((place - error, place + error))
+    # What the widest bar leaves no room to see is not drawn.
+    assert [len(bars.lines[2][0].get_segments()) for bars in found] == [2, 3]
+    plt.close(axes.figure)
+
+
+def test_annealing_is_drawn_less_importance_sampling(drawn):
+    (axes,) = drawn["annealing"].figure().axes
+    told = ladders.shown().opinions
+    assert len(axes.containers) == len(told) == 3
+    for container, (name, pair) in zip(axes.containers, told.items(), strict=True):
+        less = pair.estimates["annealed"].value - pair.estimates["importance"].value
+        assert np.allclose(container.lines[0].get_ydata(), less)
+        assert container.get_label().startswith(f"{name}: mean {float(less.mean()):.3f} ±")
+        errors = [e.standard_error**2 for e in pair.estimates.values()]
+        lengths = [end[1] - start[1] for start, end in container.lines[2][0].get_segments()]
+        assert np.allclose(lengths, 2 * sum(errors).sqrt())
 
 
 def test_zeros_that_are_exact_say_so(drawn):

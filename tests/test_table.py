@@ -28,6 +28,8 @@ def row(name, log_p, shortfall, approximation, amortization, how="exact", reliab
         log_p=value,
         approximation=approximation,
         amortization=amortization,
+        approximation_error=0.1 * abs(approximation),
+        amortization_error=0.1 * abs(amortization),
         shortfall=shortfall,
         test_log_p=dataclasses.replace(value, error=0.75),
         noise_scale=0.15,

@@ -17,6 +17,8 @@ from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
 from ppl_vae.program import ProgramLike
 from ppl_vae.results import Result, aligned
 
+CHAINS = 32
+"""A datum, enough to tell whether their weights are reliable."""
 APART = 3.0
 """Means that differ by more of their Monte Carlo errors than this are told apart."""
 
@@ -124,7 +126,7 @@ def opinions(
     num_samples: int = 1000,
     *,
     refine: int = 300,
-    num_chains: int = 32,
+    num_chains: int = CHAINS,
     annealing: Annealing | None = None,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,

@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
+from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.collapse import Collapse, collapse
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likelihood
+from ppl_vae.evaluation.opinions import CHAINS, Opinions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
+from ppl_vae.program import ProgramLike
 from ppl_vae.results import Result
 from ppl_vae.storage import load
 from ppl_vae.tables import Table
@@ -26,6 +29,7 @@ class Evaluation(Result):
     Attributes:
         model, data: their names.
         log_likelihood: log p of each row, exact for PPCA.
+        opinions: log p of some rows by three methods; None where it is exact, or not wanted.
         gaps: where the ELBO loses its nats.
         collapse: what the codes hold.
     """
@@ -33,6 +37,7 @@ class Evaluation(Result):
     model: str
     data: str
     log_likelihood: LogLikelihood
+    opinions: Opinions | None
     gaps: Gaps
     collapse: Collapse
 
@@ -45,6 +50,8 @@ class Evaluation(Result):
         draws: int = 1000,
         refine: int = 300,
         rows: int = 500,
+        annealed: int = 40,
+        annealing: Annealing | None = None,
         seed: int = 0,
     ) -> Self:
         """Load the model and look at the first rows of the table.
@@ -55,6 +62,8 @@ class Evaluation(Result):
             draws: a row, where log p is estimated.
             refine: steps of the search for each row's own q.
             rows: at most so many are looked at.
+            annealed: at most so many get a second opinion, if log p is estimated.
+            annealing: of their chains.
             seed: of the draws.
 
         Raises:
@@ -74,21 +83,43 @@ class Evaluation(Result):
             )
         if isinstance(program, PPCA):
             pair = program.model, ExactGuide(program)
-            exact = exact_result(program.log_likelihood(x))
+            told, exact = None, exact_result(program.log_likelihood(x))
             cells = torch.from_numpy((~np.isnan(x)).sum(1)).to(exact.value)
             estimate = replace(exact, cells=cells)
             split = gaps(*pair, x, log_p=exact.value, best=pair[1], seed=seed)
         else:
             pair = program.model, program.guide
             estimate = log_likelihood(*pair, x, draws, refine=refine, seed=seed)
+            told = None
+            if annealed:
+                told = _second_opinion(pair, x, estimate.first(annealed), annealing, seed)
             split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
         found = collapse(*pair, x, seed=seed)
-        return cls(_described(program, folder), table.name, estimate, split, found)
+        return cls(_described(program, folder), table.name, estimate, told, split, found)
 
     def sentences(self) -> Iterator[str]:
         """What there is to say, the verdict on log p first."""
         yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
-        yield from map(str, (self.log_likelihood, self.gaps, self.collapse))
+        parts = (self.log_likelihood, self.opinions, self.gaps, self.collapse)
+        yield from (str(part) for part in parts if part is not None)
+
+
+def _second_opinion(
+    pair: tuple[ProgramLike, ProgramLike],
+    x: np.ndarray,
+    at_hand: LogLikelihood,
+    annealing: Annealing | None,
+    seed: int,
+) -> Opinions:
+    """Of the first rows, whose estimate by importance sampling is at hand."""
+    how: dict[str, Any] = {"rows": torch.arange(len(at_hand.value))}
+    found = {"importance": at_hand}
+    if at_hand.refine:
+        plain = log_likelihood(*pair, x, at_hand.num_samples, **how, seed=seed + 1)
+        found = {"importance": plain, "refined": at_hand}
+    how |= {"method": "annealed", "annealing": annealing}
+    found["annealed"] = log_likelihood(*pair, x, CHAINS, **how, seed=seed + 2)
+    return Opinions.of(found)
 
 
 def _described(program: PPCA | VAE, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ppl_vae.evaluation.ascent import Ascent
+from ppl_vae.evaluation.opinions import Opinions
 from ppl_vae.exhibits import Exhibits
 from ppl_vae.lineage import Lineage
-from ppl_vae.report import plots, tile_plots
+from ppl_vae.report import estimate_plots, plots, tile_plots
 from ppl_vae.report.drawing import SIZE, tile_size
 from ppl_vae.tiles import Tiles
 
@@ -54,7 +55,7 @@ class Picture:
 
 def pictures(lineage: Lineage, shown: Exhibits) -> list[Picture]:
     """The pictures that these results have, in the order of the page."""
-    groups = (_ladder, _bounds, _latents, _data, _plane)
+    groups = (_ladder, _bounds, _latents, _estimates, _data, _plane)
     found: dict[str, Picture] = {}
     for picture in (picture for group in groups for picture in group(lineage, shown)):
         name = re.sub(r"[^\w]+", "-", picture.name)
@@ -69,7 +70,7 @@ def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     yield Picture(
         "gap-staircase",
         "What each step away from the exact posterior costs: zero where q is exact and the fit "
-        "has converged.",
+        "has converged. Lines at the ends of the gaps are one standard error to each side.",
         plots.staircase_size(lineage),
         partial(plots.gap_staircase, lineage),
         group,
@@ -164,6 +165,10 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(plots.kl_by_dimension, shown.kl),
             group,
         )
+
+
+def _estimates(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+    group = "Whether estimates are to be believed"
     scored = {row.rung: row.held_out for row in lineage.rows if row.held_out is not None}
     estimates = {name: found for name, found in scored.items() if found.method != "exact"}
     if estimates:
@@ -172,7 +177,7 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             "Each held-out datum's Pareto k-hat under the refined q: above the dotted line its "
             "log p is no more than a lower bound.",
             SIZE,
-            partial(plots.k_hat, estimates),
+            partial(estimate_plots.k_hat, estimates),
             group,
         )
         yield Picture(
@@ -180,9 +185,23 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             "Held-out log p from the first 1/64, 1/16 and 1/4 of the draws, and from all. A curve "
             "that still rises at its end is a lower bound still.",
             SIZE,
-            partial(plots.convergence, estimates),
+            partial(estimate_plots.convergence, estimates),
             group,
         )
+    if shown.opinions:
+        yield Picture(
+            "annealing",
+            f"Log p of {_most(shown.opinions)} held-out rows by annealed importance sampling, "
+            "less that by importance sampling from the refined q. Both are lower bounds in "
+            "expectation: above zero importance sampling falls short, below zero annealing.",
+            SIZE,
+            partial(estimate_plots.annealing, shown.opinions),
+            group,
+        )
+
+
+def _most(told: Mapping[str, Opinions]) -> int:
+    return max(len(pair.estimates["annealed"].value) for pair in told.values())
 
 
 def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:

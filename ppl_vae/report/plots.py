@@ -5,7 +5,7 @@ size that its letters need.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,8 +18,6 @@ from torch import Tensor
 from ppl_vae.arguments import choose_option
 from ppl_vae.evaluation.ascent import Ascent, BoundSlice
 from ppl_vae.evaluation.compare import FEW_RELIABLE, Comparison
-from ppl_vae.evaluation.likelihood import LogLikelihood
-from ppl_vae.evaluation.reliability import largest_k_hat
 from ppl_vae.evaluation.spectrum import Spectrum
 from ppl_vae.exhibits import LatentMeans
 from ppl_vae.lineage import Lineage
@@ -50,7 +48,7 @@ def staircase_size(lineage: Lineage) -> tuple[float, float]:
 def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
     """Nats a datum lost at each rung: what log p falls short by, and the two gaps below it.
 
-    Zeros that are exact say so.
+    Zeros that are exact say so. Lines at the ends of the gaps are one standard error to each side.
     """
     ax = new_axes(ax, staircase_size(lineage))
     rows = lineage.rows
@@ -59,9 +57,13 @@ def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
     for part, (name, shade) in enumerate(PARTS.items()):
         ax.barh(np.arange(len(rows)), losses[:, part], left=left, color=shade, label=name)
         left += losses[:, part]
-    ax.set_xlim(0, 1.25 * max(left.max(), 1e-3))
+    _error_bars(ax, rows, losses.cumsum(1))
+    # What is written stands right of the error's line.
+    ends = left + np.nan_to_num([row.amortization_error for row in rows])
+    ax.set_xlim(0, 1.25 * max(ends.max(), 1e-3))
     for place, (total, row) in enumerate(zip(left, rows, strict=True)):
-        ax.text(total + 0.015 * ax.get_xlim()[1], place, _lost(row, total), va="center")
+        at = ends[place] + 0.015 * ax.get_xlim()[1]
+        ax.text(at, place, _lost(row, total), va="center")
     ax.set_yticks(np.arange(len(rows)), [row.rung for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel(f"lost, {NATS} (training rows)")
@@ -74,6 +76,18 @@ def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
 def _losses(row: Row) -> list[float]:
     parts = (row.shortfall, row.approximation, row.amortization)
     return [0.0 if math.isnan(part) else max(part, 0.0) for part in parts]
+
+
+def _error_bars(ax: Axes, rows: Sequence[Row], ends: np.ndarray) -> None:
+    # Those of one gap a little above, of the other a little below the middle of their bar; what
+    # would be shorter than its line is wide is not drawn.
+    errors = np.array([(row.approximation_error, row.amortization_error) for row in rows])
+    shortest = 2e-3 * max(float(ends.max()), 1e-3)
+    for part, place in ((1, -0.18), (2, 0.18)):
+        error = errors[:, part - 1]
+        seen = np.flatnonzero(error > shortest)
+        how = {"fmt": "none", "ecolor": "black", "elinewidth": 1.1}
+        ax.errorbar(ends[seen, part], seen + place, xerr=error[seen], **how)
 
 
 def _lost(row: Row, total: float) -> str:
@@ -219,50 +233,6 @@ def kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
     ax.set_xlabel("latent dimension, most used first")
     ax.set_ylabel(f"KL(q || p), {NATS}")
     title(ax, "Which dimensions are used")
-    legend_below(ax)
-    return ax
-
-
-def k_hat(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
-    """The Pareto tail index of each datum's weights, and up to which it may be believed.
-
-    Args:
-        estimates: by model.
-        ax: where to draw.
-    """
-    ax = new_axes(ax)
-    limits = {largest_k_hat(estimate.num_samples) for estimate in estimates.values()}
-    for limit in sorted(limits):
-        ax.axhline(limit, color="black", lw=1, ls=":", label=f"limit, {limit:.2f}")
-    for place, (name, estimate) in enumerate(estimates.items()):
-        share = math.floor(100 * estimate.share_reliable)
-        label = f"{name}: {share} % reliable"
-        at = np.arange(1, len(estimate.k_hat) + 1)
-        ax.plot(at, estimate.k_hat, ".", ms=4, color=colour(place), label=label, alpha=0.75)
-    ax.set_xlabel("held-out datum")
-    ax.set_ylabel("k-hat (no unit)")
-    title(ax, "Whose log p is to be believed")
-    legend_below(ax, 2)
-    return ax
-
-
-def convergence(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
-    """How far the mean log p from fewer of the same draws lies from that of all of them.
-
-    Args:
-        estimates: by model.
-        ax: where to draw.
-    """
-    ax = new_axes(ax)
-    for place, (name, estimate) in enumerate(estimates.items()):
-        draws, means = zip(*estimate.convergence, strict=True)
-        short = [mean - means[-1] for mean in means]
-        ax.plot(draws, short, "o-", ms=4, lw=1.2, color=colour(place), label=name)
-    ax.axhline(0, color="black", lw=1, ls=":")
-    log_scale(ax, "x")
-    ax.set_xlabel("draws a datum")
-    ax.set_ylabel(f"mean log p less that of all draws,\n{NATS}")
-    title(ax, "Are there enough draws?")
     legend_below(ax)
     return ax
 

@@ -1,6 +1,7 @@
 """The ladder on a terminal while it is climbed."""
 
 import math
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ppl_vae.lineage import Lineage
 from ppl_vae.report.table import lineage_table
 
+PIPED_WIDTH = 160
 REFRESH_EVERY = 0.25
 """Seconds."""
+
+
+def say(text: str) -> None:
+    """A line on standard output."""
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width, highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 class Display:
