@@ -17,6 +17,7 @@ import foreign
 import loops
 import oracles
 from ppl_vae.evaluation import rails as module
+from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood, prior_guide
 from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
@@ -633,14 +634,36 @@ def test_holes_are_marginalised():
     assert torch.equal(masked.value, estimate.value)
 
 
-def test_columns_in_other_units_move_log_p_by_their_logarithm():
-    ppca, (loc, loadings, noise) = make()
-    x, scale = rows_of(ppca, N), 10.0
-    other = from_arrays(scale * loc, scale * loadings, scale**2 * noise)
-    options = {"num_samples": 40, "seed": 0}
-    first = log_likelihood(ppca.model, scaled(ppca, 1.4), x, **options)
-    second = log_likelihood(other.model, scaled(other, 1.4), scale * x, **options)
-    agree(second, first.value.numpy() - D * np.log(scale), atol=1e-9)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"refine": 30},
+        {"refine": 30, "covariance": "diagonal"},
+        {"method": "prior"},
+        {"method": "annealed", "annealing": Annealing(5, leapfrog=2)},
+    ],
+    ids=["importance", "refined", "refined diagonal", "prior", "annealed"],
+)
+def test_a_column_in_other_units_moves_log_p_by_its_logarithm(how):
+    _, (loc, loadings, noise) = make()
+    factor = np.where(np.arange(D) == 2, 10.0, 1.0)
+    scale = torch.full((D,), noise**0.5).double()
+    ppca, other = (
+        PPCA.from_parameters(
+            torch.from_numpy(f[:, None] * loadings),
+            torch.from_numpy(f * loc),
+            torch.from_numpy(f) * scale,
+        )
+        for f in (np.ones(D), factor)
+    )
+    x = rows_of(ppca, N)
+    guides = (
+        (None, None) if how.get("method") == "prior" else (scaled(ppca, 1.4), scaled(other, 1.4))
+    )
+    first = log_likelihood(ppca.model, guides[0], x, 40, **how, seed=0)
+    second = log_likelihood(other.model, guides[1], factor * x, 40, **how, seed=0)
+    agree(second, first.value.numpy() - np.log(10.0), atol=1e-8)
 
 
 @pytest.mark.parametrize(
