@@ -207,6 +207,8 @@ def test_every_optimizer(optimizer, guide, grey):
         {"objective": ELBO(2, beta=0.3)},
         {"objective": ELBO(free_bits=0.2)},
         {"objective": ELBO(kl="sampled")},
+        {"objective": ELBO(2, beta=0.3, gradient="score-loo"), "warmup": 3},
+        {"objective": IWAE(3, gradient="dreg")},
         {"unroll": 2},
         {"unroll": 4},
     ],
@@ -220,20 +222,30 @@ def test_what_else_a_step_may_have(how, grey):
 ROUNDING = {"regularized": "sgd"}
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name, steps, float64):
-    _, _, x = foreign.PAIRS[name]()
-    x = torch.as_tensor(x).double()
-
+def foreign_pair(name):
     def make():
         model, guide, _ = foreign.PAIRS[name]()
         for module in modules_of(model, guide):
             module.double()
         return model, guide
 
+    return make
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_strangers_pairs(name, steps, float64):
+    _, _, x = foreign.PAIRS[name]()
+    x = torch.as_tensor(x).double()
+
     optimizer = ROUNDING.get(name, "adam")
-    agree(both_ways(make, x, steps, size=8, optimizer=optimizer))
+    agree(both_ways(foreign_pair(name), x, steps, size=8, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("name", ["two_level", "naive_conv"])
+def test_strangers_pairs_with_cut_draws(name, float64):
+    _, _, x = foreign.PAIRS[name]()
+    agree(both_ways(foreign_pair(name), x, size=8, objective=IWAE(2, gradient="dreg")))
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(3), pyro.infer.Trace_ELBO()], ids=repr)
