@@ -126,7 +126,7 @@ class _Objective(pyro.infer.ELBO):
             run = self._run(model, guide, x, keywords)
             return self._value(run, None), run.num_data
         with CutDraws() as draws:
-            run = self._run(model, guide, x, keywords)
+            run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
         return self._value(run, draws), run.num_data
 
     def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
@@ -158,11 +158,17 @@ class _Objective(pyro.infer.ELBO):
         raise NotImplementedError("traces are read by ppl_vae.traces.run_pair")
 
     def _run(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        x: Tensor,
+        keywords: Mapping[str, Any],
+        *,
+        by_score: bool = False,
     ) -> PairTraces:
         dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
         run = run_pair(model, guide, x, keywords, num_samples=self.num_particles, dim=dim)
-        if torch.is_grad_enabled() and self.gradient not in SCORES:
+        if torch.is_grad_enabled() and not by_score:
             _check_reparameterized(run)
         return run
 
@@ -203,14 +209,14 @@ class ELBO(_Objective):
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
             dimensions, so no full covariance.
-        gradient: how the gradient is estimated; the value is the same.
+        gradient: how its gradient is estimated, see :mod:`ppl_vae.gradients`; the means agree.
 
             ``"reparameterized"``: through the draws, which every site must allow.
-            ``"stl"``: the same without the guide's score (sticking the landing), whose mean is
-            zero; it vanishes at the exact posterior. The KL is estimated from the draws.
-            ``"score"``: by the guide's score, log q's gradient weighted by the objective of the
-            draw; through no draw, so for sites without a reparameterized gradient, too.
-            ``"score-loo"``: the same, less the mean over the datum's other draws.
+            ``"stl"``: the same less the guide's score, whose mean is zero (sticking the landing);
+            at the exact posterior no noise is left. The KL is estimated from the draws.
+            ``"score"``: by the guide's score, log q's gradient weighted by what is averaged;
+            not through the draws, so for sites without a reparameterized gradient, too.
+            ``"score-loo"``: the same, the mean of the datum's other draws taken off the weight.
     """
 
     def __init__(
@@ -300,9 +306,9 @@ class IWAE(_Objective):
 
     Args:
         num_samples: S.
-        gradient: how the gradient is estimated; the value is the same. ``"reparameterized"``:
-            through the draws; the larger S, the more of the encoder's is noise. ``"dreg"``:
-            doubly reparameterized (Tucker et al. 2019), of the same mean, where it is not.
+        gradient: how its gradient is estimated; the means agree. ``"reparameterized"``: through
+            the draws; for the guide, the larger S, the more of it is noise. ``"dreg"``: doubly
+            reparameterized (Tucker et al. 2019): the larger S, the less.
 
     References:
         Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016); Rainforth et al.:

@@ -1031,6 +1031,8 @@ def test_a_gradient_needs_reparameterized_sites(objective):
     match = r"site 'z' of the guide has no reparameterized gradient.*score-loo.*TraceGraph_ELBO"
     with pytest.raises(ValueError, match=match):
         objective.differentiable_loss(poisson_model, poisson_guide, x)
+    with pytest.raises(ValueError, match=match):
+        ELBO(gradient="score").terms(poisson_model, poisson_guide, x)
     assert math.isfinite(objective.loss(poisson_model, poisson_guide, x))
     with torch.no_grad():
         assert log_weights(poisson_model, poisson_guide, x, 3).shape == (3, N)
