@@ -60,13 +60,24 @@ def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor
     return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
 
 
-def floored_kl(run: PairTraces, floor: float) -> Tensor:
-    """Sum over latent dimensions of max(floor, mean KL over data and draws)."""
-    by_name = [kl_by_dimension(run, name) for name in run.latent]
+def floored_kl(run: PairTraces, floor: float, *, closed: bool = True) -> Tensor:
+    """Sum over latent dimensions of max(floor, mean KL over data and draws).
+
+    Raises:
+        ValueError: if the KL is no sum over the dimensions of the model's latent sites.
+    """
+    if auxiliary := sorted(sites(run.guide).keys() - run.latent.keys()):
+        raise ValueError(
+            f"free_bits needs a KL that is a sum over latent dimensions, and the guide's "
+            f"auxiliary sites {auxiliary} are no latent dimensions of the model; use free_bits=0"
+        )
+    by_name = [kl_by_dimension(run, name, closed=closed) for name in run.latent]
     return torch.cat(by_name).clamp(min=floor).sum()
 
 
-def kl_by_dimension(run: PairTraces, name: str, *, marginal: bool = False) -> Float[Tensor, " K"]:
+def kl_by_dimension(
+    run: PairTraces, name: str, *, marginal: bool = False, closed: bool = True
+) -> Float[Tensor, " K"]:
     """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
 
     In closed form where it is known and the order of the sites allows it, else from the draws. An
@@ -75,6 +86,7 @@ def kl_by_dimension(run: PairTraces, name: str, *, marginal: bool = False) -> Fl
     Args:
         run: traces of the pair.
         name: of the site.
+        closed: take the closed form where there is one.
         marginal: take a Gaussian with a full covariance by its marginals; they add up to less
             than its KL, by what its dimensions say of each other.
 
@@ -93,7 +105,8 @@ def kl_by_dimension(run: PairTraces, name: str, *, marginal: bool = False) -> Fl
             f"dimension; site {name!r} has a {type(q).__name__} guide. Use covariance='diagonal'"
         )
     try:
-        kl = kl_divergence(q, p) if same_order(run) else _sampled(q, p, site["value"])
+        known = closed and same_order(run)
+        kl = kl_divergence(q, p) if known else _sampled(q, p, site["value"])
     except NotImplementedError:
         kl = _sampled(q, p, site["value"])
     event = len(site["fn"].event_shape)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.divergences import closed_kl, floored_kl, same_order
+from ppl_vae.gradients import CutDraws, doubly_reparameterized, score, sticking, with_gradient
 from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
@@ -105,17 +106,31 @@ def batch_keywords(x: Tensor, mask: Tensor | None, rows: Tensor) -> dict[str, An
     return where | ({} if mask is None else {"mask": mask[rows]})
 
 
+PLAIN = "reparameterized"
+SCORES = ("score", "score-loo")
+
+
 class _Objective(pyro.infer.ELBO):
     """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
         super().__init__(num_particles=at_least("num_samples", num_samples))
+        self.gradient = choose_option("gradient", gradient, known)
         self._dims: dict[tuple[Any, ...], tuple[Any, int | None]] = {}
 
     def mean_value(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
         """The objective in nats a datum, and the size of the whole data."""
+        if self.gradient == PLAIN or not torch.is_grad_enabled():
+            run = self._run(model, guide, x, keywords)
+            return self._value(run, None), run.num_data
+        with CutDraws() as draws:
+            run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
+        return self._value(run, draws), run.num_data
+
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        """In nats a datum; with cut draws, its gradient is the estimator's."""
         raise NotImplementedError
 
     def differentiable_loss(
@@ -143,11 +158,17 @@ class _Objective(pyro.infer.ELBO):
         raise NotImplementedError("traces are read by ppl_vae.traces.run_pair")
 
     def _run(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        x: Tensor,
+        keywords: Mapping[str, Any],
+        *,
+        by_score: bool = False,
     ) -> PairTraces:
         dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
         run = run_pair(model, guide, x, keywords, num_samples=self.num_particles, dim=dim)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not by_score:
             _check_reparameterized(run)
         return run
 
@@ -169,8 +190,8 @@ def _check_reparameterized(run: PairTraces) -> None:
         if not site["fn"].has_rsample:
             raise ValueError(
                 f"site {name!r} of the guide has no reparameterized gradient "
-                f"({type(site['fn']).__name__}); use pyro.infer.TraceGraph_ELBO for it, "
-                "or a continuous relaxation"
+                f"({type(site['fn']).__name__}); use ELBO(num_samples, gradient='score-loo') or "
+                "pyro.infer.TraceGraph_ELBO for it, or a continuous relaxation"
             )
 
 
@@ -188,6 +209,14 @@ class ELBO(_Objective):
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
             dimensions, so no full covariance.
+        gradient: how its gradient is estimated, see :mod:`ppl_vae.gradients`; the means agree.
+
+            ``"reparameterized"``: through the draws, which every site must allow.
+            ``"stl"``: the same less the guide's score, whose mean is zero (sticking the landing);
+            at the exact posterior no noise is left. The KL is estimated from the draws.
+            ``"score"``: by the guide's score, log q's gradient weighted by what is averaged;
+            not through the draws, so for sites without a reparameterized gradient, too.
+            ``"score-loo"``: the same, the mean of the datum's other draws taken off the weight.
     """
 
     def __init__(
@@ -196,40 +225,55 @@ class ELBO(_Objective):
         beta: float = 1.0,
         kl: str = "auto",
         free_bits: float = 0.0,
+        gradient: str = PLAIN,
     ) -> None:
-        super().__init__(num_samples)
+        super().__init__(num_samples, gradient, (PLAIN, "stl", *SCORES))
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must be >= 0; got {beta} and {free_bits}")
         self.beta = beta
         self.kl = choose_option("kl", kl, ("auto", "sampled"))
         self.free_bits = free_bits
+        if free_bits and gradient != PLAIN:
+            raise ValueError(
+                f"free_bits stand under a mean over data, and gradient={gradient!r} weighs each "
+                f"datum alone; use gradient={PLAIN!r}"
+            )
+        if gradient == "score-loo" and num_samples < 2:
+            raise ValueError(
+                "gradient='score-loo' needs a datum's other draws: num_samples must be >= 2; "
+                "use gradient='score'"
+            )
 
     def __repr__(self) -> str:
         return (
             f"ELBO(num_samples={self.num_particles}, beta={self.beta}, "
-            f"kl={self.kl!r}, free_bits={self.free_bits})"
+            f"kl={self.kl!r}, free_bits={self.free_bits}, gradient={self.gradient!r})"
         )
 
     def terms(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """E_q[log p(x | z)] and KL(q || p) a datum, in nats, averaged over the draws."""
-        return self._terms(self._run(model, guide, x, keywords))
-
-    def mean_value(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
-    ) -> tuple[Float[Tensor, ""], int]:
-        """The objective in nats a datum, and the size of the whole data."""
         run = self._run(model, guide, x, keywords)
-        reconstruction, kl = self._terms(run)
-        cost = floored_kl(run, self.free_bits) if self.free_bits else kl.mean()
-        return reconstruction.mean() - self.beta * cost, run.num_data
-
-    def _terms(self, run: PairTraces) -> tuple[Tensor, Tensor]:
         return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
 
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        reconstruction, kl = _total(_reconstruction(run)), _total(self._kl_terms(run))
+        if self.free_bits:
+            cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
+            return reconstruction.mean() - self.beta * cost
+        terms = reconstruction - self.beta * kl
+        if draws is None:
+            return terms.mean()
+        log_q = draws.log_q(run)
+        if self.gradient == "stl":
+            source = sticking(terms, log_q, draws, self.beta)
+        else:
+            source = score(terms, log_q, leave_one_out=self.gradient == "score-loo")
+        return with_gradient(terms.mean(), source)
+
     def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
-        closed = self.kl == "auto" and same_order(run)
+        closed = self.kl == "auto" and self.gradient != "stl" and same_order(run)
         terms = []
         for name, guide_site in sites(run.guide).items():
             model_site = run.latent.get(name)
@@ -262,24 +306,28 @@ class IWAE(_Objective):
 
     Args:
         num_samples: S.
+        gradient: how its gradient is estimated; the means agree. ``"reparameterized"``: through
+            the draws; for the guide, the larger S, the more of it is noise. ``"dreg"``: doubly
+            reparameterized (Tucker et al. 2019): the larger S, the less.
 
     References:
-        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016).
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016); Rainforth et al.:
+        Tighter variational bounds are not necessarily better (2018), of the noise.
     """
 
-    def __init__(self, num_samples: int = 8) -> None:
-        super().__init__(num_samples)
+    def __init__(self, num_samples: int = 8, gradient: str = PLAIN) -> None:
+        super().__init__(num_samples, gradient, (PLAIN, "dreg"))
 
     def __repr__(self) -> str:
-        return f"IWAE(num_samples={self.num_particles})"
+        return f"IWAE(num_samples={self.num_particles}, gradient={self.gradient!r})"
 
-    def mean_value(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
-    ) -> tuple[Float[Tensor, ""], int]:
-        """The bound in nats a datum, and the size of the whole data."""
-        run = self._run(model, guide, x, keywords)
-        bound = torch.logsumexp(run.log_weights(), 0) - math.log(self.num_particles)
-        return bound.mean(), run.num_data
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        log_weights = run.log_weights()
+        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean()
+        if draws is None:
+            return bound
+        source = doubly_reparameterized(log_weights, draws.log_q(run), draws)
+        return with_gradient(bound, source)
 
 
 def without_reading(objective: Any) -> ELBO | IWAE | None:

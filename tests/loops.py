@@ -59,16 +59,19 @@ def log_joint(program, values, x, **keywords):
         return sum(s["unscaled_log_prob"].sum() for s in sites if not site_is_subsample(s))
 
 
-def slow_log_weights(model, guide, x, recorder, num_samples):
-    """log p(x_n, z_sn) - log q(z_sn | x_n) from the recorded draws, (S, N)."""
+def slow_log_joints(program, x, recorder, num_samples):
+    """A program's log density at the recorded draws, one draw and one datum at a time, (S, N)."""
     draws = recorder.draws(num_samples)
     rows = [[(recorder.row(draw, n), x[n : n + 1]) for n in range(len(x))] for draw in draws]
     return torch.stack(
-        [
-            torch.stack([log_joint(model, z, x_n) - log_joint(guide, z, x_n) for z, x_n in row])
-            for row in rows
-        ]
+        [torch.stack([log_joint(program, z, x_n) for z, x_n in row]) for row in rows]
     )
+
+
+def slow_log_weights(model, guide, x, recorder, num_samples):
+    """log p(x_n, z_sn) - log q(z_sn | x_n) from the recorded draws, (S, N)."""
+    joint, q = (slow_log_joints(p, x, recorder, num_samples) for p in (model, guide))
+    return joint - q
 
 
 def slow_joint_log_weights(model, guide, x, recorder, num_samples):

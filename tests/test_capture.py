@@ -1,5 +1,6 @@
 """Captured steps are the eager ones, bit for bit when recorded; what cannot be says so."""
 
+import functools
 import random
 import warnings
 
@@ -26,6 +27,7 @@ from ppl_vae import (
     mlp,
 )
 from ppl_vae.guides import num_scale_outputs
+from ppl_vae.inference import svi
 from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.choice import Choice, best_unroll
 from ppl_vae.inference.parameters import find_parameters
@@ -207,6 +209,7 @@ def test_every_optimizer(optimizer, guide, grey):
         {"objective": ELBO(2, beta=0.3)},
         {"objective": ELBO(free_bits=0.2)},
         {"objective": ELBO(kl="sampled")},
+        {"objective": ELBO(2, beta=0.3, gradient="score-loo"), "warmup": 3},
         {"unroll": 2},
         {"unroll": 4},
     ],
@@ -220,20 +223,30 @@ def test_what_else_a_step_may_have(how, grey):
 ROUNDING = {"regularized": "sgd"}
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name, steps, float64):
-    _, _, x = foreign.PAIRS[name]()
-    x = torch.as_tensor(x).double()
-
+def foreign_pair(name):
     def make():
         model, guide, _ = foreign.PAIRS[name]()
         for module in modules_of(model, guide):
             module.double()
         return model, guide
 
+    return make
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_strangers_pairs(name, steps, float64):
+    _, _, x = foreign.PAIRS[name]()
+    x = torch.as_tensor(x).double()
+
     optimizer = ROUNDING.get(name, "adam")
-    agree(both_ways(make, x, steps, size=8, optimizer=optimizer))
+    agree(both_ways(foreign_pair(name), x, steps, size=8, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("name", ["two_level", pytest.param("naive_conv", marks=pytest.mark.slow)])
+def test_strangers_pairs_with_cut_draws(name, float64):
+    _, _, x = foreign.PAIRS[name]()
+    agree(both_ways(foreign_pair(name), x, size=8, objective=IWAE(2, gradient="dreg")))
 
 
 @pytest.mark.parametrize("objective", [ELBO(), IWAE(3), pyro.infer.Trace_ELBO()], ids=repr)
@@ -376,6 +389,29 @@ def test_a_compiled_fit_is_the_eager_one_and_auto_knows_when_it_pays(grey):
     plain = fit_svi(model, guide, x, steps=30, batch_size=B, lr=1e-2, seed=0, capture="auto")
     assert plain.path.startswith("eager: ") and "too few to earn back" in plain.path
     agree(both_ways(lambda: pair_of("diagonal"), grey, steps=8, unroll=2, compiled=True))
+
+
+@pytest.mark.slow
+def test_a_captured_fit_killed_in_its_warmup_is_resumed_where_it_was(grey, tmp_path, monkeypatch):
+    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    file, objective = tmp_path / "fit.pt", ELBO(2, beta=2.0)
+
+    def fit(progress, **more):
+        model, guide = pair_of("diagonal")
+        how = {"objective": objective, "warmup": 60, "steps": 80, "batch_size": 24, "lr": 1e-2}
+        how |= {"seed": 0, "capture": True, "progress": progress}
+        return fit_svi(model, guide, grey, **how, **more)
+
+    def kill(step, value):
+        if step > 40:
+            raise KeyboardInterrupt
+
+    whole = fit(False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(kill, checkpoint=file)
+    resumed = fit(False, checkpoint=file)
+    assert whole.path.startswith("captured") and "as before the checkpoint" in resumed.path
+    assert torch.equal(whole.objective, resumed.objective)
 
 
 @pytest.mark.slow

@@ -120,6 +120,10 @@ CASES = {
     ),
     "warm-up": Case(ppca_and_encoder, {"steps": 70, "warmup": 60, "objective": ELBO(2, beta=2.0)}),
     "iwae": Case(ppca_and_encoder, {"steps": 60, "objective": IWAE(3)}),
+    "score": Case(
+        ppca_and_encoder,
+        {"steps": 60, "warmup": 55, "objective": ELBO(2, gradient="score-loo"), "lr": 1e-3},
+    ),
     "early stopping": Case(
         vae_with_dropout,
         {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},

@@ -33,6 +33,7 @@ LAYERS = (
         "models.likelihoods",
     ),
     ("models.ppca", "models.vae", "divergences", "data", "sheets", "tables", "tiles"),
+    ("gradients",),
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),

@@ -244,7 +244,7 @@ def test_masked_cells_are_dropped_one_by_one(name, float64):
 def test_holes_leave_finite_gradients():
     vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
     x = torch.from_numpy(oracles.with_holes(draw(N, D).numpy(), 0.4, seed=0))
-    for objective in (ELBO(), ELBO(3), IWAE(3)):
+    for objective in (ELBO(), ELBO(3), IWAE(3), *CUT, ELBO(2, gradient="score-loo")):
         vae.zero_grad()
         filled, mask = torch.where(x.isnan(), 0.0, x), ~x.isnan()
         objective.differentiable_loss(vae.model, vae.guide, filled, mask=mask).backward()
@@ -437,18 +437,27 @@ def test_beta_weighs_the_kl(kl, beta):
     assert loss == pytest.approx(-(reconstruction - beta * divergence).sum().item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("gradient", ["reparameterized", "stl", "score-loo"])
 @pytest.mark.parametrize("beta", [0.25, 4.0])
-def test_beta_is_the_variance_of_the_decoder(beta, float64):
-    """objective(s2 = 1, beta = b) = b objective(s2 = b, beta = 1) + constant."""
-    values, decoder, encoder, x = [], mlp(K, D, seed=0), mlp(D, 2 * K, seed=1), draw(N, D)
+def test_beta_is_the_variance_of_the_decoder(beta, gradient, float64):
+    """objective(s2 = 1, beta = b) = b objective(s2 = b, beta = 1) + constant, and its gradient.
+
+    With log N(x; m, s2) = -(x - m)^2 / (2 s2) - log(2 pi s2) / 2 the constant is, for D cells,
+    D / 2 (b log(2 pi b) - log(2 pi)).
+    """
+    networks, x = [mlp(K, D, seed=0), mlp(D, 2 * K, seed=1)], draw(N, D)
+    parameters, values, slopes = [p for n in networks for p in n.parameters()], [], []
     for sigma, weight in ((1.0, beta), (beta**0.5, 1.0)):
-        vae = VAE(
-            decoder=decoder, encoder=encoder, likelihood=Gaussian(sigma), data_dim=D, latent_dim=K
-        )
+        shape = {"likelihood": Gaussian(sigma), "data_dim": D, "latent_dim": K}
+        vae = VAE(decoder=networks[0], encoder=networks[1], **shape)
         torch.manual_seed(0)
-        values.append(-ELBO(2, beta=weight).loss(vae.model, vae.guide, x) / N)
+        objective = ELBO(2, beta=weight, gradient=gradient)
+        loss = objective.differentiable_loss(vae.model, vae.guide, x)
+        values.append(-loss.item() / N)
+        slopes.append(torch.autograd.grad(loss, parameters))
     constant = 0.5 * D * (beta * math.log(2 * math.pi * beta) - math.log(2 * math.pi))
     assert values[0] == pytest.approx(beta * values[1] + constant, rel=1e-12)
+    assert_same(slopes[0], tuple(beta * slope for slope in slopes[1]), 1e-10, 1e-10)
 
 
 def kl_by_dimension(guide, x):
@@ -523,6 +532,15 @@ def test_free_bits_of_a_kl_without_a_closed_form(float64):
     torch.manual_seed(0)
     high = ELBO(4, free_bits=50.0).loss(model, guide, x) / len(x)
     assert high == pytest.approx(-(reconstruction.mean() - 2 * 50.0).item(), rel=1e-12)
+
+
+def test_free_bits_stand_under_the_sampled_kl_where_it_is_asked_for():
+    ppca, guide, x = ppca_pair()
+    torch.manual_seed(0)
+    reconstruction, kl = ELBO(3, kl="sampled").terms(ppca.model, guide, x)
+    torch.manual_seed(0)
+    loss = ELBO(3, kl="sampled", free_bits=1e-12).loss(ppca.model, guide, x)
+    assert loss == pytest.approx(-(reconstruction - kl).sum().item(), rel=1e-12)
 
 
 # The ELBO of a data set
@@ -1004,12 +1022,17 @@ def poisson_model(x):
         x_site(x)
 
 
-@pytest.mark.parametrize("objective", [ELBO(), IWAE(2)], ids=repr)
+CUT = [ELBO(gradient="stl"), IWAE(2, gradient="dreg")]
+
+
+@pytest.mark.parametrize("objective", [ELBO(), IWAE(2), *CUT], ids=repr)
 def test_a_gradient_needs_reparameterized_sites(objective):
     x = draw(N, D)
-    match = r"site 'z' of the guide has no reparameterized gradient.*TraceGraph_ELBO"
+    match = r"site 'z' of the guide has no reparameterized gradient.*score-loo.*TraceGraph_ELBO"
     with pytest.raises(ValueError, match=match):
         objective.differentiable_loss(poisson_model, poisson_guide, x)
+    with pytest.raises(ValueError, match=match):
+        ELBO(gradient="score").terms(poisson_model, poisson_guide, x)
     assert math.isfinite(objective.loss(poisson_model, poisson_guide, x))
     with torch.no_grad():
         assert log_weights(poisson_model, poisson_guide, x, 3).shape == (3, N)
@@ -1060,6 +1083,13 @@ def test_a_model_that_observes_nothing_has_no_elbo():
         (lambda: elbo(GOOD_MODEL, GOOD_GUIDE, draw(N, D), batch_size=0), "batch_size must be"),
         (lambda: ELBO(kl="closed"), "kl must be one of 'auto', 'sampled'; got 'closed'"),
         (lambda: ELBO(beta=-1.0), "beta and free_bits must be >= 0; got -1.0 and 0.0"),
+        (lambda: ELBO(gradient="dreg"), "gradient must be one of.*'score-loo'; got 'dreg'"),
+        (lambda: IWAE(gradient="score"), "gradient must be one of.*'dreg'; got 'score'"),
+        (lambda: ELBO(gradient="score-loo"), "'score-loo' needs a datum's other draws.*>= 2"),
+        (
+            lambda: ELBO(free_bits=0.1, gradient="stl"),
+            "free_bits stand under a mean over data, and gradient='stl' weighs each datum alone",
+        ),
         (lambda: ELBO(free_bits=-1.0), "beta and free_bits must be >= 0; got 1.0 and -1.0"),
     ],
 )
@@ -1075,6 +1105,13 @@ def test_free_bits_need_a_kl_that_is_a_sum():
         ELBO(free_bits=0.1).loss(ppca.model, guide, x)
 
 
+def test_free_bits_do_not_go_with_auxiliary_sites(float64):
+    model, guide, x = auto_normal()
+    match = "the guide's auxiliary sites .* are no latent dimensions of the model"
+    with pytest.raises(ValueError, match=match):
+        ELBO(free_bits=0.1).loss(model, guide, x)
+
+
 def test_a_table_without_its_index_is_refused():
     ppca, guide, x = ppca_pair()
     with pytest.raises(ValueError, match="x has 5 rows, this MeanFieldGuide one q a datum for 12"):
@@ -1082,5 +1119,6 @@ def test_a_table_without_its_index_is_refused():
 
 
 def test_objectives_say_what_they_are():
-    assert repr(ELBO(2, beta=0.5)) == "ELBO(num_samples=2, beta=0.5, kl='auto', free_bits=0.0)"
-    assert repr(IWAE()) == "IWAE(num_samples=8)"
+    plain = "kl='auto', free_bits=0.0, gradient='reparameterized')"
+    assert repr(ELBO(2, beta=0.5)) == f"ELBO(num_samples=2, beta=0.5, {plain}"
+    assert repr(IWAE()) == "IWAE(num_samples=8, gradient='reparameterized')"

@@ -241,6 +241,9 @@ OBJECTIVES = {
     "IWAE": IWAE(4),
     "three draws": ELBO(3),
     "beta": ELBO(beta=0.5),
+    "sticking": ELBO(2, gradient="stl"),
+    "score": ELBO(2, gradient="score-loo"),
+    "DReG": IWAE(3, gradient="dreg"),
     "stock": Trace_ELBO(),
 }
 
@@ -690,14 +693,16 @@ def test_a_fit_that_only_gets_better_restores_nothing(small):
 
 
 def test_validation_is_the_elbo_whatever_is_trained(small):
-    looks = {}
-    for name, objective in (("one", ELBO()), ("heavy", ELBO(beta=50.0)), ("iwae", IWAE(16))):
+    looks, objectives = {}, {"one": ELBO(), "heavy": ELBO(beta=50.0), "iwae": IWAE(16)}
+    objectives |= {"floored": ELBO(free_bits=30.0), "score": ELBO(2, 3.0, gradient="score-loo")}
+    for name, objective in objectives.items():
         ppca, guide = linear_pair(small)
         still = {"objective": objective, "lr": 1e-13, "seed": 0, "steps": 1}
         looks[name] = fit_svi(ppca.model, guide, small, x_val=small + 0.1, **still)
     for fit in looks.values():
         torch.testing.assert_close(fit.validation, looks["one"].validation, rtol=1e-9, atol=0)
-    assert looks["heavy"].objective[0] < looks["heavy"].validation[0] - 10
+    for name in ("heavy", "floored"):
+        assert looks[name].objective[0] < looks[name].validation[0] - 10
     truth = elbo(ppca.model, guide, small + 0.1, num_samples=5000, seed=1)
     draws = [elbo(ppca.model, guide, small + 0.1, seed=s).mean() for s in range(40)]
     error = torch.stack(draws).std() / VALIDATION_DRAWS**0.5
