@@ -35,6 +35,7 @@ class Comparison(Result):
         difference_error: the paired standard error of the difference; 0 for the best.
         reliable: the share of data whose estimate is reliable; 1 for exact values.
         pointwise: log p of each datum by each model.
+        notes: what else a person should know of a model's numbers, its name first.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class Comparison(Result):
     difference_error: Float[Tensor, " M"]
     reliable: Float[Tensor, " M"]
     pointwise: Float[Tensor, "M N"]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_data(self) -> int:
@@ -64,7 +66,7 @@ class Comparison(Result):
         ]
         if bool((self.reliable < FEW_RELIABLE).any()):
             lines.append(f"  ≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _cells(self, row: int) -> tuple[str, ...]:
         bound = "≥" if self.reliable[row] < FEW_RELIABLE else ""
@@ -116,11 +118,16 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
         difference_error=_error_of_mean(pointwise - pointwise[0]),
         reliable=reliable[order],
         pointwise=pointwise,
+        notes=tuple(f"{name}: {note}" for name, e in estimates.items() for note in _notes(e)),
     )
 
 
 def _error_of_mean(values: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
     return values.std(1) / math.sqrt(values.shape[1])
+
+
+def _notes(estimate: Any) -> tuple[str, ...]:
+    return estimate.notes if isinstance(estimate, LogLikelihood) else ()
 
 
 def _share_reliable(estimate: Any) -> float:
