@@ -17,6 +17,7 @@ from ppl_vae import (
     ELBO,
     IWAE,
     VAE,
+    Annealing,
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
@@ -78,8 +79,9 @@ DENSITIES = [name for name in MAKERS if name != "soft"]
 
 def likelihood_of(name, data_dim=D):
     """In float64, ready for evaluation: an optimal scale is frozen."""
-    likelihood = MAKERS[name][0]().double()
+    likelihood = MAKERS[name][0]()
     likelihood.sized(data_dim)
+    likelihood.double().requires_grad_(False)
     if name == "optimal":
         with likelihood.survey():
             likelihood(torch.zeros(N, data_dim).double(), 0.8 * torch.ones(N, data_dim).double())
@@ -148,7 +150,7 @@ def test_a_continuous_bernoulli_has_its_figures_at_every_logit(dtype, tolerance)
 @pytest.mark.parametrize("logit", [-700.0, -30.0, -1e-3, 0.0, 1e-9, 0.3, 40.0])
 def test_a_continuous_bernoulli_integrates_to_one(logit):
     p = densities.ContinuousBernoulli(torch.tensor(logit, dtype=torch.float64))
-    density = lambda x: p.log_prob(torch.tensor(x).double()).exp().item()  # noqa: E731
+    density = lambda x: p.log_prob(torch.tensor(x, dtype=torch.float64)).exp().item()  # noqa: E731
     peak = [1 / 700, 1 - 1 / 700, 1 / 30, 1 - 1 / 30]
     total, _ = integrate.quad(density, 0, 1, points=peak, epsabs=1e-12)
     assert total == pytest.approx(1, abs=1e-9)
@@ -172,7 +174,7 @@ def test_a_soft_bernoulli_is_no_density_and_a_binary_one_is():
     """The integral of p^x (1 - p)^(1 - x) is (2p - 1) / logit(p): 0.47 at p = 0.3."""
     logits = torch.tensor([special.logit(0.3)]).double()
     soft, binary = Bernoulli(soft_targets=True)(logits[None]), Bernoulli()(logits[None])
-    at = lambda x: soft.log_prob(torch.tensor([[x]]).double()).exp().item()  # noqa: E731
+    at = lambda x: soft.log_prob(torch.tensor([[x]], dtype=torch.float64)).exp().item()  # noqa: E731
     assert integrate.quad(at, 0, 1)[0] == pytest.approx(0.4 / 0.8472978603872034, abs=1e-10)
     ends = torch.tensor([[0.0], [1.0]]).double()
     assert binary.log_prob(ends).exp().sum() == pytest.approx(1)
@@ -196,7 +198,7 @@ def test_every_density_of_a_cell_integrates_to_one_and_has_these_moments(name):
         one = likelihood(outputs[row : row + 1])
 
         def density(x, one=one):
-            return one.log_prob(torch.tensor([[float(x)]]).double()).exp().item()
+            return one.log_prob(torch.tensor([[x]], dtype=torch.float64)).exp().item()
 
         for power, expected in (
             (0, 1.0),
@@ -282,7 +284,7 @@ def test_a_bernoulli_is_its_probability_function():
         p = Bernoulli(soft)(logits[:, None])
         for x in (0.0, 1.0, *([0.3] if soft else [])):
             expected = x * logits.numpy() - np.logaddexp(0, logits.numpy())
-            value = p.log_prob(torch.full((5, 1), x).double())
+            value = p.log_prob(torch.full((5, 1), x, dtype=torch.float64))
             np.testing.assert_allclose(value, expected, rtol=1e-12)
         np.testing.assert_allclose(p.mean[:, 0], special.expit(logits.numpy()), rtol=1e-12)
 
@@ -294,6 +296,7 @@ def test_gradients_are_those_of_finite_differences(name):
         likelihood.thaw()
         likelihood.train()
     outputs = draw(3, D * likelihood.outputs_per_dim, seed=2).requires_grad_()
+    likelihood.requires_grad_()
     names = [name for name, _ in likelihood.named_parameters()]
 
     def value(outputs, *parameters):
@@ -302,7 +305,7 @@ def test_gradients_are_those_of_finite_differences(name):
             return torch.func.functional_call(likelihood, given, (outputs, x)).log_prob(x)
 
     parameters = [p.detach().clone().requires_grad_() for p in likelihood.parameters()]
-    assert torch.autograd.gradcheck(value if not names else value, (outputs, *parameters))
+    assert torch.autograd.gradcheck(value, (outputs, *parameters))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -371,7 +374,9 @@ def test_learned_scales_stay_above_their_floor_and_say_when_they_are_there(kind)
     with torch.no_grad():
         likelihood.scale_unconstrained.view(-1)[:1].fill_(-50)
     assert likelihood.scale.min().item() == pytest.approx(0.01, rel=1e-6)
-    assert likelihood(torch.zeros(1, 3)).variance.sqrt().min() == pytest.approx(0.01, rel=1e-6)
+    assert likelihood(torch.zeros(1, 3)).variance.detach().sqrt().min() == pytest.approx(
+        0.01, rel=1e-6
+    )
     who = "the noise scale" + ("" if kind == "shared" else " of 1 of 3 columns")
     assert likelihood.notes() == [f"{who} has reached its floor, 0.01: lower floor= or check x"]
     assert Gaussian(0.005).notes() == Gaussian("per-dim").notes() == []
@@ -477,7 +482,7 @@ def test_the_optimal_scale_is_the_best_of_the_batch():
 def test_the_optimal_scale_is_the_closed_form_of_ppca():
     """Draws whose first two moments are exactly those of the posterior: W, mu and sigma agree."""
     x = oracles.simulate_ppca((9.0, 4.0), 0.3, 60, 6, seed=0)
-    loc, loadings, noise = oracles.closed_form_ppca(x, 2)
+    loadings, loc, noise = oracles.closed_form_ppca(x, 2)
     posterior = oracles.posterior(x, loc, loadings, noise)
     mean, covariance = posterior[0], posterior[1]
     covariance = np.broadcast_to(covariance, (len(x), 2, 2))
@@ -504,7 +509,7 @@ def test_a_linear_vae_with_an_optimal_scale_ends_at_the_closed_form():
     vae = VAE.mlp(6, 2, hidden=(), likelihood=likelihood, covariance="full", seed=0).double()
     vae.center(x)
     fit_svi(
-        vae.model, vae.guide, x, steps=1500, lr=0.03, seed=0, capture=False,
+        vae.model, vae.guide, x, steps=400, lr=0.05, seed=0, capture=False,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
     )  # fmt: skip
     assert float(vae.likelihood.scale**2) == pytest.approx(noise, rel=0.02)
@@ -513,34 +518,42 @@ def test_a_linear_vae_with_an_optimal_scale_ends_at_the_closed_form():
     assert exact - 0.05 < bound < exact + 0.02
 
 
-UNFROZEN = "the optimal scale is not frozen.*call freeze_scale"
+def holed_rows(x):
+    """With NaN in some cells, none in the first column."""
+    holed = torch.where(uniform(*x.shape, seed=3) < 0.8, x, torch.nan)
+    holed[:, 0] = x[:, 0]
+    return holed
 
 
-def test_evaluation_with_an_unfrozen_scale_raises(tmp_path):
+LOOKS = {
+    "elbo": lambda vae, x: elbo(vae.model, vae.guide, x),
+    "elbo, draws": lambda vae, x: elbo(vae.model, vae.guide, x, num_samples=3),
+    "log p": lambda vae, x: log_likelihood(vae.model, vae.guide, x, 10),
+    "annealed": lambda vae, x: log_likelihood(
+        vae.model, None, x, 2, method="annealed", annealing=Annealing(temperatures=2, leapfrog=2)
+    ),
+    "gaps": lambda vae, x: gaps(vae.model, vae.guide, x, steps=2, num_samples=10),
+    "impute": lambda vae, x: impute(vae.model, vae.guide, holed_rows(x), 10),
+    "mean": lambda vae, x: mean_data(vae.model, {"z": torch.zeros(N, K)}, x),
+    "draws": lambda vae, x: draw_data(vae.model, x),
+    "sample": lambda vae, x: vae.sample(2),
+    "reconstruct": lambda vae, x: vae.reconstruct(x),
+    "decode": lambda vae, x: vae.decode(torch.zeros(1, K)),
+    "Predictive": lambda vae, x: Predictive(vae.model, num_samples=2)(x, observe=False),
+    "eval": lambda vae, x: vae.eval().model(x),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_evaluation_with_an_unfrozen_scale_raises(look, tmp_path):
     vae, x = vae_of("optimal"), MAKERS["optimal"][1](N, D)
-    holed = torch.where(uniform(N, D, seed=3) < 0.8, x, torch.nan)
-    holed[:, 0] = 0.0
-    loaded = load(save(vae, tmp_path))
-    for one in (vae, loaded):
-        pair = one.model, one.guide
-        for look in (
-            lambda: elbo(*pair, x),
-            lambda: log_likelihood(*pair, x, 10),
-            lambda: log_likelihood(*pair, x, 10, method="annealed"),
-            lambda: gaps(*pair, x, steps=2, num_samples=10),
-            lambda: impute(*pair, holed, 10),
-            lambda: mean_data(one.model, {"z": torch.zeros(N, K)}, x),
-            lambda: draw_data(one.model, x),
-            lambda: one.sample(2),
-            lambda: one.reconstruct(x),
-            lambda: one.decode(torch.zeros(1, K)),
-            lambda: Predictive(one.model, num_samples=2)(x, observe=False),
-            lambda: one.eval().model(x),
-        ):
-            with pytest.raises(ValueError, match=UNFROZEN):
-                look()
-            one.train()
-        assert log_weights(*pair, x, 3).isfinite().all()  # as in training
+    for one in (vae, load(save(vae, tmp_path))):
+        assert log_weights(one.model, one.guide, x, 3).isfinite().all()  # as in training
+        with pytest.raises(ValueError, match=r"optimal scale is not frozen.*call freeze_scale"):
+            look(one, x)
+        one.train()
+        freeze_scale(one.model, one.guide, x)
+        look(one, x)
 
 
 def test_a_frozen_scale_is_that_of_mean_squared_residuals_and_stays(tmp_path):
@@ -666,8 +679,7 @@ def test_every_likelihood_is_fitted_measured_saved_and_drawn_from(name, tmp_path
 @pytest.mark.parametrize("name", CELLS)
 def test_holes_are_filled_where_cells_are_independent(name):
     x = MAKERS[name][1](N, D)
-    holed = torch.where(uniform(N, D, seed=3) < 0.8, x, torch.nan)
-    holed[:, 0] = x[:, 0]
+    holed = holed_rows(x)
     vae = vae_of(name, missing="zeros+mask").center(holed)
     fit_svi(vae.model, vae.guide, holed, steps=5, lr=1e-2, seed=0)
     filled = impute(vae.model, vae.guide, holed, 200, draws=2, seed=0)
@@ -708,10 +720,14 @@ def test_rows_of_counts_are_drawn_with_the_totals_of_the_data():
             look()
 
 
-CAPTURED = ["optimal", "network", "per-dim", "continuous", "categorical", "poisson", "multinomial"]
+RECORDED = [
+    name if name in ("optimal", "multinomial") else pytest.param(name, marks=pytest.mark.slow)
+    for name in MAKERS
+    if name != "fixed"
+]
 
 
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded_steps_are_the_eager_ones(name):
     def make():
         vae = vae_of(name)
@@ -831,8 +847,7 @@ def test_sizes_that_make_no_sense_are_refused(make, match):
 @pytest.mark.parametrize("name", CELLS)
 def test_a_centred_decoder_starts_at_the_means_of_the_columns(name):
     x = MAKERS[name][1](N, D)
-    holed = torch.where(uniform(N, D, seed=3) < 0.8, x, torch.nan)
-    holed[:, 0] = x[:, 0]
+    holed = holed_rows(x)
     for data in (x, holed):
         vae = vae_of(name)
         assert vae.center(data.numpy()) is vae
