@@ -213,8 +213,9 @@ def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
     """What programs and their parts say that a person should know of their numbers, once each."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     owners = [owner_of(program) for program in programs]
-    told = [getattr(part, "notes", None) for part in (*owners, *parts)]
-    return tuple(dict.fromkeys(note for notes in told if callable(notes) for note in notes()))
+    told: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
+    lists: list[Any] = [notes() for notes in told if callable(notes)]
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
 def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:

@@ -179,7 +179,8 @@ def for_shapes(*programs: ProgramLike) -> Iterator[None]:
         stack.enter_context(probing(*programs))
         stack.enter_context(mode(*programs, training=False))
         for part in parts:
-            if callable(stand_in := getattr(part, "stand_in", None)):
+            if hasattr(part, "stand_in"):
+                stand_in: Any = part.stand_in
                 stack.enter_context(stand_in())
         yield
 

@@ -14,7 +14,8 @@ from ppl_vae.program import ProgramLike, as_observed, check_support, modules_of
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import run_pair
 
-ROWS_AT_ONCE = 2**13
+ROWS_AT_ONCE = 4096
+DRAWS = 4
 
 
 def freeze_scale(
@@ -23,7 +24,7 @@ def freeze_scale(
     x: ArrayLike,
     *,
     mask: ArrayLike | None = None,
-    num_samples: int = 10,
+    num_samples: int = DRAWS,
     seed: int | None = 0,
 ) -> None:
     """Freeze the optimal scale of a pair's ``Gaussian("optimal")``, in place.
@@ -56,7 +57,7 @@ def survey(
     x: Tensor,
     mask: Tensor | None,
     *,
-    num_samples: int = 10,
+    num_samples: int = DRAWS,
     seed: int | None = 0,
 ) -> None:
     """Show all rows to the likelihoods of a pair that ask for it; see :func:`freeze_scale`."""

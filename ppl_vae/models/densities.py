@@ -15,7 +15,7 @@ _HALVINGS = 100
 class _OfOutputs(TorchDistribution):
     """Abstract: one distribution of a number for each of a decoder's outputs."""
 
-    arg_constraints: ClassVar = {"outputs": constraints.real}
+    arg_constraints: ClassVar[Any] = {"outputs": constraints.real}
 
     def __init__(self, outputs: Float[Tensor, "*B"], validate_args: bool | None = None) -> None:
         self.outputs = outputs
@@ -172,7 +172,7 @@ class RowOfCounts(TorchDistribution):
         total_count: n of the rows that are drawn; without it none can be drawn.
     """
 
-    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    arg_constraints: ClassVar[Any] = {"logits": constraints.real_vector}
     support: Any = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(

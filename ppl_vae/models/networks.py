@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,13 +61,13 @@ def zero_output(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def output_bias(network: nn.Module, width: int) -> nn.Parameter:
+def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
     """The bias that a network adds at its end, one number for each output, (width,).
 
     Raises:
         TypeError: if it does not end in a layer with such a bias.
     """
-    last = network
+    last: Any = network
     while isinstance(last, nn.Sequential) and len(last):
         last = last[-1]
     bias = getattr(last, "bias", None)
