@@ -19,6 +19,7 @@ from ppl_vae import (
     VAE,
     Annealing,
     Bernoulli,
+    CapturedSVI,
     Categorical,
     ContinuousBernoulli,
     Gaussian,
@@ -591,6 +592,21 @@ def test_plain_pyro_trains_with_the_optimal_scale_and_then_freezes_it():
     freeze_scale(vae.model, vae.guide, x)
     assert 2 < vae.likelihood.scale < 4
     assert log_likelihood(vae.model, vae.guide, x, 50).value.isfinite().all()
+
+
+def test_captured_steps_of_ones_own_loop_follow_a_scale_that_is_frozen():
+    found = []
+    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+        vae, x = vae_of("optimal"), MAKERS["optimal"][1](N, D)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **how)
+        torch.manual_seed(0)
+        losses = [svi.step(x) for _ in range(4)]
+        freeze_scale(vae.model, vae.guide, 10 * x)
+        losses += [svi.step(x) for _ in range(2)]
+        found.append(losses)
+        assert kind is SVI or svi.path == "captured"
+    np.testing.assert_allclose(*found, rtol=1e-10)
+    assert found[0][4] > found[0][3] + N * D
 
 
 def test_fits_thaw_look_and_freeze():

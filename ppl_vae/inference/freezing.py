@@ -43,8 +43,7 @@ def freeze_scale(
     Raises:
         ValueError: if the pair has no such likelihood; bad data.
     """
-    parts = _surveyed(model, guide)
-    if not any(isinstance(part, Gaussian) and part.kind == "optimal" for part in parts):
+    if not _has_optimal_scale(model, guide):
         raise ValueError("the pair has no Gaussian('optimal'), so there is no scale to freeze")
     x, mask = as_observed(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
@@ -79,6 +78,9 @@ def frozen(
     model: ProgramLike, guide: ProgramLike, x: Tensor, mask: Tensor | None
 ) -> Iterator[None]:
     """Inside, a pair that is in training can be evaluated."""
+    if not _has_optimal_scale(model, guide):
+        yield
+        return
     survey(model, guide, x, mask, num_samples=1)
     try:
         yield
@@ -90,6 +92,11 @@ def thaw(model: ProgramLike, guide: ProgramLike) -> None:
     """Let optimal scales be those of each batch again, as a fit begins."""
     for part in _surveyed(model, guide):
         part.thaw()
+
+
+def _has_optimal_scale(model: ProgramLike, guide: ProgramLike) -> bool:
+    parts = _surveyed(model, guide)
+    return any(isinstance(part, Gaussian) and part.kind == "optimal" for part in parts)
 
 
 def _surveyed(model: ProgramLike, guide: ProgramLike) -> list[Likelihood]:
