@@ -15,7 +15,9 @@ from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import run_pair
 
 ROWS_AT_ONCE = 4096
-DRAWS = 4
+ENOUGH, A_LOOK = 20_000, 2_000
+"""So many rows (draws times data), or all data once, are run for a scale that is kept, and for one
+that is gone after a look at validation rows."""
 
 
 def freeze_scale(
@@ -24,7 +26,7 @@ def freeze_scale(
     x: ArrayLike,
     *,
     mask: ArrayLike | None = None,
-    num_samples: int = DRAWS,
+    num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
     """Freeze the optimal scale of a pair's ``Gaussian("optimal")``, in place.
@@ -37,7 +39,7 @@ def freeze_scale(
         model, guide: any pair under the contract; run in evaluation mode.
         x: the training data, (N, D); NaN is a hole.
         mask: True where observed.
-        num_samples: draws of z a datum.
+        num_samples: draws of z a datum; by default as many as make 20,000 rows in all.
         seed: of the draws.
 
     Raises:
@@ -45,9 +47,11 @@ def freeze_scale(
     """
     if not _has_optimal_scale(model, guide):
         raise ValueError("the pair has no Gaussian('optimal'), so there is no scale to freeze")
+    if num_samples is not None:
+        at_least("num_samples", num_samples)
     x, mask = as_observed(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
-    survey(model, guide, x, mask, num_samples=at_least("num_samples", num_samples), seed=seed)
+    survey(model, guide, x, mask, num_samples=num_samples, seed=seed)
 
 
 def survey(
@@ -56,7 +60,7 @@ def survey(
     x: Tensor,
     mask: Tensor | None,
     *,
-    num_samples: int = DRAWS,
+    num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
     """Show all rows to the likelihoods of a pair that ask for it; see :func:`freeze_scale`."""
@@ -68,9 +72,14 @@ def survey(
         stack.enter_context(mode(model, guide, training=False))
         for part in parts:
             stack.enter_context(part.survey())
-        for _ in range(num_samples):
+        left = num_samples or -(-ENOUGH // len(x))
+        while left:
+            draws = min(left, max(1, ROWS_AT_ONCE // len(x)))
             for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
-                run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
+                # Rows are repeated, which programs can have that no plate of samples fits around.
+                told = batch_keywords(x, mask, rows)
+                run_pair(model, guide, x[rows], told, num_samples=draws)
+            left -= draws
 
 
 @contextmanager
@@ -81,7 +90,7 @@ def frozen(
     if not _has_optimal_scale(model, guide):
         yield
         return
-    survey(model, guide, x, mask, num_samples=1)
+    survey(model, guide, x, mask, num_samples=-(-A_LOOK // len(x)))
     try:
         yield
     finally:
