@@ -19,12 +19,21 @@ from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.freezing import freeze_scale
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.lineage import Lineage, run_lineage
-from ppl_vae.models.likelihoods import Bernoulli, Gaussian, Likelihood
+from ppl_vae.models.gaussian import Gaussian
+from ppl_vae.models.likelihoods import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    Multinomial,
+    Poisson,
+)
 from ppl_vae.models.networks import mlp
+from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
@@ -43,8 +52,10 @@ __all__ = [
     "Bernoulli",
     "Bidirectional",
     "CapturedSVI",
+    "Categorical",
     "Collapse",
     "Comparison",
+    "ContinuousBernoulli",
     "ExactGuide",
     "FitResult",
     "Gaps",
@@ -55,8 +66,10 @@ __all__ = [
     "Lineage",
     "LogLikelihood",
     "MeanFieldGuide",
+    "Multinomial",
     "Opinions",
     "PPCATransformer",
+    "Poisson",
     "Program",
     "Subspace",
     "Table",
@@ -69,6 +82,7 @@ __all__ = [
     "fit_closed_form",
     "fit_em",
     "fit_svi",
+    "freeze_scale",
     "gaps",
     "impute",
     "kl_by_dimension",

@@ -209,6 +209,15 @@ def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
     return list({id(module): module for module in modules}.values())
 
 
+def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
+    """What programs and their parts say that a person should know of their numbers, once each."""
+    parts = [part for module in modules_of(*programs) for part in module.modules()]
+    owners = [owner_of(program) for program in programs]
+    told: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
+    lists: list[Any] = [notes() for notes in told if callable(notes)]
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
+
+
 def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:
     """Parameters and buffers of the programs' modules, in order."""
     for module in modules_of(*programs):

@@ -13,7 +13,7 @@ from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.progress import Report
 from ppl_vae.inference.svi import fit_svi
-from ppl_vae.models.likelihoods import Gaussian
+from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE

@@ -5,7 +5,7 @@ Nothing in the package changes any of these for longer than a ``with`` block.
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,23 @@ def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
     finally:
         for part, flag in before:
             part.training = flag
+
+
+@contextmanager
+def for_shapes(*programs: ProgramLike) -> Iterator[None]:
+    """Run a pair in evaluation mode for the shapes of its sites: see :func:`probing`.
+
+    Modules that cannot be evaluated yet (which have ``stand_in()``, a context) get by there.
+    """
+    parts = [part for module in modules_of(*programs) for part in module.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(probing(*programs))
+        stack.enter_context(mode(*programs, training=False))
+        for part in parts:
+            if hasattr(part, "stand_in"):
+                stand_in: Any = part.stand_in
+                stack.enter_context(stand_in())
+        yield
 
 
 @contextmanager

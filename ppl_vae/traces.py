@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted
-from ppl_vae.state import mode, probing
+from ppl_vae.state import for_shapes
 
 SAMPLE_PLATE = "_samples"
 Site = dict[str, Any]
@@ -238,7 +238,7 @@ def sample_dim(
         densities there (a network that takes 2-d input only, a ``softmax(dim=1)``): such a pair
         is run on repeated rows.
     """
-    with probing(model, guide), mode(model, guide, training=False):
+    with for_shapes(model, guide):
         alone = run_pair(model, guide, x, keywords)
         plates = [frames(s) for t in (alone.model, alone.guide) for s in sites(t).values()]
         dim = min(frame.dim for found in plates for frame in found.values()) - 1

@@ -831,7 +831,7 @@ def test_holes_are_masked_as_by_hand(name, batch_size, small):
                 if isinstance(owner, PPCA):
                     p_x = dist.Normal(z @ owner.loadings.mT + owner.loc, owner.noise_scale)
                 else:
-                    p_x = owner.likelihood(owner.decoder(z))
+                    p_x = dist.Normal(owner.decoder(z), owner.likelihood.scale)
                 pyro.sample("x", p_x.mask(seen[rows]).to_event(1), obs=x)
 
         return program

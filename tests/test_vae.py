@@ -2,18 +2,15 @@
 
 import copy
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from scipy import special, stats
 from torch import nn
 
-import oracles
 from ppl_vae.guides import COVARIANCES, AmortizedGuide, MeanFieldGuide, num_scale_outputs
-from ppl_vae.models.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
+from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import ACTIVATIONS, last_linear, mlp, zero_output
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -285,92 +282,6 @@ def test_the_support_is_checked_by_the_likelihood():
         vae.check_data(torch.tensor([[0.0, 1.0, 0.5]]))
     vae.check_data(torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[True, True, False]]))
     assert vae.notes() == []
-
-
-# Likelihoods
-
-
-@pytest.mark.parametrize("scale", [0.1, 0.5, 3.0])
-def test_a_gaussian_is_the_normal_density(scale):
-    outputs, x = draw(4, D, dtype=torch.float64), draw(4, D, seed=1, dtype=torch.float64)
-    p = Gaussian(scale).double()(outputs)
-    assert (p.batch_shape, p.event_shape) == ((4, D), ())
-    np.testing.assert_allclose(p.log_prob(x), stats.norm(outputs, scale).logpdf(x), rtol=1e-12)
-
-
-def test_a_fixed_scale_is_no_parameter_and_a_shared_one_is():
-    assert list(Gaussian(0.5).parameters()) == []
-    likelihood = Gaussian("shared", initial=0.7)
-    assert len(list(likelihood.parameters())) == 1
-    assert likelihood.scale.item() == pytest.approx(0.7)
-
-
-def test_a_learned_scale_stays_above_its_floor_and_says_when_it_is_there():
-    likelihood = Gaussian("shared", floor=0.01)
-    assert likelihood.notes() == []
-    with torch.no_grad():
-        likelihood.scale_unconstrained.fill_(-50)
-    assert likelihood.scale.item() == pytest.approx(0.01, rel=1e-6)
-    assert likelihood(torch.zeros(1, 1)).scale.item() == pytest.approx(0.01, rel=1e-6)
-    assert "the noise scale has reached its floor, 0.01" in likelihood.notes()[0]
-    assert Gaussian(0.005).notes() == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"scale": 0.0}, "scale must be positive or 'shared'; got 0"),
-        ({"scale": -1.0}, "scale must be positive or 'shared'; got -1"),
-        ({"scale": float("nan")}, "scale must be positive or 'shared'; got nan"),
-        ({"scale": "learned"}, "scale must be one of 'shared'.*got 'learned'"),
-        ({"initial": 1e-5}, "need 0 <= floor < initial; got floor=0.0001, initial=1e-05"),
-        ({"floor": -1.0}, "need 0 <= floor < initial"),
-    ],
-)
-def test_a_bad_scale_is_refused(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        Gaussian(**arguments)
-
-
-def test_a_bernoulli_is_its_probability_function():
-    logits = torch.tensor([-800.0, -3.0, 0.0, 2.0, 800.0]).double()
-    p = Bernoulli()(logits)
-    for x in (0.0, 1.0):
-        expected = x * logits.numpy() - np.logaddexp(0, logits.numpy())
-        np.testing.assert_allclose(p.log_prob(torch.full((5,), x).double()), expected, rtol=1e-12)
-    np.testing.assert_allclose(p.mean, special.expit(logits.numpy()), rtol=1e-12)
-
-
-def test_grey_values_are_counted():
-    x = torch.tensor([[0.0, 0.94, 1.0], [0.5, 0.0, 1.0]])
-    match = r"x has 2 entries outside \{0, 1\} \(min 0.00, max 1.00\)"
-    with pytest.raises(ValueError, match=match):
-        Bernoulli().check(x)
-    Bernoulli().check((x > 0.5).float())
-    Gaussian().check(x)
-
-
-@pytest.mark.parametrize(
-    "likelihood", [Gaussian(0.5), Gaussian("shared", initial=2.0), Bernoulli()]
-)
-def test_a_likelihood_can_be_made_from_its_config(likelihood):
-    again = LIKELIHOODS[type(likelihood).__name__](**likelihood.config())
-    assert again.config() == likelihood.config()
-    outputs, x = draw(4, D), torch.ones(4, D)
-    assert torch.equal(again(outputs).log_prob(x), likelihood(outputs).log_prob(x))
-    assert likelihood.outputs_per_dim == 1
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_every_likelihood_normalizes_over_a_decoders_outputs(name):
-    """Monte Carlo E_p[q / p] = 1 with q the likelihood at other outputs, x drawn from p."""
-    likelihood = LIKELIHOODS[name]()
-    p, q = likelihood(torch.zeros(1)), likelihood(torch.full((1,), 0.3))
-    torch.manual_seed(0)
-    x = p.sample((20_000,))
-    ratio = (q.log_prob(x) - p.log_prob(x)).exp()
-    z = (ratio.mean() - 1) / (ratio.std() / len(x) ** 0.5)
-    assert abs(z) < oracles.z_limit(len(LIKELIHOODS))
 
 
 # Networks

@@ -38,6 +38,7 @@ class Comparison(Result):
         weight: in the mixture of the models under which these data are most probable (stacking,
             by ArviZ): who is needed beside the others, not who is best alone.
         pointwise: log p of each datum by each model.
+        notes: what else a person should know of a model's numbers, its name first.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class Comparison(Result):
     reliable: Float[Tensor, " M"]
     weight: Float[Tensor, " M"]
     pointwise: Float[Tensor, "M N"]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_data(self) -> int:
@@ -68,7 +70,7 @@ class Comparison(Result):
         ]
         if bool((self.reliable < FEW_RELIABLE).any()):
             lines.append(f"  ≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _cells(self, row: int) -> tuple[str, ...]:
         bound = "≥" if self.reliable[row] < FEW_RELIABLE else ""
@@ -117,11 +119,16 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
         reliable=reliable[order],
         weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
+        notes=tuple(f"{name}: {note}" for name, e in estimates.items() for note in _notes(e)),
     )
 
 
 def _error_of_mean(values: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
     return values.std(1) / math.sqrt(values.shape[1])
+
+
+def _notes(estimate: Any) -> tuple[str, ...]:
+    return estimate.notes if isinstance(estimate, LogLikelihood) else ()
 
 
 def _share_reliable(estimate: Any) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ppl_vae.evaluation.local import family_of
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ProgramLike, as_observed
+from ppl_vae.program import ProgramLike, as_observed, notes_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
@@ -146,6 +146,8 @@ class Gaps(Result):
             )
         if self.approximation_range[1] == math.inf:
             yield "log p is a lower bound for many data, and so is the approximation gap"
+        if self.estimate is not None:
+            yield from (f"note: {note}" for note in self.estimate.notes)
 
 
 def _error(values: Tensor, noise: Tensor) -> float:
@@ -227,7 +229,10 @@ def gaps(
             parts.append((*_elbos(model, (guide, optimum), *block), gained))
             if log_p is None:
                 weighed.append(estimate(model, widen(optimum, *block), *block, num_samples))
-    estimated = collect(weighed, num_samples, "importance", steps) if weighed else None
+    estimated = None
+    if weighed:
+        found = collect(weighed, num_samples, "importance", steps)
+        estimated = replace(found, notes=notes_of(model, guide))
     value = (
         torch.as_tensor(log_p if estimated is None else estimated.value).detach().double().cpu()
     )

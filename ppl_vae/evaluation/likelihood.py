@@ -21,7 +21,7 @@ from ppl_vae.evaluation.reliability import (
 )
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ProgramLike, as_observed, check_support
+from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
@@ -49,6 +49,7 @@ class LogLikelihood(Result):
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, 4); in
             expectation it rises towards log p. None where there was nothing to estimate.
         cells: how many cells of each datum were observed, (N,); None where it is not known.
+        notes: what else a person should know of these numbers, from the pair.
     """
 
     value: Float[Tensor, " N"]
@@ -62,6 +63,7 @@ class LogLikelihood(Result):
     path: str = ""
     curve: Float[Tensor, "N C"] | None = None
     cells: Float[Tensor, " N"] | None = None
+    notes: tuple[str, ...] = ()
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
         """The same in other units of the data, in which each log density is so much higher."""
@@ -135,6 +137,7 @@ class LogLikelihood(Result):
         return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits a dimension"
 
     def _advice(self) -> Iterator[str]:
+        yield from (f"note: {note}" for note in self.notes)
         if bool(self.reliable.all()):
             return
         finite = self.k_hat[self.k_hat.isfinite()]
@@ -225,7 +228,7 @@ def log_likelihood(
     cells = torch.full_like(found.value, x.shape[1])
     if mask is not None:
         cells = mask[rows.to(x.device)].sum(1).to(cells)
-    return replace(found, path=weigher.why, cells=cells)
+    return replace(found, path=weigher.why, cells=cells, notes=notes_of(model, proposal))
 
 
 def collect(

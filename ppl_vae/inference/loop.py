@@ -16,12 +16,13 @@ from ppl_vae.inference.checkpoint import (
     write_checkpoint,
 )
 from ppl_vae.inference.choice import Choice
+from ppl_vae.inference.freezing import frozen, survey, thaw
 from ppl_vae.inference.progress import Report
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot
 from ppl_vae.objectives import elbo
-from ppl_vae.program import as_observed, owner_of
+from ppl_vae.program import as_observed, notes_of
 from ppl_vae.results import FitResult
 from ppl_vae.state import validation
 
@@ -60,6 +61,7 @@ class Loop:
         self.x_val = None
         if x_val is not None:
             self.x_val = as_observed(x_val, model=batch.model, guide=batch.guide, name="x_val")
+        thaw(batch.model, batch.guide)
         self.order_seed = int(torch.randint(2**62, ()))
         self.pending: list[Tensor] = []
         self.values: list[float] = []
@@ -93,6 +95,7 @@ class Loop:
         self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
         if self.stopping.best is not None:
             self.stopping.best.restore()
+        survey(self.batch.model, self.batch.guide, self.batch.x, self.batch.mask)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Batches of one size that may go together, none across a look at validation rows."""
@@ -183,7 +186,9 @@ class Loop:
             return
         x, mask = self.x_val
         pair, step = (self.batch.model, self.batch.guide), len(self.values)
-        values = elbo(*pair, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED)
+        how = {"num_samples": VALIDATION_DRAWS, "seed": VALIDATION_SEED}
+        with frozen(*pair, self.batch.x, self.batch.mask):
+            values = elbo(*pair, x, mask=mask, **how)
         if self.stopping.look(step, float(values.double().mean()), self.update.state):
             waited = self.stopping.waited
             self.stopped = f"early at step {step}: x_val has not been better for {waited} looks"
@@ -238,7 +243,6 @@ class Loop:
     def result(self) -> FitResult:
         """What the fit gave."""
         looked = self.stopping.values
-        owners = [owner_of(program) for program in (self.batch.model, self.batch.guide)]
         return FitResult(
             algorithm="SVI",
             objective=torch.tensor(self.values, dtype=torch.float64),
@@ -250,5 +254,5 @@ class Loop:
             validation_steps=torch.tensor(self.stopping.steps) if looked else None,
             restored=self.stopping.waited > 0,
             path=self.choice.why,
-            notes=tuple(note for o in owners if hasattr(o, "notes") for note in o.notes()),
+            notes=notes_of(self.batch.model, self.batch.guide),
         )

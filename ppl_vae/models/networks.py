@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,3 +59,21 @@ def zero_output(network: nn.Sequential) -> nn.Sequential:
         for parameter in last_linear(network).parameters():
             parameter.zero_()
     return network
+
+
+def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
+    """The bias that a network adds at its end, one number for each output, (width,).
+
+    Raises:
+        TypeError: if it does not end in a layer with such a bias.
+    """
+    last: Any = network
+    while isinstance(last, nn.Sequential) and len(last):
+        last = last[-1]
+    bias = getattr(last, "bias", None)
+    if not isinstance(bias, nn.Parameter) or bias.shape != (width,):
+        raise TypeError(
+            f"the network must end in a layer with a bias for each of its {width} outputs, such "
+            f"as Linear, not in {last}"
+        )
+    return bias

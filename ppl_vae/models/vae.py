@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import AmortizedGuide, num_encoder_inputs, num_scale_outputs
-from ppl_vae.models.likelihoods import Gaussian, Likelihood
-from ppl_vae.models.networks import mlp
+from ppl_vae.models.gaussian import Gaussian
+from ppl_vae.models.networks import mlp, output_bias
+from ppl_vae.models.observation import Likelihood
 from ppl_vae.program import (
     Density,
     Program,
@@ -74,6 +75,7 @@ class VAE(Program):
         self.latent_dim = at_least("latent_dim", latent_dim)
         self.decoder = decoder
         self.likelihood = likelihood
+        likelihood.sized(data_dim)
         if encoder is not None:
             guide = AmortizedGuide(encoder, latent_dim, covariance=covariance, missing=missing)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
@@ -148,18 +150,21 @@ class VAE(Program):
         rows = count_rows(x, num_data)
         with data_plate(rows, index=index, num_data=num_data, device=like.device):
             z = pyro.sample("z", dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1))
-            likelihood = self._given(z.to(like.dtype))
             if mask is not None and x is not None:
                 # NaN under a mask would still poison the gradient.
-                x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)
-            return pyro.sample("x", likelihood.to_event(1), obs=x if observe else None)
+                x = torch.where(mask, x, 0.0)
+            given = self._given(z.to(like.dtype), x, None if x is None else mask, observe)
+            return pyro.sample("x", given, obs=x if observe else None)
 
     def _like(self) -> Tensor:
         return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def _given(self, z: Float[Tensor, "*B K"]) -> Density:
+    def _given(
+        self, z: Float[Tensor, "*B K"], x: Tensor | None, mask: Tensor | None, observe: bool
+    ) -> Density:
         width = self.data_dim * self.likelihood.outputs_per_dim
-        return self.likelihood(fold_rows(self.decoder, z, width, "decoder"))
+        outputs = fold_rows(self.decoder, z, width, "decoder")
+        return self.likelihood(outputs, x, mask, observe=observe)
 
     def check_data(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> None:
         """Check that x lies in the likelihood's support.
@@ -174,9 +179,32 @@ class VAE(Program):
         return self.likelihood.notes()
 
     @torch.no_grad()
+    def center(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Self:
+        """Set the decoder's output bias so that training starts about the means of x's columns.
+
+        Where the decoder's last weights add nothing, the mean of p(x | z) is that of the column.
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
+        Returns:
+            The VAE itself.
+
+        Raises:
+            TypeError: if the decoder does not end in a layer with a bias for each output.
+            ValueError: if x is not in the likelihood's support, or a column has nothing observed.
+        """
+        x, mask = as_observed(x, mask, model=self.model)
+        self.check_data(x, mask)
+        width = self.data_dim * self.likelihood.outputs_per_dim
+        output_bias(self.decoder, width).copy_(self.likelihood.start(x, mask))
+        return self
+
+    @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
         """p(x | z), event shape (D,)."""
-        return self._given(z.to(self._like())).to_event(1)
+        return self._given(z.to(self._like()), None, None, False)
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
@@ -202,7 +230,7 @@ class VAE(Program):
         holes = accepted(self.guide, {"mask": mask})
         with isolated_store(), probing(self.guide):
             q = poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"]
-        return self.decode(q.mean).mean
+        return self._given(q.mean.to(x), x, mask, False).mean
 
 
 def _refuse_taken(**parts: Any) -> None:
