@@ -32,7 +32,7 @@ LAYERS = (
         "models.linear_gaussian",
         "models.likelihoods",
     ),
-    ("models.ppca", "models.vae", "divergences", "data", "sheets", "tables", "tiles"),
+    ("models.ppca", "models.vae", "divergences", "data", "images", "sheets", "tables", "tiles"),
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),
