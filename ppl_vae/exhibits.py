@@ -1,6 +1,6 @@
 """What pictures show, computed once from a climbed ladder, so that drawing computes nothing."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal
 
 from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.predictive import draw_data, latent_means, mean_data, reconstruct
+from ppl_vae.evaluation.predictive import draw_data, latent_means, reconstruct
+from ppl_vae.evaluation.traversal import STEPS, interpolate, manifold, positions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch
 from ppl_vae.models.ppca import PPCA
@@ -25,8 +25,6 @@ from ppl_vae.tiles import Tiles
 
 ACROSS = 8
 """Data, draws and positions side by side."""
-MANIFOLD = 9
-"""Positions a latent dimension."""
 FOR_PICTURES = "two latents, for pictures only"
 
 
@@ -94,9 +92,9 @@ class _Pictured:
         """The mean of x given the means of q."""
         return self.outward(reconstruct(self.model, self.guide, self.inward(x))).to(x)
 
-    def mean(self, latents: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """The mean of x given the latents; ``like`` says how many rows there are."""
-        return self.outward(mean_data(self.model, latents, self.inward(like))).to(like)
+    def outward_all(self, values: Float[Tensor, "R C D"]) -> Float[Tensor, "R C D"]:
+        """A table of rows in the data's units."""
+        return self.outward(values.flatten(0, 1)).unflatten(0, values.shape[:2])
 
     def sample(self, like: Tensor, seed: int) -> Tensor:
         """Draws of x, as many as there are rows in ``like``."""
@@ -324,23 +322,19 @@ class _Builder:
         return self._tiles(torch.stack(list(found.values())), list(found), numbers)
 
     def _manifold(self, vae: _Pictured) -> Tiles:
-        z = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, MANIFOLD).double())
-        down, across = torch.meshgrid(z.flip(0), z, indexing="ij")
-        codes = torch.stack([across.flatten(), down.flatten()], 1).to(self.task.train)
-        like = self.data.train[:1].expand(len(codes), -1)
-        values = vae.mean({"z": codes}, like).reshape(MANIFOLD, MANIFOLD, -1)
-        ticks = [f"{float(value):.1f}" for value in z]
+        at = positions(STEPS)
+        values = vae.outward_all(manifold(vae.model, vae.inward(self.data.train[:1]), at=at))
+        ticks = [f"{float(value):.1f}" for value in at]
         return self._tiles(values, ticks[::-1], ticks)
 
     def _interpolation(self, vae: _Pictured) -> Tiles:
         pairs = min(3, len(self.data.test) // 2)
-        ends = vae.latent_means(self.data.test[: 2 * pairs])["z"]
-        place = torch.linspace(0, 1, ACROSS).to(ends)[:, None]
-        codes = torch.cat([torch.lerp(a, b, place) for a, b in ends.reshape(pairs, 2, -1)])
-        like = self.data.train[:1].expand(len(codes), -1)
-        values = vae.mean({"z": codes}, like).reshape(pairs, ACROSS, -1)
+        x = vae.inward(self.data.test[: 2 * pairs])
+        ends, how = (x[::2], x[1::2]), {"guide": vae.guide, "num_steps": ACROSS}
+        values = vae.outward_all(interpolate(vae.model, *ends, **how))
         rows = self.data.test_rows.tolist()
         names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(pairs)]
+        place = torch.linspace(0, 1, ACROSS)
         return self._tiles(values, names, [f"{float(p):.2f}" for p in place])
 
 
