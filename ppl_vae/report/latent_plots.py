@@ -42,7 +42,7 @@ def latent_spaces(spaces: LatentSpaces) -> Figure:
     """All of them, two beside one another, with one legend below."""
     across = min(ACROSS, len(spaces.spaces))
     down = math.ceil(len(spaces.spaces) / across)
-    size = (EACH[0] * across, EACH[1] * down + 0.4)
+    size = (EACH[0] * across, EACH[1] * down + 0.5)
     figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
     for ax in grid.flat[len(spaces.spaces) :]:
         ax.remove()
@@ -51,6 +51,6 @@ def latent_spaces(spaces: LatentSpaces) -> Figure:
     handles, names = grid[0, 0].get_legend_handles_labels()
     if names:
         below: Any = "outside lower center"
-        columns = min(10, len(names))
+        columns = min(5 * across, len(names))
         figure.legend(handles, names, loc=below, ncols=columns, frameon=False, fontsize=SMALL)
     return figure
