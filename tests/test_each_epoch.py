@@ -12,7 +12,7 @@ from torch import nn
 
 import foreign
 import oracles
-from ppl_vae import VAE, Bernoulli, Gaussian, fit_svi
+from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
 from ppl_vae.data import Dequantization, binarize
 from ppl_vae.inference.choice import best_unroll
 from ppl_vae.inference.compiling import Compiled
@@ -109,6 +109,23 @@ def test_captured_fits_are_the_eager_ones(size, recorded_only):
         found.append(fit_svi(model, guide, grey(), each_epoch=binarize, **how))
     assert [fit.path.split(",")[0].split(":")[0] for fit in found] == ["eager", "captured"]
     assert (found[0].objective - found[1].objective).abs().max() < 1e-10
+
+
+def moved(x, generator):
+    return x + torch.randn((), generator=generator, dtype=x.dtype)
+
+
+@pytest.mark.slow
+def test_compiled_fits_see_each_epochs_data():
+    # With the exact guide and the KL on the same draw the objective does not depend on draws.
+    x, found = torch.from_numpy(oracles.simulate_ppca((9, 4), 1, N, D, seed=0)), []
+    for capture in (False, True):
+        ppca = PPCA.like(x, 2, seed=0)
+        how = {"steps": 40, "batch_size": B, "lr": 1e-2, "seed": 0, "capture": capture}
+        pair = ppca.model, ExactGuide(ppca)
+        found.append(fit_svi(*pair, x, objective=ELBO(kl="sampled"), each_epoch=moved, **how))
+    assert found[1].path.startswith("captured, 4 steps a call")
+    assert (found[0].objective - found[1].objective).abs().max() < 1e-8
 
 
 def test_steps_of_two_epochs_do_not_go_together():
