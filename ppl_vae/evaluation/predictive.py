@@ -52,7 +52,7 @@ def encode(
         NotImplementedError: if the distribution of a site has no mean in closed form.
     """
     means = latent_means(model, guide, x, mask=mask)
-    return torch.cat([means[name] for name in _latent_sites(model, x)], 1)
+    return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
 
 
 def code_width(model: ProgramLike, like: ArrayLike) -> int:
