@@ -4,7 +4,7 @@ From exact EM over variational EM and amortized inference to the variational aut
 rung fitted with the algorithm that belongs to it and measured in nats a datum.
 """
 
-from ppl_vae.data import digits
+from ppl_vae.data import Dequantization, binarize, digits
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
@@ -17,6 +17,7 @@ from ppl_vae.evaluation.opinions import Opinions, opinions
 from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.images import Images, image_set
 from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.freezing import freeze_scale
@@ -56,11 +57,13 @@ __all__ = [
     "Collapse",
     "Comparison",
     "ContinuousBernoulli",
+    "Dequantization",
     "ExactGuide",
     "FitResult",
     "Gaps",
     "Gaussian",
     "HiddenCells",
+    "Images",
     "Imputation",
     "Likelihood",
     "Lineage",
@@ -74,6 +77,7 @@ __all__ = [
     "Subspace",
     "Table",
     "bidirectional",
+    "binarize",
     "collapse",
     "compare",
     "compare_on_hidden_cells",
@@ -84,6 +88,7 @@ __all__ = [
     "fit_svi",
     "freeze_scale",
     "gaps",
+    "image_set",
     "impute",
     "kl_by_dimension",
     "load",

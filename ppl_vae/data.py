@@ -1,4 +1,4 @@
-"""Data: the embedded digits, disjoint splits, and units."""
+"""Data: the embedded digits, disjoint splits, units, and draws from grey values."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, as_matrix
+from ppl_vae.arguments import ArrayLike, as_matrix, at_least
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -106,7 +106,7 @@ class Units:
         """x in these units."""
         return (x - self.loc) / self.scale
 
-    def undo(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def undo(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """From these units back to the data's."""
         return x * self.scale.to(x) + self.loc.to(x)
 
@@ -116,3 +116,91 @@ class Units:
         Of each row's observed cells; only the holes of x matter, not its values.
         """
         return -(~x.isnan()).sum(1).double() * math.log(float(self.scale))
+
+
+def binarize(x: ArrayLike, generator: torch.Generator | None = None) -> Float[Tensor, "N D"]:
+    """A coin for each entry of x, which is one with the probability that the entry states.
+
+    Once, it makes a fixed binary data set of grey images; as ``fit_svi(..., each_epoch=binarize)``
+    it makes one anew for each epoch.
+
+    Args:
+        x: (N, D), in 0..1; NaN stays NaN.
+        generator: of the coins, on x's device; by default the global one.
+
+    Raises:
+        ValueError: if x has entries outside 0..1.
+    """
+    x = as_matrix(x)
+    holes = x.isnan()
+    if num_wrong := int((~holes & ((x < 0) | (x > 1))).sum()):
+        raise ValueError(
+            f"x has {num_wrong} entries outside 0..1, which are no probabilities; divide by the "
+            "largest grey value"
+        )
+    coins = torch.bernoulli(x.nan_to_num(), generator=generator)
+    return torch.where(holes, x, coins)
+
+
+@dataclass(frozen=True)
+class Dequantization:
+    """Whole grey values made continuous by noise, and scaled to 0..1.
+
+        y = (x + step u) / (levels step),  u ~ Uniform(0, 1) an entry,
+
+    so y = (255 x + u) / 256 for 8-bit pixels given as k / 255, and (k + u) / 256 for ``step=1``.
+    A density over whole values can be made as high as one likes; over y it cannot. log p(y) plus
+    :meth:`log_jacobian` is log p in the units of x. In units of one grey level (add D log step to
+    that) it is on average over u a lower bound of the log probability of the levels.
+
+    Attributes:
+        levels: how many grey values there are.
+        step: how far apart they are in x.
+
+    References:
+        Theis, van den Oord, Bethge: A note on the evaluation of generative models (2016).
+    """
+
+    levels: int = 256
+    step: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        at_least("levels", self.levels, 2)
+        if not self.step > 0:
+            raise ValueError(f"step must be positive; got {self.step}")
+
+    def apply(
+        self, x: ArrayLike, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "N D"]:
+        """y, from noise of this generator (by default the global one); NaN stays NaN.
+
+        Raises:
+            ValueError: if x is not made of the grey values 0, step .. (levels - 1) step.
+        """
+        x = as_matrix(x)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        level = (x / self.step).round()
+        off = (x / self.step - level).abs() > 1e-3
+        wrong = off | (level < 0) | (level >= self.levels)
+        if num_wrong := int(wrong.sum()):
+            raise ValueError(
+                f"x has {num_wrong} entries that are none of the {self.levels} grey values "
+                f"0..{(self.levels - 1) * self.step:g} in steps of {self.step:g}; give levels= "
+                "and step= as they are in x"
+            )
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        # In the middles of so many cells: rounding then takes no value over to the next level.
+        cells = 2.0 ** math.floor(-math.log2(4 * self.levels * torch.finfo(x.dtype).eps))
+        return (level + ((noise * cells).floor() + 0.5) / cells) / self.levels
+
+    def undo(self, y: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """The grey values, in x's units, that y lies above; what lies beyond 0..1 stays beyond."""
+        return (y * self.levels).floor() * self.step
+
+    def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+        """What to add to log densities of y to get those of x, in nats a datum.
+
+        Of each row's observed cells; only the holes of x matter, not its values.
+        """
+        scale = torch.tensor(self.levels * self.step, dtype=torch.float64)
+        return Units(torch.zeros_like(x[0]), scale).log_jacobian(x)

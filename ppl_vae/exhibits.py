@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Normal
 
 from ppl_vae.data import Units
 from ppl_vae.evaluation.annealed import Annealing
@@ -16,6 +15,7 @@ from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.opinions import CHAINS, Opinions
+from ppl_vae.evaluation.traversal import STEPS, interpolate, manifold, positions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch
 from ppl_vae.models.ppca import PPCA
@@ -28,8 +28,6 @@ from ppl_vae.tiles import Tiles
 
 ACROSS = 8
 """Data, draws and positions side by side."""
-MANIFOLD = 9
-"""Positions a latent dimension."""
 LEAPFROG = 5
 """Steps of a move of the chains that give held-out data a second opinion."""
 FOR_PICTURES = "two latents, for pictures only"
@@ -325,21 +323,18 @@ class _Builder:
         return self._tiles(torch.stack(list(found.values())), list(found), numbers)
 
     def _manifold(self, vae: Pictured) -> Tiles:
-        z = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, MANIFOLD).double())
-        down, across = torch.meshgrid(z.flip(0), z, indexing="ij")
-        codes = torch.stack([across.flatten(), down.flatten()], 1).to(self.task.train)
-        like = self.data.train[:1].expand(len(codes), -1)
-        values = vae.mean({"z": codes}, like).reshape(MANIFOLD, MANIFOLD, -1)
-        ticks = [f"{float(value):.1f}" for value in z]
+        at = positions(STEPS)
+        inner = manifold(vae.model, vae.units.apply(self.data.train[:1]), at=at)
+        values = vae.units.undo(inner)
+        ticks = [f"{float(value):.1f}" for value in at]
         return self._tiles(values, ticks[::-1], ticks)
 
     def _interpolation(self, vae: Pictured) -> Tiles:
         pairs = min(3, len(self.data.test) // 2)
-        ends = vae.latent_means(self.data.test[: 2 * pairs])["z"]
-        place = torch.linspace(0, 1, ACROSS).to(ends)[:, None]
-        codes = torch.cat([torch.lerp(a, b, place) for a, b in ends.reshape(pairs, 2, -1)])
-        like = self.data.train[:1].expand(len(codes), -1)
-        values = vae.mean({"z": codes}, like).reshape(pairs, ACROSS, -1)
+        x = vae.units.apply(self.data.test[: 2 * pairs])
+        ends, how = (x[::2], x[1::2]), {"guide": vae.guide, "num_steps": ACROSS}
+        values = vae.units.undo(interpolate(vae.model, *ends, **how))
         rows = self.data.test_rows.tolist()
         names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(pairs)]
+        place = torch.linspace(0, 1, ACROSS)
         return self._tiles(values, names, [f"{float(p):.2f}" for p in place])

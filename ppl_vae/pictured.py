@@ -1,6 +1,5 @@
 """A pair of the ladder seen from the data's units."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,7 +7,7 @@ from torch import Tensor
 from ppl_vae.data import Units
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
-from ppl_vae.evaluation.predictive import draw_data, latent_means, mean_data, reconstruct
+from ppl_vae.evaluation.predictive import draw_data, latent_means, reconstruct
 from ppl_vae.program import ProgramLike
 
 
@@ -35,10 +34,6 @@ class Pictured:
         """The mean of x given the means of q."""
         inner = reconstruct(self.model, self.guide, self.units.apply(x))
         return self.units.undo(inner).to(x)
-
-    def mean(self, latents: Mapping[str, Tensor], like: Tensor) -> Tensor:
-        """The mean of x given the latents; ``like`` says how many rows there are."""
-        return self.units.undo(mean_data(self.model, latents, self.units.apply(like))).to(like)
 
     def sample(self, like: Tensor, seed: int) -> Tensor:
         """Draws of x, as many as there are rows in ``like``."""

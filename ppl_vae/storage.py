@@ -28,8 +28,12 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def _make_vae(likelihood: dict[str, Any], **sizes: Any) -> VAE:
-    return VAE.mlp(**sizes, likelihood=LIKELIHOODS[likelihood["class"]](**likelihood["config"]))
+_NETWORKS: dict[str, Callable[..., VAE]] = {"mlp": VAE.mlp, "conv": VAE.conv}
+
+
+def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
+    made = LIKELIHOODS[likelihood["class"]](**likelihood["config"])
+    return _NETWORKS[networks](**sizes, likelihood=made)
 
 
 _MAKERS: dict[str, Callable[..., Program]] = {

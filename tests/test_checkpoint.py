@@ -64,6 +64,10 @@ def killed_at(step):
 # Fits of every kind
 
 
+def jittered(x, generator):
+    return x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
 def ppca_and_table(x):
     return PPCA.like(x, K, seed=0), MeanFieldGuide(len(x), K).double()
 
@@ -124,6 +128,10 @@ CASES = {
         ppca_and_encoder,
         {"steps": 60, "warmup": 55, "objective": ELBO(2, gradient="score-loo"), "lr": 1e-3},
     ),
+    "data anew": Case(
+        ppca_and_encoder, {"steps": 70, "batch_size": 15, "each_epoch": jittered}, validate=True
+    ),
+    "whole data anew": Case(ppca_and_encoder, {"steps": 70, "each_epoch": jittered}),
     "early stopping": Case(
         vae_with_dropout,
         {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},

@@ -13,7 +13,8 @@ import ladders
 import oracles
 from ladders import LABELS, MINE, SHORT
 from ppl_vae import run_lineage
-from ppl_vae.exhibits import ACROSS, MANIFOLD, Exhibits, exhibits
+from ppl_vae.evaluation.traversal import STEPS
+from ppl_vae.exhibits import ACROSS, Exhibits, exhibits
 from ppl_vae.lineage import Lineage
 from ppl_vae.program import owner_of
 
@@ -70,7 +71,7 @@ def test_the_plane_of_ppca_stands_on_principal_axes(shown, ladder):
 
 
 def test_the_manifold_and_the_ways_between_codes(shown, ladder):
-    assert shown.manifold.values.shape == (MANIFOLD, MANIFOLD, 6)
+    assert shown.manifold.values.shape == (STEPS, STEPS, 6)
     assert shown.manifold.across == tuple(reversed(shown.manifold.down))
     assert [float(t) for t in shown.manifold.across] == pytest.approx(
         [-1.6, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.6]

@@ -35,7 +35,7 @@ LAYERS = (
         "models.gaussian",
         "models.likelihoods",
     ),
-    ("models.ppca", "models.vae", "divergences", "data", "sheets", "tables", "tiles"),
+    ("models.ppca", "models.vae", "divergences", "data", "images", "sheets", "tables", "tiles"),
     ("gradients",),
     ("objectives", "storage"),
     ("inference.",),

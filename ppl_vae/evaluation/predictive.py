@@ -1,4 +1,7 @@
-"""What a pair says of codes and of data: means of q, and means and draws of x, for any pair."""
+"""What a pair says of codes and of data: means of q, and means and draws of x, for any pair.
+
+The *code* of a datum is one row: the values of its latent sites, in the model's order, flat.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +11,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike
+from ppl_vae.arguments import ArrayLike, as_matrix
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted, as_observed, placement
 from ppl_vae.state import isolated_store, mode, probing, seeded
 from ppl_vae.traces import Site, frames, sites
@@ -33,6 +36,66 @@ def latent_means(
     """
     found = _guide_sites(model, guide, x, mask)
     return {name: _rows_first(site, site["fn"].mean) for name, site in found.items()}
+
+
+def encode(
+    model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
+) -> Float[Tensor, "N K"]:
+    """The code of each row: the means of q(z | x), all latent sites beside one another.
+
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode.
+        x: the whole data, (N, D).
+        mask: True where x is observed; NaN in x says the same.
+
+    Raises:
+        NotImplementedError: if the distribution of a site has no mean in closed form.
+    """
+    means = latent_means(model, guide, x, mask=mask)
+    return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
+
+
+def code_width(model: ProgramLike, like: ArrayLike) -> int:
+    """K, of all latent sites together; of the rows of data only the width matters."""
+    return sum(_widths(_latent_sites(model, _one_row(like))).values())
+
+
+@torch.no_grad()
+def decode(
+    model: ProgramLike, codes: Float[Tensor, "N K"], like: ArrayLike
+) -> Float[Tensor, "N D"]:
+    """The mean of x given codes.
+
+    Args:
+        model: any model under the contract; run in evaluation mode.
+        codes: as :func:`encode` gives them.
+        like: rows of data; only their width matters, one is enough.
+
+    Raises:
+        ValueError: if codes have another width than the model's latent sites.
+    """
+    rows = _one_row(like).expand(len(codes), -1)
+    found = _latent_sites(model, rows)
+    widths = _widths(found)
+    if codes.shape[1] != sum(widths.values()):
+        raise ValueError(f"codes have {codes.shape[1]} columns; the latent sites have {widths}")
+    parts = zip(found.items(), codes.split(list(widths.values()), 1), strict=True)
+    return mean_data(model, {name: _as_site(site, part) for (name, site), part in parts}, rows)
+
+
+def _one_row(like: ArrayLike) -> Float[Tensor, "1 D"]:
+    return as_matrix(like, name="like", look=False)[:1].nan_to_num()
+
+
+def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
+    rows, seen = as_observed(like, model=model)
+    with isolated_store(), probing(model), mode(model, training=False):
+        trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
+    return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
+
+
+def _widths(found: Mapping[str, Site]) -> dict[str, int]:
+    return {name: _rows_first(site, site["value"]).shape[1] for name, site in found.items()}
 
 
 @torch.no_grad()
@@ -130,8 +193,19 @@ def _told(program: ProgramLike, rows: Tensor, mask: Tensor | None) -> dict[str, 
 
 
 def _rows_first(site: Site, value: Tensor) -> Float[Tensor, "N K"]:
-    plates = frames(site)
-    event = len(site["fn"].event_shape)
-    shape = torch.broadcast_shapes(value.shape, site["fn"].batch_shape + site["fn"].event_shape)
-    place = plates[DATA_PLATE].dim - event
-    return value.expand(shape).movedim(place, 0).reshape(shape[place], -1)
+    shape, place = _layout(site)
+    value = value.expand(torch.broadcast_shapes(value.shape, shape))
+    return value.movedim(place, 0).reshape(value.shape[place], -1)
+
+
+def _as_site(site: Site, rows: Float[Tensor, "N K"]) -> Tensor:
+    """The inverse of :func:`_rows_first`, for a site of as many rows."""
+    shape, place = _layout(site)
+    moved = torch.empty(shape, device="meta").movedim(place, 0).shape
+    return rows.reshape(moved).movedim(0, place).to(site["value"])
+
+
+def _layout(site: Site) -> tuple[torch.Size, int]:
+    # The shape of a value, and which of its dimensions, from the right, is the data's.
+    fn = site["fn"]
+    return fn.batch_shape + fn.event_shape, frames(site)[DATA_PLATE].dim - len(fn.event_shape)

@@ -113,7 +113,7 @@ def best_unroll(schedule: Schedule) -> int:
 
     In units of a captured step, its call costs about a half more and an eager step three.
     """
-    length = schedule.check_every
+    length = schedule.together
     if schedule.num_data % schedule.batch_size:
         length = schedule.num_data // schedule.batch_size
     length = min(length, schedule.num_steps)

@@ -20,7 +20,7 @@ from ppl_vae.inference.freezing import frozen, survey, thaw
 from ppl_vae.inference.progress import Report
 from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
-from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot
+from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot, epoch_generator
 from ppl_vae.objectives import elbo
 from ppl_vae.program import as_observed, notes_of
 from ppl_vae.results import FitResult
@@ -67,6 +67,7 @@ class Loop:
         self.values: list[float] = []
         self.elapsed: list[float] = []
         self.stopped = ""
+        self.epoch = -1
         self.good = Snapshot(update.state)
         self.checkpoint = checkpoint
         if checkpoint is not None and checkpoint.exists():
@@ -85,6 +86,7 @@ class Loop:
             for chunk in self._chunks():
                 if self.stopped:
                     break
+                self._begin_epoch()
                 if not self._leap(chunk):
                     for rows in chunk:
                         self._step(rows)
@@ -98,7 +100,9 @@ class Loop:
         survey(self.batch.model, self.batch.guide, self.batch.x, self.batch.mask)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
-        """Batches of one size that may go together, none across a look at validation rows."""
+        """Batches of one size that may go together: none across a look at validation rows, or
+        across a change of the data.
+        """
         schedule, chunk = self.schedule, []
         step = len(self.values)
         for rows in schedule.batches(self.order_seed, start=step, device=self.batch.x.device):
@@ -108,10 +112,17 @@ class Loop:
                 chunk = []
             chunk.append(rows)
             step += 1
-            ends = step % schedule.check_every == 0 or step == schedule.num_steps
+            ends = step % schedule.together == 0 or step == schedule.num_steps
             if odd or ends or len(chunk) >= self.choice.unroll:
                 yield chunk
                 chunk = []
+
+    def _begin_epoch(self) -> None:
+        """Data of its own for an epoch that begins, or that a resumed fit goes on with."""
+        epoch = self.done // self.schedule.steps_per_epoch
+        if self.schedule.anew and epoch != self.epoch:
+            self.batch.renew(epoch_generator(self.order_seed, epoch, self.batch.x.device))
+            self.epoch = epoch
 
     def _leap(self, chunk: list[Tensor | None]) -> bool:
         """Whether the steps could be done in one call."""
@@ -199,6 +210,7 @@ class Loop:
             "model": [list(tensor.shape) for tensor in self.update.state],
             "optimizer": type(self.update.optimizer).__name__,
             "objective": repr(self.batch.objective),
+            "each_epoch": self.batch.renewal,
             "schedule": [schedule.num_data, schedule.batch_size, schedule.num_steps],
         }
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.arguments import at_least
 from ppl_vae.inference.training import TableRows
 from ppl_vae.objectives import ELBO, IWAE, batch_keywords, without_reading
-from ppl_vae.program import ProgramLike, accepted
+from ppl_vae.program import ProgramLike, accepted, check_support
 from ppl_vae.state import isolated_store, precision, probing, validation
 from ppl_vae.traces import log_prob, run_pair, sites
 
@@ -95,18 +95,23 @@ def _only_accepted(program: ProgramLike) -> ProgramLike:
     return lambda x, **keywords: program(x, **accepted(program, keywords))
 
 
-@dataclass(frozen=True)
+EachEpoch: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""Makes an epoch's data of those given, with a generator on their device."""
+
+
+@dataclass
 class Batch:
     """The objective of a pair on rows of its data.
 
     Attributes:
         model, guide: the pair.
         objective: what is maximised.
-        x, mask: the whole data.
+        x, mask: the whole data; x as it is in this epoch.
         precision: of matrix products, see :func:`ppl_vae.state.precision`.
+        each_epoch: makes x of the x given here, once now, and anew with :meth:`renew`.
 
     Raises:
-        ValueError: if there is no such precision on x's device.
+        ValueError: if there is no such precision on x's device; as :meth:`renew`.
     """
 
     model: ProgramLike
@@ -115,10 +120,39 @@ class Batch:
     x: Tensor
     mask: Tensor | None
     precision: str = "float32"
+    each_epoch: EachEpoch | None = None
 
     def __post_init__(self) -> None:
         with self.rounding():
             pass
+        self._given = self.x
+        self.renew(torch.Generator(self.x.device).manual_seed(0))
+
+    @property
+    def renewal(self) -> str | None:
+        """What ``each_epoch`` is called, if there is one."""
+        made = self.each_epoch
+        return None if made is None else getattr(made, "__qualname__", type(made).__name__)
+
+    def renew(self, generator: torch.Generator) -> None:
+        """Make the data of another epoch.
+
+        Raises:
+            ValueError: if ``each_epoch`` does not return finite data of the same shape, dtype and
+                device, within the model's support.
+        """
+        if self.each_epoch is None:
+            return
+        made = self.each_epoch(self._given, generator)
+        like = self._given
+        same = isinstance(made, Tensor) and (made.shape, made.dtype) == (like.shape, like.dtype)
+        if not same or made.device != like.device or not bool(made.isfinite().all()):
+            raise ValueError(
+                f"each_epoch must return finite data of shape {tuple(like.shape)}, {like.dtype} "
+                f"and on {like.device}, as x is; {self.renewal} did not"
+            )
+        check_support(self.model, made, self.mask)
+        self.x = made.contiguous()
 
     def rounding(self) -> AbstractContextManager[None]:
         """The context in which a step runs: its value and its gradient."""

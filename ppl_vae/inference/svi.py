@@ -14,7 +14,7 @@ from ppl_vae.inference.choice import Choice
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import Report, progress_bar
-from ppl_vae.inference.steps import Batch, Update, WeightedObjective
+from ppl_vae.inference.steps import Batch, EachEpoch, Update, WeightedObjective
 from ppl_vae.inference.training import EarlyStopping, Schedule
 from ppl_vae.objectives import ELBO
 from ppl_vae.program import ProgramLike, as_observed, check_support, modules_of, owner_of
@@ -39,6 +39,7 @@ def fit_svi(
     patience: int | None = None,
     grad_clip: float | None = None,
     warmup: int | None = None,
+    each_epoch: EachEpoch | None = None,
     device: str | torch.device = "auto",
     seed: int | None = None,
     capture: bool | str = "auto",
@@ -67,6 +68,9 @@ def fit_svi(
         patience: stop after so many looks at ``x_val`` without a better one.
         grad_clip: largest norm of the gradient.
         warmup: steps in which the weight of the KL rises from zero to the objective's beta.
+        each_epoch: a callable of (x, generator) that makes each epoch's data of x, such as
+            :func:`ppl_vae.data.binarize`; x has zeros in its holes there. It must draw from the
+            generator alone, so that a fit repeats and resumes. ``x_val`` is taken as it is.
         device: where to fit; ``"auto"`` is a GPU if there is one. The pair's modules move there.
         seed: of data order and draws; global generators are left as they were.
         capture: record the step as tensor code and compile it, several steps a call: ``"auto"``
@@ -89,8 +93,9 @@ def fit_svi(
     """
     _move(model, guide, device)
     x, mask = as_observed(x, mask, model=model, guide=guide)
-    check_support(model, x, mask)
-    schedule = Schedule.of(len(x), batch_size, epochs, steps)
+    if each_epoch is None:
+        check_support(model, x, mask)
+    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=each_epoch is not None)
     if patience is not None and x_val is None:
         raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
     if x_val is not None:
@@ -99,7 +104,7 @@ def fit_svi(
     weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
     in_training = mode(model, guide, training=True)
     with seeded(seed), isolated_store(), in_training, _quiet_about_frozen():
-        batch = Batch(model, guide, weighted, x, mask, precision)
+        batch = Batch(model, guide, weighted, x, mask, precision, each_epoch)
         everything = torch.arange(schedule.batch_size, device=x.device)
         named = find_parameters(model, guide, lambda: batch.value(everything, schedule.num_steps))
         update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)

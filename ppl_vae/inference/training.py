@@ -18,15 +18,23 @@ class Schedule:
         num_data: N.
         batch_size: rows a step; the last batch of an epoch holds what is left.
         num_steps: in all.
+        anew: whether each epoch has data of its own.
     """
 
     num_data: int
     batch_size: int
     num_steps: int
+    anew: bool = False
 
     @classmethod
     def of(
-        cls, num_data: int, batch_size: int | None, epochs: int | None, steps: int | None
+        cls,
+        num_data: int,
+        batch_size: int | None,
+        epochs: int | None,
+        steps: int | None,
+        *,
+        anew: bool = False,
     ) -> "Schedule":
         """From the arguments of a fit, of which exactly one of ``epochs`` and ``steps`` is given.
 
@@ -40,7 +48,8 @@ class Schedule:
             raise ValueError(f"give exactly one of epochs and steps; got {epochs=} and {steps=}")
         if epochs is not None:
             steps = at_least("epochs", epochs) * math.ceil(num_data / size)
-        return cls(num_data, size, at_least("steps", steps))  # pyright: ignore[reportArgumentType]
+        num_steps = at_least("steps", steps)  # pyright: ignore[reportArgumentType]
+        return cls(num_data, size, num_steps, anew)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,6 +60,11 @@ class Schedule:
     def check_every(self) -> int:
         """Steps between looks at validation data: an epoch, but not fewer than 25."""
         return math.ceil(25 / self.steps_per_epoch) * self.steps_per_epoch
+
+    @property
+    def together(self) -> int:
+        """Steps that see the same data and have no look between them, counted from the start."""
+        return self.steps_per_epoch if self.anew else self.check_every
 
     def batches(
         self, order_seed: int, start: int = 0, device: torch.device | str = "cpu"
@@ -70,6 +84,15 @@ class Schedule:
             for rows in order.split(self.batch_size)[done : done + self.num_steps - step]:
                 yield rows
                 step += 1
+
+
+def epoch_generator(
+    order_seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """For what is drawn at the start of an epoch; not the stream that its order is drawn from."""
+    chosen = torch.Generator().manual_seed(order_seed + epoch)
+    seed = int(torch.randint(2**62, (), generator=chosen))
+    return torch.Generator(device).manual_seed(seed)
 
 
 class Snapshot:

@@ -1,14 +1,19 @@
 """Networks for encoders and decoders."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ppl_vae.arguments import at_least, choose_option
 from ppl_vae.state import seeded
+
+ImageShape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width of an image that is a flat row elsewhere."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -29,6 +34,8 @@ def mlp(
     seed: int | None = None,
 ) -> nn.Sequential:
     """A multilayer perceptron, linear at the end; without hidden layers an affine map.
+
+    ``mlp(K, D, (H,))`` is G(z) = A2 relu(A1 z + b1) + b2.
 
     Args:
         in_dim, out_dim: widths of input and output.
@@ -77,3 +84,120 @@ def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
             f"as Linear, not in {last}"
         )
     return bias
+
+
+class Offset(nn.Module):
+    """Adds b, one number a column: what the last layer of an :func:`mlp` has and a convolution,
+    whose bias is one number a channel, has not.
+
+    Args:
+        width: of the rows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, rows: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
+        """rows + b."""
+        return rows + self.bias
+
+
+def as_image_shape(shape: Sequence[int]) -> ImageShape:
+    """(C, H, W) as three positive whole numbers.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"image_shape must be (channels, height, width); got {tuple(shape)}")
+    channels, height, width = (at_least("image_shape", size) for size in shape)
+    return channels, height, width
+
+
+def conv_encoder(
+    image_shape: Sequence[int],
+    out_dim: int,
+    channels: Sequence[int] = (32, 64),
+    *,
+    activation: str = "relu",
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Convolutions that halve the image one by one, and a linear layer: flat rows in and out.
+
+    Args:
+        image_shape: (C, H, W); a row has C H W entries, of any height and width.
+        out_dim: width of the output.
+        channels: of each convolution (3 x 3, stride 2).
+        activation: one of ``ACTIVATIONS``.
+        seed: of the initial weights (torch's defaults).
+    """
+    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    shapes = _halved(image_shape, channels)
+    layers: list[nn.Module] = [nn.Unflatten(1, shapes[0])]
+    with seeded(seed):
+        for (before, *_), (after, *_) in itertools.pairwise(shapes):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activate()]
+        last = nn.Linear(math.prod(shapes[-1]), at_least("out_dim", out_dim))
+    return nn.Sequential(*layers, nn.Flatten(), last)
+
+
+def conv_decoder(
+    in_dim: int,
+    image_shape: Sequence[int],
+    channels: Sequence[int] = (64, 32),
+    *,
+    outputs_per_dim: int = 1,
+    activation: str = "relu",
+    seed: int | None = None,
+) -> nn.Sequential:
+    """The mirror image of :func:`conv_encoder`: a linear layer, and convolutions that double.
+
+    Args:
+        in_dim: width of the input.
+        image_shape: (C, H, W) of what comes out, as flat rows.
+        channels: of the image that each convolution gets (3 x 3, transposed, stride 2).
+        outputs_per_dim: numbers for each entry of an image. A row holds them beside one another,
+            those of the first entry first.
+        activation: one of ``ACTIVATIONS``.
+        seed: of the initial weights (torch's defaults, and an :class:`Offset` of zero).
+    """
+    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    shapes = _halved(image_shape, channels[::-1])[::-1]
+    depth, height, width = shapes[-1]
+    shapes[-1] = (at_least("outputs_per_dim", outputs_per_dim) * depth, height, width)
+    with seeded(seed):
+        layers: list[nn.Module] = [nn.Linear(at_least("in_dim", in_dim), math.prod(shapes[0]))]
+        layers += [nn.Unflatten(1, shapes[0])]
+        for before, after in itertools.pairwise(shapes):
+            layers += [activate(), _doubling(before, after, bias=after is not shapes[-1])]
+    return nn.Sequential(*layers, _Flat(outputs_per_dim), Offset(math.prod(shapes[-1])))
+
+
+def _halved(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageShape]:
+    shapes = [as_image_shape(image_shape)]
+    if not channels:
+        raise ValueError("channels must name at least one convolution's channels; it is empty")
+    for number in channels:
+        _, height, width = shapes[-1]
+        shapes.append((at_least("channels", number), (height + 1) // 2, (width + 1) // 2))
+    return shapes
+
+
+def _doubling(before: ImageShape, after: ImageShape, *, bias: bool) -> nn.ConvTranspose2d:
+    # 2n - 1 pixels come out of n: one more at the far edge, where the larger image was even.
+    odd = (after[1] - (2 * before[1] - 1), after[2] - (2 * before[2] - 1))
+    return nn.ConvTranspose2d(
+        before[0], after[0], 3, stride=2, padding=1, output_padding=odd, bias=bias
+    )
+
+
+class _Flat(nn.Module):
+    """Images of (outputs_per_dim C) channels as rows, an entry's outputs beside one another."""
+
+    def __init__(self, outputs_per_dim: int) -> None:
+        super().__init__()
+        self.outputs_per_dim = outputs_per_dim
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O"]:
+        return images.unflatten(1, (self.outputs_per_dim, -1)).movedim(1, -1).flatten(1)

@@ -1,5 +1,6 @@
 """The variational autoencoder as a model/guide pair."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import AmortizedGuide, num_encoder_inputs, num_scale_outputs
 from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import mlp, output_bias
+from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp, output_bias
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.program import (
     Density,
@@ -116,22 +117,74 @@ class VAE(Program):
         with seeded(seed):
             encoder = mlp(inputs, outputs, hidden, activation=activation)
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
+        family: dict[str, Any] = {
+            "latent_dim": latent_dim,
+            "covariance": covariance,
+            "missing": missing,
+        }
         vae = cls(
-            decoder=decoder,
-            likelihood=likelihood,
-            data_dim=data_dim,
-            latent_dim=latent_dim,
-            encoder=encoder,
-            covariance=covariance,
-            missing=missing,
+            encoder=encoder, decoder=decoder, likelihood=likelihood, data_dim=data_dim, **family
         )
-        sizes = {"data_dim": data_dim, "latent_dim": latent_dim, "hidden": list(hidden)}
-        how = {"activation": activation, "covariance": covariance, "missing": missing}
-        vae._config = sizes | how
+        sizes = {"data_dim": data_dim, "hidden": list(hidden), "activation": activation}
+        vae._config = sizes | family
+        return vae
+
+    @classmethod
+    def conv(
+        cls,
+        image_shape: Sequence[int],
+        latent_dim: int,
+        *,
+        channels: Sequence[int] = (32, 64),
+        likelihood: Likelihood | None = None,
+        activation: str = "relu",
+        covariance: str = "diagonal",
+        missing: str = "zeros",
+        seed: int | None = None,
+    ) -> Self:
+        """A VAE whose encoder and decoder are convolutional; data stay flat rows.
+
+        Args:
+            image_shape: (C, H, W), of any height and width; D = C H W.
+            latent_dim: K.
+            channels: of the encoder's convolutions, each of which halves height and width; the
+                decoder has them reversed.
+            likelihood: by default ``Gaussian("shared")``.
+            activation: of the hidden layers.
+            covariance: the guide's family.
+            missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
+                its images have 2 C channels.
+            seed: of the initial weights.
+        """
+        likelihood = Gaussian("shared") if likelihood is None else likelihood
+        codes = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
+        depth, *area = as_image_shape(image_shape)
+        seen = (num_encoder_inputs(missing, depth), *area)
+        how: dict[str, Any] = {
+            "outputs_per_dim": likelihood.outputs_per_dim,
+            "activation": activation,
+        }
+        with seeded(seed):
+            encoder = conv_encoder(seen, codes, channels, activation=activation)
+            decoder = conv_decoder(latent_dim, image_shape, channels[::-1], **how)
+        family: dict[str, Any] = {
+            "latent_dim": latent_dim,
+            "covariance": covariance,
+            "missing": missing,
+        }
+        data_dim = math.prod((depth, *area))
+        vae = cls(
+            encoder=encoder, decoder=decoder, likelihood=likelihood, data_dim=data_dim, **family
+        )
+        sizes = {"image_shape": [depth, *area], "channels": list(channels)}
+        vae._config = sizes | family | {"activation": activation, "networks": "conv"}
         return vae
 
     def config(self) -> dict[str, Any] | None:
-        """The arguments of :meth:`mlp`; None for networks that only their author can rebuild."""
+        """The arguments of :meth:`mlp`, or of :meth:`conv` and ``networks="conv"``.
+
+        None for networks that only their author can rebuild.
+        """
         return self._config
 
     @pyro_method

@@ -1,11 +1,14 @@
 """What the pictures have in common: axes, colours, legends, tiles."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
@@ -82,6 +85,39 @@ def log_scale(ax: Axes, axis: str) -> None:
     if decades <= 2:
         one.set_major_formatter(StrMethodFormatter("{x:g}"))
     one.set_minor_formatter(NullFormatter())
+
+
+def scatter_by_class(
+    ax: Axes, points: Float[np.ndarray, "N 2"], labels: Sequence[Any] | None
+) -> bool:
+    """Points in the colours of their classes; whether there are 1 to 20, so that they have names.
+
+    Args:
+        ax: where to draw.
+        points: with the coordinates across and up.
+        labels: a class for each, or None.
+    """
+    size = min(max(4000 / len(points), 9.0), 30.0)
+    classes = [] if labels is None else sorted(set(labels), key=_order)
+    if labels is None or not 0 < len(classes) <= 20:
+        ax.scatter(*points.T, s=size, color=BLUE, alpha=0.7, lw=0)
+        return False
+    number = np.array([classes.index(label) for label in labels])
+    for place, value in enumerate(classes):
+        shade = _class_colour(place, len(classes))
+        ax.scatter(*points[number == place].T, s=size, color=shade, label=str(value), lw=0)
+    return True
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    # Numbers before texts, each in their own order.
+    return isinstance(value, str), value
+
+
+def _class_colour(place: int, count: int) -> Any:
+    wide: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    assert isinstance(wide, ListedColormap)
+    return wide.colors[place]  # pyright: ignore[reportIndexIssue]
 
 
 LOWEST, HIGHEST = 0.24, 2.0

@@ -8,10 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -32,6 +30,7 @@ from ppl_vae.report.drawing import (
     legend_below,
     log_scale,
     new_axes,
+    scatter_by_class,
     title,
 )
 
@@ -192,33 +191,13 @@ def latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str = "") 
         name: of the pair, for the title.
     """
     ax = new_axes(ax, (SIZE[0], 4.6))
-    z = means.means.numpy()
-    size = min(max(4000 / len(z), 9.0), 30.0)
-    classes = [] if means.labels is None else sorted(set(means.labels), key=_order)
-    if not classes or len(classes) > 20:
-        ax.scatter(z[:, 0], z[:, 1], s=size, color=BLUE, alpha=0.7, lw=0)
-    else:
-        number = np.array([classes.index(label) for label in means.labels or ()])
-        for place, value in enumerate(classes):
-            part, shade = number == place, _class_colour(place, len(classes))
-            ax.scatter(z[part, 0], z[part, 1], s=size, color=shade, label=str(value), lw=0)
+    if scatter_by_class(ax, means.means.numpy(), means.labels):
         legend_below(ax, 5)
     ax.set_xlabel("$z_1$, standard deviations of the prior")
     ax.set_ylabel("$z_2$, standard deviations of the prior")
     ax.set_aspect("equal", adjustable="datalim")
     title(ax, f"Codes of {name}, {means.about}")
     return ax
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    # Numbers before texts, each in their own order.
-    return isinstance(value, str), value
-
-
-def _class_colour(place: int, count: int) -> Any:
-    wide: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
-    assert isinstance(wide, ListedColormap)
-    return wide.colors[place]  # pyright: ignore[reportIndexIssue]
 
 
 def kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Axes:

@@ -6,6 +6,10 @@ from ppl_vae.report.drawing import draw_tiles, new_axes, tile_size, title
 from ppl_vae.tiles import Tiles
 
 PROFILES = "(lines: the columns in order, in their standard deviations)"
+OF_LADDER = (
+    "The plane of a second VAE, for pictures only",
+    "From datum to datum in that second VAE",
+)
 HOLES = ("(tinted: missing)", "(gaps: missing)")
 
 
@@ -20,16 +24,16 @@ def samples(tiles: Tiles, ax: Axes | None = None) -> Axes:
     return _tiled(tiles, ax, "Drawn from the models", "draw")
 
 
-def manifold(tiles: Tiles, ax: Axes | None = None) -> Axes:
+def manifold(tiles: Tiles, ax: Axes | None = None, *, heading: str = OF_LADDER[0]) -> Axes:
     """The mean of x over the plane of two latents."""
     names = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
-    return _tiled(tiles, ax, "The plane of a second VAE, for pictures only", *names)
+    return _tiled(tiles, ax, heading, *names)
 
 
-def interpolation(tiles: Tiles, ax: Axes | None = None) -> Axes:
+def interpolation(tiles: Tiles, ax: Axes | None = None, *, heading: str = OF_LADDER[1]) -> Axes:
     """The mean of x on the way from the code of one datum to that of another."""
     way = "position between the two codes, 0 to 1"
-    return _tiled(tiles, ax, "From datum to datum in that second VAE", way, "rows of the data")
+    return _tiled(tiles, ax, heading, way, "rows of the data")
 
 
 def _tiled(tiles: Tiles, ax: Axes | None, heading: str, across: str, down: str = "model") -> Axes:

@@ -1,0 +1,90 @@
+"""Published numbers met: what a VAE of MNIST must reach, trained here for minutes.
+
+Run with ``-m slow -s`` to see what each reaches; the networks are small, and a bound that training
+of this length meets has room to every side.
+"""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae import (
+    IWAE,
+    VAE,
+    Bernoulli,
+    Gaussian,
+    binarize,
+    elbo,
+    fit_svi,
+    image_set,
+    log_likelihood,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.data,
+    pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="no data sets"),
+]
+COSINE = torch.optim.lr_scheduler.CosineAnnealingLR
+SCORED = torch.from_numpy(np.random.default_rng(0).permutation(10_000)[:300])
+
+
+@pytest.mark.parametrize(("K", "least", "ppca"), [(20, 540.0, 306.55), (50, 680.0, 517.60)])
+def test_a_gaussian_decoder_with_a_shared_sigma(K, least, ppca):
+    """Ten epochs on x / 255; PPCA's log p of the test images is that of the closed form."""
+    x, x_test = image_set("MNIST").x, image_set("MNIST", "test").x
+    vae = VAE.mlp(784, K, hidden=(400,), likelihood=Gaussian("shared"), seed=0)
+    how = {"epochs": 10, "batch_size": 256, "lr": 1e-3, "scheduler": COSINE, "seed": 0}
+    print(fit_svi(vae.model, vae.guide, x, **how))
+    bound = float(elbo(vae.model, vae.guide, x_test, seed=0).mean())
+    refined = log_likelihood(vae.model, vae.guide, x_test, 1000, refine=300, rows=SCORED, seed=0)
+    print(f"K = {K}: test ELBO {bound:.1f}", refined, sep="\n")
+    assert bound > least
+    # Importance sampling errs downwards, so that 300 images above PPCA by 4 errors settle it.
+    assert refined.mean - 4 * refined.mean_error > ppca
+
+
+def test_a_unit_sigma_cannot_do_better_than_its_constant():
+    x, x_test = image_set("MNIST").x, image_set("MNIST", "test").x
+    vae = VAE.mlp(784, 20, hidden=(400,), likelihood=Gaussian(1.0), seed=0)
+    fit_svi(vae.model, vae.guide, x, epochs=3, batch_size=256, lr=1e-3, seed=0)
+    loss = -elbo(vae.model, vae.guide, x_test, seed=0)
+    print(f"sigma = 1: -ELBO {float(loss.mean()):.1f}, at least {float(loss.min()):.1f}")
+    # The density of x given z is at most (2 pi)^(-D/2), whatever is learned.
+    assert float(loss.min()) > 392 * math.log(2 * math.pi) > 720.45
+    assert float(loss.mean()) < 750
+
+
+def test_grey_pixels_under_a_bernoulli():
+    """Pyro's tutorial: z = 50, 400 softplus units, Adam 1e-3, batches of 256, 20 epochs."""
+    x, x_test = image_set("MNIST").x, image_set("MNIST", "test").x
+    soft = Bernoulli(soft_targets=True)
+    vae = VAE.mlp(784, 50, hidden=(400,), activation="softplus", likelihood=soft, seed=0)
+    fit_svi(vae.model, vae.guide, x, epochs=20, batch_size=256, lr=1e-3, seed=0)
+    bound = float(elbo(vae.model, vae.guide, x_test, seed=0).mean())
+    print(f"grey pixels under a Bernoulli: {bound:.2f}")
+    assert bound >= -105.5
+
+
+def burda(objective=None, epochs=200):
+    """The net of one stochastic layer; pixels are binarized anew each epoch."""
+    x = image_set("MNIST").x
+    shape = {"hidden": (200, 200), "activation": "tanh", "likelihood": Bernoulli()}
+    vae = VAE.mlp(784, 50, **shape, seed=0).center(x.round())
+    how = {"epochs": epochs, "batch_size": 100, "lr": 1e-3, "each_epoch": binarize, "seed": 0}
+    print(fit_svi(vae.model, vae.guide, x, objective=objective, **how))
+    test = binarize(image_set("MNIST", "test").x, torch.Generator().manual_seed(0))
+    return log_likelihood(vae.model, vae.guide, test, 5000, seed=0)
+
+
+def test_the_importance_weighted_autoencoder_and_the_variational_one():
+    """Burda, Grosse and Salakhutdinov report 86.76 nats after 3,280 epochs, IWAE (k = 5) 85.54."""
+    plain, tighter = burda(), burda(IWAE(5))
+    for name, found in (("VAE", plain), ("IWAE, k = 5", tighter)):
+        print(f"{name}: NLL {-found.mean:.2f} ± {found.mean_error:.2f}", found, sep="\n")
+    assert -plain.mean <= 88.0
+    difference = tighter.value - plain.value
+    assert float(difference.mean()) > 3 * float(difference.std()) / 100
