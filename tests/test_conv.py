@@ -1,14 +1,12 @@
 """Networks as in the lectures, and convolutional pairs: flat rows of images of any size."""
 
 import numpy as np
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Predictive
 from torch import nn
 
 from ppl_vae import VAE, Bernoulli, Gaussian, fit_svi, load, log_likelihood, log_weights, mlp, save
-from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.networks import Offset, conv_decoder, conv_encoder
 from test_capture import agree, both_ways
 
@@ -82,20 +80,11 @@ def test_the_last_layer_has_a_bias_for_each_output():
     assert torch.allclose(decoder(z) - before, torch.arange(16.0).expand(2, 16), atol=1e-5)
 
 
-class TwoOutputs(Likelihood):
-    """Mean and log-scale of a Gaussian, both from the decoder."""
-
-    outputs_per_dim = 2
-
-    def forward(self, outputs):
-        loc, raw = outputs.unflatten(-1, (-1, 2)).unbind(-1)
-        return dist.Normal(loc, raw.exp())
-
-    def check(self, x, mask=None):
-        pass
-
-
-@pytest.mark.parametrize("likelihood", [Gaussian, Bernoulli, TwoOutputs])
+@pytest.mark.parametrize(
+    "likelihood",
+    [Gaussian, Bernoulli, lambda: Gaussian("network")],
+    ids=["shared", "binary", "two"],
+)
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 def test_a_convolutional_pair_is_a_pair_like_any_other(likelihood, covariance):
     how = {"channels": (4, 6), "likelihood": likelihood(), "covariance": covariance}
