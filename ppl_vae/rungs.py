@@ -17,12 +17,14 @@ from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
-from ppl_vae.objectives import IWAE
+from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.program import ProgramLike
 from ppl_vae.results import FitResult
 
 HIDDEN = (256,)
 IWAE_SAMPLES = 8
+SCORE = ELBO(gradient="score")
+"""The same ELBO by its score: what gradients through the draws are worth."""
 NO_CLOSED_FORM = "with holes the likelihood has no maximum in closed form"
 
 
@@ -234,6 +236,7 @@ _RUNGS = (
     Rung("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit")),
     Rung("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
     Rung("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
+    Rung("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE)),
 )
 RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}
 

@@ -18,6 +18,7 @@ import oracles
 from ppl_vae.cli import app, main
 from ppl_vae.interop.arviz import read_netcdf
 from ppl_vae.report.archive import read_results
+from ppl_vae.rungs import RUNGS
 
 FAST = ["--rungs", "closed-form,px-em,variational-em"]
 COMMAND = [sys.executable, "-c", "from ppl_vae.cli import main; main()", "lineage"]
@@ -171,9 +172,9 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
     assert process.returncode == 130, errors
     found, exhibits = read_results(tmp_path / "out")
     finished = len(found.rows)
-    assert 1 <= finished < 12 and not found.finished and exhibits is None
+    assert 1 <= finished < len(RUNGS) and not found.finished and exhibits is None
     assert [row.rung for row in found.rows] == found.about["rungs"][:finished]
-    message = f"interrupted: {finished} of 12 rungs are finished, kept in"
+    message = f"interrupted: {finished} of {len(RUNGS)} rungs are finished, kept in"
     assert errors.startswith(message) and len(errors.splitlines()) == 1
     assert found.rows[-1].rung in output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]

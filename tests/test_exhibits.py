@@ -98,7 +98,7 @@ def test_spectrum_kl_comparison_and_slice(shown, ladder):
 
 
 def test_a_second_opinion_is_in_the_units_of_the_data(shown, ladder):
-    assert set(shown.opinions) == {"vae", "iwae", MINE}
+    assert set(shown.opinions) == {"vae", "iwae", "score-vae", MINE}
     for name, told in shown.opinions.items():
         assert set(told.estimates) == {"importance", "annealed"}
         scored = ladder.row(name).held_out

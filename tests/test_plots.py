@@ -172,14 +172,14 @@ def test_the_ends_of_gaps_have_their_errors():
             place += 0.0 if math.isnan(r.shortfall) else r.shortfall
             assert (start[0], end[0]) == pytest.approx((place - error, place + error))
     # What the widest bar leaves no room to see is not drawn.
-    assert [len(bars.lines[2][0].get_segments()) for bars in found] == [2, 3]
+    assert [len(bars.lines[2][0].get_segments()) for bars in found] == [2, 4]
     plt.close(axes.figure)
 
 
 def test_annealing_is_drawn_less_importance_sampling(drawn):
     (axes,) = drawn["annealing"].figure().axes
     told = ladders.shown().opinions
-    assert len(axes.containers) == len(told) == 3
+    assert len(axes.containers) == len(told) == 4
     for container, (name, pair) in zip(axes.containers, told.items(), strict=True):
         less = pair.estimates["annealed"].value - pair.estimates["importance"].value
         assert np.allclose(container.lines[0].get_ydata(), less)

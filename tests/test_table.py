@@ -44,7 +44,9 @@ def row(name, log_p, shortfall, approximation, amortization, how="exact", reliab
 EXACT = [row(name, 17.7, 0.0, 0.0, 0.0) for name in list(RUNGS)[:4]]
 SVI = [row(name, 17.5, 0.21, 0.1 * i, 0.02 * i) for i, name in enumerate(list(RUNGS)[4:9])]
 COSTLY = [row("unit-q", 10.6, 7.1, 4.7, 0.01)]
-NEURAL = [row(name, 49.9, math.nan, 0.5, 4.0, "estimated", 0.98) for name in ("vae", "iwae")]
+NEURAL = [
+    row(name, 49.9, math.nan, 0.5, 4.0, "estimated", 0.98) for name in ("vae", "iwae", "score-vae")
+]
 MINE = [row("a pair with a long name", -12345.6, math.nan, 3.0, 120.0, "estimated", 0.5)]
 TABLES = {
     "one exact": EXACT[:1],
