@@ -34,10 +34,14 @@ SCORED = torch.from_numpy(np.random.default_rng(0).permutation(10_000)[:300])
 
 @pytest.mark.parametrize(("K", "least", "ppca"), [(20, 540.0, 306.55), (50, 680.0, 517.60)])
 def test_a_gaussian_decoder_with_a_shared_sigma(K, least, ppca):
-    """Ten epochs on x / 255; PPCA's log p of the test images is that of the closed form."""
+    """Ten epochs on x / 255; PPCA's log p of the test images is that of the closed form.
+
+    Sigma starts at 0.2, near the pixels' standard deviation: Adam moves its logarithm by at most
+    its rate a step, and from 1 it would still be on its way after ten epochs.
+    """
     x, x_test = image_set("MNIST").x, image_set("MNIST", "test").x
-    vae = VAE.mlp(784, K, hidden=(400,), likelihood=Gaussian("shared"), seed=0)
-    how = {"epochs": 10, "batch_size": 256, "lr": 1e-3, "scheduler": COSINE, "seed": 0}
+    vae = VAE.mlp(784, K, hidden=(400,), likelihood=Gaussian("shared", initial=0.2), seed=0)
+    how = {"epochs": 10, "batch_size": 256, "lr": 2e-3, "scheduler": COSINE, "seed": 0}
     print(fit_svi(vae.model, vae.guide, x, **how))
     bound = float(elbo(vae.model, vae.guide, x_test, seed=0).mean())
     refined = log_likelihood(vae.model, vae.guide, x_test, 1000, refine=300, rows=SCORED, seed=0)
@@ -69,22 +73,43 @@ def test_grey_pixels_under_a_bernoulli():
     assert bound >= -105.5
 
 
+SHOWN = 2000
+"""Test images whose log p is estimated; the ELBO, of which that differs little, is of all."""
+
+
 def burda(objective=None, epochs=200):
-    """The net of one stochastic layer; pixels are binarized anew each epoch."""
+    """The net of one stochastic layer; pixels are binarized anew each epoch, once for the test.
+
+    Its log p of 2,000 random test images, and how much that is above their ELBO.
+    """
     x = image_set("MNIST").x
     shape = {"hidden": (200, 200), "activation": "tanh", "likelihood": Bernoulli()}
     vae = VAE.mlp(784, 50, **shape, seed=0).center(x.round())
     how = {"epochs": epochs, "batch_size": 100, "lr": 1e-3, "each_epoch": binarize, "seed": 0}
-    print(fit_svi(vae.model, vae.guide, x, objective=objective, **how))
+    fit = fit_svi(vae.model, vae.guide, x, objective=objective, **how)
     test = binarize(image_set("MNIST", "test").x, torch.Generator().manual_seed(0))
-    return log_likelihood(vae.model, vae.guide, test, 5000, seed=0)
+    bound = elbo(vae.model, vae.guide, test, num_samples=5, seed=0)
+    rows = torch.from_numpy(np.random.default_rng(0).permutation(10_000)[:SHOWN])
+    found = log_likelihood(vae.model, vae.guide, test, 5000, rows=rows, seed=0)
+    above = found.value - bound[rows].cpu()
+    value = float(bound.mean() + above.mean())
+    error = float(above.std()) / math.sqrt(SHOWN)
+    print(fit, fit.path, found, sep="\n")
+    print(f"NLL of all test images {-value:.2f} ± {error:.2f}, -ELBO {-float(bound.mean()):.2f}")
+    return value, found
 
 
-def test_the_importance_weighted_autoencoder_and_the_variational_one():
-    """Burda, Grosse and Salakhutdinov report 86.76 nats after 3,280 epochs, IWAE (k = 5) 85.54."""
-    plain, tighter = burda(), burda(IWAE(5))
-    for name, found in (("VAE", plain), ("IWAE, k = 5", tighter)):
-        print(f"{name}: NLL {-found.mean:.2f} ± {found.mean_error:.2f}", found, sep="\n")
-    assert -plain.mean <= 88.0
-    difference = tighter.value - plain.value
-    assert float(difference.mean()) > 3 * float(difference.std()) / 100
+def test_the_variational_autoencoder_with_one_stochastic_layer():
+    """Burda, Grosse and Salakhutdinov report 86.76 nats, after 3,280 epochs."""
+    value, _ = burda()
+    print(f"{-value - 86.76:.2f} nats above the published 86.76")
+    assert -value <= 88.0
+
+
+def test_the_importance_weighted_autoencoder_is_ahead():
+    """After 40 epochs each, image by image; published are 86.76 and, with k = 5, 85.54."""
+    plain, tighter = (burda(objective, epochs=40)[1] for objective in (None, IWAE(5)))
+    less = tighter.value - plain.value
+    error = float(less.std()) / math.sqrt(SHOWN)
+    print(f"IWAE, k = 5, less VAE: {float(less.mean()):.3f} ± {error:.3f} nats an image")
+    assert float(less.mean()) > 3 * error
