@@ -16,11 +16,14 @@ from torch import nn
 import foreign
 import loops
 import oracles
+from ppl_vae.data import digits
 from ppl_vae.evaluation import rails as module
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood, prior_guide
+from ppl_vae.evaluation.local import LocalGuide
 from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
+from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import mlp, zero_output
 from ppl_vae.models.ppca import PPCA
@@ -594,6 +597,36 @@ def test_the_family_of_the_refined_guide(covariance):
     assert oracles.proposal_tail_index(best, covariances[0]) < 0.25
     # S / ESS estimates E w^2 / (E w)^2; near its optimum q is as good as at it.
     assert float(2000 / estimate.ess.mean()) == pytest.approx(moment, rel=0.05)
+
+
+def test_many_dimensions_are_refined_in_single_precision():
+    """Of each factor 1,225 entries below the diagonal, which long steps would make singular."""
+    x = torch.as_tensor(digits(), dtype=torch.float32)
+    vae = VAE.mlp(64, 50, likelihood=Gaussian("shared", initial=0.2), seed=0)
+    fit_svi(vae.model, vae.guide, x[:1500], epochs=20, batch_size=100, lr=2e-3, seed=0)
+    how = {"refine": 300, "rows": torch.arange(1500, 1512), "seed": 0}
+    full, diagonal = (
+        log_likelihood(vae.model, vae.guide, x, 300, covariance=family, **how)
+        for family in ("full", "diagonal")
+    )
+    assert full.share_reliable > 0.7
+    # What a diagonal q gives is a lower bound by little here, and nothing is far above it.
+    assert (full.value - diagonal.value).abs().max() < 3
+
+
+def test_a_refined_q_that_is_nearly_singular_is_refused():
+    ppca, _ = make(K=4)
+    x = torch.from_numpy(rows_of(ppca, 3)).float()
+    told = {"index": torch.arange(3)}
+    guide = centred_guide(D, 4).float()
+    local = LocalGuide(ppca.float().model, guide, x, told, "full")
+    local.check_figures()
+    with torch.no_grad():
+        local.raws[0][1, 4:] = 1.2345e7 * torch.linspace(1, 2, 6)
+    with pytest.raises(
+        FloatingPointError, match=r"nearly singular for 1 of 3 data.*float32 has no"
+    ):
+        local.check_figures()
 
 
 def test_full_is_the_default_family():

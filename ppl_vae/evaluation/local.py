@@ -19,6 +19,8 @@ from ppl_vae.state import probing
 from ppl_vae.traces import Site, run_pair, sites
 
 MOMENT_DRAWS = 256
+LARGEST_LOSS = 0.03
+"""By so much a standard normal number may be off that comes back from a draw made of it."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ class LocalGuide(Program):
         self._hold(latents)
         # Means move in units of the starting standard deviation, so that one step size fits all.
         self.shifts = nn.ParameterList(torch.zeros_like(latent.loc) for latent in latents)
-        raw = [_raw(latent.scale_tril, covariance) for latent in latents]
-        self.raws = nn.ParameterList(raw)
+        starts = [_raw(latent.scale_tril, covariance) for latent in latents]
+        pairs = zip(latents, starts, strict=True)
+        self.raws = nn.ParameterList(raw / _stride(latent, raw) for latent, raw in pairs)
 
     def forward(self, x: Tensor, **_: Any) -> None:
         """The guide as a Pyro program, for the rows that it was made for."""
@@ -137,7 +140,7 @@ class LocalGuide(Program):
 
     def _gaussian(self, latent: _Latent, shift: Tensor, raw: Tensor) -> Density:
         scale = latent.scale_tril.diagonal(dim1=-2, dim2=-1)
-        return gaussian(latent.loc + scale * shift, raw, self.covariance)
+        return gaussian(latent.loc + scale * shift, raw * _stride(latent, raw), self.covariance)
 
     def settled(self) -> list[_Latent]:
         """Where its Gaussians stand, for another local guide to start from."""
@@ -146,6 +149,28 @@ class LocalGuide(Program):
             loc, scale_tril = _moments(self._gaussian(latent, shift, raw), constraints.real)
             latents.append(replace(latent, loc=loc.detach(), scale_tril=scale_tril.detach()))
         return latents
+
+    def check_figures(self) -> None:
+        """Check that draws of each Gaussian can be told from one another by its density.
+
+        Raises:
+            FloatingPointError: if a covariance is so nearly singular that they cannot, in its
+                dtype; weights would be anything then, far above one too.
+        """
+        for latent, shift, raw in zip(self._held_latents(), self.shifts, self.raws, strict=True):
+            q = self._gaussian(latent, shift, raw)
+            if not isinstance(q, dist.MultivariateNormal):
+                continue
+            factor = q.scale_tril.detach()
+            ones = torch.ones_like(factor[..., :1])
+            again = torch.linalg.solve_triangular(factor, factor @ ones, upper=False)
+            lost = ~((again - ones).abs() < LARGEST_LOSS).all(-1).all(-1)
+            if num_lost := int(lost.sum()):
+                raise FloatingPointError(
+                    f"the refined q of site {latent.name!r} is nearly singular for {num_lost} of "
+                    f"{lost.numel()} data: {factor.dtype} has no figures left for its density. "
+                    "Use covariance='diagonal', fewer steps, or the pair in float64: .double()"
+                )
 
     def _sample(self, latent: _Latent, q: Density) -> None:
         if latent.direct:
@@ -271,6 +296,18 @@ def _raw(scale_tril: Tensor, covariance: str) -> Tensor:
         return raw
     rows, columns = torch.tril_indices(scale.shape[-1], scale.shape[-1], -1, device=scale.device)
     return torch.cat([raw, (scale_tril / scale.unsqueeze(-1))[..., rows, columns]], -1)
+
+
+def _stride(latent: _Latent, raw: Tensor) -> Tensor:
+    """By how much each unconstrained number moves where its parameter moves by one, (R,).
+
+    Adam moves all of them alike. Of K dimensions a row of the factor has up to K - 1 entries
+    beside its diagonal; moved by as much as that each, they would turn the row by sqrt(K - 1)
+    times as much, and of 50 dimensions make a factor that single precision cannot solve with.
+    """
+    dim = latent.loc.shape[-1]
+    place = torch.arange(raw.shape[-1], device=raw.device)
+    return torch.where(place < dim, 1.0, max(dim - 1, 1) ** -0.5).to(raw)
 
 
 def family_of(

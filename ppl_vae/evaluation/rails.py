@@ -213,6 +213,7 @@ class Refiner:
                 self.rails.do(lambda: self._fast(block), lambda: self._eager(block))
             else:  # a last block is not worth compiling for
                 self._eager(block)
+        local.check_figures()
         # In training mode Pyro warns of parameters without a gradient.
         return local.requires_grad_(False).eval()
 
