@@ -36,6 +36,7 @@ LAYERS = (
         "models.likelihoods",
     ),
     ("models.ppca", "models.vae", "divergences", "data", "images", "sheets", "tables", "tiles"),
+    ("topics",),
     ("gradients",),
     ("objectives", "storage"),
     ("inference.",),
