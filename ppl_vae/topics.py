@@ -84,14 +84,14 @@ def count_words(
         max_df=max_share,
     )
     try:
-        counts = counter.fit_transform(named.values()).toarray()
+        counts: Any = counter.fit_transform(named.values())
     except ValueError as error:
         raise ValueError(
             f"no words are left of {len(named)} texts with min_documents={min_documents} and "
             f"max_share={max_share}: {error}"
         ) from error
     words = tuple(counter.get_feature_names_out().tolist())
-    return WordCounts(torch.from_numpy(counts.astype(np.float32)), words, tuple(named))
+    return WordCounts(torch.from_numpy(counts.toarray().astype(np.float32)), words, tuple(named))
 
 
 def docstrings(*modules: str, min_words: int = 40) -> dict[str, str]:
@@ -326,14 +326,14 @@ def top_words(
     so that words which are frequent everywhere do not head every list.
 
     Args:
-        shares: non-negative, such as topics or means of counts; each row is scaled to sum to one.
+        shares: topics, means of counts: each row's probabilities, up to a constant.
         words: D of them.
         num_words: how many to name.
         base: probabilities of the words in all documents, up to a constant.
         relevance: 1 for the most probable words, 0 for those most unlike ``base``.
 
     Raises:
-        ValueError: if there are not D words.
+        ValueError: if there are not D words; if relevance or base is out of range.
 
     References:
         Sievert, Shirley: LDAvis (2014), of the relevance; 0.6 is what its readers found best.
@@ -342,12 +342,13 @@ def top_words(
         raise ValueError(f"shares have {shares.shape[1]} columns for {len(words)} words")
     if not 0 <= relevance <= 1:
         raise ValueError(f"relevance must lie in 0..1; got {relevance}")
-    score = shares.double().log() - shares.double().sum(1, keepdim=True).log()
+    score = shares.double().log()  # constants of a row do not change its order
     if base is not None:
-        rarity = base.to(score) / base.sum().to(score)
-        score = score - (1 - relevance) * rarity.log()
+        if not bool((base > 0).all()):
+            raise ValueError("base must be positive; add 0.5 to counts of which some are zero")
+        score = score - (1 - relevance) * base.to(score).log()
     best = score.topk(min(at_least("num_words", num_words), len(words)), 1).indices
-    return [[words[d] for d in row] for row in best.tolist()]
+    return [[str(words[d]) for d in row] for row in best.tolist()]
 
 
 def match_topics(
