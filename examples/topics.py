@@ -1,8 +1,7 @@
 # %% [markdown]
 # # What docstrings are about
-# Words of the docstrings of installed packages, counted, and a VAE whose decoder is a table of
-# topics: z is a point on their simplex, and the words are multinomial given the document's length.
-# Between two documents the words change by degrees.
+# Words of the docstrings of installed packages, and a VAE whose decoder is a table of topics: each
+# document mixes them, its words are multinomial. Between two documents they change by degrees.
 # %%
 import sys
 
@@ -20,24 +19,13 @@ from ppl_vae import (
     topic_vae,
 )
 from ppl_vae.evaluation.predictive import encode
-from ppl_vae.evaluation.traversal import interpolate
+from ppl_vae.evaluation.traversal import interpolate, path
 
 EPOCHS = 2 if "--smoke" in sys.argv else 100
 K = 10
-MODULES = (
-    "torch.nn",
-    "torch.nn.functional",
-    "torch.distributions",
-    "numpy",
-    "numpy.linalg",
-    "scipy.stats",
-    "scipy.signal",
-    "scipy.optimize",
-    "scipy.special",
-    "sklearn.metrics",
-    "matplotlib.pyplot",
-)
-found = count_words(docstrings(*MODULES), max_words=800)
+MODULES = "numpy numpy.linalg sklearn.metrics matplotlib.pyplot torch.nn torch.nn.functional"
+MODULES += " torch.distributions scipy.stats scipy.signal scipy.optimize scipy.special"
+found = count_words(docstrings(*MODULES.split()), max_words=800)
 print(found)
 rows, rows_test = train_test_split(np.arange(len(found.names)), test_size=0.15, random_state=0)
 x, x_test = found.counts[rows], found.counts[rows_test]
@@ -49,7 +37,7 @@ print(fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, warmup=EPOCHS * 5, **how))
 base = (x.sum(0) + 0.5) / (x.sum(0) + 0.5).sum()
 alone = Multinomial()(base.log().expand(len(x_test), -1), x_test).log_prob(x_test)
 print(f"held out, one topic for all: {alone.mean():.2f} nats a datum; {K} topics:")
-print(log_likelihood(vae.model, vae.guide, x_test, 500, seed=0))
+print(log_likelihood(vae.model, vae.guide, x_test, 500, refine=EPOCHS, seed=0))
 
 # %%
 shares = vae.decoder.proportions(encode(vae.model, vae.guide, x)).mean(0)
@@ -61,8 +49,11 @@ for k in shares.argsort(descending=True):
 # %%
 names = "matplotlib.pyplot.plot", "torch.nn.Conv2d"
 ends = [found.counts[[found.names.index(name)]] for name in names]
-way = interpolate(vae.model, *ends, guide=vae.guide, num_steps=7)[0]
-print(f"\nfrom {names[0]}")
-for line in top_words(way, found.words, base=base):
-    print("   ", " ".join(line))
-print(f"to {names[1]}")
+how = {"guide": vae.guide, "num_steps": 9}
+lines = top_words(interpolate(vae.model, *ends, **how)[0], found.words, 7, base=base)
+codes = path(*(encode(vae.model, vae.guide, x) for x in ends), 9)[0]
+shares = vae.decoder.proportions(codes)
+shares = shares[:, shares[[0, -1]].argmax(1)]
+print(f"\nfrom {names[0]} to {names[1]}: shares of their main topics, and words")
+for share, line in zip(shares, lines, strict=True):
+    print(f"{share[0]:5.0%}{share[1]:5.0%}  {' '.join(line)}")

@@ -42,14 +42,8 @@ from ppl_vae.program import Program
 from ppl_vae.results import FitResult, Imputation
 from ppl_vae.storage import load, save
 from ppl_vae.tables import Table, read_table
-from ppl_vae.topics import (
-    count_words,
-    docstrings,
-    match_topics,
-    simulate_topics,
-    top_words,
-    topic_vae,
-)
+from ppl_vae.texts import count_words, docstrings
+from ppl_vae.topics import match_topics, simulate_topics, top_words, topic_vae
 
 __all__ = [
     "ELBO",
