@@ -174,13 +174,14 @@ def test_simulated_documents_have_the_topics_they_say():
     assert not torch.equal(simulate_topics(40, 30, K, seed=2).topics, true.topics)
 
 
-def fitted(seed, num_topics=5, steps=600):
+def fitted(seed, num_topics=5, steps=600, start=0):
     true = simulate_topics(500, 100, num_topics, seed=seed)
-    vae = topic_vae(100, num_topics, seed=seed).center(true.counts)
+    vae = topic_vae(100, num_topics, seed=seed + start).center(true.counts)
     before = match_topics(vae.decoder.topics(), true.topics)[1]
     # Half of the steps warm the KL up: fitted at once, two topics may share one true one for good.
     how = {"batch_size": 100, "lr": 0.03, "warmup": steps // 2, "scheduler": CosineAnnealingLR}
-    fit_svi(vae.model, vae.guide, true.counts, steps=steps, capture=False, seed=seed, **how)
+    how |= {"steps": steps, "capture": False, "seed": seed + start}
+    fit = fit_svi(vae.model, vae.guide, true.counts, **how)
     order, cosines = match_topics(vae.decoder.topics(), true.topics)
     theta = vae.decoder.proportions(encode(vae.model, vae.guide, true.counts))[:, order]
     error = (theta - true.proportions).abs().mean()
@@ -189,12 +190,12 @@ def fitted(seed, num_topics=5, steps=600):
     )
     print(f"  mean error of a document's share of a topic {error:.4f}")
     assert before.min() < 0.9
-    return vae, true, order, cosines, error
+    return vae, true, order, cosines, error, float(fit.objective[-50:].mean())
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_simulated_topics_are_recovered(seed):
-    vae, true, order, cosines, error = fitted(seed)
+    vae, true, order, cosines, error, _ = fitted(seed)
     assert cosines.min() > 0.9
     assert error < 0.1
     # Between a document of one topic and one of another, words go from the first's to the other's.
@@ -211,10 +212,12 @@ def test_simulated_topics_are_recovered(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_topics", [3, 5, 8])
 def test_simulated_topics_are_recovered_from_every_seed(num_topics):
-    worst = [
-        float(fitted(seed, num_topics, steps=600 if num_topics < 8 else 1500)[3].min())
-        for seed in range(10, 22)
-    ]
+    # One start in some thirty ends in a local optimum; the objective says so, without the truth.
+    steps = 1500 if num_topics == 8 else 600
+    worst = []
+    for seed in range(10, 22):
+        starts = [fitted(seed, num_topics, steps, start) for start in (0, 100, 200)]
+        worst.append(float(max(starts, key=lambda found: found[-1])[3].min()))
     print(f"{num_topics} topics, worst cosine over 12 seeds: {min(worst):.4f}")
     assert min(worst) > 0.9
 
