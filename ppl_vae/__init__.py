@@ -42,6 +42,8 @@ from ppl_vae.program import Program
 from ppl_vae.results import FitResult, Imputation
 from ppl_vae.storage import load, save
 from ppl_vae.tables import Table, read_table
+from ppl_vae.texts import count_words, docstrings
+from ppl_vae.topics import match_topics, simulate_topics, top_words, topic_vae
 
 __all__ = [
     "ELBO",
@@ -81,7 +83,9 @@ __all__ = [
     "collapse",
     "compare",
     "compare_on_hidden_cells",
+    "count_words",
     "digits",
+    "docstrings",
     "elbo",
     "fit_closed_form",
     "fit_em",
@@ -94,13 +98,17 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_weights",
+    "match_topics",
     "mlp",
     "opinions",
     "read_table",
     "run_lineage",
     "save",
+    "simulate_topics",
     "spectrum",
     "subspace",
     "to_arviz",
+    "top_words",
+    "topic_vae",
     "variational_em",
 ]

@@ -22,13 +22,18 @@ from ppl_vae.models.likelihoods import LIKELIHOODS
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.program import Program
+from ppl_vae.topics import topic_vae
 
 P = TypeVar("P", bound=Program)
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-_NETWORKS: dict[str, Callable[..., VAE]] = {"mlp": VAE.mlp, "conv": VAE.conv}
+_NETWORKS: dict[str, Callable[..., VAE]] = {
+    "mlp": VAE.mlp,
+    "conv": VAE.conv,
+    "topics": topic_vae,
+}
 
 
 def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
