@@ -100,15 +100,26 @@ class DecoderModel(Program):
             if mask is not None and x is not None:
                 # NaN under a mask would still poison the gradient.
                 x = torch.where(mask, x, 0.0)
-            given = self._given(z.to(like.dtype), x, None if x is None else mask, observe)
+            given = self.given(z.to(like.dtype), x, None if x is None else mask, observe)
             return pyro.sample("x", given, obs=x if observe else None)
 
     def _like(self) -> Tensor:
         return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def _given(
-        self, z: Float[Tensor, "*B K"], x: Tensor | None, mask: Tensor | None, observe: bool
+    def given(
+        self,
+        z: Float[Tensor, "*B K"],
+        x: Float[Tensor, "N D"] | None = None,
+        mask: Bool[Tensor, "N D"] | None = None,
+        observe: bool = False,
     ) -> Density:
+        """p(x | z), event shape (D,), with its gradient; see :meth:`decode` for one without.
+
+        Args:
+            z: codes, of the model's dtype.
+            x, mask, observe: as a likelihood takes them, see
+                :class:`~ppl_vae.models.observation.Likelihood`.
+        """
         width = self.data_dim * self.likelihood.outputs_per_dim
         outputs = fold_rows(self.decoder, z, width, "decoder")
         return self.likelihood(outputs, x, mask, observe=observe)
@@ -151,7 +162,7 @@ class DecoderModel(Program):
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
         """p(x | z), event shape (D,)."""
-        return self._given(z.to(self._like()), None, None, False)
+        return self.given(z.to(self._like()))
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
@@ -192,7 +203,7 @@ class DecoderModel(Program):
         """
         x, mask = as_observed(x, mask, model=self.model, guide=self.guide)
         with mode(self, training=False):
-            return self._given(self._code(x, mask).to(x), x, mask, False).mean
+            return self.given(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         holes = accepted(self.guide, {"mask": mask})
