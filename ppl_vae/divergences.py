@@ -1,7 +1,7 @@
 """The KL divergence of a site, in closed form where it is known, in total or a dimension.
 
-Points and flat priors have no density that integrates to one, and so none: see
-:func:`check_points` and :func:`check_proper`.
+Points and flat priors have no density that integrates to one, and so none:
+:func:`check_densities`.
 """
 
 import pyro.distributions as dist
@@ -45,28 +45,18 @@ def is_delta(q: Density) -> bool:
     return isinstance(q, dist.Delta)
 
 
-def check_points(run: PairTraces, way_out: str = "use a guide with a scale") -> None:
-    """Check that no latent site of a guide is a bare point, which has no density.
+def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") -> None:
+    """Check that latent sites have densities that integrate to one.
 
-    (A point made from auxiliary sites, as a flow's end, has theirs.)
+    A flat prior's does not, and a bare point in the guide has none. (A point made from auxiliary
+    sites, as a flow's end, has theirs.)
 
-    Raises:
-        ValueError: if one is.
-    """
-    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
-    for name in run.latent:
-        if is_delta(sites(run.guide)[name]["fn"]) and not made:
-            raise ValueError(
-                f"site {name!r} of the guide is a Delta: a point has no density, so its KL, mutual "
-                f"information and importance weights are not defined; {way_out}"
-            )
-
-
-def check_proper(run: PairTraces) -> None:
-    """Check that no latent site of a model has a prior that does not integrate to one.
+    Args:
+        run: traces of a pair.
+        way_out: from a point.
 
     Raises:
-        ValueError: if one has.
+        ValueError: if one has not.
     """
     for name, site in run.latent.items():
         if is_improper(site["fn"]):
@@ -74,6 +64,13 @@ def check_proper(run: PairTraces) -> None:
                 f"site {name!r} of the model has a flat prior, which is no density: there is no "
                 "marginal likelihood log p(x), and no KL from it. elbo(model, guide, x) is minus "
                 "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
+            )
+    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
+    for name in run.latent:
+        if is_delta(sites(run.guide)[name]["fn"]) and not made:
+            raise ValueError(
+                f"site {name!r} of the guide is a Delta: a point has no density, so its KL, "
+                f"mutual information and importance weights are not defined; {way_out}"
             )
 
 

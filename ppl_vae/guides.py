@@ -257,10 +257,9 @@ class AmortizedGuide(GaussianGuide):
             which stay zeros. The model scores x itself.
 
     References:
-        Vincent, Larochelle, Lajoie, Bengio, Manzagol: Stacked denoising autoencoders (2010), of
-        corruption; Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
+        Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
         (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
-        of the mask beside them.
+        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010).
     """
 
     def __init__(

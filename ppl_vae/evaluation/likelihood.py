@@ -201,7 +201,8 @@ def log_likelihood(
 
     Raises:
         ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses; a flat
-            prior, or a guide that is a point (an autoencoder's); a site that chains cannot move (:class:`ppl_vae.evaluation.paths.Path`).
+            prior or a point for a guide (an autoencoder's); a site that chains cannot move
+            (:class:`ppl_vae.evaluation.paths.Path`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":

@@ -56,7 +56,8 @@ class Autoencoder(DecoderModel):
         (1997); Vincent et al.: Stacked denoising autoencoders (2010).
 
     Example:
-        >>> Autoencoder.linear(data_dim=64, latent_dim=8, seed=0).features(torch.zeros(3, 64)).shape
+        >>> autoencoder = Autoencoder.linear(data_dim=64, latent_dim=8, seed=0)
+        >>> autoencoder.features(torch.zeros(3, 64)).shape
         torch.Size([3, 8])
     """
 
