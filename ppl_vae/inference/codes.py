@@ -15,7 +15,7 @@ from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode
 
 SLACK = 8.0
-"""In units of the dtype's resolution: by so much a slope may be off."""
+"""In units of the dtype's resolution: by so much values and slopes may be off."""
 LONGEST, SHORTEST = 2.0**20, 2.0**-40
 """Step lengths, in units of z squared a nat; they begin at the longest and are only halved."""
 
@@ -135,15 +135,19 @@ class _Search:
 
     def _proximal(self) -> Tensor:
         """The step from the point ahead, no longer than the loss's curvature on the way allows."""
-        slope = self._slope(self.ahead)
-        slack = SLACK * torch.finfo(slope.dtype).eps * slope.norm(dim=1)
+        value, slope = self.loss(self.ahead), self._slope(self.ahead)
+        eps = SLACK * torch.finfo(slope.dtype).eps
         while True:
             new = soft_threshold(self.ahead - self.length * slope, self.length * self.penalty)
             way = new - self.ahead
-            bend = (way * (self._slope(new) - slope)).sum(1)
             distance = way.norm(dim=1)
-            # Written so that NaN, of a step far out, is too long as well.
-            fits = bend <= distance * (distance / self.length[:, 0] + slack)
+            room = distance.square() / self.length[:, 0]
+            # Far away values tell, close by slopes, of which rounding leaves more. NaN, of a step
+            # far out, is too long as well.
+            rise = self.loss(new) - value - (way * slope).sum(1)
+            bend = (way * (self._slope(new) - slope)).sum(1)
+            fits = rise <= room / 2 + eps * (1 + value.abs())
+            fits &= bend <= room + eps * distance * slope.norm(dim=1)
             if bool((fits | (self.length[:, 0] < SHORTEST)).all()):
                 return new
             self.length = torch.where(fits[:, None], self.length, self.length / 2)
