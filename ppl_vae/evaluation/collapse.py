@@ -62,8 +62,7 @@ def kl_by_dimension(
         seed: of the draws.
 
     Raises:
-        ValueError: if the guide is no product over latent dimensions (a full covariance), or a
-            point; if a prior is flat.
+        ValueError: if q is no product over dimensions (a full covariance) or p(z) no density.
     """
     x, mask = as_observed(x, mask, model=model, guide=guide)
     total = torch.zeros(())
