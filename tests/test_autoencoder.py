@@ -372,7 +372,7 @@ LINEAR = [{}, {"tied": True}, {"tied": True, "columns": "orthonormal"}]
 def check_is_pca(kind, seed):
     spectrum, axes = oracles.sample_spectrum(GAPPED.numpy())
     autoencoder = Autoencoder.linear(8, 3, seed=seed, **kind).double().center(GAPPED)
-    fitted(autoencoder, GAPPED, steps=600, lr=0.05)
+    fitted(autoencoder, GAPPED, steps=250 if kind else 600, lr=0.05)
     best = spectrum[3:].sum()
     error = squares(GAPPED, autoencoder.reconstruct(GAPPED))
     assert 1 - 1e-10 < error / best < 1 + 1e-4
@@ -396,7 +396,7 @@ def test_a_linear_autoencoder_is_pca_from_any_start(kind, seed):
 def test_one_nonlinear_layer_does_not_beat_pca(activation):
     spectrum, _ = oracles.sample_spectrum(GAPPED.numpy())
     autoencoder = Autoencoder.mlp(8, 3, hidden=(), code_activation=activation, seed=0).double()
-    fitted(autoencoder.center(GAPPED), GAPPED, steps=400, lr=0.03)
+    fitted(autoencoder.center(GAPPED), GAPPED, steps=200, lr=0.05)
     error, best = squares(GAPPED, autoencoder.reconstruct(GAPPED)), spectrum[3:].sum()
     assert error >= best * (1 - 1e-10)
     assert error < spectrum.sum() / 2  # it did learn
@@ -405,7 +405,7 @@ def test_one_nonlinear_layer_does_not_beat_pca(activation):
 def helix(number, seed):
     turns = 2 * torch.rand(number, generator=torch.Generator().manual_seed(seed)).double()
     angle = 2 * torch.pi * turns
-    return torch.stack([angle.cos(), angle.sin(), turns - 1], 1)
+    return torch.stack([angle.cos(), angle.sin(), 3 * (turns - 1)], 1)
 
 
 def check_four_layers(x, **how):
@@ -418,7 +418,7 @@ def check_four_layers(x, **how):
 
 
 def test_four_layers_find_the_curve_that_one_line_misses():
-    check_four_layers(helix(400, 0), steps=800)
+    check_four_layers(helix(300, 0), steps=400)
 
 
 @pytest.mark.data
@@ -430,7 +430,7 @@ def test_four_layers_find_the_helix_of_pcamethods():
 
 
 def test_an_over_complete_linear_autoencoder_learns_nothing():
-    autoencoder = fitted(Autoencoder.linear(8, 12, seed=0).double(), GAPPED, steps=1000, lr=0.02)
+    autoencoder = fitted(Autoencoder.linear(8, 12, seed=0).double(), GAPPED, steps=500, lr=0.05)
     assert squares(GAPPED, autoencoder.reconstruct(GAPPED)) < 1e-8
     noise = 0.5 * draw(300, 8, seed=1)
     other = 3 * draw(300, 8, seed=2)  # of nothing that it was fitted to
@@ -521,7 +521,7 @@ def test_more_penalty_more_zeros_of_an_encoder():
     assert 0 < shares[0] < shares[1] < shares[2]
 
 
-SHORT = {"steps": 200, "lr": 0.02}
+SHORT = {"steps": 120, "lr": 0.03}
 
 
 def scaled(autoencoder, factor):
@@ -570,7 +570,7 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
     with torch.no_grad():
         model.guide.loc.copy_(best_codes(model, x).codes)
     before = elbo(model.model, model.guide, x)
-    fitted(model, x, steps=300, lr=0.02)
+    fitted(model, x, steps=200, lr=0.03)
     learned = elbo(model.model, model.guide, x)
     constant = D / 2 * math.log(2 * math.pi) + 9 * math.log(20)
     assert -learned.mean() - constant < 0.8 * (-before.mean() - constant)
@@ -672,7 +672,7 @@ def test_holes_stay_holes_under_noise():
 def test_an_over_complete_denoising_autoencoder_is_better_than_the_identity():
     scale = 0.7
     how = {"corruption": GaussianNoise(scale), "seed": 0}
-    autoencoder = fitted(Autoencoder.linear(8, 12, **how).double(), GAPPED, steps=600, lr=0.02)
+    autoencoder = fitted(Autoencoder.linear(8, 12, **how).double(), GAPPED, steps=250, lr=0.05)
     noisy = GAPPED + scale * draw(300, 8, seed=1)
     kept = autoencoder.reconstruct(noisy)
     # No linear denoiser has less than Wiener's expected error, that of x given x + noise.
@@ -688,7 +688,7 @@ def test_a_denoiser_of_the_helix_is_better_than_ppcas():
     noisy = test + scale * draw(500, 3, seed=2)
     how = {"likelihood": Gaussian(scale), "corruption": GaussianNoise(scale), "seed": 0}
     autoencoder = Autoencoder.mlp(3, 3, hidden=(64,), activation="tanh", **how).double()
-    fitted(autoencoder, train, steps=400, lr=0.01)
+    fitted(autoencoder, train, steps=250, lr=0.02)
     ours = squares(autoencoder.reconstruct(noisy), test)
     for latent_dim in (1, 2):
         ppca = PPCA.like(train, latent_dim=latent_dim)
