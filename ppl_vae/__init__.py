@@ -19,12 +19,15 @@ from ppl_vae.evaluation.subspace import Subspace, subspace
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.images import Images, image_set
 from ppl_vae.inference.captured_svi import CapturedSVI
+from ppl_vae.inference.codes import BestCodes, best_codes
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.freezing import freeze_scale
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.lineage import Lineage, run_lineage
+from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.corruption import GaussianNoise, MaskingNoise
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.likelihoods import (
     Bernoulli,
@@ -52,7 +55,9 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Annealing",
+    "Autoencoder",
     "Bernoulli",
+    "BestCodes",
     "Bidirectional",
     "CapturedSVI",
     "Categorical",
@@ -64,12 +69,14 @@ __all__ = [
     "FitResult",
     "Gaps",
     "Gaussian",
+    "GaussianNoise",
     "HiddenCells",
     "Images",
     "Imputation",
     "Likelihood",
     "Lineage",
     "LogLikelihood",
+    "MaskingNoise",
     "MeanFieldGuide",
     "Multinomial",
     "Opinions",
@@ -78,6 +85,7 @@ __all__ = [
     "Program",
     "Subspace",
     "Table",
+    "best_codes",
     "bidirectional",
     "binarize",
     "collapse",

@@ -1,4 +1,8 @@
-"""The KL divergence of a site, in closed form where it is known, in total or a dimension."""
+"""The KL divergence of a site, in closed form where it is known, in total or a dimension.
+
+Points and flat priors have no density that integrates to one, and so none:
+:func:`check_densities`.
+"""
 
 import pyro.distributions as dist
 import torch
@@ -39,6 +43,42 @@ def is_delta(q: Density) -> bool:
     while isinstance(q, dist.Independent | dist.MaskedDistribution):
         q = q.base_dist
     return isinstance(q, dist.Delta)
+
+
+def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") -> None:
+    """Check that latent sites have densities that integrate to one.
+
+    A flat prior's does not, and a bare point in the guide has none. (A point made from auxiliary
+    sites, as a flow's end, has theirs.)
+
+    Args:
+        run: traces of a pair.
+        way_out: from a point.
+
+    Raises:
+        ValueError: if one has not.
+    """
+    for name, site in run.latent.items():
+        if is_improper(site["fn"]):
+            raise ValueError(
+                f"site {name!r} of the model has a flat prior, which is no density: there is no "
+                "marginal likelihood log p(x), and no KL from it. elbo(model, guide, x) is minus "
+                "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
+            )
+    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
+    for name in run.latent:
+        if is_delta(sites(run.guide)[name]["fn"]) and not made:
+            raise ValueError(
+                f"site {name!r} of the guide is a Delta: a point has no density, so its KL, "
+                f"mutual information and importance weights are not defined; {way_out}"
+            )
+
+
+def is_improper(p: Density) -> bool:
+    """Whether a distribution is no density: flat over all of its support."""
+    while isinstance(p, dist.Independent | dist.MaskedDistribution):
+        p = p.base_dist
+    return isinstance(p, dist.ImproperUniform)
 
 
 def _is_diagonal(p: Density) -> bool:

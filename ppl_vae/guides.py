@@ -7,6 +7,7 @@ The family is an argument. With z of K dimensions, ``covariance`` is
 ``"isotropic"``  q = N(m, v I)                 one log-variance
 ``"diagonal"``  q = N(m, diag(v))              K log-variances
 ``"full"``     q = N(m, L L')                  lower triangle of L, its diagonal by log
+``"delta"``    z = m, a point                  nothing to learn; no density, so no bound
 =============  ==============================  ====================================
 """
 
@@ -26,6 +27,8 @@ from ppl_vae.program import Density, Program, accepted, as_rows, data_plate
 from ppl_vae.state import validating
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
+FAMILIES = (*COVARIANCES, "delta")
+"""What a guide with parameters of its own may be of; a point is no Gaussian."""
 MISSING = ("zeros", "zeros+mask")
 LOG_VARIANCE_BOUND = 20.0
 
@@ -33,8 +36,9 @@ LOG_VARIANCE_BOUND = 20.0
 def num_scale_outputs(covariance: str, latent_dim: int) -> int:
     """How many free numbers a covariance of the family has."""
     k = latent_dim
-    choose_option("covariance", covariance, COVARIANCES)
-    return {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2}[covariance]
+    choose_option("covariance", covariance, FAMILIES)
+    sizes = {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2, "delta": 0}
+    return sizes[covariance]
 
 
 def num_encoder_inputs(missing: str, data_dim: int) -> int:
@@ -49,7 +53,7 @@ def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tenso
 
 
 def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str) -> Density:
-    """The Gaussian of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
+    """The member of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
 
     Args:
         loc: means.
@@ -59,6 +63,8 @@ def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance:
         covariance: the family.
     """
     k = loc.shape[-1]
+    if covariance == "delta":
+        return dist.Delta(loc, event_dim=1)
     if covariance == "unit":
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     if covariance != "full":
@@ -89,7 +95,7 @@ def restrict(posterior: Density, covariance: str) -> Density:
 
 
 class GaussianGuide(Program):
-    """Abstract: a guide whose only site ``"z"`` is a Gaussian a datum; its call is the program."""
+    """Abstract: a guide whose one site ``"z"`` is a Gaussian or point; its call is the program."""
 
     latent_dim: int
 
@@ -176,7 +182,7 @@ class MeanFieldGuide(GaussianGuide):
         super().__init__()
         self.num_data = at_least("num_data", num_data)
         self.latent_dim = at_least("latent_dim", latent_dim)
-        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.covariance = choose_option("covariance", covariance, FAMILIES)
         self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
         width = num_scale_outputs(covariance, latent_dim)
         if width:
@@ -246,11 +252,14 @@ class AmortizedGuide(GaussianGuide):
         missing: what the encoder sees of a hole: ``"zeros"``, a zero; ``"zeros+mask"``, a zero,
             and right of the D columns of x the mask as D more, 1 where observed (all ones for
             complete rows), so that a hole is not taken for a zero.
+        corruption: what is done to x before the encoder sees it, in training alone, e.g.
+            :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in their holes,
+            which stay zeros. The model scores x itself.
 
     References:
         Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
         (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
-        of the mask beside them.
+        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010).
     """
 
     def __init__(
@@ -261,12 +270,14 @@ class AmortizedGuide(GaussianGuide):
         covariance: str = "diagonal",
         homoscedastic: bool = False,
         missing: str = "zeros",
+        corruption: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = at_least("latent_dim", latent_dim)
-        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.covariance = choose_option("covariance", covariance, FAMILIES)
         self.missing = choose_option("missing", missing, MISSING)
         self.encoder = encoder
+        self.corruption = corruption
         width = num_scale_outputs(covariance, latent_dim)
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
@@ -302,9 +313,21 @@ class AmortizedGuide(GaussianGuide):
                 f"x has {count} entries that are NaN and that no mask tells the guide of; call it "
                 "with mask=~x.isnan(), as everything does that takes x and a pair"
             )
+        if self.corruption is not None and self.training:
+            x = self._corrupted(x, mask)
         if self.missing == "zeros":
             return x
         return torch.cat([x, torch.ones_like(x) if mask is None else mask.to(x)], -1)
+
+    def _corrupted(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        assert self.corruption is not None
+        seen = self.corruption(x)
+        if seen.shape != x.shape:
+            raise ValueError(
+                f"corruption must keep the shape of x, {tuple(x.shape)}; it returned "
+                f"{tuple(seen.shape)}"
+            )
+        return seen if mask is None else torch.where(mask, seen, 0.0)
 
     def _like(self, x: Any) -> Tensor:
         parameters = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()

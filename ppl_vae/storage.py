@@ -6,7 +6,7 @@ arguments, the weights are numbers with a checksum.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from ppl_vae.files import write_whole
 from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.corruption import CORRUPTIONS
+from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.likelihoods import LIKELIHOODS
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -37,13 +40,24 @@ _NETWORKS: dict[str, Callable[..., VAE]] = {
 
 
 def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
-    made = LIKELIHOODS[likelihood["class"]](**likelihood["config"])
-    return _NETWORKS[networks](**sizes, likelihood=made)
+    return _NETWORKS[networks](**sizes, likelihood=_made(LIKELIHOODS, likelihood))
+
+
+def _make_autoencoder(
+    likelihood: dict[str, Any], corruption: dict[str, Any] | None, **sizes: Any
+) -> Autoencoder:
+    noise = None if corruption is None else _made(CORRUPTIONS, corruption)
+    return Autoencoder.mlp(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
+
+
+def _made(kinds: Mapping[str, Callable[..., Any]], described: dict[str, Any]) -> Any:
+    return kinds[described["class"]](**described["config"])
 
 
 _MAKERS: dict[str, Callable[..., Program]] = {
     "PPCA": PPCA,
     "VAE": _make_vae,
+    "Autoencoder": _make_autoencoder,
     "MeanFieldGuide": MeanFieldGuide,
 }
 
@@ -52,8 +66,8 @@ def save(program: Program, folder: str | Path) -> Path:
     """Write a model or guide into a folder, over what an earlier save left there.
 
     Args:
-        program: any of the package's programs. One whose networks are the caller's own is saved
-            too, but can be loaded only ``into`` one made by the caller.
+        program: any of the package's programs. One whose networks or corruption are the
+            caller's own is saved too, but can be loaded only ``into`` one made by the caller.
         folder: made if it is not there.
 
     Returns:
@@ -79,13 +93,19 @@ def save(program: Program, folder: str | Path) -> Path:
 def _config(program: Program) -> dict[str, Any] | None:
     describe = getattr(program, "config", None)
     config = describe() if describe is not None else None
-    if config is None or not isinstance(program, VAE):
+    if config is None or not isinstance(program, DecoderModel):
         return config
-    likelihood = {
-        "class": type(program.likelihood).__name__,
-        "config": program.likelihood.config(),
-    }
-    return config | {"likelihood": likelihood}
+    config = config | {"likelihood": _described(program.likelihood)}
+    if not isinstance(program, Autoencoder):
+        return config
+    noise = program.corruption
+    if noise is not None and type(noise).__name__ not in CORRUPTIONS:
+        return None  # the caller's own, which loading would have to execute
+    return config | {"corruption": None if noise is None else _described(noise)}
+
+
+def _described(part: Any) -> dict[str, Any]:
+    return {"class": type(part).__name__, "config": part.config()}
 
 
 def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -214,7 +214,7 @@ class _CheckedReplay(ReplayMessenger):
 
 
 def _event_shape(site: Any) -> torch.Size:
-    return site["fn"].event_shape
+    return torch.Size(site["fn"].event_shape)
 
 
 def _repeated(

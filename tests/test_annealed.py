@@ -654,12 +654,20 @@ def test_discrete_sites_are_refused():
 def test_point_masses_are_refused():
     ppca, _ = make()
 
-    def guide(x):
+    def point(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(torch.zeros(len(x), K).double(), event_dim=1))
 
-    match = r"draws 0 numbers a datum and the model has 2.*point masses: \['z'\]"
-    refuse(match, ppca.model, guide, ppca.sample(3, seed=0), 10)
+    def line(x):
+        one = dist.Normal(x.new_zeros(()), 1.0)
+        with pyro.plate("data", len(x)):
+            t = pyro.sample("t", one, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(t.unsqueeze(-1).expand(-1, K), event_dim=1))
+
+    x = ppca.sample(3, seed=0)
+    refuse("site 'z' of the guide is a Delta: a point has no density", ppca.model, point, x, 10)
+    match = r"draws 1 numbers a datum and the model has 2.*point masses: \['z'\]"
+    refuse(match, ppca.model, line, x, 10)
 
 
 def test_models_that_do_not_draw_x_are_refused():

@@ -214,7 +214,7 @@ def test_an_exact_guide_refuses_holes_that_its_model_cannot_take(rotated, x):
     ],
 )
 def test_an_unknown_family_lists_the_known(make):
-    known = "'unit', 'isotropic', 'diagonal', 'full'"
+    known = "'unit', 'isotropic', 'diagonal', 'full'(, 'delta')?"
     match = f"covariance must be one of {known}; got 'low-rank'"
     with pytest.raises(ValueError, match=match):
         make("low-rank")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.divergences import is_delta, kl_by_dimension
+from ppl_vae.divergences import check_densities, is_delta, kl_by_dimension
 from ppl_vae.evaluation.imposed import Imposed, laid_out
 from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
@@ -118,7 +118,8 @@ def coded(
         num_samples: draws a datum, S.
 
     Raises:
-        ValueError: if a site of the guide has no density (a Delta).
+        ValueError: if a site of the guide has no density (a Delta), or one of the model a flat
+            prior.
         FloatingPointError: if a density is NaN.
     """
     blocks = rows.split(max(1, math.isqrt(PAIRS_AT_ONCE) // num_samples))
@@ -127,7 +128,7 @@ def coded(
     for block in blocks:
         told = batch_keywords(x, mask, block)
         run = run_pair(model, guide, x[block], told, num_samples=num_samples, dim=dim)
-        _check_density(run)
+        check_densities(run)
         total = torch.full((num_samples * len(block),), -math.inf).to(x).double()
         values = _values(run)
         for others in rows.split(max(1, pairs // len(total))):
@@ -143,16 +144,6 @@ def coded(
         if any(bool(values.isnan().any()) for values in found):
             raise FloatingPointError("densities of codes are NaN; are the guide's finite here?")
         yield Coded(run, *(values.expand(shape).cpu() for values in found))
-
-
-def _check_density(run: PairTraces) -> None:
-    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
-    for name in run.latent:
-        if is_delta(sites(run.guide)[name]["fn"]) and not made:
-            raise ValueError(
-                f"site {name!r} of the guide is a Delta: a point has no density, so its KL and "
-                "mutual information are not defined; use a guide with a scale"
-            )
 
 
 def _values(run: PairTraces) -> dict[str, Float[Tensor, "J n"]]:

@@ -20,6 +20,7 @@ from ppl_vae.evaluation.annealed import Annealer, Annealing, Walk
 from ppl_vae.evaluation.likelihood import prior_guide
 from ppl_vae.evaluation.paths import Path
 from ppl_vae.evaluation.reliability import effective_sample_size
+from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, accepted, as_observed
 from ppl_vae.results import Result
@@ -122,7 +123,9 @@ def bidirectional(
     parts = []
     with isolated_store(), seeded(seed), mode(model, start, training=False):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
-            drawn, values = _draw(model, x[rows], keywords := batch_keywords(x, mask, rows))
+            keywords = batch_keywords(x, mask, rows)
+            check_weighable(model, start, x[rows], keywords)
+            drawn, values = _draw(model, x[rows], keywords)
             path = Path(model, start, drawn, keywords)
             point, walk = path.place(values), Walk(annealer, path)
             lower = _bound(walk.forward(num_chains))

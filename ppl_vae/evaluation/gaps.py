@@ -15,6 +15,7 @@ from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.evaluation.likelihood import LogLikelihood, collect, estimate
 from ppl_vae.evaluation.local import family_of
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
+from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, notes_of
@@ -216,6 +217,7 @@ def gaps(
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
         blocks = rows.to(x.device).split(size)
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
+        check_weighable(model, guide, *first)
         family = covariance or family_of(model, guide, *first)
         choose_option("covariance", family, COVARIANCES)
         search = Search(model, steps=steps, covariance=family, tolerance=tolerance)

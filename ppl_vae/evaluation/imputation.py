@@ -18,6 +18,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least
 from ppl_vae.evaluation.likelihood import check_refinement
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
+from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import DATA_PLATE, Density, ProgramLike, as_observed, check_support
 from ppl_vae.results import Imputation
@@ -97,6 +98,7 @@ def impute(
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
+            check_weighable(model, guide, *told)
             block = _Block(model, refiner(guide, *told) if refine else guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled

@@ -19,6 +19,7 @@ from ppl_vae.evaluation.reliability import (
     is_reliable,
     k_hat,
 )
+from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of
@@ -199,8 +200,9 @@ def log_likelihood(
         seed: of the draws.
 
     Raises:
-        ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses; a site
-            that chains cannot move (:class:`ppl_vae.evaluation.paths.Path`).
+        ValueError: bad data or arguments; what :func:`ppl_vae.traces.check_pair` refuses; a flat
+            prior or a point for a guide (an autoencoder's); a site that chains cannot move
+            (:class:`ppl_vae.evaluation.paths.Path`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":
@@ -220,6 +222,7 @@ def log_likelihood(
     refiner = Refiner(model, rails=Rails(capture, len(blocks)), **how)
     parts = []
     with isolated_store(), seeded(seed), mode(model, proposal, training=False):
+        check_weighable(model, proposal, x[blocks[0]], batch_keywords(x, mask, blocks[0]))
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
             local = refiner(proposal, *block) if refine else proposal

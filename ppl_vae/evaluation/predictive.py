@@ -12,6 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix
+from ppl_vae.divergences import is_improper
+from ppl_vae.evaluation.imposed import Imposed
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted, as_observed, placement
 from ppl_vae.state import isolated_store, mode, probing, seeded
 from ppl_vae.traces import Site, frames, sites
@@ -89,7 +91,13 @@ def _one_row(like: ArrayLike) -> Float[Tensor, "1 D"]:
 
 def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
     rows, seen = as_observed(like, model=model)
-    with isolated_store(), probing(model), mode(model, training=False):
+    place = placement(model)
+
+    def anything(site: Any) -> Tensor | None:  # a flat prior cannot be drawn from
+        return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
+
+    still = mode(model, training=False)
+    with isolated_store(), probing(model), still, Imposed(anything):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 

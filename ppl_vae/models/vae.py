@@ -4,34 +4,19 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-import pyro
 import pyro.distributions as dist
-import torch
-from jaxtyping import Bool, Float, Int
-from pyro import poutine
-from pyro.nn import PyroModule, pyro_method
-from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.guides import AmortizedGuide, num_encoder_inputs, num_scale_outputs
+from ppl_vae.arguments import at_least
+from ppl_vae.guides import num_encoder_inputs, num_scale_outputs
+from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp, output_bias
+from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp
 from ppl_vae.models.observation import Likelihood
-from ppl_vae.program import (
-    Density,
-    Program,
-    ProgramLike,
-    accepted,
-    as_observed,
-    as_rows,
-    count_rows,
-    data_plate,
-    fold_rows,
-)
-from ppl_vae.state import isolated_store, probing, seeded
+from ppl_vae.program import Density, ProgramLike
+from ppl_vae.state import seeded
 
 
-class VAE(Program):
+class VAE(DecoderModel):
     """A variational autoencoder: z ~ N(0, I_K), x | z ~ likelihood(decoder(z)), and its guide.
 
     ``vae.model`` and ``vae.guide`` are a Pyro pair; ``vae.guide.encoder`` is the network.
@@ -68,22 +53,20 @@ class VAE(Program):
         covariance: str = "diagonal",
         missing: str = "zeros",
     ) -> None:
-        super().__init__()
-        if (encoder is None) == (guide is None):
-            raise ValueError("give exactly one of encoder and guide")
-        _refuse_taken(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
-        self.data_dim = at_least("data_dim", data_dim)
-        self.latent_dim = at_least("latent_dim", latent_dim)
-        self.decoder = decoder
-        self.likelihood = likelihood
-        likelihood.sized(data_dim)
-        if encoder is not None:
-            guide = AmortizedGuide(encoder, latent_dim, covariance=covariance, missing=missing)
-        guide_dim = getattr(guide, "latent_dim", latent_dim)
-        if guide_dim != latent_dim:
-            raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
-        self.guide: Any = guide
-        self._config: dict[str, Any] | None = None
+        super().__init__(
+            decoder=decoder,
+            likelihood=likelihood,
+            data_dim=data_dim,
+            latent_dim=latent_dim,
+            encoder=encoder,
+            guide=guide,
+            covariance=covariance,
+            missing=missing,
+        )
+
+    def prior(self) -> Density:
+        """N(0, I_K)."""
+        return dist.Normal(self._like().new_zeros(self.latent_dim), 1.0).to_event(1)
 
     @classmethod
     def mlp(
@@ -185,111 +168,4 @@ class VAE(Program):
 
         None for networks that only their author can rebuild.
         """
-        return self._config
-
-    @pyro_method
-    def model(
-        self,
-        x: ArrayLike | None = None,
-        *,
-        mask: Bool[Tensor, "B D"] | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        observe: bool = True,
-    ) -> Tensor:
-        """The generative model as a Pyro program, under the package's contract."""
-        like = self._like()
-        x = None if x is None else as_rows(x, like, self.data_dim)
-        rows = count_rows(x, num_data)
-        with data_plate(rows, index=index, num_data=num_data, device=like.device):
-            z = pyro.sample("z", dist.Normal(like.new_zeros(self.latent_dim), 1.0).to_event(1))
-            if mask is not None and x is not None:
-                # NaN under a mask would still poison the gradient.
-                x = torch.where(mask, x, 0.0)
-            given = self._given(z.to(like.dtype), x, None if x is None else mask, observe)
-            return pyro.sample("x", given, obs=x if observe else None)
-
-    def _like(self) -> Tensor:
-        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-
-    def _given(
-        self, z: Float[Tensor, "*B K"], x: Tensor | None, mask: Tensor | None, observe: bool
-    ) -> Density:
-        width = self.data_dim * self.likelihood.outputs_per_dim
-        outputs = fold_rows(self.decoder, z, width, "decoder")
-        return self.likelihood(outputs, x, mask, observe=observe)
-
-    def check_data(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> None:
-        """Check that x lies in the likelihood's support.
-
-        Raises:
-            ValueError: if not.
-        """
-        self.likelihood.check(x, mask)
-
-    def notes(self) -> list[str]:
-        """What a person should know of the fitted model; empty if nothing."""
-        return self.likelihood.notes()
-
-    @torch.no_grad()
-    def center(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Self:
-        """Set the decoder's output bias so that training starts about the means of x's columns.
-
-        Where the decoder's last weights add nothing, the mean of p(x | z) is that of the column.
-
-        Args:
-            x: (N, D); NaN is a hole.
-            mask: True where observed.
-
-        Returns:
-            The VAE itself.
-
-        Raises:
-            TypeError: if the decoder does not end in a layer with a bias for each output.
-            ValueError: if x is not in the likelihood's support, or a column has nothing observed.
-        """
-        x, mask = as_observed(x, mask, model=self.model)
-        self.check_data(x, mask)
-        width = self.data_dim * self.likelihood.outputs_per_dim
-        output_bias(self.decoder, width).copy_(self.likelihood.start(x, mask))
-        return self
-
-    @torch.no_grad()
-    def decode(self, z: Float[Tensor, "*B K"]) -> Density:
-        """p(x | z), event shape (D,)."""
-        return self._given(z.to(self._like()), None, None, False)
-
-    @torch.no_grad()
-    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
-        """Draws from p(x): z from the prior, then x given z."""
-        shape = (at_least("num_samples", num_samples), self.latent_dim)
-        with seeded(seed):
-            return self.decode(torch.randn(shape).to(self._like())).sample()
-
-    @torch.no_grad()
-    def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
-        """The mean of p(x | z) at the mean of q(z | x), in holes too.
-
-        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.)
-
-        Args:
-            x: (N, D); NaN is a hole.
-            mask: True where observed.
-
-        Raises:
-            ValueError: if x has another width, or a row with nothing observed.
-        """
-        x, mask = as_observed(x, mask, model=self.model, guide=self.guide)
-        holes = accepted(self.guide, {"mask": mask})
-        with isolated_store(), probing(self.guide):
-            q = poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"]
-        return self._given(q.mean.to(x), x, mask, False).mean
-
-
-def _refuse_taken(**parts: Any) -> None:
-    for name, part in parts.items():
-        if isinstance(part, PyroModule) and "." in part._pyro_name:
-            raise ValueError(
-                f"{name} belongs to another model already, and would no longer train there; "
-                "pass a new one, or copy.deepcopy of it"
-            )
+        return super().config()

@@ -1,0 +1,219 @@
+"""Deterministic autoencoders as model/guide pairs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_vae.arguments import choose_option
+from ppl_vae.guides import num_encoder_inputs
+from ppl_vae.models.codes import COLUMNS, Columns, Flat, SoftThreshold, Transposed
+from ppl_vae.models.decoded import DecoderModel
+from ppl_vae.models.gaussian import Gaussian
+from ppl_vae.models.networks import ACTIVATIONS, mlp
+from ppl_vae.models.observation import Likelihood
+from ppl_vae.program import Density, ProgramLike
+from ppl_vae.state import seeded
+
+PRIORS = ("flat", "laplace")
+CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
+
+
+class Autoencoder(DecoderModel):
+    """x -> f(x) -> G(f(x)) as a pair: a guide that is a point, z = f(x), under a prior.
+
+    Minus its log joint is the loss of the textbooks, constants kept. With ``Gaussian(sigma)``
+    and a penalty lambda,
+
+        -log p(x, z) = |x - G(z)|^2 / (2 sigma^2) + D/2 log(2 pi sigma^2)  [likelihood]
+                       + lambda |z|_1 + K log(2 / lambda)                   [Laplace prior]
+
+    and 0 in the place of the second line for a flat prior. ``Bernoulli(soft_targets=True)`` makes
+    a cross-entropy of the first line, without a constant. Fitted by ``fit_svi`` it trains as an
+    autoencoder does. Its ELBO is this log joint, and no bound: a point has no density.
+
+    Args:
+        decoder: a network from rows of z, (rows, K), to (rows, D * likelihood.outputs_per_dim).
+        data_dim: D.
+        latent_dim: K, which may be larger than D.
+        encoder: f, a network from rows of x, (rows, D), to (rows, K); or instead of it
+        guide: any guide with one site ``"z"``; ``MeanFieldGuide(N, K, covariance="delta")``, a
+            free code for each datum, makes it dictionary learning.
+        likelihood: by default ``Gaussian(1.0)``: half the squared error.
+        prior: of z; ``"flat"``: density 1 everywhere, which cannot be sampled; ``"laplace"``: of
+            scale 1 / penalty, an L1 penalty. That says nothing about codes if the decoder may
+            grow as they shrink: ask for ``columns="unit"`` with it.
+        penalty: lambda, in nats for each unit of |z_k|; by default 1 under a Laplace prior.
+        corruption: what is done to x before f sees it, in training alone (``fit_svi``, its steps
+            but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
+            autoencoder, for the model scores the clean x.
+        missing: what f sees of a hole, see :class:`~ppl_vae.guides.AmortizedGuide`.
+
+    References:
+        Bourlard, Kamp: Auto-association by multilayer perceptrons and singular value
+        decomposition (1988); Olshausen, Field: Sparse coding with an overcomplete basis set
+        (1997); Vincent et al.: Stacked denoising autoencoders (2010).
+
+    Example:
+        >>> autoencoder = Autoencoder.linear(data_dim=64, latent_dim=8, seed=0)
+        >>> autoencoder.features(torch.zeros(3, 64)).shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: Callable[..., Any],
+        data_dim: int,
+        latent_dim: int,
+        encoder: Callable[..., Any] | None = None,
+        guide: ProgramLike | None = None,
+        likelihood: Likelihood | None = None,
+        prior: str = "flat",
+        penalty: float | None = None,
+        corruption: Callable[[Tensor], Tensor] | None = None,
+        missing: str = "zeros",
+    ) -> None:
+        if guide is not None and corruption is not None:
+            raise ValueError(
+                "corruption= is for the guide that is made from encoder=; give it to your own "
+                "(AmortizedGuide(..., corruption=...))"
+            )
+        super().__init__(
+            decoder=decoder,
+            likelihood=Gaussian(1.0) if likelihood is None else likelihood,
+            data_dim=data_dim,
+            latent_dim=latent_dim,
+            encoder=encoder,
+            guide=guide,
+            covariance="delta",
+            missing=missing,
+            corruption=corruption,
+        )
+        self.prior_kind = choose_option("prior", prior, PRIORS)
+        self.penalty = _penalty(prior, penalty)
+
+    @property
+    def corruption(self) -> Callable[[Tensor], Tensor] | None:
+        """What is done to x before the encoder sees it, in training."""
+        return getattr(self.guide, "corruption", None)
+
+    def prior(self) -> Density:
+        """Flat, or Laplace of scale 1 / penalty."""
+        if self.prior_kind == "flat":
+            return Flat(self.latent_dim)
+        loc = self._like().new_zeros(self.latent_dim)
+        return dist.Laplace(loc, 1 / self.penalty).to_event(1)
+
+    @classmethod
+    def mlp(
+        cls,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        hidden: Sequence[int] = (128,),
+        activation: str = "relu",
+        code_activation: str = "linear",
+        columns: str = "free",
+        tied: bool = False,
+        likelihood: Likelihood | None = None,
+        prior: str = "flat",
+        penalty: float | None = None,
+        corruption: Callable[[Tensor], Tensor] | None = None,
+        missing: str = "zeros",
+        seed: int | None = None,
+    ) -> Self:
+        """An autoencoder of two multilayer perceptrons.
+
+        Without hidden layers it has one layer, its code: ``code_activation="relu"`` or
+        ``"sigmoid"`` makes the classic one-hidden-layer networks of it. ``hidden=(H,)`` with
+        ``activation="sigmoid"`` is the four-layer network.
+
+        Args:
+            data_dim, latent_dim: D and K.
+            hidden: the encoder's hidden widths; the decoder has them reversed.
+            activation: of the hidden layers.
+            code_activation: of the code: ``"linear"``, none; ``"soft-threshold"``, codes with
+                exact zeros (:class:`~ppl_vae.models.codes.SoftThreshold`); or one of the hidden
+                layers' (``"relu"`` has exact zeros, too).
+            columns: of the decoder's first weights, one for each dimension of z: ``"free"``;
+                ``"unit"``, of length one; ``"orthonormal"``, orthogonal besides.
+            tied: whether the encoder is the decoder's transpose, W'(x - b); without hidden layers.
+            likelihood, prior, penalty, corruption, missing: as for the class.
+            seed: of the initial weights.
+
+        Raises:
+            ValueError: options that are not known or do not go together.
+        """
+        likelihood = Gaussian(1.0) if likelihood is None else likelihood
+        choose_option("columns", columns, COLUMNS)
+        choose_option("code_activation", code_activation, CODE_ACTIVATIONS)
+        width = data_dim * likelihood.outputs_per_dim
+        inputs = num_encoder_inputs(missing, data_dim)
+        if tied:
+            _check_tied(hidden, missing, likelihood)
+        with seeded(seed):
+            encoder = mlp(inputs, latent_dim, hidden, activation=activation)
+            decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
+        if columns != "free":
+            first: Any = decoder[0]
+            decoder[0] = Columns(first, columns)
+        if tied:
+            encoder = nn.Sequential(Transposed(decoder[0]))
+        if code_activation != "linear":
+            encoder.append(_code_activation(code_activation, latent_dim))
+        how: dict[str, Any] = {"prior": prior, "penalty": penalty, "missing": missing}
+        sizes: dict[str, Any] = {"data_dim": data_dim, "latent_dim": latent_dim}
+        parts: dict[str, Any] = {"likelihood": likelihood, "corruption": corruption}
+        made = cls(encoder=encoder, decoder=decoder, **sizes, **parts, **how)
+        nets: dict[str, Any] = {"hidden": list(hidden), "activation": activation, "tied": tied}
+        made._config = (
+            sizes | how | nets | {"code_activation": code_activation, "columns": columns}
+        )
+        return made
+
+    @classmethod
+    def linear(cls, data_dim: int, latent_dim: int, *, tied: bool = False, **options: Any) -> Self:
+        """An autoencoder of two affine maps: what PCA finds is the best of them.
+
+        With ``tied=True, columns="orthonormal"`` it is a projection, as PCA's is. With K > D it
+        can copy x and learn nothing.
+
+        Args:
+            data_dim, latent_dim: D and K.
+            tied: whether the encoder is the decoder's transpose, W'(x - b).
+            **options: as :meth:`mlp` takes them, all but ``hidden`` and ``activation``.
+        """
+        return cls.mlp(data_dim, latent_dim, hidden=(), tied=tied, **options)
+
+    def notes(self) -> list[str]:
+        """What a person should know of the fitted model."""
+        return [
+            "an autoencoder: what is maximised is log p(x, f(x)), minus a loss, and no bound on "
+            "log p(x)",
+            *super().notes(),
+        ]
+
+
+def _penalty(prior: str, penalty: float | None) -> float:
+    if prior == "flat":
+        if penalty is not None:
+            raise ValueError("penalty= is the L1 penalty of prior='laplace'; prior is 'flat'")
+        return 0.0
+    penalty = 1.0 if penalty is None else penalty
+    if not penalty > 0:
+        raise ValueError(f"penalty must be positive; got {penalty}. prior='flat' has none")
+    return penalty
+
+
+def _check_tied(hidden: Sequence[int], missing: str, likelihood: Likelihood) -> None:
+    if hidden or missing != "zeros" or likelihood.outputs_per_dim != 1:
+        raise ValueError(
+            "tied=True needs an encoder that can be the decoder's transpose: hidden=(), "
+            "missing='zeros', and a likelihood with one output a dimension"
+        )
+
+
+def _code_activation(name: str, latent_dim: int) -> nn.Module:
+    return SoftThreshold(latent_dim) if name == "soft-threshold" else ACTIVATIONS[name]()

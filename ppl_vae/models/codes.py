@@ -1,0 +1,129 @@
+"""Parts of autoencoders: priors that are none, codes with exact zeros, columns of one length."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from ppl_vae.arguments import at_least, choose_option
+
+COLUMNS = ("free", "unit", "orthonormal")
+FIRST_THRESHOLD = 0.1
+
+
+class Flat(dist.ImproperUniform):
+    """The improper prior of density 1 everywhere on R^K; it cannot be sampled.
+
+    Args:
+        latent_dim: K.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(constraints.real_vector, torch.Size(), torch.Size([latent_dim]))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Flat":
+        """The same for a larger batch."""
+        new = self._get_checked_instance(Flat, _instance)
+        return super().expand(batch_shape, new)
+
+    def log_prob(self, value: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
+        """0 for each row, on its device."""
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        return value.new_zeros(shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Refused.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a flat prior cannot be sampled: an autoencoder does not generate. Take "
+            "prior='laplace' or a VAE to draw from; decode(z) decodes codes of your own"
+        )
+
+
+class SoftThreshold(nn.Module):
+    """sign(a) max(|a| - t, 0), with a learned threshold t > 0 for each column: exact zeros.
+
+    It is what a proximal step under an L1 penalty does, and the first step of ISTA where codes
+    are read off data (Gregor, LeCun: Learning fast approximations of sparse coding, 2010).
+
+    Args:
+        width: of the rows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        start = torch.tensor(FIRST_THRESHOLD).log()
+        self.log_threshold = nn.Parameter(start.repeat(at_least("width", width)))
+
+    def forward(self, rows: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Rows shrunk towards zero."""
+        return soft_threshold(rows, self.log_threshold.exp())
+
+
+def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """sign(a) max(|a| - t, 0): zero within t of zero, and closer to zero by t elsewhere."""
+    return values.sign() * torch.relu(values.abs() - threshold)
+
+
+class Columns(nn.Module):
+    """W z + b, where W (D, K) has columns of length one, which may be orthogonal besides.
+
+    W is read off free numbers: each of their columns over its length, or the orthogonal factor of
+    their QR decomposition. So the free numbers' scale makes no difference, and plain gradient
+    steps keep what is asked of W.
+
+    Args:
+        linear: gives the width of input and output, the free numbers and the bias.
+        kind: ``"unit"`` or ``"orthonormal"``.
+
+    Raises:
+        ValueError: if more orthonormal columns are asked for than there are dimensions.
+    """
+
+    def __init__(self, linear: nn.Linear, kind: str) -> None:
+        super().__init__()
+        self.kind = choose_option("columns", kind, COLUMNS[1:])
+        if kind == "orthonormal" and linear.in_features > linear.out_features:
+            raise ValueError(
+                f"columns='orthonormal': {linear.in_features} columns cannot be orthogonal in "
+                f"{linear.out_features} dimensions; use columns='unit', or fewer"
+            )
+        self.free = linear.weight
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Float[Tensor, "D K"]:
+        """W."""
+        if self.kind == "unit":
+            return F.normalize(self.free, dim=0)
+        q, r = torch.linalg.qr(self.free)
+        return q * r.diagonal().sign()  # a continuous function of the free numbers so
+
+    def forward(self, z: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
+        """W z + b."""
+        return F.linear(z, self.weight, self.bias)
+
+
+class Transposed(nn.Module):
+    """W'(x - b): the encoder that shares the weights of a linear decoder W z + b.
+
+    Args:
+        decoder: has ``weight`` (D, K) and ``bias`` (D,). It is held, not owned: its parameters
+            are the model's.
+    """
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self._held = (decoder,)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """W'(x - b)."""
+        decoder: Any = self._held[0]
+        return (x - decoder.bias) @ decoder.weight

@@ -1,0 +1,221 @@
+"""What models of a code and a decoder have in common: z from a prior, x from what z decodes to."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro import poutine
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor
+
+from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.guides import AmortizedGuide
+from ppl_vae.models.networks import output_bias
+from ppl_vae.models.observation import Likelihood
+from ppl_vae.program import (
+    Density,
+    Program,
+    ProgramLike,
+    accepted,
+    as_observed,
+    as_rows,
+    count_rows,
+    data_plate,
+    fold_rows,
+)
+from ppl_vae.state import isolated_store, mode, probing, seeded
+
+
+class DecoderModel(Program):
+    """Abstract: z ~ prior, x | z ~ likelihood(decoder(z)), and a guide.
+
+    Args:
+        decoder: a network from rows of z, (rows, K), to (rows, D * likelihood.outputs_per_dim).
+        likelihood: what the outputs mean.
+        data_dim: D.
+        latent_dim: K.
+        encoder: a network for an :class:`~ppl_vae.guides.AmortizedGuide`; or instead of it
+        guide: any guide with one site ``"z"`` of event shape (K,).
+        **amortized: further arguments of the guide that is made from ``encoder``.
+    """
+
+    def __init__(
+        self,
+        *,
+        decoder: Callable[..., Any],
+        likelihood: Likelihood,
+        data_dim: int,
+        latent_dim: int,
+        encoder: Callable[..., Any] | None,
+        guide: ProgramLike | None,
+        **amortized: Any,
+    ) -> None:
+        super().__init__()
+        if (encoder is None) == (guide is None):
+            raise ValueError("give exactly one of encoder and guide")
+        _refuse_taken(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
+        self.data_dim = at_least("data_dim", data_dim)
+        self.latent_dim = at_least("latent_dim", latent_dim)
+        self.decoder = decoder
+        self.likelihood = likelihood
+        likelihood.sized(data_dim)
+        if encoder is not None:
+            guide = AmortizedGuide(encoder, latent_dim, **amortized)
+        guide_dim = getattr(guide, "latent_dim", latent_dim)
+        if guide_dim != latent_dim:
+            raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
+        self.guide: Any = guide
+        self._config: dict[str, Any] | None = None
+
+    @abstractmethod
+    def prior(self) -> Density:
+        """p(z), event shape (K,)."""
+
+    def config(self) -> dict[str, Any] | None:
+        """The arguments that networks of the package were made with, without the likelihood.
+
+        None for networks that only their author can rebuild.
+        """
+        return self._config
+
+    @pyro_method
+    def model(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        mask: Bool[Tensor, "B D"] | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        observe: bool = True,
+    ) -> Tensor:
+        """The generative model as a Pyro program, under the package's contract."""
+        like = self._like()
+        x = None if x is None else as_rows(x, like, self.data_dim)
+        rows = count_rows(x, num_data)
+        with data_plate(rows, index=index, num_data=num_data, device=like.device):
+            z = pyro.sample("z", self.prior())
+            if mask is not None and x is not None:
+                # NaN under a mask would still poison the gradient.
+                x = torch.where(mask, x, 0.0)
+            given = self.given(z.to(like.dtype), x, None if x is None else mask, observe)
+            return pyro.sample("x", given, obs=x if observe else None)
+
+    def _like(self) -> Tensor:
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def given(
+        self,
+        z: Float[Tensor, "*B K"],
+        x: Float[Tensor, "N D"] | None = None,
+        mask: Bool[Tensor, "N D"] | None = None,
+        observe: bool = False,
+    ) -> Density:
+        """p(x | z), event shape (D,), with its gradient; see :meth:`decode` for one without.
+
+        Args:
+            z: codes, of the model's dtype.
+            x, mask, observe: as a likelihood takes them, see
+                :class:`~ppl_vae.models.observation.Likelihood`.
+        """
+        width = self.data_dim * self.likelihood.outputs_per_dim
+        outputs = fold_rows(self.decoder, z, width, "decoder")
+        return self.likelihood(outputs, x, mask, observe=observe)
+
+    def check_data(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> None:
+        """Check that x lies in the likelihood's support.
+
+        Raises:
+            ValueError: if not.
+        """
+        self.likelihood.check(x, mask)
+
+    def notes(self) -> list[str]:
+        """What a person should know of the fitted model; empty if nothing."""
+        return self.likelihood.notes()
+
+    @torch.no_grad()
+    def center(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Self:
+        """Set the decoder's output bias so that training starts about the means of x's columns.
+
+        Where the decoder's last weights add nothing, the mean of p(x | z) is that of the column.
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
+        Returns:
+            The VAE itself.
+
+        Raises:
+            TypeError: if the decoder does not end in a layer with a bias for each output.
+            ValueError: if x is not in the likelihood's support, or a column has nothing observed.
+        """
+        x, mask = as_observed(x, mask, model=self.model)
+        self.check_data(x, mask)
+        width = self.data_dim * self.likelihood.outputs_per_dim
+        output_bias(self.decoder, width).copy_(self.likelihood.start(x, mask))
+        return self
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "*B K"]) -> Density:
+        """p(x | z), event shape (D,)."""
+        return self.given(z.to(self._like()))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
+        """Draws from p(x): z from the prior, then x given z.
+
+        Raises:
+            ValueError: if the prior is flat.
+        """
+        shape = torch.Size([at_least("num_samples", num_samples)])
+        with seeded(seed):
+            return self.decode(self.prior().sample(shape)).sample()
+
+    @torch.no_grad()
+    def features(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N K"]:
+        """The code of each row: the mean of q(z | x), of an autoencoder f(x), in evaluation mode.
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
+        Raises:
+            ValueError: if x has another width, or a row with nothing observed.
+        """
+        return self._code(*as_observed(x, mask, model=self.model, guide=self.guide))
+
+    @torch.no_grad()
+    def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
+        """The mean of p(x | z) at the mean of q(z | x), in holes too, in evaluation mode.
+
+        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.)
+
+        Args:
+            x: (N, D); NaN is a hole.
+            mask: True where observed.
+
+        Raises:
+            ValueError: if x has another width, or a row with nothing observed.
+        """
+        x, mask = as_observed(x, mask, model=self.model, guide=self.guide)
+        with mode(self, training=False):
+            return self.given(self._code(x, mask).to(x), x, mask, False).mean
+
+    def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
+        holes = accepted(self.guide, {"mask": mask})
+        still = mode(self, self.guide, training=False)
+        with isolated_store(), probing(self.guide), still:
+            return poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"].mean
+
+
+def _refuse_taken(**parts: Any) -> None:
+    for name, part in parts.items():
+        if isinstance(part, PyroModule) and "." in part._pyro_name:
+            raise ValueError(
+                f"{name} belongs to another model already, and would no longer train there; "
+                "pass a new one, or copy.deepcopy of it"
+            )
