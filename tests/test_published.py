@@ -78,7 +78,7 @@ SHOWN = 2000
 """Test images whose log p is estimated; the ELBO, of which that differs little, is of all."""
 
 
-def burda(objective=None, epochs=200):
+def burda(objective=None, epochs=200, **rate):
     """The net of one stochastic layer; pixels are binarized anew each epoch, once for the test.
 
     Its log p of 2,000 random test images, and how much that is above their ELBO.
@@ -86,8 +86,8 @@ def burda(objective=None, epochs=200):
     x = image_set("MNIST").x
     shape = {"hidden": (200, 200), "activation": "tanh", "likelihood": Bernoulli()}
     vae = VAE.mlp(784, 50, **shape, seed=0).center(x.round())
-    how = {"epochs": epochs, "batch_size": 100, "lr": 1e-3, "each_epoch": binarize, "seed": 0}
-    fit = fit_svi(vae.model, vae.guide, x, objective=objective, **how)
+    how = {"epochs": epochs, "batch_size": 100, "each_epoch": binarize, "seed": 0}
+    fit = fit_svi(vae.model, vae.guide, x, objective=objective, **how, **(rate or {"lr": 1e-3}))
     test = binarize(image_set("MNIST", "test").x, torch.Generator().manual_seed(0))
     bound = elbo(vae.model, vae.guide, test, num_samples=5, seed=0)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(10_000)[:SHOWN])
@@ -101,9 +101,13 @@ def burda(objective=None, epochs=200):
 
 
 def test_the_variational_autoencoder_with_one_stochastic_layer():
-    """Burda, Grosse and Salakhutdinov report 86.76 nats, after 3,280 epochs."""
-    value, _ = burda()
-    print(f"{-value - 86.76:.2f} nats above the published 86.76")
+    """Burda, Grosse and Salakhutdinov report 86.76 nats, after 3,280 epochs of falling rates.
+
+    Here they are 200, and the rate falls too: with 1e-3 to the end it came to 89.1.
+    """
+    value, _ = burda(lr=2e-3, scheduler=COSINE)
+    above = -value - 86.76
+    print(f"{above:.2f} nats above the published 86.76")
     assert -value <= 88.0
 
 
