@@ -304,10 +304,11 @@ def _stride(latent: _Latent, raw: Tensor) -> Tensor:
     Adam moves all of them alike. Of K dimensions a row of the factor has up to K - 1 entries
     beside its diagonal; moved by as much as that each, they would turn the row by sqrt(K - 1)
     times as much, and of 50 dimensions make a factor that single precision cannot solve with.
+    So a row is turned by three times as much at most.
     """
     dim = latent.loc.shape[-1]
     place = torch.arange(raw.shape[-1], device=raw.device)
-    return torch.where(place < dim, 1.0, max(dim - 1, 1) ** -0.5).to(raw)
+    return torch.where(place < dim, 1.0, min(1.0, 3 * max(dim - 1, 1) ** -0.5)).to(raw)
 
 
 def family_of(
