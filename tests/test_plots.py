@@ -217,6 +217,9 @@ def test_the_objective_has_every_rung_and_the_exact_optimum(drawn):
     found = lines(drawn["objective-steps"])
     assert set(found) == {*(r.rung for r in ladders.ladder().rows), "PPCA's optimum"}
     assert np.allclose(found["PPCA's optimum"][:, 1], ladders.ladder().optimum)
+    low, high = drawn["objective-steps"].figure().axes[0].get_ylim()
+    elbos = [r.elbo for r in ladders.ladder().rows]
+    assert low > min(elbos) - 2 * (max(elbos) - min(elbos)) and high > max(elbos)
     row = ladders.ladder().row("vae")
     assert np.allclose(found["vae"], np.column_stack([row.curve.steps, row.curve.value]))
     seconds = lines(drawn["objective-seconds"])["vae"]

@@ -115,9 +115,11 @@ def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps
         )
     ax.axhline(lineage.optimum, color="black", lw=1, ls=":", label="PPCA's optimum")
     log_scale(ax, "x")
-    ends = [float(row.curve.value[-1]) for row in lineage.rows] + [lineage.optimum]
-    room = max(max(ends) - min(ends), 1e-3)
-    ax.set_ylim(min(ends) - room, max(ends) + 0.1 * room)
+    # From the ELBOs, since where a noisy objective happened to end may be far below.
+    ends = [row.elbo for row in lineage.rows] + [lineage.optimum]
+    top = max(*ends, *(float(row.curve.value[-1]) for row in lineage.rows))
+    room = max(top - min(ends), 1e-3)
+    ax.set_ylim(min(ends) - room, top + 0.1 * room)
     ax.set_xlabel(AGAINST[against])
     ax.set_ylabel(f"objective, {NATS}")
     title(ax, "How fast each rung rises")
