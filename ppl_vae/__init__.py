@@ -9,6 +9,7 @@ from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.deja_vu import DejaVu, deja_vu
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
@@ -22,6 +23,7 @@ from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.codes import BestCodes, best_codes
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.freezing import freeze_scale
+from ppl_vae.inference.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.interop.sklearn import PPCATransformer
@@ -64,6 +66,7 @@ __all__ = [
     "Collapse",
     "Comparison",
     "ContinuousBernoulli",
+    "DejaVu",
     "Dequantization",
     "ExactGuide",
     "FitResult",
@@ -92,15 +95,18 @@ __all__ = [
     "compare",
     "compare_on_hidden_cells",
     "count_words",
+    "deja_vu",
     "digits",
     "docstrings",
     "elbo",
     "fit_closed_form",
     "fit_em",
+    "fit_pca",
     "fit_svi",
     "freeze_scale",
     "gaps",
     "image_set",
+    "implied_gaussian",
     "impute",
     "kl_by_dimension",
     "load",

@@ -46,7 +46,8 @@ class Row(Result):
 
     Attributes:
         rung, model, q, algorithm: what it is.
-        elbo: on the training rows.
+        elbo: on the training rows; NaN, as are the gaps, where what was fitted has no bound, and
+            log p is that of the Gaussian that it implies.
         log_p: on the training rows.
         approximation: log p - ELBO[q*], the price of q's family.
         amortization: ELBO[q*] - ELBO[q], the price of how q is found.
@@ -112,6 +113,7 @@ class Ground:
         exact = None if ppca is None else ppca.log_likelihood(self.task.train).detach()
         found = self._gaps(fitted, exact)
         log_p, elbo = self._training(fitted, found, exact)
+        bounded = 0.0 if fitted.bounded else math.nan
         held_out = self._held_out(fitted, ppca)
         fit = self._in_data_units(fitted.fit)
         return Row(
@@ -119,12 +121,12 @@ class Ground:
             model=rung.model,
             q=rung.q,
             algorithm=rung.algorithm,
-            elbo=elbo,
+            elbo=elbo + bounded,
             log_p=log_p,
-            approximation=found.approximation,
-            amortization=found.amortization,
-            approximation_error=found.approximation_error,
-            amortization_error=found.amortization_error,
+            approximation=found.approximation + bounded,
+            amortization=found.amortization + bounded,
+            approximation_error=found.approximation_error + bounded,
+            amortization_error=found.amortization_error + bounded,
             shortfall=self.best - log_p.value if ppca else math.nan,
             test_log_p=_mean_held_out(held_out),
             noise_scale=_noise_scale(owner) * float(self.units.scale),

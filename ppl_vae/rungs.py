@@ -11,8 +11,10 @@ from torch import Tensor
 from ppl_vae.evaluation.ascent import Ascent, Recording, em_ascent
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.progress import Report
 from ppl_vae.inference.svi import fit_svi
+from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
@@ -25,6 +27,8 @@ HIDDEN = (256,)
 IWAE_SAMPLES = 8
 SCORE = ELBO(gradient="score")
 """The same ELBO by its score: what gradients through the draws are worth."""
+POINT = "a point"
+"""The q of an autoencoder, which makes no bound."""
 NO_CLOSED_FORM = "with holes the likelihood has no maximum in closed form"
 
 
@@ -134,6 +138,8 @@ class Fitted:
         fit: how it went.
         best: a guide known to be the best of the guide's family for each datum, if there is one.
         ascent: bound and log p as they rose, where both are exact.
+        bounded: whether what was fitted has a bound on log p. An autoencoder has none: its pair
+            is the Gaussian it implies, with the exact posterior.
     """
 
     model: ProgramLike
@@ -141,6 +147,7 @@ class Fitted:
     fit: FitResult
     best: ProgramLike | None = None
     ascent: Ascent | None = None
+    bounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,26 @@ class Rung:
     algorithm: str
     climb: Callable[[Task], Fitted]
     complete: str = ""
+
+
+def _implied(fit: Callable[[Task, Autoencoder], FitResult], **kind: Any) -> Any:
+    def climb(task: Task) -> Fitted:
+        made = Autoencoder.linear(task.train.shape[1], task.latent_dim, seed=task.seed, **kind)
+        autoencoder = made.to(task.train)
+        result = fit(task, autoencoder)
+        ppca = implied_gaussian(autoencoder, task.train).to(task.train)
+        guide = ExactGuide(ppca)
+        return Fitted(ppca.model, guide, result, best=guide, bounded=False)
+
+    return climb
+
+
+def _pca(task: Task, autoencoder: Autoencoder) -> FitResult:
+    return fit_pca(autoencoder, task.train)
+
+
+def _squares(task: Task, autoencoder: Autoencoder) -> FitResult:
+    return task.svi(autoencoder.model, autoencoder.guide)
 
 
 def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
@@ -222,6 +249,8 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
 
 
 _RUNGS = (
+    Rung("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), "PCA has no place for holes"),
+    Rung("linear-autoencoder", "PPCA", POINT, "SVI, squares", _implied(_squares)),
     Rung("closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), NO_CLOSED_FORM),
     Rung("em", "PPCA", "exact", "EM", _exact(lambda p, x: fit_em(p, x, accelerate=False))),
     Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em)),

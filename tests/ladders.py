@@ -9,7 +9,7 @@ import torch
 import oracles
 from ppl_vae import run_lineage
 from ppl_vae.exhibits import exhibits
-from ppl_vae.rungs import Settings
+from ppl_vae.rungs import POINT, Settings
 
 SHORT = Settings(
     steps=120,
@@ -58,6 +58,11 @@ def ladder():
     extra = {MINE: hand_written_pair()}
     about = {"data": "a <small> table", "notes": ["found: a note"]}
     return run_lineage(table(), latent_dim=2, extra=extra, settings=SHORT, seed=1, about=about)
+
+
+def bounded(lineage):
+    """The rows of a ladder with a bound on log p: all but the autoencoders'."""
+    return [row for row in lineage.rows if row.q != POINT]
 
 
 @functools.cache

@@ -143,6 +143,17 @@ def closed_form_log_likelihood(eigenvalues, K):
     return -0.5 * (D * np.log(2 * np.pi) + logs + D)
 
 
+def implied_by_pca(x, K):
+    """Mean log density under N(mean, U cov(codes) U' + s2 I), s2 the mean squared residual."""
+    x = np.asarray(x, dtype=float)
+    _, axes = sample_spectrum(x)
+    codes = (x - x.mean(0)) @ axes[:, :K]
+    residuals = x - x.mean(0) - codes @ axes[:, :K].T
+    spread = np.atleast_2d(np.cov(codes.T, bias=True))
+    covariance = axes[:, :K] @ spread @ axes[:, :K].T + (residuals**2).mean() * np.eye(x.shape[1])
+    return stats.multivariate_normal(x.mean(0), covariance).logpdf(x).mean()
+
+
 def mean_kl(eigenvalues, noise):
     """At the ML solution, the mean of KL(p(z | x_n) || N(0, I)): 1/2 sum_{i<=K} log(l_i / s2)."""
     return 0.5 * np.log(np.asarray(eigenvalues) / noise).sum()

@@ -329,8 +329,8 @@ def test_annealing_from_a_laplace_prior_needs_no_guide():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"prior": "normal"}, "prior must be one of 'flat', 'laplace'; got 'normal'"),
-        ({"penalty": 1.0}, "penalty= is the L1 penalty of prior='laplace'; prior is 'flat'"),
+        ({"prior": "horseshoe"}, "prior must be one of 'flat', 'normal', 'laplace'; got 'horse"),
+        ({"penalty": 1.0}, "penalty= is that of prior='laplace' or prior='normal'; prior is 'fl"),
         ({"prior": "laplace", "penalty": 0.0}, "penalty must be positive; got 0.0"),
         ({"columns": "long"}, "columns must be one of 'free', 'unit', 'orthonormal'; got 'long'"),
         ({"code_activation": "step"}, "code_activation must be one of 'linear', 'soft-threshold'"),

@@ -61,10 +61,11 @@ def best_codes(
 ) -> BestCodes:
     """The code of highest log p(x, z) of each datum, by proximal gradient steps (FISTA).
 
-    Each step goes down the slope of -log p(x | z) and shrinks what comes by soft thresholding,
-    which a Laplace prior makes exact zeros of. With a linear decoder and Gaussian noise of fixed
-    scale this is the lasso, and what is found its optimum; with others it is a local one. Step
-    lengths are found, and momentum is dropped where it leads uphill, for each datum by itself.
+    Each step goes down the slope of -log p(x | z), or of -log p(x, z) where the prior is smooth,
+    and shrinks what comes by soft thresholding, which a Laplace prior makes exact zeros of. With
+    a linear decoder and Gaussian noise of fixed scale this is the lasso, and what is found its
+    optimum; with others it is a local one. Step lengths are found, and momentum is dropped where
+    it leads uphill, for each datum by itself.
 
     These are the codes of dictionary learning. Beside them stand those of an encoder: the log
     joint here is never below the autoencoder's ``elbo``, except by less than the tolerance, where
@@ -91,13 +92,17 @@ def best_codes(
     x, mask = as_observed(x, mask, model=autoencoder.model)
     check_support(autoencoder.model, x, mask)
 
+    prior, sharp = autoencoder.prior(), autoencoder.prior_kind == "laplace"
+
     def loss(z: Tensor) -> Tensor:
-        return -autoencoder.given(z, x, mask, observe=True).log_prob(x)
+        given = autoencoder.given(z, x, mask, observe=True).log_prob(x)
+        return -given if sharp else -given - prior.log_prob(z)
 
     with isolated_store(), mode(autoencoder, training=False):
-        search = _Search(loss, x.new_zeros(len(x), autoencoder.latent_dim), autoencoder.penalty)
+        start = x.new_zeros(len(x), autoencoder.latent_dim)
+        search = _Search(loss, start, autoencoder.penalty if sharp else 0.0)
         steps = search.run(tolerance, max_iterations)
-        log_joint = autoencoder.prior().log_prob(search.z) - loss(search.z)
+        log_joint = (prior.log_prob(search.z) if sharp else 0.0) - loss(search.z)
     return BestCodes(search.z, log_joint, search.left <= tolerance, steps)
 
 

@@ -1,5 +1,6 @@
 """Deterministic autoencoders as model/guide pairs."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -7,16 +8,17 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.arguments import choose_option
-from ppl_vae.guides import num_encoder_inputs
+from ppl_vae.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.models.codes import COLUMNS, Columns, Flat, SoftThreshold, Transposed
 from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import ACTIVATIONS, mlp
+from ppl_vae.models.networks import ACTIVATIONS, Spread, mlp
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.vae import VAE
 from ppl_vae.program import Density, ProgramLike
 from ppl_vae.state import seeded
 
-PRIORS = ("flat", "laplace")
+PRIORS = ("flat", "normal", "laplace")
 CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
 
 
@@ -28,10 +30,12 @@ class Autoencoder(DecoderModel):
 
         -log p(x, z) = |x - G(z)|^2 / (2 sigma^2) + D/2 log(2 pi sigma^2)  [likelihood]
                        + lambda |z|_1 + K log(2 / lambda)                   [Laplace prior]
+                    or + lambda |z|^2 / 2 + K/2 log(2 pi / lambda)          [normal prior]
 
     and 0 in the place of the second line for a flat prior. ``Bernoulli(soft_targets=True)`` makes
     a cross-entropy of the first line, without a constant. Fitted by ``fit_svi`` it trains as an
     autoencoder does. Its ELBO is this log joint, and no bound: a point has no density.
+    :meth:`as_vae` gives it one.
 
     Args:
         decoder: a network from rows of z, (rows, K), to (rows, D * likelihood.outputs_per_dim).
@@ -42,9 +46,10 @@ class Autoencoder(DecoderModel):
             free code for each datum, makes it dictionary learning.
         likelihood: by default ``Gaussian(1.0)``: half the squared error.
         prior: of z; ``"flat"``: density 1 everywhere, which cannot be sampled; ``"laplace"``: of
-            scale 1 / penalty, an L1 penalty. That says nothing about codes if the decoder may
-            grow as they shrink: ask for ``columns="unit"`` with it.
-        penalty: lambda, in nats for each unit of |z_k|; by default 1 under a Laplace prior.
+            scale 1 / penalty, an L1 penalty; ``"normal"``: of variance 1 / penalty, a squared
+            one, and with penalty 1 the prior of a VAE. A penalty says nothing about codes if the
+            decoder may grow as they shrink: ask for ``columns="unit"`` with it.
+        penalty: lambda, in nats for each unit of |z_k|, or of z_k^2 / 2; by default 1.
         corruption: what is done to x before f sees it, in training alone (``fit_svi``, its steps
             but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
             autoencoder, for the model scores the clean x.
@@ -99,12 +104,28 @@ class Autoencoder(DecoderModel):
         """What is done to x before the encoder sees it, in training."""
         return getattr(self.guide, "corruption", None)
 
+    @property
+    def encoder(self) -> Any:
+        """f, the network.
+
+        Raises:
+            TypeError: if the guide has none.
+        """
+        if not isinstance(self.guide, AmortizedGuide):
+            raise TypeError(
+                "the guide must have an encoder, as an AmortizedGuide has; it is a "
+                f"{type(self.guide).__name__}"
+            )
+        return self.guide.encoder
+
     def prior(self) -> Density:
-        """Flat, or Laplace of scale 1 / penalty."""
+        """Flat, Laplace of scale 1 / penalty, or normal of variance 1 / penalty."""
         if self.prior_kind == "flat":
             return Flat(self.latent_dim)
         loc = self._like().new_zeros(self.latent_dim)
-        return dist.Laplace(loc, 1 / self.penalty).to_event(1)
+        if self.prior_kind == "laplace":
+            return dist.Laplace(loc, 1 / self.penalty).to_event(1)
+        return dist.Normal(loc, self.penalty**-0.5).to_event(1)
 
     @classmethod
     def mlp(
@@ -187,6 +208,25 @@ class Autoencoder(DecoderModel):
         """
         return cls.mlp(data_dim, latent_dim, hidden=(), tied=tied, **options)
 
+    def as_vae(self, scale: float = 1.0) -> VAE:
+        """The VAE of the same networks, copied: z ~ N(0, I), q(z | x) = N(f(x), scale^2 I).
+
+        Its loss is that of the autoencoder with ``prior="normal"``, except that noise is put on
+        the code, and a constant, the entropy of q: see :func:`ppl_vae.deja_vu`.
+
+        Args:
+            scale: standard deviation of q, fixed.
+
+        Raises:
+            TypeError: if the guide has no encoder.
+            ValueError: if scale is not positive.
+        """
+        encoder, decoder, likelihood = copy.deepcopy((self.encoder, self.decoder, self.likelihood))
+        how: dict[str, Any] = {"missing": self.guide.missing, "corruption": self.corruption}
+        guide = AmortizedGuide(Spread(encoder, scale), self.latent_dim, **how)
+        sizes: dict[str, Any] = {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
+        return VAE(guide=guide, decoder=decoder, likelihood=likelihood, **sizes)
+
     def notes(self) -> list[str]:
         """What a person should know of the fitted model."""
         return [
@@ -199,7 +239,9 @@ class Autoencoder(DecoderModel):
 def _penalty(prior: str, penalty: float | None) -> float:
     if prior == "flat":
         if penalty is not None:
-            raise ValueError("penalty= is the L1 penalty of prior='laplace'; prior is 'flat'")
+            raise ValueError(
+                "penalty= is that of prior='laplace' or prior='normal'; prior is 'flat'"
+            )
         return 0.0
     penalty = 1.0 if penalty is None else penalty
     if not penalty > 0:

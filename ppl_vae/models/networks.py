@@ -103,6 +103,31 @@ class Offset(nn.Module):
         return rows + self.bias
 
 
+class Spread(nn.Module):
+    """A network's output and one standard deviation for all of it: (loc, scale), the encoder of
+    q(z | x) = N(f(x), scale^2 I).
+
+    Args:
+        network: f, from rows of x to (rows, K).
+        scale: standard deviation.
+
+    Raises:
+        ValueError: if scale is not positive.
+    """
+
+    def __init__(self, network: Callable[..., Any], scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, the standard deviation of q; got {scale}")
+        self.network = network
+        self.scale = scale
+
+    def forward(self, x: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor]:
+        """(f(x), scale), each (rows, K)."""
+        loc = self.network(x)
+        return loc, torch.full_like(loc, self.scale)
+
+
 def as_image_shape(shape: Sequence[int]) -> ImageShape:
     """(C, H, W) as three positive whole numbers.
 

@@ -23,6 +23,8 @@ WORDS = (
     ("ELBO, the bound", "log p(x) - KL(q || p(z|x)): what variational inference raises"),
     ("W, mu, sigma", "PPCA's loadings, mean and noise scale: x given z is N(W z + mu, sigma² I)"),
     ("decoder, encoder", "networks from z to x and from x to q"),
+    ("autoencoder, PCA", "encoder and decoder of least squared error, q a point: scored here by "
+     "the Gaussian that its codes and the squared error imply"),
     ("EM, PX-EM", "exact E- and M-steps; PX-EM lets z's covariance move too and folds it back"),
     ("variational EM", "EM with a restricted q for each datum"),
     ("amortized", "q is read off x by one encoder for all data, instead of one q a datum"),

@@ -106,7 +106,8 @@ def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps
     """
     choose_option("against", against, AGAINST)
     ax = new_axes(ax, (SIZE[0], 4.4))
-    for place, row in enumerate(lineage.rows):
+    rows = [row for row in lineage.rows if not math.isnan(row.elbo)]  # the others have no bound
+    for place, row in enumerate(rows):
         x = getattr(row.curve, against)
         style = "-" if place < 9 else "--"
         marker = "o" if len(x) == 1 else ""
@@ -116,8 +117,8 @@ def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps
     ax.axhline(lineage.optimum, color="black", lw=1, ls=":", label="PPCA's optimum")
     log_scale(ax, "x")
     # From the ELBOs, since where a noisy objective happened to end may be far below.
-    ends = [row.elbo for row in lineage.rows] + [lineage.optimum]
-    top = max(*ends, *(float(row.curve.value[-1]) for row in lineage.rows))
+    ends = [row.elbo for row in rows] + [lineage.optimum]
+    top = max([*ends, *(float(row.curve.value[-1]) for row in rows)])
     room = max(top - min(ends), 1e-3)
     ax.set_ylim(min(ends) - room, top + 0.1 * room)
     ax.set_xlabel(AGAINST[against])

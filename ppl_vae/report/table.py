@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.measured import Measure, Row
+from ppl_vae.rungs import POINT, RUNGS
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def percent(share: float) -> str:
 def legend(about: Mapping[str, Any]) -> str:
     """What the columns of a ladder's table mean, which is about this."""
     holes = " Missing cells are integrated out: what is scored is what was observed."
+    points = any(name in RUNGS and RUNGS[name].q == POINT for name in about["rungs"])
+    implied = (
+        " An autoencoder, whose q is a point, has no bound: its log p is that of the Gaussian "
+        "which its codes and its squared error imply."
+    )
     return (
         "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
         "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
@@ -106,7 +112,7 @@ def legend(about: Mapping[str, Any]) -> str:
         "approximation gap, the price of q's family, + amortization gap, the price of how q is "
         f"found; measured on {about['gap_rows']} training rows. Held out: log p of the test rows, "
         "± standard error over them. Angle: the largest principal angle to "
-        f"{about['reference']}, in degrees.{holes * (about['num_missing'] > 0)}"
+        f"{about['reference']}, in degrees.{implied * points}{holes * (about['num_missing'] > 0)}"
     )
 
 
