@@ -78,7 +78,10 @@ def test_fewer_rows_than_columns_and_as_many_axes_as_there_are():
         (lambda: linear(likelihood=Bernoulli(soft_targets=True)), "squared error alone"),
         (lambda: Autoencoder.mlp(8, 3, seed=0), "autoencoder must be linear, as Autoencoder.line"),
         (lambda: linear(code_activation="relu"), "autoencoder must be linear"),
-        (lambda: linear(9), "latent_dim=9 is more than x has axes: the rank of the centred data is 8"),
+        (
+            lambda: linear(9),
+            "latent_dim=9 is more than x has axes: the rank of the centred data is 8",
+        ),
         (lambda: linear(3, 7), "x has 8 columns, the autoencoder 7"),
     ],
 )
@@ -164,7 +167,9 @@ def test_holes_count_for_nothing():
     weights, bias = (p.detach().numpy() for p in autoencoder.decoder.parameters())
     residuals = (X - codes @ weights.T - bias)[mask]
     found = implied_gaussian(autoencoder, np.where(mask, X, np.nan))
-    assert float(found.noise_scale.detach()) == pytest.approx(math.sqrt((residuals**2).mean()), rel=1e-12)
+    assert float(found.noise_scale.detach()) == pytest.approx(
+        math.sqrt((residuals**2).mean()), rel=1e-12
+    )
     spread = weights @ np.cov(codes.T, bias=True) @ weights.T
     loadings = found.loadings.detach().numpy()
     np.testing.assert_allclose(loadings @ loadings.T, spread, atol=1e-12)

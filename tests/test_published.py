@@ -105,7 +105,7 @@ def test_the_variational_autoencoder_with_one_stochastic_layer():
 
     Here they are 200, and the rate falls too: with 1e-3 to the end it came to 89.1.
     """
-    value, _ = burda(lr=2e-3, scheduler=COSINE)
+    value, _ = burda(lr=4e-3, scheduler=COSINE)
     above = -value - 86.76
     print(f"{above:.2f} nats above the published 86.76")
     assert -value <= 88.0

@@ -122,6 +122,22 @@ def test_axes_are_matched_whatever_their_order_sign_and_length():
     assert result.kl > 0.1
 
 
+def test_a_dimension_that_is_not_spanned_is_at_right_angles():
+    loadings = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 3)))[0]
+    first = model(np.zeros(6), loadings, 0.5)
+    for kept in (0, 1, 2):
+        lost = loadings * (np.arange(3) < kept)
+        for pair in (
+            (first, model(np.zeros(6), lost, 0.5)),
+            (model(np.zeros(6), lost, 0.5), first),
+        ):
+            result = subspace(*pair)
+            np.testing.assert_allclose(
+                result.angles, [90.0] * (3 - kept) + [0.0] * kept, atol=1e-6
+            )
+            assert result.largest_angle == 90
+
+
 def test_axis_angles_depend_on_the_rotation():
     loc, loadings, noise = parameters(0)
     axes, angle = np.linalg.qr(loadings)[0], 0.2

@@ -25,7 +25,8 @@ class Subspace(Result):
 
     Attributes:
         angles: principal angles between the column spaces, in degrees, largest first, (K,); K is
-            the smaller latent dimension, if they differ.
+            the smaller latent dimension, if they differ. A dimension that loadings do not span
+            (a column of zeros) counts as 90 degrees.
         axis_angles: between each column of the first and the column of the second matched to it,
             in degrees, (K,); these do depend on the rotation of the loadings.
         aligned: the second's loadings, turned onto the first's if these are as many.
@@ -61,8 +62,17 @@ def subspace(first: LinearGaussian, second: LinearGaussian) -> Subspace:
         raise ValueError(
             f"the models have different data dimensions, {len(ours)} and {len(theirs)}"
         )
-    angles = torch.from_numpy(subspace_angles(ours.numpy(), theirs.numpy())).rad2deg()
+    angles = _principal_angles(ours, theirs)
     return Subspace(angles, _axis_angles(ours, theirs), _align(ours, theirs), _kl(first, second))
+
+
+def _principal_angles(ours: Tensor, theirs: Tensor) -> Tensor:
+    if not (bool(ours.any()) and bool(theirs.any())):
+        found = ours.new_zeros(0)  # which scipy does not take
+    else:
+        found = torch.from_numpy(subspace_angles(ours.numpy(), theirs.numpy())).rad2deg()
+    lost = min(ours.shape[1], theirs.shape[1]) - len(found)
+    return torch.cat([found.new_full((lost,), 90.0), found])
 
 
 def _axis_angles(ours: Tensor, theirs: Tensor) -> Tensor:
