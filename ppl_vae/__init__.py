@@ -39,6 +39,7 @@ from ppl_vae.models.likelihoods import (
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.supervised import SupervisedEncoder
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
@@ -84,6 +85,7 @@ __all__ = [
     "Poisson",
     "Program",
     "Subspace",
+    "SupervisedEncoder",
     "Table",
     "best_codes",
     "bidirectional",
