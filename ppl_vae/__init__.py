@@ -9,6 +9,7 @@ from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.few_labels import FewLabels, few_labels
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
@@ -67,6 +68,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Dequantization",
     "ExactGuide",
+    "FewLabels",
     "FitResult",
     "Gaps",
     "Gaussian",
@@ -97,6 +99,7 @@ __all__ = [
     "digits",
     "docstrings",
     "elbo",
+    "few_labels",
     "fit_closed_form",
     "fit_em",
     "fit_svi",
