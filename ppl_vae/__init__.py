@@ -25,6 +25,7 @@ from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.freezing import freeze_scale
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
+from ppl_vae.interop.encoders import EncoderClassifier, FeatureTransformer
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.lineage import Lineage, run_lineage
 from ppl_vae.models.autoencoder import Autoencoder
@@ -67,7 +68,9 @@ __all__ = [
     "Comparison",
     "ContinuousBernoulli",
     "Dequantization",
+    "EncoderClassifier",
     "ExactGuide",
+    "FeatureTransformer",
     "FewLabels",
     "FitResult",
     "Gaps",
