@@ -9,11 +9,13 @@ from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
+from ppl_vae.evaluation.denoising import Denoising, compare_denoisers
 from ppl_vae.evaluation.few_labels import FewLabels, few_labels
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.maps import Maps, compare_maps
 from ppl_vae.evaluation.opinions import Opinions, opinions
 from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
@@ -67,6 +69,7 @@ __all__ = [
     "Collapse",
     "Comparison",
     "ContinuousBernoulli",
+    "Denoising",
     "Dequantization",
     "EncoderClassifier",
     "ExactGuide",
@@ -82,6 +85,7 @@ __all__ = [
     "Likelihood",
     "Lineage",
     "LogLikelihood",
+    "Maps",
     "MaskingNoise",
     "MeanFieldGuide",
     "Multinomial",
@@ -97,6 +101,8 @@ __all__ = [
     "binarize",
     "collapse",
     "compare",
+    "compare_denoisers",
+    "compare_maps",
     "compare_on_hidden_cells",
     "count_words",
     "digits",

@@ -43,8 +43,9 @@ class PairedDifference(Result):
     def of(cls, differences: Float[Tensor, " S"]) -> "PairedDifference":
         """mean +- t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
         mean, number = float(differences.mean()), len(differences)
-        reach = stats.t.ppf((1 + LEVEL) / 2, number - 1) * float(differences.std())
-        return cls(mean, mean - reach / math.sqrt(number), mean + reach / math.sqrt(number))
+        quantile = float(stats.t.ppf((1 + LEVEL) / 2, number - 1))
+        reach = quantile * float(differences.std()) / math.sqrt(number)
+        return cls(mean, mean - reach, mean + reach)
 
     @property
     def sign(self) -> int:

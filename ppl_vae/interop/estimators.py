@@ -79,7 +79,8 @@ class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        kept: Any = tags.transformer_tags
+        kept.preserves_dtype = ["float64", "float32"]
         return tags
 
 

@@ -167,7 +167,9 @@ class SupervisedEncoder(Program):
             return self.coder.distribution(x, mask=mask).mean
 
     def _parted(self, rows: Tensor | None) -> tuple[Any, Any]:
-        return (None, None) if rows is None else rows.split([self.input_dim, self.num_labels], 1)
+        if rows is None:
+            return None, None
+        return rows[:, : self.input_dim], rows[:, self.input_dim :]
 
     @property
     def scored_columns(self) -> slice:
