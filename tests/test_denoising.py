@@ -3,12 +3,15 @@
 import json
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 import oracles
 from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
+from ppl_vae.report import tile_plots
+from test_plots import check_texts
 
 N, D = 50, 6
 
@@ -92,3 +95,16 @@ def test_bad_arguments():
     found = compare_denoisers({"mine": lambda x: x}, x, **how)
     with pytest.raises(KeyError, match="no denoiser is called 'yours'; there are"):
         found.difference("mine", "yours")
+
+
+def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
+    tiles = found.tiles([3, 7], (2, 3))
+    assert tiles.down == ("clean", "noisy", "half", "zero") and tiles.across == ("3", "7")
+    rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
+    torch.testing.assert_close(tiles.values, torch.stack(rows)[:, [3, 7]])
+    for shape in ((2, 3), None):
+        axes = tile_plots.denoised(found.tiles(range(8), shape))
+        check_texts(axes.figure)
+        assert axes.get_title(loc="left") == "Held-out data, denoised"
+        assert axes.get_ylabel() == "denoiser"
+        plt.close(axes.figure)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,8 @@ from ppl_vae import (
     fit_svi,
 )
 from ppl_vae.evaluation.few_labels import PairedDifference, draw_labels
+from ppl_vae.report import label_plots
+from test_plots import check_texts
 
 N, D, K, C = 90, 6, 4, 3
 NAMES = np.array(["a", "b", "c"])
@@ -162,8 +165,8 @@ def test_the_same_network_unless_it_learned_something():
     made = Autoencoder.mlp(D, K, hidden=(8,), seed=5).double()
     how = {"num_labels": 9, "seeds": (0, 1), "steps": 1, "lr": 1e-9}
     result = few_labels(made, *table(), *table(1), **how)
-    difference = result.accuracy[0] - result.accuracy[2]
-    assert torch.equal(result.accuracy[0], result.accuracy[1])  # not moved, so as if frozen
+    difference = result.accuracy[1] - result.accuracy[0]
+    assert torch.equal(result.accuracy[1], result.accuracy[2])  # not moved, so as if frozen
     assert float(difference.abs().max()) > 0
 
 
@@ -174,7 +177,7 @@ def test_holes_and_a_vae():
     vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0).double()
     how = {"num_labels": 6, "seeds": (0, 1), "steps": 5}
     result = few_labels(vae, x, y[kept], *table(1), **how)
-    assert result.ways == ("fine-tuned", "frozen", "scratch")
+    assert result.ways == ("scratch", "fine-tuned", "frozen")
     assert "note: x has holes, which logistic regression does not take; it" in repr(result)
 
 
@@ -194,7 +197,7 @@ def test_bad_arguments(pair, found):
         few_labels(pair, x, np.zeros(N), x, np.zeros(N))
     with pytest.raises(ValueError, match=r"one class a row, \(90, 90\); their shapes: .*\(80,\)"):
         few_labels(pair, x, y[:80], x, y)
-    with pytest.raises(ValueError, match=r"way must be one of 'fine-tuned'.*got 'tuned'"):
+    with pytest.raises(ValueError, match=r"way must be one of 'scratch'.*got 'tuned'"):
         found.difference("tuned")
     with pytest.raises(ValueError, match="measure must be one of 'accuracy', 'log_loss'"):
         found.difference("frozen", measure="loss")
@@ -216,3 +219,33 @@ def test_fifty_labels_of_digits():
         # A class drawn by its share is right on a tenth of them.
         assert float(result.accuracy.min()) > 0.4
         assert float(result.log_loss.mean(1).max()) < np.log(10)
+
+
+# The picture
+
+
+def test_the_picture_is_readable_and_draws_every_draw(found):
+    stored = FewLabels.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    figure = label_plots.few_labels(stored)
+    check_texts(figure)
+    left, right = figure.axes
+    assert left.get_ylabel().endswith("%")
+    assert right.get_xlabel().endswith("percentage points")
+    *draws, means = left.lines
+    for draw, line in enumerate(draws):
+        np.testing.assert_allclose(line.get_ydata(), 100 * found.accuracy[:, draw])
+    np.testing.assert_allclose(means.get_ydata(), 100 * found.accuracy.mean(1))
+    for bars, way in zip(
+        right.containers, ("fine-tuned", "frozen", "logistic regression"), strict=True
+    ):
+        ((start, end),) = bars.lines[2][0].get_segments()
+        mean = found.difference(way)
+        np.testing.assert_allclose((start[0], end[0]), (100 * mean.low, 100 * mean.high))
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("draw", [label_plots.accuracies, label_plots.differences])
+def test_each_is_drawn_alone(found, draw):
+    axes = draw(found)
+    check_texts(axes.figure)
+    plt.close(axes.figure)

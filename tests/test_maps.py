@@ -1,13 +1,17 @@
 """Maps: places, errors and neighbours against numpy, on pairs whose plane is known."""
 
+import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
 import oracles
 from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Maps, compare_maps, fit_closed_form
+from ppl_vae.report import latent_plots
+from test_plots import check_texts
 
 N, D = 60, 5
 
@@ -89,3 +93,32 @@ def test_bad_arguments(table):
         compare_maps(pairs, x, y[:3], x, y)
     with pytest.raises(ValueError, match="neighbours must be a whole number >= 1; got 0"):
         compare_maps(pairs, x, y, x, y, neighbours=0)
+
+
+# The picture
+
+
+def test_the_picture_is_readable_and_draws_what_is_stored(found):
+    for number in (1, 2, 3):
+        part = dataclasses.replace(found[2], maps=found[2].maps[:number])
+        stored = Maps.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
+        figure = latent_plots.maps(stored)
+        check_texts(figure)
+        assert len(figure.axes) == number and len(figure.legends) == 1
+        for ax, each in zip(figure.axes, found[2].maps, strict=False):
+            across, error, named = ax.get_xlabel().splitlines()
+            assert across == "$z_1$, units of the code"
+            assert error == "squared error {:.3f} ± {:.3f} a datum".format(*each.mean_error)
+            assert named.startswith(f"{100 * each.accuracy[0]:.1f} ± ")
+            assert named.endswith(" % rightly named by 3 neighbours")
+            points = np.concatenate([c.get_offsets() for c in ax.collections])
+            order = np.argsort(np.array(found[2].labels), kind="stable")
+            np.testing.assert_allclose(points, each.codes.numpy()[order])
+        plt.close(figure)
+
+
+def test_one_map_is_drawn_on_ones_own_axes(found):
+    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
+    assert latent_plots.one_map(found[2].maps[0], found[2].labels, 3, ax) is ax
+    check_texts(figure)
+    plt.close(figure)

@@ -1,7 +1,7 @@
 """Denoisers side by side: the same held-out rows with the same noise on them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, as_matrix
 from ppl_vae.results import Result, aligned
 from ppl_vae.state import seeded
+from ppl_vae.tiles import Tiles
 
 NOISY = "as they are"
 
@@ -49,6 +50,17 @@ class Denoising(Result):
                 raise KeyError(f"no denoiser is called {wanted!r}; there are {self.names}")
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
         return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+    def tiles(self, rows: Sequence[int], image_shape: tuple[int, int] | None = None) -> Tiles:
+        """Some rows, clean, noisy and denoised, for :func:`ppl_vae.report.tile_plots.denoised`.
+
+        Args:
+            rows: which, counted from 0.
+            image_shape: height and width, if a row is an image.
+        """
+        shown = torch.cat([self.clean[None], self.denoised])[:, list(rows)]
+        down = ("clean", "noisy", *self.names[1:])
+        return Tiles.of(shown, down, [str(row) for row in rows], self.clean, image_shape)
 
     def to_frame(self) -> pd.DataFrame:
         """The errors, one row a datum and one column a denoiser."""

@@ -17,9 +17,10 @@ from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.likelihoods import Categorical
-from ppl_vae.models.supervised import ENCODERS, SupervisedEncoder
+from ppl_vae.models.supervised import SupervisedEncoder
 from ppl_vae.results import Result, aligned
 
+NETWORKS = ("scratch", "fine-tuned", "frozen")
 LOGISTIC = "logistic regression"
 MEASURES = ("accuracy", "log_loss")
 LEVEL = 0.95
@@ -61,7 +62,7 @@ class FewLabels(Result):
     rows.
 
     Attributes:
-        ways: ``"fine-tuned"``, ``"frozen"``, ``"scratch"``, ``"logistic regression"``.
+        ways: ``"scratch"``, ``"fine-tuned"``, ``"frozen"``, ``"logistic regression"``.
         accuracy: the share of held-out rows whose class is the most probable, a way and a draw.
         log_loss: minus the mean of log p(y | x) over held-out rows, in nats a datum.
         seeds: of the draws.
@@ -109,10 +110,9 @@ class FewLabels(Result):
             -1: "the one from scratch wins",
         }
         return (
-            "Fine-tuned from the encoder, the network is right on "
-            f"{100 * found.mean:+.2f} percentage points of the held-out rows against the same "
-            f"network from scratch ({LEVEL:.0%} interval {_interval(found)}): "
-            f"{winner[found.sign]}."
+            "Fine-tuned from the encoder less the same network from scratch: "
+            f"{100 * found.mean:+.2f} percentage points of accuracy ({LEVEL:.0%} interval "
+            f"{_interval(found)}): {winner[found.sign]}."
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -200,7 +200,7 @@ def few_labels(
     _check_labels(num_labels, len(names), len(x))
     how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "device": device}
     holed = bool(x.isnan().any() or x_test.isnan().any())
-    ways = (*ENCODERS, *(() if holed else (LOGISTIC,)))
+    ways = (*NETWORKS, *(() if holed else (LOGISTIC,)))
     found = torch.empty(2, len(ways), len(seeds), dtype=torch.float64)
     for draw, seed in enumerate(seeds):
         rows = draw_labels(codes, num_labels, seed)

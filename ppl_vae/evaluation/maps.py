@@ -72,11 +72,7 @@ class Maps(Result):
         return pd.DataFrame(rows, columns=columns, index=names)
 
     def __repr__(self) -> str:
-        head = (
-            "",
-            "|x - its mean given its place|^2, squared units of x",
-            f"right by {self.neighbours} neighbours on the plane, %",
-        )
+        head = ("", "squared error", f"rightly named by {self.neighbours} neighbours, %")
         rows = [
             (
                 each.name,
@@ -85,7 +81,10 @@ class Maps(Result):
             )
             for each in self.maps
         ]
-        count = f"{len(self.labels)} held-out rows, ± standard error"
+        count = (
+            f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - its mean "
+            "given its place|^2, in squared units of x"
+        )
         return "\n".join([count, *aligned([head, *rows])])
 
 
