@@ -245,6 +245,7 @@ def test_bad_data(x, y):
         lambda: FeatureTransformer(**QUICK).fit(empty),
         lambda: transformer.transform(empty),
         lambda: classifier.predict(empty),
+        lambda: EncoderClassifier(**QUICK).fit(empty, y),
     ):
         with pytest.raises(ValueError, match=r"rows with nothing observed: \[3\]; drop them"):
             call()

@@ -138,6 +138,8 @@ def test_the_table(found):
         assert f"{found.log_loss[place].mean():.3f} ± " in line
         nats = found.difference(way, measure="log_loss")
         assert (f"{nats.mean:+.3f} ({nats.low:+.3f} to" in line) == (way != "scratch")
+    best = found.ways[int(found.accuracy.mean(1).argmax())]
+    assert f"Most often right: {best}, {100 * found.accuracy.mean(1).max():.1f} %." in text
     assert text.endswith(found.verdict) and "nats a datum" in text
     frame = found.to_frame()
     assert list(frame.columns) == ["way", "seed", "accuracy", "log_loss"]

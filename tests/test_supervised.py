@@ -26,10 +26,15 @@ from ppl_vae import (
     Gaussian,
     GaussianNoise,
     SupervisedEncoder,
+    collapse,
     elbo,
     fit_svi,
+    gaps,
+    kl_by_dimension,
+    load,
     log_likelihood,
     log_weights,
+    save,
 )
 from ppl_vae.models.codes import SoftThreshold
 from ppl_vae.models.networks import Offset, mlp, reset
@@ -138,6 +143,20 @@ def test_without_latent_variables_fits_end_at_maximum_likelihood():
     torch.testing.assert_close(theirs.loc.detach(), x.mean(0), rtol=0, atol=1e-4)
 
 
+def test_what_needs_latent_variables_says_so():
+    alone, x = Alone(), draw(N, D)
+    pair = alone.model, alone.guide
+    for call in (
+        lambda: gaps(*pair, x, steps=2),
+        lambda: collapse(*pair, x),
+        lambda: kl_by_dimension(*pair, x),
+        lambda: log_likelihood(*pair, x, 30, refine=2),
+        lambda: log_likelihood(*pair, x, 30, method="annealed"),
+    ):
+        with pytest.raises(ValueError, match=r"no latent variables, .* is log p itself, exactly"):
+            call()
+
+
 # The network
 
 
@@ -210,6 +229,17 @@ def test_heads_begin_alike_and_the_seed_repeats_all():
     before = torch.get_rng_state()
     network(encoder="scratch")
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_it_can_be_kept(tmp_path):
+    made, other, x = (
+        network(),
+        network(Autoencoder.mlp(D, K, hidden=(7,), seed=3).double(), seed=1),
+        draw(N, D),
+    )
+    save(made, tmp_path)
+    load(tmp_path, into=other)
+    assert torch.equal(made.predict(x).base_dist.logits, other.predict(x).base_dist.logits)
 
 
 def test_training_sees_clean_data():
@@ -405,5 +435,7 @@ def test_bad_arguments():
         fit_svi(made.model, made.guide, made.rows(x, wrong), **SHORT)
     with pytest.raises(ValueError, match=r"x must have shape \(rows, 5\)"):
         made.predict(x[:, 1:])
-    with pytest.raises(ValueError, match=r"rows with nothing observed: \[2\]"):
-        made.predict(torch.where(torch.arange(N)[:, None] == 2, torch.nan, x))
+    empty = torch.where(torch.arange(N)[:, None] == 2, torch.nan, x)
+    for call in (lambda: made.predict(empty), lambda: made.rows(empty, classes())):
+        with pytest.raises(ValueError, match=r"rows with nothing observed: \[2\]"):
+            call()

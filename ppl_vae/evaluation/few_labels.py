@@ -102,8 +102,8 @@ class FewLabels(Result):
 
     @property
     def verdict(self) -> str:
-        """Whether fine-tuning or the same network from scratch is right more often."""
-        found = self.difference("fine-tuned")
+        """Whether fine-tuning or the same network from scratch is right more often; who most."""
+        found, means = self.difference("fine-tuned"), self.accuracy.mean(1)
         winner = {
             1: "the fine-tuned one wins",
             0: "they cannot be told apart",
@@ -112,7 +112,8 @@ class FewLabels(Result):
         return (
             "Fine-tuned from the encoder less the same network from scratch: "
             f"{100 * found.mean:+.2f} percentage points of accuracy ({LEVEL:.0%} interval "
-            f"{_interval(found)}): {winner[found.sign]}."
+            f"{_interval(found)}): {winner[found.sign]}. Most often right: "
+            f"{self.ways[int(means.argmax())]}, {100 * means.max():.1f} %."
         )
 
     def to_frame(self) -> pd.DataFrame:

@@ -112,7 +112,8 @@ class SupervisedEncoder(Program):
             y: (N, L), or (N,) for one column; a row without a label (NaN) teaches nothing.
 
         Raises:
-            ValueError: if either has another width, or they have other numbers of rows.
+            ValueError: if either has another width, they have other numbers of rows, or a row of x
+                has nothing observed.
         """
         like = {"dtype": self.head.weight.dtype, "device": self.head.weight.device}
         y = torch.as_tensor(y)
@@ -123,6 +124,8 @@ class SupervisedEncoder(Program):
                 f"x and y must have {expected[0]} and {expected[1]} columns, and as many rows; "
                 f"they have shapes {tuple(x.shape)} and {tuple(y.shape)}"
             )
+        if (seen := seen_cells(x)) is not None:
+            check_rows_seen(seen)
         return torch.cat([x, y], 1)
 
     def given(

@@ -28,7 +28,7 @@ def accuracies(found: FewLabels, ax: Axes | None = None) -> Axes:
     ax.set_xticks(at, [WRAPPED.get(way, way) for way in found.ways])
     ax.set_xlim(-0.4, len(at) - 0.6)
     ax.set_ylabel("held-out rows named rightly, %")
-    title(ax, f"{found.num_labels} labels")
+    title(ax, f"Learned from {found.num_labels} labels")
     legend_below(ax, 2)
     return ax
 
