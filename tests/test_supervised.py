@@ -224,6 +224,9 @@ def test_heads_begin_alike_and_the_seed_repeats_all():
     assert len({m.head.weight.sum().item() for m in made.values()}) == 1
     again = network(encoder="scratch")
     assert same(parameters(made["scratch"]), parameters(again)) == set(parameters(again))
+    drawn = (again.coder.encoder[2].weight, again.head.weight)  # not the same draws, scaled
+    first, second = (w.detach().flatten()[: K * C].numpy() for w in drawn)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
     other = network(encoder="scratch", seed=1)
     assert same(parameters(other), parameters(again)) == set()
     before = torch.get_rng_state()
@@ -288,6 +291,9 @@ def test_codes_of_a_vae_are_means(kind):
     frozen = {name for name, p in mine.coder.named_parameters() if not p.requires_grad}
     expected = {"two heads": {"encoder.scale.weight", "encoder.scale.bias"}}
     assert frozen == expected.get(kind, {"raw"} if kind == "one covariance" else set())
+    new = network(made, encoder="scratch")
+    assert not torch.allclose(new.coder.distribution(x).mean, made.features(x))
+    fit_svi(new.model, new.guide, new.rows(x, classes()), **SHORT)
     if kind != "log-variances":  # there both are read off one hidden layer, which trains
         torch.testing.assert_close(mine.coder.distribution(x).variance.detach(), variances)
 
@@ -401,6 +407,17 @@ def test_what_cannot_begin_anew_is_refused_by_name():
     with pytest.raises(ValueError, match=r"\['encoder.gain'\]"):
         network(pair, encoder="scratch")
     assert network(pair, encoder="fine-tuned").coder.encoder.gain.requires_grad
+
+
+def test_frozen_layers_begin_anew_too_and_stay_frozen():
+    pair = autoencoder()
+    pair.guide.encoder[0].requires_grad_(False)
+    made = network(pair, encoder="scratch")
+    assert same(parameters(made.coder), parameters(pair.guide)) == set()
+    before = parameters(made.coder)
+    fit_svi(made.model, made.guide, made.rows(draw(N, D), classes()), **SHORT)
+    still = {"encoder.0.weight", "encoder.0.bias"}
+    assert same(before, parameters(made.coder)) == still
 
 
 # Bad input

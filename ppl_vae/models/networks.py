@@ -93,8 +93,8 @@ N = TypeVar("N", bound=nn.Module)
 def reset(network: N, *, seed: int | None = None) -> N:
     """The network as new: each layer draws its parameters again, as it does when it is made.
 
-    Layers do so by their ``reset_parameters``, inner ones first. Frozen parameters and buffers of
-    layers without one are part of the architecture and stay.
+    Layers do so by their ``reset_parameters``, inner ones first; what is frozen stays frozen. Of
+    layers without one, frozen parameters and buffers are part of the architecture and stay.
 
     Args:
         network: reset in place.

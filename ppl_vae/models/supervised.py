@@ -75,12 +75,12 @@ class SupervisedEncoder(Program):
         self.coder: Any = _coder(pair)
         self.likelihood = likelihood
         likelihood.sized(num_labels)
-        with seeded(seed):
+        _freeze(self.coder, self.input_dim, everything=encoder == "frozen")
+        with seeded(seed):  # the head first, so that it is the same whatever the encoder
             width = num_labels * likelihood.outputs_per_dim
             self.head = nn.Linear(pair.latent_dim, width).to(_like(self.coder))
-        if encoder == "scratch":
-            reset(self.coder, seed=seed)
-        _freeze(self.coder, self.input_dim, everything=encoder == "frozen")
+            if encoder == "scratch":
+                reset(self.coder)
 
     @pyro_method
     def model(
