@@ -41,7 +41,7 @@ for name, (rows, shape, epochs) in sets.items():
     how = {"epochs": epochs, "batch_size": 128, "scheduler": CosineAnnealingLR, "seed": 0}
     print(name, fit_svi(ours.model, ours.guide, x, lr=1e-3, **how), sep=": ")
     candidates = {}
-    for K in (2, 5, 10, 15, 20, 30, 40, 60, 80, 120):
+    for K in (2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200, 300, 500):
         if x.shape[1] - 4 >= K:
             ppca = PPCA.like(x.double(), latent_dim=K)
             fit_closed_form(ppca, x)
