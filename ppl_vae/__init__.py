@@ -10,10 +10,13 @@ from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.deja_vu import DejaVu, deja_vu
+from ppl_vae.evaluation.denoising import Denoising, compare_denoisers
+from ppl_vae.evaluation.few_labels import FewLabels, few_labels
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.maps import Maps, compare_maps
 from ppl_vae.evaluation.opinions import Opinions, opinions
 from ppl_vae.evaluation.spectrum import spectrum
 from ppl_vae.evaluation.subspace import Subspace, subspace
@@ -26,6 +29,7 @@ from ppl_vae.inference.freezing import freeze_scale
 from ppl_vae.inference.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.interop.arviz import to_arviz
+from ppl_vae.interop.encoders import EncoderClassifier, FeatureTransformer
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.lineage import Lineage, run_lineage
 from ppl_vae.models.autoencoder import Autoencoder
@@ -41,6 +45,7 @@ from ppl_vae.models.likelihoods import (
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.supervised import SupervisedEncoder
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
@@ -67,8 +72,12 @@ __all__ = [
     "Comparison",
     "ContinuousBernoulli",
     "DejaVu",
+    "Denoising",
     "Dequantization",
+    "EncoderClassifier",
     "ExactGuide",
+    "FeatureTransformer",
+    "FewLabels",
     "FitResult",
     "Gaps",
     "Gaussian",
@@ -79,6 +88,7 @@ __all__ = [
     "Likelihood",
     "Lineage",
     "LogLikelihood",
+    "Maps",
     "MaskingNoise",
     "MeanFieldGuide",
     "Multinomial",
@@ -87,18 +97,22 @@ __all__ = [
     "Poisson",
     "Program",
     "Subspace",
+    "SupervisedEncoder",
     "Table",
     "best_codes",
     "bidirectional",
     "binarize",
     "collapse",
     "compare",
+    "compare_denoisers",
+    "compare_maps",
     "compare_on_hidden_cells",
     "count_words",
     "deja_vu",
     "digits",
     "docstrings",
     "elbo",
+    "few_labels",
     "fit_closed_form",
     "fit_em",
     "fit_pca",

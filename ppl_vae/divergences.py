@@ -74,6 +74,20 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
             )
 
 
+def check_latents(run: PairTraces) -> None:
+    """Check that there is something latent, and that it has densities: :func:`check_densities`.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not run.latent:
+        raise ValueError(
+            "the model has no latent variables, so there are no codes to look at, no gap and "
+            "nothing to refine or anneal: elbo(model, guide, x) is log p itself, exactly"
+        )
+    check_densities(run)
+
+
 def is_improper(p: Density) -> bool:
     """Whether a distribution is no density: flat over all of its support."""
     while isinstance(p, dist.Independent | dist.MaskedDistribution):

@@ -127,7 +127,7 @@ class _Objective(pyro.infer.ELBO):
             return self._value(run, None), run.num_data
         with CutDraws() as draws:
             run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
-        return self._value(run, draws), run.num_data
+        return self._value(run, draws if sites(run.guide) else None), run.num_data
 
     def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
         """In nats a datum; with cut draws, its gradient is the estimator's."""
@@ -199,7 +199,8 @@ class ELBO(_Objective):
     """The evidence lower bound, E_q[log p(x | z)] - beta KL(q || p), a ``pyro.infer.ELBO``.
 
     The KL is closed-form where it is known and the sites' order shows that it may be used (as in
-    ``TraceMeanField_ELBO``), else estimated from the draws.
+    ``TraceMeanField_ELBO``), else estimated from the draws. Without latent variables it is 0, and
+    the bound is log p(x).
 
     Args:
         num_samples: draws a datum.
@@ -259,7 +260,7 @@ class ELBO(_Objective):
 
     def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
         reconstruction, kl = _total(_reconstruction(run)), _total(self._kl_terms(run))
-        if self.free_bits:
+        if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
             return reconstruction.mean() - self.beta * cost
         terms = reconstruction - self.beta * kl
@@ -284,7 +285,7 @@ class ELBO(_Objective):
                 terms.append(run.per_datum(guide_site, log_prob(guide_site)))
                 if model_site:
                     terms.append(-run.per_datum(model_site, log_prob(model_site)))
-        return terms
+        return terms or [torch.zeros_like(part) for part in _reconstruction(run)]
 
 
 def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:

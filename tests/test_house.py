@@ -42,6 +42,7 @@ LAYERS = (
         "models.ppca",
         "models.vae",
         "models.autoencoder",
+        "models.supervised",
         "divergences",
         "data",
         "images",

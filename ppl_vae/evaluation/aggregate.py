@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.divergences import check_densities, is_delta, kl_by_dimension
+from ppl_vae.divergences import check_latents, is_delta, kl_by_dimension
 from ppl_vae.evaluation.imposed import Imposed, laid_out
 from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
@@ -128,7 +128,7 @@ def coded(
     for block in blocks:
         told = batch_keywords(x, mask, block)
         run = run_pair(model, guide, x[block], told, num_samples=num_samples, dim=dim)
-        check_densities(run)
+        check_latents(run)
         total = torch.full((num_samples * len(block),), -math.inf).to(x).double()
         values = _values(run)
         for others in rows.split(max(1, pairs // len(total))):

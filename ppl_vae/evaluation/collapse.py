@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.divergences import check_densities
+from ppl_vae.divergences import check_latents
 from ppl_vae.divergences import kl_by_dimension as kl_of_site
 from ppl_vae.evaluation.aggregate import Coded, coded
 from ppl_vae.evaluation.spectrum import Spectrum, spectrum
@@ -69,7 +69,7 @@ def kl_by_dimension(
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
             run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
-            check_densities(run)
+            check_latents(run)
             kl = torch.cat([kl_of_site(run, name) for name in run.latent])
             total = total + kl.double().cpu() * len(rows) / len(x)
     return total

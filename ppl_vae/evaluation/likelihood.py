@@ -22,7 +22,7 @@ from ppl_vae.evaluation.reliability import (
 from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.guides import COVARIANCES
 from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of
+from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of, owner_of
 from ppl_vae.results import Result
 from ppl_vae.state import isolated_store, mode, seeded
 
@@ -228,9 +228,10 @@ def log_likelihood(
             local = refiner(proposal, *block) if refine else proposal
             parts.append(_estimate(weigher, local, *block, num_samples))
     found = collect(parts, num_samples, method, refine)
-    cells = torch.full_like(found.value, x.shape[1])
+    columns = getattr(owner_of(model), "scored_columns", slice(None))  # of a conditional model
+    cells = torch.full_like(found.value, x[:, columns].shape[1])
     if mask is not None:
-        cells = mask[rows.to(x.device)].sum(1).to(cells)
+        cells = mask[rows.to(x.device), columns].sum(1).to(cells)
     return replace(found, path=weigher.why, cells=cells, notes=notes_of(model, proposal))
 
 

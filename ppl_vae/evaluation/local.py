@@ -13,6 +13,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from ppl_vae.divergences import check_latents
 from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
 from ppl_vae.program import DATA_PLATE, Density, Program, ProgramLike, owner_of
 from ppl_vae.state import probing
@@ -95,6 +96,7 @@ class LocalGuide(Program):
         else:
             with probing(model, guide):
                 run = run_pair(model, guide, x, keywords)
+                check_latents(run)
                 latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
         self._hold(latents)
         # Means move in units of the starting standard deviation, so that one step size fits all.

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae.divergences import check_latents
 from ppl_vae.evaluation.rails import Block
 from ppl_vae.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, run_pair, sites
@@ -120,6 +121,7 @@ class Path(Block):
     ) -> None:
         super().__init__(model, guide, x, keywords, several=True)
         self.coordinates = self._drawn(run := self._run(guide, self.tensors, 2, self.dim))
+        check_latents(run)
         have = sum(c.width for c in self.coordinates)
         latent = (_Coordinates.of(site) for site in run.latent.values())
         if have != (needed := sum(c.width for c in latent)):

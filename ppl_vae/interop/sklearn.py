@@ -6,23 +6,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from torch import Tensor
+from sklearn.utils.validation import check_is_fitted
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.em import fit_closed_form, fit_em
+from ppl_vae.interop.estimators import CodeTransformer, as_array, drawn_seed
 from ppl_vae.models.moments import Columns, SampleCovariance, summarize
 from ppl_vae.models.ppca import NOISES, PPCA
 
-DTYPES: Any = [np.float64, np.float32]
-"""Those that are kept: other numbers become the first."""
 
-
-class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class PPCATransformer(CodeTransformer, BaseEstimator):
     """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have holes.
 
     x = W z + mu + noise with z ~ N(0, I_K), fitted by maximum likelihood: in closed form if the
@@ -141,10 +137,6 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self._keep(ppca.canonical())
         return self
 
-    def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
-        holes: Any = {"ensure_all_finite": "allow-nan"}
-        return np.asarray(validate_data(self, X, reset=reset, dtype=DTYPES, **holes, **rules))
-
     def _latent_dim(
         self, X: np.ndarray, columns: Columns, covariance: SampleCovariance | None
     ) -> int:
@@ -164,7 +156,7 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return latent_dim
 
     def _fitted_by_em(self, X: np.ndarray, latent_dim: int) -> PPCA:
-        seed = check_random_state(self.random_state).randint(2**31 - 1)
+        seed = drawn_seed(self.random_state)
         ppca = PPCA.like(X, latent_dim, noise=self.noise, seed=seed).double()
         try:
             found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
@@ -182,39 +174,16 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _keep(self, ppca: PPCA) -> None:
         self.model_, self.n_components_ = ppca, ppca.latent_dim
-        self.components_ = _array(ppca.loadings.mT)
-        self.mean_ = _array(ppca.loc)
-        variance = _array(ppca.noise_scale.square())
+        self.components_ = as_array(ppca.loadings.mT)
+        self.mean_ = as_array(ppca.loc)
+        variance = as_array(ppca.noise_scale.square())
         self.noise_variance_ = variance if variance.ndim else float(variance)
 
-    def transform(self, X: ArrayLike) -> Float[np.ndarray, "N K"]:
-        """The mean of p(z | x) given what was observed of each row, exact.
+    def _codes(self, X: np.ndarray) -> torch.Tensor:
+        return self.model_.posterior_mean(X)
 
-        Raises:
-            ValueError: if X has another width or infinite entries, or a row with nothing observed.
-        """
-        check_is_fitted(self)
-        X = self._validated(X)
-        with torch.no_grad():
-            return _array(self.model_.posterior_mean(X)).astype(X.dtype)
-
-    def inverse_transform(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
-        """W z + mu, the mean of x given z.
-
-        Args:
-            X: z, (N, K).
-
-        Raises:
-            ValueError: if X has another width than K, NaN, or infinite entries.
-        """
-        check_is_fitted(self)
-        X = check_array(X, dtype=DTYPES, input_name="X")
-        if X.shape[1] != self.n_components_:
-            raise ValueError(
-                f"X must have n_components_={self.n_components_} columns, as transform gives "
-                f"them; it has {X.shape[1]}"
-            )
-        return (X @ self.components_ + self.mean_).astype(X.dtype)
+    def _decoded(self, X: np.ndarray) -> np.ndarray:
+        return X @ self.components_ + self.mean_
 
     def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
         """X with each hole filled by its mean given what was observed of its row.
@@ -226,7 +195,7 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         X = self._validated(X)
-        return _array(self.model_.impute(X).mean).astype(X.dtype)
+        return as_array(self.model_.impute(X).mean).astype(X.dtype)
 
     def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " N"]:
         """log p of what was observed of each row, exact, in nats.
@@ -236,7 +205,7 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         with torch.no_grad():
-            return _array(self.model_.log_likelihood(self._validated(X)))
+            return as_array(self.model_.log_likelihood(self._validated(X)))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """The mean of :meth:`score_samples`, in nats a datum: what a search maximises.
@@ -263,27 +232,13 @@ class PPCATransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """
         check_is_fitted(self)
         at_least("n_samples", n_samples)
-        seed = check_random_state(random_state).randint(2**31 - 1)
-        return _array(self.model_.sample(n_samples, seed=seed))
+        seed = drawn_seed(random_state)
+        return as_array(self.model_.sample(n_samples, seed=seed))
 
     def get_covariance(self) -> Float[np.ndarray, "D D"]:
         """W W' + Psi, the covariance of x under the model."""
         check_is_fitted(self)
-        return _array(self.model_.covariance())
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components_
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-
-def _array(values: Tensor) -> np.ndarray:
-    return values.detach().cpu().numpy()
+        return as_array(self.model_.covariance())
 
 
 def _most_with_holes(X: np.ndarray, rank: int) -> int:

@@ -1,5 +1,6 @@
 """Parts of autoencoders: priors that are none, codes with exact zeros, columns of one length."""
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -59,8 +60,12 @@ class SoftThreshold(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        start = torch.tensor(FIRST_THRESHOLD).log()
-        self.log_threshold = nn.Parameter(start.repeat(at_least("width", width)))
+        self.log_threshold = nn.Parameter(torch.empty(at_least("width", width)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every t = 0.1."""
+        nn.init.constant_(self.log_threshold, math.log(FIRST_THRESHOLD))
 
     def forward(self, rows: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Rows shrunk towards zero."""

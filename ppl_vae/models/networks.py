@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -86,6 +86,43 @@ def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
     return bias
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
+@torch.no_grad()
+def reset(network: N, *, seed: int | None = None) -> N:
+    """The network as new: each layer draws its parameters again, as it does when it is made.
+
+    Layers do so by their ``reset_parameters``, inner ones first; what is frozen stays frozen. Of
+    layers without one, frozen parameters and buffers are part of the architecture and stay.
+
+    Args:
+        network: reset in place.
+        seed: of the new parameters.
+
+    Raises:
+        ValueError: if a parameter belongs to no layer that resets it. The network is left as it
+            was.
+    """
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    for parameter in learned.values():
+        parameter.fill_(torch.nan)  # what still is NaN at the end was not reset
+    with seeded(seed):
+        for layer in reversed(list(network.modules())):
+            own: Any = getattr(layer, "reset_parameters", None)
+            own = own or getattr(layer, "_reset_parameters", None)  # torch's attention has this
+            if callable(own):
+                own()
+    if left := [name for name, p in learned.items() if bool(p.isnan().any())]:
+        network.load_state_dict(before)
+        raise ValueError(
+            f"parameters that no layer resets would stay as they were trained: {left[:5]}; give "
+            "the layers that hold them a method reset_parameters()"
+        )
+    return network
+
+
 class Offset(nn.Module):
     """Adds b, one number a column: what the last layer of an :func:`mlp` has and a convolution,
     whose bias is one number a channel, has not.
@@ -97,6 +134,10 @@ class Offset(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
+
+    def reset_parameters(self) -> None:
+        """b = 0."""
+        nn.init.zeros_(self.bias)
 
     def forward(self, rows: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
         """rows + b."""

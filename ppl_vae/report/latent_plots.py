@@ -1,6 +1,8 @@
 """Pictures of latent spaces side by side, which compute nothing but where to draw."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_vae.evaluation.latent_spaces import LatentSpace, LatentSpaces
+from ppl_vae.evaluation.maps import Map, Maps
 from ppl_vae.report.drawing import SMALL, new_axes, scatter_by_class, title
 
 ACROSS = 2
@@ -40,14 +43,46 @@ def latent_space(
 
 def latent_spaces(spaces: LatentSpaces) -> Figure:
     """All of them, two beside one another, with one legend below."""
-    across = min(ACROSS, len(spaces.spaces))
-    down = math.ceil(len(spaces.spaces) / across)
+    drawn = [partial(latent_space, space, spaces.labels) for space in spaces.spaces]
+    return _side_by_side(drawn)
+
+
+def one_map(found: Map, labels: tuple[Any, ...], neighbours: int, ax: Axes | None = None) -> Axes:
+    """Held-out data where a pair puts them on its plane; below it, what the map keeps of them.
+
+    Args:
+        found: of a pair.
+        labels: a class for each datum.
+        neighbours: that the accuracy is by.
+        ax: where to draw.
+    """
+    ax = new_axes(ax, EACH)
+    scatter_by_class(ax, found.codes.numpy(), labels)
+    error = "squared error {:.3f} ± {:.3f} a datum".format(*found.mean_error)
+    share, sure = (100 * value for value in found.accuracy)
+    right = f"{share:.1f} ± {sure:.1f} % rightly named by {neighbours} neighbours"
+    ax.set_xlabel(f"$z_1$, units of the code\n{error}\n{right}", fontsize=SMALL)
+    ax.set_ylabel("$z_2$, units of the code", fontsize=SMALL)
+    ax.set_aspect("equal", adjustable="datalim")
+    title(ax, found.name)
+    return ax
+
+
+def maps(found: Maps) -> Figure:
+    """All of them, two beside one another, with one legend below."""
+    how = (found.labels, found.neighbours)
+    return _side_by_side([partial(one_map, each, *how) for each in found.maps])
+
+
+def _side_by_side(drawn: Sequence[Callable[[Axes], Axes]]) -> Figure:
+    across = min(ACROSS, len(drawn))
+    down = math.ceil(len(drawn) / across)
     size = (EACH[0] * across, EACH[1] * down + 0.5)
     figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-    for ax in grid.flat[len(spaces.spaces) :]:
+    for ax in grid.flat[len(drawn) :]:
         ax.remove()
-    for space, ax in zip(spaces.spaces, grid.flat, strict=False):
-        latent_space(space, spaces.labels, ax)
+    for draw, ax in zip(drawn, grid.flat, strict=False):
+        draw(ax)
     handles, names = grid[0, 0].get_legend_handles_labels()
     if names:
         below: Any = "outside lower center"

@@ -19,6 +19,12 @@ def reconstructions(tiles: Tiles, ax: Axes | None = None) -> Axes:
     return _tiled(tiles, ax, "Held-out data, reconstructed", rows)
 
 
+def denoised(tiles: Tiles, ax: Axes | None = None) -> Axes:
+    """Held-out data, clean and with noise on them, over what each denoiser makes of the latter."""
+    rows = "row of the held-out data (the first is 0)"
+    return _tiled(tiles, ax, "Held-out data, denoised", rows, "denoiser")
+
+
 def samples(tiles: Tiles, ax: Axes | None = None) -> Axes:
     """Draws of x from each model, noise included."""
     return _tiled(tiles, ax, "Drawn from the models", "draw")

@@ -1,0 +1,94 @@
+"""What the package's estimators for scikit-learn have in common: rows with holes in, codes out."""
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
+
+from ppl_vae.arguments import ArrayLike
+
+DTYPES: Any = [np.float64, np.float32]
+"""Those that are kept: other numbers become the first."""
+
+
+class HoledRows:
+    """Abstract: an estimator of rows in which NaN is a hole."""
+
+    def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
+        holes: Any = {"ensure_all_finite": "allow-nan"}
+        return np.asarray(validate_data(self, X, reset=reset, dtype=DTYPES, **holes, **rules))
+
+    def __sklearn_tags__(self) -> Tags:
+        above: Any = super()
+        tags: Tags = above.__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """Abstract: a transformer of rows into codes, and back into their means."""
+
+    n_components_: int
+
+    def transform(self, X: ArrayLike) -> Float[np.ndarray, "N K"]:
+        """The code of each row: the mean of z given what was observed of it.
+
+        Raises:
+            ValueError: if X has another width or infinite entries, or a row with nothing observed.
+        """
+        check_is_fitted(self)
+        X = self._validated(X)
+        with torch.no_grad():
+            return as_array(self._codes(X)).astype(X.dtype)
+
+    def inverse_transform(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
+        """The mean of x given z.
+
+        Args:
+            X: z, (N, K).
+
+        Raises:
+            ValueError: if X has another width than K, NaN, or infinite entries.
+        """
+        check_is_fitted(self)
+        X = check_array(X, dtype=DTYPES, input_name="X")
+        if X.shape[1] != self.n_components_:
+            raise ValueError(
+                f"X must have n_components_={self.n_components_} columns, as transform gives "
+                f"them; it has {X.shape[1]}"
+            )
+        return self._decoded(X).astype(X.dtype)
+
+    @abstractmethod
+    def _codes(self, X: np.ndarray) -> Float[Tensor, "N K"]:
+        """The codes of validated rows."""
+
+    @abstractmethod
+    def _decoded(self, X: np.ndarray) -> Float[np.ndarray, "N D"]:
+        """The means of x given validated codes."""
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        kept: Any = tags.transformer_tags
+        kept.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """A tensor of any device, without its gradient."""
+    return values.detach().cpu().numpy()
+
+
+def drawn_seed(random_state: Any) -> int:
+    """A seed for torch from what scikit-learn calls a ``random_state``."""
+    return check_random_state(random_state).randint(2**31 - 1)
