@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.inference.codes import best_codes
+from ppl_vae.inference.lasso import linear_layer
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.results import Result
 
@@ -53,9 +54,7 @@ def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) ->
     Raises:
         ValueError: if the decoder is not one linear layer; bad data.
     """
-    layer: Any = autoencoder.decoder
-    if isinstance(layer, torch.nn.Sequential) and len(layer) == 1:
-        layer = layer[0]
+    layer = linear_layer(autoencoder)
     weight = getattr(layer, "weight", None)
     if weight is None or weight.shape != (autoencoder.data_dim, autoencoder.latent_dim):
         raise ValueError(

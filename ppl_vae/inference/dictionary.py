@@ -10,17 +10,17 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.inference.lasso import Lasso, linear_layer, why_no_lasso
 from ppl_vae.inference.position import Trace
 from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.models.codes import Columns, soft_threshold
-from ppl_vae.models.gaussian import Gaussian
+from ppl_vae.models.codes import Columns
 from ppl_vae.program import as_observed
 from ppl_vae.results import FitResult
 
 SWEEPS = 3
 """Over the codes for one over the columns: with more each iteration gains more, a second less."""
-LAST_SWEEPS, SETTLED = 1000, 1e-9
-"""The last codes are swept until none moves by more than this share of the largest one."""
+LAST_SWEEPS, SETTLED = 1000, 1e-8
+"""The last codes are swept until none would move by more than this share of the largest one."""
 NO_BOUND = "what is maximised is log p(x, z), and no bound on log p(x)"
 UNTRAINED = "the guide is as it was: fit_svi trains an encoder, best_codes needs none"
 SLACK = 8.0
@@ -77,7 +77,9 @@ def fit_dictionary(
     at_least("max_iterations", max_iterations)
     if not tol > 0:
         raise ValueError(f"tol must be positive, in nats a datum; got {tol}")
-    layer = _dictionary_of(autoencoder)
+    if why := why_no_lasso(autoencoder):
+        raise ValueError(why)
+    layer: Columns = linear_layer(autoencoder)
     x, holes = as_observed(x, model=autoencoder.model)
     if holes is not None:
         raise ValueError(
@@ -93,29 +95,6 @@ def fit_dictionary(
         table.copy_(position.codes.T)
     notes = (NO_BOUND, *(() if table is not None else (UNTRAINED,)), *position.notes())
     return replace(trace.result("dictionary learning", stopped, notes), log_likelihood=None)
-
-
-def _dictionary_of(autoencoder: Autoencoder) -> Columns:
-    layer: Any = autoencoder.decoder
-    if isinstance(layer, torch.nn.Sequential) and len(layer) == 1:
-        layer = layer[0]
-    if not isinstance(layer, Columns) or layer.kind != "unit":
-        raise ValueError(
-            "the decoder must be one linear layer with unit columns, as "
-            f"Autoencoder.linear(..., columns='unit') makes; it is {layer}"
-        )
-    if autoencoder.prior_kind != "laplace":
-        raise ValueError(
-            f"prior must be 'laplace' for sparse codes; it is {autoencoder.prior_kind!r}"
-        )
-    likelihood = autoencoder.likelihood
-    if not isinstance(likelihood, Gaussian) or likelihood.kind != "fixed":
-        kind = getattr(likelihood, "kind", type(likelihood).__name__)
-        raise ValueError(
-            f"likelihood must be a Gaussian of fixed scale, such as Gaussian(0.1); got {kind!r}. "
-            "fit_svi takes others"
-        )
-    return layer
 
 
 def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
@@ -154,7 +133,7 @@ class _Position:
             value = self.note(trace)
             rounding = SLACK * torch.finfo(torch.float64).eps * (1 + abs(value))
             stopped = trace.why_stop(tol, max_iterations, rounding)
-        self.improve_codes(LAST_SWEEPS)
+        self.improve_codes(LAST_SWEEPS, SETTLED * float(1 + self.codes.abs().max()))
         trace.bounds[-1] = float(self.log_joint())  # of the codes that are handed over
         return stopped
 
@@ -170,17 +149,9 @@ class _Position:
         given = self.likelihood(z @ self.columns.T + self.bias)
         return (given.log_prob(self.x) + self.prior.log_prob(z)).mean()
 
-    def improve_codes(self, most: int) -> None:
+    def improve_codes(self, most: int, tolerance: float = 0.0) -> None:
         """Sweeps over k: the best z_nk for all n at once."""
-        gram = self.columns.T @ self.columns
-        towards = self.columns.T @ (self.x - self.bias).T
-        for _ in range(most):
-            before = self.codes.clone()
-            for k in range(len(gram)):
-                pull = towards[k] - gram[k] @ self.codes + self.codes[k]  # as w_k'w_k = 1
-                self.codes[k] = soft_threshold(pull, self.threshold)
-            if bool((self.codes - before).abs().max() <= SETTLED * self.codes.abs().max()):
-                return
+        Lasso(self.columns, self.bias, self.x, self.threshold).solve(self.codes, tolerance, most)
 
     def improve_columns(self) -> None:
         """A sweep over the columns: each the best given all else; then the bias."""

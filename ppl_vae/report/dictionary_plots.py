@@ -18,8 +18,8 @@ BETWEEN = "#d8d8d8"
 """The colour between atoms."""
 SEEN = 0.995
 """The share of entries that the scale of colours spans; the others are as dark as can be."""
-BESIDE = 1.6
-"""Inches left and right of the atoms."""
+BESIDE, LOWEST = 1.6, 3.4
+"""Inches left and right of the atoms; the least height, for what is written along it."""
 HELD_OUT = 0.5
 """How pale the bars of held-out rows are."""
 ROOM = 1.45
@@ -47,7 +47,7 @@ def atoms(
     reach = float(np.quantile(np.abs(values), SEEN))
     canvas = values if image_shape is None else _mosaic(values, image_shape, across)
     ratio = min(canvas.shape[0] / canvas.shape[1], 1.5)
-    ax = new_axes(ax, (SIZE[0], (SIZE[0] - BESIDE) * ratio + 0.8))
+    ax = new_axes(ax, (SIZE[0], max((SIZE[0] - BESIDE) * ratio + 0.8, LOWEST)))
     scale: dict[str, Any] = {"vmin": -reach, "vmax": reach, "interpolation": "nearest"}
     if image_shape is None:  # atoms and columns are counted from one
         scale["extent"] = (0.5, canvas.shape[1] + 0.5, canvas.shape[0] + 0.5, 0.5)
