@@ -40,13 +40,15 @@ def patches(num_images: int = 2000, size: int = 8, least: float = 0.15) -> torch
 
 
 # %%
-autoencoder, shown = ladder.pairs["alternating"], torch.as_tensor(x)
+autoencoder, shown, name = ladder.pairs["alternating"], torch.as_tensor(x), "digits"
 if not SMOKE and "PPL_VAE_DATA" in os.environ:
-    shown = patches()
+    shown, name = patches(), "patches of FashionMNIST"
     how = {"columns": "unit", "prior": "laplace", "likelihood": Gaussian(0.1), "seed": 0}
     autoencoder = Autoencoder.linear(64, K, penalty=30.0, **how).double()
     print(fit_dictionary(autoencoder, shown))
 used = atoms(autoencoder, shown)
 print(used)
-dictionary_plots.atoms(used, image_shape=(8, 8)).figure.savefig("atoms.png", dpi=150)
+heading = f"Atoms of {name}, the most used first"
+drawn = dictionary_plots.atoms(used, image_shape=(8, 8), heading=heading)
+drawn.figure.savefig("atoms.png", dpi=150)
 print("wrote sparse_ladder.png and atoms.png")

@@ -1,10 +1,9 @@
 """The atoms of a dictionary, and how much each of them is used."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
@@ -30,7 +29,7 @@ class Atoms(Result):
     atoms: Float[Tensor, "K D"]
     use: Float[Tensor, " K"]
     share: Float[Tensor, " K"]
-    index: Any
+    index: Int[Tensor, " K"]
 
     def __repr__(self) -> str:
         number, width = self.atoms.shape
