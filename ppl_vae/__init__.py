@@ -24,6 +24,7 @@ from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.images import Images, image_set
 from ppl_vae.inference.captured_svi import CapturedSVI
 from ppl_vae.inference.codes import BestCodes, best_codes
+from ppl_vae.inference.dictionary import fit_dictionary
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.freezing import freeze_scale
 from ppl_vae.inference.pca import fit_pca, implied_gaussian
@@ -50,6 +51,7 @@ from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
 from ppl_vae.results import FitResult, Imputation
+from ppl_vae.sparse_ladder import SparseLadder, run_sparse_ladder
 from ppl_vae.storage import load, save
 from ppl_vae.tables import Table, read_table
 from ppl_vae.texts import count_words, docstrings
@@ -96,6 +98,7 @@ __all__ = [
     "PPCATransformer",
     "Poisson",
     "Program",
+    "SparseLadder",
     "Subspace",
     "SupervisedEncoder",
     "Table",
@@ -114,6 +117,7 @@ __all__ = [
     "elbo",
     "few_labels",
     "fit_closed_form",
+    "fit_dictionary",
     "fit_em",
     "fit_pca",
     "fit_svi",
@@ -131,6 +135,7 @@ __all__ = [
     "opinions",
     "read_table",
     "run_lineage",
+    "run_sparse_ladder",
     "save",
     "simulate_topics",
     "spectrum",

@@ -344,6 +344,64 @@ def mean_elbo(x, loc, loadings, noise, covariance):
     return (log_p - kl).mean()
 
 
+# Dictionary learning, number by number
+
+
+def dictionary_loss(x, W, b, Z, penalty, sigma):
+    """-mean log p(x_n, z_n), all constants kept:
+
+    |x - W z - b|^2 / (2 s^2) + D/2 log(2 pi s^2) + lambda |z|_1 + K log(2 / lambda).
+    """
+    (D, K), left = W.shape, x - Z @ W.T - b
+    squares = (left**2).sum(1) / (2 * sigma**2) + D / 2 * np.log(2 * np.pi * sigma**2)
+    return (squares + penalty * np.abs(Z).sum(1) + K * np.log(2 / penalty)).mean()
+
+
+def lasso_sweeps(x, W, b, Z, threshold, sweeps):
+    """Coordinate descent: z_nk minimises 1/2 |e - w_k z|^2 + t |z|, e the rest without atom k.
+
+    With |w_k| = 1 that is sign(w_k'e) max(|w_k'e| - t, 0).
+    """
+    Z = Z.copy()
+    for _ in range(sweeps):
+        for n in range(len(x)):
+            for k in range(W.shape[1]):
+                e = x[n] - b - W @ Z[n] + W[:, k] * Z[n, k]
+                pull = W[:, k] @ e
+                Z[n, k] = np.sign(pull) * max(abs(pull) - threshold, 0.0)
+    return Z
+
+
+def dictionary_sweep(x, W, b, Z):
+    """Each w_k in turn minimises sum_n |e_n - w z_nk|^2 over |w| = 1: sum_n z_nk e_n, its length
+    made one; then b minimises sum_n |x_n - W z_n - b|^2.
+    """
+    W = W.copy()
+    for k in range(W.shape[1]):
+        e = x - b - Z @ W.T + np.outer(Z[:, k], W[:, k])
+        u = Z[:, k] @ e
+        W[:, k] = u / np.linalg.norm(u)
+    return W, (x - Z @ W.T).mean(0)
+
+
+def ista(x, W, b, threshold, steps):
+    """z <- S_{t/L}(z + W'(x - b - W z) / L) from z = 0, L the largest eigenvalue of W'W."""
+    L, z = np.linalg.norm(W, 2) ** 2, np.zeros((len(x), W.shape[1]))
+    for _ in range(steps):
+        ahead = z + (x - b - z @ W.T) @ W / L
+        z = np.sign(ahead) * np.maximum(np.abs(ahead) - threshold / L, 0.0)
+    return z
+
+
+def planted_dictionary(N, D, K, share, noise, seed):
+    """Rows of a few unit atoms each, with Laplace weights, and noise: x, W (D, K)."""
+    rng = np.random.default_rng(seed)
+    W = rng.normal(size=(D, K))
+    W /= np.linalg.norm(W, axis=0)
+    Z = rng.laplace(size=(N, K)) * (rng.random((N, K)) < share)
+    return Z @ W.T + noise * rng.normal(size=(N, D)), W
+
+
 # Comparing linear-Gaussian models
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.inference.lasso import Lasso, why_no_lasso
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.codes import soft_threshold
 from ppl_vae.program import as_observed, check_support
@@ -28,7 +30,7 @@ class BestCodes(Result):
         codes: (N, K), exactly zero where the penalty holds them there.
         log_joint: log p(x_n, z_n), in nats.
         converged: whether the slope that is left is below the tolerance, (N,).
-        steps: iterations done.
+        steps: iterations done, or sweeps.
     """
 
     codes: Float[Tensor, "N K"]
@@ -59,13 +61,16 @@ def best_codes(
     tolerance: float = 1e-5,
     max_iterations: int = 10_000,
 ) -> BestCodes:
-    """The code of highest log p(x, z) of each datum, by proximal gradient steps (FISTA).
+    """The code of highest log p(x, z) of each datum.
 
-    Each step goes down the slope of -log p(x | z), or of -log p(x, z) where the prior is smooth,
-    and shrinks what comes by soft thresholding, which a Laplace prior makes exact zeros of. With
-    a linear decoder and Gaussian noise of fixed scale this is the lasso, and what is found its
-    optimum; with others it is a local one. Step lengths are found, and momentum is dropped where
-    it leads uphill, for each datum by itself.
+    A Laplace prior makes exact zeros of most entries. With a linear decoder and Gaussian noise of
+    fixed scale this is the lasso, and what is found its optimum; with others it is a local one.
+
+    Complete data under unit columns and a Laplace prior are swept by coordinate descent, in
+    float64 (:class:`~ppl_vae.inference.lasso.Lasso`). All else goes by proximal gradient steps
+    (FISTA): down the slope of -log p(x | z), or of -log p(x, z) where the prior is smooth, then
+    soft thresholding. Step lengths are found, and momentum is dropped where it leads uphill, for
+    each datum by itself.
 
     These are the codes of dictionary learning. Beside them stand those of an encoder: the log
     joint here is never below the autoencoder's ``elbo``, except by less than the tolerance, where
@@ -77,7 +82,7 @@ def best_codes(
         mask: True where observed.
         tolerance: the largest slope that may be left, in nats a unit of z_k; where a code is
             zero, the largest by which it may exceed the penalty.
-        max_iterations: at most so many steps.
+        max_iterations: at most so many steps, or sweeps.
 
     Raises:
         ValueError: bad data, or numbers that are not positive.
@@ -99,11 +104,24 @@ def best_codes(
         return -given if sharp else -given - prior.log_prob(z)
 
     with isolated_store(), mode(autoencoder, training=False):
+        if mask is None and not why_no_lasso(autoencoder):
+            z, left, steps = _swept(autoencoder, x, tolerance, max_iterations)
+            return BestCodes(z, prior.log_prob(z) - loss(z), left <= tolerance, steps)
         start = x.new_zeros(len(x), autoencoder.latent_dim)
         search = _Search(loss, start, autoencoder.penalty if sharp else 0.0)
         steps = search.run(tolerance, max_iterations)
         log_joint = (prior.log_prob(search.z) if sharp else 0.0) - loss(search.z)
     return BestCodes(search.z, log_joint, search.left <= tolerance, steps)
+
+
+def _swept(
+    autoencoder: Autoencoder, x: Tensor, tolerance: float, most: int
+) -> tuple[Tensor, Tensor, int]:
+    lasso, likelihood = Lasso.of(autoencoder, x), cast(Any, autoencoder.likelihood)
+    variance = likelihood.scale**2  # of a step's length over it is a slope in nats
+    codes = torch.zeros_like(lasso.towards)
+    steps = lasso.solve(codes, tolerance * variance, most)
+    return codes.T.contiguous().to(x), lasso.left(codes) / variance, steps
 
 
 class _Search:

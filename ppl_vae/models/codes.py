@@ -132,3 +132,49 @@ class Transposed(nn.Module):
         """W'(x - b)."""
         decoder: Any = self._held[0]
         return (x - decoder.bias) @ decoder.weight
+
+
+class LISTA(nn.Module):
+    """Some steps of iterative soft thresholding as a network, which learns to need no more.
+
+        z_1 = S(A x + c),   z_{s+1} = S(A x + c + M z_s)
+
+    with S(a) = sign(a) max(|a| - t, 0), and the same A (K, D), c (K,), M (K, K) and t (K,) in all
+    steps. They begin as those of ISTA for the lasso |x - W z - b|^2 / 2 + threshold |z|_1:
+    A = W' / L, c = -A b, M = I - W'W / L, t = threshold / L, L the largest eigenvalue of W'W.
+
+    Args:
+        dictionary: has ``weight`` W (D, K) and ``bias`` b (D,), of which the start is read.
+        threshold: of the lasso: penalty times noise variance, where noise is Gaussian.
+        steps: at least 1.
+
+    Raises:
+        ValueError: a threshold that is not positive.
+
+    References:
+        Gregor, LeCun: Learning fast approximations of sparse coding (2010).
+    """
+
+    def __init__(self, dictionary: nn.Module, threshold: float, *, steps: int = 3) -> None:
+        super().__init__()
+        self.steps = at_least("steps", steps)
+        if not threshold > 0:
+            raise ValueError(f"threshold must be positive, as the lasso's is; got {threshold}")
+        held: Any = dictionary
+        weight, bias = held.weight.detach(), held.bias.detach()
+        gram = weight.T @ weight
+        largest = torch.linalg.eigvalsh(gram)[-1]
+        self.read = nn.Linear(*weight.shape).to(weight)
+        with torch.no_grad():
+            self.read.weight.copy_(weight.T / largest)
+            self.read.bias.copy_(-(weight.T @ bias) / largest)
+        self.mix = nn.Parameter(torch.eye(len(gram)).to(gram) - gram / largest)
+        self.log_threshold = nn.Parameter((threshold / largest).log().repeat(len(gram)))
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """The code after all steps."""
+        seen, threshold = self.read(x), self.log_threshold.exp()
+        z = soft_threshold(seen, threshold)
+        for _ in range(self.steps - 1):
+            z = soft_threshold(seen + z @ self.mix.T, threshold)
+        return z
