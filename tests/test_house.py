@@ -26,6 +26,7 @@ LAYERS = (
     ("state", "results"),
     (
         "traces",
+        "families",
         "guides",
         "models.networks",
         "models.moments",

@@ -16,7 +16,7 @@ from ppl_vae.evaluation.likelihood import LogLikelihood, collect, estimate
 from ppl_vae.evaluation.local import family_of
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
 from ppl_vae.evaluation.weighable import check_weighable
-from ppl_vae.guides import COVARIANCES
+from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, notes_of
 from ppl_vae.results import Result

@@ -20,7 +20,7 @@ from ppl_vae.evaluation.reliability import (
     k_hat,
 )
 from ppl_vae.evaluation.weighable import check_weighable
-from ppl_vae.guides import COVARIANCES
+from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of
 from ppl_vae.results import Result
