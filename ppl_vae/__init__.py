@@ -38,7 +38,9 @@ from ppl_vae.models.likelihoods import (
 )
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
@@ -71,6 +73,7 @@ __all__ = [
     "Gaussian",
     "GaussianNoise",
     "HiddenCells",
+    "HiddenPatches",
     "Images",
     "Imputation",
     "Likelihood",
@@ -81,6 +84,8 @@ __all__ = [
     "Multinomial",
     "Opinions",
     "PPCATransformer",
+    "PatchDecoder",
+    "PatchTransformer",
     "Poisson",
     "Program",
     "Subspace",

@@ -4,13 +4,14 @@ The family is an argument, see :mod:`ppl_vae.families`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from ppl_vae.families import (
     num_scale_outputs,
     restrict,
 )
+from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.program import Density, Program, accepted, as_rows, data_plate
 from ppl_vae.state import validating
 
@@ -195,11 +197,15 @@ class AmortizedGuide(GaussianGuide):
         corruption: what is done to x before the encoder sees it, in training alone, e.g.
             :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in their holes,
             which stay zeros. The model scores x itself.
+        hiding: patches of x that the encoder does not see, in training or not: it takes them for
+            holes, and the model scores nothing else. An encoder that names a keyword
+            ``num_seen`` is told how many patches are left.
 
     References:
         Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
         (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
-        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010).
+        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010); He et al.:
+        Masked autoencoders are scalable vision learners (2022), of hidden patches.
     """
 
     def __init__(
@@ -211,6 +217,7 @@ class AmortizedGuide(GaussianGuide):
         homoscedastic: bool = False,
         missing: str = "zeros",
         corruption: Callable[[Tensor], Tensor] | None = None,
+        hiding: HiddenPatches | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = at_least("latent_dim", latent_dim)
@@ -218,28 +225,67 @@ class AmortizedGuide(GaussianGuide):
         self.missing = choose_option("missing", missing, MISSING)
         self.encoder = encoder
         self.corruption = corruption
+        self.hiding = hiding
         width = num_scale_outputs(covariance, latent_dim)
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        *,
+        mask: Tensor | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The guide as a Pyro program: samples ``"hidden"``, if it hides patches, and ``"z"``."""
+        if self.hiding is None:
+            return super().forward(x, mask=mask, index=index, num_data=num_data)
+        x = as_rows(x, self._like(x), self.hiding.data_dim)
+        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
+            hidden = pyro.sample("hidden", self.hiding.subsets(x))
+            seen = ~self.hiding.cells(hidden.bool())
+            seen = seen if mask is None else seen & mask
+            told = accepted(self.encoder, {"num_seen": self.hiding.num_seen})
+            return pyro.sample("z", self._read(x.expand_as(seen), seen, **told))
+
+    @contextmanager
+    def seeing_all(self) -> Iterator[None]:
+        """Nothing is hidden in runs inside, and the model scores all that was observed."""
+        before, self.hiding = self.hiding, None
+        try:
+            yield
+        finally:
+            self.hiding = before
 
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
         """q(z | x) for rows x; what stands where the mask is False is not read.
 
+        Nothing else is hidden: that is for the program to do.
+
         Raises:
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask
                 does not say so (looked for only where Pyro validates).
         """
-        seen = self._seen(as_rows(x, self._like(x)), mask)
+        return self._read(as_rows(x, self._like(x)), mask)
+
+    def _read(
+        self, x: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B D"] | None, **told: Any
+    ) -> Density:
+        seen = self._seen(x, mask)
+        rows = seen.reshape(-1, seen.shape[-1])
         try:
-            out = self.encoder(seen)
+            out = self.encoder(rows, **told)
         except RuntimeError as error:
-            error.add_note(f"The encoder got {tuple(seen.shape)}, with missing={self.missing!r}.")
+            error.add_note(f"The encoder got {tuple(rows.shape)}, with missing={self.missing!r}.")
             raise
         if isinstance(out, tuple | list):
-            return self._from_pair(*out)
+            return self._from_pair(x.shape[:-1], *out)
         self._check_width(out, self._encoder_width)
+        out = out.reshape(*x.shape[:-1], -1)
         loc, raw = out[..., : self.latent_dim], out[..., self.latent_dim :]
         if self.raw is not None:
             raw = self.raw.expand(*loc.shape[:-1], -1)
@@ -281,8 +327,11 @@ class AmortizedGuide(GaussianGuide):
                 f"it returned {tuple(out.shape)}"
             )
 
-    def _from_pair(self, loc: Tensor, scale: Tensor) -> Density:
+    def _from_pair(self, batch: torch.Size, loc: Tensor, scale: Tensor) -> Density:
         self._check_width(loc, self.latent_dim)
-        if self.covariance == "full":
+        full = self.covariance == "full"
+        scale = scale.expand(*loc.shape, -1) if full else scale.expand(loc.shape)
+        loc, scale = (part.reshape(*batch, *part.shape[1:]) for part in (loc, scale))
+        if full:
             return dist.MultivariateNormal(loc, scale_tril=scale)
-        return dist.Normal(loc, scale.expand(loc.shape)).to_event(1)
+        return dist.Normal(loc, scale).to_event(1)

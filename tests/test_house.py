@@ -29,6 +29,8 @@ LAYERS = (
         "families",
         "guides",
         "models.networks",
+        "models.patches",
+        "models.transformers",
         "models.moments",
         "models.linear_gaussian",
         "models.densities",
