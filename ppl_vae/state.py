@@ -193,6 +193,13 @@ def seeing_all(*programs: ProgramLike) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(*programs: ProgramLike) -> Iterator[None]:
+    """Evaluation mode, and nothing hidden: what is measured inside is of x, and not of parts."""
+    with mode(*programs, training=False), seeing_all(*programs):
+        yield
+
+
+@contextmanager
 def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     with ExitStack() as stack:

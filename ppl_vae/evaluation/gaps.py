@@ -20,7 +20,7 @@ from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, notes_of
 from ppl_vae.results import Result
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 
 ELBO_DRAWS = 200
 """Draws a datum, about, for each ELBO."""
@@ -214,7 +214,7 @@ def gaps(
     _check(log_p, len(rows), tolerance)
     size = min(block_size(x, num_samples, refined=True), max(1, ROWS * rows_at_once(x) // POINTS))
     parts, weighed = [], []
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         blocks = rows.to(x.device).split(size)
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
         check_weighable(model, guide, *first)

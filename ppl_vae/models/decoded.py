@@ -27,7 +27,7 @@ from ppl_vae.program import (
     data_plate,
     fold_rows,
 )
-from ppl_vae.state import isolated_store, mode, probing, seeded, seeing_all
+from ppl_vae.state import evaluating, isolated_store, mode, probing, seeded
 
 
 class DecoderModel(Program):
@@ -227,8 +227,7 @@ class DecoderModel(Program):
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         holes = accepted(self.guide, {"mask": mask})
-        still = mode(self, self.guide, training=False)
-        with isolated_store(), probing(self.guide), still, seeing_all(self.guide):
+        with isolated_store(), probing(self.guide), evaluating(self, self.guide):
             return poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"].mean
 
 

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from ppl_vae.arguments import at_least
 from ppl_vae.models.networks import as_image_shape
 from ppl_vae.program import Density
+from ppl_vae.state import seeded
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,12 @@ class HiddenPatches(Patches):
         """The distribution of the site ``"hidden"``, of this tensor's dtype and device."""
         return Subsets(self.number, self.num_hidden, like)
 
+    def visible(self, num_rows: int, *, seed: int | None = None) -> Bool[Tensor, "N D"]:
+        """Draws of what is left of images, as masks: True for entries that are not hidden."""
+        with seeded(seed):
+            hidden = self.subsets(torch.empty(0)).sample(torch.Size([num_rows]))
+        return ~self.cells(hidden.bool())
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return asdict(self)
@@ -194,7 +201,7 @@ class Subsets(TorchDistribution):
         how = {"validate_args": self._validate_args}
         return type(self)(self.number, self.size, self._like, batch_shape, **how)
 
-    def log_prob(self, value: Shaped[Tensor, "*B P"]) -> Float[Tensor, "*B"]:
+    def log_prob(self, value: Shaped[Tensor, "*A P"]) -> Float[Tensor, "*B"]:
         """-log(P over H) for H ones, -inf for another number of them, in nats."""
         if self._validate_args:
             self._validate_sample(value)
