@@ -45,8 +45,10 @@ from ppl_vae.models.likelihoods import (
 )
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.supervised import SupervisedEncoder
+from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 from ppl_vae.program import Program
@@ -85,6 +87,7 @@ __all__ = [
     "Gaussian",
     "GaussianNoise",
     "HiddenCells",
+    "HiddenPatches",
     "Images",
     "Imputation",
     "Likelihood",
@@ -96,6 +99,8 @@ __all__ = [
     "Multinomial",
     "Opinions",
     "PPCATransformer",
+    "PatchDecoder",
+    "PatchTransformer",
     "Poisson",
     "Program",
     "SparseLadder",

@@ -1,97 +1,39 @@
 """What is approximated: Gaussian guides q(z | x), exact, one a datum, or amortized by an encoder.
 
-The family is an argument. With z of K dimensions, ``covariance`` is
-
-=============  ==============================  ====================================
-``"unit"``     q = N(m, I)                     nothing to learn
-``"isotropic"``  q = N(m, v I)                 one log-variance
-``"diagonal"``  q = N(m, diag(v))              K log-variances
-``"full"``     q = N(m, L L')                  lower triangle of L, its diagonal by log
-``"delta"``    z = m, a point                  nothing to learn; no density, so no bound
-=============  ==============================  ====================================
+The family is an argument, see :mod:`ppl_vae.families`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
+from ppl_vae.families import (
+    COVARIANCES,
+    FAMILIES,
+    gaussian,
+    num_scale_outputs,
+    restrict,
+)
+from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.program import Density, Program, accepted, as_rows, data_plate
 from ppl_vae.state import validating
 
-COVARIANCES = ("unit", "isotropic", "diagonal", "full")
-FAMILIES = (*COVARIANCES, "delta")
-"""What a guide with parameters of its own may be of; a point is no Gaussian."""
 MISSING = ("zeros", "zeros+mask")
-LOG_VARIANCE_BOUND = 20.0
-
-
-def num_scale_outputs(covariance: str, latent_dim: int) -> int:
-    """How many free numbers a covariance of the family has."""
-    k = latent_dim
-    choose_option("covariance", covariance, FAMILIES)
-    sizes = {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2, "delta": 0}
-    return sizes[covariance]
 
 
 def num_encoder_inputs(missing: str, data_dim: int) -> int:
     """How many columns an encoder gets that sees holes in this way."""
     choose_option("missing", missing, MISSING)
     return {"zeros": data_dim, "zeros+mask": 2 * data_dim}[missing]
-
-
-def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tensor:
-    """The identity near zero, with values that stay within +-bound and a gradient everywhere."""
-    return bound * torch.tanh(log_variance / bound)
-
-
-def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str) -> Density:
-    """The member of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
-
-    Args:
-        loc: means.
-        raw: :func:`num_scale_outputs` numbers a datum: log-variances, or for ``"full"`` the K
-            log-variances on the diagonal of L followed by its lower triangle, row by row, each
-            row in units of its diagonal entry.
-        covariance: the family.
-    """
-    k = loc.shape[-1]
-    if covariance == "delta":
-        return dist.Delta(loc, event_dim=1)
-    if covariance == "unit":
-        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
-    if covariance != "full":
-        scale = torch.exp(0.5 * soft_bound(raw)).expand(loc.shape)
-        return dist.Normal(loc, scale).to_event(1)
-    scale = torch.exp(0.5 * soft_bound(raw[..., :k]))
-    rows, columns = torch.tril_indices(k, k, -1, device=loc.device)
-    unit_lower = torch.diag_embed(torch.ones_like(scale))
-    unit_lower[..., rows, columns] = raw[..., k:]
-    return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
-
-
-def restrict(posterior: Density, covariance: str) -> Density:
-    """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
-
-    With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1
-    (unit); the mean is the posterior's. ("Best diagonal q" is not the marginal variances.)
-    """
-    if covariance == "full":
-        return posterior
-    loc, precision = posterior.mean, posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)
-    variance = {
-        "unit": torch.ones_like(precision),
-        "isotropic": 1 / precision.mean(-1, keepdim=True),
-        "diagonal": 1 / precision,
-    }[covariance]
-    return dist.Normal(loc, variance.sqrt().expand(loc.shape)).to_event(1)
 
 
 class GaussianGuide(Program):
@@ -132,7 +74,7 @@ class ExactGuide(GaussianGuide):
     Args:
         model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``; for data
             with holes, with ``posterior(x, mask=mask)``.
-        covariance: the family, see :mod:`ppl_vae.guides`.
+        covariance: the family, see :mod:`ppl_vae.families`.
     """
 
     def __init__(self, model: Any, *, covariance: str = "full") -> None:
@@ -175,7 +117,7 @@ class MeanFieldGuide(GaussianGuide):
     Args:
         num_data: N, the rows of the data it is for.
         latent_dim: K.
-        covariance: the family, see :mod:`ppl_vae.guides`.
+        covariance: the family, see :mod:`ppl_vae.families`.
     """
 
     def __init__(self, num_data: int, latent_dim: int, *, covariance: str = "diagonal") -> None:
@@ -246,7 +188,7 @@ class AmortizedGuide(GaussianGuide):
             (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair (loc,
             scale): standard deviations, or ``scale_tril`` for ``"full"``.
         latent_dim: K.
-        covariance: the family, see :mod:`ppl_vae.guides`.
+        covariance: the family, see :mod:`ppl_vae.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
             model has; the encoder then returns means alone, (rows, K).
         missing: what the encoder sees of a hole: ``"zeros"``, a zero; ``"zeros+mask"``, a zero,
@@ -255,11 +197,15 @@ class AmortizedGuide(GaussianGuide):
         corruption: what is done to x before the encoder sees it, in training alone, e.g.
             :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in their holes,
             which stay zeros. The model scores x itself.
+        hiding: patches of x that the encoder does not see, in training or not: it takes them for
+            holes, and the model scores nothing else. An encoder that names a keyword
+            ``num_seen`` is told how many patches are left.
 
     References:
         Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
         (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
-        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010).
+        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010); He et al.:
+        Masked autoencoders are scalable vision learners (2022), of hidden patches.
     """
 
     def __init__(
@@ -271,6 +217,7 @@ class AmortizedGuide(GaussianGuide):
         homoscedastic: bool = False,
         missing: str = "zeros",
         corruption: Callable[[Tensor], Tensor] | None = None,
+        hiding: HiddenPatches | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = at_least("latent_dim", latent_dim)
@@ -278,28 +225,67 @@ class AmortizedGuide(GaussianGuide):
         self.missing = choose_option("missing", missing, MISSING)
         self.encoder = encoder
         self.corruption = corruption
+        self.hiding = hiding
         width = num_scale_outputs(covariance, latent_dim)
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
+
+    def forward(
+        self,
+        x: ArrayLike,
+        *,
+        mask: Tensor | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The guide as a Pyro program: samples ``"hidden"``, if it hides patches, and ``"z"``."""
+        if self.hiding is None:
+            return super().forward(x, mask=mask, index=index, num_data=num_data)
+        x = as_rows(x, self._like(x), self.hiding.data_dim)
+        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
+            hidden = pyro.sample("hidden", self.hiding.subsets(x))
+            seen = ~self.hiding.cells(hidden.bool())
+            seen = seen if mask is None else seen & mask
+            told = accepted(self.encoder, {"num_seen": self.hiding.num_seen})
+            return pyro.sample("z", self._read(x.expand_as(seen), seen, **told))
+
+    @contextmanager
+    def seeing_all(self) -> Iterator[None]:
+        """Nothing is hidden in runs inside, and the model scores all that was observed."""
+        before, self.hiding = self.hiding, None
+        try:
+            yield
+        finally:
+            self.hiding = before
 
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
         """q(z | x) for rows x; what stands where the mask is False is not read.
 
+        Nothing else is hidden: that is for the program to do.
+
         Raises:
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask
                 does not say so (looked for only where Pyro validates).
         """
-        seen = self._seen(as_rows(x, self._like(x)), mask)
+        return self._read(as_rows(x, self._like(x)), mask)
+
+    def _read(
+        self, x: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B D"] | None, **told: Any
+    ) -> Density:
+        seen = self._seen(x, mask)
+        rows = seen.reshape(-1, seen.shape[-1])
         try:
-            out = self.encoder(seen)
+            out = self.encoder(rows, **told)
         except RuntimeError as error:
-            error.add_note(f"The encoder got {tuple(seen.shape)}, with missing={self.missing!r}.")
+            error.add_note(f"The encoder got {tuple(rows.shape)}, with missing={self.missing!r}.")
             raise
         if isinstance(out, tuple | list):
-            return self._from_pair(*out)
+            return self._from_pair(x.shape[:-1], *out)
         self._check_width(out, self._encoder_width)
+        out = out.reshape(*x.shape[:-1], -1)
         loc, raw = out[..., : self.latent_dim], out[..., self.latent_dim :]
         if self.raw is not None:
             raw = self.raw.expand(*loc.shape[:-1], -1)
@@ -341,8 +327,11 @@ class AmortizedGuide(GaussianGuide):
                 f"it returned {tuple(out.shape)}"
             )
 
-    def _from_pair(self, loc: Tensor, scale: Tensor) -> Density:
+    def _from_pair(self, batch: torch.Size, loc: Tensor, scale: Tensor) -> Density:
         self._check_width(loc, self.latent_dim)
-        if self.covariance == "full":
+        full = self.covariance == "full"
+        scale = scale.expand(*loc.shape, -1) if full else scale.expand(loc.shape)
+        loc, scale = (part.reshape(*batch, *part.shape[1:]) for part in (loc, scale))
+        if full:
             return dist.MultivariateNormal(loc, scale_tril=scale)
-        return dist.Normal(loc, scale.expand(loc.shape)).to_event(1)
+        return dist.Normal(loc, scale).to_event(1)

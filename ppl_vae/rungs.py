@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.ascent import Ascent, Recording, em_ascent
-from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
+from ppl_vae.families import num_scale_outputs
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.progress import Report

@@ -174,14 +174,39 @@ def for_shapes(*programs: ProgramLike) -> Iterator[None]:
 
     Modules that cannot be evaluated yet (which have ``stand_in()``, a context) get by there.
     """
+    with (
+        probing(*programs),
+        mode(*programs, training=False),
+        _each_in("stand_in", *programs),
+    ):
+        yield
+
+
+@contextmanager
+def seeing_all(*programs: ProgramLike) -> Iterator[None]:
+    """Nothing of x is hidden by the programs themselves in runs inside.
+
+    So what masked autoencoders score is x, and their codes are those of all that was observed.
+    """
+    with _each_in("seeing_all", *programs):
+        yield
+
+
+@contextmanager
+def evaluating(*programs: ProgramLike) -> Iterator[None]:
+    """Evaluation mode, and nothing hidden: what is measured inside is of x, and not of parts."""
+    with mode(*programs, training=False), seeing_all(*programs):
+        yield
+
+
+@contextmanager
+def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     with ExitStack() as stack:
-        stack.enter_context(probing(*programs))
-        stack.enter_context(mode(*programs, training=False))
-        for part in parts:
-            if hasattr(part, "stand_in"):
-                stand_in: Any = part.stand_in
-                stack.enter_context(stand_in())
+        for part in {id(part): part for part in parts}.values():
+            enter: Any = getattr(part, context, None)
+            if enter is not None:
+                stack.enter_context(enter())
         yield
 
 

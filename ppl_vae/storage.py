@@ -43,11 +43,21 @@ def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -
     return _NETWORKS[networks](**sizes, likelihood=_made(LIKELIHOODS, likelihood))
 
 
+_AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
+    "mlp": Autoencoder.mlp,
+    "masked": Autoencoder.masked,
+}
+
+
 def _make_autoencoder(
-    likelihood: dict[str, Any], corruption: dict[str, Any] | None, **sizes: Any
+    likelihood: dict[str, Any],
+    corruption: dict[str, Any] | None,
+    networks: str = "mlp",
+    **sizes: Any,
 ) -> Autoencoder:
     noise = None if corruption is None else _made(CORRUPTIONS, corruption)
-    return Autoencoder.mlp(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
+    make = _AUTOENCODERS[networks]
+    return make(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
 
 
 def _made(kinds: Mapping[str, Callable[..., Any]], described: dict[str, Any]) -> Any:

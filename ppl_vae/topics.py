@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
-from ppl_vae.guides import num_scale_outputs
+from ppl_vae.families import num_scale_outputs
 from ppl_vae.models.likelihoods import Multinomial
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.vae import VAE

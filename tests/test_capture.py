@@ -26,7 +26,7 @@ from ppl_vae import (
     fit_svi,
     mlp,
 )
-from ppl_vae.guides import num_scale_outputs
+from ppl_vae.families import num_scale_outputs
 from ppl_vae.inference import svi
 from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.choice import Choice, best_unroll

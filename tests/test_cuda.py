@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import oracles
-from ppl_vae import ELBO, PPCA, VAE, ExactGuide, fit_svi, log_likelihood
+from ppl_vae import ELBO, PPCA, VAE, Autoencoder, ExactGuide, elbo, fit_svi, log_likelihood
 from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.steps import Batch, Update, WeightedObjective
@@ -100,3 +100,17 @@ def test_captured_estimates_are_the_exact_values():
     assert found.path == "captured"
     truth = ppca.log_likelihood(x).double().cpu()
     torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-3)
+
+
+def test_a_masked_autoencoder_trains_captured_as_it_does_eagerly():
+    # All patches of an image are one patch, with noise: two say what the others are.
+    part = torch.randn(N, 1, 1, 2, 1, 2, generator=torch.Generator().manual_seed(0))
+    x = part.expand(N, 1, 2, 2, 2, 2).reshape(N, 16).cuda()
+    ends = {}
+    for capture in (False, True):
+        made = Autoencoder.masked((1, 4, 4), 2, share=0.5, width=16, depth=1, seed=0).cuda()
+        how = {"steps": 600, "batch_size": 128, "lr": 3e-3, "seed": 0}
+        fit = fit_svi(made.model, made.guide, x, capture=capture, **how)
+        assert fit.path.startswith("captured" if capture else "eager")
+        ends[capture] = float(elbo(made.model, made.guide, x, seed=0).mean())
+    assert ends[True] == pytest.approx(ends[False], abs=0.3)

@@ -192,3 +192,7 @@ def test_what_cannot_be_is_refused():
     own = Autoencoder(**parts, guide=MeanFieldGuide(N, K, covariance="delta").double())
     with pytest.raises(TypeError, match="the guide must have an encoder, as an AmortizedGuide ha"):
         deja_vu(own, x)
+    masked = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=1, seed=0).double()
+    for call in (lambda: deja_vu(masked, x), masked.as_vae):
+        with pytest.raises(ValueError, match="a masked autoencoder scores what it does not see"):
+            call()

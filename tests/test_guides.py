@@ -10,17 +10,15 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import oracles
-from ppl_vae.guides import (
+from ppl_vae.families import (
     COVARIANCES,
     LOG_VARIANCE_BOUND,
-    AmortizedGuide,
-    ExactGuide,
-    MeanFieldGuide,
     gaussian,
     num_scale_outputs,
     restrict,
     soft_bound,
 )
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE

@@ -26,8 +26,11 @@ LAYERS = (
     ("state", "results"),
     (
         "traces",
+        "families",
         "guides",
         "models.networks",
+        "models.patches",
+        "models.transformers",
         "models.moments",
         "models.linear_gaussian",
         "models.densities",

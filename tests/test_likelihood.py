@@ -22,7 +22,8 @@ from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood, prior_guide
 from ppl_vae.evaluation.local import LocalGuide
 from ppl_vae.evaluation.reliability import effective_sample_size, is_reliable, k_hat
-from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide, num_scale_outputs
+from ppl_vae.families import num_scale_outputs
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import mlp, zero_output

@@ -14,7 +14,8 @@ from torch import nn
 import oracles
 from foreign import PAIRS, auto_normal, param_table
 from loops import Recorder, slow_joint_log_weights, slow_log_weights
-from ppl_vae.guides import COVARIANCES, AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.families import COVARIANCES
+from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA

@@ -9,7 +9,8 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from ppl_vae.guides import COVARIANCES, AmortizedGuide, MeanFieldGuide, num_scale_outputs
+from ppl_vae.families import COVARIANCES, num_scale_outputs
+from ppl_vae.guides import AmortizedGuide, MeanFieldGuide
 from ppl_vae.models.likelihoods import Bernoulli, Gaussian
 from ppl_vae.models.networks import ACTIVATIONS, last_linear, mlp, zero_output
 from ppl_vae.models.ppca import PPCA

@@ -24,7 +24,7 @@ from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, accepted, as_observed
 from ppl_vae.results import Result
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 from ppl_vae.traces import PairTraces, Site, by_draw_and_datum, data_sites, run_pair
 
 
@@ -121,7 +121,7 @@ def bidirectional(
     annealer = Annealer(model, annealing, x, len(x), num_chains, **how)
     start = prior_guide(model) if guide is None else guide
     parts = []
-    with isolated_store(), seeded(seed), mode(model, start, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, start):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
             keywords = batch_keywords(x, mask, rows)
             check_weighable(model, start, x[rows], keywords)

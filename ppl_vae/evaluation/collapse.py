@@ -23,7 +23,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 from ppl_vae.traces import run_pair
 
 ACTIVE = 0.01
@@ -66,7 +66,7 @@ def kl_by_dimension(
     """
     x, mask = as_observed(x, mask, model=model, guide=guide)
     total = torch.zeros(())
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
             run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
             check_latents(run)
@@ -296,7 +296,7 @@ def collapse(
     rows = torch.arange(len(x)) if rows is None else rows
     if len(rows) < 2:
         raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         blocks = coded(model, guide, x, mask, rows.to(x.device), num_samples)
         parts = [(block.names(), *_read(block, len(rows))) for block in blocks]
     (names, *_), (_, *columns) = parts[0], zip(*parts, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import AmortizedGuide
-from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.autoencoder import Autoencoder, refuse_hiding
 from ppl_vae.models.networks import Spread
 from ppl_vae.objectives import elbo
 from ppl_vae.program import as_observed, check_support
@@ -98,12 +98,13 @@ def deja_vu(
 
     Raises:
         TypeError: if the guide has no encoder.
-        ValueError: bad data, no scale, or one that is not positive.
+        ValueError: bad data, no scale, or one that is not positive; if patches are hidden.
     """
     scales = list(scales)
     if not scales:
         raise ValueError("scales must hold at least one standard deviation of q; it is empty")
     at_least("num_samples", num_samples)
+    refuse_hiding(autoencoder)
     x, mask = as_observed(x, mask, model=autoencoder.model, guide=autoencoder.guide)
     check_support(autoencoder.model, x, mask)
     pair, codes = (autoencoder.model, autoencoder.guide), autoencoder.features(x, mask=mask)

@@ -16,11 +16,11 @@ from ppl_vae.evaluation.likelihood import LogLikelihood, collect, estimate
 from ppl_vae.evaluation.local import family_of
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
 from ppl_vae.evaluation.weighable import check_weighable
-from ppl_vae.guides import COVARIANCES
+from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, notes_of
 from ppl_vae.results import Result
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 
 ELBO_DRAWS = 200
 """Draws a datum, about, for each ELBO."""
@@ -214,7 +214,7 @@ def gaps(
     _check(log_p, len(rows), tolerance)
     size = min(block_size(x, num_samples, refined=True), max(1, ROWS * rows_at_once(x) // POINTS))
     parts, weighed = [], []
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         blocks = rows.to(x.device).split(size)
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
         check_weighable(model, guide, *first)

@@ -22,7 +22,7 @@ from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import DATA_PLATE, Density, ProgramLike, as_observed, check_support
 from ppl_vae.results import Imputation
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 from ppl_vae.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -95,7 +95,7 @@ def impute(
         block_size(x, num_samples, refined=refine > 0), max(1, rows_at_once(x) // max(draws, 1))
     )
     refiner = Refiner(model, steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
             check_weighable(model, guide, *told)

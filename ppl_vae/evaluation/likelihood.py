@@ -20,11 +20,11 @@ from ppl_vae.evaluation.reliability import (
     k_hat,
 )
 from ppl_vae.evaluation.weighable import check_weighable
-from ppl_vae.guides import COVARIANCES
+from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, check_support, notes_of, owner_of
 from ppl_vae.results import Result
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 
 METHODS = ("importance", "prior", "annealed")
 CURVE = (64, 16, 4, 1)
@@ -221,7 +221,7 @@ def log_likelihood(
     how = {"steps": max(refine, 1), "covariance": covariance or "full", "numbers": precision}
     refiner = Refiner(model, rails=Rails(capture, len(blocks)), **how)
     parts = []
-    with isolated_store(), seeded(seed), mode(model, proposal, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, proposal):
         check_weighable(model, proposal, x[blocks[0]], batch_keywords(x, mask, blocks[0]))
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)

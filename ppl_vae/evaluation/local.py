@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.divergences import check_latents
-from ppl_vae.guides import LOG_VARIANCE_BOUND, gaussian
+from ppl_vae.families import LOG_VARIANCE_BOUND, gaussian
 from ppl_vae.program import DATA_PLATE, Density, Program, ProgramLike, owner_of
 from ppl_vae.state import probing
 from ppl_vae.traces import Site, run_pair, sites
@@ -74,7 +74,7 @@ class LocalGuide(Program):
         model, guide: the pair that it is for.
         x: the rows that it is for, and no others.
         keywords: what the pair is told of these rows.
-        covariance: the family of each site, see :mod:`ppl_vae.guides`.
+        covariance: the family of each site, see :mod:`ppl_vae.families`.
 
     Raises:
         ValueError: if a site has no density to start from (a Delta, a discrete variable).
@@ -285,7 +285,7 @@ def _is_normal(fn: Any) -> bool:
 
 
 def _raw(scale_tril: Tensor, covariance: str) -> Tensor:
-    """The unconstrained numbers from which :func:`~ppl_vae.guides.gaussian` makes this scale."""
+    """The unconstrained numbers from which :func:`~ppl_vae.families.gaussian` makes this scale."""
     scale = scale_tril.diagonal(dim1=-2, dim2=-1)
     log_variance = 2 * scale.log()
     limit = LOG_VARIANCE_BOUND

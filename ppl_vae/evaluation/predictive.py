@@ -15,7 +15,7 @@ from ppl_vae.arguments import ArrayLike, as_matrix
 from ppl_vae.divergences import is_improper
 from ppl_vae.evaluation.imposed import Imposed
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted, as_observed, placement
-from ppl_vae.state import isolated_store, mode, probing, seeded
+from ppl_vae.state import evaluating, isolated_store, probing, seeded
 from ppl_vae.traces import Site, frames, sites
 
 
@@ -96,7 +96,7 @@ def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
     def anything(site: Any) -> Tensor | None:  # a flat prior cannot be drawn from
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
-    still = mode(model, training=False)
+    still = evaluating(model)
     with isolated_store(), probing(model), still, Imposed(anything):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
@@ -130,7 +130,7 @@ def _guide_sites(
 ) -> dict[str, Site]:
     # Means need no draws, but a program makes them.
     rows, seen = as_observed(x, mask, model=model, guide=guide)
-    with isolated_store(), probing(model, guide), mode(model, guide, training=False):
+    with isolated_store(), probing(model, guide), evaluating(model, guide):
         return sites(poutine.trace(guide).get_trace(rows, **_told(guide, rows, seen)))
 
 
@@ -179,7 +179,7 @@ def _data(
     read: Callable[[Site], Tensor],
 ) -> Tensor:
     rows, seen = as_observed(like, model=model)
-    with isolated_store(), mode(model, training=False):
+    with isolated_store(), evaluating(model):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
         found = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_rows_first(site, read(site)) for site in found], -1)

@@ -25,7 +25,7 @@ from ppl_vae.inference.recording import (
 )
 from ppl_vae.inference.rules import Rule, rule_of, state_of
 from ppl_vae.program import ProgramLike, modules_of
-from ppl_vae.state import mode, precision, probing
+from ppl_vae.state import evaluating, precision, probing
 from ppl_vae.traces import run_pair, sample_dim
 
 ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
@@ -208,7 +208,7 @@ class Refiner:
         """The refined guide of these rows, whose parameters do not train any more."""
         local = LocalGuide(self.model, guide, x, keywords, self.covariance)
         block = _Search(self, local, x, keywords)
-        with mode(self.model, guide, training=False), torch.enable_grad():
+        with evaluating(self.model, guide), torch.enable_grad():
             if not self._runs or block.key in self._runs:
                 self.rails.do(lambda: self._fast(block), lambda: self._eager(block))
             else:  # a last block is not worth compiling for

@@ -23,7 +23,7 @@ class Setting:
     Attributes:
         covariance: S and the mean.
         noise: one variance or D.
-        family: of q, see :mod:`ppl_vae.guides`.
+        family: of q, see :mod:`ppl_vae.families`.
         fold: ``"none"``: the M-step leaves z's prior alone; ``"expand"``: it chooses z's
             covariance R, folded into the loadings, W <- W chol(R); ``"rotate"``: this, and then
             the rotation that makes W' Psi^-1 W diagonal, where the best diagonal q is exact.

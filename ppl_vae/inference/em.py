@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks, RowSource
-from ppl_vae.guides import COVARIANCES
+from ppl_vae.families import COVARIANCES
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
 from ppl_vae.inference.position import Noise, ascend
@@ -153,7 +153,7 @@ def variational_em(
     Args:
         ppca: where to start; fitted in place.
         x, mask: as for :func:`fit_em`.
-        covariance: the family of q, see :mod:`ppl_vae.guides`.
+        covariance: the family of q, see :mod:`ppl_vae.families`.
         rotate: by default for ``"diagonal"``, the only family that has a use for it.
         noise_floor, tol, max_iterations: as in :func:`fit_em`; ``tol`` is of the bound.
 

@@ -148,7 +148,7 @@ class Holes:
         blocks: the data.
         columns: what each holds.
         noise: one variance or D.
-        family: of q, see :mod:`ppl_vae.guides`.
+        family: of q, see :mod:`ppl_vae.families`.
         fold: ``"none"``: the M-step leaves z's prior alone; ``"expand"``, PX-EM: it chooses z's
             mean eta and covariance R too, and folds them back, mu <- mu* + W* eta,
             W <- W* chol(R); ``"rotate"``, for diagonal q: R is diagonal, as the family is kept by

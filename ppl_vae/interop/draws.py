@@ -12,7 +12,7 @@ from ppl_vae.evaluation.likelihood import prior_guide
 from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, check_support
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.state import evaluating, isolated_store, seeded
 from ppl_vae.traces import (
     PairTraces,
     by_draw_and_datum,
@@ -81,7 +81,7 @@ def pair_draws(
     check_support(model, x, mask)
     size = (num_samples, len(rows))
     draws = PairDraws(log_weight=np.empty(size), log_joint=np.empty(size))
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with isolated_store(), seeded(seed), evaluating(model, guide):
         for place, run in _runs(model, guide, x, mask, rows, num_samples):
             _keep(draws, place, run, None if mask is None else mask[rows[place[1]]])
         _keep_prior(draws, model, x, num_samples)

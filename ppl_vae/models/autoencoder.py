@@ -14,6 +14,8 @@ from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import ACTIVATIONS, Spread, mlp
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.patches import HiddenPatches
+from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
 from ppl_vae.models.vae import VAE
 from ppl_vae.program import Density, ProgramLike
 from ppl_vae.state import seeded
@@ -54,11 +56,16 @@ class Autoencoder(DecoderModel):
             but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
             autoencoder, for the model scores the clean x.
         missing: what f sees of a hole, see :class:`~ppl_vae.guides.AmortizedGuide`.
+        hiding: patches of x that f does not see, in training or not, e.g.
+            :class:`~ppl_vae.HiddenPatches`: a masked autoencoder, for the model scores the
+            entries of hidden patches alone; -log p(x, z, hidden) has log(P over H) besides, which
+            the guide's log density takes away. ``features`` and ``reconstruct`` hide nothing.
 
     References:
         Bourlard, Kamp: Auto-association by multilayer perceptrons and singular value
         decomposition (1988); Olshausen, Field: Sparse coding with an overcomplete basis set
-        (1997); Vincent et al.: Stacked denoising autoencoders (2010).
+        (1997); Vincent et al.: Stacked denoising autoencoders (2010); He et al.:
+        Masked autoencoders are scalable vision learners (2022).
 
     Example:
         >>> autoencoder = Autoencoder.linear(data_dim=64, latent_dim=8, seed=0)
@@ -79,12 +86,14 @@ class Autoencoder(DecoderModel):
         penalty: float | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
         missing: str = "zeros",
+        hiding: HiddenPatches | None = None,
     ) -> None:
-        if guide is not None and corruption is not None:
-            raise ValueError(
-                "corruption= is for the guide that is made from encoder=; give it to your own "
-                "(AmortizedGuide(..., corruption=...))"
-            )
+        for name, given in (("corruption", corruption), ("hiding", hiding)):
+            if guide is not None and given is not None:
+                raise ValueError(
+                    f"{name}= is for the guide that is made from encoder=; give it to your own "
+                    f"(AmortizedGuide(..., {name}=...))"
+                )
         super().__init__(
             decoder=decoder,
             likelihood=Gaussian(1.0) if likelihood is None else likelihood,
@@ -95,6 +104,7 @@ class Autoencoder(DecoderModel):
             covariance="delta",
             missing=missing,
             corruption=corruption,
+            hiding=hiding,
         )
         self.prior_kind = choose_option("prior", prior, PRIORS)
         self.penalty = _penalty(prior, penalty)
@@ -219,21 +229,101 @@ class Autoencoder(DecoderModel):
 
         Raises:
             TypeError: if the guide has no encoder.
-            ValueError: if scale is not positive.
+            ValueError: if scale is not positive, or patches are hidden.
         """
+        refuse_hiding(self)
         encoder, decoder, likelihood = copy.deepcopy((self.encoder, self.decoder, self.likelihood))
         how: dict[str, Any] = {"missing": self.guide.missing, "corruption": self.corruption}
         guide = AmortizedGuide(Spread(encoder, scale), self.latent_dim, **how)
         sizes: dict[str, Any] = {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
         return VAE(guide=guide, decoder=decoder, likelihood=likelihood, **sizes)
 
+    @classmethod
+    def masked(
+        cls,
+        image_shape: Sequence[int],
+        patch: int | Sequence[int],
+        *,
+        share: float = 0.75,
+        width: int = 64,
+        depth: int = 3,
+        heads: int = 4,
+        decoder_width: int = 64,
+        decoder_depth: int = 1,
+        likelihood: Likelihood | None = None,
+        prior: str = "flat",
+        penalty: float | None = None,
+        corruption: Callable[[Tensor], Tensor] | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """A masked autoencoder: a transformer on the patches that are left, and another to paint
+        those that are hidden; data stay flat rows.
+
+        Of use afterwards is the first: ``features(x)`` of whole images are its tokens side by
+        side, K = P * width; ``.unflatten(1, (P, width)).mean(1)`` is their mean, P times as short.
+        ``reconstruct(x, mask=seen)`` paints what is not seen from what is, by whole patches.
+
+        Args:
+            image_shape: (C, H, W); D = C H W.
+            patch: height and width of a patch, in pixels; one number is both.
+            share: of the P patches that are hidden.
+            width, depth, heads: of the encoder, a
+                :class:`~ppl_vae.models.transformers.PatchTransformer`.
+            decoder_width, decoder_depth: of the decoder, which has as many heads, a
+                :class:`~ppl_vae.models.transformers.PatchDecoder`.
+            likelihood, prior, penalty, corruption: as for the class.
+            seed: of the initial weights.
+
+        Raises:
+            ValueError: if the image is no whole number of patches high and wide, if none or all
+                of them would be hidden, or if heads do not divide a width.
+        """
+        likelihood = Gaussian(1.0) if likelihood is None else likelihood
+        hiding = HiddenPatches(image_shape, patch, share)
+        nets: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
+        shallow: dict[str, Any] = {"width": decoder_width, "depth": decoder_depth, "heads": heads}
+        outputs = likelihood.outputs_per_dim
+        with seeded(seed):
+            encoder = PatchTransformer(image_shape, patch, **nets)
+            decoder = PatchDecoder(image_shape, patch, width, **shallow, outputs_per_dim=outputs)
+        how: dict[str, Any] = {"prior": prior, "penalty": penalty}
+        made = cls(
+            encoder=encoder,
+            decoder=decoder,
+            data_dim=hiding.data_dim,
+            latent_dim=encoder.out_dim,
+            likelihood=likelihood,
+            corruption=corruption,
+            missing="zeros+mask",
+            hiding=hiding,
+            **how,
+        )
+        nets |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth}
+        made._config = hiding.config() | nets | how | {"networks": "masked"}
+        return made
+
     def notes(self) -> list[str]:
         """What a person should know of the fitted model."""
-        return [
-            "an autoencoder: what is maximised is log p(x, f(x)), minus a loss, and no bound on "
-            "log p(x)",
-            *super().notes(),
-        ]
+        kind = "an autoencoder: what is maximised is log p(x, f(x))"
+        if self.hiding is not None:
+            kind = (
+                "a masked autoencoder: what is maximised is log p of x in hidden patches given "
+                "f(x) of the others"
+            )
+        return [f"{kind}, minus a loss, and no bound on log p(x)", *super().notes()]
+
+
+def refuse_hiding(autoencoder: Autoencoder) -> None:
+    """Refuse one that scores other cells than it sees, where it is to be looked at as a VAE.
+
+    Raises:
+        ValueError: if it hides patches.
+    """
+    if autoencoder.hiding is not None:
+        raise ValueError(
+            "a masked autoencoder scores what it does not see, which no VAE does; make the "
+            "autoencoder of the same networks with hiding=None"
+        )
 
 
 def _penalty(prior: str, penalty: float | None) -> float:

@@ -15,6 +15,7 @@ from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import AmortizedGuide
 from ppl_vae.models.networks import output_bias
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.program import (
     Density,
     Program,
@@ -26,7 +27,7 @@ from ppl_vae.program import (
     data_plate,
     fold_rows,
 )
-from ppl_vae.state import isolated_store, mode, probing, seeded
+from ppl_vae.state import evaluating, isolated_store, mode, probing, seeded
 
 
 class DecoderModel(Program):
@@ -64,11 +65,18 @@ class DecoderModel(Program):
         likelihood.sized(data_dim)
         if encoder is not None:
             guide = AmortizedGuide(encoder, latent_dim, **amortized)
+        self.guide: Any = guide
+        _check_hiding(self.hiding, data_dim, likelihood)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:
             raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
-        self.guide: Any = guide
         self._config: dict[str, Any] | None = None
+
+    @property
+    def hiding(self) -> HiddenPatches | None:
+        """The patches that the guide does not see, and that alone are scored."""
+        found = getattr(self.guide, "hiding", None)
+        return found if isinstance(found, HiddenPatches) else None
 
     @abstractmethod
     def prior(self) -> Density:
@@ -96,12 +104,21 @@ class DecoderModel(Program):
         x = None if x is None else as_rows(x, like, self.data_dim)
         rows = count_rows(x, num_data)
         with data_plate(rows, index=index, num_data=num_data, device=like.device):
+            scored = self._scored(mask, like)
             z = pyro.sample("z", self.prior())
             if mask is not None and x is not None:
                 # NaN under a mask would still poison the gradient.
                 x = torch.where(mask, x, 0.0)
-            given = self.given(z.to(like.dtype), x, None if x is None else mask, observe)
+            given = self.given(z.to(like.dtype), x, None if x is None else scored, observe)
             return pyro.sample("x", given, obs=x if observe else None)
+
+    def _scored(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
+        """Which observed cells p(x | z) is of: all, or those in hidden patches."""
+        if self.hiding is None:
+            return mask
+        hidden = pyro.sample("hidden", self.hiding.subsets(like))
+        cells = self.hiding.cells(hidden.bool())
+        return cells if mask is None else cells & mask
 
     def _like(self) -> Tensor:
         return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
@@ -110,7 +127,7 @@ class DecoderModel(Program):
         self,
         z: Float[Tensor, "*B K"],
         x: Float[Tensor, "N D"] | None = None,
-        mask: Bool[Tensor, "N D"] | None = None,
+        mask: Bool[Tensor, "*M D"] | None = None,
         observe: bool = False,
     ) -> Density:
         """p(x | z), event shape (D,), with its gradient; see :meth:`decode` for one without.
@@ -179,6 +196,8 @@ class DecoderModel(Program):
     def features(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N K"]:
         """The code of each row: the mean of q(z | x), of an autoencoder f(x), in evaluation mode.
 
+        A guide that hides patches hides none here.
+
         Args:
             x: (N, D); NaN is a hole.
             mask: True where observed.
@@ -192,7 +211,8 @@ class DecoderModel(Program):
     def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
         """The mean of p(x | z) at the mean of q(z | x), in holes too, in evaluation mode.
 
-        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.)
+        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.) A guide that
+        hides patches hides none here: what it is not to see is for the mask to say.
 
         Args:
             x: (N, D); NaN is a hole.
@@ -207,9 +227,23 @@ class DecoderModel(Program):
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         holes = accepted(self.guide, {"mask": mask})
-        still = mode(self, self.guide, training=False)
-        with isolated_store(), probing(self.guide), still:
+        with isolated_store(), probing(self.guide), evaluating(self, self.guide):
             return poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"].mean
+
+
+def _check_hiding(hiding: HiddenPatches | None, data_dim: int, likelihood: Likelihood) -> None:
+    if hiding is None:
+        return
+    if hiding.data_dim != data_dim:
+        raise ValueError(
+            f"hiding= is for images of shape {hiding.image_shape}, {hiding.data_dim} entries; "
+            f"data_dim is {data_dim}"
+        )
+    if not likelihood.partial:
+        raise ValueError(
+            f"hiding= needs a likelihood that can score a part of x; {type(likelihood).__name__} "
+            "scores whole rows alone. Use Poisson() for counts"
+        )
 
 
 def _refuse_taken(**parts: Any) -> None:

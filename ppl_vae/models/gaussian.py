@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.arguments import choose_option
-from ppl_vae.guides import soft_bound
+from ppl_vae.families import soft_bound
 from ppl_vae.models.observation import Likelihood, Mask, Outputs, Rows, by_cell, column_means
 from ppl_vae.program import Density
 

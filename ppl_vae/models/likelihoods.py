@@ -201,6 +201,8 @@ class Multinomial(Likelihood):
         total_count: n of rows that are drawn where there is no x (``sample``, ``decode``).
     """
 
+    partial = False
+
     def __init__(self, total_count: int | None = None) -> None:
         super().__init__()
         self.total_count = None if total_count is None else at_least("total_count", total_count)

@@ -13,7 +13,7 @@ from ppl_vae.program import Density, Program
 
 Outputs = Float[Tensor, "*B O"]
 Rows = Float[Tensor, "N D"]
-Mask = Bool[Tensor, "N D"]
+Mask = Bool[Tensor, "*M D"]
 
 
 class Likelihood(Program):
@@ -26,6 +26,8 @@ class Likelihood(Program):
     outputs_per_dim: int = 1
     surveyed: bool = False
     """Whether there is something to learn from a look at all rows, in :meth:`survey`."""
+    partial: bool = True
+    """Whether cells of a row may be left out, by a mask."""
 
     @abstractmethod
     def forward(
@@ -41,7 +43,8 @@ class Likelihood(Program):
         Args:
             outputs: of a decoder.
             x: the rows that belong to them, where there are any; anything in their holes.
-            mask: True where x is observed; only there does the density score it.
+            mask: True where x is observed; only there does the density score it. With more
+                dimensions than x it differs from draw to draw.
             observe: whether x is scored; else it only says what the rows are like (their totals).
         """
 

@@ -7,7 +7,8 @@ from typing import Any, Self
 import pyro.distributions as dist
 
 from ppl_vae.arguments import at_least
-from ppl_vae.guides import num_encoder_inputs, num_scale_outputs
+from ppl_vae.families import num_scale_outputs
+from ppl_vae.guides import num_encoder_inputs
 from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp

@@ -6,6 +6,7 @@ from ppl_vae.report.drawing import draw_tiles, new_axes, tile_size, title
 from ppl_vae.tiles import Tiles
 
 PROFILES = "(lines: the columns in order, in their standard deviations)"
+OF_ALL = "Held-out data, reconstructed"
 OF_LADDER = (
     "The plane of a second VAE, for pictures only",
     "From datum to datum in that second VAE",
@@ -13,10 +14,10 @@ OF_LADDER = (
 HOLES = ("(tinted: missing)", "(gaps: missing)")
 
 
-def reconstructions(tiles: Tiles, ax: Axes | None = None) -> Axes:
+def reconstructions(tiles: Tiles, ax: Axes | None = None, *, heading: str = OF_ALL) -> Axes:
     """Held-out data over what each model makes of them."""
     rows = "row of the data (the first is 0)"
-    return _tiled(tiles, ax, "Held-out data, reconstructed", rows)
+    return _tiled(tiles, ax, heading, rows)
 
 
 def denoised(tiles: Tiles, ax: Axes | None = None) -> Axes:
