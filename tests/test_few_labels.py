@@ -32,6 +32,7 @@ from test_plots import check_texts
 N, D, K, C = 90, 6, 4, 3
 NAMES = np.array(["a", "b", "c"])
 SHORT = {"steps": 15, "lr": 0.02}
+WAYS = ("fine-tuned", "frozen", "scratch")
 
 
 def table(seed=0):
@@ -251,3 +252,18 @@ def test_each_is_drawn_alone(found, draw):
     axes = draw(found)
     check_texts(axes.figure)
     plt.close(axes.figure)
+
+
+def test_a_masked_autoencoder_is_fine_tuned_on_whole_images():
+    x, y = table()
+    pair = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=2, seed=0).double()
+    found = few_labels(pair, x, y, *table(1), num_labels=9, seeds=range(2), **SHORT)
+    assert bool(found.accuracy.isfinite().all())
+    made = {way: SupervisedEncoder(pair, Categorical(C), encoder=way, seed=0) for way in WAYS}
+    rows = torch.as_tensor(x)
+    codes = [made[way].coder.distribution(rows).mean for way in WAYS]
+    torch.testing.assert_close(codes[0], pair.features(rows))
+    torch.testing.assert_close(codes[1], codes[0])
+    assert not torch.allclose(codes[0], codes[2])
+    positions = [made[way].coder.encoder.positions for way in ("fine-tuned", "scratch")]
+    assert not torch.equal(*positions)
