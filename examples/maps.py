@@ -20,11 +20,10 @@ from ppl_vae import (
     digits,
     fit_closed_form,
     fit_svi,
-    log_likelihood,
 )
 from ppl_vae.report import latent_plots
 
-EPOCHS, DRAWS = (2, 25) if "--smoke" in sys.argv else (300, 500)
+EPOCHS = 2 if "--smoke" in sys.argv else 300
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, labels = torch.as_tensor(digits(), dtype=torch.float32)[order], load_digits().target[order]
 x, x_val, x_test = x[:1200], x[1200:1297], x[1297:]
@@ -51,7 +50,4 @@ for name, pair in made.items():
 found = compare_maps(pairs, x, y, x_test, y_test)
 print(found)
 latent_plots.maps(found).savefig("maps.png", dpi=150)
-print("only two of them say how probable a digit is; held-out log p in nats a datum:")
-print(f"PPCA {ppca.log_likelihood(x_test).mean():.2f}, exact; the VAE:")
-how = {"num_samples": DRAWS, "refine": DRAWS // 2, "covariance": "full", "seed": 0}
-print(log_likelihood(*pairs["VAE"], x_test[:100], **how), "wrote maps.png", sep="\n")
+print("wrote maps.png")
