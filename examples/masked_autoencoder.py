@@ -39,19 +39,19 @@ how = {"epochs": EPOCHS, "batch_size": 100, "lr": 2e-3, "scheduler": CosineAnnea
 print(fit_svi(masked.model, masked.guide, x, x_val=x_val, **how))
 # %%
 fills = {
-    f"PPCA {best}": by_ppca(best),
+    f"PPCA (K = {best})": by_ppca(best),
     "masked": lambda rows, seen: masked.reconstruct(rows, mask=seen),
 }
 errors = {name: error(fill, x_test, 100) for name, fill in fills.items()}
 text = (f"{name} {each.mean():.5f}" for name, each in errors.items())
 print("squared error a hidden cell of held-out digits (cells in [0, 1]):", ", ".join(text))
-off = errors["masked"] - errors[f"PPCA {best}"]
+off = errors["masked"] - errors[f"PPCA (K = {best})"]
 print(f"masked - PPCA: {off.mean():+.5f} +- {off.std() / len(off) ** 0.5:.5f} (standard error)")
 # %%
 rows, seen = x_test[:8], hiding.visible(8, seed=0)
 filled = [torch.where(seen, rows, fill(rows, seen)) for fill in fills.values()]
 shown = torch.stack([rows.where(seen, torch.nan), *filled, rows])
-down = "not seen", f"by PPCA {best}", "by masked", "true"
+down = "not seen", f"by PPCA (K = {best})", "by masked", "true"
 tiles = Tiles.of(shown, down, list(map(str, range(8))), x, (8, 8))
 ax = tile_plots.reconstructions(tiles, heading="Held-out digits, filled in from 4 of 16 patches")
 ax.set_ylabel("hidden cells")
