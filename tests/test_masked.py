@@ -670,11 +670,11 @@ def test_recorded_steps_are_the_eager_ones(objective, holes):
 
 
 @pytest.mark.slow  # compiles
-@pytest.mark.parametrize("how", [{}, {"likelihood": Gaussian("shared"), "prior": "laplace"}])
-def test_captured_steps_are_the_eager_ones(how):
+@pytest.mark.parametrize("scale", [1.0, "shared"])
+def test_captured_steps_are_the_eager_ones(scale):
     x, ends = draw(N, D), []
     for capture in (False, True):
-        pair = made(**how)
+        pair = made(likelihood=Gaussian(scale), prior="laplace")
         fit = fit_svi(pair.model, pair.guide, x, steps=20, lr=0.01, capture=capture, seed=0)
         assert fit.path.startswith("captured") is capture
         ends.append(elbo(pair.model, pair.guide, x, seed=0))
@@ -748,7 +748,7 @@ def test_digits_against_the_exact_conditional_mean_of_ppca(capsys):
         return torch.stack(squares).mean(0) / (64 - 16)
 
     scores = {}
-    for latent_dim in range(1, 41):
+    for latent_dim in range(1, 61, 3):
         ppca = PPCA.like(x, latent_dim)
         fit_closed_form(ppca, x)
         filled = error(lambda r, m, p=ppca: p.impute(r, mask=m).mean, x_val, range(4))
