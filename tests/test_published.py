@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppl_vae import (
+    ELBO,
     IWAE,
     VAE,
     Bernoulli,
@@ -78,14 +79,32 @@ SHOWN = 2000
 """Test images whose log p is estimated; the ELBO, of which that differs little, is of all."""
 
 
-def burda(objective=None, epochs=200, **rate):
+def one_cycle(optimizer, steps):
+    """Up to the rate in a tenth of the steps, and down to nothing along a cosine."""
+    (group,) = optimizer.param_groups
+    how = {"total_steps": steps, "pct_start": 0.1, "cycle_momentum": False}
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, group["lr"], **how)
+
+
+def glorot(vae):
+    """The weights that the paper starts from: Glorot and Bengio's (2010), and no biases."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for layer in (*vae.guide.encoder, *vae.decoder):
+            if isinstance(layer, torch.nn.Linear):
+                torch.nn.init.xavier_uniform_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+    return vae
+
+
+def burda(objective=None, epochs=200, start=lambda vae: vae, **rate):
     """The net of one stochastic layer; pixels are binarized anew each epoch, once for the test.
 
     Its log p of 2,000 random test images, and how much that is above their ELBO.
     """
     x = image_set("MNIST").x
     shape = {"hidden": (200, 200), "activation": "tanh", "likelihood": Bernoulli()}
-    vae = VAE.mlp(784, 50, **shape, seed=0).center(x.round())
+    vae = start(VAE.mlp(784, 50, **shape, seed=0)).center(x.round())
     how = {"epochs": epochs, "batch_size": 100, "each_epoch": binarize, "seed": 0}
     fit = fit_svi(vae.model, vae.guide, x, objective=objective, **how, **(rate or {"lr": 1e-3}))
     test = binarize(image_set("MNIST", "test").x, torch.Generator().manual_seed(0))
@@ -103,9 +122,11 @@ def burda(objective=None, epochs=200, **rate):
 def test_the_variational_autoencoder_with_one_stochastic_layer():
     """Burda, Grosse and Salakhutdinov report 86.76 nats, after 3,280 epochs of falling rates.
 
-    Here they are 200, and the rate falls too: with 1e-3 to the end it came to 89.1.
+    Here they are 200. From torch's weights, with draws' whole gradient, they came to 89.1 at a
+    rate of 1e-3, to 88.4 and 88.7 along cosines from 2e-3 and 4e-3.
     """
-    value, _ = burda(lr=4e-3, scheduler=COSINE)
+    how = {"lr": 3e-3, "scheduler": one_cycle, "start": glorot}
+    value, _ = burda(ELBO(gradient="stl"), **how)
     above = -value - 86.76
     print(f"{above:.2f} nats above the published 86.76")
     assert -value <= 88.0
