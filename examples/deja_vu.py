@@ -15,7 +15,7 @@ from ppl_vae.report import tile_plots
 from ppl_vae.report.point_plots import deja_vu as draw_deja_vu
 from ppl_vae.tiles import Tiles
 
-STEPS, DRAWS = (30, 50) if "--smoke" in sys.argv else (3000, 1000)
+STEPS, DRAWS, REFINE = (30, 50, 5) if "--smoke" in sys.argv else (3000, 1000, 150)
 x, x_test = torch.as_tensor(digits()[:1500]).float(), digits()[1500:]
 how = {"hidden": (128,), "activation": "gelu", "likelihood": Gaussian(0.2), "prior": "normal"}
 start = Autoencoder.mlp(64, 10, **how, seed=0).center(x)
@@ -31,7 +31,7 @@ for name, pair in pairs.items():
     length = pair.features(x_test).norm(dim=1).mean()
     given = "    none: a point has no density"
     if width:
-        est = log_likelihood(pair.model, pair.guide, x_test, DRAWS, refine=150, seed=0)
+        est = log_likelihood(pair.model, pair.guide, x_test, DRAWS, refine=REFINE, seed=0)
         given = f"{est.mean:8.2f} ± {est.mean_error:.2f}, {est.share_reliable:.0%} reliable"
     loss = -fit.objective[-100:].mean() + entropy
     print(f"{name:7s}{loss:14.2f}{error:15.3f}{length:8.2f}  {given}")

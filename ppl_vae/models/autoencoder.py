@@ -9,19 +9,25 @@ from torch import Tensor, nn
 
 from ppl_vae.arguments import choose_option
 from ppl_vae.guides import AmortizedGuide, num_encoder_inputs
-from ppl_vae.models.codes import COLUMNS, Columns, Flat, SoftThreshold, Transposed
+from ppl_vae.models.codes import (
+    CODE_ACTIVATIONS,
+    COLUMNS,
+    PRIORS,
+    Columns,
+    Flat,
+    Transposed,
+    code_layer,
+    penalty_of,
+)
 from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import ACTIVATIONS, Spread, mlp
+from ppl_vae.models.networks import Spread, mlp
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.patches import HiddenPatches
 from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
 from ppl_vae.models.vae import VAE
 from ppl_vae.program import Density, ProgramLike
 from ppl_vae.state import seeded
-
-PRIORS = ("flat", "normal", "laplace")
-CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
 
 
 class Autoencoder(DecoderModel):
@@ -107,7 +113,7 @@ class Autoencoder(DecoderModel):
             hiding=hiding,
         )
         self.prior_kind = choose_option("prior", prior, PRIORS)
-        self.penalty = _penalty(prior, penalty)
+        self.penalty = penalty_of(prior, penalty)
 
     @property
     def corruption(self) -> Callable[[Tensor], Tensor] | None:
@@ -193,7 +199,7 @@ class Autoencoder(DecoderModel):
         if tied:
             encoder = nn.Sequential(Transposed(decoder[0]))
         if code_activation != "linear":
-            encoder.append(_code_activation(code_activation, latent_dim))
+            encoder.append(code_layer(code_activation, latent_dim))
         how: dict[str, Any] = {"prior": prior, "penalty": penalty, "missing": missing}
         sizes: dict[str, Any] = {"data_dim": data_dim, "latent_dim": latent_dim}
         parts: dict[str, Any] = {"likelihood": likelihood, "corruption": corruption}
@@ -326,26 +332,9 @@ def refuse_hiding(autoencoder: Autoencoder) -> None:
         )
 
 
-def _penalty(prior: str, penalty: float | None) -> float:
-    if prior == "flat":
-        if penalty is not None:
-            raise ValueError(
-                "penalty= is that of prior='laplace' or prior='normal'; prior is 'flat'"
-            )
-        return 0.0
-    penalty = 1.0 if penalty is None else penalty
-    if not penalty > 0:
-        raise ValueError(f"penalty must be positive; got {penalty}. prior='flat' has none")
-    return penalty
-
-
 def _check_tied(hidden: Sequence[int], missing: str, likelihood: Likelihood) -> None:
     if hidden or missing != "zeros" or likelihood.outputs_per_dim != 1:
         raise ValueError(
             "tied=True needs an encoder that can be the decoder's transpose: hidden=(), "
             "missing='zeros', and a likelihood with one output a dimension"
         )
-
-
-def _code_activation(name: str, latent_dim: int) -> nn.Module:
-    return SoftThreshold(latent_dim) if name == "soft-threshold" else ACTIVATIONS[name]()

@@ -11,8 +11,11 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.models.networks import ACTIVATIONS
 
+CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
 COLUMNS = ("free", "unit", "orthonormal")
+PRIORS = ("flat", "normal", "laplace")
 FIRST_THRESHOLD = 0.1
 
 
@@ -70,6 +73,29 @@ class SoftThreshold(nn.Module):
     def forward(self, rows: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Rows shrunk towards zero."""
         return soft_threshold(rows, self.log_threshold.exp())
+
+
+def penalty_of(prior: str, penalty: float | None) -> float:
+    """The penalty of a prior of codes, 1 unless it is given; 0 of a flat one.
+
+    Raises:
+        ValueError: if it is not positive, or given for a flat prior.
+    """
+    if prior == "flat":
+        if penalty is not None:
+            raise ValueError(
+                "penalty= is that of prior='laplace' or prior='normal'; prior is 'flat'"
+            )
+        return 0.0
+    penalty = 1.0 if penalty is None else penalty
+    if not penalty > 0:
+        raise ValueError(f"penalty must be positive; got {penalty}. prior='flat' has none")
+    return penalty
+
+
+def code_layer(name: str, latent_dim: int) -> nn.Module:
+    """The last layer of an encoder of K codes, one of ``CODE_ACTIVATIONS`` but ``"linear"``."""
+    return SoftThreshold(latent_dim) if name == "soft-threshold" else ACTIVATIONS[name]()
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
