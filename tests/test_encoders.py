@@ -28,7 +28,9 @@ N, D, K = 80, 6, 3
 QUICK = {"epochs": 2}
 
 
-@parametrize_with_checks([FeatureTransformer(epochs=3), EncoderClassifier(epochs=10)])
+@parametrize_with_checks(
+    [FeatureTransformer(epochs=3), EncoderClassifier(epochs=8, batch_size=100, lr=0.02)]
+)
 def test_all_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
@@ -96,7 +98,7 @@ def test_a_pair_that_is_made_is_fitted_as_by_fit_svi(x):
 
 
 def test_the_default_learns_to_copy(x):
-    transformer = FeatureTransformer(n_components=D, epochs=150, lr=5e-3).fit(x)
+    transformer = FeatureTransformer(n_components=D, epochs=80, lr=0.01).fit(x)
     back = transformer.inverse_transform(transformer.transform(x))
     assert ((back - x) ** 2).sum() < 0.5 * ((x - x.mean(0)) ** 2).sum()
     assert FeatureTransformer(**QUICK).fit(x).n_components_ == D
@@ -124,7 +126,7 @@ def test_a_classifier_is_the_network(x, y):
 
 
 def test_a_classifier_learns(x, y):
-    classifier = EncoderClassifier(vae, epochs=80, lr=0.02).fit(x, y)
+    classifier = EncoderClassifier(vae, epochs=80, batch_size=80, lr=0.03).fit(x, y)
     assert classifier.classes_.tolist() == ["large", "small"]
     assert classifier.score(x, y) > 0.9
 
@@ -174,7 +176,7 @@ def test_float32_stays(x, y):
 
 def test_a_search_over_sizes_and_pairs(x, y):
     pipe = make_pipeline(
-        StandardScaler(), FeatureTransformer(epochs=20, lr=0.01), LogisticRegression()
+        StandardScaler(), FeatureTransformer(epochs=15, lr=0.02), LogisticRegression()
     )
     search = GridSearchCV(pipe, {"featuretransformer__n_components": [1, 4]}, cv=2).fit(x, y)
     assert search.best_params_ == {"featuretransformer__n_components": 4}
