@@ -9,51 +9,48 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import (
-    Multinomial,
-    count_words,
-    docstrings,
-    fit_svi,
-    log_likelihood,
-    top_words,
-    topic_vae,
-)
+import ppl_vae as pv
 from ppl_vae.evaluation.predictive import encode
 from ppl_vae.evaluation.traversal import interpolate, path
+from ppl_vae.report.topic_plots import gradation
 
 EPOCHS = 2 if "--smoke" in sys.argv else 100
 K = 10
 MODULES = "numpy numpy.linalg sklearn.metrics matplotlib.pyplot torch.nn torch.nn.functional"
 MODULES += " torch.distributions scipy.stats scipy.signal scipy.optimize scipy.special"
-found = count_words(docstrings(*MODULES.split()), max_words=800)
+found = pv.count_words(pv.docstrings(*MODULES.split()), max_words=800)
 print(found)
 rows, rows_test = train_test_split(np.arange(len(found.names)), test_size=0.15, random_state=0)
 x, x_test = found.counts[rows], found.counts[rows_test]
 
 # %%
-vae = topic_vae(x.shape[1], K, seed=0).center(x)
+vae = pv.topic_vae(x.shape[1], K, seed=0).center(x)
 how = {"batch_size": 100, "lr": 0.02, "scheduler": CosineAnnealingLR, "seed": 0}
-print(fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, warmup=EPOCHS * 5, **how))
+print(pv.fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, warmup=EPOCHS * 5, **how))
 base = (x.sum(0) + 0.5) / (x.sum(0) + 0.5).sum()
-alone = Multinomial()(base.log().expand(len(x_test), -1), x_test).log_prob(x_test)
+alone = pv.Multinomial()(base.log().expand(len(x_test), -1), x_test).log_prob(x_test)
 print(f"held out, one topic for all: {alone.mean():.2f} nats a datum; {K} topics:")
-print(log_likelihood(vae.model, vae.guide, x_test, 500, refine=EPOCHS, seed=0))
+print(pv.log_likelihood(vae.model, vae.guide, x_test, 500, refine=EPOCHS, seed=0))
 
 # %%
 shares = vae.decoder.proportions(encode(vae.model, vae.guide, x)).mean(0)
 topics = vae.decoder.topics()
 print("\nshare  topic")
 for k in shares.argsort(descending=True):
-    print(f"{shares[k]:5.0%}  {' '.join(top_words(topics[k : k + 1], found.words, base=base)[0])}")
+    print(
+        f"{shares[k]:5.0%}  {' '.join(pv.top_words(topics[k : k + 1], found.words, base=base)[0])}"
+    )
 
 # %%
 names = "matplotlib.pyplot.plot", "torch.nn.Conv2d"
 ends = [found.counts[[found.names.index(name)]] for name in names]
 how = {"guide": vae.guide, "num_steps": 9}
-lines = top_words(interpolate(vae.model, *ends, **how)[0], found.words, 7, base=base)
+lines = pv.top_words(interpolate(vae.model, *ends, **how)[0], found.words, 7, base=base)
 codes = path(*(encode(vae.model, vae.guide, x) for x in ends), 9)[0]
 shares = vae.decoder.proportions(codes)
-shares = shares[:, shares[[0, -1]].argmax(1)]
 print(f"\nfrom {names[0]} to {names[1]}: shares of their main topics, and words")
-for share, line in zip(shares, lines, strict=True):
+for share, line in zip(shares[:, shares[[0, -1]].argmax(1)], lines, strict=True):
     print(f"{share[0]:5.0%}{share[1]:5.0%}  {' '.join(line)}")
+words = pv.top_words(topics, found.words, 4, base=base)
+gradation(shares, words, names).figure.savefig("topics.png", dpi=150)
+print("wrote topics.png")

@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,8 @@ from ppl_vae import (
     mlp,
     save,
 )
+from ppl_vae.report import point_plots
+from test_plots import check_texts
 
 N, D, K = 40, 6, 3
 
@@ -197,3 +200,16 @@ def test_what_cannot_be_is_refused():
     for call in (lambda: deja_vu(masked, x), masked.as_vae):
         with pytest.raises(ValueError, match="a masked autoencoder scores what it does not see"):
             call()
+
+
+def test_the_picture_shows_how_far_above_the_autoencoder_each_width_is():
+    seen = deja_vu(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
+    ax = point_plots.deja_vu(seen)
+    above, code = ax.get_lines()
+    np.testing.assert_allclose(above.get_ydata(), seen.difference.abs())
+    np.testing.assert_allclose(above.get_xdata(), [1, 0.1, 0.01])
+    point = seen.autoencoder - seen.point_reconstruction
+    np.testing.assert_allclose(code.get_ydata(), (seen.code - point).abs())
+    assert ax.xaxis_inverted() and "nats a datum" in ax.get_ylabel()
+    check_texts(ax.figure)
+    plt.close(ax.figure)

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -28,8 +29,10 @@ from ppl_vae import (
 )
 from ppl_vae.evaluation.predictive import encode, reconstruct
 from ppl_vae.evaluation.traversal import interpolate
+from ppl_vae.report.topic_plots import gradation
 from ppl_vae.topics import TopicDecoder
 from test_capture import agree, both_ways
+from test_plots import check_texts
 
 K, D = 3, 7
 MIXED = ("words", "logits")
@@ -339,3 +342,20 @@ def test_what_topics_cannot_use_is_refused():
     ):
         with pytest.raises(ValueError, match=match):
             make()
+
+
+def test_the_gradation_shows_every_share_and_is_readable():
+    rng = np.random.default_rng(0)
+    shares = torch.as_tensor(rng.dirichlet(np.ones(8), size=5))
+    words = [[f"word{k}{n}" for n in range(3)] for k in range(8)]
+    ax = gradation(shares, words, ("first.document", "second.document"))
+    areas = [area.get_paths()[0].vertices for area in ax.collections]
+    assert len(areas) == 6  # five topics and the others
+    tops = [area[:, 1].max() for area in areas]
+    assert tops[-1] == pytest.approx(1.0)
+    largest = int(shares.amax(0).argmax())
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[0] == " ".join(words[largest]) and names[-1] == "all others"
+    assert tops[0] == pytest.approx(float(shares[:, largest].max()))
+    check_texts(ax.figure)
+    plt.close(ax.figure)
