@@ -249,7 +249,11 @@ def test_strangers_pairs_with_cut_draws(name, float64):
     agree(both_ways(foreign_pair(name), x, size=8, objective=IWAE(2, gradient="dreg")))
 
 
-@pytest.mark.parametrize("objective", [ELBO(), IWAE(3), pyro.infer.Trace_ELBO()], ids=repr)
+@pytest.mark.parametrize(
+    "objective",
+    [ELBO(), IWAE(3), pyro.infer.Trace_ELBO()],
+    ids=["ELBO", "IWAE", "Trace_ELBO"],
+)
 @pytest.mark.parametrize("guide", ["zeros", "zeros+mask", "exact"])
 def test_steps_on_rows_with_holes(guide, objective, grey):
     mask = torch.from_numpy(~np.isnan(oracles.with_holes(grey.numpy(), 0.3, seed=0)))

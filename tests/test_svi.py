@@ -133,7 +133,9 @@ def test_svi_ends_at_the_closed_form_from_other_starts(name, seed, x):
 
 
 @pytest.mark.parametrize(
-    "likelihood", [lambda: Gaussian("shared"), lambda: Gaussian(0.7), Bernoulli], ids=str
+    "likelihood",
+    [lambda: Gaussian("shared"), lambda: Gaussian(0.7), Bernoulli],
+    ids=["shared", "fixed", "Bernoulli"],
 )
 def test_a_vae_trains(likelihood, small):
     x = small if likelihood is not Bernoulli else (small > small.mean(0)).astype(float)
