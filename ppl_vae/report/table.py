@@ -118,4 +118,4 @@ def legend(about: Mapping[str, Any]) -> str:
 
 def filled(text: str, width: int) -> str:
     """A paragraph on a terminal of this width."""
-    return "\n".join(textwrap.wrap(text, min(width, 110)))
+    return "\n".join(textwrap.wrap(text, min(width, 110), break_on_hyphens=False))
