@@ -28,7 +28,7 @@ def gradation(
         ax: where to draw.
     """
     ax = new_axes(ax, (SIZE[0], 4.6))
-    order = shares.amax(0).argsort(descending=True)[:SHOWN].tolist()
+    order: list[int] = shares.amax(0).argsort(descending=True)[:SHOWN].tolist()
     at = np.linspace(0, 1, len(shares))
     parts = [shares[:, k].numpy() for k in order]
     rest = (shares.sum(1) - shares[:, order].sum(1)).numpy()
