@@ -25,6 +25,8 @@ from ppl_vae.sparse_rungs import REFERENCE, SPARSE_RUNGS, SparseSettings, Sparse
 
 WIDTH = 110
 """Of what is said below the tables, in letters."""
+SURE = 2.0
+"""A difference is called one beyond so many of its standard errors."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,15 +93,7 @@ class SparseLadder(Result):
 
     def sentences(self) -> list[str]:
         """Which dictionary and whose codes are the best on held-out rows."""
-        best = min(self.rows, key=lambda row: row.test.dictionary)
-        if best.rung == REFERENCE:
-            found = [f"No dictionary codes held-out rows better than that of {REFERENCE}."]
-        else:
-            lead, error = -best.test.dictionary, best.test.dictionary_error
-            found = [
-                f"On held-out rows the dictionary of {best.rung} is better than that of "
-                f"{REFERENCE}, by {lead:.3f} ± {error:.3f}."
-            ]
+        found = [_of_the_dictionary(min(self.rows, key=lambda row: row.test.dictionary))]
         encoders = [row for row in self.rows if not math.isnan(row.test.log_joint)]
         if encoders:
             found.append(_of_the_encoder(min(encoders, key=lambda row: row.test.lost)))
@@ -116,7 +110,23 @@ _TITLES = ("log p(x, f(x))", "at best codes", "dictionary", "amortization", "zer
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _of_the_dictionary(best: SparseRow) -> str:
+    if best.rung == REFERENCE:
+        return f"No dictionary codes held-out rows better than that of {REFERENCE}."
+    lead, error = -best.test.dictionary, best.test.dictionary_error
+    by = f"{lead:.3f} ± {error:.3f}"
+    if lead > SURE * error:
+        return (
+            f"On held-out rows the dictionary of {best.rung} is better than that of {REFERENCE}, "
+            f"by {by}."
+        )
+    return (
+        f"On held-out rows the dictionaries of {best.rung} and {REFERENCE} cannot be told apart: "
+        f"{by}."
+    )
 
 
 def _of_the_encoder(row: SparseRow) -> str:
