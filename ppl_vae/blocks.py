@@ -1,5 +1,6 @@
 """Tables as blocks of rows: matrices, memory maps and iterables of blocks, holes included."""
 
+import math
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ RowSource: TypeAlias = Any
 
 WORKING_NUMBERS = 2**23
 """How many numbers a step of the work may hold at once, beside data and result: 64 MiB of them."""
+
+SMALLEST = 1e-60
+"""Tables whose largest number is below this, or above its inverse, are worked on rescaled."""
 
 
 def rows_at_once(numbers_a_row: int) -> int:
@@ -42,14 +46,20 @@ class Block:
 
     @classmethod
     def of(
-        cls, x: Float[Tensor, "B D"], mask: ArrayLike | None, device: Any, name: str = "x"
+        cls,
+        x: Float[Tensor, "B D"],
+        mask: ArrayLike | None,
+        device: Any,
+        name: str = "x",
+        unit: float = 1.0,
     ) -> "Block":
-        """The rows of x.
+        """The rows of x, divided by ``unit``.
 
         Raises:
             ValueError: if x has infinite entries.
         """
         values = x.detach().to(device=device, dtype=torch.float64)
+        values = values if unit == 1 else values / unit
         resolution = torch.finfo(x.dtype).eps
         totals = values.sum(0)
         if mask is None and bool(totals.isfinite().all()):
@@ -87,9 +97,12 @@ class RowBlocks:
         mask: True where observed, of the shape of a matrix or memory map; blocks of an iterable
             mark holes with NaN.
         device: of the blocks; x's own by default.
+        rescale: whether blocks are divided by a power of two where the squares of x would leave
+            the range of float64, which changes no digit.
 
     Attributes:
         dtype: of the numbers as they came, the finest of those read so far.
+        unit: by what blocks are divided, 1 for all usual tables; known once a block was read.
 
     Raises:
         TypeError, ValueError: as :func:`~ppl_vae.arguments.as_matrix`; if a mask is given for an
@@ -97,10 +110,16 @@ class RowBlocks:
     """
 
     def __init__(
-        self, x: RowSource, mask: ArrayLike | None = None, *, device: torch.device | None = None
+        self,
+        x: RowSource,
+        mask: ArrayLike | None = None,
+        *,
+        device: torch.device | None = None,
+        rescale: bool = False,
     ) -> None:
         self._source, self._mask, self._device = x, mask, device
         self._read, self.dtype = False, torch.float16
+        self.unit, self._unit_known = 1.0, not rescale
         if isinstance(x, np.memmap):
             if x.ndim != 2:
                 raise ValueError(f"x must be 2-d, one flat row a datum; it has shape {x.shape}")
@@ -129,12 +148,14 @@ class RowBlocks:
                     f"the blocks of x must have one width; {name} has {x.shape[1]} columns, "
                     f"those before it {width}"
                 )
+            if not self._unit_known:
+                self.unit, self._unit_known = _unit_of(x, mask), True
             size = rows_at_once(numbers_a_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
                 part = None if mask is None else mask[rows]
                 try:
-                    block = Block.of(x[rows], part, self._device, name)
+                    block = Block.of(x[rows], part, self._device, name, self.unit)
                 except ValueError:
                     as_matrix(x, name=name)  # counts the infinite entries of all of x
                     raise
@@ -176,6 +197,18 @@ class RowBlocks:
             )
         self._read = True
         return blocks
+
+
+def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
+    # The power of two next to the largest number, if squares of such numbers, summed over many
+    # rows, could overflow or lose digits; else 1.
+    sizes = x.detach().double().abs()
+    if mask is not None:
+        sizes = torch.where(torch.as_tensor(mask, device=sizes.device), sizes, 0.0)
+    largest = float(sizes.where(sizes.isfinite(), 0.0).max())
+    if largest == 0 or SMALLEST < largest < 1 / SMALLEST:
+        return 1.0
+    return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
 
 
 def _is_matrix(x: Any) -> bool:

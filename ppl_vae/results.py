@@ -136,6 +136,11 @@ class FitResult(Result):
         validation_steps: after how many steps.
         restored: whether the state with the best validation ELBO was put back.
         notes: what else a person should know.
+        converged: whether it ended where theory says that it should, up to the tolerance; None
+            where nothing is known of that, as of SVI.
+        certificate: EM: by how much the objective is below that at the best parameters for the
+            covariance of the data (with missing values, for the expected one), in nats per datum:
+            it is zero at a maximum, and positive at a saddle point.
         path: SVI: whether steps were captured or ran eagerly, and why.
     """
 
@@ -150,6 +155,8 @@ class FitResult(Result):
     validation_steps: Tensor | None = None
     restored: bool = False
     notes: tuple[str, ...] = ()
+    converged: bool | None = None
+    certificate: float | None = None
     path: str = ""
 
     def shifted(self, nats: float, validation: float) -> Self:

@@ -1,8 +1,11 @@
 """E- and M-steps of linear-Gaussian models on complete data, from the sample covariance alone.
 
 q(z | x_n) = N(P^-1 W' Psi^-1 (x_n - mu), V), with P = I + W' Psi^-1 W the posterior's precision
-and V the member of a family that is closest to its covariance. With S the sample covariance an
-iteration needs S Psi^-1 W alone, O(D^2 K) however many data there are.
+and V the member of a family that is closest to its covariance. Sums over data are sums over the
+rows of a factor F of the sample covariance, S = F'F, so that an iteration needs O(min(N, D) D K)
+however many data there are. As with missing values, the M-step is a regression of the residuals
+and gives what is to be added to the loadings: nothing large is subtracted from anything large,
+however small the noise.
 """
 
 from dataclasses import dataclass
@@ -11,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.inference.axes import best_parameters, rotated
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
-from ppl_vae.models.moments import SampleCovariance
+from ppl_vae.models.moments import SampleCovariance, product
 
 
 @dataclass(frozen=True)
@@ -38,31 +42,40 @@ class Setting:
 class CompletePosition(Position):
     """A position on complete data.
 
+    W is turned so that W' Psi^-1 W is diagonal, unless the bound depends on the rotation.
+
     Attributes:
         posterior: V, (K, K).
-        cross: the mean over data of (x - mu) m' with m the mean of q, (D, K).
-        means: the mean over data of m m', (K, K).
+        means: the mean over data of m m' with m the mean of q, (K, K).
         second: of m m' + V, (K, K).
+        left: of r m' - W V with r = x - mu - W m, (D, K): what the loadings can still explain.
+        squares: of r^2, (D,).
     """
 
     def __init__(self, setting: Setting, loadings: Tensor, variance: Tensor) -> None:
         self.setting, self.covariance, self.noise = setting, setting.covariance, setting.noise
+        self.stalls = setting.family == "diagonal" and setting.fold == "none"
+        loadings = loadings if self.stalls else rotated(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1]).to(loadings)
         precision = loadings.mT @ weighted + self.prior
+        lower = torch.linalg.cholesky(precision)
         self.posterior = restricted_covariance(precision, setting.family)
-        self.cross = torch.linalg.solve(precision, (self.covariance @ weighted).mT).mT
-        means = torch.linalg.solve(precision, weighted.mT @ self.cross)
-        self.means = (means + means.mT) / 2
+        factor = self.covariance.factor
+        mean = product(factor, torch.cholesky_solve(weighted.mT, lower).mT)
+        residual = factor - product(mean, loadings.mT)
+        self.squares = residual.square().sum(0)
+        self.means = mean.mT @ mean
         self.second = self.means + self.posterior
+        self.left = product(residual.mT, mean) - loadings @ self.posterior
         # -log p = 1/2 (D log 2 pi + log det C + tr(C^-1 S)), averaged over the data.
-        trace = (self.covariance.diagonal / variance).sum()
-        log_det = variance.log().sum() + torch.logdet(precision)
-        quadratic = trace - (weighted * self.cross).sum()
+        log_det = variance.log().sum() + 2 * lower.diagonal().log().sum()
+        quadratic = (self.squares / variance).sum() + self.means.trace()
         self.log_likelihood = -0.5 * (len(loadings) * LOG_2PI + log_det + quadratic)
-        self.rounding = 1e-15 * (1 + float(trace)) * len(loadings)
-        self.bound = self._bound(loadings, variance, self.prior)
+        self.total = self.covariance.diagonal
+        self.rounding = self.noise.rounding(self.total, self.squares, variance)
+        self.bound = self._bound(*self._fit(torch.zeros_like(loadings)), self.prior)
 
     def at(self, *parameters: Tensor) -> "CompletePosition":
         """The position after an E-step at W and psi; mu is the sample mean."""
@@ -71,31 +84,39 @@ class CompletePosition(Position):
 
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d."""
-        fit = (self.loadings * (self.loadings @ self.means - 2 * self.cross)).sum(1)
-        spread = (self.loadings * (self.loadings @ self.posterior)).sum(1)
-        return self.covariance.diagonal + fit, spread
+        return self.squares, (self.loadings * (self.loadings @ self.posterior)).sum(1)
+
+    def best(self) -> Parameters:
+        """The closed form, given psi if the noise is diagonal."""
+        isotropic = self.noise.floors is None
+        leading = self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
+        loadings, variance = best_parameters(
+            leading, self.variance, isotropic=isotropic, family=self.setting.family
+        )
+        return loadings, self.loc, variance
 
     def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regression of x on z, and the fold."""
-        loadings = torch.linalg.solve(self.second, self.cross.mT).mT
-        squares = self.covariance.diagonal - (loadings * self.cross).sum(1)
+        change = torch.cholesky_solve(self.left.mT, torch.linalg.cholesky(self.second)).mT
+        squares, _ = self._fit(change)
         variance = self.noise.variance(squares, torch.ones_like(squares))
+        loadings = self.loadings + change
         if self.setting.fold == "none":
             prior, folded = self.prior, loadings
         else:
             prior, folded = self.second, loadings @ torch.linalg.cholesky(self.second)
-        if self.setting.fold == "rotate":
-            scale = variance.sqrt()[:, None]
-            u, s, _ = torch.linalg.svd(folded / scale, full_matrices=False)
-            folded = scale * u * s
-        return self._bound(loadings, variance, prior), (folded, self.loc, variance)
+        return self._bound(squares, variance, prior), (folded, self.loc, variance)
 
-    def _bound(self, loadings: Tensor, variance: Tensor, prior: Tensor) -> Tensor:
-        # E_q[log p(x, z)] + H[q] a datum, for z ~ N(0, prior).
-        fit = (loadings * (loadings @ self.second - 2 * self.cross)).sum(1)
-        squares = ((self.covariance.diagonal + fit) / variance).sum()
-        expected_x = -0.5 * (len(loadings) * LOG_2PI + variance.log().sum() + squares)
-        second = torch.linalg.solve(prior, self.second).trace()
-        expected_z = -0.5 * (torch.logdet(prior) + second)
-        entropy = 0.5 * (loadings.shape[1] + torch.logdet(self.posterior))
+    def _fit(self, change: Float[Tensor, "D K"]) -> tuple[Float[Tensor, " D"], Tensor]:
+        # The means of (x - mu - (W + change) z)^2, for a change that is zero or the M-step's.
+        squares, spread = self.own_squares()
+        return squares + spread - (self.left * change).sum(1), self.variance
+
+    def _bound(self, squares: Tensor, variance: Tensor, prior: Tensor) -> Tensor:
+        # E_q[log p(x, z)] + H[q] per datum, for z ~ N(0, prior).
+        expected_x = -0.5 * (LOG_2PI + variance.log() + squares / variance).sum()
+        lower = torch.linalg.cholesky(prior)
+        second = torch.cholesky_solve(self.second, lower).trace()
+        expected_z = -0.5 * (2 * lower.diagonal().log().sum() + second)
+        entropy = 0.5 * (len(prior) + torch.logdet(self.posterior))
         return expected_x + expected_z + entropy

@@ -5,6 +5,7 @@ for each datum. Complete data enter by their covariance alone (:mod:`ppl_vae.inf
 data with holes are read in each iteration, block by block (:mod:`ppl_vae.inference.missing`).
 """
 
+import math
 import time
 from functools import partial
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks, RowSource
 from ppl_vae.families import COVARIANCES
+from ppl_vae.inference.axes import best_parameters
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
 from ppl_vae.inference.position import Noise, ascend
@@ -54,15 +56,16 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         raise ValueError(
             f"there is no closed form with noise={ppca.noise!r}, factor analysis; use fit_em"
         )
-    columns, covariance = _statistics(ppca, RowBlocks(x, device=ppca.loc.device))
+    blocks = RowBlocks(x, device=ppca.loc.device, rescale=True)
+    columns, covariance = _statistics(ppca, blocks)
     covariance = _complete(columns, covariance)
-    values, vectors = covariance.eigh()
-    k = ppca.latent_dim
-    variance = values[k:].sum() / (ppca.data_dim - k)
-    loadings = vectors[:, :k] * (values[:k] - variance).sqrt()
-    ppca.assign(loadings=loadings, loc=covariance.mean, noise_scale=variance.sqrt())
     setting = Setting(covariance, Noise(None))
-    point = CompletePosition(setting, loadings, variance.expand(ppca.data_dim))
+    unit_noise = torch.ones_like(covariance.mean)
+    leading = covariance.leading(ppca.latent_dim, unit_noise)
+    loadings, variance = best_parameters(leading, unit_noise, isotropic=True)
+    point, unit = CompletePosition(setting, loadings, variance), blocks.unit
+    scale = variance[0].sqrt()
+    ppca.assign(loadings=loadings * unit, loc=covariance.mean * unit, noise_scale=scale * unit)
     seconds = time.perf_counter() - began
     return FitResult(
         algorithm="closed form",
@@ -72,8 +75,10 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         steps=1,
         seconds=seconds,
         stopped="exact",
-        notes=columns.notes(),
-    )
+        notes=columns.notes() + point.notes(),
+        converged=True,
+        certificate=0.0,
+    ).shifted(_shift(columns, unit), 0.0)
 
 
 def fit_em(
@@ -189,12 +194,15 @@ def _ascended(
 ) -> FitResult:
     began = time.perf_counter()
     at_least("max_iterations", max_iterations)
-    blocks, told = RowBlocks(x, mask, device=ppca.loc.device), {"tol": tol, "began": began}
-    climb = partial(ascend, ppca=ppca, name=name, max_iterations=max_iterations, **told)
+    blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True)
+    climb = partial(
+        ascend, ppca=ppca, name=name, max_iterations=max_iterations, tol=tol, began=began
+    )
     with threads(1):  # see summarize
         columns, covariance = _statistics(ppca, blocks)
+        climb = partial(climb, unit=blocks.unit, shift=_shift(columns, blocks.unit))
         noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
-        loadings, loc, variance, moved = _start(ppca, columns, noise)
+        loadings, loc, variance, moved = _start(ppca, columns, noise, blocks.unit)
         if covariance is not None:
             setting = Setting(covariance, noise, family, fold)
             start = partial(CompletePosition, setting, loadings, variance)
@@ -221,12 +229,18 @@ def _complete(columns: Columns, covariance: SampleCovariance | None) -> SampleCo
     return covariance
 
 
+def _shift(columns: Columns, unit: float) -> float:
+    # From log p per datum in units of so much of x to that in the units of x.
+    cells = int(columns.count.sum()) if unit != 1 else 0
+    return -math.log(unit) * cells / columns.rows
+
+
 def _start(
-    ppca: PPCA, columns: Columns, noise: Noise
+    ppca: PPCA, columns: Columns, noise: Noise, unit: float
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     # Loadings, mean and noise variances, and a note on means that were too far off to start from.
     loadings, loc, scale = (
-        parameter.detach().to(columns.mean)
+        parameter.detach().to(columns.mean) / unit
         for parameter in (ppca.loadings, ppca.loc, ppca.noise_scale)
     )
     variance = scale.square().expand(len(loc))

@@ -19,14 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.blocks import Block, RowBlocks
+from ppl_vae.inference.axes import best_parameters, rotated
+from ppl_vae.inference.expected import expected_leading
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns
 
 LARGEST = math.pi / 8
 """Of a step of a rotation, in radians."""
-VANISHED = 1e3 * torch.finfo(torch.float64).eps
-"""A noise variance of so small a part of the data's cannot be told from zero."""
+VANISHED = (1e2 * torch.finfo(torch.float64).eps) ** 2
+"""A noise variance of so small a part of the data's is made of rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ class HoledPosition(Position):
 
     def __init__(self, holes: Holes, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
         self.holes, self.noise = holes, holes.noise
+        self.needs_steps = holes.family == "diagonal"
+        self.stalls = self.needs_steps and holes.fold == "none"
+        loadings = loadings if self.needs_steps else rotated(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, loc, variance
         self.sums, self.rows = self._summed(), holes.columns.rows
         sums = self.sums
@@ -182,9 +187,9 @@ class HoledPosition(Position):
             )
         self.log_likelihood = sums.scalars[0] / self.rows
         self.bound = self.log_likelihood - sums.scalars[2] / self.rows
-        # Residuals r = x - mu - W m carry an error of eps |x|, and count as r / sigma.
-        ratio = (holes.columns.variance / variance).mean().sqrt()
-        self.rounding = 1e-15 * float(1 + ratio) * len(loadings)
+        counts = holes.columns.count
+        self.total = holes.columns.variance
+        self.rounding = self.noise.rounding(self.total, sums.squares / counts, variance)
 
     def _summed(self) -> Sums:
         data_dim, latent_dim = self.loadings.shape
@@ -213,6 +218,16 @@ class HoledPosition(Position):
         spread, _, _, counts = split(self.sums.by_column, self.loadings.shape[1])
         along = (self.loadings * (spread @ self.loadings[..., None])[..., 0]).sum(1)
         return self.sums.squares / counts, along / counts
+
+    def best(self) -> Parameters:
+        """The closed form for the expected covariance of the rows given what was observed."""
+        parameters = self.loadings, self.loc, self.variance
+        isotropic = self.noise.floors is None
+        leading = expected_leading(self.holes.blocks, *parameters)
+        loadings, variance = best_parameters(
+            leading, self.variance, isotropic=isotropic, family=self.holes.family
+        )
+        return loadings, self.loc, variance
 
     def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regressions, and the fold.

@@ -1,5 +1,6 @@
 """What all EM algorithms of linear-Gaussian models share: where they stand, and when they stop."""
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,7 +17,18 @@ from ppl_vae.results import FitResult
 
 FLOOR_REACHED = "noise at its floor"
 """How the note on columns without noise of their own (Heywood cases) begins."""
-
+ILL_CONDITIONED = "the table is too ill-conditioned for float64"
+"""How the note on digits lost to rounding begins."""
+SADDLE = "a saddle point was left"
+"""How the note on restarts begins."""
+NOT_CONVERGED = "not converged"
+"""How the note on a fit that did not end at a maximum begins."""
+FINE = 1e-8
+"""What rounding may move log p by, in nats per datum, without a word."""
+STEPS_FROM_BEST = 10
+"""From the best parameters for a covariance, where q is restricted and cells are missing."""
+FELL, OUT_OF_ITERATIONS = "the bound fell", "out of iterations"
+WITHIN_ROUNDING, LITTLE_GAIN = "within rounding", "little to gain"
 
 Parameters: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """W (D, K), mu (D,) and psi (D,), in float64."""
@@ -86,6 +98,26 @@ class Noise:
         leapt = variance + (residual - own * variance) / own.square()
         return torch.maximum(leapt, self.floors)
 
+    def rounding(
+        self,
+        total: Float[Tensor, " D"],
+        residual: Float[Tensor, " D"],
+        variance: Float[Tensor, " D"],
+    ) -> float:
+        """By how much rounding may move log p, in nats per datum.
+
+        r = x - mu - W m has an error of the size of eps |x|, and counts as r^2 / psi.
+
+        Args:
+            total: the variance of each column.
+            residual: the mean of r^2.
+            variance: psi.
+        """
+        eps = torch.finfo(total.dtype).eps
+        error = 2 * eps * total.sqrt()
+        squares = ((2 * residual.sqrt() + error) * error / variance).sum()
+        return float(squares) + 4 * eps * len(total)
+
     def scale(self, variance: Float[Tensor, " D"]) -> Tensor:
         """The model's ``noise_scale`` for these variances."""
         return (variance[0] if self.floors is None else variance).sqrt()
@@ -104,9 +136,12 @@ class Position:
     Attributes:
         noise: of the model.
         loadings, loc, variance: W (D, K), mu (D,), psi (D,), in float64.
-        bound: E_q[log p(x, z)] + H[q], in nats a datum.
-        log_likelihood: log p(x), in nats a datum.
+        bound: E_q[log p(x, z)] + H[q], in nats per datum.
+        log_likelihood: log p(x), in nats per datum.
         rounding: what rounding may move these by.
+        total: the variance of each column, (D,).
+        needs_steps: whether W has no rotation in which q is the posterior of every row.
+        stalls: whether W may be in a rotation that is not the best one, with a lower bound.
         first: whether no step led here.
         settled: whether the step that led here was all that could be done.
     """
@@ -118,6 +153,9 @@ class Position:
     bound: Float[Tensor, ""]
     log_likelihood: Float[Tensor, ""]
     rounding: float
+    total: Float[Tensor, " D"]
+    needs_steps: bool = False
+    stalls: bool = False
     first: bool = True
     settled: bool = True
 
@@ -132,6 +170,10 @@ class Position:
     @abstractmethod
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.leap`."""
+
+    @abstractmethod
+    def best(self) -> Parameters:
+        """The best W, mu and psi for the covariance of the data, see :mod:`~.axes`."""
 
     def bold(self, parameters: Parameters) -> Parameters | None:
         """What promises more than the M-step's parameters and may be worse; None if nothing does.
@@ -157,6 +199,37 @@ class Position:
                 return after, following
         return after, self._reached(*careful, settled=not self.noise.leaping)
 
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how far the numbers here can be trusted."""
+        if self.rounding <= FINE:
+            return ()
+        ratio = float((self.total / self.variance).max().sqrt())
+        return (
+            f"{ILL_CONDITIONED}: rounding may move log p by {self.rounding:.1g} nats per datum "
+            f"(a column's standard deviation is {ratio:.1g} times that of its noise)",
+        )
+
+    def certified(self, allowed: float) -> tuple[float, float, "Position"]:
+        """How far the bound is below that at the best parameters, and a position there.
+
+        Where q is restricted and cells are missing, no rotation of W is best for all rows, so a
+        few steps are made from the best parameters.
+
+        Returns:
+            The difference of the bounds, what a restart there would gain, both in nats per datum,
+            and the position. It gains nothing if all that is better there is the rotation, which
+            the steps find by themselves.
+        """
+        other = self._reached(*self.best(), settled=True)
+        for _ in range(STEPS_FROM_BEST if self.needs_steps else 0):
+            if other.bound > self.bound + allowed:
+                break
+            _, other = other.improved()
+        left = float(other.bound - self.bound)
+        if not self.stalls:
+            return left, left, other
+        return left, min(left, float(other.log_likelihood - self.log_likelihood)), other
+
     def _reached(self, *parameters: Tensor, settled: bool) -> "Position":
         position = self.at(*parameters)
         position.first, position.settled = False, settled
@@ -172,63 +245,125 @@ def ascend(
     max_iterations: int,
     notes: tuple[str, ...],
     began: float,
+    unit: float,
+    shift: float,
 ) -> FitResult:
-    """M- and E-steps in turn, from the first position until one of the reasons to stop; ppca set.
+    """M- and E-steps in turn, from the first position to one that is certified; ppca set.
+
+    Where the steps gain next to nothing, the bound is compared with that at the best parameters
+    for the covariance of the data (:meth:`Position.certified`). If that is higher, the position is
+    a saddle point, and the steps go on from there.
 
     Args:
         start: makes the first position.
         ppca: gets the parameters.
         name: of the algorithm.
-        tol: stop when less is to be gained, in nats a datum.
+        tol: stop when less is to be gained, in nats per datum.
         max_iterations: stop at the latest after so many.
         notes: on the data.
         began: when, by ``time.perf_counter``.
+        unit: of x in the positions.
+        shift: from log p in these units to that in those of x, in nats per datum.
+
+    Raises:
+        FloatingPointError: if the first position has no finite likelihood.
     """
-    position, trace, stopped = start(), Trace(began), ""
+    position, trace = start(), Trace(began, tol, max_iterations)
+    if not bool(position.bound.isfinite() & position.log_likelihood.isfinite()):
+        raise FloatingPointError(
+            f"the log-likelihood of x is {float(position.log_likelihood)} where {name} starts: its "
+            "squares leave the range of float64; start from PPCA.like(x), or rescale the columns"
+        )
+    stopped = ""
     while not stopped:
-        after_m, following = position.improved()
-        trace.add(position.bound, position.log_likelihood)
-        trace.add(after_m, following.log_likelihood)
-        position = following
-        rest = tol if position.settled else 0.0
-        stopped = trace.why_stop(rest, max_iterations, position.rounding)
+        position = trace.advanced(position)
+        if reason := trace.why_check(position):
+            stopped, position = trace.checked(position, reason)
     noise = position.noise
     scale = noise.scale(position.variance)
-    ppca.assign(loadings=position.loadings, loc=position.loc, noise_scale=scale)
-    return trace.result(name, stopped, notes + noise.notes(position.variance))
+    ppca.assign(
+        loadings=position.loadings * unit, loc=position.loc * unit, noise_scale=scale * unit
+    )
+    notes = notes + noise.notes(position.variance) + position.notes()
+    found = trace.result(name, stopped, notes)
+    return found.shifted(shift, 0.0)
 
 
 class Trace:
-    """What the iterations gave, and whether they should go on."""
+    """What the iterations gave, whether they should go on, and whether they ended at a maximum."""
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    def __init__(self, began: float, tol: float, max_iterations: int) -> None:
+        self.began, self.tol, self.max_iterations = began, tol, max_iterations
         self.bounds: list[float] = []
         self.log_likelihoods: list[float] = []
         self.elapsed: list[float] = []
+        self.since = 0  # the first entry after the last restart
+        self.next_tol = tol
+        self.fell, self.converged, self.left = False, False, math.nan
+        self.restarts: list[float] = []
+
+    def advanced(self, position: Position) -> Position:
+        """The position after the next iteration; the same if rounding would lower the bound."""
+        after_m, following = position.improved()
+        slack = min(max(position.rounding, following.rounding), FINE)
+        self.fell = not bool(following.bound >= position.bound - slack)
+        self.add(position.bound, position.log_likelihood)
+        kept = position if self.fell else following
+        self.add(position.bound if self.fell else after_m, kept.log_likelihood)
+        return kept
 
     def add(self, bound: Tensor, log_likelihood: Tensor) -> None:
-        """Take down a half-step."""
+        """Enter a half-step."""
         self.bounds.append(float(bound))
         self.log_likelihoods.append(float(log_likelihood))
         self.elapsed.append(time.perf_counter() - self.began)
 
-    def why_stop(self, tol: float, max_iterations: int, rounding: float) -> str:
-        """Why to stop here, or an empty string.
+    def why_check(self, position: Position) -> str:
+        """Why the iterations may be over, or an empty string.
 
-        Gains g_t that shrink by a ratio r leave g_t r / (1 - r) to be gained.
+        Gains g_t that shrink by a ratio r leave g_t r / (1 - r) to be gained, unless the position
+        is near a saddle point.
         """
-        if len(self.bounds) >= 2 * max_iterations:
-            return f"after max_iterations={max_iterations}"
-        if len(self.bounds) < 6:
+        if self.fell:
+            return FELL
+        if len(self.bounds) >= 2 * self.max_iterations:
+            return OUT_OF_ITERATIONS
+        if len(self.bounds) - self.since < 6:
             return ""
         first, second, third = self.bounds[-5], self.bounds[-3], self.bounds[-1]
         gain, ratio = third - second, (third - second) / max(second - first, 1e-300)
-        if abs(gain) <= rounding:
-            return "converged to rounding"
-        if gain >= 0 and ratio < 1 and gain * ratio / (1 - ratio) < tol:
-            return f"converged: under {tol:g} nats a datum to gain"
+        if abs(gain) <= min(position.rounding, FINE):
+            return WITHIN_ROUNDING
+        rest = self.next_tol if position.settled else 0.0
+        if gain >= 0 and ratio < 1 and gain * ratio / (1 - ratio) < rest:
+            return LITTLE_GAIN
         return ""
+
+    def checked(self, position: Position, reason: str) -> tuple[str, Position]:
+        """Why to stop at this position; or an empty string, and the position to go on from."""
+        allowed = max(2 * self.tol, 2 * position.rounding)
+        self.left, gain, other = position.certified(allowed)
+        self.converged = self.left <= allowed and reason != OUT_OF_ITERATIONS
+        out = len(self.bounds) + 2 >= 2 * self.max_iterations
+        if reason == OUT_OF_ITERATIONS or (out and not self.converged):
+            return f"after max_iterations={self.max_iterations}", position
+        if gain > allowed:
+            self._restart(position, other, gain)
+            return "", other
+        if self.converged and (self.fell or reason == WITHIN_ROUNDING):
+            return "converged to rounding", position
+        if self.converged:
+            return f"converged: under {max(self.tol, self.left):.3g} nats per datum to gain", position
+        if reason == LITTLE_GAIN:
+            self.next_tol /= 4
+            return "", position
+        return "because the gain of an iteration is below rounding", position
+
+    def _restart(self, position: Position, other: Position, gain: float) -> None:
+        self.restarts.append(gain)
+        self.add(position.bound, position.log_likelihood)
+        self.add(position.bound, other.log_likelihood)
+        self.since, self.next_tol, self.fell = len(self.bounds), self.tol, False
 
     def result(self, name: str, stopped: str, notes: tuple[str, ...]) -> FitResult:
         """What is handed to the user."""
@@ -240,8 +375,25 @@ class Trace:
             steps=len(self.bounds) // 2,
             seconds=time.perf_counter() - self.began,
             stopped=stopped,
-            notes=notes,
+            notes=self._notes() + notes,
+            converged=self.converged,
+            certificate=max(self.left, 0.0),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes: tuple[str, ...] = ()
+        if self.restarts:
+            gained = ", ".join(f"{gain:.2g}" for gain in self.restarts)
+            notes = (
+                f"{SADDLE} {len(self.restarts)} times: axes left out explained more than axes kept, "
+                f"and were put in their place (gained {gained} nats per datum)",
+            )
+        if not self.converged:
+            notes += (
+                f"{NOT_CONVERGED}: the bound is {self.left:.2g} nats per datum below that at the "
+                "best parameters for the covariance of the data",
+            )
+        return notes
 
 
 def restricted_covariance(

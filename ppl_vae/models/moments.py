@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +14,17 @@ from ppl_vae.arguments import at_least
 from ppl_vae.blocks import Block, RowBlocks, RowSource
 from ppl_vae.state import threads
 
+Leading: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of a symmetric matrix the K largest eigenvalues (K,), their eigenvectors (D, K), and the sum of
+the other eigenvalues ()."""
 CONSTANT_COLUMNS = "constant columns"
 """How the note on columns that do not vary begins."""
+QR_COST = 1e9
+"""Up to so many N D^2 a factor of the scatter matrix is found by QR, which costs little then."""
+JACOBI_SIZE = 256
+"""Jacobi rotations, which cost more than other methods, find up to so many singular values."""
+COARSE_SUM = 1e-6
+"""A remainder of less than so much of the largest eigenvalue, per column, has lost its digits."""
 COARSE = 1e-2
 """Numbers further apart than this many standard deviations are too coarse for their column."""
 
@@ -118,6 +127,15 @@ class Columns:
         """The largest rank of the centred data that so many rows and columns allow."""
         return max(0, min(len(self.count), self.rows - 1))
 
+    def rounding(self) -> float:
+        """The largest singular value that rounding of the cells can have, columns of unit variance.
+
+        A cell is rounded by up to half of the spacing of numbers around it.
+        """
+        varying = ~self.constant
+        share = (self.mean.abs() / self.variance.sqrt())[varying] + 1
+        return float(share.max()) * self.resolution * (1 + (len(share) / self.rows) ** 0.5) / 2
+
     def check_rank(self, latent_dim: int) -> None:
         """Check that K is smaller than the largest rank that these many rows and columns allow.
 
@@ -144,17 +162,21 @@ class Columns:
 
 
 class SampleCovariance:
-    """Mean and covariance over N (not N - 1) of complete data, without a D x D matrix if D > N.
+    """Mean and covariance S over N (not N - 1) of complete data, and a factor F of it, S = F'F.
+
+    A factor has twice the digits of S: F is the centred data over sqrt(N) if D > N; of tables of
+    moderate size it comes from QR decompositions, and S itself is never formed; of large ones it
+    is a Cholesky factor of S.
 
     Attributes:
         mean: (D,).
-        diagonal: of the covariance S, (D,).
+        diagonal: of S, (D,).
         trace: of S, ().
         data_dim: D.
         columns: what each column holds.
     """
 
-    def __init__(self, columns: Columns, factor: Tensor, gram: Tensor | None) -> None:
+    def __init__(self, columns: Columns, factor: Tensor | None, gram: Tensor | None) -> None:
         self.columns, self._factor, self._gram = columns, factor, gram
         self.mean, self.diagonal = columns.mean, columns.variance
         self.data_dim, self.trace = len(self.mean), self.diagonal.sum()
@@ -173,8 +195,16 @@ class SampleCovariance:
 
     def __matmul__(self, other: Float[Tensor, "D K"]) -> Float[Tensor, "D K"]:
         if self._gram is not None:
-            return _product(self._gram, other)
-        return _product(self._factor.mT, _product(self._factor, other))
+            return product(self._gram, other)
+        return product(self.factor.mT, product(self.factor, other))
+
+    @property
+    def factor(self) -> Float[Tensor, "R D"]:
+        """F, R = min(N, D)."""
+        if self._factor is None:
+            assert self._gram is not None
+            self._factor = _factor_of(self._gram)
+        return self._factor
 
     def constant_columns(self) -> list[int]:
         """Which columns do not vary."""
@@ -185,15 +215,40 @@ class SampleCovariance:
         if self._gram is not None:
             values, vectors = _eigh(self._gram)
             return values.flip(0).clamp(min=0), vectors.flip(1)
-        values, vectors = _eigh(_product(self._factor, self._factor.mT))
-        values = values.flip(0).clamp(min=0)
-        back = self._factor.mT @ vectors.flip(1)
-        return values, back / back.norm(dim=0).clamp(min=torch.finfo(back.dtype).tiny)
+        values, vectors = right_singular(self.factor)
+        return values.square(), vectors
+
+    def leading(self, number: int, scale: Float[Tensor, " D"]) -> Leading:
+        """The largest eigenvalues of S with its columns in units of ``scale``, see :data:`Leading`.
+
+        Of a large table from S itself, unless its rounding could be seen in what they leave.
+        """
+        if self._gram is not None and self.data_dim > JACOBI_SIZE and number < self.data_dim:
+            from scipy.linalg import eigh
+
+            whitened = (self._gram / torch.outer(scale, scale)).cpu().numpy()
+            first = self.data_dim - number
+            values, axes = eigh(whitened, subset_by_index=[first, self.data_dim - 1])
+            rest = whitened.trace() - values.sum()
+            if rest > COARSE_SUM * len(scale) * values[-1]:
+                found = (torch.from_numpy(v).to(scale) for v in (values[::-1], axes[:, ::-1]))
+                values, axes = found
+                return values, axes, torch.as_tensor(rest).to(scale)
+        return split_leading(*right_singular(self.factor / scale), number)
 
     def rank(self) -> int:
-        """Of the centred data: how many eigenvalues are more than rounding makes of zero."""
-        values, size = self.eigh()[0], max(self.columns.rows, self.data_dim)
-        return int((values > values[0] * size * torch.finfo(values.dtype).eps).sum())
+        """Of the centred data, each column in its own units: what is not rounding of its cells."""
+        deviation = self.diagonal.sqrt()
+        varying = ~self.columns.constant
+        factor = self.factor[:, varying] / deviation[varying]
+        if not factor.numel():
+            return 0
+        values = torch.linalg.svdvals(factor)
+        size = max(self.columns.rows, self.data_dim)
+        least = float(values[0]) * size * torch.finfo(values.dtype).eps
+        if self._gram is not None:  # S has half of the digits
+            least = float(values[0]) * (size * torch.finfo(values.dtype).eps) ** 0.5
+        return int((values > max(least, self.columns.rounding())).sum())
 
     @threads(1)
     def check_rank(self, latent_dim: int) -> None:
@@ -236,32 +291,65 @@ def _too_many(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
 @threads(1)
 def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
     """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
-    columns, gram, factor, complete = None, None, torch.zeros(0), True
+    columns, scatter = None, _Scatter()
     buffer: Tensor | None = None
     for block in _joined(blocks):
-        rows, mean = len(block.values), _mean(block)
+        mean = _mean(block)
         buffer = _centred(block, mean, buffer)
-        centred = buffer[:rows]
-        complete = complete and block.seen is None
-        tall = rows >= len(mean) or gram is not None
-        own = _gram(centred) if complete and tall else None
-        scatter = centred.square().sum(0) if own is None else own.diagonal().clone()
-        found = Columns.of(block, mean, scatter)
+        centred = buffer[: len(block.values)]
+        squares = centred.square().sum(0)
+        if block.seen is not None:
+            scatter.complete = False
+        found = Columns.of(block, mean, squares)
         if columns is None:
-            columns, gram = found, own
-            factor = centred / rows**0.5 if gram is None else factor
+            columns = found
+            scatter.add(centred)
             continue
-        gap, before = found.mean - columns.mean, columns.rows
+        weight = columns.rows * found.rows / (columns.rows + found.rows)
+        scatter.add(centred, (found.mean - columns.mean) * weight**0.5)
         columns = columns.merged(found)
-        if own is not None and gram is not None:
-            gram.add_(own)
-            gram.addr_(gap, gap, alpha=before * rows / (before + rows))
     assert columns is not None
-    if not complete:
-        return columns, None
-    return columns, SampleCovariance(
-        columns, factor, None if gram is None else gram.div_(columns.rows)
-    )
+    return columns, scatter.covariance(columns) if scatter.complete else None
+
+
+class _Scatter:
+    """The scatter matrix of centred blocks as they come, or a factor of it.
+
+    A factor, by QR, as long as that costs little; the matrix from then on.
+    """
+
+    def __init__(self) -> None:
+        self.complete, self.rows = True, 0
+        self.factor: Tensor | None = None
+        self.gram: Tensor | None = None
+
+    def add(self, centred: Float[Tensor, "B D"], gap: Tensor | None = None) -> None:
+        """Add a block of rows, and the row that its mean's distance from the others' makes."""
+        if not self.complete:
+            return
+        self.rows += len(centred)
+        if self.gram is None and self.rows * centred.shape[1] ** 2 <= QR_COST:
+            parts = [self.factor, centred, None if gap is None else gap[None]]
+            rows = torch.cat([part for part in parts if part is not None])
+            short = len(rows) <= rows.shape[1]
+            self.factor = rows.clone() if short else torch.linalg.qr(rows, mode="r").R
+            return
+        if self.gram is None and self.rows < centred.shape[1]:  # no D x D matrix
+            parts = [self.factor, centred, None if gap is None else gap[None]]
+            self.factor = torch.cat([part for part in parts if part is not None])
+            return
+        own = _gram(centred)
+        if gap is not None:
+            own.addr_(gap, gap)
+        for part in (self.gram, None if self.factor is None else _gram(self.factor)):
+            own = own if part is None else own.add_(part)
+        self.factor, self.gram = None, own
+
+    def covariance(self, columns: Columns) -> SampleCovariance:
+        """Of all rows."""
+        factor = None if self.factor is None else self.factor / columns.rows**0.5
+        gram = None if self.gram is None else self.gram.div_(columns.rows)
+        return SampleCovariance(columns, factor, gram)
 
 
 def _joined(blocks: RowBlocks) -> Iterator[Block]:
@@ -296,10 +384,11 @@ def _centred(
 
 def _gram(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
     """X'X; numpy knows that it is symmetric and takes half the time."""
-    return _product(x.mT, x)
+    return product(x.mT, x)
 
 
-def _product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "N K"]:
+def product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "N K"]:
+    """A matrix product, on a CPU by numpy."""
     if a.device.type != "cpu":
         return a @ b
     return torch.from_numpy(a.numpy() @ b.numpy())
@@ -311,3 +400,50 @@ def _eigh(matrix: Float[Tensor, "D D"]) -> tuple[Float[Tensor, " D"], Float[Tens
     else:
         values, vectors = map(torch.from_numpy, np.linalg.eigh(matrix.numpy()))
     return values, vectors
+
+
+def _factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    # With the columns in units of their own, so that small ones keep their digits.
+    scale = gram.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    correlation = gram / torch.outer(scale, scale)
+    upper, failed = torch.linalg.cholesky_ex(correlation, upper=True)
+    if int(failed):
+        values, vectors = _eigh(correlation)
+        upper = values.clamp(min=0).sqrt()[:, None] * vectors.mT
+    return upper * scale
+
+
+def split_leading(
+    singular: Float[Tensor, " Q"], axes: Float[Tensor, "D Q"], number: int
+) -> Leading:
+    """Singular values and vectors as eigenvalues: the first so many, and the sum of the others."""
+    values = singular.square()
+    lacking = max(0, number - len(values))
+    kept = torch.nn.functional.pad(values[:number], (0, lacking))
+    vectors = torch.nn.functional.pad(axes[:, :number], (0, lacking))
+    return kept, vectors, values[number:].sum()
+
+
+def right_singular(factor: Float[Tensor, "R D"]) -> tuple[Float[Tensor, " Q"], Float[Tensor, "D Q"]]:
+    """Singular values, largest first, and right singular vectors; Q = min(R, D).
+
+    By preconditioned one-sided Jacobi rotations where that is quick enough: of columns of
+    different units it finds small singular values, and small entries of vectors, to as many
+    digits as large ones.
+
+    References:
+        Drmac, Veselic: New fast and accurate Jacobi SVD algorithm (2008), of LAPACK's dgejsv.
+    """
+    if min(factor.shape) > JACOBI_SIZE:
+        _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
+        return values, vectors.mT
+    from scipy.linalg.lapack import dgejsv
+
+    matrix, wide = factor.cpu().numpy(), factor.shape[0] < factor.shape[1]
+    values, left, right, scaling, _, failed = dgejsv(matrix.T if wide else matrix, joba=1)
+    if failed:
+        raise FloatingPointError(f"LAPACK's dgejsv did not converge (info={failed})")
+    values = values * (scaling[0] / scaling[1])
+    vectors = left if wide else right
+    return torch.from_numpy(values).to(factor), torch.from_numpy(vectors).to(factor)
