@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.inference.axes import best_parameters, rotated
+from ppl_vae.inference.axes import rotated
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
-from ppl_vae.models.moments import SampleCovariance, product
+from ppl_vae.models.moments import Leading, SampleCovariance, product
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class CompletePosition(Position):
     """
 
     def __init__(self, setting: Setting, loadings: Tensor, variance: Tensor) -> None:
-        self.setting, self.covariance, self.noise = setting, setting.covariance, setting.noise
+        self.setting, self.covariance = setting, setting.covariance
+        self.noise, self.family = setting.noise, setting.family
         self.stalls = setting.family == "diagonal" and setting.fold == "none"
         loadings = loadings if self.stalls else rotated(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
@@ -86,14 +87,13 @@ class CompletePosition(Position):
         """The means over rows of r^2 and of w_d' V w_d."""
         return self.squares, (self.loadings * (self.loadings @ self.posterior)).sum(1)
 
-    def best(self) -> Parameters:
-        """The closed form, given psi if the noise is diagonal."""
-        isotropic = self.noise.floors is None
-        leading = self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
-        loadings, variance = best_parameters(
-            leading, self.variance, isotropic=isotropic, family=self.setting.family
-        )
-        return loadings, self.loc, variance
+    def factor(self) -> Float[Tensor, "R D"]:
+        """F, with F'F the sample covariance."""
+        return self.covariance.factor
+
+    def leading(self) -> Leading:
+        """Of Psi^-1/2 S Psi^-1/2, S the sample covariance."""
+        return self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
 
     def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regression of x on z, and the fold."""

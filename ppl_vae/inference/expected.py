@@ -23,6 +23,21 @@ MORE = 10
 """So many directions are followed beside K."""
 
 
+def expected_factor(
+    blocks: RowBlocks,
+    loadings: Float[Tensor, "D K"],
+    loc: Float[Tensor, " D"],
+    variance: Float[Tensor, " D"],
+) -> Float[Tensor, "R D"]:
+    """F, with F'F the mean over rows of E[(x - mu) (x - mu)' | observed].
+
+    Args:
+        blocks: the table.
+        loadings, loc, variance: W, mu and psi.
+    """
+    return _whitened_factor(blocks, loadings, loc, variance, None)[0] * variance.sqrt()
+
+
 def expected_leading(
     blocks: RowBlocks,
     loadings: Float[Tensor, "D K"],

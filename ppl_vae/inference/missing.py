@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.blocks import Block, RowBlocks
-from ppl_vae.inference.axes import best_parameters, rotated
-from ppl_vae.inference.expected import expected_leading
+from ppl_vae.inference.axes import rotated
+from ppl_vae.inference.expected import expected_factor, expected_leading
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
-from ppl_vae.models.moments import Columns
+from ppl_vae.models.moments import Columns, Leading
 
 LARGEST = math.pi / 8
 """Of a step of a rotation, in radians."""
@@ -173,7 +173,7 @@ class HoledPosition(Position):
     """
 
     def __init__(self, holes: Holes, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
-        self.holes, self.noise = holes, holes.noise
+        self.holes, self.noise, self.family = holes, holes.noise, holes.family
         self.needs_steps = holes.family == "diagonal"
         self.stalls = self.needs_steps and holes.fold == "none"
         loadings = loadings if self.needs_steps else rotated(loadings, variance)
@@ -219,15 +219,13 @@ class HoledPosition(Position):
         along = (self.loadings * (spread @ self.loadings[..., None])[..., 0]).sum(1)
         return self.sums.squares / counts, along / counts
 
-    def best(self) -> Parameters:
-        """The closed form for the expected covariance of the rows given what was observed."""
-        parameters = self.loadings, self.loc, self.variance
-        isotropic = self.noise.floors is None
-        leading = expected_leading(self.holes.blocks, *parameters)
-        loadings, variance = best_parameters(
-            leading, self.variance, isotropic=isotropic, family=self.holes.family
-        )
-        return loadings, self.loc, variance
+    def factor(self) -> Float[Tensor, "R D"]:
+        """F, with F'F the expected covariance of the rows given what was observed."""
+        return expected_factor(self.holes.blocks, self.loadings, self.loc, self.variance)
+
+    def leading(self) -> Leading:
+        """Of Psi^-1/2 S Psi^-1/2, S that covariance."""
+        return expected_leading(self.holes.blocks, self.loadings, self.loc, self.variance)
 
     def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regressions, and the fold.

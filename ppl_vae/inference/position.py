@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.moments import Columns
+from ppl_vae.inference.axes import best_parameters
+from ppl_vae.inference.profile import best_noise
+from ppl_vae.models.moments import JACOBI_SIZE, Columns, Leading
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
 
@@ -25,6 +27,8 @@ NOT_CONVERGED = "not converged"
 """How the note on a fit that did not end at a maximum begins."""
 FINE = 1e-8
 """What rounding may move log p by, in nats per datum, without a word."""
+EXACT = ("full", "diagonal")
+"""Families of q that hold the posterior, in the best rotation of W."""
 STEPS_FROM_BEST = 10
 """From the best parameters for a covariance, where q is restricted and cells are missing."""
 FELL, OUT_OF_ITERATIONS = "the bound fell", "out of iterations"
@@ -135,6 +139,7 @@ class Position:
 
     Attributes:
         noise: of the model.
+        family: of q, see :mod:`ppl_vae.families`.
         loadings, loc, variance: W (D, K), mu (D,), psi (D,), in float64.
         bound: E_q[log p(x, z)] + H[q], in nats per datum.
         log_likelihood: log p(x), in nats per datum.
@@ -147,6 +152,7 @@ class Position:
     """
 
     noise: Noise
+    family: str
     loadings: Float[Tensor, "D K"]
     loc: Float[Tensor, " D"]
     variance: Float[Tensor, " D"]
@@ -172,8 +178,29 @@ class Position:
         """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.leap`."""
 
     @abstractmethod
+    def factor(self) -> Float[Tensor, "R D"]:
+        """F, with F'F the (expected) covariance of the data."""
+
+    @abstractmethod
+    def leading(self) -> Leading:
+        """The leading axes of the (expected) covariance of the data, its columns over psi^1/2."""
+
     def best(self) -> Parameters:
-        """The best W, mu and psi for the covariance of the data, see :mod:`~.axes`."""
+        """The best W, mu and psi for the covariance of the data; mu as it is.
+
+        In closed form. Factor analysis has none; there psi is where Newton's method comes to from
+        here, or as it is if q is restricted or the columns are many.
+        """
+        k, floors, variance = self.loadings.shape[1], self.noise.floors, self.variance
+        if floors is None or self.family not in EXACT or len(variance) > JACOBI_SIZE:
+            leading = self.leading()
+        else:
+            profile = best_noise(self.factor(), variance, floors, k)
+            leading, variance = profile.leading(k), profile.variance
+        loadings, variance = best_parameters(
+            leading, variance, isotropic=floors is None, family=self.family
+        )
+        return loadings, self.loc, variance
 
     def bold(self, parameters: Parameters) -> Parameters | None:
         """What promises more than the M-step's parameters and may be worse; None if nothing does.
