@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ppl_vae.models.moments import Leading
 
+COLLINEAR = 1e-3
+"""The sine of the angle of a column of Psi^-1/2 W to those before it, under which W is rotated."""
+
 
 def best_parameters(
     leading: Leading,
@@ -66,6 +69,20 @@ def _best_noise(kept: Tensor, left: Tensor, data_dim: int, family: str) -> Tenso
 def _ratios(values: Float[Tensor, " K"], family: str) -> Float[Tensor, " K"]:
     roots = values.sqrt()
     return {"unit": roots, "isotropic": roots * roots.mean()}.get(family, values)
+
+
+def conditioned(
+    loadings: Float[Tensor, "D K"], variance: Float[Tensor, " D"]
+) -> Float[Tensor, "D K"]:
+    """W, rotated where I + W' Psi^-1 W is so ill-conditioned that its Cholesky factor loses digits.
+
+    Entries of very different sizes on the diagonal do no harm, so it is judged with ones there.
+    """
+    precision = loadings.mT @ (loadings / variance[:, None]) + torch.eye(loadings.shape[1]).to(loadings)
+    sizes = precision.diagonal().sqrt()
+    lower, failed = torch.linalg.cholesky_ex(precision / torch.outer(sizes, sizes))
+    good = int(failed) == 0 and float(lower.diagonal().min()) > COLLINEAR
+    return loadings if good else rotated(loadings, variance)
 
 
 def rotated(

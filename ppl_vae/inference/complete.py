@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.inference.axes import rotated
+from ppl_vae.inference.axes import conditioned, rotated
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.moments import Leading, SampleCovariance, product
@@ -42,7 +42,7 @@ class Setting:
 class CompletePosition(Position):
     """A position on complete data.
 
-    W is turned so that W' Psi^-1 W is diagonal, unless the bound depends on the rotation.
+    W is rotated where that saves digits, unless q is diagonal, when the bound depends on it.
 
     Attributes:
         posterior: V, (K, K).
@@ -56,7 +56,7 @@ class CompletePosition(Position):
         self.setting, self.covariance = setting, setting.covariance
         self.noise, self.family = setting.noise, setting.family
         self.stalls = setting.family == "diagonal" and setting.fold == "none"
-        loadings = loadings if self.stalls else rotated(loadings, variance)
+        loadings = loadings if self.family == "diagonal" else conditioned(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1]).to(loadings)
@@ -105,6 +105,8 @@ class CompletePosition(Position):
             prior, folded = self.prior, loadings
         else:
             prior, folded = self.second, loadings @ torch.linalg.cholesky(self.second)
+        if self.setting.fold == "rotate":
+            folded = rotated(folded, variance)
         return self._bound(squares, variance, prior), (folded, self.loc, variance)
 
     def _fit(self, change: Float[Tensor, "D K"]) -> tuple[Float[Tensor, " D"], Tensor]:

@@ -111,7 +111,7 @@ def _rows(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     # Completed rows less mu; the columns of W V^1/2 in missing cells, as rows; missing cells.
     data_dim, latent_dim = loadings.shape
-    for block in blocks.read(data_dim * (4 + latent_dim)):
+    for block in blocks.read(5 * data_dim * (2 + latent_dim)):
         patterns = Patterns.complete(loc)
         if block.seen is not None:
             patterns = Patterns.shared(block.seen, loc)

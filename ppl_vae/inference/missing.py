@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.blocks import Block, RowBlocks
-from ppl_vae.inference.axes import rotated
+from ppl_vae.inference.axes import conditioned
 from ppl_vae.inference.expected import expected_factor, expected_leading
 from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
@@ -176,7 +176,7 @@ class HoledPosition(Position):
         self.holes, self.noise, self.family = holes, holes.noise, holes.family
         self.needs_steps = holes.family == "diagonal"
         self.stalls = self.needs_steps and holes.fold == "none"
-        loadings = loadings if self.needs_steps else rotated(loadings, variance)
+        loadings = loadings if self.needs_steps else conditioned(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, loc, variance
         self.sums, self.rows = self._summed(), holes.columns.rows
         sums = self.sums
