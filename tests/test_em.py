@@ -671,7 +671,7 @@ def test_a_result_is_read_by_a_person(x):
     result = fit_em(PPCA.like(x, K, seed=0), x, tol=1e-7)
     text = repr(result)
     assert text.startswith(f"PX-EM: {result.steps} steps in ")
-    assert "converged: under 1e-07 nats a datum to gain" in text
+    assert "converged: under 1e-07 nats per datum to gain" in text
     assert f"objective {best_log_likelihood(x):.4f} nats a datum" in text
     closed = fit_closed_form(PPCA.like(x, K, seed=0), x)
     assert closed.algorithm == "closed form"

@@ -9,7 +9,7 @@ from sklearn.decomposition import FactorAnalysis
 import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, subspace, variational_em
-from ppl_vae.inference.position import Noise
+from ppl_vae.inference.noise import Noise
 
 N, D, K = 60, 7, 3
 

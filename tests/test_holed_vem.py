@@ -10,7 +10,7 @@ from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
-from ppl_vae.inference.position import Noise
+from ppl_vae.inference.noise import Noise
 from ppl_vae.models.moments import summarize
 
 N, D, K = 60, 7, 3

@@ -14,9 +14,10 @@ from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi, log_weights
 from ppl_vae import blocks as blocks_room
 from ppl_vae.blocks import RowBlocks
+from ppl_vae.inference.climb import RESTARTED
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
-from ppl_vae.inference.position import Noise
+from ppl_vae.inference.noise import Noise
 from ppl_vae.models.linear_gaussian import Patterns
 from ppl_vae.models.moments import summarize
 
@@ -261,7 +262,13 @@ def test_px_em_does_not_stall_where_the_noise_is_small(noise, ratio):
         ends.append(float(result.log_likelihood[-1]))
     assert ends[0] == pytest.approx(ends[1], abs=1e-6)
     crawling = fit_em(PPCA.like(x, 3, noise=noise, seed=0), x, accelerate=False, max_iterations=60)
-    assert float(crawling.log_likelihood[-1]) < ends[0] - 0.02
+    before = next((n for n in crawling.notes if n.startswith(RESTARTED)), "")
+    if ratio == 1e4:  # slower than what rounding hides at 1e8, where the certificate finds it out
+        assert not before
+        assert float(crawling.log_likelihood[-1]) < ends[0] - 0.02
+        assert crawling.certificate > 0.01 and not crawling.converged
+    else:
+        assert before
 
 
 def test_a_fit_goes_on_from_where_it_stopped():

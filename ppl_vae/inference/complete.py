@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.inference.axes import conditioned, rotated
-from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
+from ppl_vae.inference.noise import Noise
+from ppl_vae.inference.position import Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.moments import Leading, SampleCovariance, product
 

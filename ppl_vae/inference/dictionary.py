@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.guides import MeanFieldGuide
 from ppl_vae.inference.lasso import Lasso, linear_layer, why_no_lasso
-from ppl_vae.inference.position import Trace
+from ppl_vae.inference.trace import Trace
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.codes import Columns
 from ppl_vae.program import as_observed

@@ -9,6 +9,7 @@ import math
 import time
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,10 @@ from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks, RowSource
 from ppl_vae.families import COVARIANCES
 from ppl_vae.inference.axes import best_parameters
+from ppl_vae.inference.climb import best_of, climb
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
-from ppl_vae.inference.position import Noise, ascend
+from ppl_vae.inference.noise import Noise
 from ppl_vae.models.moments import Columns, SampleCovariance, missing_message, summarize
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
@@ -90,6 +92,7 @@ def fit_em(
     noise_floor: float = NOISE_FLOOR,
     tol: float = 1e-9,
     max_iterations: int = 10_000,
+    starts: int = 1,
 ) -> FitResult:
     """Fit ppca by EM, or by PX-EM, to what was observed of x.
 
@@ -101,6 +104,16 @@ def fit_em(
     leap to where its own likelihood is highest, wherever that is no worse than the M-step: EM
     alone would near a vanishing one as 1 / t.
 
+    EM stands still at saddle points, too, where an axis left out would explain more than one kept.
+    So the end is certified: the objective is compared with that at the best parameters for the
+    covariance of the data, for the expected one if cells are missing. With isotropic noise they
+    are the closed form; in factor analysis, of up to 256 columns, a maximum of the profile
+    likelihood that Newton's method finds. If they are better by more than 2 ``tol`` and rounding,
+    EM goes on from them, and a note says so. ``converged`` says whether the end is certified,
+    ``certificate`` how much better the best parameters are. On complete data with isotropic noise
+    it is the distance to the global maximum; elsewhere there may be several maxima, of which
+    ``starts`` can find a higher one.
+
     Args:
         ppca: where to start (complete data have no use for its ``loc``); fitted in place.
         x: (N, D): a matrix, a memory map, or an iterable of blocks of rows. NaN is a hole.
@@ -111,9 +124,10 @@ def fit_em(
         noise_floor: diagonal noise: the least noise variance of a column, as a share of its
             variance. Columns that reach it (Heywood cases) are noted: without a floor the
             likelihood may have no maximum.
-        tol: stop when the log-likelihood still to be gained, extrapolated from the last three
-            iterations, falls below this many nats a datum.
+        tol: stop when the log-likelihood still to be gained falls below this many nats per datum.
         max_iterations: stop at the latest after so many.
+        starts: from how many starts: the model as it is, and random ones. The end of the highest
+            objective is kept, and a note says how far below it the others are.
 
     Warns:
         UserWarning: if the numbers of x or of the model are too coarse for a column.
@@ -122,6 +136,7 @@ def fit_em(
         ValueError: if K >= the rank of the centred data, or what was observed turns out to leave
             no noise; if a row or column has nothing observed, or a column with a noise of its
             own is constant; if x has another width.
+        FloatingPointError: if the likelihood is not finite where the model starts.
 
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999), appendix B.
@@ -130,7 +145,7 @@ def fit_em(
     """
     return _ascended(
         ppca, x, mask, "PX-EM" if accelerate else "EM", fold="expand" if accelerate else "none",
-        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
+        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations, starts=starts,
     )  # fmt: skip
 
 
@@ -144,6 +159,7 @@ def variational_em(
     noise_floor: float = NOISE_FLOOR,
     tol: float = 1e-9,
     max_iterations: int = 10_000,
+    starts: int = 1,
 ) -> FitResult:
     """Fit ppca by EM with a restricted q_i a datum, each step in closed form.
 
@@ -160,10 +176,13 @@ def variational_em(
         x, mask: as for :func:`fit_em`.
         covariance: the family of q, see :mod:`ppl_vae.families`.
         rotate: by default for ``"diagonal"``, the only family that has a use for it.
-        noise_floor, tol, max_iterations: as in :func:`fit_em`; ``tol`` is of the bound.
+        noise_floor, tol, max_iterations, starts: as in :func:`fit_em`; ``tol`` is of the bound.
+
+    The end is certified as that of :func:`fit_em`, by the bound. Without rotation it is not restarted
+    where all that is to be gained is a rotation.
 
     Raises:
-        ValueError: as :func:`fit_em`; if ``rotate`` is set for another family.
+        ValueError, FloatingPointError: as :func:`fit_em`; if ``rotate`` is set for another family.
     """
     choose_option("covariance", covariance, COVARIANCES)
     if rotate and covariance != "diagonal":
@@ -175,7 +194,7 @@ def variational_em(
     return _ascended(
         ppca, x, mask, f"variational EM ({covariance}{', rotating' if turn else ''})",
         family=covariance, fold="rotate" if turn else "none",
-        noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
+        noise_floor=noise_floor, tol=tol, max_iterations=max_iterations, starts=starts,
     )  # fmt: skip
 
 
@@ -191,25 +210,36 @@ def _ascended(
     noise_floor: float,
     tol: float,
     max_iterations: int,
+    starts: int,
 ) -> FitResult:
     began = time.perf_counter()
     at_least("max_iterations", max_iterations)
+    at_least("starts", starts)
     blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True)
-    climb = partial(
-        ascend, ppca=ppca, name=name, max_iterations=max_iterations, tol=tol, began=began
-    )
     with threads(1):  # see summarize
         columns, covariance = _statistics(ppca, blocks)
-        climb = partial(climb, unit=blocks.unit, shift=_shift(columns, blocks.unit))
         noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
-        loadings, loc, variance, moved = _start(ppca, columns, noise, blocks.unit)
+    missing = Holes(blocks, columns, noise, family, fold)
+    ends = []
+    for number in range(starts):
+        loadings, loc, variance, notes = _start(ppca, columns, noise, blocks.unit, number)
+        start = partial(HoledPosition, missing, loadings, loc, variance)
         if covariance is not None:
-            setting = Setting(covariance, noise, family, fold)
+            setting, notes = Setting(covariance, noise, family, fold), ()
             start = partial(CompletePosition, setting, loadings, variance)
-            return climb(start, notes=columns.notes())
-    holes = Holes(blocks, columns, noise, family, fold)
-    start = partial(HoledPosition, holes, loadings, loc, variance)
-    return climb(start, notes=columns.notes() + moved)
+        with threads(1 if covariance is not None else torch.get_num_threads()):
+            ends.append(
+                climb(
+                    start, name, tol=tol, max_iterations=max_iterations,
+                    notes=columns.notes() + notes, began=time.perf_counter() if number else began,
+                )
+            )  # fmt: skip
+    position, found = best_of(ends)
+    scale, unit = noise.scale(position.variance), blocks.unit
+    ppca.assign(
+        loadings=position.loadings * unit, loc=position.loc * unit, noise_scale=scale * unit
+    )
+    return found.shifted(_shift(columns, unit), 0.0)
 
 
 def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
@@ -236,15 +266,29 @@ def _shift(columns: Columns, unit: float) -> float:
 
 
 def _start(
-    ppca: PPCA, columns: Columns, noise: Noise, unit: float
+    ppca: PPCA, columns: Columns, noise: Noise, unit: float, number: int
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-    # Loadings, mean and noise variances, and a note on means that were too far off to start from.
+    # Loadings, mean and noise variances, and a note on means that were too far off to start from:
+    # those of the model; from the second start on random ones.
     loadings, loc, scale = (
         parameter.detach().to(columns.mean) / unit
         for parameter in (ppca.loadings, ppca.loc, ppca.noise_scale)
     )
+    if number:
+        loadings, loc, scale = _random_start(columns, noise, loadings.shape[1], number)
     variance = scale.square().expand(len(loc))
     variance = variance if noise.floors is None else torch.maximum(variance, noise.floors)
     far = (loc - columns.mean).square() > FAR**2 * columns.variance.max()
     moved = f"the mean of {int(far.sum())} columns was far from any data: started from the data's"
     return loadings, torch.where(far, columns.mean, loc), variance, (moved,) * bool(far.any())
+
+
+def _random_start(
+    columns: Columns, noise: Noise, latent_dim: int, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    # As PPCA.like: half of the variance is noise.
+    variance = columns.variance.mean() if noise.floors is None else columns.variance
+    scale = (variance / 2).sqrt()
+    normal = np.random.default_rng(number).normal(size=(len(columns.mean), latent_dim))
+    loadings = torch.from_numpy(normal / latent_dim**0.5).to(columns.mean)
+    return loadings * scale.reshape(-1, 1), columns.mean, scale

@@ -21,7 +21,8 @@ from torch import Tensor
 from ppl_vae.blocks import Block, RowBlocks
 from ppl_vae.inference.axes import conditioned
 from ppl_vae.inference.expected import expected_factor, expected_leading
-from ppl_vae.inference.position import Noise, Parameters, Position, restricted_covariance
+from ppl_vae.inference.noise import Noise
+from ppl_vae.inference.position import Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
 from ppl_vae.models.moments import Columns, Leading
 

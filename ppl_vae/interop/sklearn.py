@@ -162,10 +162,10 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
         except ValueError as error:  # in the words of PPCA
             raise ValueError(str(error).replace("latent_dim", "n_components")) from error
-        if not found.stopped.startswith("converged"):
+        if not found.converged:
             warnings.warn(
-                f"PX-EM stopped after max_iter={self.max_iter} iterations with more than "
-                f"tol={self.tol:g} nats a datum to gain; raise either",
+                f"PX-EM stopped {found.stopped}, at least {found.certificate:.2g} nats per datum "
+                f"below its maximum (max_iter={self.max_iter}, tol={self.tol:g}); raise either",
                 ConvergenceWarning,
                 stacklevel=3,
             )

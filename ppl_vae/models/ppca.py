@@ -106,16 +106,16 @@ class PPCA(Program):
                 a row or column has nothing observed, or a column with a noise of its own is
                 constant.
         """
-        columns, covariance = summarize(blocks := RowBlocks(x, mask))
+        columns, covariance = summarize(blocks := RowBlocks(x, mask, rescale=True))
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=noise == "diagonal")
         ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
         ppca = ppca.to(device=columns.mean.device, dtype=blocks.dtype)
         variance = columns.variance if noise == "diagonal" else columns.variance.mean()
-        scale = (variance / 2).sqrt()
+        scale = (variance / 2).sqrt() * blocks.unit
         return ppca.assign(
             loadings=ppca.loadings.detach() * scale.reshape(-1, 1).to(ppca.loc),
-            loc=columns.mean,
+            loc=columns.mean * blocks.unit,
             noise_scale=scale,
         )
 
