@@ -17,6 +17,7 @@ from ppl_vae.families import COVARIANCES
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
 from ppl_vae.inference.position import Noise, ascend
+from ppl_vae.models.identifiability import described, undetermined_pairs
 from ppl_vae.models.moments import Columns, SampleCovariance, missing_message, summarize
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
@@ -61,6 +62,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     variance = values[k:].sum() / (ppca.data_dim - k)
     loadings = vectors[:, :k] * (values[:k] - variance).sqrt()
     ppca.assign(loadings=loadings, loc=covariance.mean, noise_scale=variance.sqrt())
+    ppca.undetermined = None
     setting = Setting(covariance, Noise(None))
     point = CompletePosition(setting, loadings, variance.expand(ppca.data_dim))
     seconds = time.perf_counter() - began
@@ -198,10 +200,14 @@ def _ascended(
         if covariance is not None:
             setting = Setting(covariance, noise, family, fold)
             start = partial(CompletePosition, setting, loadings, variance)
+            ppca.undetermined = None
             return climb(start, notes=columns.notes())
+    pairs = undetermined_pairs(blocks, ppca.latent_dim)
     holes = Holes(blocks, columns, noise, family, fold)
     start = partial(HoledPosition, holes, loadings, loc, variance)
-    return climb(start, notes=columns.notes() + moved)
+    found = climb(start, notes=columns.notes() + moved + described(pairs, ppca.latent_dim))
+    ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
+    return found
 
 
 def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:

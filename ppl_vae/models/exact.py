@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, check_rows_seen, seen_cells
 from ppl_vae.blocks import rows_at_once
 from ppl_vae.models.axes import principal_axes
+from ppl_vae.models.identifiability import described, undetermined_cells
 from ppl_vae.models.linear_gaussian import Patterns, Solution
 from ppl_vae.program import Program, as_rows
 from ppl_vae.results import Imputation
@@ -27,13 +28,31 @@ class LinearGaussianModel(Program):
     All methods compute in float64, whatever the dtype of the parameters and of x, and return the
     parameters' dtype. What that dtype cannot hold raises a ``FloatingPointError`` which names it.
     Gradients reach the parameters through the conversion.
+
+    Attributes:
+        undetermined: pairs of columns whose covariance the data of the last exact fit did not
+            determine, (P, 2), as :func:`~ppl_vae.models.identifiability.undetermined_pairs` finds
+            them; None if there are none, or if no such fit was made. Saved with the parameters.
     """
 
+    undetermined: Tensor | None
     data_dim: int
     latent_dim: int
     loadings: Tensor
     loc: Tensor
     noise_scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("undetermined", None)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **keywords: Any
+    ) -> None:
+        # The number of pairs is a matter of the data, and may differ from the one held.
+        pairs = state_dict.get(f"{prefix}undetermined")
+        self.undetermined = None if pairs is None else pairs.detach().clone().to(self.loc.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **keywords)
 
     def _parameters64(self) -> tuple[Tensor, Tensor, Tensor]:
         # W, mu, and the standard deviations of the noise, (D,).
@@ -160,7 +179,11 @@ class LinearGaussianModel(Program):
     ) -> Imputation:
         """The missing values of x, given what was observed in their rows.
 
-        Observed cells are untouched.
+        Observed cells are untouched. Standard deviations and draws take the fitted parameters as
+        known: with few rows, intervals made of them are too narrow (:class:`Imputation` has
+        numbers). Cells that rest on a covariance which the data of the fit did not determine
+        (``undetermined``) have a mean, which is as arbitrary as that covariance, and NaN for a
+        standard deviation and in draws.
 
         Args:
             x: (N, D); NaN is a missing value.
@@ -186,9 +209,7 @@ class LinearGaussianModel(Program):
             pieces = zip(kept.split(size), seen.split(size), strict=True)
             found = [self._fill(rows, cells, num_samples) for rows, cells in pieces]
         mean, sd, draws = zip(*found, strict=True)
-        return Imputation(
-            torch.cat(mean), torch.cat(sd), torch.cat(draws, 1) if num_samples else None
-        )
+        return self._marked(seen, torch.cat(mean), torch.cat(sd), torch.cat(draws, 1))
 
     def _fill(self, kept: Tensor, seen: Tensor, num_samples: int) -> tuple[Tensor, ...]:
         # Mean, standard deviation and draws of some rows.
@@ -201,6 +222,13 @@ class LinearGaussianModel(Program):
         )
         mean, draws = (torch.where(seen, kept, filled) for filled in (mean, draws))
         return mean, torch.where(seen, 0.0, sd), draws
+
+    def _marked(self, seen: Tensor, mean: Tensor, sd: Tensor, draws: Tensor) -> Imputation:
+        unknown, notes = undetermined_cells(seen, self.undetermined), ()
+        if bool(unknown.any()):
+            sd, draws = (values.masked_fill(unknown, torch.nan) for values in (sd, draws))
+            notes = described(self.undetermined, self.latent_dim)
+        return Imputation(mean, sd, draws if len(draws) else None, notes=notes)
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
