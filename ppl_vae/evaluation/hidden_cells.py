@@ -142,8 +142,8 @@ def _not_validated(x: Tensor, seen: Bool[Tensor, "N D"], latent_dim: int) -> Ite
     if number := int(cells.sum()):
         columns = cells.any(0).nonzero().flatten().tolist()
         yield (
-            f"{number} missing cells, in {len(columns)} columns, rest on covariances that observed "
-            f"cells do not determine at K = {latent_dim}; hidden cells say nothing of them"
+            f"{number} missing cells, in {len(columns)} columns, rest on covariances that what is "
+            f"observed does not determine at K = {latent_dim}; the scores say nothing of them"
         )
 
 

@@ -53,7 +53,9 @@ def impute(
 
     Observed cells are untouched. Standard deviations and draws take the parameters of the pair as
     known: where these were fitted to few rows, intervals made of them are too narrow
-    (:class:`~ppl_vae.results.Imputation` has numbers for PPCA). Draws and data are streamed, so that memory holds the result and little else. The cells of x
+    (:class:`~ppl_vae.results.Imputation` has numbers for PPCA).
+
+    Draws and data are streamed, so that memory holds the result and little else. The cells of x
     must be independent given z, as masks presume.
 
     Args:

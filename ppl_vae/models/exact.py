@@ -164,8 +164,7 @@ class LinearGaussianModel(Program):
             raise FloatingPointError(
                 f"the loadings are too large beside the noise for float64: their ratio reaches "
                 f"{ratio:.3g} (the smallest noise scale is {float(scale.min()):.3g}), and from "
-                "about 1e15 on nothing is left of the noise; a noise scale near the precision of "
-                "x is the smallest that makes sense"
+                "about 1e16 on the noise is smaller than the rounding of x; raise noise_scale"
             ) from error
 
     @torch.no_grad()
