@@ -87,7 +87,8 @@ ACROSS = {(0, 2), (0, 3), (1, 2), (1, 3)}
         (with_complete(groups((0, 1, 4), (2, 3, 4)), 1), 2, ACROSS),
         (with_complete(groups((0, 1, 4), (2, 3, 4)), 2), 2, set()),
         (groups((0, 1), (2, 3), (4, 5)), 1, ACROSS | {(i, j) for i in range(4) for j in (4, 5)}),
-        (groups((0, 1, 2), (2, 3, 4), (4, 5, 0)), 2, {(1, 3), (1, 4), (1, 5), (2, 5), (3, 5), (0, 3)}),
+        # Each column in common allows a reflection, and no two of them agree on the third.
+        (groups((0, 1, 2), (2, 3, 4), (4, 5, 0)), 2, set()),
     ],
 )  # fmt: skip
 def test_pairs_that_too_little_connects_are_found(mask, latent_dim, stated):
@@ -186,7 +187,7 @@ def test_the_sign_is_the_seed_s_and_no_standard_deviation_is_given(halves):
     signs = set()
     for seed in range(6):
         ppca = PPCA.like(halves, 1, seed=seed)
-        fitted = fit_em(ppca, halves)
+        fitted = fit_em(ppca, halves, tol=1e-6)
         signs.add(np.sign(correlation(ppca)))
         (note,) = (note for note in fitted.notes if "not determined" in note)
         assert "of columns (0, 1) with (2, 3)" in note and "latent_dim=1" in note

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.linalg import LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 MOST_LOST = 1e6
 """The factor of its precision a Cholesky factorization may lose: ten digits of float64 stay."""
@@ -46,13 +47,13 @@ class OwnAxes:
         """
         observed = seen[..., None] * roots
         if not bool(observed.isfinite().all()):
-            raise torch.linalg.LinAlgError("loadings / noise scales are not finite")
+            raise LinAlgError("loadings / noise scales are not finite")
         axes = principal_axes(observed)
         turned = observed @ axes
         precision = turned.mT @ turned + torch.eye(roots.shape[1]).to(roots)
         inverse, lost = inverse_factor(precision)
         if bool((lost > MOST_LOST).any()):
-            raise torch.linalg.LinAlgError("loadings / noise scales are too large")
+            raise LinAlgError("loadings / noise scales are too large")
         return cls(axes, turned, inverse)
 
     @property
