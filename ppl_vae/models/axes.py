@@ -15,7 +15,6 @@ from typing import Self
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.linalg import LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
 MOST_LOST = 1e6
 """The factor of its precision a Cholesky factorization may lose: ten digits of float64 stay."""
@@ -46,14 +45,14 @@ class OwnAxes:
             torch.linalg.LinAlgError: if A is too large for the dtype.
         """
         observed = seen[..., None] * roots
-        if not bool(observed.isfinite().all()):
-            raise LinAlgError("loadings / noise scales are not finite")
-        axes = principal_axes(observed)
+        finite = bool(observed.isfinite().all())  # which the singular values have to be
+        axes = principal_axes(observed if finite else torch.zeros_like(observed))
         turned = observed @ axes
         precision = turned.mT @ turned + torch.eye(roots.shape[1]).to(roots)
         inverse, lost = inverse_factor(precision)
-        if bool((lost > MOST_LOST).any()):
-            raise LinAlgError("loadings / noise scales are too large")
+        if not finite or bool((lost > MOST_LOST).any()):
+            error = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+            raise error("loadings are too large beside the noise scales")
         return cls(axes, turned, inverse)
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, check_rows_seen, seen_cells
 from ppl_vae.blocks import rows_at_once
-from ppl_vae.models.axes import LinAlgError, principal_axes
+from ppl_vae.models.axes import principal_axes
 from ppl_vae.models.identifiability import described, undetermined_cells
 from ppl_vae.models.linear_gaussian import Patterns, Solution
 from ppl_vae.program import Program, as_rows
@@ -159,11 +159,11 @@ class LinearGaussianModel(Program):
         loadings, loc, scale = self._parameters64()
         try:
             return Solution.with_scale(x, patterns, loadings, loc, scale, look=not am_i_wrapped())
-        except LinAlgError as error:
-            ratio = float((loadings / scale[:, None]).detach().abs().max())
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            ratio, least = (loadings / scale[:, None]).detach().abs().max(), scale.detach().min()
             raise FloatingPointError(
                 f"the loadings are too large beside the noise for float64: their ratio reaches "
-                f"{ratio:.3g} (the smallest noise scale is {float(scale.detach().min()):.3g}), and from "
+                f"{float(ratio):.3g} (the smallest noise scale is {float(least):.3g}), and from "
                 "about 1e16 on the noise is smaller than the rounding of x; raise noise_scale"
             ) from error
 
