@@ -23,13 +23,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
 from ppl_vae.blocks import RowBlocks
 
+NUM_HUBS = 32
+"""So many of the columns observed most often are tried first, or 4 K."""
 MOST_NAMED = 6
 """So many columns of each side a message names."""
 
@@ -37,7 +39,9 @@ MOST_NAMED = 6
 def undetermined_pairs(blocks: RowBlocks, latent_dim: int) -> Int[Tensor, "P 2"] | None:
     """The pairs of columns whose covariance the observed cells cannot determine.
 
-    Costs one reading of the table, and a second one only if fewer than K + 1 rows are complete.
+    Columns that have more than K rows in common are linked. The table is read twice, for the
+    links to the columns observed most often; two more readings, D^2 numbers and some maximum
+    flows are needed only where these do not link everything.
 
     Args:
         blocks: the table that a model is fitted to; readable as often as asked.
@@ -46,15 +50,13 @@ def undetermined_pairs(blocks: RowBlocks, latent_dim: int) -> Int[Tensor, "P 2"]
     Returns:
         Pairs (i, j), i < j, in order; None if there are none.
     """
-    complete = sum(int(rows.all(1).sum()) for rows in _observed(blocks))
-    if complete > latent_dim:
-        return None
-    counts: Tensor | None = None
-    for rows in _observed(blocks):
-        together = rows.double().mT @ rows.double()
-        counts = together if counts is None else counts + together
-    assert counts is not None
-    linked = _extended((counts > latent_dim).cpu().numpy(), latent_dim)
+    often = torch.stack([rows.sum(0) for rows in _observed(blocks)]).sum(0)
+    hubs = often.topk(min(len(often), max(NUM_HUBS, 4 * latent_dim))).indices
+    shared = (_counts(blocks, hubs) > latent_dim).sum(1)
+    if bool((2 * shared >= len(hubs) + latent_dim).all()):
+        return None  # any two columns are linked to K hubs in common
+    everything = torch.arange(len(often), device=often.device)
+    linked = _extended((_counts(blocks, everything) > latent_dim).cpu().numpy(), latent_dim)
     if linked.all():
         return None
     patterns, repeats = _patterns(blocks)
@@ -72,12 +74,11 @@ def undetermined_cells(
         seen: which cells are observed.
         pairs: as :func:`undetermined_pairs` gives them.
     """
-    found = torch.zeros_like(seen)
     if pairs is None:
-        return found
-    for first, second in torch.cat([pairs, pairs.flip(1)]).tolist():
-        found[:, first] |= seen[:, second]
-    return found & ~seen
+        return torch.zeros_like(seen)
+    apart = torch.zeros(seen.shape[1], seen.shape[1], device=seen.device)
+    apart[pairs[:, 0], pairs[:, 1]] = apart[pairs[:, 1], pairs[:, 0]] = 1.0
+    return (seen.to(apart) @ apart > 0) & ~seen
 
 
 def described(
@@ -122,6 +123,17 @@ def _observed(blocks: RowBlocks) -> Iterator[Bool[Tensor, "B D"]]:
     for block in blocks.read():
         everything = torch.ones_like(block.values, dtype=torch.bool)
         yield everything if block.seen is None else block.seen
+
+
+def _counts(blocks: RowBlocks, hubs: Int[Tensor, " H"]) -> Float[Tensor, "D H"]:
+    # How many rows have both columns.
+    total: Tensor | None = None
+    for rows in _observed(blocks):
+        values = rows.double()
+        together = values.mT @ values[:, hubs]
+        total = together if total is None else total + together
+    assert total is not None
+    return total
 
 
 def _patterns(blocks: RowBlocks) -> tuple[Bool[np.ndarray, "U D"], Int[np.ndarray, " U"]]:
