@@ -1,5 +1,6 @@
 """Plain arguments checked and converted, with messages that say what would do."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 ArrayLike: TypeAlias = Any
 """A numpy array, pandas DataFrame, nested list or tensor of numbers."""
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
@@ -44,7 +47,11 @@ def as_matrix(
         name: what messages call it.
         look: whether to look for infinite entries, which is one pass over all of them.
         **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
-            without it, others get torch's default dtype.
+            without it, but for float16 and bfloat16, which are raised to float32; others get
+            torch's default dtype.
+
+    Warns:
+        UserWarning: if x is of float16 or bfloat16 and is raised to another dtype.
 
     Raises:
         TypeError: if the entries are not real numbers.
@@ -55,6 +62,9 @@ def as_matrix(
         raise TypeError(f"{name} has complex entries; it must have real ones")
     if not tensor.is_floating_point():
         place = {"dtype": torch.get_default_dtype()} | place
+    elif tensor.dtype in HALF_DTYPES:
+        place = {"dtype": torch.float32} | place
+        _say_raised(tensor.dtype, place["dtype"], name)
     tensor = tensor.to(**place) if place else tensor
     if tensor.dim() != 2:
         raise ValueError(
@@ -118,6 +128,18 @@ def check_rows_seen(seen: Bool[Tensor, "N D"], *, name: str = "x", first: int = 
     if empty:
         listed = [first + row for row in empty[:5]]
         raise ValueError(f"{name} has rows with nothing observed: {listed}; drop them")
+
+
+def _say_raised(given: torch.dtype, taken: torch.dtype, name: str) -> None:
+    if taken in HALF_DTYPES:  # as a model of such a dtype wants it
+        return
+    digits = {torch.float16: "three to four", torch.bfloat16: "two to three"}[given]
+    given_name, taken_name = (str(dtype).removeprefix("torch.") for dtype in (given, taken))
+    warnings.warn(
+        f"{name} is of {given_name}, which holds {digits} digits and is too coarse to compute in; "
+        f"it is raised to {taken_name}. Convert it yourself to be silent",
+        stacklevel=3,
+    )
 
 
 def _as_array(x: ArrayLike, name: str) -> np.ndarray:

@@ -58,7 +58,10 @@ Examples:
 
 \b
 The filled table has the columns of the file under their names, and then, for each column that
-had holes, its name with sd: the standard deviation of each filled cell, empty elsewhere.
+had missing values, its name with sd: the standard deviation of each filled cell. It is empty
+where the cell was observed, and where it is not known (this is said, with the columns).
+Standard deviations take the fitted parameters as known: with few rows, intervals made of
+them are too narrow.
 """
 Header = Annotated[
     bool | None, typer.Option("--header/--no-header", help="of the file; by default found")
@@ -150,7 +153,7 @@ def impute(
         filled = FilledTable.of(table, latent_dim, noise, seed=seed)
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
         say(text)
-    for note in filled.fit.notes:
+    for note in filled.notes():
         say(f"note: {note}")
     filled.write(out)
     say(f"wrote {out}")

@@ -11,6 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+CONDITIONAL = (
+    "standard deviations take the fitted parameters as known, so that intervals are too narrow "
+    "where rows are few"
+)
+COVERAGE = (
+    "with 12 columns, K = 3 and 30 % missing, PPCA's 95 % intervals covered 80 % at 20 rows, 91 % "
+    "at 50 and 94 % at 200; those of factor analysis 66, 88 and 94 %"
+)
+"""Measured by ``tests/test_imputed_intervals.py``."""
 ESS_FLOOR = 10.0
 """With a smaller effective sample size an estimate from weighted draws is not to be trusted."""
 
@@ -201,31 +210,44 @@ class FitResult(Result):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Imputation(Result):
-    """Data with their holes filled, each with what is known of it given its row.
+    """Data with their missing values filled, each with what is known of it given its row.
+
+    Standard deviations and draws take the parameters of the model as known. Where these were
+    fitted to few rows, intervals are too narrow: mean +- 1.96 sd of PPCA with D = 12, K = 3 and
+    30 % missing, fitted by PX-EM to the table itself, covered 80 % at N = 20, 91 % at N = 50 and
+    94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %. Under the true parameters they
+    covered 95 % (``tests/test_imputed_intervals.py``).
 
     Attributes:
-        mean: the data where observed, untouched; the conditional mean in the holes; (N, D).
-        sd: zero where observed; in the holes the standard deviation of the cell, noise included,
-            (N, D).
-        draws: the data where observed; in the holes draws given the row, jointly, (S, N, D); None
-            if none were asked for.
-        ess: of how many equally weighted draws of z what stands in a row's holes is worth, (N,),
+        mean: the data where observed, untouched; the conditional mean where missing; (N, D).
+        sd: zero where observed; where missing the standard deviation of the cell, noise included,
+            (N, D). NaN where it is not known, because the cell rests on a covariance that the
+            data of the fit did not determine; the mean there is arbitrary.
+        draws: the data where observed; where missing draws given the row, jointly, (S, N, D), and
+            NaN where the standard deviation is; None if none were asked for.
+        ess: of how many equally weighted draws of z what was imputed in a row is worth, (N,),
             float64; NaN for complete rows, of which nothing was estimated. None if all is exact.
+        notes: what else a person should know.
     """
 
     mean: Tensor
     sd: Tensor
     draws: Tensor | None = None
     ess: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        holes = self.sd > 0
-        lines = [f"Imputation: {int(holes.sum())} of {holes.numel()} cells filled"]
-        if holes.any():
-            lines[0] += f", standard deviations {self.sd[holes].min():.3g}..{self.sd.max():.3g}"
+        filled, known = self.sd != 0, self.sd[self.sd > 0]
+        lines = [f"Imputation: {int(filled.sum())} of {filled.numel()} cells filled"]
+        if len(known):
+            lines[0] += f", standard deviations {known.min():.3g}..{known.max():.3g}"
+            lines.extend([f"  {CONDITIONAL}", f"  ({COVERAGE})"])
+        if unknown := int(self.sd.isnan().sum()):
+            lines.append(f"  of {unknown} of these cells the standard deviation is not known")
         if self.draws is not None:
             lines.append(f"  {len(self.draws)} draws")
-        return "\n".join([*lines, *(f"  {line}" for line in self._trust())])
+        lines.extend(f"  {line}" for line in self._trust())
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _trust(self) -> Iterator[str]:
         if self.ess is None or not bool((known := ~self.ess.isnan()).any()):

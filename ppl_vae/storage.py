@@ -30,6 +30,8 @@ from ppl_vae.topics import topic_vae
 P = TypeVar("P", bound=Program)
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OF_ANY_LENGTH = {"undetermined"}
+"""State of PPCA whose length is a matter of the data it was fitted to."""
 
 
 _NETWORKS: dict[str, Callable[..., VAE]] = {
@@ -201,7 +203,10 @@ def _read_state(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_same(folder: Path, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    mine, found = ({n: tuple(t.shape) for n, t in state.items()} for state in (ours, theirs))
+    mine, found = (
+        {n: tuple(t.shape) for n, t in state.items() if n not in OF_ANY_LENGTH}
+        for state in (ours, theirs)
+    )
     if differing := sorted(mine.items() ^ found.items()):
         raise ValueError(
             f"{folder} holds another program than this one; they differ in {differing[:4]}"

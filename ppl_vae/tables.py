@@ -279,10 +279,14 @@ def _draft_of_array(path: Path, holes: Sequence[str], given: tuple[Any, ...]) ->
             f"images; it has {getattr(array, 'dtype', 'several')} {np.shape(array)}"
         )
     rows = array.reshape(len(array), math.prod(array.shape[1:]))
+    notes = []
+    if rows.dtype == np.float16:
+        notes = ["the numbers are of float16, which holds three to four digits; they are raised"]
+        rows = rows.astype(np.float64)
     flat = as_matrix(rows, name=path.name, dtype=torch.float64).numpy()
     cells = pd.DataFrame(flat, columns=[f"x{k + 1}" for k in range(flat.shape[1])])
     shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
-    return _Draft(path.name, cells, holes, image_shape=shape)
+    return _Draft(path.name, cells, holes, image_shape=shape, notes=notes)
 
 
 def _draft_of_text(

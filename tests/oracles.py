@@ -5,6 +5,9 @@ Notation: N rows of D dimensions, K latent dimensions; ``loadings`` W is (D, K),
 covariance S over N (not N - 1), and M = W'W + s2 I. All values are in nats a datum.
 """
 
+import math
+from fractions import Fraction
+
 import numpy as np
 from scipy import linalg, stats
 
@@ -162,6 +165,43 @@ def mean_kl(eigenvalues, noise):
 def posterior_mean_variance(eigenvalues, noise):
     """At the ML solution, the variance over data of the posterior mean of axis i: 1 - s2 / l_i."""
     return 1 - noise / np.asarray(eigenvalues)
+
+
+def exact_given_observed(row, loc, loadings, scale):
+    """log p of what is observed of a row, and means and sds of the missing cells given it.
+
+    By Gaussian elimination on W W' + diag(scale^2) in rational numbers, which rounds nothing until
+    logarithms and square roots are taken. NaN is missing.
+    """
+    numbers = [[Fraction(float(value)) for value in values] for values in loadings]
+    noise = [Fraction(float(value)) ** 2 for value in np.broadcast_to(scale, len(loc))]
+
+    def covariance(i, j):
+        inner = sum((a * b for a, b in zip(numbers[i], numbers[j], strict=True)), Fraction(0))
+        return inner + (noise[i] if i == j else 0)
+
+    seen, missing = np.flatnonzero(~np.isnan(row)), np.flatnonzero(np.isnan(row))
+    order = [*seen, *missing]
+    left = [[covariance(i, j) for j in order] for i in order]
+    offset = [Fraction(float(row[i])) - Fraction(float(loc[i])) for i in seen]
+    offset += [Fraction(0)] * len(missing)
+    log_p, mahalanobis = -0.5 * len(seen) * math.log(2 * math.pi), Fraction(0)
+    for k in range(len(seen)):
+        pivot = left[k][k]
+        log_p -= 0.5 * (math.log(pivot.numerator) - math.log(pivot.denominator))
+        mahalanobis += offset[k] ** 2 / pivot
+        for i in range(k + 1, len(order)):
+            factor = left[i][k] / pivot
+            offset[i] -= factor * offset[k]
+            left[i] = [a - factor * b for a, b in zip(left[i], left[k], strict=True)]
+    # What is left of a missing cell's row is minus its conditional mean, and its variance.
+    places = range(len(seen), len(order))
+    means = [float(Fraction(float(loc[order[i]])) - offset[i]) for i in places]
+    roots = [
+        math.exp(0.5 * (math.log(left[i][i].numerator) - math.log(left[i][i].denominator)))
+        for i in places
+    ]
+    return log_p - 0.5 * float(mahalanobis), np.array(means), np.array(roots)
 
 
 # Gaussians

@@ -11,7 +11,7 @@ from pyro import poutine
 from scipy import stats
 
 import oracles
-from ppl_vae.models.linear_gaussian import tril_of_inverse
+from ppl_vae.models.axes import tril_of_inverse
 from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, seen_cells
+from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.em import fit_em
+from ppl_vae.models.identifiability import undetermined_cells, undetermined_pairs
 from ppl_vae.models.ppca import NOISES, PPCA
-from ppl_vae.results import Result
+from ppl_vae.results import CONDITIONAL, Result
 
 HIDDEN_SHARE = 0.1
 PATIENCE = 2
@@ -34,9 +36,13 @@ class HiddenCells(Result):
             in nats a cell.
         error: the root mean square of x_nd - E x_nd in standard deviations of the column, (M,);
             about 1 is what the mean of the column would give.
-        coverage: the share of hidden cells within 1.96 standard deviations, (M,).
+        coverage: the share of hidden cells within 1.96 standard deviations, (M,). These take the
+            fitted parameters as known, so that it falls below 95 % where rows are few
+            (:class:`~ppl_vae.results.Imputation` has numbers). It is the share of cells that were
+            observed: of missing cells that rest on an undetermined covariance it says nothing,
+            and ``notes`` say how many there are.
         num_hidden: how many cells were hidden.
-        notes: what could not be fitted, and why.
+        notes: what could not be fitted, and why; which missing cells the scores say nothing of.
     """
 
     noise: tuple[str, ...]
@@ -61,6 +67,7 @@ class HiddenCells(Result):
         for place, (noise, k, nats, error, share) in enumerate(zip(*columns, strict=True)):
             mark = " <- best" if place == self.best else ""
             lines.append(f"  {noise:9s} {k:3d} {nats:12.3f} {error:6.3f} {share:15.1%}{mark}")
+        lines.append(f"  ({CONDITIONAL})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -122,8 +129,22 @@ def compare_on_hidden_cells(
         raise ValueError("; ".join(notes))
     names, sizes, *columns = zip(*found, strict=True)
     log_density, error, coverage = torch.tensor(columns, dtype=torch.float64)
+    best = sizes[int(log_density.argmax())]
+    notes.extend(_not_validated(x, seen, best))
     number = int(hidden.sum())
     return HiddenCells(names, sizes, log_density, error, coverage, number, tuple(notes))
+
+
+def _not_validated(x: Tensor, seen: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
+    # Hidden cells are of columns that are observed together; others may be missing together.
+    pairs = undetermined_pairs(RowBlocks(x.where(seen, torch.nan)), latent_dim)
+    cells = undetermined_cells(seen, pairs)
+    if number := int(cells.sum()):
+        columns = cells.any(0).nonzero().flatten().tolist()
+        yield (
+            f"{number} missing cells, in {len(columns)} columns, rest on covariances that what is "
+            f"observed does not determine at K = {latent_dim}; the scores say nothing of them"
+        )
 
 
 def _limit(noise: str, num_data: int, data_dim: int) -> float:
@@ -157,6 +178,7 @@ def _scored(
 ) -> tuple[float, float, float]:
     ppca = PPCA.like(left, latent_dim, noise=noise, seed=seed)
     fit_em(ppca, left, tol=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    ppca.undetermined = None  # a score is of what a model says, determined or not
     filled = ppca.impute(left)
     truth, mean, sd = x[hidden], filled.mean[hidden], filled.sd[hidden]
     away = (truth - mean).abs()

@@ -49,7 +49,11 @@ def impute(
     mask: ArrayLike | None = None,
     seed: int | None = None,
 ) -> Imputation:
-    """The holes of x, given what was observed in their rows; observed cells are untouched.
+    """The missing values of x, given what was observed in their rows.
+
+    Observed cells are untouched. Standard deviations and draws take the parameters of the pair as
+    known: where these were fitted to few rows, intervals made of them are too narrow
+    (:class:`~ppl_vae.results.Imputation` has numbers for PPCA).
 
     Draws and data are streamed, so that memory holds the result and little else. The cells of x
     must be independent given z, as masks presume.

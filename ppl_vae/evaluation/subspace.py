@@ -9,6 +9,7 @@ from scipy.linalg import orthogonal_procrustes, subspace_angles
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ppl_vae.models.linear_gaussian import Patterns, Solution
 from ppl_vae.results import Result
 
 LinearGaussian: TypeAlias = Any
@@ -92,25 +93,18 @@ def _align(ours: Tensor, theirs: Tensor) -> Tensor:
 def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
     """KL(N(m, C) || N(m', C')) = 1/2 [tr C'^-1 C + d' C'^-1 d - D + log det C' / det C].
 
-    With V the second's loadings and P = I + V' Psi'^-1 V no D x D matrix is formed:
-    C'^-1 y = Psi'^-1 (y - V P^-1 V' Psi'^-1 y).
+    With V the second's loadings and P = I + V' Psi'^-1 V no D x D matrix is formed: the trace is
+    that of W' C'^-1 W + Psi C'^-1, and (C'^-1)_dd = (1 - v_d' P^-1 v_d / psi'_d) / psi'_d.
     """
     models = (first, second)  # which may stand on different devices
     w, v = (model.loadings.detach().double().cpu() for model in models)
-    s, t = (m.noise_scale.detach().double().cpu().square().expand(len(w)) for m in models)
     ours, theirs = (model.loc.detach().double().cpu() for model in models)
-
-    def inner(loadings: Tensor, variance: Tensor) -> Tensor:
-        weighted = loadings / variance[:, None]
-        return loadings.mT @ weighted + torch.eye(loadings.shape[1]).to(loadings)
-
-    m, n = inner(w, s), inner(v, t)
-    weighted = v / t[:, None]
-
-    def quadratic(y: Tensor) -> Tensor:
-        return (y * (y / t[:, None] - weighted @ torch.linalg.solve(n, weighted.mT @ y))).sum()
-
-    explained = torch.linalg.solve(n, weighted.mT @ (s[:, None] * weighted)).trace()
-    log_det = (t.log() - s.log()).sum() + torch.logdet(n) - torch.logdet(m)
-    distance = quadratic(w) + quadratic((ours - theirs)[:, None])
-    return 0.5 * float(distance + (s / t).sum() - explained - len(w) + log_det)
+    s, t = (m.noise_scale.detach().double().cpu().expand(len(w)) for m in models)
+    complete, zero = Patterns.complete(theirs), torch.zeros_like(theirs)
+    # y' C'^-1 y = r' Psi'^-1 r + |m|^2 with r the residual and m the posterior mean given y.
+    found = Solution.with_scale(torch.cat([w.mT, (ours - theirs)[None]]), complete, v, zero, t)
+    quadratic = (found.residual / t).square().sum() + found.mean.square().sum()
+    unexplained = 1 - (v / t[:, None] @ found.tril[0]).square().sum(1)
+    own = Solution.with_scale(zero[None], complete, w, zero, s)
+    log_det = 2 * ((t / s).log().sum() + own.half_log_det[0] - found.half_log_det[0])
+    return 0.5 * float(quadratic + ((s / t).square() * unexplained).sum() - len(w) + log_det)

@@ -21,6 +21,7 @@ from ppl_vae.inference.climb import best_of, climb
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
 from ppl_vae.inference.noise import Noise
+from ppl_vae.models.identifiability import described, undetermined_pairs
 from ppl_vae.models.moments import Columns, SampleCovariance, missing_message, summarize
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
@@ -61,6 +62,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     blocks = RowBlocks(x, device=ppca.loc.device, rescale=True)
     columns, covariance = _statistics(ppca, blocks)
     covariance = _complete(columns, covariance)
+    ppca.undetermined = None
     setting = Setting(covariance, Noise(None))
     unit_noise = torch.ones_like(covariance.mean)
     leading = covariance.leading(ppca.latent_dim, unit_noise)
@@ -219,6 +221,8 @@ def _ascended(
     with threads(1):  # see summarize
         columns, covariance = _statistics(ppca, blocks)
         noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
+    pairs = undetermined_pairs(blocks, ppca.latent_dim) if covariance is None else None
+    known = columns.notes() + described(pairs, ppca.latent_dim)
     missing = Holes(blocks, columns, noise, family, fold)
     ends = []
     for number in range(starts):
@@ -231,10 +235,11 @@ def _ascended(
             ends.append(
                 climb(
                     start, name, tol=tol, max_iterations=max_iterations,
-                    notes=columns.notes() + notes, began=time.perf_counter() if number else began,
+                    notes=known + notes, began=time.perf_counter() if number else began,
                 )
             )  # fmt: skip
     position, found = best_of(ends)
+    ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
     scale, unit = noise.scale(position.variance), blocks.unit
     ppca.assign(
         loadings=position.loadings * unit, loc=position.loc * unit, noise_scale=scale * unit

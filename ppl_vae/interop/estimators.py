@@ -1,5 +1,6 @@
 """What the package's estimators for scikit-learn have in common: rows with holes in, codes out."""
 
+import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -21,6 +22,11 @@ class HoledRows:
     """Abstract: an estimator of rows in which NaN is a hole."""
 
     def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
+        if str(getattr(X, "dtype", "")).endswith("float16"):
+            warnings.warn(
+                f"X is of {X.dtype}, which is too coarse to compute in; it is raised to float64",
+                stacklevel=3,
+            )
         holes: Any = {"ensure_all_finite": "allow-nan"}
         return np.asarray(validate_data(self, X, reset=reset, dtype=DTYPES, **holes, **rules))
 
@@ -45,7 +51,7 @@ class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_is_fitted(self)
         X = self._validated(X)
         with torch.no_grad():
-            return as_array(self._codes(X)).astype(X.dtype)
+            return cast_to(X.dtype, as_array(self._codes(X)), "codes")
 
     def inverse_transform(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
         """The mean of x given z.
@@ -63,7 +69,7 @@ class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 f"X must have n_components_={self.n_components_} columns, as transform gives "
                 f"them; it has {X.shape[1]}"
             )
-        return self._decoded(X).astype(X.dtype)
+        return cast_to(X.dtype, self._decoded(X), "means of x")
 
     @abstractmethod
     def _codes(self, X: np.ndarray) -> Float[Tensor, "N K"]:
@@ -87,6 +93,21 @@ class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMix
 def as_array(values: Tensor) -> np.ndarray:
     """A tensor of any device, without its gradient."""
     return values.detach().cpu().numpy()
+
+
+def cast_to(dtype: Any, values: np.ndarray, name: str) -> np.ndarray:
+    """Values in the dtype of X.
+
+    Raises:
+        FloatingPointError: if they overflow it.
+    """
+    largest, limit = float(np.abs(values).max(initial=0)), float(np.finfo(dtype).max)
+    if largest > limit:
+        raise FloatingPointError(
+            f"{name} overflow {dtype}: the largest is {largest:.3g} in size, and at most "
+            f"{limit:.3g} can be held; give X in float64, or its columns in other units"
+        )
+    return values.astype(dtype)
 
 
 def drawn_seed(random_state: Any) -> int:

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.em import fit_closed_form, fit_em
-from ppl_vae.interop.estimators import CodeTransformer, as_array, drawn_seed
+from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
 from ppl_vae.models.moments import Columns, SampleCovariance, summarize
 from ppl_vae.models.ppca import NOISES, PPCA
 
@@ -27,6 +27,11 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     l_k the variance along it. NaN is a hole: of a row only what was observed counts, and the rest
     is integrated out. Sums and parameters are in float64; ``transform``, ``inverse_transform`` and
     ``impute`` give float32 back for float32. Variances are over N, not N - 1.
+
+    Standard deviations and draws of ``model_.impute`` take the fitted parameters as known: with
+    few rows, intervals made of them are too narrow (:class:`~ppl_vae.results.Imputation` has
+    numbers). Where the covariance of two columns is not determined by what was observed, because
+    too few rows and columns connect them, ``notes_`` say which, and ``impute`` warns.
 
     Args:
         n_components: K, which must be smaller than the rank R of the centred data: with K >= R
@@ -186,16 +191,27 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         return X @ self.components_ + self.mean_
 
     def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
-        """X with each hole filled by its mean given what was observed of its row.
+        """X with each missing value filled by its mean given what was observed of its row.
 
-        ``model_.impute(X)`` knows the standard deviations too, and draws.
+        ``model_.impute(X)`` has the standard deviations too, and draws; both take the fitted
+        parameters as known.
+
+        Warns:
+            UserWarning: if cells rest on covariances that the X of the fit did not determine:
+                their means are arbitrary.
 
         Raises:
             ValueError: as :meth:`transform`.
         """
         check_is_fitted(self)
         X = self._validated(X)
-        return as_array(self.model_.impute(X).mean).astype(X.dtype)
+        found = self.model_.impute(X)
+        for note in found.notes:
+            warnings.warn(
+                f"{int(found.sd.isnan().sum())} of the values imputed are arbitrary: {note}",
+                stacklevel=2,
+            )
+        return cast_to(X.dtype, as_array(found.mean), "imputed values")
 
     def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " N"]:
         """log p of what was observed of each row, exact, in nats.

@@ -1,19 +1,33 @@
-"""p(z | x) and log p(x) of x | z ~ N(W z + mu, diag(psi)), z ~ N(0, I), for rows with holes.
+"""p(z | x) and log p(x) of x | z ~ N(W z + mu, diag(psi)), z ~ N(0, I), with missing values.
 
 Of row n only the observed columns count: with P_n = I + sum_d s_nd w_d w_d' / psi_d (s_nd is 1
-where seen, 0 in a hole), z | x_n ~ N(P_n^-1 W' Psi^-1 (s_n * (x_n - mu)), P_n^-1). All P_n are one
-matrix product of the (N, D) pattern of holes with the (D, K (K + 1) / 2) distinct entries of
-w_d w_d' / psi_d. Rows that share a pattern share P_n; complete rows are the case of one pattern.
+where observed, 0 where missing), z | x_n ~ N(P_n^-1 W' Psi^-1 (s_n * (x_n - mu)), P_n^-1). All P_n
+are one matrix product of the (N, D) pattern of observed cells with the (D, K (K + 1) / 2) distinct
+entries of w_d w_d' / psi_d. Rows that share a pattern share P_n; complete rows have one pattern.
+
+Loadings enter as A = Psi^-1/2 W, so that no noise variance is squared twice and tables of any unit
+neither overflow nor underflow; where a Cholesky factorization of P would lose too many digits,
+:mod:`ppl_vae.models.axes` does without it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from ppl_vae.blocks import rows_at_once
+from ppl_vae.models.axes import (
+    MOST_LOST,
+    OwnAxes,
+    half_log_det,
+    inverse_factor,
+    times,
+    tril_of_inverse,
+)
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -78,7 +92,7 @@ class Patterns:
         distinct = cells[torch.from_numpy(first).to(cells.device)].to(like)
         return cls(distinct, torch.from_numpy(which.reshape(-1)).to(cells.device), cells)
 
-    def spread(self, values: Float[Tensor, "U ..."]) -> Tensor:
+    def spread(self, values: Shaped[Tensor, "U ..."]) -> Tensor:
         """Values a pattern as values a row, or one for all."""
         return values if self.which is None else values[self.which]
 
@@ -106,10 +120,11 @@ class Solution:
     Attributes:
         patterns: of the rows.
         mean: of z, (B, K).
-        tril: lower factors of the covariances of z, one a pattern, (U, K, K).
+        tril: lower factors of the covariances of z, one per pattern, (U, K, K).
         precision: P, the inverse of these covariances, (U, K, K).
-        residual: x - mu - W mean, zero in the holes, (B, D).
-        variance: psi, (D,).
+        residual: x - mu - W mean, zero where missing, (B, D).
+        scale: the square root of psi, (D,).
+        half_log_det: 1/2 log det of the covariance of z, one per pattern, (U,).
     """
 
     patterns: Patterns
@@ -117,66 +132,116 @@ class Solution:
     tril: Float[Tensor, "U K K"]
     precision: Float[Tensor, "U K K"]
     residual: Float[Tensor, "B D"]
-    variance: Float[Tensor, " D"]
+    scale: Float[Tensor, " D"]
+    half_log_det: Float[Tensor, " U"]
 
     @classmethod
     def of(
         cls, x: Tensor, patterns: Patterns, loadings: Tensor, loc: Tensor, variance: Tensor
     ) -> Self:
-        """The posterior of the rows of x; its holes may hold any finite number."""
-        weighted = loadings / variance[:, None]
-        precision = unpacked(patterns.seen @ outer(loadings, weighted), loadings.shape[1])
-        precision = precision + torch.eye(loadings.shape[1]).to(precision)
-        tril = tril_of_inverse(precision)
-        offset = patterns.masked(x - loc)
+        """As :meth:`with_scale`, from the noise variances psi."""
+        return cls.with_scale(x, patterns, loadings, loc, variance.sqrt())
+
+    @classmethod
+    def with_scale(
+        cls,
+        x: Float[Tensor, "B D"],
+        patterns: Patterns,
+        loadings: Float[Tensor, "D K"],
+        loc: Float[Tensor, " D"],
+        scale: Float[Tensor, " D"],
+        *,
+        look: bool = True,
+    ) -> Self:
+        """The posterior of the rows of x; where they are missing they may hold any finite number.
+
+        Args:
+            x: the rows.
+            patterns: which of their cells are observed.
+            loadings, loc: W and mu.
+            scale: standard deviations of the noise.
+            look: whether to look at the precision that is lost, and to solve patterns on their own
+                principal axes where it is too much. A recorded program cannot: what is done there
+                must not depend on values.
+
+        Raises:
+            torch.linalg.LinAlgError: if W'Psi^-1 W is too large for the dtype.
+        """
+        roots = loadings / scale[:, None]
+        eye = torch.eye(roots.shape[1]).to(roots)
+        precision = unpacked(patterns.seen @ outer(roots, roots), roots.shape[1]) + eye
+        offset, given = patterns.masked(x - loc), (patterns, precision, loadings, scale)
+        if not look:
+            return cls._plain(offset, tril_of_inverse(precision), *given)
+        tril, lost = inverse_factor(precision)
+        if not bool((poor := lost > MOST_LOST).any()):
+            return cls._plain(offset, tril, *given)
+        # The factors of poor patterns are replaced; until then they must be finite.
+        tril, _ = inverse_factor(torch.where(poor[:, None, None], eye, precision))
+        return cls._plain(offset, tril, *given)._on_own_axes(poor, offset, roots)
+
+    @classmethod
+    def _plain(
+        cls,
+        offset: Tensor,
+        tril: Tensor,
+        patterns: Patterns,
+        precision: Tensor,
+        loadings: Tensor,
+        scale: Tensor,
+    ) -> Self:
         factors = patterns.spread(tril)
-        mean = _times(_times(offset @ weighted, factors), factors.mT)
+        weighted = loadings / scale[:, None] / scale[:, None]
+        mean = times(times(offset @ weighted, factors), factors.mT)
         residual = patterns.masked(offset - mean @ loadings.mT)
-        return cls(patterns, mean, tril, precision, residual, variance)
+        return cls(patterns, mean, tril, precision, residual, scale, half_log_det(tril))
+
+    def _on_own_axes(
+        self, poor: Bool[Tensor, " U"], offset: Float[Tensor, "B D"], roots: Float[Tensor, "D K"]
+    ) -> Self:
+        # Rows of poor patterns anew, piece by piece: each has loadings on axes of its own.
+        which = torch.arange(len(poor), device=poor.device)
+        rows = torch.arange(len(self.mean), device=poor.device)
+        own = self.patterns.spread(which).expand(len(rows))
+        mean, residual, tril, half = self.mean, self.residual, self.tril, self.half_log_det
+        for chosen in poor.nonzero().flatten().split(rows_at_once(4 * roots.numel())):
+            axes = OwnAxes.of(roots, self.patterns.seen[chosen])
+            tril = tril.index_copy(0, chosen, axes.tril)
+            half = half.index_copy(0, chosen, axes.half_log_det)
+            place = torch.full_like(which, -1).index_copy(0, chosen, which[: len(chosen)])
+            theirs = rows[place[own] >= 0]
+            for some in theirs.split(rows_at_once(4 * roots.numel())):
+                found = axes.solve(place[own[some]], offset[some] / self.scale)
+                mean = mean.index_copy(0, some, found[0])
+                residual = residual.index_copy(0, some, found[1] * self.scale)
+        return replace(self, mean=mean, residual=residual, tril=tril, half_log_det=half)
 
     @property
-    def half_log_det(self) -> Float[Tensor, " U"]:
-        """1/2 log det of the covariance of z, one a pattern."""
-        return self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    def variance(self) -> Float[Tensor, " D"]:
+        """The noise variances psi."""
+        return self.scale.square()
 
     def log_likelihood(self) -> Float[Tensor, " B"]:
-        """log p of what was observed, in nats a datum.
+        """log p of what was observed, in nats per datum.
 
         The quadratic form is r' Psi^-1 r + |m|^2 with r the residual and m the posterior mean,
         which stays accurate where the noise is small.
         """
-        quadratic = (self.residual.square() / self.variance).sum(1) + self.mean.square().sum(1)
-        constant = self.patterns.seen @ (LOG_2PI + self.variance.log()) - 2 * self.half_log_det
+        quadratic = (self.residual / self.scale).square().sum(1) + self.mean.square().sum(1)
+        constant = self.patterns.seen @ (LOG_2PI + 2 * self.scale.log()) - 2 * self.half_log_det
         return -0.5 * (quadratic + self.patterns.spread(constant))
 
     def predict(
         self, loadings: Float[Tensor, "D K"], loc: Float[Tensor, " D"], num_samples: int
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, "S B D"]]:
         """All cells anew, given what was observed of their rows: mean, sd, and joint draws."""
-        along = (loadings @ self.tril).square().sum(-1)  # the variance of w_d' z
-        sd = self.patterns.spread((along + self.variance).sqrt()).expand_as(self.residual)
+        # The variance of w_d' z, that of the noise being one.
+        along = ((loadings / self.scale[:, None]) @ self.tril).square().sum(-1)
+        sd = self.patterns.spread(self.scale * (along + 1).sqrt()).expand_as(self.residual)
         shape = num_samples, len(self.mean), sum(loadings.shape)
         z, noise = (
             torch.randn(*shape, dtype=loadings.dtype).to(loadings).split(loadings.shape[::-1], -1)
         )
         z = self.mean + (self.patterns.spread(self.tril) @ z.unsqueeze(-1)).squeeze(-1)
-        draws = z @ loadings.mT + loc + noise * self.variance.sqrt()
+        draws = z @ loadings.mT + loc + noise * self.scale
         return self.mean @ loadings.mT + loc, sd, draws
-
-
-def _times(rows: Float[Tensor, "B K"], matrices: Float[Tensor, "U K K"]) -> Float[Tensor, "B K"]:
-    # Each row times its matrix, or all times the only one.
-    if len(matrices) == 1:
-        return rows @ matrices[0]
-    return (rows[:, None] @ matrices)[:, 0]
-
-
-def tril_of_inverse(matrix: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B K K"]:
-    """The lower triangular L with L L' = matrix^-1, for a positive definite matrix.
-
-    With J the exchange matrix and J matrix J = R R', L = (J R J)'^-1.
-    """
-    reversed_factor = torch.linalg.cholesky(matrix.flip(-2, -1))
-    upper_inverse = reversed_factor.flip(-2, -1).mT
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_triangular(upper_inverse, eye, upper=False)

@@ -1,8 +1,6 @@
 """Probabilistic PCA and factor analysis, in which every quantity is known exactly."""
 
-import copy
 import math
-from collections.abc import Iterator
 from typing import Any, Self, cast
 
 import pyro
@@ -10,35 +8,27 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroParam, pyro_method
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.arguments import (
-    ArrayLike,
-    as_matrix,
-    at_least,
-    check_rows_seen,
-    choose_option,
-    seen_cells,
-)
-from ppl_vae.blocks import RowBlocks, RowSource, rows_at_once
-from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
+from ppl_vae.blocks import RowBlocks, RowSource
+from ppl_vae.models.exact import LinearGaussianModel
 from ppl_vae.models.moments import summarize
-from ppl_vae.program import Program, as_rows, count_rows, data_plate
-from ppl_vae.results import Imputation
+from ppl_vae.program import as_rows, count_rows, data_plate
 from ppl_vae.state import seeded
 
 NOISES = ("isotropic", "diagonal")
 
 
-class PPCA(Program):
+class PPCA(LinearGaussianModel):
     """Probabilistic PCA: z ~ N(0, I_K), x | z ~ N(W z + mu, Psi), Psi = sigma^2 I_D.
 
     With ``noise="diagonal"`` it is factor analysis: Psi = diag(sigma_1^2, ..., sigma_D^2).
     Marginally x ~ N(mu, W W' + Psi), and z | x ~ N(P^-1 W' Psi^-1 (x - mu), P^-1) with
-    P = I + W' Psi^-1 W. ``model`` is the Pyro program; everything else is exact, and takes holes:
-    of a row only what was observed counts, the rest is integrated out.
+    P = I + W' Psi^-1 W. ``model`` is the Pyro program; everything else is exact, and takes missing
+    values: of a row only what was observed counts, the rest is integrated out. What is exact is
+    computed in float64, whatever the dtype of the model and of x, and returned in the model's.
 
     Args:
         data_dim: D.
@@ -61,8 +51,6 @@ class PPCA(Program):
         >>> ppca.log_likelihood(x).shape
         torch.Size([100])
     """
-
-    noise_scale: Tensor
 
     def __init__(
         self,
@@ -189,158 +177,3 @@ class PPCA(Program):
                 # NaN under a mask would still poison the gradient.
                 x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)
             return pyro.sample("x", likelihood.to_event(1), obs=x if observe else None)
-
-    def _variance(self) -> Float[Tensor, " D"]:
-        return self.noise_scale.square().expand(self.data_dim)
-
-    def marginal(self) -> dist.LowRankMultivariateNormal:
-        """p(x), event shape (D,)."""
-        return dist.LowRankMultivariateNormal(self.loc, self.loadings, self._variance())
-
-    def covariance(self) -> Float[Tensor, "D D"]:
-        """W W' + Psi, the covariance of x."""
-        return self.loadings @ self.loadings.mT + self._variance().diag()
-
-    def posterior(
-        self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
-    ) -> dist.MultivariateNormal:
-        """p(z | x), exact: batch shape (N,), event shape (K,).
-
-        Args:
-            x: (N, D); NaN is a hole.
-            mask: True where observed.
-
-        Raises:
-            ValueError: if x has another width, or a row with nothing observed.
-        """
-        found = list(self._solve(x, mask))
-        tril = torch.cat([solution.patterns.spread(solution.tril) for solution in found])
-        return dist.MultivariateNormal(torch.cat([s.mean for s in found]), scale_tril=tril)
-
-    def posterior_mean(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Tensor:
-        """E[z | x], (N, K), without the covariances that :meth:`posterior` holds of all rows."""
-        return torch.cat([solution.mean for solution in self._solve(x, mask)])
-
-    def log_likelihood(
-        self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
-    ) -> Float[Tensor, " N"]:
-        """log p of what was observed of each row, exact, in nats a datum.
-
-        By Woodbury: O(D K) a row, and O(D K^2) for each pattern of holes.
-
-        Args, raises: as :meth:`posterior`.
-        """
-        return torch.cat([solution.log_likelihood() for solution in self._solve(x, mask)])
-
-    def _observed(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[Tensor, Tensor | None]:
-        # x as rows with zeros in its holes, and what was seen; None if nothing is missing.
-        inside = am_i_wrapped()  # inside a program the data were checked at its boundary
-        rows = as_rows(x if inside else as_matrix(x), self.loc, self.data_dim)
-        seen = mask if inside else seen_cells(rows, mask)
-        if seen is None:
-            return rows, None
-        if not inside:
-            check_rows_seen(seen)
-        return torch.where(seen, rows, 0.0), seen
-
-    def _solve(self, x: ArrayLike, mask: ArrayLike | None = None) -> Iterator[Solution]:
-        # All rows at once if they are complete, and piece by piece if not.
-        x, seen = self._observed(x, mask)
-        parameters = self.loadings, self.loc, self._variance()
-        if seen is None:
-            yield Solution.of(x, Patterns.complete(self.loc), *parameters)
-            return
-        patterns = Patterns.each if am_i_wrapped() else Patterns.shared
-        size = rows_at_once(4 * self.data_dim + 4 * self.latent_dim**2)
-        for rows, cells in zip(x.split(size), seen.split(size), strict=True):
-            yield Solution.of(rows, patterns(cells, self.loc), *parameters)
-
-    @torch.no_grad()
-    def impute(
-        self,
-        x: ArrayLike,
-        *,
-        mask: ArrayLike | None = None,
-        num_samples: int = 0,
-        seed: int | None = None,
-    ) -> Imputation:
-        """The holes of x, given what was observed in their rows; observed cells are untouched.
-
-        Args:
-            x: (N, D); NaN is a hole.
-            mask: True where observed.
-            num_samples: how many draws to make of each row's holes, jointly.
-            seed: of these.
-
-        Returns:
-            In the model's dtype, or x's own if that is finer.
-
-        Raises:
-            ValueError: as :meth:`posterior`; if num_samples is no whole number >= 0.
-        """
-        x, num_samples = as_matrix(x), at_least("num_samples", num_samples, 0)
-        kept = x.to(device=self.loc.device, dtype=torch.promote_types(x.dtype, self.loc.dtype))
-        seen = self._observed(x, mask)[1]
-        if seen is None:
-            draws = kept.expand(num_samples, -1, -1) if num_samples else None
-            return Imputation(kept, torch.zeros_like(kept), draws)
-        with seeded(seed):
-            size = rows_at_once(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
-            pieces = zip(kept.split(size), seen.split(size), strict=True)
-            found = [self._fill(rows, cells, num_samples) for rows, cells in pieces]
-        mean, sd, draws = zip(*found, strict=True)
-        return Imputation(
-            torch.cat(mean), torch.cat(sd), torch.cat(draws, 1) if num_samples else None
-        )
-
-    def _fill(self, kept: Tensor, seen: Tensor, num_samples: int) -> tuple[Tensor, ...]:
-        # Mean, standard deviation and draws of some rows.
-        parameters = self.loadings, self.loc, self._variance()
-        rows = torch.where(seen, kept, 0.0).to(self.loc)
-        solution = Solution.of(rows, Patterns.shared(seen, self.loc), *parameters)
-        mean, sd, draws = solution.predict(self.loadings, self.loc, num_samples)
-        mean, draws = (torch.where(seen, kept, filled.to(kept)) for filled in (mean, draws))
-        return mean, torch.where(seen, 0.0, sd).to(kept), draws
-
-    @torch.no_grad()
-    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
-        """Draws from p(x)."""
-        with seeded(seed):
-            return self.marginal().sample(torch.Size([at_least("num_samples", num_samples)]))
-
-    def reconstruct(
-        self, x: ArrayLike, *, mask: ArrayLike | None = None, shrink: bool = True
-    ) -> Float[Tensor, "N D"]:
-        """W m + mu with m the posterior mean, in holes too.
-
-        ``shrink=False`` is PCA's rank-K projection (with diagonal noise, the weighted one:
-        m = (W' Psi^-1 W)^-1 W' Psi^-1 (x - mu), Bartlett's scores); it needs complete rows.
-
-        Raises:
-            ValueError: as :meth:`posterior`; if something is missing and ``shrink=False``.
-        """
-        if shrink:
-            return self.posterior_mean(x, mask=mask) @ self.loadings.mT + self.loc
-        x, seen = self._observed(x, mask)
-        if seen is not None:
-            raise ValueError(
-                f"x has {int((~seen).sum())} missing entries, and a projection needs complete "
-                "rows; shrink=True takes holes, and impute(x) fills them"
-            )
-        scale = self._variance().sqrt()
-        axes = torch.linalg.qr(self.loadings / scale[:, None]).Q
-        return ((x - self.loc) / scale) @ axes @ axes.mT * scale + self.loc
-
-    @torch.no_grad()
-    def canonical(self) -> Self:
-        """A copy whose columns stand on the principal axes, longest first.
-
-        W is only determined up to a rotation W R; with Psi^-1/2 W = U s V' this is Psi^1/2 U s
-        (for isotropic noise simply W V), each column's largest entry positive. The marginal is
-        the same.
-        """
-        scale = self._variance().sqrt()[:, None]
-        u, s, _ = torch.linalg.svd(self.loadings / scale, full_matrices=False)
-        turned = scale * u * s
-        largest = turned.abs().argmax(0, keepdim=True)
-        return copy.deepcopy(self).assign(loadings=turned * turned.gather(0, largest).sign())

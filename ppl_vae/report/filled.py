@@ -11,8 +11,9 @@ import pandas as pd
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.files import write_whole
 from ppl_vae.inference.em import fit_em
+from ppl_vae.models.identifiability import described
 from ppl_vae.models.ppca import NOISES, PPCA
-from ppl_vae.results import FitResult, Imputation
+from ppl_vae.results import CONDITIONAL, COVERAGE, FitResult, Imputation
 from ppl_vae.tables import Table
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -70,8 +71,9 @@ class FilledTable:
     def frame(self) -> pd.DataFrame:
         """The table as text: row names, columns, labels, and ``<column> sd`` of filled ones.
 
-        Observed cells are written with all their digits, filled ones with six. Where nothing was
-        missing in a row, its standard deviation is empty.
+        Observed cells are written with all their digits, filled ones with six. A standard
+        deviation is empty where the cell was observed, and where it is not known because the
+        observed cells do not determine a covariance it rests on.
         """
         holes = np.isnan(self.table.values)
         mean, sd = self.imputation.mean.numpy(), self.imputation.sd.numpy()
@@ -84,7 +86,8 @@ class FilledTable:
         for k in np.flatnonzero(holes.any(axis=0)):
             cells = zip(sd[:, k], holes[:, k], strict=True)
             name = _free(f"{self.table.columns[k]} sd", found)
-            found[name] = [f"{v:.6g}" if hole else "" for v, hole in cells]
+            known = ((v, hole and not np.isnan(v)) for v, hole in cells)
+            found[name] = [f"{v:.6g}" if written else "" for v, written in known]
         return pd.DataFrame(found, index=self.table.row_names)
 
     def write(self, path: Path) -> None:
@@ -111,6 +114,7 @@ class FilledTable:
         columns = holes.any(0) & (usual > 0)
         shares = (self.imputation.sd.numpy() / np.where(usual > 0, usual, 1))[:, columns]
         shares = shares[holes[:, columns]]
+        shares = shares[~np.isnan(shares)]
         number, wide = int(holes.sum()), int(holes.any(0).sum())
         said = f"filled {number} cells in {wide} columns"
         if len(shares):
@@ -120,6 +124,25 @@ class FilledTable:
                 f"{middle:.2f} in the middle"
             )
         yield said
+        yield f"{CONDITIONAL} ({COVERAGE})"
+        yield from self._unknown(np.isnan(self.imputation.sd.numpy()).sum(axis=0).tolist())
+
+    def _unknown(self, cells: list[int]) -> Iterator[str]:
+        # Of how many cells the standard deviation is not known, column by column.
+        named = zip(self.table.columns, cells, strict=True)
+        columns = ", ".join(f"{name!r} ({number})" for name, number in named if number)
+        if columns:
+            yield (
+                f"of {sum(cells)} filled cells the standard deviation is not known and left "
+                f"empty, and the mean is arbitrary: in columns {columns}"
+            )
+
+    def notes(self) -> tuple[str, ...]:
+        """What else a person should know of the fit, with the names of columns."""
+        pairs, latent_dim = self.ppca.undetermined, self.ppca.latent_dim
+        numbered = described(pairs, latent_dim)
+        others = tuple(note for note in self.fit.notes if note not in numbered)
+        return others + described(pairs, latent_dim, self.table.columns)
 
 
 def check_suffix(path: Path) -> Path:
