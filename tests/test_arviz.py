@@ -31,7 +31,7 @@ from ppl_vae import (
 )
 from ppl_vae.evaluation import rails
 from ppl_vae.evaluation.compare import compare
-from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
+from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.interop import arviz as interop
 from ppl_vae.interop import draws
 from ppl_vae.interop.arviz import (
