@@ -76,17 +76,36 @@ class _Variable:
         return run.per_datum(site, values).squeeze(0)
 
 
+class Missed(NamedTuple):
+    """What values of discrete variables add that S draws are likely to miss.
+
+    Of each discrete variable these are the values which the guide is expected to draw fewer than
+    ten times; of several variables the worst counts.
+
+    Attributes:
+        mass: their posterior probability, as far as it is more than the guide's own.
+        error: the standard error that they add to log p(x_n), in nats: with posterior
+            probabilities r and the guide's q, sqrt(sum (r - q)^2 / (S q)).
+    """
+
+    mass: Float[Tensor, " N"]
+    error: Float[Tensor, " N"]
+
+
 class Examined(NamedTuple):
     """What the sites of a pair say of its estimates.
 
     Attributes:
         refinable: whether a Gaussian can be refined for each of them.
-        missed: see :func:`missed_mass`; None if no site is discrete.
+        missed: None if no site is discrete.
+        complete: whether there is one discrete variable alone, all of whose values were looked
+            at, so that nothing else can be missed.
         notes: which sites could not be looked at.
     """
 
     refinable: bool
-    missed: Float[Tensor, " N"] | None
+    missed: Missed | None
+    complete: bool
     notes: tuple[str, ...]
 
 
@@ -105,29 +124,28 @@ def examine(
     """
     with probing(model, guide):
         run = run_pair(model, guide, *blocks[0])
-    drawn = sites(run.guide)
+    drawn, found = sites(run.guide), discrete_sites(run)
     refinable = bool(run.latent) and all(is_refinable(drawn[name]["fn"]) for name in run.latent)
-    found = discrete_sites(run)
-    missed = [missed_mass(model, guide, *block, num_samples) for block in blocks] if found else []
+    variables = {name: list(_variables(name, site)) for name, site in found.items()}
     notes = tuple(
         f"site {name!r} has too many values to look for those that the guide hardly draws"
-        for name, site in found.items()
-        if not any(_variables(name, site))
+        for name, those in variables.items()
+        if not those
     )
-    return Examined(refinable, torch.cat(missed) if found else None, notes)
+    missed = [missed_values(model, guide, *b, num_samples) for b in blocks] if found else []
+    whole = Missed(*(torch.cat(part) for part in zip(*missed, strict=True))) if found else None
+    complete = sum(map(len, variables.values())) == 1 == len(found)
+    return Examined(refinable, whole, complete, notes)
 
 
-def missed_mass(
+def missed_values(
     model: ProgramLike,
     guide: ProgramLike,
     x: Float[Tensor, "B D"],
     keywords: Mapping[str, Any],
     num_samples: int,
-) -> Float[Tensor, " B"]:
-    """How much of the posterior stands in values that S draws of the guide are likely to miss.
-
-    Of each discrete variable the values which the guide is expected to draw fewer than ten times;
-    their posterior probability less the guide's own, summed; the largest sum over variables.
+) -> Missed:
+    """What S draws of the guide are likely to miss of each datum in a block.
 
     Args:
         model, guide: the pair.
@@ -136,18 +154,20 @@ def missed_mass(
         num_samples: S.
 
     Returns:
-        Zero where there is no discrete variable, and for those with more than 1,024 values.
+        Zeros where there is no discrete variable, and for sites with more than 1,024 values.
     """
-    worst = torch.zeros(len(x), dtype=torch.float64)
+    mass, error = torch.zeros(2, len(x), dtype=torch.float64)
     with probing(model, guide):
         run = run_pair(model, guide, x, keywords)
         for name, site in discrete_sites(run).items():
             for variable in _variables(name, site):
                 posterior, chance = _probabilities(variable, (model, guide), x, keywords, run)
                 rare = chance * num_samples < FEWEST_COUNT
-                excess = (posterior - chance).clamp(min=0)
-                worst = torch.maximum(worst, torch.where(rare, excess, 0.0).sum(0).cpu())
-    return worst
+                excess = torch.where(rare, (posterior - chance).clamp(min=0), 0.0)
+                ratio = (excess.square() / (chance * num_samples)).nan_to_num(nan=0.0)
+                mass = torch.maximum(mass, excess.sum(0).cpu())
+                error = torch.maximum(error, ratio.sum(0).sqrt().cpu())
+    return Missed(mass, error)
 
 
 def _probabilities(

@@ -49,8 +49,9 @@ class LogLikelihood(Result):
             and of the data pooled.
         coverage: the expected coverage of the interval; NaN where it is not known.
         missed: posterior probability of values of discrete latent variables that the guide is
-            expected to draw fewer than ten times in S, beyond its own probability of them, see
-            :func:`ppl_vae.evaluation.discrete.missed_mass`. None if no variable is discrete.
+            expected to draw fewer than ten times in S, beyond its own probability of them; their
+            error is part of ``standard_error``, see :class:`ppl_vae.evaluation.discrete.Missed`.
+            None if no variable is discrete.
         refinable: whether ``refine=`` can be asked for: it cannot with discrete variables.
     """
 

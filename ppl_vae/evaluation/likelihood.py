@@ -1,11 +1,10 @@
 """Marginal log-likelihoods of any pair, by importance sampling or annealed, with a verdict."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from ppl_vae.evaluation.annealed import Annealer, Annealing
 from ppl_vae.evaluation.discrete import Examined, examine
 from ppl_vae.evaluation.estimates import LogLikelihood, log_mean_weights
 from ppl_vae.evaluation.rails import Rails, Refiner, Weigher, block_size, rows_at_once
-from ppl_vae.evaluation.reliability import CONSTANT_SPREAD, WeightSummary, judge, summarise
+from ppl_vae.evaluation.reliability import WeightSummary, judge, summarise
 from ppl_vae.evaluation.weighable import check_weighable
 from ppl_vae.families import COVARIANCES
 from ppl_vae.objectives import batch_keywords
@@ -95,11 +94,14 @@ def log_likelihood(
             block = x[block_rows], batch_keywords(x, mask, block_rows)
             local = refiner(proposal, *block) if refine else proposal
             parts.append(_estimate(weigher, local, *block, num_samples))
-        found = collect(parts, num_samples, method, refine)
+        examined = None
         if method != "annealed" and not refine:
-            parts_of_x = rows.to(x.device).split(rows_at_once(x))
-            told = [(x[part], batch_keywords(x, mask, part)) for part in parts_of_x]
-            found = _with_discrete(found, examine(model, proposal, told, num_samples))
+            told = [
+                (x[part], batch_keywords(x, mask, part))
+                for part in rows.to(x.device).split(rows_at_once(x))
+            ]
+            examined = examine(model, proposal, told, num_samples)
+    found = collect(parts, num_samples, method, refine, examined)
     columns = getattr(owner_of(model), "scored_columns", slice(None))  # of a conditional model
     cells = torch.full_like(found.value, x[:, columns].shape[1])
     if mask is not None:
@@ -108,22 +110,24 @@ def log_likelihood(
     return replace(found, path=weigher.why, cells=cells, notes=notes)
 
 
-def _with_discrete(found: LogLikelihood, examined: Examined) -> LogLikelihood:
-    """The same, unreliable where values of discrete variables are missed; and what can be told."""
-    found = replace(found, refinable=examined.refinable, notes=examined.notes)
-    if examined.missed is None or found.coverage is None:
-        return found
-    drawn = examined.missed <= found.standard_error.clamp(min=CONSTANT_SPREAD)
-    reliable, coverage = found.reliable & drawn, found.coverage.where(drawn, torch.nan)
-    return replace(found, reliable=reliable, coverage=coverage, missed=examined.missed)
-
-
 def collect(
-    parts: list[WeightSummary], num_samples: int, method: str, refine: int
+    parts: list[WeightSummary],
+    num_samples: int,
+    method: str,
+    refine: int,
+    examined: Examined | None = None,
 ) -> LogLikelihood:
-    """The estimates of several blocks of data as one result, judged in the light of all."""
+    """The estimates of several blocks of data as one result, judged in the light of all.
+
+    Args:
+        parts: what is known of the weights of each block.
+        num_samples, method, refine: how they were drawn.
+        examined: what the sites of the pair say, where they were looked at.
+    """
     summary = WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    found = judge(summary, num_samples)
+    missed = None if examined is None else examined.missed
+    complete = examined is not None and examined.complete
+    found = judge(summary, num_samples, None if missed is None else missed.error, complete)
     return LogLikelihood(
         summary.value,
         found.standard_error,
@@ -134,9 +138,12 @@ def collect(
         method,
         refine,
         curve=summary.curve,
+        notes=() if examined is None else examined.notes,
         tail_index=found.tail_index,
         limit=found.limit,
         coverage=found.coverage,
+        missed=None if missed is None else missed.mass,
+        refinable=examined is None or examined.refinable,
     )
 
 

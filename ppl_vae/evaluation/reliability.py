@@ -38,6 +38,8 @@ OWN_SHARE = 0.8
 """A datum's own effective share of the draws must then be this at least."""
 REFERENCES = 2048
 """Over so many data at most, evenly spaced, tails are pooled."""
+LARGEST_MISSED = 0.1
+"""The largest standard error, in nats, that values may add which are hardly ever drawn."""
 MARGIN = 0.03
 """Of a tail index pooled over some hundred data, its sampling error."""
 LARGEST_TAIL_INDEX = 0.7
@@ -166,41 +168,49 @@ def _seldom(ordered: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     return torch.where(few, relative.square(), 0.0).mean(0)
 
 
-def judge(summary: WeightSummary, num_samples: int) -> Judgement:
+def judge(
+    summary: WeightSummary,
+    num_samples: int,
+    missed: Float[Tensor, " N"] | None = None,
+    complete: bool = False,
+) -> Judgement:
     """The verdict on each datum, in the light of all.
 
     Estimates are reliable where their intervals are expected to cover with at least 90 %: the
     pooled tail index is at most :func:`largest_tail_index`, or weights hardly vary (an effective
     sample size, pooled, of 95 % of the draws), or weights have few values, all of them drawn
-    often enough. Always at least 10 effective draws are needed, and 25 draws unless the weights
-    are constant.
+    often enough. At least 10 draws must be effective, and 25 be made unless weights are constant.
 
     Args:
         summary: of all data.
         num_samples: S.
+        missed: the standard error that values of discrete variables add which S draws are likely
+            to miss; at most 0.1 nats for a reliable estimate.
+        complete: whether no other values can be missed.
     """
-    ess, total = summary.ess, float(num_samples)
-    pools = _Pools(summary, num_samples)
-    own = (total / ess - 1).clamp(min=0)
-    variance = pools.shrunk(own)
-    pooled_ess = total / (1 + variance)
-    spread = (variance / max(total - 1, 1)).sqrt()
-    error = spread * (1 + STUDENT / pooled_ess)
+    pools, total = _Pools(summary, num_samples), float(num_samples)
+    variance = pools.shrunk((total / summary.ess - 1).clamp(min=0))
+    spread, ess = (variance / max(total - 1, 1)).sqrt(), total / (1 + variance)
+    error = spread * (1 + STUDENT / ess)
+    error = error if missed is None else error.hypot(missed)
     limit = largest_tail_index(num_samples, pools.size)
-    coverage = expected_coverage(pools.tail_index, num_samples, pools.size)
-    settled = (pooled_ess >= HARDLY_VARY * total) & (ess >= OWN_SHARE * total)
+    settled = (ess >= HARDLY_VARY * total) & (summary.ess >= OWN_SHARE * total)
     seldom = (pools.mean(summary.seldom) / total).sqrt()
-    often = summary.tied & (seldom <= torch.clamp(spread / 2, min=CONSTANT_SPREAD))
-    # Where little was pooled, the variance of weights that hardly vary is not well known either.
-    sure = 0.95 - 0.08 * FEWEST_DRAWS / total / pools.size
-    coverage = torch.where(settled | often, coverage.nan_to_num(nan=0.0).maximum(sure), coverage)
+    often = summary.tied & ((seldom <= torch.clamp(spread / 2, min=CONSTANT_SPREAD)) | complete)
     good = torch.where(summary.tied, often, settled | (pools.tail_index <= limit))
     if num_samples < FEWEST_DRAWS:
         good = settled & (summary.k_hat == 0) & (num_samples > 1)
     else:
-        good = good & (torch.minimum(ess, pooled_ess) >= ESS_FLOOR)
-    coverage = torch.where(good | pools.tail_index.isfinite(), coverage, math.nan)
-    return Judgement(error, pools.tail_index, limit, coverage, good)
+        good = good & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
+    good = good if missed is None else good & (missed <= LARGEST_MISSED)
+    coverage = expected_coverage(pools.tail_index, num_samples, pools.size)
+    # Where little was pooled, the variance of weights that hardly vary is not well known either.
+    sure = 0.95 - 0.08 * FEWEST_DRAWS / max(total, FEWEST_DRAWS) / pools.size.nan_to_num(nan=1.0)
+    coverage = coverage.nan_to_num(nan=0.0).maximum(sure).where(settled | often, coverage)
+    known = good | (pools.tail_index.isfinite() & ~summary.tied)
+    if missed is not None:
+        known = known & (missed <= LARGEST_MISSED)
+    return Judgement(error, pools.tail_index, limit, coverage.where(known, torch.nan), good)
 
 
 class _Pools:
