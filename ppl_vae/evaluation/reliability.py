@@ -205,7 +205,7 @@ def judge(
     good = good if missed is None else good & (missed <= LARGEST_MISSED)
     coverage = expected_coverage(pools.tail_index, num_samples, pools.size)
     # Where little was pooled, the variance of weights that hardly vary is not well known either.
-    sure = 0.95 - 0.08 * FEWEST_DRAWS / max(total, FEWEST_DRAWS) / pools.size.nan_to_num(nan=1.0)
+    sure = 0.95 - 0.08 * FEWEST_DRAWS / max(total, FEWEST_DRAWS) / pools.size
     coverage = coverage.nan_to_num(nan=0.0).maximum(sure).where(settled | often, coverage)
     known = good | (pools.tail_index.isfinite() & ~summary.tied)
     if missed is not None:
@@ -223,7 +223,7 @@ class _Pools:
 
     Attributes:
         tail_index: the k-hats after shrinkage; NaN for tied weights.
-        size: by the k-hats of how many data each of these is known.
+        size: by how many data each of these is known; for tied weights, their variance.
     """
 
     def __init__(self, summary: WeightSummary, num_samples: int) -> None:
@@ -240,6 +240,7 @@ class _Pools:
         self.kept = torch.where(fitted & (size > 1.5), kept, 0.0)
         nearer = mean + self.kept * (own.where(fitted, mean) - mean)
         self.tail_index = nearer.where(~summary.tied, torch.nan)
+        size = size.where(size.isfinite(), self._mean(summary.ess, summary.ess.isfinite())[1])
         self.size = 1 / ((1 - self.kept).square() / size + self.kept.square())
 
     def shrunk(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
