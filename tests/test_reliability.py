@@ -115,9 +115,9 @@ def test_the_bounds_hold_for_few_draws(factor, num_samples):
     errors, covered, found = cell(ppca, mixed(ppca, 200, (factor, 0.0)), x, num_samples, 3)
     assert holds(errors, covered, found.reliable)
     assert found.reliable.all() if factor > 0.5 else not found.reliable.any()
-    # Where a datum's own k-hat decided, half of these would be called what they are not.
-    own = found.k_hat <= 0.5
-    assert 0.1 < own.double().mean() < 0.9 or factor > 1
+    # Where a datum's own k-hat decided, many of 25 draws would be called what they are not.
+    own = (found.k_hat <= 0.5).double().mean()
+    assert num_samples > 25 or factor > 1 or 0.2 < own < 0.8
 
 
 @pytest.mark.parametrize("other", [(0.3, 0.0), (1.0, 2.0)])
