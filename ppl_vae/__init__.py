@@ -11,11 +11,12 @@ from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.deja_vu import DejaVu, deja_vu
 from ppl_vae.evaluation.denoising import Denoising, compare_denoisers
+from ppl_vae.evaluation.estimates import LogLikelihood
 from ppl_vae.evaluation.few_labels import FewLabels, few_labels
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
 from ppl_vae.evaluation.imputation import impute
-from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.maps import Maps, compare_maps
 from ppl_vae.evaluation.opinions import Opinions, opinions
 from ppl_vae.evaluation.spectrum import spectrum

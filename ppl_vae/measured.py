@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ppl_vae.data import Units
 from ppl_vae.evaluation.ascent import Ascent
+from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likelihood
+from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.subspace import subspace
 from ppl_vae.models.moments import CONSTANT_COLUMNS
 from ppl_vae.models.ppca import PPCA

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ppl_vae.data import Units
 from ppl_vae.evaluation.annealed import Annealing
-from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.estimates import LogLikelihood
+from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.predictive import draw_data, latent_means, reconstruct
 from ppl_vae.program import ProgramLike
 

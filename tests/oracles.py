@@ -328,6 +328,29 @@ def proposal_second_moment(cov_q, cov_p, offset):
     return np.exp(logs[0] - 0.5 * (logs[1] + logs[2]) + quadratic)
 
 
+def pooled_standard_error(log_weights):
+    """Of the log of each datum's mean weight: relative variances pooled over similar data.
+
+    Data weigh exp(-d^2 / 2 h^2), with d the distance of the logs of how far their weights' 80 %
+    and 20 % quantiles lie from the median, and h = 3 / sqrt(S) >= 0.1; then Student's quantile
+    with ESS degrees of freedom, to first order, in units of the normal one. Without k-hats.
+    """
+    S, N = log_weights.shape
+    ordered = np.sort(log_weights, 0)
+    low, middle, high = (ordered[round(p * (S - 1))] for p in (0.2, 0.5, 0.8))
+    bulk = np.log(np.clip([high - middle, middle - low], 1e-4, 50))
+    weights = np.exp(log_weights - log_weights.max(0))
+    variances = (weights / weights.mean(0)).var(0)
+    errors = []
+    for n in range(N):
+        distances = np.sqrt(((bulk - bulk[:, n : n + 1]) ** 2).sum(0))
+        alike = np.exp(-0.5 * (distances / max(3 / np.sqrt(S), 0.1)) ** 2)
+        variance = (alike * variances).sum() / alike.sum()
+        ess = S / (1 + variance)
+        errors.append(np.sqrt(variance / (S - 1)) * (1 + (1.96**2 + 1) / 4 / ess))
+    return np.array(errors)
+
+
 def proposal_tail_index(cov_q, cov_p):
     """The Pareto tail index of the weights: max(0, 1 - lambda_min(Sp^-1 Sq))."""
     return max(0.0, 1 - linalg.eigh(cov_q, cov_p, eigvals_only=True).min())

@@ -284,7 +284,7 @@ def test_enough_temperatures_come_within_a_hundredth_of_a_nat():
 
 def test_annealing_reaches_what_the_prior_alone_does_not():
     ppca, parameters = make(K=4, D=8, noise=0.2)
-    x = ppca.sample(10, seed=0).numpy()
+    x = ppca.sample(40, seed=0).numpy()
     truth = oracles.log_density(x, *parameters)
     prior = log_likelihood(ppca.model, None, x, 500, method="prior", seed=0)
     options = {"method": "annealed", "annealing": Annealing(30, leapfrog=2), "seed": 0}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import oracles
 from ppl_vae import PPCA, VAE, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.likelihood import LogLikelihood
+from ppl_vae.evaluation.estimates import LogLikelihood
 
 NUMBERS = ("mean", "error", "difference", "difference_error", "reliable")
 

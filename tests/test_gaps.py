@@ -14,8 +14,8 @@ import oracles
 from ppl_vae import Gaussian, fit_svi
 from ppl_vae.evaluation import rails as rails_module
 from ppl_vae.evaluation.best import Points
+from ppl_vae.evaluation.estimates import LogLikelihood
 from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.likelihood import LogLikelihood
 from ppl_vae.families import COVARIANCES
 from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
 from ppl_vae.models.networks import mlp, zero_output

@@ -12,7 +12,7 @@ import torch
 import foreign
 import oracles
 from ppl_vae import PPCA, VAE, Annealing, ExactGuide, Opinions, log_likelihood, opinions
-from ppl_vae.evaluation.likelihood import exact_result
+from ppl_vae.evaluation.estimates import exact_result
 
 METHODS = ["importance", "refined", "annealed"]
 SHORT = {"refine": 60, "num_chains": 30, "annealing": Annealing(10, leapfrog=4), "seed": 0}

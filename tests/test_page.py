@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ladders
-from ppl_vae.evaluation.likelihood import exact_result
+from ppl_vae.evaluation.estimates import exact_result
 from ppl_vae.lineage import Lineage
 from ppl_vae.measured import Measure
 from ppl_vae.report.archive import read_results, write_report, write_results

@@ -239,12 +239,14 @@ def test_the_objective_has_every_rung_with_a_bound_and_the_exact_optimum(drawn):
         plots.objective(ladders.ladder(), against="time")
 
 
-def test_k_hat_shows_every_datum_and_its_limit(drawn):
+def test_the_pooled_tail_index_of_every_datum_is_shown_with_its_limit(drawn):
     found = lines(drawn["k-hat"])
     row = ladders.ladder().row("vae")
     share = math.floor(100 * row.held_out.share_reliable)
-    assert np.allclose(found[f"vae: {share} % reliable"][:, 1], row.held_out.k_hat, equal_nan=True)
-    assert found["limit, 0.57"][0, 1] == pytest.approx(1 - 1 / math.log10(200))
+    pooled = row.held_out.tail_index
+    assert np.allclose(found[f"vae: {share} % reliable"][:, 1], pooled, equal_nan=True)
+    limit = float(row.held_out.limit.nanmedian())
+    assert found[f"its limit, {limit:.2f}"][0, 1] == pytest.approx(limit)
 
 
 def test_a_comparison_marks_lower_bounds():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from ppl_vae.divergences import check_latents, is_delta, kl_by_dimension
@@ -146,7 +146,7 @@ def coded(
         yield Coded(run, *(values.expand(shape).cpu() for values in found))
 
 
-def _values(run: PairTraces) -> dict[str, Float[Tensor, "J n"]]:
+def _values(run: PairTraces) -> dict[str, Num[Tensor, "J n"]]:
     # Points follow from the sites that they are made from.
     drawn = {n: s for n, s in sites(run.guide).items() if not is_delta(s["fn"])}
     flat = {n: by_draw_and_datum(run, s, s["value"]).flatten(0, 1) for n, s in drawn.items()}

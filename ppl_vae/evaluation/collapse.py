@@ -34,6 +34,8 @@ NAMED = 0.5
 """From this share of data whose codes name them on, codes hardly overlap."""
 FAR = 0.1
 """An aggregate posterior is far from the prior if its moments alone cost this share of the KL."""
+ROUNDING = 1e-6
+"""Nats a datum: a mutual information that is not more is none."""
 RESOLUTION = 0.01
 """Nats a datum: a smaller bias is not looked at."""
 COLLAPSED, NOT_COMPRESSED = "posterior collapse", "not compressed"
@@ -186,6 +188,15 @@ class Collapse(Result):
         return self.bias > max(RESOLUTION, 0.25 * self.mutual_information_error)
 
     @property
+    def depends(self) -> bool:
+        """Whether the mutual information is above zero by more than 1.96 standard errors.
+
+        A code may depend on x without an active dimension: its spread may, or the probabilities
+        of a discrete variable around the same mean.
+        """
+        return self.mutual_information > max(1.96 * self.mutual_information_error, ROUNDING)
+
+    @property
     def failure(self) -> str | None:
         """``"posterior collapse"``: no dimension is active, and the KL is near zero.
 
@@ -201,12 +212,23 @@ class Collapse(Result):
         """In words."""
         used, all_ = int(self.active.sum()), len(self.names)
         named = f"{100 * float(self.identified.mean()):.0f} % of codes name their datum"
+        told = f"{self.mutual_information:.3f} ± {self.mutual_information_error:.3f} nats"
         if self.failure == COLLAPSED:
-            return f"{COLLAPSED}: q(z | x) is the prior in all {all_} dimensions"
+            near = f"within {self.mean_kl:.3f} nats of the prior, and hardly depends on x"
+            near = near if self.depends else "the prior"
+            return f"{COLLAPSED}: q(z | x) is {near} in all {all_} dimensions"
         if self.failure == NOT_COMPRESSED:
             return f"{NOT_COMPRESSED}: z is a look-up table, {named}, far from the prior"
+        if not used and self.depends:
+            return (
+                f"q(z | x) depends on x, by {told}, although no posterior mean varies by more "
+                f"than {ACTIVE:g}"
+            )
         if not used:
-            return "q(z | x) does not depend on x, and is not the prior either"
+            return (
+                "q(z | x) is not the prior, and no dependence on x can be shown (mutual "
+                f"information {told})"
+            )
         text = f"{used} of {all_} dimensions active"
         if off := int((~self.active & (self.kl_by_dimension < OFF)).sum()):
             text += f", {off} collapsed to the prior"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.evaluation.elpd import stacking_weights
-from ppl_vae.evaluation.likelihood import LogLikelihood
+from ppl_vae.evaluation.estimates import LogLikelihood
 from ppl_vae.results import Result, aligned
 
 FEW_RELIABLE = 0.85

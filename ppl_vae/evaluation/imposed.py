@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -36,8 +36,8 @@ class Imposed(Messenger):
 
 
 def laid_out(
-    values: Float[Tensor, "S B n"], site: Any, shape: torch.Size, event: int
-) -> Float[Tensor, "..."]:
+    values: Num[Tensor, "S B n"], site: Any, shape: torch.Size, event: int
+) -> Num[Tensor, "..."]:
     """Numbers by draw and datum in the shape that a site has under its plates.
 
     Args:

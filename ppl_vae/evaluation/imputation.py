@@ -74,7 +74,7 @@ def impute(
     Returns:
         In the model's dtype, or x's own if that is finer. ``ess`` says, row by row, whether it
         may be trusted; of a guide much narrower than the posterior it says too little, which the
-        k-hat of :func:`~ppl_vae.evaluation.likelihood.log_likelihood` finds out.
+        verdict of :func:`~ppl_vae.evaluation.likelihood.log_likelihood` finds out.
 
     Raises:
         ValueError: bad data or arguments; a model that takes no ``mask``, or that observes

@@ -12,7 +12,8 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.evaluation.collapse import ACTIVE
 from ppl_vae.evaluation.compare import FEW_RELIABLE
-from ppl_vae.evaluation.likelihood import LogLikelihood, log_likelihood
+from ppl_vae.evaluation.estimates import LogLikelihood
+from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.predictive import encode
 from ppl_vae.program import ProgramLike
 from ppl_vae.results import Result

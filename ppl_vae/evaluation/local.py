@@ -232,6 +232,11 @@ class PathGradient(TorchDistribution):
         return PathGradient(self.q.expand(batch_shape), self.still.expand(batch_shape))
 
 
+def is_refinable(fn: Density) -> bool:
+    """Whether a Gaussian can be started from a guide's distribution of a site and refined."""
+    return fn.has_rsample and not isinstance(fn, dist.Delta)
+
+
 def _is_real(support: constraints.Constraint) -> bool:
     inner = getattr(support, "base_constraint", support)
     return inner is constraints.real or isinstance(inner, type(constraints.real))
@@ -240,7 +245,7 @@ def _is_real(support: constraints.Constraint) -> bool:
 def _latent(trace: Any, site: Site) -> _Latent:
     name, fn = site["name"], site["fn"]
     support = fn.support
-    if not fn.has_rsample or isinstance(fn, dist.Delta):
+    if not is_refinable(fn):
         raise ValueError(
             f"site {name!r} of the guide ({type(fn).__name__}) has no density that could be "
             "refined; use refine=0, or a guide with a continuous density"

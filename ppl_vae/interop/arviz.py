@@ -20,9 +20,9 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.elpd import ElpdData, elpd_data, installed_arviz
-from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result
+from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.evaluation.likelihood import log_likelihood as estimate_log_likelihood
-from ppl_vae.evaluation.reliability import FEWEST_DRAWS, largest_k_hat
+from ppl_vae.evaluation.reliability import LARGEST_TAIL_INDEX
 from ppl_vae.files import whole_file
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
@@ -229,8 +229,10 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
     ``az.compare({"a": elpd(a), "b": elpd(b)})`` ranks by the sum over the same data. No parameter
     has seen these, so there is no number of effective parameters to take off: ``p`` is NaN. Where
     ArviZ must be told of an estimator it is told "loo", although nothing was left out. Unreliable
-    estimates raise its flag ``warning``, and bring their k-hat as ``pareto_k``. ArviZ's default
-    weights (stacking) are lost where log p leaves +-700 nats a datum, whose exponential no number
+    estimates raise its flag ``warning``. The pooled tail index comes as ``pareto_k`` (infinite
+    where an estimate is unreliable and has none, 0 where it is reliable and needs none), the
+    largest of its limits as ``good_k``. ArviZ's default weights (stacking) are lost where log p
+    leaves +-700 nats a datum, whose exponential no number
     holds; ask it for ``method="pseudo-BMA"`` there.
 
     Args:
@@ -242,13 +244,14 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
     values = compare({"elpd": value}).pointwise[0]
     if not isinstance(value, LogLikelihood) or value.method == "exact":
         return elpd_data(values, warning=False)
-    num_samples = max(value.num_samples, FEWEST_DRAWS)
+    index = value.k_hat if value.tail_index is None else value.tail_index
+    unknown = torch.where(value.reliable, 0.0, math.inf).double()
     return elpd_data(
         values,
         warning=not bool(value.reliable.all()),
         num_samples=value.num_samples,
-        good_k=largest_k_hat(num_samples),
-        pareto_k=value.k_hat.double().nan_to_num(nan=math.inf),
+        good_k=LARGEST_TAIL_INDEX if value.limit is None else float(value.limit.max()),
+        pareto_k=index.double().where(~index.isnan(), unknown),
     )
 
 

@@ -7,30 +7,31 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ppl_vae.evaluation.likelihood import LogLikelihood
+from ppl_vae.evaluation.estimates import LogLikelihood
 from ppl_vae.evaluation.opinions import Opinions
-from ppl_vae.evaluation.reliability import largest_k_hat
 from ppl_vae.report.drawing import NATS, colour, legend_below, log_scale, new_axes, title
 
 
-def k_hat(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
-    """The Pareto tail index of each datum's weights, and up to which it may be believed.
+def tail_index(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) -> Axes:
+    """The pooled tail index of each datum's weights, and up to which it is reliable.
+
+    Data without one (whose weights are equal, or have few values) are left out.
 
     Args:
         estimates: by model.
         ax: where to draw.
     """
     ax = new_axes(ax)
-    limits = {largest_k_hat(estimate.num_samples) for estimate in estimates.values()}
-    for limit in sorted(limits):
-        ax.axhline(limit, color="black", lw=1, ls=":", label=f"limit, {limit:.2f}")
     for place, (name, estimate) in enumerate(estimates.items()):
         share = math.floor(100 * estimate.share_reliable)
-        label = f"{name}: {share} % reliable"
-        at = np.arange(1, len(estimate.k_hat) + 1)
-        ax.plot(at, estimate.k_hat, ".", ms=4, color=colour(place), label=label, alpha=0.75)
+        label, how = f"{name}: {share} % reliable", {"color": colour(place), "alpha": 0.75}
+        pooled = estimate.k_hat if estimate.tail_index is None else estimate.tail_index
+        ax.plot(np.arange(1, len(pooled) + 1), pooled, ".", ms=4, label=label, **how)
+        if estimate.limit is not None and len(pooled):
+            limit = float(estimate.limit.nanmedian())
+            ax.axhline(limit, lw=1, ls=":", label=f"its limit, {limit:.2f}", **how)
     ax.set_xlabel("held-out datum")
-    ax.set_ylabel("k-hat (no unit)")
+    ax.set_ylabel("pooled tail index (no unit)")
     title(ax, "Whose log p is to be believed")
     legend_below(ax, 2)
     return ax

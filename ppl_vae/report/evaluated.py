@@ -10,8 +10,9 @@ import torch
 
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.collapse import Collapse, collapse
+from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likelihood
+from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.opinions import CHAINS, Opinions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.models.ppca import PPCA

@@ -174,10 +174,11 @@ def _estimates(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     if estimates:
         yield Picture(
             "k-hat",
-            "Each held-out datum's Pareto k-hat under the refined q: above the dotted line its "
-            "log p is no more than a lower bound.",
+            "The Pareto tail index of each held-out datum's weights under the refined q, pooled "
+            "over data whose weights are alike: above the dotted line log p is no more than a "
+            "lower bound.",
             SIZE,
-            partial(estimate_plots.k_hat, estimates),
+            partial(estimate_plots.tail_index, estimates),
             group,
         )
         yield Picture(

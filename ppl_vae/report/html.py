@@ -32,8 +32,9 @@ WORDS = (
     ("IWAE", "trained on the bound of S importance-weighted draws instead of one"),
     ("approximation gap", "log p less the ELBO of the family's best q for each datum"),
     ("amortization gap", "what the guide's own q loses against that best one"),
-    ("k-hat, reliable", "the tail index of the importance weights; where it is too high, the "
-     "estimate of log p is no more than a lower bound in expectation"),
+    ("tail index, reliable", "how heavy the tail of the importance weights is, pooled over data; "
+     "an estimate is reliable if its 95 % interval is expected to cover log p with 90 % at least, "
+     "else no more than a lower bound in expectation"),
     ("nat", "the unit of natural logarithms; 1 nat is 1.44 bits"),
 )  # fmt: skip
 
