@@ -9,15 +9,17 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch import distributions as td
 
-from ppl_vae.divergences import check_latents, is_delta
+from ppl_vae.divergences import check_latents
 from ppl_vae.evaluation.forms import Form, NoForm
+from ppl_vae.evaluation.local import can_be_refined
 from ppl_vae.families import COVARIANCES
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.state import probing
-from ppl_vae.traces import PairTraces, Site, run_guide, run_pair, sites
+from ppl_vae.traces import PairTraces, run_guide, run_pair, sites
 
 DIAGONAL = (dist.Normal, td.Normal, dist.LogNormal, td.LogNormal)
 FULL = (dist.MultivariateNormal, td.MultivariateNormal)
+LOW_RANK = (dist.LowRankMultivariateNormal, td.LowRankMultivariateNormal)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def family_of(
         check_latents(run)
         again = run_guide(guide, x, keywords)
     found = sites(run.guide)
-    gaussian = found.keys() == run.latent.keys() and all(map(_continuous, found.values()))
+    gaussian = found.keys() == run.latent.keys() and all(
+        can_be_refined(site["fn"]) for site in found.values()
+    )
     why = _unsplit(run, again)
     if asked is not None:
         if not why and not _all_are(asked, run):
@@ -75,10 +79,6 @@ def family_of(
         if not why and kinds <= set(classes):
             return Family(covariance, "", True, True)
     return Family(_named(run), why, not why, gaussian)
-
-
-def _continuous(site: Site) -> bool:
-    return site["fn"].has_rsample and not is_delta(site["fn"])
 
 
 def _unsplit(run: PairTraces, again: PairTraces) -> str:
@@ -124,7 +124,7 @@ def _all_are(covariance: str, run: PairTraces) -> bool:
 def _is(fn: Any, covariance: str) -> bool:
     """Whether a distribution is a Gaussian of a family, or the exponential of one."""
     rank, inner = len(fn.event_shape), _inner(fn)
-    if type(inner) in FULL:
+    if type(inner) in (*FULL, *LOW_RANK):
         return covariance == "full"
     if type(inner) not in DIAGONAL:
         return False

@@ -133,7 +133,7 @@ def _stage(transform: Any, fn: Any) -> tuple[Callable[..., Any], list[Parameter]
         return lambda: transform, []
     if type(transform) is td.AffineTransform:
         loc, scale = (
-            torch.as_tensor(v).to(_like(fn)).expand(shape)
+            torch.as_tensor(v).to(fn.sample()).expand(shape)
             for v in (transform.loc, transform.scale)
         )
         free = [_real(value, scale.abs(), rank) for value in (loc, scale)]
@@ -141,12 +141,19 @@ def _stage(transform: Any, fn: Any) -> tuple[Callable[..., Any], list[Parameter]
     if type(transform) is LowerCholeskyAffine:
         factor = transform.scale_tril.expand(*shape, shape[-1])
         loc = _real(transform.loc.expand(shape), factor.norm(dim=-1), rank)
-        return LowerCholeskyAffine, [loc, _factor(factor)]
+        return _LowerCholeskyAffine, [loc, _factor(factor)]
     raise NoForm(f"is a flow, whose {type(transform).__name__} has parameters that all data share")
 
 
-def _like(fn: Any) -> Tensor:
-    return fn.sample()
+class _LowerCholeskyAffine(LowerCholeskyAffine):
+    """Pyro's takes one factor for all data; here each has its own."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        diagonal = self.scale_tril.diagonal(dim1=-2, dim2=-1)
+        return diagonal.log().sum(-1).expand(x.shape[:-1])
+
+    def with_cache(self, cache_size: int = 1) -> "_LowerCholeskyAffine":
+        return type(self)(self.loc, self.scale_tril, cache_size=cache_size)
 
 
 def _real(value: Tensor, unit: Tensor, rank: int) -> Parameter:
@@ -164,7 +171,7 @@ def _factor(factor: Tensor) -> Parameter:
 
 
 def _parametric(fn: Any) -> Form:
-    constraint_of = {n: c for n, c in type(fn).arg_constraints.items() if n not in OTHER_NAMES}
+    constraint_of = {n: c for n, c in fn.arg_constraints.items() if n not in OTHER_NAMES}
     if not constraint_of or {"probs", "logits"} <= constraint_of.keys():
         raise NoForm(f"is a {type(fn).__name__}, of which no parameters are known")
     parameters = [_parameter(fn, name, c) for name, c in constraint_of.items()]
@@ -182,12 +189,9 @@ def _parameter(fn: Any, name: str, constraint: Any) -> Parameter:
     value = value.expand(fn.batch_shape + value.shape[value.dim() - rank :])
     if name == "scale_tril":
         return _factor(value)
-    try:
-        transform = biject_to(constraint)
-    except NotImplementedError:
-        raise NoForm(
-            f"is a {type(fn).__name__}, whose {name} is bound to its other parameters"
-        ) from None
+    if any(isinstance(bound, Tensor) for bound in vars(constraint).values()):
+        raise NoForm(f"is a {type(fn).__name__}, whose {name} is bounded by its other parameters")
+    transform = biject_to(constraint)
     return Parameter(transform.inv(value), _unit(fn, name, value), transform, rank)
 
 
@@ -195,7 +199,7 @@ def _unit(fn: Any, name: str, value: Tensor) -> Tensor:
     """Means move in standard deviations; what is positive moves by its logarithm."""
     if name not in ("loc", "cov_factor"):
         return torch.ones_like(value)
-    if "scale_tril" in type(fn).arg_constraints:
+    if "scale_tril" in fn.arg_constraints:
         scale = fn.scale_tril.norm(dim=-1)
     else:
         scale = fn.scale if hasattr(fn, "scale") else fn.variance.sqrt()

@@ -60,8 +60,9 @@ def gaps(
         x: the whole data, (N, D).
         log_p: exact log p(x_n) of the rows looked at, if it is known; else it is estimated by
             importance sampling with a full-covariance Gaussian refined from q*, or, where q* is
-            no such Gaussian, with q* or the guide itself, if that gives the higher mean (both
-            are lower bounds in expectation).
+            no such Gaussian, with that or with q* (the guide itself, if none was sought): the
+            one with the smaller error, unless the other's mean is higher by more than both errors
+            (they are lower bounds in expectation).
         best: a guide known to be the best of the family for each datum; else it is sought.
         covariance: the family, a covariance; by default the guide's own family.
         steps: of the search for q*, and of the further refinement.
@@ -178,12 +179,27 @@ class _Work:
         )
 
     def _best_estimate(self) -> LogLikelihood:
-        # Each is a lower bound in expectation, so that the highest is the closest.
         found = [
             collect(parts, self.num_samples, "importance", self.steps if name == "refined" else 0)
             for name, parts in self.weighed.items()
         ]
-        return replace(max(found, key=lambda f: f.mean), notes=notes_of(self.model, self.guide))
+        return replace(_closest(found), notes=notes_of(self.model, self.guide))
+
+
+def _closest(found: list[LogLikelihood]) -> LogLikelihood:
+    """The estimate with the smallest error, unless another is higher by more than the errors.
+
+    Each is a lower bound in expectation, so that the higher is the closer.
+    """
+    best, *others = sorted(found, key=_noise)
+    for other in others:
+        if float((other.value - best.value).mean()) > Z * math.hypot(_noise(other), _noise(best)):
+            best = other
+    return best
+
+
+def _noise(found: LogLikelihood) -> float:
+    return monte_carlo_error(found.standard_error.double())
 
 
 def _failed(

@@ -11,7 +11,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from ppl_vae.divergences import check_latents
+from ppl_vae.divergences import check_latents, is_delta
 from ppl_vae.evaluation.per_datum import PerDatumGuide, Place
 from ppl_vae.families import gaussian
 from ppl_vae.program import Density, ProgramLike
@@ -127,13 +127,25 @@ def _is_real(support: constraints.Constraint) -> bool:
     return inner is constraints.real or isinstance(inner, type(constraints.real))
 
 
+def can_be_refined(fn: Density) -> bool:
+    """Whether a Gaussian can be started at a distribution: it is continuous, on a known support.
+
+    The support may not differ from datum to datum.
+    """
+    if not fn.has_rsample or is_delta(fn):
+        return False
+    support = getattr(fn.support, "base_constraint", fn.support)
+    return not any(isinstance(bound, Tensor) for bound in vars(support).values())
+
+
 def _latent(trace: Any, site: Site) -> _Latent:
     name, fn = site["name"], site["fn"]
     support = fn.support
-    if not fn.has_rsample or isinstance(fn, dist.Delta):
+    if not can_be_refined(fn):
         raise ValueError(
             f"site {name!r} of the guide ({type(fn).__name__}) has no density that could be "
-            "refined; use refine=0, or a guide with a continuous density"
+            "refined; use refine=0, or a guide with a continuous density, on one support for all "
+            "data"
         )
     return _Latent(Place.of(trace, site), support, fn.event_shape, *_moments(fn, support))
 

@@ -165,7 +165,7 @@ class Gaps(Result):
             [
                 f"Gaps in nats a datum: log p {self.log_likelihood.mean():.3f} ({how}), "
                 f"ELBO {self.elbo.mean():.3f}",
-                f"  total {self.total:.3f} +- {self.total_error:.3f}",
+                f"  total {_nats(self.total)} +- {self.total_error:.3f}",
                 *(f"  {line}" for line in self._parts()),
                 *(f"  {line}" for line in self._notes()),
             ]
@@ -174,11 +174,11 @@ class Gaps(Result):
     def _parts(self) -> Iterator[str]:
         if self._sought:
             yield (
-                f"approximation {self.approximation:.3f} +- {self.approximation_error:.3f} "
+                f"approximation {_nats(self.approximation)} +- {self.approximation_error:.3f} "
                 f"(best {self.covariance} q a datum)"
             )
         if not self.unsplit:
-            yield f"amortization  {self.amortization:.3f} +- {self.amortization_error:.3f}"
+            yield f"amortization  {_nats(self.amortization)} +- {self.amortization_error:.3f}"
         elif self._sought:
             yield f"there is no amortization gap to give, because {self.unsplit}"
         else:
@@ -212,6 +212,11 @@ def error_of_mean(values: Float[Tensor, " N"], noise: Float[Tensor, " N"]) -> fl
     if len(values) > 1:
         return float(values.std() / math.sqrt(len(values)))
     return monte_carlo_error(noise)
+
+
+def _nats(value: float) -> str:
+    """Three decimals, and no minus before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _known(value: float) -> float:
