@@ -166,7 +166,7 @@ def _factor(factor: Tensor) -> Parameter:
     unit = scale.unsqueeze(-1).expand_as(factor).tril(-1) + torch.diag_embed(
         torch.ones_like(scale)
     )
-    transform = td.LowerCholeskyTransform()
+    transform: Any = td.LowerCholeskyTransform()
     return Parameter(transform.inv(factor), unit, transform, 2)
 
 

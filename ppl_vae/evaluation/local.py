@@ -92,9 +92,10 @@ class LocalGuide(PerDatumGuide):
     def settled(self) -> list[_Latent]:
         """Where its Gaussians stand, for another local guide to start from."""
         latents = []
-        for which, (_, *kind) in enumerate(self._latents):
-            moments = _moments(self.density(which, still=True), constraints.real)
-            latents.append(_Latent(self._place(which), *kind, *moments))
+        for which, (_, support, event_shape) in enumerate(self._latents):
+            loc, scale_tril = _moments(self.density(which, still=True), constraints.real)
+            place = self._place(which)
+            latents.append(_Latent(place, support, event_shape, loc, scale_tril))
         return latents
 
     def _sample(self, which: int, q: Density) -> None:
