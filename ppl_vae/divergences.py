@@ -49,7 +49,8 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
     """Check that latent sites have densities that integrate to one.
 
     A flat prior's does not, and a bare point in the guide has none. (A point made from auxiliary
-    sites, as a flow's end, has theirs.)
+    sites, as a flow's end, has theirs.) Nor is the density of auxiliary sites and latent ones
+    together that of the latent ones.
 
     Args:
         run: traces of a pair.
@@ -65,6 +66,7 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
                 "marginal likelihood log p(x), and no KL from it. elbo(model, guide, x) is minus "
                 "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
             )
+    _check_auxiliary(run)
     made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
     for name in run.latent:
         if is_delta(sites(run.guide)[name]["fn"]) and not made:
@@ -72,6 +74,17 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
                 f"site {name!r} of the guide is a Delta: a point has no density, so its KL, "
                 f"mutual information and importance weights are not defined; {way_out}"
             )
+
+
+def _check_auxiliary(run: PairTraces) -> None:
+    auxiliary = sorted(sites(run.guide).keys() - run.latent.keys())
+    if auxiliary and not any(is_delta(sites(run.guide)[name]["fn"]) for name in run.latent):
+        raise ValueError(
+            f"the guide draws auxiliary sites, {auxiliary}, and the model scores none of them: "
+            "q(z | x) is then a mixture over them, whose density is not known, and p(x, z) over "
+            "the joint density of both is no weight. Sample them in the model too, from an "
+            "auxiliary distribution r(a | z, x) of your choice under the same names"
+        )
 
 
 def check_latents(run: PairTraces) -> None:

@@ -22,7 +22,10 @@ from ppl_vae.program import Density
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 FAMILIES = (*COVARIANCES, "delta")
 """What a guide with parameters of its own may be of; a point is no Gaussian."""
-LOG_VARIANCE_BOUND = 20.0
+LARGEST, SMALLEST = 30.0, -60.0
+"""Log-variances are what a network says they are from the smallest to the largest of these."""
+ROOM_ABOVE, ROOM_BELOW = 5.0, 20.0
+"""Beyond them they stay within so many units."""
 
 
 def num_scale_outputs(covariance: str, latent_dim: int) -> int:
@@ -33,20 +36,40 @@ def num_scale_outputs(covariance: str, latent_dim: int) -> int:
     return sizes[covariance]
 
 
-def soft_bound(log_variance: Tensor, bound: float = LOG_VARIANCE_BOUND) -> Tensor:
-    """The identity near zero, with values that stay within +-bound and a gradient everywhere."""
-    return bound * torch.tanh(log_variance / bound)
+def soft_bound(log_variance: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """A log-variance that a float can hold: the identity from -60 to 30, within -80 and 35 always.
+
+    Between the two it is the number given, bit for bit, so that weights of a network that was
+    trained elsewhere give the same q. Beyond them it goes on with slope one and bends towards its
+    bound, 1 - 1 / (1 + u) of the room that is left at a distance of u rooms; its gradient is
+    1 / (1 + u)^2, and never zero for a finite distance.
+
+    In float32 a variance, its inverse and their ratios to variances of order one are finite up to
+    exp(87). Above, less is safe: a loss grows with the variance, and Adam squares its gradient,
+    which overflows at exp(44) already, for good and without a word.
+    """
+    above = torch.relu(log_variance - LARGEST) / ROOM_ABOVE
+    below = torch.relu(SMALLEST - log_variance) / ROOM_BELOW
+    inside = log_variance.clamp(SMALLEST, LARGEST)
+    return inside + ROOM_ABOVE * (1 - 1 / (1 + above)) - ROOM_BELOW * (1 - 1 / (1 + below))
 
 
-def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance: str) -> Density:
+def gaussian(
+    loc: Float[Tensor, "*B K"],
+    raw: Float[Tensor, "*B R"],
+    covariance: str,
+    units: Float[Tensor, "*B K"] | None = None,
+) -> Density:
     """The member of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
 
     Args:
         loc: means.
         raw: :func:`num_scale_outputs` numbers a datum: log-variances, or for ``"full"`` the K
             log-variances on the diagonal of L followed by its lower triangle, row by row, each
-            row in units of its diagonal entry.
+            row in units of its diagonal entry. They are bounded by :func:`soft_bound`.
         covariance: the family.
+        units: standard deviations that ``raw`` is relative to, all of them 1 by default; for
+            ``"isotropic"`` the same for all dimensions, and ``"unit"`` has none.
     """
     k = loc.shape[-1]
     if covariance == "delta":
@@ -54,13 +77,18 @@ def gaussian(loc: Float[Tensor, "*B K"], raw: Float[Tensor, "*B R"], covariance:
     if covariance == "unit":
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     if covariance != "full":
-        scale = torch.exp(0.5 * soft_bound(raw)).expand(loc.shape)
+        scale = _scale(raw, units).expand(loc.shape)
         return dist.Normal(loc, scale).to_event(1)
-    scale = torch.exp(0.5 * soft_bound(raw[..., :k]))
+    scale = _scale(raw[..., :k], units)
     rows, columns = torch.tril_indices(k, k, -1, device=loc.device)
     unit_lower = torch.diag_embed(torch.ones_like(scale))
     unit_lower[..., rows, columns] = raw[..., k:]
     return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
+
+
+def _scale(log_variance: Tensor, units: Tensor | None) -> Tensor:
+    scale = torch.exp(0.5 * soft_bound(log_variance))
+    return scale if units is None else units * scale
 
 
 def restrict(posterior: Density, covariance: str) -> Density:

@@ -50,7 +50,8 @@ class Row(Result):
         elbo: on the training rows; NaN, as are the gaps, where what was fitted has no bound, and
             log p is that of the Gaussian that it implies.
         log_p: on the training rows.
-        approximation: log p - ELBO[q*], the price of q's family.
+        approximation: log p - ELBO[q*], the price of q's family; NaN, as is the next, where the
+            best q of the family cannot be sought.
         amortization: ELBO[q*] - ELBO[q], the price of how q is found.
         approximation_error, amortization_error: their standard errors, over the rows they are
             measured on, Monte Carlo part included.
@@ -168,16 +169,17 @@ class Ground:
     ) -> tuple[Measure, float]:
         """log p and the ELBO on all training rows: one is cheap there, the gap gives the other."""
         shift = self._shift(self.task.train)
-        gap = found.approximation + found.amortization
+        gap = found.total
         if exact is not None:
             log_p = float(exact.mean()) + shift
             return Measure(log_p), log_p - gap
         draws = {"num_samples": ELBO_DRAWS, "seed": self.task.seed}
         values = elbo(fitted.model, fitted.guide, self.task.train, **draws)
         bound = float(values.mean()) + shift
-        error = float((found.log_likelihood - found.elbo).std() / math.sqrt(len(found.elbo)))
         assert found.estimate is not None
-        return Measure(bound + gap, error, found.estimate.share_reliable, "estimated"), bound
+        return Measure(
+            bound + gap, found.total_error, found.estimate.share_reliable, "estimated"
+        ), bound
 
     @property
     def best(self) -> float:

@@ -10,9 +10,13 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import oracles
+from ppl_vae.divergences import closed_kl
 from ppl_vae.families import (
     COVARIANCES,
-    LOG_VARIANCE_BOUND,
+    LARGEST,
+    ROOM_ABOVE,
+    ROOM_BELOW,
+    SMALLEST,
     gaussian,
     num_scale_outputs,
     restrict,
@@ -23,6 +27,7 @@ from ppl_vae.models.networks import mlp
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives import log_weights
+from ppl_vae.state import seeded
 
 D, K, N = 6, 3, 40
 
@@ -56,15 +61,70 @@ def test_the_free_numbers_of_a_covariance(covariance, number):
     assert num_scale_outputs(covariance, 4) == number
 
 
-def test_the_soft_bound_is_the_identity_near_zero_and_never_flat():
-    small = torch.linspace(-1e-3, 1e-3, 5, dtype=torch.float64)
-    # bound tanh(v / bound) = v - v^3 / (3 bound^2) + ...
-    torch.testing.assert_close(soft_bound(small), small, rtol=1e-8, atol=1e-15)
-    large = torch.tensor([-100.0, 30.0, 100.0], dtype=torch.float64, requires_grad=True)
-    bounded = soft_bound(large)
-    assert bounded.abs().max() < LOG_VARIANCE_BOUND
-    bounded.sum().backward()
-    assert (large.grad > 0).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_log_variance_is_the_number_given_wherever_a_float_is_safe(dtype):
+    inside = torch.linspace(SMALLEST, LARGEST, 9001, dtype=dtype)
+    assert torch.equal(soft_bound(inside), inside)
+    wide = torch.cat([-torch.logspace(6, 0, 400), torch.logspace(0, 6, 400)]).to(dtype)
+    wide.requires_grad_()
+    bounded = soft_bound(wide)
+    assert (bounded.diff() >= 0).all() and torch.equal(bounded, soft_bound(wide))
+    assert bounded.min() >= SMALLEST - ROOM_BELOW and bounded.max() <= LARGEST + ROOM_ABOVE
+    (slope,) = torch.autograd.grad(bounded.sum(), wide)
+    assert (slope > 0).all() and (slope <= 1).all()
+    # Both formulas meet with slope one.
+    ends = torch.tensor([SMALLEST, LARGEST], dtype=dtype)
+    beyond = ends + torch.tensor([-1e-3, 1e-3], dtype=dtype)
+    torch.testing.assert_close(soft_bound(beyond), beyond, rtol=0, atol=1e-5)
+    extreme = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
+    assert soft_bound(extreme).tolist() == [SMALLEST - ROOM_BELOW, LARGEST + ROOM_ABOVE]
+    assert soft_bound(torch.tensor(torch.nan, dtype=dtype)).isnan()
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+@pytest.mark.parametrize("value", [-1e6, -60.0, 30.0, 1e6])
+def test_densities_and_divergences_are_finite_in_single_precision_at_the_bounds(covariance, value):
+    width = num_scale_outputs(covariance, K)
+    raw = torch.full((4, width), value)
+    raw[:, K:] = 0.5
+    raw.requires_grad_()
+    q = gaussian(torch.zeros(4, K), raw, covariance)
+    prior = dist.Normal(torch.zeros(K), 1.0).to_event(1)
+    z = q.rsample()
+    site = {"fn": q, "mask": None}
+    kl = closed_kl(site, {"fn": prior, "mask": None})
+    for total in (kl.sum(), (q.log_prob(z) - prior.log_prob(z)).sum()):
+        assert total.isfinite()
+        (slope,) = torch.autograd.grad(total, raw, retain_graph=True)
+        assert slope.isfinite().all() and slope.square().isfinite().all()
+
+
+@pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+def test_weights_of_a_network_trained_elsewhere_give_the_same_q(covariance, missing):
+    """Means and log-variances from two heads in plain PyTorch, by the heads' weights stacked."""
+    width, inputs = num_scale_outputs(covariance, K), D * (1 + missing.endswith("mask"))
+    with seeded(0):
+        body, loc, scale = (nn.Linear(*s).double() for s in ((inputs, 7), (7, K), (7, width)))
+        encoder = mlp(inputs, K + width, (7,)).double()
+    with torch.no_grad():
+        scale.bias[: min(K, width)] += torch.linspace(-20, 20, min(K, width))
+        for part, layers in ((encoder[0], [body]), (encoder[2], [loc, scale])):
+            part.weight.copy_(torch.cat([layer.weight for layer in layers]))
+            part.bias.copy_(torch.cat([layer.bias for layer in layers]))
+    x = draw(N, D, seed=2)
+    seen = x if missing == "zeros" else torch.cat([x, torch.ones_like(x)], 1)
+    hidden = torch.relu(body(seen))
+    mean, raw = loc(hidden), scale(hidden)
+    q = AmortizedGuide(encoder, K, covariance=covariance, missing=missing).distribution(x)
+    torch.testing.assert_close(q.mean, mean, rtol=1e-9, atol=1e-9)
+    variances = q.scale_tril.diagonal(dim1=1, dim2=2).square() if width > K else q.variance
+    expected = raw[:, :K].exp().expand(N, K)
+    torch.testing.assert_close(variances, expected, rtol=1e-9, atol=0)
+    if width == K:
+        z = draw(N, K, seed=3)
+        log_q = dist.Normal(mean, (0.5 * raw).exp()).log_prob(z).sum(-1)
+        torch.testing.assert_close(q.log_prob(z), log_q, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
@@ -81,14 +141,13 @@ def test_every_family_is_a_gaussian_with_the_mean_given(covariance, batch):
 def test_the_covariances_are_what_the_numbers_say():
     raw = torch.tensor([0.2, -0.4, 0.6, 1.0, -2.0, 0.5], dtype=torch.float64)
     loc = torch.zeros(K, dtype=torch.float64)
-    bounded = 20 * torch.tanh(raw / 20)
     torch.testing.assert_close(gaussian(loc, raw[:0], "unit").variance, torch.ones_like(loc))
     torch.testing.assert_close(
-        gaussian(loc, raw[:1], "isotropic").variance, bounded[0].exp().expand(3)
+        gaussian(loc, raw[:1], "isotropic").variance, raw[0].exp().expand(3)
     )
-    torch.testing.assert_close(gaussian(loc, raw[:3], "diagonal").variance, bounded[:3].exp())
+    torch.testing.assert_close(gaussian(loc, raw[:3], "diagonal").variance, raw[:3].exp())
     unit_lower = torch.tensor([[1, 0, 0], [1.0, 1, 0], [-2.0, 0.5, 1]], dtype=torch.float64)
-    expected = torch.diag((bounded[:3] / 2).exp()) @ unit_lower
+    expected = torch.diag((raw[:3] / 2).exp()) @ unit_lower
     torch.testing.assert_close(gaussian(loc, raw, "full").scale_tril, expected)
 
 
@@ -98,7 +157,7 @@ def test_every_full_covariance_can_be_reached():
     diagonal = target.diagonal()
     rows, columns = np.tril_indices(K, -1)
     below = (target / diagonal[:, None])[rows, columns]
-    raw = torch.cat([20 * torch.atanh(2 * diagonal.log() / 20), below])
+    raw = torch.cat([2 * diagonal.log(), below])
     torch.testing.assert_close(gaussian(torch.zeros(K).double(), raw, "full").scale_tril, target)
 
 
@@ -340,7 +399,7 @@ def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
     with torch.no_grad():
         encoder.weight.copy_(torch.linalg.solve(M, W.T))
         encoder.bias.copy_(-encoder.weight @ loc)
-        guide.raw.copy_(20 * torch.atanh((0.5 / M.diagonal()).log() / 20))
+        guide.raw.copy_((0.5 / M.diagonal()).log())
     weights = log_weights(ppca.model, guide, x, 4, seed=0)
     torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(4, N), rtol=0, atol=1e-9)
 

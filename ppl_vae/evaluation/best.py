@@ -11,8 +11,9 @@ from torch import Tensor
 from torch import distributions as td
 
 from ppl_vae.divergences import is_delta
+from ppl_vae.evaluation.forms import per_datum
 from ppl_vae.evaluation.imposed import Imposed, from_noise, laid_out, noise_shape
-from ppl_vae.evaluation.local import LocalGuide
+from ppl_vae.evaluation.per_datum import PerDatumGuide
 from ppl_vae.evaluation.rails import Refiner
 from ppl_vae.program import ProgramLike
 from ppl_vae.state import probing, seeded
@@ -143,7 +144,7 @@ class _Reader:
 
 
 class Search:
-    """The Gaussian of a family that maximises each datum's ELBO, to a tolerance.
+    """The q of a family that maximises each datum's ELBO, to a tolerance.
 
     Adam from the guide's own q; then, in blocks of steps with the gradients at :class:`Points`,
     until a block gains less than the tolerance. Each block starts in units of the q it finds, and
@@ -152,7 +153,7 @@ class Search:
     Args:
         model: of the pair.
         steps: of the first search.
-        covariance: the family.
+        covariance: the family, see :func:`ppl_vae.evaluation.forms.per_datum`.
         tolerance: in nats a datum; None ends with the first search.
     """
 
@@ -169,14 +170,14 @@ class Search:
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]
-    ) -> tuple[LocalGuide, Float[Tensor, " B"]]:
+    ) -> tuple[PerDatumGuide, Float[Tensor, " B"]]:
         """The best guide of these rows, and what the last block gained for each, in nats."""
         local = self.refiner(guide, x, keywords)
         gained = torch.full((len(x),), math.nan).double()
         if self.tolerance is None:
             return local, gained
         for _ in range(self.BLOCKS):
-            further = LocalGuide(self.model, local, x, keywords, self.covariance)
+            further = per_datum(self.model, local, x, keywords, self.covariance)
             bounds = Bounds(self.model, [local, further], x, keywords)
             self._climb(further, Bounds(self.model, [further], x, keywords))
             gained = self._gain(bounds)
@@ -186,7 +187,7 @@ class Search:
                 break
         return local, gained
 
-    def _climb(self, local: LocalGuide, bounds: Bounds) -> None:
+    def _climb(self, local: PerDatumGuide, bounds: Bounds) -> None:
         parameters = [p for p in local.parameters() if p.numel()]
         optimizer = torch.optim.Adam(parameters, lr=self.RATE)
         with torch.enable_grad():

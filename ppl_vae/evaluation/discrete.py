@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.evaluation.local import is_refinable
+from ppl_vae.evaluation.local import can_be_refined
 from ppl_vae.evaluation.reliability import FEWEST_COUNT
 from ppl_vae.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.state import probing
@@ -125,7 +125,7 @@ def examine(
     with probing(model, guide):
         run = run_pair(model, guide, *blocks[0])
     drawn, found = sites(run.guide), discrete_sites(run)
-    refinable = bool(run.latent) and all(is_refinable(drawn[name]["fn"]) for name in run.latent)
+    refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}
     notes = tuple(
         f"site {name!r} has too many values to look for those that the guide hardly draws"

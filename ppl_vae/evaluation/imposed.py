@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch import distributions as td
 
-from ppl_vae.evaluation.local import PathGradient
+from ppl_vae.evaluation.per_datum import PathGradient
 from ppl_vae.program import DATA_PLATE, Density
 from ppl_vae.traces import SAMPLE_PLATE, frames
 
@@ -59,6 +59,8 @@ def noise_shape(fn: Density) -> torch.Size | None:
         return noise_shape(fn.q)
     if isinstance(fn, td.Normal | td.MultivariateNormal):
         return fn.batch_shape + fn.event_shape
+    if isinstance(fn, td.LowRankMultivariateNormal):
+        return fn.batch_shape + torch.Size([sum(fn.cov_factor.shape[-2:])])
     if isinstance(fn, td.Independent | td.TransformedDistribution):
         inner: Any = fn.base_dist
         return noise_shape(inner)
@@ -73,6 +75,10 @@ def from_noise(fn: Density, noise: Tensor) -> Tensor:
         return fn.loc + fn.scale * noise
     if isinstance(fn, td.MultivariateNormal):
         return fn.loc + (fn.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    if isinstance(fn, td.LowRankMultivariateNormal):
+        each, common = noise.split(list(fn.cov_factor.shape[-2:]), -1)
+        along = (fn.cov_factor @ common.unsqueeze(-1)).squeeze(-1)
+        return fn.loc + fn.cov_diag.sqrt() * each + along
     inner: Any = fn.base_dist
     value = from_noise(inner, noise)
     for transform in getattr(fn, "transforms", ()):

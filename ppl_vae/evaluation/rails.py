@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.evaluation.local import LocalGuide
+from ppl_vae.evaluation.forms import per_datum
+from ppl_vae.evaluation.per_datum import PerDatumGuide
 from ppl_vae.inference.choice import check_capture, pays
 from ppl_vae.inference.compiling import Compiled
 from ppl_vae.inference.pure import Inputs, Step, Trained, placed
@@ -174,14 +175,14 @@ def _record(
 
 
 class Refiner:
-    """The Gaussian that maximises each datum's ELBO, started from a guide's, by Adam.
+    """The q of a family that maximises each datum's ELBO, started from a guide's, by Adam.
 
     Blocks are refined one after another; the model and the guide are left as they are.
 
     Args:
         model: of the pair.
         steps: of Adam, its rate falling to zero along a cosine.
-        covariance: the family.
+        covariance: the family, see :func:`ppl_vae.evaluation.forms.per_datum`.
         num_samples: draws a datum and step.
         lr: in standard deviations of the start a step, at first.
         rails: which way it is done.
@@ -204,9 +205,9 @@ class Refiner:
         self.rails, self.numbers = rails or Rails(False, 1), numbers
         self._runs: dict[Any, Compiled] = {}
 
-    def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> LocalGuide:
+    def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> PerDatumGuide:
         """The refined guide of these rows, whose parameters do not train any more."""
-        local = LocalGuide(self.model, guide, x, keywords, self.covariance)
+        local = per_datum(self.model, guide, x, keywords, self.covariance)
         block = _Search(self, local, x, keywords)
         with evaluating(self.model, guide), torch.enable_grad():
             if not self._runs or block.key in self._runs:
@@ -269,7 +270,7 @@ class Block:
         self.names, self.tensors = list(named), [x, *named.values()]
         self.dim = sample_dim(model, guide, x, keywords) if several else None
         # Local guides are of one make; only their tensors differ from block to block.
-        kind = LocalGuide if isinstance(guide, LocalGuide) else guide
+        kind = PerDatumGuide if isinstance(guide, PerDatumGuide) else guide
         self.key = kind, len(x), self.dim, *named, *self.others.items()
 
     def log_weights(self, tensors: Sequence[Tensor], number: int) -> Float[Tensor, "S B"]:
@@ -284,7 +285,7 @@ class _Search(Block):
     """A block of data and its local guide, on their way to be refined."""
 
     def __init__(
-        self, refiner: Refiner, local: LocalGuide, x: Tensor, keywords: dict[str, Any]
+        self, refiner: Refiner, local: PerDatumGuide, x: Tensor, keywords: dict[str, Any]
     ) -> None:
         number = refiner.num_samples
         super().__init__(refiner.model, local, x, keywords, several=number > 1)

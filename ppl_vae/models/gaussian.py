@@ -32,7 +32,7 @@ class Gaussian(Likelihood):
     Args:
         scale: sigma: a positive number (fixed); ``"shared"``, one learned sigma; ``"per-dim"``,
             one for each column; ``"network"``, its logarithm is each cell's second output (in
-            units of ``initial``, softly bounded); ``"optimal"``.
+            units of ``initial``, bounded beyond -30 and 15); ``"optimal"``.
         initial: where a learned sigma starts; for ``"network"`` sigma at output 0.
         floor: a learned sigma stays above it; :meth:`notes` says when it was reached.
 
@@ -116,7 +116,8 @@ class Gaussian(Likelihood):
         """
         if self.kind == "network":
             loc, raw = outputs.unflatten(-1, (-1, 2)).unbind(-1)
-            scale = self.floor + self.initial * soft_bound(raw).exp()
+            # The output is a logarithm of sigma, and what is bounded one of a variance.
+            scale = self.floor + self.initial * (0.5 * soft_bound(2 * raw)).exp()
             if self._sums is not None:
                 self._note(scale <= NEAR_FLOOR * self.floor, mask)
         elif self.kind == "optimal":

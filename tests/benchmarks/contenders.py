@@ -83,8 +83,7 @@ class HandWritten(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
-        loc, raw = self.encoder(x).chunk(2, -1)
-        log_var = 20 * torch.tanh(raw / 20)
+        loc, log_var = self.encoder(x).chunk(2, -1)
         z = loc + (0.5 * log_var).exp() * torch.randn_like(loc)
         error = ((x - self.decoder(z)) * (-self.log_scale).exp()).square()
         constant = self.log_scale + 0.5 * math.log(2 * math.pi)

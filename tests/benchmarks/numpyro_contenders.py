@@ -42,7 +42,7 @@ def _guide(hidden):
     def guide(x):
         code = _layer("code", jax.nn.relu(_layer("down", x, hidden)), 2 * LATENT)
         loc, raw = code[..., :LATENT], code[..., LATENT:]
-        scale = jnp.exp(10 * jnp.tanh(raw / 20))
+        scale = jnp.exp(0.5 * raw)
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
