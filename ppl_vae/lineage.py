@@ -19,7 +19,8 @@ from ppl_vae.arguments import ArrayLike, as_matrix, check_rows_seen, choose_opti
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.data import Split, Units, split
 from ppl_vae.measured import Ground, Row, is_per_datum
-from ppl_vae.models.moments import CONSTANT_COLUMNS, Columns, summarize
+from ppl_vae.models.columns import CONSTANT_COLUMNS, Columns
+from ppl_vae.models.moments import summarize
 from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result, plain
 from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task, left_out

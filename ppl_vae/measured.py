@@ -13,7 +13,7 @@ from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.subspace import subspace
-from ppl_vae.models.moments import CONSTANT_COLUMNS
+from ppl_vae.models.columns import CONSTANT_COLUMNS
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import elbo
 from ppl_vae.program import ProgramLike, owner_of

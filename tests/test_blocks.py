@@ -97,8 +97,8 @@ def test_complete_blocks_are_read_once_and_holed_ones_in_each_iteration(accelera
     assert rows.times == 3
     holed = Anew(table(holes=True), [20, 20])
     fit_em(PPCA(D, K, seed=0), holed, max_iterations=10, **options)
-    # The columns; twice what is observed together; the start and ten steps; the expected covariance
-    # and the bound at the best parameters for it.
+    # The columns; twice what is observed together; the start and ten steps; the expected
+    # covariance and the bound at the best parameters for it.
     assert holed.times == 1 + 2 + 11 + 2
 
 

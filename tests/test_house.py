@@ -31,6 +31,8 @@ LAYERS = (
         "models.networks",
         "models.patches",
         "models.transformers",
+        "models.columns",
+        "models.spectra",
         "models.moments",
         "models.linear_gaussian",
         "models.axes",

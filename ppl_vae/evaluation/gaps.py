@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.evaluation.best import POINTS, Bounds, Search
-from ppl_vae.evaluation.family import Family, family_of
 from ppl_vae.evaluation.estimates import LogLikelihood
+from ppl_vae.evaluation.family import Family, family_of
 from ppl_vae.evaluation.likelihood import collect, estimate
 from ppl_vae.evaluation.rails import Refiner, block_size, rows_at_once
 from ppl_vae.evaluation.reliability import WeightSummary

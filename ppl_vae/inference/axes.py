@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.moments import Leading
+from ppl_vae.models.spectra import Leading
 
 COLLINEAR = 1e-3
 """The sine of the angle of a column of Psi^-1/2 W to those before it, under which W is rotated."""
@@ -74,20 +74,19 @@ def _ratios(values: Float[Tensor, " K"], family: str) -> Float[Tensor, " K"]:
 def conditioned(
     loadings: Float[Tensor, "D K"], variance: Float[Tensor, " D"]
 ) -> Float[Tensor, "D K"]:
-    """W, rotated where I + W' Psi^-1 W is so ill-conditioned that its Cholesky factor loses digits.
+    """W, rotated where the Cholesky factor of I + W' Psi^-1 W would lose digits.
 
     Entries of very different sizes on the diagonal do no harm, so it is judged with ones there.
     """
-    precision = loadings.mT @ (loadings / variance[:, None]) + torch.eye(loadings.shape[1]).to(loadings)
+    eye = torch.eye(loadings.shape[1]).to(loadings)
+    precision = loadings.mT @ (loadings / variance[:, None]) + eye
     sizes = precision.diagonal().sqrt()
     lower, failed = torch.linalg.cholesky_ex(precision / torch.outer(sizes, sizes))
     good = int(failed) == 0 and float(lower.diagonal().min()) > COLLINEAR
     return loadings if good else rotated(loadings, variance)
 
 
-def rotated(
-    loadings: Float[Tensor, "D K"], variance: Float[Tensor, " D"]
-) -> Float[Tensor, "D K"]:
+def rotated(loadings: Float[Tensor, "D K"], variance: Float[Tensor, " D"]) -> Float[Tensor, "D K"]:
     """W R with R the rotation for which W' Psi^-1 W is diagonal up to rounding.
 
     The model is the same, and the posterior's precision has no large entries beside small ones

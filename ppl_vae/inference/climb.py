@@ -1,8 +1,9 @@
 """M- and E-steps in turn, to an end that is certified.
 
 Gains that shrink say where an ascent is heading, but not near a saddle point: there they shrink
-too, before they grow again. So where little seems left to gain, the bound is compared with the one at the
-best parameters for the covariance of the data. If that is higher, the ascent goes on from there.
+too, before they grow again. So where little seems left to gain, the bound is compared with that at
+the best parameters for the covariance of the data. If that is higher, the ascent goes on from
+these parameters.
 """
 
 import math
@@ -110,8 +111,8 @@ class Climb:
             )
         if not self.converged:
             notes += (
-                f"{NOT_CONVERGED}: the objective is at least {max(self.left, 0):.2g} nats per datum "
-                "below its maximum",
+                f"{NOT_CONVERGED}: the objective is at least {max(self.left, 0):.2g} nats per "
+                "datum below its maximum",
             )
         return notes + self.position.notes()
 

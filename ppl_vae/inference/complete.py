@@ -18,7 +18,8 @@ from ppl_vae.inference.axes import conditioned, rotated
 from ppl_vae.inference.noise import Noise
 from ppl_vae.inference.position import Parameters, Position, restricted_covariance
 from ppl_vae.models.linear_gaussian import LOG_2PI
-from ppl_vae.models.moments import Leading, SampleCovariance, product
+from ppl_vae.models.moments import SampleCovariance
+from ppl_vae.models.spectra import Leading, product
 
 
 @dataclass(frozen=True)

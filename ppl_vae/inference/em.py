@@ -21,8 +21,9 @@ from ppl_vae.inference.climb import best_of, climb
 from ppl_vae.inference.complete import CompletePosition, Setting
 from ppl_vae.inference.missing import HoledPosition, Holes
 from ppl_vae.inference.noise import Noise
+from ppl_vae.models.columns import Columns
 from ppl_vae.models.identifiability import described, undetermined_pairs
-from ppl_vae.models.moments import Columns, SampleCovariance, missing_message, summarize
+from ppl_vae.models.moments import SampleCovariance, missing_message, summarize
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.results import FitResult
 from ppl_vae.state import threads
@@ -147,7 +148,8 @@ def fit_em(
     """
     return _ascended(
         ppca, x, mask, "PX-EM" if accelerate else "EM", fold="expand" if accelerate else "none",
-        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations, starts=starts,
+        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
+        starts=starts,
     )  # fmt: skip
 
 
@@ -180,8 +182,8 @@ def variational_em(
         rotate: by default for ``"diagonal"``, the only family that has a use for it.
         noise_floor, tol, max_iterations, starts: as in :func:`fit_em`; ``tol`` is of the bound.
 
-    The end is certified as that of :func:`fit_em`, by the bound. Without rotation it is not restarted
-    where all that is to be gained is a rotation.
+    The end is certified as that of :func:`fit_em`, by the bound. Without rotation, the fit does
+    not go on from the best parameters where all that is to be gained is a rotation.
 
     Raises:
         ValueError, FloatingPointError: as :func:`fit_em`; if ``rotate`` is set for another family.

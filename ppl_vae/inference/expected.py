@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.models.linear_gaussian import Patterns, Solution
-from ppl_vae.models.moments import Leading, right_singular, split_leading
+from ppl_vae.models.spectra import Leading, right_singular, split_leading
 
 DENSE = 256
 """For tables of more columns the covariance is compressed to some leading directions."""
@@ -44,7 +44,7 @@ def expected_leading(
     loc: Float[Tensor, " D"],
     variance: Float[Tensor, " D"],
 ) -> Leading:
-    """The leading eigenvalues of Psi^-1/2 S Psi^-1/2, S the mean of E[(x - mu) (x - mu)' | observed].
+    """The leading eigenvalues of Psi^-1/2 S Psi^-1/2, with S = F'F of :func:`expected_factor`.
 
     Of a table of many columns they are those of its compression to a span of leading directions.
 

@@ -23,8 +23,9 @@ from ppl_vae.inference.axes import conditioned
 from ppl_vae.inference.expected import expected_factor, expected_leading
 from ppl_vae.inference.noise import Noise
 from ppl_vae.inference.position import Parameters, Position, restricted_covariance
+from ppl_vae.models.columns import Columns
 from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
-from ppl_vae.models.moments import Columns, Leading
+from ppl_vae.models.spectra import Leading
 
 LARGEST = math.pi / 8
 """Of a step of a rotation, in radians."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.moments import Columns
+from ppl_vae.models.columns import Columns
 from ppl_vae.models.ppca import PPCA
 
 FLOOR_REACHED = "noise at its floor"

@@ -1,4 +1,4 @@
-"""What all EM algorithms of linear-Gaussian models share: parameters, and what the data are there."""
+"""What the EM algorithms of linear-Gaussian models share: parameters, and the data given them."""
 
 from abc import abstractmethod
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.inference.axes import best_parameters
 from ppl_vae.inference.noise import Noise
 from ppl_vae.inference.profile import best_noise
-from ppl_vae.models.moments import JACOBI_SIZE, Leading
+from ppl_vae.models.spectra import JACOBI_SIZE, Leading
 
 ILL_CONDITIONED = "the table is too ill-conditioned for float64"
 """How the note on digits lost to rounding begins."""

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.moments import Leading, right_singular
+from ppl_vae.models.spectra import Leading, right_singular
 
 STEPS, HALVINGS = 100, 30
 NOTHING = 1e-13

@@ -31,9 +31,7 @@ class Trace:
         self.log_likelihoods.append(float(log_likelihood))
         self.elapsed.append(time.perf_counter() - self.began)
 
-    def why_stop(
-        self, tol: float, max_iterations: int, rounding: float, *, since: int = 0
-    ) -> str:
+    def why_stop(self, tol: float, max_iterations: int, rounding: float, *, since: int = 0) -> str:
         """Why to stop here, or an empty string.
 
         Gains g_t that shrink by a ratio r leave g_t r / (1 - r) to be gained.

@@ -14,7 +14,8 @@ from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.inference.em import fit_closed_form, fit_em
 from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
-from ppl_vae.models.moments import Columns, SampleCovariance, summarize
+from ppl_vae.models.columns import Columns
+from ppl_vae.models.moments import SampleCovariance, summarize
 from ppl_vae.models.ppca import NOISES, PPCA
 
 

@@ -1,0 +1,89 @@
+"""Products, eigenvalues and singular values of the matrices that linear-Gaussian models need."""
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Leading: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of a symmetric matrix the K largest eigenvalues (K,), their eigenvectors (D, K), and the sum of
+the other eigenvalues ()."""
+JACOBI_SIZE = 256
+"""Jacobi rotations, which cost more than other methods, find up to so many singular values."""
+
+
+def gram_matrix(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """X'X; numpy knows that it is symmetric and takes half the time."""
+    return product(x.mT, x)
+
+
+def product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "N K"]:
+    """A matrix product, on a CPU by numpy."""
+    if a.device.type != "cpu":
+        return a @ b
+    return torch.from_numpy(a.numpy() @ b.numpy())
+
+
+def symmetric_eigen(
+    matrix: Float[Tensor, "D D"],
+) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
+    """Eigenvalues, smallest first, and eigenvectors; on a CPU by numpy."""
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        values, vectors = map(torch.from_numpy, np.linalg.eigh(matrix.numpy()))
+    return values, vectors
+
+
+def factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    """A factor F of a positive semidefinite matrix F'F.
+
+    It is found with the columns in units of their own, so that small ones keep their digits.
+    """
+    scale = gram.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    correlation = gram / torch.outer(scale, scale)
+    upper, failed = torch.linalg.cholesky_ex(correlation, upper=True)
+    if int(failed):
+        values, vectors = symmetric_eigen(correlation)
+        upper = values.clamp(min=0).sqrt()[:, None] * vectors.mT
+    return upper * scale
+
+
+def split_leading(
+    singular: Float[Tensor, " Q"], axes: Float[Tensor, "D Q"], number: int
+) -> Leading:
+    """Singular values and vectors as eigenvalues: the first so many, and the sum of the others."""
+    values = singular.square()
+    lacking = max(0, number - len(values))
+    kept = torch.nn.functional.pad(values[:number], (0, lacking))
+    vectors = torch.nn.functional.pad(axes[:, :number], (0, lacking))
+    return kept, vectors, values[number:].sum()
+
+
+def right_singular(
+    factor: Float[Tensor, "R D"],
+) -> tuple[Float[Tensor, " Q"], Float[Tensor, "D Q"]]:
+    """Singular values, largest first, and right singular vectors; Q = min(R, D).
+
+    By preconditioned one-sided Jacobi rotations where that is quick enough: of columns of
+    different units it finds small singular values, and small entries of vectors, to as many
+    digits as large ones.
+
+    References:
+        Drmac, Veselic: New fast and accurate Jacobi SVD algorithm (2008), of LAPACK's dgejsv.
+    """
+    if min(factor.shape) > JACOBI_SIZE:
+        _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
+        return values, vectors.mT
+    from scipy.linalg.lapack import dgejsv
+
+    matrix, wide = factor.cpu().numpy(), factor.shape[0] < factor.shape[1]
+    values, left, right, scaling, _, failed = dgejsv(matrix.T if wide else matrix, joba=1)
+    if failed:
+        raise FloatingPointError(f"LAPACK's dgejsv did not converge (info={failed})")
+    values = values * (scaling[0] / scaling[1])
+    vectors = left if wide else right
+    return torch.from_numpy(values).to(factor), torch.from_numpy(vectors).to(factor)
