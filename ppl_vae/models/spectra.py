@@ -1,6 +1,6 @@
 """Products, eigenvalues and singular values of the matrices that linear-Gaussian models need."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -78,10 +78,11 @@ def right_singular(
     if min(factor.shape) > JACOBI_SIZE:
         _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
         return values, vectors.mT
-    from scipy.linalg.lapack import dgejsv
+    from scipy.linalg import lapack
 
+    jacobi: Any = lapack.dgejsv  # pyright: ignore[reportAttributeAccessIssue]
     matrix, wide = factor.cpu().numpy(), factor.shape[0] < factor.shape[1]
-    values, left, right, scaling, _, failed = dgejsv(matrix.T if wide else matrix, joba=1)
+    values, left, right, scaling, _, failed = jacobi(matrix.T if wide else matrix, joba=1)
     if failed:
         raise FloatingPointError(f"LAPACK's dgejsv did not converge (info={failed})")
     values = values * (scaling[0] / scaling[1])
