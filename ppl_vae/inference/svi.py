@@ -36,6 +36,7 @@ def fit_svi(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    drop_last: bool = False,
     patience: int | None = None,
     grad_clip: float | None = None,
     warmup: int | None = None,
@@ -64,7 +65,12 @@ def fit_svi(
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
         epochs, steps: how long; exactly one of them.
-        batch_size: rows a step, by default all.
+        batch_size: rows per step, by default all. The rows left over at the end of an epoch make
+            a smaller batch; a single one joins the batch before it, since batch normalisation
+            needs two.
+        drop_last: leave those rows out instead, so that all batches have ``batch_size`` rows. The
+            order is new in each epoch, so they are other ones each time; ``FitResult.notes``
+            counts the rows that were in no batch at all.
         patience: stop after so many looks at ``x_val`` without a better one.
         grad_clip: largest norm of the gradient.
         warmup: steps in which the weight of the KL rises from zero to the objective's beta.
@@ -95,7 +101,8 @@ def fit_svi(
     x, mask = as_observed(x, mask, model=model, guide=guide)
     if each_epoch is None:
         check_support(model, x, mask)
-    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=each_epoch is not None)
+    anew = each_epoch is not None
+    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=anew, drop_last=drop_last)
     if patience is not None and x_val is None:
         raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
     if x_val is not None:
