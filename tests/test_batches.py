@@ -1,4 +1,4 @@
-"""Which rows are in which batch: rows left over at the end of an epoch, and batch normalisation."""
+"""Which rows are in which batch: rows left over by an epoch, and batch normalisation."""
 
 import pytest
 import torch

@@ -371,7 +371,7 @@ def test_another_scheduler_is_refused(x, file):
 
     case = CASES["minibatches"]
     case.fit(x, scheduler=stepped, checkpoint=file)
-    with pytest.raises(ValueError, match="the learning rate of step 21 is 0.03 instead of 0.021"):
+    with pytest.raises(ValueError, match=r"rate of step 21 is 0\.03 instead of 0\.021"):
         case.fit(x, steps=90, scheduler=other, checkpoint=file)
 
 
@@ -409,7 +409,7 @@ def test_a_fit_with_a_merged_batch_goes_on(x, file):
 
 @pytest.mark.slow
 def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
-    """Steps that the end of the shorter fit left over, and ran eagerly, are done again captured."""
+    """Steps that the shorter fit ran eagerly, at its end, are done again captured."""
     monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
     whole = case.fit(x, steps=69)
