@@ -42,8 +42,8 @@ class WeightedObjective:
         self._recorded = without_reading(self.objective)
         self.beta = getattr(objective, "beta", 1.0)
         self.warmup = None if warmup is None else at_least("warmup", warmup)
-        known = isinstance(objective, ELBO | IWAE)
-        self._name = f"{repr(objective) if known else type(objective).__name__}, {warmup=}"
+        self.is_ours = isinstance(objective, ELBO | IWAE)
+        self._name = f"{repr(objective) if self.is_ours else type(objective).__name__}, {warmup=}"
 
     def __repr__(self) -> str:
         return self._name
