@@ -133,7 +133,7 @@ def _name(guide: Any) -> str:
     return type(guide).__name__
 
 
-def _parts(owner: AutoGuide | GuideMessenger) -> Iterator[Any]:
+def _parts(owner: Any) -> Iterator[Any]:
     if isinstance(owner, AutoGuideList):
         for part in owner:
             yield from _parts(part)

@@ -28,7 +28,7 @@ class CheckedReplay(ReplayMessenger):
     """Replays a guide's draws in the model, and refuses those that would broadcast there."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        site = self.trace.nodes.get(msg["name"]) if self.trace is not None else None
+        site: Any = self.trace.nodes.get(msg["name"]) if self.trace is not None else None
         if site is not None and site["type"] == "param":
             raise ValueError(
                 f"{msg['name']!r} is a pyro.param in the guide and a pyro.sample in the model; "
