@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.program import DATA_PLATE, Density
-from ppl_vae.traces import SAMPLE_PLATE, PairTraces, Site, frames, masked, sites
+from ppl_vae.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, masked, sites
 
 
 def same_order(run: PairTraces) -> bool:
@@ -36,6 +36,27 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
         return kl_divergence(q, p)
     except NotImplementedError:
         return None
+
+
+def kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "S B"]]:
+    """KL(q || p) per draw and datum, as terms to add up, in nats.
+
+    In closed form for each site where it is known and the order of the sites allows it, else from
+    the draws. Terms that do not depend on the draws have S = 1; without latent variables there
+    are none.
+    """
+    closed = closed and same_order(run)
+    terms = []
+    for name, guide_site in sites(run.guide).items():
+        model_site = run.latent.get(name)
+        value = closed_kl(guide_site, model_site) if closed and model_site else None
+        if value is not None:
+            terms.append(run.per_datum(guide_site, masked(value, guide_site["mask"])))
+            continue
+        terms.append(run.per_datum(guide_site, log_prob(guide_site)))
+        if model_site:
+            terms.append(-run.per_datum(model_site, log_prob(model_site)))
+    return terms
 
 
 def is_delta(q: Density) -> bool:

@@ -15,14 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.divergences import closed_kl, floored_kl, same_order
+from ppl_vae.divergences import floored_kl, kl_terms
 from ppl_vae.gradients import CutDraws, doubly_reparameterized, score, sticking, with_gradient
 from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.state import isolated_store, mode, seeded
 from ppl_vae.traces import (
     PairTraces,
     log_prob,
-    masked,
     run_pair,
     sample_dim,
     sites,
@@ -274,17 +273,7 @@ class ELBO(_Objective):
         return with_gradient(terms.mean(), source)
 
     def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
-        closed = self.kl == "auto" and self.gradient != "stl" and same_order(run)
-        terms = []
-        for name, guide_site in sites(run.guide).items():
-            model_site = run.latent.get(name)
-            value = closed_kl(guide_site, model_site) if closed and model_site else None
-            if value is not None:
-                terms.append(run.per_datum(guide_site, masked(value, guide_site["mask"])))
-            else:
-                terms.append(run.per_datum(guide_site, log_prob(guide_site)))
-                if model_site:
-                    terms.append(-run.per_datum(model_site, log_prob(model_site)))
+        terms = kl_terms(run, closed=self.kl == "auto" and self.gradient != "stl")
         return terms or [torch.zeros_like(part) for part in _reconstruction(run)]
 
 

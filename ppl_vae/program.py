@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
-from pyro.nn import PyroModule
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule, PyroSample
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
@@ -53,6 +55,10 @@ class Program(PyroModule):
             return parameter
         return super().__getattr__(name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse_random(self, name, value)
+        super().__setattr__(name, value)
+
     @classmethod
     def _fresh_name(cls) -> str:
         return f"{cls.__name__.lower()}_{next(_instances)}"
@@ -64,6 +70,37 @@ class Program(PyroModule):
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         _rename(self, name, context)
+
+
+def _refuse_random(program: Program, name: str, value: Any) -> None:
+    """Refuse a ``PyroSample``, or a module with one, as part of a program of the package."""
+    random = name if isinstance(value, PyroSample) else None
+    if isinstance(value, nn.Module):
+        parts = value.named_modules()
+        found = [
+            f"{prefix}.{k}" for prefix, part in parts for k in vars(part).get("_pyro_samples", ())
+        ]
+        random = f"{name}.{found[0].lstrip('.')}" if found else None
+    if random is not None:
+        raise ValueError(
+            f"{type(program).__name__}.{random} may not be a PyroSample: the program reads it "
+            f"inside the plate {DATA_PLATE!r}, where it would be drawn anew for each row, and not "
+            "once for all data. (Latent variables that all data share are not supported.) Leave "
+            "it a parameter, which fit_svi estimates; a prior on it can be a penalty, by weight "
+            "decay in the optimizer"
+        )
+
+
+def check_parameters_not_random(*programs: ProgramLike) -> None:
+    """Check that no part of the package's programs has become a ``PyroSample`` since it was made.
+
+    Raises:
+        ValueError: naming the attribute.
+    """
+    for program in own_modules(*programs):
+        if isinstance(program, Program):
+            for name, part in program.named_children():
+                _refuse_random(program, name, part)
 
 
 def _rename(module: PyroModule, name: str, context: Any) -> None:
@@ -127,6 +164,8 @@ def fold_rows(
 def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
     """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
     program = _inside_handlers(program)
+    if isinstance(program, AutoGuide | GuideMessenger) and program._model is not None:
+        return signature_keywords(program.model)  # to which they pass all that they get
     target = program.forward if isinstance(program, nn.Module) else program
     parameters = inspect.signature(target).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -255,7 +294,9 @@ def as_observed(
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
             shape, or if a row has nothing observed; and as :func:`as_matrix`.
     """
-    place = placement(model, *([] if guide is None else [guide]))
+    programs = [model] if guide is None else [model, guide]
+    check_parameters_not_random(*programs)
+    place = placement(*programs)
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
     x = as_matrix(x, name=name, look=True, **place)

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_vae.automatic import check_automatic, without_data
+from ppl_vae.handlers import CheckedReplay, DistinctNames
 from ppl_vae.program import DATA_PLATE, ProgramLike, accepted
 from ppl_vae.state import for_shapes
 
@@ -165,10 +166,11 @@ def run_pair(
     """
     repeats = num_samples if dim is None else 1
     num_data = accepted(model, keywords).get("num_data")
+    check_automatic(guide, len(x), keywords, repeats)
     if repeats > 1:
         x, keywords = _repeated(x, keywords, repeats)
-    guide_trace = _traced(guide, x, keywords, num_samples, dim)
-    with _CheckedReplay(trace=guide_trace):
+    guide_trace = _traced(without_data(guide), x, keywords, num_samples, dim)
+    with CheckedReplay(trace=guide_trace):
         model_trace = _traced(model, x, keywords, num_samples, dim)
     traces = PairTraces(model_trace, guide_trace, num_data, repeats)
     check_pair(traces, len(x))
@@ -185,9 +187,10 @@ def run_guide(
 ) -> PairTraces:
     """Run a guide alone, as :func:`run_pair` does; its trace stands for the model's, too."""
     repeats = num_samples if dim is None else 1
+    check_automatic(guide, len(x), keywords, repeats)
     if repeats > 1:
         x, keywords = _repeated(x, keywords, repeats)
-    trace = _traced(guide, x, keywords, num_samples, dim)
+    trace = _traced(without_data(guide), x, keywords, num_samples, dim)
     return PairTraces(trace, trace, None, repeats)
 
 
@@ -195,26 +198,8 @@ def _traced(
     program: ProgramLike, x: Tensor, keywords: Mapping[str, Any], number: int, dim: int | None
 ) -> Trace:
     under = program if dim is None else pyro.plate(SAMPLE_PLATE, number, dim=dim)(program)
-    return poutine.trace(under).get_trace(x, **accepted(program, keywords))
-
-
-class _CheckedReplay(ReplayMessenger):
-    """Replays a guide's draws in the model, and refuses those that would broadcast there."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        site = self.trace.nodes.get(msg["name"]) if self.trace is not None else None
-        if site is not None and not msg["is_observed"] and not site_is_subsample(msg):
-            ours, theirs = _event_shape(site), _event_shape(msg)
-            if ours != theirs:
-                raise ValueError(
-                    f"site {msg['name']!r} has event shape {tuple(ours)} in the guide and "
-                    f"{tuple(theirs)} in the model; is latent_dim the same, and to_event(1) there?"
-                )
-        super()._pyro_sample(msg)
-
-
-def _event_shape(site: Any) -> torch.Size:
-    return torch.Size(site["fn"].event_shape)
+    with DistinctNames():
+        return poutine.trace(under).get_trace(x, **accepted(program, keywords))
 
 
 def _repeated(

@@ -21,6 +21,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import foreign
 import oracles
 from ppl_vae.guides import AmortizedGuide, MeanFieldGuide
+from ppl_vae.inference import svi
+from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.likelihoods import Gaussian
 from ppl_vae.models.networks import mlp
@@ -271,6 +273,163 @@ def test_pairs_of_other_styles_are_resumed(name, file, float64):
     same_fits(whole, fit(checkpoint=file))
 
 
+# Longer than before
+
+
+def stepped(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.7)
+
+
+FEW = ("per datum", "validation", "data anew")
+LONGER = [
+    pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+    for name in CASES
+    if name != "early stopping"
+]
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_fit_that_was_done_goes_on_as_one_long_fit(name, x, file):
+    """From an end that is a regular look (54 steps) or is not (70), or before any look (10)."""
+    case, how = CASES[name], {"scheduler": stepped, "epochs": None}
+    whole = case.fit(x, steps=80, **how)
+    for steps in (10, 54, 70):
+        case.fit(x, steps=steps, checkpoint=file, **how)
+        same_fits(whole, case.fit(x, steps=80, checkpoint=file, **how))
+        file.unlink()
+
+
+def test_a_fit_goes_on_again_and_again(x, file):
+    case = Case(vae_with_dropout, {"batch_size": 13, "scheduler": None}, validate=True)
+    for epochs in (3, 9, 10):
+        last = case.fit(x, epochs=epochs, checkpoint=file)
+        assert last[1].steps == 3 * epochs
+        same_fits(case.fit(x, epochs=epochs), last)
+
+
+def test_a_killed_fit_may_be_resumed_for_longer(x, file):
+    case = CASES["minibatches"]
+    with pytest.raises(Killed):
+        case.fit(x, scheduler=killed_after(50), checkpoint=file)
+    how = {"scheduler": stepped, "steps": 90}
+    same_fits(case.fit(x, **how), case.fit(x, checkpoint=file, **how))
+
+
+def killed_after(step):
+    """``stepped``, and raises after so many steps."""
+
+    class Killer(torch.optim.lr_scheduler.StepLR):
+        def __init__(self, optimizer):
+            super().__init__(optimizer, 20, 0.7)
+
+        def step(self, *arguments):
+            super().step(*arguments)
+            if self.last_epoch == step:
+                raise Killed
+
+    return Killer
+
+
+SCHEDULERS = {
+    "cosine": CosineAnnealingLR,
+    "linear": lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1 - step / (steps + 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_another_schedule_is_refused(name, x, file):
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=SCHEDULERS[name], checkpoint=file)
+    content = file.read_bytes()
+    message = (
+        "its schedule is of 70 steps, here it is of 110, with which the learning rate of step 2 "
+        "is .* instead of .*scheduler of .optimizer. alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        case.fit(x, steps=110, scheduler=SCHEDULERS[name], checkpoint=file)
+    assert file.read_bytes() == content
+
+
+def test_the_rates_decide_and_not_what_a_scheduler_is_told(x, file):
+    """One whose rates do not depend on the number of steps it is told goes on, bit for bit."""
+
+    def told(optimizer, steps):
+        del steps
+        return CosineAnnealingLR(optimizer, 200)
+
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=told, checkpoint=file)
+    longer = case.fit(x, steps=90, scheduler=told, checkpoint=file)
+    same_fits(case.fit(x, steps=90, scheduler=told), longer)
+
+
+def test_another_scheduler_is_refused(x, file):
+    def other(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 30, 0.7)
+
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=stepped, checkpoint=file)
+    with pytest.raises(ValueError, match=r"rate of step 21 is 0\.03 instead of 0\.021"):
+        case.fit(x, steps=90, scheduler=other, checkpoint=file)
+
+
+def test_steps_are_not_taken_back(x, file):
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=stepped, checkpoint=file)
+    message = "has done 70 steps, more than the 60 asked for, and steps are not taken back"
+    with pytest.raises(ValueError, match=message):
+        case.fit(x, steps=60, scheduler=stepped, checkpoint=file)
+
+
+def test_patience_ends_a_fit_until_it_is_larger(x, file):
+    how = {"scheduler": None, "steps": 3000}
+    case = CASES["early stopping"]
+    stopped = case.fit(x, checkpoint=file, **how)
+    assert "early at step" in stopped[1].stopped and stopped[1].steps < 1000
+    same_fits(stopped, case.fit(x, checkpoint=file, scheduler=None, steps=4000))
+    more = stopped[1].steps + 60
+    longer = case.fit(x, checkpoint=file, scheduler=None, steps=more, patience=None)
+    assert longer[1].steps == more
+    same_fits(case.fit(x, scheduler=None, steps=more, patience=None), longer)
+
+
+def test_a_fit_with_a_merged_batch_goes_on(x, file):
+    for drop_last in (False, True):
+        how = {"scheduler": None, "batch_size": 13, "drop_last": drop_last}
+        case = Case(ppca_and_table, how)
+        whole = case.fit(x, epochs=30)
+        case.fit(x, epochs=11, checkpoint=file)
+        same_fits(whole, case.fit(x, epochs=30, checkpoint=file))
+        with pytest.raises(ValueError, match="its schedule is"):
+            case.fit(x, epochs=40, drop_last=not drop_last, checkpoint=file)
+        file.unlink()
+
+
+@pytest.mark.slow
+def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
+    """Steps that the shorter fit ran eagerly, at its end, are done again captured."""
+    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
+    whole = case.fit(x, steps=69)
+    shorter = case.fit(x, steps=43, checkpoint=file)
+    longer = case.fit(x, steps=69, checkpoint=file)
+    same_fits(whole, longer)
+    assert shorter[1].path.startswith("captured, 7 steps a call: as asked")
+    assert longer[1].path.startswith("captured, 7 steps a call: as before the checkpoint")
+
+
+def test_a_path_is_kept_unless_another_is_asked_for(x, file, monkeypatch):
+    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10})
+    assert "no more than the 50 s" in case.fit(x, steps=60, checkpoint=file)[1].path
+    kept = case.fit(x, steps=70, checkpoint=file)[1].path
+    assert kept.startswith("eager: as before the checkpoint: about ")
+    asked = case.fit(x, steps=90, checkpoint=file, capture=True)[1].path
+    assert asked.startswith("captured") and asked.endswith("as asked")
+
+
 # Files that are not the fit's
 
 
@@ -292,6 +451,15 @@ OTHERS = {
         "objective",
     ),
     "warm-up": (Case(ppca_and_table, {"steps": 70, "batch_size": 15, "warmup": 5}), "objective"),
+    "rate": (Case(ppca_and_table, {"steps": 70, "batch_size": 15, "lr": 0.01}), "lr"),
+    "clipping": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "grad_clip": 1.0}),
+        "grad_clip",
+    ),
+    "scheduler": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "scheduler": None}),
+        "scheduler",
+    ),
 }
 
 

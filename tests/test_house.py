@@ -21,10 +21,12 @@ LAYERS = (
     (
         "arguments",
         "files",
+        "handlers",
     ),
     ("program", "blocks"),
     ("state", "results"),
     (
+        "automatic",
         "traces",
         "families",
         "guides",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from ppl_vae.divergences import check_latents, is_delta, kl_by_dimension
+from ppl_vae.divergences import check_latents, is_delta, kl_by_dimension, kl_terms
 from ppl_vae.evaluation.imposed import Imposed, laid_out
 from ppl_vae.evaluation.rails import rows_at_once
 from ppl_vae.objectives import batch_keywords
@@ -64,19 +64,52 @@ class Coded:
             found.append(self._of(name, value))
         return torch.cat(found, -1)
 
-    def standardised(self) -> Float[Tensor, "S B k"]:
-        """Codes in units of the prior given the sites before, where that is Gaussian.
+    def standardised(self) -> tuple[Float[Tensor, "S B k"], Float[Tensor, "S B k"]]:
+        """First and second moments of codes in units of the prior given the sites before, where
+        that is Gaussian: by formula, or of the draws, where there is none.
 
-        Codes from the prior would be independent standard normal numbers.
+        Of codes from the prior they would be 0 and 1.
         """
-        found = [torch.zeros(len(self.log_q), self.log_q.shape[1], 0).double()]
-        for name, site in self.run.latent.items():
-            p = site["fn"]
+        nothing = torch.zeros(len(self.log_q), self.log_q.shape[1], 0).double()
+        first, second = [nothing], [nothing]
+        for name, site in self._latents():
+            p = self.run.latent[name]["fn"]
             while isinstance(p, dist.Independent):
                 p = p.base_dist
             if isinstance(p, dist.Normal):
-                found.append(self._of(name, (site["value"] - p.loc) / p.scale))
-        return torch.cat(found, -1)
+                mean, variance = _moments(site)
+                mean = (mean - p.loc) / p.scale
+                first.append(self._of(name, mean))
+                second.append(self._of(name, mean.square() + variance / p.scale.square()))
+        return torch.cat(first, -1), torch.cat(second, -1)
+
+    def closed_kl(self) -> Float[Tensor, " B"]:
+        """KL(q(z | x) || p(z)) of each datum: in closed form where it is known, else from its
+        draws.
+        """
+        return _sum(kl_terms(self.run)).mean(0).cpu().expand(self.log_q.shape[1])
+
+    def per_datum(self, num_data: int) -> tuple[Tensor, ...]:
+        """A row per datum of each thing that a ``Collapse`` is made of, in the order below.
+
+        Args:
+            num_data: how many data share the aggregate posterior.
+        """
+        means, (first, second) = self.means(), self.standardised()
+        num_draws, num_rows = self.log_q.shape
+        information = self.log_q - self.log_aggregate
+        return (
+            self.kl_by_dimension().expand(num_rows, -1),
+            means.mean(0),
+            means.var(0) / num_draws if num_draws > 1 else torch.zeros_like(means[0]),
+            (self.log_q - self.log_prior).mean(0),
+            self.closed_kl(),
+            information.mean(0),
+            (self.log_aggregate - self.log_prior).mean(0),
+            information.exp().mean(0) / num_data,
+            first.mean(0),
+            second.mean(0),
+        )
 
     def kl_by_dimension(self) -> Float[Tensor, " K"]:
         """Mean over draws and data of KL(q(z_k | x) || p(z_k)); NaN where q is no product."""
@@ -172,6 +205,17 @@ def _densities(
     return _total(run, sites(run.guide)).expand(number, len(x))
 
 
+def _moments(site: Site) -> tuple[Tensor, Tensor]:
+    """Mean and variance of q, given the draws of the sites before; or a draw, and no variance."""
+    try:
+        return site["fn"].mean, site["fn"].variance
+    except NotImplementedError:
+        return site["value"], torch.zeros_like(site["value"])
+
+
 def _total(run: PairTraces, found: dict[str, Any]) -> Float[Tensor, "S B"]:
-    terms = [run.per_datum(site, log_prob(site)).double() for site in found.values()]
-    return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+    return _sum([run.per_datum(site, log_prob(site)) for site in found.values()])
+
+
+def _sum(terms: list[Tensor]) -> Float[Tensor, "S B"]:
+    return torch.stack(torch.broadcast_tensors(*[term.double() for term in terms])).sum(0)

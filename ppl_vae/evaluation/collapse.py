@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.divergences import check_latents
 from ppl_vae.divergences import kl_by_dimension as kl_of_site
-from ppl_vae.evaluation.aggregate import Coded, coded
+from ppl_vae.evaluation.aggregate import coded
 from ppl_vae.evaluation.spectrum import Spectrum, spectrum
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import batch_keywords
@@ -38,6 +38,8 @@ ROUNDING = 1e-6
 """Nats a datum: a mutual information that is not more is none."""
 RESOLUTION = 0.01
 """Nats a datum: a smaller bias is not looked at."""
+SHOWN = 0.0005
+"""Nats: half of the last digit that is printed."""
 COLLAPSED, NOT_COMPRESSED = "posterior collapse", "not compressed"
 
 
@@ -102,14 +104,16 @@ class Collapse(Result):
         mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is known from
             draws alone, what these add to it has been taken off.
         kl: of each datum, from its draws, (N,).
+        closed_kl: the same in closed form where it is known, else from the draws, (N,).
         information: mean of log q(z | x_n) - log q(z) over the draws of each datum, (N,).
         aggregate: mean of log q(z) - log p(z), (N,).
         identified: with the data equally likely, the probability that a code of the datum is
             given to it, q(z | x_n) / sum_m q(z | x_m), (N,): 1/N if codes say nothing, 1 if each
             names its datum.
         moments: KL from the prior of independent Gaussians with q(z)'s means and variances in
-            units of the prior (of each site given those before it), up to K/N; 0 for sites whose
-            prior is not Gaussian. KL(q(z) || p(z)) is at least this, and it does not depend on N.
+            units of the prior (of each site given those before it), up to K/N; by formula where
+            q's are known; 0 for sites whose prior is not Gaussian. KL(q(z) || p(z)) is at least
+            this, and it does not depend on N.
         spectrum: the data's eigenvalues and the model's noise variance; None if it has none.
         num_samples: draws a datum.
     """
@@ -118,6 +122,7 @@ class Collapse(Result):
     kl_by_dimension: Float[Tensor, " K"]
     mean_variances: Float[Tensor, " K"]
     kl: Float[Tensor, " N"]
+    closed_kl: Float[Tensor, " N"]
     information: Float[Tensor, " N"]
     aggregate: Float[Tensor, " N"]
     identified: Float[Tensor, " N"]
@@ -167,8 +172,15 @@ class Collapse(Result):
 
     @property
     def ceiling(self) -> float:
-        """The mutual information is at most this: mean KL less what the moments cost."""
-        return self.mean_kl - self.moments
+        """The mutual information is at most this: the mean of :attr:`closed_kl` less
+        :attr:`moments`. It is computed, without an error of draws, where both are known.
+        """
+        return float(self.closed_kl.mean()) - self.moments
+
+    @property
+    def above_ceiling(self) -> bool:
+        """Whether the estimate of the mutual information exceeds it, by the error of its draws."""
+        return self.mutual_information > self.ceiling + SHOWN
 
     @property
     def bias(self) -> float:
@@ -255,11 +267,15 @@ class Collapse(Result):
             f"{self.mutual_information_error:z.3f} + KL(q(z) || p(z)) "
             f"{self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
         )
+        bounds = f"at most {self.ceiling:.3f}"
+        if self.above_ceiling:
+            yield f"the mutual information is {bounds}: the rest is the error of its draws"
+        else:
+            bounds = f"at least {self.mutual_information:.3f} and {bounds}"
         if self.saturated:
             yield (
                 f"saturated: {len(self.kl)} data cannot show more than log N = {self.cap:.3f}; "
-                f"the mutual information is at least {self.mutual_information:.3f} and at most "
-                f"{self.ceiling:.3f}"
+                f"the mutual information is {bounds}"
             )
         elif self.bias > RESOLUTION:
             yield f"the former is about {self.bias:.3f} too small, the latter as much too large"
@@ -320,7 +336,7 @@ def collapse(
         raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
     with isolated_store(), seeded(seed), evaluating(model, guide):
         blocks = coded(model, guide, x, mask, rows.to(x.device), num_samples)
-        parts = [(block.names(), *_read(block, len(rows))) for block in blocks]
+        parts = [(block.names(), *block.per_datum(len(rows))) for block in blocks]
     (names, *_), (_, *columns) = parts[0], zip(*parts, strict=True)
     kls, means, noise, *each, first, second = (torch.cat(column) for column in columns)
     seen = x[rows] if mask is None else torch.where(mask[rows], x[rows], math.nan)
@@ -333,25 +349,6 @@ def collapse(
         moments=float(0.5 * (variance + mean.square() - 1 - variance.log()).sum()),
         spectrum=_spectrum(model, seen, len(names), noise_variance),
         num_samples=num_samples,
-    )
-
-
-def _read(block: Coded, num_data: int) -> tuple[Tensor, ...]:
-    # A row a datum of what the fields of Collapse are means or variances of.
-    means, standard = block.means(), block.standardised()
-    num_draws, num_rows = block.log_q.shape
-    noise = means.var(0) / num_draws if num_draws > 1 else torch.zeros_like(means[0])
-    information = block.log_q - block.log_aggregate
-    return (
-        block.kl_by_dimension().expand(num_rows, -1),
-        means.mean(0),
-        noise,
-        (block.log_q - block.log_prior).mean(0),
-        information.mean(0),
-        (block.log_aggregate - block.log_prior).mean(0),
-        information.exp().mean(0) / num_data,
-        standard.mean(0),
-        standard.square().mean(0),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.evaluation.forms import per_datum
 from ppl_vae.evaluation.per_datum import PerDatumGuide
-from ppl_vae.inference.choice import check_capture, pays
+from ppl_vae.inference.choice import check_capture, weighed
 from ppl_vae.inference.compiling import Compiled
 from ppl_vae.inference.pure import Inputs, Step, Trained, placed
 from ppl_vae.inference.recording import (
@@ -99,8 +99,8 @@ class Rails:
         self._calls += 1
         if self._calls > 1:  # the first is slow
             left = (self._clock() - begun) * self.left
-            self.wanted = pays(left)
-            self.why = f"eager: {left:.1f} s were left, too few to earn back compiling"
+            self.wanted, compared = weighed(left)
+            self.why = f"eager: {compared}"
         return result
 
     def _clock(self) -> float:

@@ -57,12 +57,13 @@ def _best_noise(kept: Tensor, left: Tensor, data_dim: int, family: str) -> Tenso
         return left / (data_dim - len(kept))
     # s = (A + (A^2 + 4 D T)^1/2) / 2 D with A the sum of t^1/2 over the axes that are on, those
     # with t^1/2 > s, and T the sum of t over all others.
-    for active in range(len(kept), -1, -1):
+    scale = ((left + kept.sum()) / data_dim).sqrt()
+    for active in range(len(kept), 0, -1):
         roots, others = kept[:active].sqrt(), left + kept[active:].sum()
         total = roots.sum()
-        scale = (total + (total**2 + 4 * data_dim * others).sqrt()) / (2 * data_dim)
-        if not active or bool(roots[-1] > scale):
-            break
+        found = (total + (total**2 + 4 * data_dim * others).sqrt()) / (2 * data_dim)
+        if bool(roots[-1] > found):
+            return found.square()
     return scale.square()
 
 

@@ -70,3 +70,30 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
                 f"{value}. Give another checkpoint=, or delete it to start anew"
             )
     return content
+
+
+def place_to_go_on(content: dict[str, Any], num_steps: int, path: Path) -> dict[str, Any]:
+    """Where a fit of so many steps goes on from a checkpoint: its end, or before it.
+
+    A fit of another number of steps goes on from the last look that both have. What the fit of
+    the checkpoint did after that, a look at its end among it, the other one does not do.
+
+    Raises:
+        ValueError: if more steps than these are done, or that look is not in the file.
+    """
+    done, planned = len(content["values"]), content["num_steps"]
+    if num_steps == planned:
+        return content
+    if num_steps < done:
+        raise ValueError(
+            f"checkpoint {path} has done {done} steps, more than the {num_steps} asked for, and "
+            "steps are not taken back. Give another checkpoint=, or delete it to start anew"
+        )
+    if not content["at_its_end"]:
+        return content
+    if content["before_its_end"] is None:
+        raise ValueError(
+            f"checkpoint {path} holds only the end of a fit of {planned} steps, because the file "
+            "was removed while the fit ran. Give another checkpoint=, or delete it to start anew"
+        )
+    return content["before_its_end"]

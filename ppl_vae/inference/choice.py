@@ -20,9 +20,30 @@ SPEEDUP = 2.0
 """How much faster captured steps are at least taken to be."""
 
 
-def pays(seconds_left: float) -> bool:
-    """Whether so many seconds of eager work are worth compiling for."""
-    return seconds_left * (1 - 1 / SPEEDUP) > COMPILE_SECONDS
+def weighed(seconds_left: float, share: float = 1.0) -> tuple[bool, str]:
+    """Whether compiling saves more time than it takes, and what was compared, in words.
+
+    Args:
+        seconds_left: of eager work, if nothing is compiled.
+        share: of that work that compiled code could do.
+    """
+    saved = seconds_left * share * (1 - 1 / SPEEDUP)
+    pays = saved > COMPILE_SECONDS
+    return pays, (
+        f"about {seconds_left:.1f} s of eager work were left, of which compiled code, taken to be "
+        f"{SPEEDUP:g} times as fast, would save {saved:.1f} s: {'' if pays else 'no '}more than "
+        f"the {COMPILE_SECONDS:.0f} s that compiling is taken to cost"
+    )
+
+
+def captured_share(schedule: Schedule) -> float:
+    """The share of steps that run captured, if steps do: batches of another size do not, nor do
+    steps that fill no call.
+    """
+    same_size = schedule.in_a_row == schedule.together
+    period = schedule.together if same_size else schedule.steps_per_epoch
+    unroll = best_unroll(schedule)
+    return schedule.in_a_row // unroll * unroll / period
 
 
 def check_capture(capture: bool | str) -> bool | str:
@@ -72,14 +93,19 @@ class Choice:
             left = eager * (self.schedule.num_steps - done)
             if math.isnan(left):
                 return
-            if pays(left):
-                self.take(f"{left:.0f} s of eager steps were left")
+            pays, compared = weighed(left, captured_share(self.schedule))
+            if pays:
+                self.take(compared)
             else:
-                self.wanted = False
-                self.why = (
-                    f"eager: {left:.1f} s of steps were left, too few to earn back "
-                    f"{COMPILE_SECONDS:.0f} s of compiling"
-                )
+                self.wanted, self.why = False, f"eager: {compared}"
+
+    def resume(self, wanted: bool | str, why: str) -> None:
+        """Go on along a checkpoint's path, unless the other one is asked for."""
+        if self.wanted is True or (wanted is True and self.wanted == "auto"):
+            self.take("as before the checkpoint" if wanted is True else "as asked")
+        elif self.wanted == "auto" and wanted is False:
+            self.wanted, before = False, "eager: as before the checkpoint: "
+            self.why = before + why.removeprefix(before).removeprefix("eager: ")
 
     def take(self, reason: str) -> None:
         """Take the fast path."""
@@ -113,10 +139,7 @@ def best_unroll(schedule: Schedule) -> int:
 
     In units of a captured step, its call costs about a half more and an eager step three.
     """
-    length = schedule.together
-    if schedule.num_data % schedule.batch_size:
-        length = schedule.num_data // schedule.batch_size
-    length = min(length, schedule.num_steps)
+    length = min(schedule.in_a_row, schedule.num_steps)
 
     def cost(unroll: int) -> float:
         calls, rest = divmod(length, unroll)

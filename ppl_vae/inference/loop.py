@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike
 from ppl_vae.inference.checkpoint import (
     generator_states,
+    place_to_go_on,
     read_checkpoint,
     set_generator_states,
     write_checkpoint,
@@ -71,7 +72,7 @@ class Loop:
         self.good = Snapshot(update.state)
         self.checkpoint = checkpoint
         if checkpoint is not None and checkpoint.exists():
-            self._resume(read_checkpoint(checkpoint, self._fingerprint()))
+            self._resume(read_checkpoint(checkpoint, self._fingerprint()), checkpoint)
 
     @property
     def done(self) -> int:
@@ -80,6 +81,8 @@ class Loop:
 
     def run(self, report: Report) -> None:
         """Run from where the loop stands to the end."""
+        if self.checkpoint is not None and not self.checkpoint.exists():
+            write_checkpoint(self.checkpoint, self._content())
         if not self.values:
             self._look()
         with validation(False):
@@ -106,7 +109,7 @@ class Loop:
         schedule, chunk = self.schedule, []
         step = len(self.values)
         for rows in schedule.batches(self.order_seed, start=step, device=self.batch.x.device):
-            odd = rows is not None and len(rows) < schedule.batch_size
+            odd = rows is not None and len(rows) != schedule.batch_size
             if odd and chunk:
                 yield chunk
                 chunk = []
@@ -184,13 +187,14 @@ class Loop:
 
     def _between_steps(self, report: Report) -> None:
         step = self.done
-        if step % self.schedule.check_every and step < self.schedule.num_steps:
+        at_its_end = step % self.schedule.check_every > 0
+        if at_its_end and step < self.schedule.num_steps:
             return
         self._read()
         report(step, self.values[-1])
         self._look()
         if self.checkpoint is not None:
-            write_checkpoint(self.checkpoint, self._content())
+            write_checkpoint(self.checkpoint, self._content(at_its_end))
 
     def _look(self) -> None:
         if self.x_val is None:
@@ -211,13 +215,24 @@ class Loop:
             "optimizer": type(self.update.optimizer).__name__,
             "objective": repr(self.batch.objective),
             "each_epoch": self.batch.renewal,
-            "schedule": [schedule.num_data, schedule.batch_size, schedule.num_steps],
+            "lr": self.update.lr,
+            "grad_clip": self.update.grad_clip,
+            "scheduler": None if self.update.scheduler is None else "given",
+            "precision": self.batch.precision,
+            "schedule": [schedule.num_data, schedule.batch_size, schedule.drop_last],
         }
 
-    def _content(self) -> dict[str, Any]:
-        scheduler, best = self.update.scheduler, self.stopping.best
+    def _content(self, at_its_end: bool = False) -> dict[str, Any]:
+        """What a fit goes on from; at an end without a regular look, that of the last one, too."""
+        scheduler, best, before = self.update.scheduler, self.stopping.best, None
+        if at_its_end and self.checkpoint is not None and self.checkpoint.exists():
+            before = read_checkpoint(self.checkpoint, self._fingerprint())
         return {
             "fingerprint": self._fingerprint(),
+            "num_steps": self.schedule.num_steps,
+            "at_its_end": at_its_end,
+            "before_its_end": before,
+            "rates": self.update.rates,
             "state": [tensor.detach() for tensor in self.update.state],
             "optimizer": self.update.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
@@ -231,26 +246,57 @@ class Loop:
             "looks": [self.stopping.values, self.stopping.steps, self.stopping.waited],
         }
 
-    def _resume(self, content: dict[str, Any]) -> None:
+    def _resume(self, content: dict[str, Any], path: Path) -> None:
+        planned = content["num_steps"]
+        content = place_to_go_on(content, self.schedule.num_steps, path)
+        self._resume_update(content, planned, path)
         saved = Snapshot(self.update.state)
         saved.values = content["state"]
         saved.restore()
-        self.update.optimizer.load_state_dict(content["optimizer"])
-        if self.update.scheduler is not None:
-            self.update.scheduler.load_state_dict(content["scheduler"])
-        self.order_seed, self.stopped = content["order_seed"], content["stopped"]
+        self.order_seed = content["order_seed"]
         self.values, self.elapsed = content["values"], content["elapsed"]
         # The fit goes on as it was: a path chosen anew could be another.
-        self.choice.wanted, self.choice.why = content["captured"]
-        if self.choice.wanted is True:
-            self.choice.take("as before the checkpoint")
-        self.begun -= self.elapsed[-1]
+        if self.values:
+            self.choice.resume(*content["captured"])
+            self.begun -= self.elapsed[-1]
         self.stopping.values, self.stopping.steps, self.stopping.waited = content["looks"]
+        self.stopped = content["stopped"] if self.stopping.over else ""
         if content["best"] is not None:
             self.stopping.best = Snapshot(self.update.state)
             self.stopping.best.values = content["best"]
         self.good = Snapshot(self.update.state)
         set_generator_states(content["generators"], self.batch.x.device)
+
+    def _resume_update(self, content: dict[str, Any], planned: int, path: Path) -> None:
+        update, settings = self.update, None
+        if update.scheduler is not None and planned != self.schedule.num_steps:
+            # Its own state may depend on the number of steps, so it is not read from the file.
+            settings = update.catch_up(content["rates"])
+            if isinstance(settings, str):
+                raise ValueError(
+                    f"checkpoint {path} is of another fit: its schedule is of {planned} steps, "
+                    f"here it is of {self.schedule.num_steps}, with which {settings}. A fit can "
+                    "go on for longer with a scheduler of (optimizer) alone, or without one; give "
+                    "another checkpoint=, or delete it to start anew"
+                )
+        update.optimizer.load_state_dict(content["optimizer"])
+        if settings is not None:
+            for group, setting in zip(update.optimizer.param_groups, settings, strict=True):
+                group.update(setting)
+        elif update.scheduler is not None:
+            update.scheduler.load_state_dict(content["scheduler"])
+        update.rates = content["rates"]
+
+    def _notes(self) -> tuple[str, ...]:
+        schedule, notes = self.schedule, notes_of(self.batch.model, self.batch.guide)
+        if not (schedule.drop_last and schedule.left_over):
+            return notes
+        never = schedule.never_drawn(self.order_seed, self.batch.x.device)
+        return (
+            *notes,
+            f"drop_last left {schedule.left_over} of {schedule.num_data} rows out of each epoch, "
+            f"other ones in each; {never} were in no batch at all",
+        )
 
     def result(self) -> FitResult:
         """What the fit gave."""
@@ -266,5 +312,5 @@ class Loop:
             validation_steps=torch.tensor(self.stopping.steps) if looked else None,
             restored=self.stopping.waited > 0,
             path=self.choice.why,
-            notes=notes_of(self.batch.model, self.batch.guide),
+            notes=self._notes(),
         )

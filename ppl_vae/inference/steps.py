@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class WeightedObjective:
         self._recorded = without_reading(self.objective)
         self.beta = getattr(objective, "beta", 1.0)
         self.warmup = None if warmup is None else at_least("warmup", warmup)
-        known = isinstance(objective, ELBO | IWAE)
-        self._name = f"{repr(objective) if known else type(objective).__name__}, {warmup=}"
+        self.is_ours = isinstance(objective, ELBO | IWAE)
+        self._name = f"{repr(objective) if self.is_ours else type(objective).__name__}, {warmup=}"
 
     def __repr__(self) -> str:
         return self._name
@@ -224,11 +225,12 @@ class Update:
     ) -> None:
         if lr <= 0 or (grad_clip is not None and grad_clip <= 0):
             raise ValueError(f"lr and grad_clip must be positive; got {lr=} and {grad_clip=}")
-        self.grad_clip = grad_clip
+        self.lr, self.grad_clip = lr, grad_clip
         self.parameters = list(named.values())
         self.buffers = [buffer for module in modules for buffer in module.buffers()]
         self.optimizer = optimizer(self.parameters, lr=lr)
         self.scheduler: Any = None
+        self.rates: list[list[float]] = []  # of each step, where there is a scheduler
         tables = [t for m in modules for part in m.modules() for t in _tables(part)]
         self.tables = TableRows(self.optimizer, tables)
 
@@ -270,9 +272,31 @@ class Update:
 
     def advance(self, steps: int) -> None:
         """Let the scheduler know of steps that were done elsewhere."""
-        if self.scheduler is not None:
-            for _ in range(steps):
+        for _ in range(steps):
+            self._schedule()
+
+    def catch_up(self, rates: list[list[float]]) -> list[dict[str, Any]] | str:
+        """Let the scheduler know of steps that another one was asked for, made at these rates.
+
+        Returns:
+            The settings of the optimizer's groups that follow; or how the rates differ.
+        """
+        groups = self.optimizer.param_groups
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer has made no steps yet
+            for step, before in enumerate(rates, 1):
+                now = [float(group["lr"]) for group in groups]
+                if now != before:
+                    return (
+                        f"the learning rate of step {step} is {now[0]:g} instead of {before[0]:g}"
+                    )
                 self.scheduler.step()
+        return [{k: v for k, v in group.items() if k != "params"} for group in groups]
+
+    def _schedule(self) -> None:
+        if self.scheduler is not None:
+            self.rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
+            self.scheduler.step()
 
     def apply(self, value: Tensor, rows: Tensor | None) -> None:
         """Step up the gradient of the objective."""
@@ -281,8 +305,7 @@ class Update:
         if self.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         self.tables.step(rows)
-        if self.scheduler is not None:
-            self.scheduler.step()
+        self._schedule()
 
 
 def _tables(module: nn.Module) -> list[nn.Parameter]:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.automatic import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.inference.capture import Captured
 from ppl_vae.inference.choice import Choice
+from ppl_vae.inference.lookup import check_lookup
 from ppl_vae.inference.loop import Loop
 from ppl_vae.inference.parameters import find_parameters
 from ppl_vae.inference.progress import Report, progress_bar
 from ppl_vae.inference.steps import Batch, EachEpoch, Update, WeightedObjective
 from ppl_vae.inference.training import EarlyStopping, Schedule
-from ppl_vae.objectives import ELBO
+from ppl_vae.objectives import ELBO, batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, check_support, modules_of, owner_of
 from ppl_vae.results import FitResult
 from ppl_vae.state import isolated_store, mode, seeded
@@ -36,6 +38,7 @@ def fit_svi(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    drop_last: bool = False,
     patience: int | None = None,
     grad_clip: float | None = None,
     warmup: int | None = None,
@@ -64,7 +67,12 @@ def fit_svi(
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
         epochs, steps: how long; exactly one of them.
-        batch_size: rows a step, by default all.
+        batch_size: rows per step, by default all. The rows left over at the end of an epoch make
+            a smaller batch; a single one joins the batch before it, since batch normalisation
+            needs two.
+        drop_last: leave those rows out instead, so that all batches have ``batch_size`` rows. The
+            order is new in each epoch, so they are other ones each time; ``FitResult.notes``
+            counts the rows that were in no batch at all.
         patience: stop after so many looks at ``x_val`` without a better one.
         grad_clip: largest norm of the gradient.
         warmup: steps in which the weight of the KL rises from zero to the objective's beta.
@@ -95,7 +103,8 @@ def fit_svi(
     x, mask = as_observed(x, mask, model=model, guide=guide)
     if each_epoch is None:
         check_support(model, x, mask)
-    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=each_epoch is not None)
+    anew = each_epoch is not None
+    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=anew, drop_last=drop_last)
     if patience is not None and x_val is None:
         raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
     if x_val is not None:
@@ -106,7 +115,13 @@ def fit_svi(
     with seeded(seed), isolated_store(), in_training, _quiet_about_frozen():
         batch = Batch(model, guide, weighted, x, mask, precision, each_epoch)
         everything = torch.arange(schedule.batch_size, device=x.device)
-        named = find_parameters(model, guide, lambda: batch.value(everything, schedule.num_steps))
+        check_automatic_batch(guide, batch_keywords(x, mask, everything))
+        with _hint_of_index(schedule.batch_size < len(x)):
+            named = find_parameters(
+                model, guide, lambda: batch.value(everything, schedule.num_steps)
+            )
+        if weighted.is_ours and schedule.batch_size < len(x):
+            check_lookup(model, guide, named, batch.x, mask, schedule.batch_size)
         update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)
         update.use_scheduler(scheduler, schedule.num_steps)
         file = None if checkpoint is None else Path(checkpoint)
@@ -137,11 +152,29 @@ def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) 
             f"x_val needs a guide that reads q off x; this {type(owner_of(guide)).__name__} has "
             f"one q a datum for {count} training rows and none for others. Use an AmortizedGuide"
         )
+    if is_per_datum(guide):
+        raise ValueError(
+            f"x_val needs a guide that reads q off x; {type(automatic_guide(guide)).__name__} has "
+            "one q per datum for the training rows and none for others. Use an AmortizedGuide"
+        )
     rows, mask = as_observed(x_val, model=model, guide=guide, name="x_val")
     try:
         check_support(model, rows, mask)
     except ValueError as error:
         raise ValueError(f"x_val: {error}") from error
+
+
+@contextmanager
+def _hint_of_index(in_batches: bool) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if in_batches and "Shape mismatch inside plate" in str(error):
+            error.add_note(
+                "In minibatches a parameter with a row per datum must be read by the keyword "
+                "index, as loc[index]."
+            )
+        raise
 
 
 @contextmanager

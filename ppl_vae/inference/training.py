@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,18 @@ class Schedule:
 
     Attributes:
         num_data: N.
-        batch_size: rows a step; the last batch of an epoch holds what is left.
+        batch_size: rows per step. The rows that an epoch leaves over make a smaller last batch; a
+            single row joins the batch before it, since batch normalisation needs two.
         num_steps: in all.
         anew: whether each epoch has data of its own.
+        drop_last: whether the rows left over are dropped instead, other ones in each epoch.
     """
 
     num_data: int
     batch_size: int
     num_steps: int
     anew: bool = False
+    drop_last: bool = False
 
     @classmethod
     def of(
@@ -35,6 +38,7 @@ class Schedule:
         steps: int | None,
         *,
         anew: bool = False,
+        drop_last: bool = False,
     ) -> "Schedule":
         """From the arguments of a fit, of which exactly one of ``epochs`` and ``steps`` is given.
 
@@ -46,15 +50,33 @@ class Schedule:
             raise ValueError(f"batch_size={size} is larger than the data, {num_data} rows")
         if (epochs is None) == (steps is None):
             raise ValueError(f"give exactly one of epochs and steps; got {epochs=} and {steps=}")
+        if num_data - size == 1 < size and not drop_last:
+            size = num_data  # one batch, and the single row with it
+        schedule = cls(num_data, size, 1, anew, drop_last)
         if epochs is not None:
-            steps = at_least("epochs", epochs) * math.ceil(num_data / size)
+            steps = at_least("epochs", epochs) * schedule.steps_per_epoch
         num_steps = at_least("steps", steps)  # pyright: ignore[reportArgumentType]
-        return cls(num_data, size, num_steps, anew)
+        return replace(schedule, num_steps=num_steps)
+
+    @property
+    def left_over(self) -> int:
+        """Rows of an epoch that fill no batch."""
+        return self.num_data % self.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one pass over the data."""
-        return math.ceil(self.num_data / self.batch_size)
+        smaller = self.left_over > 1 and not self.drop_last
+        return self.num_data // self.batch_size + smaller
+
+    @property
+    def in_a_row(self) -> int:
+        """Batches of ``batch_size`` rows without one of another size between them, at most
+        :attr:`together`.
+        """
+        if not self.left_over or self.drop_last:
+            return self.together
+        return self.num_data // self.batch_size - (self.left_over == 1)
 
     @property
     def check_every(self) -> int:
@@ -79,11 +101,30 @@ class Schedule:
         step = start
         while step < self.num_steps:
             epoch, done = divmod(step, self.steps_per_epoch)
-            generator = torch.Generator(device).manual_seed(order_seed + epoch)
-            order = torch.randperm(self.num_data, generator=generator, device=device)
-            for rows in order.split(self.batch_size)[done : done + self.num_steps - step]:
+            order = self._order(order_seed + epoch, device)
+            for rows in self._split(order)[done : done + self.num_steps - step]:
                 yield rows
                 step += 1
+
+    def _split(self, order: Tensor) -> Sequence[Tensor]:
+        batches = order.split(self.batch_size)[: self.steps_per_epoch]
+        if self.left_over != 1 or self.drop_last:
+            return batches
+        return *batches[:-1], order[(len(batches) - 1) * self.batch_size :]
+
+    def _order(self, seed: int, device: torch.device | str) -> Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        return torch.randperm(self.num_data, generator=generator, device=device)
+
+    def never_drawn(self, order_seed: int, device: torch.device | str = "cpu") -> int:
+        """How many rows are in no batch of any step, where ``drop_last`` drops some."""
+        waiting = torch.ones(self.num_data, dtype=torch.bool, device=device)
+        for epoch, start in enumerate(range(0, self.num_steps, self.steps_per_epoch)):
+            drawn = min(self.steps_per_epoch, self.num_steps - start) * self.batch_size
+            waiting[self._order(order_seed + epoch, device)[:drawn]] = False
+            if not bool(waiting.any()):
+                return 0
+        return int(waiting.sum())
 
 
 def epoch_generator(
@@ -126,6 +167,11 @@ class EarlyStopping:
     steps: list[int] = field(default_factory=list)
     waited: int = 0
 
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return self.patience is not None and self.waited >= self.patience
+
     def look(self, step: int, value: float, state: Sequence[Tensor]) -> bool:
         """Note a validation value; whether to stop."""
         better = not self.values or value > max(self.values)
@@ -134,7 +180,7 @@ class EarlyStopping:
         self.waited = 0 if better else self.waited + 1
         if better:
             self.best = Snapshot(state)
-        return self.patience is not None and self.waited >= self.patience
+        return self.over
 
 
 class TableRows:
