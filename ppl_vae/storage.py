@@ -40,6 +40,9 @@ _NETWORKS: dict[str, Callable[..., VAE]] = {
 
 
 def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
+    if networks != "topics":
+        # Folders from before there was a choice: their encoders were trained on x itself.
+        sizes = {"inputs": "identity"} | sizes
     return _NETWORKS[networks](**sizes, likelihood=_made(LIKELIHOODS, likelihood))
 
 
