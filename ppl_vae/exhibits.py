@@ -217,7 +217,7 @@ class _Builder:
         return replace(shown, log_likelihood=log_p, bounds=bounds)
 
     def _spectrum(self) -> Spectrum:
-        scales = {"PPCA": float(self.best.noise_scale.detach()) * float(self.units.scale)}
+        scales = {"PPCA": float(self.best.noise_scale.detach()) * self.units.common_scale}
         for row in self.lineage.rows:
             if row.rung == "vae":
                 scales["VAE"] = row.noise_scale
@@ -225,7 +225,8 @@ class _Builder:
         # Eigenvalues do not see the shift of the units, and see their scale squared.
         model = self.best if self.task.holes else None
         found = spectrum(self.task.train, self.task.latent_dim, noise, ppca=model)
-        return replace(found, eigenvalues=found.eigenvalues * float(self.units.scale) ** 2)
+        values = found.eigenvalues * self.units.common_scale**2
+        return replace(found, eigenvalues=values, standardized=self.units.per_column)
 
     def _kl(self) -> dict[str, Tensor]:
         def look(pair: Pictured) -> Tensor:

@@ -56,7 +56,8 @@ class Row(Result):
         shortfall: by how much log p falls short of the best that the model can reach on the
             training rows; NaN where that is not known.
         test_log_p: on the held-out rows.
-        noise_scale: of x given z, in the data's units; NaN if the model has none.
+        noise_scale: of x given z, in the data's units; where each column was standardised, in
+            standard deviations of the columns; NaN if the model has no such number.
         angle: largest principal angle to PPCA's optimum, in degrees; NaN for nonlinear decoders.
         fit: how the fit went, its objectives in the data's units.
         curve: the fit's objective for the eye.
@@ -129,7 +130,7 @@ class Ground:
             amortization_error=found.amortization_error + bounded,
             shortfall=self.best - log_p.value if ppca else math.nan,
             test_log_p=_mean_held_out(held_out),
-            noise_scale=_noise_scale(owner) * float(self.units.scale),
+            noise_scale=_noise_scale(owner) * self.units.common_scale,
             angle=subspace(self.reference, ppca).largest_angle if ppca else math.nan,
             fit=fit,
             curve=fit.curve(),
@@ -212,9 +213,10 @@ def _mean_held_out(estimate: LogLikelihood | None) -> Measure:
 
 
 def _noise_scale(owner: Any) -> float:
-    scale = getattr(
-        owner, "noise_scale", getattr(getattr(owner, "likelihood", None), "scale", None)
-    )
+    likelihood = getattr(owner, "likelihood", None)
+    if getattr(likelihood, "unit", None) is not None:
+        return math.nan  # one number in units of the columns, and none in those of x
+    scale = getattr(owner, "noise_scale", getattr(likelihood, "scale", None))
     if isinstance(scale, float):
         return scale
     return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else math.nan

@@ -26,11 +26,14 @@ class Spectrum(Result):
         eigenvalues: of the covariance over N, largest first, (D,), in the data's units squared.
         latent_dim: K.
         noise: noise variances by name of the model.
+        standardized: whether all of it is of standardised columns, in squared standard
+            deviations.
     """
 
     eigenvalues: Float[Tensor, " D"]
     latent_dim: int
     noise: dict[str, float]
+    standardized: bool = False
 
     def collapsing(self, noise_variance: float) -> list[int]:
         """Which of the K leading axes (from 0) have no column under this noise variance."""
