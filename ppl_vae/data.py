@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
 from ppl_vae.models.moments import Columns
+from ppl_vae.models.standardization import LARGEST_RATIO, looks_grey
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -143,8 +144,6 @@ class Units:
 
 
 SCALES = ("auto", "none", "standardize")
-LARGEST_RATIO = 10.0
-"""Columns whose standard deviations differ by more than this many times are in mixed units."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def choose_scaling(
     low, high = float(deviations.min()), float(deviations.max())
     mixed = high > LARGEST_RATIO * low
     spread = f"the standard deviations of the columns go from {low:.3g} to {high:.3g}"
-    if scale == "auto" and mixed and image_shape is None and _looks_grey(x, varies):
+    if scale == "auto" and mixed and image_shape is None and looks_grey(x, varies):
         note = (
             f"the columns are not standardised, although {spread}: all values lie in 0..1, as "
             "grey values do; scale='standardize' (--scale standardize) standardises them"
@@ -215,13 +214,6 @@ def choose_scaling(
         "standard deviations. Log p is in the units of the data"
     )
     return Scaling(Units.standardized(columns), scale, note)
-
-
-def _looks_grey(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
-    known = x.nan_to_num(nan=0.0)
-    if bool(((known < 0) | (known > 1)).any()):
-        return False
-    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
 
 
 def binarize(x: ArrayLike, generator: torch.Generator | None = None) -> Float[Tensor, "N D"]:

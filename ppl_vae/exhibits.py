@@ -12,9 +12,10 @@ from torch import Tensor
 from ppl_vae.data import Units
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
-from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
+from ppl_vae.evaluation.collapse import kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.opinions import CHAINS, Opinions
+from ppl_vae.evaluation.spectrum import Spectrum, spectrum
 from ppl_vae.evaluation.traversal import STEPS, interpolate, manifold, positions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch

@@ -148,8 +148,9 @@ def run_lineage(
         watch: called while a rung is fitted and measured.
 
     Raises:
-        ValueError: bad data; an unknown scale; a row, or a column of the training rows, with nothing observed; an
-            unknown rung, or none that takes holes; K >= the rank of the centred training rows.
+        ValueError: bad data; a row, or a column of the training rows, with nothing observed; an
+            unknown scale or rung, or no rung that takes missing values; K >= the rank of the
+            centred training rows.
     """
     chosen = [RUNGS[choose_option("rungs", name, RUNGS)] for name in (rungs or RUNGS)]
     choose_option("scale", scale, SCALES)

@@ -14,6 +14,7 @@ from ppl_vae.evaluation.likelihood import LogLikelihood, exact_result, log_likel
 from ppl_vae.evaluation.subspace import subspace
 from ppl_vae.models.moments import CONSTANT_COLUMNS
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.standardization import MIXED_COLUMNS
 from ppl_vae.objectives import elbo
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import Curve, FitResult, Result
@@ -143,8 +144,11 @@ class Ground:
         return float(self.units.log_jacobian(x).mean())
 
     def _in_data_units(self, fit: FitResult) -> FitResult:
-        # Constant columns are the data's, and told once for all rungs, by name.
-        notes = tuple(note for note in fit.notes if not note.startswith(CONSTANT_COLUMNS))
+        # Constant columns are the data's, and told once for all rungs, by name; so are the
+        # columns' scales, unless the pair was fitted in the data's own units.
+        moved = bool(self.units.loc.any())
+        told = (CONSTANT_COLUMNS, MIXED_COLUMNS) if moved else (CONSTANT_COLUMNS,)
+        notes = tuple(note for note in fit.notes if not note.startswith(told))
         shifts = self._shift(self.task.train), self._shift(self.task.val)
         return replace(fit.shifted(*shifts), notes=notes)
 
@@ -214,7 +218,7 @@ def _mean_held_out(estimate: LogLikelihood | None) -> Measure:
 
 def _noise_scale(owner: Any) -> float:
     likelihood = getattr(owner, "likelihood", None)
-    if getattr(likelihood, "unit", None) is not None:
+    if getattr(likelihood, "relative", False):
         return math.nan  # one number in units of the columns, and none in those of x
     scale = getattr(owner, "noise_scale", getattr(likelihood, "scale", None))
     if isinstance(scale, float):

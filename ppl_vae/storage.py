@@ -59,6 +59,7 @@ def _make_autoencoder(
     **sizes: Any,
 ) -> Autoencoder:
     noise = None if corruption is None else _made(CORRUPTIONS, corruption)
+    sizes = {"inputs": "identity"} | sizes
     make = _AUTOENCODERS[networks]
     return make(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
 

@@ -22,7 +22,7 @@ from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot, epoch_generator
 from ppl_vae.objectives import elbo
-from ppl_vae.program import as_observed, notes_of
+from ppl_vae.program import as_observed, notes_of, notes_on
 from ppl_vae.results import FitResult
 from ppl_vae.state import validation
 
@@ -266,5 +266,8 @@ class Loop:
             validation_steps=torch.tensor(self.stopping.steps) if looked else None,
             restored=self.stopping.waited > 0,
             path=self.choice.why,
-            notes=notes_of(self.batch.model, self.batch.guide),
+            notes=(
+                *notes_of(self.batch.model, self.batch.guide),
+                *notes_on(self.batch.model, self.batch.x, self.batch.mask),
+            ),
         )

@@ -68,6 +68,8 @@ class DecoderModel(Program):
         if encoder is not None:
             guide = AmortizedGuide(encoder, latent_dim, **amortized)
         self.guide: Any = guide
+        if isinstance(getattr(guide, "inputs", None), Standardization):
+            likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
         _check_hiding(self.hiding, data_dim, likelihood)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:

@@ -36,9 +36,9 @@ class Gaussian(Likelihood):
     and computed from (x - loc) / unit, so that no square overflows.
 
     Args:
-        scale: sigma: a positive number (fixed, always in the units of x); ``"shared"``, one learned sigma; ``"per-dim"``,
-            one for each column; ``"network"``, its logarithm is each cell's second output (in
-            units of ``initial``, softly bounded); ``"optimal"``.
+        scale: sigma: a positive number (fixed, always in the units of x); ``"shared"``, one
+            learned sigma; ``"per-dim"``, one for each column; ``"network"``, its logarithm is each
+            cell's second output (in units of ``initial``, softly bounded); ``"optimal"``.
         initial: where a learned sigma starts; for ``"network"`` sigma at output 0.
         floor: a learned sigma stays above it; :meth:`notes` says when it was reached.
 
@@ -151,10 +151,16 @@ class Gaussian(Likelihood):
     def _cells(self, loc: Tensor, scale: Tensor | float) -> Density:
         if self.loc is None or self.unit is None:
             return dist.Normal(loc, scale)
-        relative = scale / self.unit if self.kind == "fixed" else scale
+        relative: Any = scale / self.unit if self.kind == "fixed" else scale
         return StandardizedNormal(loc, relative, self.loc, self.unit)
 
-    def _standardized(self, x: Tensor) -> Tensor:
+    @property
+    def relative(self) -> bool:
+        """Whether ``scale`` is in units of the columns, and not in those of x."""
+        return self.unit is not None and self.kind != "fixed"
+
+    def to_units(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """x in the units that the outputs have."""
         return x if self.loc is None or self.unit is None else (x - self.loc) / self.unit
 
     def _optimal(
@@ -163,7 +169,7 @@ class Gaussian(Likelihood):
         if self._standing_in:
             return torch.ones_like(self.scale)
         if x is not None and observe and (self.training or self._sums is not None):
-            squares = (self._standardized(x) - loc).square()
+            squares = (self.to_units(x) - loc).square()
             if self._sums is not None:
                 self._note(squares, mask)
             # A frozen scale is taken without a look at its value, which a device would wait for.
@@ -231,7 +237,7 @@ class Gaussian(Likelihood):
         self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
     ) -> Float[Tensor, " O"]:
         """The means of the columns; a network's scales start at ``initial``."""
-        means = self._standardized(means)
+        means = self.to_units(means)
         if self.kind != "network":
             return means
         return torch.stack([means, torch.zeros_like(means)], -1).flatten()
@@ -241,9 +247,9 @@ class Gaussian(Likelihood):
         found = []
         if self.kind == "optimal" and self._frozen:
             found.append(
-                f"the noise scale is frozen at {self.scale:.4g}{self._in_units()}, the best for all "
-                "training rows; "
-                "in training it was that of each batch, and the objective there is no bound"
+                f"the noise scale is frozen at {self.scale:.4g}{self._in_units()}, the best for "
+                "all training rows; in training it was that of each batch, and the objective "
+                "there is no bound"
             )
         if where := self._at_floor():
             floor = f"{self.floor:g}{self._in_units()}"
@@ -251,7 +257,7 @@ class Gaussian(Likelihood):
         return found
 
     def _in_units(self) -> str:
-        return "" if self.unit is None else " standard deviations of the column"
+        return " standard deviations of the column" if self.relative else ""
 
     def _at_floor(self) -> str:
         if self.kind == "network":

@@ -16,6 +16,11 @@ from ppl_vae.models.observation import Likelihood
 INPUTS = ("auto", "identity", "log1p", "standardized")
 LISTED = 10
 """So many columns are named in a note or an error."""
+LARGEST_RATIO = 10.0
+"""Columns whose standard deviations differ by more than this many times are in mixed units."""
+MIXED_COLUMNS = "the columns of x have standard deviations from"
+"""How the note on a fit to columns of mixed units begins."""
+ROWS_FOR_NOTES = 10_000
 
 
 class LogCounts(nn.Module):
@@ -70,7 +75,9 @@ def listed(columns: list[int]) -> str:
     return ", ".join(map(str, columns[:LISTED])) + more
 
 
-def make_inputs(inputs: str, likelihood: Likelihood, data_dim: int) -> tuple[str, nn.Module | None]:
+def make_inputs(
+    inputs: str, likelihood: Likelihood, data_dim: int | None = None
+) -> tuple[str, nn.Module | None]:
     """What stands between x and an encoder, and its name with ``"auto"`` resolved.
 
     =================  =============================================================
@@ -80,18 +87,62 @@ def make_inputs(inputs: str, likelihood: Likelihood, data_dim: int) -> tuple[str
     ``"standardized"``  a :class:`Standardization`, which data have to fill
     =================  =============================================================
 
+    Args:
+        inputs: one of these.
+        likelihood: of x.
+        data_dim: D; without it nothing can be standardised.
+
     Raises:
         ValueError: if ``inputs`` is none of these.
     """
-    choose_option("inputs", inputs, INPUTS)
+    choose_option("inputs", inputs, INPUTS if data_dim else INPUTS[:-1])
     if inputs == "auto":
         inputs = "log1p" if likelihood.counts else "identity"
-    made: dict[str, Callable[[], nn.Module | None]] = {
-        "identity": lambda: None,
-        "log1p": LogCounts,
-        "standardized": lambda: Standardization(data_dim, log_counts=likelihood.counts),
-    }
-    return inputs, made[inputs]()
+    if inputs == "standardized" and data_dim:
+        return inputs, Standardization(data_dim, log_counts=likelihood.counts)
+    return inputs, LogCounts() if inputs == "log1p" else None
+
+
+def looks_grey(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
+    """Whether x may be grey values, which have one unit however their columns vary.
+
+    Its values all lie in 0..1, and at least half of the columns that vary reach more than a half.
+
+    Args:
+        x: NaN is a missing value.
+        varies: which columns are not constant.
+    """
+    known = x.nan_to_num(nan=0.0)
+    if bool(((known < 0) | (known > 1)).any()):
+        return False
+    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
+
+
+def scale_notes(
+    x: Float[Tensor, "N D"], mask: Bool[Tensor, "N D"] | None, advice: str
+) -> list[str]:
+    """A note if columns are of such scales that one step size cannot suit them all; else nothing.
+
+    They are if their standard deviations differ by more than ten times, or the largest is not
+    within 0.1..10, and x does not look like grey values. At most 10,000 rows are read.
+
+    Args:
+        x: the rows of a fit.
+        mask: True where observed.
+        advice: what would help.
+    """
+    rows = slice(None, None, -(-len(x) // ROWS_FOR_NOTES))
+    x = x[rows].detach().double()
+    x = x if mask is None else torch.where(mask[rows], x, torch.nan)
+    mean = x.nanmean(0)
+    deviations = (x - mean).square().nanmean(0).sqrt()
+    varies = deviations > 1e-10 * mean.abs()  # False for columns without a value, too
+    if not bool(varies.any()) or looks_grey(x, varies):
+        return []
+    low, high = float(deviations[varies].min()), float(deviations[varies].max())
+    if high <= LARGEST_RATIO * low and 1 / LARGEST_RATIO <= high <= LARGEST_RATIO:
+        return []
+    return [f"{MIXED_COLUMNS} {low:.3g} to {high:.3g}: {advice}"]
 
 
 @dataclass(frozen=True)

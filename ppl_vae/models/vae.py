@@ -6,7 +6,8 @@ from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.blocks import RowBlocks, RowSource
@@ -16,9 +17,16 @@ from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp
 from ppl_vae.models.observation import Likelihood
-from ppl_vae.models.standardization import Start, make_inputs
+from ppl_vae.models.standardization import Start, make_inputs, scale_notes
 from ppl_vae.program import Density, ProgramLike
 from ppl_vae.state import seeded
+
+ADVICE = (
+    "this VAE takes them as they are, and one step size does not suit them all; if they are in "
+    "different units, VAE.like(x, latent_dim) standardises them inside, with log p in the units "
+    "of x"
+)
+"""What would have helped a fit to columns of mixed units."""
 
 
 class VAE(DecoderModel):
@@ -143,8 +151,6 @@ class VAE(DecoderModel):
             missing=missing,
             inputs=given,
         )
-        if name == "standardized":
-            likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
         family = {"latent_dim": latent_dim, "covariance": covariance, "missing": missing}
         vae._config = sizes | family | {"inputs": name}
         return vae
@@ -273,6 +279,22 @@ class VAE(DecoderModel):
         return cls._of_networks(
             encoder, decoder, likelihood, data_dim, latent_dim, covariance, missing, inputs, sizes
         )
+
+    def notes_on(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> list[str]:
+        """Whether a fit to x would have needed :meth:`like`: empty if not.
+
+        Only a Gaussian's outputs are in the units of x. Images are in one unit.
+
+        Args:
+            x: rows; anything in missing values.
+            mask: True where observed.
+        """
+        likelihood = self.likelihood
+        if not isinstance(likelihood, Gaussian) or likelihood.unit is not None:
+            return []
+        if (self._config or {}).get("networks") == "conv":
+            return []
+        return scale_notes(x, mask, ADVICE)
 
     def config(self) -> dict[str, Any] | None:
         """The arguments of :meth:`mlp`, or of :meth:`conv` and ``networks="conv"``.
