@@ -103,7 +103,7 @@ class Units:
     def standardized(cls, columns: Columns) -> "Units":
         """Mean zero and variance one for each column; a constant column keeps its scale."""
         scale = torch.where(columns.constant, 1.0, columns.variance.sqrt())
-        return cls(columns.mean, scale)
+        return cls(columns.centre, scale)
 
     @classmethod
     def of(cls, x: Float[Tensor, "N D"]) -> "Units":

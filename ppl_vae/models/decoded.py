@@ -193,8 +193,8 @@ class DecoderModel(Program):
         inputs: Any = getattr(self.guide, "inputs", None)
         if isinstance(inputs, Standardization):
             scales = [start.scales(c, like.dtype) for c in (start.columns, start.inputs)]
-            self.likelihood.standardize(start.columns.mean.to(like), scales[0].to(like))
-            inputs.loc.copy_(start.inputs.mean)
+            self.likelihood.standardize(start.columns.centre.to(like), scales[0].to(like))
+            inputs.loc.copy_(start.inputs.centre)
             if not self.likelihood.bounded:
                 inputs.scale.copy_(scales[1])
                 inputs.constant.copy_(start.inputs.constant)
