@@ -179,8 +179,11 @@ class Start:
             totals = totals.to(features.totals) + features.totals
             counts = counts.to(features.totals) + _count(features)
         assert found is not None
+        start = cls(*found, totals / counts, 0.5 / counts)
+        if bool((found[0].count > 0).all()):
+            start.scales(found[0], torch.float64)
         found[0].check()
-        return cls(*found, totals / counts, 0.5 / counts)
+        return start
 
     def scales(self, columns: Columns, dtype: torch.dtype) -> Float[Tensor, " D"]:
         """The standard deviation of each column, 1 for a constant one.
