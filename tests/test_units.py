@@ -145,7 +145,7 @@ def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
     model = mixed.pairs["closed-form"][0].__self__
     held_out = density_of_observed(model, mixed.units, test).mean()
     assert row.test_log_p.value == pytest.approx(held_out, abs=1e-8)
-    assert row.noise_scale == pytest.approx(float(model.noise_scale), abs=1e-12)
+    assert row.noise_scale == pytest.approx(model.noise_scale.item(), abs=1e-12)
     assert "standard deviations of the columns" in legend(mixed.about)
     assert "standard deviations of" not in legend(ladders.plain_ladder().about)
 
