@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.data import SCALES
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.files import write_whole
 from ppl_vae.models.ppca import NOISES
@@ -32,6 +33,8 @@ Examples:
       a column of classes colours pictures and is not modelled
   ppl-vae lineage images.npy --image-shape 28x28
       rows that are images
+  ppl-vae lineage mine.csv --scale none
+      columns of very different scales as they are, not standardised
   ppl-vae lineage mine.csv --json | jq .about.seconds
       the numbers alone
   ppl-vae impute mine.csv --out filled.csv
@@ -108,11 +111,19 @@ def lineage(
     image_shape: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")
     ] = None,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="auto, none or standardize: whether each column is fitted in its standard "
+            "deviations; auto does so if they differ by more than ten times and rows are no images"
+        ),
+    ] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="print results.json and nothing else")
     ] = False,
 ) -> None:
     """Climb the ladder on one data set: a table, a report, pictures, and draws for ArviZ."""
+    choose_option("--scale", scale, SCALES)
     shape = None if image_shape is None else _shape(image_shape)
     if data is None:
         table = digits_table()
@@ -120,7 +131,7 @@ def lineage(
         table = _read(data, header, delimiter, label, missing, shape)
     names = list(RUNGS) if rungs is None else [name.strip() for name in rungs.split(",")]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
-    if not Climb(table, k, names, seed, out, as_json).run():
+    if not Climb(table, k, names, seed, scale, out, as_json).run():
         raise typer.Exit(INTERRUPTED)
 
 

@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, as_matrix, at_least
+from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
+from ppl_vae.models.columns import Columns
+from ppl_vae.models.standardization import LARGEST_RATIO, looks_grey
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -72,17 +74,36 @@ def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Units:
-    """A shift a column and one scale for all: step sizes then do not depend on the data's units.
+    """A shift per column, and one scale for all columns or one for each.
 
-    PPCA is equivariant under it: only log p moves, by the log of its Jacobian. Holes stay holes.
+    With one scale step sizes do not depend on the data's units, and PPCA is equivariant: only
+    log p moves, by the log of the Jacobian. With a scale per column isotropic noise is noise in
+    proportion to the columns' standard deviations, so PPCA is another model; its log p comes back
+    to the units of the data by the Jacobian all the same. Missing values stay missing.
 
     Attributes:
         loc: (D,).
-        scale: ().
+        scale: () or (D,).
     """
 
-    loc: Tensor
-    scale: Tensor
+    loc: Float[Tensor, " D"]
+    scale: Float[Tensor, "*D"]
+
+    @property
+    def per_column(self) -> bool:
+        """Whether each column has a scale of its own."""
+        return self.scale.dim() > 0
+
+    @property
+    def common_scale(self) -> float:
+        """The scale of all columns; 1 where each has its own, since there is no common one."""
+        return 1.0 if self.per_column else float(self.scale)
+
+    @classmethod
+    def standardized(cls, columns: Columns) -> "Units":
+        """Mean zero and variance one for each column; a constant column keeps its scale."""
+        scale = torch.where(columns.constant, 1.0, columns.variance.sqrt())
+        return cls(columns.centre, scale)
 
     @classmethod
     def of(cls, x: Float[Tensor, "N D"]) -> "Units":
@@ -104,18 +125,95 @@ class Units:
 
     def apply(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """x in these units."""
-        return (x - self.loc) / self.scale
+        return (x - self.loc.to(x)) / self.scale.to(x)
 
     def undo(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """From these units back to the data's."""
         return x * self.scale.to(x) + self.loc.to(x)
 
     def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        """What to add to log densities of :meth:`apply` (x) to get those of x, in nats a datum.
+        """What to add to log densities of :meth:`apply` (x) to get those of x, in nats per datum.
 
-        Of each row's observed cells; only the holes of x matter, not its values.
+        It is minus the sum of log scale over each row's observed cells; only what is missing in
+        x matters, not its values.
         """
-        return -(~x.isnan()).sum(1).double() * math.log(float(self.scale))
+        observed = (~x.isnan()).double()
+        if not self.per_column:
+            return -observed.sum(1) * math.log(float(self.scale))
+        return -(observed @ self.scale.double().log().to(x.device))
+
+
+SCALES = ("auto", "none", "standardize")
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The units in which a table is fitted, and why.
+
+    Attributes:
+        units: of the fits.
+        asked: ``"auto"``, ``"none"`` or ``"standardize"``.
+        note: what a person should know of them; empty if nothing.
+    """
+
+    units: Units
+    asked: str
+    note: str
+
+    @property
+    def done(self) -> str:
+        """``"standardize"`` or ``"none"``."""
+        return "standardize" if self.units.per_column else "none"
+
+
+def choose_scaling(
+    x: Float[Tensor, "N D"],
+    columns: Columns,
+    scale: str = "auto",
+    *,
+    image_shape: tuple[int, int] | None = None,
+) -> Scaling:
+    """The units in which to fit a table.
+
+    ``"standardize"`` gives every column a scale of its own, ``"none"`` all columns one.
+    ``"auto"`` standardises if the standard deviations of the columns that vary differ by more
+    than ten times, and the rows are not images: those have one unit, and the small standard
+    deviations of their edges mean something. Rows are images if ``image_shape`` says so, or if
+    they look like grey values: all within 0..1, of which at least half of the columns that vary
+    reach more than one half.
+
+    Args:
+        x: the training rows; NaN is a missing value.
+        columns: what they hold.
+        scale: one of ``SCALES``.
+        image_shape: height and width, if rows are images.
+
+    Raises:
+        ValueError: if ``scale`` is not known, or x does not vary.
+    """
+    choose_option("scale", scale, SCALES)
+    common, varies = Units.of(x), ~columns.constant
+    deviations = columns.variance.sqrt()[varies]
+    low, high = float(deviations.min()), float(deviations.max())
+    mixed = high > LARGEST_RATIO * low
+    spread = f"the standard deviations of the columns go from {low:.3g} to {high:.3g}"
+    if scale == "auto" and mixed and image_shape is None and looks_grey(x, varies):
+        note = (
+            f"the columns are not standardised, although {spread}: all values lie in 0..1, as "
+            "grey values do; scale='standardize' (--scale standardize) standardises them"
+        )
+        return Scaling(common, scale, note)
+    if scale == "none" or (scale == "auto" and not (mixed and image_shape is None)):
+        return Scaling(common, scale, "")
+    constant = len(varies) - int(varies.sum())
+    left = f"; {constant} constant column(s) cannot be, and keep their scale" if constant else ""
+    note = (
+        f"the columns are standardised for every fit (scale={scale!r}): {spread}{left}. PPCA's "
+        "noise is then in proportion to the columns' standard deviations, which is another model "
+        "than PPCA of the columns as they are (scale='none', --scale none), and sigma is in "
+        "standard deviations. Log p is in the units of the data"
+    )
+    return Scaling(Units.standardized(columns), scale, note)
 
 
 def binarize(x: ArrayLike, generator: torch.Generator | None = None) -> Float[Tensor, "N D"]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from ppl_vae.data import Units
 from ppl_vae.evaluation.annealed import Annealing
 from ppl_vae.evaluation.ascent import BoundSlice, bound_slice
-from ppl_vae.evaluation.collapse import Spectrum, kl_by_dimension, spectrum
+from ppl_vae.evaluation.collapse import kl_by_dimension
 from ppl_vae.evaluation.compare import Comparison, compare
 from ppl_vae.evaluation.opinions import CHAINS, Opinions
+from ppl_vae.evaluation.spectrum import Spectrum, spectrum
 from ppl_vae.evaluation.traversal import STEPS, interpolate, manifold, positions
 from ppl_vae.guides import ExactGuide
 from ppl_vae.lineage import Lineage, Watch
@@ -217,7 +218,7 @@ class _Builder:
         return replace(shown, log_likelihood=log_p, bounds=bounds)
 
     def _spectrum(self) -> Spectrum:
-        scales = {"PPCA": float(self.best.noise_scale.detach()) * float(self.units.scale)}
+        scales = {"PPCA": float(self.best.noise_scale.detach()) * self.units.common_scale}
         for row in self.lineage.rows:
             if row.rung == "vae":
                 scales["VAE"] = row.noise_scale
@@ -225,7 +226,8 @@ class _Builder:
         # Eigenvalues do not see the shift of the units, and see their scale squared.
         model = self.best if self.task.holes else None
         found = spectrum(self.task.train, self.task.latent_dim, noise, ppca=model)
-        return replace(found, eigenvalues=found.eigenvalues * float(self.units.scale) ** 2)
+        values = found.eigenvalues * self.units.common_scale**2
+        return replace(found, eigenvalues=values, standardized=self.units.per_column)
 
     def _kl(self) -> dict[str, Tensor]:
         def look(pair: Pictured) -> Tensor:

@@ -194,6 +194,9 @@ class AmortizedGuide(GaussianGuide):
         missing: what the encoder sees of a hole: ``"zeros"``, a zero; ``"zeros+mask"``, a zero,
             and right of the D columns of x the mask as D more, 1 where observed (all ones for
             complete rows), so that a hole is not taken for a zero.
+        inputs: what an encoder is given in place of x, in training or not, such as
+            :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
+            the same shape; missing values are zero after it. By default x itself.
         corruption: what is done to x before the encoder sees it, in training alone, e.g.
             :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in their holes,
             which stay zeros. The model scores x itself.
@@ -216,6 +219,7 @@ class AmortizedGuide(GaussianGuide):
         covariance: str = "diagonal",
         homoscedastic: bool = False,
         missing: str = "zeros",
+        inputs: Callable[[Tensor], Tensor] | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
         hiding: HiddenPatches | None = None,
     ) -> None:
@@ -224,6 +228,7 @@ class AmortizedGuide(GaussianGuide):
         self.covariance = choose_option("covariance", covariance, FAMILIES)
         self.missing = choose_option("missing", missing, MISSING)
         self.encoder = encoder
+        self.inputs = inputs
         self.corruption = corruption
         self.hiding = hiding
         width = num_scale_outputs(covariance, latent_dim)
@@ -300,20 +305,23 @@ class AmortizedGuide(GaussianGuide):
                 "with mask=~x.isnan(), as everything does that takes x and a pair"
             )
         if self.corruption is not None and self.training:
-            x = self._corrupted(x, mask)
+            x = self._mapped("corruption", self.corruption, x, mask)
+        if self.inputs is not None:
+            x = self._mapped("inputs", self.inputs, x, mask)
         if self.missing == "zeros":
             return x
         return torch.cat([x, torch.ones_like(x) if mask is None else mask.to(x)], -1)
 
-    def _corrupted(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        assert self.corruption is not None
-        seen = self.corruption(x)
-        if seen.shape != x.shape:
+    def _mapped(
+        self, name: str, change: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        changed = change(x)
+        if changed.shape != x.shape:
             raise ValueError(
-                f"corruption must keep the shape of x, {tuple(x.shape)}; it returned "
-                f"{tuple(seen.shape)}"
+                f"{name} must keep the shape of x, {tuple(x.shape)}; it returned "
+                f"{tuple(changed.shape)}"
             )
-        return seen if mask is None else torch.where(mask, seen, 0.0)
+        return changed if mask is None else torch.where(mask, changed, 0.0)
 
     def _like(self, x: Any) -> Tensor:
         parameters = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, as_matrix, check_rows_seen, choose_option
 from ppl_vae.blocks import RowBlocks
-from ppl_vae.data import Split, Units, split
+from ppl_vae.data import SCALES, Scaling, Split, Units, choose_scaling, split
 from ppl_vae.measured import Ground, Row, is_per_datum
 from ppl_vae.models.columns import CONSTANT_COLUMNS, Columns
 from ppl_vae.models.moments import summarize
@@ -91,6 +91,7 @@ class Lineage(Result):
         without = self.about.get("left_out", {})
         found = [f"{name} is left out: {why}" for name, why in without.items()]
         found += [f"{CONSTANT_COLUMNS}: {listed}"] if constant else []
+        found += [note] if (note := self.about.get("scale_note")) else []
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def run_lineage(
     rungs: Iterable[str] | None = None,
     extra: Mapping[str, tuple[ProgramLike, ProgramLike]] | None = None,
     columns: Iterable[Any] | None = None,
+    scale: str = "auto",
+    image_shape: tuple[int, int] | None = None,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
     settings: Settings | None = None,
@@ -122,7 +125,8 @@ def run_lineage(
 
     Rows of x are parted into training, validation and (without ``x_test``) test rows. Validation
     rows serve early stopping of the nonlinear decoders and of ``extra`` pairs, test rows nothing
-    but the last column. PPCA and VAE are fitted in units in which x has variance one on average.
+    but the last column. PPCA and VAE are fitted in units in which x has variance one on average,
+    or each of its columns has (``scale``); the table is in the units of x as given.
 
     Args:
         x: (N, D); NaN is a hole.
@@ -130,8 +134,14 @@ def run_lineage(
         latent_dim: K.
         rungs: names of rungs, by default all of ``ppl_vae.rungs.RUNGS``.
         extra: your own pairs (model, guide) by name. They are fitted, in place, to the rows in
-            the units of x as given, and measured like the others.
+            the units of x as given, and measured like the others; PPCA among them against
+            the optimum of PPCA in these units.
         columns: names of x's columns; by default those of a DataFrame, or x1, x2, ...
+        scale: ``"standardize"`` fits standardised columns, ``"none"`` columns with one common
+            scale; ``"auto"`` standardises where the columns' standard deviations differ by more
+            than ten times and rows are not images, see :func:`ppl_vae.data.choose_scaling`.
+            Validation and test rows are scaled as the training rows are.
+        image_shape: height and width, if rows are images.
         about: what else the results should say of the data, e.g. its name as ``"data"``.
         seed: of everything that is drawn.
         settings: of fitting and measuring, the same for every rung.
@@ -140,9 +150,11 @@ def run_lineage(
 
     Raises:
         ValueError: bad data; a row, or a column of the training rows, with nothing observed; an
-            unknown rung, or none that takes holes; K >= the rank of the centred training rows.
+            unknown scale or rung, or no rung that takes missing values; K >= the rank of the
+            centred training rows.
     """
     chosen = [RUNGS[choose_option("rungs", name, RUNGS)] for name in (rungs or RUNGS)]
+    choose_option("scale", scale, SCALES)
     extra = dict(extra or {})
     if taken := sorted(extra.keys() & RUNGS.keys()):
         raise ValueError(f"extra pairs must not have the names of rungs: {taken}")
@@ -155,7 +167,8 @@ def run_lineage(
     data = split(x, x_test, seed=seed)
     check_rows_seen(~data.test.isnan(), name="x_test")
     seen = _columns_of(data.train, names)
-    units = Units.of(data.train)
+    scaling = choose_scaling(data.train, seen, scale, image_shape=image_shape)
+    units = scaling.units
     settings = settings or Settings()
     task = Task(data.train, data.val, latent_dim, settings, seed)
     own = Ground.of(task, data.test, units)
@@ -168,6 +181,7 @@ def run_lineage(
     with threads(1):
         told = _about(data, seen, names, latent_dim, settings, seed) | dict(about or {})
         told |= {"rungs": [rung.name for rung, _ in steps], "left_out": without}
+        told |= _about_scaling(scaling, bool(extra))
         told["reference"] = WHERE_PX_EM_ENDS if task.holes else CLOSED_FORM
         result = Lineage((), own.best, told, {}, data, units)
         for rung, ground in steps:
@@ -237,6 +251,17 @@ def _about(
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "pyro-ppl", "numpy", "arviz")},
         "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _about_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
+    units = scaling.units
+    own = ". Pairs of your own are fitted in the units of the data" if extra else ""
+    return {
+        "scale": scaling.done,
+        "scale_asked": scaling.asked,
+        "scale_note": scaling.note + own * units.per_column,
+        "column_scales": units.scale.tolist() if units.per_column else None,
     }
 
 

@@ -15,6 +15,7 @@ from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.subspace import subspace
 from ppl_vae.models.columns import CONSTANT_COLUMNS
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.standardization import MIXED_COLUMNS
 from ppl_vae.objectives import elbo
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import Curve, FitResult, Result
@@ -58,7 +59,8 @@ class Row(Result):
         shortfall: by how much log p falls short of the best that the model can reach on the
             training rows; NaN where that is not known.
         test_log_p: on the held-out rows.
-        noise_scale: of x given z, in the data's units; NaN if the model has none.
+        noise_scale: of x given z, in the data's units; where each column was standardised, in
+            standard deviations of the columns; NaN if the model has no such number.
         angle: largest principal angle to PPCA's optimum, in degrees; NaN for nonlinear decoders.
         fit: how the fit went, its objectives in the data's units.
         curve: the fit's objective for the eye.
@@ -131,7 +133,7 @@ class Ground:
             amortization_error=found.amortization_error + bounded,
             shortfall=self.best - log_p.value if ppca else math.nan,
             test_log_p=_mean_held_out(held_out),
-            noise_scale=_noise_scale(owner) * float(self.units.scale),
+            noise_scale=_noise_scale(owner) * self.units.common_scale,
             angle=subspace(self.reference, ppca).largest_angle if ppca else math.nan,
             fit=fit,
             curve=fit.curve(),
@@ -144,8 +146,11 @@ class Ground:
         return float(self.units.log_jacobian(x).mean())
 
     def _in_data_units(self, fit: FitResult) -> FitResult:
-        # Constant columns are the data's, and told once for all rungs, by name.
-        notes = tuple(note for note in fit.notes if not note.startswith(CONSTANT_COLUMNS))
+        # Constant columns are the data's, and told once for all rungs, by name; so are the
+        # columns' scales, unless the pair was fitted in the data's own units.
+        moved = bool(self.units.loc.any())
+        told = (CONSTANT_COLUMNS, MIXED_COLUMNS) if moved else (CONSTANT_COLUMNS,)
+        notes = tuple(note for note in fit.notes if not note.startswith(told))
         shifts = self._shift(self.task.train), self._shift(self.task.val)
         return replace(fit.shifted(*shifts), notes=notes)
 
@@ -215,9 +220,10 @@ def _mean_held_out(estimate: LogLikelihood | None) -> Measure:
 
 
 def _noise_scale(owner: Any) -> float:
-    scale = getattr(
-        owner, "noise_scale", getattr(getattr(owner, "likelihood", None), "scale", None)
-    )
+    likelihood = getattr(owner, "likelihood", None)
+    if getattr(likelihood, "relative", False):
+        return math.nan  # one number in units of the columns, and none in those of x
+    scale = getattr(owner, "noise_scale", getattr(likelihood, "scale", None))
     if isinstance(scale, float):
         return scale
     return float(scale.detach()) if isinstance(scale, Tensor) and scale.numel() == 1 else math.nan

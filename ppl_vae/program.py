@@ -326,6 +326,12 @@ def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
         check(x, mask)
 
 
+def notes_on(model: ProgramLike, x: Tensor, mask: Tensor | None) -> tuple[str, ...]:
+    """What a model that has ``notes_on(x, mask)`` says of a fit to these data."""
+    tell = getattr(owner_of(model), "notes_on", None)
+    return () if tell is None else tuple(tell(x, mask))
+
+
 def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
     """x as a program's own tensor: its dtype and device, 2-d, of the stated width.
 

@@ -42,6 +42,9 @@ _NETWORKS: dict[str, Callable[..., VAE]] = {
 
 
 def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
+    if networks != "topics":
+        # Folders from before there was a choice: their encoders were trained on x itself.
+        sizes = {"inputs": "identity"} | sizes
     return _NETWORKS[networks](**sizes, likelihood=_made(LIKELIHOODS, likelihood))
 
 
@@ -58,6 +61,7 @@ def _make_autoencoder(
     **sizes: Any,
 ) -> Autoencoder:
     noise = None if corruption is None else _made(CORRUPTIONS, corruption)
+    sizes = {"inputs": "identity"} | sizes
     make = _AUTOENCODERS[networks]
     return make(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
 

@@ -19,6 +19,7 @@ from ppl_vae.arguments import ArrayLike, as_matrix, at_least, choose_option
 from ppl_vae.families import num_scale_outputs
 from ppl_vae.models.likelihoods import Multinomial
 from ppl_vae.models.networks import mlp
+from ppl_vae.models.standardization import LogCounts
 from ppl_vae.models.vae import VAE
 from ppl_vae.state import seeded
 
@@ -151,11 +152,6 @@ class TopicDecoder(nn.Module):
         return (self.proportions(z) @ (topics - largest).exp()).log() + largest
 
 
-class _LogCounts(nn.Module):
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return x.log1p()
-
-
 def topic_vae(
     data_dim: int,
     latent_dim: int,
@@ -193,7 +189,7 @@ def topic_vae(
     with seeded(seed):
         decoder = TopicDecoder(latent_dim, data_dim, mixed=mixed, concentration=concentration)
         outputs = latent_dim + num_scale_outputs(covariance, latent_dim)
-        encoder = nn.Sequential(_LogCounts(), *mlp(data_dim, outputs, hidden))
+        encoder = nn.Sequential(LogCounts(), *mlp(data_dim, outputs, hidden))
     sizes: dict[str, Any] = {"data_dim": data_dim, "latent_dim": latent_dim}
     likelihood = Multinomial() if likelihood is None else likelihood
     vae = VAE(

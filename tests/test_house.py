@@ -44,6 +44,7 @@ LAYERS = (
         "models.observation",
         "models.gaussian",
         "models.likelihoods",
+        "models.standardization",
         "models.codes",
         "models.corruption",
         "models.decoded",

@@ -7,7 +7,7 @@ than a table to look x up in.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -18,7 +18,7 @@ from ppl_vae.arguments import ArrayLike, at_least
 from ppl_vae.divergences import check_latents
 from ppl_vae.divergences import kl_by_dimension as kl_of_site
 from ppl_vae.evaluation.aggregate import coded
-from ppl_vae.evaluation.spectrum import Spectrum, spectrum
+from ppl_vae.evaluation.spectrum import Spectrum, own_noise, spectrum
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import batch_keywords
 from ppl_vae.program import ProgramLike, as_observed, owner_of
@@ -355,15 +355,11 @@ def collapse(
 def _spectrum(
     model: ProgramLike, x: Tensor, latent_dim: int, variance: float | None
 ) -> Spectrum | None:
-    owner = owner_of(model)
+    owner, relative = owner_of(model), False
     if variance is None:
-        scale = getattr(owner, "noise_scale", None)
-        if scale is None:
-            scale = getattr(getattr(owner, "likelihood", None), "scale", None)
-        if scale is None or torch.as_tensor(scale).numel() != 1:
-            return None
-        variance = float(scale) ** 2
+        variance, x, relative = own_noise(owner, x)
     ppca = owner if isinstance(owner, PPCA) and bool(x.isnan().any()) else None
-    if ppca is None and bool(x.isnan().any()):
+    if variance is None or (ppca is None and bool(x.isnan().any())):
         return None
-    return spectrum(x, latent_dim, {"model": variance}, ppca=ppca)
+    found = spectrum(x, latent_dim, {"model": variance}, ppca=ppca)
+    return replace(found, standardized=relative)

@@ -134,7 +134,8 @@ def _terms(
 ) -> Float[Tensor, " 2"]:
     # Minus the means of log p(x | z) and log p(z).
     spread = Spread(autoencoder.encoder, scale)
-    guide = AmortizedGuide(spread, autoencoder.latent_dim, missing=autoencoder.guide.missing)
+    own, size = autoencoder.guide, autoencoder.latent_dim
+    guide = AmortizedGuide(spread, size, missing=own.missing, inputs=own.inputs)
     keywords = {} if mask is None else {"mask": mask}
     with isolated_store(), seeded(seed), mode(autoencoder, training=False):
         dim = sample_dim(autoencoder.model, guide, x, keywords)

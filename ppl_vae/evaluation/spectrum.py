@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,11 +27,14 @@ class Spectrum(Result):
         eigenvalues: of the covariance over N, largest first, (D,), in the data's units squared.
         latent_dim: K.
         noise: noise variances by name of the model.
+        standardized: whether all of it is of standardised columns, in squared standard
+            deviations.
     """
 
     eigenvalues: Float[Tensor, " D"]
     latent_dim: int
     noise: dict[str, float]
+    standardized: bool = False
 
     def collapsing(self, noise_variance: float) -> list[int]:
         """Which of the K leading axes (from 0) have no column under this noise variance."""
@@ -67,6 +71,24 @@ def spectrum(
     found = covariance.eigh()[0].cpu()
     values[: len(found)] = found
     return Spectrum(values, latent_dim, dict(noise))
+
+
+def own_noise(
+    owner: Any, x: Float[Tensor, "N D"]
+) -> tuple[float | None, Float[Tensor, "N D"], bool]:
+    """A model's own noise variance, the data in the units of it, and whether these are columns'.
+
+    Args:
+        owner: what the model's program belongs to; with ``noise_scale``, or a likelihood with
+            ``scale``. The variance is None if that is not one number.
+        x: the data.
+    """
+    likelihood: Any = getattr(owner, "likelihood", None)
+    scale = getattr(owner, "noise_scale", getattr(likelihood, "scale", None))
+    relative = bool(getattr(likelihood, "relative", False))
+    if scale is None or torch.as_tensor(scale).numel() != 1:
+        return None, x, relative
+    return float(scale) ** 2, likelihood.to_units(x) if relative else x, relative
 
 
 @torch.no_grad()

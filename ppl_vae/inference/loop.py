@@ -23,7 +23,7 @@ from ppl_vae.inference.recording import NotRecordable
 from ppl_vae.inference.steps import Batch, Update
 from ppl_vae.inference.training import EarlyStopping, Schedule, Snapshot, epoch_generator
 from ppl_vae.objectives import elbo
-from ppl_vae.program import as_observed, notes_of
+from ppl_vae.program import as_observed, notes_of, notes_on
 from ppl_vae.results import FitResult
 from ppl_vae.state import validation
 
@@ -288,7 +288,8 @@ class Loop:
         update.rates = content["rates"]
 
     def _notes(self) -> tuple[str, ...]:
-        schedule, notes = self.schedule, notes_of(self.batch.model, self.batch.guide)
+        model, schedule = self.batch.model, self.schedule
+        notes = notes_of(model, self.batch.guide) + notes_on(model, self.batch.x, self.batch.mask)
         if not (schedule.drop_last and schedule.left_over):
             return notes
         never = schedule.never_drawn(self.order_seed, self.batch.x.device)

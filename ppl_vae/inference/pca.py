@@ -94,6 +94,11 @@ def _linear_parts(autoencoder: Autoencoder) -> tuple[Any, Any]:
             "PCA minimises the squared error alone: autoencoder must have prior='flat' and a "
             f"Gaussian of fixed scale; it has prior={autoencoder.prior_kind!r} and {likelihood}"
         )
+    if autoencoder.guide.inputs is not None:
+        raise ValueError(
+            "autoencoder must be given x itself, and is given another thing: "
+            f"{autoencoder.guide.inputs}; make it with inputs='identity'"
+        )
     return decode, encode
 
 

@@ -210,7 +210,7 @@ def _rung_draws(
         return draws
 
     def back(arrays: Arrays) -> Arrays:
-        return {k: v * units.scale.numpy() + units.loc.numpy() for k, v in arrays.items()}
+        return {k: units.undo(torch.from_numpy(v)).numpy() for k, v in arrays.items()}
 
     shift = units.log_jacobian(x).numpy()
     return replace(

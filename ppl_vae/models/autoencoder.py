@@ -24,6 +24,7 @@ from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import Spread, mlp
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.patches import HiddenPatches
+from ppl_vae.models.standardization import make_inputs
 from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
 from ppl_vae.models.vae import VAE
 from ppl_vae.program import Density, ProgramLike
@@ -62,6 +63,7 @@ class Autoencoder(DecoderModel):
             but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
             autoencoder, for the model scores the clean x.
         missing: what f sees of a hole, see :class:`~ppl_vae.guides.AmortizedGuide`.
+        inputs: a map of rows of x to what f is given instead of them; by default x itself.
         hiding: patches of x that f does not see, in training or not, e.g.
             :class:`~ppl_vae.HiddenPatches`: a masked autoencoder, for the model scores the
             entries of hidden patches alone; -log p(x, z, hidden) has log(P over H) besides, which
@@ -92,9 +94,10 @@ class Autoencoder(DecoderModel):
         penalty: float | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
         missing: str = "zeros",
+        inputs: Callable[[Tensor], Tensor] | None = None,
         hiding: HiddenPatches | None = None,
     ) -> None:
-        for name, given in (("corruption", corruption), ("hiding", hiding)):
+        for name, given in (("corruption", corruption), ("inputs", inputs), ("hiding", hiding)):
             if guide is not None and given is not None:
                 raise ValueError(
                     f"{name}= is for the guide that is made from encoder=; give it to your own "
@@ -109,6 +112,7 @@ class Autoencoder(DecoderModel):
             guide=guide,
             covariance="delta",
             missing=missing,
+            inputs=inputs,
             corruption=corruption,
             hiding=hiding,
         )
@@ -159,6 +163,7 @@ class Autoencoder(DecoderModel):
         penalty: float | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
         missing: str = "zeros",
+        inputs: str = "auto",
         seed: int | None = None,
     ) -> Self:
         """An autoencoder of two multilayer perceptrons.
@@ -178,6 +183,7 @@ class Autoencoder(DecoderModel):
                 ``"unit"``, of length one; ``"orthonormal"``, orthogonal besides.
             tied: whether the encoder is the decoder's transpose, W'(x - b); without hidden layers.
             likelihood, prior, penalty, corruption, missing: as for the class.
+            inputs: what f is given, ``"auto"``, ``"identity"`` or ``"log1p"``, as a VAE's encoder.
             seed: of the initial weights.
 
         Raises:
@@ -187,11 +193,12 @@ class Autoencoder(DecoderModel):
         choose_option("columns", columns, COLUMNS)
         choose_option("code_activation", code_activation, CODE_ACTIVATIONS)
         width = data_dim * likelihood.outputs_per_dim
-        inputs = num_encoder_inputs(missing, data_dim)
+        seen = num_encoder_inputs(missing, data_dim)
+        name, given = make_inputs(inputs, likelihood)
         if tied:
             _check_tied(hidden, missing, likelihood)
         with seeded(seed):
-            encoder = mlp(inputs, latent_dim, hidden, activation=activation)
+            encoder = mlp(seen, latent_dim, hidden, activation=activation)
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
         if columns != "free":
             first: Any = decoder[0]
@@ -203,11 +210,10 @@ class Autoencoder(DecoderModel):
         how: dict[str, Any] = {"prior": prior, "penalty": penalty, "missing": missing}
         sizes: dict[str, Any] = {"data_dim": data_dim, "latent_dim": latent_dim}
         parts: dict[str, Any] = {"likelihood": likelihood, "corruption": corruption}
-        made = cls(encoder=encoder, decoder=decoder, **sizes, **parts, **how)
+        made = cls(encoder=encoder, decoder=decoder, inputs=given, **sizes, **parts, **how)
         nets: dict[str, Any] = {"hidden": list(hidden), "activation": activation, "tied": tied}
-        made._config = (
-            sizes | how | nets | {"code_activation": code_activation, "columns": columns}
-        )
+        codes = {"code_activation": code_activation, "columns": columns, "inputs": name}
+        made._config = sizes | how | nets | codes
         return made
 
     @classmethod
@@ -240,6 +246,7 @@ class Autoencoder(DecoderModel):
         refuse_hiding(self)
         encoder, decoder, likelihood = copy.deepcopy((self.encoder, self.decoder, self.likelihood))
         how: dict[str, Any] = {"missing": self.guide.missing, "corruption": self.corruption}
+        how["inputs"] = copy.deepcopy(self.guide.inputs)
         guide = AmortizedGuide(Spread(encoder, scale), self.latent_dim, **how)
         sizes: dict[str, Any] = {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
         return VAE(guide=guide, decoder=decoder, likelihood=likelihood, **sizes)
@@ -260,6 +267,7 @@ class Autoencoder(DecoderModel):
         prior: str = "flat",
         penalty: float | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
+        inputs: str = "auto",
         seed: int | None = None,
     ) -> Self:
         """A masked autoencoder: a transformer on the patches that are left, and another to paint
@@ -277,7 +285,7 @@ class Autoencoder(DecoderModel):
                 :class:`~ppl_vae.models.transformers.PatchTransformer`.
             decoder_width, decoder_depth: of the decoder, which has as many heads, a
                 :class:`~ppl_vae.models.transformers.PatchDecoder`.
-            likelihood, prior, penalty, corruption: as for the class.
+            likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
             seed: of the initial weights.
 
         Raises:
@@ -289,6 +297,7 @@ class Autoencoder(DecoderModel):
         nets: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
         shallow: dict[str, Any] = {"width": decoder_width, "depth": decoder_depth, "heads": heads}
         outputs = likelihood.outputs_per_dim
+        name, given = make_inputs(inputs, likelihood)
         with seeded(seed):
             encoder = PatchTransformer(image_shape, patch, **nets)
             decoder = PatchDecoder(image_shape, patch, width, **shallow, outputs_per_dim=outputs)
@@ -301,11 +310,12 @@ class Autoencoder(DecoderModel):
             likelihood=likelihood,
             corruption=corruption,
             missing="zeros+mask",
+            inputs=given,
             hiding=hiding,
             **how,
         )
         nets |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth}
-        made._config = hiding.config() | nets | how | {"networks": "masked"}
+        made._config = hiding.config() | nets | how | {"networks": "masked", "inputs": name}
         return made
 
     def notes(self) -> list[str]:

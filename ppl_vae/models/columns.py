@@ -75,6 +75,11 @@ class Columns:
         return self.scatter / self.count
 
     @property
+    def centre(self) -> Float[Tensor, " D"]:
+        """The mean; of a constant column its value, which rounding would miss."""
+        return torch.where(self.constant, self.first, self.mean)
+
+    @property
     def num_missing(self) -> int:
         """How many cells are holes."""
         return int(self.rows * len(self.count) - self.count.sum())

@@ -12,10 +12,12 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.blocks import RowBlocks, RowSource
 from ppl_vae.guides import AmortizedGuide
 from ppl_vae.models.networks import output_bias
 from ppl_vae.models.observation import Likelihood
 from ppl_vae.models.patches import HiddenPatches
+from ppl_vae.models.standardization import Standardization, Start
 from ppl_vae.program import (
     Density,
     Program,
@@ -66,6 +68,8 @@ class DecoderModel(Program):
         if encoder is not None:
             guide = AmortizedGuide(encoder, latent_dim, **amortized)
         self.guide: Any = guide
+        if isinstance(getattr(guide, "inputs", None), Standardization):
+            likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
         _check_hiding(self.hiding, data_dim, likelihood)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:
@@ -153,28 +157,49 @@ class DecoderModel(Program):
         """What a person should know of the fitted model; empty if nothing."""
         return self.likelihood.notes()
 
-    @torch.no_grad()
-    def center(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Self:
+    def center(self, x: RowSource, *, mask: ArrayLike | None = None) -> Self:
         """Set the decoder's output bias so that training starts about the means of x's columns.
 
         Where the decoder's last weights add nothing, the mean of p(x | z) is that of the column.
+        A model with ``inputs="standardized"`` takes the columns' means and standard deviations
+        from x besides; of others the networks still see x in the units that it has, and columns
+        of very different scales need :meth:`ppl_vae.VAE.like`.
 
         Args:
-            x: (N, D); NaN is a hole.
+            x: (N, D), a memory map, or an iterable of blocks of rows; NaN is a missing value.
             mask: True where observed.
 
         Returns:
-            The VAE itself.
+            The model itself.
 
         Raises:
             TypeError: if the decoder does not end in a layer with a bias for each output.
-            ValueError: if x is not in the likelihood's support, or a column has nothing observed.
+            ValueError: if x has another width, is not in the likelihood's support, or a row or a
+                column has nothing observed.
         """
-        x, mask = as_observed(x, mask, model=self.model)
-        self.check_data(x, mask)
-        width = self.data_dim * self.likelihood.outputs_per_dim
-        output_bias(self.decoder, width).copy_(self.likelihood.start(x, mask))
+        like = self._like()
+        self._begin(Start.of(RowBlocks(x, mask, device=like.device), self.likelihood))
         return self
+
+    @torch.no_grad()
+    def _begin(self, start: Start) -> None:
+        like, width = self._like(), len(start.columns.mean)
+        if width != self.data_dim:
+            raise ValueError(
+                f"x must have shape (rows, {self.data_dim}) for this model; it has {width} columns"
+            )
+        outputs = self.data_dim * self.likelihood.outputs_per_dim
+        bias = output_bias(self.decoder, outputs)
+        inputs: Any = getattr(self.guide, "inputs", None)
+        if isinstance(inputs, Standardization):
+            scales = [start.scales(c, like.dtype) for c in (start.columns, start.inputs)]
+            self.likelihood.standardize(start.columns.centre.to(like), scales[0].to(like))
+            inputs.loc.copy_(start.inputs.centre)
+            if not self.likelihood.bounded:
+                inputs.scale.copy_(scales[1])
+                inputs.constant.copy_(start.inputs.constant)
+        means, half = start.means.to(like.device), start.half.to(like.device)
+        bias.copy_(self.likelihood.outputs_at(means, half))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:

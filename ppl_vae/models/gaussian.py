@@ -13,7 +13,8 @@ from torch.distributions import constraints
 
 from ppl_vae.arguments import choose_option
 from ppl_vae.families import soft_bound
-from ppl_vae.models.observation import Likelihood, Mask, Outputs, Rows, by_cell, column_means
+from ppl_vae.models.densities import StandardizedNormal
+from ppl_vae.models.observation import Likelihood, Mask, Outputs, Rows, by_cell
 from ppl_vae.program import Density
 
 SCALES = ("shared", "per-dim", "network", "optimal")
@@ -29,15 +30,24 @@ class Gaussian(Likelihood):
     data and draws of z (:func:`ppl_vae.freeze_scale`; ``fit_svi`` ends with it). Frozen it stays
     as it is, in training too, until ``fit_svi`` starts anew.
 
+    In a VAE made from data (:meth:`ppl_vae.VAE.like`) the outputs are in units of the columns, and
+    so is a learned sigma: x_d | z ~ N(loc_d + unit_d G_d(z), (unit_d sigma)^2), with ``loc`` and
+    ``unit`` the means and standard deviations of the columns. The density is of x as it is given,
+    and computed from (x - loc) / unit, so that no square overflows.
+
     Args:
-        scale: sigma: a positive number (fixed); ``"shared"``, one learned sigma; ``"per-dim"``,
-            one for each column; ``"network"``, its logarithm is each cell's second output (in
-            units of ``initial``, bounded beyond -30 and 15); ``"optimal"``.
+        scale: sigma: a positive number (fixed, always in the units of x); ``"shared"``, one
+            learned sigma; ``"per-dim"``, one for each column; ``"network"``, its logarithm is each
+            cell's second output (in units of ``initial``, bounded beyond -30 and 15);
+            ``"optimal"``.
         initial: where a learned sigma starts; for ``"network"`` sigma at output 0.
         floor: a learned sigma stays above it; :meth:`notes` says when it was reached.
 
     Attributes:
-        scale: sigma, () or (D,); None for ``"network"``; NaN for ``"optimal"`` until frozen.
+        scale: sigma, () or (D,); None for ``"network"``; NaN for ``"optimal"`` until frozen. A
+            learned one is in units of ``unit``, where there is one.
+        loc, unit: mean and standard deviation of each column, (D,); None for outputs in the units
+            of x.
 
     References:
         Rybkin, Daniilidis, Levine: Simple and effective VAE training with calibrated decoders
@@ -45,6 +55,8 @@ class Gaussian(Likelihood):
     """
 
     scale: Tensor
+    loc: Tensor | None
+    unit: Tensor | None
     share_at_floor: Tensor
 
     def __init__(
@@ -57,6 +69,8 @@ class Gaussian(Likelihood):
         self.surveyed = self.kind in ("network", "optimal")
         self._frozen = self._standing_in = False
         self._sums: list[Tensor] | None = None
+        self.register_buffer("loc", None)
+        self.register_buffer("unit", None)
         if self.kind == "fixed":
             if not scale > 0:  # pyright: ignore[reportOperatorIssue]
                 known = ", ".join(map(repr, SCALES))
@@ -96,6 +110,11 @@ class Gaussian(Likelihood):
                 "make another one"
             )
 
+    def standardize(self, loc: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> None:
+        """Take outputs, and a learned sigma, to be in units of the columns from now on."""
+        self.register_buffer("loc", loc)
+        self.register_buffer("unit", scale)
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return self._config
@@ -129,7 +148,22 @@ class Gaussian(Likelihood):
                 "Gaussian('per-dim') does not know how many columns x has; a VAE says so, "
                 "elsewhere call its sized(data_dim)"
             )
-        return by_cell(dist.Normal(loc, scale), mask)
+        return by_cell(self._cells(loc, scale), mask)
+
+    def _cells(self, loc: Tensor, scale: Tensor | float) -> Density:
+        if self.loc is None or self.unit is None:
+            return dist.Normal(loc, scale)
+        relative: Any = scale / self.unit if self.kind == "fixed" else scale
+        return StandardizedNormal(loc, relative, self.loc, self.unit)
+
+    @property
+    def relative(self) -> bool:
+        """Whether ``scale`` is in units of the columns, and not in those of x."""
+        return self.unit is not None and self.kind != "fixed"
+
+    def to_units(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """x in the units that the outputs have."""
+        return x if self.loc is None or self.unit is None else (x - self.loc) / self.unit
 
     def _optimal(
         self, loc: Tensor, x: Tensor | None, mask: Tensor | None, observe: bool
@@ -137,7 +171,7 @@ class Gaussian(Likelihood):
         if self._standing_in:
             return torch.ones_like(self.scale)
         if x is not None and observe and (self.training or self._sums is not None):
-            squares = (x - loc).square()
+            squares = (self.to_units(x) - loc).square()
             if self._sums is not None:
                 self._note(squares, mask)
             # A frozen scale is taken without a look at its value, which a device would wait for.
@@ -201,9 +235,11 @@ class Gaussian(Likelihood):
     def check(self, x: Rows, mask: Mask | None = None) -> None:
         """Nothing to check: every real number is in the support."""
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+    def outputs_at(
+        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    ) -> Float[Tensor, " O"]:
         """The means of the columns; a network's scales start at ``initial``."""
-        means, _ = column_means(x, mask)
+        means = self.to_units(means)
         if self.kind != "network":
             return means
         return torch.stack([means, torch.zeros_like(means)], -1).flatten()
@@ -213,12 +249,17 @@ class Gaussian(Likelihood):
         found = []
         if self.kind == "optimal" and self._frozen:
             found.append(
-                f"the noise scale is frozen at {self.scale:.4g}, the best for all training rows; "
-                "in training it was that of each batch, and the objective there is no bound"
+                f"the noise scale is frozen at {self.scale:.4g}{self._in_units()}, the best for "
+                "all training rows; in training it was that of each batch, and the objective "
+                "there is no bound"
             )
         if where := self._at_floor():
-            found.append(f"{where} reached its floor, {self.floor:g}: lower floor= or check x")
+            floor = f"{self.floor:g}{self._in_units()}"
+            found.append(f"{where} reached its floor, {floor}: lower floor= or check x")
         return found
+
+    def _in_units(self) -> str:
+        return " standard deviations of the column" if self.relative else ""
 
     def _at_floor(self) -> str:
         if self.kind == "network":

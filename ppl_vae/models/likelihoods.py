@@ -21,7 +21,6 @@ from ppl_vae.models.observation import (
     Outputs,
     Rows,
     by_cell,
-    column_means,
     refuse_outside,
 )
 from ppl_vae.program import Density
@@ -57,6 +56,8 @@ class Bernoulli(_CellByCell):
             and what is called log p(x) is minus a bound on one. Every result says so in its notes.
     """
 
+    bounded = True
+
     def __init__(self, soft_targets: bool = False) -> None:
         super().__init__()
         self.soft_targets = soft_targets
@@ -86,9 +87,11 @@ class Bernoulli(_CellByCell):
         )
         refuse_outside(x, (x == 0) | (x == 1), mask, "{0, 1}", advice)
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+    def outputs_at(
+        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
         """Logits of the columns' means."""
-        return torch.logit(_inner_means(x, mask))
+        return torch.logit(_inner(means, half))
 
     def notes(self) -> list[str]:
         """With soft targets, what the numbers are not."""
@@ -108,6 +111,8 @@ class ContinuousBernoulli(_CellByCell):
         variational autoencoders (2019).
     """
 
+    bounded = True
+
     def cells(self, outputs: Outputs) -> Density:
         """Continuous Bernoulli with these logits."""
         return densities.ContinuousBernoulli(outputs)
@@ -120,9 +125,11 @@ class ContinuousBernoulli(_CellByCell):
         """
         _check_unit_interval(x, mask)
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+    def outputs_at(
+        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
         """Logits at which the means are those of the columns."""
-        return densities.continuous_bernoulli_logit(_inner_means(x, mask))
+        return densities.continuous_bernoulli_logit(_inner(means, half))
 
 
 class Categorical(_CellByCell):
@@ -162,17 +169,22 @@ class Categorical(_CellByCell):
             x, inside, mask, f"the categories 0, 1, ..., {self.outputs_per_dim - 1}", advice
         )
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
-        """Logarithms of the categories' shares in each column."""
+    def features(self, x: Rows) -> Float[Tensor, "N E"]:
+        """For each entry C numbers, of which that of its category is one and the others zero."""
         numbers = torch.arange(self.outputs_per_dim, device=x.device)
-        chosen = (x[..., None] == numbers).to(x).flatten(1)  # (N, D C)
-        seen = None if mask is None else mask.repeat_interleave(self.outputs_per_dim, 1)
-        shares, half = column_means(chosen, seen)
-        return torch.maximum(shares, half).log()
+        return (x[..., None] == numbers).to(x).flatten(1)
+
+    def outputs_at(
+        self, means: Float[Tensor, " E"], half: Float[Tensor, " E"]
+    ) -> Float[Tensor, " E"]:
+        """Logarithms of the categories' shares in each column."""
+        return torch.maximum(means, half).log()
 
 
 class Poisson(_CellByCell):
-    """x | z ~ Poisson(exp G(z)), for counts."""
+    """x | z ~ Poisson(exp G(z)), for counts; encoders made for it are given log(1 + x)."""
+
+    counts = True
 
     def cells(self, outputs: Outputs) -> Density:
         """Poisson with these log-rates."""
@@ -186,9 +198,11 @@ class Poisson(_CellByCell):
         """
         _check_counts(x, mask)
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+    def outputs_at(
+        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
         """Logarithms of the columns' means."""
-        return torch.maximum(*column_means(x, mask)).log()
+        return torch.maximum(means, half).log()
 
 
 class Multinomial(Likelihood):
@@ -201,6 +215,7 @@ class Multinomial(Likelihood):
         total_count: n of rows that are drawn where there is no x (``sample``, ``decode``).
     """
 
+    counts = True
     partial = False
 
     def __init__(self, total_count: int | None = None) -> None:
@@ -241,10 +256,11 @@ class Multinomial(Likelihood):
             _refuse_holes(mask)
         _check_counts(x, mask)
 
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+    def outputs_at(
+        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    ) -> Float[Tensor, " D"]:
         """Logarithms of the columns' shares in all counts."""
-        total = x.sum()
-        return (torch.maximum(x.sum(0), x.new_tensor(0.5)) / total.clamp(min=1)).log()
+        return (torch.maximum(means, half) / means.sum().clamp(min=2 * half[0])).log()
 
 
 def _check_unit_interval(x: Tensor, mask: Tensor | None) -> None:
@@ -266,8 +282,7 @@ def _refuse_holes(mask: Tensor) -> None:
         )
 
 
-def _inner_means(x: Tensor, mask: Tensor | None) -> Tensor:
-    means, half = column_means(x, mask)
+def _inner(means: Tensor, half: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(means, half), 1 - half)
 
 

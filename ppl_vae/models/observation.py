@@ -28,6 +28,10 @@ class Likelihood(Program):
     """Whether there is something to learn from a look at all rows, in :meth:`survey`."""
     partial: bool = True
     """Whether cells of a row may be left out, by a mask."""
+    counts: bool = False
+    """Whether x holds counts, of which an encoder is given log(1 + x)."""
+    bounded: bool = False
+    """Whether x lies in 0..1, where an encoder's inputs are centred and need no common scale."""
 
     @abstractmethod
     def forward(
@@ -56,15 +60,42 @@ class Likelihood(Program):
             ValueError: if some do not; the message counts them and says what would do.
         """
 
+    def features(self, x: Rows) -> Float[Tensor, "N E"]:
+        """What the means of :meth:`outputs_at` are taken of: E / D numbers for each entry of x."""
+        return x
+
     @abstractmethod
-    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
-        """Outputs at which the mean of x given z is the mean of x's observed entries.
+    def outputs_at(
+        self, means: Float[Tensor, " E"], half: Float[Tensor, " E"]
+    ) -> Float[Tensor, " O"]:
+        """Outputs at which the mean of the features given z is this.
 
         A mean on the edge of the support, where there are no such outputs, counts as half an
         entry from it.
 
+        Args:
+            means: of the features' observed entries.
+            half: half an entry's share in each mean.
+        """
+
+    def start(self, x: Rows, mask: Mask | None = None) -> Float[Tensor, " O"]:
+        """Outputs at which the mean of x given z is the mean of x's observed entries.
+
         Raises:
             ValueError: if a column has nothing observed.
+        """
+        features = self.features(x)
+        each = features.shape[1] // x.shape[1]
+        observed = None if mask is None else mask.repeat_interleave(each, 1)
+        return self.outputs_at(*column_means(features, observed))
+
+    def standardize(self, loc: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> None:
+        """Take outputs to be in units of the columns, (x - loc) / scale, from now on.
+
+        Where outputs are natural parameters, which have no units, nothing changes.
+
+        Args:
+            loc, scale: mean and standard deviation of each column.
         """
 
     def sized(self, data_dim: int) -> None:

@@ -5,16 +5,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from ppl_vae.arguments import at_least
+from ppl_vae.arguments import ArrayLike, at_least
+from ppl_vae.blocks import RowBlocks, RowSource
 from ppl_vae.families import num_scale_outputs
 from ppl_vae.guides import num_encoder_inputs
 from ppl_vae.models.decoded import DecoderModel
 from ppl_vae.models.gaussian import Gaussian
 from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp
 from ppl_vae.models.observation import Likelihood
+from ppl_vae.models.standardization import Start, make_inputs, scale_notes
 from ppl_vae.program import Density, ProgramLike
 from ppl_vae.state import seeded
+
+ADVICE = (
+    "this VAE takes them as they are, and one step size does not suit them all; if they are in "
+    "different units, VAE.like(x, latent_dim) standardises them inside, with log p in the units "
+    "of x"
+)
+"""What would have helped a fit to columns of mixed units."""
 
 
 class VAE(DecoderModel):
@@ -32,6 +44,8 @@ class VAE(DecoderModel):
         covariance: the family of the guide made from ``encoder``.
         missing: what that encoder sees of a hole, ``"zeros"`` or ``"zeros+mask"``, see
             :class:`~ppl_vae.guides.AmortizedGuide`.
+        inputs: a map of rows of x to what that encoder is given instead of them; by default x
+            itself.
 
     References:
         Kingma, Welling: Auto-Encoding Variational Bayes (2014).
@@ -53,6 +67,7 @@ class VAE(DecoderModel):
         guide: ProgramLike | None = None,
         covariance: str = "diagonal",
         missing: str = "zeros",
+        inputs: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(
             decoder=decoder,
@@ -63,6 +78,7 @@ class VAE(DecoderModel):
             guide=guide,
             covariance=covariance,
             missing=missing,
+            inputs=inputs,
         )
 
     def prior(self) -> Density:
@@ -80,6 +96,7 @@ class VAE(DecoderModel):
         activation: str = "relu",
         covariance: str = "diagonal",
         missing: str = "zeros",
+        inputs: str = "auto",
         seed: int | None = None,
     ) -> Self:
         """A VAE whose encoder and decoder are multilayer perceptrons.
@@ -92,25 +109,125 @@ class VAE(DecoderModel):
             covariance: the guide's family.
             missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
                 it has 2 D inputs.
+            inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
+                ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
+                overflow it, and x of everything else; ``"standardized"``, x standardised as
+                :meth:`like` does it, once :meth:`center` has seen the data.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
         outputs = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
-        inputs = num_encoder_inputs(missing, data_dim)
+        seen = num_encoder_inputs(missing, data_dim)
         width = data_dim * likelihood.outputs_per_dim
         with seeded(seed):
-            encoder = mlp(inputs, outputs, hidden, activation=activation)
+            encoder = mlp(seen, outputs, hidden, activation=activation)
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
-        family: dict[str, Any] = {
-            "latent_dim": latent_dim,
-            "covariance": covariance,
-            "missing": missing,
-        }
-        vae = cls(
-            encoder=encoder, decoder=decoder, likelihood=likelihood, data_dim=data_dim, **family
-        )
         sizes = {"data_dim": data_dim, "hidden": list(hidden), "activation": activation}
-        vae._config = sizes | family
+        return cls._of_networks(
+            encoder, decoder, likelihood, data_dim, latent_dim, covariance, missing, inputs, sizes
+        )
+
+    @classmethod
+    def _of_networks(
+        cls,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        data_dim: int,
+        latent_dim: int,
+        covariance: str,
+        missing: str,
+        inputs: str,
+        sizes: dict[str, Any],
+    ) -> Self:
+        name, given = make_inputs(inputs, likelihood, data_dim)
+        vae = cls(
+            encoder=encoder,
+            decoder=decoder,
+            likelihood=likelihood,
+            data_dim=data_dim,
+            latent_dim=latent_dim,
+            covariance=covariance,
+            missing=missing,
+            inputs=given,
+        )
+        family = {"latent_dim": latent_dim, "covariance": covariance, "missing": missing}
+        vae._config = sizes | family | {"inputs": name}
+        return vae
+
+    @classmethod
+    def like(
+        cls,
+        x: RowSource,
+        latent_dim: int,
+        *,
+        hidden: Sequence[int] = (128,),
+        likelihood: Likelihood | None = None,
+        activation: str = "relu",
+        covariance: str = "diagonal",
+        missing: str = "zeros",
+        mask: ArrayLike | None = None,
+        seed: int | None = None,
+    ) -> Self:
+        """A VAE of :meth:`mlp` for a table in any units: of x's width, dtype and device.
+
+        Its networks work in standard units, and its buffers hold the way there: the encoder is
+        given (x - mean) / sd of each column, and the decoder's outputs are in the same units. Raw
+        rows go in, and draws, reconstructions and log p are in the units of x: from c_d x_d in
+        place of x_d one gets, with the same seed, the same fit with log p lower by sum_d log c_d.
+
+        ================================  ==================================  =================
+        likelihood                        the encoder is given                the decoder starts
+        ================================  ==================================  =================
+        ``Gaussian``                      (x - mean) / sd                     at the means
+        ``Poisson``, ``Multinomial``      log(1 + x), standardised            at the means
+        ``Bernoulli``,                    x - mean                            at the means
+        ``ContinuousBernoulli``
+        ``Categorical``                   (x - mean) / sd                     at the shares
+        ================================  ==================================  =================
+
+        A missing value is zero after standardisation: the mean of its column. A constant column
+        cannot be standardised; it keeps its units, and ``notes`` says so.
+
+        Args:
+            x: a matrix, a memory map, or an iterable of blocks of rows, which is read once; NaN
+                is a missing value.
+            latent_dim: K.
+            hidden, activation, covariance, missing: as for :meth:`mlp`.
+            likelihood: by default ``Gaussian("shared")``, which starts with half of each column's
+                variance as noise. A learned or optimal sigma, its ``initial`` and its ``floor``
+                are in standard deviations of the columns: one sigma for columns of several units.
+                A sigma that is given as a number stays in the units of x.
+            mask: True where observed.
+            seed: of the initial weights.
+
+        Raises:
+            ValueError: if x is not in the likelihood's support; if a row or a column has nothing
+                observed; if a column's standard deviation overflows x's dtype.
+
+        Example:
+            >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+            >>> vae = VAE.like(x * torch.tensor([1e-3, 1.0, 1e3]), latent_dim=2, seed=0)
+            >>> vae.guide.inputs.scale.shape
+            torch.Size([3])
+        """
+        # Noise of half the variance leaves the latent variables something to explain.
+        likelihood = Gaussian("shared", initial=0.5**0.5) if likelihood is None else likelihood
+        start = Start.of(blocks := RowBlocks(x, mask), likelihood)
+        vae = cls.mlp(
+            len(start.columns.mean),
+            latent_dim,
+            hidden=hidden,
+            likelihood=likelihood,
+            activation=activation,
+            covariance=covariance,
+            missing=missing,
+            inputs="standardized",
+            seed=seed,
+        )
+        dtype = torch.promote_types(blocks.dtype, torch.float32)
+        vae = vae.to(device=start.columns.mean.device, dtype=dtype)
+        vae._begin(start)
         return vae
 
     @classmethod
@@ -124,6 +241,7 @@ class VAE(DecoderModel):
         activation: str = "relu",
         covariance: str = "diagonal",
         missing: str = "zeros",
+        inputs: str = "auto",
         seed: int | None = None,
     ) -> Self:
         """A VAE whose encoder and decoder are convolutional; data stay flat rows.
@@ -138,6 +256,10 @@ class VAE(DecoderModel):
             covariance: the guide's family.
             missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
                 its images have 2 C channels.
+            inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
+                ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
+                overflow it, and x of everything else; ``"standardized"``, x standardised as
+                :meth:`like` does it, once :meth:`center` has seen the data.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
@@ -151,18 +273,28 @@ class VAE(DecoderModel):
         with seeded(seed):
             encoder = conv_encoder(seen, codes, channels, activation=activation)
             decoder = conv_decoder(latent_dim, image_shape, channels[::-1], **how)
-        family: dict[str, Any] = {
-            "latent_dim": latent_dim,
-            "covariance": covariance,
-            "missing": missing,
-        }
-        data_dim = math.prod((depth, *area))
-        vae = cls(
-            encoder=encoder, decoder=decoder, likelihood=likelihood, data_dim=data_dim, **family
-        )
         sizes = {"image_shape": [depth, *area], "channels": list(channels)}
-        vae._config = sizes | family | {"activation": activation, "networks": "conv"}
-        return vae
+        sizes |= {"activation": activation, "networks": "conv"}
+        data_dim = math.prod((depth, *area))
+        return cls._of_networks(
+            encoder, decoder, likelihood, data_dim, latent_dim, covariance, missing, inputs, sizes
+        )
+
+    def notes_on(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> list[str]:
+        """Whether a fit to x would have needed :meth:`like`: empty if not.
+
+        Only a Gaussian's outputs are in the units of x. Images are in one unit.
+
+        Args:
+            x: rows; anything in missing values.
+            mask: True where observed.
+        """
+        likelihood = self.likelihood
+        if not isinstance(likelihood, Gaussian) or likelihood.unit is not None:
+            return []
+        if (self._config or {}).get("networks") == "conv":
+            return []
+        return scale_notes(x, mask, ADVICE)
 
     def config(self) -> dict[str, Any] | None:
         """The arguments of :meth:`mlp`, or of :meth:`conv` and ``networks="conv"``.

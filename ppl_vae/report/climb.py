@@ -35,6 +35,8 @@ class Climb:
         latent_dim: K.
         names: of the rungs asked for.
         seed: of everything that is drawn.
+        scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
+            :func:`ppl_vae.data.choose_scaling`.
         out: folder for what is written.
         as_json: print results.json on standard output and nothing else.
     """
@@ -43,6 +45,7 @@ class Climb:
     latent_dim: int
     names: list[str]
     seed: int
+    scale: str
     out: Path
     as_json: bool
 
@@ -90,6 +93,8 @@ class Climb:
             latent_dim=self.latent_dim,
             rungs=self.names,
             columns=self.table.columns,
+            scale=self.scale,
+            image_shape=self.table.image_shape,
             about=about,
             seed=self.seed,
             on_rung=self._keep,

@@ -241,7 +241,8 @@ def spectrum(spectrum_: Spectrum, ax: Axes | None = None) -> Axes:
     log_scale(ax, "y")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("principal axis")
-    ax.set_ylabel("variance, squared units of the data")
+    unit = "standard deviations" if spectrum_.standardized else "units of the data"
+    ax.set_ylabel(f"variance, squared {unit}")
     title(ax, "Axes above the noise")
     legend_below(ax, 2)
     return ax

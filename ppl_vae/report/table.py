@@ -101,6 +101,7 @@ def legend(about: Mapping[str, Any]) -> str:
     """What the columns of a ladder's table mean, which is about this."""
     holes = " Missing cells are integrated out: what is scored is what was observed."
     points = any(name in RUNGS and RUNGS[name].q == POINT for name in about["rungs"])
+    standard = " Sigma is in standard deviations of the columns, which were standardised."
     implied = (
         " An autoencoder, whose q is a point, has no bound: its log p is that of the Gaussian "
         "which its codes and its squared error imply."
@@ -112,7 +113,8 @@ def legend(about: Mapping[str, Any]) -> str:
         "approximation gap, the price of q's family, + amortization gap, the price of how q is "
         f"found; measured on {about['gap_rows']} training rows. Held out: log p of the test rows, "
         "± standard error over them. Angle: the largest principal angle to "
-        f"{about['reference']}, in degrees.{implied * points}{holes * (about['num_missing'] > 0)}"
+        f"{about['reference']}, in degrees.{standard * (about.get('scale') == 'standardize')}"
+        f"{implied * points}{holes * (about['num_missing'] > 0)}"
     )
 
 
