@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.arguments import ArrayLike
-from ppl_vae.evaluation.collapse import ACTIVE
 from ppl_vae.evaluation.compare import FEW_RELIABLE
 from ppl_vae.evaluation.estimates import LogLikelihood
+from ppl_vae.evaluation.latent_use import ACTIVE
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.predictive import encode
 from ppl_vae.program import ProgramLike
