@@ -268,9 +268,10 @@ class HoledPosition(Position):
         usual = self.holes.columns.variance.mean()
         if not bool((variance > VANISHED * usual).all()):
             raise ValueError(
-                f"latent_dim={self.loadings.shape[1]} leaves no noise: what was observed of x "
-                "lies in so many dimensions, and the likelihood has no maximum; take a smaller "
-                "latent_dim"
+                f"latent_dim={self.loadings.shape[1]} leaves no noise, or too little for float64 "
+                f"({float(variance.min()):.1g} beside a column variance of {float(usual):.1g}): "
+                "what was observed of x lies in so many dimensions, and the likelihood has no "
+                "maximum; take a smaller latent_dim"
             )
 
     def _bound(
