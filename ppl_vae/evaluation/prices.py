@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.arguments import at_least, choose_option
+from ppl_vae.arguments import ArrayLike, at_least, choose_option
 from ppl_vae.families import FAMILIES
 from ppl_vae.results import Result
 
@@ -31,7 +30,7 @@ UNKNOWN = Price(math.nan, math.nan)
 
 
 def ppca_price(
-    eigenvalues: Float[Tensor, " D"] | Sequence[float], latent_dim: int, covariance: str
+    eigenvalues: ArrayLike | Sequence[float], latent_dim: int, covariance: str
 ) -> Price:
     """The price of a family of q in PPCA fitted to complete data.
 
