@@ -53,7 +53,7 @@ def test_a_fit_ends_where_its_tolerance_is_met_or_says_what_was_still_gained(x):
     assert fit.stopped.endswith("gained less than 0.05 nats per datum")
     values, _ = oracles.sample_spectrum(x.numpy())
     best = oracles.closed_form_log_likelihood(values, 2)
-    assert float(ppca.log_likelihood(x).mean()) == pytest.approx(best, abs=0.05)
+    assert float(ppca.log_likelihood(x).detach().mean()) == pytest.approx(best, abs=0.05)
     *_, convergence, told = fitted(x, ExactGuide, tolerance=1e-12)
     assert not convergence.met and told[-1] == 140
     assert str(convergence).startswith("the last 80 steps still gained ")
@@ -79,10 +79,10 @@ def test_the_first_move_of_a_row_is_its_learning_rate_times_its_rarity(x, batch_
 
 
 def test_free_qs_in_minibatches_come_near_the_optimum(x):
-    """Ten times as rarely drawn, as near: at the pace of before it ended 2 nats short."""
+    """Where rows moved as little as other parameters, the bound ended 1.97 nats short."""
     guide, ppca = MeanFieldGuide(60, 2).double(), PPCA.like(x, 2, seed=0)
     fit_svi(
-        ppca.model, guide, x, steps=600, batch_size=6, lr=0.01, seed=0, capture=False,
+        ppca.model, guide, x, steps=500, batch_size=6, lr=0.02, seed=0, capture=False,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
     )  # fmt: skip
     values, _ = oracles.sample_spectrum(x.numpy())
@@ -113,9 +113,11 @@ def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     assert all(math.isnan(row.price) for row in found.rows)  # unknown with missing values
 
 
-def excesses(x, latent_dim, settings):
-    names = ["pca", "linear-autoencoder", "per-datum-svi", "exact-svi", "linear-amortized",
-             "deep-amortized", "isotropic-q", "unit-q"]  # fmt: skip
+QUICK = ("pca", "linear-autoencoder", "linear-amortized", "isotropic-q", "unit-q")
+STAGES = (*QUICK, "per-datum-svi", "exact-svi", "deep-amortized")
+
+
+def excesses(x, latent_dim, settings, names=STAGES):
     found = run_lineage(x, latent_dim=latent_dim, rungs=names, settings=settings)
     for row in found.rows:
         print(row.rung, row.loss, row.excess, row.fit.steps, row.convergence)
@@ -131,9 +133,9 @@ def check(found, tolerance):
 def test_stages_that_met_their_tolerance_are_that_close_to_theory():
     x = oracles.simulate_ppca((16, 8), 1, 120, 6, seed=0)
     settings = Settings(steps=350, gap_rows=120, draws=50, refine=5)
-    found = excesses(x, 2, settings)
+    found = excesses(x, 2, settings, QUICK)
     check(found, settings.tolerance)
-    assert sum(row.convergence.met for row in found.rows) >= 6
+    assert all(row.convergence.met for row in found.rows)
 
 
 @pytest.mark.slow

@@ -234,6 +234,6 @@ def test_the_command_takes_a_real_table_with_holes(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "419 of 8008 cells missing" in shown.output
     assert "note: closed-form is left out: with holes" in shown.output
-    assert "PPCA's optimum, where PX-EM ends, is reached by px-em" in shown.output
+    assert "PPCA's best known optimum, where PX-EM ends, is reached by px-em" in shown.output
     about = json.loads((tmp_path / "results.json").read_text())["about"]
     assert about["num_missing"] == 419 and about["rungs"] == ["px-em"]
