@@ -92,7 +92,7 @@ def test_only_what_needs_complete_data_is_left_out_and_why_is_said(lineage):
     text = legend(lineage.about)
     assert "angle to where PX-EM ends" in text and "what is scored is what was observed" in text
     sentences = " ".join(verdict(lineage))
-    assert "PPCA's optimum, where PX-EM ends, is reached by" in sentences
+    assert "PPCA's best known optimum, where PX-EM ends, is reached by" in sentences
 
 
 def test_the_reference_is_the_optimum_in_the_units_of_the_data(lineage, optimum):
