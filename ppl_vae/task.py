@@ -53,7 +53,7 @@ class Settings:
     lr: float = 1e-2
     patience: int = 20
     tolerance: float = 0.05
-    linear_batch_size: int = 2048
+    linear_batch_size: int = 512
     linear_lr: float = 0.1
     encoder_lr: float = 0.03
     gap_rows: int = 500
