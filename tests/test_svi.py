@@ -440,7 +440,7 @@ def test_the_optimizers_moments_of_a_row_wait_for_its_batch(small):
 
 
 def test_the_first_step_of_a_row_is_adams_first(small):
-    """The learning rate times the gradient's sign; twice that, as a row is drawn every other step."""
+    """The learning rate times the gradient's sign, and N / B = 2 times that."""
     ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
     fit_svi(ppca.model, guide, small, batch_size=20, steps=1, lr=0.05, seed=0)
     moved = guide.loc.detach().abs()
