@@ -152,6 +152,7 @@ def test_on_digits_stages_are_as_close_to_theory_as_they_say():
     assert all(row.excess < 0.4 for row in found.rows)
 
 
+@pytest.mark.slow
 def test_the_table_is_consistent_after_each_stage_whichever_fit_is_best():
     """With EM that ends at a saddle point PX-EM was 0.57 nats short of plain EM here."""
     rng = np.random.default_rng(2)
