@@ -23,8 +23,9 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.pictured import Pictured
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import Result
-from ppl_vae.rungs import RUNGS, Settings, Task
+from ppl_vae.rungs import RUNGS
 from ppl_vae.state import threads
+from ppl_vae.task import Settings, Task
 from ppl_vae.tiles import Tiles
 
 ACROSS = 8
@@ -154,7 +155,8 @@ class _Builder:
             settings,
             self.seed,
         )
-        self.best = self.task.optimum()
+        reference = lineage.pairs.get(lineage.reference) if lineage.reference in RUNGS else None
+        self.best: PPCA = owner_of(reference[0]) if reference else self.task.optimum()
         self.left_out: list[str] = []
         self.pictured = self._pictured()
 

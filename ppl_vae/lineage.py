@@ -5,6 +5,7 @@ of the data as given. PPCA's log p is exact; that of a nonlinear decoder is esti
 sampling with a refined full-covariance Gaussian a datum.
 """
 
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,15 +19,17 @@ from torch import Tensor
 from ppl_vae.arguments import ArrayLike, as_matrix, check_rows_seen, choose_option
 from ppl_vae.blocks import RowBlocks
 from ppl_vae.data import SCALES, Scaling, Split, Units, choose_scaling, split
-from ppl_vae.measured import Ground, Row, is_per_datum
+from ppl_vae.measured import Ground, Reference, Row, is_per_datum
 from ppl_vae.models.columns import CONSTANT_COLUMNS, Columns
 from ppl_vae.models.moments import summarize
 from ppl_vae.program import ProgramLike, as_observed, owner_of
 from ppl_vae.results import Result, plain
-from ppl_vae.rungs import RUNGS, Fitted, Rung, Settings, Task, left_out
+from ppl_vae.rungs import RUNGS, Fitted, Rung, left_out
 from ppl_vae.state import threads
+from ppl_vae.task import Settings, Task
 
-CLOSED_FORM, WHERE_PX_EM_ENDS = "the closed form", "where PX-EM ends"
+CLOSED_FORM = "closed-form"
+REFERENCES = {CLOSED_FORM: "the closed form", "px-em": "where PX-EM ends"}
 LISTED = 10
 """So many columns are named in a note; ``about`` has all."""
 
@@ -45,8 +48,12 @@ class Lineage(Result):
 
     Attributes:
         rows: one a rung, in order.
-        optimum: the best log p that PPCA can reach on the training rows, in nats a datum; with
-            holes, where PX-EM ends.
+        optimum: the best log p that PPCA is known to reach on the training rows, in nats per
+            datum: the highest exact log p of all its fits.
+        reference: the stage whose fit that is. At first it is ``"closed-form"``, or with missing
+            values ``"px-em"``, whether that stage is asked for or not; a better fit takes its
+            place, and all shortfalls and angles are those to the present one.
+        reference_gain: how far it is above the first one, in nats per datum.
         about: the data, the split, the settings, versions.
         pairs: the fitted pairs by rung, in the internal units (``extra`` pairs: in the data's).
         data: the split, in the data's units.
@@ -58,6 +65,8 @@ class Lineage(Result):
     rows: tuple[Row, ...]
     optimum: float
     about: dict[str, Any]
+    reference: str = CLOSED_FORM
+    reference_gain: float = 0.0
     pairs: dict[str, tuple[ProgramLike, ProgramLike]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -76,7 +85,7 @@ class Lineage(Result):
     @property
     def exact_optimum(self) -> bool:
         """Whether the optimum is that of the closed form."""
-        return self.about.get("reference", CLOSED_FORM) == CLOSED_FORM
+        return self.reference == CLOSED_FORM
 
     def notes(self) -> list[str]:
         """What a person should know: rungs left out, constant columns, each fit's note once."""
@@ -95,14 +104,16 @@ class Lineage(Result):
         return found + [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
     def to_dict(self) -> dict[str, Any]:
-        """``about``, the optimum and the rows, as JSON can hold them."""
-        return {name: plain(getattr(self, name)) for name in ("about", "optimum", "rows")}
+        """``about``, the optimum, its reference and the rows, as JSON can hold them."""
+        names = ("about", "optimum", "reference", "reference_gain", "rows")
+        return {name: plain(getattr(self, name)) for name in names}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """The lineage without its pairs and data, from what :meth:`to_dict` gave."""
         rows = tuple(Row.from_dict(row) for row in content["rows"])
-        return cls(rows, content["optimum"], content["about"])
+        reference = content["reference"], content["reference_gain"]
+        return cls(rows, content["optimum"], content["about"], *reference)
 
 
 def run_lineage(
@@ -172,7 +183,7 @@ def run_lineage(
     settings = settings or Settings()
     task = Task(data.train, data.val, latent_dim, settings, seed)
     own = Ground.of(task, data.test, units)
-    outer = Ground.of(task, data.test, Units.none(data.train)) if extra else own
+    outer = Ground.of(task, data.test, Units.none(data.train))
     without = left_out([rung.name for rung in chosen], bool(x.isnan().any()))
     steps = [(rung, own) for rung in chosen if rung.name not in without]
     steps += [(_extra_rung(name, *pair), outer) for name, pair in extra.items()]
@@ -182,11 +193,13 @@ def run_lineage(
         told = _about(data, seen, names, latent_dim, settings, seed) | dict(about or {})
         told |= {"rungs": [rung.name for rung, _ in steps], "left_out": without}
         told |= _about_scaling(scaling, bool(extra))
-        told["reference"] = WHERE_PX_EM_ENDS if task.holes else CLOSED_FORM
-        result = Lineage((), own.best, told, {}, data, units)
+        known = _Known.of(own, outer, [rung.name for rung, ground in steps if ground is not own])
+        result = known.table(Lineage((), math.nan, told, data=data, units=units))
         for rung, ground in steps:
             result = _climbed(result, rung, ground, watch or _unwatched)
-            told["seconds"] = time.perf_counter() - started
+            known = known.with_last(result)
+            result = known.table(result)
+            result.about["seconds"] = time.perf_counter() - started
             if on_rung is not None:
                 on_rung(result)
     return result
@@ -204,6 +217,52 @@ def _climbed(result: Lineage, rung: Rung, ground: Ground, watch: Watch) -> Linea
     row = ground.measure(rung, fitted)
     pairs = result.pairs | {rung.name: (fitted.model, fitted.guide)}
     return replace(result, rows=(*result.rows, row), pairs=pairs)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The best fits of PPCA so far.
+
+    Attributes:
+        inner: of the stages, in the internal units.
+        outer: of the pairs of one's own, in the data's units. None where both have one scale for
+            all columns: it is the same model then, and has one reference.
+        apart: the names of these pairs, if they have a reference of their own.
+    """
+
+    inner: Reference
+    outer: Reference | None
+    apart: frozenset[str]
+
+    @classmethod
+    def of(cls, own: Ground, outer: Ground, extra: list[str]) -> Self:
+        scale = own.units.scale.flatten()
+        if not extra or bool((scale == scale[0]).all()):
+            return cls(own.reference(), None, frozenset())
+        return cls(own.reference(), outer.reference(), frozenset(extra))
+
+    def _of(self, name: str) -> Reference:
+        return self.outer if self.outer is not None and name in self.apart else self.inner
+
+    def with_last(self, result: Lineage) -> Self:
+        """With the fit of the table's last row, if it is better."""
+        row = result.rows[-1]
+        model, reference = result.pairs[row.rung][0], self._of(row.rung)
+        better = reference.or_better(reference.seen_by(row, model), model)
+        return replace(self, **{"inner" if reference is self.inner else "outer": better})
+
+    def table(self, result: Lineage) -> Lineage:
+        """The table with all distances to these references."""
+        rows = [self._of(row.rung).seen_by(row, result.pairs[row.rung][0]) for row in result.rows]
+        place = REFERENCES.get(self.inner.name, f"where {self.inner.name} ends")
+        return replace(
+            result,
+            rows=tuple(rows),
+            optimum=self.inner.log_p,
+            about=result.about | {"reference": place},
+            reference=self.inner.name,
+            reference_gain=self.inner.gain,
+        )
 
 
 def _unwatched(rung: str, doing: str, done: int, total: int) -> None:
@@ -267,7 +326,11 @@ def _about_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
 
 def _extra_rung(name: str, model: ProgramLike, guide: ProgramLike) -> Rung:
     def climb(task: Task) -> Fitted:
-        return Fitted(model, guide, task.svi(model, guide, early_stopping=not is_per_datum(guide)))
+        if is_per_datum(guide):
+            found = task.to_tolerance(model, guide, task.settings.encoder_lr)
+        else:
+            found = task.stopped_early(model, guide)
+        return Fitted(model, guide, *found)
 
     def label(program: ProgramLike) -> str:
         owner = owner_of(program)

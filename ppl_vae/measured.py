@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -12,16 +13,22 @@ from ppl_vae.evaluation.ascent import Ascent
 from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
 from ppl_vae.evaluation.gaps import Gaps, gaps
 from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.prices import UNKNOWN, Price, ppca_price
 from ppl_vae.evaluation.subspace import subspace
+from ppl_vae.inference.cycles import Convergence
 from ppl_vae.models.columns import CONSTANT_COLUMNS
+from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.standardization import MIXED_COLUMNS
 from ppl_vae.objectives import elbo
 from ppl_vae.program import ProgramLike, owner_of
 from ppl_vae.results import Curve, FitResult, Result
-from ppl_vae.rungs import Fitted, Rung, Task
+from ppl_vae.rungs import NONLINEAR, Fitted, Rung
+from ppl_vae.task import Task
 
 ELBO_DRAWS = 20
+ROUNDING = 1e-9
+"""A fit is better than the reference if log p is more than so many nats per datum above it."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,17 @@ class Row(Result):
         amortization: ELBO[q*] - ELBO[q], the price of how q is found.
         approximation_error, amortization_error: their standard errors, over the rows they are
             measured on, Monte Carlo part included.
-        shortfall: by how much log p falls short of the best that the model can reach on the
-            training rows; NaN where that is not known.
+        shortfall: by how much log p falls short of the best that PPCA of this latent_dim is known
+            to reach on the training rows; NaN for other models.
+        price: what theory says that :attr:`loss` is at the optimum of q's family; NaN where
+            nothing is known.
+        log_p_price: the same of ``shortfall``.
         test_log_p: on the held-out rows.
         noise_scale: of x given z, in the data's units; where each column was standardised, in
             standard deviations of the columns; NaN if the model has no such number.
         angle: largest principal angle to PPCA's optimum, in degrees; NaN for nonlinear decoders.
         fit: how the fit went, its objectives in the data's units.
+        convergence: whether it went on until its tolerance was met.
         curve: the fit's objective for the eye.
         ascent: bound and log p as they rose, for rungs in which both are exact.
         held_out: log p of each scored test row; None where the guide has no q for them.
@@ -79,13 +90,63 @@ class Row(Result):
     approximation_error: float
     amortization_error: float
     shortfall: float
+    price: float
+    log_p_price: float
     test_log_p: Measure
     noise_scale: float
     angle: float
     fit: FitResult
+    convergence: Convergence
     curve: Curve
     ascent: Ascent | None
     held_out: LogLikelihood | None
+
+    @property
+    def loss(self) -> float:
+        """By how much the ELBO falls short of the best log p that PPCA is known to reach; log p,
+        where there is no bound. NaN where that best log p is not known.
+        """
+        gap = self.approximation + self.amortization
+        return self.shortfall + (0.0 if math.isnan(gap) else gap)
+
+    @property
+    def excess(self) -> float:
+        """The loss beyond what theory says that q's family costs; NaN where that is unknown."""
+        return self.loss - (self.log_p_price if math.isnan(self.elbo) else self.price)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The best fit of PPCA to the training rows that is known.
+
+    Attributes:
+        name: of the stage whose fit it is.
+        ppca: the fit.
+        log_p: its exact log p, in nats per datum, in the data's units.
+        gain: how far that is above the fit which was the reference at first.
+    """
+
+    name: str
+    ppca: PPCA
+    log_p: float
+    gain: float = 0.0
+
+    def or_better(self, row: Row, model: ProgramLike) -> "Reference":
+        """This one, or the fit of a row, if that is better."""
+        if not row.shortfall < -ROUNDING:
+            return self
+        return Reference(
+            row.rung, owner_of(model), row.log_p.value, self.gain + row.log_p.value - self.log_p
+        )
+
+    def seen_by(self, row: Row, model: ProgramLike) -> Row:
+        """The row with its distances to this reference."""
+        ppca = owner_of(model)
+        if not isinstance(ppca, PPCA):
+            return row
+        same = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
+        shortfall = self.log_p - row.log_p.value if same else math.nan
+        return replace(row, shortfall=shortfall, angle=subspace(self.ppca, ppca).largest_angle)
 
 
 def is_per_datum(guide: ProgramLike) -> bool:
@@ -101,17 +162,32 @@ class Ground:
     task: Task
     test: Tensor
     units: Units
-    reference: PPCA
 
     @classmethod
     def of(cls, task: Task, test: Tensor, units: Units) -> Self:
-        """The ground in these units with its reference, PPCA's optimum; all rows in the data's."""
+        """The ground in these units, of rows in the data's."""
         train, val = units.apply(task.train), units.apply(task.val)
-        task = replace(task, train=train, val=val)
-        return cls(task, units.apply(test), units, task.optimum())
+        return cls(replace(task, train=train, val=val), units.apply(test), units)
+
+    def reference(self) -> Reference:
+        """The one to begin with: the closed form, or with missing values PX-EM's end."""
+        ppca = self.task.optimum()
+        log_p = float(ppca.log_likelihood(self.task.train).detach().mean())
+        return Reference(self.task.reference, ppca, log_p + self._shift(self.task.train))
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Of the sample covariance of the training rows, which are complete, (D,)."""
+        return SampleCovariance.of(self.task.train).eigh()[0]
+
+    def price(self, family: str) -> Price:
+        """What theory says that this family of q costs PPCA."""
+        if family == NONLINEAR or self.task.holes:
+            return UNKNOWN
+        return ppca_price(self.eigenvalues, self.task.latent_dim, family)
 
     def measure(self, rung: Rung, fitted: Fitted) -> Row:
-        """The rung's row of the table."""
+        """The stage's row of the table, which no reference has seen."""
         owner = owner_of(fitted.model)
         ppca = owner if isinstance(owner, PPCA) else None
         exact = None if ppca is None else ppca.log_likelihood(self.task.train).detach()
@@ -119,6 +195,7 @@ class Ground:
         log_p, elbo = self._training(fitted, found, exact)
         bounded = 0.0 if fitted.bounded else math.nan
         held_out = self._held_out(fitted, ppca)
+        price = self.price(rung.family)
         fit = self._in_data_units(fitted.fit)
         return Row(
             rung=rung.name,
@@ -131,11 +208,14 @@ class Ground:
             amortization=found.amortization + bounded,
             approximation_error=found.approximation_error + bounded,
             amortization_error=found.amortization_error + bounded,
-            shortfall=self.best - log_p.value if ppca else math.nan,
+            shortfall=math.nan,
+            price=price.bound,
+            log_p_price=price.log_p,
             test_log_p=_mean_held_out(held_out),
             noise_scale=_noise_scale(owner) * self.units.common_scale,
-            angle=subspace(self.reference, ppca).largest_angle if ppca else math.nan,
+            angle=math.nan,
             fit=fit,
+            convergence=fitted.convergence,
             curve=fit.curve(),
             ascent=fitted.ascent and fitted.ascent.shifted(self._shift(self.task.train)),
             held_out=held_out,
@@ -185,12 +265,6 @@ class Ground:
         return Measure(
             bound + gap, found.total_error, found.estimate.share_reliable, "estimated"
         ), bound
-
-    @property
-    def best(self) -> float:
-        """The best log p of PPCA on the training rows, in the data's units."""
-        best = self.reference.log_likelihood(self.task.train).detach()
-        return float(best.mean()) + self._shift(self.task.train)
 
     def _held_out(self, fitted: Fitted, ppca: PPCA | None) -> LogLikelihood | None:
         """log p of the scored test rows, in the data's units."""

@@ -9,7 +9,8 @@ import torch
 import oracles
 from ppl_vae import run_lineage
 from ppl_vae.exhibits import exhibits
-from ppl_vae.rungs import POINT, Settings
+from ppl_vae.rungs import POINT
+from ppl_vae.task import Settings
 
 SHORT = Settings(
     steps=120,

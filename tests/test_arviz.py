@@ -42,7 +42,7 @@ from ppl_vae.interop.arviz import (
     to_arviz,
     write_netcdf,
 )
-from ppl_vae.rungs import Settings
+from ppl_vae.task import Settings
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ LAYERS = (
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),
-    ("rungs", "sparse_rungs"),
+    ("task", "rungs", "sparse_rungs"),
     ("measured", "sparse_measured"),
     ("lineage", "pictured", "sparse_ladder"),
     ("interop.", "exhibits"),

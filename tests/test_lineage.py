@@ -17,7 +17,8 @@ from ppl_vae import PPCA, VAE, AmortizedGuide, Lineage, MeanFieldGuide, digits, 
 from ppl_vae.data import split
 from ppl_vae.program import owner_of
 from ppl_vae.report.table import legend
-from ppl_vae.rungs import RUNGS, Settings
+from ppl_vae.rungs import RUNGS
+from ppl_vae.task import Settings
 
 EXACT = ("closed-form", "em", "px-em", "variational-em")
 

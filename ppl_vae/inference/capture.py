@@ -48,6 +48,7 @@ class Captured:
             loss=self._loss,
             trained=self._trained,
             tables=frozenset(k for k, p in enumerate(self._trained.parameters) if id(p) in tables),
+            table_rate=update.tables.rate,
             grad_clip=update.grad_clip,
         )
         self._prepared = False

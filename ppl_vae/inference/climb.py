@@ -110,10 +110,11 @@ class Climb:
                 f"went on from these (they gained {gained} nats per datum)",
             )
         if not self.converged:
-            notes += (
-                f"{NOT_CONVERGED}: the objective is at least {max(self.left, 0):.2g} nats per "
-                "datum below its maximum",
-            )
+            gain = self.trace.bounds[-1] - self.trace.bounds[max(-3, -len(self.trace.bounds))]
+            why = f"the last iteration still gained {gain:.2g} nats per datum"
+            if self.left > 2 * max(self.tol, self.position.rounding):
+                why = f"the objective is at least {self.left:.2g} nats per datum below its maximum"
+            notes += (f"{NOT_CONVERGED}: {why}",)
         return notes + self.position.notes()
 
 

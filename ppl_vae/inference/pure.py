@@ -136,12 +136,14 @@ class Step:
         trained: what trains, of what the programs hold.
         tables: which of the trained have a row a datum, of which a step moves its own rows only;
             the rows are the first of ``each``.
+        table_rate: by how much the moves of these rows are multiplied.
         grad_clip: largest norm of the gradient.
     """
 
     loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
     trained: Trained
     tables: frozenset[int] = frozenset()
+    table_rate: float = 1.0
     grad_clip: float | None = None
 
     def __call__(self, state: Any, inputs: Any) -> tuple[State, Tensor]:
@@ -187,7 +189,7 @@ class Step:
             if gradient is not None:
                 new = self.trained.rule.update(old[0], gradient, old[1], done, lr)
             if place in self.tables and each:
-                new = _rows_only(old, new, each[0])
+                new = _rows_only(old, new, each[0], self.table_rate)
             parameters.append(new[0])
             slots.append(new[1])
         return State(parameters, slots, done, buffers), loss.detach()
@@ -211,9 +213,10 @@ def _clipped(gradients: Sequence[Tensor | None], largest: float | None) -> list[
 
 
 def _rows_only(
-    old: tuple[Tensor, Slots], new: tuple[Tensor, Slots], rows: Tensor
+    old: tuple[Tensor, Slots], new: tuple[Tensor, Slots], rows: Tensor, rate: float
 ) -> tuple[Tensor, Slots]:
     def moved(before: Tensor, after: Tensor) -> Tensor:
         return before.index_copy(0, rows, after[rows])
 
-    return moved(old[0], new[0]), tuple(map(moved, old[1], new[1]))
+    parameter = torch.lerp(old[0], new[0], rate)
+    return moved(old[0], parameter), tuple(map(moved, old[1], new[1]))

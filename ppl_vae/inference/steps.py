@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.arguments import at_least
-from ppl_vae.inference.training import TableRows
+from ppl_vae.inference.training import TableRows, table_rate
 from ppl_vae.objectives import ELBO, IWAE, batch_keywords, without_reading
 from ppl_vae.program import ProgramLike, accepted, check_support
 from ppl_vae.state import isolated_store, precision, probing, validation
@@ -213,6 +213,7 @@ class Update:
         lr: learning rate.
         optimizer: a callable of (parameters, lr).
         grad_clip: largest norm of the gradient.
+        steps_per_epoch: between two visits of a row of a per-datum table.
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class Update:
         lr: float,
         optimizer: Callable[..., torch.optim.Optimizer],
         grad_clip: float | None,
+        steps_per_epoch: int = 1,
     ) -> None:
         if lr <= 0 or (grad_clip is not None and grad_clip <= 0):
             raise ValueError(f"lr and grad_clip must be positive; got {lr=} and {grad_clip=}")
@@ -232,7 +234,8 @@ class Update:
         self.scheduler: Any = None
         self.rates: list[list[float]] = []  # of each step, where there is a scheduler
         tables = [t for m in modules for part in m.modules() for t in _tables(part)]
-        self.tables = TableRows(self.optimizer, tables)
+        rate = table_rate(self.optimizer, steps_per_epoch)
+        self.tables = TableRows(self.optimizer, tables, rate)
 
     def use_scheduler(self, scheduler: Callable[..., Any] | None, num_steps: int) -> None:
         """Make the scheduler, from (optimizer, number of steps) or from (optimizer)."""

@@ -62,7 +62,9 @@ def fit_svi(
             at once an epoch, at most every 25 steps, and the best state is put back at the end.
         mask: True where x is observed.
         objective: by default ``ELBO()``; ``IWAE(...)``, or an ELBO of Pyro's own.
-        lr: learning rate.
+        lr: learning rate. A row of a per-datum table (:class:`~ppl_vae.MeanFieldGuide`) moves
+            only when it is drawn, once in N / batch_size steps; unless the optimizer is SGD, it
+            then moves N / batch_size times as far, at most ten times.
         optimizer: a callable of (parameters, lr).
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
@@ -122,7 +124,8 @@ def fit_svi(
             )
         if weighted.is_ours and schedule.batch_size < len(x):
             check_lookup(model, guide, named, batch.x, mask, schedule.batch_size)
-        update = Update(named, modules_of(model, guide), lr, optimizer, grad_clip)
+        modules, epoch = modules_of(model, guide), schedule.steps_per_epoch
+        update = Update(named, modules, lr, optimizer, grad_clip, epoch)
         update.use_scheduler(scheduler, schedule.num_steps)
         file = None if checkpoint is None else Path(checkpoint)
         choice = Choice(capture, lambda unroll: Captured(batch, update, named, unroll), schedule)

@@ -183,14 +183,39 @@ class EarlyStopping:
         return self.over
 
 
+FARTHEST = 10.0
+"""A row of a per-datum table moves at most so many times as far as another parameter."""
+
+
+def table_rate(optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> float:
+    """By how much the moves of a per-datum table's rows are multiplied.
+
+    A row is drawn once in N / B steps only, with N / B times the gradient that the whole data
+    would give it. SGD makes up for the rarity by that gradient; Adam and its kin divide by the
+    size of the gradient, and so would let the rows learn N / B times more slowly than all other
+    parameters. Their moves are multiplied by N / B, up to a bound: a row that jumps farther at
+    each visit than its posterior is wide does not settle.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return 1.0
+    return min(float(steps_per_epoch), FARTHEST)
+
+
 class TableRows:
     """Lets an optimizer move only some rows of per-datum tables, its state for them included.
 
     Without it an optimizer with momentum moves q_i of data that are not in the batch.
+
+    Args:
+        optimizer: of all parameters.
+        tables: those with a row per datum.
+        rate: by how much the moves of their rows are multiplied, see :func:`table_rate`.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, tables: Sequence[nn.Parameter]) -> None:
-        self.optimizer, self.tables = optimizer, tables
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, tables: Sequence[nn.Parameter], rate: float = 1.0
+    ) -> None:
+        self.optimizer, self.tables, self.rate = optimizer, tables, rate
 
     def step(self, rows: Tensor | None) -> None:
         """One step of the optimizer; of the tables, only ``rows`` (None: all) change."""
@@ -204,6 +229,8 @@ class TableRows:
             for table, key, value in self._tensors():
                 old = known.get((id(table), key), torch.zeros_like(value))
                 changed = value[rows].clone()
+                if not key:
+                    changed = torch.lerp(old[rows], changed, self.rate)
                 value.copy_(old)
                 value[rows] = changed
 

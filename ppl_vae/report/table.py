@@ -36,11 +36,14 @@ COLUMNS = (
     Column("", lambda row: reliability(row.log_p)),
     Column("appr.", lambda row: number(row.approximation, 3)),
     Column("amort.", lambda row: number(row.amortization, 3)),
+    Column("loss", lambda row: number(row.loss, 2), always=False),
+    Column("theory", lambda row: number(row.loss - row.excess, 2), always=False),
     Column("held out", lambda row: measure(row.test_log_p)),
     Column("", lambda row: reliability(row.test_log_p)),
     Column("sigma", lambda row: number(row.noise_scale, 3), always=False),
     Column("angle", lambda row: number(row.angle, 1), always=False),
     Column("steps", lambda row: str(row.fit.steps), always=False),
+    Column("met", lambda row: "yes" if row.convergence.met else "no", always=False),
     Column("s", lambda row: number(row.fit.seconds, 1)),
 )
 
@@ -111,8 +114,11 @@ def legend(about: Mapping[str, Any]) -> str:
         "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
         f"estimate is reliable (≥: under {FEW_RELIABLE:.0%}, a lower bound). log p - ELBO = "
         "approximation gap, the price of q's family, + amortization gap, the price of how q is "
-        f"found; measured on {about['gap_rows']} training rows. Held out: log p of the test rows, "
-        "± standard error over them. Angle: the largest principal angle to "
+        f"found; measured on {about['gap_rows']} training rows. Loss: the best log p that PPCA is "
+        "known to reach on the training rows, minus the ELBO (minus log p where there is no "
+        "bound); theory: what it is at the optimum of q's family, which is known for complete "
+        "data. Met: whether a stage was trained until its tolerance was met. Held out: log p of "
+        "the test rows, ± standard error over them. Angle: the largest principal angle to "
         f"{about['reference']}, in degrees.{standard * (about.get('scale') == 'standardize')}"
         f"{implied * points}{holes * (about['num_missing'] > 0)}"
     )

@@ -15,12 +15,16 @@ CONFIDENCE = 0.95
 FEW_ROWS = 30
 """Errors over fewer held-out rows than these are called rough."""
 REACHED = 0.005
-"""A rung so close to the exact optimum, in nats a datum, is said to reach it."""
+"""A stage so close to the exact optimum, in nats per datum, is said to reach it."""
+OTHER_OPTIMUM = 1e-6
+"""A reference so far above the one at first, in nats per datum, is another optimum: EM's fits end
+closer to theirs than that."""
 
 
 def verdict(lineage: Lineage) -> tuple[str, ...]:
     """The sentences that a reader wants first, most important first."""
-    parts = (_held_out(lineage), _exact(lineage), _hidden(lineage.rows))
+    parts = (_held_out(lineage), _reference(lineage), _exact(lineage), _theory(lineage.rows))
+    parts += (_hidden(lineage.rows), _unconverged(lineage.rows))
     return tuple(sentence for part in parts for sentence in part)
 
 
@@ -80,12 +84,45 @@ def _value(row: Row) -> str:
     return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats a datum ({how})"
 
 
+def _reference(lineage: Lineage) -> Iterator[str]:
+    if lineage.reference_gain < OTHER_OPTIMUM:
+        return
+    first = "PX-EM's" if lineage.about["num_missing"] else "the closed form's"
+    yield (
+        f"The reference is {lineage.reference}'s end, {lineage.reference_gain:.2g} nats per datum "
+        f"above {first}, which therefore is not the optimum."
+    )
+
+
+def _theory(rows: Sequence[Row]) -> Iterator[str]:
+    known = [row for row in rows if not math.isnan(row.excess)]
+    if not known:
+        return
+    beyond = [row for row in known if row.excess >= REACHED]
+    costly = [row for row in known if row.loss - row.excess >= REACHED]
+    if costly:
+        listed = _listed([f"{number(row.loss - row.excess, 2)} for {row.rung}" for row in costly])
+        yield f"Theory prices what q is restricted to, in nats per datum at the optimum: {listed}."
+    if beyond:
+        listed = _listed([f"{row.rung} ({number(row.excess, 2)})" for row in beyond])
+        yield f"Beyond these prices, for want of training, these lose nats per datum: {listed}."
+
+
+def _unconverged(rows: Sequence[Row]) -> Iterator[str]:
+    unmet = [row for row in rows if not row.convergence.met]
+    if unmet:
+        listed = _listed([f"{row.rung} ({row.convergence})" for row in unmet])
+        yield f"Not trained until their tolerance was met: {listed}."
+
+
 def _exact(lineage: Lineage) -> Iterator[str]:
     linear = [row for row in lineage.rows if not math.isnan(row.shortfall)]
     reached = [row.rung for row in linear if row.shortfall < REACHED]
     short = [row for row in linear if row.shortfall >= REACHED]
     if reached:
-        found = "exact optimum" if lineage.exact_optimum else "optimum, where PX-EM ends,"
+        found = "exact optimum"
+        if not lineage.exact_optimum:
+            found = f"best known optimum, {lineage.about['reference']},"
         yield f"PPCA's {found} is reached by {_listed(reached)}."
     if short:
         listed = _listed([f"{row.rung} ({number(row.shortfall, 2)})" for row in short])
