@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import pyro.infer
 import torch
@@ -15,9 +16,11 @@ from ppl_vae.inference.progress import Report
 from ppl_vae.inference.svi import fit_svi
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives import elbo
-from ppl_vae.program import ProgramLike
+from ppl_vae.program import ProgramLike, modules_of
 from ppl_vae.results import FitResult
 
+ATTEMPTS = 4
+"""So many times a pair is fitted whose loss becomes infinite, with ever smaller learning rates."""
 VALUE_DRAWS = 20
 """Draws per datum with which an ELBO is compared with that of before, where it is not exact."""
 
@@ -90,9 +93,42 @@ class Task:
         guide: ProgramLike,
         objective: pyro.infer.ELBO | None = None,
     ) -> tuple[FitResult, Convergence]:
-        """Fit a pair by SVI until validation rows have waited for a better ELBO for so long."""
+        """Fit a pair by SVI until validation rows have waited for a better ELBO for so long.
+
+        Where the loss becomes infinite, the modules of the pair begin anew with a third of the
+        learning rate, at most :data:`ATTEMPTS` times in all; a note says so.
+
+        Raises:
+            FloatingPointError: if the loss becomes infinite each time.
+        """
+        settings, lr = self.settings, self.settings.lr
+        beginning = [
+            (module, deepcopy(module.state_dict())) for module in modules_of(model, guide)
+        ]
+        notes: tuple[str, ...] = ()
+        for attempt in range(ATTEMPTS):
+            try:
+                fit = self._with_validation(model, guide, lr, objective)
+                break
+            except FloatingPointError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                what = str(error).split(":")[0]
+                notes += (f"with a learning rate of {lr:.2g} {what}; it began anew with a third",)
+                lr /= 3
+                for module, state in beginning:
+                    module.load_state_dict(state)
+        fit = replace(fit, notes=fit.notes + notes)
+        met = fit.stopped.startswith("early")
+        ended = "was not better" if met else f"was, after {fit.steps} steps, still better"
+        rule = f"the ELBO of validation rows {ended} within {settings.patience} looks"
+        return fit, Convergence(met, math.nan, math.nan, fit.steps, rule)
+
+    def _with_validation(
+        self, model: ProgramLike, guide: ProgramLike, lr: float, objective: pyro.infer.ELBO | None
+    ) -> FitResult:
         settings = self.settings
-        fit = fit_svi(
+        return fit_svi(
             model,
             guide,
             self.train,
@@ -100,16 +136,12 @@ class Task:
             patience=settings.patience,
             steps=settings.steps,
             batch_size=min(settings.batch_size, len(self.train)),
-            lr=settings.lr,
+            lr=lr,
             scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
             objective=objective,
             progress=_all_told(self.report),
             seed=self.seed,
         )
-        met = fit.stopped.startswith("early")
-        ended = "was not better" if met else f"was, after {fit.steps} steps, still better"
-        rule = f"the ELBO of validation rows {ended} within {settings.patience} looks"
-        return fit, Convergence(met, math.nan, math.nan, fit.steps, rule)
 
     def to_tolerance(
         self,

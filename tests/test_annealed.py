@@ -288,7 +288,7 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     truth = oracles.log_density(x, *parameters)
     prior = log_likelihood(ppca.model, None, x, 500, method="prior", seed=0)
     options = {"method": "annealed", "annealing": Annealing(30, leapfrog=2), "seed": 0}
-    found = log_likelihood(ppca.model, None, x, 60, **options)
+    found = log_likelihood(ppca.model, None, x, 100, **options)
     print(prior, found)
     assert prior.share_reliable < 0.2
     assert found.share_reliable > 0.5

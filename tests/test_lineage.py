@@ -158,7 +158,11 @@ def test_pairs_the_package_has_never_seen(name):
     lineage = run_lineage(x, latent_dim=2, rungs=["closed-form"], extra=extra, settings=settings)
     row = lineage.row("mine")
     assert math.isfinite(row.elbo) and math.isfinite(row.log_p.value)
-    assert row.log_p.value - row.elbo == pytest.approx(row.approximation + row.amortization)
+    parts = row.approximation + row.amortization
+    # The sites of one guide depend on one another: its gap is not split, so the parts are NaN.
+    assert math.isnan(parts) == (name == "two_level")
+    if name != "two_level":
+        assert row.log_p.value - row.elbo == pytest.approx(parts)
 
 
 def test_results_are_json(lineage):
