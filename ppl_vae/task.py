@@ -102,21 +102,20 @@ class Task:
             FloatingPointError: if the loss becomes infinite each time.
         """
         settings, lr = self.settings, self.settings.lr
-        beginning = [
-            (module, deepcopy(module.state_dict())) for module in modules_of(model, guide)
-        ]
+        modules = modules_of(model, guide)
+        beginning = [deepcopy(module.state_dict()) for module in modules]
         notes: tuple[str, ...] = ()
-        for attempt in range(ATTEMPTS):
+        while True:
             try:
                 fit = self._with_validation(model, guide, lr, objective)
                 break
             except FloatingPointError as error:
-                if attempt + 1 == ATTEMPTS:
+                if len(notes) + 1 == ATTEMPTS:
                     raise
                 what = str(error).split(":")[0]
                 notes += (f"with a learning rate of {lr:.2g} {what}; it began anew with a third",)
                 lr /= 3
-                for module, state in beginning:
+                for module, state in zip(modules, beginning, strict=True):
                     module.load_state_dict(state)
         fit = replace(fit, notes=fit.notes + notes)
         met = fit.stopped.startswith("early")

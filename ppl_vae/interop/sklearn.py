@@ -170,8 +170,9 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             raise ValueError(str(error).replace("latent_dim", "n_components")) from error
         if not found.converged:
             warnings.warn(
-                f"PX-EM stopped {found.stopped}, at least {found.certificate:.2g} nats per datum "
-                f"below its maximum (max_iter={self.max_iter}, tol={self.tol:g}); raise either",
+                f"PX-EM stopped {found.stopped.replace('max_iterations', 'max_iter')}, at least "
+                f"{found.certificate:.2g} nats per datum below its maximum (tol={self.tol:g}); "
+                "raise either",
                 ConvergenceWarning,
                 stacklevel=3,
             )
