@@ -138,7 +138,7 @@ def _stage(transform: Any, fn: Any) -> tuple[Callable[..., Any], list[Parameter]
         )
         free = [_real(value, scale.abs(), rank) for value in (loc, scale)]
         return lambda loc, scale: td.AffineTransform(loc, scale, transform.event_dim), free
-    if type(transform) is LowerCholeskyAffine:
+    if type(transform) in (LowerCholeskyAffine, _LowerCholeskyAffine):
         factor = transform.scale_tril.expand(*shape, shape[-1])
         loc = _real(transform.loc.expand(shape), factor.norm(dim=-1), rank)
         return _LowerCholeskyAffine, [loc, _factor(factor)]
