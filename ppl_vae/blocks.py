@@ -164,7 +164,10 @@ class RowBlocks:
                 start += len(block.values)
                 yield block
         if width is None:
-            raise ValueError("x holds no blocks of rows")
+            raise ValueError(
+                "x holds no blocks of rows; an iterator that was read before, as by PPCA.like, is "
+                "empty: give a list of blocks, or an object whose __iter__ starts anew"
+            )
 
     def _pieces(self, numbers_a_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
         x = self._source

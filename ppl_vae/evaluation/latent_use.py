@@ -173,7 +173,9 @@ class Collapse(Result):
         """In words."""
         used, all_ = int(self.active.sum()), len(self.names)
         named = f"{100 * float(self.identified.mean()):.0f} % of codes name their datum"
-        told = f"{self.mutual_information:.3f} ± {self.mutual_information_error:.3f} nats"
+        # The estimate may exceed its ceiling by the error of its draws; what is said does not.
+        information = min(self.mutual_information, self.ceiling)
+        told = f"{information:.3f} ± {self.mutual_information_error:.3f} nats"
         if self.failure == COLLAPSED:
             near = f"within {self.mean_kl:.3f} nats of the prior, and hardly depends on x"
             near = near if self.depends else "the prior"
@@ -181,10 +183,9 @@ class Collapse(Result):
         if self.failure == NOT_COMPRESSED:
             return f"{NOT_COMPRESSED}: z is a look-up table, {named}, far from the prior"
         if not used and self.depends:
-            return (
-                f"q(z | x) depends on x, by {told}, although no posterior mean varies by more "
-                f"than {ACTIVE:g}"
-            )
+            still = f", although no posterior mean varies by more than {ACTIVE:g}"
+            still = "" if self._without_means else still
+            return f"q(z | x) depends on x, by {told}{still}"
         if not used:
             return (
                 "q(z | x) is not the prior, and no dependence on x can be shown (mutual "
@@ -196,6 +197,11 @@ class Collapse(Result):
         if self.saturated and float(self.identified.mean()) > NAMED:
             text += f"; {named}: {len(self.kl)} data are too few to tell it from a look-up table"
         return text
+
+    @property
+    def _without_means(self) -> bool:
+        # The values of a discrete variable may be names, which have no mean.
+        return bool(self.mean_variances.isnan().all())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a latent dimension, indexed by its name."""
@@ -228,9 +234,10 @@ class Collapse(Result):
             )
         elif self.bias > RESOLUTION:
             yield f"the former is about {self.bias:.3f} too small, the latter as much too large"
-        variances = sorted(self.mean_variances.tolist(), reverse=True)
-        shown = " ".join(f"{v:z.3f}" for v in variances[:10]) + " ..." * (len(variances) > 10)
-        yield f"variances of the posterior means: {shown}"
+        if not self._without_means:
+            variances = sorted(self.mean_variances.tolist(), reverse=True)
+            shown = " ".join(f"{v:z.3f}" for v in variances[:10]) + " ..." * (len(variances) > 10)
+            yield f"variances of the posterior means: {shown}"
         if self.spectrum is not None:
             (noise,) = self.spectrum.noise.values()
             off, k = len(self.spectrum.collapsing(noise)), self.spectrum.latent_dim
