@@ -16,6 +16,7 @@ from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.expected import expected_factor, expected_leading
 from ppl_vae.inference.position import ILL_CONDITIONED
 from ppl_vae.inference.profile import Profile, best_noise
+from ppl_vae.models import moments
 from ppl_vae.models.moments import SampleCovariance
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.spectra import right_singular
@@ -227,6 +228,21 @@ def test_the_certificate_at_max_iterations_is_what_is_left():
     best = oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 4)
     assert result.stopped == "after max_iterations=5" and not result.converged
     assert result.certificate == pytest.approx(best - float(result.log_likelihood[-1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("latent_dim", [2, 250])
+def test_a_table_too_large_for_qr_ends_at_the_closed_form_too(latent_dim, monkeypatch):
+    """The scatter matrix itself is formed then; where its rounding hides the noise, its factor."""
+    monkeypatch.setattr(moments, "QR_COST", 0)
+    monkeypatch.setattr(moments, "JACOBI_SIZE", 128)
+    x = normal((400, 260), 0, np.linspace(5, 1, 260))
+    x[:, :3] *= [1e4, 30, 10]
+    best = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], latent_dim)
+    ends = [fit_closed_form(PPCA.like(x, latent_dim, seed=0), x)]
+    ends.append(fit_em(PPCA.like(x, latent_dim, seed=0), x, tol=1e-6, max_iterations=2000))
+    assert float(ends[0].log_likelihood[-1]) == pytest.approx(best, abs=1e-6)
+    assert ends[1].converged
+    assert float(ends[1].log_likelihood[-1]) == pytest.approx(best, abs=3e-6)
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ class SampleCovariance:
             values, axes = eigh(whitened, subset_by_index=[first, self.data_dim - 1])
             rest = whitened.trace() - values.sum()
             if rest > COARSE_SUM * len(scale) * values[-1]:
-                found = (torch.from_numpy(v).to(scale) for v in (values[::-1], axes[:, ::-1]))
-                values, axes = found
+                largest_first = values[::-1].copy(), axes[:, ::-1].copy()
+                values, axes = (torch.from_numpy(part).to(scale) for part in largest_first)
                 return values, axes, torch.as_tensor(rest).to(scale)
         return split_leading(*right_singular(self.factor / scale), number)
 
