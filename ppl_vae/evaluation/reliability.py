@@ -47,6 +47,8 @@ LARGEST_TAIL_INDEX = 0.7
 STUDENT = (1.96**2 + 1) / 4
 """Student's 97.5 % quantile with n degrees of freedom is 1.96 (1 + STUDENT / n), to first order
 in 1 / n."""
+DATA_AT_ONCE = 8
+"""So many data are summarised at once."""
 
 
 class WeightSummary(NamedTuple):
@@ -139,7 +141,16 @@ def _new_values(ordered: Float[Tensor, "S N"]) -> Bool[Tensor, "S N"]:
 
 
 def summarise(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) -> WeightSummary:
-    """What :func:`judge` and a result need of a block of data, on the CPU."""
+    """What :func:`judge` and a result need of a block of data, on the CPU.
+
+    Some data at a time: each step holds several arrays of the size of the weights.
+    """
+    pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
+    parts = zip(*(_summarised(*piece) for piece in pieces), strict=True)
+    return WeightSummary(*(torch.cat(part) for part in parts))
+
+
+def _summarised(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) -> WeightSummary:
     ordered = log_weights.sort(0).values
     low, middle, high = (ordered[round(p * (len(ordered) - 1))] for p in (0.2, 0.5, 0.8))
     parts = (
