@@ -205,10 +205,14 @@ class RowBlocks:
 def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
     # The power of two next to the largest number, if squares of such numbers, summed over many
     # rows, could overflow or lose digits; else 1.
-    sizes = x.detach().double().abs()
-    if mask is not None:
-        sizes = torch.where(torch.as_tensor(mask, device=sizes.device), sizes, 0.0)
-    largest = float(sizes.where(sizes.isfinite(), 0.0).max())
+    values = x.detach()
+    if mask is None and bool((ends := torch.stack(values.aminmax())).isfinite().all()):
+        largest = float(ends.abs().max())  # one pass, where nothing is missing
+    else:
+        sizes = values.double().abs()
+        if mask is not None:
+            sizes = torch.where(torch.as_tensor(mask, device=sizes.device), sizes, 0.0)
+        largest = float(sizes.where(sizes.isfinite(), 0.0).max())
     if largest == 0 or SMALLEST < largest < 1 / SMALLEST:
         return 1.0
     return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
