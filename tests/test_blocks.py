@@ -290,6 +290,11 @@ print(*grown(few, x))
 """
 
 
+# glibc keeps a number of freed arrays that varies from run to run (the peak was 21 to 31 MiB).
+# Returned to the system at once, they leave the peak of the arrays that are in use.
+RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
+
 def grown(tmp_path, rows):
     """By how many MiB fits to a map of so many rows make a process grow: complete, with holes."""
     rng, folder = np.random.default_rng(0), tmp_path / "x.dat"
@@ -302,7 +307,7 @@ def grown(tmp_path, rows):
         [sys.executable, "-W", "error", "-c", SCRIPT, str(folder), str(rows)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | RETURNED_AT_ONCE,
     )
     assert run.returncode == 0, run.stderr
     found = [tuple(map(float, line.split())) for line in run.stdout.splitlines()]
@@ -317,10 +322,10 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="r
 
 @linux
 def test_memory_does_not_hold_the_table(tmp_path):
-    assert max(grown(tmp_path, 100_000)) < 30
+    assert max(grown(tmp_path, 100_000)) < 25
 
 
 @linux
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    assert max(grown(tmp_path, 1_000_000)) < 30
+    assert max(grown(tmp_path, 1_000_000)) < 25
