@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, VAE, Gaussian, digits, fit_svi
-from ppl_vae.report.drawing import BLUE, NATS, ORANGE, legend_below, new_axes, title
+from ppl_vae.plots.drawing import BLUE, NATS, ORANGE, legend_below, new_axes, title
 
 EPOCHS, D, K = 2 if "--smoke" in sys.argv else 100, 64, 8
 x, x_test = torch.as_tensor(digits()).split((1400, 397))

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from ppl_vae import VAE, Gaussian, collapse, digits, fit_svi, spectrum
-from ppl_vae.report import plots
+from ppl_vae.plots import lineage as plots
 
 EPOCHS = 3 if "--smoke" in sys.argv else 150
 LATENT_DIM = 8

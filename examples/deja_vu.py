@@ -11,9 +11,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import Autoencoder, Gaussian, deja_vu, digits, fit_svi, log_likelihood
-from ppl_vae.report import tile_plots
-from ppl_vae.report.point_plots import deja_vu as draw_deja_vu
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.plots import images as tile_plots
+from ppl_vae.plots.vae_limit import deja_vu as draw_deja_vu
 
 STEPS, DRAWS, REFINE = (30, 50, 5) if "--smoke" in sys.argv else (3000, 1000, 150)
 x, x_test = torch.as_tensor(digits()[:1500]).float(), digits()[1500:]

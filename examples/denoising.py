@@ -22,7 +22,7 @@ from ppl_vae import (
     fit_svi,
     image_set,
 )
-from ppl_vae.report import tile_plots
+from ppl_vae.plots import images as tile_plots
 
 SMOKE = "--smoke" in sys.argv
 SCALE = 0.4

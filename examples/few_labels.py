@@ -19,7 +19,7 @@ from ppl_vae import (
     few_labels,
     fit_svi,
 )
-from ppl_vae.report import label_plots
+from ppl_vae.plots import labels as label_plots
 
 SMOKE = "--smoke" in sys.argv
 EPOCHS, SEEDS, STEPS = (2, range(2), 10) if SMOKE else (200, range(10), 300)

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from ppl_vae import ELBO, IWAE, VAE, digits, elbo, fit_svi
-from ppl_vae.report.drawing import NATS, PALETTE, legend_below, new_axes, title
+from ppl_vae.plots.drawing import NATS, PALETTE, legend_below, new_axes, title
 
 STEPS, REPEATS = (20, 10) if "--smoke" in sys.argv else (600, 200)
 DRAWS, x = (1, 4, 16, 64), torch.as_tensor(digits())

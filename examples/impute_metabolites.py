@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import norm
 
 from ppl_vae import PPCA, fit_em, read_table
-from ppl_vae.report.drawing import BLUE, ORANGE, legend_below, new_axes, title
+from ppl_vae.plots.drawing import BLUE, ORANGE, legend_below, new_axes, title
 
 rng = np.random.default_rng(0)
 if "--smoke" in sys.argv:

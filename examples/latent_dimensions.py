@@ -10,10 +10,11 @@ import torch
 from sklearn.datasets import load_digits
 
 from ppl_vae import VAE, Gaussian, digits, fit_svi
-from ppl_vae.evaluation.latent_spaces import latent_spaces
-from ppl_vae.evaluation.traversal import WAYS, interpolate, manifold, positions
-from ppl_vae.report import latent_plots, tile_plots
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.evaluation.latent_space.latent_spaces import latent_spaces
+from ppl_vae.evaluation.latent_space.traversal import WAYS, interpolate, manifold, positions
+from ppl_vae.plots import images as tile_plots
+from ppl_vae.plots import latent_spaces as latent_plots
 
 SMOKE = "--smoke" in sys.argv
 EPOCHS, NUM_SCORED, DRAWS, REFINE = (2, 60, 50, 5) if SMOKE else (300, 300, 500, 200)

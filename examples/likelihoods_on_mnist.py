@@ -9,9 +9,10 @@ import sys
 import torch
 
 import ppl_vae as pv
-from ppl_vae.evaluation.predictive import draw_data
-from ppl_vae.report import plots, tile_plots
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.evaluation.prediction.predictive import draw_data
+from ppl_vae.plots import images as tile_plots
+from ppl_vae.plots import lineage as plots
 
 SMOKE = "--smoke" in sys.argv
 EPOCHS, NUM_SCORED, DRAWS, REFINE = (2, 20, 50, 5) if SMOKE else (20, 200, 500, 200)

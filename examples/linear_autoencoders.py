@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
-from ppl_vae.report.drawing import BLUE, GREY, ORANGE, legend_below, new_axes, title
+from ppl_vae.plots.drawing import BLUE, GREY, ORANGE, legend_below, new_axes, title
 
 K, STEPS, smoke = 10, 30 if "--smoke" in sys.argv else 1500, "--smoke" in sys.argv
 how = {"scheduler": CosineAnnealingLR, "steps": STEPS, "lr": 0.01, "seed": 0}

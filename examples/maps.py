@@ -21,7 +21,7 @@ from ppl_vae import (
     fit_closed_form,
     fit_svi,
 )
-from ppl_vae.report import latent_plots
+from ppl_vae.plots import latent_spaces as latent_plots
 
 EPOCHS = 2 if "--smoke" in sys.argv else 300
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))

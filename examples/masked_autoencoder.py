@@ -9,8 +9,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import PPCA, Autoencoder, HiddenPatches, digits, fit_closed_form, fit_svi
-from ppl_vae.report import tile_plots
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.plots import images as tile_plots
 
 EPOCHS, DRAWS, MOST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ import numpy as np
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, PPCA, ExactGuide, fit_em, fit_svi, read_table, subspace
-from ppl_vae.report.drawing import NATS, PALETTE, legend_below, log_scale, new_axes, title
+from ppl_vae.plots.drawing import NATS, PALETTE, legend_below, log_scale, new_axes, title
 
 STEPS, K, NEAR = 100 if "--smoke" in sys.argv else 3000, 5, 0.01
 if "PPL_VAE_DATA" in os.environ and "--smoke" not in sys.argv:

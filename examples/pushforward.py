@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from ppl_vae import VAE, Gaussian, log_likelihood
-from ppl_vae.report.drawing import new_axes, title
+from ppl_vae.plots.drawing import new_axes, title
 
 GRID, DRAWS = (40, 500) if "--smoke" in sys.argv else (120, 50_000)
 network = VAE.mlp(2, 2, hidden=(16,), likelihood=Gaussian(0.1), seed=0)

@@ -14,7 +14,7 @@ from scipy import stats
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import IWAE, VAE, Gaussian, fit_svi, log_likelihood
-from ppl_vae.report.drawing import BLUE, ORANGE, legend_below, new_axes, title
+from ppl_vae.plots.drawing import BLUE, ORANGE, legend_below, new_axes, title
 
 STEPS, DRAWS = (30, 50) if "--smoke" in sys.argv else (3000, 1000)
 z = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from ppl_vae import Autoencoder, Gaussian, digits, fit_dictionary, image_set, run_sparse_ladder
-from ppl_vae.evaluation.atoms import atoms
-from ppl_vae.report import dictionary_plots
-from ppl_vae.sparse_rungs import SparseSettings
+from ppl_vae.evaluation.latent_space.atoms import atoms
+from ppl_vae.lineage.sparse_stages import SparseSettings
+from ppl_vae.plots import dictionary as dictionary_plots
 
 SMOKE = "--smoke" in sys.argv
 x, K = (digits()[::10], 70) if SMOKE else (digits(), 100)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import orthogonal_procrustes
 
 from ppl_vae import PPCA, fit_em, read_table
-from ppl_vae.report.drawing import ORANGE, new_axes, title
+from ppl_vae.plots.drawing import ORANGE, new_axes, title
 
 if "--smoke" in sys.argv:
     x = PPCA(18, 2, seed=0).double().sample(38, seed=0).numpy()

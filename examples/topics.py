@@ -10,9 +10,9 @@ from sklearn.model_selection import train_test_split
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
-from ppl_vae.evaluation.predictive import encode
-from ppl_vae.evaluation.traversal import interpolate, path
-from ppl_vae.report.topic_plots import gradation
+from ppl_vae.evaluation.latent_space.traversal import interpolate, path
+from ppl_vae.evaluation.prediction.predictive import encode
+from ppl_vae.plots.topics import gradation
 
 EPOCHS = 2 if "--smoke" in sys.argv else 100
 K = 10

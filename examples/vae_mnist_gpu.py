@@ -9,9 +9,9 @@ import sys
 import torch
 
 from ppl_vae import VAE, Bernoulli, binarize, fit_svi, image_set, log_likelihood
-from ppl_vae.evaluation.predictive import draw_data, reconstruct
-from ppl_vae.report import tile_plots
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.evaluation.prediction.predictive import draw_data, reconstruct
+from ppl_vae.plots import images as tile_plots
 
 SMOKE = "--smoke" in sys.argv
 EPOCHS, NUM_SCORED, DRAWS, REFINE = (2, 20, 100, 5) if SMOKE else (50, 500, 1000, 200)

@@ -4,61 +4,61 @@ From exact EM over variational EM and amortized inference to the variational aut
 rung fitted with the algorithm that belongs to it and measured in nats a datum.
 """
 
-from ppl_vae.data import Dequantization, binarize, digits
-from ppl_vae.evaluation.annealed import Annealing
-from ppl_vae.evaluation.bidirectional import Bidirectional, bidirectional
-from ppl_vae.evaluation.collapse import Collapse, collapse, kl_by_dimension
-from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.deja_vu import DejaVu, deja_vu
-from ppl_vae.evaluation.denoising import Denoising, compare_denoisers
-from ppl_vae.evaluation.estimates import LogLikelihood
-from ppl_vae.evaluation.few_labels import FewLabels, few_labels
-from ppl_vae.evaluation.gaps import Gaps, gaps
-from ppl_vae.evaluation.hidden_cells import HiddenCells, compare_on_hidden_cells
-from ppl_vae.evaluation.imputation import impute
-from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.maps import Maps, compare_maps
-from ppl_vae.evaluation.opinions import Opinions, opinions
-from ppl_vae.evaluation.spectrum import spectrum
-from ppl_vae.evaluation.subspace import Subspace, subspace
-from ppl_vae.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
-from ppl_vae.images import Images, image_set
-from ppl_vae.inference.captured_svi import CapturedSVI
-from ppl_vae.inference.codes import BestCodes, best_codes
-from ppl_vae.inference.dictionary import fit_dictionary
-from ppl_vae.inference.em import fit_closed_form, fit_em, variational_em
-from ppl_vae.inference.freezing import freeze_scale
-from ppl_vae.inference.pca import fit_pca, implied_gaussian
-from ppl_vae.inference.svi import fit_svi
+from ppl_vae.core.program import Program
+from ppl_vae.core.results import FitResult, Imputation
+from ppl_vae.data.images import Images, image_set
+from ppl_vae.data.tables import Table, read_table
+from ppl_vae.data.texts import count_words, docstrings
+from ppl_vae.data.transforms import Dequantization, binarize, digits
+from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
+from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse, kl_by_dimension
+from ppl_vae.evaluation.latent_space.embeddings import Maps, compare_maps
+from ppl_vae.evaluation.latent_space.spectrum import spectrum
+from ppl_vae.evaluation.latent_space.subspace import Subspace, subspace
+from ppl_vae.evaluation.latent_space.vae_limit import DejaVu, deja_vu
+from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.evaluation.marginal_likelihood.bidirectional import Bidirectional, bidirectional
+from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
+from ppl_vae.evaluation.marginal_likelihood.cross_check import Opinions, opinions
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
+from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
+from ppl_vae.evaluation.prediction.denoising import Denoising, compare_denoisers
+from ppl_vae.evaluation.prediction.imputation import impute
+from ppl_vae.evaluation.prediction.label_efficiency import FewLabels, few_labels
+from ppl_vae.evaluation.prediction.masked_cv import HiddenCells, compare_on_hidden_cells
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.sparse.dictionary import fit_dictionary
+from ppl_vae.inference.sparse.map_codes import BestCodes, best_codes
+from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
+from ppl_vae.inference.svi.calibration import freeze_scale
+from ppl_vae.inference.svi.captured_svi import CapturedSVI
+from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.interop.encoders import EncoderClassifier, FeatureTransformer
 from ppl_vae.interop.sklearn import PPCATransformer
-from ppl_vae.lineage import Lineage, run_lineage
-from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.models.corruption import GaussianNoise, MaskingNoise
-from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.likelihoods import (
+from ppl_vae.likelihoods.base import Likelihood
+from ppl_vae.likelihoods.discrete import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
     Multinomial,
     Poisson,
 )
-from ppl_vae.models.networks import mlp
-from ppl_vae.models.observation import Likelihood
-from ppl_vae.models.patches import HiddenPatches
+from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.lineage.run import Lineage, run_lineage
+from ppl_vae.lineage.sparse_run import SparseLadder, run_sparse_ladder
+from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.storage import load, save
 from ppl_vae.models.supervised import SupervisedEncoder
-from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
+from ppl_vae.models.topics import match_topics, simulate_topics, top_words, topic_vae
 from ppl_vae.models.vae import VAE
-from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
-from ppl_vae.program import Program
-from ppl_vae.results import FitResult, Imputation
-from ppl_vae.sparse_ladder import SparseLadder, run_sparse_ladder
-from ppl_vae.storage import load, save
-from ppl_vae.tables import Table, read_table
-from ppl_vae.texts import count_words, docstrings
-from ppl_vae.topics import match_topics, simulate_topics, top_words, topic_vae
+from ppl_vae.networks.corruption import GaussianNoise, MaskingNoise
+from ppl_vae.networks.mlp_conv import mlp
+from ppl_vae.networks.patches import HiddenPatches
+from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
+from ppl_vae.objectives.bounds import ELBO, IWAE, elbo, log_weights
 
 __all__ = [
     "ELBO",

@@ -5,11 +5,11 @@ import torch
 
 import oracles
 from ppl_vae import ELBO, PPCA, VAE, Autoencoder, ExactGuide, elbo, fit_svi, log_likelihood
-from ppl_vae.inference.capture import Captured
-from ppl_vae.inference.parameters import find_parameters
-from ppl_vae.inference.steps import Batch, Update, WeightedObjective
-from ppl_vae.program import modules_of
-from ppl_vae.state import isolated_store, seeded, validation
+from ppl_vae.core.program import modules_of
+from ppl_vae.core.state import isolated_store, seeded, validation
+from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.parameters import find_parameters
 
 pytestmark = [
     pytest.mark.cuda,

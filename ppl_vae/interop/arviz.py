@@ -17,19 +17,21 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.evaluation.compare import Comparison, compare
-from ppl_vae.evaluation.elpd import ElpdData, elpd_data, installed_arviz
-from ppl_vae.evaluation.estimates import LogLikelihood, exact_result
-from ppl_vae.evaluation.likelihood import log_likelihood as estimate_log_likelihood
-from ppl_vae.evaluation.reliability import LARGEST_TAIL_INDEX
-from ppl_vae.files import whole_file
+from ppl_vae.core.files import whole_file
+from ppl_vae.core.program import ProgramLike, as_observed
+from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
+from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
+from ppl_vae.evaluation.marginal_likelihood.importance import (
+    log_likelihood as estimate_log_likelihood,
+)
+from ppl_vae.evaluation.marginal_likelihood.reliability import LARGEST_TAIL_INDEX
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
-from ppl_vae.lineage import Lineage
-from ppl_vae.measured import is_per_datum
-from ppl_vae.program import ProgramLike, as_observed
-from ppl_vae.rungs import RUNGS
+from ppl_vae.lineage.metrics import is_per_datum
+from ppl_vae.lineage.run import Lineage
+from ppl_vae.lineage.stages import RUNGS
 
 ArvizData: TypeAlias = Any
 """``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
@@ -153,7 +155,7 @@ def lineage_to_arviz(
     ``left_out`` names them.
 
     Args:
-        lineage: of :func:`ppl_vae.lineage.run_lineage`.
+        lineage: of :func:`ppl_vae.lineage.run.run_lineage`.
         num_data: held-out rows to draw for; fewer, and then fewer draws, where a group would hold
             more than 2^21 numbers.
         num_samples: draws a datum, in four chains.
@@ -239,7 +241,7 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
         value: log p(x_n) in nats, (N,), an estimate or numbers taken as exact.
 
     Raises:
-        ValueError: what :func:`ppl_vae.evaluation.compare.compare` refuses.
+        ValueError: what :func:`ppl_vae.evaluation.marginal_likelihood.compare.compare` refuses.
     """
     values = compare({"elpd": value}).pointwise[0]
     if not isinstance(value, LogLikelihood) or value.method == "exact":

@@ -8,12 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppl_vae.evaluation.likelihood import prior_guide
-from ppl_vae.evaluation.rails import rows_at_once
-from ppl_vae.objectives import batch_keywords
-from ppl_vae.program import ProgramLike, check_support
-from ppl_vae.state import evaluating, isolated_store, seeded
-from ppl_vae.traces import (
+from ppl_vae.core.program import ProgramLike, check_support
+from ppl_vae.core.state import evaluating, isolated_store, seeded
+from ppl_vae.core.traces import (
     PairTraces,
     by_draw_and_datum,
     data_sites,
@@ -22,6 +19,9 @@ from ppl_vae.traces import (
     sample_dim,
     sites,
 )
+from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
+from ppl_vae.objectives.bounds import batch_keywords
 
 Arrays = dict[str, np.ndarray]
 
@@ -69,13 +69,13 @@ def pair_draws(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data, as :func:`ppl_vae.program.as_observed` gives them.
+        x, mask: the whole data, as :func:`ppl_vae.core.program.as_observed` gives them.
         num_samples: draws a datum, S; and as many from the prior.
         rows: of x to draw for.
         seed: of the draws.
 
     Raises:
-        ValueError: what :func:`ppl_vae.traces.check_pair` refuses; a model that observes nothing;
+        ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses; a model that observes nothing;
             missing entries and an observed site that has another number of entries a datum.
     """
     check_support(model, x, mask)

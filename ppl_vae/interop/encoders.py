@@ -11,15 +11,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.inference.svi import fit_svi
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.results import FitResult
+from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.interop.estimators import DTYPES, CodeTransformer, HoledRows, as_array, drawn_seed
+from ppl_vae.likelihoods.discrete import Categorical
 from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.models.decoded import DecoderModel
-from ppl_vae.models.likelihoods import Categorical
+from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.supervised import ENCODERS, SupervisedEncoder
-from ppl_vae.program import ProgramLike
-from ppl_vae.results import FitResult
 
 PairMaker: TypeAlias = Callable[[int, int], DecoderModel]
 """Makes a pair for rows of a width, with initial weights from a seed."""

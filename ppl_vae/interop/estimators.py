@@ -12,7 +12,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.arguments import ArrayLike
+from ppl_vae.core.validation import ArrayLike
 
 DTYPES: Any = [np.float64, np.float32]
 """Those that are kept: other numbers become the first."""

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from ppl_vae.evaluation.estimates import LogLikelihood
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.interop.draws import Arrays, PairDraws
 
 Groups: TypeAlias = dict[str, dict[str, xr.Variable]]

@@ -10,13 +10,13 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.blocks import RowBlocks
-from ppl_vae.inference.em import fit_closed_form, fit_em
+from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.data.column_stats import Columns
+from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
-from ppl_vae.models.columns import Columns
-from ppl_vae.models.moments import SampleCovariance, summarize
 from ppl_vae.models.ppca import NOISES, PPCA
+from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 
 class PPCATransformer(CodeTransformer, BaseEstimator):
@@ -30,7 +30,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     ``impute`` give float32 back for float32. Variances are over N, not N - 1.
 
     Standard deviations and draws of ``model_.impute`` take the fitted parameters as known: with
-    few rows, intervals made of them are too narrow (:class:`~ppl_vae.results.Imputation` has
+    few rows, intervals made of them are too narrow (:class:`~ppl_vae.core.results.Imputation` has
     numbers). Where the covariance of two columns is not determined by what was observed, because
     too few rows and columns connect them, ``notes_`` say which, and ``impute`` warns.
 

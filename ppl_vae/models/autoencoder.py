@@ -7,9 +7,18 @@ from typing import Any, Self
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae.arguments import choose_option
-from ppl_vae.guides import AmortizedGuide, num_encoder_inputs
-from ppl_vae.models.codes import (
+from ppl_vae.core.program import Density, ProgramLike
+from ppl_vae.core.state import seeded
+from ppl_vae.core.validation import choose_option
+from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
+from ppl_vae.likelihoods.base import Likelihood
+from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.models.decoder_model import DecoderModel
+from ppl_vae.models.standardization import make_inputs
+from ppl_vae.models.vae import VAE
+from ppl_vae.networks.mlp_conv import Spread, mlp
+from ppl_vae.networks.patches import HiddenPatches
+from ppl_vae.networks.sparse_layers import (
     CODE_ACTIVATIONS,
     COLUMNS,
     PRIORS,
@@ -19,16 +28,7 @@ from ppl_vae.models.codes import (
     code_layer,
     penalty_of,
 )
-from ppl_vae.models.decoded import DecoderModel
-from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import Spread, mlp
-from ppl_vae.models.observation import Likelihood
-from ppl_vae.models.patches import HiddenPatches
-from ppl_vae.models.standardization import make_inputs
-from ppl_vae.models.transformers import PatchDecoder, PatchTransformer
-from ppl_vae.models.vae import VAE
-from ppl_vae.program import Density, ProgramLike
-from ppl_vae.state import seeded
+from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
 
 
 class Autoencoder(DecoderModel):
@@ -62,7 +62,7 @@ class Autoencoder(DecoderModel):
         corruption: what is done to x before f sees it, in training alone (``fit_svi``, its steps
             but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
             autoencoder, for the model scores the clean x.
-        missing: what f sees of a hole, see :class:`~ppl_vae.guides.AmortizedGuide`.
+        missing: what f sees of a hole, see :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map of rows of x to what f is given instead of them; by default x itself.
         hiding: patches of x that f does not see, in training or not, e.g.
             :class:`~ppl_vae.HiddenPatches`: a masked autoencoder, for the model scores the
@@ -177,7 +177,7 @@ class Autoencoder(DecoderModel):
             hidden: the encoder's hidden widths; the decoder has them reversed.
             activation: of the hidden layers.
             code_activation: of the code: ``"linear"``, none; ``"soft-threshold"``, codes with
-                exact zeros (:class:`~ppl_vae.models.codes.SoftThreshold`); or one of the hidden
+                exact zeros (:class:`~ppl_vae.networks.sparse_layers.SoftThreshold`); or one of the hidden
                 layers' (``"relu"`` has exact zeros, too).
             columns: of the decoder's first weights, one for each dimension of z: ``"free"``;
                 ``"unit"``, of length one; ``"orthonormal"``, orthogonal besides.
@@ -282,9 +282,9 @@ class Autoencoder(DecoderModel):
             patch: height and width of a patch, in pixels; one number is both.
             share: of the P patches that are hidden.
             width, depth, heads: of the encoder, a
-                :class:`~ppl_vae.models.transformers.PatchTransformer`.
+                :class:`~ppl_vae.networks.transformers.PatchTransformer`.
             decoder_width, decoder_depth: of the decoder, which has as many heads, a
-                :class:`~ppl_vae.models.transformers.PatchDecoder`.
+                :class:`~ppl_vae.networks.transformers.PatchDecoder`.
             likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
             seed: of the initial weights.
 

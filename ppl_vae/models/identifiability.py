@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
-from ppl_vae.blocks import RowBlocks
+from ppl_vae.data.row_blocks import RowBlocks
 
 NUM_HUBS = 32
 """So many of the columns observed most often are tried first, or 4 K."""

@@ -7,7 +7,7 @@ entries of w_d w_d' / psi_d. Rows that share a pattern share P_n; complete rows 
 
 Loadings enter as A = Psi^-1/2 W, so that no noise variance is squared twice and tables of any unit
 neither overflow nor underflow; where a Cholesky factorization of P would lose too many digits,
-:mod:`ppl_vae.models.axes` does without it.
+:mod:`ppl_vae.models.principal_axes` does without it.
 """
 
 import math
@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ppl_vae.blocks import rows_at_once
-from ppl_vae.models.axes import (
+from ppl_vae.data.row_blocks import rows_at_once
+from ppl_vae.models.principal_axes import (
     MOST_LOST,
     OwnAxes,
     half_log_det,

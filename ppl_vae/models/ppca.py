@@ -11,12 +11,12 @@ from pyro.nn import PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.arguments import ArrayLike, at_least, choose_option
-from ppl_vae.blocks import RowBlocks, RowSource
-from ppl_vae.models.exact import LinearGaussianModel
-from ppl_vae.models.moments import summarize
-from ppl_vae.program import as_rows, count_rows, data_plate
-from ppl_vae.state import seeded
+from ppl_vae.core.program import as_rows, count_rows, data_plate
+from ppl_vae.core.state import seeded
+from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
+from ppl_vae.models.sufficient_statistics import summarize
 
 NOISES = ("isotropic", "diagonal")
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ppl_vae.arguments import choose_option
-from ppl_vae.blocks import Block, RowBlocks
-from ppl_vae.models.columns import CONSTANT_COLUMNS, Columns
-from ppl_vae.models.observation import Likelihood
+from ppl_vae.core.validation import choose_option
+from ppl_vae.data.column_stats import CONSTANT_COLUMNS, Columns
+from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.likelihoods.base import Likelihood
 
 INPUTS = ("auto", "identity", "log1p", "standardized")
 LISTED = 10

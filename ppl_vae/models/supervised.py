@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ppl_vae.arguments import (
+from ppl_vae.core.program import Density, Program, as_rows, data_plate, fold_rows
+from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.validation import (
     ArrayLike,
     as_matrix,
     at_least,
@@ -17,11 +19,9 @@ from ppl_vae.arguments import (
     choose_option,
     seen_cells,
 )
-from ppl_vae.models.decoded import DecoderModel
-from ppl_vae.models.networks import reset
-from ppl_vae.models.observation import Likelihood
-from ppl_vae.program import Density, Program, as_rows, data_plate, fold_rows
-from ppl_vae.state import isolated_store, mode, seeded
+from ppl_vae.likelihoods.base import Likelihood
+from ppl_vae.models.decoder_model import DecoderModel
+from ppl_vae.networks.mlp_conv import reset
 
 ENCODERS = ("fine-tuned", "frozen", "scratch")
 
@@ -40,7 +40,7 @@ class SupervisedEncoder(Program):
         num_labels: columns of y, L.
         encoder: ``"fine-tuned"``: f begins with the pair's weights, and trains with A and b;
             ``"frozen"``: it keeps them, and A and b train alone; ``"scratch"``: the same network
-            begins anew, as its layers reset themselves (:func:`~ppl_vae.models.networks.reset`).
+            begins anew, as its layers reset themselves (:func:`~ppl_vae.networks.mlp_conv.reset`).
             What the pair does to x before f sees it in training (corruption) is left out.
         seed: of A and b, and of f from scratch. The first do not depend on ``encoder``.
 

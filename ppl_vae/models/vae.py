@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppl_vae.arguments import ArrayLike, at_least
-from ppl_vae.blocks import RowBlocks, RowSource
-from ppl_vae.families import num_scale_outputs
-from ppl_vae.guides import num_encoder_inputs
-from ppl_vae.models.decoded import DecoderModel
-from ppl_vae.models.gaussian import Gaussian
-from ppl_vae.models.networks import as_image_shape, conv_decoder, conv_encoder, mlp
-from ppl_vae.models.observation import Likelihood
+from ppl_vae.core.program import Density, ProgramLike
+from ppl_vae.core.state import seeded
+from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.guides.families import num_scale_outputs
+from ppl_vae.guides.guides import num_encoder_inputs
+from ppl_vae.likelihoods.base import Likelihood
+from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.standardization import Start, make_inputs, scale_notes
-from ppl_vae.program import Density, ProgramLike
-from ppl_vae.state import seeded
+from ppl_vae.networks.mlp_conv import as_image_shape, conv_decoder, conv_encoder, mlp
 
 ADVICE = (
     "this VAE takes them as they are, and one step size does not suit them all; if they are in "
@@ -39,11 +39,11 @@ class VAE(DecoderModel):
         likelihood: what the outputs mean.
         data_dim: D.
         latent_dim: K.
-        encoder: a network for an :class:`~ppl_vae.guides.AmortizedGuide`; or instead of it
+        encoder: a network for an :class:`~ppl_vae.guides.guides.AmortizedGuide`; or instead of it
         guide: any guide with one site ``"z"`` of event shape (K,).
         covariance: the family of the guide made from ``encoder``.
         missing: what that encoder sees of a hole, ``"zeros"`` or ``"zeros+mask"``, see
-            :class:`~ppl_vae.guides.AmortizedGuide`.
+            :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map of rows of x to what that encoder is given instead of them; by default x
             itself.
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.exhibits import Exhibits
-from ppl_vae.files import write_whole
+from ppl_vae.core.files import write_whole
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
-from ppl_vae.lineage import Lineage
+from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.figures import pictures
 from ppl_vae.report.html import page
 

@@ -10,13 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppl_vae.evaluation.ascent import Ascent
-from ppl_vae.evaluation.opinions import Opinions
-from ppl_vae.exhibits import Exhibits
-from ppl_vae.lineage import Lineage
-from ppl_vae.report import estimate_plots, plots, tile_plots
-from ppl_vae.report.drawing import SIZE, tile_size
-from ppl_vae.tiles import Tiles
+from ppl_vae.data.image_grid import Tiles
+from ppl_vae.evaluation.inference_gaps.ascent import Ascent
+from ppl_vae.evaluation.marginal_likelihood.cross_check import Opinions
+from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.lineage.run import Lineage
+from ppl_vae.plots import estimates as estimate_plots
+from ppl_vae.plots import images as tile_plots
+from ppl_vae.plots import lineage as plots
+from ppl_vae.plots.drawing import SIZE, tile_size
 
 DOTS_PER_INCH = 160
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ppl_vae.evaluation.compare import Comparison
-from ppl_vae.exhibits import Exhibits
-from ppl_vae.lineage import Lineage
+from ppl_vae.evaluation.marginal_likelihood.compare import Comparison
+from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.figures import Picture
 from ppl_vae.report.table import COLUMNS, legend, number, percent
 from ppl_vae.report.verdict import verdict

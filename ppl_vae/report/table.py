@@ -11,9 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vae.evaluation.compare import FEW_RELIABLE
-from ppl_vae.measured import Measure, Row
-from ppl_vae.rungs import POINT, RUNGS
+from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
+from ppl_vae.lineage.metrics import Measure, Row
+from ppl_vae.lineage.stages import POINT, RUNGS
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ppl_vae.lineage import Lineage
+from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.table import lineage_table
 
 PIPED_WIDTH = 160

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from scipy.stats import t as student_t
 
-from ppl_vae.evaluation.compare import FEW_RELIABLE
-from ppl_vae.lineage import Lineage
-from ppl_vae.measured import Row
+from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
+from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.table import number
 
 CONFIDENCE = 0.95

@@ -12,11 +12,11 @@ from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, T
 from torch import nn
 
 from ppl_vae import ELBO, VAE, CapturedSVI
-from ppl_vae.inference.capture import Captured
-from ppl_vae.inference.parameters import find_parameters
-from ppl_vae.inference.steps import Batch, Update, WeightedObjective
-from ppl_vae.program import modules_of
-from ppl_vae.state import isolated_store, precision, validation
+from ppl_vae.core.program import modules_of
+from ppl_vae.core.state import isolated_store, precision, validation
+from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.parameters import find_parameters
 
 LATENT, RATE = 20, 1e-3
 

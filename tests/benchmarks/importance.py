@@ -10,7 +10,12 @@ import torch
 from contenders import HandWritten, vae_of, wait
 
 from ppl_vae import log_likelihood
-from ppl_vae.evaluation.rails import DRAWS_AT_ONCE, Rails, Weigher, block_size
+from ppl_vae.evaluation.marginal_likelihood.batching import (
+    DRAWS_AT_ONCE,
+    Rails,
+    Weigher,
+    block_size,
+)
 
 
 def package(capture):

@@ -1,0 +1,1 @@
+"""Any Pyro step as one recorded, compiled function."""

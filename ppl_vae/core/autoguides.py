@@ -1,0 +1,193 @@
+"""Pyro's automatic guides: which can be used here, and when.
+
+A guide is read per datum: log w_n = log p(x_n, z_n) - log q(z_n | x_n), with rows given by
+``index``. ``AutoNormal``, ``AutoDelta`` and the messengers have one q per datum and can be read
+so; guides that draw the latent variables of all data as one site cannot.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Int
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoContinuous,
+    AutoDiscreteParallel,
+    AutoGaussian,
+    AutoGuide,
+    AutoGuideList,
+    AutoNormalMessenger,
+    AutoStructured,
+)
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.core.program import DATA_PLATE, ProgramLike, accepted, owner_of
+
+ONE_OF_OURS = (
+    "MeanFieldGuide(num_data, latent_dim), with covariance='full' for correlations within a "
+    "datum, or AmortizedGuide(encoder, latent_dim)"
+)
+WITH_PLATES = "create_plates=ppl_vae.core.autoguides.plate_of_rows"
+
+
+def plate_of_rows(
+    x: Tensor,
+    *,
+    index: Int[Tensor, " B"] | None = None,
+    num_data: int | None = None,
+    dim: int | None = None,
+    **_: Any,
+) -> pyro.plate:
+    """The plate over the rows that a program is called with, for Pyro's automatic guides:
+    ``AutoNormal(model, create_plates=plate_of_rows)`` has one q per datum, in batches, too.
+
+    Args:
+        x, index, num_data: as the model gets them.
+        dim: of the plate, where the model names it (by ``functools.partial``).
+    """
+    rows = torch.arange(len(x), device=x.device) if index is None else index
+    return pyro.plate(DATA_PLATE, num_data or len(x), subsample=rows, dim=dim)
+
+
+def automatic_guide(guide: ProgramLike) -> AutoGuide | GuideMessenger | None:
+    """The automatic guide that a program is, seen through Pyro's handlers; or None."""
+    owner = owner_of(guide)
+    return owner if isinstance(owner, AutoGuide | GuideMessenger) else None
+
+
+def is_per_datum(guide: ProgramLike) -> bool:
+    """Whether a guide is automatic and holds parameters of each row of its training data."""
+    owner = automatic_guide(guide)
+    if isinstance(owner, GuideMessenger):
+        known = type(owner).__module__ == AutoNormalMessenger.__module__
+        return known and DATA_PLATE not in getattr(owner, "amortized_plates", ())
+    return owner is not None
+
+
+def check_automatic(
+    guide: ProgramLike, num_rows: int, keywords: Mapping[str, Any], repeats: int = 1
+) -> None:
+    """Check that an automatic guide has one q per datum, for these rows.
+
+    Args:
+        guide: of a pair; one that is not automatic passes.
+        num_rows: of x.
+        keywords: that the pair is run with.
+        repeats: how often each row is run.
+
+    Raises:
+        ValueError: naming the guide and the way out.
+    """
+    owner = automatic_guide(guide)
+    if owner is None:
+        return
+    for part in _parts(owner):
+        _check_one_per_datum(part)
+    check_automatic_batch(guide, keywords)
+    _check_number(owner, num_rows, keywords, repeats)
+
+
+def check_automatic_batch(guide: ProgramLike, keywords: Mapping[str, Any]) -> None:
+    """Check that an automatic guide looks its parameters up for a batch, if this is one.
+
+    Args:
+        guide: of a pair; one that is not automatic passes.
+        keywords: that the pair is run with; with ``index`` it is a batch.
+
+    Raises:
+        ValueError: naming the guide and the way out.
+    """
+    owner = automatic_guide(guide)
+    if owner is None or keywords.get("index") is None or not is_per_datum(guide):
+        return
+    for part in _parts(owner):
+        if isinstance(part, AutoContinuous | AutoGaussian | AutoStructured | AutoDiscreteParallel):
+            raise ValueError(
+                f"{_name(part)} cannot be used in batches: its parameters are those of one batch, "
+                "and it would take them for the rows of each other one. Train on all rows at "
+                f"once, or use {_instead(part, batches=True)}"
+            )
+    told = accepted(owner.model, {"index": 0, "num_data": 0})
+    if missing := {"index", "num_data"} - told.keys():
+        raise ValueError(
+            f"{_name(owner)} cannot be used in batches: its model takes no keyword "
+            f"{' and no '.join(map(repr, sorted(missing)))}, so it is not told which rows of how "
+            "many a batch holds, and would use the parameters of one batch for all. Let the "
+            f"model pass both on to its plate, pyro.plate({DATA_PLATE!r}, num_data, "
+            f"subsample=index), train on all rows at once, or use {ONE_OF_OURS}"
+        )
+    if isinstance(owner, AutoGuide) and owner.create_plates is None:
+        raise ValueError(
+            f"{_name(owner)} without create_plates draws rows of its own in place of a batch's, "
+            f"so each q would be trained on other data. Use {_name(owner)}(model, ..., "
+            f"{WITH_PLATES}), train on all rows at once, or use {ONE_OF_OURS}"
+        )
+
+
+def _name(guide: Any) -> str:
+    return type(guide).__name__
+
+
+def _parts(owner: Any) -> Iterator[Any]:
+    if isinstance(owner, AutoGuideList):
+        for part in owner:
+            yield from _parts(part)
+    elif not isinstance(owner, AutoCallable):
+        yield owner
+
+
+def _check_one_per_datum(part: Any) -> None:
+    joint = isinstance(part, AutoContinuous | AutoGaussian)
+    if isinstance(part, AutoStructured):
+        kinds = part.conditionals
+        joint = any(k != "delta" for k in ([kinds] if isinstance(kinds, str) else kinds.values()))
+    if joint:
+        raise ValueError(
+            f"{_name(part)} draws the latent variables of all data as one site, outside the plate "
+            f"{DATA_PLATE!r}, so there is no q(z | x_n) of one datum and no log weight of it. Use "
+            f"{_instead(part)}. (With pyro.infer.Trace_ELBO as objective it can be trained on "
+            "all rows at once.)"
+        )
+
+
+def _instead(part: Any, *, batches: bool = False) -> str:
+    if isinstance(part, AutoDiscreteParallel):
+        return "a guide of your own that looks its probabilities up, as probs[index]"
+    how = f", {WITH_PLATES}" if batches else ""
+    return f"AutoNormal(model{how}), which has independent normals, {ONE_OF_OURS}"
+
+
+def _check_number(owner: Any, num_rows: int, keywords: Mapping[str, Any], repeats: int) -> None:
+    frames = getattr(owner, "_prototype_frames", None) or {}
+    if repeats > 1 and isinstance(owner, AutoGuide):
+        raise ValueError(
+            f"{_name(owner)} needs a model that can be run for several draws under a plate around "
+            "it, and this one cannot (a network that takes 2-d input alone?), so its rows are "
+            f"repeated; use {ONE_OF_OURS}, or num_samples=1"
+        )
+    if DATA_PLATE not in frames:
+        return
+    known, given = frames[DATA_PLATE], keywords.get("num_data") or num_rows
+    size = known.full_size or known.size
+    if size != given:
+        raise ValueError(
+            f"{_name(owner)} has one q per datum for the {size} rows that it was first run with, "
+            f"and here are {given}; for new data use AmortizedGuide(encoder, latent_dim)"
+        )
+
+
+def without_data(guide: ProgramLike) -> ProgramLike:
+    """A messenger runs the whole model; its guide is that without the observed sites."""
+    if not isinstance(automatic_guide(guide), GuideMessenger):
+        return guide
+    hidden: ProgramLike = poutine.block(guide, hide_fn=_is_data)
+    return hidden
+
+
+def _is_data(site: Any) -> bool:
+    return site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site)

@@ -1,0 +1,346 @@
+"""The contract of models and guides: base class, plate over data, names, dtypes and devices.
+
+A *program* is anything that can be called as ``program(x, ...)`` and speaks Pyro: a function, a
+bound method or a ``PyroModule``. A *model* and a *guide* are programs whose sites stand in the
+plate ``"data"``. Everything in the package takes such pairs; its own derive from :class:`Program`.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule, PyroSample
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import _bound_partial
+from torch import Tensor, nn
+
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_seen, seen_cells
+
+ProgramLike: TypeAlias = Callable[..., Any]
+"""Any Pyro program: a function, a bound method, a ``PyroModule``."""
+
+if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
+
+    Density: TypeAlias = TorchDistribution
+else:  # what Pyro's distributions have in common when they run
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+    Density = TorchDistributionMixin
+
+DATA_PLATE = "data"
+_instances = itertools.count()
+
+
+class Program(PyroModule):
+    """A ``PyroModule`` whose root name no other instance in the process has.
+
+    Pyro's parameter store finds parameters by name and replaces a module's parameter by a stored
+    one of the same name. Two instances with one name would thus share, or silently not train,
+    their parameters. The name is drawn from a counter at construction, deep copy and unpickling.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._fresh_name())
+
+    def __getattr__(self, name: str) -> Any:
+        # Pyro's store would make a frozen parameter require a gradient, and train it.
+        parameter = self.__dict__.get("_parameters", {}).get(name)
+        if parameter is not None and not parameter.requires_grad:
+            return parameter
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _refuse_random(self, name, value)
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _fresh_name(cls) -> str:
+        return f"{cls.__name__.lower()}_{next(_instances)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A new PyroModule's context is fresh; a copied one counts as used under the old name.
+        self._pyro_set_supermodule(self._fresh_name(), PyroModule()._pyro_context)
+
+    def _pyro_set_supermodule(self, name: str, context: Any) -> None:
+        _rename(self, name, context)
+
+
+def _refuse_random(program: Program, name: str, value: Any) -> None:
+    """Refuse a ``PyroSample``, or a module with one, as part of a program of the package."""
+    random = name if isinstance(value, PyroSample) else None
+    if isinstance(value, nn.Module):
+        parts = value.named_modules()
+        found = [
+            f"{prefix}.{k}" for prefix, part in parts for k in vars(part).get("_pyro_samples", ())
+        ]
+        random = f"{name}.{found[0].lstrip('.')}" if found else None
+    if random is not None:
+        raise ValueError(
+            f"{type(program).__name__}.{random} may not be a PyroSample: the program reads it "
+            f"inside the plate {DATA_PLATE!r}, where it would be drawn anew for each row, and not "
+            "once for all data. (Latent variables that all data share are not supported.) Leave "
+            "it a parameter, which fit_svi estimates; a prior on it can be a penalty, by weight "
+            "decay in the optimizer"
+        )
+
+
+def check_parameters_not_random(*programs: ProgramLike) -> None:
+    """Check that no part of the package's programs has become a ``PyroSample`` since it was made.
+
+    Raises:
+        ValueError: naming the attribute.
+    """
+    for program in own_modules(*programs):
+        if isinstance(program, Program):
+            for name, part in program.named_children():
+                _refuse_random(program, name, part)
+
+
+def _rename(module: PyroModule, name: str, context: Any) -> None:
+    # Pyro's own version refuses modules that have run, which a deep copy of a trained model has.
+    module._pyro_name, module._pyro_context = name, context
+    for key, child in module._modules.items():
+        if isinstance(child, PyroModule):
+            _rename(child, f"{name}.{key}", context)
+
+
+def data_plate(
+    num_rows: int,
+    *,
+    index: Int[Tensor, " B"] | None = None,
+    num_data: int | None = None,
+    device: torch.device | None = None,
+) -> pyro.plate:
+    """The plate over data: rows ``index`` of ``num_data``, or all ``num_rows`` of them.
+
+    Raises:
+        ValueError: if ``index`` has another length than there are rows.
+    """
+    if index is not None and len(index) != num_rows:
+        raise ValueError(
+            f"index has {len(index)} entries for {num_rows} rows of x; "
+            "it must say, for each row, which row of the whole data it is"
+        )
+    rows = torch.arange(num_rows, device=device) if index is None else index
+    return pyro.plate(DATA_PLATE, num_data or num_rows, subsample=rows)
+
+
+def count_rows(x: Tensor | None, num_data: int | None) -> int:
+    """The number of rows a program draws: those of ``x``, or ``num_data`` without it.
+
+    Raises:
+        ValueError: if neither is given.
+    """
+    if x is None and num_data is None:
+        raise ValueError("give x, or num_data=n to draw n rows from the prior")
+    return len(x) if x is not None else int(num_data or 0)
+
+
+def fold_rows(
+    network: Callable[[Tensor], Tensor], values: Float[Tensor, "*B K"], width: int, name: str
+) -> Float[Tensor, "*B W"]:
+    """Apply a network made for 2-d input (rows, K) to values with any leading dimensions.
+
+    Raises:
+        ValueError: if it does not return (rows, width); ``name`` is what the message calls it.
+    """
+    rows = values.reshape(-1, values.shape[-1])
+    out = network(rows)
+    if out.shape != (len(rows), width):
+        raise ValueError(
+            f"the {name} must return (rows, {width}); for {len(rows)} rows it returned "
+            f"{tuple(out.shape)}"
+        )
+    return out.reshape(*values.shape[:-1], width)
+
+
+def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
+    """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
+    program = _inside_handlers(program)
+    if isinstance(program, AutoGuide | GuideMessenger) and program._model is not None:
+        return signature_keywords(program.model)  # to which they pass all that they get
+    target = program.forward if isinstance(program, nn.Module) else program
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def accepted(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``keywords`` that are not None and that the program's signature takes."""
+    named, anything = signature_keywords(program)
+    return {k: v for k, v in keywords.items() if v is not None and (anything or k in named)}
+
+
+def owner_of(program: ProgramLike) -> Any:
+    """What a program belongs to: the object of a bound method, a module, or the function itself.
+
+    Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
+    """
+    while not isinstance(program := _inside_handlers(program), nn.Module):
+        bound_to = getattr(program, "__self__", None)
+        if bound_to is not None:
+            return bound_to
+        # A handler is a partial too, but of Pyro's own function: what it wraps comes first.
+        inner = getattr(program, "__wrapped__", None) or getattr(program, "func", None)
+        if inner is None:
+            return program
+        program = inner
+    return program
+
+
+def _inside_handlers(program: Any) -> Any:
+    # A handler or plate called on a program gives _bound_partial(partial(wrap, handler, program)).
+    while isinstance(program, _bound_partial):
+        inner: Any = program.func
+        program = inner.args[1]
+    return program
+
+
+def own_modules(*programs: ProgramLike) -> list[nn.Module]:
+    """The modules that programs are, are methods of, or hold (as an ``ExactGuide`` its model)."""
+    owners = [owner_of(program) for program in programs]
+    parts = [part for owner in owners for part in (owner, *getattr(owner, "_held", ()))]
+    return _distinct(part for part in parts if isinstance(part, nn.Module))
+
+
+def modules_of(*programs: ProgramLike) -> list[nn.Module]:
+    """:func:`own_modules`, and the modules that a plain function reads from around it."""
+    around = [part for p in programs for part in _surroundings(owner_of(p), set())]
+    return _distinct([*own_modules(*programs), *around])
+
+
+_HOLDERS = (nn.Module, dict, list, tuple)
+
+
+def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    owner = owner_of(value) if callable(value) else value
+    if isinstance(owner, nn.Module):
+        yield owner
+    if isinstance(owner, nn.Module | type) or id(owner) in seen:
+        return
+    seen.add(id(owner))
+    for inner in _inside(owner):
+        yield from _surroundings(inner, seen)
+
+
+def _inside(owner: Any) -> list[Any]:
+    if inspect.isfunction(owner):
+        names = inspect.getclosurevars(owner)
+        values = (*names.nonlocals.values(), *names.globals.values())
+        # Functions and objects are followed within the program's own module, not into libraries.
+        home = owner.__module__
+        return [
+            v for v in values if isinstance(v, _HOLDERS) or getattr(v, "__module__", 0) == home
+        ]
+    parts = owner if isinstance(owner, list | tuple | dict) else getattr(owner, "__dict__", {})
+    parts = parts.values() if isinstance(parts, Mapping) else parts
+    return [part for part in parts if isinstance(part, _HOLDERS)]
+
+
+def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    return list({id(module): module for module in modules}.values())
+
+
+def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
+    """What programs and their parts say that a person should know of their numbers, once each."""
+    parts = [part for module in modules_of(*programs) for part in module.modules()]
+    owners = [owner_of(program) for program in programs]
+    told: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
+    lists: list[Any] = [notes() for notes in told if callable(notes)]
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
+
+
+def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:
+    """Parameters and buffers of the programs' modules, in order."""
+    for module in modules_of(*programs):
+        yield from itertools.chain(module.parameters(), module.buffers())
+
+
+def placement(*programs: ProgramLike) -> dict[str, Any]:
+    """``dtype`` and ``device`` of the programs' first floating-point tensor; empty without one."""
+    for tensor in tensors_of(*programs):
+        if tensor.is_floating_point():
+            return {"dtype": tensor.dtype, "device": tensor.device}
+    return {}
+
+
+def as_observed(
+    x: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    model: ProgramLike,
+    guide: ProgramLike | None = None,
+    name: str = "x",
+) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N D"] | None]:
+    """Data where a pair can use them: zeros in the holes, and the mask that says where they are.
+
+    Args:
+        x: the data; NaN is a hole.
+        mask: True where observed, of x's shape; holes are where it is False or x is NaN.
+        model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
+        name: what messages call x.
+
+    Returns:
+        x with zeros in its holes, and the mask, or None where nothing is missing.
+
+    Raises:
+        ValueError: if something is missing and the model takes no ``mask``, if mask has another
+            shape, or if a row has nothing observed; and as :func:`as_matrix`.
+    """
+    programs = [model] if guide is None else [model, guide]
+    check_parameters_not_random(*programs)
+    place = placement(*programs)
+    if not place and not isinstance(x, Tensor):
+        place = {"dtype": torch.get_default_dtype()}
+    x = as_matrix(x, name=name, look=True, **place)
+    width = getattr(owner_of(model), "data_dim", x.shape[1])
+    if x.shape[1] != width:
+        raise ValueError(
+            f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
+        )
+    seen = seen_cells(x, mask, name=name)
+    return (x, None) if seen is None else _with_holes(x, seen, model, name)
+
+
+def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
+    if "mask" not in accepted(model, {"mask": seen}):
+        raise ValueError(
+            f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword "
+            "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes"
+        )
+    check_rows_seen(seen, name=name)
+    return torch.where(seen, x, torch.zeros_like(x)), seen
+
+
+def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
+    """Let a model that has ``check_data(x, mask)`` refuse data outside its support."""
+    check = getattr(owner_of(model), "check_data", None)
+    if check is not None:
+        check(x, mask)
+
+
+def notes_on(model: ProgramLike, x: Tensor, mask: Tensor | None) -> tuple[str, ...]:
+    """What a model that has ``notes_on(x, mask)`` says of a fit to these data."""
+    tell = getattr(owner_of(model), "notes_on", None)
+    return () if tell is None else tuple(tell(x, mask))
+
+
+def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
+    """x as a program's own tensor: its dtype and device, 2-d, of the stated width.
+
+    Raises:
+        ValueError: if x is not 2-d or has another width.
+    """
+    x = x if isinstance(x, Tensor) else as_matrix(x)
+    if x.dim() != 2 or (width is not None and x.shape[1] != width):
+        raise ValueError(
+            f"x must have shape (rows, {width or 'columns'}) here; it has shape {tuple(x.shape)}"
+        )
+    return x.to(like)

@@ -1,0 +1,225 @@
+"""Process-wide state, borrowed and given back: generators, parameter store, validation, modes.
+
+Nothing in the package changes any of these for longer than a ``with`` block.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vae.core.program import ProgramLike, modules_of
+from ppl_vae.core.validation import choose_option
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draws inside repeat for a seed, and the global generators are left as they were found.
+
+    ``None`` draws from the global generators, as any torch code does.
+    """
+    if seed is None:
+        yield
+        return
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with kept_generators(list(devices)):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def kept_generators(devices: list[Any]) -> Iterator[None]:
+    """Generators end as they began: Python's, numpy's, torch's on the CPU and these devices."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def isolated_store() -> Iterator[None]:
+    """Run programs in a parameter store of their own.
+
+    Parameters of modules live in the modules: the block sees none that the store held before, so
+    names cannot collide, and leaves none behind. Parameters made by a bare ``pyro.param`` have
+    no home but the store: the block starts from them and gives them back, trained or new.
+    """
+    store = pyro.get_param_store()
+    inside: Any = _bare_parameters(store.get_state())
+    try:
+        with store.scope(inside):
+            try:
+                yield
+            finally:
+                inside.update(store.get_state())
+    finally:
+        bare = _bare_parameters(inside)
+        if bare["params"]:
+            store.set_state(bare)
+
+
+def _bare_parameters(state: Any) -> Any:
+    bare = {k: p for k, p in state["params"].items() if not isinstance(p, nn.Parameter)}
+    return {"params": bare, "constraints": {k: state["constraints"][k] for k in bare}}
+
+
+@contextmanager
+def validation(enabled: bool) -> Iterator[None]:
+    """Pyro's and torch's argument checks on or off; all flags are given back as they were."""
+    torch_flag = Distribution._validate_args
+    try:
+        with pyro.validation_enabled(enabled):
+            yield
+    finally:  # after Pyro's own exit, which sets torch's flag to Pyro's
+        Distribution.set_default_validate_args(torch_flag)
+
+
+def validating() -> bool:
+    """Whether arguments are checked here, which costs time and reads values."""
+    return bool(Distribution._validate_args)
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Run torch on so many threads: where tensors are small, a second one is only waited for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+PRECISIONS = ("float32", "tf32", "bf16")
+_ROUNDED = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
+
+
+@contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """How float32 matrix products and convolutions are rounded inside; all else stays float32.
+
+    Args:
+        name: ``"float32"``: not at all. ``"tf32"``: NVIDIA's tensor cores round the factors to
+            10 bits. ``"bf16"``: factors and products have 7 bits, sums are float32.
+        device: where the products are.
+
+    Raises:
+        ValueError: for ``"tf32"`` on anything but a GPU of NVIDIA's.
+    """
+    choose_option("precision", name, PRECISIONS)
+    if name == "tf32" and device.type != "cuda":
+        raise ValueError(
+            "precision='tf32' is a format of NVIDIA's GPUs; use 'float32' or 'bf16' on a "
+            f"{device.type}"
+        )
+    if name == "float32":
+        yield
+    elif name == "bf16":
+        with _Rounded():
+            yield
+    else:
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("high")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+class _Rounded(TorchDispatchMode):
+    """Matrix products and convolutions, gradients' too, with factors rounded to bfloat16."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        single = any(isinstance(a, Tensor) and a.dtype == torch.float32 for a in args)
+        if not single or func.overloadpacket.__name__ not in _ROUNDED:
+            return func(*args, **kwargs)
+        rounded = [a.bfloat16() if isinstance(a, Tensor) else a for a in args]
+        result = func(*rounded, **kwargs)
+        if isinstance(result, Tensor):
+            return result.float()
+        return tuple(r.float() if isinstance(r, Tensor) else r for r in result)
+
+
+@contextmanager
+def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
+    """Training or evaluation mode (dropout, batch norm) for the programs' modules."""
+    parts = [part for module in modules_of(*programs) for part in module.modules()]
+    before = [(part, part.training) for part in parts]
+    try:
+        for part in parts:
+            part.training = training
+        yield
+    finally:
+        for part, flag in before:
+            part.training = flag
+
+
+@contextmanager
+def for_shapes(*programs: ProgramLike) -> Iterator[None]:
+    """Run a pair in evaluation mode for the shapes of its sites: see :func:`probing`.
+
+    Modules that cannot be evaluated yet (which have ``stand_in()``, a context) get by there.
+    """
+    with (
+        probing(*programs),
+        mode(*programs, training=False),
+        _each_in("stand_in", *programs),
+    ):
+        yield
+
+
+@contextmanager
+def seeing_all(*programs: ProgramLike) -> Iterator[None]:
+    """Nothing of x is hidden by the programs themselves in runs inside.
+
+    So what masked autoencoders score is x, and their codes are those of all that was observed.
+    """
+    with _each_in("seeing_all", *programs):
+        yield
+
+
+@contextmanager
+def evaluating(*programs: ProgramLike) -> Iterator[None]:
+    """Evaluation mode, and nothing hidden: what is measured inside is of x, and not of parts."""
+    with mode(*programs, training=False), seeing_all(*programs):
+        yield
+
+
+@contextmanager
+def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
+    parts = [part for module in modules_of(*programs) for part in module.modules()]
+    with ExitStack() as stack:
+        for part in {id(part): part for part in parts}.values():
+            enter: Any = getattr(part, context, None)
+            if enter is not None:
+                stack.enter_context(enter())
+        yield
+
+
+@contextmanager
+def probing(*programs: ProgramLike) -> Iterator[None]:
+    """Run a pair only to look at it: generators and buffers (batch norm) end as they began."""
+    buffers = [b for module in modules_of(*programs) for b in module.buffers()]
+    before = [b.clone() for b in buffers]
+    devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}
+    cuda = [d for d in devices if d.type == "cuda"]
+    with torch.no_grad(), kept_generators(cuda), poutine.block():
+        try:
+            yield
+        finally:
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

@@ -1,0 +1,329 @@
+"""What a model/guide pair did, read from its traces: the one source of every objective.
+
+A pair is run under an outer plate of samples; each site's ``fn.log_prob(value)`` is taken with its
+mask and without its scale, and summed to one number a draw and a datum. What cannot be read so is
+refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.core.autoguides import check_automatic, without_data
+from ppl_vae.core.handlers import CheckedReplay, DistinctNames
+from ppl_vae.core.program import DATA_PLATE, ProgramLike, accepted
+from ppl_vae.core.state import for_shapes
+
+SAMPLE_PLATE = "_samples"
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PairTraces:
+    """One run of a pair: its two traces, checked against the contract.
+
+    Attributes:
+        model, guide: the traces.
+        stated_num_data: the size of the whole data, if the model was told of it.
+        repeats: how often each row was run, see :func:`run_pair`.
+    """
+
+    model: Trace
+    guide: Trace
+    stated_num_data: int | None = None
+    repeats: int = 1
+
+    @property
+    def observed(self) -> dict[str, Site]:
+        """The model's observed sites."""
+        return {n: s for n, s in sites(self.model).items() if s["is_observed"]}
+
+    @property
+    def latent(self) -> dict[str, Site]:
+        """The model's latent sites."""
+        return {n: s for n, s in sites(self.model).items() if not s["is_observed"]}
+
+    @property
+    def num_data(self) -> int:
+        """The size of the whole data, of which the plate may hold a part."""
+        if self.stated_num_data is not None and self.repeats > 1:
+            return self.stated_num_data  # repeated rows may be as many as the whole data
+        frame = frames(next(iter(sites(self.model).values())))[DATA_PLATE]
+        whole = frame.full_size in (None, frame.size)
+        return frame.size // self.repeats if whole else frame.full_size
+
+    def log_weights(self) -> Float[Tensor, "S B"]:
+        """log p(x_n, z_sn) - log q(z_sn | x_n)."""
+        joint = [self.per_datum(s, log_prob(s)) for s in sites(self.model).values()]
+        guide = [-self.per_datum(s, log_prob(s)) for s in sites(self.guide).values()]
+        return torch.stack(torch.broadcast_tensors(*joint, *guide)).sum(0)
+
+    def per_datum(self, site: Site, value: Tensor) -> Float[Tensor, "S B"]:
+        """A site's value summed over all but samples and data, wherever these stand."""
+        plates = frames(site)
+        rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
+        shape = [1] * rank
+        for frame in plates.values():
+            shape[frame.dim] = frame.size
+        value = value.expand(torch.broadcast_shapes(value.shape, torch.Size(shape)))
+        keep = [plates[name].dim for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
+        drop = [dim for dim in range(-rank, 0) if dim not in keep]
+        value = value.sum(drop, keepdim=True) if drop else value
+        # The sample plate stands left of all others, so the order is (S, B) already.
+        return value.reshape(-1, plates[DATA_PLATE].size // self.repeats)
+
+
+def sites(trace: Trace) -> dict[str, Site]:
+    """The sample sites that carry a density: no subsampling, no ``pyro.deterministic``."""
+    nodes: dict[str, Any] = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    }
+
+
+def frames(site: Site) -> dict[str, Any]:
+    """The vectorized plates that a site stands in, by name."""
+    return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def data_sites(run: PairTraces) -> dict[str, Site]:
+    """The observed sites that hold data. (A ``pyro.factor`` is one too, with an empty value.)
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = {name: site for name, site in run.observed.items() if site["value"].numel()}
+    if not found:
+        raise ValueError("the model observes nothing; pass its data on as obs=x")
+    return found
+
+
+def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
+    """A site's value with its draws first and its data second, whatever plates it stands in.
+
+    Returns:
+        (S, B, ...): other plates and the event's dimensions follow, in their order; S is 1 where
+        the value is the same for all draws.
+    """
+    event = len(site["fn"].event_shape)
+    value = value.expand(torch.broadcast_shapes(value.shape, site["fn"].shape()))
+    plates = {name: frame.dim - event for name, frame in frames(site).items()}
+    front = [plates.pop(name) for name in (SAMPLE_PLATE, DATA_PLATE) if name in plates]
+    rest = [
+        dim
+        for dim in range(-value.dim(), 0)
+        if dim not in front and (dim >= -event or dim in plates.values() or value.shape[dim] > 1)
+    ]
+    blank = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
+    num_rows = frames(site)[DATA_PLATE].size // run.repeats
+    shape = [value.shape[dim] for dim in rest]
+    return value.permute(*front, *rest, *blank).reshape(-1, num_rows, *shape)
+
+
+def log_prob(site: Site) -> Tensor:
+    """A site's log density with its mask, without its scale."""
+    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return masked(value, site["mask"])
+
+
+def masked(value: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """The value where the mask is True, zero elsewhere."""
+    if mask is None or mask is True:
+        return value
+    return torch.where(torch.as_tensor(mask, device=value.device), value, torch.zeros_like(value))
+
+
+def run_pair(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    *,
+    num_samples: int = 1,
+    dim: int | None = None,
+) -> PairTraces:
+    """Run the guide, and the model replayed on its draws; check both against the contract.
+
+    Args:
+        model, guide: the pair.
+        x: the rows of the batch.
+        keywords: passed on to each program as far as its signature takes them.
+        num_samples: draws a datum: under a plate of samples, or, for programs that cannot have
+            one (``dim`` None), by running each row so many times.
+        dim: where the plate of samples stands, see :func:`sample_dim`.
+    """
+    repeats = num_samples if dim is None else 1
+    num_data = accepted(model, keywords).get("num_data")
+    check_automatic(guide, len(x), keywords, repeats)
+    if repeats > 1:
+        x, keywords = _repeated(x, keywords, repeats)
+    guide_trace = _traced(without_data(guide), x, keywords, num_samples, dim)
+    with CheckedReplay(trace=guide_trace):
+        model_trace = _traced(model, x, keywords, num_samples, dim)
+    traces = PairTraces(model_trace, guide_trace, num_data, repeats)
+    check_pair(traces, len(x))
+    return traces
+
+
+def run_guide(
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    *,
+    num_samples: int = 1,
+    dim: int | None = None,
+) -> PairTraces:
+    """Run a guide alone, as :func:`run_pair` does; its trace stands for the model's, too."""
+    repeats = num_samples if dim is None else 1
+    check_automatic(guide, len(x), keywords, repeats)
+    if repeats > 1:
+        x, keywords = _repeated(x, keywords, repeats)
+    trace = _traced(without_data(guide), x, keywords, num_samples, dim)
+    return PairTraces(trace, trace, None, repeats)
+
+
+def _traced(
+    program: ProgramLike, x: Tensor, keywords: Mapping[str, Any], number: int, dim: int | None
+) -> Trace:
+    under = program if dim is None else pyro.plate(SAMPLE_PLATE, number, dim=dim)(program)
+    with DistinctNames():
+        return poutine.trace(under).get_trace(x, **accepted(program, keywords))
+
+
+def _repeated(
+    x: Tensor, keywords: Mapping[str, Any], repeats: int
+) -> tuple[Tensor, dict[str, Any]]:
+    given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
+    index = given.get("index", torch.arange(len(x), device=x.device))
+    told: dict[str, Any] = {"num_data": len(x)} | given | {"index": index.repeat(repeats)}
+    if "mask" in told:
+        told["mask"] = told["mask"].repeat(repeats, 1)
+    return x.repeat(repeats, 1), told
+
+
+def sample_dim(
+    model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+) -> int | None:
+    """Where a plate of samples fits: one left of the programs' own nesting.
+
+    Returns:
+        The dim, or None if the programs run alone but not under a further plate, or give other
+        densities there (a network that takes 2-d input only, a ``softmax(dim=1)``): such a pair
+        is run on repeated rows.
+    """
+    with for_shapes(model, guide):
+        alone = run_pair(model, guide, x, keywords)
+        plates = [frames(s) for t in (alone.model, alone.guide) for s in sites(t).values()]
+        dim = min(frame.dim for found in plates for frame in found.values()) - 1
+        try:
+            together = run_pair(model, guide, x, keywords, num_samples=2, dim=dim)
+            same = _same_draw_by_draw(together, model, guide, x, keywords, alone)
+        except Exception:  # whatever a stranger's program raises on a further dimension
+            same = False
+        if not same:
+            run_pair(model, guide, x, keywords, num_samples=2)
+    return dim if same else None
+
+
+def _same_draw_by_draw(
+    together: PairTraces,
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: Mapping[str, Any],
+    alone: PairTraces,
+) -> bool:
+    """Whether log weights under the plate of samples are those of each draw run alone."""
+    weights = together.log_weights()
+    for draw, expected in enumerate(weights):
+        for name, site in sites(alone.guide).items():
+            drawn = sites(together.guide)[name]
+            place = frames(drawn)[SAMPLE_PLATE].dim - len(drawn["fn"].event_shape)
+            value = drawn["value"].select(place, draw).reshape(site["value"].shape)
+            site["value"] = value
+        again = run_pair(
+            model, poutine.replay(guide, trace=alone.guide), x, keywords
+        ).log_weights()[0]
+        if not torch.allclose(again, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            return False
+    return True
+
+
+def check_pair(traces: PairTraces, num_rows: int) -> None:
+    """Check what two traces must have for log weights a datum to be read from them.
+
+    Raises:
+        ValueError: naming the site and the way out.
+    """
+    model, guide = sites(traces.model), sites(traces.guide)
+    latent = {name for name, site in model.items() if not site["is_observed"]}
+    if missing := sorted(latent - guide.keys()):
+        raise ValueError(
+            f"latent sites of the model are missing from the guide: {missing}; "
+            "the guide must sample each, under the same name"
+        )
+    if observed := sorted(guide.keys() & (model.keys() - latent)):
+        raise ValueError(
+            f"sites of the guide are observed in the model: {observed}; "
+            "rename them, or stop observing them there"
+        )
+    for name, site in guide.items():
+        if name not in model and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site {name!r} of the guide is not in the model; give it the name of a latent "
+                "site, or infer={'is_auxiliary': True}"
+            )
+    if not model:
+        raise ValueError("the model has no sample sites")
+    for program, found in (("model", model), ("guide", guide)):
+        for name, site in found.items():
+            _check_plates(f"site {name!r} of the {program}", site, num_rows)
+
+
+def _check_plates(who: str, site: Site, num_rows: int) -> None:
+    plates = frames(site)
+    if DATA_PLATE not in plates:
+        raise ValueError(
+            f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value a datum; put it "
+            f"under pyro.plate({DATA_PLATE!r}, len(x)). (Latent variables that all data share "
+            "are not supported.)"
+        )
+    deepest = max(-frame.dim for frame in plates.values())
+    if len(site["fn"].batch_shape) > deepest:
+        raise ValueError(
+            f"{who} has batch shape {tuple(site['fn'].batch_shape)}, more dimensions than plates; "
+            "declare the others an event (.to_event(1)) or put them under a plate"
+        )
+    size = plates[DATA_PLATE].size
+    if size != num_rows:
+        raise ValueError(
+            f"{who} stands in a plate {DATA_PLATE!r} of size {size}, and x has {num_rows} rows; "
+            "pass x's own rows to the plate (subsample=index)"
+        )
+    # Scales are compared only where that costs no synchronisation with a device.
+    scale, explained = site["scale"], _plate_scale(plates.values())
+    if isinstance(scale, Tensor) or abs(scale / explained - 1) > 1e-6:
+        raise ValueError(
+            f"{who} has scale {scale}, where its plates explain {explained:g} "
+            "(poutine.scale?), so what it adds is no log density; remove the scale "
+            "(for a weighted KL: ELBO(beta=...))"
+        )
+
+
+def _plate_scale(plates: Any) -> float:
+    scale = 1.0
+    for frame in plates:
+        scale *= (frame.full_size or frame.size) / frame.size
+    return scale

@@ -1,0 +1,1 @@
+"""Tables, images, texts, their transforms, and tables read in blocks of rows."""

@@ -1,0 +1,1 @@
+"""What a guide loses: the approximation gap and the amortization gap."""

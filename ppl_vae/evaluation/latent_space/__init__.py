@@ -1,0 +1,1 @@
+"""What latent codes hold."""

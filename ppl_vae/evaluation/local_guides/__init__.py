@@ -1,0 +1,1 @@
+"""Guides with free parameters for each datum, fitted where a pair is evaluated."""

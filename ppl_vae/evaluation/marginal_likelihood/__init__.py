@@ -1,0 +1,1 @@
+"""Estimates of log p(x), and whether they are reliable."""

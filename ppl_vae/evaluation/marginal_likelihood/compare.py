@@ -1,0 +1,160 @@
+"""Several models ranked by the held-out log-likelihood of the same data, with paired errors."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.validation import ArrayLike
+from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
+
+FEW_RELIABLE = 0.85
+"""Below this share of reliable data a mean is shown as a lower bound."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """Models ranked by their mean log p(x_n) over the same held-out data, the best first.
+
+    With l_mn = log p_m(x_n) and b the best model, the difference is mean_n(l_mn - l_bn) and its
+    error sd_n(l_mn - l_bn) / sqrt(N): what makes a datum hard for all models cancels. All are in
+    nats a datum.
+
+    Attributes:
+        names: of the models.
+        mean: of log p over the data.
+        error: its standard error, sd over the data / sqrt(N); it holds the Monte Carlo part.
+        difference: to the best model's mean; 0 for the best, else <= 0.
+        difference_error: the paired standard error of the difference; 0 for the best.
+        reliable: the share of data whose estimate is reliable; 1 for exact values.
+        weight: in the mixture of the models under which these data are most probable (stacking,
+            by ArviZ): who is needed beside the others, not who is best alone.
+        pointwise: log p of each datum by each model.
+        notes: what else a person should know of a model's numbers, its name first.
+    """
+
+    names: tuple[str, ...]
+    mean: Float[Tensor, " M"]
+    error: Float[Tensor, " M"]
+    difference: Float[Tensor, " M"]
+    difference_error: Float[Tensor, " M"]
+    reliable: Float[Tensor, " M"]
+    weight: Float[Tensor, " M"]
+    pointwise: Float[Tensor, "M N"]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_data(self) -> int:
+        """N, the data that all models were scored on."""
+        return self.pointwise.shape[1]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a model, indexed by its name; all but ``pointwise`` as columns."""
+        columns = ("mean", "error", "difference", "difference_error", "reliable", "weight")
+        index = pd.Index(self.names, name="model")
+        return pd.DataFrame({key: getattr(self, key).numpy() for key in columns}, index=index)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"held-out log p of {self.num_data} data, nats a datum ± standard error; "
+            "differences to the best are paired",
+            *aligned([self._cells(row) for row in range(len(self.names))]),
+        ]
+        if bool((self.reliable < FEW_RELIABLE).any()):
+            lines.append(f"  ≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _cells(self, row: int) -> tuple[str, ...]:
+        bound = "≥" if self.reliable[row] < FEW_RELIABLE else ""
+        behind = f"{self.difference[row]:.3f} ± {self.difference_error[row]:.3f}"
+        return (
+            f"  {self.names[row]}",
+            f"{bound}{self.mean[row]:.3f} ± {self.error[row]:.3f}",
+            behind if row else "best",
+            f"{math.floor(100 * self.reliable[row])} % reliable",
+            f"weight {self.weight[row]:.2f}",
+        )
+
+
+def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comparison:
+    """Rank models by the mean of their held-out *marginal* log-likelihoods of the same data.
+
+    Args:
+        estimates: log p(x_n) of each datum by the name of the model, in nats, the data in the
+            same order and units for all: a :class:`LogLikelihood`, or N numbers taken as exact.
+
+    Raises:
+        ValueError: if there are no models, fewer than two data, different numbers of data, values
+            that are not 1-d, or NaN or infinite ones; it names the models.
+
+    References:
+        Vehtari, Gelman, Gabry: Practical Bayesian model evaluation using leave-one-out
+        cross-validation and WAIC (2017): the paired standard error of a difference. Yao,
+        Vehtari, Simpson, Gelman: Using stacking to average Bayesian predictive distributions
+        (2018).
+    """
+    if not estimates:
+        raise ValueError("there is nothing to compare: give at least one model's log p(x_n)")
+    values = {name: _values(name, estimate) for name, estimate in estimates.items()}
+    _check_lengths(values)
+    reliable = torch.tensor([_share_reliable(e) for e in estimates.values()], dtype=torch.float64)
+    pointwise = torch.stack(list(values.values()))
+    order = pointwise.mean(1).argsort(descending=True, stable=True)
+    pointwise = pointwise[order]
+    mean = pointwise.mean(1)
+    return Comparison(
+        names=tuple(list(values)[k] for k in order),
+        mean=mean,
+        error=_error_of_mean(pointwise),
+        difference=mean - mean[0],
+        difference_error=_error_of_mean(pointwise - pointwise[0]),
+        reliable=reliable[order],
+        weight=stacking_weights([list(values)[k] for k in order], pointwise),
+        pointwise=pointwise,
+        notes=tuple(f"{name}: {note}" for name, e in estimates.items() for note in _notes(e)),
+    )
+
+
+def _error_of_mean(values: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
+    return values.std(1) / math.sqrt(values.shape[1])
+
+
+def _notes(estimate: Any) -> tuple[str, ...]:
+    return estimate.notes if isinstance(estimate, LogLikelihood) else ()
+
+
+def _share_reliable(estimate: Any) -> float:
+    return estimate.share_reliable if isinstance(estimate, LogLikelihood) else 1.0
+
+
+def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
+    values = estimate.value if isinstance(estimate, LogLikelihood) else estimate
+    if not isinstance(values, Tensor):
+        values = torch.tensor(np.asarray(values, dtype=float))
+    values = values.detach().double().cpu()
+    if values.dim() != 1:
+        raise ValueError(
+            f"log p of {name!r} must be 1-d, a number a datum; it has shape {tuple(values.shape)}"
+        )
+    if wrong := int((~values.isfinite()).sum()):
+        raise ValueError(
+            f"log p of {name!r} is NaN or infinite for {wrong} of {len(values)} data; such models "
+            "cannot be ranked by a mean. Leave the model out, or those data for all models"
+        )
+    return values
+
+
+def _check_lengths(values: Mapping[str, Tensor]) -> None:
+    lengths = {name: len(value) for name, value in values.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all models must be scored on the same data; their numbers: {lengths}")
+    if min(lengths.values()) < 2:
+        raise ValueError(f"a standard error needs at least 2 data; there is {lengths}")

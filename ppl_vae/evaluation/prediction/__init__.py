@@ -1,0 +1,1 @@
+"""Predictions of data: missing values, noise, labels."""

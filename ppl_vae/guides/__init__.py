@@ -1,0 +1,1 @@
+"""Guides: q(z given x)."""

@@ -1,0 +1,1 @@
+"""PCA, the lasso and dictionaries."""

@@ -1,0 +1,104 @@
+"""The parameters of a pair, found by running it, and the check that each of them trains."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_vae.core.program import ProgramLike, modules_of, own_modules
+from ppl_vae.core.state import probing, validation
+
+
+def find_parameters(
+    model: ProgramLike, guide: ProgramLike, loss: Callable[[], Tensor]
+) -> dict[str, Tensor]:
+    """The parameters of a pair by name, from one loss, run with validation on, and its gradient.
+
+    They are those of the modules that the programs are or are methods of, all of which must
+    train; those that the run put into the parameter store; and those of modules that a plain
+    function reads from around it, as far as the loss depends on them.
+
+    Args:
+        model, guide: the pair.
+        loss: runs it once.
+
+    Raises:
+        ValueError: if there are none, one has no gradient, or one was replaced by the store's.
+    """
+    before = _named(own_modules(model, guide))
+    slots = _slots(own_modules(model, guide))
+    with probing(model, guide), torch.enable_grad(), validation(True):
+        # What other pairs left in the store is not this one's: only what the run touches is.
+        with poutine.trace(param_only=True) as touched:
+            value = loss()
+        own = _named(own_modules(model, guide))
+        _check_identity(before, own, slots)
+        names = touched.trace.nodes.keys()
+        stored = dict(pyro.get_param_store().named_parameters())
+        stored = {name: parameter for name, parameter in stored.items() if name in names}
+        required = _trainable(own | _others(stored, own))
+        around = _trainable(_others(_named(modules_of(model, guide)), required))
+        # Inside the block, which ends by writing back buffers that the gradient may need.
+        gradients = _gradients(value, required | around)
+    untrained = [name for name in required if gradients[name] is None]
+    if untrained:
+        raise ValueError(
+            f"parameters that the loss does not depend on would not train: {untrained[:5]}; use "
+            "them in the model or the guide, remove them, or freeze them by requires_grad_(False)"
+        )
+    return required | {name: p for name, p in around.items() if gradients[name] is not None}
+
+
+def _named(modules: list[nn.Module]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for module in modules:
+        prefix = getattr(module, "_pyro_name", "") or type(module).__name__.lower()
+        while any(name.startswith(f"{prefix}.") for name in named):
+            prefix += "'"
+        fresh = _others(dict(module.named_parameters()), named)
+        named |= {f"{prefix}.{name}": parameter for name, parameter in fresh.items()}
+    return named
+
+
+def _others(named: dict[str, Tensor], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    ids = {id(parameter) for parameter in known.values()}
+    return {name: p for name, p in named.items() if id(p) not in ids}
+
+
+def _trainable(named: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+
+def _slots(modules: list[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
+    return [(part, dict(part._parameters)) for module in modules for part in module.modules()]
+
+
+def _check_identity(
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    slots: list[tuple[nn.Module, dict[str, Any]]],
+) -> None:
+    for name, parameter in before.items():
+        if after.get(name) is not parameter:
+            for part, parameters in slots:  # as they were, so that it is refused every time
+                part._parameters.update(parameters)
+            raise ValueError(
+                f"parameter {name!r} was replaced by another of the same Pyro name when the pair "
+                "ran, so one of the two would not train; give each PyroModule a name of its own "
+                "(PyroModule('name'), or derive it from ppl_vae's Program)"
+            )
+
+
+def _gradients(value: Tensor, named: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    if not named:
+        raise ValueError(
+            "the pair has no parameters to fit; register networks by pyro.module, or write the "
+            "programs as methods of a PyroModule"
+        )
+    if not value.requires_grad:
+        raise ValueError("the loss depends on no parameter; are the programs' results detached?")
+    gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    return dict(zip(named, gradients, strict=True))

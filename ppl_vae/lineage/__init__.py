@@ -1,0 +1,1 @@
+"""The models from probabilistic PCA to the VAE, fitted and compared."""

@@ -1,0 +1,49 @@
+"""A pair of the ladder seen from the data's units."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.data.transforms import Units
+from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
+from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
+from ppl_vae.evaluation.prediction.predictive import draw_data, latent_means, reconstruct
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A pair with the units that it was fitted in: data go in and come out in those given.
+
+    Attributes:
+        name: what pictures call it.
+        model, guide: the pair.
+        units: the pair's.
+    """
+
+    name: str
+    model: ProgramLike
+    guide: ProgramLike
+    units: Units
+
+    def latent_means(self, x: Tensor) -> dict[str, Tensor]:
+        """The mean of q for each latent site."""
+        return latent_means(self.model, self.guide, self.units.apply(x))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of x given the means of q."""
+        inner = reconstruct(self.model, self.guide, self.units.apply(x))
+        return self.units.undo(inner).to(x)
+
+    def sample(self, like: Tensor, seed: int) -> Tensor:
+        """Draws of x, as many as there are rows in ``like``."""
+        return self.units.undo(draw_data(self.model, self.units.apply(like), seed=seed)).to(like)
+
+    def annealed(
+        self, x: Tensor, num_chains: int, annealing: Annealing, seed: int
+    ) -> LogLikelihood:
+        """log p of each row by annealing from the guide's q."""
+        how = {"method": "annealed", "annealing": annealing, "seed": seed}
+        found = log_likelihood(self.model, self.guide, self.units.apply(x), num_chains, **how)
+        return found.shifted(self.units.log_jacobian(x))

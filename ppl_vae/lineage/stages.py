@@ -1,0 +1,230 @@
+"""The rungs of the ladder: which model, which guide, which algorithm."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyro.infer
+from torch import Tensor
+
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.results import FitResult
+from ppl_vae.evaluation.inference_gaps.ascent import Ascent, Recording, em_ascent, exact_bound
+from ppl_vae.guides.families import num_scale_outputs
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
+from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
+from ppl_vae.inference.svi.convergence import Convergence
+from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.lineage.problem import Task
+from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.networks.mlp_conv import mlp
+from ppl_vae.objectives.bounds import ELBO, IWAE
+
+HIDDEN = (256,)
+IWAE_SAMPLES = 8
+SCORE = ELBO(gradient="score")
+"""The same ELBO by its score: what gradients through the draws are worth."""
+POINT = "a point"
+"""The q of an autoencoder, which makes no bound."""
+POINT_FAMILY, NONLINEAR = "delta", ""
+"""The family of an autoencoder's q; that of pairs in which no price is known."""
+NO_PCA = "PCA has no place for holes"
+NO_CLOSED_FORM = "with holes the likelihood has no maximum in closed form"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A rung after its fit.
+
+    Attributes:
+        model, guide: the pair.
+        fit: how it went.
+        convergence: whether it went on until its tolerance was met.
+        best: a guide known to be the best of the guide's family for each datum, if there is one.
+        ascent: bound and log p as they rose, where both are exact.
+        bounded: whether what was fitted has a bound on log p. An autoencoder has none: its pair
+            is the Gaussian it implies, with the exact posterior.
+    """
+
+    model: ProgramLike
+    guide: ProgramLike
+    fit: FitResult
+    convergence: Convergence
+    best: ProgramLike | None = None
+    ascent: Ascent | None = None
+    bounded: bool = True
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A row of the ladder's table.
+
+    Attributes:
+        name: by which it is asked for.
+        model, q, algorithm: what the table says.
+        climb: fits it.
+        family: of q, if the model is PPCA, see :mod:`ppl_vae.guides.families`: what its price is known
+            by.
+        complete: why it needs data without holes; empty if it does not.
+    """
+
+    name: str
+    model: str
+    q: str
+    algorithm: str
+    climb: Callable[[Task], Fitted]
+    family: str = NONLINEAR
+    complete: str = ""
+
+
+def _implied(
+    fit: Callable[[Task, Autoencoder], tuple[FitResult, Convergence]],
+) -> Callable[[Task], Fitted]:
+    def climb(task: Task) -> Fitted:
+        made = Autoencoder.linear(task.train.shape[1], task.latent_dim, seed=task.seed)
+        autoencoder = made.to(task.train)
+        result, convergence = fit(task, autoencoder)
+        ppca = implied_gaussian(autoencoder, task.train).to(task.train)
+        guide = ExactGuide(ppca)
+        return Fitted(ppca.model, guide, result, convergence, best=guide, bounded=False)
+
+    return climb
+
+
+def _by_itself(fit: FitResult) -> Convergence:
+    """Of a closed form, or of EM, which has a tolerance of its own."""
+    return Convergence(fit.converged is not False, math.nan, math.nan, fit.steps, fit.stopped)
+
+
+def _pca(task: Task, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
+    fit = fit_pca(autoencoder, task.train)
+    return fit, _by_itself(fit)
+
+
+def _squares(task: Task, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
+    def value() -> float:
+        implied = implied_gaussian(autoencoder, task.train)
+        return float(implied.log_likelihood(task.train).detach().mean())
+
+    lr = task.settings.linear_lr
+    return task.to_tolerance(autoencoder.model, autoencoder.guide, lr, value)
+
+
+def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
+    def climb(task: Task) -> Fitted:
+        ppca = task.ppca()
+        result = fit(ppca, task.train)
+        guide = ExactGuide(ppca, covariance=covariance)
+        ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
+        convergence = _by_itself(result)
+        return Fitted(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
+
+    return climb
+
+
+def _svi(
+    make_guide: Callable[[Task, PPCA], Any], covariance: str, *, hidden: bool = False
+) -> Callable[[Task], Fitted]:
+    def climb(task: Task) -> Fitted:
+        ppca = task.ppca()
+        guide = make_guide(task, ppca)
+        recording = Recording(ppca, guide, task.train)
+        recording(0, 0.0)
+        lr = task.settings.encoder_lr if hidden else task.settings.linear_lr
+
+        def value() -> float:
+            return float(exact_bound(ppca, guide, task.train)[0])
+
+        fit, convergence = task.to_tolerance(ppca.model, guide, lr, value, recording)
+        best = ExactGuide(ppca, covariance=covariance)
+        ascent = recording.ascent()
+        return Fitted(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
+
+    return climb
+
+
+def _per_datum(task: Task, ppca: PPCA) -> MeanFieldGuide:
+    return MeanFieldGuide(len(task.train), task.latent_dim).to(task.train)
+
+
+def _exact_guide(task: Task, ppca: PPCA) -> ExactGuide:
+    return ExactGuide(ppca)
+
+
+def _linear(covariance: str) -> Callable[[Task, PPCA], AmortizedGuide]:
+    def make(task: Task, ppca: PPCA) -> AmortizedGuide:
+        encoder = mlp(ppca.data_dim, task.latent_dim, seed=task.seed)
+        shape = {"covariance": covariance, "homoscedastic": True}
+        return AmortizedGuide(encoder, task.latent_dim, **shape)
+
+    return make
+
+
+def _deep(task: Task, ppca: PPCA) -> AmortizedGuide:
+    k = task.latent_dim
+    # relu(y) - relu(-y) = y: with 2 K hidden units it can be the linear posterior mean.
+    hidden = (max(HIDDEN[0], 2 * k),)
+    encoder = mlp(ppca.data_dim, k + num_scale_outputs("diagonal", k), hidden, seed=task.seed)
+    return AmortizedGuide(encoder, k).to(task.train)
+
+
+def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
+    def climb(task: Task) -> Fitted:
+        # With average variance one, noise of a half leaves the latents something to explain.
+        likelihood = Gaussian("shared", initial=0.5**0.5)
+        shape = {"hidden": HIDDEN, "activation": "gelu", "likelihood": likelihood}
+        vae = VAE.mlp(task.train.shape[1], task.latent_dim, seed=task.seed, **shape)
+        return Fitted(vae.model, vae.guide, *task.stopped_early(vae.model, vae.guide, objective))
+
+    return climb
+
+
+_plain_em = partial(fit_em, accelerate=False)
+_RUNGS = (
+    Rung("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
+    Rung(
+        "linear-autoencoder", "PPCA", POINT, "SVI, squares", _implied(_squares), POINT_FAMILY
+    ),
+    Rung(
+        "closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), "full",
+        NO_CLOSED_FORM,
+    ),
+    Rung("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
+    Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
+    Rung(
+        "variational-em", "PPCA", "q_i, diag", "rotating VEM",
+        _exact(variational_em, "diagonal"), "diagonal",
+    ),
+    Rung(
+        "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum, "diagonal"), "diagonal"
+    ),
+    Rung("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full"), "full"),
+    Rung(
+        "linear-amortized", "PPCA", "linear, diag", "SVI",
+        _svi(_linear("diagonal"), "diagonal"), "diagonal",
+    ),
+    Rung(
+        "deep-amortized", "PPCA", "MLP, diag", "SVI",
+        _svi(_deep, "diagonal", hidden=True), "diagonal",
+    ),
+    Rung(
+        "isotropic-q", "PPCA", "linear, v I", "SVI",
+        _svi(_linear("isotropic"), "isotropic"), "isotropic",
+    ),
+    Rung("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit"), "unit"),
+    Rung("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
+    Rung("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
+    Rung("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE)),
+)  # fmt: skip
+RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}
+
+
+def left_out(names: Iterable[str], holes: bool) -> dict[str, str]:
+    """Which of these rungs data with holes, or without, leave out, and why."""
+    known = (RUNGS[name] for name in names if holes and name in RUNGS)
+    return {rung.name: rung.complete for rung in known if rung.complete}

@@ -1,0 +1,243 @@
+"""Sufficient statistics of tables for linear-Gaussian models, in float64, in one pass."""
+
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.core.state import threads
+from ppl_vae.core.validation import at_least
+from ppl_vae.data.column_stats import Columns, too_many
+from ppl_vae.data.row_blocks import Block, RowBlocks, RowSource
+from ppl_vae.models.eigen import (
+    JACOBI_SIZE,
+    Leading,
+    factor_of,
+    gram_matrix,
+    product,
+    right_singular,
+    split_leading,
+    symmetric_eigen,
+)
+
+QR_COST = 1e9
+"""Up to so many N D^2 a factor of the scatter matrix is found by QR, which costs little then."""
+COARSE_SUM = 1e-6
+"""A remainder of less than so much of the largest eigenvalue, per column, has lost its digits."""
+
+
+class SampleCovariance:
+    """Mean and covariance S over N (not N - 1) of complete data, and a factor F of it, S = F'F.
+
+    A factor has twice the digits of S: F is the centred data over sqrt(N) if D > N; of tables of
+    moderate size it comes from QR decompositions, and S itself is never formed; of large ones it
+    is a Cholesky factor of S.
+
+    Attributes:
+        mean: (D,).
+        diagonal: of S, (D,).
+        trace: of S, ().
+        data_dim: D.
+        columns: what each column holds.
+    """
+
+    def __init__(self, columns: Columns, factor: Tensor | None, gram: Tensor | None) -> None:
+        self.columns, self._factor, self._gram = columns, factor, gram
+        self.mean, self.diagonal = columns.mean, columns.variance
+        self.data_dim, self.trace = len(self.mean), self.diagonal.sum()
+
+    @classmethod
+    def of(cls, x: RowSource) -> Self:
+        """The statistics of the rows of x, one pass.
+
+        Raises:
+            ValueError: if x has NaN; and as :class:`~ppl_vae.data.row_blocks.RowBlocks`.
+        """
+        columns, covariance = summarize(RowBlocks(x))
+        if covariance is None:
+            raise ValueError(missing_message(columns))
+        return cls(columns, covariance._factor, covariance._gram)
+
+    def __matmul__(self, other: Float[Tensor, "D K"]) -> Float[Tensor, "D K"]:
+        if self._gram is not None:
+            return product(self._gram, other)
+        return product(self.factor.mT, product(self.factor, other))
+
+    @property
+    def factor(self) -> Float[Tensor, "R D"]:
+        """F, R = min(N, D)."""
+        if self._factor is None:
+            assert self._gram is not None
+            self._factor = factor_of(self._gram)
+        return self._factor
+
+    def constant_columns(self) -> list[int]:
+        """Which columns do not vary."""
+        return self.columns.constant_columns()
+
+    def eigh(self) -> tuple[Float[Tensor, " R"], Float[Tensor, "D R"]]:
+        """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), the rest are zero."""
+        if self._gram is not None:
+            values, vectors = symmetric_eigen(self._gram)
+            return values.flip(0).clamp(min=0), vectors.flip(1)
+        values, vectors = right_singular(self.factor)
+        return values.square(), vectors
+
+    def leading(self, number: int, scale: Float[Tensor, " D"]) -> Leading:
+        """The largest eigenvalues of S, its columns in units of ``scale``, see :data:`Leading`.
+
+        Of a large table from S itself, unless its rounding could be seen in what they leave.
+        """
+        if self._gram is not None and self.data_dim > JACOBI_SIZE and number < self.data_dim:
+            from scipy.linalg import eigh
+
+            whitened = (self._gram / torch.outer(scale, scale)).cpu().numpy()
+            first = self.data_dim - number
+            values, axes = eigh(whitened, subset_by_index=[first, self.data_dim - 1])
+            rest = whitened.trace() - values.sum()
+            if rest > COARSE_SUM * len(scale) * values[-1]:
+                largest_first = values[::-1].copy(), axes[:, ::-1].copy()
+                values, axes = (torch.from_numpy(part).to(scale) for part in largest_first)
+                return values, axes, torch.as_tensor(rest).to(scale)
+        return split_leading(*right_singular(self.factor / scale), number)
+
+    def rank(self) -> int:
+        """Of the centred data, each column in its own units: what is not rounding of its cells."""
+        deviation = self.diagonal.sqrt()
+        varying = ~self.columns.constant
+        factor = self.factor[:, varying] / deviation[varying]
+        if not factor.numel():
+            return 0
+        values = torch.linalg.svdvals(factor)
+        size = max(self.columns.rows, self.data_dim)
+        least = float(values[0]) * size * torch.finfo(values.dtype).eps
+        if self._gram is not None:  # S has half of the digits
+            least = float(values[0]) * (size * torch.finfo(values.dtype).eps) ** 0.5
+        return int((values > max(least, self.columns.rounding())).sum())
+
+    @threads(1)
+    def check_rank(self, latent_dim: int) -> None:
+        """Check that PPCA with K latent dimensions is not singular on these data.
+
+        Raises:
+            ValueError: if K >= the rank of the centred data: the noise would be zero and the
+                likelihood infinite.
+        """
+        at_least("latent_dim", latent_dim)
+        rows, size = self.columns.rows, max(self.columns.rows, self.data_dim)
+        if self._gram is not None and latent_dim < self.data_dim:
+            # With K + 1 orthonormal columns q, l_{K+1} >= the least eigenvalue of q'Sq (Poincare).
+            normal = np.random.default_rng(0).normal(size=(self.data_dim, latent_dim + 1))
+            q = torch.linalg.qr(torch.from_numpy(normal).to(self._gram)).Q
+            least = self.trace * size * torch.finfo(self.mean.dtype).eps
+            if torch.linalg.eigvalsh(q.mT @ (self @ q))[0] > least:
+                return
+        if latent_dim >= (rank := self.rank()):
+            raise ValueError(too_many(latent_dim, str(rank), rows, self.data_dim))
+
+
+def missing_message(columns: Columns) -> str:
+    """What to say where holes cannot be taken."""
+    return (
+        f"x has {columns.num_missing} missing entries, and this needs complete data; use fit_em, "
+        "which takes holes, or impute() them with a model fitted so"
+    )
+
+
+# Large products of complete data are numpy's. Idle threads of one library keep turning for a while
+# and hold up the other's, so torch, which has the small work, does without.
+@threads(1)
+def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
+    """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
+    columns, scatter = None, _Scatter()
+    buffer: Tensor | None = None
+    for block in _joined(blocks):
+        mean = _mean(block)
+        buffer = _centred(block, mean, buffer)
+        centred = buffer[: len(block.values)]
+        squares = centred.square().sum(0)
+        if block.seen is not None:
+            scatter.complete = False
+        found = Columns.of(block, mean, squares)
+        if columns is None:
+            columns = found
+            scatter.add(centred)
+            continue
+        weight = columns.rows * found.rows / (columns.rows + found.rows)
+        scatter.add(centred, (found.mean - columns.mean) * weight**0.5)
+        columns = columns.merged(found)
+    assert columns is not None
+    return columns, scatter.covariance(columns) if scatter.complete else None
+
+
+class _Scatter:
+    """The scatter matrix of centred blocks as they come, or a factor of it.
+
+    A factor, by QR, as long as that costs little; the matrix from then on.
+    """
+
+    def __init__(self) -> None:
+        self.complete, self.rows = True, 0
+        self.factor: Tensor | None = None
+        self.gram: Tensor | None = None
+
+    def add(self, centred: Float[Tensor, "B D"], gap: Tensor | None = None) -> None:
+        """Add a block of rows, and the row that its mean's distance from the others' makes."""
+        if not self.complete:
+            return
+        self.rows += len(centred)
+        if self.gram is None and self.rows * centred.shape[1] ** 2 <= QR_COST:
+            parts = [self.factor, centred, None if gap is None else gap[None]]
+            rows = torch.cat([part for part in parts if part is not None])
+            short = len(rows) <= rows.shape[1]
+            self.factor = rows.clone() if short else torch.linalg.qr(rows, mode="r").R
+            return
+        if self.gram is None and self.rows < centred.shape[1]:  # no D x D matrix
+            parts = [self.factor, centred, None if gap is None else gap[None]]
+            self.factor = torch.cat([part for part in parts if part is not None])
+            return
+        own = gram_matrix(centred)
+        if gap is not None:
+            own.addr_(gap, gap)
+        for part in (self.gram, None if self.factor is None else gram_matrix(self.factor)):
+            own = own if part is None else own.add_(part)
+        self.factor, self.gram = None, own
+
+    def covariance(self, columns: Columns) -> SampleCovariance:
+        """Of all rows."""
+        factor = None if self.factor is None else self.factor / columns.rows**0.5
+        gram = None if self.gram is None else self.gram.div_(columns.rows)
+        return SampleCovariance(columns, factor, gram)
+
+
+def _joined(blocks: RowBlocks) -> Iterator[Block]:
+    # Blocks of D rows or more, but for the last: fewer rows need no D x D matrix, and many small
+    # blocks would each cost one.
+    waiting: list[Block] = []
+    for block in blocks.read():
+        waiting.append(block)
+        if sum(len(one.values) for one in waiting) >= block.values.shape[1]:
+            yield Block.joined(waiting)
+            waiting = []
+    if waiting:
+        yield Block.joined(waiting)
+
+
+def _mean(block: Block) -> Float[Tensor, " D"]:
+    count = len(block.values) if block.seen is None else block.seen.sum(0).clamp(min=1)
+    return block.totals / count
+
+
+def _centred(
+    block: Block, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
+) -> Float[Tensor, "_ D"]:
+    # In the memory of the block before, which need not be got anew from the system.
+    if buffer is None or len(buffer) < len(block.values):
+        buffer = torch.empty_like(block.values)
+    centred = torch.sub(block.values, mean, out=buffer[: len(block.values)])
+    if block.seen is not None:
+        centred *= block.seen
+    return buffer

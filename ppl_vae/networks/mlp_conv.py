@@ -1,0 +1,269 @@
+"""Networks for encoders and decoders."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ppl_vae.core.state import seeded
+from ppl_vae.core.validation import at_least, choose_option
+
+ImageShape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width of an image that is a flat row elsewhere."""
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+    "sigmoid": nn.Sigmoid,
+}
+
+
+def mlp(
+    in_dim: int,
+    out_dim: int,
+    hidden: Sequence[int] = (),
+    *,
+    activation: str = "relu",
+    seed: int | None = None,
+) -> nn.Sequential:
+    """A multilayer perceptron, linear at the end; without hidden layers an affine map.
+
+    ``mlp(K, D, (H,))`` is G(z) = A2 relu(A1 z + b1) + b2.
+
+    Args:
+        in_dim, out_dim: widths of input and output.
+        hidden: width of each hidden layer.
+        activation: one of ``ACTIVATIONS``.
+        seed: of the initial weights (torch's defaults for Linear).
+    """
+    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    widths = [at_least("width", width) for width in (in_dim, *hidden, out_dim)]
+    layers: list[nn.Module] = []
+    with seeded(seed):
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), activate()]
+    return nn.Sequential(*layers[:-1])
+
+
+def last_linear(network: nn.Sequential) -> nn.Linear:
+    """The output layer of :func:`mlp`."""
+    layer = network[-1]
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"the network must end in a Linear layer, not {type(layer).__name__}")
+    return layer
+
+
+def zero_output(network: nn.Sequential) -> nn.Sequential:
+    """The network with its output layer set to zero, so that it starts as a constant."""
+    with torch.no_grad():
+        for parameter in last_linear(network).parameters():
+            parameter.zero_()
+    return network
+
+
+def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
+    """The bias that a network adds at its end, one number for each output, (width,).
+
+    Raises:
+        TypeError: if it does not end in a layer with such a bias.
+    """
+    last: Any = network
+    while isinstance(last, nn.Sequential) and len(last):
+        last = last[-1]
+    bias = getattr(last, "bias", None)
+    if not isinstance(bias, nn.Parameter) or bias.shape != (width,):
+        raise TypeError(
+            f"the network must end in a layer with a bias for each of its {width} outputs, such "
+            f"as Linear, not in {last}"
+        )
+    return bias
+
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@torch.no_grad()
+def reset(network: N, *, seed: int | None = None) -> N:
+    """The network as new: each layer draws its parameters again, as it does when it is made.
+
+    Layers do so by their ``reset_parameters``, inner ones first; what is frozen stays frozen. Of
+    layers without one, frozen parameters and buffers are part of the architecture and stay.
+
+    Args:
+        network: reset in place.
+        seed: of the new parameters.
+
+    Raises:
+        ValueError: if a parameter belongs to no layer that resets it. The network is left as it
+            was.
+    """
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    for parameter in learned.values():
+        parameter.fill_(torch.nan)  # what still is NaN at the end was not reset
+    with seeded(seed):
+        for layer in reversed(list(network.modules())):
+            own: Any = getattr(layer, "reset_parameters", None)
+            own = own or getattr(layer, "_reset_parameters", None)  # torch's attention has this
+            if callable(own):
+                own()
+    if left := [name for name, p in learned.items() if bool(p.isnan().any())]:
+        network.load_state_dict(before)
+        raise ValueError(
+            f"parameters that no layer resets would stay as they were trained: {left[:5]}; give "
+            "the layers that hold them a method reset_parameters()"
+        )
+    return network
+
+
+class Offset(nn.Module):
+    """Adds b, one number a column: what the last layer of an :func:`mlp` has and a convolution,
+    whose bias is one number a channel, has not.
+
+    Args:
+        width: of the rows.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def reset_parameters(self) -> None:
+        """b = 0."""
+        nn.init.zeros_(self.bias)
+
+    def forward(self, rows: Float[Tensor, "B W"]) -> Float[Tensor, "B W"]:
+        """rows + b."""
+        return rows + self.bias
+
+
+class Spread(nn.Module):
+    """A network's output and one standard deviation for all of it: (loc, scale), the encoder of
+    q(z | x) = N(f(x), scale^2 I).
+
+    Args:
+        network: f, from rows of x to (rows, K).
+        scale: standard deviation.
+
+    Raises:
+        ValueError: if scale is not positive.
+    """
+
+    def __init__(self, network: Callable[..., Any], scale: float) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, the standard deviation of q; got {scale}")
+        self.network = network
+        self.scale = scale
+
+    def forward(self, x: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor]:
+        """(f(x), scale), each (rows, K)."""
+        loc = self.network(x)
+        return loc, torch.full_like(loc, self.scale)
+
+
+def as_image_shape(shape: Sequence[int]) -> ImageShape:
+    """(C, H, W) as three positive whole numbers.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"image_shape must be (channels, height, width); got {tuple(shape)}")
+    channels, height, width = (at_least("image_shape", size) for size in shape)
+    return channels, height, width
+
+
+def conv_encoder(
+    image_shape: Sequence[int],
+    out_dim: int,
+    channels: Sequence[int] = (32, 64),
+    *,
+    activation: str = "relu",
+    seed: int | None = None,
+) -> nn.Sequential:
+    """Convolutions that halve the image one by one, and a linear layer: flat rows in and out.
+
+    Args:
+        image_shape: (C, H, W); a row has C H W entries, of any height and width.
+        out_dim: width of the output.
+        channels: of each convolution (3 x 3, stride 2).
+        activation: one of ``ACTIVATIONS``.
+        seed: of the initial weights (torch's defaults).
+    """
+    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    shapes = _halved(image_shape, channels)
+    layers: list[nn.Module] = [nn.Unflatten(1, shapes[0])]
+    with seeded(seed):
+        for (before, *_), (after, *_) in itertools.pairwise(shapes):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activate()]
+        last = nn.Linear(math.prod(shapes[-1]), at_least("out_dim", out_dim))
+    return nn.Sequential(*layers, nn.Flatten(), last)
+
+
+def conv_decoder(
+    in_dim: int,
+    image_shape: Sequence[int],
+    channels: Sequence[int] = (64, 32),
+    *,
+    outputs_per_dim: int = 1,
+    activation: str = "relu",
+    seed: int | None = None,
+) -> nn.Sequential:
+    """The mirror image of :func:`conv_encoder`: a linear layer, and convolutions that double.
+
+    Args:
+        in_dim: width of the input.
+        image_shape: (C, H, W) of what comes out, as flat rows.
+        channels: of the image that each convolution gets (3 x 3, transposed, stride 2).
+        outputs_per_dim: numbers for each entry of an image. A row holds them beside one another,
+            those of the first entry first.
+        activation: one of ``ACTIVATIONS``.
+        seed: of the initial weights (torch's defaults, and an :class:`Offset` of zero).
+    """
+    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    shapes = _halved(image_shape, channels[::-1])[::-1]
+    depth, height, width = shapes[-1]
+    shapes[-1] = (at_least("outputs_per_dim", outputs_per_dim) * depth, height, width)
+    with seeded(seed):
+        layers: list[nn.Module] = [nn.Linear(at_least("in_dim", in_dim), math.prod(shapes[0]))]
+        layers += [nn.Unflatten(1, shapes[0])]
+        for before, after in itertools.pairwise(shapes):
+            layers += [activate(), _doubling(before, after, bias=after is not shapes[-1])]
+    return nn.Sequential(*layers, _Flat(outputs_per_dim), Offset(math.prod(shapes[-1])))
+
+
+def _halved(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageShape]:
+    shapes = [as_image_shape(image_shape)]
+    if not channels:
+        raise ValueError("channels must name at least one convolution's channels; it is empty")
+    for number in channels:
+        _, height, width = shapes[-1]
+        shapes.append((at_least("channels", number), (height + 1) // 2, (width + 1) // 2))
+    return shapes
+
+
+def _doubling(before: ImageShape, after: ImageShape, *, bias: bool) -> nn.ConvTranspose2d:
+    # 2n - 1 pixels come out of n: one more at the far edge, where the larger image was even.
+    odd = (after[1] - (2 * before[1] - 1), after[2] - (2 * before[2] - 1))
+    return nn.ConvTranspose2d(
+        before[0], after[0], 3, stride=2, padding=1, output_padding=odd, bias=bias
+    )
+
+
+class _Flat(nn.Module):
+    """Images of (outputs_per_dim C) channels as rows, an entry's outputs beside one another."""
+
+    def __init__(self, outputs_per_dim: int) -> None:
+        super().__init__()
+        self.outputs_per_dim = outputs_per_dim
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O"]:
+        return images.unflatten(1, (self.outputs_per_dim, -1)).movedim(1, -1).flatten(1)

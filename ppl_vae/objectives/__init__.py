@@ -1,0 +1,1 @@
+"""Objectives read from any pair's traces, their gradient estimators and divergences."""

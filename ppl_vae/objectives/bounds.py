@@ -1,0 +1,342 @@
+"""Objectives read from any pair's traces: log weights, ELBO, IWAE.
+
+With log w_sn = log p(x_n, z_sn) - log q(z_sn | x_n), the mean over S is the ELBO, the log of the
+mean of the exponentials the importance-weighted bound, and everything else a reduction of these.
+All are in nats a datum, unscaled; only a training loss sums them over the data.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.infer
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.core.program import ProgramLike, as_observed, owner_of
+from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.traces import (
+    PairTraces,
+    log_prob,
+    run_pair,
+    sample_dim,
+    sites,
+)
+from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.objectives.divergences import floored_kl, kl_terms
+from ppl_vae.objectives.gradients import (
+    CutDraws,
+    doubly_reparameterized,
+    score,
+    sticking,
+    with_gradient,
+)
+
+
+def log_weights(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    num_samples: int = 1,
+    *,
+    mask: ArrayLike | None = None,
+    index: Tensor | None = None,
+    num_data: int | None = None,
+    seed: int | None = None,
+) -> Float[Tensor, "S N"]:
+    """log p(x_n, z_sn) - log q(z_sn | x_n) for draws z_sn of the guide, in nats.
+
+    Args:
+        model, guide: any pair under the contract.
+        x: data, (N, D).
+        num_samples: draws a datum, S.
+        mask: True where x is observed; NaN in x says the same.
+        index: which rows of the whole data x holds, for programs that look data up.
+        num_data: the size of the whole data.
+        seed: of the draws.
+
+    Returns:
+        (S, N), differentiable in the pair's parameters.
+
+    Raises:
+        ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses, and bad data.
+    """
+    num_samples = at_least("num_samples", num_samples)
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    keywords = {"mask": mask, "index": index, "num_data": num_data}
+    with isolated_store(), seeded(seed):
+        dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
+        return run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim).log_weights()
+
+
+@torch.no_grad()
+def elbo(
+    model: ProgramLike,
+    guide: ProgramLike,
+    x: ArrayLike,
+    *,
+    num_samples: int = 1,
+    mask: ArrayLike | None = None,
+    batch_size: int = 4096,
+    seed: int | None = None,
+) -> Float[Tensor, " N"]:
+    """The ELBO (beta = 1) of each datum, in nats, its KL in closed form where possible.
+
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode.
+        x: the whole data, (N, D); rows are looked up by their place in it.
+        num_samples: draws a datum.
+        mask: True where x is observed; NaN in x says the same.
+        batch_size: rows held at once.
+        seed: of the draws.
+    """
+    x, mask = as_observed(x, mask, model=model, guide=guide)
+    objective, num_data = ELBO(num_samples), len(x)
+    values = []
+    with isolated_store(), seeded(seed), mode(model, guide, training=False):
+        for rows in torch.arange(num_data, device=x.device).split(
+            at_least("batch_size", batch_size)
+        ):
+            keywords = batch_keywords(x, mask, rows)
+            reconstruction, kl = objective.terms(model, guide, x[rows], **keywords)
+            values.append((reconstruction - kl).expand(len(rows)))
+    return torch.cat(values)
+
+
+def batch_keywords(x: Tensor, mask: Tensor | None, rows: Tensor) -> dict[str, Any]:
+    """What a pair is told of a batch: its mask, and which rows of how many, unless it is all."""
+    whole = len(rows) == len(x) and torch.equal(rows, torch.arange(len(x), device=rows.device))
+    where = {} if whole else {"index": rows, "num_data": len(x)}
+    return where | ({} if mask is None else {"mask": mask[rows]})
+
+
+PLAIN = "reparameterized"
+SCORES = ("score", "score-loo")
+
+
+class _Objective(pyro.infer.ELBO):
+    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
+
+    def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
+        super().__init__(num_particles=at_least("num_samples", num_samples))
+        self.gradient = choose_option("gradient", gradient, known)
+        self._dims: dict[tuple[Any, ...], tuple[Any, int | None]] = {}
+
+    def mean_value(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The objective in nats a datum, and the size of the whole data."""
+        if self.gradient == PLAIN or not torch.is_grad_enabled():
+            run = self._run(model, guide, x, keywords)
+            return self._value(run, None), run.num_data
+        with CutDraws() as draws:
+            run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
+        return self._value(run, draws if sites(run.guide) else None), run.num_data
+
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        """In nats a datum; with cut draws, its gradient is the estimator's."""
+        raise NotImplementedError
+
+    def differentiable_loss(
+        self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the objective, summed over the whole data (as Pyro's losses are)."""
+        mean, num_data = self.mean_value(model, guide, *args, **kwargs)
+        return -mean * num_data
+
+    def loss(self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any) -> float:
+        """The value of :meth:`differentiable_loss`, without its gradient."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(
+        self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any
+    ) -> float:
+        """The value of :meth:`differentiable_loss`; its gradient is added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("traces are read by ppl_vae.core.traces.run_pair")
+
+    def _run(
+        self,
+        model: ProgramLike,
+        guide: ProgramLike,
+        x: Tensor,
+        keywords: Mapping[str, Any],
+        *,
+        by_score: bool = False,
+    ) -> PairTraces:
+        dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
+        run = run_pair(model, guide, x, keywords, num_samples=self.num_particles, dim=dim)
+        if torch.is_grad_enabled() and not by_score:
+            _check_reparameterized(run)
+        return run
+
+    def _sample_dim(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
+    ) -> int | None:
+        # A pair's nesting does not change, and finding it costs two runs.
+        owners = [owner_of(program) for program in (model, guide)]
+        names = [getattr(program, "__name__", "") for program in (model, guide)]
+        key = (*map(id, owners), *names)
+        if key not in self._dims:
+            # The owners are kept, so that no other object can have their ids.
+            self._dims[key] = owners, sample_dim(model, guide, x, keywords)
+        return self._dims[key][1]
+
+
+def _check_reparameterized(run: PairTraces) -> None:
+    for name, site in sites(run.guide).items():
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"site {name!r} of the guide has no reparameterized gradient "
+                f"({type(site['fn']).__name__}); use ELBO(num_samples, gradient='score-loo') or "
+                "pyro.infer.TraceGraph_ELBO for it, or a continuous relaxation"
+            )
+
+
+class ELBO(_Objective):
+    """The evidence lower bound, E_q[log p(x | z)] - beta KL(q || p), a ``pyro.infer.ELBO``.
+
+    The KL is closed-form where it is known and the sites' order shows that it may be used (as in
+    ``TraceMeanField_ELBO``), else estimated from the draws. Without latent variables it is 0, and
+    the bound is log p(x).
+
+    Args:
+        num_samples: draws a datum.
+        beta: weight of the KL (Higgins et al.: beta-VAE, 2017); 1 is the bound.
+        kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
+        free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
+            the KL costs its floor and has no gradient (Kingma et al.: Improved variational
+            inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
+            dimensions, so no full covariance.
+        gradient: how its gradient is estimated, see :mod:`ppl_vae.objectives.gradients`; the means agree.
+
+            ``"reparameterized"``: through the draws, which every site must allow.
+            ``"stl"``: the same less the guide's score, whose mean is zero (sticking the landing);
+            at the exact posterior no noise is left. The KL is estimated from the draws.
+            ``"score"``: by the guide's score, log q's gradient weighted by what is averaged;
+            not through the draws, so for sites without a reparameterized gradient, too.
+            ``"score-loo"``: the same, the mean of the datum's other draws taken off the weight.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 1,
+        beta: float = 1.0,
+        kl: str = "auto",
+        free_bits: float = 0.0,
+        gradient: str = PLAIN,
+    ) -> None:
+        super().__init__(num_samples, gradient, (PLAIN, "stl", *SCORES))
+        if beta < 0 or free_bits < 0:
+            raise ValueError(f"beta and free_bits must be >= 0; got {beta} and {free_bits}")
+        self.beta = beta
+        self.kl = choose_option("kl", kl, ("auto", "sampled"))
+        self.free_bits = free_bits
+        if free_bits and gradient != PLAIN:
+            raise ValueError(
+                f"free_bits stand under a mean over data, and gradient={gradient!r} weighs each "
+                f"datum alone; use gradient={PLAIN!r}"
+            )
+        if gradient == "score-loo" and num_samples < 2:
+            raise ValueError(
+                "gradient='score-loo' needs a datum's other draws: num_samples must be >= 2; "
+                "use gradient='score'"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"ELBO(num_samples={self.num_particles}, beta={self.beta}, "
+            f"kl={self.kl!r}, free_bits={self.free_bits}, gradient={self.gradient!r})"
+        )
+
+    def terms(
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """E_q[log p(x | z)] and KL(q || p) a datum, in nats, averaged over the draws."""
+        run = self._run(model, guide, x, keywords)
+        return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
+
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        reconstruction, kl = _total(_reconstruction(run)), _total(self._kl_terms(run))
+        if self.free_bits and run.latent:
+            cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
+            return reconstruction.mean() - self.beta * cost
+        terms = reconstruction - self.beta * kl
+        if draws is None:
+            return terms.mean()
+        log_q = draws.log_q(run)
+        if self.gradient == "stl":
+            source = sticking(terms, log_q, draws, self.beta)
+        else:
+            source = score(terms, log_q, leave_one_out=self.gradient == "score-loo")
+        return with_gradient(terms.mean(), source)
+
+    def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
+        terms = kl_terms(run, closed=self.kl == "auto" and self.gradient != "stl")
+        return terms or [torch.zeros_like(part) for part in _reconstruction(run)]
+
+
+def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:
+    if not run.observed:
+        raise ValueError("the model observes nothing; pass its data on as obs=x")
+    return [run.per_datum(site, log_prob(site)) for site in run.observed.values()]
+
+
+def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
+    # Terms that do not depend on the draws have S = 1.
+    return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+
+
+class IWAE(_Objective):
+    """The importance-weighted bound, E log (1/S sum_s w_s), a ``pyro.infer.ELBO``.
+
+    Weights are reduced a datum and unscaled, so that minibatches keep it a bound. S = 1 is the
+    ELBO; it tightens with S.
+
+    Args:
+        num_samples: S.
+        gradient: how its gradient is estimated; the means agree. ``"reparameterized"``: through
+            the draws; for the guide, the larger S, the more of it is noise. ``"dreg"``: doubly
+            reparameterized (Tucker et al. 2019): the larger S, the less.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016); Rainforth et al.:
+        Tighter variational bounds are not necessarily better (2018), of the noise.
+    """
+
+    def __init__(self, num_samples: int = 8, gradient: str = PLAIN) -> None:
+        super().__init__(num_samples, gradient, (PLAIN, "dreg"))
+
+    def __repr__(self) -> str:
+        return f"IWAE(num_samples={self.num_particles}, gradient={self.gradient!r})"
+
+    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+        log_weights = run.log_weights()
+        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean()
+        if draws is None:
+            return bound
+        source = doubly_reparameterized(log_weights, draws.log_q(run), draws)
+        return with_gradient(bound, source)
+
+
+def without_reading(objective: Any) -> ELBO | IWAE | None:
+    """The objective itself, or for two of Pyro's, whose code reads values, one of equal value.
+
+    ``Trace_ELBO`` and ``TraceMeanField_ELBO`` of a pair under the contract, with reparameterized
+    guides, are ELBOs of this package; for any other pair these refuse. None where there is none.
+    """
+    if isinstance(objective, ELBO | IWAE):
+        return objective
+    kinds: dict[type, str] = {
+        pyro.infer.Trace_ELBO: "sampled",
+        pyro.infer.TraceMeanField_ELBO: "auto",
+    }
+    kind = kinds.get(type(objective))
+    return None if kind is None else ELBO(objective.num_particles, kl=kind)

@@ -1,0 +1,214 @@
+"""The KL divergence of a site, in closed form where it is known, in total or a dimension.
+
+Points and flat priors have no density that integrates to one, and so none:
+:func:`check_densities`.
+"""
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.core.program import DATA_PLATE, Density
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, masked, sites
+
+
+def same_order(run: PairTraces) -> bool:
+    """Whether model and guide sample their latent sites in one order.
+
+    Then no site's parents in the model descend from it in the guide, and the closed-form KL of
+    each site, conditional on those before it, is unbiased.
+    """
+    return list(run.latent) == [name for name in sites(run.guide) if name in run.latent]
+
+
+def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
+    """KL(q || p) of a site in closed form, batch-shaped and unmasked; None if it is not known."""
+    q, p = guide_site["fn"], model_site["fn"]
+    if guide_site["mask"] is not model_site["mask"]:
+        return None
+    if is_delta(q):  # whose own log density, if it carries one, a KL would drop
+        return None
+    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
+        return _kl_full_diagonal(q, p)
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+
+
+def kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "S B"]]:
+    """KL(q || p) per draw and datum, as terms to add up, in nats.
+
+    In closed form for each site where it is known and the order of the sites allows it, else from
+    the draws. Terms that do not depend on the draws have S = 1; without latent variables there
+    are none.
+    """
+    closed = closed and same_order(run)
+    terms = []
+    for name, guide_site in sites(run.guide).items():
+        model_site = run.latent.get(name)
+        value = closed_kl(guide_site, model_site) if closed and model_site else None
+        if value is not None:
+            terms.append(run.per_datum(guide_site, masked(value, guide_site["mask"])))
+            continue
+        terms.append(run.per_datum(guide_site, log_prob(guide_site)))
+        if model_site:
+            terms.append(-run.per_datum(model_site, log_prob(model_site)))
+    return terms
+
+
+def is_delta(q: Density) -> bool:
+    """Whether a distribution is a point; it may carry a log density (as a flow's end does)."""
+    while isinstance(q, dist.Independent | dist.MaskedDistribution):
+        q = q.base_dist
+    return isinstance(q, dist.Delta)
+
+
+def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") -> None:
+    """Check that latent sites have densities that integrate to one.
+
+    A flat prior's does not, and a bare point in the guide has none. (A point made from auxiliary
+    sites, as a flow's end, has theirs.) Nor is the density of auxiliary sites and latent ones
+    together that of the latent ones.
+
+    Args:
+        run: traces of a pair.
+        way_out: from a point.
+
+    Raises:
+        ValueError: if one has not.
+    """
+    for name, site in run.latent.items():
+        if is_improper(site["fn"]):
+            raise ValueError(
+                f"site {name!r} of the model has a flat prior, which is no density: there is no "
+                "marginal likelihood log p(x), and no KL from it. elbo(model, guide, x) is minus "
+                "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
+            )
+    _check_auxiliary(run)
+    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
+    for name in run.latent:
+        if is_delta(sites(run.guide)[name]["fn"]) and not made:
+            raise ValueError(
+                f"site {name!r} of the guide is a Delta: a point has no density, so its KL, "
+                f"mutual information and importance weights are not defined; {way_out}"
+            )
+
+
+def _check_auxiliary(run: PairTraces) -> None:
+    auxiliary = sorted(sites(run.guide).keys() - run.latent.keys())
+    if auxiliary and not any(is_delta(sites(run.guide)[name]["fn"]) for name in run.latent):
+        raise ValueError(
+            f"the guide draws auxiliary sites, {auxiliary}, and the model scores none of them: "
+            "q(z | x) is then a mixture over them, whose density is not known, and p(x, z) over "
+            "the joint density of both is no weight. Sample them in the model too, from an "
+            "auxiliary distribution r(a | z, x) of your choice under the same names"
+        )
+
+
+def check_latents(run: PairTraces) -> None:
+    """Check that there is something latent, and that it has densities: :func:`check_densities`.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not run.latent:
+        raise ValueError(
+            "the model has no latent variables, so there are no codes to look at, no gap and "
+            "nothing to refine or anneal: elbo(model, guide, x) is log p itself, exactly"
+        )
+    check_densities(run)
+
+
+def is_improper(p: Density) -> bool:
+    """Whether a distribution is no density: flat over all of its support."""
+    while isinstance(p, dist.Independent | dist.MaskedDistribution):
+        p = p.base_dist
+    return isinstance(p, dist.ImproperUniform)
+
+
+def _is_diagonal(p: Density) -> bool:
+    return (
+        isinstance(p, dist.Independent)
+        and p.reinterpreted_batch_ndims == 1
+        and isinstance(p.base_dist, dist.Normal)
+    )
+
+
+def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor:
+    """KL(N(m, L L') || N(m0, diag(s^2))).
+
+    = 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
+    """
+    loc, scale, tril = p.base_dist.loc, p.base_dist.scale, q.scale_tril
+    second_moment = (tril.square().sum(-1) + (q.loc - loc).square()) / scale.square()
+    log_ratio = tril.diagonal(dim1=-2, dim2=-1).log() - scale.log()
+    return (0.5 * (second_moment - 1) - log_ratio).sum(-1)
+
+
+def floored_kl(run: PairTraces, floor: float, *, closed: bool = True) -> Tensor:
+    """Sum over latent dimensions of max(floor, mean KL over data and draws).
+
+    Raises:
+        ValueError: if the KL is no sum over the dimensions of the model's latent sites.
+    """
+    if auxiliary := sorted(sites(run.guide).keys() - run.latent.keys()):
+        raise ValueError(
+            f"free_bits needs a KL that is a sum over latent dimensions, and the guide's "
+            f"auxiliary sites {auxiliary} are no latent dimensions of the model; use free_bits=0"
+        )
+    by_name = [kl_by_dimension(run, name, closed=closed) for name in run.latent]
+    return torch.cat(by_name).clamp(min=floor).sum()
+
+
+def kl_by_dimension(
+    run: PairTraces, name: str, *, marginal: bool = False, closed: bool = True
+) -> Float[Tensor, " K"]:
+    """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
+
+    In closed form where it is known and the order of the sites allows it, else from the draws. An
+    inner plate and an event both count as latent dimensions.
+
+    Args:
+        run: traces of the pair.
+        name: of the site.
+        closed: take the closed form where there is one.
+        marginal: take a Gaussian with a full covariance by its marginals; they add up to less
+            than its KL, by what its dimensions say of each other.
+
+    Raises:
+        ValueError: if q or p is no product over dimensions.
+    """
+    site = sites(run.guide)[name]
+    q, p = site["fn"], run.latent[name]["fn"]
+    if marginal and isinstance(q, dist.MultivariateNormal):
+        q = dist.Normal(q.mean, q.variance.sqrt()).to_event(1)
+    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
+        q, p = q.base_dist, p.base_dist
+    if q.event_shape or p.event_shape:
+        raise ValueError(
+            f"free_bits needs a KL that is a sum over latent dimensions, and so has a KL a "
+            f"dimension; site {name!r} has a {type(q).__name__} guide. Use covariance='diagonal'"
+        )
+    try:
+        known = closed and same_order(run)
+        kl = kl_divergence(q, p) if known else _sampled(q, p, site["value"])
+    except NotImplementedError:
+        kl = _sampled(q, p, site["value"])
+    event = len(site["fn"].event_shape)
+    shape = site["fn"].batch_shape + site["fn"].event_shape
+    kl = kl.expand(torch.broadcast_shapes(kl.shape, shape))
+    kl = masked(kl, _over_event(site["mask"], event))
+    plates = frames(site)
+    averaged = [plates[n].dim - event for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
+    return kl.mean([dim for dim in averaged if -dim <= kl.dim()]).flatten()
+
+
+def _sampled(q: Density, p: Density, value: Tensor) -> Tensor:
+    return q.log_prob(value) - p.log_prob(value)
+
+
+def _over_event(mask: Tensor | bool | None, event: int) -> Tensor | bool | None:
+    return mask[(..., *[None] * event)] if isinstance(mask, Tensor) else mask

@@ -1,0 +1,254 @@
+"""The command: what a person sees, what is written, and what a mistake looks like."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import oracles
+from ppl_vae.cli.main import app, main
+from ppl_vae.interop.arviz import read_netcdf
+from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.report.archive import read_results
+
+FAST = ["--rungs", "closed-form,px-em,variational-em"]
+COMMAND = [sys.executable, "-c", "from ppl_vae.cli.main import main; main()", "lineage"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+DATA = Path(os.environ.get("PPL_VAE_DATA", "."))
+NEEDS_DATA = pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="PPL_VAE_DATA is not set")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["lineage", *map(str, arguments)])
+
+
+@pytest.fixture
+def table(tmp_path):
+    x = oracles.simulate_ppca((16, 8), 1, 60, 6, seed=0)
+    x[:, 4] = 2.5
+    path = tmp_path / "mine.csv"
+    lines = ["wool,silk,flax,hemp,jute,kind"]
+    lines += [",".join([*map(repr, row[:5].tolist()), "ab"[k % 2]]) for k, row in enumerate(x)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_table_of_ones_own(table, tmp_path):
+    shown = run(table, "--latent-dim", 2, "--out", tmp_path / "out", *FAST)
+    assert shown.exit_code == 0, shown.output
+    assert "mine.csv: 60 rows, 5 columns; K = 2, seed 0" in shown.output
+    lines = shown.output.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("rung"))
+    for title in ("ELBO", "log p", "appr.", "amort.", "held out", "sigma", "angle", "steps"):
+        assert title in lines[start]
+    rungs = [line.split()[0] for line in lines[start + 1 : start + 4]]
+    assert rungs == ["closed-form", "px-em", "variational-em"]
+    assert "…" not in shown.output and "━" not in shown.output
+    assert "constant columns: jute" in shown.output and "kind" in shown.output
+    assert "PPCA's exact optimum is reached by closed-form, px-em and" in shown.output
+
+
+def test_what_is_written(table, tmp_path):
+    folder = tmp_path / "out"
+    shown = run(table, "--latent-dim", 2, "--out", folder, *FAST)
+    found, exhibits = read_results(folder)
+    assert found.about["data"] == "mine.csv" and found.about["latent_dim"] == 2
+    assert found.about["columns"] == ["wool", "silk", "flax", "hemp", "jute"]
+    assert len(found.rows) == 3 and found.finished
+    assert exhibits.spectrum.latent_dim == 2
+    page = (folder / "report.html").read_text()
+    assert "mine.csv: 60 rows" in page and "jute" in page
+    draws = read_netcdf(folder / "lineage.nc")
+    assert draws["posterior_predictive"]["px-em"].column.values.tolist() == found.about["columns"]
+    pictures = list((folder / "pictures").glob("*.png"))
+    assert len(pictures) >= 7
+    for picture in pictures:
+        assert min(matplotlib.image.imread(picture).shape[:2]) > 200
+    for file in ("results.json", "report.html", "pictures", "lineage.nc"):
+        assert f"wrote {folder / file}" in shown.output
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("lineage.nc", "pictures", "report.html", "results.json")
+    ]
+
+
+def test_json_is_all_that_is_printed(table, tmp_path):
+    command = [*COMMAND, table, "--json", "--latent-dim", "2", "--out", tmp_path / "out", *FAST]
+    shown = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout) == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert shown.stderr == ""
+
+
+def test_what_cannot_be_found_can_be_given(tmp_path):
+    path = tmp_path / "odd.txt"
+    x = oracles.simulate_ppca((16, 8), 1, 60, 4, seed=0)
+    rows = ["1;2;3;4;5"]
+    rows += [";".join([*map(repr, row.tolist()), str(k % 3)]) for k, row in enumerate(x)]
+    path.write_text("\n".join(rows))
+    options = ("--header", "--delimiter", ";", "--label", "5", "--image-shape", "2x2", *FAST)
+    shown = run(path, *options, "--out", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    assert "odd.txt: 60 rows, 4 columns; K = 2" in shown.output
+    found, exhibits = read_results(tmp_path / "out")
+    assert found.about["columns"] == ["1", "2", "3", "4"]
+    assert exhibits.reconstructions.image_shape == (2, 2)
+
+
+def test_numpy_tables_and_the_default_latent_dim(tmp_path):
+    np.save(tmp_path / "x.npy", oracles.simulate_ppca((16, 8), 1, 60, 6, seed=0))
+    shown = run(tmp_path / "x.npy", "--out", tmp_path / "out", "--seed", 5, *FAST)
+    assert "K = 3, seed 5" in shown.output
+    np.save(tmp_path / "short.npy", np.random.default_rng(0).normal(size=(12, 30)))
+    shown = run(tmp_path / "short.npy", "--out", tmp_path / "out", *FAST)
+    assert shown.exit_code == 0 and "12 rows, 30 columns; K = 4" in shown.output
+
+
+def test_digits_are_the_default(tmp_path):
+    shown = run("--out", tmp_path, *FAST)
+    assert shown.exit_code == 0
+    assert "digits / 16: 1797 rows, 64 columns; K = 10" in shown.output
+    assert "constant columns: r0c0, r4c0, r4c7" in shown.output
+    assert read_results(tmp_path)[1].samples.image_shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.csv"], "error: there is no file none.csv"),
+        (["--rungs", "foo"], "error: rungs must be one of"),
+        (["--latent-dim", "64"], "error: latent_dim must be smaller than the rank"),
+        (["--image-shape", "8"], "error: --image-shape must be HEIGHTxWIDTH, such as 28x28; got"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    errors = failing(arguments, 2, monkeypatch, capsys)
+    assert errors.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def failing(arguments, status, monkeypatch, capsys):
+    """What the command writes to standard error, one line, when it fails."""
+    monkeypatch.setattr("sys.argv", ["ppl-vae", "lineage", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    errors = capsys.readouterr().err
+    assert stopped.value.code == status and len(errors.splitlines()) == 1
+    return errors
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--out", tmp_path / "file" / "out", *FAST]
+    assert failing(arguments, 1, monkeypatch, capsys).startswith("error: ")
+
+
+def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        # Whoever runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "results.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)  # in the middle of a rung, or after it: both must do
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    found, exhibits = read_results(tmp_path / "out")
+    finished = len(found.rows)
+    assert 1 <= finished < len(RUNGS) and not found.finished and exhibits is None
+    assert [row.rung for row in found.rows] == found.about["rungs"][:finished]
+    message = f"interrupted: {finished} of {len(RUNGS)} rungs are finished, kept in"
+    assert errors.startswith(message) and len(errors.splitlines()) == 1
+    assert found.rows[-1].rung in output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]
+
+
+def test_a_terminal_shows_how_far_a_rung_is(table, tmp_path):
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"]
+    command += ["--rungs", "px-em,exact-svi"]
+    environment = ENVIRONMENT | {"COLUMNS": "120", "LINES": "40"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0, text
+    assert "rung 2 of 2, exact-svi: fitting" in text
+    assert "left" in text and "%" in text and "━" in text
+    assert "rung 2 of 2, exact-svi: measuring" in text
+
+
+def test_help_lists_what_there_is():
+    shown = CliRunner().invoke(app, ["lineage", "--help"])
+    for option in (
+        *("--latent-dim", "--rungs", "--out", "--seed", "--label", "--delimiter", "--no-header"),
+        *("--missing", "--image-shape", "--json"),
+    ):
+        assert option in shown.output
+    assert "ppl-vae lineage mine.csv --latent-dim 3 --out results\n" in shown.output
+    assert "130 interrupted" in " ".join(shown.output.split())
+    assert "lineage" in CliRunner().invoke(app, ["--help"]).output
+
+
+@pytest.mark.data
+@NEEDS_DATA
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("Tobamovirus/tobamovirus.csv", "tobamovirus.csv: 38 rows, 18 columns; K = 9"),
+        ("pcaMethods/metaboliteDataComplete.csv", "154 rows, 52 columns; K = 10"),
+    ],
+)
+def test_real_tables_as_they_are(file, says, tmp_path):
+    names = "closed-form,em,px-em,variational-em"
+    shown = run(DATA / file, "--out", tmp_path, "--rungs", names)
+    assert shown.exit_code == 0, shown.output
+    assert says in shown.output
+    found, _ = read_results(tmp_path)
+    values = [row.log_p.value for row in found.rows]
+    assert max(values) - min(values) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@NEEDS_DATA
+@pytest.mark.parametrize(
+    "file",
+    [
+        "Tobamovirus/tobamovirus.csv",
+        "pcaMethods/metaboliteDataComplete.csv",
+        "pcaMethods/metaboliteData.csv",
+    ],
+)
+def test_the_whole_ladder_on_real_tables(file, tmp_path):
+    shown = run(DATA / file, "--out", tmp_path)
+    print(shown.output)
+    assert shown.exit_code == 0
+    found, exhibits = read_results(tmp_path)
+    assert found.finished and exhibits.left_out == ()

@@ -1,0 +1,453 @@
+"""What else runs as captured code: loops of people's own, evaluation; and what it stands on."""
+
+import warnings
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+import foreign
+import oracles
+from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
+from ppl_vae.capture.compiled import MOST_SIGNATURES, Compiled, Replay
+from ppl_vae.capture.graph import NotRecordable, record
+from ppl_vae.capture.matmul import with_fastest_products
+from ppl_vae.core.program import accepted, modules_of
+from ppl_vae.core.state import isolated_store, mode, precision, seeded
+from ppl_vae.evaluation.marginal_likelihood.batching import Rails, Refiner, Weigher
+from ppl_vae.inference.svi.capture_policy import Choice
+from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.parameters import find_parameters
+from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.objectives.bounds import batch_keywords
+
+
+def stranger(name):
+    model, guide, x = foreign.PAIRS[name]()
+    for module in modules_of(model, guide):
+        module.double()
+    return model, guide, torch.as_tensor(x).double()
+
+
+def parameters_of(model, guide):
+    bare = [v for _, v in sorted(pyro.get_param_store().items())]
+    own = [p for module in modules_of(model, guide) for p in module.parameters()]
+    return [p.detach().clone() for p in (*own, *bare)]
+
+
+# Loops of people's own
+
+
+def own_loop(kind, name, loss, optimizer, **how):
+    """Losses and parameters after some steps on batches, and what the optimizer remembers."""
+    pyro.clear_param_store()
+    model, guide, x = stranger(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pyro's, of frozen parameters
+        svi = kind(model, guide, optimizer(), loss, **how)
+        generator = torch.Generator().manual_seed(0)
+        losses = []
+        with seeded(3):
+            for _ in range(5):
+                rows = torch.randperm(len(x), generator=generator)[:8]
+                # Stock SVI passes each keyword to both programs.
+                told = accepted(model, accepted(guide, batch_keywords(x, None, rows)))
+                losses.append(svi.step(x[rows], **told))
+            losses += [svi.evaluate_loss(x) for _ in range(3)]
+    state = {n: s.get("optimizer", s)["state"] for n, s in svi.optim.get_state().items()}
+    found = losses, parameters_of(model, guide), state
+    pyro.clear_param_store()
+    return found, svi
+
+
+# Stock SVI trains what it is told of by pyro.module or pyro.param; these tell it of nothing.
+UNREGISTERED = {"functions", "two_level", "normalized_over_dim_one", "positive_latent"}
+REGISTERED = [name for name in foreign.PAIRS if name not in UNREGISTERED]
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_captured_svi_is_pyros_own(name, float64):
+    optimizer = lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9})  # noqa: E731
+    (losses, ours, state), _ = own_loop(SVI, name, Trace_ELBO(), optimizer)
+    (other, theirs, later), svi = own_loop(
+        CapturedSVI, name, Trace_ELBO(), optimizer, compiled=False
+    )
+    assert svi.path == "captured"
+    assert other == pytest.approx(losses, rel=1e-9)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+    assert state.keys() == later.keys()
+    for key, held in state.items():
+        torch.testing.assert_close(held, later[key], rtol=1e-6, atol=1e-9)
+
+
+def test_parameters_that_pyro_does_not_know_of_are_named_as_the_reason(float64):
+    model, guide, x = stranger("functions")
+    optimizer = pyro.optim.Adam({"lr": 1e-3})
+    with pytest.warns(UserWarning, match="Pyro has found no parameters: pyro.module registers"):
+        svi = CapturedSVI(model, guide, optimizer, Trace_ELBO(), compiled=False)
+        for _ in range(3):
+            svi.step(x)
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer"),
+    [
+        (TraceMeanField_ELBO, lambda: pyro.optim.Adam({"lr": 1e-2})),
+        (ELBO, lambda: pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1})),
+        (lambda: IWAE(3), lambda: pyro.optim.Adam({"lr": 1e-2})),
+        (Trace_ELBO, lambda: pyro.optim.ExponentialLR(
+            {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.5})),
+    ],
+)  # fmt: skip
+def test_other_losses_and_optimizers(loss, optimizer, float64):
+    name = "tutorial"
+    (losses, ours, _), _ = own_loop(SVI, name, loss(), optimizer)
+    (other, theirs, _), svi = own_loop(CapturedSVI, name, loss(), optimizer, compiled=False)
+    assert svi.path == "captured" and other == pytest.approx(losses, rel=1e-9)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+def test_steps_are_told_of_holes(float64):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    masks = [torch.rand(8, 6, generator=torch.Generator().manual_seed(s)) < 0.7 for s in range(5)]
+    losses = {}
+    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+        pyro.clear_param_store()
+        vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(), **how)
+        with seeded(1):
+            losses[kind] = [svi.step(torch.where(m, x, 0.0), mask=m) for m in masks]
+            losses[kind].append(svi.evaluate_loss(x, mask=masks[0]))
+    assert svi.path == "captured"
+    assert losses[CapturedSVI] == pytest.approx(losses[SVI], rel=1e-9)
+    pyro.clear_param_store()
+
+
+def test_several_particles_are_captured_too(float64):
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    svi = CapturedSVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO(4), compiled=False
+    )
+    assert all(svi.step(x) > 0 for _ in range(4)) and svi.path == "captured"
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "match"),
+    [
+        (TraceGraph_ELBO, lambda: pyro.optim.Adam({"lr": 1e-3}), "TraceGraph_ELBO is none of the"),
+        (ELBO, lambda: pyro.optim.RMSprop({"lr": 1e-3}), "RMSprop is none of Adam"),
+        (ELBO, lambda: pyro.optim.ClippedAdam({"lr": 1e-3}), "ClippedAdam is none of Adam"),
+        (ELBO, lambda: pyro.optim.Adam({"lr": 1e-3}, {"clip_norm": 1.0}), "are clipped"),
+        (
+            ELBO,
+            lambda: pyro.optim.Adam(lambda name: {"lr": 1e-2 if "weight" in name else 1e-3}),
+            "several rules or rates",
+        ),
+    ],
+)
+def test_what_pyro_must_run_it_runs_and_says_so_once(loss, optimizer, match, float64):
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    pyro.clear_param_store()
+    with pytest.warns(UserWarning, match=match) as told:
+        svi = CapturedSVI(vae.model, vae.guide, optimizer(), loss())
+        losses = [svi.step(x) for _ in range(5)]
+    assert len([w for w in told if "could not be captured" in str(w.message)]) == 1
+    assert match in svi.path and len(set(losses)) == 5
+    pyro.clear_param_store()
+
+
+def test_numbers_that_change_from_step_to_step_are_refused_in_words(float64):
+    def model(x, weight=1.0):
+        vae.model(x)
+
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+    guide = lambda x, weight=1.0: vae.guide(x)  # noqa: E731
+    x = torch.zeros(8, 6).double()
+    svi = CapturedSVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), ELBO(), compiled=False)
+    with pytest.warns(UserWarning, match="a number that changes from step to step must be a ten"):
+        for step in range(10):
+            svi.step(x, weight=step / 10)
+    pyro.clear_param_store()
+
+
+def test_modes_and_shapes_are_told_apart(float64):
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)).double()
+    shape = {"data_dim": 6, "latent_dim": 2, "likelihood": Gaussian("shared")}
+    vae = VAE(decoder=mlp(2, 6, (5,), seed=0), encoder=net, **shape).double()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
+    found = {}
+    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+        pyro.clear_param_store()
+        optim = pyro.optim.Adam({"lr": 1e-12})
+        svi = kind(vae.model, vae.guide, optim, TraceMeanField_ELBO(), **how)
+        with seeded(1):
+            losses = []
+            for training in (True, True, False, False, True):
+                for rows in (slice(0, 8), slice(0, 5)):
+                    with mode(vae.model, vae.guide, training=training):
+                        losses.append(svi.step(x[rows]))
+        found[kind] = losses
+    assert found[CapturedSVI] == pytest.approx(found[SVI], rel=1e-8)
+    pyro.clear_param_store()
+
+
+# Evaluation
+
+
+def with_holes():
+    vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
+    return vae.model, vae.guide, vae.sample(24, seed=0)
+
+
+@pytest.mark.parametrize("name", [*foreign.PAIRS, "holes"])
+def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, monkeypatch):
+    model, guide, x = stranger(name) if name != "holes" else with_holes()
+    mask = None if name != "holes" else x < x.mean(0) + 0.5 * x.std(0)
+    monkeypatch.setattr(
+        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 40}
+    )
+    found = []
+    with isolated_store(), mode(model, guide, training=False):
+        for wanted in (False, True):
+            rails = [Rails(wanted, 9, compiled=False) for _ in range(3)]
+            weigher, again = Weigher(model, rails[0]), Weigher(model, rails[1])
+            refiner = Refiner(model, steps=4, covariance="diagonal", num_samples=2, rails=rails[2])
+            with seeded(5), torch.no_grad():
+                kept = []
+                for rows in torch.arange(len(x)).split(12):
+                    block = x[rows], batch_keywords(x, mask, rows)
+                    kept.append(weigher(guide, *block, 12))
+                    try:
+                        local = refiner(guide, *block)
+                    except ValueError as error:  # a guide that has no density to refine
+                        assert "no density that could be refined" in str(error)
+                        continue
+                    kept += [p.detach() for p in local.parameters()]
+                    kept.append(again(local, *block, 12))
+            found.append(kept)
+            assert rails[0].why == ("captured" if wanted else "eager: as asked")
+            assert rails[1].why == rails[2].why  # neither, for a guide that cannot be refined
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_a_compiled_estimate_is_the_eager_one():
+    vae = VAE.mlp(16, 3, hidden=(12,), seed=0)
+    x = vae.sample(70, seed=1)
+    found = [
+        log_likelihood(vae.model, vae.guide, x, 400, seed=0, capture=capture)
+        for capture in (False, True, "auto")
+    ]
+    assert [f.path.split(":")[0] for f in found] == ["eager", "captured", "eager"]
+    assert "no more than the 50 s that compiling" in found[2].path
+    torch.testing.assert_close(found[0].value, found[1].value, rtol=0, atol=1e-5)
+    assert torch.equal(found[0].value, found[2].value)
+
+
+def test_what_cannot_be_captured_is_estimated_eagerly(float64):
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+    x = vae.sample(10, seed=1)
+
+    def model(x=None, **keywords):
+        vae.model(x, **keywords)
+        assert float(x.sum()) != 1e9
+
+    with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly: it cannot"):
+        found = log_likelihood(model, vae.guide, x, 50, seed=0, capture=True)
+    plain = log_likelihood(model, vae.guide, x, 50, seed=0, capture=False)
+    assert torch.equal(found.value, plain.value) and found.path.startswith("eager: it could not")
+
+
+# What it stands on
+
+
+def test_a_graph_is_fed_by_copies_and_gives_each_call_its_own_result():
+    calls = []
+
+    def run(flat):
+        calls.append(None)
+        return [flat[0] * 2 + flat[1], flat[1] + torch.rand(2)]
+
+    replay = Replay(run, [torch.zeros(2), torch.ones(2)], lambda call: call)
+    first = [t.clone() for t in replay([torch.ones(2), torch.full((2,), 3.0)])]
+    second = [t.clone() for t in replay([torch.ones(2), torch.full((2,), 3.0)])]
+    assert torch.equal(first[0], torch.full((2,), 5.0)) and torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
+
+
+def test_shapes_are_cached_and_too_many_refused():
+    seen = []
+
+    def double(x):
+        seen.append(x.shape)
+        return 2 * x
+
+    twice = Compiled(lambda x: record(double, (x,), (x + 1,)), compiled=False)
+    for size in range(1, MOST_SIGNATURES + 1):
+        for _ in range(2):
+            assert torch.equal(twice(torch.ones(size)), torch.full((size,), 2.0))
+    assert len(seen) == 2 * MOST_SIGNATURES  # each recorded twice, and run never again
+    with pytest.raises(NotRecordable, match="it has met 8 shapes already"):
+        twice(torch.ones(3, dtype=torch.float64))
+
+
+def test_the_faster_product_is_the_same_product(monkeypatch):
+    def products(x, w, b, e):
+        return torch.addmm(b, x, w.t()), e.t() @ x, e @ w, x.double() @ w.double().t()
+
+    generator = torch.Generator().manual_seed(0)
+    args = [torch.randn(s, generator=generator) for s in ((32, 48), (24, 48), (24,), (32, 24))]
+    recorded, _ = record(products, tuple(args), tuple(a + 1 for a in args))
+    expected = recorded(*args)
+    for faster in (True, False):
+        monkeypatch.setattr("ppl_vae.capture.matmul._is_faster", lambda *_, answer=faster: answer)
+        again, _ = record(products, tuple(args), tuple(a + 1 for a in args))
+        code = with_fastest_products(again).code
+        assert ("ppl_vae.product" in code) == faster and "aten.mm" in code
+        for a, b in zip(expected, again(*args), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16_rounds_factors_and_nothing_else():
+    a, b = torch.full((2, 3), 1 + 2**-9), torch.full((3, 2), 1.0)
+    a.requires_grad_()
+    with precision("bf16", a.device):
+        product = a @ b
+        product.sum().backward()
+        total = a.detach().sum()
+    assert product.dtype == torch.float32 and torch.equal(product, torch.full((2, 2), 3.0))
+    assert a.grad is not None and a.grad.dtype == torch.float32
+    assert float(total) == pytest.approx(6 + 6 * 2**-9)
+    with precision("bf16", a.device):
+        exact = a.detach().double() @ b.double()
+    assert float(exact.sum()) == pytest.approx(12 * (1 + 2**-9))
+
+
+def test_a_precision_of_other_machines_is_refused():
+    with pytest.raises(ValueError, match="'tf32' is a format of NVIDIA's GPUs"):
+        fit_svi(*tiny(), steps=1, device="cpu", precision="tf32")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        fit_svi(*tiny(), steps=1, precision="half")
+
+
+def tiny():
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0)
+    return vae.model, vae.guide, vae.sample(40, seed=1)
+
+
+@pytest.fixture
+def recorded_only(monkeypatch):
+    """What is captured is recorded and not compiled, which is quick and gives the same."""
+    compiled = Compiled.__init__
+
+    def without(self, *args, **how):
+        compiled(self, *args, **(how | {"compiled": False}))
+
+    monkeypatch.setattr(Compiled, "__init__", without)
+
+
+def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, monkeypatch):
+    monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.COMPILE_SECONDS", 0.0)
+    model, guide, x = tiny()
+    fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
+    assert fit.path.startswith("captured, 5 steps a call: ") and fit.steps == 60
+    assert "s of eager work were left" in fit.path
+    monkeypatch.setattr(
+        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 100}
+    )
+    found = log_likelihood(model, guide, x, 50, seed=0)
+    eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)
+    assert found.path == "captured"
+    torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
+
+
+def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
+    ends = []
+    for stop in (False, True):
+        vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+        x = vae.sample(60, seed=1)
+
+        def halt(step, value, stop=stop):
+            if stop and step == 54:  # the checkpoint is of step 27
+                raise KeyboardInterrupt
+
+        how = {"steps": 100, "batch_size": 25, "lr": 1e-2, "seed": 0, "capture": True}
+        how["checkpoint"] = tmp_path / f"{stop}.pt"
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                fit_svi(vae.model, vae.guide, x, progress=halt, **how)
+            vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+        fit = fit_svi(vae.model, vae.guide, x, **how)
+        ends.append(fit.objective)
+    assert fit.path.startswith("captured") and fit.path.endswith("as before the checkpoint")
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
+
+
+def test_bfloat16_steps_are_captured_as_they_run_eagerly(recorded_only):
+    fits = {}
+    for numbers, capture in (("bf16", False), ("bf16", True), ("float32", True)):
+        fit = fit_svi(
+            *tiny(), steps=13, lr=1e-2, seed=0, batch_size=20, capture=capture, precision=numbers
+        )
+        fits[numbers, capture] = fit.objective
+        assert fit.path.startswith("captured" if capture else "eager")
+    eager, captured, full = fits.values()
+    torch.testing.assert_close(eager, captured, rtol=0, atol=1e-4)
+    assert 1e-5 < float((captured - full).abs().max()) < 0.5
+
+
+def test_auto_knows_steps_that_are_read_together():
+    """On a GPU fifty steps are read at once, so that only every fiftieth has a time of its own."""
+    fast = type("Fast", (), {"unroll": 8})()
+    choice = Choice("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
+    choice.look(50, [2.0] * 50)
+    assert choice.captured is None
+    choice.look(100, [2.0] * 50 + [2.5] * 50)
+    assert choice.captured is fast and "about 999.0 s of eager work were left" in choice.why
+
+
+def test_dead_units_leave_no_denormal_numbers():
+    vae = VAE.mlp(6, 2, hidden=(50,), seed=0)
+    x = vae.sample(64, seed=1)
+    with torch.no_grad():
+        vae.decoder[0].bias[:25] = -100.0  # dead
+    optimizers = []
+
+    def adam(parameters, lr):
+        optimizers.append(torch.optim.Adam(parameters, lr=lr, betas=(0.5, 0.9)))
+        return optimizers[0]
+
+    fit = fit_svi(
+        vae.model, vae.guide, x, steps=1000, optimizer=adam, lr=1e-6, seed=0, capture=True
+    )
+    assert fit.path.startswith("captured")
+    tiny_number = torch.finfo(torch.float32).tiny
+    for state in optimizers[0].state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            size = state[name].abs()
+            assert not bool(((size > 0) & (size < tiny_number)).any())
+
+
+@pytest.mark.slow
+def test_the_compilers_own_draws_have_the_right_mean(float64):
+    vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
+    x = vae.sample(40, seed=1)
+    weighted = WeightedObjective(ELBO(kl="sampled"), None)
+    batch = Batch(vae.model, vae.guide, weighted, x, None)
+    named = find_parameters(vae.model, vae.guide, lambda: batch.value(None, 1))
+    update = Update(named, [vae], 1e-12, torch.optim.SGD, None)
+    with isolated_store(), seeded(0):
+        eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])
+        fast = Captured(batch, update, named, 8, options={"fallback_random": False})
+        captured = torch.cat([fast.leap([None] * 8, 0) for _ in range(250)])
+    error = (eager.var() / len(eager) + captured.var() / len(captured)).sqrt()
+    assert abs(float((eager.mean() - captured.mean()) / error)) < oracles.z_limit()
+    assert len(set(captured.tolist())) == len(captured)
+    assert float(eager.var() / captured.var()) == pytest.approx(1, abs=0.2)

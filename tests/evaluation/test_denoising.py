@@ -1,0 +1,110 @@
+"""Denoisers on the same noise: errors and their paired differences against numpy."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from test_plots import check_texts
+
+import oracles
+from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
+from ppl_vae.plots import images as tile_plots
+
+N, D = 50, 6
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.fixture(scope="module")
+def found():
+    return compare_denoisers({"half": lambda x: x / 2, "zero": torch.zeros_like}, draw(N, D),
+                             GaussianNoise(0.7), seed=0)  # fmt: skip
+
+
+def test_errors_are_numpys(found):
+    x = draw(N, D).numpy()
+    noisy = found.noisy.numpy()
+    assert np.abs(noisy - x).std() > 0.3
+    expected = {"as they are": noisy - x, "half": noisy / 2 - x, "zero": -x}
+    assert found.names == tuple(expected)
+    for place, (name, off) in enumerate(expected.items()):
+        error = (off**2).sum(1)
+        np.testing.assert_allclose(found.error[place], error)
+        mean, se = found.difference(name, "zero")
+        paired = error - (x**2).sum(1)
+        assert mean == pytest.approx(paired.mean(), abs=1e-12)
+        assert se == pytest.approx(paired.std(ddof=1) / np.sqrt(N), abs=1e-12)
+    np.testing.assert_allclose(found.to_frame()["half"], found.error[1])
+    assert found.best == "half"
+
+
+def test_the_table_says_who_is_best(found):
+    lines = repr(found).splitlines()
+    assert lines[0].startswith(
+        "50 rows of 6 columns; |x - denoised|^2 a row, in squared units of x"
+    )
+    assert [line.endswith("<- least") for line in lines[1:]] == [False, True, False]
+    mean, error = found.difference("zero", "half")
+    assert f"{found.error[2].mean():.3f} ± " in lines[3]
+    assert lines[3].endswith(f"{mean:+.3f} ± {error:.3f}")
+
+
+def test_it_repeats_and_can_be_stored(found):
+    before = torch.get_rng_state()
+    again = compare_denoisers({"half": lambda x: x / 2, "zero": torch.zeros_like}, draw(N, D),
+                              GaussianNoise(0.7), seed=0)  # fmt: skip
+    assert torch.equal(again.noisy, found.noisy) and torch.equal(torch.get_rng_state(), before)
+    stored = Denoising.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert repr(stored) == repr(found)
+
+
+def test_ppcas_posterior_mean_is_wieners_filter():
+    """Where noise is all that is left beyond K axes, no linear denoiser has a smaller error."""
+    scale, spread = 0.5, torch.tensor([3.0, 2.0, 0.0]).double()
+    x = draw(4000, 3) * spread
+    noisy = x + scale * draw(4000, 3, seed=1)
+    ppca = PPCA.like(noisy, latent_dim=2)
+    fit_closed_form(ppca, noisy)
+    denoisers = {"PPCA": ppca.reconstruct, "its plane": lambda rows: rows * (spread > 0)}
+    found = compare_denoisers(denoisers, x, GaussianNoise(scale), seed=0)
+    wiener = float((spread**2 * scale**2 / (spread**2 + scale**2)).sum())
+    assert found.best == "PPCA"
+    truths = (3 * scale**2, wiener, 2 * scale**2)
+    for error, expected in zip(found.error.mean(1), truths, strict=True):
+        # A sum of squares of Gaussians varies by no more than the square of its mean, twice.
+        limit = oracles.z_limit(3) * math.sqrt(2 / 4000) + 0.01  # and PPCA was estimated
+        assert float(error) == pytest.approx(expected, rel=limit)
+
+
+def test_bad_arguments():
+    x, how = draw(N, D), {"noise": GaussianNoise(1.0)}
+    for denoisers in ({}, {"as they are": lambda x: x}):
+        with pytest.raises(
+            ValueError, match="at least one denoiser, and call none of them 'as th"
+        ):
+            compare_denoisers(denoisers, x, **how)
+    with pytest.raises(ValueError, match="two or more complete rows"):
+        compare_denoisers({"mine": lambda x: x}, x[:1], **how)
+    with pytest.raises(ValueError, match=r"'mine' must return \(50, 6\); it gave \(50, 5\)"):
+        compare_denoisers({"mine": lambda x: x[:, 1:]}, x, **how)
+    found = compare_denoisers({"mine": lambda x: x}, x, **how)
+    with pytest.raises(KeyError, match="no denoiser is called 'yours'; there are"):
+        found.difference("mine", "yours")
+
+
+def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
+    tiles = found.tiles([3, 7], (2, 3))
+    assert tiles.down == ("clean", "noisy", "half", "zero") and tiles.across == ("3", "7")
+    rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
+    torch.testing.assert_close(tiles.values, torch.stack(rows)[:, [3, 7]])
+    for shape in ((2, 3), None):
+        axes = tile_plots.denoised(found.tiles(range(8), shape))
+        check_texts(axes.figure)
+        assert axes.get_title(loc="left") == "Held-out data, denoised"
+        assert axes.get_ylabel() == "denoiser"
+        plt.close(axes.figure)

@@ -1,0 +1,124 @@
+"""Maps: places, errors and neighbours against numpy, on pairs whose plane is known."""
+
+import dataclasses
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from test_plots import check_texts
+
+import oracles
+from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Maps, compare_maps, fit_closed_form
+from ppl_vae.plots import latent_spaces as latent_plots
+
+N, D = 60, 5
+
+
+@pytest.fixture(scope="module")
+def table():
+    x = oracles.simulate_ppca((16, 9), 0.5, 2 * N, D, seed=0)
+    return x, np.where(PCA(2).fit_transform(x)[:, 0] > 0, "right", "left")
+
+
+@pytest.fixture(scope="module")
+def found(table):
+    x, y = table
+    ppca = PPCA.like(x[:N], 2)
+    fit_closed_form(ppca, x[:N])
+    vae, linear = VAE.mlp(D, 2, seed=0).double(), Autoencoder.linear(D, 2, seed=0).double()
+    pairs = {
+        "PPCA": (ppca.model, ExactGuide(ppca)),
+        "VAE": (vae.model, vae.guide),
+        "linear autoencoder": (linear.model, linear.guide),
+    }
+    return ppca, linear, compare_maps(pairs, x[:N], y[:N], x[N:], y[N:], neighbours=3)
+
+
+def neighbours(places, classes, codes, number):
+    """The majority among the nearest, by sorting all distances."""
+    named = []
+    for code in codes:
+        near = np.argsort(((places - code) ** 2).sum(1), kind="stable")[:number]
+        names, counts = np.unique(classes[near], return_counts=True)
+        named.append(names[counts.argmax()])
+    return np.array(named)
+
+
+def test_numbers_are_numpys(found, table):
+    (x, y), (ppca, linear, maps) = table, found
+    first, _, last = maps.maps
+    np.testing.assert_allclose(first.codes, ppca.posterior_mean(x[N:]).detach(), atol=1e-12)
+    back = ppca.reconstruct(x[N:]).detach().numpy()
+    np.testing.assert_allclose(first.error, ((x[N:] - back) ** 2).sum(1))
+    np.testing.assert_allclose(last.codes, linear.features(x[N:]))
+    for each, places in (
+        (first, ppca.posterior_mean(x[:N]).detach()),
+        (last, linear.features(x[:N])),
+    ):
+        guess = neighbours(places.numpy(), y[:N], each.codes.numpy(), 3)
+        np.testing.assert_array_equal(each.right.numpy() == 1, guess == y[N:])
+    assert first.accuracy[0] > 0.9
+    mean, error = first.mean_error
+    assert mean == pytest.approx(float(first.error.mean()))
+    assert error == pytest.approx(float(first.error.std()) / np.sqrt(N))
+
+
+def test_the_table_and_what_is_stored(found):
+    maps = found[2]
+    text = repr(maps)
+    assert text.startswith("60 held-out rows, ± standard error")
+    for each in maps.maps:
+        line = next(line for line in text.splitlines() if line.startswith(f"{each.name} "))
+        assert "{:.3f} ± {:.3f}".format(*each.mean_error) in line
+        assert f"{100 * each.accuracy[0]:.1f} ± " in line
+    assert list(maps.to_frame().index) == ["PPCA", "VAE", "linear autoencoder"]
+    assert maps.to_frame().loc["VAE", "accuracy"] == maps.maps[1].accuracy[0]
+    stored = Maps.from_dict(json.loads(json.dumps(maps.to_dict(), allow_nan=False)))
+    assert repr(stored) == text
+
+
+def test_bad_arguments(table):
+    x, y = table
+    vae = VAE.mlp(D, 3, seed=0).double()
+    pairs = {"wide": (vae.model, vae.guide)}
+    with pytest.raises(ValueError, match="wide has 3 latent dimensions; a map has two"):
+        compare_maps(pairs, x, y, x, y)
+    with pytest.raises(ValueError, match="give at least one pair"):
+        compare_maps({}, x, y, x, y)
+    with pytest.raises(
+        ValueError, match="must have 120 and 120 entries, one a row; they have 3 and"
+    ):
+        compare_maps(pairs, x, y[:3], x, y)
+    with pytest.raises(ValueError, match="neighbours must be a whole number >= 1; got 0"):
+        compare_maps(pairs, x, y, x, y, neighbours=0)
+
+
+# The picture
+
+
+def test_the_picture_is_readable_and_draws_what_is_stored(found):
+    for number in (1, 2, 3):
+        part = dataclasses.replace(found[2], maps=found[2].maps[:number])
+        stored = Maps.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
+        figure = latent_plots.maps(stored)
+        check_texts(figure)
+        assert len(figure.axes) == number and len(figure.legends) == 1
+        for ax, each in zip(figure.axes, found[2].maps, strict=False):
+            across, error, named = ax.get_xlabel().splitlines()
+            assert across == "$z_1$, units of the code"
+            assert error == "squared error {:.3f} ± {:.3f} a datum".format(*each.mean_error)
+            assert named.startswith(f"{100 * each.accuracy[0]:.1f} ± ")
+            assert named.endswith(" % rightly named by 3 neighbours")
+            points = np.concatenate([c.get_offsets() for c in ax.collections])
+            order = np.argsort(np.array(found[2].labels), kind="stable")
+            np.testing.assert_allclose(points, each.codes.numpy()[order])
+        plt.close(figure)
+
+
+def test_one_map_is_drawn_on_ones_own_axes(found):
+    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
+    assert latent_plots.one_map(found[2].maps[0], found[2].labels, 3, ax) is ax
+    check_texts(figure)
+    plt.close(figure)

@@ -1,0 +1,736 @@
+"""Holes filled by importance sampling, against PPCA, where what they hold is known exactly."""
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from scipy import stats
+from torch import nn
+
+import foreign
+import loops
+import oracles
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Bernoulli,
+    ExactGuide,
+    Gaussian,
+    MeanFieldGuide,
+    digits,
+    elbo,
+    fit_svi,
+    gaps,
+    impute,
+    kl_by_dimension,
+    log_likelihood,
+    log_weights,
+    mlp,
+    to_arviz,
+)
+from ppl_vae.core.program import accepted, as_observed, modules_of
+from ppl_vae.core.state import validation
+from ppl_vae.core.traces import by_draw_and_datum, sites
+from ppl_vae.evaluation.marginal_likelihood import batching as rails
+from ppl_vae.evaluation.prediction import predictive
+from ppl_vae.evaluation.prediction.imputation import _Block, _choose, _Sums
+
+N, D, K = 12, 7, 3
+
+
+def make(noise=0.6, seed=0):
+    """A model in general position, and its parameters (loc, loadings, noise variance)."""
+    rng = np.random.default_rng(seed)
+    loc, loadings = 3 * rng.normal(size=D), rng.normal(size=(D, K))
+    scale = torch.tensor(noise**0.5, dtype=torch.float64)
+    return PPCA.from_parameters(torch.tensor(loadings), torch.tensor(loc), scale), (
+        loc,
+        loadings,
+        noise,
+    )
+
+
+def rows_with_holes(ppca, num_rows=N, seed=1, fraction=0.4):
+    return oracles.with_holes(ppca.sample(num_rows, seed=seed).numpy(), fraction, seed)
+
+
+def widened(ppca, c2=2.0, shift=0.7):
+    """The posterior with its covariance times c^2, moved by so many standard deviations."""
+
+    def guide(x, mask=None, index=None, num_data=None):
+        posterior = ppca.posterior(x, mask=mask)
+        rows = torch.arange(len(x)) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            tril = posterior.scale_tril
+            loc = posterior.mean + shift * tril[..., :, 0]
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=c2**0.5 * tril))
+
+    return guide
+
+
+def linear_vae(ppca, **guide):
+    decoder = nn.Linear(K, D).double()
+    with torch.no_grad():
+        decoder.weight.copy_(ppca.loadings)
+        decoder.bias.copy_(ppca.loc)
+    scale = float(ppca.noise_scale.detach())
+    guide = guide or {"guide": ExactGuide(ppca)}
+    shape = {"data_dim": D, "latent_dim": K, "likelihood": Gaussian(scale)}
+    return VAE(decoder=decoder, **guide, **shape).double()
+
+
+def near_the_prior(inputs):
+    """An encoder to start from that is not far from any posterior."""
+    encoder = mlp(inputs, 2 * K, seed=0)
+    with torch.no_grad():
+        encoder[0].weight.mul_(0.1)
+    return encoder
+
+
+def close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), rtol=tolerance, atol=tolerance
+    )
+
+
+def same(a, b):
+    for name in ("mean", "sd", "draws", "ess"):
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True
+        )
+
+
+# Exact under the exact guide
+
+
+def test_with_the_exact_guide_all_draws_count_and_moments_are_those_of_their_number():
+    """Sample means and variances of S exact draws: normal, and chi^2 of S - 1."""
+    (ppca, truth), S = make(), 2000
+    _, loadings, noise = truth
+    x = rows_with_holes(ppca)
+    found = impute(ppca.model, ExactGuide(ppca), x, S, seed=0)
+    holed = np.isnan(x).any(1)
+    close(found.ess[holed], torch.full((int(holed.sum()),), float(S)).double(), 1e-9)
+    assert found.ess[~holed].isnan().all()
+    mean, _ = oracles.impute(x, *truth)
+    _, covariances = oracles.posterior(x, *truth)
+    of_mean = np.einsum("dk,nkl,dl->nd", loadings, covariances, loadings)  # Var E[x_d | z]
+    holes = np.isnan(x)
+    z = ((found.mean.numpy() - mean) / np.sqrt(of_mean / S))[holes]
+    assert np.abs(z).max() < oracles.z_limit(holes.sum())
+    spread = S * ((found.sd.numpy() ** 2 - noise) / of_mean)[holes]
+    tails = np.minimum(stats.chi2(S - 1).sf(spread), stats.chi2(S - 1).cdf(spread))
+    assert tails.min() > oracles.FAILURE_RATE / holes.sum() / 2
+    close(found.sd[~torch.from_numpy(holes)], torch.zeros(int((~holes).sum())).double())
+    # The same, exactly, from the closed form.
+    close(mean, ppca.impute(x).mean)
+
+
+def test_more_draws_come_nearer():
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    exact = ppca.impute(x).mean
+    errors = [
+        float((impute(ppca.model, widened(ppca), x, S, seed=0).mean - exact).square().mean())
+        for S in (20, 20_000)
+    ]
+    assert 100 < errors[0] / errors[1] < 10_000  # 1000, but for luck
+
+
+# Weighted draws of a guide that is wrong
+
+
+def replicates(x, number):
+    return np.tile(x, (number, 1)), lambda values: values.reshape(number, *x.shape)
+
+
+def test_weights_make_up_for_a_wrong_guide():
+    """Replicates of each row say how far the mean of its estimates may be off."""
+    (ppca, truth), R = make(), 60
+    _, loadings, noise = truth
+    x, c2, shift = rows_with_holes(ppca, 6), 2.0, 0.7
+    holes, (many, by_replicate) = np.isnan(x), replicates(x, R)
+    found = impute(ppca.model, widened(ppca, c2, shift), many, 1000, seed=0)
+    assert (found.ess[found.ess.isfinite()] > 200).all()
+    assert (found.ess[found.ess.isfinite()] < 700).all()
+    mean, sd = oracles.impute(x, *truth)
+    limit = stats.t(R - 1).isf(oracles.FAILURE_RATE / holes.sum() / 4)
+
+    def off(values, expected):
+        each = by_replicate(values)
+        error = each.std(0, ddof=1) / R**0.5
+        return (np.abs(each.mean(0) - expected)[holes] / error[holes]).max()
+
+    assert off(found.mean.numpy(), mean) < limit
+    assert off(found.sd.numpy() ** 2, sd**2) < limit
+    # Unweighted, the same draws have the guide's own moments, and the check finds them out.
+    _, covariances = oracles.posterior(x, *truth)
+    roots = np.linalg.cholesky(covariances)
+    own_mean = mean + shift * np.einsum("dk,nk->nd", loadings, roots[:, :, 0])
+    own_variance = noise + c2 * np.einsum("dk,nkl,dl->nd", loadings, covariances, loadings)
+    assert off(found.mean.numpy(), own_mean) > 3 * limit
+    assert off(found.sd.numpy() ** 2, own_variance) > 3 * limit
+
+
+def test_draws_are_joint_and_of_the_conditional():
+    """Squared Mahalanobis distances of draws are chi^2, and so is that of their mean."""
+    ppca, truth = make()
+    loc, loadings, noise = truth
+    x = rows_with_holes(ppca, 40)
+    x, S = x[np.isnan(x).sum(1) > 1][:2], 1500
+    C = oracles.ppca_covariance(loadings, noise)
+    many, by_replicate = replicates(x, S)
+    found = impute(ppca.model, widened(ppca, 1.5, 0.3), many, 200, draws=1, seed=0)
+    assert found.draws.shape == (1, *many.shape)
+    draws = by_replicate(found.draws.numpy())
+    for n, row in enumerate(x):
+        m, s = np.isnan(row), ~np.isnan(row)
+        assert (draws[:, n, s] == row[s]).all()
+        gain = C[np.ix_(m, s)] @ np.linalg.inv(C[np.ix_(s, s)])
+        inverse = np.linalg.inv(C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)])
+        off = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
+        size = np.einsum("si,ij,sj->", off, inverse, off)
+        tails = [
+            stats.chi2(m.sum() * S).sf(size),
+            stats.chi2(m.sum() * S).cdf(size),
+            stats.chi2(m.sum()).sf(S * off.mean(0) @ inverse @ off.mean(0)),
+        ]
+        assert min(tails) > oracles.FAILURE_RATE / 6
+
+
+def test_draws_that_share_a_z_have_noise_of_their_own():
+    (ppca, (_, _, noise)), S = make(), 3000
+    x = rows_with_holes(ppca, 3)
+    found = impute(ppca.model, ExactGuide(ppca), x, 1, draws=S, seed=0)
+    holes = np.isnan(x)
+    off = (found.draws - found.mean).numpy()[:, holes]
+    close(found.sd.numpy()[holes], np.full(holes.sum(), noise**0.5))
+    size = (off**2).sum() / noise
+    law = stats.chi2(off.size)
+    assert min(law.sf(size), law.cdf(size)) > oracles.FAILURE_RATE / 2
+    correlations = np.corrcoef(off.T)[np.triu_indices(holes.sum(), 1)]
+    assert np.abs(correlations).max() * S**0.5 < oracles.z_limit(correlations.size)
+
+
+def test_sums_over_runs_are_those_over_all_draws():
+    """However the weights rise and fall, by hundreds of nats, from run to run."""
+    rng = np.random.default_rng(0)
+    log_w = 30 * rng.normal(size=(50, 4)) + 1000 * rng.normal(size=4)
+    log_w[:20] = np.sort(log_w[:20], 0)
+    log_w[:5, 1] = -np.inf
+    means, variances = 1e4 + rng.normal(size=(50, 4, 3)), rng.uniform(size=(50, 4, 3))
+    parts = [torch.from_numpy(values) for values in (log_w, means, variances)]
+    sums = _Sums(parts[1][0])
+    for piece in zip(*(part.split(4) for part in parts), strict=True):
+        sums.add(*piece)
+    found = sums.found(None)
+    w = np.exp(log_w - log_w.max(0))
+    w /= w.sum(0)
+    mean = np.einsum("sb,sbd->bd", w, means)
+    variance = np.einsum("sb,sbd->bd", w, variances + (means - mean) ** 2)
+    close(found.mean, mean, 1e-12)
+    close(found.variance, variance, 1e-9)
+    close(found.ess, 1 / (w**2).sum(0), 1e-9)
+
+
+def test_each_of_many_runs_draws_has_its_chance(monkeypatch):
+    """With 300 draws in runs of 16, those chosen are spread over all of them by weight."""
+    ppca, _ = make()
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 16)
+    x = rows_with_holes(ppca)[np.isnan(rows_with_holes(ppca)).any(1)][:1]
+    x, mask = as_observed(x, model=ppca.model)
+    block = _Block(ppca.model, ExactGuide(ppca), x, {"mask": mask})
+    runs = list(block._runs(300))
+    assert [len(run.log_weights()) for run in runs] == [16] * 18 + [12]
+    R, total, chosen = 4000, torch.zeros(1).double(), block._run(block.guide, 4000)
+    for run in runs:
+        weights = (
+            run.log_weights().double() * 0 + 1 + torch.arange(len(run.log_weights()))[:, None]
+        )
+        total = total + weights.sum(0)
+        _choose(chosen, run, R, weights, total)
+    every = torch.cat([sites(run.guide)["z"]["value"] for run in runs])[:, 0, 0]
+    expected = torch.cat([1 + torch.arange(len(r.log_weights())) for r in runs]).double()
+    picked = sites(chosen.guide)["z"]["value"][:, 0, 0]
+    counts = (picked[:, None] == every).double().sum(0)
+    assert counts.sum() == R
+    expected = R * expected / expected.sum()
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert stats.chi2(len(every) - 1).sf(float(chi2)) > oracles.FAILURE_RATE
+
+
+# Other models, other types
+
+
+def test_a_linear_vae_fills_as_ppca_does():
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    vae = linear_vae(ppca)
+    options = {"num_samples": 300, "draws": 3, "seed": 0}
+    theirs = impute(ppca.model, ExactGuide(ppca), x, **options)
+    ours = impute(vae.model, vae.guide, x, **options)
+    for name in ("mean", "sd", "draws"):
+        close(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
+def test_log_likelihoods_of_a_linear_vae_with_holes_are_ppcas(missing):
+    ppca, truth = make()
+    x = rows_with_holes(ppca, 20)
+    encoder = near_the_prior(D if missing == "zeros" else 2 * D)
+    vae = linear_vae(ppca, encoder=encoder, missing=missing)
+    found = log_likelihood(vae.model, vae.guide, x, 2000, refine=200, seed=0)
+    exact = ppca.log_likelihood(x).detach()
+    close(exact, oracles.log_density(x, *truth), 1e-9)
+    z = (found.value - exact) / found.standard_error
+    assert found.reliable.all() and float(z.abs().max()) < oracles.z_limit(20)
+
+
+def test_a_guide_refined_row_by_row_is_worth_more_draws():
+    ppca, truth = make(noise=0.1)
+    x = rows_with_holes(ppca)
+    vae = linear_vae(ppca, encoder=near_the_prior(D))
+    rough = impute(vae.model, vae.guide, x, 400, seed=0)
+    fine = impute(vae.model, vae.guide, x, 400, refine=200, seed=0)
+    diagonal = impute(vae.model, vae.guide, x, 400, refine=200, covariance="diagonal", seed=0)
+    holed = fine.ess.isfinite()
+    worth = [float(found.ess[holed].median()) for found in (rough, diagonal, fine)]
+    print(
+        "effective draws of 400: of the guide {:.0f}, diagonal {:.0f}, full {:.0f}".format(*worth)
+    )
+    assert worth[0] < 20 and worth[0] < worth[1] / 2 and worth[1] < worth[2]
+    assert fine.ess[holed].min() > 100
+    assert "NOT to be trusted in" in repr(rough) and "would help: refine=300" in repr(rough)
+    assert "trusted" not in repr(fine) and "effective draws of z a row: median" in repr(fine)
+    spread = oracles.impute(x, *truth)[1].max()
+    assert (fine.mean - ppca.impute(x).mean).abs().max() < 6 * spread / 100**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bernoulli_holes_have_a_probability(dtype):
+    """Two z, equally likely a priori, against a sum over both."""
+    logits = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 1.5, 0.0]], dtype=dtype)
+
+    def model(x=None, *, mask=None, index=None, num_data=None):
+        rows = torch.arange(len(x)) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=dtype), 1.0).to_event(1))
+            px = dist.Bernoulli(logits=torch.where(z > 0, logits[0], logits[1]))
+            px = px if mask is None else px.mask(mask)
+            pyro.sample("x", px.to_event(1), obs=x)
+
+    def guide(x, **_):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(1, dtype=dtype), 1.0).to_event(1))
+
+    x = torch.tensor([[1.0, torch.nan, torch.nan], [0.0, 1.0, 1.0]], dtype=dtype)
+    found = impute(model, guide, x, 100_000, draws=2000, seed=0)
+    p = logits.double().sigmoid()
+    weight = p[0, 0] / (p[0, 0] + p[1, 0])
+    expected = weight * p[0, 1:] + (1 - weight) * p[1, 1:]
+    assert found.mean.dtype == dtype
+    assert (found.mean[0, 1:].double() - expected).abs().max() < 6 * 0.5 / 50_000**0.5
+    close(found.sd[0, 1:].double() ** 2, (found.mean * (1 - found.mean))[0, 1:].double(), 1e-5)
+    drawn = found.draws[:, 0, 1:].double()
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert (drawn.mean(0) - expected).abs().max() < 6 * 0.5 / 2000**0.5
+    both = weight * p[0, 1] * p[0, 2] + (1 - weight) * p[1, 1] * p[1, 2]
+    assert abs(drawn.prod(1).mean() - both) < 6 * 0.5 / 2000**0.5
+    assert found.ess[1].isnan() and torch.equal(found.mean[1], x[1])
+
+
+def test_single_precision_is_close_to_double_and_leaves_observed_cells_alone():
+    vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0)
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    found = impute(vae.model, vae.guide, x, 4000, draws=2, refine=100, seed=0)
+    double = impute(vae.double().model, vae.guide, x, 4000, refine=100, seed=1)
+    assert found.mean.dtype == found.sd.dtype == found.draws.dtype == found.ess.dtype
+    assert found.mean.dtype == torch.float64
+    seen = ~np.isnan(x)
+    for values in (found.mean.numpy(), *found.draws.numpy()):
+        assert np.array_equal(values[seen], x[seen])
+    error = found.sd / found.ess[:, None].sqrt() + double.sd / double.ess[:, None].sqrt()
+    holes = torch.from_numpy(~seen)
+    assert ((found.mean - double.mean).abs() / error)[holes].max() < 6
+
+
+class CellMask(Messenger):
+    """Masks the cells of an observed site."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def _pyro_sample(self, msg):
+        if self.mask is None or not msg["is_observed"] or not msg["value"].numel():
+            return
+        fn, mask = msg["fn"], self.mask
+        if fn.event_shape:
+            msg["fn"] = fn.base_dist.mask(mask).to_event(1)
+        else:
+            msg["fn"] = fn.mask(mask if fn.batch_shape[-2:] == mask.shape else mask.T)
+
+
+def taking_mask(model):
+    """A stranger's model that takes ``mask``."""
+
+    def program(x=None, mask=None, **keywords):
+        with CellMask(mask):
+            return model(x, **accepted(model, keywords))
+
+    program.__signature__ = inspect.signature(program)
+    program.__wrapped__ = model  # so that its modules are found
+    return program
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_strangers_pairs_are_filled_as_by_a_slow_loop(name, float64):
+    model, guide, x = foreign.PAIRS[name]()
+    model, S = taking_mask(model), 4
+    x = oracles.with_holes(x.numpy().astype(float), 0.3, seed=0)
+    x = torch.from_numpy(x[np.isnan(x).any(1)][:4])
+    with loops.Recorder() as recorder:
+        found = impute(model, guide, x, S, seed=0)
+    for part in modules_of(model, guide):
+        part.eval()
+    filled, seen = x.nan_to_num(), ~x.isnan()
+    with poutine.block(), torch.no_grad():
+        nodes = poutine.trace(model).get_trace(filled).nodes
+    name = next(k for k, s in nodes.items() if s["type"] == "sample" and s["is_observed"])
+    for n in range(len(x)):
+        row, mask = filled[n : n + 1], seen[n : n + 1]
+        weights, means, variances = [], [], []
+        for draw in recorder.draws(S):
+            z = recorder.row(draw, n)
+            with torch.no_grad():
+                log_p = loops.log_joint(model, z, row, mask=mask)
+                weights.append(float(log_p - loops.log_joint(guide, z, row)))
+                with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
+                    trace = poutine.trace(poutine.condition(model, data=z)).get_trace(row)
+            fn = trace.nodes[name]["fn"]
+            means.append(fn.mean.flatten().numpy())
+            variances.append((fn.mean * 0 + fn.variance).flatten().numpy())
+        w = np.exp(np.array(weights) - max(weights))
+        w /= w.sum()
+        mean = w @ np.array(means)
+        variance = w @ (np.array(variances) + np.array(means) ** 2) - mean**2
+        assert float(found.ess[n]) == pytest.approx(1 / (w**2).sum(), rel=1e-8)
+        hole = ~seen[n]
+        np.testing.assert_allclose(found.mean[n][hole], mean[hole], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(found.sd[n][hole] ** 2, variance[hole], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_draws_of_strangers_pairs_are_taken_datum_by_datum(name, float64):
+    model, guide, x = foreign.PAIRS[name]()
+    x = torch.as_tensor(x).double()[:5]
+    block = _Block(model, guide, x, {"mask": torch.ones_like(x).bool()})
+    chosen, run = (block._run(guide, number) for number in (3, 4))
+    weights = nn.functional.one_hot(torch.arange(5) % 4, 4).T.double()
+    _choose(chosen, run, 3, weights, weights.sum(0))
+    for key, site in sites(chosen.guide).items():
+        picked = by_draw_and_datum(chosen, site, site["value"])
+        drawn = sites(run.guide)[key]
+        every = by_draw_and_datum(run, drawn, drawn["value"])
+        for n in range(5):
+            assert torch.equal(picked[:, n], every[n % 4, n].expand_as(picked[:, n]))
+    with torch.no_grad():
+        assert block._data_given(chosen, 3).shape == (3, *x.shape)
+    assert impute(taking_mask(model), guide, x, 5, draws=2, refine=2, seed=0).draws is not None
+
+
+def test_one_q_a_datum_is_looked_up_by_its_place():
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are not looked at
+    guide = MeanFieldGuide(N, K).double()
+    with torch.no_grad():
+        guide.raw.fill_(-60.0)
+        guide.loc.copy_(torch.randn(N, K, generator=torch.Generator().manual_seed(0)).double())
+    found = impute(ppca.model, guide, x, 3, seed=0)
+    holes = torch.from_numpy(np.isnan(x))
+    expected = guide.loc @ ppca.loadings.mT + ppca.loc
+    assert (found.mean - expected.detach())[holes].abs().max() < 1e-2
+
+
+# Memory
+
+
+def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
+    ppca, _ = make()
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, z):
+            seen.append(len(z))
+            return super().forward(z)
+
+    vae = VAE(
+        decoder=Watched(K, D),
+        encoder=mlp(D, 2 * K),
+        likelihood=Gaussian(1.0),
+        data_dim=D,
+        latent_dim=K,
+    ).double()
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 24)
+    for S, draws in ((50, 0), (10, 24), (1, 5)):
+        found = impute(vae.model, vae.guide, rows_with_holes(ppca, 30), S, draws=draws, seed=0)
+        assert max(seen) <= 24
+        assert found.mean.isfinite().all()
+
+
+# What counts as a hole
+
+
+def test_a_mask_says_the_same_as_nan_whatever_stands_under_it():
+    vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0).double()
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    mask, options = ~np.isnan(x), {"draws": 2, "refine": 3, "seed": 0}
+    expected = impute(vae.model, vae.guide, x, 50, **options)
+    for junk in (0.0, 1e6, np.nan):
+        for form in (mask, torch.from_numpy(mask)):
+            filled = np.where(mask, x, junk)
+            same(impute(vae.model, vae.guide, filled, 50, mask=form, **options), expected)
+    same(impute(vae.model, vae.guide, pd.DataFrame(x), 50, **options), expected)
+
+
+def test_complete_rows_come_back_untouched():
+    vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
+    ppca, _ = make()
+    whole = ppca.sample(N, seed=1)
+    found = impute(vae.model, vae.guide, whole, 5, draws=2)
+    assert torch.equal(found.mean, whole) and not found.sd.any()
+    assert torch.equal(found.draws, whole.expand(2, -1, -1)) and found.ess.isnan().all()
+    assert repr(found) == f"Imputation: 0 of {N * D} cells filled\n  2 draws"
+    holed = whole.clone()
+    holed[3, 2] = torch.nan
+    found = impute(vae.model, vae.guide, holed, 5, draws=2, seed=0)
+    assert found.ess.isfinite().nonzero().flatten().tolist() == [3]
+    others = torch.arange(N) != 3
+    assert torch.equal(found.mean[others], whole[others])
+    assert found.to_dict()["ess"][0] is None and list(found.to_frame()) == ["ess"]
+
+
+def test_seeds_repeat_and_nothing_else_is_changed():
+    model, guide, x = foreign.regularized()
+    x = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
+    buffers = [b.clone() for b in model.__self__.buffers()]
+    before = torch.get_rng_state()
+    first, again, other = (impute(model, guide, x, 8, draws=2, seed=s) for s in (1, 1, 2))
+    same(first, again)
+    assert not torch.equal(first.mean, other.mean)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(map(torch.equal, buffers, model.__self__.buffers()))
+    assert model.__self__.training
+
+
+# What encoders see, wherever a pair is run
+
+
+class Watched(nn.Module):
+    """An encoder that remembers its inputs."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.network, self.inputs = mlp(2 * width, 2 * K, (8,), seed=0), []
+
+    def forward(self, x):
+        self.inputs.append(x.detach().clone())
+        return self.network(x)
+
+
+RUNS = {
+    "elbo": lambda v, x, m: elbo(v.model, v.guide, x, mask=m, batch_size=5),
+    "log_weights": lambda v, x, m: log_weights(v.model, v.guide, x, 3, mask=m),
+    "log_likelihood": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, mask=m),
+    "refined": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, refine=2, mask=m),
+    "gaps": lambda v, x, m: gaps(v.model, v.guide, x, steps=2, num_samples=30, mask=m),
+    "kl_by_dimension": lambda v, x, m: kl_by_dimension(v.model, v.guide, x, mask=m),
+    "latent_means": lambda v, x, m: predictive.latent_means(v.model, v.guide, x, mask=m),
+    "reconstruct": lambda v, x, m: predictive.reconstruct(v.model, v.guide, x, mask=m),
+    "vae.reconstruct": lambda v, x, m: v.reconstruct(x, mask=m),
+    "to_arviz": lambda v, x, m: to_arviz(v.model, v.guide, x, num_samples=4, mask=m),
+    "impute": lambda v, x, m: impute(v.model, v.guide, x, 4, draws=2, mask=m),
+    "fit_svi": lambda v, x, m: fit_svi(v.model, v.guide, x, steps=2, mask=m),
+    "batches": lambda v, x, m: fit_svi(v.model, v.guide, x, steps=4, batch_size=5, mask=m),
+    "Trace_ELBO": lambda v, x, m: fit_svi(
+        v.model, v.guide, x, steps=2, mask=m, objective=pyro.infer.Trace_ELBO()
+    ),
+    "x_val": lambda v, x, m: fit_svi(
+        v.model, v.guide, np.where(m, x, np.nan), steps=2, x_val=np.where(m, x, np.nan)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_encoder_sees_zeros_and_the_mask_wherever_it_runs(name):
+    ppca, _ = make()
+    x = rows_with_holes(ppca)
+    x = x[np.isnan(x).any(1)]
+    mask = ~np.isnan(x)
+    shape = {"data_dim": D, "latent_dim": K, "likelihood": Gaussian("shared")}
+    vae = VAE(
+        decoder=mlp(K, D, seed=1), encoder=Watched(D), missing="zeros+mask", **shape
+    ).double()
+    RUNS[name](vae, np.where(mask, x, 1e6), mask)
+    rows = torch.from_numpy(np.hstack([np.where(mask, x, 0.0), mask]))
+    assert vae.guide.encoder.inputs
+    for seen in vae.guide.encoder.inputs:
+        assert (seen[:, None] == rows).all(-1).any(1).all()
+
+
+# A VAE that learns from holes
+
+
+# With the mask beside it an encoder of twice the width starts slower.
+@pytest.mark.parametrize(("missing", "epochs"), [("zeros", 20), ("zeros+mask", 40)])
+def test_a_vae_learns_from_digits_with_holes_and_fills_them(missing, epochs):
+    x, train, test = torch.from_numpy(digits()), slice(0, 1000), slice(1000, 1200)
+    holes = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    holed = torch.where(holes, torch.nan, x)
+    vae = VAE.mlp(64, 8, hidden=(64,), missing=missing, seed=0)
+    options = {"epochs": epochs, "batch_size": 50, "lr": 3e-3, "capture": False, "seed": 0}
+    fit_svi(vae.model, vae.guide, holed[train], **options)
+    found = impute(vae.model, vae.guide, holed[test], 100, seed=0)
+
+    def error(filled):
+        return float((filled - x[test])[holes[test]].square().mean().sqrt())
+
+    mine, means = error(found.mean), error(holed[train].nanmean(0).expand(200, -1))
+    print(f"{missing}: RMSE {mine:.4f}, {mine / means:.3f} of column means'\n{found}")
+    assert mine < 0.9 * means
+
+
+# What is refused
+
+
+def program_of(sample):
+    """A model whose way to observe x is given."""
+
+    def model(x=None, *, mask=None, index=None, num_data=None):
+        rows = torch.arange(len(x)) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            sample(x, z, torch.ones_like(x).bool() if mask is None else mask)
+
+    return model
+
+
+def prior(x, **_):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+
+
+def cells(fn, mask):
+    return fn.mask(mask).to_event(1)
+
+
+def two_sites(x, z, mask):
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 4))):
+        pyro.sample(name, cells(dist.Normal(z, 1.0), mask[:, part]), obs=x[:, part])
+
+
+REFUSED = {
+    "several sites": (two_sites, r"observes several sites, \['a', 'b'\]"),
+    "no moments": (
+        lambda x, z, m: pyro.sample("x", cells(dist.Cauchy(z[..., :1] + 0 * x, 1.0), m), obs=x),
+        r"site 'x' of the model \(Cauchy\) has no mean and variance in closed form",
+    ),
+    "no closed form": (
+        lambda x, z, m: pyro.sample(
+            "x",
+            cells(
+                dist.TransformedDistribution(
+                    dist.Normal(z[..., :1] + 0 * x, 1.0), [dist.transforms.TanhTransform()]
+                ),
+                m,
+            ),
+            obs=x,
+        ),
+        "has no mean and variance in closed form",
+    ),
+    "a transform": (
+        lambda x, z, m: pyro.sample("x", cells(dist.Normal(z[..., :1], 1.0), m), obs=2 * x),
+        "does not hold x as it is",
+    ),
+    "fewer columns": (
+        lambda x, z, m: pyro.sample("x", cells(dist.Normal(z, 1.0), m[:, :2]), obs=x[:, :2]),
+        r"does not hold x as it is, \(rows, 4\): it has shape \(3, 2\)",
+    ),
+    "dependent cells": (
+        lambda x, z, m: pyro.sample(
+            "x",
+            dist.MultivariateNormal(z[..., :1] + 0 * x, torch.eye(4).double()).mask(m.any(-1)),
+            obs=x,
+        ),
+        r"cells of site 'x' of the model \(MultivariateNormal\) are not independent given z",
+    ),
+    "nothing": (lambda x, z, m: None, "the model observes nothing"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_whose_holes_cannot_be_filled_are_refused(name):
+    sample, match = REFUSED[name]
+    x = torch.full((3, 4), 0.5).double()
+    x[:, 1] = torch.nan
+    with pytest.raises(ValueError, match=match):
+        impute(program_of(sample), prior, x, 4)
+
+
+def test_weights_that_are_no_numbers_are_reported():
+    x = torch.full((3, 4), 0.5).double()
+    x[0, 1] = torch.nan
+
+    def broken(x, z, m):
+        pyro.sample("x", cells(dist.Normal(z[..., :1] + torch.nan * x, 1.0), m), obs=x)
+
+    def hopeless(x, z, m):
+        pyro.sample("x", cells(dist.Normal(z[..., :1] + 0 * x, 1.0), m), obs=x)
+        pyro.factor("f", z[..., 0] * 0 - torch.inf)
+
+    with validation(False), pytest.raises(FloatingPointError, match="are NaN or infinite"):
+        impute(program_of(broken), prior, x, 4)
+    with (
+        validation(False),
+        pytest.raises(FloatingPointError, match="all weights of 1 rows with holes are zero"),
+    ):
+        impute(program_of(hopeless), prior, x, 40, draws=2)
+
+
+BAD = [
+    ({"num_samples": 0}, "num_samples must be a whole number >= 1; got 0"),
+    ({"draws": -1}, "draws must be a whole number >= 0; got -1"),
+    ({"refine": -1}, "refine must be a whole number >= 0; got -1"),
+    ({"covariance": "full"}, "covariance= is the family of the refined q; it needs refine=steps"),
+    ({"covariance": "round", "refine": 2}, "covariance must be one of .*; got 'round'"),
+    ({"mask": np.ones((2, D))}, "mask must be boolean"),
+    ({"x": np.ones((2, D + 1))}, rf"x must have shape \(rows, {D}\) for this model"),
+    ({"x": np.full((2, D), np.nan)}, "x has rows with nothing observed"),
+    ({"x": np.full((2, D), np.inf)}, "x has 14 infinite entries"),
+    ({"model": foreign.tutorial()[0]}, "the model takes no keyword 'mask'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "match"), BAD, ids=[str(c)[:30] for c, _ in BAD])
+def test_bad_arguments_are_refused(changes, match):
+    ppca, _ = make()
+    arguments = {"model": ppca.model, "guide": ExactGuide(ppca), "x": rows_with_holes(ppca)}
+    with pytest.raises(ValueError, match=match):
+        impute(**(arguments | {"num_samples": 4} | changes))
+
+
+def test_data_outside_the_support_are_refused():
+    vae = VAE.mlp(D, K, likelihood=Bernoulli(), seed=0)
+    x = np.full((2, D), 0.5)
+    x[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"x has 13 entries outside \{0, 1\}"):
+        impute(vae.model, vae.guide, x)

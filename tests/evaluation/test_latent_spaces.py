@@ -1,0 +1,160 @@
+"""Latent spaces of different sizes beside one another: what is shown is what was measured."""
+
+import dataclasses
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from test_plots import UNITS, check_texts, texts
+
+import foreign
+import oracles
+from ppl_vae import PPCA, VAE, ExactGuide, fit_closed_form, log_likelihood
+from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpaces, latent_spaces
+from ppl_vae.evaluation.prediction.predictive import code_width, encode
+from ppl_vae.plots import latent_spaces as latent_plots
+
+SIZES = (2, 5, 10, 20)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return torch.from_numpy(oracles.simulate_ppca((16, 9, 4, 2, 1.5), 1, 60, 8, seed=0))
+
+
+@pytest.fixture(scope="module")
+def ppcas(table):
+    """Exact pairs with two and with four latent dimensions, on principal axes."""
+    found = {}
+    for latent_dim in (2, 4):
+        ppca = PPCA.like(table, latent_dim)
+        fit_closed_form(ppca, table)
+        ppca = ppca.canonical()
+        found[f"K = {latent_dim}"] = ppca.model, ExactGuide(ppca)
+    return found
+
+
+@pytest.fixture(scope="module")
+def four():
+    """Of VAEs as they begin, with classes and sizes as for a picture."""
+    made = {f"K = {k}": VAE.mlp(6, k, seed=k) for k in SIZES}
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    pairs = {name: (vae.model, vae.guide) for name, vae in made.items()}
+    return latent_spaces(pairs, x, labels=np.arange(30) % 10, num_samples=30, refine=0, seed=0)
+
+
+def test_of_ppca_all_is_known(ppcas, table):
+    found = latent_spaces(ppcas, table, num_samples=30, refine=0, seed=0)
+    values, _ = oracles.sample_spectrum(table.numpy())
+    for space, (name, (model, guide)) in zip(found.spaces, ppcas.items(), strict=True):
+        K = int(name[-1])
+        assert (space.name, space.latent_dim, space.shown) == (name, K, (0, 1))
+        expected = oracles.posterior_mean_variance(values[:K], values[K:].mean())
+        assert space.mean_variances.numpy() == pytest.approx(expected, abs=1e-8)
+        assert int(space.active.sum()) == K
+        assert torch.equal(space.codes, encode(model, guide, table)[:, :2])
+        exact = oracles.closed_form_log_likelihood(values, K)
+        assert space.estimate.mean == pytest.approx(exact, abs=1e-8)
+        assert (
+            space.log_p
+            == f"{exact:.2f} ± {space.estimate.mean_error:.2f} nats a datum (100 %"
+            + (" reliable)")
+        )
+        assert f"{name}  log p {space.log_p}, {K} of {K} dimensions active" in repr(found)
+
+
+def test_the_dimensions_used_most_are_shown_and_those_that_are_not_counted(table):
+    ppca = PPCA.like(table, 4)
+    fit_closed_form(ppca, table)
+    axes = ppca.canonical().loadings.detach()
+    turned = ppca.canonical()
+    with torch.no_grad():  # the second and the fourth are the strongest; the third is off
+        turned.loadings.copy_(torch.stack([axes[:, 2], axes[:, 0], 0 * axes[:, 3], axes[:, 1]], 1))
+    (space,) = latent_spaces(
+        {"turned": (turned.model, ExactGuide(turned))}, table, num_samples=30, refine=0, seed=0
+    ).spaces
+    assert space.shown == (1, 3)
+    assert space.active.tolist() == [True, True, False, True]
+
+
+def test_it_repeats_and_is_log_likelihoods_own(four):
+    vae = VAE.mlp(6, 5, seed=5)
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    expected = log_likelihood(vae.model, vae.guide, x, 30, seed=0)
+    assert torch.equal(four.spaces[1].estimate.value, expected.value)
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_strangers_pairs(name):
+    model, guide, x = foreign.PAIRS[name]()
+    how = {"num_samples": 10, "refine": 0, "seed": 0}
+    if code_width(model, x) == 1:
+        with pytest.raises(ValueError, match="mine has one latent dimension; there is no plane"):
+            latent_spaces({"mine": (model, guide)}, x, **how)
+        return
+    (space,) = latent_spaces({"mine": (model, guide)}, x, **how).spaces
+    assert space.codes.shape == (len(torch.as_tensor(x)), 2)
+    assert space.latent_dim == code_width(model, x) and space.estimate.value.isfinite().all()
+
+
+def test_bad_arguments(ppcas, table):
+    with pytest.raises(ValueError, match="give at least one pair"):
+        latent_spaces({}, table)
+    with pytest.raises(ValueError, match="labels has 3 entries for 60 rows of data"):
+        latent_spaces(ppcas, table, labels=[1, 2, 3])
+
+
+# The picture
+
+
+def drawn(spaces):
+    figure = latent_plots.latent_spaces(spaces)
+    yield figure
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_picture_is_readable(number, labelled, four):
+    part = dataclasses.replace(four, spaces=four.spaces[:number])
+    part = part if labelled else dataclasses.replace(part, labels=None)
+    stored = LatentSpaces.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
+    for figure in drawn(stored):
+        check_texts(figure)
+        assert len(figure.axes) == number and len(figure.legends) == labelled
+        for ax, space in zip(figure.axes, four.spaces, strict=False):
+            assert UNITS.search(ax.get_ylabel().replace("sds", "standard deviations"))
+            points = np.concatenate([c.get_offsets() for c in ax.collections])
+            assert len(points) == 30
+            if not labelled:
+                assert np.allclose(points, space.codes.numpy())
+
+
+def test_the_picture_says_what_is_under_and_what_is_shown(four):
+    for figure in drawn(four):
+        words = [text for text, _ in texts(figure)]
+        for ax, space in zip(figure.axes, four.spaces, strict=True):
+            across, below, active = ax.get_xlabel().splitlines()
+            assert below == f"log p {space.log_p}" and "nats a datum" in below
+            assert active == f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
+            assert across == f"$z_{{{space.shown[0] + 1}}}$, sds of the prior"
+        assert "K = 2" in words and "K = 20: the most used 2 of 20" in words
+        assert {str(k) for k in range(10)} <= set(words)
+
+
+def test_lower_bounds_are_marked(four):
+    space = four.spaces[0]
+    unsure = dataclasses.replace(
+        space.estimate, reliable=torch.zeros_like(space.estimate.reliable)
+    )
+    text = dataclasses.replace(space, estimate=unsure).log_p
+    assert text.startswith("≥") and text.endswith("(0 % reliable)")
+
+
+def test_one_space_alone_is_drawn_on_ones_own_axes(four):
+    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
+    assert latent_plots.latent_space(four.spaces[2], four.labels, ax) is ax
+    check_texts(figure)
+    plt.close(figure)

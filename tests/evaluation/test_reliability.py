@@ -1,0 +1,230 @@
+"""The verdict on estimates of log p: calibrated where log p is exact, on PPCA."""
+
+import itertools
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import oracles
+from ppl_vae import PPCA, ExactGuide, log_likelihood
+from ppl_vae.evaluation.marginal_likelihood import batching as rails
+from ppl_vae.evaluation.marginal_likelihood.reliability import (
+    FEWEST_DRAWS,
+    expected_coverage,
+    judge,
+    largest_tail_index,
+    summarise,
+)
+
+FACTORS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 4.0)
+SHIFTS = (1.0, 2.0, 3.0)
+DRAWS = (25, 100, 1000, 10_000)
+
+
+def model_of(K=5, D=12, seed=0):
+    rng = np.random.default_rng(seed)
+    loadings, loc = rng.normal(size=(D, K)), 3 * rng.normal(size=D)
+    scale = torch.tensor(0.6**0.5, dtype=torch.float64)
+    return PPCA.from_parameters(torch.tensor(loadings), torch.tensor(loc), scale)
+
+
+def proposal(ppca, factors, shifts):
+    """The posterior of each datum, its covariance times a factor, moved by so many sds."""
+
+    def guide(x, index=None, num_data=None):
+        rows = torch.arange(len(x)) if index is None else index
+        posterior, factor, shift = ppca.posterior(x), factors[rows], shifts[rows]
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            tril = posterior.scale_tril
+            loc = posterior.mean + shift[:, None] * tril[..., :, 0]
+            scaled = factor.sqrt()[:, None, None] * tril
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scaled))
+
+    return guide
+
+
+def mixed(ppca, num_data, *kinds):
+    """A guide of several kinds, (factor, shift), for the data in turn."""
+    values = torch.tensor(kinds, dtype=torch.float64)
+    turns = values[torch.arange(num_data) % len(kinds)]
+    return proposal(ppca, turns[:, 0], turns[:, 1])
+
+
+def guides(ppca, num_data):
+    named = {f"covariance x {c:g}": mixed(ppca, num_data, (c, 0.0)) for c in FACTORS}
+    named |= {f"moved by {s:g} sd": mixed(ppca, num_data, (1.0, s)) for s in SHIFTS}
+    return named | {"best diagonal q": ExactGuide(ppca, covariance="diagonal")}
+
+
+def mixtures(ppca, num_data):
+    pairs = ((1.0, 0), (0.3, 0)), ((1.1, 0), (0.3, 0)), ((1.0, 0), (1.0, 2)), ((1.5, 0), (0.3, 0))
+    return {f"{a[0]:g}, {b[0]:g} moved by {b[1]}": mixed(ppca, num_data, a, b) for a, b in pairs}
+
+
+def cell(ppca, guide, x, S, seed):
+    """Errors, whether intervals cover, and the estimate."""
+    estimate = log_likelihood(ppca.model, guide, x, S, seed=seed)
+    errors = (estimate.value - ppca.log_likelihood(x).detach()).abs()
+    return errors, errors <= 1.96 * estimate.standard_error + 1e-9, estimate
+
+
+def holds(errors, covered, reliable):
+    """The two bounds: what is called reliable covers, and what is good is called reliable."""
+    covers = not reliable.any() or covered[reliable].double().mean() >= 0.9
+    return bool(covers) and bool(errors.max() >= 0.1 or reliable.double().mean() >= 0.9)
+
+
+def table(ppca, x, named, draws, seed):
+    """Print a row for each guide and number of draws; those for which a bound does not hold."""
+    print("\n| guide | S | pooled index | covers | expected | reliable | of these cover | error |")
+    print("|---|---|---|---|---|---|---|---|")
+    failed = []
+    for S, (name, guide) in itertools.product(draws, named.items()):
+        errors, covered, found = cell(ppca, guide, x, S, seed)
+        good = found.reliable
+        share = f"{covered[good].double().mean():.2f}" if good.any() else "-"
+        print(
+            f"| {name} | {S} | {found.tail_index.nanmedian():.2f} "
+            f"| {covered.double().mean():.2f} | {found.expected_coverage:.2f} "
+            f"| {good.double().mean():.2f} | {share} | {errors.max():.3f} |",
+            flush=True,
+        )
+        failed += [] if holds(errors, covered, good) else [(name, S)]
+    return failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("K", "D", "seed"), [(5, 12, 0), (2, 6, 1), (10, 20, 2)])
+def test_what_is_called_reliable_covers_and_what_is_good_is_called_reliable(K, D, seed):
+    ppca = model_of(K, D, seed)
+    x = ppca.sample(300, seed=seed)
+    # Ten thousand draws of 300 data for each of twelve guides: once.
+    draws = DRAWS if K == 5 else DRAWS[:-1]
+    assert table(ppca, x, guides(ppca, 300), draws, seed) == []
+    assert table(ppca, x, mixtures(ppca, 300), DRAWS[:-1], seed) == []
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.9, 1.1])
+@pytest.mark.parametrize("num_samples", [25, 100])
+def test_the_bounds_hold_for_few_draws(factor, num_samples):
+    ppca = model_of()
+    x = ppca.sample(200, seed=3)
+    errors, covered, found = cell(ppca, mixed(ppca, 200, (factor, 0.0)), x, num_samples, 3)
+    assert holds(errors, covered, found.reliable)
+    assert found.reliable.all() if factor > 0.5 else not found.reliable.any()
+    # Where a datum's own k-hat decided, many of 25 draws would be called what they are not.
+    own = (found.k_hat <= 0.5).double().mean()
+    assert num_samples > 25 or factor > 1 or 0.2 < own < 0.8
+
+
+@pytest.mark.parametrize("other", [(0.3, 0.0), (1.0, 2.0)])
+@pytest.mark.parametrize("first", [1.0, 1.1])
+def test_a_guide_that_is_good_for_half_of_the_data_only(first, other):
+    ppca = model_of()
+    x = ppca.sample(200, seed=4)
+    guide = mixed(ppca, 200, (first, 0.0), other)
+    errors, covered, found = cell(ppca, guide, x, 100, 4)
+    assert holds(errors, covered, found.reliable)
+    assert found.reliable[::2].all() and found.reliable[1::2].double().mean() < 0.1
+    assert errors[1::2].max() > 0.5
+    text = repr(found)
+    assert "NOT reliable for 1" in text and "unreliable because the pooled tail index 0." in text
+    assert "the weights' variance is not finite" in text
+
+
+@pytest.mark.parametrize("num_data", [1, 2, 5])
+def test_of_few_data_only_what_is_near_the_exact_guide_is_reliable(num_data):
+    """There is little to pool: whatever k-hats happen to be, a narrow guide is not believed."""
+    ppca = model_of()
+    narrow, near = [], []
+    for seed in range(20):
+        x = ppca.sample(num_data, seed=seed)
+        for found, factor in ((narrow, 0.3), (near, 1.05)):
+            guide = mixed(ppca, num_data, (factor, 0.0))
+            found.append(log_likelihood(ppca.model, guide, x, 100, seed=seed).share_reliable)
+    assert np.mean(narrow) <= 0.05 and np.mean(near) == 1
+
+
+def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
+    """Draws differ from block to block, so the same weights are judged in two ways."""
+    ppca = model_of()
+    x = ppca.sample(60, seed=5)
+    guide = mixed(ppca, 60, (0.5, 0.0), (1.2, 0.0))
+    weights = []
+    real = rails.Weigher.__call__
+
+    def recorded(self, *args):
+        weights.append(real(self, *args))
+        return weights[-1]
+
+    monkeypatch.setattr(rails.Weigher, "__call__", recorded)
+    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 7 * rails.DRAWS_AT_ONCE)
+    found = log_likelihood(ppca.model, guide, x, 200, seed=5)
+    assert len(weights) == 9
+    whole = torch.cat(weights, 1)
+    again = judge(summarise(whole, whole.logsumexp(0)[:, None]), 200)
+    for name in ("standard_error", "tail_index", "limit", "coverage", "reliable"):
+        torch.testing.assert_close(getattr(found, name), getattr(again, name), rtol=1e-12, atol=0)
+    some = found.first(10)
+    assert len(some.tail_index) == len(some.coverage) == len(some.limit) == len(some.curve) == 10
+    assert torch.equal(some.reliable, found.reliable[:10])
+
+
+def test_rows_in_another_order_get_the_same_verdicts():
+    weights = torch.randn(100, 40, generator=torch.Generator().manual_seed(0)).double()
+    weights = weights * torch.linspace(0.1, 3, 40).double()
+    turned = torch.arange(39, -1, -1)
+    one, other = (judge(summarise(w, w[:1].T), 100) for w in (weights, weights[:, turned]))
+    torch.testing.assert_close(one.tail_index, other.tail_index[turned])
+    torch.testing.assert_close(one.standard_error, other.standard_error[turned])
+    assert torch.equal(one.reliable, other.reliable[turned])
+
+
+def test_a_part_of_many_data_stands_for_all(monkeypatch):
+    """With as many references as data, and with a quarter of them, within sampling error."""
+    weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
+    whole = judge(summarise(weights, weights[:1].T), 100)
+    monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.REFERENCES", 50)
+    part = judge(summarise(weights, weights[:1].T), 100)
+    assert (whole.tail_index - part.tail_index).abs().max() < 0.15
+    torch.testing.assert_close(whole.standard_error, part.standard_error, rtol=0.15, atol=0)
+    assert whole.reliable.all() and part.reliable.all()
+
+
+def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_data():
+    sizes = torch.tensor([1.0, 3.0, 10.0, 100.0, 1000.0]).double()
+    limits = torch.stack([largest_tail_index(S, sizes) for S in (25, 100, 1000, 10_000)])
+    assert (limits.diff(dim=0) >= 0).all() and (limits.diff(dim=1) >= 0).all()
+    assert limits.max() == 0.7
+    for S in (FEWEST_DRAWS, 1000):
+        for size in sizes:
+            tails = torch.linspace(-1, 1.5, 200).double()
+            found = expected_coverage(tails, S, size.expand(200))
+            assert (found.diff() <= 0).all() and 0.5 - 1e-9 <= found.min() <= found.max() <= 0.95
+            at = expected_coverage(largest_tail_index(S, size[None]), S, size[None])
+            assert 0.9 <= float(at) < 0.951
+
+
+def test_standard_errors_are_pooled_over_data_that_are_alike():
+    """Of a narrow guide they scatter much less than a datum's own, whose large ones are rare."""
+    ppca = model_of()
+    x = ppca.sample(100, seed=6)
+    _, covered, found = cell(ppca, mixed(ppca, 100, (0.5, 0.0)), x, 400, 6)
+    own = ((400 / found.ess - 1) / 399).sqrt()
+    assert found.standard_error.log().std() < 0.3 * own.log().std()
+    errors = (found.value - ppca.log_likelihood(x).detach()).abs()
+    assert covered.double().mean() > (errors <= 1.96 * own).double().mean()
+
+
+def test_each_standard_error_is_its_own_where_data_are_not_alike():
+    """Weights whose spreads differ by much: a slow loop in numpy pools them the same."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(24, 30)) * np.geomspace(1e-3, 1, 30)
+    torched = torch.from_numpy(weights)
+    found = judge(summarise(torched, torched[:1].T), 24).standard_error.numpy()
+    np.testing.assert_allclose(found, oracles.pooled_standard_error(weights), rtol=1e-9)
+    own = np.exp(weights).std(0, ddof=1) / np.exp(weights).mean(0) / np.sqrt(24)
+    assert np.abs(np.log(found / own)).max() < 1

@@ -1,0 +1,633 @@
+"""Checkpoints: a resumed fit is the uninterrupted one, and a bad file is refused."""
+
+import functools
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+import foreign
+import oracles
+from ppl_vae.guides.guides import AmortizedGuide, MeanFieldGuide
+from ppl_vae.inference.svi import fit as svi
+from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.fit import fit_svi
+from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.vae import VAE
+from ppl_vae.networks.mlp_conv import mlp
+from ppl_vae.objectives.bounds import ELBO, IWAE
+
+N, D, K = 40, 6, 2
+
+
+def simulate():
+    return oracles.simulate_ppca((9.0, 4.0), 1.0, N, D, seed=0)
+
+
+@pytest.fixture
+def x():
+    return simulate()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "runs" / "fit.pt"
+
+
+class Killed(Exception):
+    """What stops a fit in the middle."""
+
+
+def killed_at(step):
+    """A scheduler that raises after so many steps, and is the one it derives from otherwise."""
+
+    class Killer(CosineAnnealingLR):
+        def step(self, *arguments):
+            super().step(*arguments)
+            if self.last_epoch == step:
+                raise Killed
+
+    return Killer
+
+
+# Fits of every kind
+
+
+def jittered(x, generator):
+    return x + 0.3 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def ppca_and_table(x):
+    return PPCA.like(x, K, seed=0), MeanFieldGuide(len(x), K).double()
+
+
+def ppca_and_encoder(x):
+    encoder = mlp(x.shape[1], 2 * K, (5,), seed=0)
+    return PPCA.like(x, K, seed=0), AmortizedGuide(encoder, K).double()
+
+
+def vae_with_dropout(x):
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(K, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, D))
+    vae = VAE(
+        decoder=decoder,
+        encoder=mlp(D, 2 * K, (8,), seed=1),
+        likelihood=Gaussian("shared"),
+        data_dim=D,
+        latent_dim=K,
+    ).double()
+    return vae, vae.guide
+
+
+@dataclass(frozen=True)
+class Case:
+    make: object
+    options: dict = field(default_factory=dict)
+    validate: bool = False
+
+    def fit(self, x, **more):
+        """Fit a fresh pair; its parameters and the result."""
+        model, guide = self.make(x)
+        options = {"lr": 0.03, "seed": 5, "scheduler": CosineAnnealingLR} | self.options | more
+        if self.validate:
+            options["x_val"] = x[:9] + 0.3
+        result = fit_svi(model.model, guide, x, **options)
+        return [p.detach().clone() for p in (*model.parameters(), *guide.parameters())], result
+
+
+CASES = {
+    "whole data": Case(ppca_and_encoder, {"steps": 60}),
+    "minibatches": Case(ppca_and_encoder, {"steps": 70, "batch_size": 15}),
+    "per datum": Case(ppca_and_table, {"steps": 70, "batch_size": 15}),
+    "dropout": Case(vae_with_dropout, {"epochs": 24, "batch_size": 15}),
+    "validation": Case(vae_with_dropout, {"steps": 90, "batch_size": 15}, validate=True),
+    "momentum": Case(
+        ppca_and_table,
+        {
+            "steps": 70,
+            "batch_size": 15,
+            "optimizer": functools.partial(torch.optim.SGD, momentum=0.9),
+            "lr": 0.01,
+            "grad_clip": 1.0,
+        },
+    ),
+    "warm-up": Case(ppca_and_encoder, {"steps": 70, "warmup": 60, "objective": ELBO(2, beta=2.0)}),
+    "iwae": Case(ppca_and_encoder, {"steps": 60, "objective": IWAE(3)}),
+    "score": Case(
+        ppca_and_encoder,
+        {"steps": 60, "warmup": 55, "objective": ELBO(2, gradient="score-loo"), "lr": 1e-3},
+    ),
+    "data anew": Case(
+        ppca_and_encoder, {"steps": 70, "batch_size": 15, "each_epoch": jittered}, validate=True
+    ),
+    "whole data anew": Case(ppca_and_encoder, {"steps": 70, "each_epoch": jittered}),
+    "early stopping": Case(
+        vae_with_dropout,
+        {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},
+        validate=True,
+    ),
+}
+
+
+def same_fits(first, second):
+    """Bit for bit: parameters, and all of the result but for times."""
+    (values, result), (others, other) = first, second
+    assert len(values) == len(others)
+    for a, b in zip(values, others, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(result.objective, other.objective)
+    assert (result.steps, result.stopped) == (other.steps, other.stopped)
+    assert result.restored == other.restored
+    assert (result.validation is None) == (other.validation is None)
+    if result.validation is not None:
+        assert torch.equal(result.validation, other.validation)
+        assert torch.equal(result.validation_steps, other.validation_steps)
+
+
+def interrupted(case, x, file, at):
+    with pytest.raises(Killed):
+        case.fit(x, checkpoint=file, scheduler=killed_at(at))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [*((name, 50) for name in CASES), ("per datum", 28), ("validation", 53)]
+)
+def test_a_resumed_fit_is_the_uninterrupted_one(name, at, x, file):
+    case = CASES[name]
+    interrupted(case, x, file, at)
+    written = file.stat()
+    resumed = case.fit(x, checkpoint=file)
+    assert file.stat().st_mtime_ns > written.st_mtime_ns
+    same_fits(case.fit(x), resumed)
+    assert resumed[1].elapsed.diff().min() >= 0
+    assert float(resumed[1].elapsed[-1]) <= resumed[1].seconds
+
+
+def test_a_fit_is_resumed_and_not_begun_anew(x, file):
+    case, seen = CASES["minibatches"], []
+    interrupted(case, x, file, 50)
+
+    def counting(optimizer, num_steps):
+        inner = CosineAnnealingLR(optimizer, num_steps)
+
+        class Counter:
+            def step(self):
+                inner.step()
+                seen.append(inner.last_epoch)
+
+            state_dict, load_state_dict = inner.state_dict, inner.load_state_dict
+
+        return Counter()
+
+    case.fit(x, checkpoint=file, scheduler=counting)
+    # Epochs have 3 steps, so checkpoints are written every 27.
+    assert seen == list(range(28, 71))
+
+
+def test_a_fit_may_be_killed_again_and_again(x, file):
+    case = CASES["validation"]
+    for at in (20, 30, 40, 60, 61, 85):
+        interrupted(case, x, file, at)
+    same_fits(case.fit(x), case.fit(x, checkpoint=file))
+
+
+def test_without_an_interruption_a_checkpoint_changes_nothing(x, file):
+    for case in (CASES["validation"], CASES["per datum"]):
+        same_fits(case.fit(x), case.fit(x, checkpoint=file))
+        file.unlink()
+
+
+@pytest.mark.parametrize("name", ["minibatches", "validation", "early stopping"])
+def test_a_fit_that_was_done_is_done(name, x, file):
+    case = CASES[name]
+    done = case.fit(x, checkpoint=file)
+    content = file.read_bytes()
+    same_fits(done, case.fit(x, checkpoint=file))
+    assert file.read_bytes() == content
+
+
+def test_without_a_seed_the_generators_continue(x, file):
+    case = CASES["dropout"]
+
+    def seed_all(seed):
+        for generator in (torch.manual_seed, np.random.seed, random.seed):
+            generator(seed)
+
+    def draws():
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    seed_all(3)
+    whole = case.fit(x, seed=None)
+    after = draws()
+    seed_all(3)
+    with pytest.raises(Killed):
+        case.fit(x, seed=None, checkpoint=file, scheduler=killed_at(50))
+    seed_all(99)
+    same_fits(whole, case.fit(x, seed=None, checkpoint=file))
+    assert draws() == after
+
+
+def test_with_a_seed_resuming_leaves_the_global_generators_alone(x, file):
+    case = CASES["dropout"]
+    interrupted(case, x, file, 50)
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    case.fit(x, checkpoint=file)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (str(np.random.get_state()), random.getstate())
+
+
+@pytest.mark.parametrize("name", ["param_only", "regularized", "plain_object"])
+def test_pairs_of_other_styles_are_resumed(name, file, float64):
+    def fit(scheduler=CosineAnnealingLR, **options):
+        pyro.clear_param_store()
+        model, guide, x = foreign.PAIRS[name]()
+        options |= {"scheduler": scheduler, "batch_size": 7, "lr": 0.02, "seed": 0}
+        result = fit_svi(model, guide, x, steps=60, **options)
+        tensors = list(pyro.get_param_store().values())
+        if name == "regularized":
+            tensors += model.__self__.state_dict().values()
+        if name == "plain_object":
+            tensors += [p for net in model.__self__.networks.values() for p in net.parameters()]
+        return [tensor.detach().clone() for tensor in tensors], result
+
+    with pytest.raises(Killed):
+        fit(killed_at(45), checkpoint=file)
+    whole = fit()
+    assert whole[0]
+    same_fits(whole, fit(checkpoint=file))
+
+
+# Longer than before
+
+
+def stepped(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.7)
+
+
+FEW = ("per datum", "validation", "data anew")
+LONGER = [
+    pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+    for name in CASES
+    if name != "early stopping"
+]
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_fit_that_was_done_goes_on_as_one_long_fit(name, x, file):
+    """From an end that is a regular look (54 steps) or is not (70), or before any look (10)."""
+    case, how = CASES[name], {"scheduler": stepped, "epochs": None}
+    whole = case.fit(x, steps=80, **how)
+    for steps in (10, 54, 70):
+        case.fit(x, steps=steps, checkpoint=file, **how)
+        same_fits(whole, case.fit(x, steps=80, checkpoint=file, **how))
+        file.unlink()
+
+
+def test_a_fit_goes_on_again_and_again(x, file):
+    case = Case(vae_with_dropout, {"batch_size": 13, "scheduler": None}, validate=True)
+    for epochs in (3, 9, 10):
+        last = case.fit(x, epochs=epochs, checkpoint=file)
+        assert last[1].steps == 3 * epochs
+        same_fits(case.fit(x, epochs=epochs), last)
+
+
+def test_a_killed_fit_may_be_resumed_for_longer(x, file):
+    case = CASES["minibatches"]
+    with pytest.raises(Killed):
+        case.fit(x, scheduler=killed_after(50), checkpoint=file)
+    how = {"scheduler": stepped, "steps": 90}
+    same_fits(case.fit(x, **how), case.fit(x, checkpoint=file, **how))
+
+
+def killed_after(step):
+    """``stepped``, and raises after so many steps."""
+
+    class Killer(torch.optim.lr_scheduler.StepLR):
+        def __init__(self, optimizer):
+            super().__init__(optimizer, 20, 0.7)
+
+        def step(self, *arguments):
+            super().step(*arguments)
+            if self.last_epoch == step:
+                raise Killed
+
+    return Killer
+
+
+SCHEDULERS = {
+    "cosine": CosineAnnealingLR,
+    "linear": lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1 - step / (steps + 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_another_schedule_is_refused(name, x, file):
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=SCHEDULERS[name], checkpoint=file)
+    content = file.read_bytes()
+    message = (
+        "its schedule is of 70 steps, here it is of 110, with which the learning rate of step 2 "
+        "is .* instead of .*scheduler of .optimizer. alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        case.fit(x, steps=110, scheduler=SCHEDULERS[name], checkpoint=file)
+    assert file.read_bytes() == content
+
+
+def test_the_rates_decide_and_not_what_a_scheduler_is_told(x, file):
+    """One whose rates do not depend on the number of steps it is told goes on, bit for bit."""
+
+    def told(optimizer, steps):
+        del steps
+        return CosineAnnealingLR(optimizer, 200)
+
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=told, checkpoint=file)
+    longer = case.fit(x, steps=90, scheduler=told, checkpoint=file)
+    same_fits(case.fit(x, steps=90, scheduler=told), longer)
+
+
+def test_another_scheduler_is_refused(x, file):
+    def other(optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 30, 0.7)
+
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=stepped, checkpoint=file)
+    with pytest.raises(ValueError, match=r"rate of step 21 is 0\.03 instead of 0\.021"):
+        case.fit(x, steps=90, scheduler=other, checkpoint=file)
+
+
+def test_steps_are_not_taken_back(x, file):
+    case = CASES["minibatches"]
+    case.fit(x, scheduler=stepped, checkpoint=file)
+    message = "has done 70 steps, more than the 60 asked for, and steps are not taken back"
+    with pytest.raises(ValueError, match=message):
+        case.fit(x, steps=60, scheduler=stepped, checkpoint=file)
+
+
+def test_patience_ends_a_fit_until_it_is_larger(x, file):
+    how = {"scheduler": None, "steps": 3000}
+    case = CASES["early stopping"]
+    stopped = case.fit(x, checkpoint=file, **how)
+    assert "early at step" in stopped[1].stopped and stopped[1].steps < 1000
+    same_fits(stopped, case.fit(x, checkpoint=file, scheduler=None, steps=4000))
+    more = stopped[1].steps + 60
+    longer = case.fit(x, checkpoint=file, scheduler=None, steps=more, patience=None)
+    assert longer[1].steps == more
+    same_fits(case.fit(x, scheduler=None, steps=more, patience=None), longer)
+
+
+def test_a_fit_with_a_merged_batch_goes_on(x, file):
+    for drop_last in (False, True):
+        how = {"scheduler": None, "batch_size": 13, "drop_last": drop_last}
+        case = Case(ppca_and_table, how)
+        whole = case.fit(x, epochs=30)
+        case.fit(x, epochs=11, checkpoint=file)
+        same_fits(whole, case.fit(x, epochs=30, checkpoint=file))
+        with pytest.raises(ValueError, match="its schedule is"):
+            case.fit(x, epochs=40, drop_last=not drop_last, checkpoint=file)
+        file.unlink()
+
+
+@pytest.mark.slow
+def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
+    """Steps that the shorter fit ran eagerly, at its end, are done again captured."""
+    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
+    whole = case.fit(x, steps=69)
+    shorter = case.fit(x, steps=43, checkpoint=file)
+    longer = case.fit(x, steps=69, checkpoint=file)
+    same_fits(whole, longer)
+    assert shorter[1].path.startswith("captured, 7 steps a call: as asked")
+    assert longer[1].path.startswith("captured, 7 steps a call: as before the checkpoint")
+
+
+def test_a_path_is_kept_unless_another_is_asked_for(x, file, monkeypatch):
+    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10})
+    assert "no more than the 50 s" in case.fit(x, steps=60, checkpoint=file)[1].path
+    kept = case.fit(x, steps=70, checkpoint=file)[1].path
+    assert kept.startswith("eager: as before the checkpoint: about ")
+    asked = case.fit(x, steps=90, checkpoint=file, capture=True)[1].path
+    assert asked.startswith("captured") and asked.endswith("as asked")
+
+
+# Files that are not the fit's
+
+
+def test_a_checkpoint_is_written_where_asked_and_nothing_else(x, file):
+    CASES["minibatches"].fit(x, checkpoint=str(file))
+    assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
+
+
+OTHERS = {
+    "model": (Case(vae_with_dropout, {"steps": 70, "batch_size": 15}), "model"),
+    "steps": (Case(ppca_and_table, {"steps": 71, "batch_size": 15}), "schedule"),
+    "batch": (Case(ppca_and_table, {"steps": 70, "batch_size": 14}), "schedule"),
+    "optimizer": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "optimizer": torch.optim.AdamW}),
+        "optimizer",
+    ),
+    "objective": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "objective": ELBO(beta=2.0)}),
+        "objective",
+    ),
+    "warm-up": (Case(ppca_and_table, {"steps": 70, "batch_size": 15, "warmup": 5}), "objective"),
+    "rate": (Case(ppca_and_table, {"steps": 70, "batch_size": 15, "lr": 0.01}), "lr"),
+    "clipping": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "grad_clip": 1.0}),
+        "grad_clip",
+    ),
+    "scheduler": (
+        Case(ppca_and_table, {"steps": 70, "batch_size": 15, "scheduler": None}),
+        "scheduler",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_fit_is_refused(name, x, file):
+    interrupted(CASES["per datum"], x, file, 50)
+    content = file.read_bytes()
+    other, key = OTHERS[name]
+    message = f"checkpoint .*fit.pt is of another fit: its {key} is .*, here it is"
+    with pytest.raises(ValueError, match=message):
+        other.fit(x, checkpoint=file)
+    assert file.read_bytes() == content
+
+
+def test_a_checkpoint_of_fewer_data_is_refused(x, file):
+    case = CASES["minibatches"]
+    interrupted(case, x, file, 50)
+    with pytest.raises(ValueError, match="is of another fit: its schedule is"):
+        case.fit(x[:-1], checkpoint=file)
+
+
+def test_a_refused_checkpoint_leaves_the_pair_as_it_was(x, file):
+    interrupted(CASES["per datum"], x, file, 50)
+    ppca, guide = ppca_and_encoder(x)
+    before = [p.detach().clone() for p in (*ppca.parameters(), *guide.parameters())]
+    with pytest.raises(ValueError, match="of another fit"):
+        fit_svi(ppca.model, guide, x, steps=70, batch_size=15, checkpoint=file)
+    after = (*ppca.parameters(), *guide.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.fixture(scope="module")
+def good_content(tmp_path_factory):
+    """The bytes of a checkpoint of the case "minibatches"."""
+    file = tmp_path_factory.mktemp("good") / "fit.pt"
+    interrupted(CASES["minibatches"], simulate(), file, 50)
+    return file.read_bytes()
+
+
+@pytest.fixture
+def content(good_content, file):
+    """Those bytes, in the file."""
+    file.parent.mkdir()
+    file.write_bytes(good_content)
+    return good_content
+
+
+def refused(x, file):
+    with pytest.raises(ValueError, match=r"checkpoint .*fit.pt cannot be read.*Delete it"):
+        CASES["minibatches"].fit(x, checkpoint=file)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(share, x, file, content):
+    file.write_bytes(content[: int(share * len(content))])
+    refused(x, file)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_tampered_file_is_refused(seed, x, file, content):
+    """One bit, anywhere."""
+    rng, tampered = np.random.default_rng(seed), bytearray(content)
+    tampered[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(bytes(tampered))
+    refused(x, file)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"a": 1}, [1, 2], "text", None, torch.zeros(3), torch.tensor(1.0), {"fingerprint": 3}],
+    ids=repr,
+)
+def test_a_file_of_something_else_is_refused(other, x, file):
+    file.parent.mkdir()
+    torch.save(other, file)
+    refused(x, file)
+
+
+def test_text_is_refused(x, file):
+    file.parent.mkdir()
+    file.write_text("hello")
+    refused(x, file)
+
+
+def test_a_folder_is_refused(x, file):
+    file.mkdir(parents=True)
+    refused(x, file)
+
+
+class Executed:
+    """Pickles to a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def plain_pickle(value, path):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+@pytest.mark.parametrize("write", [torch.save, plain_pickle])
+def test_nothing_is_executed_on_reading(write, x, file, tmp_path):
+    file.parent.mkdir()
+    write({"fingerprint": Executed(tmp_path / "executed")}, file)
+    refused(x, file)
+    assert not (tmp_path / "executed").exists()
+
+
+# Complete or not there
+
+
+def half_a_file(value, file):
+    file.write(b"half")
+    failing()
+
+
+def failing(*_):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failure"),
+    [(torch, "save", half_a_file), (os, "fsync", failing), (Path, "replace", failing)],
+    ids=["save", "fsync", "replace"],
+)
+def test_a_failure_while_writing_leaves_the_old_file(
+    owner, name, failure, x, file, content, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failure)
+        with pytest.raises(OSError, match="no space left on device"):
+            CASES["minibatches"].fit(x, checkpoint=file)
+    assert file.read_bytes() == content
+    assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
+    same_fits(CASES["minibatches"].fit(x), CASES["minibatches"].fit(x, checkpoint=file))
+
+
+def test_a_failure_of_the_first_write_leaves_nothing(x, file, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", half_a_file)
+        with pytest.raises(OSError, match="no space left on device"):
+            CASES["minibatches"].fit(x, checkpoint=file)
+    assert not file.parent.exists() or list(file.parent.iterdir()) == []
+
+
+SCRIPT = """
+import sys
+import test_checkpoint
+test_checkpoint.LONG.fit(test_checkpoint.simulate(), checkpoint=sys.argv[1])
+"""
+LONG = Case(ppca_and_table, {"steps": 4000, "batch_size": 15})
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_complete_checkpoint(x, file):
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    for wait in (0.5, 0.87, 1.31):
+        written = file.stat().st_mtime_ns if file.exists() else 0
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(file)], env=os.environ | {"PYTHONPATH": paths}
+        )
+        while not file.exists() or file.stat().st_mtime_ns == written:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    same_fits(LONG.fit(x), LONG.fit(x, checkpoint=file))

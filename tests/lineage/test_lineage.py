@@ -1,0 +1,274 @@
+"""The ladder: every rung on one small table, its identities, and a stranger's pair in it."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import foreign
+import lineages
+import oracles
+from lineages import MINE, SHORT, bounded
+from ppl_vae import PPCA, VAE, AmortizedGuide, Lineage, MeanFieldGuide, digits, mlp, run_lineage
+from ppl_vae.core.program import owner_of
+from ppl_vae.data.transforms import split
+from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.report.table import legend
+
+EXACT = ("closed-form", "em", "px-em", "variational-em")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return lineages.table()
+
+
+@pytest.fixture(scope="module")
+def lineage():
+    return lineages.ladder()
+
+
+def test_every_rung_of_the_design_is_there(lineage):
+    assert [row.rung for row in lineage.rows] == [*RUNGS, MINE]
+    assert len(RUNGS) == 15 and lineage.finished
+
+
+def test_exact_rungs_are_the_closed_form(lineage, table):
+    x = split(table, seed=1).train.numpy()
+    values, _ = oracles.sample_spectrum(x)
+    noise = values[2:].mean()
+    spectrum = np.concatenate([values[:2], np.full(4, noise)])
+    log_p = -0.5 * (6 * math.log(2 * math.pi) + np.log(spectrum).sum() + 6)
+    for name in EXACT:
+        row = lineage.row(name)
+        assert row.log_p.value == pytest.approx(log_p, abs=1e-7)
+        assert row.elbo == pytest.approx(log_p, abs=1e-6)
+        assert row.log_p.how == "exact" and row.log_p.error is None
+        assert row.noise_scale == pytest.approx(math.sqrt(noise), abs=1e-5)
+        assert row.angle < 0.02
+
+
+def test_autoencoders_are_scored_by_the_gaussian_that_they_imply(lineage, table):
+    x = split(table, seed=1).train.numpy()
+    log_p = oracles.implied_by_pca(x, 2)
+    row = lineage.row("pca")
+    assert row.log_p.value == pytest.approx(log_p, abs=1e-9) and row.log_p.how == "exact"
+    assert row.angle < 1e-5 and row.shortfall == pytest.approx(lineage.optimum - log_p, abs=1e-9)
+    values, _ = oracles.sample_spectrum(x)
+    assert row.noise_scale == pytest.approx(math.sqrt(values[2:].sum() / 6), rel=1e-9)
+    fitted = lineage.row("linear-autoencoder")
+    assert 0 < fitted.shortfall < 1 and fitted.fit.algorithm == "SVI"
+    for each in (row, fitted):
+        assert all(map(math.isnan, (each.elbo, each.approximation, each.amortization)))
+        assert each.held_out.method == "exact"
+    assert "log p is that of the Gaussian which" in legend(lineage.about)
+    assert "Gaussian which" not in legend(lineage.about | {"rungs": ["em", MINE]})
+
+
+def test_nats_add_up(lineage):
+    for row in bounded(lineage):
+        gap = row.approximation + row.amortization
+        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.rung
+        assert math.isfinite(row.test_log_p.value) and row.test_log_p.error > 0
+    for row in lineage.rows:
+        assert 0 <= row.log_p.reliable <= 1 and 0 <= row.test_log_p.reliable <= 1
+
+
+def test_no_ppca_rung_beats_the_closed_form_on_training_rows(lineage):
+    for row in lineage.rows:
+        if row.model == "PPCA":
+            assert lineage.optimum - row.log_p.value == pytest.approx(row.shortfall, abs=1e-9)
+            assert row.shortfall >= -1e-9, row.rung
+            assert not row.approximation <= -1e-3, row.rung
+        else:
+            assert math.isnan(row.angle) and math.isnan(row.shortfall)
+            assert row.log_p.how == "estimated"
+
+
+def test_it_repeats_and_leaves_the_generators_alone(table, lineage):
+    names = ("em", "linear-amortized", "vae")
+    before = torch.get_rng_state()
+    again = run_lineage(table, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    for name in names:
+        ours, theirs = (dict(r.row(name).to_dict()) for r in (again, lineage))
+        for key in ("elbo", "log_p", "approximation", "amortization", "test_log_p"):
+            assert ours[key] == theirs[key], (name, key)
+
+
+def test_units_of_the_data_move_log_p_by_their_jacobian(table, lineage):
+    names = ("closed-form", "linear-amortized", "vae")
+    scaled = run_lineage(100 * table - 7, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    for name in names:
+        ours, theirs = scaled.row(name), lineage.row(name)
+        shift = -6 * math.log(100)
+        assert ours.elbo - theirs.elbo == pytest.approx(shift, abs=0.02), name
+        assert ours.log_p.value - theirs.log_p.value == pytest.approx(shift, abs=0.02)
+        assert ours.noise_scale == pytest.approx(100 * theirs.noise_scale, rel=0.01)
+
+
+def test_test_rows_touch_nothing_but_their_column(table):
+    names = ("px-em", "linear-amortized", "vae")
+    rows = table[:150], table[150:]
+    first = run_lineage(rows[0], x_test=rows[1], latent_dim=2, rungs=names, settings=SHORT)
+    other = run_lineage(rows[0], x_test=2 * rows[1], latent_dim=2, rungs=names, settings=SHORT)
+    for name in names:
+        a, b = first.row(name), other.row(name)
+        assert (a.elbo, a.log_p, a.noise_scale) == (b.elbo, b.log_p, b.noise_scale)
+        assert a.test_log_p.value > b.test_log_p.value
+
+
+def test_strangers_pairs_stand_in_the_same_table(table):
+    ppca = PPCA.like(table, 2, seed=0)
+    guide = AmortizedGuide(mlp(6, 4, (8,), seed=0).double(), 2)
+    vae = VAE.mlp(6, 2, hidden=(8,), seed=0)
+    inner = PPCA.like(table, 2, seed=0)
+    num_train = len(split(table).train)
+    extra = {
+        "a ppca of mine": (ppca.model, guide),
+        "a vae of mine": (vae.model, vae.guide),
+        "one q a datum": (inner.model, MeanFieldGuide(num_train, 2).double()),
+    }
+    seen = []
+    lineage = run_lineage(
+        table, latent_dim=2, rungs=["px-em"], extra=extra, settings=SHORT, on_rung=seen.append
+    )
+    assert [row.rung for row in seen[-1].rows] == ["px-em", *extra]
+    assert [len(part.rows) for part in seen] == [1, 2, 3, 4]
+    mine = lineage.row("a ppca of mine")
+    assert mine.log_p.how == "exact" and mine.angle < 90 and mine.shortfall > 0
+    assert mine.log_p.value == pytest.approx(
+        ppca.log_likelihood(lineage.data.train).mean().item(), abs=1e-9
+    )
+    assert lineage.row("a vae of mine").log_p.how == "estimated"
+    assert math.isfinite(lineage.row("one q a datum").test_log_p.value)
+    assert lineage.pairs["a vae of mine"] == (vae.model, vae.guide)
+
+
+@pytest.mark.parametrize("name", foreign.PAIRS)
+def test_pairs_the_package_has_never_seen(name):
+    model, guide, x = foreign.PAIRS[name]()
+    settings = Settings(steps=5, batch_size=8, draws=100, refine=10)
+    extra = {"mine": (model, guide)}
+    lineage = run_lineage(x, latent_dim=2, rungs=["closed-form"], extra=extra, settings=settings)
+    row = lineage.row("mine")
+    assert math.isfinite(row.elbo) and math.isfinite(row.log_p.value)
+    parts = row.approximation + row.amortization
+    # The sites of one guide depend on one another: its gap is not split, so the parts are NaN.
+    assert math.isnan(parts) == (name == "two_level")
+    if name != "two_level":
+        assert row.log_p.value - row.elbo == pytest.approx(parts)
+
+
+def test_results_are_json(lineage):
+    content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
+    assert [row["rung"] for row in content["rows"]] == [*RUNGS, MINE]
+    assert content["about"]["num_train"] == len(lineage.data.train)
+    assert len(content["rows"][0]["fit"]["objective"]) == 1
+    assert content["about"]["columns"] == ["x1", "x2", "x3", "x4", "x5", "x6"]
+
+
+def test_a_lineage_comes_back_from_json(lineage):
+    content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
+    again = Lineage.from_dict(content)
+    assert again.to_dict() == lineage.to_dict()
+    assert again.data is None and again.pairs == {} and again.finished
+    vae, was = again.row("vae"), lineage.row("vae")
+    assert torch.equal(vae.held_out.value, was.held_out.value)
+    assert vae.held_out.reliable.dtype == torch.bool and math.isnan(vae.angle)
+    assert vae.test_log_p == was.test_log_p and again.optimum == lineage.optimum
+    with pytest.raises(ValueError, match=r"this is no Row: it has no \['ascent'\]"):
+        del content["rows"][0]["ascent"]
+        Lineage.from_dict(content)
+
+
+def test_held_out_values_are_there_for_all_rungs_on_the_same_rows(lineage):
+    for row in lineage.rows:
+        if row.rung == "closed-form":
+            ppca = owner_of(lineage.pairs["closed-form"][0])
+            inner = lineage.units.apply(lineage.data.test)
+            exact = ppca.log_likelihood(inner).detach() + lineage.units.log_jacobian(inner)
+            assert (row.held_out.value - exact).abs().max() < 1e-9
+        assert len(row.held_out.value) == lineage.about["num_scored"] == len(lineage.data.test)
+        assert row.held_out.mean == row.test_log_p.value
+        assert (row.held_out.method == "exact") == (row.model == "PPCA")
+
+
+def test_objectives_are_in_the_units_of_the_data(lineage, table):
+    for name in EXACT:
+        row = lineage.row(name)
+        assert float(row.fit.objective[-1]) == pytest.approx(row.log_p.value, abs=1e-6)
+    row = lineage.row("exact-svi")
+    assert float(row.fit.objective[-20:].mean()) == pytest.approx(row.log_p.value, abs=0.5)
+    assert float(row.curve.value[-1]) == pytest.approx(row.log_p.value, abs=0.5)
+    ascent = lineage.row("linear-amortized").ascent
+    assert float(ascent.log_likelihood[-1]) <= lineage.optimum + 1e-9
+    assert lineage.row("vae").ascent is None and lineage.row("closed-form").ascent is None
+
+
+def test_bound_and_log_p_touch_after_every_e_step_of_the_stored_trace(lineage):
+    for name in ("em", "px-em"):
+        ascent = lineage.row(name).ascent
+        e_steps = ascent.at == ascent.at.floor()
+        assert len(ascent.at) == 2 * lineage.row(name).fit.steps
+        assert (ascent.bound - ascent.log_likelihood)[e_steps].abs().max() < 1e-9
+
+
+def test_a_watch_is_told_of_every_rung_in_order(table):
+    told = []
+    names = ["px-em", "exact-svi"]
+    run_lineage(
+        table,
+        latent_dim=2,
+        rungs=names,
+        settings=SHORT,
+        watch=lambda *what: told.append(what),
+    )
+    assert [what[:2] for what in dict.fromkeys(w[:2] for w in told)] == [
+        (name, doing) for name in names for doing in ("fitting", "measuring")
+    ]
+    steps = [w[2:] for w in told if w[0] == "exact-svi" and w[1] == "fitting"]
+    assert steps[-1] == (SHORT.steps, SHORT.steps)
+    done = [step for step, _ in steps]
+    assert done == sorted(done) and len(done) > 3
+
+
+def test_columns_travel_and_constant_ones_are_told_once():
+    x = np.column_stack([lineages.table(), np.full(200, 3.0)])
+    frame = pd.DataFrame(x, columns=[*"abcdef", "still"])
+    found = run_lineage(frame, latent_dim=2, rungs=["closed-form", "em"], settings=SHORT)
+    assert found.about["columns"] == [*"abcdef", "still"]
+    assert found.about["constant_columns"] == ["still"]
+    assert found.notes() == ["constant columns: still"]
+    many = found.about | {"constant_columns": [f"c{k}" for k in range(30)]}
+    (note,) = dataclasses.replace(found, about=many).notes()
+    assert note.endswith("c9, ... (30 in all)")
+    with pytest.raises(ValueError, match="columns must name each of x's 7 columns; it has 2"):
+        run_lineage(x, latent_dim=2, columns=["a", "b"])
+
+
+def test_bad_arguments(table):
+    with pytest.raises(ValueError, match=r"rungs must be one of 'pca'.*got 'emm'"):
+        run_lineage(table, latent_dim=2, rungs=["emm"])
+    ppca = PPCA.like(table, 2)
+    with pytest.raises(ValueError, match="must not have the names of rungs"):
+        run_lineage(table, latent_dim=2, extra={"em": (ppca.model, ppca.model)})
+    with pytest.raises(ValueError, match="smaller than the rank"):
+        run_lineage(table, latent_dim=6)
+
+
+@pytest.mark.slow
+def test_on_digits_the_vae_beats_ppca_and_the_estimates_are_reliable():
+    lineage = run_lineage(digits(), latent_dim=10)
+    for row in lineage.rows:
+        print(row.rung, row.elbo, row.log_p, row.test_log_p, row.fit.seconds)
+        assert row.test_log_p.reliable >= 0.85, row.rung
+        assert row.log_p.reliable >= 0.85, row.rung
+    vae, ppca = (lineage.row(name).test_log_p for name in ("vae", "closed-form"))
+    assert vae.value - 4 * vae.error > ppca.value + 4 * ppca.error
+    print(lineage.about["seconds"], "s")

@@ -1,0 +1,82 @@
+"""A small ladder with every rung and a hand-written pair, climbed once for many tests."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+import oracles
+from ppl_vae import run_lineage
+from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.report_data import exhibits
+from ppl_vae.lineage.stages import POINT
+
+SHORT = Settings(
+    steps=120,
+    batch_size=64,
+    lr=2e-2,
+    patience=3,
+    draws=200,
+    refine=40,
+    annealed_rows=10,
+    temperatures=20,
+)
+MINE = "a pair of mine"
+LABELS = tuple("abc"[k % 3] for k in range(200))
+
+
+@functools.cache
+def table():
+    return oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0)
+
+
+def hand_written_pair(width=6, latent_dim=2):
+    """A pair as a user writes it: two functions around two networks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decode = torch.nn.Linear(latent_dim, width).double()
+        encode = torch.nn.Linear(width, 2 * latent_dim).double()
+
+    def model(x=None, *, index=None, num_data=None):
+        rows = torch.arange(len(x), device=x.device) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            prior = decode.weight.new_zeros(latent_dim)
+            z = pyro.sample("z", dist.Normal(prior, 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decode(z), 1.5).to_event(1), obs=x)
+
+    def guide(x=None, *, index=None, num_data=None):
+        rows = torch.arange(len(x), device=x.device) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            loc, log_scale = encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return model, guide
+
+
+@functools.cache
+def ladder():
+    extra = {MINE: hand_written_pair()}
+    about = {"data": "a <small> table", "notes": ["found: a note"]}
+    return run_lineage(table(), latent_dim=2, extra=extra, settings=SHORT, seed=1, about=about)
+
+
+def bounded(lineage):
+    """The rows of a ladder with a bound on log p: all but the autoencoders'."""
+    return [row for row in lineage.rows if row.q != POINT]
+
+
+@functools.cache
+def shown():
+    return exhibits(ladder(), labels=LABELS, label="letter", image_shape=(2, 3))
+
+
+@functools.cache
+def plain_ladder():
+    """One rung, no classes, no images."""
+    return run_lineage(table(), latent_dim=1, rungs=["px-em"], settings=SHORT, seed=1)
+
+
+@functools.cache
+def plain_shown():
+    return exhibits(plain_ladder())

@@ -1,0 +1,110 @@
+"""The command that looks at a saved model with a table."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import oracles
+from ppl_vae import PPCA, VAE, Annealing, MeanFieldGuide, fit_em, fit_svi, log_likelihood, save
+from ppl_vae.cli.main import app, main
+
+D = 6
+
+
+def table(seed=0, rows=80):
+    x = oracles.simulate_ppca((16, 8), 1, rows, D, seed=seed)
+    return oracles.with_holes(x, 0.1, seed=seed)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "test.csv"
+    pd.DataFrame(table(seed=1), columns=list("abcdef")).to_csv(path, index=False)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_a_ppca_is_exact(data, tmp_path):
+    ppca = PPCA.like(table(), 2, seed=0)
+    fit_em(ppca, table())
+    save(ppca, tmp_path / "ppca")
+    out = tmp_path / "found" / "evaluation.json"
+    shown = run(tmp_path / "ppca", data, "--out", out, "--rows", 50)
+    assert shown.exit_code == 0, shown.output
+    log_p = ppca.log_likelihood(table(seed=1)[:50]).detach()
+    assert "PPCA in" in shown.output and "on 50 rows of test.csv" in shown.output
+    assert f"{float(log_p.mean()):.3f} +- " in shown.output and "(exact" in shown.output
+    assert "bits a dimension" in shown.output and f"wrote {out}" in shown.output
+    found = json.loads(out.read_text())
+    np.testing.assert_allclose(found["log_likelihood"]["value"], log_p.numpy(), atol=1e-9)
+    lost = np.array(found["gaps"]["log_likelihood"]) - np.array(found["gaps"]["elbo"])
+    assert np.abs(lost).max() < 1e-6  # the exact guide loses nothing
+
+
+def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
+    vae = VAE.mlp(D, 2, hidden=(16,), seed=0)
+    fit_svi(vae.model, vae.guide, table(), steps=150, batch_size=40, lr=1e-2, seed=0)
+    save(vae, tmp_path / "vae")
+    out = tmp_path / "evaluation.json"
+    how = ["--draws", 200, "--refine", 60, "--seed", 3]
+    how += ["--annealed", 20, "--temperatures", 10]
+    shown = run(tmp_path / "vae", data, "--out", out, *how)
+    assert shown.exit_code == 0, shown.output
+    x = table(seed=1)
+    mine = log_likelihood(vae.model, vae.guide, x, 200, refine=60, seed=3)
+    found = json.loads(out.read_text())
+    np.testing.assert_allclose(found["log_likelihood"]["value"], mine.value.numpy(), atol=1e-5)
+    for part in ("log-likelihood:", "Gaps in nats", "amortization"):
+        assert part in shown.output
+    assert len(found["collapse"]["kl_by_dimension"]) == 2
+    told = found["opinions"]["estimates"]
+    assert set(told) == {"importance", "refined", "annealed"}
+    assert told["refined"]["value"] == found["log_likelihood"]["value"][:20]
+    annealing = {"method": "annealed", "annealing": Annealing(10), "seed": 5}
+    chains = log_likelihood(vae.model, vae.guide, x, 32, **annealing, rows=torch.arange(20))
+    np.testing.assert_allclose(told["annealed"]["value"], chains.value.numpy(), atol=1e-5)
+    assert "log p of 20 data by each method" in shown.output
+    again = run(tmp_path / "vae", data, "--out", tmp_path / "again.json", *how)
+    assert again.output.splitlines()[:-1] == shown.output.splitlines()[:-1]
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert without_paths(again) == without_paths(found)
+    how += ["--rows", 5, "--refine", 0]
+    assert run(tmp_path / "vae", data, "--out", out, *how).exit_code == 0
+    told = json.loads(out.read_text())["opinions"]["estimates"]
+    assert set(told) == {"importance", "annealed"} and len(told["annealed"]["value"]) == 5
+    assert run(tmp_path / "vae", data, "--out", out, *how, "--annealed", 0).exit_code == 0
+    assert json.loads(out.read_text())["opinions"] is None
+
+
+def without_paths(content):
+    """What was found, less how it was computed, which says how long it took."""
+    if not isinstance(content, dict):
+        return content
+    return {k: without_paths(v) for k, v in content.items() if k != "path"}
+
+
+def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys):
+    save(PPCA(4, 2, seed=0), tmp_path / "narrow")
+    save(MeanFieldGuide(10, 2), tmp_path / "guide")
+    cases = (
+        ("narrow", [], "test.csv has 6 columns, and the model in"),
+        ("guide", [], "holds a MeanFieldGuide; give the folder of a PPCA or a VAE"),
+        ("nowhere", [], "nowhere"),
+        ("narrow", ["--rows", "0"], "rows must be a whole number >= 1; got 0"),
+    )
+    monkeypatch.chdir(tmp_path)
+    for folder, more, message in cases:
+        arguments = ["ppl-vae", "evaluate", str(tmp_path / folder), str(data), *more]
+        monkeypatch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "evaluation.json").exists()

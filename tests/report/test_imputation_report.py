@@ -1,0 +1,212 @@
+"""Holes of a table filled by a model that hidden cells choose: search, command and file."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import oracles
+from fitted import parameters
+from ppl_vae import PPCA, compare_on_hidden_cells, fit_em
+from ppl_vae.cli.main import app, main
+from ppl_vae.evaluation.prediction.masked_cv import _hidden
+
+DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
+NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
+
+
+def table(spread=1.0, num_rows=150):
+    """Ten columns of rank three with noise; ``spread`` sets how much their units differ."""
+    x = oracles.simulate_ppca((30, 20, 12), 1, num_rows, 10, seed=1)
+    return x * np.geomspace(1, spread, 10)
+
+
+def holed(**how):
+    x = table(**how)
+    return np.where(np.random.default_rng(0).random(x.shape) < 0.15, np.nan, x)
+
+
+# The search
+
+
+def test_hidden_cells_find_the_number_of_latent_dimensions_and_the_noise():
+    found = compare_on_hidden_cells(holed(), seed=0)
+    best = found.best
+    assert (found.noise[best], found.latent_dim[best]) == ("isotropic", 3)
+    assert 0.92 < found.coverage[best] < 0.98 and found.error[best] < 0.7
+    found = compare_on_hidden_cells(holed(spread=1e4), seed=0)
+    assert (found.noise[found.best], found.latent_dim[found.best]) == ("diagonal", 3)
+
+
+def test_scores_are_those_of_cells_that_the_fit_did_not_see():
+    x = holed()
+    found = compare_on_hidden_cells(x, noises=["isotropic"], latent_dims=[2], share=0.2, seed=5)
+    hidden = _hidden(torch.from_numpy(~np.isnan(x)), 0.2, 5).numpy()
+    assert found.num_hidden == hidden.sum() and not np.isnan(x[hidden]).any()
+    left = np.where(hidden, np.nan, x)
+    ppca = PPCA.like(left, 2, seed=5)
+    fit_em(ppca, left, tol=1e-5, max_iterations=200)
+    mean, sd = oracles.impute(left, *parameters(ppca))
+    away = (x - mean)[hidden] / sd[hidden]
+    log_density = -0.5 * (np.log(2 * np.pi) + 2 * np.log(sd[hidden]) + away**2)
+    assert float(found.log_density[0]) == pytest.approx(log_density.mean(), abs=1e-9)
+    usual = np.broadcast_to(np.nanstd(left, 0), x.shape)[hidden]
+    error = np.sqrt((((x - mean)[hidden] / usual) ** 2).mean())
+    assert float(found.error[0]) == pytest.approx(error, abs=1e-9)
+    assert float(found.coverage[0]) == pytest.approx((np.abs(away) < 1.96).mean())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (40, 3), (6, 30), (200, 2)])
+def test_no_row_and_no_column_loses_everything(shape):
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        seen = rng.random(shape) < 0.5
+        seen[0], seen[:, 0] = True, True
+        hidden = _hidden(torch.from_numpy(seen), 0.9, seed).numpy()
+        left = seen & ~hidden
+        assert left.any(1).all() and (left.sum(0) >= np.minimum(seen.sum(0), 2)).all()
+        assert hidden.any() or seen.sum() < 8
+
+
+def test_what_it_says_and_what_it_cannot_fit():
+    found = compare_on_hidden_cells(holed(), latent_dims=[1, 3, 8], seed=0)
+    assert found.latent_dim == (1, 3, 8) * 2
+    assert re.search(r"isotropic   3 .*% <- best", str(found))
+    x = holed()
+    x[:, 4] = 1.5
+    found = compare_on_hidden_cells(x, latent_dims=[2], seed=0)
+    assert found.noise == ("isotropic",)
+    assert "noise='diagonal', K = 2: x has constant columns: [4]" in str(found)
+    again = type(found).from_dict(found.to_dict())
+    assert again.to_dict() == found.to_dict()
+
+
+def test_what_cannot_be_searched_is_refused():
+    with pytest.raises(ValueError, match=r"share must lie between 0 and 1; got 1\.5"):
+        compare_on_hidden_cells(holed(), share=1.5)
+    with pytest.raises(ValueError, match="can be hidden without a row or column losing all"):
+        compare_on_hidden_cells(np.eye(3)[:, :1])
+    with pytest.raises(ValueError, match="K = 10: latent_dim must be smaller than the rank"):
+        compare_on_hidden_cells(holed(), latent_dims=[10])
+
+
+# The command
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["impute", *map(str, arguments)])
+
+
+@pytest.fixture
+def file(tmp_path):
+    x = holed(spread=100)
+    path = tmp_path / "mine.csv"
+    names = ["wool", "silk", "flax", "hemp", "jute", "felt", "tulle", "voile", "lawn", "lawn sd"]
+    frame = pd.DataFrame(x, columns=names, index=[f"row {n}" for n in range(len(x))])
+    frame["count"] = np.arange(len(x))
+    frame["kind"] = ["ab"[n % 2] for n in range(len(x))]
+    frame.to_csv(path)
+    return path
+
+
+def test_holes_are_filled_and_nothing_else_is_touched(file, tmp_path):
+    out = tmp_path / "filled.csv"
+    shown = run(file, "--out", out, "--latent-dim", 3, "--noise", "diagonal")
+    assert shown.exit_code == 0, shown.output
+    before = pd.read_csv(file, index_col=0, dtype=str, keep_default_na=False)
+    after = pd.read_csv(out, index_col=0, dtype=str, keep_default_na=False)
+    data = [name for name in before.columns if name != "kind"]
+    filled_names = [name for name in data if (before[name] == "").any()]
+    sds = [f"{name} sd" + "_" * (name == "lawn") for name in filled_names]
+    assert list(after.columns) == [*data, "kind", *sds]
+    assert list(after.index) == list(before.index) and after["kind"].equals(before["kind"])
+    x = before[data].apply(pd.to_numeric).to_numpy(dtype=float).copy()
+    ppca = PPCA.like(x, 3, noise="diagonal", seed=0)
+    fit_em(ppca, x)
+    expected = ppca.impute(x)
+    for name, sd_name in zip(filled_names, sds, strict=True):
+        hole, k = (before[name] == "").to_numpy(), data.index(name)
+        assert after[name][~hole].equals(before[name][~hole])
+        assert (after[sd_name][~hole] == "").all()
+        for column, values in ((name, expected.mean), (sd_name, expected.sd)):
+            mine = after[column][hole].astype(float).to_numpy()
+            np.testing.assert_allclose(mine, values.numpy()[hole, k], rtol=1e-5)
+    assert after["count"].equals(before["count"])
+    assert f"filled {int(np.isnan(x).sum())} cells in 10 columns" in shown.output
+    assert "factor analysis with K = 3: PX-EM" in shown.output and f"wrote {out}" in shown.output
+
+
+def test_the_model_is_chosen_and_said(file, tmp_path):
+    out = tmp_path / "new" / "filled.tsv"
+    shown = run(file, "--out", out)
+    assert shown.exit_code == 0, shown.output
+    assert "observed cells, hidden and given the rest of their rows" in shown.output
+    assert re.search(r"diagonal +3 .*<- best", shown.output)
+    assert "factor analysis with K = 3" in shown.output
+    after = pd.read_csv(out, sep="\t", index_col=0)
+    assert not after[["wool", "silk"]].isna().any().any()
+    again = run(file, "--out", tmp_path / "again.tsv")
+    assert again.output.splitlines()[:-1] == shown.output.splitlines()[:-1]
+    assert (tmp_path / "again.tsv").read_bytes() == out.read_bytes()
+
+
+def test_a_complete_table_is_written_as_it_is(tmp_path):
+    path, out = tmp_path / "whole.csv", tmp_path / "filled.csv"
+    pd.DataFrame(table(), columns=list("abcdefghij")).to_csv(path, index=False)
+    shown = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic")
+    assert shown.exit_code == 0 and "nothing is missing" in shown.output
+    assert out.read_text() == path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "filled.xlsx"], "--out must end in .csv or .tsv; got filled.xlsx"),
+        (["--noise", "round"], "noise must be one of 'isotropic', 'diagonal'; got 'round'"),
+        (["--latent-dim", "40"], "latent_dim must be smaller than the rank"),
+        (["--latent-dim", "0"], "latent_dim must be a whole number >= 1; got 0"),
+    ],
+)
+def test_mistakes_are_one_line(file, arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ppl-vae", "impute", str(file), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not list(tmp_path.glob("filled*"))
+
+
+def test_the_table_itself_is_never_overwritten(file, monkeypatch, capsys):
+    before = file.read_bytes()
+    monkeypatch.setattr("sys.argv", ["ppl-vae", "impute", str(file), "--out", str(file)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "must be another file" in capsys.readouterr().err and file.read_bytes() == before
+
+
+@pytest.mark.data
+@NEEDS_DATA
+def test_metabolites_are_filled_better_than_by_column_means(tmp_path):
+    folder, out = DATA / "pcaMethods", tmp_path / "filled.csv"
+    shown = run(folder / "metaboliteData.csv", "--out", out)
+    assert shown.exit_code == 0, shown.output
+    print(shown.output)
+    holes = pd.read_csv(folder / "metaboliteData.csv", index_col=0)
+    truth = pd.read_csv(folder / "metaboliteDataComplete.csv", index_col=0)
+    after = pd.read_csv(out, index_col=0)
+    filled = after.iloc[:, :52]
+    assert list(filled.columns) == list(holes.columns) and list(after.index) == list(holes.index)
+    where = holes.isna().to_numpy()
+    assert not filled.isna().to_numpy().any() and where.sum() == 419
+    np.testing.assert_array_equal(filled.to_numpy()[~where], holes.to_numpy()[~where])
+    mine, by_means = (
+        np.sqrt((table - truth).to_numpy()[where] @ (table - truth).to_numpy()[where] / 419)
+        for table in (filled, holes.fillna(holes.mean()))
+    )
+    assert mine < by_means / 2
