@@ -50,7 +50,7 @@ vae = fitted(Gaussian("shared", initial=0.5))
 variance, (fit, rate) = vae.likelihood.scale.item() ** 2, held_out(vae)
 print(f"sigma learned, no beta: sigma^2 = {variance:.4f}, ELBO {fit - rate:.2f} {NATS}")
 # %%
-left.set(xlabel=f"rate: KL, {NATS}", ylabel="distortion: squared error a datum", ylim=(0, None))
+left.set(xlabel=f"rate: KL, {NATS}", ylabel="distortion: squared error per datum", ylim=(0, None))
 title(left, "What beta (at each point) trades")
 right.plot(variance, fit - rate, "*", ms=13, color=ORANGE, label="sigma learned, no beta")
 right.set(xlabel="sigma² = beta", ylabel=f"held-out ELBO, {NATS}", xscale="log")

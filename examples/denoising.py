@@ -52,6 +52,6 @@ for name, (rows, shape, epochs) in sets.items():
     denoisers = {"autoencoder": ours.reconstruct, best: candidates[best]}
     found = compare_denoisers(denoisers, x_test, noise, seed=2)
     print(found, end="\n\n")
-    picture = tile_plots.denoised(found.tiles(range(8), shape))
+    picture = tile_plots.denoised(found.image_grid(range(8), shape))
     picture.figure.savefig(f"denoising_{name}.png", dpi=150)
 print(f"wrote {', '.join(f'denoising_{name}.png' for name in sets)}")

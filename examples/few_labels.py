@@ -16,8 +16,8 @@ from ppl_vae import (
     FeatureTransformer,
     GaussianNoise,
     digits,
-    few_labels,
     fit_svi,
+    label_efficiency,
 )
 from ppl_vae.plots import labels as label_plots
 
@@ -34,9 +34,13 @@ for name, noise in (("autoencoder", None), ("denoising autoencoder", GaussianNoi
     pair = Autoencoder.mlp(64, 32, hidden=(128,), corruption=noise, seed=0).center(x)
     how = {"epochs": EPOCHS, "batch_size": 100, "lr": 2e-3, "seed": 0}
     print(name, fit_svi(pair.model, pair.guide, x, x_val=x_val, **how), sep=": ")
-    found[name] = few_labels(pair, x, y, x_test, y_test, num_labels=50, seeds=SEEDS, steps=STEPS)
+    found[name] = label_efficiency(
+        pair, x, y, x_test, y_test, num_labels=50, seeds=SEEDS, steps=STEPS
+    )
     print(found[name], end="\n\n")
-label_plots.few_labels(found["denoising autoencoder"]).savefig("few_labels.png", dpi=150)
+label_plots.label_efficiency(found["denoising autoencoder"]).savefig(
+    "label_efficiency.png", dpi=150
+)
 
 # %% [markdown]
 # The same codes in a pipeline of scikit-learn, learned from all labels; the pair is used as it is.

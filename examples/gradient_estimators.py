@@ -51,7 +51,7 @@ for place, way in enumerate(("reparameterized", "dreg")):
     new_axes(right).loglog(DRAWS, ratios, "o-", color=PALETTE[place], label=way)
 # %%
 left.set(xlabel="steps", ylabel=f"objective, {NATS}")
-right.set(xlabel="draws a datum", ylabel="|mean| / sd of the encoder's gradient")
+right.set(xlabel="draws per datum", ylabel="|mean| / sd of the encoder's gradient")
 right.set_xticks(DRAWS, DRAWS)
 for ax, text in ((left, "ELBO by each gradient"), (right, "Importance-weighted bound")):
     title(ax, text)

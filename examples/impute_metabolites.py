@@ -1,8 +1,9 @@
 # %% [markdown]
-# # Holes filled with intervals, beside the truth
-# 154 metabolites in 52 samples of Arabidopsis, a sample a row once the file is turned (Scholz and
-# others, 2005). Of 419 cells taken out at random the truth is known. K is chosen without it: each
-# fifth of the other cells is hidden in turn, and their log density decides. `--smoke`: made data.
+# # Missing values filled with intervals, beside the truth
+# 154 metabolites in 52 samples of Arabidopsis, a sample per row once the file is turned (Scholz
+# and others, 2005). Of 419 cells taken out at random the truth is known. K is chosen without it:
+# each fifth of the other cells is hidden in turn, and their log density decides. `--smoke`: made
+# data.
 # %%
 import os
 import sys
@@ -27,10 +28,13 @@ part = np.where(holes, 5, rng.integers(5, size=x.shape))
 # %%
 scores, fills = {}, {}
 errors = {0: np.sqrt(np.mean((np.nanmean(x, 0) - truth)[holes] ** 2))}  # K = 0: column means
-print(" K   hidden cells, nats a cell   RMSE of holes   of column means'   95 % intervals cover")
+print(
+    " K   hidden cells, nats per cell   RMSE of missing values   of column means'   95 % "
+    "intervals cover"
+)
 for K in range(1, 9):
     mean, sd = np.zeros((2, *x.shape))
-    for number in range(6):  # the last are the holes, given all that was observed
+    for number in range(6):  # the last are the missing values, given all that was observed
         cells = part == number
         ppca = PPCA.like(x, K, mask=~cells, seed=0)
         fit, filled = fit_em(ppca, x, mask=~cells), ppca.impute(x, mask=~cells)
@@ -53,7 +57,7 @@ left.set(xlabel="true value, units of the table", ylabel="imputed value, units o
 right.plot(errors.keys(), errors.values(), "o-", color=BLUE)
 right.set(xlabel="K (0: column means)", ylabel="RMSE, units of the table", ylim=0)
 title(new_axes(left), f"K = {best}: {(~missed).sum()} of {len(missed)} in their 95 % intervals")
-title(new_axes(right), f"Error of the holes; K = {best} chosen without them")
+title(new_axes(right), f"Error of the missing values; K = {best} chosen without them")
 legend_below(left)
 figure.savefig("impute_metabolites.png", dpi=150)
 print("wrote impute_metabolites.png")

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from ppl_vae import VAE, Gaussian, digits, fit_svi
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.latent_space.latent_spaces import latent_spaces
 from ppl_vae.evaluation.latent_space.traversal import WAYS, interpolate, manifold, positions
 from ppl_vae.plots import images as tile_plots
@@ -43,13 +43,13 @@ latent_plots.latent_spaces(found).savefig("latent_dimensions.png", dpi=150)
 # %%
 small, at = vaes[2], positions(9)
 ticks = [f"{place:.1f}" for place in at]
-tiles = Tiles.of(manifold(small.model, x, at=at), ticks[::-1], ticks, x, (8, 8))
-plane = tile_plots.manifold(tiles, heading="K = 2: the mean of x over the plane of the codes")
+image_grid = ImageGrid.of(manifold(small.model, x, at=at), ticks[::-1], ticks, x, (8, 8))
+plane = tile_plots.manifold(image_grid, heading="K = 2: the mean of x over the plane of the codes")
 plane.figure.savefig("latent_plane.png", dpi=150)
 ends, how = (x_test[:1], x_test[1:2]), {"guide": small.guide, "num_steps": 9}
 ways = [interpolate(small.model, *ends, **how, how=name)[0] for name in WAYS]
-tiles = Tiles.of(torch.stack(ways), WAYS, [f"{k / 8:.2f}" for k in range(9)], x, (8, 8))
-lines = tile_plots.interpolation(tiles, heading="K = 2: from one held-out digit to another")
+image_grid = ImageGrid.of(torch.stack(ways), WAYS, [f"{k / 8:.2f}" for k in range(9)], x, (8, 8))
+lines = tile_plots.interpolation(image_grid, heading="K = 2: from one held-out digit to another")
 lines.set_ylabel("way")
 lines.figure.savefig("latent_ways.png", dpi=150)
 print("wrote latent_dimensions.png, latent_plane.png and latent_ways.png")

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # One decoder, many likelihoods, on MNIST
 # Each is a density of the same dequantized pixels, so that their held-out log p stand in one
-# table, in nats a datum in the units of the data. A Bernoulli over grey values is none: its number
-# bounds a cross-entropy, and stands apart. `--smoke`: a few made-up images, without data.
+# table, in nats per datum in the units of the data. A Bernoulli over grey values is none: its
+# number bounds a cross-entropy, and stands apart. `--smoke`: a few made-up images, without data.
 # %%
 import sys
 
 import torch
 
 import ppl_vae as pv
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.prediction.predictive import draw_data
 from ppl_vae.plots import images as tile_plots
 from ppl_vae.plots import lineage as plots
@@ -41,7 +41,7 @@ likelihoods = {
 found, draws = {}, {"held out": y_test[:8]}
 for name, likelihood in likelihoods.items():
     vae = pv.VAE.mlp(784, 20, hidden=(400,), likelihood=likelihood, seed=0).center(grey.apply(x))
-    how = {"epochs": EPOCHS, "batch_size": 256, "each_epoch": grey.apply, "grad_clip": 1e3}
+    how = {"epochs": EPOCHS, "batch_size": 256, "epoch_transform": grey.apply, "grad_clip": 1e3}
     fit = pv.fit_svi(vae.model, vae.guide, x, lr=1e-3, **how, seed=0)
     print(f"{name}: {fit.seconds:.0f} s", *fit.notes, sep="\n  ")
     estimate = pv.log_likelihood(vae.model, vae.guide, y_test, DRAWS, refine=REFINE, seed=0)
@@ -50,8 +50,10 @@ for name, likelihood in likelihoods.items():
 alone = found.pop(apart)
 print(pv.compare(found), f"apart: {alone.mean:.2f}. {alone.notes[0]}", sep="\n")
 # %%
-tiles = Tiles.of(torch.stack(list(draws.values())), list(draws), "12345678", x[:1000], (28, 28))
-picture = tile_plots.samples(tiles)
+image_grid = ImageGrid.of(
+    torch.stack(list(draws.values())), list(draws), "12345678", x[:1000], (28, 28)
+)
+picture = tile_plots.samples(image_grid)
 picture.figure.savefig("likelihoods_on_mnist.png", dpi=150)
 plots.comparison(pv.compare(found)).figure.savefig("likelihoods_compared.png", dpi=150)
 print("wrote likelihoods_on_mnist.png and likelihoods_compared.png")

@@ -20,8 +20,8 @@ how = {"scheduler": CosineAnnealingLR, "steps": STEPS, "lr": 0.01, "seed": 0}
 # %% Digits: one affine map each way, or one nonlinear layer and an affine map.
 x, best = torch.as_tensor(pv.digits()), pv.PPCA.like(pv.digits(), K)
 pv.fit_closed_form(best, x)
-print(f"digits, K = {K}: PPCA {best.log_likelihood(x).detach().mean():.2f} nats a datum, exact")
-print("autoencoder    squared error  angle to PCA  nats a datum, implied")
+print(f"digits, K = {K}: PPCA {best.log_likelihood(x).detach().mean():.2f} nats per datum, exact")
+print("autoencoder    squared error  angle to PCA  nats per datum, implied")
 linear, orthonormal = {}, {"tied": True, "columns": "orthonormal"}
 kinds = {"PCA": linear, "linear": linear, "tied": {"tied": True}, "orthonormal": orthonormal}
 kinds |= {f"one layer, {name}": {"code_activation": name} for name in ("relu", "sigmoid")}

@@ -16,7 +16,7 @@ from ppl_vae import (
     ExactGuide,
     Gaussian,
     GaussianNoise,
-    compare_maps,
+    compare_embeddings,
     digits,
     fit_closed_form,
     fit_svi,
@@ -43,11 +43,11 @@ made = {
 for name, pair in made.items():
     how = {"epochs": EPOCHS, "batch_size": 100, "lr": 2e-3, "patience": 30, "seed": 0}
     fit = fit_svi(pair.center(x).model, pair.guide, x, x_val=x_val, **how)
-    print(f"{name}: {fit.stopped}; on validation rows {fit.validation.max():.2f} nats a datum")
+    print(f"{name}: {fit.stopped}; on validation rows {fit.validation.max():.2f} nats per datum")
     pairs[name] = (pair.model, pair.guide)
 
 # %%
-found = compare_maps(pairs, x, y, x_test, y_test)
+found = compare_embeddings(pairs, x, y, x_test, y_test)
 print(found)
 latent_plots.maps(found).savefig("maps.png", dpi=150)
 print("wrote maps.png")

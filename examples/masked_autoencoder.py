@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import PPCA, Autoencoder, HiddenPatches, digits, fit_closed_form, fit_svi
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.plots import images as tile_plots
 
 EPOCHS, DRAWS, MOST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
@@ -52,8 +52,10 @@ rows, seen = x_test[:8], hiding.visible(8, seed=0)
 filled = [torch.where(seen, rows, fill(rows, seen)) for fill in fills.values()]
 shown = torch.stack([rows.where(seen, torch.nan), *filled, rows])
 down = "not seen", f"by PPCA (K = {best})", "by masked", "true"
-tiles = Tiles.of(shown, down, list(map(str, range(8))), x, (8, 8))
-ax = tile_plots.reconstructions(tiles, heading="Held-out digits, filled in from 4 of 16 patches")
+image_grid = ImageGrid.of(shown, down, list(map(str, range(8))), x, (8, 8))
+ax = tile_plots.reconstructions(
+    image_grid, heading="Held-out digits, filled in from 4 of 16 patches"
+)
 ax.set_ylabel("hidden cells")
 ax.figure.savefig("masked_autoencoder.png", dpi=150)
 print("wrote masked_autoencoder.png")

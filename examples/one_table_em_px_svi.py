@@ -1,9 +1,9 @@
 # %% [markdown]
-# # One table with holes, three ways up
+# # One table with missing values, three ways up
 # EM, PX-EM and SVI climb log p of the observed cells from the same start. The guide of SVI is the
 # exact posterior; with the KL taken on the same draw one draw gives log p itself, so this is
 # gradient ascent, by Adam. NaN becomes the mask of model and guide. The table: metabolites, a
-# sample a row, from the folder PPL_VAE_DATA, or else, and for `--smoke`, a made one.
+# sample per row, from the folder PPL_VAE_DATA, or else, and for `--smoke`, a made one.
 # %%
 import itertools
 import os

@@ -54,6 +54,6 @@ with torch.no_grad():
     kl = torch.distributions.kl_divergence(q, prior.expand([len(x_test)]))
     ported = vae.likelihood(vae.decoder(q.mean + q.stddev * noise)).log_prob(x_test) - kl
     by_hand = elbo(x_test, noise)
-print(f"ELBO {by_hand.mean():.4f} by hand, {ported.mean():.4f} nats a datum ported")
+print(f"ELBO {by_hand.mean():.4f} by hand, {ported.mean():.4f} nats per datum ported")
 print(f"largest difference over {len(x_test)} data: {(ported - by_hand).abs().max():.1e} nats")
 print(log_likelihood(vae.model, vae.guide, x_test, DRAWS, refine=REFINE, seed=0))

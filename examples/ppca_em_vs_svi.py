@@ -44,7 +44,7 @@ fits["SVI, linear encoder"] = model, fit_svi(model.model, guide, x, **svi)
 
 # %%
 top = best.log_likelihood(x).mean().item()
-print(f"closed form: log p {top:.4f} nats a datum, sigma {best.noise_scale.item():.4f}\n")
+print(f"closed form: log p {top:.4f} nats per datum, sigma {best.noise_scale.item():.4f}\n")
 print(f"{'algorithm':20s} {'below it':>9s} {'angle':>8s} {'steps':>6s} {'seconds':>8s}")
 for name, (model, fit) in fits.items():
     below = top - model.log_likelihood(x).mean().item()

@@ -36,7 +36,7 @@ def network_log_p(x):  # a weight for each z of a grid, and the noise around eac
 # %%
 x = network.sample(200, seed=0)
 drawn = log_likelihood(network.model, network.guide, x, DRAWS, method="prior", seed=0)
-print(f"log p of 200 draws: {network_log_p(x).mean():.3f} nats a datum, by quadrature")
+print(f"log p of 200 draws: {network_log_p(x).mean():.3f} nats per datum, by quadrature")
 print(f"                    {drawn.mean:.3f}, by {DRAWS} draws of z")
 
 # %%

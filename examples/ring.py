@@ -27,7 +27,7 @@ how = {"covariance": "full", "likelihood": Gaussian("shared", initial=0.1), "see
 vae = VAE.mlp(2, 2, hidden=(64, 64), **how)
 how = {"steps": STEPS, "batch_size": 256, "lr": 5e-3, "scheduler": CosineAnnealingLR, "seed": 0}
 print(fit_svi(vae.model, vae.guide, x, objective=IWAE(8), **how))
-print(f"held out, by change of variables: {log_p.mean():.3f} nats a datum; by the VAE:")
+print(f"held out, by change of variables: {log_p.mean():.3f} nats per datum; by the VAE:")
 print(log_likelihood(vae.model, vae.guide, x_test[:500], DRAWS, seed=0))
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Sparse codes: who finds them, and what that costs
 # One dictionary model of the digits, x = W z + b + noise with most z_k zero, learned in six ways:
-# from exact codes over a free code a datum to encoders. What each loses in log p(x, z) is its
+# from exact codes over a free code per datum to encoders. What each loses in log p(x, z) is its
 # dictionary's part and its codes' part. Then the atoms, of the digits or, if PPL_VAE_DATA is set,
 # of patches of FashionMNIST.
 # %%
@@ -11,7 +11,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from ppl_vae import Autoencoder, Gaussian, digits, fit_dictionary, image_set, run_sparse_ladder
+from ppl_vae import Autoencoder, Gaussian, digits, fit_dictionary, image_set, run_sparse_lineage
 from ppl_vae.evaluation.latent_space.atoms import atoms
 from ppl_vae.lineage.sparse_stages import SparseSettings
 from ppl_vae.plots import dictionary as dictionary_plots
@@ -21,11 +21,11 @@ x, K = (digits()[::10], 70) if SMOKE else (digits(), 100)
 settings = SparseSettings(steps=20, iterations=5) if SMOKE else SparseSettings()
 
 # %%
-ladder = run_sparse_ladder(
+ladder = run_sparse_lineage(
     x, latent_dim=K, penalty=10.0, noise_scale=0.1, settings=settings, seed=0
 )
 print(ladder)
-dictionary_plots.sparse_ladder(ladder).figure.savefig("sparse_ladder.png", dpi=150)
+dictionary_plots.plot_sparse_lineage(ladder).figure.savefig("plot_sparse_lineage.png", dpi=150)
 
 
 # %%

@@ -29,7 +29,7 @@ how = {"batch_size": 100, "lr": 0.02, "scheduler": CosineAnnealingLR, "seed": 0}
 print(pv.fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, warmup=EPOCHS * 5, **how))
 base = (x.sum(0) + 0.5) / (x.sum(0) + 0.5).sum()
 alone = pv.Multinomial()(base.log().expand(len(x_test), -1), x_test).log_prob(x_test)
-print(f"held out, one topic for all: {alone.mean():.2f} nats a datum; {K} topics:")
+print(f"held out, one topic for all: {alone.mean():.2f} nats per datum; {K} topics:")
 print(pv.log_likelihood(vae.model, vae.guide, x_test, 500, refine=EPOCHS, seed=0))
 
 # %%

@@ -23,7 +23,7 @@ for epoch in range(EPOCHS):
     for rows in torch.randperm(len(x_train)).split(150):
         loss += svi.step(x_train[rows]) / len(x_train)
     if epoch % 25 == 0 or epoch == EPOCHS - 1:
-        print(f"epoch {epoch + 1:3d}: ELBO {-loss:7.2f} nats a datum")
+        print(f"epoch {epoch + 1:3d}: ELBO {-loss:7.2f} nats per datum")
 
 # %% [markdown]
 # The prior predictive runs the model alone; the posterior predictive runs it on the guide's draws

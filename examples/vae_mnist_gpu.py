@@ -9,7 +9,7 @@ import sys
 import torch
 
 from ppl_vae import VAE, Bernoulli, binarize, fit_svi, image_set, log_likelihood
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.prediction.predictive import draw_data, reconstruct
 from ppl_vae.plots import images as tile_plots
 
@@ -30,10 +30,10 @@ x, x_val = x[: -len(x) // 10], binarize(x[-len(x) // 10 :])
 # %%
 vae = VAE.mlp(784, 20, hidden=(400,), likelihood=Bernoulli(), seed=0)
 how = {"epochs": EPOCHS, "batch_size": 128, "patience": 10, "device": "auto", "seed": 0}
-how["each_epoch"] = binarize
+how["epoch_transform"] = binarize
 fit = fit_svi(vae.model, vae.guide, x, x_val=x_val, **how)
 device = next(vae.parameters()).device
-print(f"{fit}\n{fit.steps / fit.seconds:.0f} steps a second on {device}")
+print(f"{fit}\n{fit.steps / fit.seconds:.0f} steps per second on {device}")
 # %%
 scored = x_test[torch.randperm(len(x_test))[:NUM_SCORED]]
 print(log_likelihood(vae.model, vae.guide, scored, DRAWS, refine=REFINE, seed=0))
@@ -41,8 +41,10 @@ print(log_likelihood(vae.model, vae.guide, scored, DRAWS, refine=REFINE, seed=0)
 # %%
 rows = {"held out": scored[:8], "rebuilt": reconstruct(vae.model, vae.guide, scored[:8]).cpu()}
 rows["drawn"] = draw_data(vae.model, scored[:8], seed=0).cpu()
-tiles = Tiles.of(torch.stack(list(rows.values())), list(rows), "12345678", x[:1000], (28, 28))
-picture = tile_plots.reconstructions(tiles)
+image_grid = ImageGrid.of(
+    torch.stack(list(rows.values())), list(rows), "12345678", x[:1000], (28, 28)
+)
+picture = tile_plots.reconstructions(image_grid)
 picture.set(xlabel="number of the image or draw", ylabel="")
 picture.figure.savefig("vae_mnist.png", dpi=150)
 print("wrote vae_mnist.png")

@@ -1,7 +1,7 @@
 """ppl_vae: probabilistic PCA and variational autoencoders as Pyro model/guide pairs.
 
 From exact EM over variational EM and amortized inference to the variational autoencoder, each
-rung fitted with the algorithm that belongs to it and measured in nats a datum.
+stage fitted with the algorithm that belongs to it and measured in nats per datum.
 """
 
 from ppl_vae.core.program import Program
@@ -12,21 +12,21 @@ from ppl_vae.data.texts import count_words, docstrings
 from ppl_vae.data.transforms import Dequantization, binarize, digits
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse, kl_by_dimension
-from ppl_vae.evaluation.latent_space.embeddings import Maps, compare_maps
+from ppl_vae.evaluation.latent_space.embeddings import Embeddings, compare_embeddings
 from ppl_vae.evaluation.latent_space.spectrum import spectrum
 from ppl_vae.evaluation.latent_space.subspace import Subspace, subspace
-from ppl_vae.evaluation.latent_space.vae_limit import DejaVu, deja_vu
+from ppl_vae.evaluation.latent_space.vae_limit import VAELimit, vae_limit
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.bidirectional import Bidirectional, bidirectional
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
-from ppl_vae.evaluation.marginal_likelihood.cross_check import Opinions, opinions
+from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison, cross_check
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.evaluation.prediction.denoising import Denoising, compare_denoisers
 from ppl_vae.evaluation.prediction.imputation import impute
-from ppl_vae.evaluation.prediction.label_efficiency import FewLabels, few_labels
-from ppl_vae.evaluation.prediction.masked_cv import HiddenCells, compare_on_hidden_cells
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.evaluation.prediction.label_efficiency import LabelEfficiency, label_efficiency
+from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.sparse.dictionary import fit_dictionary
 from ppl_vae.inference.sparse.map_codes import BestCodes, best_codes
@@ -47,7 +47,7 @@ from ppl_vae.likelihoods.discrete import (
 )
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.lineage.run import Lineage, run_lineage
-from ppl_vae.lineage.sparse_run import SparseLadder, run_sparse_ladder
+from ppl_vae.lineage.sparse_run import SparseLineage, run_sparse_lineage
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.storage import load, save
@@ -76,52 +76,50 @@ __all__ = [
     "Collapse",
     "Comparison",
     "ContinuousBernoulli",
-    "DejaVu",
     "Denoising",
     "Dequantization",
+    "Embeddings",
     "EncoderClassifier",
+    "EstimatorComparison",
     "ExactGuide",
     "FeatureTransformer",
-    "FewLabels",
     "FitResult",
     "Gaps",
     "Gaussian",
     "GaussianNoise",
-    "HiddenCells",
     "HiddenPatches",
     "Images",
     "Imputation",
+    "LabelEfficiency",
     "Likelihood",
     "Lineage",
     "LogLikelihood",
-    "Maps",
+    "MaskedCV",
     "MaskingNoise",
-    "MeanFieldGuide",
     "Multinomial",
-    "Opinions",
     "PPCATransformer",
     "PatchDecoder",
     "PatchTransformer",
+    "PerDatumGuide",
     "Poisson",
     "Program",
-    "SparseLadder",
+    "SparseLineage",
     "Subspace",
     "SupervisedEncoder",
     "Table",
+    "VAELimit",
     "best_codes",
     "bidirectional",
     "binarize",
     "collapse",
     "compare",
     "compare_denoisers",
-    "compare_maps",
-    "compare_on_hidden_cells",
+    "compare_embeddings",
     "count_words",
-    "deja_vu",
+    "cross_check",
     "digits",
     "docstrings",
     "elbo",
-    "few_labels",
     "fit_closed_form",
     "fit_dictionary",
     "fit_em",
@@ -133,21 +131,23 @@ __all__ = [
     "implied_gaussian",
     "impute",
     "kl_by_dimension",
+    "label_efficiency",
     "load",
     "log_likelihood",
     "log_weights",
     "match_topics",
     "mlp",
-    "opinions",
     "read_table",
     "run_lineage",
-    "run_sparse_ladder",
+    "run_sparse_lineage",
     "save",
+    "select_by_masked_cv",
     "simulate_topics",
     "spectrum",
     "subspace",
     "to_arviz",
     "top_words",
     "topic_vae",
+    "vae_limit",
     "variational_em",
 ]

@@ -158,7 +158,7 @@ def param_only():
 
 
 def param_table():
-    """One q a datum in ``pyro.param`` tables, looked up by ``index``."""
+    """One q per datum in ``pyro.param`` tables, looked up by ``index``."""
     _, _, x = param_only()
 
     def indexed_model(x, index=None, num_data=None):

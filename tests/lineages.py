@@ -1,4 +1,4 @@
-"""A small ladder with every rung and a hand-written pair, climbed once for many tests."""
+"""A small lineage with every stage and a hand-written pair, climbed once for many tests."""
 
 import functools
 
@@ -9,7 +9,7 @@ import torch
 import oracles
 from ppl_vae import run_lineage
 from ppl_vae.lineage.problem import Settings
-from ppl_vae.lineage.report_data import exhibits
+from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.stages import POINT
 
 SHORT = Settings(
@@ -20,7 +20,7 @@ SHORT = Settings(
     draws=200,
     refine=40,
     annealed_rows=10,
-    temperatures=20,
+    num_temperatures=20,
 )
 MINE = "a pair of mine"
 LABELS = tuple("abc"[k % 3] for k in range(200))
@@ -62,21 +62,21 @@ def ladder():
 
 
 def bounded(lineage):
-    """The rows of a ladder with a bound on log p: all but the autoencoders'."""
+    """The rows of a lineage with a bound on log p: all but the autoencoders'."""
     return [row for row in lineage.rows if row.q != POINT]
 
 
 @functools.cache
 def shown():
-    return exhibits(ladder(), labels=LABELS, label="letter", image_shape=(2, 3))
+    return report_data(ladder(), labels=LABELS, label="letter", image_shape=(2, 3))
 
 
 @functools.cache
 def plain_ladder():
-    """One rung, no classes, no images."""
-    return run_lineage(table(), latent_dim=1, rungs=["px-em"], settings=SHORT, seed=1)
+    """One stage, no classes, no images."""
+    return run_lineage(table(), latent_dim=1, stages=["px-em"], settings=SHORT, seed=1)
 
 
 @functools.cache
 def plain_shown():
-    return exhibits(plain_ladder())
+    return report_data(plain_ladder())

@@ -29,7 +29,7 @@ class Recorder(Messenger):
         self.data_dims[msg["name"]] = dim - msg["fn"].event_dim
 
     def draws(self, num_samples):
-        """One dictionary of values a draw, however many draws a run held."""
+        """One dictionary of values per draw, however many draws a run held."""
         return [
             {name: self._draw(name, s, num_samples) for name in self.values}
             for s in range(num_samples)

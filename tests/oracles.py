@@ -2,7 +2,7 @@
 
 Notation: N rows of D dimensions, K latent dimensions; ``loadings`` W is (D, K), ``loc`` mu is
 (D,), ``noise`` is the noise *variance* sigma^2 = s2, ``l_i`` are eigenvalues of the sample
-covariance S over N (not N - 1), and M = W'W + s2 I. All values are in nats a datum.
+covariance S over N (not N - 1), and M = W'W + s2 I. All values are in nats per datum.
 """
 
 import math
@@ -69,7 +69,8 @@ def ppca_covariance(loadings, noise):
 
 
 def log_density(x, loc, loadings, noise):
-    """log N(x; mu, W W' + s2 I), with the D x D covariance; holes (NaN) are marginalised out."""
+    """log N(x; mu, W W' + s2 I), with the D x D covariance; missing values (NaN) are marginalised
+    out."""
     covariance = ppca_covariance(loadings, noise)
     values = []
     for row in np.atleast_2d(x):
@@ -95,7 +96,7 @@ def spectral_log_density(x, loc, axes, eigenvalues, noise):
 def posterior(x, loc, loadings, noise):
     """p(z | x): means (N, K) and covariances (N, K, K), through the precision I + W' Psi^-1 W.
 
-    ``noise`` may be a vector of variances; holes (NaN) are left out row by row.
+    ``noise`` may be a vector of variances; missing values (NaN) are left out row by row.
     """
     noise = np.broadcast_to(noise, len(loadings))
     means, covariances = [], []
@@ -109,7 +110,8 @@ def posterior(x, loc, loadings, noise):
 
 
 def impute(x, loc, loadings, noise):
-    """Mean and standard deviation of the holes of x given the rest: C_ms C_ss^-1 (x_s - mu_s).
+    """Mean and standard deviation of the missing values of x given the rest: C_ms C_ss^-1 (x_s -
+    mu_s).
 
     Observed cells keep their value and have sd 0.
     """
@@ -221,7 +223,7 @@ def best_q_variances(loadings, noise, covariance):
     """The variances, (K,), of the q of a family with the least KL(q || p(z | x)).
 
     With P the posterior's precision: 1 (unit), K / tr P (isotropic), 1 / P_kk (diagonal). The
-    noise is one variance, or one a column.
+    noise is one variance, or one per column.
     """
     diagonal = np.diag((loadings.T / noise) @ loadings) + 1
     return {
@@ -492,7 +494,7 @@ def mean_log_density(x, loc, loadings, noise):
     return -0.5 * (len(loc) * np.log(2 * np.pi) + log_det + trace)
 
 
-# Holes
+# Missing values
 
 
 def holed_step(x, loc, loadings, noise, diagonal=False, expand=True, family="full"):
@@ -544,7 +546,7 @@ def holed_step(x, loc, loadings, noise, diagonal=False, expand=True, family="ful
 def expected_covariance(x, loc, loadings, noise):
     """The sample covariance expected under PPCA given what is seen, row by row.
 
-    Of the joint Gaussian with covariance C: holes h given seen s have mean
+    Of the joint Gaussian with covariance C: missing values h given seen s have mean
     mu_h + C_hs C_ss^-1 (x_s - mu_s) and covariance C_hh - C_hs C_ss^-1 C_sh.
     """
     covariance, (N, D) = ppca_covariance(loadings, noise), x.shape
@@ -558,7 +560,8 @@ def expected_covariance(x, loc, loadings, noise):
 
 
 def drop_high(x, fraction, seed):
-    """Holes at random given what is seen (MAR): a high first column loses more of the others.
+    """Missing values at random given what is seen (MAR): a high first column loses more of the
+    others.
 
     The first column is complete, so no row is left empty.
     """
@@ -571,7 +574,7 @@ def drop_high(x, fraction, seed):
 
 
 def iterative_svd(x, K, tol=1e-6, iterations=1000):
-    """Holes filled by a truncated SVD of the centred, filled table, again and again.
+    """Missing values filled by a truncated SVD of the centred, filled table, again and again.
 
     Starts from the column means; the mean is that of the filled table, too. Stops when the filled
     cells move by less than ``tol`` of their size.

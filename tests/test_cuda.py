@@ -42,7 +42,7 @@ def test_recorded_steps_are_the_eager_ones():
             for start in range(0, 16, 4):
                 chunk = batches(16)[start : start + 4]
                 if captured:
-                    values += fast.leap(chunk, start).tolist()
+                    values += fast.accelerate(chunk, start).tolist()
                     continue
                 for rows in chunk:
                     value = batch.value(rows, 1)
@@ -59,7 +59,7 @@ def test_a_graph_draws_anew_at_each_step_and_has_the_eager_mean():
     rows = [torch.arange(64, device="cuda")] * 4
     with isolated_store(), seeded(0), validation(False):
         eager = torch.stack([batch.value(rows[0], 1).detach() for _ in range(800)])
-        graph = torch.cat([fast.leap(rows, 0) for _ in range(200)])
+        graph = torch.cat([fast.accelerate(rows, 0) for _ in range(200)])
     assert len(set(graph.tolist())) == len(graph)
     error = (eager.var() / len(eager) + graph.var() / len(graph)).sqrt()
     assert abs(float((eager.mean() - graph.mean()) / error)) < oracles.z_limit()
@@ -69,12 +69,12 @@ def test_steps_do_not_wait_for_the_device():
     _, _, fast = steps_of()
     rows = batches(4)
     with isolated_store(), validation(False):
-        fast.leap(rows, 0)
+        fast.accelerate(rows, 0)
         torch.cuda.synchronize()
         before = torch.cuda.get_sync_debug_mode()
         try:
             torch.cuda.set_sync_debug_mode("error")
-            values = [fast.leap(rows, 4 * k) for k in range(5)]
+            values = [fast.accelerate(rows, 4 * k) for k in range(5)]
         finally:
             torch.cuda.set_sync_debug_mode(before)
     assert all(bool(v.isfinite().all()) for v in values)

@@ -59,7 +59,7 @@ LAYERS = (
         "images",
         "sheets",
         "tables",
-        "tiles",
+        "image_grid",
         "texts",
     ),
     ("topics",),
@@ -67,10 +67,10 @@ LAYERS = (
     ("objectives", "storage"),
     ("inference.",),
     ("evaluation.",),
-    ("task", "rungs", "sparse_rungs"),
+    ("task", "stages", "sparse_rungs"),
     ("measured", "sparse_measured"),
-    ("lineage", "pictured", "sparse_ladder"),
-    ("interop.", "exhibits"),
+    ("lineage", "fitted_pair", "plot_sparse_lineage"),
+    ("interop.", "report_data"),
     ("report.",),
     ("cli",),
 )
@@ -223,7 +223,7 @@ def test_examples_run(path, tmp_path):
         env=environment,
     )
     assert run.returncode == 0, run.stderr
-    assert "nats a datum" in run.stdout
+    assert "nats per datum" in run.stdout
 
 
 @pytest.mark.parametrize("name", ["impute_metabolites", "tobamovirus_map"])

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from ppl_vae.capture.graph import NotRecordable, first_line
+from ppl_vae.capture.graph import CaptureError, first_line
 from ppl_vae.capture.matmul import with_fastest_products
 from ppl_vae.core.state import kept_generators, precision
 
@@ -50,13 +50,13 @@ class Compiled:
         """The function's result; on a GPU its tensors are overwritten by the next call.
 
         Raises:
-            NotRecordable: at a first call, if the function cannot be recorded or compiled.
+            CaptureError: at a first call, if the function cannot be recorded or compiled.
         """
         flat = pytree.tree_leaves(args)
         key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in flat)
         if key not in self._runs:
             if len(self._runs) >= MOST_SIGNATURES:
-                raise NotRecordable(f"it has met {MOST_SIGNATURES} shapes already")
+                raise CaptureError(f"it has met {MOST_SIGNATURES} shapes already")
             devices = list({t.device for t in flat if t.device.type == "cuda"})
             with kept_generators(devices), poutine.block():
                 self._runs[key] = self._first(args, flat)
@@ -76,7 +76,7 @@ class Compiled:
                     run = Replay(run, flat)
                 run(flat)
         except Exception as error:  # no compiler, or one that fails
-            raise NotRecordable(f"it cannot be compiled ({first_line(error)})") from error
+            raise CaptureError(f"it cannot be compiled ({first_line(error)})") from error
         return run, structure
 
     def _setting(self, flat: list[Tensor]) -> AbstractContextManager[None]:

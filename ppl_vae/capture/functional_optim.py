@@ -7,12 +7,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-Slots: TypeAlias = tuple[Tensor, ...]
+OptState: TypeAlias = tuple[Tensor, ...]
 """What a rule remembers of one parameter."""
 
 
 @dataclass(frozen=True)
-class AdamRule:
+class FunctionalAdam:
     """Adam, or AdamW with ``decoupled`` weight decay.
 
     References:
@@ -27,8 +27,8 @@ class AdamRule:
     names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, slots: Slots, step: Tensor, lr: Tensor
-    ) -> tuple[Tensor, Slots]:
+        self, parameter: Tensor, gradient: Tensor, slots: OptState, step: Tensor, lr: Tensor
+    ) -> tuple[Tensor, OptState]:
         """The parameter and its slots after the ``step``-th step (counted from 1)."""
         first, second = slots
         (beta1, beta2), decay = self.betas, self.weight_decay
@@ -43,7 +43,7 @@ class AdamRule:
 
 
 @dataclass(frozen=True)
-class SGDRule:
+class FunctionalSGD:
     """Stochastic gradient descent, with momentum or without."""
 
     momentum: float
@@ -57,8 +57,8 @@ class SGDRule:
         return ("momentum_buffer",) if self.momentum else ()
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, slots: Slots, step: Tensor, lr: Tensor
-    ) -> tuple[Tensor, Slots]:
+        self, parameter: Tensor, gradient: Tensor, slots: OptState, step: Tensor, lr: Tensor
+    ) -> tuple[Tensor, OptState]:
         """The parameter and its slots after the ``step``-th step (counted from 1)."""
         if self.weight_decay:
             gradient = gradient + self.weight_decay * parameter
@@ -76,10 +76,10 @@ def _flushed(slot: Tensor) -> Tensor:
     return torch.where(slot.abs() < torch.finfo(slot.dtype).tiny, 0.0, slot)
 
 
-Rule: TypeAlias = AdamRule | SGDRule
+FunctionalOptimizer: TypeAlias = FunctionalAdam | FunctionalSGD
 
 
-def rule_of(optimizer: torch.optim.Optimizer) -> Rule | str:
+def functional_optimizer(optimizer: torch.optim.Optimizer) -> FunctionalOptimizer | str:
     """The rule of an optimizer, or why it has none here."""
     kind = type(optimizer)
     if kind not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
@@ -94,21 +94,23 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Rule | str:
         return "the learning rate is a tensor"
     decay = float(group["weight_decay"])
     if kind is torch.optim.SGD:
-        return SGDRule(group["momentum"], group["dampening"], decay, bool(group["nesterov"]))
+        return FunctionalSGD(group["momentum"], group["dampening"], decay, bool(group["nesterov"]))
     # From torch 2.9 on Adam knows of decoupled decay itself.
     decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
     beta1, beta2 = map(float, group["betas"])
-    return AdamRule((beta1, beta2), group["eps"], decay, decoupled)
+    return FunctionalAdam((beta1, beta2), group["eps"], decay, decoupled)
 
 
-def state_of(optimizer: torch.optim.Optimizer, parameter: Tensor, rule: Rule) -> Any:
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, rule: FunctionalOptimizer
+) -> Any:
     """What an optimizer remembers of a parameter, to read and to write."""
     return optimizer.state[parameter] if rule.names else {}
 
 
-def read_slots(
-    states: Sequence[Any], rule: Rule, parameters: Sequence[Tensor]
-) -> tuple[list[Slots], int]:
+def read_optimizer_state(
+    states: Sequence[Any], rule: FunctionalOptimizer, parameters: Sequence[Tensor]
+) -> tuple[list[OptState], int]:
     """What optimizers remember of their parameters, and after how many steps.
 
     Args:
@@ -131,13 +133,15 @@ def read_slots(
     return slots, counts.pop() if counts else 0
 
 
-def write_slots(states: Sequence[Any], rule: Rule, slots: Sequence[Slots], count: int) -> None:
+def write_optimizer_state(
+    states: Sequence[Any], rule: FunctionalOptimizer, slots: Sequence[OptState], count: int
+) -> None:
     """Let optimizers remember this, so that they can go on by themselves."""
     if not rule.names:
         return
     for state, held in zip(states, slots, strict=True):
         state |= dict(zip(rule.names, held, strict=True))
-        if isinstance(rule, AdamRule):
+        if isinstance(rule, FunctionalAdam):
             step = state.get("step")
             if isinstance(step, Tensor):
                 step.fill_(count)

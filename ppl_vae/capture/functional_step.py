@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ppl_vae.capture.functional_optim import Rule, Slots, read_slots, write_slots
-from ppl_vae.capture.graph import Held, disturbed, record, rolled, trace
+from ppl_vae.capture.functional_optim import (
+    FunctionalOptimizer,
+    OptState,
+    read_optimizer_state,
+    write_optimizer_state,
+)
+from ppl_vae.capture.graph import ModuleTensors, permuted, perturbed, record, trace
 
 
 class State(NamedTuple):
@@ -24,7 +29,7 @@ class State(NamedTuple):
     """
 
     parameters: list[Tensor]
-    slots: list[Slots]
+    slots: list[OptState]
     done: Tensor
     buffers: list[Tensor]
 
@@ -53,7 +58,7 @@ class Inputs(NamedTuple):
         return self._replace(each=each, lr=self.lr[one], beta=self.beta[one])
 
 
-class Trained:
+class TrainState:
     """What a training changes of what programs hold: read as a state, and written back.
 
     Args:
@@ -71,12 +76,12 @@ class Trained:
         self,
         modules: Sequence[nn.Module],
         named: Mapping[str, Tensor],
-        rule: Rule,
+        rule: FunctionalOptimizer,
         fixed: Mapping[str, Tensor] | None = None,
     ) -> None:
         own = {id(p) for module in modules for p in module.parameters()}
         bare = {name: p for name, p in named.items() if id(p) not in own}
-        self.held, self.rule = Held.by(modules, {**(fixed or {}), **bare}), rule
+        self.held, self.rule = ModuleTensors.by(modules, {**(fixed or {}), **bare}), rule
         trained = {id(p) for p in named.values()}
         self._trains = [id(p) in trained for p in self.held.parameters]
         self.parameters = [p for p in self.held.parameters if id(p) in trained]
@@ -97,9 +102,9 @@ class Trained:
         Raises:
             ValueError: if not all parameters have made the same number of steps.
         """
-        slots, count = read_slots(states, self.rule, self.parameters)
+        slots, count = read_optimizer_state(states, self.rule, self.parameters)
         parameters = [parameter.detach() for parameter in self.parameters]
-        counted = placed([float(count)], self.parameters[0])[0]
+        counted = to_device([float(count)], self.parameters[0])[0]
         return State(parameters, slots, counted, list(self.held.buffers)), count
 
     @torch.no_grad()
@@ -116,10 +121,10 @@ class Trained:
                 parameter.data = value
         for buffer, value in zip(self.held.buffers, after.buffers, strict=True):
             buffer.copy_(value)
-        write_slots(states, self.rule, slots, count)
+        write_optimizer_state(states, self.rule, slots, count)
 
 
-def placed(values: Sequence[float], like: Tensor) -> Tensor:
+def to_device(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor of this dtype and device, without waiting for the device."""
     tensor = torch.tensor(values, dtype=like.dtype)
     if like.device.type != "cuda":
@@ -141,7 +146,7 @@ class Step:
     """
 
     loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
-    trained: Trained
+    trained: TrainState
     tables: frozenset[int] = frozenset()
     table_rate: float = 1.0
     grad_clip: float | None = None
@@ -198,9 +203,9 @@ class Step:
 def other_values(state: State, inputs: Inputs) -> tuple[State, Inputs]:
     """Other values of the same shapes, as far as a step must not care."""
     slots = [tuple(s + 1e-6 for s in held) for held in state.slots]
-    other = State(disturbed(state.parameters), slots, state.done + 1, state.buffers)
-    each, whole = rolled(inputs.each), rolled(inputs.whole)
-    fixed = disturbed(inputs.fixed)
+    other = State(perturbed(state.parameters), slots, state.done + 1, state.buffers)
+    each, whole = permuted(inputs.each), permuted(inputs.whole)
+    fixed = perturbed(inputs.fixed)
     return other, Inputs(fixed, whole, each, inputs.lr * 0.9, inputs.beta * 0.9)
 
 
@@ -213,8 +218,8 @@ def _clipped(gradients: Sequence[Tensor | None], largest: float | None) -> list[
 
 
 def _rows_only(
-    old: tuple[Tensor, Slots], new: tuple[Tensor, Slots], rows: Tensor, rate: float
-) -> tuple[Tensor, Slots]:
+    old: tuple[Tensor, OptState], new: tuple[Tensor, OptState], rows: Tensor, rate: float
+) -> tuple[Tensor, OptState]:
     def moved(before: Tensor, after: Tensor) -> Tensor:
         return before.index_copy(0, rows, after[rows])
 

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from ppl_vae.core.state import validation
 
 
-class NotRecordable(Exception):
+class CaptureError(Exception):
     """Why something cannot be recorded; the message says so to a person."""
 
 
@@ -41,7 +41,7 @@ def first_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Held:
+class ModuleTensors:
     """The tensors that programs hold: those of modules, and those in Pyro's parameter store.
 
     Attributes:
@@ -57,7 +57,7 @@ class Held:
     buffers: list[Tensor]
 
     @classmethod
-    def by(cls, modules: Sequence[nn.Module], bare: Mapping[str, Tensor]) -> "Held":
+    def by(cls, modules: Sequence[nn.Module], bare: Mapping[str, Tensor]) -> "ModuleTensors":
         """What these modules hold, and these parameters of the store."""
         parts = _parts(modules)
         own = _distinct(p for part in parts for p in part._parameters.values())
@@ -110,7 +110,7 @@ def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphM
         these are nested.
 
     Raises:
-        NotRecordable: if the function is not pure.
+        CaptureError: if the function is not pure.
     """
     first, structure = trace(function, args)
     random.random()  # the other generators move on, so that what was drawn with them differs
@@ -142,7 +142,7 @@ def trace(function: Callable[..., Any], args: Any, *, run: bool = True) -> tuple
             made = make_fx(on_flat, tracing_mode=kind, _allow_non_fake_inputs=not run)
             recorded = made(*flat)
     except Exception as error:  # whatever a stranger's program meets
-        raise NotRecordable(f"it cannot be recorded ({first_line(error)})") from error
+        raise CaptureError(f"it cannot be recorded ({first_line(error)})") from error
     recorded.graph.eliminate_dead_code()
     recorded.recompile()
     return recorded, structure
@@ -150,26 +150,26 @@ def trace(function: Callable[..., Any], args: Any, *, run: bool = True) -> tuple
 
 def _compare(first: GraphModule, second: GraphModule) -> None:
     if first.code != second.code:
-        raise NotRecordable("it does other things for other values (a branch on a value?)")
+        raise CaptureError("it does other things for other values (a branch on a value?)")
     for node in first.graph.find_nodes(op="get_attr"):
         ours, theirs = (getattr(recorded, str(node.target)) for recorded in (first, second))
         if not isinstance(ours, Tensor):
             continue
         if isinstance(ours, nn.Parameter) or ours.requires_grad:
-            raise NotRecordable("it uses a Parameter that belongs to neither model nor guide")
+            raise CaptureError("it uses a Parameter that belongs to neither model nor guide")
         if ours.shape != theirs.shape or not torch.equal(ours, theirs):
-            raise NotRecordable(
+            raise CaptureError(
                 "it holds numbers that change from run to run (Python's or numpy's generator, or "
                 "copies of parameters?)"
             )
 
 
-def disturbed(tensors: Sequence[Tensor], by: float = 1e-3) -> list[Tensor]:
+def perturbed(tensors: Sequence[Tensor], by: float = 1e-3) -> list[Tensor]:
     """Other values of the same shapes, near these; integers stay."""
     return [t + by * torch.randn_like(t) if t.is_floating_point() else t for t in tensors]
 
 
-def rolled(tensors: Sequence[Tensor]) -> list[Tensor]:
+def permuted(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same rows in another order."""
     return [t.roll(1, 0) if t.dim() else t for t in tensors]
 
@@ -222,7 +222,7 @@ def _inert(modules: Sequence[nn.Module]) -> Iterator[None]:
     parts = [part for part in _parts(modules) if isinstance(part, PyroModule)]
     before = [(part, part._pyro_context) for part in parts]
     if sampling := [type(p).__name__ for p, _ in before if getattr(p, "_pyro_samples", None)]:
-        raise NotRecordable(f"{sampling[0]} has PyroSample attributes, which need Pyro's context")
+        raise CaptureError(f"{sampling[0]} has PyroSample attributes, which need Pyro's context")
     try:
         for part, _ in before:
             vars(part)["_pyro_context"] = _Inert()

@@ -9,15 +9,15 @@ from rich.console import Console
 
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
-from ppl_vae.core.validation import at_least, choose_option
+from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.tables import Table, digits_table, read_table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.imputation import FilledTable, check_suffix
-from ppl_vae.report.lineage_run import Climb, described
+from ppl_vae.report.lineage_run import LineageRun, described
 from ppl_vae.report.terminal import say
 
 HELP = "From probabilistic PCA to the variational autoencoder, measured."
@@ -26,10 +26,10 @@ EXAMPLES = f"""
 \b
 Examples:
   ppl-vae lineage
-      handwritten digits, all rungs
+      handwritten digits, all stages
   ppl-vae lineage mine.csv --latent-dim 3 --out results
       your own table, one row a datum
-  ppl-vae lineage iris.csv --label species --rungs px-em,linear-amortized,vae
+  ppl-vae lineage iris.csv --label species --stages px-em,linear-amortized,vae
       a column of classes colours pictures and is not modelled
   ppl-vae lineage images.npy --image-shape 28x28
       rows that are images
@@ -38,13 +38,13 @@ Examples:
   ppl-vae lineage mine.csv --json | jq .about.seconds
       the numbers alone
   ppl-vae impute mine.csv --out filled.csv
-      holes filled, and how sure
+      missing values filled, and how sure
   ppl-vae evaluate vae-folder test.csv
       a model kept by save: log p with a verdict, gaps, what its codes hold
 
 \b
-Rungs: {", ".join(list(RUNGS)[:6])},
-       {", ".join(list(RUNGS)[6:])}
+Stages: {", ".join(list(STAGES)[:6])},
+       {", ".join(list(STAGES)[6:])}
 
 \b
 Exit status: 0 done; {FAILURE} a fit or a file failed; {MISTAKE} a mistake in the arguments
@@ -91,7 +91,7 @@ def _group() -> None:
     """From probabilistic PCA to the variational autoencoder, measured."""
 
 
-@app.command(epilog=EXAMPLES, short_help="Climb the ladder on one data set.")
+@app.command(epilog=EXAMPLES, short_help="LineageRun the lineage on one data set.")
 def lineage(
     data: Annotated[
         Path | None, typer.Argument(help="a table, .csv or .npy; by default the embedded digits")
@@ -99,8 +99,8 @@ def lineage(
     latent_dim: Annotated[
         int | None, typer.Option(help="K; by default 10, or less for a small table")
     ] = None,
-    rungs: Annotated[
-        str | None, typer.Option(help="names of rungs, separated by commas; by default all")
+    stages: Annotated[
+        str | None, typer.Option(help="names of stages, separated by commas; by default all")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for what is written")] = Path("out"),
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
@@ -122,22 +122,22 @@ def lineage(
         bool, typer.Option("--json", help="print results.json and nothing else")
     ] = False,
 ) -> None:
-    """Climb the ladder on one data set: a table, a report, pictures, and draws for ArviZ."""
-    choose_option("--scale", scale, SCALES)
+    """LineageRun the lineage on one data set: a table, a report, pictures, and draws for ArviZ."""
+    check_option("--scale", scale, SCALES)
     shape = None if image_shape is None else _shape(image_shape)
     if data is None:
         table = digits_table()
     else:
         table = _read(data, header, delimiter, label, missing, shape)
-    names = list(RUNGS) if rungs is None else [name.strip() for name in rungs.split(",")]
+    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
-    if not Climb(table, k, names, seed, scale, out, as_json).run():
+    if not LineageRun(table, k, names, seed, scale, out, as_json).run():
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(epilog=IMPUTE_EXAMPLES, short_help="Fill the holes of a table.")
+@app.command(epilog=IMPUTE_EXAMPLES, short_help="Fill the missing values of a table.")
 def impute(
-    data: Annotated[Path, typer.Argument(help="a table with holes, .csv, .tsv or .npy")],
+    data: Annotated[Path, typer.Argument(help="a table with missing values, .csv, .tsv or .npy")],
     out: Annotated[Path, typer.Option(help="the filled table, .csv or .tsv")] = Path("filled.csv"),
     latent_dim: Annotated[
         int | None, typer.Option(help="K; by default chosen on hidden cells")
@@ -151,9 +151,9 @@ def impute(
     label: Label = None,
     missing: Missing = None,
 ) -> None:
-    """Fill the holes of a table with their means given their rows, and say how sure."""
+    """Fill the missing values of a table with their means given their rows, and say how sure."""
     if noise is not None:
-        choose_option("noise", noise, NOISES)
+        check_option("noise", noise, NOISES)
     if check_suffix(out).resolve() == data.resolve():
         raise ValueError(f"--out must be another file than the table itself; got {out}")
     table = _read(data, header, delimiter, label, missing)
@@ -179,9 +179,9 @@ def evaluate(
     refine: Annotated[int, typer.Option(help="steps of the search for each row's own q")] = 300,
     rows: Annotated[int, typer.Option(help="at most so many rows are looked at")] = 500,
     annealed: Annotated[
-        int, typer.Option(help="at most so many rows get a second opinion, by annealing")
+        int, typer.Option(help="at most so many rows get a cross-check, by annealing")
     ] = 40,
-    temperatures: Annotated[int, typer.Option(help="of the annealing")] = 200,
+    num_temperatures: Annotated[int, typer.Option(help="of the annealing")] = 200,
     seed: Annotated[int, typer.Option(help="of the draws")] = 0,
     header: Header = None,
     delimiter: Delimiter = None,
@@ -189,9 +189,9 @@ def evaluate(
     missing: Missing = None,
 ) -> None:
     """Log p of a table's rows under a saved model, with a verdict; gaps; what the codes hold."""
-    at_least("rows", rows)
-    looks: dict[str, Any] = {"rows": rows, "annealed": at_least("annealed", annealed, 0)}
-    looks["annealing"] = Annealing(temperatures)
+    check_int("rows", rows)
+    looks: dict[str, Any] = {"rows": rows, "annealed": check_int("annealed", annealed, 0)}
+    looks["annealing"] = Annealing(num_temperatures)
     table = _read(data, header, delimiter, label, missing)
     for note in table.notes:
         say(f"note: {note}")

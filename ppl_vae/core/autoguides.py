@@ -26,10 +26,10 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.core.program import DATA_PLATE, ProgramLike, accepted, owner_of
+from ppl_vae.core.program import DATA_PLATE, ProgramLike, bound_object, filter_kwargs
 
 ONE_OF_OURS = (
-    "MeanFieldGuide(num_data, latent_dim), with covariance='full' for correlations within a "
+    "PerDatumGuide(num_data, latent_dim), with covariance='full' for correlations within a "
     "datum, or AmortizedGuide(encoder, latent_dim)"
 )
 WITH_PLATES = "create_plates=ppl_vae.core.autoguides.plate_of_rows"
@@ -56,7 +56,7 @@ def plate_of_rows(
 
 def automatic_guide(guide: ProgramLike) -> AutoGuide | GuideMessenger | None:
     """The automatic guide that a program is, seen through Pyro's handlers; or None."""
-    owner = owner_of(guide)
+    owner = bound_object(guide)
     return owner if isinstance(owner, AutoGuide | GuideMessenger) else None
 
 
@@ -112,7 +112,7 @@ def check_automatic_batch(guide: ProgramLike, keywords: Mapping[str, Any]) -> No
                 "and it would take them for the rows of each other one. Train on all rows at "
                 f"once, or use {_instead(part, batches=True)}"
             )
-    told = accepted(owner.model, {"index": 0, "num_data": 0})
+    told = filter_kwargs(owner.model, {"index": 0, "num_data": 0})
     if missing := {"index", "num_data"} - told.keys():
         raise ValueError(
             f"{_name(owner)} cannot be used in batches: its model takes no keyword "

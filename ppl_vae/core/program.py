@@ -19,7 +19,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_seen, seen_cells
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""
@@ -161,24 +161,24 @@ def fold_rows(
     return out.reshape(*values.shape[:-1], width)
 
 
-def signature_keywords(program: ProgramLike) -> tuple[set[str], bool]:
+def accepted_kwargs(program: ProgramLike) -> tuple[set[str], bool]:
     """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
     program = _inside_handlers(program)
     if isinstance(program, AutoGuide | GuideMessenger) and program._model is not None:
-        return signature_keywords(program.model)  # to which they pass all that they get
+        return accepted_kwargs(program.model)  # to which they pass all that they get
     target = program.forward if isinstance(program, nn.Module) else program
     parameters = inspect.signature(target).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def accepted(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
+def filter_kwargs(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``keywords`` that are not None and that the program's signature takes."""
-    named, anything = signature_keywords(program)
+    named, anything = accepted_kwargs(program)
     return {k: v for k, v in keywords.items() if v is not None and (anything or k in named)}
 
 
-def owner_of(program: ProgramLike) -> Any:
+def bound_object(program: ProgramLike) -> Any:
     """What a program belongs to: the object of a bound method, a module, or the function itself.
 
     Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
@@ -205,14 +205,14 @@ def _inside_handlers(program: Any) -> Any:
 
 def own_modules(*programs: ProgramLike) -> list[nn.Module]:
     """The modules that programs are, are methods of, or hold (as an ``ExactGuide`` its model)."""
-    owners = [owner_of(program) for program in programs]
+    owners = [bound_object(program) for program in programs]
     parts = [part for owner in owners for part in (owner, *getattr(owner, "_held", ()))]
     return _distinct(part for part in parts if isinstance(part, nn.Module))
 
 
 def modules_of(*programs: ProgramLike) -> list[nn.Module]:
     """:func:`own_modules`, and the modules that a plain function reads from around it."""
-    around = [part for p in programs for part in _surroundings(owner_of(p), set())]
+    around = [part for p in programs for part in _surroundings(bound_object(p), set())]
     return _distinct([*own_modules(*programs), *around])
 
 
@@ -220,7 +220,7 @@ _HOLDERS = (nn.Module, dict, list, tuple)
 
 
 def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    owner = owner_of(value) if callable(value) else value
+    owner = bound_object(value) if callable(value) else value
     if isinstance(owner, nn.Module):
         yield owner
     if isinstance(owner, nn.Module | type) or id(owner) in seen:
@@ -251,7 +251,7 @@ def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
 def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
     """What programs and their parts say that a person should know of their numbers, once each."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]
-    owners = [owner_of(program) for program in programs]
+    owners = [bound_object(program) for program in programs]
     told: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
     lists: list[Any] = [notes() for notes in told if callable(notes)]
     return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
@@ -271,7 +271,7 @@ def placement(*programs: ProgramLike) -> dict[str, Any]:
     return {}
 
 
-def as_observed(
+def as_data_and_mask(
     x: ArrayLike,
     mask: ArrayLike | None = None,
     *,
@@ -279,16 +279,17 @@ def as_observed(
     guide: ProgramLike | None = None,
     name: str = "x",
 ) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N D"] | None]:
-    """Data where a pair can use them: zeros in the holes, and the mask that says where they are.
+    """Data where a pair can use them: zeros in place of missing values, and the mask that says
+    where they are.
 
     Args:
-        x: the data; NaN is a hole.
-        mask: True where observed, of x's shape; holes are where it is False or x is NaN.
+        x: the data; NaN marks a missing value.
+        mask: True where observed, of x's shape; missing values are where it is False or x is NaN.
         model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
         name: what messages call x.
 
     Returns:
-        x with zeros in its holes, and the mask, or None where nothing is missing.
+        x with zeros in place of missing values, and the mask, or None where nothing is missing.
 
     Raises:
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
@@ -300,35 +301,36 @@ def as_observed(
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
     x = as_matrix(x, name=name, look=True, **place)
-    width = getattr(owner_of(model), "data_dim", x.shape[1])
+    width = getattr(bound_object(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(
             f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
         )
-    seen = seen_cells(x, mask, name=name)
+    seen = observed_mask(x, mask, name=name)
     return (x, None) if seen is None else _with_holes(x, seen, model, name)
 
 
 def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
-    if "mask" not in accepted(model, {"mask": seen}):
+    if "mask" not in filter_kwargs(model, {"mask": seen}):
         raise ValueError(
             f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword "
-            "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the holes"
+            "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the missing "
+            "values"
         )
-    check_rows_seen(seen, name=name)
+    check_rows_observed(seen, name=name)
     return torch.where(seen, x, torch.zeros_like(x)), seen
 
 
 def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
     """Let a model that has ``check_data(x, mask)`` refuse data outside its support."""
-    check = getattr(owner_of(model), "check_data", None)
+    check = getattr(bound_object(model), "check_data", None)
     if check is not None:
         check(x, mask)
 
 
 def notes_on(model: ProgramLike, x: Tensor, mask: Tensor | None) -> tuple[str, ...]:
     """What a model that has ``notes_on(x, mask)`` says of a fit to these data."""
-    tell = getattr(owner_of(model), "notes_on", None)
+    tell = getattr(bound_object(model), "notes_on", None)
     return () if tell is None else tuple(tell(x, mask))
 
 

@@ -48,7 +48,8 @@ class Result:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """The fields with one value a row (a datum, a step) as columns; NaN ends shorter ones."""
+        """The fields with one value per row (a datum, a step) as columns; NaN ends shorter
+        ones."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         columns = {field.name: getattr(self, field.name) for field in fields}
         return pd.DataFrame(
@@ -120,7 +121,7 @@ class Curve(Result):
     Attributes:
         steps: done at each span's end.
         seconds: passed by then.
-        value: mean objective over the span, in nats a datum.
+        value: mean objective over the span, in nats per datum.
     """
 
     steps: Tensor
@@ -134,7 +135,7 @@ class FitResult(Result):
 
     Attributes:
         algorithm: what fitted.
-        objective: what was maximised, in nats a datum. SVI: its estimate at each step. EM: the
+        objective: what was maximised, in nats per datum. SVI: its estimate at each step. EM: the
             bound after each E- and each M-step in turn, (2 T,).
         elapsed: seconds since the start, one for each entry of ``objective``.
         steps: iterations done.
@@ -173,7 +174,8 @@ class FitResult(Result):
 
         Args:
             nats: of the rows it was fitted to.
-            validation: of the validation rows; with holes they may have fewer cells or more.
+            validation: of the validation rows; with missing values they may have fewer cells or
+                more.
         """
         moved = {"objective": self.objective + nats}
         if self.log_likelihood is not None:
@@ -200,10 +202,10 @@ class FitResult(Result):
         value = last.mean() if self.algorithm == "SVI" else last[-1:].sum()
         lines = [
             f"{self.algorithm}: {self.steps} steps in {self.seconds:.2f} s, {self.stopped}",
-            f"  objective {value:.4f} nats a datum",
+            f"  objective {value:.4f} nats per datum",
         ]
         if self.validation is not None and len(self.validation):
-            best = f"  validation ELBO {self.validation.max():.4f} nats a datum at best"
+            best = f"  validation ELBO {self.validation.max():.4f} nats per datum at best"
             lines.append(best + (", restored" if self.restored else ""))
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -254,10 +256,10 @@ class Imputation(Result):
             return
         ess = self.ess[known]
         few = int((ess < ESS_FLOOR).sum())
-        yield f"effective draws of z a row: median {ess.median():.0f}, fewest {ess.min():.1f}"
+        yield f"effective draws of z per row: median {ess.median():.0f}, fewest {ess.min():.1f}"
         if few:
             yield (
-                f"NOT to be trusted in {few} of {len(ess)} rows with holes, whose effective draws "
-                f"are fewer than {ESS_FLOOR:.0f}"
+                f"NOT to be trusted in {few} of {len(ess)} rows with missing values, whose "
+                f"effective draws are fewer than {ESS_FLOOR:.0f}"
             )
             yield "would help: refine=300, a q of its own for every row; more draws (num_samples)"

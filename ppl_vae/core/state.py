@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.core.program import ProgramLike, modules_of
-from ppl_vae.core.validation import choose_option
+from ppl_vae.core.validation import check_option
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def validation(enabled: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(torch_flag)
 
 
-def validating() -> bool:
+def validation_enabled() -> bool:
     """Whether arguments are checked here, which costs time and reads values."""
     return bool(Distribution._validate_args)
 
@@ -119,7 +119,7 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     Raises:
         ValueError: for ``"tf32"`` on anything but a GPU of NVIDIA's.
     """
-    choose_option("precision", name, PRECISIONS)
+    check_option("precision", name, PRECISIONS)
     if name == "tf32" and device.type != "cuda":
         raise ValueError(
             "precision='tf32' is a format of NVIDIA's GPUs; use 'float32' or 'bf16' on a "
@@ -169,33 +169,33 @@ def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def for_shapes(*programs: ProgramLike) -> Iterator[None]:
-    """Run a pair in evaluation mode for the shapes of its sites: see :func:`probing`.
+def dry_run_eval(*programs: ProgramLike) -> Iterator[None]:
+    """Run a pair in evaluation mode for the shapes of its sites: see :func:`dry_run`.
 
-    Modules that cannot be evaluated yet (which have ``stand_in()``, a context) get by there.
+    Modules that cannot be evaluated yet (which have ``dummy_scale()``, a context) get by there.
     """
     with (
-        probing(*programs),
+        dry_run(*programs),
         mode(*programs, training=False),
-        _each_in("stand_in", *programs),
+        _each_in("dummy_scale", *programs),
     ):
         yield
 
 
 @contextmanager
-def seeing_all(*programs: ProgramLike) -> Iterator[None]:
+def disable_patch_masking(*programs: ProgramLike) -> Iterator[None]:
     """Nothing of x is hidden by the programs themselves in runs inside.
 
     So what masked autoencoders score is x, and their codes are those of all that was observed.
     """
-    with _each_in("seeing_all", *programs):
+    with _each_in("disable_patch_masking", *programs):
         yield
 
 
 @contextmanager
-def evaluating(*programs: ProgramLike) -> Iterator[None]:
+def eval_mode(*programs: ProgramLike) -> Iterator[None]:
     """Evaluation mode, and nothing hidden: what is measured inside is of x, and not of parts."""
-    with mode(*programs, training=False), seeing_all(*programs):
+    with mode(*programs, training=False), disable_patch_masking(*programs):
         yield
 
 
@@ -211,7 +211,7 @@ def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
 
 
 @contextmanager
-def probing(*programs: ProgramLike) -> Iterator[None]:
+def dry_run(*programs: ProgramLike) -> Iterator[None]:
     """Run a pair only to look at it: generators and buffers (batch norm) end as they began."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
     before = [b.clone() for b in buffers]

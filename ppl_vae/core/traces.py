@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import check_automatic, without_data
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
-from ppl_vae.core.program import DATA_PLATE, ProgramLike, accepted
-from ppl_vae.core.state import for_shapes
+from ppl_vae.core.program import DATA_PLATE, ProgramLike, filter_kwargs
+from ppl_vae.core.state import dry_run_eval
 
 SAMPLE_PLATE = "_samples"
 Site = dict[str, Any]
@@ -160,12 +160,12 @@ def run_pair(
         model, guide: the pair.
         x: the rows of the batch.
         keywords: passed on to each program as far as its signature takes them.
-        num_samples: draws a datum: under a plate of samples, or, for programs that cannot have
+        num_samples: draws per datum: under a plate of samples, or, for programs that cannot have
             one (``dim`` None), by running each row so many times.
         dim: where the plate of samples stands, see :func:`sample_dim`.
     """
     repeats = num_samples if dim is None else 1
-    num_data = accepted(model, keywords).get("num_data")
+    num_data = filter_kwargs(model, keywords).get("num_data")
     check_automatic(guide, len(x), keywords, repeats)
     if repeats > 1:
         x, keywords = _repeated(x, keywords, repeats)
@@ -199,7 +199,7 @@ def _traced(
 ) -> Trace:
     under = program if dim is None else pyro.plate(SAMPLE_PLATE, number, dim=dim)(program)
     with DistinctNames():
-        return poutine.trace(under).get_trace(x, **accepted(program, keywords))
+        return poutine.trace(under).get_trace(x, **filter_kwargs(program, keywords))
 
 
 def _repeated(
@@ -223,7 +223,7 @@ def sample_dim(
         densities there (a network that takes 2-d input only, a ``softmax(dim=1)``): such a pair
         is run on repeated rows.
     """
-    with for_shapes(model, guide):
+    with dry_run_eval(model, guide):
         alone = run_pair(model, guide, x, keywords)
         plates = [frames(s) for t in (alone.model, alone.guide) for s in sites(t).values()]
         dim = min(frame.dim for found in plates for frame in found.values()) - 1
@@ -262,7 +262,7 @@ def _same_draw_by_draw(
 
 
 def check_pair(traces: PairTraces, num_rows: int) -> None:
-    """Check what two traces must have for log weights a datum to be read from them.
+    """Check what two traces must have for log weights per datum to be read from them.
 
     Raises:
         ValueError: naming the site and the way out.
@@ -296,7 +296,7 @@ def _check_plates(who: str, site: Site, num_rows: int) -> None:
     plates = frames(site)
     if DATA_PLATE not in plates:
         raise ValueError(
-            f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value a datum; put it "
+            f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value per datum; put it "
             f"under pyro.plate({DATA_PLATE!r}, len(x)). (Latent variables that all data share "
             "are not supported.)"
         )

@@ -15,7 +15,7 @@ ArrayLike: TypeAlias = Any
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+def check_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """The option itself, if it is a known one.
 
     Raises:
@@ -26,7 +26,7 @@ def choose_option(name: str, value: str, known: Mapping[str, Any] | tuple[str, .
     return value
 
 
-def at_least(name: str, value: int, smallest: int = 1) -> int:
+def check_int(name: str, value: int, smallest: int = 1) -> int:
     """The whole number itself, if it is not too small.
 
     Raises:
@@ -40,7 +40,7 @@ def at_least(name: str, value: int, smallest: int = 1) -> int:
 def as_matrix(
     x: ArrayLike, *, name: str = "x", look: bool = True, **place: Any
 ) -> Float[Tensor, "N D"]:
-    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a hole.
+    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a missing value.
 
     Args:
         x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
@@ -82,7 +82,7 @@ def as_matrix(
     return tensor
 
 
-def seen_cells(
+def observed_mask(
     x: Float[Tensor, "N D"], mask: ArrayLike | None = None, *, name: str = "x"
 ) -> Bool[Tensor, "N D"] | None:
     """Which cells of x are there: True in the mask, and not NaN. None if all are.
@@ -118,7 +118,7 @@ def as_mask(mask: ArrayLike, shape: tuple[int, ...], *, name: str = "x") -> Bool
     return mask
 
 
-def check_rows_seen(seen: Bool[Tensor, "N D"], *, name: str = "x", first: int = 0) -> None:
+def check_rows_observed(seen: Bool[Tensor, "N D"], *, name: str = "x", first: int = 0) -> None:
     """Check that every row has something observed; ``first`` is the number of the first row.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.validation import check_int
 from ppl_vae.data.row_blocks import Block
 
 CONSTANT_COLUMNS = "constant columns"
@@ -18,7 +18,7 @@ COARSE = 1e-2
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnStats:
     """What each column holds where it was observed; blocks of rows are merged pairwise.
 
     Attributes:
@@ -54,12 +54,12 @@ class Columns:
         constant[constant.clone()] = same.all(0)
         return cls(len(block.values), count, mean, scatter, first, constant, block.resolution)
 
-    def merged(self, other: "Columns") -> "Columns":
+    def merged(self, other: "ColumnStats") -> "ColumnStats":
         """These rows and those together (Chan, Golub, LeVeque 1979: no cancellation)."""
         count = self.count + other.count
         share, gap = other.count / count.clamp(min=1), other.mean - self.mean
         both = (self.count > 0) & (other.count > 0)
-        return Columns(
+        return ColumnStats(
             rows=self.rows + other.rows,
             count=count,
             mean=self.mean + gap * share,
@@ -81,7 +81,7 @@ class Columns:
 
     @property
     def num_missing(self) -> int:
-        """How many cells are holes."""
+        """How many cells are missing values."""
         return int(self.rows * len(self.count) - self.count.sum())
 
     def constant_columns(self) -> list[int]:
@@ -136,7 +136,7 @@ class Columns:
             ValueError: if it is not.
         """
         rank = self.rank()
-        if at_least("latent_dim", latent_dim) >= rank:
+        if check_int("latent_dim", latent_dim) >= rank:
             raise ValueError(too_many(latent_dim, f"at most {rank}", self.rows, len(self.count)))
 
     def _check_resolution(self, resolution: float) -> None:

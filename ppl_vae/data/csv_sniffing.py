@@ -56,7 +56,7 @@ def _stripped(cells: pd.Series) -> pd.Series:
 
 
 @dataclass
-class Sheet:
+class TextTable:
     """The lines of a text file that have cells, each with its number."""
 
     name: str
@@ -72,7 +72,7 @@ class Sheet:
             self.lines = [(number, " ".join(line.split())) for number, line in self.lines]
 
     @classmethod
-    def of(cls, path: Path, delimiter: str | None, holes: Sequence[str]) -> "Sheet":
+    def of(cls, path: Path, delimiter: str | None, holes: Sequence[str]) -> "TextTable":
         """The sheet in a file; what is found is added to its notes.
 
         Raises:
@@ -128,7 +128,7 @@ class Sheet:
         return re.fullmatch(NUMBER, plain.strip()) is not None
 
     def is_hole(self, cell: str) -> bool:
-        """Whether it marks a hole."""
+        """Whether it marks a missing value."""
         return cell.strip().casefold() in self.holes
 
     def width(self, header: bool | None) -> int:

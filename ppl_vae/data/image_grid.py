@@ -13,11 +13,11 @@ from ppl_vae.core.results import Result
 
 
 @dataclass(frozen=True)
-class Tiles(Result):
+class ImageGrid(Result):
     """Rows of data to be drawn beside one another, as images or as profiles over the columns.
 
     Attributes:
-        values: (R, C, D), in the data's units; NaN in holes.
+        values: (R, C, D), in the data's units; NaN in missing values.
         down: what each of the R rows of tiles is.
         across: what each of the C columns of tiles is.
         image_shape: height and width, if a datum is an image.

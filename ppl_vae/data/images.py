@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ppl_vae.core.files import whole_file
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import choose_option
+from ppl_vae.core.validation import check_option
 
 DATA = "PPL_VAE_DATA"
 """The environment variable that names a folder of data sets."""
@@ -107,7 +107,7 @@ def image_set(
         quantitative analysis of deep belief networks (2008); Larochelle, Murray: The neural
         autoregressive distribution estimator (2011), of the fixed binarization.
     """
-    read = IMAGE_SETS[choose_option("name", name, IMAGE_SETS)]
+    read = IMAGE_SETS[check_option("name", name, IMAGE_SETS)]
     folder = cache_folder() if cache is None else Path(cache)
     return read(part, partial(_found, cache=folder, download=download))
 
@@ -170,7 +170,7 @@ def _found(
 
 
 def _read_idx_set(name: str, part: str, find: Find) -> Images:
-    start = PARTS[choose_option("part", part, PARTS)]
+    start = PARTS[check_option("part", part, PARTS)]
     images, labels = (
         _read_idx(name, f"{start}-{kind}-ubyte.gz", find)
         for kind in ("images-idx3", "labels-idx1")
@@ -218,7 +218,7 @@ def _download(name: str, file: str, path: Path) -> None:
 
 
 def _read_binarized(part: str, find: Find) -> Images:
-    choose_option("part", part, SHA256)
+    check_option("part", part, SHA256)
     path = find("BinarizedMNIST", "binarized_mnist.npz", None)
     try:
         with np.load(io.BytesIO(path.read_bytes())) as packed:

@@ -1,4 +1,5 @@
-"""Tables as blocks of rows: matrices, memory maps and iterables of blocks, holes included."""
+"""Tables as blocks of rows: matrices, memory maps and iterables of blocks, missing values
+included."""
 
 import math
 import mmap
@@ -11,7 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.validation import ArrayLike, as_mask, as_matrix, check_rows_seen, seen_cells
+from ppl_vae.core.validation import (
+    ArrayLike,
+    as_mask,
+    as_matrix,
+    check_rows_observed,
+    observed_mask,
+)
 
 RowSource: TypeAlias = Any
 """A matrix of any kind, a ``numpy.memmap``, or an iterable of matrices: blocks of rows."""
@@ -33,7 +40,7 @@ class Block:
     """Some rows of a table, in float64.
 
     Attributes:
-        values: (B, D), zero in the holes.
+        values: (B, D), zero in the missing values.
         seen: which cells are there; None if all are.
         totals: the sums of the columns, (D,).
         resolution: the relative spacing of the numbers as they came.
@@ -65,7 +72,7 @@ class Block:
         if mask is None and bool(totals.isfinite().all()):
             return cls(values, None, totals, resolution)
         as_matrix(values, name=name)
-        seen = seen_cells(values, mask, name=name)
+        seen = observed_mask(values, mask, name=name)
         if seen is not None:
             values = torch.where(seen, values, 0.0)
         return cls(values, seen, values.sum(0), resolution)
@@ -90,12 +97,12 @@ class RowBlocks:
 
     A memory map is read in pieces, of which none stays in memory; so is any iterable that starts
     anew each time it is iterated over (a list of arrays, an object with ``__iter__``). A generator
-    can be read once: enough for complete data, too little for data with holes.
+    can be read once: enough for complete data, too little for data with missing values.
 
     Args:
-        x: the table; NaN is a hole.
+        x: the table; NaN marks a missing value.
         mask: True where observed, of the shape of a matrix or memory map; blocks of an iterable
-            mark holes with NaN.
+            mark missing values with NaN.
         device: of the blocks; x's own by default.
         rescale: whether blocks are divided by a power of two where the squares of x would leave
             the range of float64, which changes no digit.
@@ -105,8 +112,8 @@ class RowBlocks:
         unit: by what blocks are divided, 1 for all usual tables; known once a block was read.
 
     Raises:
-        TypeError, ValueError: as :func:`~ppl_vae.core.validation.as_matrix`; if a mask is given for an
-            iterable.
+        TypeError, ValueError: as :func:`~ppl_vae.core.validation.as_matrix`; if a mask is given
+            for an iterable.
     """
 
     def __init__(
@@ -130,11 +137,12 @@ class RowBlocks:
             self._mask = None if mask is None else as_mask(mask, tuple(x.shape))
         elif mask is not None:
             raise ValueError(
-                "mask goes with a matrix or a memory map; blocks of an iterable mark holes by NaN"
+                "mask goes with a matrix or a memory map; blocks of an iterable mark missing "
+                "values by NaN"
             )
 
     def read(self, numbers_a_row: int | None = None) -> Iterator[Block]:
-        """The rows in order, in blocks small enough for so many working numbers a row (or 3 D).
+        """The rows in order, in blocks small enough for so many working numbers per row (or 3 D).
 
         Raises:
             ValueError: if there are no blocks, or of several widths; if a row has nothing
@@ -160,7 +168,7 @@ class RowBlocks:
                     as_matrix(x, name=name)  # counts the infinite entries of all of x
                     raise
                 if block.seen is not None:
-                    check_rows_seen(block.seen, first=start)
+                    check_rows_observed(block.seen, first=start)
                 start += len(block.values)
                 yield block
         if width is None:
@@ -195,8 +203,8 @@ class RowBlocks:
         blocks = iter(x)
         if blocks is x and self._read:
             raise ValueError(
-                "x is an iterator, which can be read once, and with holes it is read in each "
-                "iteration; give a list of blocks, or an object whose __iter__ starts anew"
+                "x is an iterator, which can be read once, and with missing values it is read in "
+                "each iteration; give a list of blocks, or an object whose __iter__ starts anew"
             )
         self._read = True
         return blocks

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from sklearn.datasets import load_digits
 
 from ppl_vae.core.validation import as_matrix
-from ppl_vae.data.csv_sniffing import NUMBER, SAMPLE, Sheet, quoted
+from ppl_vae.data.csv_sniffing import NUMBER, SAMPLE, TextTable, quoted
 
 MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
 DOUBTFUL_MARKERS = MARKERS[3:]
@@ -35,10 +35,10 @@ class Table:
 
     Attributes:
         name: of the file; what messages call it.
-        values: one row a datum; NaN marks a hole.
+        values: one row a datum; NaN marks a missing value.
         columns: D names; where the file has none, x<k> for the k-th column of the file.
-        row_names: one a row, if the file has them.
-        labels: one a row, text or numbers, if there is a label column.
+        row_names: one per row, if the file has them.
+        labels: one per row, text or numbers, if there is a label column.
         label: that column's name.
         image_shape: height and width, for rows that are images.
         notes: what was found by looking, for a person to check.
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def num_missing(self) -> int:
-        """How many entries are holes."""
+        """How many entries are missing values."""
         return int(np.isnan(self.values).sum())
 
     def constant_columns(self) -> tuple[str, ...]:
@@ -102,7 +102,8 @@ def read_table(
         image_shape: height and width, if rows are images; known for an (N, H, W) array.
 
     Raises:
-        ValueError: if it is not one table of finite numbers and holes; says where, what to do.
+        ValueError: if it is not one table of finite numbers and missing values; says where, what
+            to do.
         TypeError: if an array's entries are not real numbers.
         FileNotFoundError: if there is no such file.
     """
@@ -114,7 +115,7 @@ def read_table(
     else:
         draft = _draft_of_text(path, header, delimiter, holes)
     if len(draft.cells) < 2:
-        raise ValueError(f"{path} has a single row; it must have two or more, one a datum")
+        raise ValueError(f"{path} has a single row; it must have two or more, one per datum")
     row_names, (labels, label) = draft.take_row_names(label), draft.take_labels(label)
     values, shape = draft.matrix(), image_shape or draft.image_shape
     if shape and shape[0] * shape[1] != values.shape[1]:
@@ -137,7 +138,7 @@ def _suffix(path: Path) -> str:
 
 
 @dataclass
-class _Draft:
+class _TableBuilder:
     """Cells on their way to a table: their numbers, and ``odd``, words that are no numbers."""
 
     name: str
@@ -197,7 +198,8 @@ class _Draft:
         if missing := int(np.isnan(values).sum()) - len(odd):
             raise ValueError(
                 f"{self.name}: the label column {name!r} is empty in {missing} row(s); fill them "
-                "or remove the rows; if they name a class, give as missing what else marks a hole"
+                "or remove the rows; if they name a class, give as missing what else marks a "
+                "missing value"
             )
         labels = self.cells[name] if len(odd) else values.astype(int) if whole else values
         return tuple(labels.tolist()), name
@@ -218,7 +220,7 @@ class _Draft:
         return text[0]
 
     def matrix(self) -> Float[np.ndarray, "N D"]:
-        """What is left, as numbers and holes."""
+        """What is left, as numbers and missing values."""
         self.refuse_words()
         words = [self.cells[n] for n in self.numbers if self.cells[n].dtype == object]
         doubtful = (cells[cells.str.casefold().isin(DOUBTFUL_MARKERS)] for cells in words)
@@ -228,7 +230,7 @@ class _Draft:
         return as_matrix(stack, name=self.name, dtype=torch.float64).numpy()
 
     def refuse_words(self) -> None:
-        """Refuse words that are neither numbers nor holes, and tables without numbers."""
+        """Refuse words that are neither numbers nor missing values, and tables without numbers."""
         text = [name for name in self.numbers if self.is_text(name)]
         for name in self.numbers:
             if len(odd := self.odd[name]) and name not in text:
@@ -236,8 +238,8 @@ class _Draft:
                 seen = ", ".join(f"{odd[row]!r} (line {self.line_of(row)})" for row in rows)
                 raise ValueError(
                     f"{self.name}: column {name!r}: {len(odd)} of {len(self.cells)} cells "
-                    f"hold no number: {seen}; give missing {odd.iloc[0]!r} if that marks a hole, "
-                    "otherwise mend them"
+                    f"hold no number: {seen}; give missing {odd.iloc[0]!r} if that marks a "
+                    "missing value, otherwise mend them"
                 )
         if text:
             raise ValueError(
@@ -254,7 +256,7 @@ class _Draft:
 def _numbers(
     cells: pd.Series, holes: Sequence[str], comma: bool
 ) -> tuple[Float[np.ndarray, "N"], pd.Series]:
-    """Numbers (NaN elsewhere), and the words that are neither numbers nor holes."""
+    """Numbers (NaN elsewhere), and the words that are neither numbers nor missing values."""
     values, odd = cells, cells.head(0)
     if cells.dtype == object:
         plain = cells.str.replace(",", ".") if comma else cells
@@ -266,7 +268,7 @@ def _numbers(
     return (np.where(np.isin(array, amounts), np.nan, array) if amounts else array), odd
 
 
-def _draft_of_array(path: Path, holes: Sequence[str], given: tuple[Any, ...]) -> _Draft:
+def _draft_of_array(path: Path, holes: Sequence[str], given: tuple[Any, ...]) -> _TableBuilder:
     if given != (None, None):
         raise ValueError(f"{path} is an array: it has no header and no delimiter")
     try:
@@ -286,13 +288,13 @@ def _draft_of_array(path: Path, holes: Sequence[str], given: tuple[Any, ...]) ->
     flat = as_matrix(rows, name=path.name, dtype=torch.float64).numpy()
     cells = pd.DataFrame(flat, columns=[f"x{k + 1}" for k in range(flat.shape[1])])
     shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
-    return _Draft(path.name, cells, holes, image_shape=shape, notes=notes)
+    return _TableBuilder(path.name, cells, holes, image_shape=shape, notes=notes)
 
 
 def _draft_of_text(
     path: Path, header: bool | None, delimiter: str | None, holes: Sequence[str]
-) -> _Draft:
-    sheet = Sheet.of(path, delimiter, holes)
+) -> _TableBuilder:
+    sheet = TextTable.of(path, delimiter, holes)
     width = sheet.width(header)
     first, *rest = (row for _, row in islice(sheet.rows(), SAMPLE))
     short = len(first) < width
@@ -306,7 +308,7 @@ def _draft_of_text(
     if header is None:
         sheet.note_header(first, headed, bool(above))
     cells = sheet.frame(sheet.distinct(names), headed)
-    return _Draft(
+    return _TableBuilder(
         path.name,
         cells,
         holes,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.validation import check_int
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def count_words(
         else [*stop_words],
         token_pattern=r"(?u)\b[^\W\d_]{3,}\b",
         max_features=max_words,
-        min_df=at_least("min_documents", min_documents),
+        min_df=check_int("min_documents", min_documents),
         max_df=max_share,
     )
     try:

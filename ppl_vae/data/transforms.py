@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, choose_option
-from ppl_vae.data.column_stats import Columns
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
+from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.models.standardization import LARGEST_RATIO, looks_grey
 
 
@@ -100,7 +100,7 @@ class Units:
         return 1.0 if self.per_column else float(self.scale)
 
     @classmethod
-    def standardized(cls, columns: Columns) -> "Units":
+    def standardized(cls, columns: ColumnStats) -> "Units":
         """Mean zero and variance one for each column; a constant column keeps its scale."""
         scale = torch.where(columns.constant, 1.0, columns.variance.sqrt())
         return cls(columns.centre, scale)
@@ -168,7 +168,7 @@ class Scaling:
 
 def choose_scaling(
     x: Float[Tensor, "N D"],
-    columns: Columns,
+    columns: ColumnStats,
     scale: str = "auto",
     *,
     image_shape: tuple[int, int] | None = None,
@@ -191,7 +191,7 @@ def choose_scaling(
     Raises:
         ValueError: if ``scale`` is not known, or x does not vary.
     """
-    choose_option("scale", scale, SCALES)
+    check_option("scale", scale, SCALES)
     common, varies = Units.of(x), ~columns.constant
     deviations = columns.variance.sqrt()[varies]
     low, high = float(deviations.min()), float(deviations.max())
@@ -219,8 +219,8 @@ def choose_scaling(
 def binarize(x: ArrayLike, generator: torch.Generator | None = None) -> Float[Tensor, "N D"]:
     """A coin for each entry of x, which is one with the probability that the entry states.
 
-    Once, it makes a fixed binary data set of grey images; as ``fit_svi(..., each_epoch=binarize)``
-    it makes one anew for each epoch.
+    Once, it makes a fixed binary data set of grey images; as ``fit_svi(...,
+    epoch_transform=binarize)`` it makes one anew for each epoch.
 
     Args:
         x: (N, D), in 0..1; NaN stays NaN.
@@ -263,7 +263,7 @@ class Dequantization:
     step: float = 1 / 255
 
     def __post_init__(self) -> None:
-        at_least("levels", self.levels, 2)
+        check_int("levels", self.levels, 2)
         if not self.step > 0:
             raise ValueError(f"step must be positive; got {self.step}")
 
@@ -296,9 +296,9 @@ class Dequantization:
         return (y * self.levels).floor() * self.step
 
     def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        """What to add to log densities of y to get those of x, in nats a datum.
+        """What to add to log densities of y to get those of x, in nats per datum.
 
-        Of each row's observed cells; only the holes of x matter, not its values.
+        Of each row's observed cells; only the missing values of x matter, not its values.
         """
         scale = torch.tensor(self.levels * self.step, dtype=torch.float64)
         return Units(torch.zeros_like(x[0]), scale).log_jacobian(x)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.program import Density
-from ppl_vae.core.validation import choose_option
+from ppl_vae.core.validation import check_option
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 FAMILIES = (*COVARIANCES, "delta")
@@ -31,12 +31,12 @@ ROOM_ABOVE, ROOM_BELOW = 5.0, 20.0
 def num_scale_outputs(covariance: str, latent_dim: int) -> int:
     """How many free numbers a covariance of the family has."""
     k = latent_dim
-    choose_option("covariance", covariance, FAMILIES)
+    check_option("covariance", covariance, FAMILIES)
     sizes = {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2, "delta": 0}
     return sizes[covariance]
 
 
-def soft_bound(log_variance: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+def soft_clamp(log_variance: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """A log-variance that a float can hold: the identity from -60 to 30, within -80 and 35 always.
 
     Between the two it is the number given, bit for bit, so that weights of a network that was
@@ -64,9 +64,9 @@ def gaussian(
 
     Args:
         loc: means.
-        raw: :func:`num_scale_outputs` numbers a datum: log-variances, or for ``"full"`` the K
+        raw: :func:`num_scale_outputs` numbers per datum: log-variances, or for ``"full"`` the K
             log-variances on the diagonal of L followed by its lower triangle, row by row, each
-            row in units of its diagonal entry. They are bounded by :func:`soft_bound`.
+            row in units of its diagonal entry. They are bounded by :func:`soft_clamp`.
         covariance: the family.
         units: standard deviations that ``raw`` is relative to, all of them 1 by default; for
             ``"isotropic"`` the same for all dimensions, and ``"unit"`` has none.
@@ -87,11 +87,11 @@ def gaussian(
 
 
 def _scale(log_variance: Tensor, units: Tensor | None) -> Tensor:
-    scale = torch.exp(0.5 * soft_bound(log_variance))
+    scale = torch.exp(0.5 * soft_clamp(log_variance))
     return scale if units is None else units * scale
 
 
-def restrict(posterior: Density, covariance: str) -> Density:
+def kl_projection(posterior: Density, covariance: str) -> Density:
     """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
 
     With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1

@@ -1,4 +1,5 @@
-"""What is approximated: Gaussian guides q(z | x), exact, one a datum, or amortized by an encoder.
+"""What is approximated: Gaussian guides q(z | x), exact, one per datum, or amortized by an
+encoder.
 
 The family is an argument, see :mod:`ppl_vae.guides.families`.
 """
@@ -15,15 +16,15 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppl_vae.core.program import Density, Program, accepted, as_rows, data_plate
-from ppl_vae.core.state import validating
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.program import Density, Program, as_rows, data_plate, filter_kwargs
+from ppl_vae.core.state import validation_enabled
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.guides.families import (
     COVARIANCES,
     FAMILIES,
     gaussian,
+    kl_projection,
     num_scale_outputs,
-    restrict,
 )
 from ppl_vae.networks.patches import HiddenPatches
 
@@ -31,8 +32,8 @@ MISSING = ("zeros", "zeros+mask")
 
 
 def num_encoder_inputs(missing: str, data_dim: int) -> int:
-    """How many columns an encoder gets that sees holes in this way."""
-    choose_option("missing", missing, MISSING)
+    """How many columns an encoder gets that sees missing values in this way."""
+    check_option("missing", missing, MISSING)
     return {"zeros": data_dim, "zeros+mask": 2 * data_dim}[missing]
 
 
@@ -73,7 +74,7 @@ class ExactGuide(GaussianGuide):
 
     Args:
         model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``; for data
-            with holes, with ``posterior(x, mask=mask)``.
+            with missing values, with ``posterior(x, mask=mask)``.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
@@ -85,7 +86,7 @@ class ExactGuide(GaussianGuide):
             )
         # In a tuple: as a submodule the model would be renamed, and would not train with its own.
         self._held = (model,)
-        self.covariance = choose_option("covariance", covariance, COVARIANCES)
+        self.covariance = check_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)
 
     def distribution(
@@ -97,22 +98,22 @@ class ExactGuide(GaussianGuide):
             ValueError: if there is a mask, and the model's ``posterior`` takes none.
         """
         (model,) = self._held
-        holes = accepted(model.posterior, {"mask": mask})
+        holes = filter_kwargs(model.posterior, {"mask": mask})
         if mask is not None and not holes:
             raise ValueError(
                 f"x has missing entries, and the posterior of {type(model).__name__} takes no "
-                "keyword 'mask'; use AmortizedGuide or MeanFieldGuide, whose model scores the "
+                "keyword 'mask'; use AmortizedGuide or PerDatumGuide, whose model scores the "
                 "observed cells"
             )
         if isinstance(model, PyroModule):
             posterior = pyro_method(lambda module: module.posterior(x, **holes))(model)
         else:
             posterior = model.posterior(x, **holes)
-        return restrict(posterior, self.covariance)
+        return kl_projection(posterior, self.covariance)
 
 
-class MeanFieldGuide(GaussianGuide):
-    """One free q_i a datum, looked up by ``index``: variational inference before amortization.
+class PerDatumGuide(GaussianGuide):
+    """One free q_i per datum, looked up by ``index``: variational inference before amortization.
 
     Args:
         num_data: N, the rows of the data it is for.
@@ -122,9 +123,9 @@ class MeanFieldGuide(GaussianGuide):
 
     def __init__(self, num_data: int, latent_dim: int, *, covariance: str = "diagonal") -> None:
         super().__init__()
-        self.num_data = at_least("num_data", num_data)
-        self.latent_dim = at_least("latent_dim", latent_dim)
-        self.covariance = choose_option("covariance", covariance, FAMILIES)
+        self.num_data = check_int("num_data", num_data)
+        self.latent_dim = check_int("latent_dim", latent_dim)
+        self.covariance = check_option("covariance", covariance, FAMILIES)
         self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
         width = num_scale_outputs(covariance, latent_dim)
         if width:
@@ -148,7 +149,7 @@ class MeanFieldGuide(GaussianGuide):
         """
         if num_data is not None and num_data != self.num_data:
             raise ValueError(
-                f"num_data is {num_data}, and this MeanFieldGuide has one q a datum for "
+                f"num_data is {num_data}, and this PerDatumGuide has one q per datum for "
                 f"{self.num_data}; for new data use an AmortizedGuide"
             )
         return super().forward(x, num_data=num_data, **keywords)
@@ -165,12 +166,12 @@ class MeanFieldGuide(GaussianGuide):
         if index is None:
             if len(x) != self.num_data:
                 raise ValueError(
-                    f"x has {len(x)} rows, this MeanFieldGuide one q a datum for {self.num_data}; "
-                    "give index=, the rows of the data that x holds "
+                    f"x has {len(x)} rows, this PerDatumGuide one q per datum for "
+                    f"{self.num_data}; give index=, the rows of the data that x holds "
                     "(for new data use an AmortizedGuide)"
                 )
             return gaussian(self.loc, self.raw, self.covariance)
-        if validating() and index.device.type == "cpu" and len(index):
+        if validation_enabled() and index.device.type == "cpu" and len(index):
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.num_data:
                 raise IndexError(
@@ -191,17 +192,17 @@ class AmortizedGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
             model has; the encoder then returns means alone, (rows, K).
-        missing: what the encoder sees of a hole: ``"zeros"``, a zero; ``"zeros+mask"``, a zero,
-            and right of the D columns of x the mask as D more, 1 where observed (all ones for
-            complete rows), so that a hole is not taken for a zero.
+        missing: what the encoder sees of a missing value: ``"zeros"``, a zero; ``"zeros+mask"``, a
+            zero, and right of the D columns of x the mask as D more, 1 where observed (all ones
+            for complete rows), so that a missing value is not taken for a zero.
         inputs: what an encoder is given in place of x, in training or not, such as
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
             the same shape; missing values are zero after it. By default x itself.
         corruption: what is done to x before the encoder sees it, in training alone, e.g.
-            :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in their holes,
-            which stay zeros. The model scores x itself.
+            :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in place of missing
+            values, which stay zeros. The model scores x itself.
         hiding: patches of x that the encoder does not see, in training or not: it takes them for
-            holes, and the model scores nothing else. An encoder that names a keyword
+            missing values, and the model scores nothing else. An encoder that names a keyword
             ``num_seen`` is told how many patches are left.
 
     References:
@@ -224,9 +225,9 @@ class AmortizedGuide(GaussianGuide):
         hiding: HiddenPatches | None = None,
     ) -> None:
         super().__init__()
-        self.latent_dim = at_least("latent_dim", latent_dim)
-        self.covariance = choose_option("covariance", covariance, FAMILIES)
-        self.missing = choose_option("missing", missing, MISSING)
+        self.latent_dim = check_int("latent_dim", latent_dim)
+        self.covariance = check_option("covariance", covariance, FAMILIES)
+        self.missing = check_option("missing", missing, MISSING)
         self.encoder = encoder
         self.inputs = inputs
         self.corruption = corruption
@@ -252,11 +253,11 @@ class AmortizedGuide(GaussianGuide):
             hidden = pyro.sample("hidden", self.hiding.subsets(x))
             seen = ~self.hiding.cells(hidden.bool())
             seen = seen if mask is None else seen & mask
-            told = accepted(self.encoder, {"num_seen": self.hiding.num_seen})
+            told = filter_kwargs(self.encoder, {"num_seen": self.hiding.num_seen})
             return pyro.sample("z", self._read(x.expand_as(seen), seen, **told))
 
     @contextmanager
-    def seeing_all(self) -> Iterator[None]:
+    def disable_patch_masking(self) -> Iterator[None]:
         """Nothing is hidden in runs inside, and the model scores all that was observed."""
         before, self.hiding = self.hiding, None
         try:
@@ -299,7 +300,7 @@ class AmortizedGuide(GaussianGuide):
     def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             x = torch.where(mask, x, 0.0)
-        if validating() and (count := int(x.isnan().sum())):
+        if validation_enabled() and (count := int(x.isnan().sum())):
             raise ValueError(
                 f"x has {count} entries that are NaN and that no mask tells the guide of; call it "
                 "with mask=~x.isnan(), as everything does that takes x and a pair"

@@ -1,4 +1,4 @@
-"""Pairs, ladders and comparisons for ArviZ: ``InferenceData`` for 0.x, ``DataTree`` for 1.x.
+"""Pairs, lineages and comparisons for ArviZ: ``InferenceData`` for 0.x, ``DataTree`` for 1.x.
 
 Data stand along the dim ``datum``, their entries along ``column``; a latent site z has the dims
 ``z_dim_0``, ..., as ArviZ itself calls what it has no name for. A "/" in a site's name, which
@@ -18,8 +18,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
-from ppl_vae.core.program import ProgramLike, as_observed
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.program import ProgramLike, as_data_and_mask
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
@@ -31,7 +31,7 @@ from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
 from ppl_vae.lineage.metrics import is_per_datum
 from ppl_vae.lineage.run import Lineage
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 
 ArvizData: TypeAlias = Any
 """``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
@@ -59,8 +59,8 @@ def to_arviz(
 
     ====================  =============================  =========================================
     posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide
-    posterior_predictive  chain, draw, datum, column     a draw of x for each, holes filled
-    prior_predictive      chain, draw, column            one datum a draw
+    posterior_predictive  chain, draw, datum, column     a draw of x for each, missing values
+    filled prior_predictive      chain, draw, column            one datum a draw
     observed_data         datum, column                  x, NaN where missing
     log_likelihood        chain (1), draw (1), datum     the *marginal* log p(x_n), nothing else
     sample_stats          chain, draw, datum             ``lp`` = log p(x, z), ``log_weight`` =
@@ -72,7 +72,7 @@ def to_arviz(
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws a datum, S, in all chains together.
+        num_samples: draws per datum, S, in all chains together.
         num_chains: into which the draws, all of them independent, are parted.
         mask: True where x is observed; NaN in x says the same.
         rows: look at these rows of x only, (B,); by default at all.
@@ -90,7 +90,7 @@ def to_arviz(
     if hasattr(x, "columns"):  # a pandas DataFrame
         columns = x.columns if columns is None else columns
         row_names = x.index if row_names is None else row_names
-    data, seen = as_observed(x, mask, model=model, guide=guide)
+    data, seen = as_data_and_mask(x, mask, model=model, guide=guide)
     chosen = _chosen(rows, len(data))
     labels = {
         "datum": labels_of("row_names", row_names, len(data))[chosen.numpy()],
@@ -109,7 +109,7 @@ def to_arviz(
 
 
 def _check_chains(num_samples: int, num_chains: int) -> None:
-    if at_least("num_samples", num_samples) % at_least("num_chains", num_chains):
+    if check_int("num_samples", num_samples) % check_int("num_chains", num_chains):
         raise ValueError(
             f"num_samples must be a multiple of num_chains; got {num_samples} and {num_chains}"
         )
@@ -146,26 +146,26 @@ def _as_estimate(value: LogLikelihood | ArrayLike, num_data: int) -> LogLikeliho
 def lineage_to_arviz(
     lineage: Lineage, *, num_data: int = 8, num_samples: int = 400, seed: int = 0
 ) -> ArvizData:
-    """A climbed ladder for ArviZ: the groups of :func:`to_arviz`, with a variable a rung.
+    """A climbed lineage for ArviZ: the groups of :func:`to_arviz`, with a variable a stage.
 
     ``posterior["vae"]``, ``posterior_predictive["vae"]``, ``sample_stats["lp vae"]``; the sites of
     a pair that has several are told apart, ``posterior["mine z1"]``. Draws are made for the first
     held-out rows; log_likelihood has all that were scored. Data and densities are in the data's
-    units. Rungs whose guide has a q for training rows only have no draws; the attribute
+    units. Stages whose guide has a q for training rows only have no draws; the attribute
     ``left_out`` names them.
 
     Args:
         lineage: of :func:`ppl_vae.lineage.run.run_lineage`.
         num_data: held-out rows to draw for; fewer, and then fewer draws, where a group would hold
             more than 2^21 numbers.
-        num_samples: draws a datum, in four chains.
-        seed: of the draws; each rung's start from it anew.
+        num_samples: draws per datum, in four chains.
+        seed: of the draws; each stage's start from it anew.
 
     Raises:
         ValueError: if the lineage was read from a file, which holds no pairs; if num_samples is
             no multiple of four.
     """
-    at_least("num_data", num_data)
+    check_int("num_data", num_data)
     _check_chains(num_samples, LINEAGE_CHAINS)
     if lineage.data is None:
         raise ValueError("this lineage has no pairs to draw from; was it read from a file?")
@@ -180,7 +180,7 @@ def lineage_to_arviz(
         draws = _rung_draws(lineage, name, num_data, num_samples, seed)
         for group, variables in grouped(draws, LINEAGE_CHAINS, width, name).items():
             groups[group] |= variables
-    scored = {row.rung: row.held_out for row in lineage.rows if row.held_out is not None}
+    scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
     groups["log_likelihood"] = {name: pointwise(value) for name, value in scored.items()}
     labels = {
         "datum": lineage.data.test_rows.numpy(),
@@ -199,16 +199,18 @@ def _left_out(lineage: Lineage) -> str:
 def _rung_draws(
     lineage: Lineage, name: str, num_data: int, num_samples: int, seed: int
 ) -> PairDraws:
-    """Draws of a rung for the first held-out rows, data and densities in the data's units."""
+    """Draws of a stage for the first held-out rows, data and densities in the data's units."""
     assert lineage.data is not None and lineage.units is not None
     (model, guide), units = lineage.pairs[name], lineage.units
     x = lineage.data.test[:num_data]
-    inner, mask = as_observed(units.apply(x) if name in RUNGS else x, model=model, guide=guide)
+    inner, mask = as_data_and_mask(
+        units.apply(x) if name in STAGES else x, model=model, guide=guide
+    )
     rows = torch.arange(len(x), device=inner.device)
     draws = pair_draws(
         model, guide, inner, num_samples=num_samples, mask=mask, rows=rows, seed=seed
     )
-    if name not in RUNGS:
+    if name not in STAGES:
         return draws
 
     def back(arrays: Arrays) -> Arrays:
@@ -234,7 +236,7 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
     estimates raise its flag ``warning``. The pooled tail index comes as ``pareto_k`` (infinite
     where an estimate is unreliable and has none, 0 where it is reliable and needs none), the
     largest of its limits as ``good_k``. ArviZ's default weights (stacking) are lost where log p
-    leaves +-700 nats a datum, whose exponential no number
+    leaves +-700 nats per datum, whose exponential no number
     holds; ask it for ``method="pseudo-BMA"`` there.
 
     Args:

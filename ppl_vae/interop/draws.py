@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike, check_support
-from ppl_vae.core.state import evaluating, isolated_store, seeded
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import (
     PairTraces,
     by_draw_and_datum,
@@ -32,7 +32,7 @@ class PairDraws:
 
     Attributes:
         latent: draws of q(z | x), (S, B, ...).
-        predictive: draws of x given each of them, holes filled, (S, B, ...).
+        predictive: draws of x given each of them, missing values filled, (S, B, ...).
         prior_predictive: draws of x given draws of the prior, one datum a draw, (S, ...).
         observed: the data as the model observes them, NaN where missing, (B, ...).
         log_weight: log p(x, z) - log q(z | x), in nats, (S, B).
@@ -69,19 +69,20 @@ def pair_draws(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data, as :func:`ppl_vae.core.program.as_observed` gives them.
-        num_samples: draws a datum, S; and as many from the prior.
+        x, mask: the whole data, as :func:`ppl_vae.core.program.as_data_and_mask` gives them.
+        num_samples: draws per datum, S; and as many from the prior.
         rows: of x to draw for.
         seed: of the draws.
 
     Raises:
-        ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses; a model that observes nothing;
-            missing entries and an observed site that has another number of entries a datum.
+        ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses; a model that observes
+            nothing; missing entries and an observed site that has another number of entries per
+            datum.
     """
     check_support(model, x, mask)
     size = (num_samples, len(rows))
     draws = PairDraws(log_weight=np.empty(size), log_joint=np.empty(size))
-    with isolated_store(), seeded(seed), evaluating(model, guide):
+    with isolated_store(), seeded(seed), eval_mode(model, guide):
         for place, run in _runs(model, guide, x, mask, rows, num_samples):
             _keep(draws, place, run, None if mask is None else mask[rows[place[1]]])
         _keep_prior(draws, model, x, num_samples)

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.interop.estimators import DTYPES, CodeTransformer, HoledRows, as_array, drawn_seed
+from ppl_vae.interop.estimators import (
+    DTYPES,
+    CodeTransformer,
+    RowsWithMissingValues,
+    as_array,
+    drawn_seed,
+)
 from ppl_vae.likelihoods.discrete import Categorical
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.decoder_model import DecoderModel
@@ -31,10 +37,10 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
     """The codes of an autoencoder, a VAE or another pair, for pipelines and searches.
 
     ``transform`` is the mean of q(z | x), of an autoencoder f(x); ``inverse_transform`` is the
-    mean of p(x | z). NaN is a hole, of which the encoder sees what the pair says (``missing=``).
-    Columns should be of one scale, as for any network. There is no ``score``: what a pair
-    maximises can be compared between pairs only if it bounds log p(x), and an autoencoder's does
-    not.
+    mean of p(x | z). NaN marks a missing value, of which the encoder sees what the pair says
+    (``missing=``). Columns should be of one scale, as for any network. There is no ``score``: what
+    a pair maximises can be compared between pairs only if it bounds log p(x), and an autoencoder's
+    does not.
 
     Args:
         model: a fitted pair (:class:`~ppl_vae.Autoencoder`, :class:`~ppl_vae.VAE`), which is used
@@ -42,7 +48,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
             Or a callable that makes a pair of a width and a seed, such as
             ``lambda data_dim, seed: VAE.mlp(data_dim, 8, seed=seed)``, which ``fit`` fits in the
             numbers of X (float32 is faster). Or None, an ``Autoencoder.mlp`` that starts at the
-            means of the columns, and sees the mask beside x if X has holes.
+            means of the columns, and sees the mask beside x if X has missing values.
         n_components: K, if model is None; None is 8, or D if that is less.
         epochs, batch_size, lr, device: of the fit of a pair that is made here, as
             :func:`ppl_vae.fit_svi` takes them. Fewer rows than a batch are one.
@@ -98,7 +104,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         """Fit the pair to what was observed of X; one that is fitted already is only checked.
 
         Args:
-            X: (N, D); NaN is a hole.
+            X: (N, D); NaN marks a missing value.
             y: ignored.
 
         Raises:
@@ -127,11 +133,12 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         return as_array(self.model_.decode(torch.as_tensor(X)).mean)
 
 
-class EncoderClassifier(ClassifierMixin, HoledRows, BaseEstimator):
+class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
     """A classifier that begins as the encoder of a pair, which may have seen rows without labels.
 
     p(y | x) = softmax(A f(x) + b), with f(x) the mean of the code, by maximum likelihood
-    (:class:`~ppl_vae.SupervisedEncoder`). NaN in X is a hole, of which f sees what the pair says.
+    (:class:`~ppl_vae.SupervisedEncoder`). NaN in X is a missing value, of which f sees what the
+    pair says.
 
     Args:
         model: a fitted pair, which is left as it is; a callable that makes one of a width and a
@@ -193,7 +200,7 @@ class EncoderClassifier(ClassifierMixin, HoledRows, BaseEstimator):
         """Learn the classes of rows.
 
         Args:
-            X: (N, D); NaN is a hole.
+            X: (N, D); NaN marks a missing value.
             y: a class for each row, (N,).
 
         Raises:
@@ -203,7 +210,7 @@ class EncoderClassifier(ClassifierMixin, HoledRows, BaseEstimator):
                 :class:`~ppl_vae.SupervisedEncoder` refuses.
             TypeError: if model is no pair and makes none; if X is sparse.
         """
-        choose_option("encoder", self.encoder, ENCODERS)
+        check_option("encoder", self.encoder, ENCODERS)
         holes: Any = {"ensure_all_finite": "allow-nan"}
         X, y = validate_data(self, X, y, dtype=DTYPES, **holes)
         check_classification_targets(y)
@@ -243,7 +250,7 @@ def _pair(model: Any, X: np.ndarray, seed: int, n_components: Any) -> DecoderMod
     if model is None:
         size = min(COMPONENTS, width) if n_components is None else n_components
         missing = "zeros+mask" if np.isnan(X).any() else "zeros"
-        size = at_least("n_components", size)
+        size = check_int("n_components", size)
         return Autoencoder.mlp(width, size, missing=missing, seed=seed).to(dtype).center(X)
     made = model if isinstance(model, DecoderModel) else _made(model, width, seed).to(dtype)
     if made.data_dim != width:
@@ -264,6 +271,6 @@ def _made(model: Any, width: int, seed: int) -> DecoderModel:
 def _fit(
     estimator: Any, model: ProgramLike, guide: ProgramLike, rows: ArrayLike, seed: int
 ) -> FitResult:
-    size = min(at_least("batch_size", estimator.batch_size), len(rows))
+    size = min(check_int("batch_size", estimator.batch_size), len(rows))
     how = {"epochs": estimator.epochs, "lr": estimator.lr, "device": estimator.device}
     return fit_svi(model, guide, rows, batch_size=size, seed=seed, progress=False, **how)

@@ -1,4 +1,5 @@
-"""What the package's estimators for scikit-learn have in common: rows with holes in, codes out."""
+"""What the package's estimators for scikit-learn have in common: rows with missing values in,
+codes out."""
 
 import warnings
 from abc import abstractmethod
@@ -18,8 +19,8 @@ DTYPES: Any = [np.float64, np.float32]
 """Those that are kept: other numbers become the first."""
 
 
-class HoledRows:
-    """Abstract: an estimator of rows in which NaN is a hole."""
+class RowsWithMissingValues:
+    """Abstract: an estimator of rows in which NaN marks a missing value."""
 
     def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
         if str(getattr(X, "dtype", "")).endswith("float16"):
@@ -37,7 +38,7 @@ class HoledRows:
         return tags
 
 
-class CodeTransformer(HoledRows, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """Abstract: a transformer of rows into codes, and back into their means."""
 
     n_components_: int

@@ -22,8 +22,8 @@ ABOUT = {
     "prior_predictive": {"about": "a datum a draw: x given z, z from its prior, noise included"},
     "observed_data": {"about": "NaN where missing"},
     "log_likelihood": {
-        "about": "marginal: log p(x), z integrated out, one value a datum, so no group for loo or "
-        "waic; compare held-out values by ppl_vae.interop.arviz.elpd",
+        "about": "marginal: log p(x), z integrated out, one value per datum, so no group for loo "
+        "or waic; compare held-out values by ppl_vae.interop.arviz.elpd",
         "units": "nats",
     },
     "sample_stats": {
@@ -59,14 +59,14 @@ def pointwise(estimate: LogLikelihood) -> xr.Variable:
     return xr.Variable(("chain", "draw", "datum"), value[None, None], about)
 
 
-def grouped(draws: PairDraws, num_chains: int, width: int, rung: str = "") -> Groups:
+def grouped(draws: PairDraws, num_chains: int, width: int, stage: str = "") -> Groups:
     """The draws of a pair with named dims, by group and variable.
 
     Args:
         draws: S a datum.
         num_chains: into which they are parted.
-        width: D; observed sites with so many entries a datum have them along ``column``.
-        rung: whose draws they are; its variables then bear its name.
+        width: D; observed sites with so many entries per datum have them along ``column``.
+        stage: whose draws they are; its variables then bear its name.
     """
 
     def named(
@@ -74,7 +74,7 @@ def grouped(draws: PairDraws, num_chains: int, width: int, rung: str = "") -> Gr
     ) -> dict[str, xr.Variable]:
         variables = {}
         for site, values in arrays.items():
-            name = _name(site, rung, several=len(arrays) > 1)
+            name = _name(site, stage, several=len(arrays) > 1)
             dims = _dims(name, values.shape[len(lead) :], entries)
             variables[name] = xr.Variable((*lead, *dims), values)
         return variables
@@ -90,14 +90,14 @@ def grouped(draws: PairDraws, num_chains: int, width: int, rung: str = "") -> Gr
         "prior_predictive": named(chained(draws.prior_predictive), each[:2], width),
         "observed_data": named(draws.observed, each[2:], width),
         "sample_stats": {
-            f"{name} {_name('', rung)}".strip(): xr.Variable(each, values)
+            f"{name} {_name('', stage)}".strip(): xr.Variable(each, values)
             for name, values in stats.items()
         },
     }
 
 
-def _name(site: str, rung: str, *, several: bool = False) -> str:
-    name = f"{rung} {site}" if rung and several else rung or site
+def _name(site: str, stage: str, *, several: bool = False) -> str:
+    name = f"{stage} {site}" if stage and several else stage or site
     return name.replace("/", ".")
 
 

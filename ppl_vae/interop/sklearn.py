@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
-from ppl_vae.data.column_stats import Columns
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
@@ -20,14 +20,16 @@ from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 
 class PPCATransformer(CodeTransformer, BaseEstimator):
-    """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have holes.
+    """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have missing
+    values.
 
     x = W z + mu + noise with z ~ N(0, I_K), fitted by maximum likelihood: in closed form if the
     noise is isotropic and X complete, by PX-EM otherwise. ``transform`` is the mean of p(z | x),
     which for isotropic noise is PCA's score of component k, times sqrt(l_k - sigma^2) / l_k with
-    l_k the variance along it. NaN is a hole: of a row only what was observed counts, and the rest
-    is integrated out. Sums and parameters are in float64; ``transform``, ``inverse_transform`` and
-    ``impute`` give float32 back for float32. Variances are over N, not N - 1.
+    l_k the variance along it. NaN marks a missing value: of a row only what was observed counts,
+    and the rest is integrated out. Sums and parameters are in float64; ``transform``,
+    ``inverse_transform`` and ``impute`` give float32 back for float32. Variances are over N, not N
+    - 1.
 
     Standard deviations and draws of ``model_.impute`` take the fitted parameters as known: with
     few rows, intervals made of them are too narrow (:class:`~ppl_vae.core.results.Imputation` has
@@ -37,14 +39,14 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     Args:
         n_components: K, which must be smaller than the rank R of the centred data: with K >= R
             the noise would be zero and the likelihood infinite. ``None`` takes as many as leave
-            some noise: R - 1; with holes the largest K < min(D, N - 1) at which the cells that
-            their rows have beyond K outnumber the (K + 1) (D - K) numbers that place K axes and a
-            mean. Where one is too many already, one is taken all the same, and the variance split
-            in halves between its axis and the noise. For one column (where ``n_components=1``
-            says the same) any split is a maximum of the likelihood; for more there is no maximum,
-            and a warning says so.
+            some noise: R - 1; with missing values the largest K < min(D, N - 1) at which the cells
+            that their rows have beyond K outnumber the (K + 1) (D - K) numbers that place K axes
+            and a mean. Where one is too many already, one is taken all the same, and the variance
+            split in halves between its axis and the noise. For one column (where
+            ``n_components=1`` says the same) any split is a maximum of the likelihood; for more
+            there is no maximum, and a warning says so.
         noise: ``"isotropic"``: PPCA, or ``"diagonal"``: factor analysis.
-        tol: PX-EM stops when fewer nats a datum are to be gained.
+        tol: PX-EM stops when fewer nats per datum are to be gained.
         max_iter: of PX-EM.
         random_state: of the loadings that PX-EM starts from; a number, a ``RandomState``, or
             ``None`` for numpy's global one.
@@ -105,7 +107,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """Fit the model to what was observed of X.
 
         Args:
-            X: (N, D), N >= 2; NaN is a hole.
+            X: (N, D), N >= 2; NaN marks a missing value.
             y: ignored.
 
         Warns:
@@ -121,8 +123,8 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
                 and a column constant.
             TypeError: if X is sparse.
         """
-        noise = choose_option("noise", self.noise, NOISES)
-        at_least("max_iter", self.max_iter)
+        noise = check_option("noise", self.noise, NOISES)
+        check_int("max_iter", self.max_iter)
         if not self.tol >= 0:
             raise ValueError(f"tol must be a number of nats >= 0; got {self.tol!r}")
         X = self._validated(X, reset=True, ensure_min_samples=2)
@@ -144,13 +146,13 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         return self
 
     def _latent_dim(
-        self, X: np.ndarray, columns: Columns, covariance: SampleCovariance | None
+        self, X: np.ndarray, columns: ColumnStats, covariance: SampleCovariance | None
     ) -> int:
         # K; or 0, where one component is to be taken although nothing determines its share.
         rank, bound = (covariance or columns).rank(), "" if covariance else "at most "
         if self.n_components is None:
             return rank - 1 if covariance else _most_with_holes(X, rank)
-        latent_dim = at_least("n_components", self.n_components)
+        latent_dim = check_int("n_components", self.n_components)
         if latent_dim == X.shape[1] == 1:
             return 0
         if latent_dim >= rank:
@@ -226,10 +228,10 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             return as_array(self.model_.log_likelihood(self._validated(X)))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`, in nats a datum: what a search maximises.
+        """The mean of :meth:`score_samples`, in nats per datum: what a search maximises.
 
         Args:
-            X: (N, D); NaN is a hole.
+            X: (N, D); NaN marks a missing value.
             y: ignored.
 
         Raises:
@@ -249,7 +251,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             ValueError: if n_samples is no whole number >= 1.
         """
         check_is_fitted(self)
-        at_least("n_samples", n_samples)
+        check_int("n_samples", n_samples)
         seed = drawn_seed(random_state)
         return as_array(self.model_.sample(n_samples, seed=seed))
 
@@ -267,7 +269,7 @@ def _most_with_holes(X: np.ndarray, rank: int) -> int:
     return max(fits, default=0)
 
 
-def _split_in_halves(X: np.ndarray, columns: Columns, noise: str) -> PPCA:
+def _split_in_halves(X: np.ndarray, columns: ColumnStats, noise: str) -> PPCA:
     # One component, along the longest axis, with half the variance there; the other half is noise.
     if X.shape[1] > 1:
         warnings.warn(

@@ -24,8 +24,8 @@ class Likelihood(Program):
     """
 
     outputs_per_dim: int = 1
-    surveyed: bool = False
-    """Whether there is something to learn from a look at all rows, in :meth:`survey`."""
+    needs_calibration: bool = False
+    """Whether there is something to learn from a look at all rows, in :meth:`calibrate`."""
     partial: bool = True
     """Whether cells of a row may be left out, by a mask."""
     counts: bool = False
@@ -46,7 +46,7 @@ class Likelihood(Program):
 
         Args:
             outputs: of a decoder.
-            x: the rows that belong to them, where there are any; anything in their holes.
+            x: the rows that belong to them, where there are any; anything in their missing values.
             mask: True where x is observed; only there does the density score it. With more
                 dimensions than x it differs from draw to draw.
             observe: whether x is scored; else it only says what the rows are like (their totals).
@@ -98,15 +98,15 @@ class Likelihood(Program):
             loc, scale: mean and standard deviation of each column.
         """
 
-    def sized(self, data_dim: int) -> None:
+    def set_data_dim(self, data_dim: int) -> None:
         """Be told D; a VAE does that."""
 
     @contextmanager
-    def survey(self) -> Iterator[None]:
+    def calibrate(self) -> Iterator[None]:
         """Runs of a pair on all rows inside tell what is to be known of them."""
         yield
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Forget what is not to be known in training, as a fit begins."""
 
     def config(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class Likelihood(Program):
 
 
 def by_cell(cells: Density, mask: Mask | None) -> Density:
-    """Independent cells, batch shape (..., D), as the density of rows, holes left out."""
+    """Independent cells, batch shape (..., D), as the density of rows, missing values left out."""
     return (cells if mask is None else cells.mask(mask)).to_event(1)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.program import Density
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.validation import check_int
 from ppl_vae.likelihoods import distributions as densities
 from ppl_vae.likelihoods.base import (
     Likelihood,
@@ -68,7 +68,7 @@ class Bernoulli(_CellByCell):
 
     def cells(self, outputs: Outputs) -> Density:
         """Bernoulli with these logits."""
-        kind = densities.SoftBernoulli if self.soft_targets else dist.Bernoulli
+        kind = densities.RelaxedBernoulli if self.soft_targets else dist.Bernoulli
         return kind(logits=outputs)
 
     def check(self, x: Rows, mask: Mask | None = None) -> None:
@@ -144,7 +144,7 @@ class Categorical(_CellByCell):
 
     def __init__(self, num_categories: int) -> None:
         super().__init__()
-        self.outputs_per_dim = at_least("num_categories", num_categories, 2)
+        self.outputs_per_dim = check_int("num_categories", num_categories, 2)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -152,7 +152,9 @@ class Categorical(_CellByCell):
 
     def cells(self, outputs: Outputs) -> Density:
         """Categorical with these logits, C for each dimension."""
-        return densities.Numbers(logits=outputs.unflatten(-1, (-1, self.outputs_per_dim)))
+        return densities.OrdinalCategorical(
+            logits=outputs.unflatten(-1, (-1, self.outputs_per_dim))
+        )
 
     def check(self, x: Rows, mask: Mask | None = None) -> None:
         """Check that observed entries are whole numbers below C.
@@ -220,7 +222,7 @@ class Multinomial(Likelihood):
 
     def __init__(self, total_count: int | None = None) -> None:
         super().__init__()
-        self.total_count = None if total_count is None else at_least("total_count", total_count)
+        self.total_count = None if total_count is None else check_int("total_count", total_count)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -237,14 +239,16 @@ class Multinomial(Likelihood):
         """Rows of counts with these logits, and with x's totals.
 
         Raises:
-            ValueError: if x has holes.
+            ValueError: if x has missing values.
         """
         if mask is not None:
             _refuse_holes(mask)
         if x is not None:
-            return densities.RowOfCounts(outputs, x.sum(-1))
+            return densities.ConditionalMultinomial(outputs, x.sum(-1))
         total = self.total_count
-        return densities.RowOfCounts(outputs, None if total is None else outputs.new_tensor(total))
+        return densities.ConditionalMultinomial(
+            outputs, None if total is None else outputs.new_tensor(total)
+        )
 
     def check(self, x: Rows, mask: Mask | None = None) -> None:
         """Check that all entries are counts, and all are there.

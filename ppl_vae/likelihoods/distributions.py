@@ -14,7 +14,7 @@ _HALVINGS = 100
 _HALF_LOG_TWO_PI = math.log(2 * math.pi) / 2
 
 
-class _OfOutputs(TorchDistribution):
+class _LogitParametrized(TorchDistribution):
     """Abstract: one distribution of a number for each of a decoder's outputs."""
 
     arg_constraints: ClassVar[Any] = {"outputs": constraints.real}
@@ -69,7 +69,7 @@ class StandardizedNormal(dist.Normal):
         return -standard.square() / 2 - logs
 
 
-class ContinuousBernoulli(_OfOutputs):
+class ContinuousBernoulli(_LogitParametrized):
     """p(x) = l exp(l x) / (exp(l) - 1) on [0, 1], for a logit l.
 
     Pyro's own reckons with probabilities: in float32 it has no figures left near one half, and
@@ -147,13 +147,13 @@ def continuous_bernoulli_logit(mean: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]
     return (low + high) / 2
 
 
-class SoftBernoulli(dist.Bernoulli):
+class RelaxedBernoulli(dist.Bernoulli):
     """x log p + (1 - x) log(1 - p) for x in [0, 1]: minus a cross-entropy, no density of x."""
 
     support = constraints.unit_interval
 
 
-class Numbers(dist.Categorical):
+class OrdinalCategorical(dist.Categorical):
     """A categorical distribution of the numbers 0..C-1, which have a mean; draws are floats."""
 
     @property
@@ -174,7 +174,7 @@ class Numbers(dist.Categorical):
         return torch.arange(self.logits.shape[-1], device=self.logits.device)
 
 
-class Poisson(_OfOutputs):
+class Poisson(_LogitParametrized):
     """p(x) = exp(x a - e^a) / x! for counts x, with a log-rate a, which may be very negative.
 
     Args:
@@ -205,7 +205,7 @@ class Poisson(_OfOutputs):
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
 
-class RowOfCounts(TorchDistribution):
+class ConditionalMultinomial(TorchDistribution):
     """p(x | n) = n! prod_d p_d^{x_d} / x_d! for rows of counts x with total n.
 
     Unlike Pyro's ``Multinomial`` it scores rows whose totals differ: each given its own.

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.core.program import Density
-from ppl_vae.core.validation import choose_option
-from ppl_vae.guides.families import soft_bound
+from ppl_vae.core.validation import check_option
+from ppl_vae.guides.families import soft_clamp
 from ppl_vae.likelihoods.base import Likelihood, Mask, Outputs, Rows, by_cell
 from ppl_vae.likelihoods.distributions import StandardizedNormal
 
@@ -66,7 +66,7 @@ class Gaussian(Likelihood):
         self._config = {"scale": scale, "initial": initial, "floor": floor}
         self.kind = scale if isinstance(scale, str) else "fixed"
         self.floor, self.initial = floor, initial
-        self.surveyed = self.kind in ("network", "optimal")
+        self.needs_calibration = self.kind in ("network", "optimal")
         self._frozen = self._standing_in = False
         self._sums: list[Tensor] | None = None
         self.register_buffer("loc", None)
@@ -78,7 +78,7 @@ class Gaussian(Likelihood):
             # Exact in every dtype, which a buffer is not.
             self.scale = cast(Any, float(scale))
             return
-        choose_option("scale", self.kind, SCALES)
+        check_option("scale", self.kind, SCALES)
         if not 0 <= floor < initial:
             raise ValueError(f"need 0 <= floor < initial; got floor={floor}, initial={initial}")
         if self.kind == "shared":
@@ -94,7 +94,7 @@ class Gaussian(Likelihood):
     def _learned(self, start: Tensor) -> Any:
         return PyroParam(start, constraints.greater_than(self.floor))
 
-    def sized(self, data_dim: int) -> None:
+    def set_data_dim(self, data_dim: int) -> None:
         """Be told D, of which ``"per-dim"`` needs a sigma for each.
 
         Raises:
@@ -136,7 +136,7 @@ class Gaussian(Likelihood):
         if self.kind == "network":
             loc, raw = outputs.unflatten(-1, (-1, 2)).unbind(-1)
             # The output is a logarithm of sigma, and what is bounded one of a variance.
-            scale = self.floor + self.initial * (0.5 * soft_bound(2 * raw)).exp()
+            scale = self.floor + self.initial * (0.5 * soft_clamp(2 * raw)).exp()
             if self._sums is not None:
                 self._note(scale <= NEAR_FLOOR * self.floor, mask)
         elif self.kind == "optimal":
@@ -194,7 +194,7 @@ class Gaussian(Likelihood):
         self._sums = [old + new for old, new in zip(self._sums, both, strict=True)]
 
     @contextmanager
-    def survey(self) -> Iterator[None]:
+    def calibrate(self) -> Iterator[None]:
         """Runs of a pair on all rows inside tell what is to be known of them.
 
         That is the optimal scale, frozen at the end; of a network's scales, how many stand on
@@ -213,7 +213,7 @@ class Gaussian(Likelihood):
             self._frozen = True
 
     @contextmanager
-    def stand_in(self) -> Iterator[None]:
+    def dummy_scale(self) -> Iterator[None]:
         """Any number will do for an optimal scale, in runs of which only shapes are looked at."""
         self._standing_in = not self._frozen
         try:
@@ -221,7 +221,7 @@ class Gaussian(Likelihood):
         finally:
             self._standing_in = False
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         """Let an optimal scale be that of each batch again."""
         if self.kind == "optimal":
             self.scale.fill_(torch.nan)

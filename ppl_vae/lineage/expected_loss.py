@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.results import Result
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.guides.families import FAMILIES
 
 
@@ -63,11 +63,11 @@ def ppca_price(
         et al.: Don't blame the ELBO! (2019), of the diagonal family. The others follow by setting
         derivatives with respect to M and sigma to zero.
     """
-    choose_option("covariance", covariance, FAMILIES)
+    check_option("covariance", covariance, FAMILIES)
     values = (
         torch.as_tensor(eigenvalues, dtype=torch.float64).clamp(min=0).sort(descending=True)[0]
     )
-    k = at_least("latent_dim", latent_dim)
+    k = check_int("latent_dim", latent_dim)
     if not k < int((values > 0).sum()):
         raise ValueError(
             f"latent_dim={k} must be smaller than the number of positive eigenvalues, "

@@ -1,4 +1,4 @@
-"""A pair of the ladder seen from the data's units."""
+"""A pair of the lineage seen from the data's units."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ppl_vae.evaluation.prediction.predictive import draw_data, latent_means, re
 
 
 @dataclass(frozen=True)
-class Pictured:
+class FittedPair:
     """A pair with the units that it was fitted in: data go in and come out in those given.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A rung measured: its row of the table, in nats a datum, in the units of the data as given."""
+"""A stage measured: its row of the table, in nats per datum, in the units of the data as given."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, owner_of
+from ppl_vae.core.program import ProgramLike, bound_object
 from ppl_vae.core.results import Curve, FitResult, Result
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Units
@@ -20,7 +20,7 @@ from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.lineage.expected_loss import UNKNOWN, Price, ppca_price
 from ppl_vae.lineage.problem import Task
-from ppl_vae.lineage.stages import NONLINEAR, Fitted, Rung
+from ppl_vae.lineage.stages import NONLINEAR, Fitted, Stage
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.standardization import MIXED_COLUMNS
 from ppl_vae.models.sufficient_statistics import SampleCovariance
@@ -32,8 +32,8 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Measure(Result):
-    """A mean log-likelihood in nats a datum.
+class MeanEstimate(Result):
+    """A mean log-likelihood in nats per datum.
 
     Attributes:
         value: the mean.
@@ -51,10 +51,10 @@ class Measure(Result):
 
 @dataclass(frozen=True)
 class Row(Result):
-    """One rung: what it is, and what it gave, in nats a datum.
+    """One stage: what it is, and what it gave, in nats per datum.
 
     Attributes:
-        rung, model, q, algorithm: what it is.
+        stage, model, q, algorithm: what it is.
         elbo: on the training rows; NaN, as are the gaps, where what was fitted has no bound, and
             log p is that of the Gaussian that it implies.
         log_p: on the training rows.
@@ -75,16 +75,16 @@ class Row(Result):
         fit: how the fit went, its objectives in the data's units.
         convergence: whether it went on until its tolerance was met.
         curve: the fit's objective for the eye.
-        ascent: bound and log p as they rose, for rungs in which both are exact.
+        ascent: bound and log p as they rose, for stages in which both are exact.
         held_out: log p of each scored test row; None where the guide has no q for them.
     """
 
-    rung: str
+    stage: str
     model: str
     q: str
     algorithm: str
     elbo: float
-    log_p: Measure
+    log_p: MeanEstimate
     approximation: float
     amortization: float
     approximation_error: float
@@ -92,7 +92,7 @@ class Row(Result):
     shortfall: float
     price: float
     log_p_price: float
-    test_log_p: Measure
+    test_log_p: MeanEstimate
     noise_scale: float
     angle: float
     fit: FitResult
@@ -136,12 +136,15 @@ class Reference:
         if not row.shortfall < -ROUNDING:
             return self
         return Reference(
-            row.rung, owner_of(model), row.log_p.value, self.gain + row.log_p.value - self.log_p
+            row.stage,
+            bound_object(model),
+            row.log_p.value,
+            self.gain + row.log_p.value - self.log_p,
         )
 
     def seen_by(self, row: Row, model: ProgramLike) -> Row:
         """The row with its distances to this reference."""
-        ppca = owner_of(model)
+        ppca = bound_object(model)
         if not isinstance(ppca, PPCA):
             return row
         same = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
@@ -152,11 +155,11 @@ class Reference:
 def is_per_datum(guide: ProgramLike) -> bool:
     """Whether a guide has a q for training rows only."""
     # A guide with a q for each training row has none for validation or test rows.
-    return callable(getattr(owner_of(guide), "tables", None))
+    return callable(getattr(bound_object(guide), "tables", None))
 
 
 @dataclass(frozen=True)
-class Ground:
+class EvaluationContext:
     """The data in the units that a pair is fitted in, and the way back to those of the data."""
 
     task: Task
@@ -186,22 +189,22 @@ class Ground:
             return UNKNOWN
         return ppca_price(self.eigenvalues, self.task.latent_dim, family)
 
-    def measure(self, rung: Rung, fitted: Fitted) -> Row:
+    def measure(self, stage: Stage, fitted: Fitted) -> Row:
         """The stage's row of the table, which no reference has seen."""
-        owner = owner_of(fitted.model)
+        owner = bound_object(fitted.model)
         ppca = owner if isinstance(owner, PPCA) else None
         exact = None if ppca is None else ppca.log_likelihood(self.task.train).detach()
         found = self._gaps(fitted, exact)
         log_p, elbo = self._training(fitted, found, exact)
         bounded = 0.0 if fitted.bounded else math.nan
         held_out = self._held_out(fitted, ppca)
-        price = self.price(rung.family)
+        price = self.price(stage.family)
         fit = self._in_data_units(fitted.fit)
         return Row(
-            rung=rung.name,
-            model=rung.model,
-            q=rung.q,
-            algorithm=rung.algorithm,
+            stage=stage.name,
+            model=stage.model,
+            q=stage.q,
+            algorithm=stage.algorithm,
             elbo=elbo + bounded,
             log_p=log_p,
             approximation=found.approximation + bounded,
@@ -226,7 +229,7 @@ class Ground:
         return float(self.units.log_jacobian(x).mean())
 
     def _in_data_units(self, fit: FitResult) -> FitResult:
-        # Constant columns are the data's, and told once for all rungs, by name; so are the
+        # Constant columns are the data's, and told once for all stages, by name; so are the
         # columns' scales, unless the pair was fitted in the data's own units.
         moved = bool(self.units.loc.any())
         told = (CONSTANT_COLUMNS, MIXED_COLUMNS) if moved else (CONSTANT_COLUMNS,)
@@ -251,18 +254,18 @@ class Ground:
 
     def _training(
         self, fitted: Fitted, found: Gaps, exact: Tensor | None
-    ) -> tuple[Measure, float]:
+    ) -> tuple[MeanEstimate, float]:
         """log p and the ELBO on all training rows: one is cheap there, the gap gives the other."""
         shift = self._shift(self.task.train)
         gap = found.total
         if exact is not None:
             log_p = float(exact.mean()) + shift
-            return Measure(log_p), log_p - gap
+            return MeanEstimate(log_p), log_p - gap
         draws = {"num_samples": ELBO_DRAWS, "seed": self.task.seed}
         values = elbo(fitted.model, fitted.guide, self.task.train, **draws)
         bound = float(values.mean()) + shift
         assert found.estimate is not None
-        return Measure(
+        return MeanEstimate(
             bound + gap, found.total_error, found.estimate.share_reliable, "estimated"
         ), bound
 
@@ -286,11 +289,11 @@ class Ground:
         return estimate.shifted(self.units.log_jacobian(test))
 
 
-def _mean_held_out(estimate: LogLikelihood | None) -> Measure:
+def _mean_held_out(estimate: LogLikelihood | None) -> MeanEstimate:
     if estimate is None:
-        return Measure(math.nan, None, math.nan, "the guide has a q for training rows only")
+        return MeanEstimate(math.nan, None, math.nan, "the guide has a q for training rows only")
     how = "exact" if estimate.method == "exact" else "estimated"
-    return Measure(estimate.mean, estimate.mean_error, estimate.share_reliable, how)
+    return MeanEstimate(estimate.mean, estimate.mean_error, estimate.share_reliable, how)
 
 
 def _noise_scale(owner: Any) -> float:

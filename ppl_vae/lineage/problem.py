@@ -48,7 +48,7 @@ class Settings:
         gap_rows: at most so many rows are used to measure gaps, and to estimate held-out log p.
         draws: a datum, where log p is estimated.
         refine: steps of the search for each datum's best q.
-        annealed_rows: at most so many held-out data get a second opinion, by annealing.
+        annealed_rows: at most so many held-out data get a cross-check, by annealing.
         temperatures: of these chains.
     """
 
@@ -64,12 +64,12 @@ class Settings:
     draws: int = 1000
     refine: int = 150
     annealed_rows: int = 40
-    temperatures: int = 100
+    num_temperatures: int = 100
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a rung is fitted to.
+    """What a stage is fitted to.
 
     Attributes:
         train: rows to fit.
@@ -178,7 +178,7 @@ class Task:
         )
 
     def ppca(self) -> PPCA:
-        """Where every PPCA rung starts."""
+        """Where every PPCA stage starts."""
         return PPCA.like(self.train, self.latent_dim, seed=self.seed)
 
     @property

@@ -1,4 +1,4 @@
-"""What pictures show, computed once from a climbed ladder, so that drawing computes nothing."""
+"""What pictures show, computed once from a climbed lineage, so that drawing computes nothing."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, owner_of
+from ppl_vae.core.program import ProgramLike, bound_object
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import threads
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.inference_gaps.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension
@@ -20,18 +20,18 @@ from ppl_vae.evaluation.latent_space.spectrum import Spectrum, spectrum
 from ppl_vae.evaluation.latent_space.traversal import STEPS, interpolate, manifold, positions
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
-from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, Opinions
+from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, EstimatorComparison
 from ppl_vae.guides.guides import ExactGuide
-from ppl_vae.lineage.fitted_pair import Pictured
+from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.problem import Settings, Task
 from ppl_vae.lineage.run import Lineage, Watch
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import PPCA
 
 ACROSS = 8
 """Data, draws and positions side by side."""
 LEAPFROG = 5
-"""Steps of a move of the chains that give held-out data a second opinion."""
+"""Steps of a move of the chains that give held-out data a cross-check."""
 FOR_PICTURES = "two latents, for pictures only"
 
 
@@ -53,15 +53,15 @@ class LatentMeans(Result):
 
 
 @dataclass(frozen=True)
-class Exhibits(Result):
-    """The contents of the pictures that the ladder's rows do not hold themselves.
+class ReportData(Result):
+    """The contents of the pictures that the lineage's rows do not hold themselves.
 
     Attributes:
         bound_slice: from PPCA's start to its maximum.
         spectrum: of the training rows.
         kl: KL a latent dimension over the training rows, by model.
         comparison: of held-out log p; None for fewer than two models.
-        opinions: by model whose log p is estimated, of some held-out rows: importance sampling
+        cross-checks: by model whose log p is estimated, of some held-out rows: importance sampling
             with a refined q, and annealing.
         latent_means: of pairs with two latents, by model, over the training rows.
         reconstructions: held-out rows over their reconstructions from the mean of q.
@@ -75,26 +75,26 @@ class Exhibits(Result):
     spectrum: Spectrum
     kl: dict[str, Tensor]
     comparison: Comparison | None
-    opinions: dict[str, Opinions]
+    cross_check: dict[str, EstimatorComparison]
     latent_means: dict[str, LatentMeans]
-    reconstructions: Tiles | None
-    samples: Tiles | None
-    manifold: Tiles | None
-    interpolation: Tiles | None
+    reconstructions: ImageGrid | None
+    samples: ImageGrid | None
+    manifold: ImageGrid | None
+    interpolation: ImageGrid | None
     left_out: tuple[str, ...]
 
 
-def exhibits(
+def report_data(
     lineage: Lineage,
     *,
     labels: Iterable[Any] | None = None,
     label: str = "class",
     image_shape: tuple[int, int] | None = None,
     watch: Watch | None = None,
-) -> Exhibits:
+) -> ReportData:
     """Compute what the pictures show.
 
-    A PPCA and a VAE with two latents are fitted for pictures only, if the ladder has a VAE.
+    A PPCA and a VAE with two latents are fitted for pictures only, if the lineage has a VAE.
 
     Args:
         lineage: what :func:`ppl_vae.lineage.run.run_lineage` gave.
@@ -155,21 +155,21 @@ class _Builder:
             settings,
             self.seed,
         )
-        reference = lineage.pairs.get(lineage.reference) if lineage.reference in RUNGS else None
-        self.best: PPCA = owner_of(reference[0]) if reference else self.task.optimum()
+        reference = lineage.pairs.get(lineage.reference) if lineage.reference in STAGES else None
+        self.best: PPCA = bound_object(reference[0]) if reference else self.task.optimum()
         self.left_out: list[str] = []
-        self.pictured = self._pictured()
+        self.fitted_pair = self._pictured()
 
-    def build(self) -> Exhibits:
+    def build(self) -> ReportData:
         """All of them."""
         plane = self._plane()
         vae = next((p for p in plane if p.name == "VAE"), None)
-        return Exhibits(
+        return ReportData(
             bound_slice=self._slice(),
             spectrum=self._spectrum(),
             kl=self._kl(),
             comparison=self._comparison(),
-            opinions=self._opinions(),
+            cross_check=self._opinions(),
             latent_means=self._latent_means(plane),
             reconstructions=self._reconstructions(),
             samples=self._samples(),
@@ -178,32 +178,32 @@ class _Builder:
             left_out=tuple(self.left_out),
         )
 
-    def _pictured(self) -> list[Pictured]:
-        rows = [row for row in self.lineage.rows if row.rung in RUNGS]
+    def _pictured(self) -> list[FittedPair]:
+        rows = [row for row in self.lineage.rows if row.stage in STAGES]
         linear = [row for row in rows if row.model == "PPCA"]
         found = []
         if linear:
-            best = min(linear, key=lambda row: row.shortfall).rung
+            best = min(linear, key=lambda row: row.shortfall).stage
             found.append(self._of_pair("PPCA", *self.lineage.pairs[best]))
         else:
-            self.left_out.append("PPCA: no rung with it was climbed")
-        if any(row.rung == "vae" for row in rows):
+            self.left_out.append("PPCA: no stage with it was climbed")
+        if any(row.stage == "vae" for row in rows):
             found.append(self._of_pair("VAE", *self.lineage.pairs["vae"]))
         else:
-            self.left_out.append("VAE and its latent plane: the rung vae was not climbed")
-        mine = [name for name in self.lineage.pairs if name not in RUNGS]
+            self.left_out.append("VAE and its latent plane: the stage vae was not climbed")
+        mine = [name for name in self.lineage.pairs if name not in STAGES]
         return found + [self._of_rung(name) for name in mine]
 
-    def _of_rung(self, name: str) -> Pictured:
+    def _of_rung(self, name: str) -> FittedPair:
         # Pairs of one's own were fitted to the data as given.
-        units = self.units if name in RUNGS else Units.none(self.data.train)
-        return Pictured(name, *self.lineage.pairs[name], units)
+        units = self.units if name in STAGES else Units.none(self.data.train)
+        return FittedPair(name, *self.lineage.pairs[name], units)
 
-    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> Pictured:
-        return Pictured(name, model, guide, self.units)
+    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> FittedPair:
+        return FittedPair(name, model, guide, self.units)
 
     def _each(
-        self, pairs: list[Pictured], look: Callable[[Pictured], Any], what: str
+        self, pairs: list[FittedPair], look: Callable[[FittedPair], Any], what: str
     ) -> dict[str, Any]:
         found = {}
         for pair in pairs:
@@ -222,7 +222,7 @@ class _Builder:
     def _spectrum(self) -> Spectrum:
         scales = {"PPCA": float(self.best.noise_scale.detach()) * self.units.common_scale}
         for row in self.lineage.rows:
-            if row.rung == "vae":
+            if row.stage == "vae":
                 scales["VAE"] = row.noise_scale
         noise = {name: scale**2 for name, scale in scales.items()}
         # Eigenvalues do not see the shift of the units, and see their scale squared.
@@ -232,8 +232,8 @@ class _Builder:
         return replace(found, eigenvalues=values, standardized=self.units.per_column)
 
     def _kl(self) -> dict[str, Tensor]:
-        def look(pair: Pictured) -> Tensor:
-            model, guide, owner = pair.model, pair.guide, owner_of(pair.model)
+        def look(pair: FittedPair) -> Tensor:
+            model, guide, owner = pair.model, pair.guide, bound_object(pair.model)
             if isinstance(owner, PPCA) and isinstance(guide, ExactGuide):
                 # On the principal axes the posterior is a product, and nowhere else.
                 turned = owner.canonical()
@@ -241,42 +241,44 @@ class _Builder:
             x = pair.units.apply(self.data.train)
             return kl_by_dimension(model, guide, x, seed=self.seed)
 
-        return self._each(self.pictured, look, "KL a dimension")
+        return self._each(self.fitted_pair, look, "KL per dimension")
 
     def _comparison(self) -> Comparison | None:
         estimates = {}
         for row in self.lineage.rows:
             if row.held_out is not None and row.held_out.value.isfinite().all():
-                estimates[row.rung] = row.held_out
+                estimates[row.stage] = row.held_out
             else:
-                self.left_out.append(f"{row.rung} in the comparison: it has no held-out log p")
+                self.left_out.append(f"{row.stage} in the comparison: it has no held-out log p")
         if len(estimates) < 2 or len(self.data.test) < 2:
             self.left_out.append("comparison: fewer than two models or two held-out rows")
             return None
         return compare(estimates)
 
-    def _opinions(self) -> dict[str, Opinions]:
+    def _opinions(self) -> dict[str, EstimatorComparison]:
         settings = self.task.settings
         number = settings.annealed_rows
-        scored = {row.rung: row.held_out for row in self.lineage.rows if row.held_out is not None}
+        scored = {row.stage: row.held_out for row in self.lineage.rows if row.held_out is not None}
         estimated = {n: found.first(number) for n, found in scored.items() if found.num_samples}
-        annealing = Annealing(settings.temperatures, leapfrog=LEAPFROG)
+        annealing = Annealing(settings.num_temperatures, leapfrog=LEAPFROG)
 
-        def look(pair: Pictured) -> Opinions:
+        def look(pair: FittedPair) -> EstimatorComparison:
             x = self.data.test[:number]
             annealed = pair.annealed(x, CHAINS, annealing, self.seed)
-            return Opinions.of({"importance": estimated[pair.name], "annealed": annealed})
+            return EstimatorComparison.of(
+                {"importance": estimated[pair.name], "annealed": annealed}
+            )
 
         pairs = [self._of_rung(name) for name in estimated]
         return self._each(pairs, look, "annealing")
 
-    def _plane(self) -> list[Pictured]:
+    def _plane(self) -> list[FittedPair]:
         """Pairs with two latents."""
-        if "VAE" not in (pair.name for pair in self.pictured):
+        if "VAE" not in (pair.name for pair in self.fitted_pair):
             return []
         return [pair for pair in (self._plane_ppca(), self._plane_vae()) if pair is not None]
 
-    def _plane_ppca(self) -> Pictured | None:
+    def _plane_ppca(self) -> FittedPair | None:
         try:
             ppca = replace(self.task, latent_dim=2).optimum().canonical()
         except ValueError as error:
@@ -284,18 +286,18 @@ class _Builder:
             return None
         return self._of_pair("PPCA", ppca.model, ExactGuide(ppca))
 
-    def _plane_vae(self) -> Pictured:
+    def _plane_vae(self) -> FittedPair:
         def report(step: int, value: float) -> None:
             if self.watch is not None:
                 total = self.task.settings.steps
                 self.watch("a VAE with two latents, for pictures", "fitting", step, total)
 
-        fitted = RUNGS["vae"].climb(replace(self.task, latent_dim=2, report=report))
+        fitted = STAGES["vae"].run(replace(self.task, latent_dim=2, report=report))
         return self._of_pair("VAE", fitted.model, fitted.guide)
 
-    def _latent_means(self, plane: list[Pictured]) -> dict[str, LatentMeans]:
+    def _latent_means(self, plane: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}
-        mine = [pair for pair in self.pictured if pair.name not in ("PPCA", "VAE")]
+        mine = [pair for pair in self.fitted_pair if pair.name not in ("PPCA", "VAE")]
         for pairs, about in ((plane, FOR_PICTURES), (mine, "its own two latents")):
             means = self._each(pairs, self._mean_of_site, "latent means")
             for name, values in means.items():
@@ -303,37 +305,37 @@ class _Builder:
                     found[name] = LatentMeans(values.double(), self.labels, self.label, about)
         return found
 
-    def _mean_of_site(self, pair: Pictured) -> Tensor:
+    def _mean_of_site(self, pair: FittedPair) -> Tensor:
         return next(iter(pair.latent_means(self.data.train).values()))
 
-    def _tiles(self, values: Tensor, down: Sequence[str], across: Sequence[str]) -> Tiles:
-        return Tiles.of(values, down, across, self.data.train, self.image_shape)
+    def _tiles(self, values: Tensor, down: Sequence[str], across: Sequence[str]) -> ImageGrid:
+        return ImageGrid.of(values, down, across, self.data.train, self.image_shape)
 
-    def _reconstructions(self) -> Tiles | None:
+    def _reconstructions(self) -> ImageGrid | None:
         x = self.data.test[:ACROSS]
-        found = self._each(self.pictured, lambda pair: pair.reconstruct(x), "reconstructions")
+        found = self._each(self.fitted_pair, lambda pair: pair.reconstruct(x), "reconstructions")
         if not found:
             return None
         values = torch.stack([x, *found.values()])
         rows = [str(row) for row in self.data.test_rows[:ACROSS].tolist()]
         return self._tiles(values, ["original", *found], rows)
 
-    def _samples(self) -> Tiles | None:
+    def _samples(self) -> ImageGrid | None:
         like = self.data.train[:1].expand(ACROSS, -1)
-        found = self._each(self.pictured, lambda p: p.sample(like, self.seed), "samples")
+        found = self._each(self.fitted_pair, lambda p: p.sample(like, self.seed), "samples")
         if not found:
             return None
         numbers = [str(number + 1) for number in range(ACROSS)]
         return self._tiles(torch.stack(list(found.values())), list(found), numbers)
 
-    def _manifold(self, vae: Pictured) -> Tiles:
+    def _manifold(self, vae: FittedPair) -> ImageGrid:
         at = positions(STEPS)
         inner = manifold(vae.model, vae.units.apply(self.data.train[:1]), at=at)
         values = vae.units.undo(inner)
         ticks = [f"{float(value):.1f}" for value in at]
         return self._tiles(values, ticks[::-1], ticks)
 
-    def _interpolation(self, vae: Pictured) -> Tiles:
+    def _interpolation(self, vae: FittedPair) -> ImageGrid:
         pairs = min(3, len(self.data.test) // 2)
         x = vae.units.apply(self.data.test[: 2 * pairs])
         ends, how = (x[::2], x[1::2]), {"guide": vae.guide, "num_steps": ACROSS}

@@ -1,8 +1,8 @@
-"""The ladder from the closed form to the variational autoencoder, climbed on one data set.
+"""The lineage from the closed form to the variational autoencoder, climbed on one data set.
 
-Every rung is fitted to the same training rows and measured in one unit, nats a datum in the units
-of the data as given. PPCA's log p is exact; that of a nonlinear decoder is estimated by importance
-sampling with a refined full-covariance Gaussian a datum.
+Every stage is fitted to the same training rows and measured in one unit, nats per datum in the
+units of the data as given. PPCA's log p is exact; that of a nonlinear decoder is estimated by
+importance sampling with a refined full-covariance Gaussian a datum.
 """
 
 import math
@@ -16,16 +16,16 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, owner_of
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
 from ppl_vae.core.results import Result, plain
 from ppl_vae.core.state import threads
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_seen, choose_option
-from ppl_vae.data.column_stats import CONSTANT_COLUMNS, Columns
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
+from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.transforms import SCALES, Scaling, Split, Units, choose_scaling, split
-from ppl_vae.lineage.metrics import Ground, Reference, Row, is_per_datum
+from ppl_vae.lineage.metrics import EvaluationContext, Reference, Row, is_per_datum
 from ppl_vae.lineage.problem import Settings, Task
-from ppl_vae.lineage.stages import RUNGS, Fitted, Rung, left_out
+from ppl_vae.lineage.stages import STAGES, Fitted, Stage, left_out
 from ppl_vae.models.sufficient_statistics import summarize
 
 CLOSED_FORM = "closed-form"
@@ -36,18 +36,18 @@ LISTED = 10
 
 @runtime_checkable
 class Watch(Protocol):
-    """Is told how far a rung is."""
+    """Is told how far a stage is."""
 
-    def __call__(self, rung: str, doing: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, doing: str, done: int, total: int) -> None:
         """``doing`` is ``"fitting"`` or ``"measuring"``; ``total`` is 0 where it is not known."""
 
 
 @dataclass(frozen=True)
 class Lineage(Result):
-    """The table of the ladder, and what it was made of.
+    """The table of the lineage, and what it was made of.
 
     Attributes:
-        rows: one a rung, in order.
+        rows: one a stage, in order.
         optimum: the best log p that PPCA is known to reach on the training rows, in nats per
             datum: the highest exact log p of all its fits.
         reference: the stage whose fit that is. At first it is ``"closed-form"``, or with missing
@@ -55,7 +55,7 @@ class Lineage(Result):
             place, and all shortfalls and angles are those to the present one.
         reference_gain: how far it is above the first one, in nats per datum.
         about: the data, the split, the settings, versions.
-        pairs: the fitted pairs by rung, in the internal units (``extra`` pairs: in the data's).
+        pairs: the fitted pairs by stage, in the internal units (``extra`` pairs: in the data's).
         data: the split, in the data's units.
         units: the internal units.
 
@@ -73,14 +73,14 @@ class Lineage(Result):
     data: Split | None = field(default=None, repr=False, compare=False)
     units: Units | None = field(default=None, repr=False, compare=False)
 
-    def row(self, rung: str) -> Row:
-        """The row of a rung."""
-        return next(row for row in self.rows if row.rung == rung)
+    def row(self, stage: str) -> Row:
+        """The row of a stage."""
+        return next(row for row in self.rows if row.stage == stage)
 
     @property
     def finished(self) -> bool:
-        """Whether all rungs that were asked for are there."""
-        return len(self.rows) == len(self.about["rungs"])
+        """Whether all stages that were asked for are there."""
+        return len(self.rows) == len(self.about["stages"])
 
     @property
     def exact_optimum(self) -> bool:
@@ -88,11 +88,11 @@ class Lineage(Result):
         return self.reference == CLOSED_FORM
 
     def notes(self) -> list[str]:
-        """What a person should know: rungs left out, constant columns, each fit's note once."""
+        """What a person should know: stages left out, constant columns, each fit's note once."""
         by_note: dict[str, list[str]] = {}
         for row in self.rows:
             for note in row.fit.notes:
-                by_note.setdefault(note, []).append(row.rung)
+                by_note.setdefault(note, []).append(row.stage)
         constant = self.about["constant_columns"]
         listed = ", ".join(constant[:LISTED])
         if len(constant) > LISTED:
@@ -121,7 +121,7 @@ def run_lineage(
     *,
     x_test: ArrayLike | None = None,
     latent_dim: int,
-    rungs: Iterable[str] | None = None,
+    stages: Iterable[str] | None = None,
     extra: Mapping[str, tuple[ProgramLike, ProgramLike]] | None = None,
     columns: Iterable[Any] | None = None,
     scale: str = "auto",
@@ -132,7 +132,7 @@ def run_lineage(
     on_rung: Callable[[Lineage], None] | None = None,
     watch: Watch | None = None,
 ) -> Lineage:
-    """Climb the ladder on one data set.
+    """Climb the lineage on one data set.
 
     Rows of x are parted into training, validation and (without ``x_test``) test rows. Validation
     rows serve early stopping of the nonlinear decoders and of ``extra`` pairs, test rows nothing
@@ -140,63 +140,66 @@ def run_lineage(
     or each of its columns has (``scale``); the table is in the units of x as given.
 
     Args:
-        x: (N, D); NaN is a hole.
+        x: (N, D); NaN marks a missing value.
         x_test: held-out rows; by default 17 % of x's.
         latent_dim: K.
-        rungs: names of rungs, by default all of ``ppl_vae.lineage.stages.RUNGS``.
+        stages: names of stages, by default all of ``ppl_vae.lineage.stages.STAGES``.
         extra: your own pairs (model, guide) by name. They are fitted, in place, to the rows in
             the units of x as given, and measured like the others; PPCA among them against
             the optimum of PPCA in these units.
         columns: names of x's columns; by default those of a DataFrame, or x1, x2, ...
         scale: ``"standardize"`` fits standardised columns, ``"none"`` columns with one common
             scale; ``"auto"`` standardises where the columns' standard deviations differ by more
-            than ten times and rows are not images, see :func:`ppl_vae.data.transforms.choose_scaling`.
-            Validation and test rows are scaled as the training rows are.
+            than ten times and rows are not images, see
+            :func:`ppl_vae.data.transforms.choose_scaling`. Validation and test rows are scaled as
+            the training rows are.
         image_shape: height and width, if rows are images.
         about: what else the results should say of the data, e.g. its name as ``"data"``.
         seed: of everything that is drawn.
-        settings: of fitting and measuring, the same for every rung.
-        on_rung: called with the ladder so far after each rung, e.g. to keep what is finished.
-        watch: called while a rung is fitted and measured.
+        settings: of fitting and measuring, the same for every stage.
+        on_rung: called with the lineage so far after each stage, e.g. to keep what is finished.
+        watch: called while a stage is fitted and measured.
 
     Raises:
         ValueError: bad data; a row, or a column of the training rows, with nothing observed; an
-            unknown scale or rung, or no rung that takes missing values; K >= the rank of the
+            unknown scale or stage, or no stage that takes missing values; K >= the rank of the
             centred training rows.
     """
-    chosen = [RUNGS[choose_option("rungs", name, RUNGS)] for name in (rungs or RUNGS)]
-    choose_option("scale", scale, SCALES)
+    chosen = [STAGES[check_option("stages", name, STAGES)] for name in (stages or STAGES)]
+    check_option("scale", scale, SCALES)
     extra = dict(extra or {})
-    if taken := sorted(extra.keys() & RUNGS.keys()):
-        raise ValueError(f"extra pairs must not have the names of rungs: {taken}")
+    if taken := sorted(extra.keys() & STAGES.keys()):
+        raise ValueError(f"extra pairs must not have the names of stages: {taken}")
     started = time.perf_counter()
     names = _column_names(x, columns)
     x = as_matrix(x)
-    check_rows_seen(~x.isnan())
+    check_rows_observed(~x.isnan())
     for model, guide in extra.values():
-        as_observed(x, model=model, guide=guide)  # refuses holes that a pair cannot take
+        as_data_and_mask(
+            x, model=model, guide=guide
+        )  # refuses missing values that a pair cannot take
     data = split(x, x_test, seed=seed)
-    check_rows_seen(~data.test.isnan(), name="x_test")
+    check_rows_observed(~data.test.isnan(), name="x_test")
     seen = _columns_of(data.train, names)
     scaling = choose_scaling(data.train, seen, scale, image_shape=image_shape)
     units = scaling.units
     settings = settings or Settings()
     task = Task(data.train, data.val, latent_dim, settings, seed)
-    own = Ground.of(task, data.test, units)
-    outer = Ground.of(task, data.test, Units.none(data.train))
-    without = left_out([rung.name for rung in chosen], bool(x.isnan().any()))
-    steps = [(rung, own) for rung in chosen if rung.name not in without]
+    own = EvaluationContext.of(task, data.test, units)
+    outer = EvaluationContext.of(task, data.test, Units.none(data.train))
+    without = left_out([stage.name for stage in chosen], bool(x.isnan().any()))
+    steps = [(stage, own) for stage in chosen if stage.name not in without]
     steps += [(_extra_rung(name, *pair), outer) for name, pair in extra.items()]
     if not steps:
-        raise ValueError(f"no rung is left without {list(without)}: {without[chosen[0].name]}")
+        raise ValueError(f"no stage is left without {list(without)}: {without[chosen[0].name]}")
     with threads(1):
         told = _about(data, seen, names, latent_dim, settings, seed) | dict(about or {})
-        told |= {"rungs": [rung.name for rung, _ in steps], "left_out": without}
+        told |= {"stages": [stage.name for stage, _ in steps], "left_out": without}
         told |= _about_scaling(scaling, bool(extra))
-        known = _Known.of(own, outer, [rung.name for rung, ground in steps if ground is not own])
+        known = _Known.of(own, outer, [stage.name for stage, ground in steps if ground is not own])
         result = known.table(Lineage((), math.nan, told, data=data, units=units))
-        for rung, ground in steps:
-            result = _climbed(result, rung, ground, watch or _unwatched)
+        for stage, ground in steps:
+            result = _climbed(result, stage, ground, watch or _unwatched)
             known = known.with_last(result)
             result = known.table(result)
             result.about["seconds"] = time.perf_counter() - started
@@ -205,17 +208,17 @@ def run_lineage(
     return result
 
 
-def _climbed(result: Lineage, rung: Rung, ground: Ground, watch: Watch) -> Lineage:
+def _climbed(result: Lineage, stage: Stage, ground: EvaluationContext, watch: Watch) -> Lineage:
     total = ground.task.settings.steps
 
     def report(step: int, value: float) -> None:
-        watch(rung.name, "fitting", step, total)
+        watch(stage.name, "fitting", step, total)
 
-    watch(rung.name, "fitting", 0, 0)
-    fitted = rung.climb(replace(ground.task, report=report))
-    watch(rung.name, "measuring", 0, 0)
-    row = ground.measure(rung, fitted)
-    pairs = result.pairs | {rung.name: (fitted.model, fitted.guide)}
+    watch(stage.name, "fitting", 0, 0)
+    fitted = stage.run(replace(ground.task, report=report))
+    watch(stage.name, "measuring", 0, 0)
+    row = ground.measure(stage, fitted)
+    pairs = result.pairs | {stage.name: (fitted.model, fitted.guide)}
     return replace(result, rows=(*result.rows, row), pairs=pairs)
 
 
@@ -235,7 +238,7 @@ class _Known:
     apart: frozenset[str]
 
     @classmethod
-    def of(cls, own: Ground, outer: Ground, extra: list[str]) -> Self:
+    def of(cls, own: EvaluationContext, outer: EvaluationContext, extra: list[str]) -> Self:
         scale = own.units.scale.flatten()
         if not extra or bool((scale == scale[0]).all()):
             return cls(own.reference(), None, frozenset())
@@ -247,13 +250,15 @@ class _Known:
     def with_last(self, result: Lineage) -> Self:
         """With the fit of the table's last row, if it is better."""
         row = result.rows[-1]
-        model, reference = result.pairs[row.rung][0], self._of(row.rung)
+        model, reference = result.pairs[row.stage][0], self._of(row.stage)
         better = reference.or_better(reference.seen_by(row, model), model)
         return replace(self, **{"inner" if reference is self.inner else "outer": better})
 
     def table(self, result: Lineage) -> Lineage:
         """The table with all distances to these references."""
-        rows = [self._of(row.rung).seen_by(row, result.pairs[row.rung][0]) for row in result.rows]
+        rows = [
+            self._of(row.stage).seen_by(row, result.pairs[row.stage][0]) for row in result.rows
+        ]
         place = REFERENCES.get(self.inner.name, f"where {self.inner.name} ends")
         return replace(
             result,
@@ -265,7 +270,7 @@ class _Known:
         )
 
 
-def _unwatched(rung: str, doing: str, done: int, total: int) -> None:
+def _unwatched(stage: str, doing: str, done: int, total: int) -> None:
     pass
 
 
@@ -279,7 +284,7 @@ def _column_names(x: ArrayLike, columns: Iterable[Any] | None) -> list[str]:
     return names
 
 
-def _columns_of(train: Tensor, names: list[str]) -> Columns:
+def _columns_of(train: Tensor, names: list[str]) -> ColumnStats:
     columns, _ = summarize(RowBlocks(train))
     if empty := [names[k] for k in (columns.count == 0).nonzero().flatten().tolist()]:
         raise ValueError(
@@ -290,7 +295,12 @@ def _columns_of(train: Tensor, names: list[str]) -> Columns:
 
 
 def _about(
-    data: Split, found: Columns, names: list[str], latent_dim: int, settings: Settings, seed: int
+    data: Split,
+    found: ColumnStats,
+    names: list[str],
+    latent_dim: int,
+    settings: Settings,
+    seed: int,
 ) -> dict[str, Any]:
     train, parts = data.train, (data.train, data.val, data.test)
     return {
@@ -324,8 +334,8 @@ def _about_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
     }
 
 
-def _extra_rung(name: str, model: ProgramLike, guide: ProgramLike) -> Rung:
-    def climb(task: Task) -> Fitted:
+def _extra_rung(name: str, model: ProgramLike, guide: ProgramLike) -> Stage:
+    def run(task: Task) -> Fitted:
         if is_per_datum(guide):
             found = task.to_tolerance(model, guide, task.settings.encoder_lr)
         else:
@@ -333,7 +343,7 @@ def _extra_rung(name: str, model: ProgramLike, guide: ProgramLike) -> Rung:
         return Fitted(model, guide, *found)
 
     def label(program: ProgramLike) -> str:
-        owner = owner_of(program)
+        owner = bound_object(program)
         return getattr(owner, "__name__", type(owner).__name__)
 
-    return Rung(name, label(model), label(guide), "SVI", climb)
+    return Stage(name, label(model), label(guide), "SVI", run)

@@ -1,4 +1,4 @@
-"""A rung of the ladder of sparse codes, measured: its row of the table, in nats a datum."""
+"""A stage of the lineage of sparse codes, measured: its row of the table, in nats per datum."""
 
 import math
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.lineage.metrics import is_per_datum
-from ppl_vae.lineage.sparse_stages import SparseRung, SparseTask
+from ppl_vae.lineage.sparse_stages import SparseStage, SparseTask
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.objectives.bounds import elbo
 
 
 @dataclass(frozen=True)
 class Coded(Result):
-    """What a rung makes of some rows; means over them, in nats a datum unless said otherwise.
+    """What a stage makes of some rows; means over them, in nats per datum unless said otherwise.
 
     Attributes:
-        log_joint: log p(x, f(x)) at the rung's own codes; NaN if it has none for these rows.
+        log_joint: log p(x, f(x)) at the stage's own codes; NaN if it has none for these rows.
         best: log p(x, z*) at the best codes under its dictionary.
         dictionary: what these lose against the best codes under the reference's dictionary;
-            negative where the rung's own is the better one.
+            negative where the stage's own is the better one.
         amortization: best - log_joint, the price of how codes are found: a point has no family,
             so nothing else is lost.
         dictionary_error, amortization_error: their standard errors over the rows.
-        zeros, best_zeros: shares of exact zeros of the rung's own codes and of the best.
+        zeros, best_zeros: shares of exact zeros of the stage's own codes and of the best.
         squared_error: |x - G(f(x))|^2 a datum, in squared units of x; at the best codes, if the
-            rung has none of its own.
+            stage has none of its own.
     """
 
     log_joint: float
@@ -42,21 +42,21 @@ class Coded(Result):
 
     @property
     def lost(self) -> float:
-        """What the rung loses in all, against the best codes under the reference's dictionary."""
+        """What the stage loses in all, against the best codes under the reference's dictionary."""
         return self.dictionary + (0.0 if math.isnan(self.amortization) else self.amortization)
 
 
 @dataclass(frozen=True)
 class SparseRow(Result):
-    """One rung of the ladder.
+    """One stage of the lineage.
 
     Attributes:
-        rung, codes, algorithm: what it is.
+        stage, codes, algorithm: what it is.
         train, test: what it makes of the training rows and of held-out ones.
         fit: how the fit went; None if nothing was fitted.
     """
 
-    rung: str
+    stage: str
     codes: str
     algorithm: str
     train: Coded
@@ -79,7 +79,7 @@ class Look:
     """What codes make of some rows, each by itself.
 
     Attributes:
-        own: log p(x_n, f(x_n)); None if the rung has no codes of its own for these rows.
+        own: log p(x_n, f(x_n)); None if the stage has no codes of its own for these rows.
         best: log p(x_n, z*_n).
         zeros, best_zeros, squared_error: as in :class:`Coded`.
     """
@@ -113,8 +113,8 @@ def _mean(values: Float[Tensor, " N"]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Climbed:
-    """A rung after its fit.
+class FittedStage:
+    """A stage after its fit.
 
     Attributes:
         autoencoder: what was fitted.
@@ -127,30 +127,30 @@ class Climbed:
     train: Look
     test: Look
 
-    def row(self, rung: SparseRung, reference: "Climbed") -> SparseRow:
-        """The rung's row of the table."""
+    def row(self, stage: SparseStage, reference: "FittedStage") -> SparseRow:
+        """The stage's row of the table."""
         parts = self.train.coded(reference.train), self.test.coded(reference.test)
-        return SparseRow(rung.name, rung.codes, rung.algorithm, *parts, self.fit)
+        return SparseRow(stage.name, stage.codes, stage.algorithm, *parts, self.fit)
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The task and the held-out rows that every rung is measured on.
+class EvaluationContext:
+    """The task and the held-out rows that every stage is measured on.
 
     Attributes:
-        task: what the rungs are fitted to.
+        task: what the stages are fitted to.
         test: held-out rows.
     """
 
     task: SparseTask
     test: Float[Tensor, "N D"]
 
-    def climb(self, rung: SparseRung) -> Climbed:
-        """Fit a rung, and look at what it makes of training and held-out rows."""
-        autoencoder, fit = rung.climb(self.task)
+    def run(self, stage: SparseStage) -> FittedStage:
+        """Fit a stage, and look at what it makes of training and held-out rows."""
+        autoencoder, fit = stage.run(self.task)
         own = not is_per_datum(autoencoder.guide)
         looks = self._look(autoencoder, self.task.train), self._look(autoencoder, self.test, own)
-        return Climbed(autoencoder, fit, *looks)
+        return FittedStage(autoencoder, fit, *looks)
 
     def _look(self, autoencoder: Autoencoder, x: Tensor, own: bool = True) -> Look:
         best = self.task.best(autoencoder, x)

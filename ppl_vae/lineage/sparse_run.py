@@ -1,7 +1,7 @@
-"""The ladder of sparse codes: from a free code a datum to codes that an encoder reads off x.
+"""The lineage of sparse codes: from a free code per datum to codes that an encoder reads off x.
 
-Every rung has the same model, a dictionary of unit atoms under a Laplace prior, and the same
-objective, log p(x, z) in nats a datum, constants kept. What it loses against dictionary learning
+Every stage has the same model, a dictionary of unit atoms under a Laplace prior, and the same
+objective, log p(x, z) in nats per datum, constants kept. What it loses against dictionary learning
 by exact steps in turn is the dictionary's part, and the codes' part.
 """
 
@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned, plain
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.data.transforms import split
-from ppl_vae.lineage.sparse_metrics import Coded, Ground, SparseRow
-from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_RUNGS, SparseSettings, SparseTask
+from ppl_vae.lineage.sparse_metrics import Coded, EvaluationContext, SparseRow
+from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_STAGES, SparseSettings, SparseTask
 from ppl_vae.models.autoencoder import Autoencoder
 
 WIDTH = 110
@@ -30,22 +30,22 @@ SURE = 2.0
 
 
 @dataclass(frozen=True, repr=False)
-class SparseLadder(Result):
-    """The table of the ladder, and what it was made of.
+class SparseLineage(Result):
+    """The table of the lineage, and what it was made of.
 
     Attributes:
-        rows: one a rung, in order.
+        rows: one a stage, in order.
         about: sizes, penalty, noise, settings.
-        pairs: the fitted autoencoders by rung; empty in a ladder read back by :meth:`from_dict`.
+        pairs: the fitted autoencoders by stage; empty in a lineage read back by :meth:`from_dict`.
     """
 
     rows: tuple[SparseRow, ...]
     about: dict[str, Any]
     pairs: dict[str, Autoencoder] = field(default_factory=dict, compare=False)
 
-    def row(self, rung: str) -> SparseRow:
-        """The row of a rung."""
-        return next(row for row in self.rows if row.rung == rung)
+    def row(self, stage: str) -> SparseRow:
+        """The row of a stage."""
+        return next(row for row in self.rows if row.stage == stage)
 
     def to_dict(self) -> dict[str, Any]:
         """``about`` and the rows, as JSON can hold them."""
@@ -53,11 +53,11 @@ class SparseLadder(Result):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The ladder without its pairs, from what :meth:`to_dict` gave."""
+        """The lineage without its pairs, from what :meth:`to_dict` gave."""
         return cls(tuple(map(SparseRow.from_dict, content["rows"])), content["about"])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a rung: train_... and test_... of each number, steps and seconds."""
+        """One row a stage: train_... and test_... of each number, steps and seconds."""
         return pd.DataFrame(
             [
                 {
@@ -68,14 +68,14 @@ class SparseLadder(Result):
                 | {"steps": row.steps, "seconds": row.seconds}
                 for row in self.rows
             ],
-            index=pd.Index([row.rung for row in self.rows], name="rung"),
+            index=pd.Index([row.stage for row in self.rows], name="stage"),
         )
 
     def __repr__(self) -> str:
         about = self.about
         lines: list[str] = [
             f"sparse codes of {about['data_dim']} columns by {about['latent_dim']} atoms, penalty "
-            f"{about['penalty']:g}, noise {about['noise_scale']:g}; nats a datum",
+            f"{about['penalty']:g}, noise {about['noise_scale']:g}; nats per datum",
             *(line for part in PARTS for line in _table(self.rows, part, about[f"num_{part}"])),
             *_wrapped(_LEGEND),
             *(line for text in self.sentences() for line in _wrapped(text)),
@@ -88,7 +88,7 @@ class SparseLadder(Result):
         by_note: dict[str, list[str]] = {}
         for row in self.rows:
             for note in () if row.fit is None else row.fit.notes:
-                by_note.setdefault(note, []).append(row.rung)
+                by_note.setdefault(note, []).append(row.stage)
         return [f"{note} ({', '.join(names)})" for note, names in by_note.items()]
 
     def sentences(self) -> list[str]:
@@ -102,7 +102,7 @@ class SparseLadder(Result):
 
 _LEGEND = (
     "dictionary: what the best codes under it lose against those under the reference's, "
-    f"{REFERENCE}; amortization: what a rung's own codes lose against the best under its "
+    f"{REFERENCE}; amortization: what a stage's own codes lose against the best under its "
     "dictionary."
 )
 PARTS = {"train": "training", "test": "held-out"}
@@ -114,17 +114,17 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 
 def _of_the_dictionary(best: SparseRow) -> str:
-    if best.rung == REFERENCE:
+    if best.stage == REFERENCE:
         return f"No dictionary codes held-out rows better than that of {REFERENCE}."
     lead, error = -best.test.dictionary, best.test.dictionary_error
     by = f"{lead:.3f} ± {error:.3f}"
     if lead > SURE * error:
         return (
-            f"On held-out rows the dictionary of {best.rung} is better than that of {REFERENCE}, "
+            f"On held-out rows the dictionary of {best.stage} is better than that of {REFERENCE}, "
             f"by {by}."
         )
     return (
-        f"On held-out rows the dictionaries of {best.rung} and {REFERENCE} cannot be told apart: "
+        f"On held-out rows the dictionaries of {best.stage} and {REFERENCE} cannot be told apart: "
         f"{by}."
     )
 
@@ -132,7 +132,7 @@ def _of_the_dictionary(best: SparseRow) -> str:
 def _of_the_encoder(row: SparseRow) -> str:
     test = row.test
     return (
-        f"Of the encoders {row.rung} is the best on held-out rows: short of the best codes under "
+        f"Of the encoders {row.stage} is the best on held-out rows: short of the best codes under "
         f"{REFERENCE}'s dictionary by {test.lost:.3f}, of which {test.amortization:.3f} ± "
         f"{test.amortization_error:.3f} for its codes ({test.zeros:.0%} zeros; the best under its "
         f"dictionary {test.best_zeros:.0%})."
@@ -144,7 +144,7 @@ def _table(rows: tuple[SparseRow, ...], part: str, number: int) -> list[str]:
     training = part == "train"
     body = [
         (
-            f"  {row.rung}",
+            f"  {row.stage}",
             row.codes,
             *_cells(getattr(row, part)),
             *((str(row.steps), f"{row.seconds:.1f}") if training else ()),
@@ -169,25 +169,25 @@ def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def run_sparse_ladder(
+def run_sparse_lineage(
     x: ArrayLike,
     *,
     x_test: ArrayLike | None = None,
     latent_dim: int,
     penalty: float,
     noise_scale: float = 1.0,
-    rungs: Iterable[str] | None = None,
+    stages: Iterable[str] | None = None,
     settings: SparseSettings | None = None,
     seed: int = 0,
-) -> SparseLadder:
+) -> SparseLineage:
     """Learn one dictionary model in six ways, and measure what each loses.
 
     The model is x | z ~ N(W z + b, sigma^2 I), columns of W of length one, z_k ~ Laplace of scale
-    1 / penalty. W starts as the same random directions at every rung; fitted are
+    1 / penalty. W starts as the same random directions at every stage; fitted are
 
         random-atoms      nothing: W stays as it is, codes are the lasso's
         alternating       W and exact codes in turn (:func:`ppl_vae.fit_dictionary`); the reference
-        per-datum-svi     W and a free code a datum, by SVI
+        per-datum-svi     W and a free code per datum, by SVI
         linear-encoder    W and z = S_t(A x + c), by SVI, with a learned t: a sparse autoencoder
         mlp-encoder       the same with hidden layers
         unrolled-encoder  the same with some steps of ISTA, learned
@@ -200,13 +200,14 @@ def run_sparse_ladder(
         latent_dim: K, the number of atoms; more than D if wanted.
         penalty: lambda, in nats for each unit of |z_k|.
         noise_scale: sigma, in units of x. Best codes depend on penalty sigma^2 alone.
-        rungs: names of rungs, by default all of ``ppl_vae.lineage.sparse_stages.SPARSE_RUNGS``. The
-            reference is always among them.
+        stages: names of stages, by default all of ``ppl_vae.lineage.sparse_stages.SPARSE_STAGES``.
+            The reference is always among them.
         settings: of the fits.
         seed: of everything that is drawn.
 
     Raises:
-        ValueError: bad data, x with holes, an unknown rung, numbers that are not positive.
+        ValueError: bad data, x with missing values, an unknown stage, numbers that are not
+            positive.
 
     References:
         Olshausen, Field: Sparse coding with an overcomplete basis set (1997); Mairal, Bach, Ponce,
@@ -214,19 +215,18 @@ def run_sparse_ladder(
         Learning fast approximations of sparse coding (2010); Cremer, Li, Duvenaud: Inference
         suboptimality in variational autoencoders (2018), of gaps.
     """
-    chosen = [choose_option("rungs", name, SPARSE_RUNGS) for name in rungs or SPARSE_RUNGS]
-    names = [name for name in SPARSE_RUNGS if name in {*chosen, REFERENCE}]
-    at_least("latent_dim", latent_dim)
+    chosen = [check_option("stages", name, SPARSE_STAGES) for name in stages or SPARSE_STAGES]
+    names = [name for name in SPARSE_STAGES if name in {*chosen, REFERENCE}]
+    check_int("latent_dim", latent_dim)
     data = split(_complete(x), None if x_test is None else _complete(x_test, "x_test"), seed=seed)
     train, settings = torch.cat([data.train, data.val]), settings or SparseSettings()
     task = SparseTask(train, latent_dim, penalty, noise_scale, settings, seed)
-    ground = Ground(task, data.test)
-    reference = ground.climb(SPARSE_RUNGS[REFERENCE])
+    ground = EvaluationContext(task, data.test)
+    reference = ground.run(SPARSE_STAGES[REFERENCE])
     climbed = {
-        name: reference if name == REFERENCE else ground.climb(SPARSE_RUNGS[name])
-        for name in names
+        name: reference if name == REFERENCE else ground.run(SPARSE_STAGES[name]) for name in names
     }
-    rows = tuple(one.row(SPARSE_RUNGS[name], reference) for name, one in climbed.items())
+    rows = tuple(one.row(SPARSE_STAGES[name], reference) for name, one in climbed.items())
     about = {
         "num_train": len(train),
         "num_test": len(data.test),
@@ -237,7 +237,7 @@ def run_sparse_ladder(
         "settings": asdict(settings),
         "seed": seed,
     }
-    return SparseLadder(rows, about, {name: one.autoencoder for name, one in climbed.items()})
+    return SparseLineage(rows, about, {name: one.autoencoder for name, one in climbed.items()})
 
 
 def _complete(x: ArrayLike, name: str = "x") -> Float[Tensor, "N D"]:
@@ -245,6 +245,7 @@ def _complete(x: ArrayLike, name: str = "x") -> Float[Tensor, "N D"]:
     if holes := int(x.isnan().sum()):
         raise ValueError(
             f"{name} has {holes} missing entries, and dictionary learning by exact steps needs "
-            "complete rows; fill them, or fit an Autoencoder by fit_svi, which takes holes"
+            "complete rows; fill them, or fit an Autoencoder by fit_svi, which takes missing "
+            "values"
         )
     return x

@@ -1,4 +1,4 @@
-"""The rungs of the ladder of sparse codes: one dictionary model, and who finds its codes."""
+"""The stages of the lineage of sparse codes: one dictionary model, and who finds its codes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import seeded
-from ppl_vae.guides.guides import MeanFieldGuide
+from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.sparse.dictionary import fit_dictionary
 from ppl_vae.inference.sparse.map_codes import best_codes
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.mlp_conv import mlp
-from ppl_vae.networks.sparse_layers import LISTA, Columns, SoftThreshold
+from ppl_vae.networks.sparse_layers import LISTA, NormalizedColumns, SoftThreshold
 
 TOLERANCE = 1e-4
 """The slope that is left at the best codes, in units of the penalty."""
@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class SparseSettings:
-    """How the rungs are fitted: every one by SVI in the same way.
+    """How the stages are fitted: every one by SVI in the same way.
 
     Attributes:
         steps: of SVI.
@@ -46,7 +46,7 @@ class SparseSettings:
 
 @dataclass(frozen=True)
 class SparseTask:
-    """What all rungs are fitted to, and where all of them start.
+    """What all stages are fitted to, and where all of them start.
 
     Attributes:
         train: (N, D), float64.
@@ -65,20 +65,20 @@ class SparseTask:
     seed: int = 0
 
     def decoder(self) -> nn.Sequential:
-        """Random unit atoms, the same for every rung."""
+        """Random unit atoms, the same for every stage."""
         with seeded(self.seed):
             linear = nn.Linear(self.latent_dim, self.train.shape[1])
-        return nn.Sequential(Columns(linear, "unit"))
+        return nn.Sequential(NormalizedColumns(linear, "unit"))
 
     def autoencoder(self, decoder: nn.Module | None = None, **parts: Any) -> Autoencoder:
         """The model with an encoder or guide, its bias at the means of x's columns.
 
         Args:
             decoder: by default a new one.
-            **parts: ``encoder`` or ``guide``; by default a guide with a free code a datum.
+            **parts: ``encoder`` or ``guide``; by default a guide with a free code per datum.
         """
         if not parts:
-            guide = MeanFieldGuide(len(self.train), self.latent_dim, covariance="delta")
+            guide = PerDatumGuide(len(self.train), self.latent_dim, covariance="delta")
             parts = {"guide": guide}
         made = Autoencoder(
             decoder=self.decoder() if decoder is None else decoder,
@@ -111,8 +111,8 @@ class SparseTask:
 
 
 @dataclass(frozen=True)
-class SparseRung:
-    """A rung: what the table says of it, and how it is climbed.
+class SparseStage:
+    """A stage: what the table says of it, and how it is climbed.
 
     Attributes:
         name: by which it is asked for.
@@ -124,7 +124,7 @@ class SparseRung:
     name: str
     codes: str
     algorithm: str
-    climb: Callable[[SparseTask], tuple[Autoencoder, FitResult | None]]
+    run: Callable[[SparseTask], tuple[Autoencoder, FitResult | None]]
 
 
 def _random(task: SparseTask) -> tuple[Autoencoder, None]:
@@ -141,11 +141,11 @@ def _alternating(task: SparseTask) -> tuple[Autoencoder, FitResult]:
 
 
 def _by_svi(make: Callable[[SparseTask], Autoencoder]) -> Any:
-    def climb(task: SparseTask) -> tuple[Autoencoder, FitResult]:
+    def run(task: SparseTask) -> tuple[Autoencoder, FitResult]:
         autoencoder = make(task)
         return autoencoder, task.svi(autoencoder)
 
-    return climb
+    return run
 
 
 def _thresholded(hidden: bool) -> Callable[[SparseTask], Autoencoder]:
@@ -165,12 +165,12 @@ def _unrolled(task: SparseTask) -> Autoencoder:
 
 
 REFERENCE = "alternating"
-_RUNGS = (
-    SparseRung("random-atoms", "lasso", "none", _random),
-    SparseRung(REFERENCE, "lasso", "alternation", _alternating),
-    SparseRung("per-datum-svi", "free z_n", "SVI", _by_svi(SparseTask.autoencoder)),
-    SparseRung("linear-encoder", "linear", "SVI", _by_svi(_thresholded(hidden=False))),
-    SparseRung("mlp-encoder", "MLP", "SVI", _by_svi(_thresholded(hidden=True))),
-    SparseRung("unrolled-encoder", "LISTA", "SVI", _by_svi(_unrolled)),
+_STAGES = (
+    SparseStage("random-atoms", "lasso", "none", _random),
+    SparseStage(REFERENCE, "lasso", "alternation", _alternating),
+    SparseStage("per-datum-svi", "free z_n", "SVI", _by_svi(SparseTask.autoencoder)),
+    SparseStage("linear-encoder", "linear", "SVI", _by_svi(_thresholded(hidden=False))),
+    SparseStage("mlp-encoder", "MLP", "SVI", _by_svi(_thresholded(hidden=True))),
+    SparseStage("unrolled-encoder", "LISTA", "SVI", _by_svi(_unrolled)),
 )
-SPARSE_RUNGS: Mapping[str, SparseRung] = {rung.name: rung for rung in _RUNGS}
+SPARSE_STAGES: Mapping[str, SparseStage] = {stage.name: stage for stage in _STAGES}

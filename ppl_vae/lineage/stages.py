@@ -1,4 +1,4 @@
-"""The rungs of the ladder: which model, which guide, which algorithm."""
+"""The stages of the lineage: which model, which guide, which algorithm."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, Recording, em_ascent, exact_bound
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi.convergence import Convergence
@@ -33,13 +33,13 @@ POINT = "a point"
 """The q of an autoencoder, which makes no bound."""
 POINT_FAMILY, NONLINEAR = "delta", ""
 """The family of an autoencoder's q; that of pairs in which no price is known."""
-NO_PCA = "PCA has no place for holes"
-NO_CLOSED_FORM = "with holes the likelihood has no maximum in closed form"
+NO_PCA = "PCA has no place for missing values"
+NO_CLOSED_FORM = "with missing values the likelihood has no maximum in closed form"
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A rung after its fit.
+    """A stage after its fit.
 
     Attributes:
         model, guide: the pair.
@@ -61,23 +61,23 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A row of the ladder's table.
+class Stage:
+    """A row of the lineage's table.
 
     Attributes:
         name: by which it is asked for.
         model, q, algorithm: what the table says.
         climb: fits it.
-        family: of q, if the model is PPCA, see :mod:`ppl_vae.guides.families`: what its price is known
-            by.
-        complete: why it needs data without holes; empty if it does not.
+        family: of q, if the model is PPCA, see :mod:`ppl_vae.guides.families`: what its price is
+            known by.
+        complete: why it needs data without missing values; empty if it does not.
     """
 
     name: str
     model: str
     q: str
     algorithm: str
-    climb: Callable[[Task], Fitted]
+    run: Callable[[Task], Fitted]
     family: str = NONLINEAR
     complete: str = ""
 
@@ -85,7 +85,7 @@ class Rung:
 def _implied(
     fit: Callable[[Task, Autoencoder], tuple[FitResult, Convergence]],
 ) -> Callable[[Task], Fitted]:
-    def climb(task: Task) -> Fitted:
+    def run(task: Task) -> Fitted:
         made = Autoencoder.linear(task.train.shape[1], task.latent_dim, seed=task.seed)
         autoencoder = made.to(task.train)
         result, convergence = fit(task, autoencoder)
@@ -93,7 +93,7 @@ def _implied(
         guide = ExactGuide(ppca)
         return Fitted(ppca.model, guide, result, convergence, best=guide, bounded=False)
 
-    return climb
+    return run
 
 
 def _by_itself(fit: FitResult) -> Convergence:
@@ -116,7 +116,7 @@ def _squares(task: Task, autoencoder: Autoencoder) -> tuple[FitResult, Convergen
 
 
 def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
-    def climb(task: Task) -> Fitted:
+    def run(task: Task) -> Fitted:
         ppca = task.ppca()
         result = fit(ppca, task.train)
         guide = ExactGuide(ppca, covariance=covariance)
@@ -124,13 +124,13 @@ def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -
         convergence = _by_itself(result)
         return Fitted(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
 
-    return climb
+    return run
 
 
 def _svi(
     make_guide: Callable[[Task, PPCA], Any], covariance: str, *, hidden: bool = False
 ) -> Callable[[Task], Fitted]:
-    def climb(task: Task) -> Fitted:
+    def run(task: Task) -> Fitted:
         ppca = task.ppca()
         guide = make_guide(task, ppca)
         recording = Recording(ppca, guide, task.train)
@@ -145,11 +145,11 @@ def _svi(
         ascent = recording.ascent()
         return Fitted(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
 
-    return climb
+    return run
 
 
-def _per_datum(task: Task, ppca: PPCA) -> MeanFieldGuide:
-    return MeanFieldGuide(len(task.train), task.latent_dim).to(task.train)
+def _per_datum(task: Task, ppca: PPCA) -> PerDatumGuide:
+    return PerDatumGuide(len(task.train), task.latent_dim).to(task.train)
 
 
 def _exact_guide(task: Task, ppca: PPCA) -> ExactGuide:
@@ -174,57 +174,57 @@ def _deep(task: Task, ppca: PPCA) -> AmortizedGuide:
 
 
 def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
-    def climb(task: Task) -> Fitted:
+    def run(task: Task) -> Fitted:
         # With average variance one, noise of a half leaves the latents something to explain.
         likelihood = Gaussian("shared", initial=0.5**0.5)
         shape = {"hidden": HIDDEN, "activation": "gelu", "likelihood": likelihood}
         vae = VAE.mlp(task.train.shape[1], task.latent_dim, seed=task.seed, **shape)
         return Fitted(vae.model, vae.guide, *task.stopped_early(vae.model, vae.guide, objective))
 
-    return climb
+    return run
 
 
 _plain_em = partial(fit_em, accelerate=False)
-_RUNGS = (
-    Rung("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
-    Rung(
+_STAGES = (
+    Stage("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
+    Stage(
         "linear-autoencoder", "PPCA", POINT, "SVI, squares", _implied(_squares), POINT_FAMILY
     ),
-    Rung(
+    Stage(
         "closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), "full",
         NO_CLOSED_FORM,
     ),
-    Rung("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
-    Rung("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
-    Rung(
+    Stage("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
+    Stage("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
+    Stage(
         "variational-em", "PPCA", "q_i, diag", "rotating VEM",
         _exact(variational_em, "diagonal"), "diagonal",
     ),
-    Rung(
+    Stage(
         "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum, "diagonal"), "diagonal"
     ),
-    Rung("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full"), "full"),
-    Rung(
+    Stage("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full"), "full"),
+    Stage(
         "linear-amortized", "PPCA", "linear, diag", "SVI",
         _svi(_linear("diagonal"), "diagonal"), "diagonal",
     ),
-    Rung(
+    Stage(
         "deep-amortized", "PPCA", "MLP, diag", "SVI",
         _svi(_deep, "diagonal", hidden=True), "diagonal",
     ),
-    Rung(
+    Stage(
         "isotropic-q", "PPCA", "linear, v I", "SVI",
         _svi(_linear("isotropic"), "isotropic"), "isotropic",
     ),
-    Rung("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit"), "unit"),
-    Rung("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
-    Rung("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
-    Rung("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE)),
+    Stage("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit"), "unit"),
+    Stage("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
+    Stage("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
+    Stage("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE)),
 )  # fmt: skip
-RUNGS: Mapping[str, Rung] = {rung.name: rung for rung in _RUNGS}
+STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _STAGES}
 
 
 def left_out(names: Iterable[str], holes: bool) -> dict[str, str]:
-    """Which of these rungs data with holes, or without, leave out, and why."""
-    known = (RUNGS[name] for name in names if holes and name in RUNGS)
-    return {rung.name: rung.complete for rung in known if rung.complete}
+    """Which of these stages data with missing values, or without, leave out, and why."""
+    known = (STAGES[name] for name in names if holes and name in STAGES)
+    return {stage.name: stage.complete for stage in known if stage.complete}

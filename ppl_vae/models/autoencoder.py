@@ -9,22 +9,22 @@ from torch import Tensor, nn
 
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import choose_option
+from ppl_vae.core.validation import check_option
 from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.standardization import make_inputs
 from ppl_vae.models.vae import VAE
-from ppl_vae.networks.mlp_conv import Spread, mlp
+from ppl_vae.networks.mlp_conv import FixedScaleEncoder, mlp
 from ppl_vae.networks.patches import HiddenPatches
 from ppl_vae.networks.sparse_layers import (
     CODE_ACTIVATIONS,
     COLUMNS,
     PRIORS,
-    Columns,
-    Flat,
-    Transposed,
+    FlatPrior,
+    NormalizedColumns,
+    TiedEncoder,
     code_layer,
     penalty_of,
 )
@@ -51,7 +51,7 @@ class Autoencoder(DecoderModel):
         data_dim: D.
         latent_dim: K, which may be larger than D.
         encoder: f, a network from rows of x, (rows, D), to (rows, K); or instead of it
-        guide: any guide with one site ``"z"``; ``MeanFieldGuide(N, K, covariance="delta")``, a
+        guide: any guide with one site ``"z"``; ``PerDatumGuide(N, K, covariance="delta")``, a
             free code for each datum, makes it dictionary learning.
         likelihood: by default ``Gaussian(1.0)``: half the squared error.
         prior: of z; ``"flat"``: density 1 everywhere, which cannot be sampled; ``"laplace"``: of
@@ -62,7 +62,8 @@ class Autoencoder(DecoderModel):
         corruption: what is done to x before f sees it, in training alone (``fit_svi``, its steps
             but not its looks at ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`: a denoising
             autoencoder, for the model scores the clean x.
-        missing: what f sees of a hole, see :class:`~ppl_vae.guides.guides.AmortizedGuide`.
+        missing: what f sees of a missing value, see
+            :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map of rows of x to what f is given instead of them; by default x itself.
         hiding: patches of x that f does not see, in training or not, e.g.
             :class:`~ppl_vae.HiddenPatches`: a masked autoencoder, for the model scores the
@@ -116,7 +117,7 @@ class Autoencoder(DecoderModel):
             corruption=corruption,
             hiding=hiding,
         )
-        self.prior_kind = choose_option("prior", prior, PRIORS)
+        self.prior_kind = check_option("prior", prior, PRIORS)
         self.penalty = penalty_of(prior, penalty)
 
     @property
@@ -141,7 +142,7 @@ class Autoencoder(DecoderModel):
     def prior(self) -> Density:
         """Flat, Laplace of scale 1 / penalty, or normal of variance 1 / penalty."""
         if self.prior_kind == "flat":
-            return Flat(self.latent_dim)
+            return FlatPrior(self.latent_dim)
         loc = self._like().new_zeros(self.latent_dim)
         if self.prior_kind == "laplace":
             return dist.Laplace(loc, 1 / self.penalty).to_event(1)
@@ -177,8 +178,8 @@ class Autoencoder(DecoderModel):
             hidden: the encoder's hidden widths; the decoder has them reversed.
             activation: of the hidden layers.
             code_activation: of the code: ``"linear"``, none; ``"soft-threshold"``, codes with
-                exact zeros (:class:`~ppl_vae.networks.sparse_layers.SoftThreshold`); or one of the hidden
-                layers' (``"relu"`` has exact zeros, too).
+                exact zeros (:class:`~ppl_vae.networks.sparse_layers.SoftThreshold`); or one of the
+                hidden layers' (``"relu"`` has exact zeros, too).
             columns: of the decoder's first weights, one for each dimension of z: ``"free"``;
                 ``"unit"``, of length one; ``"orthonormal"``, orthogonal besides.
             tied: whether the encoder is the decoder's transpose, W'(x - b); without hidden layers.
@@ -190,8 +191,8 @@ class Autoencoder(DecoderModel):
             ValueError: options that are not known or do not go together.
         """
         likelihood = Gaussian(1.0) if likelihood is None else likelihood
-        choose_option("columns", columns, COLUMNS)
-        choose_option("code_activation", code_activation, CODE_ACTIVATIONS)
+        check_option("columns", columns, COLUMNS)
+        check_option("code_activation", code_activation, CODE_ACTIVATIONS)
         width = data_dim * likelihood.outputs_per_dim
         seen = num_encoder_inputs(missing, data_dim)
         name, given = make_inputs(inputs, likelihood)
@@ -202,9 +203,9 @@ class Autoencoder(DecoderModel):
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
         if columns != "free":
             first: Any = decoder[0]
-            decoder[0] = Columns(first, columns)
+            decoder[0] = NormalizedColumns(first, columns)
         if tied:
-            encoder = nn.Sequential(Transposed(decoder[0]))
+            encoder = nn.Sequential(TiedEncoder(decoder[0]))
         if code_activation != "linear":
             encoder.append(code_layer(code_activation, latent_dim))
         how: dict[str, Any] = {"prior": prior, "penalty": penalty, "missing": missing}
@@ -234,7 +235,7 @@ class Autoencoder(DecoderModel):
         """The VAE of the same networks, copied: z ~ N(0, I), q(z | x) = N(f(x), scale^2 I).
 
         Its loss is that of the autoencoder with ``prior="normal"``, except that noise is put on
-        the code, and a constant, the entropy of q: see :func:`ppl_vae.deja_vu`.
+        the code, and a constant, the entropy of q: see :func:`ppl_vae.vae_limit`.
 
         Args:
             scale: standard deviation of q, fixed.
@@ -247,7 +248,7 @@ class Autoencoder(DecoderModel):
         encoder, decoder, likelihood = copy.deepcopy((self.encoder, self.decoder, self.likelihood))
         how: dict[str, Any] = {"missing": self.guide.missing, "corruption": self.corruption}
         how["inputs"] = copy.deepcopy(self.guide.inputs)
-        guide = AmortizedGuide(Spread(encoder, scale), self.latent_dim, **how)
+        guide = AmortizedGuide(FixedScaleEncoder(encoder, scale), self.latent_dim, **how)
         sizes: dict[str, Any] = {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
         return VAE(guide=guide, decoder=decoder, likelihood=likelihood, **sizes)
 

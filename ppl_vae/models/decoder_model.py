@@ -15,15 +15,15 @@ from ppl_vae.core.program import (
     Density,
     Program,
     ProgramLike,
-    accepted,
-    as_observed,
+    as_data_and_mask,
     as_rows,
     count_rows,
     data_plate,
+    filter_kwargs,
     fold_rows,
 )
-from ppl_vae.core.state import evaluating, isolated_store, mode, probing, seeded
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.state import dry_run, eval_mode, isolated_store, mode, seeded
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood
@@ -60,11 +60,11 @@ class DecoderModel(Program):
         if (encoder is None) == (guide is None):
             raise ValueError("give exactly one of encoder and guide")
         _refuse_taken(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
-        self.data_dim = at_least("data_dim", data_dim)
-        self.latent_dim = at_least("latent_dim", latent_dim)
+        self.data_dim = check_int("data_dim", data_dim)
+        self.latent_dim = check_int("latent_dim", latent_dim)
         self.decoder = decoder
         self.likelihood = likelihood
-        likelihood.sized(data_dim)
+        likelihood.set_data_dim(data_dim)
         if encoder is not None:
             guide = AmortizedGuide(encoder, latent_dim, **amortized)
         self.guide: Any = guide
@@ -213,7 +213,7 @@ class DecoderModel(Program):
         Raises:
             ValueError: if the prior is flat.
         """
-        shape = torch.Size([at_least("num_samples", num_samples)])
+        shape = torch.Size([check_int("num_samples", num_samples)])
         with seeded(seed):
             return self.decode(self.prior().sample(shape)).sample()
 
@@ -224,35 +224,35 @@ class DecoderModel(Program):
         A guide that hides patches hides none here.
 
         Args:
-            x: (N, D); NaN is a hole.
+            x: (N, D); NaN marks a missing value.
             mask: True where observed.
 
         Raises:
             ValueError: if x has another width, or a row with nothing observed.
         """
-        return self._code(*as_observed(x, mask, model=self.model, guide=self.guide))
+        return self._code(*as_data_and_mask(x, mask, model=self.model, guide=self.guide))
 
     @torch.no_grad()
     def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
-        """The mean of p(x | z) at the mean of q(z | x), in holes too, in evaluation mode.
+        """The mean of p(x | z) at the mean of q(z | x), in missing values too, in evaluation mode.
 
-        (The mean of a hole given its row is another number: :func:`ppl_vae.impute`.) A guide that
-        hides patches hides none here: what it is not to see is for the mask to say.
+        (The mean of a missing value given its row is another number: :func:`ppl_vae.impute`.) A
+        guide that hides patches hides none here: what it is not to see is for the mask to say.
 
         Args:
-            x: (N, D); NaN is a hole.
+            x: (N, D); NaN marks a missing value.
             mask: True where observed.
 
         Raises:
             ValueError: if x has another width, or a row with nothing observed.
         """
-        x, mask = as_observed(x, mask, model=self.model, guide=self.guide)
+        x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
         with mode(self, training=False):
             return self.given(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
-        holes = accepted(self.guide, {"mask": mask})
-        with isolated_store(), probing(self.guide), evaluating(self, self.guide):
+        holes = filter_kwargs(self.guide, {"mask": mask})
+        with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):
             return poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"].mean
 
 

@@ -58,11 +58,12 @@ def _triangle(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Patterns:
+class MissingnessPatterns:
     """Which columns each row has.
 
     Attributes:
-        seen: the distinct patterns, one in a column that is there and zero in a hole, (U, D).
+        seen: the distinct patterns, one in a column that is there and zero in a missing value, (U,
+            D).
         which: the pattern of each row, (B,); None if each row has its own, or all the same.
         cells: the pattern of each row, (B, D); None if nothing is missing.
     """
@@ -93,18 +94,18 @@ class Patterns:
         return cls(distinct, torch.from_numpy(which.reshape(-1)).to(cells.device), cells)
 
     def spread(self, values: Shaped[Tensor, "U ..."]) -> Tensor:
-        """Values a pattern as values a row, or one for all."""
+        """Values a pattern as values per row, or one for all."""
         return values if self.which is None else values[self.which]
 
     def collect(self, values: Float[Tensor, "B ..."]) -> Tensor:
-        """Values a row summed over the rows of each pattern."""
+        """Values per row summed over the rows of each pattern."""
         if self.which is not None:
             sums = values.new_zeros(len(self.seen), *values.shape[1:])
             return sums.index_add_(0, self.which, values)
         return values if len(values) == len(self.seen) else values.sum(0, keepdim=True)
 
     def masked(self, values: Float[Tensor, "B D"]) -> Tensor:
-        """Values with zeros in the holes."""
+        """Values with zeros in place of missing values."""
         if self.cells is None:
             return values
         # A product takes half the time of a selection.
@@ -114,7 +115,7 @@ class Patterns:
 
 
 @dataclass(frozen=True)
-class Solution:
+class LatentPosterior:
     """The posterior of each row.
 
     Attributes:
@@ -127,7 +128,7 @@ class Solution:
         half_log_det: 1/2 log det of the covariance of z, one per pattern, (U,).
     """
 
-    patterns: Patterns
+    patterns: MissingnessPatterns
     mean: Float[Tensor, "B K"]
     tril: Float[Tensor, "U K K"]
     precision: Float[Tensor, "U K K"]
@@ -137,7 +138,12 @@ class Solution:
 
     @classmethod
     def of(
-        cls, x: Tensor, patterns: Patterns, loadings: Tensor, loc: Tensor, variance: Tensor
+        cls,
+        x: Tensor,
+        patterns: MissingnessPatterns,
+        loadings: Tensor,
+        loc: Tensor,
+        variance: Tensor,
     ) -> Self:
         """As :meth:`with_scale`, from the noise variances psi."""
         return cls.with_scale(x, patterns, loadings, loc, variance.sqrt())
@@ -146,7 +152,7 @@ class Solution:
     def with_scale(
         cls,
         x: Float[Tensor, "B D"],
-        patterns: Patterns,
+        patterns: MissingnessPatterns,
         loadings: Float[Tensor, "D K"],
         loc: Float[Tensor, " D"],
         scale: Float[Tensor, " D"],
@@ -185,7 +191,7 @@ class Solution:
         cls,
         offset: Tensor,
         tril: Tensor,
-        patterns: Patterns,
+        patterns: MissingnessPatterns,
         precision: Tensor,
         loadings: Tensor,
         scale: Tensor,

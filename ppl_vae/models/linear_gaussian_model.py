@@ -13,10 +13,16 @@ from torch import Tensor
 from ppl_vae.core.program import Program, as_rows
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, check_rows_seen, seen_cells
+from ppl_vae.core.validation import (
+    ArrayLike,
+    as_matrix,
+    check_int,
+    check_rows_observed,
+    observed_mask,
+)
 from ppl_vae.data.row_blocks import rows_at_once
 from ppl_vae.models.identifiability import described, undetermined_cells
-from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 from ppl_vae.models.principal_axes import principal_axes
 
 WAY_OUT = "give the columns of x other units, nearer to one"
@@ -136,29 +142,31 @@ class LinearGaussianModel(Program):
         # x in float64, zero where missing, and what was observed; None if nothing is missing.
         inside = am_i_wrapped()  # inside a program the data were checked at its boundary
         rows = as_rows(x if inside else as_matrix(x), self.loc.detach().double(), self.data_dim)
-        seen = mask if inside else seen_cells(rows, mask)
+        seen = mask if inside else observed_mask(rows, mask)
         if seen is None:
             return rows, None
         if not inside:
-            check_rows_seen(seen)
+            check_rows_observed(seen)
         return torch.where(seen, rows, 0.0), seen
 
-    def _solve(self, x: ArrayLike, mask: ArrayLike | None = None) -> Iterator[Solution]:
+    def _solve(self, x: ArrayLike, mask: ArrayLike | None = None) -> Iterator[LatentPosterior]:
         # All rows at once if they are complete, and piece by piece if not.
         x, seen = self._observed(x, mask)
         loc = self.loc.detach().double()
         if seen is None:
-            yield self._solution(x, Patterns.complete(loc))
+            yield self._solution(x, MissingnessPatterns.complete(loc))
             return
-        patterns = Patterns.each if am_i_wrapped() else Patterns.shared
+        patterns = MissingnessPatterns.each if am_i_wrapped() else MissingnessPatterns.shared
         size = rows_at_once(4 * self.data_dim + 4 * self.latent_dim**2)
         for rows, cells in zip(x.split(size), seen.split(size), strict=True):
             yield self._solution(rows, patterns(cells, loc))
 
-    def _solution(self, x: Tensor, patterns: Patterns) -> Solution:
+    def _solution(self, x: Tensor, patterns: MissingnessPatterns) -> LatentPosterior:
         loadings, loc, scale = self._parameters64()
         try:
-            return Solution.with_scale(x, patterns, loadings, loc, scale, look=not am_i_wrapped())
+            return LatentPosterior.with_scale(
+                x, patterns, loadings, loc, scale, look=not am_i_wrapped()
+            )
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             ratio, least = (loadings / scale[:, None]).detach().abs().max(), scale.detach().min()
             raise FloatingPointError(
@@ -197,7 +205,7 @@ class LinearGaussianModel(Program):
             ValueError: as :meth:`posterior`; if num_samples is no whole number >= 0.
             FloatingPointError: if something overflows.
         """
-        x, num_samples = as_matrix(x), at_least("num_samples", num_samples, 0)
+        x, num_samples = as_matrix(x), check_int("num_samples", num_samples, 0)
         kept = x.to(device=self.loc.device, dtype=torch.promote_types(x.dtype, self.loc.dtype))
         seen = self._observed(x, mask)[1]
         if seen is None:
@@ -214,7 +222,7 @@ class LinearGaussianModel(Program):
         # Mean, standard deviation and draws of some rows.
         rows = torch.where(seen, kept, 0.0).double()
         loadings, loc, _ = self._parameters64()
-        solution = self._solution(rows, Patterns.shared(seen, loc))
+        solution = self._solution(rows, MissingnessPatterns.shared(seen, loc))
         mean, sd, draws = (
             self._returned(values, "what was imputed", kept.dtype)
             for values in solution.predict(loadings, loc, num_samples)
@@ -237,7 +245,7 @@ class LinearGaussianModel(Program):
             ValueError: if num_samples is no whole number >= 1.
             FloatingPointError: if they overflow.
         """
-        shape = at_least("num_samples", num_samples), sum(self.loadings.shape)
+        shape = check_int("num_samples", num_samples), sum(self.loadings.shape)
         loadings, loc, scale = self._parameters64()
         with seeded(seed):
             draws = torch.randn(shape, dtype=loc.dtype, device=loc.device)

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ppl_vae.core.program import as_rows, count_rows, data_plate
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
@@ -61,9 +61,9 @@ class PPCA(LinearGaussianModel):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.data_dim = at_least("data_dim", data_dim)
-        self.latent_dim = at_least("latent_dim", latent_dim)
-        self.noise = choose_option("noise", noise, NOISES)
+        self.data_dim = check_int("data_dim", data_dim)
+        self.latent_dim = check_int("latent_dim", latent_dim)
+        self.noise = check_option("noise", noise, NOISES)
         with seeded(seed):
             self.loadings = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(latent_dim))
         self.loc = nn.Parameter(torch.zeros(data_dim))
@@ -83,7 +83,7 @@ class PPCA(LinearGaussianModel):
         """A model of x's shape, dtype and device: its mean, and half of its variance as noise.
 
         Args:
-            x: a matrix, a memory map, or an iterable of blocks of rows; NaN is a hole.
+            x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             latent_dim: K.
             noise: ``"isotropic"`` or ``"diagonal"``.
             mask: True where observed.

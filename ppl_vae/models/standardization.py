@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ppl_vae.core.validation import choose_option
-from ppl_vae.data.column_stats import CONSTANT_COLUMNS, Columns
+from ppl_vae.core.validation import check_option
+from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
 from ppl_vae.data.row_blocks import Block, RowBlocks
 from ppl_vae.likelihoods.base import Likelihood
 
@@ -95,7 +95,7 @@ def make_inputs(
     Raises:
         ValueError: if ``inputs`` is none of these.
     """
-    choose_option("inputs", inputs, INPUTS if data_dim else INPUTS[:-1])
+    check_option("inputs", inputs, INPUTS if data_dim else INPUTS[:-1])
     if inputs == "auto":
         inputs = "log1p" if likelihood.counts else "identity"
     if inputs == "standardized" and data_dim:
@@ -156,8 +156,8 @@ class Start:
         half: half an entry's share in each of them, (E,).
     """
 
-    columns: Columns
-    inputs: Columns
+    columns: ColumnStats
+    inputs: ColumnStats
     means: Float[Tensor, " E"]
     half: Float[Tensor, " E"]
 
@@ -169,7 +169,7 @@ class Start:
             ValueError: if something observed is not in the likelihood's support; if a row or a
                 column has nothing observed.
         """
-        found: tuple[Columns, Columns] | None = None
+        found: tuple[ColumnStats, ColumnStats] | None = None
         totals = counts = torch.zeros(())
         for block in blocks.read():
             likelihood.check(block.values, block.seen)
@@ -185,7 +185,7 @@ class Start:
         found[0].check()
         return start
 
-    def scales(self, columns: Columns, dtype: torch.dtype) -> Float[Tensor, " D"]:
+    def scales(self, columns: ColumnStats, dtype: torch.dtype) -> Float[Tensor, " D"]:
         """The standard deviation of each column, 1 for a constant one.
 
         Raises:
@@ -201,13 +201,13 @@ class Start:
         return held
 
 
-def _columns(block: Block) -> Columns:
+def _columns(block: Block) -> ColumnStats:
     count = _count(block).clamp(min=1)
     mean = block.totals / count
     centred = block.values - mean
     if block.seen is not None:
         centred = centred * block.seen
-    return Columns.of(block, mean, centred.square().sum(0))
+    return ColumnStats.of(block, mean, centred.square().sum(0))
 
 
 def _count(block: Block) -> Float[Tensor, " D"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.program import Program
-from ppl_vae.guides.guides import MeanFieldGuide
+from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.decoder_model import DecoderModel
@@ -74,7 +74,7 @@ _MAKERS: dict[str, Callable[..., Program]] = {
     "PPCA": PPCA,
     "VAE": _make_vae,
     "Autoencoder": _make_autoencoder,
-    "MeanFieldGuide": MeanFieldGuide,
+    "PerDatumGuide": PerDatumGuide,
 }
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.state import threads
-from ppl_vae.core.validation import at_least
-from ppl_vae.data.column_stats import Columns, too_many
+from ppl_vae.core.validation import check_int
+from ppl_vae.data.column_stats import ColumnStats, too_many
 from ppl_vae.data.row_blocks import Block, RowBlocks, RowSource
 from ppl_vae.models.eigen import (
     JACOBI_SIZE,
@@ -44,7 +44,7 @@ class SampleCovariance:
         columns: what each column holds.
     """
 
-    def __init__(self, columns: Columns, factor: Tensor | None, gram: Tensor | None) -> None:
+    def __init__(self, columns: ColumnStats, factor: Tensor | None, gram: Tensor | None) -> None:
         self.columns, self._factor, self._gram = columns, factor, gram
         self.mean, self.diagonal = columns.mean, columns.variance
         self.data_dim, self.trace = len(self.mean), self.diagonal.sum()
@@ -126,7 +126,7 @@ class SampleCovariance:
             ValueError: if K >= the rank of the centred data: the noise would be zero and the
                 likelihood infinite.
         """
-        at_least("latent_dim", latent_dim)
+        check_int("latent_dim", latent_dim)
         rows, size = self.columns.rows, max(self.columns.rows, self.data_dim)
         if self._gram is not None and latent_dim < self.data_dim:
             # With K + 1 orthonormal columns q, l_{K+1} >= the least eigenvalue of q'Sq (Poincare).
@@ -139,18 +139,18 @@ class SampleCovariance:
             raise ValueError(too_many(latent_dim, str(rank), rows, self.data_dim))
 
 
-def missing_message(columns: Columns) -> str:
-    """What to say where holes cannot be taken."""
+def missing_message(columns: ColumnStats) -> str:
+    """What to say where missing values cannot be taken."""
     return (
         f"x has {columns.num_missing} missing entries, and this needs complete data; use fit_em, "
-        "which takes holes, or impute() them with a model fitted so"
+        "which takes missing values, or impute() them with a model fitted so"
     )
 
 
 # Large products of complete data are numpy's. Idle threads of one library keep turning for a while
 # and hold up the other's, so torch, which has the small work, does without.
 @threads(1)
-def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
+def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
     """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
     columns, scatter = None, _Scatter()
     buffer: Tensor | None = None
@@ -161,7 +161,7 @@ def summarize(blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
         squares = centred.square().sum(0)
         if block.seen is not None:
             scatter.complete = False
-        found = Columns.of(block, mean, squares)
+        found = ColumnStats.of(block, mean, squares)
         if columns is None:
             columns = found
             scatter.add(centred)
@@ -206,7 +206,7 @@ class _Scatter:
             own = own if part is None else own.add_(part)
         self.factor, self.gram = None, own
 
-    def covariance(self, columns: Columns) -> SampleCovariance:
+    def covariance(self, columns: ColumnStats) -> SampleCovariance:
         """Of all rows."""
         factor = None if self.factor is None else self.factor / columns.rows**0.5
         gram = None if self.gram is None else self.gram.div_(columns.rows)

@@ -14,10 +14,10 @@ from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.validation import (
     ArrayLike,
     as_matrix,
-    at_least,
-    check_rows_seen,
-    choose_option,
-    seen_cells,
+    check_int,
+    check_option,
+    check_rows_observed,
+    observed_mask,
 )
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.models.decoder_model import DecoderModel
@@ -31,7 +31,7 @@ class SupervisedEncoder(Program):
 
     f(x) is the mean of the code that the pair's amortized guide gives x. There are no latent
     variables, so the ELBO of ``model`` and ``guide`` (which samples nothing) is log p(y | x)
-    itself, in nats a datum, and maximum likelihood is ``fit_svi`` on :meth:`rows` of x and y.
+    itself, in nats per datum, and maximum likelihood is ``fit_svi`` on :meth:`rows` of x and y.
     With :class:`~ppl_vae.Categorical` it is a classifier.
 
     Args:
@@ -69,12 +69,12 @@ class SupervisedEncoder(Program):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = choose_option("encoder", encoder, ENCODERS)
-        self.input_dim, self.num_labels = pair.data_dim, at_least("num_labels", num_labels)
+        self.encoder = check_option("encoder", encoder, ENCODERS)
+        self.input_dim, self.num_labels = pair.data_dim, check_int("num_labels", num_labels)
         self.data_dim = self.input_dim + self.num_labels
         self.coder: Any = _coder(pair)
         self.likelihood = likelihood
-        likelihood.sized(num_labels)
+        likelihood.set_data_dim(num_labels)
         _freeze(self.coder, self.input_dim, everything=encoder == "frozen")
         with seeded(seed):  # the head first, so that it is the same whatever the encoder
             width = num_labels * likelihood.outputs_per_dim
@@ -108,7 +108,7 @@ class SupervisedEncoder(Program):
         """x and y beside one another, as :meth:`model` takes them.
 
         Args:
-            x: (N, D); NaN is a hole.
+            x: (N, D); NaN marks a missing value.
             y: (N, L), or (N,) for one column; a row without a label (NaN) teaches nothing.
 
         Raises:
@@ -124,8 +124,8 @@ class SupervisedEncoder(Program):
                 f"x and y must have {expected[0]} and {expected[1]} columns, and as many rows; "
                 f"they have shapes {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        if (seen := seen_cells(x)) is not None:
-            check_rows_seen(seen)
+        if (seen := observed_mask(x)) is not None:
+            check_rows_observed(seen)
         return torch.cat([x, y], 1)
 
     def given(
@@ -150,15 +150,15 @@ class SupervisedEncoder(Program):
         """p(y | x), event shape (L,), in evaluation mode.
 
         Args:
-            x: (N, D); NaN is a hole.
+            x: (N, D); NaN marks a missing value.
             mask: True where observed.
 
         Raises:
             ValueError: if x has another width, or a row with nothing observed.
         """
         x = as_rows(as_matrix(x), _like(self.head), self.input_dim)
-        if (seen := seen_cells(x, mask)) is not None:
-            check_rows_seen(seen)
+        if (seen := observed_mask(x, mask)) is not None:
+            check_rows_observed(seen)
             x = torch.where(seen, x, 0.0)
         with mode(self, training=False):
             return self.given(x, seen)

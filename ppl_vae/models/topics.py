@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.likelihoods.discrete import Multinomial
 from ppl_vae.models.standardization import LogCounts
@@ -69,7 +69,7 @@ def simulate_topics(
         Blei, Ng, Jordan: Latent Dirichlet allocation (2003).
     """
     n, d, k = (
-        at_least(name, size)
+        check_int(name, size)
         for name, size in zip(
             ("num_documents", "num_words", "num_topics"),
             (num_documents, num_words, num_topics),
@@ -121,10 +121,10 @@ class TopicDecoder(nn.Module):
         self, num_topics: int, num_words: int, *, mixed: str = "words", concentration: float = 0.3
     ) -> None:
         super().__init__()
-        at_least("num_topics", num_topics, 2)
-        at_least("num_words", num_words)
+        check_int("num_topics", num_topics, 2)
+        check_int("num_words", num_words)
         _positive(concentration=concentration)
-        self.mixed = choose_option("mixed", mixed, MIXED)
+        self.mixed = check_option("mixed", mixed, MIXED)
         self.scale = 1 / math.sqrt(concentration)
         self.weights = nn.Parameter(START * torch.randn(num_topics, num_words))
         self.bias = nn.Parameter(torch.zeros(num_words))
@@ -238,7 +238,7 @@ def top_words(
         if not bool((base > 0).all()):
             raise ValueError("base must be positive; add 0.5 to counts of which some are zero")
         score = score - (1 - relevance) * base.to(score).log()
-    best = score.topk(min(at_least("num_words", num_words), len(words)), 1).indices
+    best = score.topk(min(check_int("num_words", num_words), len(words)), 1).indices
     return [[str(words[d]) for d in row] for row in best.tolist()]
 
 

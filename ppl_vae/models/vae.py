@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import num_encoder_inputs
@@ -42,7 +42,7 @@ class VAE(DecoderModel):
         encoder: a network for an :class:`~ppl_vae.guides.guides.AmortizedGuide`; or instead of it
         guide: any guide with one site ``"z"`` of event shape (K,).
         covariance: the family of the guide made from ``encoder``.
-        missing: what that encoder sees of a hole, ``"zeros"`` or ``"zeros+mask"``, see
+        missing: what that encoder sees of a missing value, ``"zeros"`` or ``"zeros+mask"``, see
             :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map of rows of x to what that encoder is given instead of them; by default x
             itself.
@@ -107,8 +107,8 @@ class VAE(DecoderModel):
             likelihood: by default ``Gaussian("shared")``.
             activation: of the hidden layers.
             covariance: the guide's family.
-            missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
-                it has 2 D inputs.
+            missing: what the encoder sees of a missing value: ``"zeros"``, or ``"zeros+mask"``,
+                for which it has 2 D inputs.
             inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
                 ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
                 overflow it, and x of everything else; ``"standardized"``, x standardised as
@@ -116,7 +116,7 @@ class VAE(DecoderModel):
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
-        outputs = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
+        outputs = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
         seen = num_encoder_inputs(missing, data_dim)
         width = data_dim * likelihood.outputs_per_dim
         with seeded(seed):
@@ -254,8 +254,8 @@ class VAE(DecoderModel):
             likelihood: by default ``Gaussian("shared")``.
             activation: of the hidden layers.
             covariance: the guide's family.
-            missing: what the encoder sees of a hole: ``"zeros"``, or ``"zeros+mask"``, for which
-                its images have 2 C channels.
+            missing: what the encoder sees of a missing value: ``"zeros"``, or ``"zeros+mask"``,
+                for which its images have 2 C channels.
             inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
                 ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
                 overflow it, and x of everything else; ``"standardized"``, x standardised as
@@ -263,7 +263,7 @@ class VAE(DecoderModel):
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
-        codes = latent_dim + num_scale_outputs(covariance, at_least("latent_dim", latent_dim))
+        codes = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
         depth, *area = as_image_shape(image_shape)
         seen = (num_encoder_inputs(missing, depth), *area)
         how: dict[str, Any] = {

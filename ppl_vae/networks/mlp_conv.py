@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import at_least, choose_option
+from ppl_vae.core.validation import check_int, check_option
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """Channels, height and width of an image that is a flat row elsewhere."""
@@ -43,8 +43,8 @@ def mlp(
         activation: one of ``ACTIVATIONS``.
         seed: of the initial weights (torch's defaults for Linear).
     """
-    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
-    widths = [at_least("width", width) for width in (in_dim, *hidden, out_dim)]
+    activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
+    widths = [check_int("width", width) for width in (in_dim, *hidden, out_dim)]
     layers: list[nn.Module] = []
     with seeded(seed):
         for fan_in, fan_out in itertools.pairwise(widths):
@@ -123,7 +123,7 @@ def reset(network: N, *, seed: int | None = None) -> N:
     return network
 
 
-class Offset(nn.Module):
+class Bias(nn.Module):
     """Adds b, one number a column: what the last layer of an :func:`mlp` has and a convolution,
     whose bias is one number a channel, has not.
 
@@ -144,7 +144,7 @@ class Offset(nn.Module):
         return rows + self.bias
 
 
-class Spread(nn.Module):
+class FixedScaleEncoder(nn.Module):
     """A network's output and one standard deviation for all of it: (loc, scale), the encoder of
     q(z | x) = N(f(x), scale^2 I).
 
@@ -177,7 +177,7 @@ def as_image_shape(shape: Sequence[int]) -> ImageShape:
     """
     if len(shape) != 3:
         raise ValueError(f"image_shape must be (channels, height, width); got {tuple(shape)}")
-    channels, height, width = (at_least("image_shape", size) for size in shape)
+    channels, height, width = (check_int("image_shape", size) for size in shape)
     return channels, height, width
 
 
@@ -198,13 +198,13 @@ def conv_encoder(
         activation: one of ``ACTIVATIONS``.
         seed: of the initial weights (torch's defaults).
     """
-    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
     shapes = _halved(image_shape, channels)
     layers: list[nn.Module] = [nn.Unflatten(1, shapes[0])]
     with seeded(seed):
         for (before, *_), (after, *_) in itertools.pairwise(shapes):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activate()]
-        last = nn.Linear(math.prod(shapes[-1]), at_least("out_dim", out_dim))
+        last = nn.Linear(math.prod(shapes[-1]), check_int("out_dim", out_dim))
     return nn.Sequential(*layers, nn.Flatten(), last)
 
 
@@ -226,18 +226,18 @@ def conv_decoder(
         outputs_per_dim: numbers for each entry of an image. A row holds them beside one another,
             those of the first entry first.
         activation: one of ``ACTIVATIONS``.
-        seed: of the initial weights (torch's defaults, and an :class:`Offset` of zero).
+        seed: of the initial weights (torch's defaults, and an :class:`Bias` of zero).
     """
-    activate = ACTIVATIONS[choose_option("activation", activation, ACTIVATIONS)]
+    activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
     shapes = _halved(image_shape, channels[::-1])[::-1]
     depth, height, width = shapes[-1]
-    shapes[-1] = (at_least("outputs_per_dim", outputs_per_dim) * depth, height, width)
+    shapes[-1] = (check_int("outputs_per_dim", outputs_per_dim) * depth, height, width)
     with seeded(seed):
-        layers: list[nn.Module] = [nn.Linear(at_least("in_dim", in_dim), math.prod(shapes[0]))]
+        layers: list[nn.Module] = [nn.Linear(check_int("in_dim", in_dim), math.prod(shapes[0]))]
         layers += [nn.Unflatten(1, shapes[0])]
         for before, after in itertools.pairwise(shapes):
             layers += [activate(), _doubling(before, after, bias=after is not shapes[-1])]
-    return nn.Sequential(*layers, _Flat(outputs_per_dim), Offset(math.prod(shapes[-1])))
+    return nn.Sequential(*layers, _Flat(outputs_per_dim), Bias(math.prod(shapes[-1])))
 
 
 def _halved(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageShape]:
@@ -246,7 +246,7 @@ def _halved(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageSh
         raise ValueError("channels must name at least one convolution's channels; it is empty")
     for number in channels:
         _, height, width = shapes[-1]
-        shapes.append((at_least("channels", number), (height + 1) // 2, (width + 1) // 2))
+        shapes.append((check_int("channels", number), (height + 1) // 2, (width + 1) // 2))
     return shapes
 
 

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.validation import check_int
 from ppl_vae.networks.mlp_conv import as_image_shape
 
 
@@ -106,7 +106,7 @@ def _as_sides(patch: int | Sequence[int]) -> tuple[int, int]:
     sides = patch if isinstance(patch, Sequence) else (patch, patch)
     if len(sides) != 2:
         raise ValueError(f"patch must be a side in pixels, or (height, width); got {patch!r}")
-    high, wide = (at_least("patch", side) for side in sides)
+    high, wide = (check_int("patch", side) for side in sides)
     return high, wide
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from ppl_vae.core.validation import at_least, choose_option
+from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.networks.mlp_conv import ACTIVATIONS
 
 CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
@@ -19,7 +19,7 @@ PRIORS = ("flat", "normal", "laplace")
 FIRST_THRESHOLD = 0.1
 
 
-class Flat(dist.ImproperUniform):
+class FlatPrior(dist.ImproperUniform):
     """The improper prior of density 1 everywhere on R^K; it cannot be sampled.
 
     Args:
@@ -29,9 +29,9 @@ class Flat(dist.ImproperUniform):
     def __init__(self, latent_dim: int) -> None:
         super().__init__(constraints.real_vector, torch.Size(), torch.Size([latent_dim]))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Flat":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlatPrior":
         """The same for a larger batch."""
-        new = self._get_checked_instance(Flat, _instance)
+        new = self._get_checked_instance(FlatPrior, _instance)
         return super().expand(batch_shape, new)
 
     def log_prob(self, value: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
@@ -63,7 +63,7 @@ class SoftThreshold(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.log_threshold = nn.Parameter(torch.empty(at_least("width", width)))
+        self.log_threshold = nn.Parameter(torch.empty(check_int("width", width)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -103,7 +103,7 @@ def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
     return values.sign() * torch.relu(values.abs() - threshold)
 
 
-class Columns(nn.Module):
+class NormalizedColumns(nn.Module):
     """W z + b, where W (D, K) has columns of length one, which may be orthogonal besides.
 
     W is read off free numbers: each of their columns over its length, or the orthogonal factor of
@@ -120,7 +120,7 @@ class Columns(nn.Module):
 
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__()
-        self.kind = choose_option("columns", kind, COLUMNS[1:])
+        self.kind = check_option("columns", kind, COLUMNS[1:])
         if kind == "orthonormal" and linear.in_features > linear.out_features:
             raise ValueError(
                 f"columns='orthonormal': {linear.in_features} columns cannot be orthogonal in "
@@ -142,7 +142,7 @@ class Columns(nn.Module):
         return F.linear(z, self.weight, self.bias)
 
 
-class Transposed(nn.Module):
+class TiedEncoder(nn.Module):
     """W'(x - b): the encoder that shares the weights of a linear decoder W z + b.
 
     Args:
@@ -183,7 +183,7 @@ class LISTA(nn.Module):
 
     def __init__(self, dictionary: nn.Module, threshold: float, *, steps: int = 3) -> None:
         super().__init__()
-        self.steps = at_least("steps", steps)
+        self.steps = check_int("steps", steps)
         if not threshold > 0:
             raise ValueError(f"threshold must be positive, as the lasso's is; got {threshold}")
         held: Any = dictionary

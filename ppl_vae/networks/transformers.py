@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppl_vae.core.state import seeded, validating
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.state import seeded, validation_enabled
+from ppl_vae.core.validation import check_int
 from ppl_vae.networks.patches import Patches
 
 FIRST_POSITIONS = 0.02
@@ -49,7 +49,7 @@ class PatchTransformer(nn.Module):
         super().__init__()
         self.patches = Patches(image_shape, patch)
         with seeded(seed):
-            self.embed = nn.Linear(self.patches.width, at_least("width", width))
+            self.embed = nn.Linear(self.patches.width, check_int("width", width))
             self.positions = nn.Parameter(torch.empty(self.patches.number, width))
             self.reset_parameters()
             self.layers = _layers(width, depth, heads)
@@ -86,7 +86,7 @@ class PatchTransformer(nn.Module):
             )
         x, mask = rows.chunk(2, 1)
         seen = self.patches.whole(mask > 0.5)
-        if validating():
+        if validation_enabled():
             _check_seen(seen, num_seen)
         # In their order, those that are there come first.
         place = (~seen).byte().argsort(dim=1, stable=True)[:, :num_seen]
@@ -141,9 +141,9 @@ class PatchDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = Patches(image_shape, patch)
-        self.outputs_per_dim = at_least("outputs_per_dim", outputs_per_dim)
+        self.outputs_per_dim = check_int("outputs_per_dim", outputs_per_dim)
         with seeded(seed):
-            self.embed = nn.Linear(at_least("code_width", code_width), at_least("width", width))
+            self.embed = nn.Linear(check_int("code_width", code_width), check_int("width", width))
             self.positions = nn.Parameter(torch.empty(self.patches.number, width))
             self.bias = nn.Parameter(torch.empty(self.patches.data_dim * outputs_per_dim))
             self.reset_parameters()
@@ -166,10 +166,10 @@ class PatchDecoder(nn.Module):
 
 
 def _layers(width: int, depth: int, heads: int) -> nn.ModuleList:
-    if width % at_least("heads", heads):
+    if width % check_int("heads", heads):
         raise ValueError(f"heads must divide the width of a token; {heads} do not divide {width}")
     how = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-    layers = range(at_least("depth", depth))
+    layers = range(check_int("depth", depth))
     return nn.ModuleList(
         nn.TransformerEncoderLayer(width, heads, 4 * width, **how) for _ in layers
     )

@@ -2,7 +2,7 @@
 
 With log w_sn = log p(x_n, z_sn) - log q(z_sn | x_n), the mean over S is the ELBO, the log of the
 mean of the exponentials the importance-weighted bound, and everything else a reduction of these.
-All are in nats a datum, unscaled; only a training loss sums them over the data.
+All are in nats per datum, unscaled; only a training loss sums them over the data.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, owner_of
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
 from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.traces import (
     PairTraces,
@@ -23,14 +23,14 @@ from ppl_vae.core.traces import (
     sample_dim,
     sites,
 )
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.objectives.divergences import floored_kl, kl_terms
 from ppl_vae.objectives.gradients import (
-    CutDraws,
+    DetachedSamples,
     doubly_reparameterized,
+    replace_gradient,
     score,
-    sticking,
-    with_gradient,
+    sticking_the_landing,
 )
 
 
@@ -50,7 +50,7 @@ def log_weights(
     Args:
         model, guide: any pair under the contract.
         x: data, (N, D).
-        num_samples: draws a datum, S.
+        num_samples: draws per datum, S.
         mask: True where x is observed; NaN in x says the same.
         index: which rows of the whole data x holds, for programs that look data up.
         num_data: the size of the whole data.
@@ -62,8 +62,8 @@ def log_weights(
     Raises:
         ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses, and bad data.
     """
-    num_samples = at_least("num_samples", num_samples)
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+    num_samples = check_int("num_samples", num_samples)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     keywords = {"mask": mask, "index": index, "num_data": num_data}
     with isolated_store(), seeded(seed):
         dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
@@ -86,17 +86,17 @@ def elbo(
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws a datum.
+        num_samples: draws per datum.
         mask: True where x is observed; NaN in x says the same.
         batch_size: rows held at once.
         seed: of the draws.
     """
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     objective, num_data = ELBO(num_samples), len(x)
     values = []
     with isolated_store(), seeded(seed), mode(model, guide, training=False):
         for rows in torch.arange(num_data, device=x.device).split(
-            at_least("batch_size", batch_size)
+            check_int("batch_size", batch_size)
         ):
             keywords = batch_keywords(x, mask, rows)
             reconstruction, kl = objective.terms(model, guide, x[rows], **keywords)
@@ -119,23 +119,23 @@ class _Objective(pyro.infer.ELBO):
     """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
 
     def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
-        super().__init__(num_particles=at_least("num_samples", num_samples))
-        self.gradient = choose_option("gradient", gradient, known)
+        super().__init__(num_particles=check_int("num_samples", num_samples))
+        self.gradient = check_option("gradient", gradient, known)
         self._dims: dict[tuple[Any, ...], tuple[Any, int | None]] = {}
 
     def mean_value(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
-        """The objective in nats a datum, and the size of the whole data."""
+        """The objective in nats per datum, and the size of the whole data."""
         if self.gradient == PLAIN or not torch.is_grad_enabled():
             run = self._run(model, guide, x, keywords)
             return self._value(run, None), run.num_data
-        with CutDraws() as draws:
+        with DetachedSamples() as draws:
             run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
         return self._value(run, draws if sites(run.guide) else None), run.num_data
 
-    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
-        """In nats a datum; with cut draws, its gradient is the estimator's."""
+    def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
+        """In nats per datum; with cut draws, its gradient is the estimator's."""
         raise NotImplementedError
 
     def differentiable_loss(
@@ -181,7 +181,7 @@ class _Objective(pyro.infer.ELBO):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
     ) -> int | None:
         # A pair's nesting does not change, and finding it costs two runs.
-        owners = [owner_of(program) for program in (model, guide)]
+        owners = [bound_object(program) for program in (model, guide)]
         names = [getattr(program, "__name__", "") for program in (model, guide)]
         key = (*map(id, owners), *names)
         if key not in self._dims:
@@ -208,14 +208,15 @@ class ELBO(_Objective):
     the bound is log p(x).
 
     Args:
-        num_samples: draws a datum.
+        num_samples: draws per datum.
         beta: weight of the KL (Higgins et al.: beta-VAE, 2017); 1 is the bound.
         kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
         free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
             dimensions, so no full covariance.
-        gradient: how its gradient is estimated, see :mod:`ppl_vae.objectives.gradients`; the means agree.
+        gradient: how its gradient is estimated, see :mod:`ppl_vae.objectives.gradients`; the means
+            agree.
 
             ``"reparameterized"``: through the draws, which every site must allow.
             ``"stl"``: the same less the guide's score, whose mean is zero (sticking the landing);
@@ -237,7 +238,7 @@ class ELBO(_Objective):
         if beta < 0 or free_bits < 0:
             raise ValueError(f"beta and free_bits must be >= 0; got {beta} and {free_bits}")
         self.beta = beta
-        self.kl = choose_option("kl", kl, ("auto", "sampled"))
+        self.kl = check_option("kl", kl, ("auto", "sampled"))
         self.free_bits = free_bits
         if free_bits and gradient != PLAIN:
             raise ValueError(
@@ -263,7 +264,7 @@ class ELBO(_Objective):
         run = self._run(model, guide, x, keywords)
         return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
 
-    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+    def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
         reconstruction, kl = _total(_reconstruction(run)), _total(self._kl_terms(run))
         if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
@@ -273,10 +274,10 @@ class ELBO(_Objective):
             return terms.mean()
         log_q = draws.log_q(run)
         if self.gradient == "stl":
-            source = sticking(terms, log_q, draws, self.beta)
+            source = sticking_the_landing(terms, log_q, draws, self.beta)
         else:
             source = score(terms, log_q, leave_one_out=self.gradient == "score-loo")
-        return with_gradient(terms.mean(), source)
+        return replace_gradient(terms.mean(), source)
 
     def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
         terms = kl_terms(run, closed=self.kl == "auto" and self.gradient != "stl")
@@ -317,16 +318,16 @@ class IWAE(_Objective):
     def __repr__(self) -> str:
         return f"IWAE(num_samples={self.num_particles}, gradient={self.gradient!r})"
 
-    def _value(self, run: PairTraces, draws: CutDraws | None) -> Float[Tensor, ""]:
+    def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
         log_weights = run.log_weights()
         bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean()
         if draws is None:
             return bound
         source = doubly_reparameterized(log_weights, draws.log_q(run), draws)
-        return with_gradient(bound, source)
+        return replace_gradient(bound, source)
 
 
-def without_reading(objective: Any) -> ELBO | IWAE | None:
+def as_capturable(objective: Any) -> ELBO | IWAE | None:
     """The objective itself, or for two of Pyro's, whose code reads values, one of equal value.
 
     ``Trace_ELBO`` and ``TraceMeanField_ELBO`` of a pair under the contract, with reparameterized

@@ -19,7 +19,7 @@ from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.objectives.divergences import is_delta
 
 
-class CutDraws(Messenger):
+class DetachedSamples(Messenger):
     """A context in which draws are cut: programs go on with values that come from nowhere.
 
     A point (``Delta``) is no draw: it goes on with its gradient. Replayed values are none either.
@@ -81,7 +81,7 @@ def _slopes(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None) ->
     return [torch.zeros_like(tensor) if slope is None else slope for slope, tensor in pairs]
 
 
-def with_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """A value with the gradient of another scalar."""
     return value.detach() + (source - source.detach())
 
@@ -109,10 +109,10 @@ def score(
     return (terms + learned * log_q).mean()
 
 
-def sticking(
+def sticking_the_landing(
     terms: Float[Tensor, "#S B"],
     log_q: Float[Tensor, "#S #B"],
-    draws: CutDraws,
+    draws: DetachedSamples,
     beta: float | Tensor,
 ) -> Float[Tensor, ""]:
     """What has the gradient of E_q[terms] without the guide's score, which is zero in the mean.
@@ -132,7 +132,7 @@ def sticking(
 
 
 def doubly_reparameterized(
-    log_weights: Float[Tensor, "S B"], log_q: Float[Tensor, "#S #B"], draws: CutDraws
+    log_weights: Float[Tensor, "S B"], log_q: Float[Tensor, "#S #B"], draws: DetachedSamples
 ) -> Float[Tensor, ""]:
     """What has the doubly reparameterized gradient of the importance-weighted bound.
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import for_shapes
+from ppl_vae.core.state import dry_run_eval
 from ppl_vae.core.traces import run_pair
 from ppl_vae.objectives.divergences import check_densities
 
@@ -15,7 +15,7 @@ WAY_OUT = (
 )
 
 
-def check_weighable(
+def check_importance_samplable(
     model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]
 ) -> None:
     """Check that log weights of a pair are weights.
@@ -29,6 +29,6 @@ def check_weighable(
         ValueError: if the model's prior does not integrate to one, or the guide is a point; what
             :func:`ppl_vae.core.traces.check_pair` refuses.
     """
-    with for_shapes(model, guide):
+    with dry_run_eval(model, guide):
         run = run_pair(model, guide, x, keywords)
     check_densities(run, WAY_OUT)

@@ -1,4 +1,4 @@
-"""Pictures of dictionaries and of the ladder of sparse codes, which compute nothing."""
+"""Pictures of dictionaries and of the lineage of sparse codes, which compute nothing."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from ppl_vae.evaluation.latent_space.atoms import Atoms
 from ppl_vae.lineage.sparse_metrics import Coded
-from ppl_vae.lineage.sparse_run import SparseLadder
+from ppl_vae.lineage.sparse_run import SparseLineage
 from ppl_vae.plots.drawing import GREY, NATS, ORANGE, SIZE, legend_below, new_axes, title
 
 DICTIONARY, CODES = "#9a9a9a", ORANGE
@@ -87,19 +87,19 @@ def _mosaic(
     return canvas
 
 
-def sparse_ladder_size(ladder: SparseLadder) -> tuple[float, float]:
-    """Width and height that :func:`sparse_ladder` needs, in inches."""
+def sparse_lineage_size(ladder: SparseLineage) -> tuple[float, float]:
+    """Width and height that :func:`plot_sparse_lineage` needs, in inches."""
     return SIZE[0] + 1, 1.5 + 0.5 * len(ladder.rows)
 
 
-def sparse_ladder(ladder: SparseLadder, ax: Axes | None = None) -> Axes:
-    """What each rung loses in log p(x, z): for its dictionary, and for how its codes are found.
+def plot_sparse_lineage(ladder: SparseLineage, ax: Axes | None = None) -> Axes:
+    """What each stage loses in log p(x, z): for its dictionary, and for how its codes are found.
 
     The upper bar of each is of the training rows, the lower, paler one of held-out rows. A bar
     left of zero is a dictionary that is better than the reference's. Bars of what was not fitted
     may be cut at the edge; the numbers say how long they are.
     """
-    ax = new_axes(ax, sparse_ladder_size(ladder))
+    ax = new_axes(ax, sparse_lineage_size(ladder))
     fitted = [row for row in ladder.rows if row.fit is not None]
     longest = max(coded.lost for row in fitted for coded in (row.train, row.test))
     lowest = min(0.0, *(coded.dictionary for row in fitted for coded in (row.train, row.test)))
@@ -109,10 +109,10 @@ def sparse_ladder(ladder: SparseLadder, ax: Axes | None = None) -> Axes:
             _bar(ax, coded, at, alpha, edge)
     ax.set_xlim(1.15 * lowest, ROOM * edge)
     ax.axvline(0, color="black", lw=0.8)
-    ax.set_yticks(range(len(ladder.rows)), [row.rung for row in ladder.rows])
+    ax.set_yticks(range(len(ladder.rows)), [row.stage for row in ladder.rows])
     ax.invert_yaxis()
     ax.set_xlabel(f"log p(x, z) lost, {NATS}")
-    ax.set_ylabel("rung")
+    ax.set_ylabel("stage")
     title(ax, "What each dictionary and its codes lose")
     _legend(ax)
     return ax

@@ -12,14 +12,14 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 
 SIZE = (5.2, 3.9)
 """Width and height of a picture in inches: narrow, so that its letters are legible on a phone."""
-NATS = "nats a datum"
+NATS = "nats per datum"
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#3b75af", "#ef8636", "#519e3e"
 PALETTE = (BLUE, ORANGE, GREEN, "#c53a32", "#8d69b8", "#84584e", "#d57dbe", "#616161", "#bcbd3a")
-HOLE = "#f3d3b5"
+MISSING_COLOUR = "#f3d3b5"
 """The colour of a missing pixel."""
 LEGEND_OFFSET = -36
 """Where a legend begins under its axes, in points: below the ticks and the label."""
@@ -124,30 +124,30 @@ LOWEST, HIGHEST = 0.24, 2.0
 """Inches that a row of tiles may be high: room for its name, and for others."""
 
 
-def _row_height(tiles: Tiles) -> tuple[float, bool]:
+def _row_height(image_grid: ImageGrid) -> tuple[float, bool]:
     # In inches, and whether pixels are square at this height.
-    shape = tiles.image_shape or (3, 4)
-    height = (SIZE[0] - 0.9) / tiles.values.shape[1] * shape[0] / shape[1]
+    shape = image_grid.image_shape or (3, 4)
+    height = (SIZE[0] - 0.9) / image_grid.values.shape[1] * shape[0] / shape[1]
     return min(max(height, LOWEST), HIGHEST), LOWEST <= height <= HIGHEST
 
 
-def tile_size(tiles: Tiles) -> tuple[float, float]:
+def tile_size(image_grid: ImageGrid) -> tuple[float, float]:
     """Width and height that tiles need, in inches."""
-    labels = 0.95 + 0.2 * (tiles.image_shape is None) + 0.2 * tiles.holed
-    return SIZE[0], max(1.6, len(tiles.values) * _row_height(tiles)[0] + labels)
+    labels = 0.95 + 0.2 * (image_grid.image_shape is None) + 0.2 * image_grid.holed
+    return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
-def draw_tiles(tiles: Tiles, ax: Axes) -> None:
+def draw_tiles(image_grid: ImageGrid, ax: Axes) -> None:
     """Images on one grey scale, or profiles over the columns in their standard deviations."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    (_draw_images if tiles.image_shape else _draw_profiles)(tiles, ax)
+    (_draw_images if image_grid.image_shape else _draw_profiles)(image_grid, ax)
 
 
-def _draw_images(tiles: Tiles, ax: Axes) -> None:
-    assert tiles.image_shape is not None
-    (rows, columns, _), (high, wide) = tiles.values.shape, tiles.image_shape
-    low, top = tiles.limits
+def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
+    assert image_grid.image_shape is not None
+    (rows, columns, _), (high, wide) = image_grid.values.shape, image_grid.image_shape
+    low, top = image_grid.limits
     canvas = np.full((rows * (high + 1) - 1, columns * (wide + 1) - 1), low)
     for r in range(rows):
         for c in range(columns):
@@ -155,17 +155,17 @@ def _draw_images(tiles: Tiles, ax: Axes) -> None:
                 slice(r * (high + 1), r * (high + 1) + high),
                 slice(c * (wide + 1), c * (wide + 1) + wide),
             )
-            canvas[place] = tiles.values[r, c].reshape(high, wide).numpy()
-    aspect = "equal" if _row_height(tiles)[1] else "auto"
-    grey = matplotlib.colormaps["gray_r"].with_extremes(bad=HOLE)
+            canvas[place] = image_grid.values[r, c].reshape(high, wide).numpy()
+    aspect = "equal" if _row_height(image_grid)[1] else "auto"
+    grey = matplotlib.colormaps["gray_r"].with_extremes(bad=MISSING_COLOUR)
     ax.imshow(canvas, grey, aspect=aspect, vmin=low, vmax=top, interpolation="nearest")
-    ax.set_xticks([c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], tiles.across)
-    ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], tiles.down)
+    ax.set_xticks([c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], image_grid.across)
+    ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], image_grid.down)
 
 
-def _draw_profiles(tiles: Tiles, ax: Axes) -> None:
-    rows, columns, width = tiles.values.shape
-    heights = ((tiles.values - tiles.loc) / tiles.scale).numpy()
+def _draw_profiles(image_grid: ImageGrid, ax: Axes) -> None:
+    rows, columns, width = image_grid.values.shape
+    heights = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
     reach = max(float(np.nanmax(np.abs(heights))), 1e-12)
     along = np.linspace(0.06, 0.94, width) if width > 1 else np.array([0.5])
     for r in range(rows):
@@ -178,5 +178,5 @@ def _draw_profiles(tiles: Tiles, ax: Axes) -> None:
             ax.plot(c + along, line, markevery=alone.nonzero()[0].tolist(), **style)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
-    ax.set_xticks(np.arange(columns) + 0.5, tiles.across)
-    ax.set_yticks(np.arange(rows) + 0.5, tiles.down)
+    ax.set_xticks(np.arange(columns) + 0.5, image_grid.across)
+    ax.set_yticks(np.arange(rows) + 0.5, image_grid.down)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ppl_vae.evaluation.marginal_likelihood.cross_check import Opinions
+from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.plots.drawing import NATS, colour, legend_below, log_scale, new_axes, title
 
@@ -51,14 +51,14 @@ def convergence(estimates: Mapping[str, LogLikelihood], ax: Axes | None = None) 
         ax.plot(draws, short, "o-", ms=4, lw=1.2, color=colour(place), label=name)
     ax.axhline(0, color="black", lw=1, ls=":")
     log_scale(ax, "x")
-    ax.set_xlabel("draws a datum")
+    ax.set_xlabel("draws per datum")
     ax.set_ylabel(f"mean log p less that of all draws,\n{NATS}")
     title(ax, "Are there enough draws?")
     legend_below(ax)
     return ax
 
 
-def annealing(told: Mapping[str, Opinions], ax: Axes | None = None) -> Axes:
+def annealing(told: Mapping[str, EstimatorComparison], ax: Axes | None = None) -> Axes:
     """Each datum's log p by annealing less that by importance sampling, with its error.
 
     Both are lower bounds in expectation: above zero importance sampling falls short, below zero

@@ -5,18 +5,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_vae.evaluation.prediction.label_efficiency import FewLabels
+from ppl_vae.evaluation.prediction.label_efficiency import LabelEfficiency
 from ppl_vae.plots.drawing import BLUE, GREY, ORANGE, legend_below, new_axes, title
 
 WRAPPED = {"logistic regression": "logistic\nregression", "fine-tuned": "fine-\ntuned"}
 BASE = "scratch"
 
 
-def accuracies(found: FewLabels, ax: Axes | None = None) -> Axes:
+def accuracies(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     """The share of held-out rows that each way names rightly, one line a draw of labels.
 
     Args:
-        found: what :func:`ppl_vae.few_labels` gave.
+        found: what :func:`ppl_vae.label_efficiency` gave.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -33,11 +33,11 @@ def accuracies(found: FewLabels, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def differences(found: FewLabels, ax: Axes | None = None) -> Axes:
+def differences(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     """What each way gains over the network from scratch, draw by draw, with the 95 % interval.
 
     Args:
-        found: what :func:`ppl_vae.few_labels` gave.
+        found: what :func:`ppl_vae.label_efficiency` gave.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -61,7 +61,7 @@ def differences(found: FewLabels, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def few_labels(found: FewLabels) -> Figure:
+def label_efficiency(found: LabelEfficiency) -> Figure:
     """Both, beside one another."""
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.2), layout="constrained")
     accuracies(found, axes[0])

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_vae.evaluation.latent_space.embeddings import Map, Maps
+from ppl_vae.evaluation.latent_space.embeddings import Embeddings, Map
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpace, LatentSpaces
 from ppl_vae.plots.drawing import SMALL, new_axes, scatter_by_class, title
 
@@ -68,7 +68,7 @@ def one_map(found: Map, labels: tuple[Any, ...], neighbours: int, ax: Axes | Non
     return ax
 
 
-def maps(found: Maps) -> Figure:
+def maps(found: Embeddings) -> Figure:
     """All of them, two beside one another, with one legend below."""
     how = (found.labels, found.neighbours)
     return _side_by_side([partial(one_map, each, *how) for each in found.maps])

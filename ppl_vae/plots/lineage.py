@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ppl_vae.core.validation import choose_option
+from ppl_vae.core.validation import check_option
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundSlice
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE, Comparison
@@ -39,17 +39,17 @@ SHOWN_ITERATIONS = 6
 AGAINST = {"steps": "iterations or steps", "seconds": "seconds"}
 
 
-def staircase_size(lineage: Lineage) -> tuple[float, float]:
-    """Width and height that :func:`gap_staircase` needs, in inches."""
+def gaps_size(lineage: Lineage) -> tuple[float, float]:
+    """Width and height that :func:`plot_gaps` needs, in inches."""
     return SIZE[0], 1.5 + 0.31 * len(lineage.rows)
 
 
-def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
-    """Nats a datum lost at each rung: what log p falls short by, and the two gaps below it.
+def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
+    """Nats per datum lost at each stage: what log p falls short by, and the two gaps below it.
 
     Zeros that are exact say so. Lines at the ends of the gaps are one standard error to each side.
     """
-    ax = new_axes(ax, staircase_size(lineage))
+    ax = new_axes(ax, gaps_size(lineage))
     rows = lineage.rows
     losses = np.array([_losses(row) for row in rows]).reshape(len(rows), len(PARTS))
     left = np.zeros(len(rows))
@@ -63,11 +63,11 @@ def gap_staircase(lineage: Lineage, ax: Axes | None = None) -> Axes:
     for place, (total, row) in enumerate(zip(left, rows, strict=True)):
         at = ends[place] + 0.015 * ax.get_xlim()[1]
         ax.text(at, place, _lost(row, total), va="center")
-    ax.set_yticks(np.arange(len(rows)), [row.rung for row in rows])
+    ax.set_yticks(np.arange(len(rows)), [row.stage for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel(f"lost, {NATS} (training rows)")
-    ax.set_ylabel("rung")
-    title(ax, "What each rung loses")
+    ax.set_ylabel("stage")
+    title(ax, "What each stage loses")
     legend_below(ax, side="right")
     return ax
 
@@ -97,14 +97,14 @@ def _lost(row: Row, total: float) -> str:
 
 
 def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps") -> Axes:
-    """Each rung's objective as it rose, and PPCA's exact optimum as a line.
+    """Each stage's objective as it rose, and PPCA's exact optimum as a line.
 
     Args:
         lineage: what :func:`ppl_vae.lineage.run.run_lineage` gave.
         ax: where to draw.
         against: ``"steps"`` (iterations of EM, steps of SVI) or ``"seconds"``.
     """
-    choose_option("against", against, AGAINST)
+    check_option("against", against, AGAINST)
     ax = new_axes(ax, (SIZE[0], 4.4))
     rows = [row for row in lineage.rows if not math.isnan(row.elbo)]  # the others have no bound
     for place, row in enumerate(rows):
@@ -112,7 +112,7 @@ def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps
         style = "-" if place < 9 else "--"
         marker = "o" if len(x) == 1 else ""
         ax.plot(
-            x, row.curve.value, style, marker=marker, color=colour(place), lw=1.2, label=row.rung
+            x, row.curve.value, style, marker=marker, color=colour(place), lw=1.2, label=row.stage
         )
     ax.axhline(lineage.optimum, color="black", lw=1, ls=":", label="PPCA's optimum")
     log_scale(ax, "x")
@@ -123,16 +123,16 @@ def objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "steps
     ax.set_ylim(min(ends) - room, top + 0.1 * room)
     ax.set_xlabel(AGAINST[against])
     ax.set_ylabel(f"objective, {NATS}")
-    title(ax, "How fast each rung rises")
+    title(ax, "How fast each stage rises")
     legend_below(ax)
     return ax
 
 
-def em_staircase(ascent: Ascent, ax: Axes | None = None, *, shown: int = SHOWN_ITERATIONS) -> Axes:
+def plot_em(ascent: Ascent, ax: Axes | None = None, *, shown: int = SHOWN_ITERATIONS) -> Axes:
     """EM: the bound touches log p after each E-step, and both rise in the M-step.
 
     Args:
-        ascent: of EM, as a ladder's row holds it.
+        ascent: of EM, as a lineage's row holds it.
         ax: where to draw.
         shown: so many iterations from the start.
     """
@@ -148,7 +148,7 @@ def em_staircase(ascent: Ascent, ax: Axes | None = None, *, shown: int = SHOWN_I
     return ax
 
 
-def svi_ascent(ascent: Ascent, ax: Axes | None = None) -> Axes:
+def plot_svi(ascent: Ascent, ax: Axes | None = None) -> Axes:
     """SVI raises the bound in model and guide together: it never has to touch log p."""
     ax = new_axes(ax)
     part = ascent.at > 0

@@ -2,11 +2,11 @@
 
 from matplotlib.axes import Axes
 
-from ppl_vae.evaluation.latent_space.vae_limit import DejaVu
+from ppl_vae.evaluation.latent_space.vae_limit import VAELimit
 from ppl_vae.plots.drawing import BLUE, NATS, ORANGE, legend_below, log_scale, new_axes, title
 
 
-def deja_vu(seen: DejaVu, ax: Axes | None = None) -> Axes:
+def vae_limit(seen: VAELimit, ax: Axes | None = None) -> Axes:
     """How far a VAE's loss is above the autoencoder's, as the width of its q vanishes.
 
     Less the entropy of q, in which no parameter stands; the loss with it grows without end.

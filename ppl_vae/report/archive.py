@@ -1,4 +1,4 @@
-"""The folder that a climbed ladder is kept in: numbers, pictures, page, draws."""
+"""The folder that a climbed lineage is kept in: numbers, pictures, page, draws."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from ppl_vae.core.files import write_whole
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
-from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.figures import pictures
 from ppl_vae.report.html import page
@@ -14,12 +14,12 @@ from ppl_vae.report.html import page
 RESULTS = "results.json"
 
 
-def results(lineage: Lineage, shown: Exhibits | None = None) -> dict[str, Any]:
+def results(lineage: Lineage, shown: ReportData | None = None) -> dict[str, Any]:
     """Every number of the table and the pictures, as JSON can hold them."""
-    return lineage.to_dict() | {"exhibits": None if shown is None else shown.to_dict()}
+    return lineage.to_dict() | {"report_data": None if shown is None else shown.to_dict()}
 
 
-def write_results(folder: Path, lineage: Lineage, shown: Exhibits | None = None) -> Path:
+def write_results(folder: Path, lineage: Lineage, shown: ReportData | None = None) -> Path:
     """Write ``results.json``; at any moment the file there is a complete one.
 
     Returns:
@@ -31,7 +31,7 @@ def write_results(folder: Path, lineage: Lineage, shown: Exhibits | None = None)
     return path
 
 
-def read_results(path: str | Path) -> tuple[Lineage, Exhibits | None]:
+def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
     """The table and what its pictures show, from a ``results.json`` or the folder it is in.
 
     Raises:
@@ -44,14 +44,14 @@ def read_results(path: str | Path) -> tuple[Lineage, Exhibits | None]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        shown = content["exhibits"]
+        shown = content["report_data"]
         found = Lineage.from_dict(content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of a ladder: {error}") from error
-    return found, None if shown is None else Exhibits.from_dict(shown)
+        raise ValueError(f"{path} holds no results of a lineage: {error}") from error
+    return found, None if shown is None else ReportData.from_dict(shown)
 
 
-def write_report(folder: Path, lineage: Lineage, shown: Exhibits) -> list[Path]:
+def write_report(folder: Path, lineage: Lineage, shown: ReportData) -> list[Path]:
     """Write ``report.html``, and its pictures as files of their own.
 
     Returns:
@@ -65,7 +65,7 @@ def write_report(folder: Path, lineage: Lineage, shown: Exhibits) -> list[Path]:
 
 
 def write_draws(folder: Path, lineage: Lineage) -> Path:
-    """Write ``lineage.nc``: draws of every rung and held-out log p, for ArviZ.
+    """Write ``lineage.nc``: draws of every stage and held-out log p, for ArviZ.
 
     Returns:
         its path.

@@ -14,7 +14,7 @@ from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
-from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, Opinions
+from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.guides import ExactGuide
@@ -30,7 +30,7 @@ class Evaluation(Result):
     Attributes:
         model, data: their names.
         log_likelihood: log p of each row, exact for PPCA.
-        opinions: log p of some rows by three methods; None where it is exact, or not wanted.
+        cross-checks: log p of some rows by three methods; None where it is exact, or not wanted.
         gaps: where the ELBO loses its nats.
         collapse: what the codes hold.
     """
@@ -38,7 +38,7 @@ class Evaluation(Result):
     model: str
     data: str
     log_likelihood: LogLikelihood
-    opinions: Opinions | None
+    cross_check: EstimatorComparison | None
     gaps: Gaps
     collapse: Collapse
 
@@ -59,11 +59,11 @@ class Evaluation(Result):
 
         Args:
             folder: what :func:`~ppl_vae.models.storage.save` wrote, a PPCA or a VAE.
-            table: in the units that the model was fitted in; holes are integrated out.
+            table: in the units that the model was fitted in; missing values are integrated out.
             draws: a row, where log p is estimated.
             refine: steps of the search for each row's own q.
             rows: at most so many are looked at.
-            annealed: at most so many get a second opinion, if log p is estimated.
+            annealed: at most so many get a cross-check, if log p is estimated.
             annealing: of their chains.
             seed: of the draws.
 
@@ -101,7 +101,7 @@ class Evaluation(Result):
     def sentences(self) -> Iterator[str]:
         """What there is to say, the verdict on log p first."""
         yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
-        parts = (self.log_likelihood, self.opinions, self.gaps, self.collapse)
+        parts = (self.log_likelihood, self.cross_check, self.gaps, self.collapse)
         yield from (str(part) for part in parts if part is not None)
 
 
@@ -111,7 +111,7 @@ def _second_opinion(
     at_hand: LogLikelihood,
     annealing: Annealing | None,
     seed: int,
-) -> Opinions:
+) -> EstimatorComparison:
     """Of the first rows, whose estimate by importance sampling is at hand."""
     how: dict[str, Any] = {"rows": torch.arange(len(at_hand.value))}
     found = {"importance": at_hand}
@@ -120,7 +120,7 @@ def _second_opinion(
         found = {"importance": plain, "refined": at_hand}
     how |= {"method": "annealed", "annealing": annealing}
     found["annealed"] = log_likelihood(*pair, x, CHAINS, **how, seed=seed + 2)
-    return Opinions.of(found)
+    return EstimatorComparison.of(found)
 
 
 def _described(program: PPCA | VAE, folder: Path) -> str:

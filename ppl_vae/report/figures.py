@@ -1,4 +1,4 @@
-"""Which pictures a ladder has, each with its size and a sentence that says what to see."""
+"""Which pictures a lineage has, each with its size and a sentence that says what to see."""
 
 import io
 import re
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent
-from ppl_vae.evaluation.marginal_likelihood.cross_check import Opinions
-from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
+from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.run import Lineage
 from ppl_vae.plots import estimates as estimate_plots
 from ppl_vae.plots import images as tile_plots
@@ -55,7 +55,7 @@ class Picture:
         return target.getvalue()
 
 
-def pictures(lineage: Lineage, shown: Exhibits) -> list[Picture]:
+def pictures(lineage: Lineage, shown: ReportData) -> list[Picture]:
     """The pictures that these results have, in the order of the page."""
     groups = (_ladder, _bounds, _latents, _estimates, _data, _plane)
     found: dict[str, Picture] = {}
@@ -67,14 +67,14 @@ def pictures(lineage: Lineage, shown: Exhibits) -> list[Picture]:
     return list(found.values())
 
 
-def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
-    group = "The ladder"
+def _ladder(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
+    group = "The lineage"
     yield Picture(
         "gap-staircase",
         "What each step away from the exact posterior costs: zero where q is exact and the fit "
         "has converged. Lines at the ends of the gaps are one standard error to each side.",
-        plots.staircase_size(lineage),
-        partial(plots.gap_staircase, lineage),
+        plots.gaps_size(lineage),
+        partial(plots.plot_gaps, lineage),
         group,
     )
     if shown.comparison is not None:
@@ -88,14 +88,17 @@ def _ladder(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
         )
     size = (SIZE[0], 4.4)
     for against, sentence in (
-        ("steps", "Each rung's objective against its own count of work; EM needs few iterations."),
+        (
+            "steps",
+            "Each stage's objective against its own count of work; EM needs few iterations.",
+        ),
         ("seconds", "The same against the clock: what an iteration costs is part of the answer."),
     ):
         draw = partial(plots.objective, lineage, against=against)
         yield Picture(f"objective-{against}", sentence, size, draw, group)
 
 
-def _bounds(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+def _bounds(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
     group = "The bound"
     em, svi = _first_ascent(lineage, "iterations"), _first_ascent(lineage, "steps")
     if em is not None:
@@ -104,7 +107,7 @@ def _bounds(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             "The shaded distance is KL(q || p(z|x))."
         )
         yield Picture(
-            "em-staircase", sentence, SIZE, _on_one_scale(plots.em_staircase, em, em, svi), group
+            "em-staircase", sentence, SIZE, _on_one_scale(plots.plot_em, em, em, svi), group
         )
     if svi is not None:
         sentence = (
@@ -112,7 +115,7 @@ def _bounds(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             "restricted q leaves one at the end."
         )
         yield Picture(
-            "svi-ascent", sentence, SIZE, _on_one_scale(plots.svi_ascent, svi, em, svi), group
+            "svi-ascent", sentence, SIZE, _on_one_scale(plots.plot_svi, svi, em, svi), group
         )
     yield Picture(
         "bound-slice",
@@ -128,7 +131,7 @@ def _first_ascent(lineage: Lineage, unit: str) -> Ascent | None:
     """EM's own; of SVI's, one whose q is not the exact posterior, so that there is a gap."""
     found = [r for r in lineage.rows if r.ascent is not None and r.ascent.unit == unit]
     wanted = {"iterations": ("em",), "steps": ("linear-amortized", "deep-amortized")}[unit]
-    ranked = sorted(found, key=lambda row: row.rung not in wanted)
+    ranked = sorted(found, key=lambda row: row.stage not in wanted)
     return ranked[0].ascent if ranked else None
 
 
@@ -146,7 +149,7 @@ def _on_one_scale(
     return draw
 
 
-def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+def _latents(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
     group = "The latent dimensions"
     holes = ", expected given what was observed" if lineage.about["num_missing"] else ""
     yield Picture(
@@ -169,9 +172,9 @@ def _latents(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
         )
 
 
-def _estimates(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+def _estimates(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
     group = "Whether estimates are to be believed"
-    scored = {row.rung: row.held_out for row in lineage.rows if row.held_out is not None}
+    scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
     estimates = {name: found for name, found in scored.items() if found.method != "exact"}
     if estimates:
         yield Picture(
@@ -191,23 +194,23 @@ def _estimates(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
             partial(estimate_plots.convergence, estimates),
             group,
         )
-    if shown.opinions:
+    if shown.cross_check:
         yield Picture(
             "annealing",
-            f"Log p of {_most(shown.opinions)} held-out rows by annealed importance sampling, "
+            f"Log p of {_most(shown.cross_check)} held-out rows by annealed importance sampling, "
             "less that by importance sampling from the refined q. Both are lower bounds in "
             "expectation: above zero importance sampling falls short, below zero annealing.",
             SIZE,
-            partial(estimate_plots.annealing, shown.opinions),
+            partial(estimate_plots.annealing, shown.cross_check),
             group,
         )
 
 
-def _most(told: Mapping[str, Opinions]) -> int:
+def _most(told: Mapping[str, EstimatorComparison]) -> int:
     return max(len(pair.estimates["annealed"].value) for pair in told.values())
 
 
-def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+def _data(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
     group = "The data as the models see them"
     sentence = "Held-out rows over the mean of x at q's mean. What K numbers do not hold is gone."
     yield from _tiles("reconstructions", shown.reconstructions, sentence, group)
@@ -215,9 +218,13 @@ def _data(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
     yield from _tiles("samples", shown.samples, sentence, group)
 
 
-def _tiles(name: str, tiles: Tiles | None, sentence: str, group: str) -> Iterator[Picture]:
-    if tiles is not None:
-        yield Picture(name, sentence, tile_size(tiles), partial(TILED[name], tiles), group)
+def _tiles(
+    name: str, image_grid: ImageGrid | None, sentence: str, group: str
+) -> Iterator[Picture]:
+    if image_grid is not None:
+        yield Picture(
+            name, sentence, tile_size(image_grid), partial(TILED[name], image_grid), group
+        )
 
 
 TILED = {
@@ -231,7 +238,7 @@ TILED = {
 }
 
 
-def _plane(lineage: Lineage, shown: Exhibits) -> Iterator[Picture]:
+def _plane(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
     group = "Two latents, for pictures only"
     for name, means in shown.latent_means.items():
         blind = "" if means.labels is None else " It was not told the classes."

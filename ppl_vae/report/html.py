@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison
-from ppl_vae.lineage.report_data import Exhibits
+from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.figures import Picture
 from ppl_vae.report.table import COLUMNS, legend, number, percent
@@ -27,7 +27,7 @@ WORDS = (
      "the Gaussian that its codes and the squared error imply"),
     ("EM, PX-EM", "exact E- and M-steps; PX-EM lets z's covariance move too and folds it back"),
     ("variational EM", "EM with a restricted q for each datum"),
-    ("amortized", "q is read off x by one encoder for all data, instead of one q a datum"),
+    ("amortized", "q is read off x by one encoder for all data, instead of one q per datum"),
     ("SVI", "stochastic gradients of the bound, model and guide together"),
     ("IWAE", "trained on the bound of S importance-weighted draws instead of one"),
     ("approximation gap", "log p less the ELBO of the family's best q for each datum"),
@@ -39,7 +39,7 @@ WORDS = (
 )  # fmt: skip
 
 
-def page(lineage: Lineage, shown: Exhibits, pictures: Sequence[tuple[Picture, bytes]]) -> str:
+def page(lineage: Lineage, shown: ReportData, pictures: Sequence[tuple[Picture, bytes]]) -> str:
     """The report as HTML in one piece.
 
     Args:
@@ -77,7 +77,7 @@ def _subtitle(about: Mapping[str, Any]) -> str:
     )
 
 
-def _notes(lineage: Lineage, shown: Exhibits) -> list[str]:
+def _notes(lineage: Lineage, shown: ReportData) -> list[str]:
     left_out = [f"not shown: {what}" for what in shown.left_out]
     return [*lineage.about.get("notes", ()), *lineage.notes(), *left_out]
 

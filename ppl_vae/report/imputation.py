@@ -1,4 +1,4 @@
-"""A table with its holes filled: which model, how sure, and the file."""
+"""A table with its missing values filled: which model, how sure, and the file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import pandas as pd
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.results import CONDITIONAL, COVERAGE, FitResult, Imputation
 from ppl_vae.data.tables import Table
-from ppl_vae.evaluation.prediction.masked_cv import HiddenCells, compare_on_hidden_cells
+from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
 from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.models.identifiability import described
 from ppl_vae.models.ppca import NOISES, PPCA
@@ -21,7 +21,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table and what its holes hold, given their rows.
+    """A table and what its missing values hold, given their rows.
 
     Attributes:
         table: as it was read.
@@ -35,7 +35,7 @@ class FilledTable:
     ppca: PPCA
     fit: FitResult
     imputation: Imputation
-    search: HiddenCells | None
+    search: MaskedCV | None
 
     @classmethod
     def of(
@@ -49,7 +49,7 @@ class FilledTable:
         """Fit to what was observed, and fill the rest.
 
         Args:
-            table: with holes.
+            table: with missing values.
             latent_dim, noise: of the model; what is None is chosen on hidden cells.
             seed: of the choice and of the start.
 
@@ -60,9 +60,7 @@ class FilledTable:
         if latent_dim is None or noise is None:
             sizes = None if latent_dim is None else [latent_dim]
             noises = NOISES if noise is None else [noise]
-            search = compare_on_hidden_cells(
-                table.values, noises=noises, latent_dims=sizes, seed=seed
-            )
+            search = select_by_masked_cv(table.values, noises=noises, latent_dims=sizes, seed=seed)
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
         ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
         fit = fit_em(ppca, table.values)

@@ -1,4 +1,4 @@
-"""The ladder on a terminal, from a table to the files."""
+"""The lineage on a terminal, from a table to the files."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ppl_vae.data.tables import Table
-from ppl_vae.lineage.report_data import Exhibits, exhibits
+from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.run import Lineage, run_lineage
 from ppl_vae.lineage.stages import left_out
 from ppl_vae.report.archive import results, write_draws, write_report, write_results
@@ -19,7 +19,7 @@ from ppl_vae.report.verdict import verdict
 
 
 def described(table: Table) -> str:
-    """Its name, size and holes."""
+    """Its name, size and missing values."""
     num_rows, width = table.values.shape
     missing = table.num_missing
     holes = f", {missing} of {num_rows * width} cells missing" if missing else ""
@@ -27,13 +27,13 @@ def described(table: Table) -> str:
 
 
 @dataclass
-class Climb:
+class LineageRun:
     """One run of the command, from the table to the files.
 
     Attributes:
         table: the data.
         latent_dim: K.
-        names: of the rungs asked for.
+        names: of the stages asked for.
         seed: of everything that is drawn.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`ppl_vae.data.transforms.choose_scaling`.
@@ -91,7 +91,7 @@ class Climb:
         return run_lineage(
             self.table.values,
             latent_dim=self.latent_dim,
-            rungs=self.names,
+            stages=self.names,
             columns=self.table.columns,
             scale=self.scale,
             image_shape=self.table.image_shape,
@@ -117,9 +117,9 @@ class Climb:
         for note in found.notes():
             self._say(f"note: {note}")
 
-    def _exhibits(self, found: Lineage) -> Exhibits:
+    def _exhibits(self, found: Lineage) -> ReportData:
         table = self.table
-        return exhibits(
+        return report_data(
             found,
             labels=table.labels,
             label=table.label or "class",
@@ -127,7 +127,7 @@ class Climb:
             watch=self.display.watch,
         )
 
-    def _write(self, found: Lineage, shown: Exhibits) -> list[Path]:
+    def _write(self, found: Lineage, shown: ReportData) -> list[Path]:
         results_file = write_results(self.out, found, shown)
         return [results_file, *write_report(self.out, found, shown), write_draws(self.out, found)]
 
@@ -138,4 +138,4 @@ class Climb:
         if found is not None:
             self._show(found)
         number = len(self.display.names)
-        sys.stderr.write(f"interrupted: {finished} of {number} rungs are finished, {kept}\n")
+        sys.stderr.write(f"interrupted: {finished} of {number} stages are finished, {kept}\n")

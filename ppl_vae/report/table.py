@@ -1,4 +1,4 @@
-"""The ladder's table on a terminal."""
+"""The lineage's table on a terminal."""
 
 import math
 import textwrap
@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
-from ppl_vae.lineage.metrics import Measure, Row
-from ppl_vae.lineage.stages import POINT, RUNGS
+from ppl_vae.lineage.metrics import MeanEstimate, Row
+from ppl_vae.lineage.stages import POINT, STAGES
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the ladder's table: its title and how a row's cell is written."""
+    """A column of the lineage's table: its title and how a row's cell is written."""
 
     title: str
     cell: Callable[[Row], str]
@@ -27,7 +27,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("rung", lambda row: row.rung, numeric=False),
+    Column("stage", lambda row: row.stage, numeric=False),
     Column("model", lambda row: row.model, numeric=False, always=False),
     Column("q(z|x)", lambda row: row.q, numeric=False, always=False),
     Column("algorithm", lambda row: row.algorithm, numeric=False, always=False),
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 def lineage_table(rows: Sequence[Row], *, width: int = 160, waiting: str = "") -> Table:
-    """The rows as a table; ``waiting`` names a rung that is being fitted.
+    """The rows as a table; ``waiting`` names a stage that is being fitted.
 
     Where the whole table is wider than ``width``, it keeps to the columns it cannot do without.
     """
@@ -79,7 +79,7 @@ def number(value: float, digits: int) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
-def measure(value: Measure) -> str:
+def measure(value: MeanEstimate) -> str:
     """A mean log-likelihood and its error; ~ is estimated, ≥ no more than a bound."""
     if math.isnan(value.value):
         return "-"
@@ -88,7 +88,7 @@ def measure(value: Measure) -> str:
     return f"{sign}{number(value.value, 2)}{error}"
 
 
-def reliability(value: Measure) -> str:
+def reliability(value: MeanEstimate) -> str:
     """``exact``, or the share of data whose estimate is reliable."""
     if math.isnan(value.value):
         return ""
@@ -101,18 +101,18 @@ def percent(share: float) -> str:
 
 
 def legend(about: Mapping[str, Any]) -> str:
-    """What the columns of a ladder's table mean, which is about this."""
+    """What the columns of a lineage's table mean, which is about this."""
     holes = " Missing cells are integrated out: what is scored is what was observed."
-    points = any(name in RUNGS and RUNGS[name].q == POINT for name in about["rungs"])
+    points = any(name in STAGES and STAGES[name].q == POINT for name in about["stages"])
     standard = " Sigma is in standard deviations of the columns, which were standardised."
     implied = (
         " An autoencoder, whose q is a point, has no bound: its log p is that of the Gaussian "
         "which its codes and its squared error imply."
     )
     return (
-        "Nats a datum, in the units of the data. ELBO and log p are means over the training rows. "
-        "log p is exact, or (~) estimated by importance sampling, with the share of data whose "
-        f"estimate is reliable (≥: under {FEW_RELIABLE:.0%}, a lower bound). log p - ELBO = "
+        "Nats per datum, in the units of the data. ELBO and log p are means over the training "
+        "rows. log p is exact, or (~) estimated by importance sampling, with the share of data "
+        f"whose estimate is reliable (≥: under {FEW_RELIABLE:.0%}, a lower bound). log p - ELBO = "
         "approximation gap, the price of q's family, + amortization gap, the price of how q is "
         f"found; measured on {about['gap_rows']} training rows. Loss: the best log p that PPCA is "
         "known to reach on the training rows, minus the ELBO (minus log p where there is no "

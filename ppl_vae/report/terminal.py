@@ -1,4 +1,4 @@
-"""The ladder on a terminal while it is climbed."""
+"""The lineage on a terminal while it is climbed."""
 
 import math
 import sys
@@ -26,11 +26,11 @@ def say(text: str) -> None:
 
 
 class Display:
-    """The table as it grows and, under it, how far the present rung is; nothing when piped.
+    """The table as it grows and, under it, how far the present stage is; nothing when piped.
 
     Args:
         console: where to show it.
-        names: of the rungs that will be climbed.
+        names: of the stages that will be climbed.
     """
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
@@ -58,14 +58,14 @@ class Display:
             yield
 
     def add(self, lineage: Lineage) -> None:
-        """Take the ladder as it is now."""
+        """Take the lineage as it is now."""
         self.lineage = lineage
 
-    def watch(self, rung: str, doing: str, done: int, total: int) -> None:
-        """Say how far a rung is."""
-        number = self.names.index(rung) + 1 if rung in self.names else None
-        place = f"rung {number} of {len(self.names)}, " if number else ""
-        doing = f"{place}{rung}: {doing}"
+    def watch(self, stage: str, doing: str, done: int, total: int) -> None:
+        """Say how far a stage is."""
+        number = self.names.index(stage) + 1 if stage in self.names else None
+        place = f"stage {number} of {len(self.names)}, " if number else ""
+        doing = f"{place}{stage}: {doing}"
         if doing != self._doing:
             self._doing = doing
             with self._lock:

@@ -1,4 +1,4 @@
-"""What a ladder says, in sentences: who explains new data best, by how much, and how sure."""
+"""What a lineage says, in sentences: who explains new data best, by how much, and how sure."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -39,8 +39,8 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
         yield _against(best, min(linear, key=lambda row: row.shortfall))
     else:
         top = max(scored, key=_mean)
-        yield f"On held-out rows {top.rung} does best: {_value(top)}."
-    unsure = [row.rung for row in scored if row.test_log_p.reliable < FEW_RELIABLE]
+        yield f"On held-out rows {top.stage} does best: {_value(top)}."
+    unsure = [row.stage for row in scored if row.test_log_p.reliable < FEW_RELIABLE]
     if unsure:
         yield (
             f"Held-out log p of {_listed(unsure)} is no more than a lower bound: fewer than "
@@ -63,11 +63,11 @@ def _against(other: Row, ppca: Row) -> str:
     reach = error * float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
     is_bound = other.test_log_p.reliable < FEW_RELIABLE
     if mean > reach:
-        found = f"On held-out rows {other.rung} does better than PPCA"
+        found = f"On held-out rows {other.stage} does better than PPCA"
     elif mean < -reach and not is_bound:
-        found = f"On held-out rows PPCA does better than {other.rung}"
+        found = f"On held-out rows PPCA does better than {other.stage}"
     else:
-        found = f"On held-out rows {other.rung} and PPCA cannot be told apart"
+        found = f"On held-out rows {other.stage} and PPCA cannot be told apart"
     return (
         f"{found}: {_value(other)} against {_value(ppca)}; row by row the difference is "
         f"{number(mean, 2)} ± {number(error, 2)}."
@@ -81,7 +81,7 @@ def _value(row: Row) -> str:
     )
     how = "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} % reliable"
     error = 0.0 if value.error is None else value.error
-    return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats a datum ({how})"
+    return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats per datum ({how})"
 
 
 def _reference(lineage: Lineage) -> Iterator[str]:
@@ -101,23 +101,23 @@ def _theory(rows: Sequence[Row]) -> Iterator[str]:
     beyond = [row for row in known if row.excess >= REACHED]
     costly = [row for row in known if row.loss - row.excess >= REACHED]
     if costly:
-        listed = _listed([f"{number(row.loss - row.excess, 2)} for {row.rung}" for row in costly])
+        listed = _listed([f"{number(row.loss - row.excess, 2)} for {row.stage}" for row in costly])
         yield f"Theory prices what q is restricted to, in nats per datum at the optimum: {listed}."
     if beyond:
-        listed = _listed([f"{row.rung} ({number(row.excess, 2)})" for row in beyond])
+        listed = _listed([f"{row.stage} ({number(row.excess, 2)})" for row in beyond])
         yield f"Beyond these prices, for want of training, these lose nats per datum: {listed}."
 
 
 def _unconverged(rows: Sequence[Row]) -> Iterator[str]:
     unmet = [row for row in rows if not row.convergence.met]
     if unmet:
-        listed = _listed([f"{row.rung} ({row.convergence})" for row in unmet])
+        listed = _listed([f"{row.stage} ({row.convergence})" for row in unmet])
         yield f"Not trained until their tolerance was met: {listed}."
 
 
 def _exact(lineage: Lineage) -> Iterator[str]:
     linear = [row for row in lineage.rows if not math.isnan(row.shortfall)]
-    reached = [row.rung for row in linear if row.shortfall < REACHED]
+    reached = [row.stage for row in linear if row.shortfall < REACHED]
     short = [row for row in linear if row.shortfall >= REACHED]
     if reached:
         found = "exact optimum"
@@ -125,9 +125,9 @@ def _exact(lineage: Lineage) -> Iterator[str]:
             found = f"best known optimum, {lineage.about['reference']},"
         yield f"PPCA's {found} is reached by {_listed(reached)}."
     if short:
-        listed = _listed([f"{row.rung} ({number(row.shortfall, 2)})" for row in short])
+        listed = _listed([f"{row.stage} ({number(row.shortfall, 2)})" for row in short])
         it = "it" if reached else "PPCA's optimum"
-        yield f"Short of {it}, in nats a datum of log p on the training rows: {listed}."
+        yield f"Short of {it}, in nats per datum of log p on the training rows: {listed}."
 
 
 def _hidden(rows: Sequence[Row]) -> Iterator[str]:
@@ -137,9 +137,9 @@ def _hidden(rows: Sequence[Row]) -> Iterator[str]:
     most = max(hiding, key=lambda row: row.approximation + row.amortization)
     total = most.approximation + most.amortization
     yield (
-        f"The ELBO hides most at {most.rung}: it is {number(total, 2)} nats a datum below log p, "
-        f"{number(most.approximation, 2)} for the family of q and {number(most.amortization, 2)} "
-        "for how q is found."
+        f"The ELBO hides most at {most.stage}: it is {number(total, 2)} nats per datum below log "
+        f"p, {number(most.approximation, 2)} for the family of q and "
+        f"{number(most.amortization, 2)} for how q is found."
     )
 
 

@@ -48,7 +48,7 @@ def stock(loss, checked=False, kind=SVI):
 
 
 def ours(unroll, numbers="float32"):
-    """The step of ``fit_svi``: eager (0), or captured with so many steps a call."""
+    """The step of ``fit_svi``: eager (0), or captured with so many steps per call."""
 
     def make(x, rows, hidden):
         vae = vae_of(hidden, x.device)
@@ -63,7 +63,7 @@ def ours(unroll, numbers="float32"):
                     if fast is None:
                         update.apply(batch.value(rows[start], 1), rows[start])
                     else:
-                        fast.leap(rows[start : start + unroll], start)
+                        fast.accelerate(rows[start : start + unroll], start)
             wait(x.device)
 
         return run
@@ -114,7 +114,7 @@ def by_hand(compiled):
 
 
 REFERENCE = "pyro.infer.SVI, Trace_ELBO"
-CAPTURED = "fit_svi, captured, 8 steps a call"
+CAPTURED = "fit_svi, captured, 8 steps per call"
 TRAINING = {
     REFERENCE: stock(Trace_ELBO),
     "pyro.infer.SVI, Trace_ELBO, validating": stock(Trace_ELBO, checked=True),

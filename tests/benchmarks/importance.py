@@ -12,8 +12,8 @@ from contenders import HandWritten, vae_of, wait
 from ppl_vae import log_likelihood
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     DRAWS_AT_ONCE,
-    Rails,
-    Weigher,
+    BlockRunner,
+    LogWeightSampler,
     block_size,
 )
 
@@ -23,7 +23,7 @@ def package(capture):
 
     def make(x, draws, hidden):
         vae = vae_of(hidden, x.device).requires_grad_(False)
-        weigher = Weigher(vae.model, Rails(capture, 10**9))
+        weigher = LogWeightSampler(vae.model, BlockRunner(capture, 10**9))
         blocks = x.split(block_size(x, draws, refined=False))
 
         def run():

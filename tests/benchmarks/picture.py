@@ -29,7 +29,7 @@ def draw(results, path):
 def _panel(panel, title, table, names):
     for place, name in enumerate(names):
         if name in table:
-            value = table[name]["milliseconds a step"]
+            value = table[name]["milliseconds per step"]
             colour = "#c44e52" if name.startswith(OURS) else "#6c6c6c"
             panel.plot(value, place, "o", color=colour, markersize=6)
             panel.annotate(
@@ -51,5 +51,5 @@ def _panel(panel, title, table, names):
     panel.tick_params(labelsize=8)
     panel.set_yticks(range(len(names)), names, fontsize=8)
     panel.set_title(title, fontsize=9)
-    panel.set_xlabel("milliseconds a step", fontsize=8)
+    panel.set_xlabel("milliseconds per step", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)

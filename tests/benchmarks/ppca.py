@@ -1,12 +1,13 @@
 """Speed of PPCA and factor analysis beside other packages, in one run; asserts nothing.
 
-    python tests/benchmarks/ppca.py [--parts complete factors holes race memory] [--repeats 7]
+    python tests/benchmarks/ppca.py [--parts complete factors missing values race memory]
+    [--repeats 7]
         [--threads 2] [--rows 10000] [--columns 784] [--latent-dim 20] [--out FILE]
 
 ``complete``: whole fits of complete data beside one product X'X and scikit-learn's PCA.
 ``factors``: factor analysis beside scikit-learn's, to the same value.
-``holes``: seconds an iteration with 20 % of the cells missing, beside ppca_rs.
-``race``: the same data, seconds until 0.01 nats a datum below the best value that either reaches
+``missing values``: seconds an iteration with 20 % of the cells missing, beside ppca_rs.
+``race``: the same data, seconds until 0.01 nats per datum below the best value that either reaches
 within --budget seconds; and where each stands then.
 ``memory``: what a process of its own holds at most while it fits a memory map (only if asked for).
 
@@ -92,7 +93,7 @@ def complete(given):
     pca = fitted["pca"]
     values["scikit-learn, PCA(covariance_eigh)"] = float(as_ppca(pca).log_likelihood(x).mean())
     steps = {name: steps.get(name, 1) for name in runs}
-    return against(medians, "X'X by numpy", steps=steps, **{"nats a datum": values})
+    return against(medians, "X'X by numpy", steps=steps, **{"nats per datum": values})
 
 
 def as_ppca(pca):
@@ -134,7 +135,7 @@ def factors(given):
     runs |= {f"scikit-learn, {method}": theirs(method) for method in ("randomized", "lapack")}
     medians = rounds(runs, min(given.repeats, 3))
     values = {n: float(p.log_likelihood(x).mean().detach()) for n, p in reached.items()}
-    return against(medians, "fit_em, noise='diagonal'", **{"nats a datum": values})
+    return against(medians, "fit_em, noise='diagonal'", **{"nats per datum": values})
 
 
 def holed(given):

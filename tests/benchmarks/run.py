@@ -86,7 +86,7 @@ def training(hidden, batch, given):
     for name, seconds in medians.items():
         gained = reference - seconds
         table[name] = {
-            "milliseconds a step": 1e3 * seconds,
+            "milliseconds per step": 1e3 * seconds,
             "times as fast": reference / seconds,
             "share of product rate": operations(hidden, batch) / seconds / given.rate,
             "first call, s": first[name],

@@ -22,19 +22,19 @@ from ppl_vae import (
     Bernoulli,
     ExactGuide,
     Gaussian,
-    MeanFieldGuide,
+    PerDatumGuide,
     fit_svi,
     mlp,
 )
-from ppl_vae.capture.functional_optim import rule_of
-from ppl_vae.capture.graph import NotRecordable
+from ppl_vae.capture.functional_optim import functional_optimizer
+from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import isolated_store, mode, seeded, validation
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.capture_policy import Choice, best_unroll
+from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll
 from ppl_vae.inference.svi.captured_step import Captured
-from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep, WeightedObjective
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.schedule import Schedule
 
@@ -66,7 +66,7 @@ def pair_of(guide, likelihood="gaussian"):
     decoder = Gaussian("shared") if likelihood == "gaussian" else Bernoulli()
     shape = {"likelihood": decoder, "data_dim": D, "latent_dim": K}
     if guide == "per-datum":
-        q = MeanFieldGuide(N, K)
+        q = PerDatumGuide(N, K)
     else:
         encoder = mlp(D, K + num_scale_outputs(guide, K), (10,), seed=1)
         q = AmortizedGuide(encoder, K, covariance=guide)
@@ -82,11 +82,11 @@ class Steps:
     ):
         self.pair = model, guide
         weighted = WeightedObjective(objective or ELBO(), warmup)
-        self.batch = Batch(model, guide, weighted, x, mask)
+        self.batch = MinibatchObjective(model, guide, weighted, x, mask)
         rows = torch.arange(B)
         self.named = find_parameters(model, guide, lambda: self.batch.value(rows, 1))
         modules = modules_of(model, guide)
-        self.update = Update(self.named, modules, 1e-2, OPTIMIZERS[optimizer], clip)
+        self.update = OptimizerStep(self.named, modules, 1e-2, OPTIMIZERS[optimizer], clip)
         self.update.use_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, 200)
 
     def run(self, rows, captured=None, unroll=1, start=0):
@@ -95,7 +95,7 @@ class Steps:
             for begin in range(0, len(rows), unroll):
                 chunk = rows[begin : begin + unroll]
                 if captured is not None:
-                    values += captured.leap(chunk, start + begin).tolist()
+                    values += captured.accelerate(chunk, start + begin).tolist()
                     continue
                 for place, some in enumerate(chunk):
                     value = self.batch.value(some, start + begin + place + 1)
@@ -284,7 +284,7 @@ def fails(model, guide, x, match, objective=None):
         run = Steps(model, guide, x, objective)
         run.run([torch.arange(B)])
         fast = Captured(run.batch, run.update, run.named, 2, compiled=False)
-        with pytest.raises(NotRecordable, match=match):
+        with pytest.raises(CaptureError, match=match):
             run.run([torch.arange(B)] * 2, fast, 2)
 
 
@@ -455,17 +455,17 @@ def test_calls_leave_few_steps_over(schedule, unroll):
 
 def test_auto_weighs_what_is_left():
     schedule = Schedule(1000, 100, 100_000)
-    choice = Choice("auto", lambda unroll: type("Fast", (), {"unroll": unroll})(), schedule)
+    choice = CapturePolicy("auto", lambda unroll: type("Fast", (), {"unroll": unroll})(), schedule)
     choice.look(10, [0.01 * k for k in range(10)])
     assert choice.captured is None and choice.wanted == "auto"
     choice.look(25, [0.01 * k for k in range(25)])
     assert choice.unroll > 1 and "about 999.7 s of eager work were left" in choice.why
     with pytest.raises(ValueError, match="capture must be one of True, False, 'auto'; got 'on'"):
-        Choice("on", lambda unroll: None, schedule)
+        CapturePolicy("on", lambda unroll: None, schedule)
 
 
 def test_rules_are_those_of_torch():
     parameter = nn.Parameter(torch.zeros(2))
-    rule = rule_of(torch.optim.AdamW([parameter], lr=0.1, betas=(0.7, 0.8), eps=1e-3))
+    rule = functional_optimizer(torch.optim.AdamW([parameter], lr=0.1, betas=(0.7, 0.8), eps=1e-3))
     assert rule.decoupled and rule.betas == (0.7, 0.8) and rule.eps == 1e-3
-    assert rule_of(torch.optim.SGD([parameter], lr=0.1)).names == ()
+    assert functional_optimizer(torch.optim.SGD([parameter], lr=0.1)).names == ()

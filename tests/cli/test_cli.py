@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 import oracles
 from ppl_vae.cli.main import app, main
 from ppl_vae.interop.arviz import read_netcdf
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 from ppl_vae.report.archive import read_results
 
-FAST = ["--rungs", "closed-form,px-em,variational-em"]
+FAST = ["--stages", "closed-form,px-em,variational-em"]
 COMMAND = [sys.executable, "-c", "from ppl_vae.cli.main import main; main()", "lineage"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
 DATA = Path(os.environ.get("PPL_VAE_DATA", "."))
@@ -47,11 +47,11 @@ def test_a_table_of_ones_own(table, tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "mine.csv: 60 rows, 5 columns; K = 2, seed 0" in shown.output
     lines = shown.output.splitlines()
-    start = next(k for k, line in enumerate(lines) if line.startswith("rung"))
+    start = next(k for k, line in enumerate(lines) if line.startswith("stage"))
     for title in ("ELBO", "log p", "appr.", "amort.", "held out", "sigma", "angle", "steps"):
         assert title in lines[start]
-    rungs = [line.split()[0] for line in lines[start + 1 : start + 4]]
-    assert rungs == ["closed-form", "px-em", "variational-em"]
+    stages = [line.split()[0] for line in lines[start + 1 : start + 4]]
+    assert stages == ["closed-form", "px-em", "variational-em"]
     assert "…" not in shown.output and "━" not in shown.output
     assert "constant columns: jute" in shown.output and "kind" in shown.output
     assert "PPCA's exact optimum is reached by closed-form, px-em and" in shown.output
@@ -60,11 +60,11 @@ def test_a_table_of_ones_own(table, tmp_path):
 def test_what_is_written(table, tmp_path):
     folder = tmp_path / "out"
     shown = run(table, "--latent-dim", 2, "--out", folder, *FAST)
-    found, exhibits = read_results(folder)
+    found, report_data = read_results(folder)
     assert found.about["data"] == "mine.csv" and found.about["latent_dim"] == 2
     assert found.about["columns"] == ["wool", "silk", "flax", "hemp", "jute"]
     assert len(found.rows) == 3 and found.finished
-    assert exhibits.spectrum.latent_dim == 2
+    assert report_data.spectrum.latent_dim == 2
     page = (folder / "report.html").read_text()
     assert "mine.csv: 60 rows" in page and "jute" in page
     draws = read_netcdf(folder / "lineage.nc")
@@ -98,9 +98,9 @@ def test_what_cannot_be_found_can_be_given(tmp_path):
     shown = run(path, *options, "--out", tmp_path / "out")
     assert shown.exit_code == 0, shown.output
     assert "odd.txt: 60 rows, 4 columns; K = 2" in shown.output
-    found, exhibits = read_results(tmp_path / "out")
+    found, report_data = read_results(tmp_path / "out")
     assert found.about["columns"] == ["1", "2", "3", "4"]
-    assert exhibits.reconstructions.image_shape == (2, 2)
+    assert report_data.reconstructions.image_shape == (2, 2)
 
 
 def test_numpy_tables_and_the_default_latent_dim(tmp_path):
@@ -124,7 +124,7 @@ def test_digits_are_the_default(tmp_path):
     ("arguments", "message"),
     [
         (["none.csv"], "error: there is no file none.csv"),
-        (["--rungs", "foo"], "error: rungs must be one of"),
+        (["--stages", "foo"], "error: stages must be one of"),
         (["--latent-dim", "64"], "error: latent_dim must be smaller than the rank"),
         (["--image-shape", "8"], "error: --image-shape must be HEIGHTxWIDTH, such as 28x28; got"),
     ],
@@ -166,24 +166,24 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
     while not (tmp_path / "out" / "results.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)  # in the middle of a rung, or after it: both must do
+    time.sleep(0.5)  # in the middle of a stage, or after it: both must do
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    found, exhibits = read_results(tmp_path / "out")
+    found, report_data = read_results(tmp_path / "out")
     finished = len(found.rows)
-    assert 1 <= finished < len(RUNGS) and not found.finished and exhibits is None
-    assert [row.rung for row in found.rows] == found.about["rungs"][:finished]
-    message = f"interrupted: {finished} of {len(RUNGS)} rungs are finished, kept in"
+    assert 1 <= finished < len(STAGES) and not found.finished and report_data is None
+    assert [row.stage for row in found.rows] == found.about["stages"][:finished]
+    message = f"interrupted: {finished} of {len(STAGES)} stages are finished, kept in"
     assert errors.startswith(message) and len(errors.splitlines()) == 1
-    assert found.rows[-1].rung in output
+    assert found.rows[-1].stage in output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]
 
 
 def test_a_terminal_shows_how_far_a_rung_is(table, tmp_path):
     ours, theirs = pty.openpty()
     command = [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"]
-    command += ["--rungs", "px-em,exact-svi"]
+    command += ["--stages", "px-em,exact-svi"]
     environment = ENVIRONMENT | {"COLUMNS": "120", "LINES": "40"}
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -199,15 +199,15 @@ def test_a_terminal_shows_how_far_a_rung_is(table, tmp_path):
     os.close(ours)
     text = shown.decode()
     assert process.returncode == 0, text
-    assert "rung 2 of 2, exact-svi: fitting" in text
+    assert "stage 2 of 2, exact-svi: fitting" in text
     assert "left" in text and "%" in text and "━" in text
-    assert "rung 2 of 2, exact-svi: measuring" in text
+    assert "stage 2 of 2, exact-svi: measuring" in text
 
 
 def test_help_lists_what_there_is():
     shown = CliRunner().invoke(app, ["lineage", "--help"])
     for option in (
-        *("--latent-dim", "--rungs", "--out", "--seed", "--label", "--delimiter", "--no-header"),
+        *("--latent-dim", "--stages", "--out", "--seed", "--label", "--delimiter", "--no-header"),
         *("--missing", "--image-shape", "--json"),
     ):
         assert option in shown.output
@@ -227,7 +227,7 @@ def test_help_lists_what_there_is():
 )
 def test_real_tables_as_they_are(file, says, tmp_path):
     names = "closed-form,em,px-em,variational-em"
-    shown = run(DATA / file, "--out", tmp_path, "--rungs", names)
+    shown = run(DATA / file, "--out", tmp_path, "--stages", names)
     assert shown.exit_code == 0, shown.output
     assert says in shown.output
     found, _ = read_results(tmp_path)
@@ -250,5 +250,5 @@ def test_the_whole_ladder_on_real_tables(file, tmp_path):
     shown = run(DATA / file, "--out", tmp_path)
     print(shown.output)
     assert shown.exit_code == 0
-    found, exhibits = read_results(tmp_path)
-    assert found.finished and exhibits.left_out == ()
+    found, report_data = read_results(tmp_path)
+    assert found.finished and report_data.left_out == ()

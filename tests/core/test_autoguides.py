@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import oracles
 from ppl_vae.core.autoguides import plate_of_rows
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
-from ppl_vae.guides.guides import MeanFieldGuide
+from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.bounds import ELBO, elbo, log_weights
@@ -162,7 +162,9 @@ def test_one_site_for_all_data_is_refused(name, start, ppca, x):
         make = functools.partial(make, init_loc_fn=getattr(initialization, start))
     elif start != "init_to_median":
         pytest.skip("other starts are tried with two of them")
-    match = f"{name} draws the latent variables of all data as one site.*AutoNormal.model.*MeanF"
+    match = (
+        f"{name} draws the latent variables of all data as one site.*AutoNormal.model.*PerDatum"
+    )
     for use in (
         lambda guide: trained(ppca, guide, x, None),
         lambda guide: log_weights(ppca.model, guide, x, 3),
@@ -329,4 +331,4 @@ def test_a_table_of_all_rows_in_a_batch_names_the_index(x):
 
 
 def test_tables_of_ours_are_looked_up(ppca, x):
-    fit_svi(ppca.model, MeanFieldGuide(N, K).double(), x, steps=2, batch_size=10)
+    fit_svi(ppca.model, PerDatumGuide(N, K).double(), x, steps=2, batch_size=10)

@@ -20,19 +20,19 @@ from torch import nn
 from foreign import PAIRS
 from ppl_vae.core.program import (
     Program,
-    accepted,
-    as_observed,
+    accepted_kwargs,
+    as_data_and_mask,
     as_rows,
+    bound_object,
     count_rows,
     data_plate,
+    filter_kwargs,
     fold_rows,
     modules_of,
-    owner_of,
     placement,
-    signature_keywords,
 )
-from ppl_vae.core.validation import as_matrix, at_least, choose_option
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.core.validation import as_matrix, check_int, check_option
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -44,7 +44,7 @@ from ppl_vae.objectives.bounds import log_weights
 PROGRAMS = {
     "ppca": lambda: PPCA(4, 2, seed=0),
     "vae": lambda: VAE.mlp(4, 2, hidden=(5,), seed=0),
-    "mean field": lambda: MeanFieldGuide(6, 2),
+    "mean field": lambda: PerDatumGuide(6, 2),
     "amortized": lambda: AmortizedGuide(mlp(4, 4, seed=0), 2),
     "exact": lambda: ExactGuide(PPCA(4, 2, seed=0)),
     "likelihood": lambda: Gaussian("shared"),
@@ -178,7 +178,7 @@ def test_many_exact_guides_train_in_one_process():
 
 def test_frozen_parameters_stay_frozen():
     """Pyro's store makes every parameter that it is given require a gradient."""
-    ppca, guide = PPCA(4, 2, seed=0), MeanFieldGuide(6, 2)
+    ppca, guide = PPCA(4, 2, seed=0), PerDatumGuide(6, 2)
     for frozen in (ppca.loadings, ppca.loc, ppca.noise_scale_unconstrained, guide.raw):
         frozen.requires_grad_(False)
     before = parameter_values(ppca, guide)
@@ -326,12 +326,12 @@ def keyword_eater(x, **_):
     ],
 )
 def test_only_keywords_that_a_program_takes_are_passed_on(program, passed):
-    assert accepted(program, EVERYTHING) == {k: EVERYTHING[k] for k in passed}
+    assert filter_kwargs(program, EVERYTHING) == {k: EVERYTHING[k] for k in passed}
 
 
 def test_the_keywords_of_a_signature():
-    assert signature_keywords(Bound().indexed) == ({"x", "index"}, False)
-    assert signature_keywords(keyword_eater) == ({"x"}, True)
+    assert accepted_kwargs(Bound().indexed) == ({"x", "index"}, False)
+    assert accepted_kwargs(keyword_eater) == ({"x"}, True)
 
 
 OWNER = Bound()
@@ -364,7 +364,7 @@ MODULE = nn.Linear(2, 2)
     ],
 )
 def test_the_owner_of_a_program_is_found_through_what_wraps_it(program, owner):
-    assert owner_of(program) is owner
+    assert bound_object(program) is owner
 
 
 def test_modules_are_found_around_functions_and_behind_guides():
@@ -466,7 +466,7 @@ def test_a_tensor_keeps_its_place_and_gradient():
 def test_the_users_array_is_not_changed():
     x = np.array([[1.0, np.nan], [2.0, 3.0]])
     before = x.copy()
-    tensor, _ = as_observed(x, model=keyword_eater)
+    tensor, _ = as_data_and_mask(x, model=keyword_eater)
     tensor += 1
     np.testing.assert_array_equal(x, before)
 
@@ -505,20 +505,20 @@ def test_messages_call_the_data_by_its_name():
 def test_holes_are_nan_or_what_the_mask_says():
     x = torch.tensor([[1.0, float("nan"), 3.0], [4.0, 5.0, 6.0]])
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    filled, seen = as_observed(x, mask, model=keyword_eater)
+    filled, seen = as_data_and_mask(x, mask, model=keyword_eater)
     assert seen.tolist() == [[False, False, True], [True, True, True]]
     assert filled.tolist() == [[0.0, 0.0, 3.0], [4.0, 5.0, 6.0]]
 
 
 def test_without_holes_there_is_no_mask():
-    x, mask = as_observed(np.ones((2, 3)), np.ones((2, 3), dtype=bool), model=keyword_eater)
+    x, mask = as_data_and_mask(np.ones((2, 3)), np.ones((2, 3), dtype=bool), model=keyword_eater)
     assert mask is None
     assert x.tolist() == [[1.0] * 3] * 2
 
 
 def test_data_go_to_the_dtype_of_the_pair():
     vae = VAE.mlp(3, 1, seed=0).double()
-    x, _ = as_observed(np.ones((2, 3), dtype="f4"), model=vae.model, guide=vae.guide)
+    x, _ = as_data_and_mask(np.ones((2, 3), dtype="f4"), model=vae.model, guide=vae.guide)
     assert x.dtype == torch.float64
 
 
@@ -533,14 +533,14 @@ def test_data_go_to_the_dtype_of_the_pair():
 )
 def test_bad_masks_are_refused(x, mask, match):
     with pytest.raises(ValueError, match=match):
-        as_observed(x, mask, model=keyword_eater)
+        as_data_and_mask(x, mask, model=keyword_eater)
 
 
 def test_holes_need_a_model_that_takes_a_mask():
     x = torch.tensor([[1.0, float("nan")]])
     match = "x has 1 missing entries, but the model takes no keyword 'mask'"
     with pytest.raises(ValueError, match=match):
-        as_observed(x, model=Bound().tutorial)
+        as_data_and_mask(x, model=Bound().tutorial)
 
 
 def test_rows_go_to_the_dtype_of_the_program():
@@ -556,13 +556,13 @@ def test_rows_of_another_width_are_refused(x, width):
 
 
 def test_an_unknown_option_lists_the_known():
-    assert choose_option("kl", "auto", ("auto", "sampled")) == "auto"
+    assert check_option("kl", "auto", ("auto", "sampled")) == "auto"
     with pytest.raises(ValueError, match="kl must be one of 'auto', 'sampled'; got 'closed'"):
-        choose_option("kl", "closed", ("auto", "sampled"))
+        check_option("kl", "closed", ("auto", "sampled"))
 
 
 @pytest.mark.parametrize("bad", [0, -1, True])
 def test_counts_are_whole_and_positive(bad):
-    assert at_least("n", 3) == 3
+    assert check_int("n", 3) == 3
     with pytest.raises(ValueError, match=f"n must be a whole number >= 1; got {bad}"):
-        at_least("n", bad)
+        check_int("n", bad)

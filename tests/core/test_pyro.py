@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 from scipy import stats
 
 import oracles
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -219,7 +219,7 @@ def test_the_exact_guide_climbs_the_exact_likelihood(ppca, x):
 
 @pytest.mark.parametrize("guide", ["table", "amortized"])
 def test_minibatches_with_index_and_num_data(guide, ppca, x):
-    guide = MeanFieldGuide(N, K) if guide == "table" else AmortizedGuide(mlp(D, 2 * K, seed=0), K)
+    guide = PerDatumGuide(N, K) if guide == "table" else AmortizedGuide(mlp(D, 2 * K, seed=0), K)
     svi = SVI(ppca.model, guide, pyro.optim.Adam({"lr": 0.05}), TraceMeanField_ELBO())
     torch.manual_seed(0)
     losses = []

@@ -13,8 +13,8 @@ from torch.distributions import Distribution, constraints
 
 from conftest import global_state
 from foreign import PAIRS, regularized
-from ppl_vae.core.state import isolated_store, mode, probing, seeded, validation
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.core.state import dry_run, isolated_store, mode, seeded, validation
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -263,7 +263,7 @@ def test_a_probe_leaves_generators_and_buffers():
     model, guide, x = regularized()
     (norm,) = [m for m in model.__self__.modules() if isinstance(m, nn.BatchNorm1d)]
     before = generators(), norm.running_mean.clone(), norm.num_batches_tracked.clone()
-    with isolated_store(), probing(model, guide):
+    with isolated_store(), dry_run(model, guide):
         guide(x)
         model(x)
         draw_from_all()
@@ -276,7 +276,7 @@ def test_a_probe_leaves_generators_and_buffers():
 
 def test_a_probe_is_not_seen_by_handlers_outside():
     model, guide, x = PAIRS["functions"]()
-    with pyro.poutine.trace() as trace, probing(model, guide):
+    with pyro.poutine.trace() as trace, dry_run(model, guide):
         guide(x)
     assert list(trace.trace.nodes) == []
 
@@ -289,7 +289,7 @@ CONSTRUCTORS = [
     lambda: VAE.mlp(4, 2, likelihood=Bernoulli()),
     lambda: Gaussian("shared"),
     lambda: ExactGuide(PPCA(4, 2)),
-    lambda: MeanFieldGuide(5, 2),
+    lambda: PerDatumGuide(5, 2),
     lambda: AmortizedGuide(mlp(4, 4), 2),
 ]
 

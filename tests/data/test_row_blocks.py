@@ -240,7 +240,7 @@ def test_maps_that_are_no_tables_are_refused(tmp_path):
 
 
 def test_a_mask_of_an_iterable_is_refused():
-    with pytest.raises(ValueError, match="blocks of an iterable mark holes by NaN"):
+    with pytest.raises(ValueError, match="blocks of an iterable mark missing values by NaN"):
         fit_em(PPCA(D, K), np.split(table(), 3), mask=np.ones((N, D), dtype=bool))
 
 
@@ -261,7 +261,8 @@ SCRIPT = """
 import sys
 import numpy as np, torch
 torch.set_num_threads(1)
-from ppl_vae import PPCA, blocks, fit_closed_form, fit_em
+from ppl_vae import PPCA, fit_closed_form, fit_em
+from ppl_vae.data import row_blocks
 
 def peak():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
@@ -274,7 +275,7 @@ def grown(fit, x):
     return peak() - before, float(ppca.noise_scale.detach())
 
 path, rows = sys.argv[1], int(sys.argv[2])
-blocks.WORKING_NUMBERS = 2**20
+row_blocks.WORKING_NUMBERS = 2**20
 x = np.memmap(path, dtype="f8", mode="r+", shape=(rows, 100))
 few = lambda ppca, x: fit_em(ppca, x, max_iterations=3)
 grown(fit_closed_form, np.array(x[:5000]))  # what is loaded or allocated once
@@ -296,7 +297,8 @@ RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def grown(tmp_path, rows):
-    """By how many MiB fits to a map of so many rows make a process grow: complete, with holes."""
+    """By how many MiB fits to a map of so many rows make a process grow: complete, with missing
+    values."""
     rng, folder = np.random.default_rng(0), tmp_path / "x.dat"
     loadings = rng.normal(size=(3, 100))
     with folder.open("wb") as file:
@@ -312,7 +314,10 @@ def grown(tmp_path, rows):
     assert run.returncode == 0, run.stderr
     found = [tuple(map(float, line.split())) for line in run.stdout.splitlines()]
     size = rows * 800 / 2**20
-    print(f"table {size:.0f} MiB: complete +{found[0][0]:.0f} MiB, holes +{found[1][0]:.0f} MiB")
+    print(
+        f"table {size:.0f} MiB: complete +{found[0][0]:.0f} MiB, missing values "
+        f"+{found[1][0]:.0f} MiB"
+    )
     assert all(abs(sigma - 1) < 0.02 for _, sigma in found)
     return [growth for growth, _ in found]
 

@@ -17,7 +17,7 @@ from ppl_vae.cli.main import app
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.interop.arviz import lineage_to_arviz
-from ppl_vae.lineage.report_data import exhibits
+from ppl_vae.lineage.report_data import report_data
 from ppl_vae.models.sufficient_statistics import summarize
 from ppl_vae.report.archive import read_results
 from ppl_vae.report.table import legend
@@ -124,7 +124,7 @@ NAMES = ["closed-form", "px-em", "vae"]
 
 
 def climbed(x, **told):
-    told = {"latent_dim": 2, "rungs": NAMES, "settings": lineages.SHORT, "seed": 1} | told
+    told = {"latent_dim": 2, "stages": NAMES, "settings": lineages.SHORT, "seed": 1} | told
     return run_lineage(x, **told)
 
 
@@ -155,17 +155,17 @@ def test_columns_in_other_units_move_every_log_p_by_the_jacobian(mixed):
     other = climbed(table() * factors)
     shift = np.log(factors).sum()
     for ours, theirs in zip(mixed.rows, other.rows, strict=True):
-        tolerance = 1e-8 if ours.rung != "vae" else 1e-4  # steps add rounding up
+        tolerance = 1e-8 if ours.stage != "vae" else 1e-4  # steps add rounding up
         for name in ("log_p", "test_log_p"):
             moved = getattr(theirs, name).value + shift
-            assert getattr(ours, name).value == pytest.approx(moved, abs=tolerance), ours.rung
+            assert getattr(ours, name).value == pytest.approx(moved, abs=tolerance), ours.stage
         assert ours.elbo == pytest.approx(theirs.elbo + shift, abs=tolerance)
         assert ours.noise_scale == pytest.approx(theirs.noise_scale, abs=tolerance)
 
 
 def test_a_lineage_of_mixed_units_with_missing_values():
     x = table(0.1)
-    found = climbed(x, rungs=["px-em"])
+    found = climbed(x, stages=["px-em"])
     model = found.pairs["px-em"][0].__self__
     train = density_of_observed(model, found.units, found.data.train).mean()
     assert found.row("px-em").log_p.value == pytest.approx(train, abs=1e-8)
@@ -174,7 +174,7 @@ def test_a_lineage_of_mixed_units_with_missing_values():
 
 
 def test_without_standardising_ppca_is_that_of_the_columns_as_they_are():
-    found = climbed(table(), rungs=["closed-form"], scale="none")
+    found = climbed(table(), stages=["closed-form"], scale="none")
     assert found.about["scale"] == "none" and found.about["column_scales"] is None
     train = found.data.train.numpy()
     best = best_log_p(train)
@@ -183,7 +183,7 @@ def test_without_standardising_ppca_is_that_of_the_columns_as_they_are():
 
 def test_given_test_rows_are_scaled_as_the_training_rows_are():
     x = table()
-    one, two = (climbed(x[:150], x_test=c * x[150:], rungs=["closed-form"]) for c in (1, 3))
+    one, two = (climbed(x[:150], x_test=c * x[150:], stages=["closed-form"]) for c in (1, 3))
     assert torch.equal(one.units.scale, two.units.scale)
     model = one.pairs["closed-form"][0].__self__
     for found, c in ((one, 1), (two, 3)):
@@ -196,7 +196,7 @@ def test_pairs_of_ones_own_are_fitted_in_the_units_of_the_data():
     vae = VAE.like(x, 2, hidden=(8,), seed=0)
     plain = VAE.mlp(6, 2, hidden=(8,), seed=0).double()
     extra = {"like": (vae.model, vae.guide), "plain": (plain.model, plain.guide)}
-    found = climbed(x, rungs=["closed-form"], extra=extra)
+    found = climbed(x, stages=["closed-form"], extra=extra)
     notes = found.notes()
     assert any("Pairs of your own are fitted in the units of the data" in note for note in notes)
     gap = found.row("closed-form").log_p.value - found.row("like").log_p.value
@@ -207,14 +207,14 @@ def test_pairs_of_ones_own_are_fitted_in_the_units_of_the_data():
 
 
 def test_pictures_and_draws_are_in_the_units_of_the_data(mixed):
-    shown = exhibits(mixed)
+    shown = report_data(mixed)
     train = mixed.data.train
     assert shown.spectrum.standardized
     correlation = np.linalg.eigvalsh(np.corrcoef(train.numpy().T))[::-1]
     np.testing.assert_allclose(shown.spectrum.eigenvalues, correlation, atol=1e-9)
     assert shown.bound_slice.log_likelihood.max() <= mixed.optimum + 1e-8
-    for tiles in (shown.samples, shown.reconstructions):
-        off = (tiles.values.flatten(0, 1) - train.mean(0)) / train.std(0)
+    for image_grid in (shown.samples, shown.reconstructions):
+        off = (image_grid.values.flatten(0, 1) - train.mean(0)) / train.std(0)
         assert off.abs().max() < 20 and off.std(0).min() > 0.05
     tree = lineage_to_arviz(mixed, num_data=4, num_samples=200)
     drawn = np.asarray(tree["posterior_predictive"]["closed-form"]).reshape(-1, 6)
@@ -234,7 +234,7 @@ def wine(tmp_path):
 
 
 def test_the_command_standardises_and_says_so(wine, tmp_path):
-    told = (wine, "--latent-dim", 3, "--rungs", "closed-form,px-em")
+    told = (wine, "--latent-dim", 3, "--stages", "closed-form,px-em")
     shown = run(*told, "--out", tmp_path / "a")
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.output.split())
@@ -256,7 +256,7 @@ def test_the_command_standardises_and_says_so(wine, tmp_path):
 def test_the_command_leaves_images_alone(tmp_path):
     path = tmp_path / "images.npy"
     np.save(path, load_digits().images[:120])
-    shown = run(path, "--latent-dim", 2, "--rungs", "closed-form", "--out", tmp_path / "out")
+    shown = run(path, "--latent-dim", 2, "--stages", "closed-form", "--out", tmp_path / "out")
     assert shown.exit_code == 0, shown.output
     found = read_results(tmp_path / "out")[0]
     assert found.about["scale"] == "none" and found.about["scale_note"] == ""

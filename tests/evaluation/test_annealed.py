@@ -26,8 +26,8 @@ from ppl_vae import (
 )
 from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.evaluation.marginal_likelihood import annealed as module
-from ppl_vae.evaluation.marginal_likelihood import batching as rails
-from ppl_vae.evaluation.marginal_likelihood.annealed import Annealer, Walk
+from ppl_vae.evaluation.marginal_likelihood import batching as runner
+from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 
@@ -44,10 +44,10 @@ def make(K=K, D=D, noise=0.8, seed=0):
 
 
 def log_weights_of(model, guide, x, num_chains, annealing, seed=0):
-    """The log weights of chains a datum, (S, N)."""
+    """The log weights of chains per datum, (S, N)."""
     x = torch.as_tensor(x)
     with torch.no_grad(), isolated_store(), seeded(seed), mode(model, guide, training=False):
-        annealer = Annealer(model, annealing, x, len(x), num_chains, capture="auto")
+        annealer = AISWeights(model, annealing, x, len(x), num_chains, capture="auto")
         return annealer(guide, x, {}, num_chains)
 
 
@@ -61,10 +61,10 @@ def agrees(estimates, truth, num_assertions=1):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
-@pytest.mark.parametrize("temperatures", [1, 4])
-def test_from_the_exact_posterior_every_chain_is_the_log_likelihood(schedule, temperatures):
+@pytest.mark.parametrize("num_temperatures", [1, 4])
+def test_from_the_exact_posterior_every_chain_is_the_log_likelihood(schedule, num_temperatures):
     ppca, parameters = make()
-    x, annealing = ppca.sample(10, seed=0), Annealing(temperatures, schedule, leapfrog=2)
+    x, annealing = ppca.sample(10, seed=0), Annealing(num_temperatures, schedule, leapfrog=2)
     options = {"method": "annealed", "annealing": annealing, "seed": 0}
     found = log_likelihood(ppca.model, ExactGuide(ppca), x, 25, **options)
     np.testing.assert_allclose(found.value, oracles.log_density(x, *parameters), atol=1e-9)
@@ -218,13 +218,13 @@ def gap_of(ppca, x, parameters, annealing, num_chains, seed=0):
     return means.mean(), means.std(ddof=1) / len(x) ** 0.5
 
 
-def exact_gap(x, parameters, temperatures):
+def exact_gap(x, parameters, num_temperatures):
     """(KL(prior || posterior) + KL(posterior || prior)) / (2 T), the mean over the data."""
     prior, costs = (np.zeros(K), np.eye(K)), []
     for mean, covariance in zip(*oracles.posterior(x, *parameters), strict=True):
         there = oracles.gaussian_kl(*prior, mean, covariance)
         costs.append(there + oracles.gaussian_kl(mean, covariance, *prior))
-    return np.mean(costs) / (2 * temperatures)
+    return np.mean(costs) / (2 * num_temperatures)
 
 
 def test_with_exact_moves_the_gap_is_known(monkeypatch):
@@ -240,7 +240,7 @@ def test_with_exact_moves_the_gap_is_known(monkeypatch):
         tril = torch.linalg.cholesky(covariance)
         return mean + torch.randn_like(points) @ tril.T, weight, torch.ones_like(weight)
 
-    monkeypatch.setattr(Walk, "_move", exact)
+    monkeypatch.setattr(AISChains, "_move", exact)
     for schedule, rel in (("linear", 0.05), ("sigmoid", 0.3)):
         annealing = Annealing(30, schedule, leapfrog=1)
         gap, error = gap_of(ppca, x, (loc, loadings, noise), annealing, 32)
@@ -255,11 +255,11 @@ def test_the_gap_halves_as_temperatures_double(schedule):
     ppca, parameters = make(noise=0.05)
     x = ppca.sample(250, seed=0).numpy()
     gaps = []
-    for temperatures in (100, 200, 400):
-        annealing = Annealing(temperatures, schedule, leapfrog=4)
+    for num_temperatures in (100, 200, 400):
+        annealing = Annealing(num_temperatures, schedule, leapfrog=4)
         gap, error = gap_of(ppca, x, parameters, annealing, 32)
-        expected = exact_gap(x, parameters, temperatures)
-        print(f"T = {temperatures}: gap {gap:.5f} +- {error:.5f}, exact linear {expected:.5f}")
+        expected = exact_gap(x, parameters, num_temperatures)
+        print(f"T = {num_temperatures}: gap {gap:.5f} +- {error:.5f}, exact linear {expected:.5f}")
         assert error < 0.07 * gap
         gaps.append(gap)
     for first, second in itertools.pairwise(gaps):
@@ -343,7 +343,7 @@ def test_data_and_chains_are_streamed(monkeypatch):
     """However few rows go through at once, every chain has the numbers that it should."""
     ppca, parameters = make()
     x, seen = ppca.sample(3, seed=0).numpy(), []
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 6)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 6)
     monkeypatch.setattr(module, "FIRST_MOVES", 1)
 
     def model(x, index=None, num_data=None):
@@ -364,15 +364,15 @@ def test_step_sizes_stay_while_chains_measure():
     ppca, _ = make(noise=0.05)
     x = ppca.sample(20, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = Annealer(ppca.model, Annealing(15, leapfrog=2), x, 20, 8)
-        walk = Walk(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
+        annealer = AISWeights(ppca.model, Annealing(15, leapfrog=2), x, 20, 8)
+        walk = AISChains(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
         before = walk.steps.clone()
         walk.forward(8)
     assert torch.equal(walk.steps, before)
     assert walk.steps.shape == (14, 20)
     # Narrower as the posterior gets nearer, which here is much narrower than the prior.
     assert (walk.steps[-1] < 0.7 * walk.steps[0]).all()
-    share = float(torch.stack(annealer.accepted).mean())
+    share = float(torch.stack(annealer.filter_kwargs).mean())
     assert share == pytest.approx(module.ACCEPTANCE, abs=0.1)
 
 
@@ -381,9 +381,9 @@ def test_more_temperatures_than_are_tuned_take_the_nearest(monkeypatch):
     ppca, _ = make()
     x = ppca.sample(3, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = Annealer(ppca.model, Annealing(12, leapfrog=2), x, 3, 8)
+        annealer = AISWeights(ppca.model, Annealing(12, leapfrog=2), x, 3, 8)
         path = Path(ppca.model, prior_guide(ppca.model), x, {})
-        steps = Walk(annealer, path).steps
+        steps = AISChains(annealer, path).steps
     assert steps.shape == (11, 3)
     assert [len(np.unique(column)) for column in steps.numpy().T] == [4, 4, 4]
 
@@ -403,7 +403,7 @@ def test_densities_on_the_way_are_those_of_a_slow_loop(name, from_prior, float64
     model, guide, x = measured(name)
     guide = prior_guide(model) if from_prior else guide
     with torch.no_grad(), isolated_store(), mode(model, guide, training=False):
-        annealer = Annealer(model, Annealing(), x, len(x), 3)
+        annealer = AISWeights(model, Annealing(), x, len(x), 3)
         with seeded(0), loops.Recorder() as recorder:
             path = Path(model, guide, x, {})
             recorder.values.clear()
@@ -529,10 +529,10 @@ def test_bounds_are_read_by_a_person_and_kept_by_a_program():
 
 
 def test_schedules_run_from_zero_to_one():
-    for temperatures in (1, 2, 9):
+    for num_temperatures in (1, 2, 9):
         for schedule in ("linear", "sigmoid"):
-            betas = Annealing(temperatures, schedule).betas()
-            assert len(betas) == temperatures + 1
+            betas = Annealing(num_temperatures, schedule).betas()
+            assert len(betas) == num_temperatures + 1
             assert (betas[0], betas[-1]) == (0, 1)
             assert (betas.diff() > 0).all()
             torch.testing.assert_close(betas + betas.flip(0), torch.ones_like(betas))
@@ -577,7 +577,7 @@ def test_single_precision_is_near_double():
 def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, monkeypatch):
     """In two blocks, each with a refined q of its own where asked for."""
     monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 64)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 64)
     model, guide, x = measured(name)
     options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
     found = [
@@ -627,7 +627,7 @@ def refuse(match, *arguments, **options):
 
 def test_bad_arguments_are_refused():
     for options, match in (
-        ({"temperatures": 0}, "temperatures must be a whole number >= 1; got 0"),
+        ({"num_temperatures": 0}, "temperatures must be a whole number >= 1; got 0"),
         ({"leapfrog": 0}, "leapfrog must be a whole number >= 1; got 0"),
         ({"schedule": "steep"}, "schedule must be one of 'linear', 'sigmoid'; got 'steep'"),
     ):
@@ -666,7 +666,7 @@ def test_point_masses_are_refused():
 
     x = ppca.sample(3, seed=0)
     refuse("site 'z' of the guide is a Delta: a point has no density", ppca.model, point, x, 10)
-    match = r"draws 1 numbers a datum and the model has 2.*point masses: \['z'\]"
+    match = r"draws 1 numbers per datum and the model has 2.*point masses: \['z'\]"
     refuse(match, ppca.model, line, x, 10)
 
 
@@ -726,7 +726,7 @@ def test_three_estimates_of_a_vaes_log_likelihood_agree():
         errors = (first.standard_error.square() + second.standard_error.square()).sqrt()
         error = float(errors.square().sum().sqrt()) / len(x_test)
         z = difference / errors
-        print(f"{one} - {other}: {difference.mean():.5f} +- {error:.5f} nats a datum")
+        print(f"{one} - {other}: {difference.mean():.5f} +- {error:.5f} nats per datum")
         both = first.reliable & second.reliable
         print(f"  a datum: z from {z.min():.2f} to {z.max():.2f}, sd {z.std():.2f}")
         print(f"  reliable: {both.sum()}, z {z[both].min():.2f} to {z[both].max():.2f}")

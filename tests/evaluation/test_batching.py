@@ -12,12 +12,12 @@ import foreign
 import oracles
 from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
 from ppl_vae.capture.compiled import MOST_SIGNATURES, Compiled, Replay
-from ppl_vae.capture.graph import NotRecordable, record
+from ppl_vae.capture.graph import CaptureError, record
 from ppl_vae.capture.matmul import with_fastest_products
-from ppl_vae.core.program import accepted, modules_of
+from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import isolated_store, mode, precision, seeded
-from ppl_vae.evaluation.marginal_likelihood.batching import Rails, Refiner, Weigher
-from ppl_vae.inference.svi.capture_policy import Choice
+from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LocalVI, LogWeightSampler
+from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import Captured
 from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
 from ppl_vae.inference.svi.parameters import find_parameters
@@ -54,7 +54,7 @@ def own_loop(kind, name, loss, optimizer, **how):
             for _ in range(5):
                 rows = torch.randperm(len(x), generator=generator)[:8]
                 # Stock SVI passes each keyword to both programs.
-                told = accepted(model, accepted(guide, batch_keywords(x, None, rows)))
+                told = filter_kwargs(model, filter_kwargs(guide, batch_keywords(x, None, rows)))
                 losses.append(svi.step(x[rows], **told))
             losses += [svi.evaluate_loss(x) for _ in range(3)]
     state = {n: s.get("optimizer", s)["state"] for n, s in svi.optim.get_state().items()}
@@ -216,9 +216,11 @@ def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, m
     found = []
     with isolated_store(), mode(model, guide, training=False):
         for wanted in (False, True):
-            rails = [Rails(wanted, 9, compiled=False) for _ in range(3)]
-            weigher, again = Weigher(model, rails[0]), Weigher(model, rails[1])
-            refiner = Refiner(model, steps=4, covariance="diagonal", num_samples=2, rails=rails[2])
+            runner = [BlockRunner(wanted, 9, compiled=False) for _ in range(3)]
+            weigher, again = LogWeightSampler(model, runner[0]), LogWeightSampler(model, runner[1])
+            refiner = LocalVI(
+                model, steps=4, covariance="diagonal", num_samples=2, runner=runner[2]
+            )
             with seeded(5), torch.no_grad():
                 kept = []
                 for rows in torch.arange(len(x)).split(12):
@@ -232,8 +234,8 @@ def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, m
                     kept += [p.detach() for p in local.parameters()]
                     kept.append(again(local, *block, 12))
             found.append(kept)
-            assert rails[0].why == ("captured" if wanted else "eager: as asked")
-            assert rails[1].why == rails[2].why  # neither, for a guide that cannot be refined
+            assert runner[0].why == ("captured" if wanted else "eager: as asked")
+            assert runner[1].why == runner[2].why  # neither, for a guide that cannot be refined
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
@@ -294,7 +296,7 @@ def test_shapes_are_cached_and_too_many_refused():
         for _ in range(2):
             assert torch.equal(twice(torch.ones(size)), torch.full((size,), 2.0))
     assert len(seen) == 2 * MOST_SIGNATURES  # each recorded twice, and run never again
-    with pytest.raises(NotRecordable, match="it has met 8 shapes already"):
+    with pytest.raises(CaptureError, match="it has met 8 shapes already"):
         twice(torch.ones(3, dtype=torch.float64))
 
 
@@ -357,7 +359,7 @@ def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, mo
     monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.COMPILE_SECONDS", 0.0)
     model, guide, x = tiny()
     fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
-    assert fit.path.startswith("captured, 5 steps a call: ") and fit.steps == 60
+    assert fit.path.startswith("captured, 5 steps per call: ") and fit.steps == 60
     assert "s of eager work were left" in fit.path
     monkeypatch.setattr(
         "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 100}
@@ -406,7 +408,7 @@ def test_bfloat16_steps_are_captured_as_they_run_eagerly(recorded_only):
 def test_auto_knows_steps_that_are_read_together():
     """On a GPU fifty steps are read at once, so that only every fiftieth has a time of its own."""
     fast = type("Fast", (), {"unroll": 8})()
-    choice = Choice("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
+    choice = CapturePolicy("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
     choice.look(50, [2.0] * 50)
     assert choice.captured is None
     choice.look(100, [2.0] * 50 + [2.5] * 50)
@@ -446,7 +448,7 @@ def test_the_compilers_own_draws_have_the_right_mean(float64):
     with isolated_store(), seeded(0):
         eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])
         fast = Captured(batch, update, named, 8, options={"fallback_random": False})
-        captured = torch.cat([fast.leap([None] * 8, 0) for _ in range(250)])
+        captured = torch.cat([fast.accelerate([None] * 8, 0) for _ in range(250)])
     error = (eager.var() / len(eager) + captured.var() / len(captured)).sqrt()
     assert abs(float((eager.mean() - captured.mean()) / error)) < oracles.z_limit()
     assert len(set(captured.tolist())) == len(captured)

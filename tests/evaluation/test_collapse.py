@@ -20,7 +20,7 @@ from ppl_vae import (
     Collapse,
     ExactGuide,
     Gaussian,
-    MeanFieldGuide,
+    PerDatumGuide,
     collapse,
     digits,
     fit_closed_form,
@@ -65,7 +65,7 @@ def test_the_prior_as_guide_uses_nothing():
 def test_a_full_covariance_is_no_sum_over_dimensions():
     ppca = PPCA(5, 2, seed=0)
     guide = AmortizedGuide(mlp(5, 5, seed=0), 2, covariance="full")
-    with pytest.raises(ValueError, match="KL a dimension; site 'z' has a MultivariateNormal"):
+    with pytest.raises(ValueError, match="KL per dimension; site 'z' has a MultivariateNormal"):
         kl_by_dimension(ppca.model, guide, torch.randn(9, 5))
 
 
@@ -169,7 +169,7 @@ def check_errors(z, repetitions):
 
 
 def test_errors_are_right_where_the_mixture_is_shared():
-    """One draw a datum and one mixture for all: the spread over data is still the error."""
+    """One draw per datum and one mixture for all: the spread over data is still the error."""
     z, saturated = errors_off(1.5, 0.36, 1, 150, 2, 80)
     assert saturated == 0
     for column in z.T:
@@ -334,7 +334,7 @@ def test_levels_in_opposite_order_are_read_off_their_draws(float64):
 
 
 def table_of(means, scale):
-    guide = MeanFieldGuide(*means.shape).double()
+    guide = PerDatumGuide(*means.shape).double()
     with torch.no_grad():
         guide.loc.copy_(means)
         guide.raw.fill_(2 * math.log(scale))
@@ -513,7 +513,7 @@ def test_where_the_kl_is_not_known_the_ceiling_is_from_the_draws():
 
 
 def test_an_estimate_above_the_ceiling_is_said():
-    """q is almost the prior and one draw a datum: in some seeds the estimate is above 0.0002."""
+    """q is almost the prior and one draw per datum: in some seeds the estimate is above 0.0002."""
 
     def q(x):
         return dist.Normal(0.02 * x, 1.0).to_event(1)

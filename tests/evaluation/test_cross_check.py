@@ -11,7 +11,15 @@ import torch
 
 import foreign
 import oracles
-from ppl_vae import PPCA, VAE, Annealing, ExactGuide, Opinions, log_likelihood, opinions
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Annealing,
+    EstimatorComparison,
+    ExactGuide,
+    cross_check,
+    log_likelihood,
+)
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
 
 METHODS = ["importance", "refined", "annealed"]
@@ -39,7 +47,7 @@ def narrow(model, c=0.3):
 def test_under_the_exact_guide_all_methods_are_exact():
     model = ppca()
     x = model.sample(20, seed=1)
-    found = opinions(model.model, ExactGuide(model), x, 50, **SHORT)
+    found = cross_check(model.model, ExactGuide(model), x, 50, **SHORT)
     truth = model.log_likelihood(x).detach()
     assert list(found.estimates) == METHODS
     for name in ("importance", "annealed"):
@@ -53,7 +61,9 @@ def test_a_narrow_guide_is_seen_to_fall_short():
     model = ppca()
     x = model.sample(60, seed=1)
     truth = float(model.log_likelihood(x).detach().mean())
-    found = opinions(model.model, narrow(model), x, 1000, **(SHORT | {"annealing": Annealing(60)}))
+    found = cross_check(
+        model.model, narrow(model), x, 1000, **(SHORT | {"annealing": Annealing(60)})
+    )
     behind, error = found.short["importance"]
     assert found.highest in ("refined", "annealed") and behind > 5 * error
     for name in ("refined", "annealed"):
@@ -61,7 +71,7 @@ def test_a_narrow_guide_is_seen_to_fall_short():
         error = float(estimate.standard_error.square().sum().sqrt()) / len(x)
         assert abs(estimate.mean - truth) < oracles.z_limit() * error + 1e-3
     text = repr(found)
-    assert text.startswith("log p of 60 data by each method, nats a datum ± Monte Carlo error")
+    assert text.startswith("log p of 60 data by each method, nats per datum ± Monte Carlo error")
     assert f"importance falls short of {found.highest} by {behind:.3f} ± " in text
     assert "refined and annealed agree: " in text
     row = next(line for line in text.splitlines() if line.startswith("  importance"))
@@ -78,7 +88,7 @@ def test_a_difference_has_the_error_of_repetition():
             "importance": log_likelihood(model.model, wide, x, 400, seed=2 * seed),
             "more": log_likelihood(model.model, wide, x, 800, seed=2 * seed + 1),
         }
-        differences.append(Opinions.of(pair).difference("importance", "more"))
+        differences.append(EstimatorComparison.of(pair).difference("importance", "more"))
     values, errors = np.array(differences).T
     ratio = (values**2 / errors**2).mean()  # of 60: chi squared over 60, but for the bias
     assert abs(ratio - 1) < oracles.z_limit() * np.sqrt(2 / 60)
@@ -95,12 +105,12 @@ QUICK = sorted(foreign.PAIRS)[::4]
 )
 def test_of_every_pair(name, float64):
     model, guide, x = foreign.PAIRS[name]()
-    found = opinions(model, guide, x[:6], 40, **SHORT)
+    found = cross_check(model, guide, x[:6], 40, **SHORT)
     assert list(found.estimates) == METHODS
     for one, other in itertools.combinations(METHODS, 2):
         difference, error = found.difference(one, other)
         assert np.isfinite([difference, error]).all()
-    first = opinions(model, guide, x[:6], 40, **SHORT)
+    first = cross_check(model, guide, x[:6], 40, **SHORT)
     for method in METHODS:
         assert torch.equal(found.estimates[method].value, first.estimates[method].value)
 
@@ -108,13 +118,13 @@ def test_of_every_pair(name, float64):
 def test_it_is_read_by_a_program_too():
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(8, seed=0)
-    found = opinions(vae.model, vae.guide, x, 40, **SHORT, rows=torch.arange(2, 7))
+    found = cross_check(vae.model, vae.guide, x, 40, **SHORT, rows=torch.arange(2, 7))
     frame = found.to_frame()
     assert list(frame.index) == METHODS and frame.index.name == "method"
     assert list(frame.columns) == ["mean", "error", "monte_carlo", "reliable", "draws"]
     assert frame.loc["refined", "mean"] == found.estimates["refined"].mean
     assert frame["draws"].tolist() == [40, 40, 30] and len(found.estimates["refined"].value) == 5
-    again = Opinions.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    again = EstimatorComparison.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert repr(again) == repr(found)
 
 
@@ -122,9 +132,9 @@ def test_bad_arguments():
     model = ppca()
     x = model.sample(5, seed=0)
     with pytest.raises(ValueError, match="there is no estimate; give at least one by its method"):
-        Opinions.of({})
+        EstimatorComparison.of({})
     two = {"a": exact_result(torch.zeros(3)), "b": exact_result(torch.zeros(4))}
     with pytest.raises(ValueError, match=r"of the same data; their numbers: {'a': 3, 'b': 4}"):
-        Opinions.of(two)
+        EstimatorComparison.of(two)
     with pytest.raises(ValueError, match="refine must be a whole number >= 1; got 0"):
-        opinions(model.model, ExactGuide(model), x, refine=0)
+        cross_check(model.model, ExactGuide(model), x, refine=0)

@@ -98,12 +98,15 @@ def test_bad_arguments():
 
 
 def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
-    tiles = found.tiles([3, 7], (2, 3))
-    assert tiles.down == ("clean", "noisy", "half", "zero") and tiles.across == ("3", "7")
+    image_grid = found.image_grid([3, 7], (2, 3))
+    assert image_grid.down == ("clean", "noisy", "half", "zero") and image_grid.across == (
+        "3",
+        "7",
+    )
     rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
-    torch.testing.assert_close(tiles.values, torch.stack(rows)[:, [3, 7]])
+    torch.testing.assert_close(image_grid.values, torch.stack(rows)[:, [3, 7]])
     for shape in ((2, 3), None):
-        axes = tile_plots.denoised(found.tiles(range(8), shape))
+        axes = tile_plots.denoised(found.image_grid(range(8), shape))
         check_texts(axes.figure)
         assert axes.get_title(loc="left") == "Held-out data, denoised"
         assert axes.get_ylabel() == "denoiser"

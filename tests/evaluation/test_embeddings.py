@@ -10,7 +10,15 @@ from sklearn.decomposition import PCA
 from test_plots import check_texts
 
 import oracles
-from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Maps, compare_maps, fit_closed_form
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Autoencoder,
+    Embeddings,
+    ExactGuide,
+    compare_embeddings,
+    fit_closed_form,
+)
 from ppl_vae.plots import latent_spaces as latent_plots
 
 N, D = 60, 5
@@ -33,7 +41,7 @@ def found(table):
         "VAE": (vae.model, vae.guide),
         "linear autoencoder": (linear.model, linear.guide),
     }
-    return ppca, linear, compare_maps(pairs, x[:N], y[:N], x[N:], y[N:], neighbours=3)
+    return ppca, linear, compare_embeddings(pairs, x[:N], y[:N], x[N:], y[N:], neighbours=3)
 
 
 def neighbours(places, classes, codes, number):
@@ -75,7 +83,7 @@ def test_the_table_and_what_is_stored(found):
         assert f"{100 * each.accuracy[0]:.1f} ± " in line
     assert list(maps.to_frame().index) == ["PPCA", "VAE", "linear autoencoder"]
     assert maps.to_frame().loc["VAE", "accuracy"] == maps.maps[1].accuracy[0]
-    stored = Maps.from_dict(json.loads(json.dumps(maps.to_dict(), allow_nan=False)))
+    stored = Embeddings.from_dict(json.loads(json.dumps(maps.to_dict(), allow_nan=False)))
     assert repr(stored) == text
 
 
@@ -84,15 +92,15 @@ def test_bad_arguments(table):
     vae = VAE.mlp(D, 3, seed=0).double()
     pairs = {"wide": (vae.model, vae.guide)}
     with pytest.raises(ValueError, match="wide has 3 latent dimensions; a map has two"):
-        compare_maps(pairs, x, y, x, y)
+        compare_embeddings(pairs, x, y, x, y)
     with pytest.raises(ValueError, match="give at least one pair"):
-        compare_maps({}, x, y, x, y)
+        compare_embeddings({}, x, y, x, y)
     with pytest.raises(
-        ValueError, match="must have 120 and 120 entries, one a row; they have 3 and"
+        ValueError, match="must have 120 and 120 entries, one per row; they have 3 and"
     ):
-        compare_maps(pairs, x, y[:3], x, y)
+        compare_embeddings(pairs, x, y[:3], x, y)
     with pytest.raises(ValueError, match="neighbours must be a whole number >= 1; got 0"):
-        compare_maps(pairs, x, y, x, y, neighbours=0)
+        compare_embeddings(pairs, x, y, x, y, neighbours=0)
 
 
 # The picture
@@ -101,7 +109,7 @@ def test_bad_arguments(table):
 def test_the_picture_is_readable_and_draws_what_is_stored(found):
     for number in (1, 2, 3):
         part = dataclasses.replace(found[2], maps=found[2].maps[:number])
-        stored = Maps.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
+        stored = Embeddings.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
         figure = latent_plots.maps(stored)
         check_texts(figure)
         assert len(figure.axes) == number and len(figure.legends) == 1

@@ -16,7 +16,7 @@ from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.objectives.bounds import log_weights
@@ -162,7 +162,7 @@ def test_what_a_guide_says_of_itself_is_not_believed_against_its_distributions(e
 
 def test_the_families_of_our_own_guides(exact):
     guides = [
-        (MeanFieldGuide(N, K, covariance=c).double() for c in COVARIANCES),
+        (PerDatumGuide(N, K, covariance=c).double() for c in COVARIANCES),
         (ExactGuide(exact.ppca, covariance=c) for c in COVARIANCES),
         (
             AmortizedGuide(mlp(D, K, seed=0), K, covariance=c, homoscedastic=True).double()
@@ -415,13 +415,13 @@ def test_where_the_search_fails_the_guides_own_q_is_the_best_found(exact, monkey
     guide = exact.guide(low_rank(exact, SHIFT))
     worse, far = exact.guide(low_rank(exact, 10.0)), torch.arange(N) < 3
 
-    class Failing(gaps_module.Search):
+    class Failing(gaps_module.LocalOptimum):
         def __call__(self, *block):
             _, gained = super().__call__(*block)
             mixed = torch.where(far[:, None], 10.0, 0.0).double()
             return exact.guide(lambda means: low_rank(exact, mixed)(means)), gained
 
-    monkeypatch.setattr(gaps_module, "Search", Failing)
+    monkeypatch.setattr(gaps_module, "LocalOptimum", Failing)
     found = exact.gaps(guide, steps=2)
     assert torch.equal(found.kept, far)
     cost = float(0.5 * SHIFT @ exact.precision @ SHIFT)

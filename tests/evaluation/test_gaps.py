@@ -15,11 +15,11 @@ from ppl_vae import Gaussian, fit_svi
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import seeded
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
-from ppl_vae.evaluation.inference_gaps.local_optimum import Points
+from ppl_vae.evaluation.inference_gaps.local_optimum import SphericalRadialRule
 from ppl_vae.evaluation.marginal_likelihood import batching as rails_module
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp, zero_output
@@ -114,7 +114,7 @@ def test_the_elbo_does_not_depend_on_the_blocks_it_is_taken_in(batch_size):
 
 def test_rows_of_a_table_are_looked_up_by_their_place():
     ppca, x, _ = make()
-    guide = MeanFieldGuide(N, K).double()
+    guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.loc.copy_(torch.linspace(-9, 9, N * K).reshape(N, K))
         guide.raw.fill_(-15.0)
@@ -272,7 +272,7 @@ def test_data_in_blocks_give_the_same(monkeypatch):
 def test_rows_say_which_data_to_look_at():
     ppca, x, parameters = make(K=1)
     means, covariances = oracles.posterior(x, *parameters)
-    guide = MeanFieldGuide(N, 1).double()
+    guide = PerDatumGuide(N, 1).double()
     with torch.no_grad():
         guide.loc.copy_(torch.from_numpy(means))
         guide.raw.copy_(torch.from_numpy(np.log(covariances[:, 0])))
@@ -359,7 +359,7 @@ def test_a_deep_encoders_amortization_gap_shrinks_as_it_learns():
 def test_points_are_exact_for_quadratics_and_unbiased_for_all_else(size):
     x, matrix = torch.zeros(100, 2).double(), torch.randn(size, size, generator=seed_of(0))
     with seeded(0):
-        points = Points.draw(size, x)
+        points = SphericalRadialRule.draw(size, x)
     noise = points.noise
     assert noise.shape == ({1: 33, 3: 28, 20: 33}[size], 100, size)
     quadratic = (noise @ matrix.double() * noise).sum(-1) + 3 * noise[..., 0] - 2
@@ -367,7 +367,7 @@ def test_points_are_exact_for_quadratics_and_unbiased_for_all_else(size):
     assert error < 1e-9 if size <= 16 else error > 0.1
     # E cos(b + a z) = cos(b) exp(-a^2 / 2).
     with seeded(1):
-        many = [Points.draw(size, x) for _ in range(20)]
+        many = [SphericalRadialRule.draw(size, x) for _ in range(20)]
     found = torch.cat([each.means(torch.cos(1 + each.noise.sum(-1) / size**0.5)) for each in many])
     found = found.flatten()
     z = (found.mean() - np.cos(1) * np.exp(-0.5)) / (found.std() / len(found) ** 0.5)
@@ -530,7 +530,7 @@ BAD = [
     ({"x": np.full((3, D), np.nan)}, "x has rows with nothing observed"),
     ({"log_p": torch.zeros(N - 1).double()}, "log_p"),
     ({"log_p": torch.zeros(1).double()}, "log_p"),
-    ({"tolerance": 0.0}, "tolerance must be positive, in nats a datum; got 0.0"),
+    ({"tolerance": 0.0}, "tolerance must be positive, in nats per datum; got 0.0"),
 ]
 
 
@@ -565,11 +565,11 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
     assert given.estimate is None
     for found, how in ((given, "given"), (estimated, "estimated")):
         text = repr(found)
-        assert text.startswith("Gaps in nats a datum")
+        assert text.startswith("Gaps in nats per datum")
         assert f"log p {found.log_likelihood.mean():.3f} ({how})" in text
         assert f"ELBO {found.elbo.mean():.3f}" in text
         line = f"approximation {found.approximation:.3f} +- {found.approximation_error:.3f}"
-        assert f"{line} (best diagonal q a datum)" in text
+        assert f"{line} (best diagonal q per datum)" in text
         assert f"amortization  {found.amortization:.3f} +- {found.amortization_error:.3f}" in text
         assert "tensor(" not in text
         frame = found.to_frame()

@@ -18,7 +18,7 @@ import loops
 import oracles
 from ppl_vae.core.program import modules_of
 from ppl_vae.data.transforms import digits
-from ppl_vae.evaluation.local_guides.refined import LocalGuide
+from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.marginal_likelihood import batching as module
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -30,7 +30,7 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     summarise,
 )
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
@@ -125,7 +125,7 @@ def test_rows_of_a_table_are_looked_up_by_their_place(monkeypatch):
     ppca, parameters = make(K=1)
     x = rows_of(ppca, N)
     means, covariances = oracles.posterior(x, *parameters)
-    guide = MeanFieldGuide(N, 1).double()
+    guide = PerDatumGuide(N, 1).double()
     with torch.no_grad():
         guide.loc.copy_(torch.from_numpy(means))
         guide.raw.copy_(torch.from_numpy(np.log(covariances[:, 0])))
@@ -627,7 +627,7 @@ def test_a_refined_q_that_is_nearly_singular_is_refused():
     x = torch.from_numpy(rows_of(ppca, 3)).float()
     told = {"index": torch.arange(3)}
     guide = centred_guide(D, 4).float()
-    local = LocalGuide(ppca.float().model, guide, x, told, "full")
+    local = LocalGaussianGuide(ppca.float().model, guide, x, told, "full")
     local.check_figures()
     with torch.no_grad():
         local.raws[0][1, 4:] = 1.2345e7 * torch.linspace(1, 2, 6)
@@ -661,7 +661,7 @@ def test_a_guide_without_a_density_cannot_be_refined(float64):
     assert log_likelihood(model, guide, x, 10, seed=0).value.isfinite().all()
 
 
-# Holes, and data of other kinds
+# Missing values, and data of other kinds
 
 
 def test_holes_are_marginalised():
@@ -811,7 +811,7 @@ def test_a_scale_that_no_plate_explains_is_refused():
 def test_a_table_for_other_data_is_refused():
     ppca, _ = make()
     with pytest.raises(ValueError, match="for new data use an AmortizedGuide"):
-        log_likelihood(ppca.model, MeanFieldGuide(N, K).double(), rows_of(ppca, 7), 10)
+        log_likelihood(ppca.model, PerDatumGuide(N, K).double(), rows_of(ppca, 7), 10)
 
 
 # Results
@@ -825,7 +825,7 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
     text = repr(estimate)
     unreliable = int((~estimate.reliable).sum())
     assert f"NOT reliable for {unreliable} of 20 data: there it is a lower bound" in text
-    assert f"{estimate.mean:.3f} +- {estimate.mean_error:.3f} nats a datum" in text
+    assert f"{estimate.mean:.3f} +- {estimate.mean_error:.3f} nats per datum" in text
     assert "(importance, 500 draws, refine=0)" in text
     high, allowed = float(estimate.tail_index.median()), float(estimate.limit.median())
     assert f"unreliable because the pooled tail index {high:.2f} is above {allowed:.2f}" in text

@@ -1,4 +1,5 @@
-"""Holes filled by importance sampling, against PPCA, where what they hold is known exactly."""
+"""Missing values filled by importance sampling, against PPCA, where what they hold is known
+exactly."""
 
 import inspect
 
@@ -22,7 +23,7 @@ from ppl_vae import (
     Bernoulli,
     ExactGuide,
     Gaussian,
-    MeanFieldGuide,
+    PerDatumGuide,
     digits,
     elbo,
     fit_svi,
@@ -34,10 +35,10 @@ from ppl_vae import (
     mlp,
     to_arviz,
 )
-from ppl_vae.core.program import accepted, as_observed, modules_of
+from ppl_vae.core.program import as_data_and_mask, filter_kwargs, modules_of
 from ppl_vae.core.state import validation
 from ppl_vae.core.traces import by_draw_and_datum, sites
-from ppl_vae.evaluation.marginal_likelihood import batching as rails
+from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.prediction import predictive
 from ppl_vae.evaluation.prediction.imputation import _Block, _choose, _Sums
 
@@ -242,9 +243,9 @@ def test_sums_over_runs_are_those_over_all_draws():
 def test_each_of_many_runs_draws_has_its_chance(monkeypatch):
     """With 300 draws in runs of 16, those chosen are spread over all of them by weight."""
     ppca, _ = make()
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 16)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 16)
     x = rows_with_holes(ppca)[np.isnan(rows_with_holes(ppca)).any(1)][:1]
-    x, mask = as_observed(x, model=ppca.model)
+    x, mask = as_data_and_mask(x, model=ppca.model)
     block = _Block(ppca.model, ExactGuide(ppca), x, {"mask": mask})
     runs = list(block._runs(300))
     assert [len(run.log_weights()) for run in runs] == [16] * 18 + [12]
@@ -307,7 +308,7 @@ def test_a_guide_refined_row_by_row_is_worth_more_draws():
     assert worth[0] < 20 and worth[0] < worth[1] / 2 and worth[1] < worth[2]
     assert fine.ess[holed].min() > 100
     assert "NOT to be trusted in" in repr(rough) and "would help: refine=300" in repr(rough)
-    assert "trusted" not in repr(fine) and "effective draws of z a row: median" in repr(fine)
+    assert "trusted" not in repr(fine) and "effective draws of z per row: median" in repr(fine)
     spread = oracles.impute(x, *truth)[1].max()
     assert (fine.mean - ppca.impute(x).mean).abs().max() < 6 * spread / 100**0.5
 
@@ -383,7 +384,7 @@ def taking_mask(model):
 
     def program(x=None, mask=None, **keywords):
         with CellMask(mask):
-            return model(x, **accepted(model, keywords))
+            return model(x, **filter_kwargs(model, keywords))
 
     program.__signature__ = inspect.signature(program)
     program.__wrapped__ = model  # so that its modules are found
@@ -450,7 +451,7 @@ def test_one_q_a_datum_is_looked_up_by_its_place():
     ppca, _ = make()
     x = rows_with_holes(ppca)
     x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are not looked at
-    guide = MeanFieldGuide(N, K).double()
+    guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.raw.fill_(-60.0)
         guide.loc.copy_(torch.randn(N, K, generator=torch.Generator().manual_seed(0)).double())
@@ -479,14 +480,14 @@ def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
         data_dim=D,
         latent_dim=K,
     ).double()
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 24)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 24)
     for S, draws in ((50, 0), (10, 24), (1, 5)):
         found = impute(vae.model, vae.guide, rows_with_holes(ppca, 30), S, draws=draws, seed=0)
         assert max(seen) <= 24
         assert found.mean.isfinite().all()
 
 
-# What counts as a hole
+# What counts as a missing value
 
 
 def test_a_mask_says_the_same_as_nan_whatever_stands_under_it():
@@ -587,7 +588,7 @@ def test_an_encoder_sees_zeros_and_the_mask_wherever_it_runs(name):
         assert (seen[:, None] == rows).all(-1).any(1).all()
 
 
-# A VAE that learns from holes
+# A VAE that learns from missing values
 
 
 # With the mask beside it an encoder of twice the width starts slower.
@@ -701,7 +702,9 @@ def test_weights_that_are_no_numbers_are_reported():
         impute(program_of(broken), prior, x, 4)
     with (
         validation(False),
-        pytest.raises(FloatingPointError, match="all weights of 1 rows with holes are zero"),
+        pytest.raises(
+            FloatingPointError, match="all weights of 1 rows with missing values are zero"
+        ),
     ):
         impute(program_of(hopeless), prior, x, 40, draws=2)
 

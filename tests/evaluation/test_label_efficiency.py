@@ -19,12 +19,12 @@ from ppl_vae import (
     VAE,
     Autoencoder,
     Categorical,
-    FewLabels,
     GaussianNoise,
+    LabelEfficiency,
     SupervisedEncoder,
     digits,
-    few_labels,
     fit_svi,
+    label_efficiency,
 )
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
 from ppl_vae.plots import labels as label_plots
@@ -53,7 +53,7 @@ def pair():
 @pytest.fixture(scope="module")
 def found(pair):
     how = {"num_labels": 9, "seeds": range(3), **SHORT}
-    return few_labels(pair, *table(), *table(1), **how)
+    return label_efficiency(pair, *table(), *table(1), **how)
 
 
 def test_each_way_is_what_it_says(found, pair):
@@ -141,7 +141,7 @@ def test_the_table(found):
         assert (f"{nats.mean:+.3f} ({nats.low:+.3f} to" in line) == (way != "scratch")
     best = found.ways[int(found.accuracy.mean(1).argmax())]
     assert f"Most often right: {best}, {100 * found.accuracy.mean(1).max():.1f} %." in text
-    assert text.endswith(found.verdict) and "nats a datum" in text
+    assert text.endswith(found.verdict) and "nats per datum" in text
     frame = found.to_frame()
     assert list(frame.columns) == ["way", "seed", "accuracy", "log_loss"]
     assert len(frame) == 12
@@ -150,14 +150,14 @@ def test_the_table(found):
 
 
 def test_it_can_be_stored(found):
-    again = FewLabels.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    again = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert repr(again) == repr(found) and torch.equal(again.accuracy, found.accuracy)
 
 
 def test_it_repeats_and_leaves_pair_and_generators_alone(found, pair):
     state, generator = copy.deepcopy(pair.state_dict()), torch.get_rng_state()
     how = {"num_labels": 9, "seeds": (0, 2), **SHORT}
-    again = few_labels(pair, *table(), *table(1), **how)
+    again = label_efficiency(pair, *table(), *table(1), **how)
     assert torch.equal(again.accuracy, found.accuracy[:, [0, 2]])
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(state[name], value) for name, value in pair.state_dict().items())
@@ -167,7 +167,7 @@ def test_the_same_network_unless_it_learned_something():
     """An encoder that never saw data is as good as one from scratch but for its draw."""
     made = Autoencoder.mlp(D, K, hidden=(8,), seed=5).double()
     how = {"num_labels": 9, "seeds": (0, 1), "steps": 1, "lr": 1e-9}
-    result = few_labels(made, *table(), *table(1), **how)
+    result = label_efficiency(made, *table(), *table(1), **how)
     difference = result.accuracy[1] - result.accuracy[0]
     assert torch.equal(result.accuracy[1], result.accuracy[2])  # not moved, so as if frozen
     assert float(difference.abs().max()) > 0
@@ -179,9 +179,11 @@ def test_holes_and_a_vae():
     x = x[kept := (~np.isnan(x)).any(1)]
     vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0).double()
     how = {"num_labels": 6, "seeds": (0, 1), "steps": 5}
-    result = few_labels(vae, x, y[kept], *table(1), **how)
+    result = label_efficiency(vae, x, y[kept], *table(1), **how)
     assert result.ways == ("scratch", "fine-tuned", "frozen")
-    assert "note: x has holes, which logistic regression does not take; it" in repr(result)
+    assert "note: x has missing values, which logistic regression does not take; it" in repr(
+        result
+    )
 
 
 def test_bad_arguments(pair, found):
@@ -192,14 +194,16 @@ def test_bad_arguments(pair, found):
         ({"seeds": [1]}, r"at least two seeds; got \(1,\)"),
     ):
         with pytest.raises(ValueError, match=match):
-            few_labels(pair, *good, **arguments)
+            label_efficiency(pair, *good, **arguments)
     x, y = table()
     with pytest.raises(ValueError, match=r"y_test has classes that y has not: \['d'\]"):
-        few_labels(pair, x, y, x, np.where(y == "a", "d", y))
+        label_efficiency(pair, x, y, x, np.where(y == "a", "d", y))
     with pytest.raises(ValueError, match="at least two classes; it has one"):
-        few_labels(pair, x, np.zeros(N), x, np.zeros(N))
-    with pytest.raises(ValueError, match=r"one class a row, \(90, 90\); their shapes: .*\(80,\)"):
-        few_labels(pair, x, y[:80], x, y)
+        label_efficiency(pair, x, np.zeros(N), x, np.zeros(N))
+    with pytest.raises(
+        ValueError, match=r"one class per row, \(90, 90\); their shapes: .*\(80,\)"
+    ):
+        label_efficiency(pair, x, y[:80], x, y)
     with pytest.raises(ValueError, match=r"way must be one of 'scratch'.*got 'tuned'"):
         found.difference("tuned")
     with pytest.raises(ValueError, match="measure must be one of 'accuracy', 'log_loss'"):
@@ -216,7 +220,7 @@ def test_fifty_labels_of_digits():
         made = Autoencoder.mlp(64, 32, hidden=(128,), corruption=corruption, seed=0)
         how = {"x_val": x[1200:1297], "epochs": 200, "batch_size": 100, "lr": 2e-3, "seed": 0}
         fit_svi(made.center(x[:1200]).model, made.guide, x[:1200], **how)
-        result = few_labels(made, x[:1200], y[:1200], x[1297:], y[1297:], num_labels=50)
+        result = label_efficiency(made, x[:1200], y[:1200], x[1297:], y[1297:], num_labels=50)
         print(f"\n{name}\n{result}")
         assert result.accuracy.shape == (4, 10)
         # A class drawn by its share is right on a tenth of them.
@@ -228,8 +232,8 @@ def test_fifty_labels_of_digits():
 
 
 def test_the_picture_is_readable_and_draws_every_draw(found):
-    stored = FewLabels.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
-    figure = label_plots.few_labels(stored)
+    stored = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    figure = label_plots.label_efficiency(stored)
     check_texts(figure)
     left, right = figure.axes
     assert left.get_ylabel().endswith("%")
@@ -257,7 +261,7 @@ def test_each_is_drawn_alone(found, draw):
 def test_a_masked_autoencoder_is_fine_tuned_on_whole_images():
     x, y = table()
     pair = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=2, seed=0).double()
-    found = few_labels(pair, x, y, *table(1), num_labels=9, seeds=range(2), **SHORT)
+    found = label_efficiency(pair, x, y, *table(1), num_labels=9, seeds=range(2), **SHORT)
     assert bool(found.accuracy.isfinite().all())
     made = {way: SupervisedEncoder(pair, Categorical(C), encoder=way, seed=0) for way in WAYS}
     rows = torch.as_tensor(x)

@@ -59,7 +59,7 @@ def test_of_ppca_all_is_known(ppcas, table):
         assert space.estimate.mean == pytest.approx(exact, abs=1e-8)
         assert (
             space.log_p
-            == f"{exact:.2f} ± {space.estimate.mean_error:.2f} nats a datum (100 %"
+            == f"{exact:.2f} ± {space.estimate.mean_error:.2f} nats per datum (100 %"
             + (" reliable)")
         )
         assert f"{name}  log p {space.log_p}, {K} of {K} dimensions active" in repr(found)
@@ -137,7 +137,7 @@ def test_the_picture_says_what_is_under_and_what_is_shown(four):
         words = [text for text, _ in texts(figure)]
         for ax, space in zip(figure.axes, four.spaces, strict=True):
             across, below, active = ax.get_xlabel().splitlines()
-            assert below == f"log p {space.log_p}" and "nats a datum" in below
+            assert below == f"log p {space.log_p}" and "nats per datum" in below
             assert active == f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
             assert across == f"$z_{{{space.shown[0] + 1}}}$, sds of the prior"
         assert "K = 2" in words and "K = 20: the most used 2 of 20" in words

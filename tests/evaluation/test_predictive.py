@@ -7,7 +7,7 @@ from scipy import stats
 
 import foreign
 import oracles
-from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, MeanFieldGuide
+from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide
 from ppl_vae.evaluation.prediction.predictive import (
     draw_data,
     latent_means,
@@ -54,7 +54,7 @@ def test_discrete_data_and_tables_of_q():
     assert (
         (reconstruct(vae.model, vae.guide, x) > 0) & (reconstruct(vae.model, vae.guide, x) < 1)
     ).all()
-    table = MeanFieldGuide(9, 2)
+    table = PerDatumGuide(9, 2)
     assert latent_means(vae.model, table, x)["z"].shape == (9, 2)
 
 

@@ -105,7 +105,7 @@ def burda(objective=None, epochs=200, start=lambda vae: vae, **rate):
     x = image_set("MNIST").x
     shape = {"hidden": (200, 200), "activation": "tanh", "likelihood": Bernoulli()}
     vae = start(VAE.mlp(784, 50, **shape, seed=0)).center(x.round())
-    how = {"epochs": epochs, "batch_size": 100, "each_epoch": binarize, "seed": 0}
+    how = {"epochs": epochs, "batch_size": 100, "epoch_transform": binarize, "seed": 0}
     fit = fit_svi(vae.model, vae.guide, x, objective=objective, **how, **(rate or {"lr": 1e-3}))
     test = binarize(image_set("MNIST", "test").x, torch.Generator().manual_seed(0))
     bound = elbo(vae.model, vae.guide, test, num_samples=5, seed=0)

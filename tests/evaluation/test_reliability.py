@@ -10,7 +10,7 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, ExactGuide, log_likelihood
-from ppl_vae.evaluation.marginal_likelihood import batching as rails
+from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     FEWEST_DRAWS,
     expected_coverage,
@@ -154,14 +154,14 @@ def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
     x = ppca.sample(60, seed=5)
     guide = mixed(ppca, 60, (0.5, 0.0), (1.2, 0.0))
     weights = []
-    real = rails.Weigher.__call__
+    real = runner.LogWeightSampler.__call__
 
     def recorded(self, *args):
         weights.append(real(self, *args))
         return weights[-1]
 
-    monkeypatch.setattr(rails.Weigher, "__call__", recorded)
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 7 * rails.DRAWS_AT_ONCE)
+    monkeypatch.setattr(runner.LogWeightSampler, "__call__", recorded)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 7 * runner.DRAWS_AT_ONCE)
     found = log_likelihood(ppca.model, guide, x, 200, seed=5)
     assert len(weights) == 9
     whole = torch.cat(weights, 1)

@@ -233,7 +233,7 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
     assert isinstance(result, Subspace)
     assert repr(result) == (
         f"Subspace: largest principal angle {result.largest_angle:.3g} degrees, "
-        f"KL {result.kl:.4g} nats a datum"
+        f"KL {result.kl:.4g} nats per datum"
     )
     frame = result.to_frame()
     assert len(frame) == K

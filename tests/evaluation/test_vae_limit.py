@@ -16,15 +16,15 @@ from ppl_vae import (
     Bernoulli,
     Gaussian,
     GaussianNoise,
-    MeanFieldGuide,
+    PerDatumGuide,
     best_codes,
-    deja_vu,
     elbo,
     fit_svi,
     load,
     log_likelihood,
     mlp,
     save,
+    vae_limit,
 )
 from ppl_vae.plots import vae_limit as point_plots
 
@@ -82,7 +82,7 @@ def test_the_vae_has_the_same_networks_and_a_loss_that_adds_up(scale):
     with torch.no_grad():
         q = vae.guide.distribution(x)
     assert float((q.stddev - scale).abs().max()) == 0
-    seen = deja_vu(autoencoder, x, scales=[scale], num_samples=400, seed=0)
+    seen = vae_limit(autoencoder, x, scales=[scale], num_samples=400, seed=0)
     exact_kl = 0.5 * (q.mean.square().sum(1) + K * (scale**2 - 1 - 2 * math.log(scale)))
     difference = seen.code - seen.entropy - exact_kl.mean().detach()
     sd = math.sqrt(scale**2 * float(q.mean.square().sum(1).mean()) + K * scale**4 / 2)
@@ -104,7 +104,7 @@ def test_the_vae_has_the_same_networks_and_a_loss_that_adds_up(scale):
 def test_as_q_narrows_its_loss_goes_to_the_autoencoders(prior, make):
     autoencoder = made(prior=prior, likelihood=make())
     x = draw(N, D).sigmoid()
-    seen = deja_vu(autoencoder, x, scales=[1e-2, 1e-4, 1e-8], num_samples=20, seed=0)
+    seen = vae_limit(autoencoder, x, scales=[1e-2, 1e-4, 1e-8], num_samples=20, seed=0)
     expected = -elbo(autoencoder.model, autoencoder.guide, x).mean()
     torch.testing.assert_close(seen.autoencoder, expected)
     far, near, nearest = seen.difference.abs().tolist()
@@ -120,7 +120,7 @@ def test_a_linear_decoder_pays_for_the_width_by_a_formula():
     autoencoder, x = Autoencoder.linear(D, K, prior="normal", seed=0).double(), draw(N, D)
     weight = autoencoder.decoder[0].weight.detach()
     draws, scale = 4000, 0.5
-    seen = deja_vu(autoencoder, x, scales=[scale], num_samples=draws, seed=0)
+    seen = vae_limit(autoencoder, x, scales=[scale], num_samples=draws, seed=0)
     price = 0.5 * scale**2 * float(weight.square().sum() + K)
     # The noise's linear part has the slope g of the loss, its square A = W'W + I.
     z = autoencoder.features(x)
@@ -175,12 +175,12 @@ def test_copies_train_apart_and_tied_networks_stay_tied(tmp_path):
 def test_holes_and_draws():
     autoencoder = made()
     x = torch.where(draw(N, D, seed=1) < 1, draw(N, D), torch.nan)
-    first, again = (deja_vu(autoencoder, x, scales=(0.1,), seed=3) for _ in range(2))
+    first, again = (vae_limit(autoencoder, x, scales=(0.1,), seed=3) for _ in range(2))
     assert torch.equal(first.loss, again.loss)
     expected = -elbo(autoencoder.model, autoencoder.guide, x).mean()
     torch.testing.assert_close(first.autoencoder, expected)
     state = torch.get_rng_state()
-    deja_vu(autoencoder, x, scales=(0.1,), seed=3)
+    vae_limit(autoencoder, x, scales=(0.1,), seed=3)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -189,27 +189,27 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="scale must be positive, the standard deviation of q; g"):
         autoencoder.as_vae(0.0)
     with pytest.raises(ValueError, match="scales must hold at least one standard deviation of q"):
-        deja_vu(autoencoder, x, scales=[])
+        vae_limit(autoencoder, x, scales=[])
     with pytest.raises(ValueError, match="num_samples must be a whole number >= 1; got 0"):
-        deja_vu(autoencoder, x, num_samples=0)
+        vae_limit(autoencoder, x, num_samples=0)
     parts = {"decoder": mlp(K, D).double(), "data_dim": D, "latent_dim": K}
-    own = Autoencoder(**parts, guide=MeanFieldGuide(N, K, covariance="delta").double())
+    own = Autoencoder(**parts, guide=PerDatumGuide(N, K, covariance="delta").double())
     with pytest.raises(TypeError, match="the guide must have an encoder, as an AmortizedGuide ha"):
-        deja_vu(own, x)
+        vae_limit(own, x)
     masked = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=1, seed=0).double()
-    for call in (lambda: deja_vu(masked, x), masked.as_vae):
+    for call in (lambda: vae_limit(masked, x), masked.as_vae):
         with pytest.raises(ValueError, match="a masked autoencoder scores what it does not see"):
             call()
 
 
 def test_the_picture_shows_how_far_above_the_autoencoder_each_width_is():
-    seen = deja_vu(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
-    ax = point_plots.deja_vu(seen)
+    seen = vae_limit(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
+    ax = point_plots.vae_limit(seen)
     above, code = ax.get_lines()
     np.testing.assert_allclose(above.get_ydata(), seen.difference.abs())
     np.testing.assert_allclose(above.get_xdata(), [1, 0.1, 0.01])
     point = seen.autoencoder - seen.point_reconstruction
     np.testing.assert_allclose(code.get_ydata(), (seen.code - point).abs())
-    assert ax.xaxis_inverted() and "nats a datum" in ax.get_ylabel()
+    assert ax.xaxis_inverted() and "nats per datum" in ax.get_ylabel()
     check_texts(ax.figure)
     plt.close(ax.figure)

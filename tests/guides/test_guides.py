@@ -1,4 +1,4 @@
-"""Gaussian guides: families, the exact one and its restrictions, one q a datum, amortized."""
+"""Gaussian guides: families, the exact one and its restrictions, one q per datum, amortized."""
 
 import numpy as np
 import pyro
@@ -18,11 +18,11 @@ from ppl_vae.guides.families import (
     ROOM_BELOW,
     SMALLEST,
     gaussian,
+    kl_projection,
     num_scale_outputs,
-    restrict,
-    soft_bound,
+    soft_clamp,
 )
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -64,21 +64,21 @@ def test_the_free_numbers_of_a_covariance(covariance, number):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_log_variance_is_the_number_given_wherever_a_float_is_safe(dtype):
     inside = torch.linspace(SMALLEST, LARGEST, 9001, dtype=dtype)
-    assert torch.equal(soft_bound(inside), inside)
+    assert torch.equal(soft_clamp(inside), inside)
     wide = torch.cat([-torch.logspace(6, 0, 400), torch.logspace(0, 6, 400)]).to(dtype)
     wide.requires_grad_()
-    bounded = soft_bound(wide)
-    assert (bounded.diff() >= 0).all() and torch.equal(bounded, soft_bound(wide))
+    bounded = soft_clamp(wide)
+    assert (bounded.diff() >= 0).all() and torch.equal(bounded, soft_clamp(wide))
     assert bounded.min() >= SMALLEST - ROOM_BELOW and bounded.max() <= LARGEST + ROOM_ABOVE
     (slope,) = torch.autograd.grad(bounded.sum(), wide)
     assert (slope > 0).all() and (slope <= 1).all()
     # Both formulas meet with slope one.
     ends = torch.tensor([SMALLEST, LARGEST], dtype=dtype)
     beyond = ends + torch.tensor([-1e-3, 1e-3], dtype=dtype)
-    torch.testing.assert_close(soft_bound(beyond), beyond, rtol=0, atol=1e-5)
+    torch.testing.assert_close(soft_clamp(beyond), beyond, rtol=0, atol=1e-5)
     extreme = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
-    assert soft_bound(extreme).tolist() == [SMALLEST - ROOM_BELOW, LARGEST + ROOM_ABOVE]
-    assert soft_bound(torch.tensor(torch.nan, dtype=dtype)).isnan()
+    assert soft_clamp(extreme).tolist() == [SMALLEST - ROOM_BELOW, LARGEST + ROOM_ABOVE]
+    assert soft_clamp(torch.tensor(torch.nan, dtype=dtype)).isnan()
 
 
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
@@ -209,7 +209,7 @@ def test_two_rotated_axes_cost_what_theory_says():
     x = draw(1, 4, seed=3)
     precision = ppca.posterior(x).precision_matrix[0].detach()
     gap = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
-    q = restrict(ppca.posterior(x), "diagonal")
+    q = kl_projection(ppca.posterior(x), "diagonal")
     kl = torch.distributions.kl_divergence(
         dist.MultivariateNormal(q.mean, torch.diag_embed(q.variance)), ppca.posterior(x)
     )
@@ -265,7 +265,7 @@ def test_an_exact_guide_refuses_holes_that_its_model_cannot_take(rotated, x):
     "make",
     [
         lambda covariance: ExactGuide(PPCA(4, 2, seed=0), covariance=covariance),
-        lambda covariance: MeanFieldGuide(4, 2, covariance=covariance),
+        lambda covariance: PerDatumGuide(4, 2, covariance=covariance),
         lambda covariance: AmortizedGuide(nn.Linear(4, 4), 2, covariance=covariance),
         lambda covariance: VAE.mlp(4, 2, covariance=covariance),
     ],
@@ -277,12 +277,12 @@ def test_an_unknown_family_lists_the_known(make):
         make("low-rank")
 
 
-# One q a datum
+# One q per datum
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_mean_field_rows_are_looked_up_by_index(covariance):
-    guide = MeanFieldGuide(5, 2, covariance=covariance).double()
+    guide = PerDatumGuide(5, 2, covariance=covariance).double()
     with torch.no_grad():
         for p in guide.parameters():
             p.copy_(draw(*p.shape, seed=4))
@@ -294,13 +294,13 @@ def test_mean_field_rows_are_looked_up_by_index(covariance):
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_mean_field_guides_start_at_the_prior(covariance):
-    q = MeanFieldGuide(5, 2, covariance=covariance).distribution(torch.zeros(5, 3))
+    q = PerDatumGuide(5, 2, covariance=covariance).distribution(torch.zeros(5, 3))
     assert not q.mean.any()
     torch.testing.assert_close(_covariances(q), torch.eye(2).expand(5, 2, 2))
 
 
 def test_a_minibatch_moves_its_own_rows_only():
-    ppca, guide = PPCA(4, 2, seed=0), MeanFieldGuide(6, 2)
+    ppca, guide = PPCA(4, 2, seed=0), PerDatumGuide(6, 2)
     x = draw(6, 4, seed=5).float()
     svi = SVI(ppca.model, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO())
     index = torch.tensor([5, 1])
@@ -310,35 +310,35 @@ def test_a_minibatch_moves_its_own_rows_only():
 
 
 def test_tables_are_the_parameters_with_a_row_a_datum():
-    guide = MeanFieldGuide(6, 2)
+    guide = PerDatumGuide(6, 2)
     assert {id(p) for p in guide.tables()} == {id(guide.loc), id(guide.raw)}
-    assert [id(p) for p in MeanFieldGuide(6, 2, covariance="unit").tables()] != []
+    assert [id(p) for p in PerDatumGuide(6, 2, covariance="unit").tables()] != []
 
 
 def test_a_missing_index_is_refused():
-    guide, x = MeanFieldGuide(5, 2), torch.zeros(3, 4)
-    with pytest.raises(ValueError, match="x has 3 rows, this MeanFieldGuide one q a datum for 5"):
+    guide, x = PerDatumGuide(5, 2), torch.zeros(3, 4)
+    with pytest.raises(ValueError, match="x has 3 rows, this PerDatumGuide one q per datum for 5"):
         guide(x)
 
 
 @pytest.mark.parametrize("bad", [-1, 5])
 def test_an_index_out_of_range_is_refused(bad):
-    guide, x = MeanFieldGuide(5, 2), torch.zeros(2, 4)
+    guide, x = PerDatumGuide(5, 2), torch.zeros(2, 4)
     match = rf"index must lie in 0\.\.4; it goes from {min(bad, 0)} to"
     with pytest.raises(IndexError, match=match):
         guide(x, index=torch.tensor([0, bad]), num_data=5)
 
 
 def test_new_data_need_another_guide():
-    match = "num_data is 9, and this MeanFieldGuide has one q a datum for 5"
+    match = "num_data is 9, and this PerDatumGuide has one q per datum for 5"
     with pytest.raises(ValueError, match=match):
-        MeanFieldGuide(5, 2)(torch.zeros(2, 4), index=torch.arange(2), num_data=9)
+        PerDatumGuide(5, 2)(torch.zeros(2, 4), index=torch.arange(2), num_data=9)
 
 
 @pytest.mark.parametrize(("arguments", "name"), [((0, 2), "num_data"), ((5, 0), "latent_dim")])
 def test_a_mean_field_guide_needs_rows_and_dimensions(arguments, name):
     with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got 0"):
-        MeanFieldGuide(*arguments)
+        PerDatumGuide(*arguments)
 
 
 # Amortized
@@ -404,7 +404,7 @@ def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
     torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(4, N), rtol=0, atol=1e-9)
 
 
-# What an encoder sees of a hole
+# What an encoder sees of a missing value
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
@@ -458,7 +458,7 @@ def test_what_an_encoder_may_see_is_known():
     "make",
     [
         lambda: ExactGuide(PPCA(4, 2, seed=0)),
-        lambda: MeanFieldGuide(9, 2),
+        lambda: PerDatumGuide(9, 2),
         lambda: AmortizedGuide(nn.Linear(4, 4), 2),
     ],
     ids=["exact", "mean field", "amortized"],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppl_vae.guides.guides import MeanFieldGuide
+from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.capture_policy import best_unroll, captured_share, weighed
 from ppl_vae.inference.svi.captured_step import Captured
@@ -132,7 +132,7 @@ def test_all_data_are_in_an_epoch_with_a_merged_batch():
     """Each q_i moves in one epoch, and with dropped rows all but those."""
     x = data(41).double()
     for drop_last, moved in ((False, 41), (True, 40)):
-        ppca, guide = PPCA.like(x, K, seed=0), MeanFieldGuide(41, K).double()
+        ppca, guide = PPCA.like(x, K, seed=0), PerDatumGuide(41, K).double()
         fit_svi(ppca.model, guide, x, epochs=1, batch_size=20, lr=0.1, drop_last=drop_last, seed=0)
         assert int((guide.loc != 0).any(1).sum()) == moved
 

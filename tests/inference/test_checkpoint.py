@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import foreign
 import oracles
-from ppl_vae.guides.guides import AmortizedGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.captured_step import Captured
 from ppl_vae.inference.svi.fit import fit_svi
@@ -71,7 +71,7 @@ def jittered(x, generator):
 
 
 def ppca_and_table(x):
-    return PPCA.like(x, K, seed=0), MeanFieldGuide(len(x), K).double()
+    return PPCA.like(x, K, seed=0), PerDatumGuide(len(x), K).double()
 
 
 def ppca_and_encoder(x):
@@ -131,9 +131,11 @@ CASES = {
         {"steps": 60, "warmup": 55, "objective": ELBO(2, gradient="score-loo"), "lr": 1e-3},
     ),
     "data anew": Case(
-        ppca_and_encoder, {"steps": 70, "batch_size": 15, "each_epoch": jittered}, validate=True
+        ppca_and_encoder,
+        {"steps": 70, "batch_size": 15, "epoch_transform": jittered},
+        validate=True,
     ),
-    "whole data anew": Case(ppca_and_encoder, {"steps": 70, "each_epoch": jittered}),
+    "whole data anew": Case(ppca_and_encoder, {"steps": 70, "epoch_transform": jittered}),
     "early stopping": Case(
         vae_with_dropout,
         {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},
@@ -416,8 +418,8 @@ def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
     shorter = case.fit(x, steps=43, checkpoint=file)
     longer = case.fit(x, steps=69, checkpoint=file)
     same_fits(whole, longer)
-    assert shorter[1].path.startswith("captured, 7 steps a call: as asked")
-    assert longer[1].path.startswith("captured, 7 steps a call: as before the checkpoint")
+    assert shorter[1].path.startswith("captured, 7 steps per call: as asked")
+    assert longer[1].path.startswith("captured, 7 steps per call: as before the checkpoint")
 
 
 def test_a_path_is_kept_unless_another_is_asked_for(x, file, monkeypatch):

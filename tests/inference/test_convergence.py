@@ -1,4 +1,4 @@
-"""Estimates of log p from fewer of the same draws, and in bits a dimension."""
+"""Estimates of log p from fewer of the same draws, and in bits per dimension."""
 
 import itertools
 import math
@@ -68,7 +68,7 @@ def test_bits_a_dimension_count_what_was_observed():
     whole = log_likelihood(model.model, ExactGuide(model), x, 20, seed=0)
     bits = -float(whole.value.mean()) / 6 / math.log(2)
     assert whole.bits_per_dimension == pytest.approx(bits, rel=1e-12)
-    assert f"{bits:.4f} bits a dimension" in repr(whole)
+    assert f"{bits:.4f} bits per dimension" in repr(whole)
     holed = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
     some = log_likelihood(
         model.model, ExactGuide(model), holed, 20, rows=torch.arange(10, 30), seed=0

@@ -14,7 +14,7 @@ from ppl_vae import (
     Autoencoder,
     Bernoulli,
     Gaussian,
-    MeanFieldGuide,
+    PerDatumGuide,
     best_codes,
     digits,
     elbo,
@@ -23,7 +23,7 @@ from ppl_vae import (
 )
 from ppl_vae.evaluation.latent_space.atoms import atoms
 from ppl_vae.inference.sparse.dictionary import SWEEPS
-from ppl_vae.networks.sparse_layers import LISTA, Columns
+from ppl_vae.networks.sparse_layers import LISTA, NormalizedColumns
 
 D, K = 6, 9
 SIGMA = 0.3
@@ -37,10 +37,10 @@ def with_free_codes(x, latent_dim, penalty, *, sigma=SIGMA, seed=0):
     """An autoencoder with a free code for each row of x, its bias anywhere."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        decoder = nn.Sequential(Columns(nn.Linear(latent_dim, x.shape[1]), "unit"))
+        decoder = nn.Sequential(NormalizedColumns(nn.Linear(latent_dim, x.shape[1]), "unit"))
     made = Autoencoder(
         decoder=decoder,
-        guide=MeanFieldGuide(len(x), latent_dim, covariance="delta"),
+        guide=PerDatumGuide(len(x), latent_dim, covariance="delta"),
         likelihood=Gaussian(sigma),
         prior="laplace",
         penalty=penalty,
@@ -363,7 +363,7 @@ def test_what_is_no_dictionary_is_refused(make, match):
 def test_bad_arguments_are_refused():
     x, _ = planted()
     model = with_free_codes(x, K, 1.0)
-    with pytest.raises(ValueError, match="tol must be positive, in nats a datum; got 0"):
+    with pytest.raises(ValueError, match="tol must be positive, in nats per datum; got 0"):
         fit_dictionary(model, x, tol=0.0)
     with pytest.raises(ValueError, match="max_iterations must be a whole number >= 1; got 0"):
         fit_dictionary(model, x, max_iterations=0)

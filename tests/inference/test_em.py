@@ -316,7 +316,7 @@ def test_plain_em_crawls_where_the_noise_is_small_and_px_em_does_not():
         ppca = assigned(x, start, 1.0, latent_dim)
         ALGORITHMS[name](ppca, x, tol=0.0, max_iterations=iterations)
         left[name] = best - oracles.mean_log_density(x, *parameters(ppca))
-        print(f"l / s2 = {ratio:g}: {name} {left[name]:.3g} nats a datum off after {iterations}")
+        print(f"l / s2 = {ratio:g}: {name} {left[name]:.3g} nats per datum off after {iterations}")
     assert left["EM"] > 0.5
     assert left["PX-EM"] < 1e-8
 
@@ -672,9 +672,9 @@ def test_a_result_is_read_by_a_person(x):
     text = repr(result)
     assert text.startswith(f"PX-EM: {result.steps} steps in ")
     assert "converged: under 1e-07 nats per datum to gain" in text
-    assert f"objective {best_log_likelihood(x):.4f} nats a datum" in text
+    assert f"objective {best_log_likelihood(x):.4f} nats per datum" in text
     closed = fit_closed_form(PPCA.like(x, K, seed=0), x)
     assert closed.algorithm == "closed form"
     assert closed.stopped == "exact"
-    assert f"objective {best_log_likelihood(x):.4f} nats a datum" in repr(closed)
+    assert f"objective {best_log_likelihood(x):.4f} nats per datum" in repr(closed)
     assert "tensor(" not in repr(closed) + text

@@ -54,7 +54,7 @@ def epochs_seen(x, epochs=16, batch_size=B):
     """What each epoch's data were, from the batches of a fit, (epochs, N, D)."""
     watched = Watched()
     how = {"epochs": epochs, "batch_size": batch_size, "seed": 0, "capture": False}
-    fit_svi(watched.model, watched.guide, x, each_epoch=binarize, **how)
+    fit_svi(watched.model, watched.guide, x, epoch_transform=binarize, **how)
     found, per_epoch = [], -(-len(x) // batch_size)
     steps = watched.seen[-epochs * per_epoch :]
     for epoch in range(epochs):
@@ -65,7 +65,7 @@ def epochs_seen(x, epochs=16, batch_size=B):
     return torch.stack(found)
 
 
-def test_each_epoch_has_coins_of_its_own_with_the_pixels_probabilities():
+def test_epoch_transform_has_coins_of_its_own_with_the_pixels_probabilities():
     x = grey().float()
     seen = epochs_seen(x)
     assert set(seen.unique().tolist()) == {0.0, 1.0}
@@ -106,7 +106,7 @@ def test_captured_fits_are_the_eager_ones(size, recorded_only):
     for capture in (False, True):
         model, guide = pair()
         how = {"batch_size": size, "lr": 1e-2, "seed": 0, "capture": capture, "steps": 9}
-        found.append(fit_svi(model, guide, grey(), each_epoch=binarize, **how))
+        found.append(fit_svi(model, guide, grey(), epoch_transform=binarize, **how))
     assert [fit.path.split(",")[0].split(":")[0] for fit in found] == ["eager", "captured"]
     assert (found[0].objective - found[1].objective).abs().max() < 1e-10
 
@@ -116,15 +116,15 @@ def moved(x, generator):
 
 
 @pytest.mark.slow
-def test_compiled_fits_see_each_epochs_data():
+def test_compiled_fits_see_epoch_transforms_data():
     # With the exact guide and the KL on the same draw the objective does not depend on draws.
     x, found = torch.from_numpy(oracles.simulate_ppca((9, 4), 1, N, D, seed=0)), []
     for capture in (False, True):
         ppca = PPCA.like(x, 2, seed=0)
         how = {"steps": 40, "batch_size": B, "lr": 1e-2, "seed": 0, "capture": capture}
         pair = ppca.model, ExactGuide(ppca)
-        found.append(fit_svi(*pair, x, objective=ELBO(kl="sampled"), each_epoch=moved, **how))
-    assert found[1].path.startswith("captured, 4 steps a call")
+        found.append(fit_svi(*pair, x, objective=ELBO(kl="sampled"), epoch_transform=moved, **how))
+    assert found[1].path.startswith("captured, 4 steps per call")
     assert (found[0].objective - found[1].objective).abs().max() < 1e-8
 
 
@@ -135,7 +135,7 @@ def test_steps_of_two_epochs_do_not_go_together():
 
 def test_fits_repeat_and_leave_the_generators_alone():
     before = torch.get_rng_state()
-    how = {"steps": 12, "batch_size": B, "each_epoch": binarize}
+    how = {"steps": 12, "batch_size": B, "epoch_transform": binarize}
     runs = [fit_svi(*pair(), grey(), **how, seed=s).objective for s in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert torch.equal(torch.get_rng_state(), before)
@@ -152,7 +152,7 @@ def test_an_epochs_draws_are_not_those_of_its_order():
 
 def test_validation_rows_are_taken_as_they_are():
     x_val = binarize(grey(9), torch.Generator().manual_seed(1))
-    how = {"epochs": 30, "batch_size": B, "seed": 0, "each_epoch": binarize}
+    how = {"epochs": 30, "batch_size": B, "seed": 0, "epoch_transform": binarize}
     fit = fit_svi(*pair(), grey(), x_val=x_val, **how)
     assert len(fit.validation) > 1
     with pytest.raises(ValueError, match=r"x_val: x has 54 entries outside \{0, 1\}"):
@@ -162,14 +162,14 @@ def test_validation_rows_are_taken_as_they_are():
 def test_holes_stay_holes():
     x = grey()
     x[torch.rand(N, D, generator=torch.Generator().manual_seed(3)) < 0.2] = torch.nan
-    fit = fit_svi(*pair(), x, steps=8, batch_size=B, each_epoch=binarize, seed=0)
+    fit = fit_svi(*pair(), x, steps=8, batch_size=B, epoch_transform=binarize, seed=0)
     assert fit.objective.isfinite().all()
 
 
 def test_dequantization_is_one_too():
     x = (grey() * 255).round() / 255
     model, guide = pair(Gaussian("shared"))
-    fit = fit_svi(model, guide, x, steps=8, each_epoch=Dequantization().apply, seed=0)
+    fit = fit_svi(model, guide, x, steps=8, epoch_transform=Dequantization().apply, seed=0)
     assert fit.objective.isfinite().all()
 
 
@@ -183,7 +183,7 @@ def test_strangers_pairs(name):
         return rows.clone()
 
     how = {"steps": 3, "lr": 1e-3, "seed": 0, "capture": False}
-    anew = fit_svi(model, guide, x, each_epoch=same, **how)
+    anew = fit_svi(model, guide, x, epoch_transform=same, **how)
     assert len(seen) == len(set(seen)) == 4  # one to begin with, one an epoch
     assert anew.objective.isfinite().all()
 
@@ -209,11 +209,11 @@ class Halved:
 )
 def test_what_is_made_is_checked(make, match):
     with pytest.raises(ValueError, match=match):
-        fit_svi(*pair(), grey(), steps=3, each_epoch=make)
+        fit_svi(*pair(), grey(), steps=3, epoch_transform=make)
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     how = {"steps": 25, "seed": 0, "checkpoint": tmp_path / "fit.pt"}
-    fit_svi(*pair(), grey(), each_epoch=binarize, **how)
-    with pytest.raises(ValueError, match="each_epoch is binarize, here it is None"):
+    fit_svi(*pair(), grey(), epoch_transform=binarize, **how)
+    with pytest.raises(ValueError, match="epoch_transform is binarize, here it is None"):
         fit_svi(*pair(), binarize(grey(), torch.Generator().manual_seed(0)), **how)

@@ -198,7 +198,7 @@ def test_a_leap_is_to_where_the_density_is_highest_in_one_variance(d):
     residual = ((x - loc - means @ loadings.T) ** 2).mean(0)
     spread = np.einsum("dk,kl,dl->d", loadings, covariances[0], loadings)
     rule = Noise(torch.full((D,), 1e-9, dtype=torch.float64), True)
-    leapt = rule.leap(*map(torch.tensor, (variance, residual, spread))).numpy()
+    leapt = rule.accelerate(*map(torch.tensor, (variance, residual, spread))).numpy()
 
     def value(factor):
         moved = variance.copy()

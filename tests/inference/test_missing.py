@@ -1,4 +1,4 @@
-"""PPCA and factor analysis on data with holes, against slow dense oracles."""
+"""PPCA and factor analysis on data with missing values, against slow dense oracles."""
 
 import os
 from pathlib import Path
@@ -14,11 +14,11 @@ from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi, log_weights
 from ppl_vae.data import row_blocks as blocks_room
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.inference.em.complete import CompletePosition, Setting
-from ppl_vae.inference.em.missing import HoledPosition, Holes
+from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import RESTARTED
-from ppl_vae.models.linear_gaussian import Patterns
+from ppl_vae.models.linear_gaussian import MissingnessPatterns
 from ppl_vae.models.sufficient_statistics import summarize
 
 SPECTRUM, N, D, K = (9.0, 4.0, 2.5), 60, 7, 3
@@ -85,7 +85,7 @@ def test_where_nothing_is_missing_a_mask_changes_nothing(noise):
     x = oracles.simulate_ppca(SPECTRUM, 0.8, N, D, seed=0)
     full = np.ones(x.shape, dtype=bool)
     assert torch.equal(ppca.log_likelihood(x, mask=full), ppca.log_likelihood(x))
-    # One hole: the other rows go through the patterns, and come out the same.
+    # One missing value: the other rows go through the patterns, and come out the same.
     holed = x.copy()
     holed[0, 0] = np.nan
     close(ppca.log_likelihood(holed)[1:], ppca.log_likelihood(x)[1:].detach())
@@ -111,12 +111,12 @@ def test_gradients_are_those_of_the_dense_density():
 def test_rows_that_share_a_pattern_are_solved_once():
     few = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=bool)
     like = torch.zeros(3, dtype=torch.float64)
-    patterns = Patterns.shared(torch.from_numpy(few), like)
+    patterns = MissingnessPatterns.shared(torch.from_numpy(few), like)
     assert len(patterns.seen) == 3
     assert np.array_equal(patterns.spread(patterns.seen).numpy(), few)
     sums = patterns.collect(torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64))
     assert sorted(sums.tolist()) == [10.0, 101.0, 1000.0]
-    assert Patterns.shared(torch.eye(3).bool(), like).which is None
+    assert MissingnessPatterns.shared(torch.eye(3).bool(), like).which is None
 
 
 @pytest.mark.parametrize("size", [1, 1000, 2**23])
@@ -182,11 +182,13 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(noise, e
     x = oracles.simulate_ppca(SPECTRUM, 0.8, N, D, seed=0)
     (ppca, (_, loadings, variance)), blocks = make(noise), RowBlocks(x)
     columns, covariance = summarize(blocks)
-    rule = Noise.of(ppca, columns, 1e-6, leaping=expand)
+    rule = Noise.of(ppca, columns, 1e-6, accelerated=expand)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    fold = "expand" if expand else "none"
-    one = CompletePosition(Setting(covariance, rule, "full", fold), W, psi)
-    other = HoledPosition(Holes(blocks, columns, rule, "full", fold), W, columns.mean, psi)
+    prior_update = "expand" if expand else "none"
+    one = CompleteDataEM(CompleteProblem(covariance, rule, "full", prior_update), W, psi)
+    other = MissingDataEM(
+        MissingDataProblem(blocks, columns, rule, "full", prior_update), W, columns.mean, psi
+    )
     for _ in range(10):
         after, following = one.improved()
         its_after, its_following = other.improved()

@@ -21,7 +21,7 @@ import foreign
 import oracles
 from ppl_vae.core.program import modules_of
 from ppl_vae.evaluation.latent_space.subspace import subspace
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.trainer import VALIDATION_DRAWS, VALIDATION_SEED
@@ -85,13 +85,13 @@ GUIDES = {
     "linear amortized": lambda ppca, seed: AmortizedGuide(
         mlp(D, K, seed=seed), K, homoscedastic=True
     ).double(),
-    "per datum": lambda ppca, seed: MeanFieldGuide(N, K).double(),
+    "per datum": lambda ppca, seed: PerDatumGuide(N, K).double(),
     "exact": lambda ppca, seed: ExactGuide(ppca),
 }
 
 
 def gap_and_comparison(x, name, seed=0, **options):
-    """How far SVI ends from the closed form in nats a datum, and the two solutions compared."""
+    """How far SVI ends from the closed form in nats per datum, and the two solutions compared."""
     ppca, best = PPCA.like(x, K, seed=seed), PPCA.like(x, K, seed=0)
     fit_closed_form(best, x)
     fit_svi(
@@ -243,7 +243,7 @@ OBJECTIVES = {
     "IWAE": IWAE(4),
     "three draws": ELBO(3),
     "beta": ELBO(beta=0.5),
-    "sticking": ELBO(2, gradient="stl"),
+    "sticking_the_landing": ELBO(2, gradient="stl"),
     "score": ELBO(2, gradient="score-loo"),
     "DReG": IWAE(3, gradient="dreg"),
     "stock": Trace_ELBO(),
@@ -302,13 +302,16 @@ class Detached(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "culprit"), [(Headed, "encoder.spare.weight"), (Detached, "encoder.body.weight")]
+    ("encoder", "find_nonfinite_site"),
+    [(Headed, "encoder.spare.weight"), (Detached, "encoder.body.weight")],
 )
-def test_a_parameter_that_would_not_train_is_named(encoder, culprit, small):
+def test_a_parameter_that_would_not_train_is_named(encoder, find_nonfinite_site, small):
     ppca = PPCA.like(small, K, seed=0)
     guide = AmortizedGuide(encoder(), K).double()
     before = values_of(ppca, guide)
-    with pytest.raises(ValueError, match=f"would not train: .*{culprit}.*requires_grad_"):
+    with pytest.raises(
+        ValueError, match=f"would not train: .*{find_nonfinite_site}.*requires_grad_"
+    ):
         fit_svi(ppca.model, guide, small, steps=3, seed=0)
     assert same(before, values_of(ppca, guide))
 
@@ -401,7 +404,7 @@ def changes(guide, x, model, **options):
     ids=["Adam", "RMSprop", "momentum", "weight decay"],
 )
 def test_a_minibatch_moves_its_own_rows_only(optimizer, small):
-    ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
+    ppca, guide = PPCA.like(small, K, seed=0), PerDatumGuide(40, K).double()
     seen = changes(guide, small, ppca.model, optimizer=optimizer, batch_size=15, epochs=4)
     for epoch in (seen[i : i + 3] for i in range(0, 12, 3)):
         rows = [step[0] for step in epoch]
@@ -415,7 +418,7 @@ def test_a_minibatch_moves_its_own_rows_only(optimizer, small):
 
 def test_the_optimizers_moments_of_a_row_wait_for_its_batch(small):
     """A row that is not in the batch keeps its moments: they do not decay while it waits."""
-    ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
+    ppca, guide = PPCA.like(small, K, seed=0), PerDatumGuide(40, K).double()
     made, seen = [], []
 
     def optimizer(parameters, lr):
@@ -441,7 +444,7 @@ def test_the_optimizers_moments_of_a_row_wait_for_its_batch(small):
 
 def test_the_first_step_of_a_row_is_adams_first(small):
     """The learning rate times the gradient's sign, and N / B = 2 times that."""
-    ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
+    ppca, guide = PPCA.like(small, K, seed=0), PerDatumGuide(40, K).double()
     fit_svi(ppca.model, guide, small, batch_size=20, steps=1, lr=0.05, seed=0)
     moved = guide.loc.detach().abs()
     rows = (moved != 0).any(1)
@@ -732,9 +735,9 @@ def test_validation_rows_are_looked_at_once_an_epoch_but_not_all_the_time(small)
 
 
 def test_validation_rows_of_a_table_are_refused(small):
-    ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(40, K).double()
+    ppca, guide = PPCA.like(small, K, seed=0), PerDatumGuide(40, K).double()
     for x_val in (small[:10], small[::-1].copy()):
-        with pytest.raises(ValueError, match="one q a datum for"):
+        with pytest.raises(ValueError, match="one q per datum for"):
             fit_svi(ppca.model, guide, small, x_val=x_val, steps=2, seed=0)
 
 
@@ -806,18 +809,18 @@ def test_new_bare_parameters_survive_a_failure(float64):
     assert all(v.isfinite().all() for v in pyro.get_param_store().values())
 
 
-# Holes, and data of other kinds
+# Missing values, and data of other kinds
 
 
-HOLES = {
+MISSING_LABELS = {
     "PPCA, amortized": lambda x: linear_pair(x),
-    "PPCA, per datum": lambda x: (PPCA.like(x, K, seed=0), MeanFieldGuide(len(x), K).double()),
+    "PPCA, per datum": lambda x: (PPCA.like(x, K, seed=0), PerDatumGuide(len(x), K).double()),
     "VAE": lambda x: (vae := small_vae(), vae.guide),
 }
 
 
 @pytest.mark.parametrize("batch_size", [None, 15])
-@pytest.mark.parametrize("name", HOLES)
+@pytest.mark.parametrize("name", MISSING_LABELS)
 def test_holes_are_masked_as_by_hand(name, batch_size, small):
     x = oracles.with_holes(small, 0.3, seed=0)
     seen, filled = torch.from_numpy(~np.isnan(x)), torch.from_numpy(np.nan_to_num(x))
@@ -838,15 +841,15 @@ def test_holes_are_masked_as_by_hand(name, batch_size, small):
 
         return program
 
-    owner, guide = HOLES[name](small)
+    owner, guide = MISSING_LABELS[name](small)
     ours = fit_svi(owner.model, guide, x, **options), values_of(owner, guide)
-    owner, guide = HOLES[name](small)
+    owner, guide = MISSING_LABELS[name](small)
     theirs = fit_svi(by_hand(owner), guide, filled, **options), values_of(owner, guide)
     torch.testing.assert_close(ours[0].objective, theirs[0].objective, rtol=1e-10, atol=0)
     for a, b in zip(ours[1], theirs[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    # A mask says the same as NaN, whatever stands in the holes.
-    owner, guide = HOLES[name](small)
+    # A mask says the same as NaN, whatever stands in the missing values.
+    owner, guide = MISSING_LABELS[name](small)
     junk = np.where(np.isnan(x), 1e6, x)
     masked = fit_svi(owner.model, guide, junk, mask=seen.numpy(), **options)
     assert torch.equal(masked.objective, ours[0].objective)
@@ -993,10 +996,10 @@ def test_data_outside_the_likelihoods_support_are_refused(name, small):
 
 @pytest.mark.parametrize("num_data", [39, 41])
 def test_a_table_for_other_data_is_refused(num_data, small):
-    ppca, guide = PPCA.like(small, K, seed=0), MeanFieldGuide(num_data, K).double()
-    with pytest.raises(ValueError, match=f"one q a datum for {num_data}"):
+    ppca, guide = PPCA.like(small, K, seed=0), PerDatumGuide(num_data, K).double()
+    with pytest.raises(ValueError, match=f"one q per datum for {num_data}"):
         fit_svi(ppca.model, guide, small, steps=3)
-    with pytest.raises(ValueError, match=f"one q a datum for {num_data}"):
+    with pytest.raises(ValueError, match=f"one q per datum for {num_data}"):
         fit_svi(ppca.model, guide, small, steps=3, batch_size=10)
 
 
@@ -1023,9 +1026,9 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program(small):
     text = repr(result)
     assert text.startswith("SVI: 60 steps in ")
     assert "after 60 steps, as asked" in text
-    assert f"objective {float(result.objective[-50:].mean()):.4f} nats a datum" in text
+    assert f"objective {float(result.objective[-50:].mean()):.4f} nats per datum" in text
     best = float(result.validation.max())
-    assert f"validation ELBO {best:.4f} nats a datum at best" in text
+    assert f"validation ELBO {best:.4f} nats per datum at best" in text
     assert "tensor(" not in text
     as_json = json.loads(json.dumps(result.to_dict()))
     assert as_json["objective"] == result.objective.tolist()
@@ -1058,7 +1061,7 @@ def test_progress_is_shown_on_standard_error_when_asked_for(small, capfd, monkey
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "SVI" in captured.err
-    assert "nats a datum" in captured.err
+    assert "nats per datum" in captured.err
 
 
 def test_a_copy_of_a_fitted_pair_trains_alone(small):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oracles
-from ppl_vae import PPCA, ExactGuide, MeanFieldGuide, fit_svi, run_lineage
+from ppl_vae import PPCA, ExactGuide, PerDatumGuide, fit_svi, run_lineage
 from ppl_vae.evaluation.inference_gaps.ascent import exact_bound
 from ppl_vae.inference.svi.convergence import cycle_lengths, fit_in_cycles
 from ppl_vae.inference.svi.schedule import table_rate
@@ -71,7 +71,7 @@ def test_rows_of_tables_move_farther_the_rarer_they_are_drawn_but_not_with_sgd()
 
 @pytest.mark.parametrize(("batch_size", "move"), [(60, 0.01), (15, 0.04), (3, 0.1)])
 def test_the_first_move_of_a_row_is_its_learning_rate_times_its_rarity(x, batch_size, move):
-    guide = MeanFieldGuide(60, 2).double()
+    guide = PerDatumGuide(60, 2).double()
     ppca = PPCA.like(x, 2, seed=0)
     fit_svi(ppca.model, guide, x, steps=1, batch_size=batch_size, lr=0.01, seed=0, capture=False)
     moved = guide.loc.detach().abs().amax(1)
@@ -81,7 +81,7 @@ def test_the_first_move_of_a_row_is_its_learning_rate_times_its_rarity(x, batch_
 
 def test_free_qs_in_minibatches_come_near_the_optimum(x):
     """Where rows moved as little as other parameters, the bound ended 1.97 nats short."""
-    guide, ppca = MeanFieldGuide(60, 2).double(), PPCA.like(x, 2, seed=0)
+    guide, ppca = PerDatumGuide(60, 2).double(), PPCA.like(x, 2, seed=0)
     fit_svi(
         ppca.model, guide, x, steps=500, batch_size=6, lr=0.02, seed=0, capture=False,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
@@ -94,7 +94,7 @@ def test_free_qs_in_minibatches_come_near_the_optimum(x):
 def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
     seen = []
-    found = run_lineage(x, latent_dim=2, rungs=["px-em", "em"], on_rung=seen.append)
+    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_rung=seen.append)
     assert found.reference_gain < 1e-6
     assert found.optimum == pytest.approx(max(row.log_p.value for row in found.rows), abs=1e-9)
     row, model = found.row("em"), found.pairs["em"][0]
@@ -119,16 +119,16 @@ STAGES = (*QUICK, "per-datum-svi", "exact-svi", "deep-amortized")
 
 
 def excesses(x, latent_dim, settings, names=STAGES):
-    found = run_lineage(x, latent_dim=latent_dim, rungs=names, settings=settings)
+    found = run_lineage(x, latent_dim=latent_dim, stages=names, settings=settings)
     for row in found.rows:
-        print(row.rung, row.loss, row.excess, row.fit.steps, row.convergence)
+        print(row.stage, row.loss, row.excess, row.fit.steps, row.convergence)
     return found
 
 
 def check(found, tolerance):
     for row in found.rows:
-        assert row.excess > -1e-3, row.rung  # q's own gap is measured on some of the rows
-        assert not row.convergence.met or row.excess < tolerance, row.rung
+        assert row.excess > -1e-3, row.stage  # q's own gap is measured on some of the rows
+        assert not row.convergence.met or row.excess < tolerance, row.stage
 
 
 def test_stages_that_met_their_tolerance_are_that_close_to_theory():
@@ -145,7 +145,7 @@ def test_on_digits_stages_are_as_close_to_theory_as_they_say():
 
     found = excesses(digits(), 10, Settings())
     check(found, Settings().tolerance)
-    assert {row.rung for row in found.rows if not row.convergence.met} <= {
+    assert {row.stage for row in found.rows if not row.convergence.met} <= {
         "per-datum-svi",
         "deep-amortized",
     }
@@ -162,7 +162,7 @@ def test_the_table_is_consistent_after_each_stage_whichever_fit_is_best():
     x = x[~np.isnan(x).all(1)]
     seen = []
     names = ["px-em", "em", "variational-em"]
-    run_lineage(x, latent_dim=3, rungs=names, on_rung=seen.append)
+    run_lineage(x, latent_dim=3, stages=names, on_rung=seen.append)
     for part in seen:
         values = [row.log_p.value for row in part.rows]
         assert part.optimum == pytest.approx(max(values), abs=1e-9)

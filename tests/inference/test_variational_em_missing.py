@@ -1,4 +1,4 @@
-"""Variational EM on data with holes, against slow dense oracles."""
+"""Variational EM on data with missing values, against slow dense oracles."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.inference.em.complete import CompletePosition, Setting
-from ppl_vae.inference.em.missing import HoledPosition, Holes
+from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -62,9 +62,9 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(family):
     columns, covariance = summarize(blocks)
     rule, (_, loadings, variance) = Noise.of(ppca, columns, 1e-6), parameters(ppca)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    one = CompletePosition(Setting(covariance, rule, family, "none"), W, psi)
-    holes = Holes(blocks, columns, rule, family, "none")
-    other = HoledPosition(holes, W, columns.mean, psi)
+    one = CompleteDataEM(CompleteProblem(covariance, rule, family, "none"), W, psi)
+    holes = MissingDataProblem(blocks, columns, rule, family, "none")
+    other = MissingDataEM(holes, W, columns.mean, psi)
     for _ in range(10):
         for name in ("log_likelihood", "bound", "loadings", "loc", "variance"):
             torch.testing.assert_close(

@@ -25,11 +25,11 @@ from ppl_vae import (
     Bernoulli,
     ExactGuide,
     Lineage,
-    MeanFieldGuide,
+    PerDatumGuide,
     log_likelihood,
     run_lineage,
 )
-from ppl_vae.evaluation.marginal_likelihood import batching as rails
+from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.interop import arviz as interop
@@ -81,8 +81,8 @@ def make_x(seed=1):
 
 
 def make_table():
-    """One q a datum, with means and scales of its own."""
-    guide = MeanFieldGuide(N, K).double()
+    """One q per datum, with means and scales of its own."""
+    guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.loc.copy_(foreign.draw(N, K, seed=2))
         guide.raw.copy_(0.3 * foreign.draw(N, K, seed=3) - 1)
@@ -316,7 +316,7 @@ def test_nothing_else_is_changed():
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_change_nothing_but_memory(name, monkeypatch):
     model, guide, x = foreign.PAIRS[name]()
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 30)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
     at_once = []
 
     def spy(model, guide, x, keywords, *, num_samples=1, dim=None):
@@ -329,7 +329,7 @@ def test_blocks_change_nothing_but_memory(name, monkeypatch):
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
-    monkeypatch.setitem(rails.ROWS_AT_ONCE, "cpu", 10)
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 10)
     if name == "functions":  # whose programs know which rows they see
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)
@@ -524,7 +524,7 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path):
         read_netcdf(path)
 
 
-# The ladder
+# The lineage
 
 
 @pytest.fixture(scope="module")
@@ -536,7 +536,7 @@ def lineage():
     return run_lineage(
         x,
         latent_dim=K,
-        rungs=["px-em", "per-datum-svi", "linear-amortized", "vae"],
+        stages=["px-em", "per-datum-svi", "linear-amortized", "vae"],
         extra=extra,
         columns=list("abcdef"),
         settings=Settings(steps=25, batch_size=64, lr=2e-2, patience=3, draws=100, refine=15),
@@ -554,7 +554,7 @@ def test_a_ladder_has_a_variable_a_rung(lineage):
     assert set(found["posterior"]) == {*DRAWN, "mine z1", "mine z2"}
     for group in ("posterior_predictive", "prior_predictive", "observed_data"):
         assert set(found[group]) == {*DRAWN, "mine"}
-    names = {f"{stat} {rung}" for stat in ("lp", "log_weight") for rung in (*DRAWN, "mine")}
+    names = {f"{stat} {stage}" for stat in ("lp", "log_weight") for stage in (*DRAWN, "mine")}
     assert set(found["sample_stats"]) == names
     assert set(found["log_likelihood"]) == {*DRAWN, "mine", "per-datum-svi"}
     assert data.attrs["left_out"].startswith("per-datum-svi: no draws")
@@ -567,25 +567,25 @@ def test_a_ladder_has_a_variable_a_rung(lineage):
     for dataset in found.values():
         for variable in dataset.values():
             assert np.isfinite(variable).all()
-    for rung, values in found["observed_data"].items():
-        np.testing.assert_allclose(values, lineage.data.test[:8], rtol=1e-5, err_msg=rung)
+    for stage, values in found["observed_data"].items():
+        np.testing.assert_allclose(values, lineage.data.test[:8], rtol=1e-5, err_msg=stage)
 
 
 def test_a_ladder_is_in_the_datas_units(lineage):
     found = groups(lineage_to_arviz(lineage, num_samples=2000))
     log_p, stats = found["log_likelihood"], found["sample_stats"]
     for row in lineage.rows:
-        assert np.array_equal(log_p[row.rung].values[0, 0], row.held_out.value)
-        assert log_p[row.rung].attrs["num_reliable"] == int(row.held_out.reliable.sum())
+        assert np.array_equal(log_p[row.stage].values[0, 0], row.held_out.value)
+        assert log_p[row.stage].attrs["num_reliable"] == int(row.held_out.reliable.sum())
     test = lineage.data.test[:8]
-    for rung in ("px-em", "a ppca"):  # their guide is exact
-        value = log_p[rung].values[0, 0, :8]
-        assert np.abs(stats[f"log_weight {rung}"] - value).max() < 1e-5, rung
-    # Another rung's weights average to the same density; the units change it by 5 nats.
-    for rung in ("linear-amortized", "vae"):
-        weights = torch.tensor(flat(stats[f"log_weight {rung}"]))
+    for stage in ("px-em", "a ppca"):  # their guide is exact
+        value = log_p[stage].values[0, 0, :8]
+        assert np.abs(stats[f"log_weight {stage}"] - value).max() < 1e-5, stage
+    # Another stage's weights average to the same density; the units change it by 5 nats.
+    for stage in ("linear-amortized", "vae"):
+        weights = torch.tensor(flat(stats[f"log_weight {stage}"]))
         estimate = (torch.logsumexp(weights, 0) - math.log(2000)).numpy()
-        assert np.abs(estimate - log_p[rung].values[0, 0, :8]).max() < 1, rung
+        assert np.abs(estimate - log_p[stage].values[0, 0, :8]).max() < 1, stage
     ppca, units = lineage.pairs["px-em"][0].__self__, lineage.units
     inside = ppca.marginal()
     mean = (inside.mean * units.scale + units.loc).detach().numpy()

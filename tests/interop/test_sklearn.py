@@ -39,7 +39,7 @@ def holed(x):
 
 
 def factors(N=400, seed=0):
-    """Two factors and a noise a column."""
+    """Two factors and a noise per column."""
     rng = np.random.default_rng(seed)
     z, W = rng.normal(size=(N, 2)), rng.normal(size=(2, D))
     return z @ W + rng.normal(size=(N, D)) * rng.uniform(0.5, 1.5, D) + 3
@@ -241,7 +241,7 @@ def test_numbers_too_coarse_for_a_column_are_told():
 
 
 def narrow():
-    """All small shapes, with holes too where a row can have one."""
+    """All small shapes, with missing values too where a row can have one."""
     for rows in (2, 3, 4, 8):
         for width in (1, 2, 5):
             x = np.random.default_rng(rows + 10 * width).normal(size=(rows, width)) + 1

@@ -39,7 +39,7 @@ from ppl_vae import (
     save,
 )
 from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
-from ppl_vae.inference.svi.calibration import survey
+from ppl_vae.inference.svi.calibration import calibrate
 from ppl_vae.likelihoods import distributions as densities
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.likelihoods.gaussian import SCALES
@@ -81,10 +81,10 @@ DENSITIES = [name for name in MAKERS if name != "soft"]
 def likelihood_of(name, data_dim=D):
     """In float64, ready for evaluation: an optimal scale is frozen."""
     likelihood = MAKERS[name][0]()
-    likelihood.sized(data_dim)
+    likelihood.set_data_dim(data_dim)
     likelihood.double().requires_grad_(False)
     if name == "optimal":
-        with likelihood.survey():
+        with likelihood.calibrate():
             likelihood(torch.zeros(N, data_dim).double(), 0.8 * torch.ones(N, data_dim).double())
     return likelihood.eval()
 
@@ -238,7 +238,7 @@ def test_a_multinomial_sums_to_one_for_each_total_and_is_scipys():
 def test_draws_of_a_multinomial_have_its_totals_and_moments():
     totals = torch.tensor([0.0, 1.0, 40.0]).double()
     logits = torch.tensor([1.0, -40.0, 0.0, 2.0]).double().expand(3, 4)
-    p = densities.RowOfCounts(logits, totals)
+    p = densities.ConditionalMultinomial(logits, totals)
     torch.manual_seed(0)
     x = p.sample((20_000,))
     assert torch.equal(x.sum(-1), totals.expand(20_000, 3))
@@ -294,7 +294,7 @@ def test_a_bernoulli_is_its_probability_function():
 def test_gradients_are_those_of_finite_differences(name):
     likelihood, x = likelihood_of(name), MAKERS[name][1](3, D)
     if name == "optimal":
-        likelihood.thaw()
+        likelihood.unfreeze()
         likelihood.train()
     outputs = draw(3, D * likelihood.outputs_per_dim, seed=2).requires_grad_()
     likelihood.requires_grad_()
@@ -350,7 +350,7 @@ def test_a_fixed_scale_is_no_parameter_and_learned_ones_are():
     assert list(Gaussian(0.5).parameters()) == []
     for kind, shape in (("shared", ()), ("per-dim", (D,))):
         likelihood = Gaussian(kind, initial=0.7)
-        likelihood.sized(D)
+        likelihood.set_data_dim(D)
         assert len(list(likelihood.parameters())) == 1
         torch.testing.assert_close(likelihood.scale, torch.full(shape, 0.7))
     assert list(Gaussian("network").parameters()) == list(Gaussian("optimal").parameters()) == []
@@ -361,16 +361,16 @@ def test_scales_per_dimension_need_the_number_of_dimensions():
     likelihood = Gaussian("per-dim")
     with pytest.raises(ValueError, match=r"does not know how many columns x has.*sized\(data_dim"):
         likelihood(torch.zeros(2, D))
-    likelihood.sized(D)
-    likelihood.sized(D)
+    likelihood.set_data_dim(D)
+    likelihood.set_data_dim(D)
     with pytest.raises(ValueError, match=f"has {D} columns already, not {D + 1}"):
-        likelihood.sized(D + 1)
+        likelihood.set_data_dim(D + 1)
 
 
 @pytest.mark.parametrize("kind", ["shared", "per-dim"])
 def test_learned_scales_stay_above_their_floor_and_say_when_they_are_there(kind):
     likelihood = Gaussian(kind, floor=0.01)
-    likelihood.sized(3)
+    likelihood.set_data_dim(3)
     assert likelihood.notes() == []
     with torch.no_grad():
         likelihood.scale_unconstrained.view(-1)[:1].fill_(-50)
@@ -389,13 +389,13 @@ def test_a_networks_scales_on_their_floor_are_counted_after_a_fit(tmp_path):
         vae.decoder[0].weight.zero_()
         vae.decoder[0].bias.zero_()
         vae.decoder[0].bias[1] = -100  # the scale of the first column
-    survey(vae.model, vae.guide, x, None)
+    calibrate(vae.model, vae.guide, x, None)
     expected = ["the noise scale of 0.25 of all cells has reached its floor, 0.0001: lower "
                 "floor= or check x"]  # fmt: skip
     assert vae.notes() == load(save(vae, tmp_path)).notes() == expected
     mask = torch.ones(N, D, dtype=torch.bool)
     mask[: N // 2, 0] = False
-    survey(vae.model, vae.guide, x, mask)
+    calibrate(vae.model, vae.guide, x, mask)
     assert "of 0.14 of all" in vae.notes()[0]
     fit = fit_svi(vae.model, vae.guide, x, steps=1, lr=1e-9)
     assert fit.notes == tuple(expected)
@@ -493,7 +493,7 @@ def test_the_optimal_scale_is_the_closed_form_of_ppca():
     likelihood, data = Gaussian("optimal").double(), torch.from_numpy(x)
     scale = likelihood(outputs, data).base_dist.scale.unique()
     assert float(scale**2) == pytest.approx(noise, abs=1e-10)
-    with likelihood.survey():
+    with likelihood.calibrate():
         for some in outputs.split(1):
             for rows in torch.arange(60).split(17):
                 likelihood(some[:, rows], data[rows])
@@ -531,7 +531,12 @@ LOOKS = {
     "elbo, draws": lambda vae, x: elbo(vae.model, vae.guide, x, num_samples=3),
     "log p": lambda vae, x: log_likelihood(vae.model, vae.guide, x, 10),
     "annealed": lambda vae, x: log_likelihood(
-        vae.model, None, x, 2, method="annealed", annealing=Annealing(temperatures=2, leapfrog=2)
+        vae.model,
+        None,
+        x,
+        2,
+        method="annealed",
+        annealing=Annealing(num_temperatures=2, leapfrog=2),
     ),
     "gaps": lambda vae, x: gaps(vae.model, vae.guide, x, steps=2, num_samples=10, tolerance=None),
     "impute": lambda vae, x: impute(vae.model, vae.guide, holed_rows(x), 10),

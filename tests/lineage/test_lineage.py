@@ -1,4 +1,4 @@
-"""The ladder: every rung on one small table, its identities, and a stranger's pair in it."""
+"""The lineage: every stage on one small table, its identities, and a stranger's pair in it."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ import foreign
 import lineages
 import oracles
 from lineages import MINE, SHORT, bounded
-from ppl_vae import PPCA, VAE, AmortizedGuide, Lineage, MeanFieldGuide, digits, mlp, run_lineage
-from ppl_vae.core.program import owner_of
+from ppl_vae import PPCA, VAE, AmortizedGuide, Lineage, PerDatumGuide, digits, mlp, run_lineage
+from ppl_vae.core.program import bound_object
 from ppl_vae.data.transforms import split
 from ppl_vae.lineage.problem import Settings
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 from ppl_vae.report.table import legend
 
 EXACT = ("closed-form", "em", "px-em", "variational-em")
@@ -34,8 +34,8 @@ def lineage():
 
 
 def test_every_rung_of_the_design_is_there(lineage):
-    assert [row.rung for row in lineage.rows] == [*RUNGS, MINE]
-    assert len(RUNGS) == 15 and lineage.finished
+    assert [row.stage for row in lineage.rows] == [*STAGES, MINE]
+    assert len(STAGES) == 15 and lineage.finished
 
 
 def test_exact_rungs_are_the_closed_form(lineage, table):
@@ -67,13 +67,13 @@ def test_autoencoders_are_scored_by_the_gaussian_that_they_imply(lineage, table)
         assert all(map(math.isnan, (each.elbo, each.approximation, each.amortization)))
         assert each.held_out.method == "exact"
     assert "log p is that of the Gaussian which" in legend(lineage.about)
-    assert "Gaussian which" not in legend(lineage.about | {"rungs": ["em", MINE]})
+    assert "Gaussian which" not in legend(lineage.about | {"stages": ["em", MINE]})
 
 
 def test_nats_add_up(lineage):
     for row in bounded(lineage):
         gap = row.approximation + row.amortization
-        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.rung
+        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.stage
         assert math.isfinite(row.test_log_p.value) and row.test_log_p.error > 0
     for row in lineage.rows:
         assert 0 <= row.log_p.reliable <= 1 and 0 <= row.test_log_p.reliable <= 1
@@ -83,8 +83,8 @@ def test_no_ppca_rung_beats_the_closed_form_on_training_rows(lineage):
     for row in lineage.rows:
         if row.model == "PPCA":
             assert lineage.optimum - row.log_p.value == pytest.approx(row.shortfall, abs=1e-9)
-            assert row.shortfall >= -1e-9, row.rung
-            assert not row.approximation <= -1e-3, row.rung
+            assert row.shortfall >= -1e-9, row.stage
+            assert not row.approximation <= -1e-3, row.stage
         else:
             assert math.isnan(row.angle) and math.isnan(row.shortfall)
             assert row.log_p.how == "estimated"
@@ -93,7 +93,7 @@ def test_no_ppca_rung_beats_the_closed_form_on_training_rows(lineage):
 def test_it_repeats_and_leaves_the_generators_alone(table, lineage):
     names = ("em", "linear-amortized", "vae")
     before = torch.get_rng_state()
-    again = run_lineage(table, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    again = run_lineage(table, latent_dim=2, stages=names, settings=SHORT, seed=1)
     assert torch.equal(before, torch.get_rng_state())
     for name in names:
         ours, theirs = (dict(r.row(name).to_dict()) for r in (again, lineage))
@@ -103,7 +103,7 @@ def test_it_repeats_and_leaves_the_generators_alone(table, lineage):
 
 def test_units_of_the_data_move_log_p_by_their_jacobian(table, lineage):
     names = ("closed-form", "linear-amortized", "vae")
-    scaled = run_lineage(100 * table - 7, latent_dim=2, rungs=names, settings=SHORT, seed=1)
+    scaled = run_lineage(100 * table - 7, latent_dim=2, stages=names, settings=SHORT, seed=1)
     for name in names:
         ours, theirs = scaled.row(name), lineage.row(name)
         shift = -6 * math.log(100)
@@ -115,8 +115,8 @@ def test_units_of_the_data_move_log_p_by_their_jacobian(table, lineage):
 def test_test_rows_touch_nothing_but_their_column(table):
     names = ("px-em", "linear-amortized", "vae")
     rows = table[:150], table[150:]
-    first = run_lineage(rows[0], x_test=rows[1], latent_dim=2, rungs=names, settings=SHORT)
-    other = run_lineage(rows[0], x_test=2 * rows[1], latent_dim=2, rungs=names, settings=SHORT)
+    first = run_lineage(rows[0], x_test=rows[1], latent_dim=2, stages=names, settings=SHORT)
+    other = run_lineage(rows[0], x_test=2 * rows[1], latent_dim=2, stages=names, settings=SHORT)
     for name in names:
         a, b = first.row(name), other.row(name)
         assert (a.elbo, a.log_p, a.noise_scale) == (b.elbo, b.log_p, b.noise_scale)
@@ -132,13 +132,13 @@ def test_strangers_pairs_stand_in_the_same_table(table):
     extra = {
         "a ppca of mine": (ppca.model, guide),
         "a vae of mine": (vae.model, vae.guide),
-        "one q a datum": (inner.model, MeanFieldGuide(num_train, 2).double()),
+        "one q per datum": (inner.model, PerDatumGuide(num_train, 2).double()),
     }
     seen = []
     lineage = run_lineage(
-        table, latent_dim=2, rungs=["px-em"], extra=extra, settings=SHORT, on_rung=seen.append
+        table, latent_dim=2, stages=["px-em"], extra=extra, settings=SHORT, on_rung=seen.append
     )
-    assert [row.rung for row in seen[-1].rows] == ["px-em", *extra]
+    assert [row.stage for row in seen[-1].rows] == ["px-em", *extra]
     assert [len(part.rows) for part in seen] == [1, 2, 3, 4]
     mine = lineage.row("a ppca of mine")
     assert mine.log_p.how == "exact" and mine.angle < 90 and mine.shortfall > 0
@@ -146,7 +146,7 @@ def test_strangers_pairs_stand_in_the_same_table(table):
         ppca.log_likelihood(lineage.data.train).mean().item(), abs=1e-9
     )
     assert lineage.row("a vae of mine").log_p.how == "estimated"
-    assert math.isfinite(lineage.row("one q a datum").test_log_p.value)
+    assert math.isfinite(lineage.row("one q per datum").test_log_p.value)
     assert lineage.pairs["a vae of mine"] == (vae.model, vae.guide)
 
 
@@ -155,7 +155,7 @@ def test_pairs_the_package_has_never_seen(name):
     model, guide, x = foreign.PAIRS[name]()
     settings = Settings(steps=5, batch_size=8, draws=100, refine=10)
     extra = {"mine": (model, guide)}
-    lineage = run_lineage(x, latent_dim=2, rungs=["closed-form"], extra=extra, settings=settings)
+    lineage = run_lineage(x, latent_dim=2, stages=["closed-form"], extra=extra, settings=settings)
     row = lineage.row("mine")
     assert math.isfinite(row.elbo) and math.isfinite(row.log_p.value)
     parts = row.approximation + row.amortization
@@ -167,7 +167,7 @@ def test_pairs_the_package_has_never_seen(name):
 
 def test_results_are_json(lineage):
     content = json.loads(json.dumps(lineage.to_dict(), allow_nan=False))
-    assert [row["rung"] for row in content["rows"]] == [*RUNGS, MINE]
+    assert [row["stage"] for row in content["rows"]] == [*STAGES, MINE]
     assert content["about"]["num_train"] == len(lineage.data.train)
     assert len(content["rows"][0]["fit"]["objective"]) == 1
     assert content["about"]["columns"] == ["x1", "x2", "x3", "x4", "x5", "x6"]
@@ -189,8 +189,8 @@ def test_a_lineage_comes_back_from_json(lineage):
 
 def test_held_out_values_are_there_for_all_rungs_on_the_same_rows(lineage):
     for row in lineage.rows:
-        if row.rung == "closed-form":
-            ppca = owner_of(lineage.pairs["closed-form"][0])
+        if row.stage == "closed-form":
+            ppca = bound_object(lineage.pairs["closed-form"][0])
             inner = lineage.units.apply(lineage.data.test)
             exact = ppca.log_likelihood(inner).detach() + lineage.units.log_jacobian(inner)
             assert (row.held_out.value - exact).abs().max() < 1e-9
@@ -225,7 +225,7 @@ def test_a_watch_is_told_of_every_rung_in_order(table):
     run_lineage(
         table,
         latent_dim=2,
-        rungs=names,
+        stages=names,
         settings=SHORT,
         watch=lambda *what: told.append(what),
     )
@@ -241,7 +241,7 @@ def test_a_watch_is_told_of_every_rung_in_order(table):
 def test_columns_travel_and_constant_ones_are_told_once():
     x = np.column_stack([lineages.table(), np.full(200, 3.0)])
     frame = pd.DataFrame(x, columns=[*"abcdef", "still"])
-    found = run_lineage(frame, latent_dim=2, rungs=["closed-form", "em"], settings=SHORT)
+    found = run_lineage(frame, latent_dim=2, stages=["closed-form", "em"], settings=SHORT)
     assert found.about["columns"] == [*"abcdef", "still"]
     assert found.about["constant_columns"] == ["still"]
     assert found.notes() == ["constant columns: still"]
@@ -253,10 +253,10 @@ def test_columns_travel_and_constant_ones_are_told_once():
 
 
 def test_bad_arguments(table):
-    with pytest.raises(ValueError, match=r"rungs must be one of 'pca'.*got 'emm'"):
-        run_lineage(table, latent_dim=2, rungs=["emm"])
+    with pytest.raises(ValueError, match=r"stages must be one of 'pca'.*got 'emm'"):
+        run_lineage(table, latent_dim=2, stages=["emm"])
     ppca = PPCA.like(table, 2)
-    with pytest.raises(ValueError, match="must not have the names of rungs"):
+    with pytest.raises(ValueError, match="must not have the names of stages"):
         run_lineage(table, latent_dim=2, extra={"em": (ppca.model, ppca.model)})
     with pytest.raises(ValueError, match="smaller than the rank"):
         run_lineage(table, latent_dim=6)
@@ -266,9 +266,9 @@ def test_bad_arguments(table):
 def test_on_digits_the_vae_beats_ppca_and_the_estimates_are_reliable():
     lineage = run_lineage(digits(), latent_dim=10)
     for row in lineage.rows:
-        print(row.rung, row.elbo, row.log_p, row.test_log_p, row.fit.seconds)
-        assert row.test_log_p.reliable >= 0.85, row.rung
-        assert row.log_p.reliable >= 0.85, row.rung
+        print(row.stage, row.elbo, row.log_p, row.test_log_p, row.fit.seconds)
+        assert row.test_log_p.reliable >= 0.85, row.stage
+        assert row.log_p.reliable >= 0.85, row.stage
     vae, ppca = (lineage.row(name).test_log_p for name in ("vae", "closed-form"))
     assert vae.value - 4 * vae.error > ppca.value + 4 * ppca.error
     print(lineage.about["seconds"], "s")

@@ -1,4 +1,4 @@
-"""The ladder on tables with holes."""
+"""The lineage on tables with missing values."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli.main import app
 from ppl_vae.data.transforms import split
 from ppl_vae.evaluation.latent_space.spectrum import expected_covariance
-from ppl_vae.lineage.report_data import exhibits
+from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.run import Lineage
-from ppl_vae.lineage.stages import RUNGS
+from ppl_vae.lineage.stages import STAGES
 from ppl_vae.report.archive import read_results, write_draws, write_report, write_results
 from ppl_vae.report.table import legend
 from ppl_vae.report.verdict import verdict
@@ -62,7 +62,7 @@ def masked_pair(width=6):
 
 @pytest.fixture(scope="module")
 def lineage():
-    about = {"data": "a table with holes"}
+    about = {"data": "a table with missing values"}
     return run_lineage(
         table(), latent_dim=2, extra={MINE: masked_pair()}, settings=FAST, seed=1,
         about=about,
@@ -71,12 +71,12 @@ def lineage():
 
 @pytest.fixture(scope="module")
 def shown(lineage):
-    return exhibits(lineage, image_shape=(2, 3))
+    return report_data(lineage, image_shape=(2, 3))
 
 
 @pytest.fixture(scope="module")
 def optimum():
-    """PPCA fitted to the training rows in the data's own units, outside the ladder."""
+    """PPCA fitted to the training rows in the data's own units, outside the lineage."""
     data = split(table(), seed=1)
     ppca = PPCA.like(data.train, 2, seed=1)
     fit_em(ppca, data.train, tol=1e-11)
@@ -84,10 +84,12 @@ def optimum():
 
 
 def test_only_what_needs_complete_data_is_left_out_and_why_is_said(lineage):
-    names = [name for name in RUNGS if name not in ("pca", "closed-form")]
-    assert [row.rung for row in lineage.rows] == [*names, MINE] and lineage.finished
-    why = "closed-form is left out: with holes the likelihood has no maximum in closed form"
-    assert lineage.notes()[:2] == ["pca is left out: PCA has no place for holes", why]
+    names = [name for name in STAGES if name not in ("pca", "closed-form")]
+    assert [row.stage for row in lineage.rows] == [*names, MINE] and lineage.finished
+    why = (
+        "closed-form is left out: with missing values the likelihood has no maximum in closed form"
+    )
+    assert lineage.notes()[:2] == ["pca is left out: PCA has no place for missing values", why]
     assert lineage.about["num_missing"] == int(np.isnan(table()).sum())
     text = legend(lineage.about)
     assert "angle to where PX-EM ends" in text and "what is scored is what was observed" in text
@@ -111,20 +113,20 @@ def test_the_reference_is_the_optimum_in_the_units_of_the_data(lineage, optimum)
 def test_nats_add_up_and_bounds_are_bounds(lineage):
     for row in lineages.bounded(lineage):
         gap = row.approximation + row.amortization
-        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.rung
-        assert row.approximation > -0.02, row.rung
-        if row.rung != "per-datum-svi":
-            assert math.isfinite(row.test_log_p.value), row.rung
+        assert row.log_p.value - row.elbo == pytest.approx(gap, abs=1e-9), row.stage
+        assert row.approximation > -0.02, row.stage
+        if row.stage != "per-datum-svi":
+            assert math.isfinite(row.test_log_p.value), row.stage
         if row.ascent is not None:
-            assert (row.ascent.bound <= row.ascent.log_likelihood + 1e-9).all(), row.rung
+            assert (row.ascent.bound <= row.ascent.log_likelihood + 1e-9).all(), row.stage
             last = float(row.ascent.log_likelihood[-1])
-            assert last == pytest.approx(row.log_p.value, abs=0.5), row.rung
+            assert last == pytest.approx(row.log_p.value, abs=0.5), row.stage
 
 
 def test_other_units_of_the_data_move_every_number_by_the_jacobian_of_observed_cells(lineage):
     names = ("em", "variational-em", "linear-amortized", "vae")
     again = run_lineage(
-        10 * table(), latent_dim=2, rungs=names, settings=FAST, seed=1
+        10 * table(), latent_dim=2, stages=names, settings=FAST, seed=1
     )  # fmt: skip
     data = split(table(), seed=1)
     shifts = {
@@ -185,8 +187,10 @@ def test_everything_is_written_and_can_be_read_again(lineage, shown, tmp_path):
 
 def test_what_cannot_be_fitted_is_refused_at_once():
     x = table()
-    with pytest.raises(ValueError, match=r"no rung is left without .'closed-form'.: with holes"):
-        run_lineage(x, latent_dim=2, rungs=["closed-form"])
+    with pytest.raises(
+        ValueError, match=r"no stage is left without .'closed-form'.: with missing values"
+    ):
+        run_lineage(x, latent_dim=2, stages=["closed-form"])
     pair = lineages.hand_written_pair()
     with pytest.raises(ValueError, match="the model takes no keyword 'mask'"):
         run_lineage(x, latent_dim=2, extra={"mine": pair}, settings=FAST)
@@ -207,7 +211,7 @@ def test_holes_in_rows_held_out_alone_leave_the_fits_as_they_were():
     rows = data.test_rows.numpy()
     holed[rows] = oracles.with_holes(x[rows], 0.3, seed=0)
     one, other = (
-        run_lineage(values, latent_dim=2, rungs=names, settings=FAST, seed=1)
+        run_lineage(values, latent_dim=2, stages=names, settings=FAST, seed=1)
         for values in (x, holed)
     )
     for name in names:
@@ -219,7 +223,7 @@ def test_the_number_of_latent_dimensions_goes_with_what_rows_have(tmp_path):
     x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 8, seed=0), 0.5, seed=0)
     path = tmp_path / "half.csv"
     pd.DataFrame(x).to_csv(path, index=False)
-    arguments = ["lineage", str(path), "--rungs", "px-em", "--out", str(tmp_path / "out")]
+    arguments = ["lineage", str(path), "--stages", "px-em", "--out", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "60 rows, 8 columns" in shown.output and "K = 2, seed 0" in shown.output
@@ -229,11 +233,11 @@ def test_the_number_of_latent_dimensions_goes_with_what_rows_have(tmp_path):
 @NEEDS_DATA
 def test_the_command_takes_a_real_table_with_holes(tmp_path):
     file = DATA / "pcaMethods" / "metaboliteData.csv"
-    arguments = ["lineage", file, "--rungs", "closed-form,px-em"]
+    arguments = ["lineage", file, "--stages", "closed-form,px-em"]
     shown = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
     assert "419 of 8008 cells missing" in shown.output
-    assert "note: closed-form is left out: with holes" in shown.output
+    assert "note: closed-form is left out: with missing values" in shown.output
     assert "PPCA's best known optimum, where PX-EM ends, is reached by px-em" in shown.output
     about = json.loads((tmp_path / "results.json").read_text())["about"]
-    assert about["num_missing"] == 419 and about["rungs"] == ["px-em"]
+    assert about["num_missing"] == 419 and about["stages"] == ["px-em"]

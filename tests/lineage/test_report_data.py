@@ -13,9 +13,9 @@ import lineages
 import oracles
 from lineages import LABELS, MINE, SHORT
 from ppl_vae import run_lineage
-from ppl_vae.core.program import owner_of
+from ppl_vae.core.program import bound_object
 from ppl_vae.evaluation.latent_space.traversal import STEPS
-from ppl_vae.lineage.report_data import ACROSS, Exhibits, exhibits
+from ppl_vae.lineage.report_data import ACROSS, ReportData, report_data
 from ppl_vae.lineage.run import Lineage
 
 
@@ -30,15 +30,15 @@ def ladder():
 
 
 def test_reconstructions_stand_under_their_originals(shown, ladder):
-    tiles, x = shown.reconstructions, ladder.data.test[:ACROSS]
-    assert tiles.down == ("original", "PPCA", "VAE", MINE)
-    assert torch.equal(tiles.values[0], x)
+    image_grid, x = shown.reconstructions, ladder.data.test[:ACROSS]
+    assert image_grid.down == ("original", "PPCA", "VAE", MINE)
+    assert torch.equal(image_grid.values[0], x)
     rows = ladder.data.test_rows[:ACROSS].tolist()
-    assert tiles.across == tuple(map(str, rows))
+    assert image_grid.across == tuple(map(str, rows))
     assert np.array_equal(lineages.table()[rows], x.numpy())
-    ppca = owner_of(ladder.pairs["closed-form"][0])
+    ppca = bound_object(ladder.pairs["closed-form"][0])
     inner = ppca.reconstruct(ladder.units.apply(x)).detach()
-    assert (tiles.values[1] - ladder.units.undo(inner)).abs().max() < 1e-6
+    assert (image_grid.values[1] - ladder.units.undo(inner)).abs().max() < 1e-6
 
 
 def test_samples_are_of_the_models_in_the_units_of_the_data(shown, ladder):
@@ -90,7 +90,7 @@ def test_spectrum_kl_comparison_and_slice(shown, ladder):
     expected = 0.5 * np.log(values[:2] / values[2:].mean())
     assert shown.kl["PPCA"].numpy() == pytest.approx(expected, abs=1e-5)
     assert set(shown.kl) == {"PPCA", "VAE", MINE}
-    assert set(shown.comparison.names) == {row.rung for row in ladder.rows}
+    assert set(shown.comparison.names) == {row.stage for row in ladder.rows}
     for name, mean in zip(shown.comparison.names, shown.comparison.mean, strict=True):
         assert float(mean) == pytest.approx(ladder.row(name).test_log_p.value, abs=1e-9)
     assert float(shown.bound_slice.log_likelihood[-1]) == pytest.approx(ladder.optimum, abs=1e-6)
@@ -98,8 +98,8 @@ def test_spectrum_kl_comparison_and_slice(shown, ladder):
 
 
 def test_a_second_opinion_is_in_the_units_of_the_data(shown, ladder):
-    assert set(shown.opinions) == {"vae", "iwae", "score-vae", MINE}
-    for name, told in shown.opinions.items():
+    assert set(shown.cross_check) == {"vae", "iwae", "score-vae", MINE}
+    for name, told in shown.cross_check.items():
         assert set(told.estimates) == {"importance", "annealed"}
         scored = ladder.row(name).held_out
         assert torch.equal(told.estimates["importance"].value, scored.value[:10])
@@ -109,7 +109,7 @@ def test_a_second_opinion_is_in_the_units_of_the_data(shown, ladder):
 
 
 def test_exhibits_come_back_from_json(shown):
-    again = Exhibits.from_dict(json.loads(json.dumps(shown.to_dict(), allow_nan=False)))
+    again = ReportData.from_dict(json.loads(json.dumps(shown.to_dict(), allow_nan=False)))
     assert again.to_dict() == shown.to_dict()
     assert torch.equal(again.samples.values, shown.samples.values)
     assert again.samples.image_shape == (2, 3)
@@ -118,7 +118,7 @@ def test_exhibits_come_back_from_json(shown):
 def without_paths(shown):
     """The exhibits as a dict; how estimates were computed says how long they took."""
     content = shown.to_dict()
-    for told in content["opinions"].values():
+    for told in content["cross_check"].values():
         for estimate in told["estimates"].values():
             del estimate["path"]
     return content
@@ -126,7 +126,7 @@ def without_paths(shown):
 
 def test_they_repeat_and_leave_the_generators_alone(ladder, shown):
     before = torch.get_rng_state()
-    again = exhibits(ladder, labels=LABELS, label="letter", image_shape=(2, 3))
+    again = report_data(ladder, labels=LABELS, label="letter", image_shape=(2, 3))
     assert torch.equal(before, torch.get_rng_state())
     assert without_paths(again) == without_paths(shown)
 
@@ -135,8 +135,8 @@ def test_they_repeat_and_leave_the_generators_alone(ladder, shown):
 def test_pairs_the_package_has_never_seen(name):
     model, guide, x = foreign.PAIRS[name]()
     extra = {"mine": (model, guide)}
-    found = run_lineage(x, latent_dim=1, rungs=["closed-form"], extra=extra, settings=SHORT)
-    shown = exhibits(found)
+    found = run_lineage(x, latent_dim=1, stages=["closed-form"], extra=extra, settings=SHORT)
+    shown = report_data(found)
     assert shown.reconstructions.down == ("original", "PPCA", "mine")
     assert shown.samples.down == ("PPCA", "mine")
     assert shown.samples.values.isfinite().all() and "mine" in shown.kl
@@ -145,8 +145,8 @@ def test_pairs_the_package_has_never_seen(name):
 
 def test_narrow_data_have_no_plane_of_ppca():
     x = oracles.simulate_ppca((16,), 1, 60, 2, seed=0)
-    found = run_lineage(x, latent_dim=1, rungs=["closed-form", "vae"], settings=SHORT)
-    shown = exhibits(found)
+    found = run_lineage(x, latent_dim=1, stages=["closed-form", "vae"], settings=SHORT)
+    shown = report_data(found)
     assert set(shown.latent_means) == {"VAE"}
     assert any(why.startswith("latent plane of PPCA: latent_dim") for why in shown.left_out)
     assert math.isfinite(float(shown.bound_slice.log_likelihood.sum()))
@@ -154,9 +154,9 @@ def test_narrow_data_have_no_plane_of_ppca():
 
 def test_classes_may_be_a_series_or_an_array(ladder, shown):
     frame = pd.Series(LABELS, index=range(1000, 1200))
-    again = exhibits(ladder, labels=frame, image_shape=(2, 3))
+    again = report_data(ladder, labels=frame, image_shape=(2, 3))
     assert again.latent_means["PPCA"].labels == shown.latent_means["PPCA"].labels
-    numbers = exhibits(lineages.plain_ladder(), labels=np.arange(200)).to_dict()
+    numbers = report_data(lineages.plain_ladder(), labels=np.arange(200)).to_dict()
     json.dumps(numbers)
 
 
@@ -164,18 +164,18 @@ def test_classes_may_be_a_series_or_an_array(ladder, shown):
 def test_a_ladder_on_a_gpu():
     extra = {MINE: lineages.hand_written_pair()}
     found = run_lineage(lineages.table(), latent_dim=2, settings=SHORT, extra=extra)
-    shown = exhibits(found, labels=LABELS)
-    assert next(owner_of(found.pairs["vae"][0]).parameters()).device.type == "cuda"
+    shown = report_data(found, labels=LABELS)
+    assert next(bound_object(found.pairs["vae"][0]).parameters()).device.type == "cuda"
     assert shown.left_out == () and set(shown.kl) == {"PPCA", "VAE", MINE}
-    again = exhibits(found, labels=LABELS)
+    again = report_data(found, labels=LABELS)
     assert again.kl["PPCA"].allclose(shown.kl["PPCA"])
     assert found.row("exact-svi").log_p.value <= found.optimum + 1e-6
 
 
 def test_bad_arguments(ladder):
     with pytest.raises(ValueError, match="labels has 3 entries for at least"):
-        exhibits(ladder, labels=[1, 2, 3])
+        report_data(ladder, labels=[1, 2, 3])
     with pytest.raises(ValueError, match=r"image_shape \(2, 2\) does not hold the 6 columns"):
-        exhibits(ladder, image_shape=(2, 2))
+        report_data(ladder, image_shape=(2, 2))
     with pytest.raises(ValueError, match="holds no data to look at"):
-        exhibits(Lineage.from_dict(ladder.to_dict()))
+        report_data(Lineage.from_dict(ladder.to_dict()))

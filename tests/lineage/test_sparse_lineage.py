@@ -1,4 +1,4 @@
-"""The ladder of sparse codes: its numbers, its words, and its pictures."""
+"""The lineage of sparse codes: its numbers, its words, and its pictures."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import torch
 from test_plots import check_texts
 
 import oracles
-from ppl_vae import SparseLadder, best_codes, elbo, run_sparse_ladder
+from ppl_vae import SparseLineage, best_codes, elbo, run_sparse_lineage
 from ppl_vae.data.transforms import split
 from ppl_vae.evaluation.latent_space.atoms import Atoms, atoms
-from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_RUNGS, SparseSettings, SparseTask
+from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_STAGES, SparseSettings, SparseTask
 from ppl_vae.plots import dictionary as dictionary_plots
 
 D, K, PENALTY, SIGMA = 6, 9, 1.0, 0.3
@@ -29,7 +29,7 @@ def data(seed=0, N=40):
 
 @pytest.fixture(scope="module")
 def ladder():
-    return run_sparse_ladder(data(), x_test=data(1, 20), **HOW, seed=0)
+    return run_sparse_lineage(data(), x_test=data(1, 20), **HOW, seed=0)
 
 
 def numbers(autoencoder, x, codes):
@@ -42,8 +42,8 @@ def numbers(autoencoder, x, codes):
 
 
 def test_every_rung_is_there_and_starts_alike(ladder):
-    assert [row.rung for row in ladder.rows] == list(SPARSE_RUNGS) == list(ladder.pairs)
-    steps = {row.rung: row.steps for row in ladder.rows}
+    assert [row.stage for row in ladder.rows] == list(SPARSE_STAGES) == list(ladder.pairs)
+    steps = {row.stage: row.steps for row in ladder.rows}
     assert {name: steps[name] for name in ("per-datum-svi", *AMORTIZED)} == dict.fromkeys(
         ("per-datum-svi", *AMORTIZED), 40
     )
@@ -61,13 +61,13 @@ def test_what_is_lost_adds_up_and_is_what_numpy_says(ladder, part):
     order = np.argsort(x[:, 0])
     reference = best_codes(ladder.pairs[REFERENCE], x, tolerance=1e-7).log_joint
     for row in ladder.rows:
-        found, model = getattr(row, part), ladder.pairs[row.rung]
+        found, model = getattr(row, part), ladder.pairs[row.stage]
         best = best_codes(model, x[order], tolerance=1e-7)
         log_joint, error, zeros = numbers(model, x[order], best.codes)
         assert found.best == pytest.approx(log_joint, abs=1e-6)
         assert found.best_zeros == pytest.approx(zeros, abs=2e-3)
         assert found.dictionary == pytest.approx(float(reference.mean()) - log_joint, abs=1e-6)
-        if row.rung in AMORTIZED:
+        if row.stage in AMORTIZED:
             log_joint, error, zeros = numbers(model, x, model.features(x))
             assert found.log_joint == pytest.approx(log_joint, rel=1e-9)
             assert found.zeros == pytest.approx(zeros)
@@ -78,7 +78,7 @@ def test_what_is_lost_adds_up_and_is_what_numpy_says(ladder, part):
             assert found.amortization == pytest.approx(found.best - found.log_joint, abs=1e-12)
             assert found.amortization > 1e-3
             assert found.lost == pytest.approx(float(reference.mean()) - log_joint, abs=1e-6)
-        if (row.rung, part) != ("per-datum-svi", "train"):  # which has codes of its own
+        if (row.stage, part) != ("per-datum-svi", "train"):  # which has codes of its own
             assert found.squared_error == pytest.approx(error, rel=1e-4)
 
 
@@ -100,25 +100,25 @@ def test_free_codes_are_of_the_training_rows_alone(ladder):
 
 
 def data_in_order(ladder):
-    """The training rows as the ladder has them: parted into training and validation rows."""
+    """The training rows as the lineage has them: parted into training and validation rows."""
     parts = split(torch.as_tensor(data()), torch.as_tensor(data(1, 20)), seed=0)
     return torch.cat([parts.train, parts.val])
 
 
 def test_learning_helps_a_dictionary(ladder):
-    gaps = {row.rung: row.train.dictionary for row in ladder.rows}
+    gaps = {row.stage: row.train.dictionary for row in ladder.rows}
     assert gaps[REFERENCE] == 0 and gaps["random-atoms"] == max(gaps.values())
 
 
 def test_it_says_what_it_found(ladder):
     told = repr(ladder)
-    assert "sparse codes of 6 columns by 9 atoms, penalty 1, noise 0.3; nats a datum" in told
+    assert "sparse codes of 6 columns by 9 atoms, penalty 1, noise 0.3; nats per datum" in told
     assert "40 training rows" in told and "20 held-out rows" in told
     for row in ladder.rows:
         assert f"{row.train.best:.3f}" in told and f"{row.test.best:.3f}" in told
     assert max(map(len, told.splitlines())) < 130
     best = min((ladder.row(name) for name in AMORTIZED), key=lambda row: row.test.lost)
-    assert f"Of the encoders {best.rung} is the best on held-out rows" in " ".join(told.split())
+    assert f"Of the encoders {best.stage} is the best on held-out rows" in " ".join(told.split())
     assert "no bound on log p(x) (alternating)" in " ".join(told.split())
     assert "-0.000" not in told
 
@@ -145,10 +145,10 @@ def test_it_says_which_dictionary_is_the_best_whichever_it_is(ladder, gap, expec
 
 def test_it_goes_to_json_and_to_a_frame(ladder):
     content = json.loads(json.dumps(ladder.to_dict(), allow_nan=False))
-    again = SparseLadder.from_dict(content)
+    again = SparseLineage.from_dict(content)
     assert repr(again) == repr(ladder) and again.pairs == {}
     frame = ladder.to_frame()
-    assert list(frame.index) == list(SPARSE_RUNGS)
+    assert list(frame.index) == list(SPARSE_STAGES)
     assert frame.loc["mlp-encoder", "test_best"] == ladder.row("mlp-encoder").test.best
     assert frame.loc["mlp-encoder", "steps"] == 40
 
@@ -156,26 +156,26 @@ def test_it_goes_to_json_and_to_a_frame(ladder):
 def test_it_repeats_and_leaves_generators_as_they_were():
     before = torch.get_rng_state()
     how = HOW | {"settings": dataclasses.replace(SETTINGS, steps=5, iterations=5)}
-    rungs = ["linear-encoder"]
-    first, second = (run_sparse_ladder(data(), rungs=rungs, **how, seed=3) for _ in range(2))
+    stages = ["linear-encoder"]
+    first, second = (run_sparse_lineage(data(), stages=stages, **how, seed=3) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert [row.rung for row in first.rows] == [REFERENCE, *rungs]
-    assert first.row(*rungs).train == second.row(*rungs).train
-    other = run_sparse_ladder(data(), rungs=rungs, **how, seed=4)
-    assert first.row(*rungs).train != other.row(*rungs).train
+    assert [row.stage for row in first.rows] == [REFERENCE, *stages]
+    assert first.row(*stages).train == second.row(*stages).train
+    other = run_sparse_lineage(data(), stages=stages, **how, seed=4)
+    assert first.row(*stages).train != other.row(*stages).train
     assert (first.about["num_train"], first.about["num_test"]) == (33, 7)
 
 
 def test_without_encoders_there_is_no_word_of_them():
     how = HOW | {"settings": dataclasses.replace(SETTINGS, iterations=5)}
-    found = run_sparse_ladder(data(), rungs=["random-atoms"], **how)
+    found = run_sparse_lineage(data(), stages=["random-atoms"], **how)
     assert len(found.sentences()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"rungs": ["deep"]}, "rungs must be one of 'random-atoms', 'alternating'"),
+        ({"stages": ["deep"]}, "stages must be one of 'random-atoms', 'alternating'"),
         ({"penalty": 0.0}, "penalty must be positive; got 0.0"),
         ({"noise_scale": -1.0}, "scale must be positive"),
         ({"latent_dim": 0}, "latent_dim must be a whole number >= 1; got 0"),
@@ -185,14 +185,14 @@ def test_without_encoders_there_is_no_word_of_them():
 )
 def test_bad_arguments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
-        run_sparse_ladder(data(), **(HOW | arguments))
+        run_sparse_lineage(data(), **(HOW | arguments))
 
 
 def test_holes_are_refused():
     x = data()
     x[0, 0] = math.nan
     with pytest.raises(ValueError, match="x has 1 missing entries, and dictionary learning"):
-        run_sparse_ladder(x, **HOW)
+        run_sparse_lineage(x, **HOW)
 
 
 # Pictures
@@ -203,9 +203,9 @@ def coded_rows(ladder):
 
 
 def test_the_bars_are_what_is_lost(ladder):
-    ax = dictionary_plots.sparse_ladder(ladder)
+    ax = dictionary_plots.plot_sparse_lineage(ladder)
     check_texts(ax.figure)
-    assert "nats a datum" in ax.get_xlabel()
+    assert "nats per datum" in ax.get_xlabel()
     bars = [patch for patch in ax.patches if abs(patch.get_width()) > 0]
     widths = sorted(bar.get_width() for bar in bars)
     expected = [
@@ -232,7 +232,7 @@ def test_bars_of_what_was_not_fitted_are_cut_and_better_dictionaries_are_left_of
         return dataclasses.replace(row, **parts)
 
     rows = (with_gap("random-atoms", 500.0), ladder.row(REFERENCE), with_gap("mlp-encoder", -0.7))
-    ax = dictionary_plots.sparse_ladder(dataclasses.replace(ladder, rows=rows))
+    ax = dictionary_plots.plot_sparse_lineage(dataclasses.replace(ladder, rows=rows))
     check_texts(ax.figure)
     assert [text.get_text() for text in ax.texts][:2] == ["500.00 (cut)"] * 2
     low, high = ax.get_xlim()
@@ -265,5 +265,5 @@ def test_atoms_of_a_rung_are_drawn_where_one_wants_them(ladder):
     ax = plt.figure().add_subplot()
     found = atoms(ladder.pairs[REFERENCE], data())
     assert dictionary_plots.atoms(found, ax, image_shape=(2, 3)) is ax
-    assert dictionary_plots.sparse_ladder(ladder, plt.figure().add_subplot()) is not ax
+    assert dictionary_plots.plot_sparse_lineage(ladder, plt.figure().add_subplot()) is not ax
     plt.close("all")

@@ -30,7 +30,7 @@ from ppl_vae import (
     Gaussian,
     GaussianNoise,
     MaskingNoise,
-    MeanFieldGuide,
+    PerDatumGuide,
     best_codes,
     bidirectional,
     collapse,
@@ -48,7 +48,7 @@ from ppl_vae import (
 )
 from ppl_vae.data.tables import read_table
 from ppl_vae.evaluation.prediction.predictive import decode, encode, reconstruct
-from ppl_vae.networks.sparse_layers import Columns, SoftThreshold
+from ppl_vae.networks.sparse_layers import NormalizedColumns, SoftThreshold
 
 N, D, K = 40, 6, 3
 
@@ -318,7 +318,7 @@ def test_annealing_from_a_laplace_prior_needs_no_guide():
         x,
         200,
         method="annealed",
-        annealing=Annealing(temperatures=20, leapfrog=3),
+        annealing=Annealing(num_temperatures=20, leapfrog=3),
         capture=False,
         seed=0,
     )
@@ -352,7 +352,7 @@ def test_parts_that_do_not_fit_are_refused():
     parts = {"decoder": mlp(K, D), "data_dim": D, "latent_dim": K}
     with pytest.raises(ValueError, match="give exactly one of encoder and guide"):
         Autoencoder(**parts)
-    guide = MeanFieldGuide(N, K, covariance="delta")
+    guide = PerDatumGuide(N, K, covariance="delta")
     with pytest.raises(
         ValueError, match="corruption= is for the guide that is made from encoder="
     ):
@@ -531,7 +531,7 @@ def scaled(autoencoder, factor):
         for parameter in other.guide.encoder.parameters():
             parameter.div_(factor)
         first = other.decoder[0]
-        (first.free if isinstance(first, Columns) else first.weight).mul_(factor)
+        (first.free if isinstance(first, NormalizedColumns) else first.weight).mul_(factor)
     return other
 
 
@@ -563,9 +563,9 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
     codes = draw(200, 9) * (draw(200, 9, seed=1) > 0.8)
     x = codes @ atoms.T + 0.05 * draw(200, D, seed=2)
     how = {"prior": "laplace", "penalty": 0.1, "data_dim": D, "latent_dim": 9}
-    decoder = nn.Sequential(Columns(nn.Linear(9, D), "unit"))
+    decoder = nn.Sequential(NormalizedColumns(nn.Linear(9, D), "unit"))
     model = Autoencoder(
-        decoder=decoder, guide=MeanFieldGuide(200, 9, covariance="delta"), **how
+        decoder=decoder, guide=PerDatumGuide(200, 9, covariance="delta"), **how
     ).double()
     with torch.no_grad():
         model.guide.loc.copy_(best_codes(model, x).codes)
@@ -592,7 +592,7 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
 
 
 def test_points_are_a_family_of_guides():
-    guide = MeanFieldGuide(N, K, covariance="delta").double()
+    guide = PerDatumGuide(N, K, covariance="delta").double()
     with torch.no_grad():
         guide.loc.copy_(draw(N, K))
     x = draw(N, D)
@@ -601,7 +601,7 @@ def test_points_are_a_family_of_guides():
     assert float(site["fn"].log_prob(site["value"]).abs().max()) == 0
     assert torch.equal(guide.distribution(x[:2], torch.tensor([3, 1])).mean, guide.loc[[3, 1]])
     with pytest.raises(ValueError, match=r"must be one of 'unit'.*'delta'; got 'point'"):
-        MeanFieldGuide(N, K, covariance="point")
+        PerDatumGuide(N, K, covariance="point")
 
 
 def test_importance_weighting_a_point_changes_nothing():

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from ppl_vae import VAE, Annealing, Bernoulli, fit_svi, image_set, opinions, save
+from ppl_vae import VAE, Annealing, Bernoulli, cross_check, fit_svi, image_set, save
 
 NUM_TOLD = 100
 """Images that all three methods look at."""
@@ -45,7 +45,7 @@ def test_log_p_by_three_methods_in_two_gigabytes(tmp_path):
     assert found["peak"] < 2.0
     # Networks of this size are near 90 nats after training of this length, and never near 80.
     assert 80 < -found["value"] < 100
-    told = opinions(
+    told = cross_check(
         vae.model,
         vae.guide,
         test[:NUM_TOLD],

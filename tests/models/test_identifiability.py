@@ -17,7 +17,7 @@ from ppl_vae import PPCA, fit_closed_form, fit_em, load, save, variational_em
 from ppl_vae.cli.main import app
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.tables import Table
-from ppl_vae.evaluation.prediction.masked_cv import compare_on_hidden_cells
+from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.models.identifiability import described, undetermined_cells, undetermined_pairs
 from ppl_vae.report.imputation import FilledTable
@@ -241,12 +241,12 @@ def test_a_saved_model_remembers(halves, tmp_path):
 
 
 def test_masked_cross_validation_says_what_it_cannot_judge(halves):
-    found = compare_on_hidden_cells(halves, latent_dims=[1], seed=0)
+    found = select_by_masked_cv(halves, latent_dims=[1], seed=0)
     assert found.log_density.isfinite().all()
     assert "400 missing cells, in 4 columns, rest on covariances" in str(found)
     assert "standard deviations take the fitted parameters as known" in str(found)
     whole = np.random.default_rng(0).normal(size=(50, 4))
-    assert not compare_on_hidden_cells(whole, latent_dims=[1], seed=0).notes
+    assert not select_by_masked_cv(whole, latent_dims=[1], seed=0).notes
 
 
 def test_the_transformer_warns(halves):

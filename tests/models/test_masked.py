@@ -45,7 +45,7 @@ from ppl_vae import (
     mlp,
     save,
 )
-from ppl_vae.core.state import evaluating, seeded, validation
+from ppl_vae.core.state import eval_mode, seeded, validation
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import decode, encode, latent_means, reconstruct
 from ppl_vae.networks.mlp_conv import conv_encoder
@@ -82,7 +82,7 @@ def both_traces(pair, x, seed=0, **told):
     return guide.nodes, model.nodes
 
 
-def hidden_cells(marks, image_shape=SHAPE, patch=PATCH):
+def masked_cv(marks, image_shape=SHAPE, patch=PATCH):
     """By a loop over pixels, from the marks of one image's patches."""
     (channels, height, width), (high, wide) = image_shape, patch
     found = np.zeros(image_shape, dtype=bool)
@@ -136,7 +136,7 @@ def test_cells_of_patches_are_found(shape, patch):
     marks[0, 0] = True
     cells = grid.cells(marks)
     for row, cell in zip(marks.numpy(), cells, strict=True):
-        np.testing.assert_array_equal(cell, hidden_cells(row, shape, grid.sides))
+        np.testing.assert_array_equal(cell, masked_cv(row, shape, grid.sides))
     assert torch.equal(grid.whole(cells), marks)
     torn = cells.clone()
     torn[0, cells[0].nonzero()[0]] = False  # one entry less
@@ -202,7 +202,7 @@ def test_minus_the_log_joint_is_the_loss_of_hidden_patches_and_its_constant(miss
         there = draw(N, D, seed=1) < 0.8
         told = {"mask": there}
     guide, model = both_traces(pair, torch.where(there, x, 7.0), **told)
-    hidden = torch.from_numpy(np.stack([hidden_cells(r) for r in guide["hidden"]["value"]]))
+    hidden = torch.from_numpy(np.stack([masked_cv(r) for r in guide["hidden"]["value"]]))
     assert bool((hidden.sum(1) == D / 2).all())
     seen = ~hidden & there
     inputs = torch.where(seen, x, 0.0)
@@ -334,7 +334,7 @@ def test_the_transformer_is_the_obvious_one_on_the_patches_that_are_there(traini
     x, patches = draw(N, D), draw(N, P, seed=1) > 0
     patches[:, 2] |= ~patches.any(1)  # numbers differ, none is 0
     seen = network.patches.cells(patches)
-    seen[0, 0] = False  # a hole, in a patch that is not whole then
+    seen[0, 0] = False  # a missing value, in a patch that is not whole then
     assert len(set(network.patches.whole(seen).sum(1).tolist())) > 2
     expected = [encoded(network, *pair) for pair in zip(x, seen, strict=True)]
     rows = torch.cat([torch.where(seen, x, 0.0), seen.double()], 1)
@@ -417,7 +417,7 @@ def test_patches_are_hidden_again_after_a_measurement_that_fails():
     pair = made()
     pair.eval()
     for program in (pair.model, pair.guide, poutine.scale(pair.guide, 1.0)):
-        with pytest.raises(KeyError), evaluating(program):
+        with pytest.raises(KeyError), eval_mode(program):
             assert pair.hiding is None
             assert "hidden" not in poutine.trace(pair.guide).get_trace(draw(N, D)).nodes
             raise KeyError
@@ -525,7 +525,7 @@ def test_a_vae_whose_guide_hides_patches_bounds_log_p_of_them_and_is_measured_on
                 x[:2],
                 4,
                 method="annealed",
-                annealing=Annealing(temperatures=3, leapfrog=2),
+                annealing=Annealing(num_temperatures=3, leapfrog=2),
                 capture=False,
                 seed=0,
             ).value

@@ -15,7 +15,7 @@ from ppl_vae import (
     Bernoulli,
     ExactGuide,
     Gaussian,
-    MeanFieldGuide,
+    PerDatumGuide,
     load,
     log_weights,
     save,
@@ -27,8 +27,8 @@ PROGRAMS = {
     "vae, fixed scale": lambda: VAE.mlp(6, 2, likelihood=Gaussian(0.3), seed=1).double(),
     "vae, bernoulli": lambda: VAE.mlp(6, 2, likelihood=Bernoulli(), seed=1),
     "vae, zeros+mask": lambda: VAE.mlp(6, 2, missing="zeros+mask", seed=1),
-    "one q a datum": lambda: MeanFieldGuide(7, 2, covariance="isotropic"),
-    "one unit q a datum": lambda: MeanFieldGuide(7, 2, covariance="unit"),
+    "one q per datum": lambda: PerDatumGuide(7, 2, covariance="isotropic"),
+    "one unit q per datum": lambda: PerDatumGuide(7, 2, covariance="unit"),
 }
 
 

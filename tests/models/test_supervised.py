@@ -36,7 +36,7 @@ from ppl_vae import (
     log_weights,
     save,
 )
-from ppl_vae.networks.mlp_conv import Offset, mlp, reset
+from ppl_vae.networks.mlp_conv import Bias, mlp, reset
 from ppl_vae.networks.sparse_layers import SoftThreshold
 
 N, D, K, C = 60, 5, 3, 3
@@ -368,7 +368,7 @@ def test_layers_reset_themselves():
         nn.Linear(400, 300),
         nn.BatchNorm1d(300),
         nn.TransformerEncoderLayer(300, 4, 50, dropout=0.0, batch_first=True),
-        Offset(300),
+        Bias(300),
         SoftThreshold(300),
     )
     positions = nn.Parameter(torch.ones(3), requires_grad=False)

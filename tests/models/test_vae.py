@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_vae.guides.families import COVARIANCES, num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -131,7 +131,7 @@ def test_a_convolutional_decoder_runs_under_samples():
 
 @pytest.mark.parametrize(
     "guide",
-    [lambda: AmortizedGuide(mlp(D, 2 * K, seed=1), K), lambda: MeanFieldGuide(N, K)],
+    [lambda: AmortizedGuide(mlp(D, 2 * K, seed=1), K), lambda: PerDatumGuide(N, K)],
     ids=["amortized", "mean field"],
 )
 def test_a_vae_takes_any_guide(guide):
@@ -231,9 +231,9 @@ def test_a_vae_can_be_made_from_its_config(arguments):
     ("changes", "match"),
     [
         ({"encoder": None}, "give exactly one of encoder and guide"),
-        ({"guide": MeanFieldGuide(N, K)}, "give exactly one of encoder and guide"),
+        ({"guide": PerDatumGuide(N, K)}, "give exactly one of encoder and guide"),
         (
-            {"encoder": None, "guide": MeanFieldGuide(N, K + 1)},
+            {"encoder": None, "guide": PerDatumGuide(N, K + 1)},
             f"the guide has latent_dim={K + 1}, the model {K}",
         ),
         ({"latent_dim": 0}, "latent_dim must be a whole number >= 1; got 0"),

@@ -8,7 +8,7 @@ from test_capture import agree, both_ways
 from torch import nn
 
 from ppl_vae import VAE, Bernoulli, Gaussian, fit_svi, load, log_likelihood, log_weights, mlp, save
-from ppl_vae.networks.mlp_conv import Offset, conv_decoder, conv_encoder
+from ppl_vae.networks.mlp_conv import Bias, conv_decoder, conv_encoder
 
 SHAPES = [(1, 28, 28), (1, 8, 8), (3, 5, 3), (1, 1, 7), (2, 9, 4)]
 
@@ -74,7 +74,7 @@ def test_an_encoder_reads_rows_as_channels_rows_and_columns():
 def test_the_last_layer_has_a_bias_for_each_output():
     decoder = conv_decoder(3, (1, 4, 4), (5,), seed=0)
     z, before = draw(2, 3), decoder(draw(2, 3)).detach()
-    assert isinstance(decoder[-1], Offset)
+    assert isinstance(decoder[-1], Bias)
     with torch.no_grad():
         decoder[-1].bias.copy_(torch.arange(16.0))
     assert torch.allclose(decoder(z) - before, torch.arange(16.0).expand(2, 16), atol=1e-5)

@@ -18,7 +18,7 @@ from loops import Recorder, slow_joint_log_weights, slow_log_weights
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import mode
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, MeanFieldGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -36,9 +36,9 @@ def draw(*shape, seed=0):
 
 
 def ppca_pair(covariance="diagonal", N=N):
-    """PPCA in general position, a guide with a free q a datum, and data; float64."""
+    """PPCA in general position, a guide with a free q per datum, and data; float64."""
     ppca = PPCA(D, K, seed=0).double().assign(loc=draw(D, seed=1), noise_scale=0.6)
-    guide = MeanFieldGuide(N, K, covariance=covariance).double()
+    guide = PerDatumGuide(N, K, covariance=covariance).double()
     with torch.no_grad():
         for seed, p in enumerate(guide.parameters()):
             p.copy_(0.5 * draw(*p.shape, seed=seed + 2))
@@ -403,7 +403,7 @@ def test_the_closed_kl_of_a_full_covariance_against_any_diagonal_prior():
 @pytest.mark.parametrize("name", SAME_ORDER)
 def test_closed_and_sampled_kl_have_one_expectation(name, float64):
     model, guide, x = PAIRS[name]()
-    # As many runs of one draw a datum each: x repeated, so that nothing needs a sample plate.
+    # As many runs of one draw per datum each: x repeated, so that nothing needs a sample plate.
     repeats = 100
     x = x.repeat(repeats, 1)
     with mode(model, guide, training=False), pyro.get_param_store().scope(), torch.no_grad():
@@ -1115,7 +1115,9 @@ def test_free_bits_do_not_go_with_auxiliary_sites(float64):
 
 def test_a_table_without_its_index_is_refused():
     ppca, guide, x = ppca_pair()
-    with pytest.raises(ValueError, match="x has 5 rows, this MeanFieldGuide one q a datum for 12"):
+    with pytest.raises(
+        ValueError, match="x has 5 rows, this PerDatumGuide one q per datum for 12"
+    ):
         log_weights(ppca.model, guide, x[:5])
 
 

@@ -16,9 +16,9 @@ from matplotlib.text import Text
 from test_table import TABLES, lineage
 
 import lineages
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
-from ppl_vae.lineage.report_data import Exhibits, LatentMeans, exhibits
+from ppl_vae.lineage.report_data import LatentMeans, ReportData, report_data
 from ppl_vae.lineage.run import Lineage, run_lineage
 from ppl_vae.plots import images as tile_plots
 from ppl_vae.plots import lineage as plots
@@ -40,7 +40,7 @@ NAMES = (
     *("manifold", "interpolation"),
 )
 UNITS = re.compile(
-    r"nats a datum|iterations|steps|seconds|squared units|standard deviations|no unit|axis|datum"
+    r"nats per datum|iterations|steps|seconds|squared units|standard deviations|no unit|axis|datum"
     r"|row|draw|position|dimension|PPCA's start"
 )
 
@@ -52,7 +52,7 @@ def stored(result, kind):
 @pytest.fixture(scope="module")
 def drawn():
     """The pictures of results that were written to JSON and read again."""
-    found = stored(lineages.ladder(), Lineage), stored(lineages.shown(), Exhibits)
+    found = stored(lineages.ladder(), Lineage), stored(lineages.shown(), ReportData)
     return {picture.name: picture for picture in pictures(*found)}
 
 
@@ -96,7 +96,7 @@ def check_readable(figure):
     (ax,) = figure.axes
     assert ax.get_title(loc="left")
     assert UNITS.search(ax.get_xlabel()), ax.get_xlabel()
-    assert ax.get_ylabel() in ("rung", "model", "rows of the data") or UNITS.search(
+    assert ax.get_ylabel() in ("stage", "model", "rows of the data") or UNITS.search(
         ax.get_ylabel()
     )
 
@@ -112,9 +112,9 @@ def test_no_two_texts_overlap_and_axes_have_units(drawn, name):
 
 
 def test_autoencoders_alone_make_readable_pictures():
-    rungs = ["pca", "linear-autoencoder"]
-    found = run_lineage(lineages.table(), latent_dim=2, rungs=rungs, settings=lineages.SHORT)
-    drawn = {picture.name: picture for picture in pictures(found, exhibits(found))}
+    stages = ["pca", "linear-autoencoder"]
+    found = run_lineage(lineages.table(), latent_dim=2, stages=stages, settings=lineages.SHORT)
+    drawn = {picture.name: picture for picture in pictures(found, report_data(found))}
     for name in ("gap-staircase", "comparison", "objective-steps", "reconstructions", "samples"):
         check_readable(drawn[name].figure())
     assert len(verdict(found)) >= 2
@@ -150,7 +150,7 @@ def test_axes_of_short_times_have_room_for_their_ticks(low, factor):
         ax.plot([low, factor * low], [1.0, 2.0])
         log_scale(ax, "x")
         ax.set_xlabel("seconds")
-        ax.set_ylabel("objective, nats a datum")
+        ax.set_ylabel("objective, nats per datum")
         ax.set_title("short", loc="left")
 
     check_readable(Picture("", "", (6.4, 4.4), draw, "").figure())
@@ -159,8 +159,8 @@ def test_axes_of_short_times_have_room_for_their_ticks(low, factor):
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
 def test_the_staircase_of_tables_of_all_sizes(rows):
     result = lineage(rows)
-    draw = lambda ax: plots.gap_staircase(result, ax)  # noqa: E731
-    figure = Picture("", "", plots.staircase_size(result), draw, "").figure()
+    draw = lambda ax: plots.plot_gaps(result, ax)  # noqa: E731
+    figure = Picture("", "", plots.gaps_size(result), draw, "").figure()
     check_readable(figure)
     (axes,) = figure.axes
     stacked = [c for c in axes.containers if isinstance(c, BarContainer)]
@@ -172,7 +172,7 @@ def test_the_staircase_of_tables_of_all_sizes(rows):
 
 def test_the_ends_of_gaps_have_their_errors():
     rows = TABLES["large"]
-    axes = plots.gap_staircase(lineage(rows))
+    axes = plots.plot_gaps(lineage(rows))
     found = [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
     for part, bars in enumerate(found):
         (collection,) = bars.lines[2]
@@ -189,7 +189,7 @@ def test_the_ends_of_gaps_have_their_errors():
 
 def test_annealing_is_drawn_less_importance_sampling(drawn):
     (axes,) = drawn["annealing"].figure().axes
-    told = lineages.shown().opinions
+    told = lineages.shown().cross_check
     assert len(axes.containers) == len(told) == 4
     for container, (name, pair) in zip(axes.containers, told.items(), strict=True):
         less = pair.estimates["annealed"].value - pair.estimates["importance"].value
@@ -227,7 +227,7 @@ def test_the_em_staircase_draws_the_trace_and_labels_the_distance(drawn):
 def test_the_objective_has_every_rung_with_a_bound_and_the_exact_optimum(drawn):
     found = lines(drawn["objective-steps"])
     bounded = lineages.bounded(lineages.ladder())
-    assert set(found) == {*(r.rung for r in bounded), "PPCA's optimum"}
+    assert set(found) == {*(r.stage for r in bounded), "PPCA's optimum"}
     assert np.allclose(found["PPCA's optimum"][:, 1], lineages.ladder().optimum)
     low, high = drawn["objective-steps"].figure().axes[0].get_ylim()
     elbos = [r.elbo for r in bounded]
@@ -277,9 +277,9 @@ def test_tiles_of_all_shapes(shape, grid):
     values = torch.randn(*grid, 6, generator=torch.Generator().manual_seed(0))
     train = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
     down, across = ([f"{k:.2f}" for k in range(n)] for n in grid)
-    tiles = Tiles.of(values, down, across, train, shape)
+    image_grid = ImageGrid.of(values, down, across, train, shape)
     figure = Picture(
-        "", "", tile_size(tiles), lambda ax: tile_plots.samples(tiles, ax), ""
+        "", "", tile_size(image_grid), lambda ax: tile_plots.samples(image_grid, ax), ""
     ).figure()
     check_readable(figure)
 
@@ -287,7 +287,7 @@ def test_tiles_of_all_shapes(shape, grid):
 def test_without_axes_it_makes_a_figure_and_on_axes_it_draws_there():
     plt.switch_backend("Agg")
     before = plt.get_fignums()
-    axes = plots.gap_staircase(lineages.ladder())
+    axes = plots.plot_gaps(lineages.ladder())
     assert axes.figure.number not in before
     plt.close(axes.figure)
     figure, two = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import oracles
-from ppl_vae import PPCA, VAE, Annealing, MeanFieldGuide, fit_em, fit_svi, log_likelihood, save
+from ppl_vae import PPCA, VAE, Annealing, PerDatumGuide, fit_em, fit_svi, log_likelihood, save
 from ppl_vae.cli.main import app, main
 
 D = 6
@@ -41,7 +41,7 @@ def test_a_ppca_is_exact(data, tmp_path):
     log_p = ppca.log_likelihood(table(seed=1)[:50]).detach()
     assert "PPCA in" in shown.output and "on 50 rows of test.csv" in shown.output
     assert f"{float(log_p.mean()):.3f} +- " in shown.output and "(exact" in shown.output
-    assert "bits a dimension" in shown.output and f"wrote {out}" in shown.output
+    assert "bits per dimension" in shown.output and f"wrote {out}" in shown.output
     found = json.loads(out.read_text())
     np.testing.assert_allclose(found["log_likelihood"]["value"], log_p.numpy(), atol=1e-9)
     lost = np.array(found["gaps"]["log_likelihood"]) - np.array(found["gaps"]["elbo"])
@@ -54,7 +54,7 @@ def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
     save(vae, tmp_path / "vae")
     out = tmp_path / "evaluation.json"
     how = ["--draws", 200, "--refine", 60, "--seed", 3]
-    how += ["--annealed", 20, "--temperatures", 10]
+    how += ["--annealed", 20, "--num-temperatures", 10]
     shown = run(tmp_path / "vae", data, "--out", out, *how)
     assert shown.exit_code == 0, shown.output
     x = table(seed=1)
@@ -64,7 +64,7 @@ def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
     for part in ("log-likelihood:", "Gaps in nats", "amortization"):
         assert part in shown.output
     assert len(found["collapse"]["kl_by_dimension"]) == 2
-    told = found["opinions"]["estimates"]
+    told = found["cross_check"]["estimates"]
     assert set(told) == {"importance", "refined", "annealed"}
     assert told["refined"]["value"] == found["log_likelihood"]["value"][:20]
     annealing = {"method": "annealed", "annealing": Annealing(10), "seed": 5}
@@ -77,10 +77,10 @@ def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
     assert without_paths(again) == without_paths(found)
     how += ["--rows", 5, "--refine", 0]
     assert run(tmp_path / "vae", data, "--out", out, *how).exit_code == 0
-    told = json.loads(out.read_text())["opinions"]["estimates"]
+    told = json.loads(out.read_text())["cross_check"]["estimates"]
     assert set(told) == {"importance", "annealed"} and len(told["annealed"]["value"]) == 5
     assert run(tmp_path / "vae", data, "--out", out, *how, "--annealed", 0).exit_code == 0
-    assert json.loads(out.read_text())["opinions"] is None
+    assert json.loads(out.read_text())["cross_check"] is None
 
 
 def without_paths(content):
@@ -92,10 +92,10 @@ def without_paths(content):
 
 def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys):
     save(PPCA(4, 2, seed=0), tmp_path / "narrow")
-    save(MeanFieldGuide(10, 2), tmp_path / "guide")
+    save(PerDatumGuide(10, 2), tmp_path / "guide")
     cases = (
         ("narrow", [], "test.csv has 6 columns, and the model in"),
-        ("guide", [], "holds a MeanFieldGuide; give the folder of a PPCA or a VAE"),
+        ("guide", [], "holds a PerDatumGuide; give the folder of a PPCA or a VAE"),
         ("nowhere", [], "nowhere"),
         ("narrow", ["--rows", "0"], "rows must be a whole number >= 1; got 0"),
     )

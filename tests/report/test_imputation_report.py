@@ -1,4 +1,5 @@
-"""Holes of a table filled by a model that hidden cells choose: search, command and file."""
+"""Missing values of a table filled by a model that hidden cells choose: search, command and
+file."""
 
 import os
 import re
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import oracles
 from fitted import parameters
-from ppl_vae import PPCA, compare_on_hidden_cells, fit_em
+from ppl_vae import PPCA, fit_em, select_by_masked_cv
 from ppl_vae.cli.main import app, main
 from ppl_vae.evaluation.prediction.masked_cv import _hidden
 
@@ -35,17 +36,17 @@ def holed(**how):
 
 
 def test_hidden_cells_find_the_number_of_latent_dimensions_and_the_noise():
-    found = compare_on_hidden_cells(holed(), seed=0)
+    found = select_by_masked_cv(holed(), seed=0)
     best = found.best
     assert (found.noise[best], found.latent_dim[best]) == ("isotropic", 3)
     assert 0.92 < found.coverage[best] < 0.98 and found.error[best] < 0.7
-    found = compare_on_hidden_cells(holed(spread=1e4), seed=0)
+    found = select_by_masked_cv(holed(spread=1e4), seed=0)
     assert (found.noise[found.best], found.latent_dim[found.best]) == ("diagonal", 3)
 
 
 def test_scores_are_those_of_cells_that_the_fit_did_not_see():
     x = holed()
-    found = compare_on_hidden_cells(x, noises=["isotropic"], latent_dims=[2], share=0.2, seed=5)
+    found = select_by_masked_cv(x, noises=["isotropic"], latent_dims=[2], share=0.2, seed=5)
     hidden = _hidden(torch.from_numpy(~np.isnan(x)), 0.2, 5).numpy()
     assert found.num_hidden == hidden.sum() and not np.isnan(x[hidden]).any()
     left = np.where(hidden, np.nan, x)
@@ -74,12 +75,12 @@ def test_no_row_and_no_column_loses_everything(shape):
 
 
 def test_what_it_says_and_what_it_cannot_fit():
-    found = compare_on_hidden_cells(holed(), latent_dims=[1, 3, 8], seed=0)
+    found = select_by_masked_cv(holed(), latent_dims=[1, 3, 8], seed=0)
     assert found.latent_dim == (1, 3, 8) * 2
     assert re.search(r"isotropic   3 .*% <- best", str(found))
     x = holed()
     x[:, 4] = 1.5
-    found = compare_on_hidden_cells(x, latent_dims=[2], seed=0)
+    found = select_by_masked_cv(x, latent_dims=[2], seed=0)
     assert found.noise == ("isotropic",)
     assert "noise='diagonal', K = 2: x has constant columns: [4]" in str(found)
     again = type(found).from_dict(found.to_dict())
@@ -88,11 +89,11 @@ def test_what_it_says_and_what_it_cannot_fit():
 
 def test_what_cannot_be_searched_is_refused():
     with pytest.raises(ValueError, match=r"share must lie between 0 and 1; got 1\.5"):
-        compare_on_hidden_cells(holed(), share=1.5)
+        select_by_masked_cv(holed(), share=1.5)
     with pytest.raises(ValueError, match="can be hidden without a row or column losing all"):
-        compare_on_hidden_cells(np.eye(3)[:, :1])
+        select_by_masked_cv(np.eye(3)[:, :1])
     with pytest.raises(ValueError, match="K = 10: latent_dim must be smaller than the rank"):
-        compare_on_hidden_cells(holed(), latent_dims=[10])
+        select_by_masked_cv(holed(), latent_dims=[10])
 
 
 # The command

@@ -13,7 +13,7 @@ from test_table import COSTLY, EXACT, NEURAL, SVI, lineage
 
 import lineages
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
-from ppl_vae.lineage.metrics import Measure
+from ppl_vae.lineage.metrics import MeanEstimate
 from ppl_vae.lineage.run import Lineage
 from ppl_vae.report.archive import read_results, write_report, write_results
 from ppl_vae.report.figures import pictures
@@ -68,9 +68,9 @@ def test_the_verdict_comes_first_and_everything_is_there(folder):
     sentences = verdict(lineages.ladder())
     places = [said.index(sentence) for sentence in sentences]
     assert places == sorted(places)
-    assert places[-1] < said.index("The ladder in numbers") < said.index("How it was run")
+    assert places[-1] < said.index("The lineage in numbers") < said.index("How it was run")
     for row in lineages.ladder().rows:
-        assert said.count(row.rung) >= 2, row.rung
+        assert said.count(row.stage) >= 2, row.stage
     for word in (
         "Words",
         "amortization gap",
@@ -91,7 +91,7 @@ def test_the_verdict_comes_first_and_everything_is_there(folder):
 def test_a_page_of_one_rung():
     drawn = [(p, p.png()) for p in pictures(lineages.plain_ladder(), lineages.plain_shown())]
     text = page(lineages.plain_ladder(), lineages.plain_shown(), drawn)
-    assert "not shown: VAE and its latent plane: the rung vae was not climbed" in text
+    assert "not shown: VAE and its latent plane: the stage vae was not climbed" in text
     assert "Held-out log p, row by row" not in text
 
 
@@ -128,9 +128,9 @@ def test_results_come_back_from_their_file(folder):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_results(tmp_path / "results.json")
-    for content in ("{", "[]", json.dumps({"rows": []}), json.dumps({"exhibits": None})):
+    for content in ("{", "[]", json.dumps({"rows": []}), json.dumps({"report_data": None})):
         (tmp_path / "results.json").write_text(content)
-        with pytest.raises(ValueError, match="holds no results of a ladder"):
+        with pytest.raises(ValueError, match="holds no results of a lineage"):
             read_results(tmp_path)
 
 
@@ -147,7 +147,7 @@ def scored(rows, values):
             sure = torch.arange(len(held_out.value)) < round(reliable * len(held_out.value))
             held_out = dataclasses.replace(held_out, method="importance", reliable=sure)
         how = "exact" if held_out.method == "exact" else "estimated"
-        mean = Measure(held_out.mean, held_out.mean_error, held_out.share_reliable, how)
+        mean = MeanEstimate(held_out.mean, held_out.mean_error, held_out.share_reliable, how)
         found.append(dataclasses.replace(row, held_out=held_out, test_log_p=mean))
     return found
 
@@ -176,7 +176,8 @@ def test_who_does_better_row_by_row(shift, start):
     assert first.startswith(start)
     assert f"the difference is {shift:.2f} ± {float(other.std()) / 10:.2f}." in first
     assert (
-        f"{float(NOISE.mean()):.2f} ± {float(NOISE.std()) / 10:.2f} nats a datum (exact)" in first
+        f"{float(NOISE.mean()):.2f} ± {float(NOISE.std()) / 10:.2f} nats per datum (exact)"
+        in first
     )
 
 
@@ -213,7 +214,7 @@ def test_what_reached_the_optimum_and_where_the_bound_hides():
         for s in sentences
     )
     assert any(s.startswith("Short of it") and "unit-q (7.10)" in s for s in sentences)
-    assert "The ELBO hides most at unit-q: it is 4.71 nats a datum below log p" in sentences[-1]
+    assert "The ELBO hides most at unit-q: it is 4.71 nats per datum below log p" in sentences[-1]
 
 
 def test_ladders_of_ppca_alone_or_without_it():

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.core.program import as_observed, as_rows
+from ppl_vae.core.program import as_data_and_mask, as_rows
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.guides.guides import GaussianGuide
@@ -25,7 +25,7 @@ TOUCHING = (0.15, 0.45, 0.75)
 
 @dataclass(frozen=True)
 class Ascent(Result):
-    """Bound and log-likelihood along a fit, in nats a datum.
+    """Bound and log-likelihood along a fit, in nats per datum.
 
     Attributes:
         unit: what is counted: ``"iterations"`` of EM or ``"steps"`` of SVI.
@@ -60,8 +60,8 @@ def em_ascent(fit: FitResult) -> Ascent:
 def exact_bound(
     ppca: PPCA, guide: GaussianGuide, x: Float[Tensor, "N D"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The ELBO of a Gaussian guide under PPCA, and log p(x), without draws, in nats a datum."""
-    x, mask = as_observed(x, model=ppca.model, guide=guide)
+    """The ELBO of a Gaussian guide under PPCA, and log p(x), without draws, in nats per datum."""
+    x, mask = as_data_and_mask(x, model=ppca.model, guide=guide)
     log_p = ppca.log_likelihood(x, mask=mask).mean()
     q = guide.distribution(x, mask=mask)
     kl = kl_divergence(_full(q), ppca.posterior(x, mask=mask))
@@ -104,7 +104,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class BoundSlice(Result):
-    """log p and bounds along a line through PPCA's parameters, in nats a datum.
+    """log p and bounds along a line through PPCA's parameters, in nats per datum.
 
     Attributes:
         at: positions on the line, (A,).

@@ -9,11 +9,11 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch import distributions as td
 
-from ppl_vae.core.program import ProgramLike, owner_of
-from ppl_vae.core.state import probing
+from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import PairTraces, run_guide, run_pair, sites
 from ppl_vae.evaluation.local_guides.distribution_forms import Form, NoForm
-from ppl_vae.evaluation.local_guides.refined import can_be_refined
+from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_latents
 
@@ -27,7 +27,8 @@ class Family:
     """The family that the best q of each datum is sought in.
 
     Attributes:
-        name: a covariance of :mod:`ppl_vae.guides.families`, or the class of the guide's distributions.
+        name: a covariance of :mod:`ppl_vae.guides.families`, or the class of the guide's
+            distributions.
         why: why log p - ELBO is not split by it, as the end of a sentence; empty where it is.
         sought: whether its best member can be sought.
         gaussian: whether a Gaussian can be started at the guide's q, to draw from for log p.
@@ -57,7 +58,7 @@ def family_of(
         keywords: what the pair is told of it.
         asked: a covariance of :mod:`ppl_vae.guides.families`.
     """
-    with probing(model, guide):
+    with dry_run(model, guide):
         run = run_pair(model, guide, x, keywords)
         check_latents(run)
         again = run_guide(guide, x, keywords)
@@ -70,7 +71,7 @@ def family_of(
         if not why and not _all_are(asked, run):
             why = f"the guide's own q is not of the family asked for ({asked})"
         return Family(asked, why, True, gaussian)
-    stated = getattr(owner_of(guide), "covariance", None)
+    stated = getattr(bound_object(guide), "covariance", None)
     declared = stated if isinstance(stated, str) else ""
     if not why and declared in COVARIANCES and _all_are(declared, run):
         return Family(declared, "", True, True)

@@ -8,24 +8,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, notes_of
-from ppl_vae.core.state import evaluating, isolated_store, seeded
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, notes_of
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
-from ppl_vae.evaluation.inference_gaps.local_optimum import POINTS, Bounds, Search
+from ppl_vae.evaluation.inference_gaps.local_optimum import POINTS, CommonNoiseELBO, LocalOptimum
 from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean, monte_carlo_error
-from ppl_vae.evaluation.marginal_likelihood.batching import Refiner, block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import collect, estimate
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_weighable
+from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
 ELBO_DRAWS = 200
-"""Draws a datum, about, for each ELBO."""
+"""Draws per datum, about, for each ELBO."""
 ROWS = 8
-"""Times as many rows go together here as elsewhere, as in the search of a :class:`Refiner`."""
+"""Times as many rows go together here as elsewhere, as in the search of a :class:`LocalVI`."""
 
 
 def gaps(
@@ -46,16 +46,16 @@ def gaps(
     """Split log p - ELBO of a pair into approximation and amortization gap.
 
     The family is that of the guide's own q: a Gaussian with one of the covariances of
-    :mod:`ppl_vae.guides.families`, or any class of distributions with parameters and reparameterized
-    draws, all of whose parameters are then free for each datum (low-rank Gaussians, Gamma and
-    Student distributions, Gaussians through affine maps, a product of several). The gap is not
-    split, and :attr:`Gaps.unsplit` says why, where the guide's q is none of these: a flow with
-    weights that all data share, a site whose q depends on the draw of another, auxiliary sites,
-    mixtures and discrete sites.
+    :mod:`ppl_vae.guides.families`, or any class of distributions with parameters and
+    reparameterized draws, all of whose parameters are then free for each datum (low-rank
+    Gaussians, Gamma and Student distributions, Gaussians through affine maps, a product of
+    several). The gap is not split, and :attr:`Gaps.unsplit` says why, where the guide's q is none
+    of these: a flow with weights that all data share, a site whose q depends on the draw of
+    another, auxiliary sites, mixtures and discrete sites.
 
     All ELBOs are estimated at the same points, so that their difference is less noisy; see
-    :class:`ppl_vae.evaluation.inference_gaps.local_optimum.Points`. Where log p(x, z) is quadratic in z and q Gaussian,
-    with at most 16 numbers to draw per datum, they are exact.
+    :class:`ppl_vae.evaluation.inference_gaps.local_optimum.SphericalRadialRule`. Where log p(x, z)
+    is quadratic in z and q Gaussian, with at most 16 numbers to draw per datum, they are exact.
 
     Args:
         model, guide: any pair under the contract.
@@ -68,33 +68,33 @@ def gaps(
         best: a guide known to be the best of the family for each datum; else it is sought.
         covariance: the family, a covariance; by default the guide's own family.
         steps: of the search for q*, and of the further refinement.
-        num_samples: draws a datum for log p.
+        num_samples: draws per datum for log p.
         tolerance: the search goes on, in blocks of 50 steps, until one gains less than this, in
-            nats a datum (or for 20 blocks); ``gained`` and ``remaining`` say what the last one
+            nats per datum (or for 20 blocks); ``gained`` and ``remaining`` say what the last one
             gained. None: not at all.
         mask: True where x is observed; NaN in x says the same.
         rows: look at these rows of x only; by default at all.
         seed: of the draws.
 
     Raises:
-        ValueError: as :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`; a tolerance that is
-            not positive.
+        ValueError: as :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`; a
+            tolerance that is not positive.
 
     References:
         Cremer, Li, Duvenaud: Inference suboptimality in variational autoencoders (2018).
     """
-    x, mask = as_observed(x, mask, model=model, guide=guide)
-    at_least("steps", steps)
-    at_least("num_samples", num_samples)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    check_int("steps", steps)
+    check_int("num_samples", num_samples)
     if covariance is not None:
-        choose_option("covariance", covariance, COVARIANCES)
+        check_option("covariance", covariance, COVARIANCES)
     rows = torch.arange(len(x)) if rows is None else rows
     _check(log_p, len(rows), tolerance)
     size = min(block_size(x, num_samples, refined=True), max(1, ROWS * rows_at_once(x) // POINTS))
-    with isolated_store(), seeded(seed), evaluating(model, guide):
+    with isolated_store(), seeded(seed), eval_mode(model, guide):
         blocks = rows.to(x.device).split(size)
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
-        check_weighable(model, guide, *first)
+        check_importance_samplable(model, guide, *first)
         family = family_of(model, guide, *first, covariance)
         work = _Work(model, guide, family, best, steps, num_samples, tolerance)
         for block_rows in blocks:
@@ -124,8 +124,8 @@ class _Work:
     ) -> None:
         self.model, self.guide, self.family, self.best = model, guide, family, best
         self.steps, self.num_samples = steps, num_samples
-        self.search = Search(model, steps=steps, covariance=family.name, tolerance=tolerance)
-        self.widen = Refiner(model, steps=steps, covariance="full")
+        self.search = LocalOptimum(model, steps=steps, covariance=family.name, tolerance=tolerance)
+        self.widen = LocalVI(model, steps=steps, covariance="full")
         self.sought = best is not None or family.sought
         self.parts: list[tuple[Tensor, ...]] = []
         self.weighed: dict[str, list[WeightSummary]] = {}
@@ -225,7 +225,7 @@ def _check(log_p: Any, number: int, tolerance: float | None) -> None:
         )
     if tolerance is not None and not tolerance > 0:
         raise ValueError(
-            f"tolerance must be positive, in nats a datum; got {tolerance}. None: search once"
+            f"tolerance must be positive, in nats per datum; got {tolerance}. None: search once"
         )
 
 
@@ -239,7 +239,7 @@ def _elbos(
     # Of the guide and of the best one; the errors of both and of their difference. The KL is
     # sampled too: where q is close to the posterior the log weights hardly vary, and a
     # closed-form KL would.
-    bounds = Bounds(model, guides, x, keywords)
+    bounds = CommonNoiseELBO(model, guides, x, keywords)
     looks = -(-ELBO_DRAWS // bounds.points().number)
     values = torch.cat([bounds.at(bounds.points()) for _ in range(looks)], 1).cpu()
     errors = torch.cat([values, values[1:] - values[:1]]).std(1) / math.sqrt(values.shape[1])

@@ -11,27 +11,27 @@ from torch import Tensor
 from torch import distributions as td
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import probing, seeded
+from ppl_vae.core.state import dry_run, seeded
 from ppl_vae.core.traces import run_pair, sample_dim, sites
 from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
-from ppl_vae.evaluation.local_guides.per_datum_guide import PerDatumGuide
+from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.site_override import (
     Imposed,
     from_noise,
     laid_out,
     noise_shape,
 )
-from ppl_vae.evaluation.marginal_likelihood.batching import Refiner
+from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI
 from ppl_vae.objectives.divergences import is_delta
 
 MOST_DIRECTIONS = 16
 """Of the noise, looked along at once."""
 POINTS = 2 * MOST_DIRECTIONS + 1
-"""At most so many points a datum go together."""
+"""At most so many points per datum go together."""
 
 
 @dataclass(frozen=True)
-class Points:
+class SphericalRadialRule:
     """Standard normal noise for each datum, chosen so that little of a mean is left to chance.
 
     The centre, and k orthogonal directions u in d dimensions, at random, to a random distance r
@@ -56,7 +56,7 @@ class Points:
     seed: int
 
     @classmethod
-    def draw(cls, size: int, x: Float[Tensor, "B D"]) -> "Points":
+    def draw(cls, size: int, x: Float[Tensor, "B D"]) -> "SphericalRadialRule":
         """Points of noise of d = ``size`` dimensions, for each row of x."""
         seed = int(torch.randint(2**31, ()))
         if not size:
@@ -71,7 +71,7 @@ class Points:
 
     @property
     def number(self) -> int:
-        """P, points a datum."""
+        """P, points per datum."""
         return POINTS if self.noise is None else len(self.noise)
 
     def means(self, values: Float[Tensor, "P B"]) -> Float[Tensor, "G B"]:
@@ -83,7 +83,7 @@ class Points:
         return centre + self.noise.shape[-1] / self.square * (arms - centre)
 
 
-class Bounds:
+class CommonNoiseELBO:
     """ELBOs of guides for the same data, at points of noise that they have in common.
 
     Guides whose sites are not all made from normal noise draw as they do, from common seeds.
@@ -108,23 +108,23 @@ class Bounds:
         self.size = max(sizes) if all(sizes) else 0
 
     def _noise_size(self, guide: ProgramLike) -> int:
-        with probing(self.model, guide):
+        with dry_run(self.model, guide):
             run = run_pair(self.model, guide, self.x, self.keywords)
         drawn = [s["fn"] for s in sites(run.guide).values() if not is_delta(s["fn"])]
         shapes = [noise_shape(fn) for fn in drawn]
         return sum(shape.numel() for shape in shapes if shape) // len(self.x) * all(shapes)
 
-    def points(self) -> Points:
+    def points(self) -> SphericalRadialRule:
         """New points."""
-        return Points.draw(self.size, self.x)
+        return SphericalRadialRule.draw(self.size, self.x)
 
-    def at(self, points: Points) -> Float[Tensor, "guides G B"]:
-        """Estimates of each guide's ELBO from these points, in nats a datum."""
+    def at(self, points: SphericalRadialRule) -> Float[Tensor, "guides G B"]:
+        """Estimates of each guide's ELBO from these points, in nats per datum."""
         pairs = zip(self.guides, self.dims, strict=True)
         return torch.stack([points.means(self._weights(g, dim, points)) for g, dim in pairs])
 
     def _weights(
-        self, guide: ProgramLike, dim: int | None, points: Points
+        self, guide: ProgramLike, dim: int | None, points: SphericalRadialRule
     ) -> Float[Tensor, "P B"]:
         told, seed = (self.x, self.keywords), points.seed if points.noise is None else None
         with seeded(seed), Imposed(_Reader(points)):
@@ -135,7 +135,7 @@ class Bounds:
 class _Reader:
     """Reads the values of a guide's sites, one after another, off points of noise."""
 
-    def __init__(self, points: Points) -> None:
+    def __init__(self, points: SphericalRadialRule) -> None:
         self.noise, self.used = points.noise, 0
 
     def __call__(self, site: Any) -> Tensor | None:
@@ -148,18 +148,19 @@ class _Reader:
         return from_noise(fn, laid_out(noise, site, shape, len(shape) - len(fn.batch_shape)))
 
 
-class Search:
+class LocalOptimum:
     """The q of a family that maximises each datum's ELBO, to a tolerance.
 
-    Adam from the guide's own q; then, in blocks of steps with the gradients at :class:`Points`,
-    until a block gains less than the tolerance. Each block starts in units of the q it finds, and
-    one that loses is undone.
+    Adam from the guide's own q; then, in blocks of steps with the gradients at
+    :class:`SphericalRadialRule`, until a block gains less than the tolerance. Each block starts in
+    units of the q it finds, and one that loses is undone.
 
     Args:
         model: of the pair.
         steps: of the first search.
-        covariance: the family, see :func:`ppl_vae.evaluation.local_guides.distribution_forms.per_datum`.
-        tolerance: in nats a datum; None ends with the first search.
+        covariance: the family, see
+            :func:`ppl_vae.evaluation.local_guides.distribution_forms.per_datum`.
+        tolerance: in nats per datum; None ends with the first search.
     """
 
     STEPS = 50
@@ -171,11 +172,11 @@ class Search:
         self, model: ProgramLike, *, steps: int, covariance: str, tolerance: float | None
     ) -> None:
         self.model, self.covariance, self.tolerance = model, covariance, tolerance
-        self.refiner = Refiner(model, steps=steps, covariance=covariance)
+        self.refiner = LocalVI(model, steps=steps, covariance=covariance)
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]
-    ) -> tuple[PerDatumGuide, Float[Tensor, " B"]]:
+    ) -> tuple[LocalGuide, Float[Tensor, " B"]]:
         """The best guide of these rows, and what the last block gained for each, in nats."""
         local = self.refiner(guide, x, keywords)
         gained = torch.full((len(x),), math.nan).double()
@@ -183,8 +184,8 @@ class Search:
             return local, gained
         for _ in range(self.BLOCKS):
             further = per_datum(self.model, local, x, keywords, self.covariance)
-            bounds = Bounds(self.model, [local, further], x, keywords)
-            self._climb(further, Bounds(self.model, [further], x, keywords))
+            bounds = CommonNoiseELBO(self.model, [local, further], x, keywords)
+            self._climb(further, CommonNoiseELBO(self.model, [further], x, keywords))
             gained = self._gain(bounds)
             if float(gained.mean()) > 0:
                 local = further
@@ -192,7 +193,7 @@ class Search:
                 break
         return local, gained
 
-    def _climb(self, local: PerDatumGuide, bounds: Bounds) -> None:
+    def _climb(self, local: LocalGuide, bounds: CommonNoiseELBO) -> None:
         parameters = [p for p in local.parameters() if p.numel()]
         optimizer = torch.optim.Adam(parameters, lr=self.RATE)
         with torch.enable_grad():
@@ -207,7 +208,7 @@ class Search:
         local.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def _gain(self, bounds: Bounds) -> Float[Tensor, " B"]:
+    def _gain(self, bounds: CommonNoiseELBO) -> Float[Tensor, " B"]:
         looks = torch.cat([bounds.at(bounds.points()) for _ in range(self.LOOKS)], 1)
         before, after = looks.mean(1)
         return (after - before).cpu()

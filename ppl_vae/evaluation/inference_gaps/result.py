@@ -32,8 +32,8 @@ class Gaps(Result):
         log_likelihood: log p(x_n), exact if it was given, else estimated, in nats.
         elbo: the guide's, in nats.
         best_elbo: ELBO[q*], in nats; NaN if no q* was sought.
-        covariance: the family of q*: a covariance of :mod:`ppl_vae.guides.families`, or the class of the
-            guide's distributions, whose parameters are then all free for each datum.
+        covariance: the family of q*: a covariance of :mod:`ppl_vae.guides.families`, or the class
+            of the guide's distributions, whose parameters are then all free for each datum.
         estimate: how log p was estimated; None if it was given.
         approximation_noise: Monte Carlo standard error of log p(x_n) - ELBO[q*] of each datum,
             of both, in nats.
@@ -78,12 +78,12 @@ class Gaps(Result):
 
     @property
     def approximation(self) -> float:
-        """Mean of log p - ELBO[q*]: what the family costs, in nats a datum."""
+        """Mean of log p - ELBO[q*]: what the family costs, in nats per datum."""
         return float((self.log_likelihood - self.best_elbo).mean())
 
     @property
     def amortization(self) -> float:
-        """Mean of ELBO[q*] - ELBO[q]: what reading q off a network costs, in nats a datum."""
+        """Mean of ELBO[q*] - ELBO[q]: what reading q off a network costs, in nats per datum."""
         return math.nan if self.unsplit else float((self.best_elbo - self.elbo).mean())
 
     @property
@@ -115,7 +115,7 @@ class Gaps(Result):
 
     @property
     def remaining(self) -> float:
-        """How many nats a datum the last block of the search moved ELBO[q*].
+        """How many nats per datum the last block of the search moved ELBO[q*].
 
         About as much may be left to gain: the approximation gap may be too large by it, and the
         amortization gap too small.
@@ -163,7 +163,7 @@ class Gaps(Result):
         how = "given" if self.estimate is None else "estimated"
         return "\n".join(
             [
-                f"Gaps in nats a datum: log p {self.log_likelihood.mean():.3f} ({how}), "
+                f"Gaps in nats per datum: log p {self.log_likelihood.mean():.3f} ({how}), "
                 f"ELBO {self.elbo.mean():.3f}",
                 f"  total {_nats(self.total)} +- {self.total_error:.3f}",
                 *(f"  {line}" for line in self._parts()),
@@ -175,7 +175,7 @@ class Gaps(Result):
         if self._sought:
             yield (
                 f"approximation {_nats(self.approximation)} +- {self.approximation_error:.3f} "
-                f"(best {self.covariance} q a datum)"
+                f"(best {self.covariance} q per datum)"
             )
         if not self.unsplit:
             yield f"amortization  {_nats(self.amortization)} +- {self.amortization_error:.3f}"

@@ -145,10 +145,10 @@ def coded(
 
     Args:
         model, guide: any pair under the contract.
-        x: the whole data, with zeros in its holes.
+        x: the whole data, with zeros in place of missing values.
         mask: where it is observed; None if it is everywhere.
         rows: the rows looked at; q(z) is their mixture.
-        num_samples: draws a datum, S.
+        num_samples: draws per datum, S.
 
     Raises:
         ValueError: if a site of the guide has no density (a Delta), or one of the model a flat

@@ -47,7 +47,7 @@ def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) ->
 
     Args:
         autoencoder: with a decoder of one linear layer.
-        x: (N, D); NaN is a hole.
+        x: (N, D); NaN marks a missing value.
         tolerance: of :func:`ppl_vae.best_codes`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What codes are used for: KL a dimension, mutual information, and what the spectrum says of it.
+"""What codes are used for: KL per dimension, mutual information, and what the spectrum says of it.
 
 Two failures have opposite signs. Posterior collapse: q(z | x) is the prior whatever x is. A code
 that is not compressed: each datum has a place of its own, far out and narrow, and z is no more
@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, owner_of
-from ppl_vae.core.state import evaluating, isolated_store, seeded
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import run_pair
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.latent_space.aggregate import coded
 from ppl_vae.evaluation.latent_space.collapse_result import (
     Collapse,
@@ -39,7 +39,7 @@ def kl_by_dimension(
 ) -> Float[Tensor, " K"]:
     """KL(q(z_k | x) || p(z_k)) averaged over the data, in nats, one a latent dimension.
 
-    In closed form where it is known, else from one draw a datum. A dimension with none is not
+    In closed form where it is known, else from one draw per datum. A dimension with none is not
     used: its q is the prior for every datum (it has collapsed).
 
     Args:
@@ -52,9 +52,9 @@ def kl_by_dimension(
     Raises:
         ValueError: if q is no product over dimensions (a full covariance) or p(z) no density.
     """
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     total = torch.zeros(())
-    with isolated_store(), seeded(seed), evaluating(model, guide):
+    with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
             run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
             check_latents(run)
@@ -83,7 +83,7 @@ def collapse(
         model, guide: any pair under the contract; run in evaluation mode. All latent sites of a
             datum are its code together.
         x: the whole data, (N, D).
-        num_samples: draws a datum, S.
+        num_samples: draws per datum, S.
         noise_variance: in whose light the data's spectrum is seen; by default the model's own
             (``noise_scale``, or its likelihood's ``scale``, if that is one number).
         mask: True where x is observed; NaN in x says the same.
@@ -100,12 +100,12 @@ def collapse(
         (2019): with a datum's own density in the mixture it is a lower bound, at most log N.
         Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019): the threshold.
     """
-    x, mask = as_observed(x, mask, model=model, guide=guide)
-    num_samples = at_least("num_samples", num_samples)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    num_samples = check_int("num_samples", num_samples)
     rows = torch.arange(len(x)) if rows is None else rows
     if len(rows) < 2:
         raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
-    with isolated_store(), seeded(seed), evaluating(model, guide):
+    with isolated_store(), seeded(seed), eval_mode(model, guide):
         blocks = coded(model, guide, x, mask, rows.to(x.device), num_samples)
         parts = [(block.names(), *block.per_datum(len(rows))) for block in blocks]
     (names, *_), (_, *columns) = parts[0], zip(*parts, strict=True)
@@ -126,7 +126,7 @@ def collapse(
 def _spectrum(
     model: ProgramLike, x: Tensor, latent_dim: int, variance: float | None
 ) -> Spectrum | None:
-    owner, relative = owner_of(model), False
+    owner, relative = bound_object(model), False
     if variance is None:
         variance, x, relative = own_noise(owner, x)
     ppca = owner if isinstance(owner, PPCA) and bool(x.isnan().any()) else None

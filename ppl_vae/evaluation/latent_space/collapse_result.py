@@ -14,15 +14,15 @@ from ppl_vae.evaluation.latent_space.spectrum import Spectrum
 ACTIVE = 0.01
 """A dimension whose posterior mean varies by more over the data is active (Burda et al. 2016)."""
 OFF = 0.05
-"""Below so many nats a dimension, on average, the KL is near zero."""
+"""Below so many nats per dimension, on average, the KL is near zero."""
 NAMED = 0.5
 """From this share of data whose codes name them on, codes hardly overlap."""
 FAR = 0.1
 """An aggregate posterior is far from the prior if its moments alone cost this share of the KL."""
 ROUNDING = 1e-6
-"""Nats a datum: a mutual information that is not more is none."""
+"""Nats per datum: a mutual information that is not more is none."""
 RESOLUTION = 0.01
-"""Nats a datum: a smaller bias is not looked at."""
+"""Nats per datum: a smaller bias is not looked at."""
 SHOWN = 0.0005
 """Nats: half of the last digit that is printed."""
 COLLAPSED, NOT_COMPRESSED = "posterior collapse", "not compressed"
@@ -30,7 +30,7 @@ COLLAPSED, NOT_COMPRESSED = "posterior collapse", "not compressed"
 
 @dataclass(frozen=True, repr=False)
 class Collapse(Result):
-    """What the codes of N data hold, in nats a datum.
+    """What the codes of N data hold, in nats per datum.
 
     With q(z) = 1/N sum_m q(z | x_m), the mixture over the same N data,
 
@@ -64,7 +64,7 @@ class Collapse(Result):
             q's are known; 0 for sites whose prior is not Gaussian. KL(q(z) || p(z)) is at least
             this, and it does not depend on N.
         spectrum: the data's eigenvalues and the model's noise variance; None if it has none.
-        num_samples: draws a datum.
+        num_samples: draws per datum.
     """
 
     names: tuple[str, ...]
@@ -217,7 +217,7 @@ class Collapse(Result):
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats a datum = "
+            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats per datum = "
             f"mutual information {self.mutual_information:z.3f} ± "
             f"{self.mutual_information_error:z.3f} + KL(q(z) || p(z)) "
             f"{self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result, aligned
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 
 
@@ -51,7 +51,7 @@ def _mean(values: Float[Tensor, " N"]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, repr=False)
-class Maps(Result):
+class Embeddings(Result):
     """Maps of the same rows.
 
     Attributes:
@@ -88,7 +88,7 @@ class Maps(Result):
         return "\n".join([count, *aligned([head, *rows])])
 
 
-def compare_maps(
+def compare_embeddings(
     pairs: Mapping[str, tuple[ProgramLike, ProgramLike]],
     x: ArrayLike,
     y: Iterable[Any],
@@ -96,7 +96,7 @@ def compare_maps(
     y_test: Iterable[Any],
     *,
     neighbours: int = 5,
-) -> Maps:
+) -> Embeddings:
     """Maps of held-out rows by fitted pairs with two latent dimensions, and two numbers for each.
 
     The error says how much of a row its place on the plane keeps; the accuracy, whether classes
@@ -116,19 +116,19 @@ def compare_maps(
     """
     if not pairs:
         raise ValueError("give at least one pair")
-    at_least("neighbours", neighbours)
+    check_int("neighbours", neighbours)
     x, x_test = as_matrix(x), as_matrix(x_test, name="x_test")
     classes, labels = np.asarray(list(y)), np.asarray(list(y_test))
     if (len(classes), len(labels)) != (len(x), len(x_test)):
         raise ValueError(
-            f"y and y_test must have {len(x)} and {len(x_test)} entries, one a row; they have "
+            f"y and y_test must have {len(x)} and {len(x_test)} entries, one per row; they have "
             f"{len(classes)} and {len(labels)}"
         )
     judge = KNeighborsClassifier(neighbours)
     maps = tuple(
         _look(name, pair, x, classes, x_test, labels, judge) for name, pair in pairs.items()
     )
-    return Maps(maps, tuple(labels.tolist()), neighbours)
+    return Embeddings(maps, tuple(labels.tolist()), neighbours)
 
 
 def _look(

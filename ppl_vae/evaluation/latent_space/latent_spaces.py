@@ -53,7 +53,7 @@ class LatentSpace(Result):
         bound = "≥" if self.estimate.share_reliable < FEW_RELIABLE else ""
         share = math.floor(100 * self.estimate.share_reliable)
         value = f"{bound}{self.estimate.mean:.2f} ± {self.estimate.mean_error:.2f}"
-        return f"{value} nats a datum ({share} % reliable)"
+        return f"{value} nats per datum ({share} % reliable)"
 
 
 @dataclass(frozen=True, repr=False)

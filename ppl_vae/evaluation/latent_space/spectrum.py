@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
@@ -48,12 +48,12 @@ def spectrum(
     """The data's spectrum beside noise variances.
 
     Args:
-        x: data, (N, D); NaN is a hole.
+        x: data, (N, D); NaN marks a missing value.
         latent_dim: K.
         noise: noise variances by name.
-        ppca: a fitted model, needed where x has holes: the spectrum is then that of the sample
-            covariance's expectation under it, given what was observed. Where EM ends, the model
-            is the closed form for exactly this covariance.
+        ppca: a fitted model, needed where x has missing values: the spectrum is then that of the
+            sample covariance's expectation under it, given what was observed. Where EM ends, the
+            model is the closed form for exactly this covariance.
 
     Raises:
         ValueError: if x has NaN and there is no ppca; if K is no whole number >= 1.
@@ -62,7 +62,7 @@ def spectrum(
         Tipping, Bishop: Probabilistic principal component analysis (1999), appendix A.
         Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019).
     """
-    at_least("latent_dim", latent_dim)
+    check_int("latent_dim", latent_dim)
     if ppca is not None:
         values = torch.linalg.eigvalsh(expected_covariance(ppca, x)).flip(0).cpu().clamp(min=0)
         return Spectrum(values, latent_dim, dict(noise))
@@ -95,11 +95,11 @@ def own_noise(
 def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
     """The sample covariance over N of the whole data, expected under a model given the seen part.
 
-    The holes of a row have mean W m + mu and covariance W V W' + Psi given the row.
+    The missing values of a row have mean W m + mu and covariance W V W' + Psi given the row.
 
     Args:
         ppca: PPCA or factor analysis.
-        x: data, (N, D); NaN is a hole.
+        x: data, (N, D); NaN marks a missing value.
     """
     loadings, loc, scale = (
         value.detach().double() for value in (ppca.loadings, ppca.loc, ppca.noise_scale)
@@ -110,8 +110,8 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
         rows += len(block.values)
         values = block.values - loc
         if block.seen is not None:
-            patterns = Patterns.shared(block.seen, loc)
-            found = Solution.of(block.values, patterns, loadings, loc, variance)
+            patterns = MissingnessPatterns.shared(block.seen, loc)
+            found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
             values = torch.where(block.seen, values, found.mean @ loadings.mT)
             hidden = (~block.seen).to(loc)
             spread = patterns.spread(loadings @ found.tril) * hidden[..., None]

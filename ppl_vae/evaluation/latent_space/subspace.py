@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ppl_vae.core.results import Result
-from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 
 LinearGaussian: TypeAlias = Any
 """x ~ N(loc, W W' + Psi), with W ``loadings`` (D, K), ``loc`` (D,), and ``noise_scale``, the root
@@ -31,7 +31,7 @@ class Subspace(Result):
         axis_angles: between each column of the first and the column of the second matched to it,
             in degrees, (K,); these do depend on the rotation of the loadings.
         aligned: the second's loadings, turned onto the first's if these are as many.
-        kl: KL(first || second) between the marginals of x, in nats a datum.
+        kl: KL(first || second) between the marginals of x, in nats per datum.
     """
 
     angles: Float[Tensor, " K"]
@@ -47,7 +47,7 @@ class Subspace(Result):
     def __repr__(self) -> str:
         return (
             f"Subspace: largest principal angle {self.largest_angle:.3g} degrees, "
-            f"KL {self.kl:.4g} nats a datum"
+            f"KL {self.kl:.4g} nats per datum"
         )
 
 
@@ -100,11 +100,13 @@ def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
     w, v = (model.loadings.detach().double().cpu() for model in models)
     ours, theirs = (model.loc.detach().double().cpu() for model in models)
     s, t = (m.noise_scale.detach().double().cpu().expand(len(w)) for m in models)
-    complete, zero = Patterns.complete(theirs), torch.zeros_like(theirs)
+    complete, zero = MissingnessPatterns.complete(theirs), torch.zeros_like(theirs)
     # y' C'^-1 y = r' Psi'^-1 r + |m|^2 with r the residual and m the posterior mean given y.
-    found = Solution.with_scale(torch.cat([w.mT, (ours - theirs)[None]]), complete, v, zero, t)
+    found = LatentPosterior.with_scale(
+        torch.cat([w.mT, (ours - theirs)[None]]), complete, v, zero, t
+    )
     quadratic = (found.residual / t).square().sum() + found.mean.square().sum()
     unexplained = 1 - (v / t[:, None] @ found.tril[0]).square().sum(1)
-    own = Solution.with_scale(zero[None], complete, w, zero, s)
+    own = LatentPosterior.with_scale(zero[None], complete, w, zero, s)
     log_det = 2 * ((t / s).log().sum() + own.half_log_det[0] - found.half_log_det[0])
     return 0.5 * float(quadratic + ((s / t).square() * unexplained).sum() - len(w) + log_det)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.evaluation.prediction.predictive import code_width, decode, encode
 
 WAYS = ("linear", "spherical")
@@ -19,7 +19,7 @@ STEPS = 9
 def positions(num: int, mass: float = MASS) -> Float[Tensor, " T"]:
     """Quantiles of N(0, 1) that are equally far apart in mass, in the middle ``mass`` of it."""
     rest = (1 - mass) / 2
-    return Normal(0.0, 1.0).icdf(torch.linspace(rest, 1 - rest, at_least("num", num)).double())
+    return Normal(0.0, 1.0).icdf(torch.linspace(rest, 1 - rest, check_int("num", num)).double())
 
 
 def path(
@@ -48,13 +48,13 @@ def path(
         Shoemake: Animating rotation with quaternion curves (1985); White: Sampling generative
         networks (2016).
     """
-    choose_option("how", how, WAYS)
+    check_option("how", how, WAYS)
     if start.shape != end.shape:
         raise ValueError(
             f"start and end must have one shape; they have {tuple(start.shape)} and "
             f"{tuple(end.shape)}"
         )
-    t = torch.linspace(0, 1, at_least("num_steps", num_steps, 2)).to(start)[:, None]
+    t = torch.linspace(0, 1, check_int("num_steps", num_steps, 2)).to(start)[:, None]
     a, b = start[:, None], end[:, None]
     return torch.lerp(a, b, t) if how == "linear" else _round(a, b, t)
 
@@ -92,7 +92,8 @@ def interpolate(
     Args:
         model: any model under the contract; run in evaluation mode.
         start, end: rows of data whose codes are the means of the ``guide``'s q; or without a
-            guide the codes themselves, as :func:`ppl_vae.evaluation.prediction.predictive.encode` has them.
+            guide the codes themselves, as :func:`ppl_vae.evaluation.prediction.predictive.encode`
+            has them.
         guide: of the pair, for data.
         like: for codes, rows of data, of which only the width matters.
         num_steps: positions on the way, both ends included.

@@ -8,21 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_observed, check_support
+from ppl_vae.core.program import as_data_and_mask, check_support
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.traces import PairTraces, log_prob, run_pair, sample_dim, sites
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.models.autoencoder import Autoencoder, refuse_hiding
-from ppl_vae.networks.mlp_conv import Spread
+from ppl_vae.networks.mlp_conv import FixedScaleEncoder
 from ppl_vae.objectives.bounds import elbo
 
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 
 
 @dataclass(frozen=True, repr=False)
-class DejaVu(Result):
+class VAELimit(Result):
     """Losses of one pair of networks as a VAE with q = N(f(x), s^2 I), and as an autoencoder.
 
         -ELBO = E_q[-log p(x | z)] + E_q[-log p(z)] - H[q],    H[q] = K/2 log(2 pi e s^2)
@@ -32,11 +32,11 @@ class DejaVu(Result):
 
     Attributes:
         scales: s, standard deviations of q, (T,).
-        loss: -ELBO in nats a datum, (T,); of a flat prior no bound.
+        loss: -ELBO in nats per datum, (T,); of a flat prior no bound.
         reconstruction: E_q[-log p(x | z)], (T,).
         code: E_q[-log p(z)], (T,).
         entropy: H[q], (T,).
-        autoencoder: -log p(x, f(x)) in nats a datum, ().
+        autoencoder: -log p(x, f(x)) in nats per datum, ().
         point_reconstruction: its part -log p(x | f(x)), ().
     """
 
@@ -55,7 +55,7 @@ class DejaVu(Result):
 
     @property
     def difference(self) -> Float[Tensor, " T"]:
-        """By how much that is above the autoencoder's loss, in nats a datum."""
+        """By how much that is above the autoencoder's loss, in nats per datum."""
         return self.without_entropy - self.autoencoder
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class DejaVu(Result):
 
 
 @torch.no_grad()
-def deja_vu(
+def vae_limit(
     autoencoder: Autoencoder,
     x: ArrayLike,
     *,
@@ -80,7 +80,7 @@ def deja_vu(
     scales: Iterable[float] = SCALES,
     num_samples: int = 100,
     seed: int | None = None,
-) -> DejaVu:
+) -> VAELimit:
     """The loss of an autoencoder's networks as those of a VAE whose q has a fixed width.
 
     With ``prior="normal"`` and s = 1 the KL is |f(x)|^2 / 2: the VAE with q = N(f(x), I) *is* the
@@ -90,10 +90,10 @@ def deja_vu(
 
     Args:
         autoencoder: with an encoder.
-        x: (N, D); NaN is a hole.
+        x: (N, D); NaN marks a missing value.
         mask: True where observed.
         scales: standard deviations of q.
-        num_samples: draws of z a datum; the same noise is used for each scale.
+        num_samples: draws of z per datum; the same noise is used for each scale.
         seed: of the draws.
 
     Raises:
@@ -103,9 +103,9 @@ def deja_vu(
     scales = list(scales)
     if not scales:
         raise ValueError("scales must hold at least one standard deviation of q; it is empty")
-    at_least("num_samples", num_samples)
+    check_int("num_samples", num_samples)
     refuse_hiding(autoencoder)
-    x, mask = as_observed(x, mask, model=autoencoder.model, guide=autoencoder.guide)
+    x, mask = as_data_and_mask(x, mask, model=autoencoder.model, guide=autoencoder.guide)
     check_support(autoencoder.model, x, mask)
     pair, codes = (autoencoder.model, autoencoder.guide), autoencoder.features(x, mask=mask)
     loss = -elbo(*pair, x, mask=mask).mean()
@@ -113,7 +113,7 @@ def deja_vu(
     found = torch.stack([_terms(autoencoder, x, mask, s, num_samples, seed) for s in scales])
     width = torch.tensor(scales).to(found)
     entropy = autoencoder.latent_dim / 2 * (math.log(2 * math.pi * math.e) + 2 * width.log())
-    return DejaVu(
+    return VAELimit(
         scales=width,
         loss=found.sum(1) - entropy,
         reconstruction=found[:, 0],
@@ -133,7 +133,7 @@ def _terms(
     seed: int | None,
 ) -> Float[Tensor, " 2"]:
     # Minus the means of log p(x | z) and log p(z).
-    spread = Spread(autoencoder.encoder, scale)
+    spread = FixedScaleEncoder(autoencoder.encoder, scale)
     own, size = autoencoder.guide, autoencoder.latent_dim
     guide = AmortizedGuide(spread, size, missing=own.missing, inputs=own.inputs)
     keywords = {} if mask is None else {"mask": mask}

@@ -12,10 +12,10 @@ from torch import distributions as td
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.core.program import Density, ProgramLike
-from ppl_vae.core.state import probing
+from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import run_pair, sites
-from ppl_vae.evaluation.local_guides.per_datum_guide import PathGradient, PerDatumGuide, Place
-from ppl_vae.evaluation.local_guides.refined import LocalGuide
+from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
+from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, Place, StickTheLanding
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_latents, is_delta
 
@@ -71,7 +71,7 @@ class Form:
         Raises:
             NoForm: if its parameters cannot be freed.
         """
-        if isinstance(fn, PathGradient):
+        if isinstance(fn, StickTheLanding):
             return cls.of(fn.q)
         if is_delta(fn):
             raise NoForm("is a Delta, which has no density of its own")
@@ -219,7 +219,7 @@ def _check(form: Form, fn: Density) -> None:
         raise NoForm(f"is a {_name(fn)}, which could not be built again from its parameters")
 
 
-class FormGuide(PerDatumGuide):
+class LocalFamilyGuide(LocalGuide):
     """For every datum and site its own member of the class that a guide samples from.
 
     All parameters of the class are free for each datum, and start at those of the guide's own q.
@@ -237,7 +237,7 @@ class FormGuide(PerDatumGuide):
     def __init__(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
     ) -> None:
-        with probing(model, guide):
+        with dry_run(model, guide):
             run = run_pair(model, guide, x, keywords)
             check_latents(run)
             found = sites(run.guide)
@@ -269,7 +269,7 @@ def _tensors(form: Form) -> dict[str, Tensor]:
 
 def per_datum(
     model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any], family: str
-) -> PerDatumGuide:
+) -> LocalGuide:
     """Each datum's own q, started at a guide's: a Gaussian, or of the guide's own class.
 
     Args:
@@ -279,5 +279,5 @@ def per_datum(
         family: a covariance of :mod:`ppl_vae.guides.families`; else the guide's class is taken.
     """
     if family in COVARIANCES:
-        return LocalGuide(model, guide, x, keywords, family)
-    return FormGuide(model, guide, x, keywords)
+        return LocalGaussianGuide(model, guide, x, keywords, family)
+    return LocalFamilyGuide(model, guide, x, keywords)

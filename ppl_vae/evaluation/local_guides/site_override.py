@@ -12,7 +12,7 @@ from torch import distributions as td
 
 from ppl_vae.core.program import DATA_PLATE, Density
 from ppl_vae.core.traces import SAMPLE_PLATE, frames
-from ppl_vae.evaluation.local_guides.per_datum_guide import PathGradient
+from ppl_vae.evaluation.local_guides.local_guide import StickTheLanding
 
 
 class Imposed(Messenger):
@@ -55,7 +55,7 @@ def laid_out(
 
 def noise_shape(fn: Density) -> torch.Size | None:
     """The shape of the standard normal numbers that a draw is made from; None if of others."""
-    if isinstance(fn, PathGradient):
+    if isinstance(fn, StickTheLanding):
         return noise_shape(fn.q)
     if isinstance(fn, td.Normal | td.MultivariateNormal):
         return fn.batch_shape + fn.event_shape
@@ -69,7 +69,7 @@ def noise_shape(fn: Density) -> torch.Size | None:
 
 def from_noise(fn: Density, noise: Tensor) -> Tensor:
     """The draw that these standard normal numbers make, differentiable in fn's parameters."""
-    if isinstance(fn, PathGradient):
+    if isinstance(fn, StickTheLanding):
         return from_noise(fn.q, noise)
     if isinstance(fn, td.Normal):
         return fn.loc + fn.scale * noise

@@ -25,14 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.capture.compiled import Compiled
-from ppl_vae.capture.graph import Held, NotRecordable, disturbed, record, rolled
+from ppl_vae.capture.graph import CaptureError, ModuleTensors, permuted, perturbed, record
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import precision, validation
-from ppl_vae.core.validation import at_least, choose_option
+from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    Rails,
-    Weigher,
+    BlockRunner,
+    LogWeightSampler,
     block_size,
     rows_at_once,
 )
@@ -41,7 +41,7 @@ SCHEDULES = ("linear", "sigmoid")
 SIGMOID_END = 4.0
 """The sigmoid schedule is the logistic function between minus and plus this."""
 FEWEST_TUNING, MOST_TUNING = 8, 32
-"""Chains a datum that find the step sizes: as many as go together to measure, within these."""
+"""Chains per datum that find the step sizes: as many as go together to measure, within these."""
 TUNING_STOPS = 100
 """Temperatures at most at which step sizes are found; others take the nearest one's."""
 FEWEST_RECORDED = 400
@@ -77,18 +77,18 @@ class Annealing:
         Carlo (2015), of the schedule.
     """
 
-    temperatures: int = 500
+    num_temperatures: int = 500
     schedule: str = "sigmoid"
     leapfrog: int = 10
 
     def __post_init__(self) -> None:
-        at_least("temperatures", self.temperatures)
-        at_least("leapfrog", self.leapfrog)
-        choose_option("schedule", self.schedule, SCHEDULES)
+        check_int("num_temperatures", self.num_temperatures)
+        check_int("leapfrog", self.leapfrog)
+        check_option("schedule", self.schedule, SCHEDULES)
 
     def betas(self) -> Float[Tensor, " T1"]:
         """b_0 = 0, ..., b_T = 1, in float64."""
-        even = torch.linspace(0, 1, self.temperatures + 1, dtype=torch.float64)
+        even = torch.linspace(0, 1, self.num_temperatures + 1, dtype=torch.float64)
         if self.schedule == "linear":
             return even
         curve = torch.sigmoid(SIGMOID_END * (2 * even - 1))
@@ -96,11 +96,11 @@ class Annealing:
 
     def num_evaluations(self, chunks: int) -> int:
         """How often a block's densities are computed, with its chains in so many chunks."""
-        tuning = FIRST_MOVES + 2 * min(self.temperatures, TUNING_STOPS)
-        return (self.leapfrog + 1) * (tuning + chunks * self.temperatures)
+        tuning = FIRST_MOVES + 2 * min(self.num_temperatures, TUNING_STOPS)
+        return (self.leapfrog + 1) * (tuning + chunks * self.num_temperatures)
 
 
-class Annealer(Weigher):
+class AISWeights(LogWeightSampler):
     """Log weights of chains for blocks of data, in the place of those of single draws.
 
     Args:
@@ -114,7 +114,7 @@ class Annealer(Weigher):
 
     Attributes:
         block_size: how many data make a block.
-        num_tuning: how many chains a datum find the step sizes.
+        num_tuning: how many chains per datum find the step sizes.
         records: whether what is not compiled is run as recorded tensor code, without Pyro's
             handlers, which takes no compiling and is a few times as fast.
         accepted: the mean chance of each move, while measuring, to be accepted.
@@ -136,25 +136,25 @@ class Annealer(Weigher):
         self.block_size = min(whole, num_data)
         sizes = _chunks(num_chains, self.block_size, rows_at_once(like))
         calls = math.ceil(num_data / self.block_size) * annealing.num_evaluations(len(sizes))
-        super().__init__(model, Rails(capture, calls), numbers)
+        super().__init__(model, BlockRunner(capture, calls), numbers)
         self.num_tuning = min(max(sizes[0], FEWEST_TUNING), MOST_TUNING)
         self._usual = {sizes[0], self.num_tuning}
         self.records = capture is not False and calls >= FEWEST_RECORDED
-        self.accepted: list[Tensor] = []
+        self.filter_kwargs: list[Tensor] = []
 
     @property
     def why(self) -> str:
         """The way and the reason, and how many moves were accepted."""
-        way = self.rails.why.replace("eager:", "recorded:") if self.records else self.rails.why
-        if not self.accepted:
+        way = self.runner.why.replace("eager:", "recorded:") if self.records else self.runner.why
+        if not self.filter_kwargs:
             return way
-        return f"{way}; {float(torch.stack(self.accepted).mean()):.0%} of moves accepted"
+        return f"{way}; {float(torch.stack(self.filter_kwargs).mean()):.0%} of moves accepted"
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
     ) -> Float[Tensor, "S B"]:
         """The log weights of S chains for each of B data, in float64."""
-        return Walk(self, Path(self.model, guide, x, keywords)).forward(num_samples)
+        return AISChains(self, Path(self.model, guide, x, keywords)).forward(num_samples)
 
     def slopes(
         self, path: Path, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
@@ -178,26 +178,28 @@ class Annealer(Weigher):
             if self.records:
                 try:
                     return recorded(False)
-                except NotRecordable:
+                except CaptureError:
                     self.records = False
             return eager()
 
         # A last block, or a last few chains, are not worth compiling for.
         usual = len(points) in self._usual and points.shape[1] == self.block_size
-        return self.rails.do(lambda: recorded(self.rails.compiled), plain) if usual else eager()
+        return self.runner.do(lambda: recorded(self.runner.compiled), plain) if usual else eager()
 
 
-def _record(path: Path, held: Held, parameters: Any, buffers: Any, tensors: list[Tensor]) -> Any:
+def _record(
+    path: Path, held: ModuleTensors, parameters: Any, buffers: Any, tensors: list[Tensor]
+) -> Any:
     def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         *given, points, beta = tensors
         with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
             return path.slopes(given, points, beta)
 
-    others = disturbed(parameters), buffers, rolled(tensors)
+    others = perturbed(parameters), buffers, permuted(tensors)
     return record(pure, (parameters, buffers, tensors), others)
 
 
-class Walk:
+class AISChains:
     """Chains for one block of data, with step sizes that are found first and then stay.
 
     Chains of their own find the step sizes, so that those which measure are independent of them:
@@ -212,7 +214,7 @@ class Walk:
         steps: the step sizes at b_1, ..., b_{T-1}, (T-1, B); with T = 1 there are none to use.
     """
 
-    def __init__(self, annealer: Annealer, path: Path) -> None:
+    def __init__(self, annealer: AISWeights, path: Path) -> None:
         self.annealer, self.path = annealer, path
         points = path.start(MOST_TUNING)
         self.betas = annealer.annealing.betas().to(points.device)
@@ -220,7 +222,7 @@ class Walk:
         self.steps = self._tuned(points[: annealer.num_tuning])
 
     def forward(self, number: int) -> Float[Tensor, "S B"]:
-        """Log weights of so many chains a datum, from draws of q."""
+        """Log weights of so many chains per datum, from draws of q."""
         return torch.cat([self._weights(self.path.start(size)) for size in self._sizes(number)])
 
     def backward(self, number: int, point: Float[Tensor, "1 B K"]) -> Float[Tensor, "S B"]:
@@ -240,7 +242,7 @@ class Walk:
         for beta, width, step in zip(stops, widths[:-1], steps, strict=True):
             points, weight, chance = self._move(points, beta, step)
             total = total + width * weight.double()
-            self.annealer.accepted.append(chance.mean())
+            self.annealer.filter_kwargs.append(chance.mean())
         weight, *_ = self.annealer.slopes(self.path, points, self.betas[-1].to(points.dtype))
         return total + widths[-1] * weight.double()
 
@@ -262,9 +264,9 @@ class Walk:
         gain = new_value - value - (kick.square() - momentum.square()).sum(-1) / 2
         # NaN: the move left where densities are finite.
         gain = torch.where(gain.isnan(), -torch.inf, gain)
-        accepted = torch.rand_like(gain).log() < gain
+        filter_kwargs = torch.rand_like(gain).log() < gain
         chance = gain.clamp(max=0).exp()
-        return torch.where(accepted[..., None], new, points), weight, chance
+        return torch.where(filter_kwargs[..., None], new, points), weight, chance
 
     def _tuned(self, points: Float[Tensor, "S B K"]) -> Float[Tensor, "T B"]:
         """Step sizes at each stop, in units of q's standard deviations, that meet ACCEPTANCE."""

@@ -47,7 +47,7 @@ class _Coordinates:
 
     @property
     def width(self) -> int:
-        """Numbers a datum."""
+        """Numbers per datum."""
         return self.rest.numel()
 
     def flat(self, value: Tensor, num_rows: int) -> Float[Tensor, "S B K"]:
@@ -127,9 +127,9 @@ class Path(Block):
         if have != (needed := sum(c.width for c in latent)):
             points = [n for n, s in sites(run.guide).items() if _is_point(s["fn"])]
             raise ValueError(
-                f"the guide draws {have} numbers a datum and the model has {needed} latent ones, "
-                f"so q has no density to anneal from (point masses: {points}); use a guide with a "
-                "density, or start from the prior (guide=None)"
+                f"the guide draws {have} numbers per datum and the model has {needed} latent "
+                f"ones, so q has no density to anneal from (point masses: {points}); use a guide "
+                "with a density, or start from the prior (guide=None)"
             )
 
     def _run(
@@ -170,12 +170,12 @@ class Path(Block):
         """log q, in unconstrained space, and log w at these points, each (S, B)."""
         parts = points.split([c.width for c in self.coordinates], -1)
         natives = {c.name: c.native(p) for c, p in zip(self.coordinates, parts, strict=True)}
-        placed = _Placed(natives)
-        run = self._run(placed(self.guide), tensors, len(points), self.dim)
+        to_device = _Placed(natives)
+        run = self._run(to_device(self.guide), tensors, len(points), self.dim)
         found = sites(run.guide)
         terms = [
             run.per_datum(found[name], log_prob(found[name]) + log_jacobian)
-            for name, log_jacobian in placed.log_jacobians.items()
+            for name, log_jacobian in to_device.log_jacobians.items()
         ]
         start = torch.stack(torch.broadcast_tensors(*terms)).sum(0)
         return start, run.log_weights().expand(start.shape)

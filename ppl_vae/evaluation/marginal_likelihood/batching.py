@@ -12,21 +12,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.capture.compiled import Compiled
-from ppl_vae.capture.functional_optim import Rule, rule_of, state_of
-from ppl_vae.capture.functional_step import Inputs, Step, Trained, placed
+from ppl_vae.capture.functional_optim import (
+    FunctionalOptimizer,
+    functional_optimizer,
+    optimizer_state,
+)
+from ppl_vae.capture.functional_step import Inputs, Step, TrainState, to_device
 from ppl_vae.capture.graph import (
-    Held,
-    NotRecordable,
+    CaptureError,
+    ModuleTensors,
     bare_parameters,
-    disturbed,
+    permuted,
+    perturbed,
     record,
-    rolled,
 )
 from ppl_vae.core.program import ProgramLike, modules_of
-from ppl_vae.core.state import evaluating, precision, probing
+from ppl_vae.core.state import dry_run, eval_mode, precision
 from ppl_vae.core.traces import run_pair, sample_dim
 from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
-from ppl_vae.evaluation.local_guides.per_datum_guide import PerDatumGuide
+from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.inference.svi.capture_policy import check_capture, weighed
 
 ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
@@ -50,7 +54,7 @@ def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
 
     Args:
         x: data.
-        num_samples: draws a datum.
+        num_samples: draws per datum.
         refined: whether each block gets a guide of its own, for whose steps large blocks are
             better; an encoder runs once for all draws that go together, so that many are.
     """
@@ -58,7 +62,7 @@ def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
     return max(1, min(rows_at_once(x) // together, NUMBERS_AT_ONCE // num_samples))
 
 
-class Rails:
+class BlockRunner:
     """Which way work on blocks is done, eagerly or compiled, and why.
 
     Args:
@@ -82,7 +86,7 @@ class Rails:
                 result = fast()
                 self.why = "captured"
                 return result
-            except NotRecordable as error:
+            except CaptureError as error:
                 self.wanted = False
                 self.why = f"eager: it could not be captured: {error}"
                 warnings.warn(
@@ -109,7 +113,7 @@ class Rails:
         return time.perf_counter()
 
 
-class Weigher:
+class LogWeightSampler:
     """Log weights of blocks of data under a model and a proposal.
 
     Args:
@@ -118,15 +122,15 @@ class Weigher:
         numbers: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
     """
 
-    def __init__(self, model: ProgramLike, rails: Rails, numbers: str = "float32") -> None:
-        self.model, self.rails, self.numbers = model, rails, numbers
+    def __init__(self, model: ProgramLike, runner: BlockRunner, numbers: str = "float32") -> None:
+        self.model, self.runner, self.numbers = model, runner, numbers
         self._runs: dict[Any, Compiled] = {}
-        self._last: tuple[ProgramLike, Held] | None = None
+        self._last: tuple[ProgramLike, ModuleTensors] | None = None
 
     @property
     def why(self) -> str:
         """Which way it was done, and the reason."""
-        return self.rails.why
+        return self.runner.why
 
     def __call__(
         self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
@@ -144,37 +148,42 @@ class Weigher:
         def fast() -> Tensor:
             held = self._held(guide, eager)
             if key not in self._runs:
-                how = {"compiled": self.rails.compiled, "precision": self.numbers}
+                how = {"compiled": self.runner.compiled, "precision": self.numbers}
                 self._runs[key] = Compiled(partial(_record, block, held, draws), **how)
             values = [p.detach() for p in held.parameters]
             return self._runs[key](values, held.buffers, block.tensors).clone()
 
         calls = range(num_samples // draws)
-        found = [self.rails.do(fast, eager) if usual else eager() for _ in calls]
+        found = [self.runner.do(fast, eager) if usual else eager() for _ in calls]
         if rest := num_samples % draws:
             found.append(eager(rest))
         return torch.cat(found)
 
-    def _held(self, guide: ProgramLike, run: Callable[[], Any]) -> Held:
+    def _held(self, guide: ProgramLike, run: Callable[[], Any]) -> ModuleTensors:
         if self._last is None or self._last[0] is not guide:
             modules = modules_of(self.model, guide)
-            with probing(self.model, guide):
-                self._last = guide, Held.by(modules, bare_parameters(modules, run))
+            with dry_run(self.model, guide):
+                self._last = guide, ModuleTensors.by(modules, bare_parameters(modules, run))
         return self._last[1]
 
 
 def _record(
-    block: "Block", held: Held, draws: int, parameters: Any, buffers: Any, tensors: list[Tensor]
+    block: "Block",
+    held: ModuleTensors,
+    draws: int,
+    parameters: Any,
+    buffers: Any,
+    tensors: list[Tensor],
 ) -> Any:
     def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> Tensor:
         with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
             return block.log_weights(tensors, draws).double().expand(draws, -1)
 
-    others = disturbed(parameters), buffers, rolled(tensors)
+    others = perturbed(parameters), buffers, permuted(tensors)
     return record(pure, (parameters, buffers, tensors), others)
 
 
-class Refiner:
+class LocalVI:
     """The q of a family that maximises each datum's ELBO, started from a guide's, by Adam.
 
     Blocks are refined one after another; the model and the guide are left as they are.
@@ -182,8 +191,9 @@ class Refiner:
     Args:
         model: of the pair.
         steps: of Adam, its rate falling to zero along a cosine.
-        covariance: the family, see :func:`ppl_vae.evaluation.local_guides.distribution_forms.per_datum`.
-        num_samples: draws a datum and step.
+        covariance: the family, see
+            :func:`ppl_vae.evaluation.local_guides.distribution_forms.per_datum`.
+        num_samples: draws per datum and step.
         lr: in standard deviations of the start a step, at first.
         rails: which way it is done.
         numbers: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
@@ -197,21 +207,21 @@ class Refiner:
         covariance: str,
         num_samples: int = 8,
         lr: float = 0.1,
-        rails: Rails | None = None,
+        runner: BlockRunner | None = None,
         numbers: str = "float32",
     ) -> None:
         self.model, self.covariance, self.num_samples = model, covariance, num_samples
         self.rates = [lr * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
-        self.rails, self.numbers = rails or Rails(False, 1), numbers
+        self.runner, self.numbers = runner or BlockRunner(False, 1), numbers
         self._runs: dict[Any, Compiled] = {}
 
-    def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> PerDatumGuide:
+    def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> LocalGuide:
         """The refined guide of these rows, whose parameters do not train any more."""
         local = per_datum(self.model, guide, x, keywords, self.covariance)
         block = _Search(self, local, x, keywords)
-        with evaluating(self.model, guide), torch.enable_grad():
+        with eval_mode(self.model, guide), torch.enable_grad():
             if not self._runs or block.key in self._runs:
-                self.rails.do(lambda: self._fast(block), lambda: self._eager(block))
+                self.runner.do(lambda: self._fast(block), lambda: self._eager(block))
             else:  # a last block is not worth compiling for
                 self._eager(block)
         local.check_figures()
@@ -229,18 +239,18 @@ class Refiner:
                 block.optimizer.step()
 
     def _fast(self, block: "_Search") -> None:
-        rule: Any = rule_of(block.optimizer)
+        rule: Any = functional_optimizer(block.optimizer)
         trained = block.trained(rule)
-        states = [state_of(block.optimizer, p, rule) for p in trained.parameters]
+        states = [optimizer_state(block.optimizer, p, rule) for p in trained.parameters]
         state, _ = trained.read(states)
         step = Step(lambda values, each, beta: block.loss(values), trained)
         size = next(k for k in range(STEPS_AT_ONCE, 0, -1) if len(self.rates) % k == 0)
         if block.key not in self._runs:
-            how = {"compiled": self.rails.compiled, "precision": self.numbers}
+            how = {"compiled": self.runner.compiled, "precision": self.numbers}
             self._runs[block.key] = Compiled(step.record, **how)
-        fixed, weight = trained.fixed(), placed([1.0] * size, trained.parameters[0])
+        fixed, weight = trained.fixed(), to_device([1.0] * size, trained.parameters[0])
         for start in range(0, len(self.rates), size):
-            rates = placed(self.rates[start : start + size], trained.parameters[0])
+            rates = to_device(self.rates[start : start + size], trained.parameters[0])
             state, _ = self._runs[block.key](
                 state, Inputs(fixed, block.tensors, [], rates, weight)
             )
@@ -270,7 +280,7 @@ class Block:
         self.names, self.tensors = list(named), [x, *named.values()]
         self.dim = sample_dim(model, guide, x, keywords) if several else None
         # Local guides are of one make; only their tensors differ from block to block.
-        kind = PerDatumGuide if isinstance(guide, PerDatumGuide) else guide
+        kind = LocalGuide if isinstance(guide, LocalGuide) else guide
         self.key = kind, len(x), self.dim, *named, *self.others.items()
 
     def log_weights(self, tensors: Sequence[Tensor], number: int) -> Float[Tensor, "S B"]:
@@ -285,7 +295,7 @@ class _Search(Block):
     """A block of data and its local guide, on their way to be refined."""
 
     def __init__(
-        self, refiner: Refiner, local: PerDatumGuide, x: Tensor, keywords: dict[str, Any]
+        self, refiner: LocalVI, local: LocalGuide, x: Tensor, keywords: dict[str, Any]
     ) -> None:
         number = refiner.num_samples
         super().__init__(refiner.model, local, x, keywords, several=number > 1)
@@ -297,10 +307,10 @@ class _Search(Block):
         """Minus the sum of the data's ELBOs; they share no parameters, so each has its own."""
         return -self.log_weights(tensors, self.number).mean(0).sum()
 
-    def trained(self, rule: Rule) -> Trained:
+    def trained(self, rule: FunctionalOptimizer) -> TrainState:
         """The local guide's parameters among all that the pair holds."""
         names = {f"local {k}": p for k, p in enumerate(self.parameters)}
         modules = modules_of(self.model, self.guide)
-        with probing(self.model, self.guide):
+        with dry_run(self.model, self.guide):
             bare = bare_parameters(modules, lambda: self.loss(self.tensors))
-        return Trained(modules, names, rule, bare)
+        return TrainState(modules, names, rule, bare)

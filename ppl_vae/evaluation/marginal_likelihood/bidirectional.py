@@ -15,22 +15,22 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, accepted, as_observed
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, filter_kwargs
 from ppl_vae.core.results import Result
-from ppl_vae.core.state import evaluating, isolated_store, seeded
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites, run_pair
-from ppl_vae.core.validation import ArrayLike, at_least
-from ppl_vae.evaluation.marginal_likelihood.annealed import Annealer, Annealing, Walk
+from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_weighable
+from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
 
 @dataclass(frozen=True, repr=False)
 class Bidirectional(Result):
-    """Stochastic bounds of log p(x_n), one a datum, for data that the model drew.
+    """Stochastic bounds of log p(x_n), one per datum, for data that the model drew.
 
     Single data may cross their bounds; it is the means that are ordered, up to their errors.
 
@@ -41,7 +41,7 @@ class Bidirectional(Result):
             at least log p(x_n) in expectation.
         lower_error, upper_error: their standard errors, from the spread of the chains, in nats;
             NaN with one chain.
-        x: the data drawn, (N, D), zeros where the template has holes.
+        x: the data drawn, (N, D), zeros where the template has missing values.
         num_chains: S, each way.
         temperatures: T.
         path: how it was computed, and how many moves were accepted.
@@ -53,12 +53,12 @@ class Bidirectional(Result):
     upper_error: Float[Tensor, " N"]
     x: Float[Tensor, "N D"]
     num_chains: int
-    temperatures: int
+    num_temperatures: int
     path: str = ""
 
     @property
     def gap(self) -> float:
-        """The mean of upper - lower over the data, in nats a datum; it bounds both errors."""
+        """The mean of upper - lower over the data, in nats per datum; it bounds both errors."""
         return float((self.upper - self.lower).mean())
 
     @property
@@ -71,9 +71,9 @@ class Bidirectional(Result):
         low, high = float(self.lower.mean()), float(self.upper.mean())
         return (
             f"log-likelihood of {len(self.lower)} data that the model drew: between {low:.3f} and "
-            f"{high:.3f} nats a datum\n"
+            f"{high:.3f} nats per datum\n"
             f"  gap {self.gap:.3f} +- {self.gap_error:.3f} ({self.num_chains} chains each way, "
-            f"{self.temperatures} temperatures)"
+            f"{self.num_temperatures} temperatures)"
         )
 
 
@@ -95,9 +95,9 @@ def bidirectional(
     Args:
         model, guide: any pair under the contract whose model observes x itself; run in evaluation
             mode. Chains start from the guide's q, or with None from the prior.
-        x: rows that say how many to draw, and where the holes are, (N, D); their values are only
-            what the model is called with, and their place that which a guide looks up.
-        num_chains: chains a datum, each way.
+        x: rows that say how many to draw, and where the missing values are, (N, D); their values
+            are only what the model is called with, and their place that which a guide looks up.
+        num_chains: chains per datum, each way.
         annealing: how chains walk; by default ``Annealing()``.
         mask: True where x is observed; NaN in x says the same.
         capture: run as compiled tensor code, see :func:`~ppl_vae.log_likelihood`.
@@ -107,7 +107,8 @@ def bidirectional(
     Raises:
         ValueError: bad data or arguments; a model that observes anything else than x, or has
             factors (``pyro.factor``), of which no data can be drawn; a guide whose own sites are
-            not the model's; what :class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.Path` refuses.
+            not the model's; what
+            :class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.Path` refuses.
         FloatingPointError: if a log weight is NaN.
 
     References:
@@ -115,24 +116,24 @@ def bidirectional(
         Carlo (2015). Wu, Burda, Salakhutdinov, Grosse: On the quantitative analysis of
         decoder-based generative models (2017).
     """
-    num_chains, annealing = at_least("num_chains", num_chains), annealing or Annealing()
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+    num_chains, annealing = check_int("num_chains", num_chains), annealing or Annealing()
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     how: dict[str, Any] = {"capture": capture, "numbers": precision}
-    annealer = Annealer(model, annealing, x, len(x), num_chains, **how)
+    annealer = AISWeights(model, annealing, x, len(x), num_chains, **how)
     start = prior_guide(model) if guide is None else guide
     parts = []
-    with isolated_store(), seeded(seed), evaluating(model, start):
+    with isolated_store(), seeded(seed), eval_mode(model, start):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
             keywords = batch_keywords(x, mask, rows)
-            check_weighable(model, start, x[rows], keywords)
+            check_importance_samplable(model, start, x[rows], keywords)
             drawn, values = _draw(model, x[rows], keywords)
             path = Path(model, start, drawn, keywords)
-            point, walk = path.place(values), Walk(annealer, path)
+            point, walk = path.place(values), AISChains(annealer, path)
             lower = _bound(walk.forward(num_chains))
             upper = _bound(-walk.backward(num_chains, point))
             parts.append((lower[0], -upper[0], lower[1], upper[1], drawn.cpu()))
     low, high, low_error, high_error, drawn = map(torch.cat, zip(*parts, strict=True))
-    sizes = num_chains, annealing.temperatures
+    sizes = num_chains, annealing.num_temperatures
     return Bidirectional(low, high, low_error, high_error, drawn, *sizes, path=annealer.why)
 
 
@@ -155,7 +156,9 @@ def _draw(model: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> tuple[Tens
     run = run_pair(model, prior_guide(model), x, keywords)
     _check_observes(run, x, mask)
     names = list(data_sites(run))
-    made: Any = poutine.trace(poutine.uncondition(model)).get_trace(x, **accepted(model, keywords))
+    made: Any = poutine.trace(poutine.uncondition(model)).get_trace(
+        x, **filter_kwargs(model, keywords)
+    )
     drawn = _cells(run, [made.nodes[name] for name in names]).to(x)
     return drawn if mask is None else torch.where(mask, drawn, 0.0), made
 

@@ -26,7 +26,7 @@ class Comparison(Result):
 
     With l_mn = log p_m(x_n) and b the best model, the difference is mean_n(l_mn - l_bn) and its
     error sd_n(l_mn - l_bn) / sqrt(N): what makes a datum hard for all models cancels. All are in
-    nats a datum.
+    nats per datum.
 
     Attributes:
         names: of the models.
@@ -64,7 +64,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"held-out log p of {self.num_data} data, nats a datum ± standard error; "
+            f"held-out log p of {self.num_data} data, nats per datum ± standard error; "
             "differences to the best are paired",
             *aligned([self._cells(row) for row in range(len(self.names))]),
         ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result, aligned
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -25,7 +25,7 @@ APART = 3.0
 
 
 @dataclass(frozen=True, repr=False)
-class Opinions(Result):
+class EstimatorComparison(Result):
     """Estimates of log p(x_n) of the same data by several methods.
 
     Each is a lower bound in expectation, so that where two differ by more than their errors the
@@ -52,7 +52,7 @@ class Opinions(Result):
         return cls(dict(estimates))
 
     def difference(self, one: str, other: str) -> tuple[float, float]:
-        """Mean over the data of one less the other, and its Monte Carlo error, nats a datum."""
+        """Mean over the data of one less the other, and its Monte Carlo error, nats per datum."""
         first, second = self.estimates[one], self.estimates[other]
         mean = float((first.value - second.value).mean())
         return mean, math.hypot(_monte_carlo(first), _monte_carlo(second))
@@ -90,7 +90,7 @@ class Opinions(Result):
         number = len(next(iter(self.estimates.values())).value)
         return "\n".join(
             [
-                f"log p of {number} data by each method, nats a datum ± Monte Carlo error",
+                f"log p of {number} data by each method, nats per datum ± Monte Carlo error",
                 *aligned([self._cells(name) for name in self.estimates]),
                 *(f"  {line}" for line in self._verdict()),
             ]
@@ -120,7 +120,7 @@ class Opinions(Result):
             yield f"≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation"
 
 
-def opinions(
+def cross_check(
     model: ProgramLike,
     guide: ProgramLike,
     x: ArrayLike,
@@ -134,7 +134,7 @@ def opinions(
     capture: bool | str = "auto",
     precision: str = "float32",
     seed: int | None = None,
-) -> Opinions:
+) -> EstimatorComparison:
     """Estimate log p(x_n) by three methods that err in different ways.
 
     ``"importance"`` draws from the guide's own q, ``"refined"`` from a q refined for each datum,
@@ -143,19 +143,21 @@ def opinions(
     Args:
         model, guide: any pair under the contract.
         x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws a datum, of the first two.
+        num_samples: draws per datum, of the first two.
         refine: steps of the search for each datum's q.
-        num_chains: chains a datum, of the third.
+        num_chains: chains per datum, of the third.
         annealing: how they walk; by default ``Annealing()``.
         mask: True where x is observed; NaN in x says the same.
         rows: look at these rows of x only; by default at all.
-        capture, precision: as in :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`.
+        capture, precision: as in
+            :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`.
         seed: of the draws; each method has its own.
 
     Raises:
-        ValueError: what :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood` refuses.
+        ValueError: what :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`
+            refuses.
     """
-    at_least("refine", refine)
+    check_int("refine", refine)
 
     common = {"mask": mask, "rows": rows, "capture": capture, "precision": precision}
     methods: dict[str, dict[str, Any]] = {
@@ -168,7 +170,7 @@ def opinions(
         # Draws of their own, so that errors of differences are those of independent means.
         own = None if seed is None else seed + place
         found[name] = log_likelihood(model, guide, x, **how, **common, seed=own)
-    return Opinions.of(found)
+    return EstimatorComparison.of(found)
 
 
 def _monte_carlo(estimate: LogLikelihood) -> float:

@@ -23,9 +23,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
-from ppl_vae.core.state import probing
+from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import PairTraces, Site, frames, run_pair, sites
-from ppl_vae.evaluation.local_guides.refined import can_be_refined
+from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.evaluation.marginal_likelihood.reliability import FEWEST_COUNT
 
 MOST_RUNS = 1024
@@ -122,7 +122,7 @@ def examine(
         blocks: of data, and what the pair is told of each.
         num_samples: S.
     """
-    with probing(model, guide):
+    with dry_run(model, guide):
         run = run_pair(model, guide, *blocks[0])
     drawn, found = sites(run.guide), discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
@@ -157,7 +157,7 @@ def missed_values(
         Zeros where there is no discrete variable, and for sites with more than 1,024 values.
     """
     mass, error = torch.zeros(2, len(x), dtype=torch.float64)
-    with probing(model, guide):
+    with dry_run(model, guide):
         run = run_pair(model, guide, x, keywords)
         for name, site in discrete_sites(run).items():
             for variable in _variables(name, site):

@@ -22,11 +22,12 @@ CURVE = (64, 16, 4, 1)
 
 @dataclass(frozen=True, repr=False)
 class LogLikelihood(Result):
-    """Estimates of log p(x_n), one a datum.
+    """Estimates of log p(x_n), one per datum.
 
     An estimate is reliable if the interval ``value +- 1.96 standard_error`` is expected to cover
     log p(x_n) with a probability of 90 % at least. The verdict on each datum draws on all data of
-    the call, see :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
+    the call, see :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and
+    ``docs/reliability.md``.
 
     Attributes:
         value: log of the mean weight, in nats: log p(x_n) up to its error where ``reliable``;
@@ -37,7 +38,8 @@ class LogLikelihood(Result):
         ess: effective sample size of each datum's own weights, 1..S.
         k_hat: Pareto tail index of each datum's own weights, see
             :func:`ppl_vae.evaluation.marginal_likelihood.reliability.k_hat`.
-        reliable: the verdict, see :func:`ppl_vae.evaluation.marginal_likelihood.reliability.judge`.
+        reliable: the verdict, see
+            :func:`ppl_vae.evaluation.marginal_likelihood.reliability.judge`.
         num_samples: S, the draws of each datum; chains, if annealed.
         method: ``"importance"``, ``"prior"``, ``"annealed"``, or ``"exact"`` where there was
             nothing to estimate.
@@ -54,8 +56,9 @@ class LogLikelihood(Result):
         coverage: the expected coverage of the interval; NaN where it is not known.
         missed: posterior probability of values of discrete latent variables that the guide is
             expected to draw fewer than ten times in S, beyond its own probability of them; their
-            error is part of ``standard_error``, see :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Missed`.
-            None if no variable is discrete.
+            error is part of ``standard_error``, see
+            :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Missed`. None if no
+            variable is discrete.
         refinable: whether ``refine=`` can be asked for: it cannot with discrete variables.
     """
 
@@ -108,7 +111,7 @@ class LogLikelihood(Result):
 
     @property
     def mean(self) -> float:
-        """Over the data, in nats a datum."""
+        """Over the data, in nats per datum."""
         return float(self.value.mean())
 
     @property
@@ -142,7 +145,7 @@ class LogLikelihood(Result):
             )
         lines = [
             f"log-likelihood: {verdict}",
-            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats a datum{self._bits()} "
+            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats per datum{self._bits()} "
             f"({self.method}, {self.num_samples} draws, refine={self.refine})",
         ]
         if fewer := self.convergence[:-1]:
@@ -152,7 +155,7 @@ class LogLikelihood(Result):
         return "\n".join([*lines, *(f"  {line}" for line in told)])
 
     def _bits(self) -> str:
-        return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits a dimension"
+        return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits per dimension"
 
     def _coverage(self) -> Iterator[str]:
         if not math.isnan(covered := self.expected_coverage):

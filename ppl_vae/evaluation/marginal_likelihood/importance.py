@@ -8,14 +8,20 @@ from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, check_support, notes_of, owner_of
-from ppl_vae.core.state import evaluating, isolated_store, seeded
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
-from ppl_vae.evaluation.marginal_likelihood.annealed import Annealer, Annealing
+from ppl_vae.core.program import (
+    ProgramLike,
+    as_data_and_mask,
+    bound_object,
+    check_support,
+    notes_of,
+)
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    Rails,
-    Refiner,
-    Weigher,
+    BlockRunner,
+    LocalVI,
+    LogWeightSampler,
     block_size,
     rows_at_once,
 )
@@ -24,7 +30,7 @@ from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, log_m
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary, judge, summarise
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_weighable
+from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
 METHODS = ("importance", "prior", "annealed")
 
@@ -55,12 +61,14 @@ def log_likelihood(
             proposal; ``method="prior"`` does without one (None), ``"annealed"`` then starts from
             the prior.
         x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws a datum, S; with ``method="annealed"``, chains.
+        num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``; ``"prior"``: draws from the prior, weights p(x | z);
             ``"annealed"``: chains that walk from the guide's q, refined or not, to the posterior
-            (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors that no guide comes near.
+            (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors that no guide
+            comes near.
         refine: optimise a copy of the guide's Gaussian for every datum by so many steps first
-            (:func:`ppl_vae.evaluation.local_guides.refined.refine`). The guide itself stays as it is.
+            (:func:`ppl_vae.evaluation.local_guides.local_gaussian.refine`). The guide itself stays
+            as it is.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         annealing: how chains walk; by default ``Annealing()``.
         mask: True where x is observed; NaN in x says the same.
@@ -68,34 +76,38 @@ def log_likelihood(
         capture: run as compiled tensor code: ``"auto"`` if the time left is worth compiling;
             True from the start. Draws are those of an eager run from the same seed. What cannot
             be captured runs eagerly, with a warning.
-        precision: of float32 matrix products, see :func:`ppl_vae.core.state.precision`. Weights are
-            summed in float64 in any case.
+        precision: of float32 matrix products, see :func:`ppl_vae.core.state.precision`. Weights
+            are summed in float64 in any case.
         seed: of the draws.
 
     Raises:
-        ValueError: bad data or arguments; what :func:`ppl_vae.core.traces.check_pair` refuses; a flat
-            prior or a point for a guide (an autoencoder's); a site that chains cannot move
+        ValueError: bad data or arguments; what :func:`ppl_vae.core.traces.check_pair` refuses; a
+            flat prior or a point for a guide (an autoencoder's); a site that chains cannot move
             (:class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.Path`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
-    num_samples = at_least("num_samples", num_samples)
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+    num_samples = check_int("num_samples", num_samples)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
     rows = torch.arange(len(x)) if rows is None else rows
     size = block_size(x, num_samples, refined=refine > 0)
-    weigher = Weigher(model, Rails(capture, num_samples * len(rows) // rows_at_once(x)), precision)
+    weigher = LogWeightSampler(
+        model, BlockRunner(capture, num_samples * len(rows) // rows_at_once(x)), precision
+    )
     if method == "annealed":
         how = {"capture": capture, "numbers": precision}
-        weigher = Annealer(model, annealing or Annealing(), x, len(rows), num_samples, **how)
+        weigher = AISWeights(model, annealing or Annealing(), x, len(rows), num_samples, **how)
         size = weigher.block_size
     blocks = rows.to(x.device).split(size)
     how = {"steps": max(refine, 1), "covariance": covariance or "full", "numbers": precision}
-    refiner = Refiner(model, rails=Rails(capture, len(blocks)), **how)
+    refiner = LocalVI(model, runner=BlockRunner(capture, len(blocks)), **how)
     parts: list[WeightSummary] = []
-    with isolated_store(), seeded(seed), evaluating(model, proposal):
-        check_weighable(model, proposal, x[blocks[0]], batch_keywords(x, mask, blocks[0]))
+    with isolated_store(), seeded(seed), eval_mode(model, proposal):
+        check_importance_samplable(
+            model, proposal, x[blocks[0]], batch_keywords(x, mask, blocks[0])
+        )
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
             local = refiner(proposal, *block) if refine else proposal
@@ -108,7 +120,7 @@ def log_likelihood(
             ]
             examined = examine(model, proposal, told, num_samples)
     found = collect(parts, num_samples, method, refine, examined)
-    columns = getattr(owner_of(model), "scored_columns", slice(None))  # of a conditional model
+    columns = getattr(bound_object(model), "scored_columns", slice(None))  # of a conditional model
     cells = torch.full_like(found.value, x[:, columns].shape[1])
     if mask is not None:
         cells = mask[rows.to(x.device), columns].sum(1).to(cells)
@@ -156,7 +168,7 @@ def collect(
 def _proposal(
     model: ProgramLike, guide: ProgramLike | None, method: str, refine: int, family: str | None
 ) -> ProgramLike:
-    choose_option("method", method, METHODS)
+    check_option("method", method, METHODS)
     check_refinement(refine, family)
     if method == "prior" or (method == "annealed" and guide is None):
         if refine:
@@ -173,9 +185,9 @@ def check_refinement(refine: int, family: str | None) -> None:
     Raises:
         ValueError: if refine is no whole number >= 0, or the family is not known or not needed.
     """
-    at_least("refine", refine, 0)
+    check_int("refine", refine, 0)
     if family is not None:
-        choose_option("covariance", family, COVARIANCES)
+        check_option("covariance", family, COVARIANCES)
     if family is not None and not refine:
         raise ValueError("covariance= is the family of the refined q; it needs refine=steps")
 
@@ -197,13 +209,17 @@ def estimate(
     Raises:
         FloatingPointError: if a log weight is NaN.
     """
-    weigher = Weigher(model, Rails(False, 1))
+    weigher = LogWeightSampler(model, BlockRunner(False, 1))
     return _estimate(weigher, guide, x, keywords, num_samples)
 
 
 @torch.no_grad()
 def _estimate(
-    weigher: Weigher, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
+    weigher: LogWeightSampler,
+    guide: ProgramLike,
+    x: Tensor,
+    keywords: dict[str, Any],
+    num_samples: int,
 ) -> WeightSummary:
     weights = weigher(guide, x, keywords, num_samples)
     if bool(weights.isnan().any()):

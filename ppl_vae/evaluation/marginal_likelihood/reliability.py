@@ -205,19 +205,19 @@ def judge(
     error = spread * (1 + STUDENT / ess)
     error = error if missed is None else error.hypot(missed)
     limit = largest_tail_index(num_samples, pools.size)
-    settled = (ess >= HARDLY_VARY * total) & (summary.ess >= OWN_SHARE * total)
+    nearly_constant = (ess >= HARDLY_VARY * total) & (summary.ess >= OWN_SHARE * total)
     seldom = (pools.mean(summary.seldom) / total).sqrt()
     often = summary.tied & ((seldom <= torch.clamp(spread / 2, min=CONSTANT_SPREAD)) | complete)
-    good = torch.where(summary.tied, often, settled | (pools.tail_index <= limit))
+    good = torch.where(summary.tied, often, nearly_constant | (pools.tail_index <= limit))
     if num_samples < FEWEST_DRAWS:
-        good = settled & (summary.k_hat == 0) & (num_samples > 1)
+        good = nearly_constant & (summary.k_hat == 0) & (num_samples > 1)
     else:
         good = good & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
     good = good if missed is None else good & (missed <= LARGEST_MISSED)
     coverage = expected_coverage(pools.tail_index, num_samples, pools.size)
     # Where little was pooled, the variance of weights that hardly vary is not well known either.
     sure = 0.95 - 0.08 * FEWEST_DRAWS / max(total, FEWEST_DRAWS) / pools.size
-    coverage = coverage.nan_to_num(nan=0.0).maximum(sure).where(settled | often, coverage)
+    coverage = coverage.nan_to_num(nan=0.0).maximum(sure).where(nearly_constant | often, coverage)
     known = good | (pools.tail_index.isfinite() & ~summary.tied)
     if missed is not None:
         known = known & (missed <= LARGEST_MISSED)

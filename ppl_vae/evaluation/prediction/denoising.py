@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix
-from ppl_vae.data.image_grid import Tiles
+from ppl_vae.data.image_grid import ImageGrid
 
 NOISY = "as they are"
 
@@ -51,7 +51,9 @@ class Denoising(Result):
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
         return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
-    def tiles(self, rows: Sequence[int], image_shape: tuple[int, int] | None = None) -> Tiles:
+    def image_grid(
+        self, rows: Sequence[int], image_shape: tuple[int, int] | None = None
+    ) -> ImageGrid:
         """Some rows, clean, noisy and denoised, for :func:`ppl_vae.plots.images.denoised`.
 
         Args:
@@ -60,7 +62,7 @@ class Denoising(Result):
         """
         shown = torch.cat([self.clean[None], self.denoised])[:, list(rows)]
         down = ("clean", "noisy", *self.names[1:])
-        return Tiles.of(shown, down, [str(row) for row in rows], self.clean, image_shape)
+        return ImageGrid.of(shown, down, [str(row) for row in rows], self.clean, image_shape)
 
     def to_frame(self) -> pd.DataFrame:
         """The errors, one row a datum and one column a denoiser."""
@@ -100,8 +102,8 @@ def compare_denoisers(
         seed: of the noise.
 
     Raises:
-        ValueError: if there are no denoisers, x has holes or fewer than two rows, or one returns
-            another shape.
+        ValueError: if there are no denoisers, x has missing values or fewer than two rows, or one
+            returns another shape.
     """
     if not denoisers or NOISY in denoisers:
         raise ValueError(f"give at least one denoiser, and call none of them {NOISY!r}")

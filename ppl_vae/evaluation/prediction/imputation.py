@@ -1,8 +1,9 @@
-"""Holes filled under any pair, by self-normalised importance sampling.
+"""Missing values filled under any pair, by self-normalised importance sampling.
 
 With z_s drawn from q(z | x_obs) and w_s = p(x_obs, z_s) / q(z_s | x_obs), the conditional mean of
-a hole is sum_s w_s E[x_d | z_s] / sum_s w_s, its variance that of E[x_d | z] plus the mean of
-Var[x_d | z] under the same weights, and z drawn anew by the weights is a draw of z | x_obs.
+a missing value is sum_s w_s E[x_d | z_s] / sum_s w_s, its variance that of E[x_d | z] plus the
+mean of Var[x_d | z] under the same weights, and z drawn anew by the weights is a draw of z |
+x_obs.
 """
 
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike, as_observed, check_support
+from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike, as_data_and_mask, check_support
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.state import evaluating, isolated_store, seeded
+from ppl_vae.core.state import eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -29,11 +30,11 @@ from ppl_vae.core.traces import (
     sample_dim,
     sites,
 )
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least
-from ppl_vae.evaluation.marginal_likelihood.batching import Refiner, block_size, rows_at_once
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
+from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_weighable
+from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
 
 @torch.no_grad()
@@ -61,12 +62,14 @@ def impute(
     Args:
         model, guide: any pair under the contract whose model takes ``mask``; run in evaluation
             mode. The guide is the proposal; it need not take ``mask`` (it then sees zeros).
-        x: the whole data, (N, D); NaN is a hole. Rows are looked up by their place in it.
-        num_samples: draws of z a row with holes, S.
-        draws: how many draws to make of each row's holes, jointly: z resampled by its weights (so
-            that no more than S different ones come), and x given z drawn for each.
+        x: the whole data, (N, D); NaN marks a missing value. Rows are looked up by their place in
+            it.
+        num_samples: draws of z per row with missing values, S.
+        draws: how many draws to make of each row's missing values, jointly: z resampled by its
+            weights (so that no more than S different ones come), and x given z drawn for each.
         refine: optimise a copy of the guide's Gaussian for every row by so many steps first
-            (:class:`ppl_vae.evaluation.marginal_likelihood.batching.Refiner`). The guide itself stays as it is.
+            (:class:`ppl_vae.evaluation.marginal_likelihood.batching.LocalVI`). The guide itself
+            stays as it is.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
         seed: of the draws.
@@ -74,7 +77,8 @@ def impute(
     Returns:
         In the model's dtype, or x's own if that is finer. ``ess`` says, row by row, whether it
         may be trusted; of a guide much narrower than the posterior it says too little, which the
-        verdict of :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood` finds out.
+        verdict of :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood` finds
+        out.
 
     Raises:
         ValueError: bad data or arguments; a model that takes no ``mask``, or that observes
@@ -86,10 +90,10 @@ def impute(
         Mattei, Frellsen: MIWAE: deep generative modelling and imputation of incomplete data sets
         (2019).
     """
-    num_samples, draws = at_least("num_samples", num_samples), at_least("draws", draws, 0)
+    num_samples, draws = check_int("num_samples", num_samples), check_int("draws", draws, 0)
     check_refinement(refine, covariance)
     given = as_matrix(x)
-    x, seen = as_observed(given, mask, model=model, guide=guide)
+    x, seen = as_data_and_mask(given, mask, model=model, guide=guide)
     check_support(model, x, seen)
     kept = given.to(device=x.device, dtype=torch.promote_types(given.dtype, x.dtype))
     filled = _unfilled(kept, draws)
@@ -98,11 +102,11 @@ def impute(
     size = min(
         block_size(x, num_samples, refined=refine > 0), max(1, rows_at_once(x) // max(draws, 1))
     )
-    refiner = Refiner(model, steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), evaluating(model, guide):
+    refiner = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
+    with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
-            check_weighable(model, guide, *told)
+            check_importance_samplable(model, guide, *told)
             block = _Block(model, refiner(guide, *told) if refine else guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled
@@ -175,8 +179,8 @@ class _Sums:
         """
         if empty := int((self.total == 0).sum()):
             raise FloatingPointError(
-                f"all weights of {empty} rows with holes are zero: no draw of the guide can have "
-                "made what was observed; use refine=, or a guide that has seen such rows"
+                f"all weights of {empty} rows with missing values are zero: no draw of the guide "
+                "can have made what was observed; use refine=, or a guide that has seen such rows"
             )
         off, spread = self.first / self.total[:, None], self.second / self.total[:, None]
         variance = (spread - off.square()).clamp(min=0)
@@ -184,7 +188,7 @@ class _Sums:
 
 
 class _Block:
-    """Rows with holes under a pair, and what is drawn for them."""
+    """Rows with missing values under a pair, and what is drawn for them."""
 
     def __init__(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, told: dict[str, Any]
@@ -232,7 +236,7 @@ class _Block:
             kind = type(_innermost(site["fn"])).__name__
             raise ValueError(
                 f"site {site['name']!r} of the model ({kind}) has no mean and variance in closed "
-                "form, so its holes cannot be filled with them"
+                "form, so its missing values cannot be filled with them"
             )
         return [values.double() for values in found]
 
@@ -245,7 +249,7 @@ class _Block:
         if len(found) > 1:
             raise ValueError(
                 f"the model observes several sites, {sorted(found)}, so it is not known which "
-                "cells of x they hold; filling holes needs one site that holds x"
+                "cells of x they hold; filling missing values needs one site that holds x"
             )
         (site,) = found.values()
         value = self._cells(run, site, site["value"])[0]
@@ -256,13 +260,14 @@ class _Block:
             raise ValueError(
                 f"site {site['name']!r} of the model does not hold x as it is, (rows, "
                 f"{self.x.shape[1]}): it has shape {tuple(value.shape)}, or other values; filling "
-                "holes needs a model that observes x itself"
+                "missing values needs a model that observes x itself"
             )
         if (inner := _innermost(site["fn"])).event_shape:
             raise ValueError(
                 f"the cells of site {site['name']!r} of the model ({type(inner).__name__}) are "
-                "not independent given z, so those observed say more of the holes than z does; "
-                "filling holes needs one distribution a cell, made an event by to_event(1)"
+                "not independent given z, so those observed say more of the missing values than z "
+                "does; filling missing values needs one distribution a cell, made an event by "
+                "to_event(1)"
             )
         return site
 

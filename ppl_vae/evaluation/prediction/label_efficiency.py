@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, choose_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
 from ppl_vae.models.decoder_model import DecoderModel
@@ -24,7 +24,7 @@ NETWORKS = ("scratch", "fine-tuned", "frozen")
 LOGISTIC = "logistic regression"
 MEASURES = ("accuracy", "log_loss")
 LEVEL = 0.95
-HOLED = f"x has holes, which {LOGISTIC} does not take; it was left out"
+HOLED = f"x has missing values, which {LOGISTIC} does not take; it was left out"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PairedDifference(Result):
 
 
 @dataclass(frozen=True, repr=False)
-class FewLabels(Result):
+class LabelEfficiency(Result):
     """Classifiers from a few labels, each draw of labels scored on the same held-out rows.
 
     Intervals are over the draws of labels and of initial weights, given the pair and the held-out
@@ -64,7 +64,7 @@ class FewLabels(Result):
     Attributes:
         ways: ``"scratch"``, ``"fine-tuned"``, ``"frozen"``, ``"logistic regression"``.
         accuracy: the share of held-out rows whose class is the most probable, a way and a draw.
-        log_loss: minus the mean of log p(y | x) over held-out rows, in nats a datum.
+        log_loss: minus the mean of log p(y | x) over held-out rows, in nats per datum.
         seeds: of the draws.
         num_labels: labels in each.
         num_classes: C.
@@ -93,9 +93,9 @@ class FewLabels(Result):
         Raises:
             ValueError: if there is no such way or measure.
         """
-        values = getattr(self, choose_option("measure", measure, MEASURES))
+        values = getattr(self, check_option("measure", measure, MEASURES))
         places = [
-            self.ways.index(choose_option(name, wanted, self.ways))
+            self.ways.index(check_option(name, wanted, self.ways))
             for name, wanted in (("way", way), ("other", other))
         ]
         return PairedDifference.of(values[places[0]] - values[places[1]])
@@ -128,7 +128,7 @@ class FewLabels(Result):
             f"scored on {self.num_test} held-out rows; ±: sd over draws; paired differences to "
             f"the network from scratch, with {LEVEL:.0%} intervals"
         )
-        cells = [("", "accuracy, %", "log loss, nats a datum", "accuracy, points", "log loss")]
+        cells = [("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")]
         lines = [head, *aligned([*cells, *map(self._cells, self.ways)]), self.verdict]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
@@ -153,7 +153,7 @@ def _interval(found: PairedDifference) -> str:
     return f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
 
 
-def few_labels(
+def label_efficiency(
     pair: DecoderModel,
     x: ArrayLike,
     y: ArrayLike,
@@ -166,7 +166,7 @@ def few_labels(
     batch_size: int | None = None,
     lr: float = 3e-3,
     device: str | torch.device = "auto",
-) -> FewLabels:
+) -> LabelEfficiency:
     """Classify from a few labels: what is an encoder worth that was learned without any?
 
     For each seed the labels of some rows are drawn, and these rows alone are learned from: by
@@ -210,7 +210,7 @@ def few_labels(
             found[:, place, draw] = _scores(log_p, codes_test)
     counts = {"num_labels": num_labels, "num_classes": len(names), "num_test": len(x_test)}
     notes = (HOLED,) if holed else ()
-    return FewLabels(ways, found[0], found[1], seeds, **counts, notes=notes)
+    return LabelEfficiency(ways, found[0], found[1], seeds, **counts, notes=notes)
 
 
 def _classes(
@@ -219,7 +219,7 @@ def _classes(
     given = [np.asarray(labels) for labels in (y, y_test)]
     if (shapes := [labels.shape for labels in given]) != [(sizes[0],), (sizes[1],)]:
         raise ValueError(
-            f"y and y_test must have one class a row, {sizes}; their shapes: {shapes}"
+            f"y and y_test must have one class per row, {sizes}; their shapes: {shapes}"
         )
     names, codes = np.unique(given[0], return_inverse=True)
     places = np.searchsorted(names, given[1]).clip(max=len(names) - 1)
@@ -231,7 +231,7 @@ def _classes(
 def _check_labels(num_labels: int, num_classes: int, num_rows: int) -> None:
     if num_classes < 2:
         raise ValueError("y must have at least two classes; it has one")
-    if not num_classes <= at_least("num_labels", num_labels) <= num_rows:
+    if not num_classes <= check_int("num_labels", num_labels) <= num_rows:
         raise ValueError(
             f"num_labels must be at least the number of classes, {num_classes}, and at most that "
             f"of rows, {num_rows}; got {num_labels}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.core.results import CONDITIONAL, Result
-from ppl_vae.core.validation import ArrayLike, as_matrix, at_least, seen_cells
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.models.identifiability import undetermined_cells, undetermined_pairs
@@ -22,23 +22,24 @@ PATIENCE = 2
 """A search ends after so many numbers of latent dimensions in a row without a better one."""
 STREAM = 20_251
 TOLERANCE, MAX_ITERATIONS = 1e-5, 200
-"""Of the fits that are compared, in nats a datum: scores differ by more."""
+"""Of the fits that are compared, in nats per datum: scores differ by more."""
 
 
 @dataclass(frozen=True, repr=False)
-class HiddenCells(Result):
+class MaskedCV(Result):
     """PPCA (``"isotropic"``) and factor analysis (``"diagonal"``) on cells they did not see.
 
     Attributes:
         noise: of each model.
         latent_dim: K of each model.
         log_density: the mean over hidden cells of log p(x_nd given what is left of row n), (M,),
-            in nats a cell.
+            in nats per cell.
         error: the root mean square of x_nd - E x_nd in standard deviations of the column, (M,);
             about 1 is what the mean of the column would give.
         coverage: the share of hidden cells within 1.96 standard deviations, (M,). These take the
             fitted parameters as known, so that it falls below 95 % where rows are few
-            (:class:`~ppl_vae.core.results.Imputation` has numbers). It is the share of cells that were
+            (:class:`~ppl_vae.core.results.Imputation` has numbers). It is the share of cells that
+            were
             observed: of missing cells that rest on an undetermined covariance it says nothing,
             and ``notes`` say how many there are.
         num_hidden: how many cells were hidden.
@@ -61,7 +62,7 @@ class HiddenCells(Result):
     def __repr__(self) -> str:
         lines = [
             f"{self.num_hidden} observed cells, hidden and given the rest of their rows:",
-            f"  {'noise':9s}   K  nats a cell  error  within 1.96 sd",
+            f"  {'noise':9s}   K  nats per cell  error  within 1.96 sd",
         ]
         columns = self.noise, self.latent_dim, self.log_density, self.error, self.coverage
         for place, (noise, k, nats, error, share) in enumerate(zip(*columns, strict=True)):
@@ -71,7 +72,7 @@ class HiddenCells(Result):
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def compare_on_hidden_cells(
+def select_by_masked_cv(
     x: ArrayLike,
     *,
     mask: ArrayLike | None = None,
@@ -79,13 +80,13 @@ def compare_on_hidden_cells(
     latent_dims: Iterable[int] | None = None,
     share: float = HIDDEN_SHARE,
     seed: int = 0,
-) -> HiddenCells:
+) -> MaskedCV:
     """Fit PPCA and factor analysis without some of the observed cells, and score those.
 
     Cells are hidden at random, the same for every model; no row and no column loses all.
 
     Args:
-        x: (N, D); NaN is a hole.
+        x: (N, D); NaN marks a missing value.
         mask: True where observed.
         noises: of the models.
         latent_dims: to try with each; by default 1, 2, 3, 4, 6, 8, 12, 16, 24, ... until two in
@@ -101,7 +102,7 @@ def compare_on_hidden_cells(
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1; got {share}")
     x = as_matrix(x).detach().double()
-    seen = seen_cells(x, mask)
+    seen = observed_mask(x, mask)
     seen = torch.ones_like(x, dtype=torch.bool) if seen is None else seen
     hidden = _hidden(seen, share, seed)
     if not hidden.any():
@@ -117,7 +118,7 @@ def compare_on_hidden_cells(
         scores: list[float] = []
         for k in tried:
             try:
-                scored = _scored(x, left, hidden, noise, at_least("latent_dim", k), seed)
+                scored = _scored(x, left, hidden, noise, check_int("latent_dim", k), seed)
             except ValueError as error:
                 notes.append(f"noise={noise!r}, K = {k}: {error}")
                 break
@@ -132,7 +133,7 @@ def compare_on_hidden_cells(
     best = sizes[int(log_density.argmax())]
     notes.extend(_not_validated(x, seen, best))
     number = int(hidden.sum())
-    return HiddenCells(names, sizes, log_density, error, coverage, number, tuple(notes))
+    return MaskedCV(names, sizes, log_density, error, coverage, number, tuple(notes))
 
 
 def _not_validated(x: Tensor, seen: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _numbers(limit: float) -> Iterator[int]:
 
 
 def _hidden(seen: Bool[Tensor, "N D"], share: float, seed: int) -> Bool[Tensor, "N D"]:
-    # A stream of its own: the one of the bare seed may have made the holes.
+    # A stream of its own: the one of the bare seed may have made the missing values.
     stream = np.random.default_rng((seed, STREAM))
     draws = torch.from_numpy(stream.random(tuple(seen.shape))).to(seen.device)
     # The observed cell with the highest draw stays in each row; in each column, the two such.

@@ -11,8 +11,14 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.core.program import DATA_PLATE, ProgramLike, accepted, as_observed, placement
-from ppl_vae.core.state import evaluating, isolated_store, probing, seeded
+from ppl_vae.core.program import (
+    DATA_PLATE,
+    ProgramLike,
+    as_data_and_mask,
+    filter_kwargs,
+    placement,
+)
+from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.evaluation.local_guides.site_override import Imposed
@@ -90,14 +96,14 @@ def _one_row(like: ArrayLike) -> Float[Tensor, "1 D"]:
 
 
 def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
-    rows, seen = as_observed(like, model=model)
+    rows, seen = as_data_and_mask(like, model=model)
     place = placement(model)
 
     def anything(site: Any) -> Tensor | None:  # a flat prior cannot be drawn from
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
-    still = evaluating(model)
-    with isolated_store(), probing(model), still, Imposed(anything):
+    still = eval_mode(model)
+    with isolated_store(), dry_run(model), still, Imposed(anything):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 
@@ -110,7 +116,7 @@ def _widths(found: Mapping[str, Site]) -> dict[str, int]:
 def reconstruct(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
 ) -> Float[Tensor, "N D"]:
-    """The mean of x given the mean of q(z | x) of each of its rows, in holes too.
+    """The mean of x given the mean of q(z | x) of each of its rows, in missing values too.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
@@ -129,8 +135,8 @@ def _guide_sites(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, mask: ArrayLike | None
 ) -> dict[str, Site]:
     # Means need no draws, but a program makes them.
-    rows, seen = as_observed(x, mask, model=model, guide=guide)
-    with isolated_store(), probing(model, guide), evaluating(model, guide):
+    rows, seen = as_data_and_mask(x, mask, model=model, guide=guide)
+    with isolated_store(), dry_run(model, guide), eval_mode(model, guide):
         return sites(poutine.trace(guide).get_trace(rows, **_told(guide, rows, seen)))
 
 
@@ -148,9 +154,9 @@ def mean_data(
     Raises:
         ValueError: if the observed sites do not have x's columns.
     """
-    placed = {name: value.to(**placement(model)) for name, value in latents.items()}
-    with probing(model):
-        return _data(poutine.condition(model, data=placed), like, latents, _mean)
+    to_device = {name: value.to(**placement(model)) for name, value in latents.items()}
+    with dry_run(model):
+        return _data(poutine.condition(model, data=to_device), like, latents, _mean)
 
 
 @torch.no_grad()
@@ -178,14 +184,14 @@ def _data(
     latents: Mapping[str, Tensor],
     read: Callable[[Site], Tensor],
 ) -> Tensor:
-    rows, seen = as_observed(like, model=model)
-    with isolated_store(), evaluating(model):
+    rows, seen = as_data_and_mask(like, model=model)
+    with isolated_store(), eval_mode(model):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
         found = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_rows_first(site, read(site)) for site in found], -1)
     if values.shape != rows.shape:
         raise ValueError(
-            f"the observed sites have {values.shape[1]} entries a datum, and x has "
+            f"the observed sites have {values.shape[1]} entries per datum, and x has "
             f"{rows.shape[1]} columns"
         )
     return values
@@ -197,7 +203,7 @@ def _mean(site: Site) -> Tensor:
 
 def _told(program: ProgramLike, rows: Tensor, mask: Tensor | None) -> dict[str, Any]:
     index = torch.arange(len(rows), device=rows.device)
-    return accepted(program, {"index": index, "num_data": len(rows), "mask": mask})
+    return filter_kwargs(program, {"index": index, "num_data": len(rows), "mask": mask})
 
 
 def _rows_first(site: Site, value: Tensor) -> Float[Tensor, "N K"]:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ppl_vae.inference.em.closed_form import conditioned, rotated
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.inference.em.state import Parameters, Position, restricted_covariance
+from ppl_vae.inference.em.state import EMState, Parameters, project_covariance
 from ppl_vae.models.eigen import Leading, product
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 
 @dataclass(frozen=True)
-class Setting:
+class CompleteProblem:
     """What stays as it is.
 
     Attributes:
@@ -38,10 +38,10 @@ class Setting:
     covariance: SampleCovariance
     noise: Noise
     family: str = "full"
-    fold: str = "expand"
+    prior_update: str = "expand"
 
 
-class CompletePosition(Position):
+class CompleteDataEM(EMState):
     """A position on complete data.
 
     W is rotated where that saves digits, unless q is diagonal, when the bound depends on it.
@@ -54,17 +54,17 @@ class CompletePosition(Position):
         squares: of r^2, (D,).
     """
 
-    def __init__(self, setting: Setting, loadings: Tensor, variance: Tensor) -> None:
+    def __init__(self, setting: CompleteProblem, loadings: Tensor, variance: Tensor) -> None:
         self.setting, self.covariance = setting, setting.covariance
         self.noise, self.family = setting.noise, setting.family
-        self.stalls = setting.family == "diagonal" and setting.fold == "none"
+        self.stalls = setting.family == "diagonal" and setting.prior_update == "none"
         loadings = loadings if self.family == "diagonal" else conditioned(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1]).to(loadings)
         precision = loadings.mT @ weighted + self.prior
         lower = torch.linalg.cholesky(precision)
-        self.posterior = restricted_covariance(precision, setting.family)
+        self.posterior = project_covariance(precision, setting.family)
         factor = self.covariance.factor
         mean = product(factor, torch.cholesky_solve(weighted.mT, lower).mT)
         residual = factor - product(mean, loadings.mT)
@@ -80,10 +80,10 @@ class CompletePosition(Position):
         self.rounding = self.noise.rounding(self.total, self.squares, variance)
         self.bound = self._bound(*self._fit(torch.zeros_like(loadings)), self.prior)
 
-    def at(self, *parameters: Tensor) -> "CompletePosition":
+    def at(self, *parameters: Tensor) -> "CompleteDataEM":
         """The position after an E-step at W and psi; mu is the sample mean."""
         loadings, _, variance = parameters
-        return CompletePosition(self.setting, loadings, variance)
+        return CompleteDataEM(self.setting, loadings, variance)
 
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d."""
@@ -97,17 +97,17 @@ class CompletePosition(Position):
         """Of Psi^-1/2 S Psi^-1/2, S the sample covariance."""
         return self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
 
-    def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regression of x on z, and the fold."""
         change = torch.cholesky_solve(self.left.mT, torch.linalg.cholesky(self.second)).mT
         squares, _ = self._fit(change)
         variance = self.noise.variance(squares, torch.ones_like(squares))
         loadings = self.loadings + change
-        if self.setting.fold == "none":
+        if self.setting.prior_update == "none":
             prior, folded = self.prior, loadings
         else:
             prior, folded = self.second, loadings @ torch.linalg.cholesky(self.second)
-        if self.setting.fold == "rotate":
+        if self.setting.prior_update == "rotate":
             folded = rotated(folded, variance)
         return self._bound(squares, variance, prior), (folded, self.loc, variance)
 

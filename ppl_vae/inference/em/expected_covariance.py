@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.models.eigen import Leading, right_singular, split_leading
-from ppl_vae.models.linear_gaussian import Patterns, Solution
+from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 
 DENSE = 256
 """For tables of more columns the covariance is compressed to some leading directions."""
@@ -112,10 +112,10 @@ def _rows(
     # Completed rows less mu; the columns of W V^1/2 in missing cells, as rows; missing cells.
     data_dim, latent_dim = loadings.shape
     for block in blocks.read(5 * data_dim * (2 + latent_dim)):
-        patterns = Patterns.complete(loc)
+        patterns = MissingnessPatterns.complete(loc)
         if block.seen is not None:
-            patterns = Patterns.shared(block.seen, loc)
-        found = Solution.of(block.values, patterns, loadings, loc, variance)
+            patterns = MissingnessPatterns.shared(block.seen, loc)
+        found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         completed, missing = block.values - loc, torch.zeros_like(loc)
         spread = completed[:0]
         if block.seen is not None:

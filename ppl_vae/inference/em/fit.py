@@ -1,8 +1,9 @@
 """Exact fits of PPCA and factor analysis: closed form, EM, PX-EM and variational EM.
 
 All EM variants are one coordinate ascent on E_q[log p(x, z)] + H[q] with q a Gaussian of a family
-for each datum. Complete data enter by their covariance alone (:mod:`ppl_vae.inference.em.complete`);
-data with holes are read in each iteration, block by block (:mod:`ppl_vae.inference.em.missing`).
+for each datum. Complete data enter by their covariance alone
+(:mod:`ppl_vae.inference.em.complete`); data with missing values are read in each iteration, block
+by block (:mod:`ppl_vae.inference.em.missing`).
 """
 
 import math
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
-from ppl_vae.core.validation import ArrayLike, at_least, choose_option
-from ppl_vae.data.column_stats import Columns
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.inference.em.closed_form import best_parameters
-from ppl_vae.inference.em.complete import CompletePosition, Setting
-from ppl_vae.inference.em.missing import HoledPosition, Holes
+from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.inference.em.run import best_of, climb
+from ppl_vae.inference.em.run import best_of, run_em
 from ppl_vae.models.identifiability import described, undetermined_pairs
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance, missing_message, summarize
@@ -64,11 +65,11 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     columns, covariance = _statistics(ppca, blocks)
     covariance = _complete(columns, covariance)
     ppca.undetermined = None
-    setting = Setting(covariance, Noise(None))
+    setting = CompleteProblem(covariance, Noise(None))
     unit_noise = torch.ones_like(covariance.mean)
     leading = covariance.leading(ppca.latent_dim, unit_noise)
     loadings, variance = best_parameters(leading, unit_noise, isotropic=True)
-    point, unit = CompletePosition(setting, loadings, variance), blocks.unit
+    point, unit = CompleteDataEM(setting, loadings, variance), blocks.unit
     scale = variance[0].sqrt()
     ppca.assign(loadings=loadings * unit, loc=covariance.mean * unit, noise_scale=scale * unit)
     seconds = time.perf_counter() - began
@@ -99,8 +100,8 @@ def fit_em(
 ) -> FitResult:
     """Fit ppca by EM, or by PX-EM, to what was observed of x.
 
-    PX-EM lets the M-step choose z's covariance R too (with holes also its mean eta), and folds
-    them back: mu <- mu + W eta, W <- W chol(R). Both are monotone. On complete data with
+    PX-EM lets the M-step choose z's covariance R too (with missing values also its mean eta), and
+    folds them back: mu <- mu + W eta, W <- W chol(R). Both are monotone. On complete data with
     isotropic noise both end at the closed form from loadings in general position; EM's scale error
     contracts by 1 - 2 r (1 - r) with r = sigma^2 / l_i, PX-EM's by r^2; neither is faster than
     (l_{K+1} / l_K)^2 in the subspace. With diagonal noise PX-EM also lets each noise variance
@@ -119,9 +120,9 @@ def fit_em(
 
     Args:
         ppca: where to start (complete data have no use for its ``loc``); fitted in place.
-        x: (N, D): a matrix, a memory map, or an iterable of blocks of rows. NaN is a hole.
-            Complete data are read once; with holes they are read in each iteration, so that
-            memory does not grow with N.
+        x: (N, D): a matrix, a memory map, or an iterable of blocks of rows. NaN marks a missing
+            value. Complete data are read once; with missing values they are read in each
+            iteration, so that memory does not grow with N.
         mask: True where observed, of the shape of a matrix or memory map.
         accelerate: PX-EM rather than EM.
         noise_floor: diagonal noise: the least noise variance of a column, as a share of its
@@ -147,8 +148,12 @@ def fit_em(
         Liu, Rubin, Wu: Parameter expansion to accelerate EM: the PX-EM algorithm (1998).
     """
     return _ascended(
-        ppca, x, mask, "PX-EM" if accelerate else "EM", fold="expand" if accelerate else "none",
-        leaping=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
+        ppca,
+        x,
+        mask,
+        "PX-EM" if accelerate else "EM",
+        prior_update="expand" if accelerate else "none",
+        accelerated=accelerate, noise_floor=noise_floor, tol=tol, max_iterations=max_iterations,
         starts=starts,
     )  # fmt: skip
 
@@ -165,13 +170,14 @@ def variational_em(
     max_iterations: int = 10_000,
     starts: int = 1,
 ) -> FitResult:
-    """Fit ppca by EM with a restricted q_i a datum, each step in closed form.
+    """Fit ppca by EM with a restricted q_i per datum, each step in closed form.
 
     The optimal mean is the posterior's; the optimal variances are 1 / P_kk (diagonal), K / tr P
     (isotropic), 1 (unit), with P = I + W' Psi^-1 W. With diagonal q it stalls in the rotation of
     W: axes i and j contract by (s2 + sqrt(a_i a_j))^2 / (l_i l_j), a = l - s2. ``rotate`` expands
     z's covariance R as PX-EM does, and then turns Psi^-1/2 W = U s V' to U s, where the best
-    diagonal q is exact; this is monotone too. With holes no rotation makes it exact for every
+    diagonal q is exact; this is monotone too. With missing values no rotation makes it exact for
+    every
     row: R is diagonal, and W is turned to where the bound is highest, by steps of Newton's that
     are taken where the bound keeps the promise of the M-step.
 
@@ -188,7 +194,7 @@ def variational_em(
     Raises:
         ValueError, FloatingPointError: as :func:`fit_em`; if ``rotate`` is set for another family.
     """
-    choose_option("covariance", covariance, COVARIANCES)
+    check_option("covariance", covariance, COVARIANCES)
     if rotate and covariance != "diagonal":
         raise ValueError(
             f"rotate=True needs covariance='diagonal', got {covariance!r}: on principal axes only "
@@ -197,7 +203,7 @@ def variational_em(
     turn = covariance == "diagonal" if rotate is None else rotate
     return _ascended(
         ppca, x, mask, f"variational EM ({covariance}{', rotating' if turn else ''})",
-        family=covariance, fold="rotate" if turn else "none",
+        family=covariance, prior_update="rotate" if turn else "none",
         noise_floor=noise_floor, tol=tol, max_iterations=max_iterations, starts=starts,
     )  # fmt: skip
 
@@ -209,47 +215,45 @@ def _ascended(
     name: str,
     *,
     family: str = "full",
-    fold: str,
-    leaping: bool = False,
+    prior_update: str,
+    accelerated: bool = False,
     noise_floor: float,
     tol: float,
     max_iterations: int,
     starts: int,
 ) -> FitResult:
     began = time.perf_counter()
-    at_least("max_iterations", max_iterations)
-    at_least("starts", starts)
+    check_int("max_iterations", max_iterations)
+    check_int("starts", starts)
     blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True)
     with threads(1):  # see summarize
         columns, covariance = _statistics(ppca, blocks)
-        noise = Noise.of(ppca, columns, noise_floor, leaping=leaping)
+        noise = Noise.of(ppca, columns, noise_floor, accelerated=accelerated)
     pairs = undetermined_pairs(blocks, ppca.latent_dim) if covariance is None else None
     known = columns.notes() + described(pairs, ppca.latent_dim)
-    missing = Holes(blocks, columns, noise, family, fold)
+    missing = MissingDataProblem(blocks, columns, noise, family, prior_update)
     ends = []
     for number in range(starts):
         loadings, loc, variance, notes = _start(ppca, columns, noise, blocks.unit, number)
-        start = partial(HoledPosition, missing, loadings, loc, variance)
+        start = partial(MissingDataEM, missing, loadings, loc, variance)
         if covariance is not None:
-            setting, notes = Setting(covariance, noise, family, fold), ()
-            start = partial(CompletePosition, setting, loadings, variance)
+            setting, notes = CompleteProblem(covariance, noise, family, prior_update), ()
+            start = partial(CompleteDataEM, setting, loadings, variance)
         with threads(1 if covariance is not None else torch.get_num_threads()):
             ends.append(
-                climb(
+                run_em(
                     start, name, tol=tol, max_iterations=max_iterations,
                     notes=known + notes, began=time.perf_counter() if number else began,
                 )
             )  # fmt: skip
-    position, found = best_of(ends)
+    state, found = best_of(ends)
     ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
-    scale, unit = noise.scale(position.variance), blocks.unit
-    ppca.assign(
-        loadings=position.loadings * unit, loc=position.loc * unit, noise_scale=scale * unit
-    )
+    scale, unit = noise.scale(state.variance), blocks.unit
+    ppca.assign(loadings=state.loadings * unit, loc=state.loc * unit, noise_scale=scale * unit)
     return found.shifted(_shift(columns, unit), 0.0)
 
 
-def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovariance | None]:
+def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
     # Sums are in float64 whatever the model's dtype, on the model's device.
     columns, covariance = summarize(blocks)
     if len(columns.mean) != ppca.data_dim:
@@ -260,20 +264,20 @@ def _statistics(ppca: PPCA, blocks: RowBlocks) -> tuple[Columns, SampleCovarianc
     return columns, covariance
 
 
-def _complete(columns: Columns, covariance: SampleCovariance | None) -> SampleCovariance:
+def _complete(columns: ColumnStats, covariance: SampleCovariance | None) -> SampleCovariance:
     if covariance is None:
         raise ValueError(missing_message(columns))
     return covariance
 
 
-def _shift(columns: Columns, unit: float) -> float:
+def _shift(columns: ColumnStats, unit: float) -> float:
     # From log p per datum in units of so much of x to that in the units of x.
     cells = int(columns.count.sum()) if unit != 1 else 0
     return -math.log(unit) * cells / columns.rows
 
 
 def _start(
-    ppca: PPCA, columns: Columns, noise: Noise, unit: float, number: int
+    ppca: PPCA, columns: ColumnStats, noise: Noise, unit: float, number: int
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     # Loadings, mean and noise variances, and a note on means that were too far off to start from:
     # those of the model; from the second start on random ones.
@@ -284,17 +288,19 @@ def _start(
     if number:
         loadings, loc, scale = _random_start(columns, noise, loadings.shape[1], number)
     variance = scale.square().expand(len(loc))
-    variance = variance if noise.floors is None else torch.maximum(variance, noise.floors)
+    variance = (
+        variance if noise.min_variance is None else torch.maximum(variance, noise.min_variance)
+    )
     far = (loc - columns.mean).square() > FAR**2 * columns.variance.max()
     moved = f"the mean of {int(far.sum())} columns was far from any data: started from the data's"
     return loadings, torch.where(far, columns.mean, loc), variance, (moved,) * bool(far.any())
 
 
 def _random_start(
-    columns: Columns, noise: Noise, latent_dim: int, number: int
+    columns: ColumnStats, noise: Noise, latent_dim: int, number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     # As PPCA.like: half of the variance is noise.
-    variance = columns.variance.mean() if noise.floors is None else columns.variance
+    variance = columns.variance.mean() if noise.min_variance is None else columns.variance
     scale = (variance / 2).sqrt()
     normal = np.random.default_rng(number).normal(size=(len(columns.mean), latent_dim))
     loadings = torch.from_numpy(normal / latent_dim**0.5).to(columns.mean)

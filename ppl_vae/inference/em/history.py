@@ -11,7 +11,7 @@ from ppl_vae.core.results import FitResult
 WITHIN_ROUNDING = "converged to rounding"
 
 
-class Trace:
+class EMHistory:
     """What the iterations gave, two half-steps each, and whether they should go on."""
 
     def __init__(self, began: float) -> None:

@@ -1,10 +1,10 @@
-"""E- and M-steps of linear-Gaussian models on data with holes, block by block.
+"""E- and M-steps of linear-Gaussian models on data with missing values, block by block.
 
 The E-step gives each row q_n = N(m_n, V_n), with m_n the posterior's mean and V_n the member of a
 family that is closest to its covariance: EM and PX-EM keep that itself, variational EM does not.
 The M-step regresses each column on (z, 1) over the rows that have it. What that needs is sums over
-rows (:class:`Sums`), so blocks of rows add up, and all of it but the residuals is one matrix
-product with the patterns of holes.
+rows (:class:`ExpectedStatistics`), so blocks of rows add up, and all of it but the residuals is
+one matrix product with the patterns of missing values.
 
 The regression is of what the last parameters left over, r_n = x_n - mu - W m_n, and gives what is
 to be added to them: nothing large is subtracted from anything large, however small the noise.
@@ -18,14 +18,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.data.column_stats import Columns
+from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import Block, RowBlocks
 from ppl_vae.inference.em.closed_form import conditioned
 from ppl_vae.inference.em.expected_covariance import expected_factor, expected_leading
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.inference.em.state import Parameters, Position, restricted_covariance
+from ppl_vae.inference.em.state import EMState, Parameters, project_covariance
 from ppl_vae.models.eigen import Leading
-from ppl_vae.models.linear_gaussian import LOG_2PI, Patterns, Solution, outer, packed, unpacked
+from ppl_vae.models.linear_gaussian import (
+    LOG_2PI,
+    LatentPosterior,
+    MissingnessPatterns,
+    outer,
+    packed,
+    unpacked,
+)
 
 LARGEST = math.pi / 8
 """Of a step of a rotation, in radians."""
@@ -34,7 +41,7 @@ VANISHED = (1e2 * torch.finfo(torch.float64).eps) ** 2
 
 
 @dataclass(frozen=True)
-class Sums:
+class ExpectedStatistics:
     """Sums over rows of what an M-step needs; m and V are mean and covariance of the row's q.
 
     With P = K (K + 1) / 2 the length of a symmetric matrix's lower triangle, the columns of
@@ -63,8 +70,12 @@ class Sums:
     ) -> Self:
         """The sums over a block of rows, each with its q of the family."""
         seen = block.seen
-        patterns = Patterns.complete(loc) if seen is None else Patterns.shared(seen, loc)
-        found = Solution.of(block.values, patterns, loadings, loc, variance)
+        patterns = (
+            MissingnessPatterns.complete(loc)
+            if seen is None
+            else MissingnessPatterns.shared(seen, loc)
+        )
+        found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(found.mean[:, :1])
         counts = patterns.collect(one)
         covariance, half_log_det, kl = _closest(found, family)
@@ -81,21 +92,21 @@ class Sums:
             turning=_turning(found.precision, counts * (family == "diagonal")),
         )
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
         pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
-        return Sums(*(mine + its for mine, its in pairs))
+        return ExpectedStatistics(*(mine + its for mine, its in pairs))
 
 
-def _closest(found: Solution, family: str) -> tuple[Tensor, Tensor, Tensor]:
+def _closest(found: LatentPosterior, family: str) -> tuple[Tensor, Tensor, Tensor]:
     # V, 1/2 log det V and KL(q || p(z | x)), one a pattern.
     if family == "full":
         half_log_det = found.half_log_det
         return found.tril @ found.tril.mT, half_log_det, torch.zeros_like(half_log_det)
-    covariance = restricted_covariance(found.precision, family)
+    covariance = project_covariance(found.precision, family)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     half_log_det = variances.log().sum(-1) / 2
-    trace = (found.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
-    kl = found.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
+    history = (found.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
+    kl = found.half_log_det - half_log_det + (history - variances.shape[-1]) / 2
     return covariance, half_log_det, kl
 
 
@@ -109,7 +120,7 @@ def _turning(
 
 
 @dataclass(frozen=True)
-class Regression:
+class MStepRegression:
     """Each column on (z, 1) over the rows that have it.
 
     Attributes:
@@ -125,7 +136,7 @@ class Regression:
     counts: Float[Tensor, " D"]
 
     @classmethod
-    def of(cls, sums: Sums, loadings: Tensor, loc: Tensor) -> Self:
+    def of(cls, sums: ExpectedStatistics, loadings: Tensor, loc: Tensor) -> Self:
         """From the sums at the parameters ``loadings`` and ``loc``."""
         spread, means, mean, counts = split(sums.by_column, loadings.shape[1])
         along = (spread @ loadings[..., None])[..., 0]  # sum V w_d
@@ -138,14 +149,15 @@ class Regression:
 
 
 def split(sums: Float[Tensor, "*B Q"], latent_dim: int) -> tuple[Tensor, ...]:
-    """Sums of V (*B, K, K), m m' (*B, K, K), m (*B, K) and 1 (*B) from a row of :class:`Sums`."""
+    """Sums of V (*B, K, K), m m' (*B, K, K), m (*B, K) and 1 (*B) from a row of
+    :class:`ExpectedStatistics`."""
     size = latent_dim * (latent_dim + 1) // 2
     spread, means, mean, count = sums.split([size, size, latent_dim, 1], -1)
     return unpacked(spread, latent_dim), unpacked(means, latent_dim), mean, count[..., 0]
 
 
 @dataclass(frozen=True)
-class Holes:
+class MissingDataProblem:
     """What stays as it is.
 
     Attributes:
@@ -160,24 +172,26 @@ class Holes:
     """
 
     blocks: RowBlocks
-    columns: Columns
+    columns: ColumnStats
     noise: Noise
     family: str = "full"
-    fold: str = "expand"
+    prior_update: str = "expand"
 
 
-class HoledPosition(Position):
-    """A position on data with holes; making one is one pass over them.
+class MissingDataEM(EMState):
+    """A position on data with missing values; making one is one pass over them.
 
     Raises:
         ValueError: if the rows are not as many as they were; if the noise is too small beside the
             loadings for float64.
     """
 
-    def __init__(self, holes: Holes, loadings: Tensor, loc: Tensor, variance: Tensor) -> None:
+    def __init__(
+        self, holes: MissingDataProblem, loadings: Tensor, loc: Tensor, variance: Tensor
+    ) -> None:
         self.holes, self.noise, self.family = holes, holes.noise, holes.family
         self.needs_steps = holes.family == "diagonal"
-        self.stalls = self.needs_steps and holes.fold == "none"
+        self.stalls = self.needs_steps and holes.prior_update == "none"
         loadings = loadings if self.needs_steps else conditioned(loadings, variance)
         self.loadings, self.loc, self.variance = loadings, loc, variance
         self.sums, self.rows = self._summed(), holes.columns.rows
@@ -193,13 +207,13 @@ class HoledPosition(Position):
         self.total = holes.columns.variance
         self.rounding = self.noise.rounding(self.total, sums.squares / counts, variance)
 
-    def _summed(self) -> Sums:
+    def _summed(self) -> ExpectedStatistics:
         data_dim, latent_dim = self.loadings.shape
         sums = None
         for block in self.holes.blocks.read(4 * data_dim + 4 * latent_dim**2):
             try:
                 parameters = self.loadings, self.loc, self.variance
-                found = Sums.of(block, *parameters, self.holes.family)
+                found = ExpectedStatistics.of(block, *parameters, self.holes.family)
             except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 largest, least = self.loadings.abs().max(), self.variance.min().sqrt()
                 raise ValueError(
@@ -211,9 +225,9 @@ class HoledPosition(Position):
         assert sums is not None
         return sums
 
-    def at(self, *parameters: Tensor) -> "HoledPosition":
+    def at(self, *parameters: Tensor) -> "MissingDataEM":
         """The position after an E-step at W, mu and psi: one pass over the data."""
-        return HoledPosition(self.holes, *parameters)
+        return MissingDataEM(self.holes, *parameters)
 
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means of r^2 and of w_d' V w_d over the rows that have the column."""
@@ -229,25 +243,25 @@ class HoledPosition(Position):
         """Of Psi^-1/2 S Psi^-1/2, S that covariance."""
         return expected_leading(self.holes.blocks, self.loadings, self.loc, self.variance)
 
-    def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regressions, and the fold.
 
         Raises:
             ValueError: if the noise has vanished: the likelihood has no maximum.
         """
-        fit = Regression.of(self.sums, self.loadings, self.loc)
+        fit = MStepRegression.of(self.sums, self.loadings, self.loc)
         variance = self.noise.variance(fit.squares, fit.counts)
         self._check_noise(variance)
         spread, means, mean, _ = split(self.sums.overall / self.rows, self.loadings.shape[1])
         loadings, loc, prior = fit.loadings, fit.loc, None
-        if self.holes.fold != "none":
+        if self.holes.prior_update != "none":
             prior = spread + means - torch.outer(mean, mean)
-            prior = prior if self.holes.fold == "expand" else prior.diagonal().diag()
+            prior = prior if self.holes.prior_update == "expand" else prior.diagonal().diag()
             loc, loadings = loc + loadings @ mean, loadings @ torch.linalg.cholesky(prior)
         after = self._bound(fit, variance, (spread + means).trace(), prior)
         return after, (loadings, loc, variance)
 
-    def bold(self, parameters: Parameters) -> Parameters | None:
+    def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
         """For rotating variational EM, W turned by a step of Newton's in every plane at once.
 
         The bound depends on the rotation by -1/2 f, f = sum_n sum_k log (P_n)_kk. A turn by t in
@@ -255,8 +269,8 @@ class HoledPosition(Position):
         f'' = sum_n 2 (P_jj / P_ii + P_ii / P_jj - 2) - 4 P_ij^2 (1 / P_ii^2 + 1 / P_jj^2). No
         rotation makes every row's precision diagonal.
         """
-        if self.holes.fold != "rotate":
-            return super().bold(parameters)
+        if self.holes.prior_update != "rotate":
+            return super().accelerated_proposal(parameters)
         loadings, loc, variance = parameters
         share, ratio, square = self.sums.turning
         slope = 2 * (share - share.mT)
@@ -275,7 +289,7 @@ class HoledPosition(Position):
             )
 
     def _bound(
-        self, fit: Regression, variance: Tensor, second: Tensor, prior: Tensor | None
+        self, fit: MStepRegression, variance: Tensor, second: Tensor, prior: Tensor | None
     ) -> Tensor:
         # E_q[log p(x, z)] + H[q] a datum at the M-step's parameters, for z ~ N(eta, prior).
         expected_x = fit.counts * (LOG_2PI + variance.log()) + fit.squares / variance

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.data.column_stats import Columns
+from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.models.ppca import PPCA
 
 FLOOR_REACHED = "noise at its floor"
@@ -24,12 +24,12 @@ class Noise:
         leaping: whether variances may leap, where the M-step would crawl.
     """
 
-    floors: Float[Tensor, " D"] | None
-    leaping: bool = False
+    min_variance: Float[Tensor, " D"] | None
+    accelerated: bool = False
 
     @classmethod
     def of(
-        cls, ppca: PPCA, columns: Columns, relative_floor: float, *, leaping: bool = False
+        cls, ppca: PPCA, columns: ColumnStats, relative_floor: float, *, accelerated: bool = False
     ) -> Self:
         """A model's, with floors relative to the variances of the columns.
 
@@ -43,17 +43,17 @@ class Noise:
             )
         if ppca.noise == "isotropic":
             return cls(None)
-        return cls(relative_floor * columns.variance, leaping)
+        return cls(relative_floor * columns.variance, accelerated)
 
     def variance(
         self, squares: Float[Tensor, " D"], counts: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
         """The variances, psi, that maximise -1/2 sum_d (counts log psi + squares / psi)."""
-        if self.floors is None:
+        if self.min_variance is None:
             return (squares.sum() / counts.sum()).expand(len(squares))
-        return torch.maximum(squares / counts, self.floors)
+        return torch.maximum(squares / counts, self.min_variance)
 
-    def leap(
+    def accelerate(
         self,
         variance: Float[Tensor, " D"],
         residual: Float[Tensor, " D"],
@@ -66,17 +66,17 @@ class Noise:
         t = (b - a) / a^2. With r = x - mu - W m, a = u / psi and b = E r^2 / psi^2, where
         u = 1 - w_d' V w_d / psi is the share of psi that z does not take: t is EM's step,
         E r^2 - u psi, over u^2, and EM crawls where u is small (as towards a floor, at 1 / t).
-        With holes a and b are means over the rows that have the column.
+        With missing values a and b are means over the rows that have the column.
 
         Args:
             variance: psi.
             residual: the mean of r^2.
             spread: the mean of w_d' V w_d, with V the covariance of z given the row.
         """
-        assert self.floors is not None
+        assert self.min_variance is not None
         own = (1 - spread / variance).clamp(min=torch.finfo(variance.dtype).eps)
         leapt = variance + (residual - own * variance) / own.square()
-        return torch.maximum(leapt, self.floors)
+        return torch.maximum(leapt, self.min_variance)
 
     def rounding(
         self,
@@ -100,11 +100,11 @@ class Noise:
 
     def scale(self, variance: Float[Tensor, " D"]) -> Tensor:
         """The model's ``noise_scale`` for these variances."""
-        return (variance[0] if self.floors is None else variance).sqrt()
+        return (variance[0] if self.min_variance is None else variance).sqrt()
 
     def notes(self, variance: Float[Tensor, " D"]) -> tuple[str, ...]:
         """Which columns have reached their floors."""
-        if self.floors is None or not (reached := variance <= self.floors).any():
+        if self.min_variance is None or not (reached := variance <= self.min_variance).any():
             return ()
         listed = ", ".join(map(str, reached.nonzero().flatten().tolist()))
         return (f"{FLOOR_REACHED} (Heywood cases): {listed}",)

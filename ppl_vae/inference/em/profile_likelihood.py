@@ -1,7 +1,8 @@
 """Factor analysis of a covariance: the noise variances at which the profile likelihood is highest.
 
 With t_1 >= t_2 >= ... the eigenvalues and u_i the eigenvectors of Psi^-1/2 S Psi^-1/2, the best
-loadings for given noise variances have a closed form (:mod:`ppl_vae.inference.em.closed_form`), and leave
+loadings for given noise variances have a closed form (:mod:`ppl_vae.inference.em.closed_form`),
+and leave
 
     f(psi) = -1/2 (D log 2 pi + sum log psi_d + sum_i t_i + sum_k (log t_k + 1 - t_k)),
 
@@ -87,7 +88,7 @@ class Profile:
 def best_noise(
     factor: Float[Tensor, "R D"],
     variance: Float[Tensor, " D"],
-    floors: Float[Tensor, " D"],
+    min_variance: Float[Tensor, " D"],
     latent_dim: int,
 ) -> Profile:
     """The profile at a maximum, found by Newton's method from psi, each variance above its floor.
@@ -102,16 +103,18 @@ def best_noise(
     """
     here = Profile.of(factor, variance, latent_dim)
     for _ in range(STEPS):
-        following = _newton(here, factor, floors, latent_dim)
+        following = _newton(here, factor, min_variance, latent_dim)
         if following is None:
             break
         here = following
     return here
 
 
-def _newton(here: Profile, factor: Tensor, floors: Tensor, latent_dim: int) -> Profile | None:
+def _newton(
+    here: Profile, factor: Tensor, min_variance: Tensor, latent_dim: int
+) -> Profile | None:
     gradient, hessian = here.derivatives()
-    free = (here.variance > floors * (1 + 1e-12)) | (gradient > 0)
+    free = (here.variance > min_variance * (1 + 1e-12)) | (gradient > 0)
     step = torch.zeros_like(gradient)
     if not bool(free.any()):
         return None
@@ -123,7 +126,7 @@ def _newton(here: Profile, factor: Tensor, floors: Tensor, latent_dim: int) -> P
         return None
     step = step.clamp(-LONGEST, LONGEST)
     for _ in range(HALVINGS):
-        moved = torch.maximum(here.variance * step.exp(), floors)
+        moved = torch.maximum(here.variance * step.exp(), min_variance)
         other = Profile.of(factor, moved, latent_dim)
         if other.height > here.height:
             return other

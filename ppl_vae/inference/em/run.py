@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ppl_vae.core.results import FitResult
-from ppl_vae.inference.em.history import WITHIN_ROUNDING, Trace, after
-from ppl_vae.inference.em.state import FINE, Position
+from ppl_vae.inference.em.history import WITHIN_ROUNDING, EMHistory, after
+from ppl_vae.inference.em.state import FINE, EMState
 
 RESTARTED = "EM stood still short of the best parameters"
 """How the note on restarts begins."""
@@ -22,7 +22,7 @@ STOOD_STILL = "because an iteration gains less than rounding"
 
 
 @dataclass
-class Climb:
+class EMRun:
     """An ascent: where it stands, and what it has seen.
 
     Attributes:
@@ -35,8 +35,8 @@ class Climb:
         gained: by each restart, in nats per datum.
     """
 
-    position: Position
-    trace: Trace
+    state: EMState
+    history: EMHistory
     tol: float
     max_iterations: int
     left: float = math.nan
@@ -50,9 +50,9 @@ class Climb:
         self._tol, stopped = self.tol, ""
         while not stopped:
             fell = self._advance()
-            rest = self._tol if self.position.settled else 0.0
-            limits = self.max_iterations, min(self.position.rounding, FINE)
-            reason = self.trace.why_stop(rest, *limits, since=self._since)
+            rest = self._tol if self.state.final else 0.0
+            limits = self.max_iterations, min(self.state.rounding, FINE)
+            reason = self.history.why_stop(rest, *limits, since=self._since)
             if fell and reason != after(self.max_iterations):
                 reason = WITHIN_ROUNDING
             stopped = self._checked(reason) if reason else ""
@@ -60,20 +60,20 @@ class Climb:
 
     def _advance(self) -> bool:
         # Whether rounding would lower the bound, in which case the position stays as it is.
-        before = self.position
-        after_m, following = before.improved()
+        before = self.state
+        after_m, following = before.step()
         slack = min(max(before.rounding, following.rounding), FINE)
         fell = not bool(following.bound >= before.bound - slack)
-        self.trace.add(before.bound, before.log_likelihood)
-        self.position = before if fell else following
-        self.trace.add(before.bound if fell else after_m, self.position.log_likelihood)
+        self.history.add(before.bound, before.log_likelihood)
+        self.state = before if fell else following
+        self.history.add(before.bound if fell else after_m, self.state.log_likelihood)
         return fell
 
     def _checked(self, reason: str) -> str:
         # Why to stop, given why the iterations may be over; or an empty string.
-        position = self.position
-        allowed = 2 * max(self.tol, position.rounding)
-        self.left, gain, other = position.certified(allowed)
+        state = self.state
+        allowed = 2 * max(self.tol, state.rounding)
+        self.left, gain, other = state.certified(allowed)
         if reason == after(self.max_iterations):
             return reason
         if self.left <= allowed:
@@ -81,7 +81,7 @@ class Climb:
             if reason == WITHIN_ROUNDING:
                 return reason
             return f"converged: under {max(self.tol, self.left):.2g} nats per datum to gain"
-        if self.trace.iterations + 1 >= self.max_iterations:
+        if self.history.iterations + 1 >= self.max_iterations:
             return after(self.max_iterations)
         if gain > allowed:
             self._restart(other, gain)
@@ -91,13 +91,13 @@ class Climb:
         self._tol /= 4
         return ""
 
-    def _restart(self, other: Position, gain: float) -> None:
+    def _restart(self, other: EMState, gain: float) -> None:
         # Entered as an iteration whose M-step leaves the bound as it is.
         self.gained += (gain,)
-        self.trace.add(self.position.bound, self.position.log_likelihood)
-        self.trace.add(self.position.bound, other.log_likelihood)
-        self.position = other
-        self._since, self._tol = self.trace.iterations, self.tol
+        self.history.add(self.state.bound, self.state.log_likelihood)
+        self.history.add(self.state.bound, other.log_likelihood)
+        self.state = other
+        self._since, self._tol = self.history.iterations, self.tol
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know of this ascent."""
@@ -110,23 +110,25 @@ class Climb:
                 f"went on from these (they gained {gained} nats per datum)",
             )
         if not self.converged:
-            gain = self.trace.bounds[-1] - self.trace.bounds[max(-3, -len(self.trace.bounds))]
+            gain = (
+                self.history.bounds[-1] - self.history.bounds[max(-3, -len(self.history.bounds))]
+            )
             why = f"the last iteration still gained {gain:.2g} nats per datum"
-            if self.left > 2 * max(self.tol, self.position.rounding):
+            if self.left > 2 * max(self.tol, self.state.rounding):
                 why = f"the objective is at least {self.left:.2g} nats per datum below its maximum"
             notes += (f"{NOT_CONVERGED}: {why}",)
-        return notes + self.position.notes()
+        return notes + self.state.notes()
 
 
-def climb(
-    start: Callable[[], Position],
+def run_em(
+    start: Callable[[], EMState],
     name: str,
     *,
     tol: float,
     max_iterations: int,
     notes: tuple[str, ...],
     began: float,
-) -> tuple[Position, FitResult]:
+) -> tuple[EMState, FitResult]:
     """Where an ascent ends, and how it went.
 
     Args:
@@ -140,29 +142,29 @@ def climb(
     Raises:
         FloatingPointError: if the first position has no finite likelihood.
     """
-    position = start()
-    if not bool(position.bound.isfinite() & position.log_likelihood.isfinite()):
+    state = start()
+    if not bool(state.bound.isfinite() & state.log_likelihood.isfinite()):
         raise FloatingPointError(
-            f"the log-likelihood of x is {float(position.log_likelihood)} where {name} starts: "
+            f"the log-likelihood of x is {float(state.log_likelihood)} where {name} starts: "
             "squares leave the range of float64 there; start from PPCA.like(x), or rescale the "
             "columns that are largest or smallest"
         )
-    ascent = Climb(position, Trace(began), tol, max_iterations)
+    ascent = EMRun(state, EMHistory(began), tol, max_iterations)
     stopped = ascent.run()
-    notes = notes + ascent.position.noise.notes(ascent.position.variance) + ascent.notes()
-    found = ascent.trace.result(
+    notes = notes + ascent.state.noise.notes(ascent.state.variance) + ascent.notes()
+    found = ascent.history.result(
         name, stopped, notes, converged=ascent.converged, certificate=max(ascent.left, 0.0)
     )
-    return ascent.position, found
+    return ascent.state, found
 
 
-def best_of(ends: list[tuple[Position, FitResult]]) -> tuple[Position, FitResult]:
+def best_of(ends: list[tuple[EMState, FitResult]]) -> tuple[EMState, FitResult]:
     """The end with the highest objective, with a note on how far below it others ended."""
     objectives = [float(found.objective[-1]) for _, found in ends]
     top = max(range(len(ends)), key=objectives.__getitem__)
-    position, found = ends[top]
+    state, found = ends[top]
     if len(ends) == 1:
-        return position, found
+        return state, found
     short = sorted(objectives[top] - value for value in objectives)
     lower = sum(gap > 10 * FINE for gap in short)
     note = f"{len(ends)} starts end within {short[-1]:.1g} nats per datum of each other"
@@ -172,4 +174,4 @@ def best_of(ends: list[tuple[Position, FitResult]]) -> tuple[Position, FitResult
             "datum below this one"
         )
     seconds = sum(found.seconds for _, found in ends)
-    return position, replace(found, notes=(*found.notes, note), seconds=seconds)
+    return state, replace(found, notes=(*found.notes, note), seconds=seconds)

@@ -25,7 +25,7 @@ Parameters: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """W (D, K), mu (D,) and psi (D,), in float64."""
 
 
-class Position:
+class EMState:
     """Where an algorithm stands after an E-step: parameters, and what the data are there.
 
     Attributes:
@@ -54,19 +54,19 @@ class Position:
     needs_steps: bool = False
     stalls: bool = False
     first: bool = True
-    settled: bool = True
+    final: bool = True
 
     @abstractmethod
-    def maximized(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The bound after an M-step, and W, mu and psi there."""
 
     @abstractmethod
-    def at(self, *parameters: Tensor) -> "Position":
+    def at(self, *parameters: Tensor) -> "EMState":
         """The position after an E-step at W, mu and psi."""
 
     @abstractmethod
     def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-        """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.leap`."""
+        """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.accelerate`."""
 
     @abstractmethod
     def factor(self) -> Float[Tensor, "R D"]:
@@ -82,40 +82,40 @@ class Position:
         In closed form. Factor analysis has none; there psi is where Newton's method comes to from
         here, or as it is if q is restricted or the columns are many.
         """
-        k, floors, variance = self.loadings.shape[1], self.noise.floors, self.variance
-        if floors is None or self.family not in EXACT or len(variance) > JACOBI_SIZE:
+        k, min_variance, variance = self.loadings.shape[1], self.noise.min_variance, self.variance
+        if min_variance is None or self.family not in EXACT or len(variance) > JACOBI_SIZE:
             leading = self.leading()
         else:
-            profile = best_noise(self.factor(), variance, floors, k)
+            profile = best_noise(self.factor(), variance, min_variance, k)
             leading, variance = profile.leading(k), profile.variance
         loadings, variance = best_parameters(
-            leading, variance, isotropic=floors is None, family=self.family
+            leading, variance, isotropic=min_variance is None, family=self.family
         )
         return loadings, self.loc, variance
 
-    def bold(self, parameters: Parameters) -> Parameters | None:
+    def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
         """What promises more than the M-step's parameters and may be worse; None if nothing does.
 
         Noise variances leap if they may.
         """
-        if not self.noise.leaping:
+        if not self.noise.accelerated:
             return None
         loadings, loc, _ = parameters
-        return loadings, loc, self.noise.leap(self.variance, *self.own_squares())
+        return loadings, loc, self.noise.accelerate(self.variance, *self.own_squares())
 
-    def improved(self) -> tuple[Float[Tensor, ""], "Position"]:
+    def step(self) -> tuple[Float[Tensor, ""], "EMState"]:
         """The bound after an M-step, and the position after the E-step that follows.
 
         From the second step on the bold parameters are taken, if there are some and if they keep
         the promise of the M-step.
         """
-        after, careful = self.maximized()
-        bold = None if self.first else self.bold(careful)
-        if bold is not None:
-            following = self._reached(*bold, settled=True)
+        after, careful = self.m_step()
+        accelerated_proposal = None if self.first else self.accelerated_proposal(careful)
+        if accelerated_proposal is not None:
+            following = self._reached(*accelerated_proposal, final=True)
             if following.bound >= after - following.rounding:
                 return after, following
-        return after, self._reached(*careful, settled=not self.noise.leaping)
+        return after, self._reached(*careful, final=not self.noise.accelerated)
 
     def notes(self) -> tuple[str, ...]:
         """What a person should know of how far the numbers here can be trusted."""
@@ -127,7 +127,7 @@ class Position:
             f"(a column's standard deviation is {ratio:.1g} times that of its noise)",
         )
 
-    def certified(self, allowed: float) -> tuple[float, float, "Position"]:
+    def certified(self, allowed: float) -> tuple[float, float, "EMState"]:
         """How far the bound is below that at the best parameters, and a position there.
 
         Where q is restricted and cells are missing, no rotation of W is best for all rows, so a
@@ -138,25 +138,23 @@ class Position:
             and the position. It gains nothing if all that is better there is the rotation, which
             the steps find by themselves.
         """
-        other = self._reached(*self.best(), settled=True)
+        other = self._reached(*self.best(), final=True)
         for _ in range(STEPS_FROM_BEST if self.needs_steps else 0):
             if other.bound > self.bound + allowed:
                 break
-            _, other = other.improved()
+            _, other = other.step()
         left = float(other.bound - self.bound)
         if not self.stalls:
             return left, left, other
         return left, min(left, float(other.log_likelihood - self.log_likelihood)), other
 
-    def _reached(self, *parameters: Tensor, settled: bool) -> "Position":
-        position = self.at(*parameters)
-        position.first, position.settled = False, settled
-        return position
+    def _reached(self, *parameters: Tensor, final: bool) -> "EMState":
+        state = self.at(*parameters)
+        state.first, state.final = False, final
+        return state
 
 
-def restricted_covariance(
-    precision: Float[Tensor, "*B K K"], family: str
-) -> Float[Tensor, "*B K K"]:
+def project_covariance(precision: Float[Tensor, "*B K K"], family: str) -> Float[Tensor, "*B K K"]:
     """The covariance of the family's Gaussian closest to N(m, precision^-1), in KL(q || p)."""
     if family == "full":
         return torch.linalg.inv(precision)

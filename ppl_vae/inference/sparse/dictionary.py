@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_observed
+from ppl_vae.core.program import as_data_and_mask
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.validation import ArrayLike, at_least
-from ppl_vae.guides.guides import MeanFieldGuide
-from ppl_vae.inference.em.history import Trace
+from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.guides.guides import PerDatumGuide
+from ppl_vae.inference.em.history import EMHistory
 from ppl_vae.inference.sparse.lasso import Lasso, linear_layer, why_no_lasso
 from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.networks.sparse_layers import Columns
+from ppl_vae.networks.sparse_layers import NormalizedColumns
 
 SWEEPS = 3
 """Over the codes for one over the columns: with more each iteration gains more, a second less."""
@@ -53,20 +53,20 @@ def fit_dictionary(
 
     Args:
         autoencoder: where to start; its decoder is set in place. A guide with a free code for
-            each row of x (``MeanFieldGuide(N, K, covariance="delta")``) gets the codes; an
+            each row of x (``PerDatumGuide(N, K, covariance="delta")``) gets the codes; an
             encoder stays as it is, to be trained by ``fit_svi``.
         x: complete data, (N, D).
         tol: stop when the objective still to be gained, extrapolated from the last three
-            iterations, falls below this many nats a datum.
+            iterations, falls below this many nats per datum.
         max_iterations: stop at the latest after so many.
 
     Returns:
-        ``objective`` is mean log p(x_n, z_n) in nats a datum: at the start's dictionary after the
-        first sweeps, then after the columns and after the codes of each iteration, (1 + 2 T,).
+        ``objective`` is mean log p(x_n, z_n) in nats per datum: at the start's dictionary after
+        the first sweeps, then after the columns and after the codes of each iteration, (1 + 2 T,).
 
     Raises:
-        ValueError: another decoder, prior or likelihood; x with holes; a guide with codes for
-            another number of rows; numbers that are not positive.
+        ValueError: another decoder, prior or likelihood; x with missing values; a guide with codes
+            for another number of rows; numbers that are not positive.
 
     References:
         Mairal, Bach, Ponce, Sapiro: Online learning for matrix factorization and sparse coding
@@ -74,20 +74,20 @@ def fit_dictionary(
         optimization (2007), of the codes.
     """
     began = time.perf_counter()
-    at_least("max_iterations", max_iterations)
+    check_int("max_iterations", max_iterations)
     if not tol > 0:
-        raise ValueError(f"tol must be positive, in nats a datum; got {tol}")
+        raise ValueError(f"tol must be positive, in nats per datum; got {tol}")
     if why := why_no_lasso(autoencoder):
         raise ValueError(why)
-    layer: Columns = linear_layer(autoencoder)
-    x, holes = as_observed(x, model=autoencoder.model)
+    layer: NormalizedColumns = linear_layer(autoencoder)
+    x, holes = as_data_and_mask(x, model=autoencoder.model)
     if holes is not None:
         raise ValueError(
             f"x has {int((~holes).sum())} missing entries: over columns of length one there is no "
-            "closed form then; fill them, or use fit_svi, whose model takes holes"
+            "closed form then; fill them, or use fit_svi, whose model takes missing values"
         )
     table = _code_table(autoencoder, len(x))
-    position, trace = _Position(autoencoder, layer, x.double()), Trace(began)
+    position, trace = _Position(autoencoder, layer, x.double()), EMHistory(began)
     stopped = position.climb(trace, tol, max_iterations)
     layer.free.copy_(position.columns)
     layer.bias.copy_(position.bias)
@@ -99,12 +99,12 @@ def fit_dictionary(
 
 def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
     guide = autoencoder.guide
-    if not isinstance(guide, MeanFieldGuide) or guide.covariance != "delta":
+    if not isinstance(guide, PerDatumGuide) or guide.covariance != "delta":
         return None
     if guide.num_data != num_rows:
         raise ValueError(
             f"the guide has a code for each of {guide.num_data} rows, x has {num_rows}; make one "
-            "for these data: MeanFieldGuide(len(x), latent_dim, covariance='delta')"
+            "for these data: PerDatumGuide(len(x), latent_dim, covariance='delta')"
         )
     return guide.loc
 
@@ -112,7 +112,9 @@ def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
 class _Position:
     """Codes (K, N), columns (D, K) and bias (D,), all float64, and what they give."""
 
-    def __init__(self, autoencoder: Autoencoder, layer: Columns, x: Float[Tensor, "N D"]) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, layer: NormalizedColumns, x: Float[Tensor, "N D"]
+    ) -> None:
         likelihood: Any = autoencoder.likelihood
         self.x, self.likelihood, self.prior = x, likelihood, autoencoder.prior()
         self.columns = layer.weight.detach().to(x, copy=True)
@@ -121,7 +123,7 @@ class _Position:
         self.threshold = autoencoder.penalty * likelihood.scale**2
         self.renewed = 0
 
-    def climb(self, trace: Trace, tol: float, max_iterations: int) -> str:
+    def climb(self, trace: EMHistory, tol: float, max_iterations: int) -> str:
         """Steps in turn, from the first codes until one of the reasons to stop, which it tells."""
         stopped = ""
         self.improve_codes(SWEEPS)
@@ -137,7 +139,7 @@ class _Position:
         trace.bounds[-1] = float(self.log_joint())  # of the codes that are handed over
         return stopped
 
-    def note(self, trace: Trace) -> float:
+    def note(self, trace: EMHistory) -> float:
         """Take down the objective."""
         value = self.log_joint()
         trace.add(value, value)

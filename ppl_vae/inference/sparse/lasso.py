@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.networks.sparse_layers import Columns
+from ppl_vae.networks.sparse_layers import NormalizedColumns
 
 LOOK = 10
 """So many sweeps between looks at how far the codes still are from the best."""
@@ -18,7 +18,7 @@ LOOK = 10
 def why_no_lasso(autoencoder: Autoencoder) -> str:
     """Why the best codes under a model are not this lasso's, or an empty string if they are."""
     layer, likelihood = linear_layer(autoencoder), autoencoder.likelihood
-    if not isinstance(layer, Columns) or layer.kind != "unit":
+    if not isinstance(layer, NormalizedColumns) or layer.kind != "unit":
         return (
             "the decoder must be one linear layer with unit columns, as "
             f"Autoencoder.linear(..., columns='unit') makes; it is {layer}"

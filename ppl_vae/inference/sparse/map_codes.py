@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_observed, check_support
+from ppl_vae.core.program import as_data_and_mask, check_support
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, mode
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.sparse.lasso import Lasso, why_no_lasso
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.sparse_layers import soft_threshold
@@ -46,8 +46,8 @@ class BestCodes(Result):
     def __repr__(self) -> str:
         done, number = int(self.converged.sum()), len(self.codes)
         return (
-            f"best codes of {number} data: log p(x, z) {self.log_joint.mean():.4f} nats a datum, "
-            f"{self.share_of_zeros:.0%} of entries zero\n"
+            f"best codes of {number} data: log p(x, z) {self.log_joint.mean():.4f} nats per "
+            f"datum, {self.share_of_zeros:.0%} of entries zero\n"
             f"  {self.steps} steps, converged for {done} of {number}"
         )
 
@@ -67,10 +67,10 @@ def best_codes(
     fixed scale this is the lasso, and what is found its optimum; with others it is a local one.
 
     Complete data under unit columns and a Laplace prior are swept by coordinate descent, in
-    float64 (:class:`~ppl_vae.inference.sparse.lasso.Lasso`). All else goes by proximal gradient steps
-    (FISTA): down the slope of -log p(x | z), or of -log p(x, z) where the prior is smooth, then
-    soft thresholding. Step lengths are found, and momentum is dropped where it leads uphill, for
-    each datum by itself.
+    float64 (:class:`~ppl_vae.inference.sparse.lasso.Lasso`). All else goes by proximal gradient
+    steps (FISTA): down the slope of -log p(x | z), or of -log p(x, z) where the prior is smooth,
+    then soft thresholding. Step lengths are found, and momentum is dropped where it leads uphill,
+    for each datum by itself.
 
     These are the codes of dictionary learning. Beside them stand those of an encoder: the log
     joint here is never below the autoencoder's ``elbo``, except by less than the tolerance, where
@@ -78,7 +78,7 @@ def best_codes(
 
     Args:
         autoencoder: its decoder, likelihood and prior are used; not its guide.
-        x: (N, D); NaN is a hole.
+        x: (N, D); NaN marks a missing value.
         mask: True where observed.
         tolerance: the largest slope that may be left, in nats a unit of z_k; where a code is
             zero, the largest by which it may exceed the penalty.
@@ -91,10 +91,10 @@ def best_codes(
         Beck, Teboulle: A fast iterative shrinkage-thresholding algorithm (2009); O'Donoghue,
         Candes: Adaptive restart for accelerated gradient schemes (2015).
     """
-    at_least("max_iterations", max_iterations)
+    check_int("max_iterations", max_iterations)
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, in nats a unit of z; got {tolerance}")
-    x, mask = as_observed(x, mask, model=autoencoder.model)
+    x, mask = as_data_and_mask(x, mask, model=autoencoder.model)
     check_support(autoencoder.model, x, mask)
 
     prior, sharp = autoencoder.prior(), autoencoder.prior_kind == "laplace"

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppl_vae.core.program import as_observed
+from ppl_vae.core.program import as_data_and_mask
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
@@ -16,7 +16,7 @@ from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
-from ppl_vae.networks.sparse_layers import Columns, Transposed
+from ppl_vae.networks.sparse_layers import NormalizedColumns, TiedEncoder
 
 ALMOST_NONE = 1e-10
 """Squared error below this share of the variance is rounding, and no noise."""
@@ -37,7 +37,7 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
         x: complete data, (N, D).
 
     Returns:
-        Its ``objective`` is log p(x | f(x)) in nats a datum, minus half the squared error over
+        Its ``objective`` is log p(x | f(x)) in nats per datum, minus half the squared error over
         sigma^2 and a constant: no bound on log p(x).
 
     Raises:
@@ -83,8 +83,8 @@ def _linear_parts(autoencoder: Autoencoder) -> tuple[Any, Any]:
             "autoencoder must be linear, as Autoencoder.linear makes it: one affine map each way"
         )
     (decode,), (encode,) = networks
-    if not isinstance(decode, nn.Linear | Columns) or not isinstance(
-        encode, nn.Linear | Transposed
+    if not isinstance(decode, nn.Linear | NormalizedColumns) or not isinstance(
+        encode, nn.Linear | TiedEncoder
     ):
         raise ValueError("autoencoder must be linear, as Autoencoder.linear makes it")
     likelihood = autoencoder.likelihood
@@ -105,7 +105,7 @@ def _linear_parts(autoencoder: Autoencoder) -> tuple[Any, Any]:
 def _assign(
     decode: Any, encode: Any, axes: Float[Tensor, "D K"], mean: Float[Tensor, " D"]
 ) -> None:
-    weights = decode.free if isinstance(decode, Columns) else decode.weight
+    weights = decode.free if isinstance(decode, NormalizedColumns) else decode.weight
     weights.copy_(axes)
     decode.bias.copy_(mean)
     if isinstance(encode, nn.Linear):
@@ -135,7 +135,7 @@ def implied_gaussian(
 
     Args:
         autoencoder: with a decoder that is an affine map, and any encoder.
-        x: the training rows, (N, D); NaN is a hole.
+        x: the training rows, (N, D); NaN marks a missing value.
         mask: True where observed.
 
     Returns:
@@ -149,7 +149,7 @@ def implied_gaussian(
         Ghosh, Sajjadi, Vergari, Black, Schölkopf: From variational to deterministic autoencoders
         (2020), of the density of codes estimated afterwards.
     """
-    x, mask = as_observed(x, mask, model=autoencoder.model, guide=autoencoder.guide)
+    x, mask = as_data_and_mask(x, mask, model=autoencoder.model, guide=autoencoder.guide)
     weights, offset = _affine(autoencoder)
     codes = autoencoder.features(x, mask=mask).double()
     seen = torch.ones_like(x) if mask is None else mask.to(x)

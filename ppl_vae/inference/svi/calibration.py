@@ -6,10 +6,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_observed, check_support, modules_of
+from ppl_vae.core.program import ProgramLike, as_data_and_mask, check_support, modules_of
 from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.traces import run_pair
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.objectives.bounds import batch_keywords
@@ -37,9 +37,9 @@ def freeze_scale(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the training data, (N, D); NaN is a hole.
+        x: the training data, (N, D); NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of z a datum; by default as many as make 20,000 rows in all.
+        num_samples: draws of z per datum; by default as many as make 20,000 rows in all.
         seed: of the draws.
 
     Raises:
@@ -48,13 +48,13 @@ def freeze_scale(
     if not _has_optimal_scale(model, guide):
         raise ValueError("the pair has no Gaussian('optimal'), so there is no scale to freeze")
     if num_samples is not None:
-        at_least("num_samples", num_samples)
-    x, mask = as_observed(x, mask, model=model, guide=guide)
+        check_int("num_samples", num_samples)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     check_support(model, x, mask)
-    survey(model, guide, x, mask, num_samples=num_samples, seed=seed)
+    calibrate(model, guide, x, mask, num_samples=num_samples, seed=seed)
 
 
-def survey(
+def calibrate(
     model: ProgramLike,
     guide: ProgramLike,
     x: Tensor,
@@ -64,14 +64,14 @@ def survey(
     seed: int | None = 0,
 ) -> None:
     """Show all rows to the likelihoods of a pair that ask for it; see :func:`freeze_scale`."""
-    if not (parts := _surveyed(model, guide)):
+    if not (parts := _needing_calibration(model, guide)):
         return
     with ExitStack() as stack:
         for context in (torch.no_grad(), isolated_store(), seeded(seed)):
             stack.enter_context(context)
         stack.enter_context(mode(model, guide, training=False))
         for part in parts:
-            stack.enter_context(part.survey())
+            stack.enter_context(part.calibrate())
         left = num_samples or -(-ENOUGH // len(x))
         while left:
             draws = min(left, max(1, ROWS_AT_ONCE // len(x)))
@@ -90,25 +90,27 @@ def frozen(
     if not _has_optimal_scale(model, guide):
         yield
         return
-    survey(model, guide, x, mask, num_samples=-(-A_LOOK // len(x)))
+    calibrate(model, guide, x, mask, num_samples=-(-A_LOOK // len(x)))
     try:
         yield
     finally:
-        thaw(model, guide)
+        unfreeze(model, guide)
 
 
-def thaw(model: ProgramLike, guide: ProgramLike) -> None:
+def unfreeze(model: ProgramLike, guide: ProgramLike) -> None:
     """Let optimal scales be those of each batch again, as a fit begins."""
-    for part in _surveyed(model, guide):
-        part.thaw()
+    for part in _needing_calibration(model, guide):
+        part.unfreeze()
 
 
 def _has_optimal_scale(model: ProgramLike, guide: ProgramLike) -> bool:
-    parts = _surveyed(model, guide)
+    parts = _needing_calibration(model, guide)
     return any(isinstance(part, Gaussian) and part.kind == "optimal" for part in parts)
 
 
-def _surveyed(model: ProgramLike, guide: ProgramLike) -> list[Likelihood]:
+def _needing_calibration(model: ProgramLike, guide: ProgramLike) -> list[Likelihood]:
     parts = (part for module in modules_of(model, guide) for part in module.modules())
-    found = {id(part): part for part in parts if isinstance(part, Likelihood) and part.surveyed}
+    found = {
+        id(part): part for part in parts if isinstance(part, Likelihood) and part.needs_calibration
+    }
     return list(found.values())

@@ -4,12 +4,12 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
-from ppl_vae.capture.graph import NotRecordable
+from ppl_vae.capture.graph import CaptureError
 from ppl_vae.inference.svi.captured_step import Captured
 from ppl_vae.inference.svi.schedule import Schedule
 
 LARGEST_UNROLL = 8
-"""Steps a call at most: more save little and compile longer."""
+"""Steps per call at most: more save little and compile longer."""
 FIRST_STEPS = 5
 """Eager steps that are not timed."""
 TIMED_STEPS = 20
@@ -57,12 +57,12 @@ def check_capture(capture: bool | str) -> bool | str:
     return capture
 
 
-class Choice:
+class CapturePolicy:
     """Which path a fit takes, and why.
 
     Args:
         wanted: ``"auto"``, True or False.
-        make: makes the fast path for so many steps a call.
+        make: makes the fast path for so many steps per call.
         schedule: of the fit.
 
     Attributes:
@@ -81,7 +81,7 @@ class Choice:
 
     @property
     def unroll(self) -> int:
-        """Steps a call."""
+        """Steps per call."""
         return 1 if self.captured is None else self.captured.unroll
 
     def look(self, done: int, elapsed: Sequence[float]) -> None:
@@ -112,11 +112,11 @@ class Choice:
         self.wanted = True
         try:
             self.captured = self.make(best_unroll(self.schedule))
-            self.why = f"captured, {self.captured.unroll} steps a call: {reason}"
-        except NotRecordable as error:
+            self.why = f"captured, {self.captured.unroll} steps per call: {reason}"
+        except CaptureError as error:
             self.refuse(error)
 
-    def refuse(self, error: NotRecordable) -> None:
+    def refuse(self, error: CaptureError) -> None:
         """Go on eagerly, and say why, once."""
         self.captured, self.wanted = None, False
         self.why = f"eager: the step could not be captured: {error}"
@@ -135,7 +135,7 @@ def _seconds_a_step(elapsed: Sequence[float]) -> float:
 
 
 def best_unroll(schedule: Schedule) -> int:
-    """How many steps a call cost least: so many come together between odd batches and looks.
+    """How many steps per call cost least: so many come together between odd batches and looks.
 
     In units of a captured step, its call costs about a half more and an eager step three.
     """

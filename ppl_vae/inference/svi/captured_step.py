@@ -7,31 +7,31 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.compiled import Compiled
-from ppl_vae.capture.functional_optim import rule_of, state_of
-from ppl_vae.capture.functional_step import Inputs, Step, Trained, placed
-from ppl_vae.capture.graph import NotRecordable
+from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
+from ppl_vae.capture.functional_step import Inputs, Step, TrainState, to_device
+from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.program import modules_of
-from ppl_vae.inference.svi.minibatch import Batch, Update
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep
 
 
 class Captured:
-    """Several steps a call as compiled tensor code, on the state of an :class:`Update`.
+    """Several steps per call as compiled tensor code, on the state of an :class:`OptimizerStep`.
 
     Args:
         batch, update: the two halves of a step, as they run eagerly.
         named: the parameters by name.
-        unroll: steps a call.
+        unroll: steps per call.
         compiled: whether to compile what is recorded; without, it is slow, and the same.
         options: of the compiler.
 
     Raises:
-        NotRecordable: if the step is no pure function of tensors, or the optimizer has no rule.
+        CaptureError: if the step is no pure function of tensors, or the optimizer has no rule.
     """
 
     def __init__(
         self,
-        batch: Batch,
-        update: Update,
+        batch: MinibatchObjective,
+        update: OptimizerStep,
         named: dict[str, Tensor],
         unroll: int,
         *,
@@ -39,10 +39,10 @@ class Captured:
         options: dict[str, Any] | None = None,
     ) -> None:
         self.batch, self.update, self.unroll = batch, update, unroll
-        rule = rule_of(update.optimizer)
+        rule = functional_optimizer(update.optimizer)
         if isinstance(rule, str):
-            raise NotRecordable(rule)
-        self._trained = Trained(modules_of(batch.model, batch.guide), named, rule)
+            raise CaptureError(rule)
+        self._trained = TrainState(modules_of(batch.model, batch.guide), named, rule)
         tables = {id(table) for table in update.tables.tables}
         self._step = Step(
             loss=self._loss,
@@ -64,7 +64,7 @@ class Captured:
     def _loss(self, whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
         return -self.batch.recorded_value(whole, each, beta)
 
-    def leap(self, rows: Sequence[Tensor | None], start: int) -> Tensor:
+    def accelerate(self, rows: Sequence[Tensor | None], start: int) -> Tensor:
         """Do as many steps as there are batches of rows; the parameters change in place.
 
         Args:
@@ -72,14 +72,14 @@ class Captured:
             start: steps done before.
 
         Returns:
-            The objective at each step, in nats a datum. On a CPU, if one is not finite, nothing
+            The objective at each step, in nats per datum. On a CPU, if one is not finite, nothing
             changed; a GPU is not waited for.
 
         Raises:
-            NotRecordable: at the first call, if the step cannot be recorded or compiled.
+            CaptureError: at the first call, if the step cannot be recorded or compiled.
         """
         optimizer, trained = self.update.optimizer, self._trained
-        states = [state_of(optimizer, p, trained.rule) for p in trained.parameters]
+        states = [optimizer_state(optimizer, p, trained.rule) for p in trained.parameters]
         try:
             if not self._prepared:
                 self.batch.prepare(rows[0])
@@ -87,7 +87,7 @@ class Captured:
             state, count = trained.read(states)
             inputs = self._inputs(rows, start)
         except ValueError as error:
-            raise NotRecordable(str(error)) from error
+            raise CaptureError(str(error)) from error
         after, losses = self._run(state, inputs)
         if losses.device.type != "cpu" or bool(losses.isfinite().all()):
             trained.write(states, after, count + len(rows))
@@ -101,4 +101,6 @@ class Captured:
         steps = range(start + 1, start + len(rows) + 1)
         beta = [self.batch.objective.weight(step) for step in steps]
         lr, like = self.update.learning_rates(len(rows)), self._trained.parameters[0]
-        return Inputs(self._trained.fixed(), whole, each, placed(lr, like), placed(beta, like))
+        return Inputs(
+            self._trained.fixed(), whole, each, to_device(lr, like), to_device(beta, like)
+        )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ppl_vae.capture.compiled import Compiled
-from ppl_vae.capture.functional_optim import rule_of, state_of
-from ppl_vae.capture.functional_step import Inputs, Step, Trained, placed
-from ppl_vae.capture.graph import NotRecordable, disturbed, record, rolled
+from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
+from ppl_vae.capture.functional_step import Inputs, Step, TrainState, to_device
+from ppl_vae.capture.graph import CaptureError, permuted, perturbed, record
 from ppl_vae.core.program import ProgramLike, modules_of
-from ppl_vae.core.state import isolated_store, probing
-from ppl_vae.objectives.bounds import without_reading
+from ppl_vae.core.state import dry_run, isolated_store
+from ppl_vae.objectives.bounds import as_capturable
 
 MOST_KINDS = 8
 """Kinds of arguments (shapes, numbers) that one object takes before it gives up."""
@@ -60,11 +60,11 @@ class CapturedSVI(SVI):
     ) -> None:
         super().__init__(model, guide, optim, loss)
         self.path = "eager: no step has been captured yet"
-        self._objective = without_reading(loss)
+        self._objective = as_capturable(loss)
         self._how: dict[str, Any] = {"compiled": compiled, "options": options}
         self._modules = modules_of(model, guide)
         self._met: set[Any] = set()
-        self._trained: Trained | None = None
+        self._trained: TrainState | None = None
         self._runs: dict[Any, Compiled] = {}
         self._refused = False
         if self._objective is None:
@@ -90,11 +90,11 @@ class CapturedSVI(SVI):
             if self._is_new(call.key):
                 return eagerly(*args, **kwargs)
             if not self.optim.optim_objs:
-                raise NotRecordable(
+                raise CaptureError(
                     "Pyro has found no parameters: pyro.module registers a network's"
                 )
             loss = captured(call)
-        except NotRecordable as error:
+        except CaptureError as error:
             self._refuse(str(error))
             return eagerly(*args, **kwargs)
         self.path = "captured"
@@ -104,7 +104,7 @@ class CapturedSVI(SVI):
         if key in self._met:
             return False
         if len(self._met) >= MOST_KINDS:
-            raise NotRecordable(
+            raise CaptureError(
                 f"its arguments have come in {MOST_KINDS} kinds; a number that changes from step "
                 "to step must be a tensor"
             )
@@ -121,9 +121,11 @@ class CapturedSVI(SVI):
         try:
             state, count = trained.read(states)
         except ValueError as error:
-            raise NotRecordable(str(error)) from error
+            raise CaptureError(str(error)) from error
         like = trained.parameters[0]
-        inputs = Inputs(trained.fixed(), call.tensors, [], placed([rate], like), like.new_ones(1))
+        inputs = Inputs(
+            trained.fixed(), call.tensors, [], to_device([rate], like), like.new_ones(1)
+        )
 
         def loss(whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
             return self._loss(call, whole)
@@ -141,7 +143,7 @@ class CapturedSVI(SVI):
                 return self._loss(call, whole)
 
         def recorder(parameters: list[Tensor], buffers: list[Tensor], whole: list[Tensor]) -> Any:
-            others = disturbed(parameters), buffers, rolled(whole)
+            others = perturbed(parameters), buffers, permuted(whole)
             return record(loss, (parameters, buffers, whole), others)
 
         run = self._compiled(call, recorder)
@@ -150,17 +152,17 @@ class CapturedSVI(SVI):
     def _loss(self, call: "_Call", tensors: list[Tensor]) -> Tensor:
         args, kwargs = call.arguments(tensors)
         if self._objective is None:
-            raise NotRecordable("its loss cannot be captured")
+            raise CaptureError("its loss cannot be captured")
         return self._objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
     def _compiled(self, call: "_Call", recorder: Callable[..., Any]) -> Compiled:
         if call.key not in self._runs:
-            with isolated_store(), probing(self.model, self.guide):
+            with isolated_store(), dry_run(self.model, self.guide):
                 self._loss(call, call.tensors)  # where the plate of particles fits is found once
             self._runs[call.key] = Compiled(recorder, **self._how)
         return self._runs[call.key]
 
-    def _parameters(self) -> tuple[Trained, float, list[Any]]:
+    def _parameters(self) -> tuple[TrainState, float, list[Any]]:
         """What trains, at which rate, and what its optimizers remember."""
         store = pyro.get_param_store()
         own = {id(p) for module in self._modules for p in module.parameters()}
@@ -171,23 +173,25 @@ class CapturedSVI(SVI):
                 continue  # the store was cleared since
             named[name or f"parameter {len(named)}"] = p
         optimizers = [_inside(self.optim.optim_objs[p]) for p in named.values()]
-        rules = {rule_of(optimizer) for optimizer in optimizers}
+        rules = {functional_optimizer(optimizer) for optimizer in optimizers}
         rates = {float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers}
         clipped = any(self.optim.grad_clip[p] is not None for p in named.values())
         if len(rules) != 1 or len(rates) != 1 or clipped:
-            raise NotRecordable("the parameters have several rules or rates, or are clipped")
+            raise CaptureError("the parameters have several rules or rates, or are clipped")
         rule = rules.pop()
         if isinstance(rule, str):
-            raise NotRecordable(rule)
+            raise CaptureError(rule)
         known = self._trained
         same = known is not None and {id(p) for p in known.parameters} == set(
             map(id, named.values())
         )
         if known is None or not same or known.rule != rule:
-            known, self._runs = Trained(self._modules, named, rule), {}
+            known, self._runs = TrainState(self._modules, named, rule), {}
             self._trained = known
         objects = [_inside(self.optim.optim_objs[p]) for p in known.parameters]
-        states = [state_of(o, p, rule) for o, p in zip(objects, known.parameters, strict=True)]
+        states = [
+            optimizer_state(o, p, rule) for o, p in zip(objects, known.parameters, strict=True)
+        ]
         return known, rates.pop(), states
 
 

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult, Result
-from ppl_vae.core.validation import ArrayLike, at_least
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.progress import Report
 
@@ -121,7 +121,7 @@ def fit_in_cycles(
 
 def cycle_lengths(steps: int) -> list[int]:
     """Steps of each cycle: one, two and four parts, the rest with the last."""
-    part = at_least("steps", steps) // (2**CYCLES - 1)
+    part = check_int("steps", steps) // (2**CYCLES - 1)
     if not part:
         return [steps]
     lengths = [part * 2**cycle for cycle in range(CYCLES)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import for_shapes, validation
+from ppl_vae.core.state import dry_run_eval, validation
 from ppl_vae.core.traces import run_pair
 from ppl_vae.objectives.bounds import batch_keywords
 
@@ -43,7 +43,7 @@ def check_lookup(
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     first, second = order[:batch_size], order[1 : batch_size + 1]
     owners = []
-    with for_shapes(model, guide), torch.enable_grad(), validation(False):
+    with dry_run_eval(model, guide), torch.enable_grad(), validation(False):
         for rows in (first, second, first):
             run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
             owners.append(_owners(run.log_weights()[0, :POSITIONS], list(named.values())))
@@ -55,7 +55,7 @@ def check_lookup(
                 f"parameter {name!r} has a part for each place in a batch, so that all batches "
                 "share it, whatever rows they hold. In minibatches a parameter with a row per "
                 "datum must have num_data rows and be read by the keyword index, as loc[index]; "
-                "or use MeanFieldGuide(num_data, latent_dim), which does so"
+                "or use PerDatumGuide(num_data, latent_dim), which does so"
             )
         if not _same(before, again):
             raise ValueError(

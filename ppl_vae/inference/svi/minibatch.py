@@ -11,16 +11,16 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.core.program import ProgramLike, accepted, check_support
-from ppl_vae.core.state import isolated_store, precision, probing, validation
+from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
+from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, run_pair, sites
-from ppl_vae.core.validation import at_least
-from ppl_vae.inference.svi.schedule import TableRows, table_rate
-from ppl_vae.objectives.bounds import ELBO, IWAE, batch_keywords, without_reading
+from ppl_vae.core.validation import check_int
+from ppl_vae.inference.svi.schedule import PerDatumUpdate, table_rate
+from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable, batch_keywords
 
 
 class WeightedObjective:
-    """An objective as a function of a batch, in nats a datum, its KL warmed up.
+    """An objective as a function of a batch, in nats per datum, its KL warmed up.
 
     Args:
         objective: one of the package's, or one of Pyro's own.
@@ -39,9 +39,9 @@ class WeightedObjective:
                 "use objective=ELBO(...)"
             )
         self.objective = copy.copy(objective)
-        self._recorded = without_reading(self.objective)
+        self._recorded = as_capturable(self.objective)
         self.beta = getattr(objective, "beta", 1.0)
-        self.warmup = None if warmup is None else at_least("warmup", warmup)
+        self.warmup = None if warmup is None else check_int("warmup", warmup)
         self.is_ours = isinstance(objective, ELBO | IWAE)
         self._name = f"{repr(objective) if self.is_ours else type(objective).__name__}, {warmup=}"
 
@@ -86,14 +86,14 @@ class WeightedObjective:
         if isinstance(self.objective, ELBO | IWAE):
             return self.objective.mean_value(model, guide, x, **keywords)[0]
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
-        num_data = accepted(model, keywords).get("num_data", len(x))
+        num_data = filter_kwargs(model, keywords).get("num_data", len(x))
         programs = [_only_accepted(program) for program in (model, guide)]
         loss = self.objective.differentiable_loss(*programs, x, **keywords)
         return -torch.as_tensor(loss) / num_data
 
 
 def _only_accepted(program: ProgramLike) -> ProgramLike:
-    return lambda x, **keywords: program(x, **accepted(program, keywords))
+    return lambda x, **keywords: program(x, **filter_kwargs(program, keywords))
 
 
 EachEpoch: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
@@ -101,7 +101,7 @@ EachEpoch: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass
-class Batch:
+class MinibatchObjective:
     """The objective of a pair on rows of its data.
 
     Attributes:
@@ -109,10 +109,10 @@ class Batch:
         objective: what is maximised.
         x, mask: the whole data; x as it is in this epoch.
         precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
-        each_epoch: makes x of the x given here, once now, and anew with :meth:`renew`.
+        each_epoch: makes x of the x given here, once now, and anew with :meth:`refresh`.
 
     Raises:
-        ValueError: if there is no such precision on x's device; as :meth:`renew`.
+        ValueError: if there is no such precision on x's device; as :meth:`refresh`.
     """
 
     model: ProgramLike
@@ -121,36 +121,36 @@ class Batch:
     x: Tensor
     mask: Tensor | None
     precision: str = "float32"
-    each_epoch: EachEpoch | None = None
+    epoch_transform: EachEpoch | None = None
 
     def __post_init__(self) -> None:
         with self.rounding():
             pass
         self._given = self.x
-        self.renew(torch.Generator(self.x.device).manual_seed(0))
+        self.refresh(torch.Generator(self.x.device).manual_seed(0))
 
     @property
-    def renewal(self) -> str | None:
-        """What ``each_epoch`` is called, if there is one."""
-        made = self.each_epoch
+    def refresh_generator(self) -> str | None:
+        """What ``epoch_transform`` is called, if there is one."""
+        made = self.epoch_transform
         return None if made is None else getattr(made, "__qualname__", type(made).__name__)
 
-    def renew(self, generator: torch.Generator) -> None:
+    def refresh(self, generator: torch.Generator) -> None:
         """Make the data of another epoch.
 
         Raises:
-            ValueError: if ``each_epoch`` does not return finite data of the same shape, dtype and
-                device, within the model's support.
+            ValueError: if ``epoch_transform`` does not return finite data of the same shape, dtype
+                and device, within the model's support.
         """
-        if self.each_epoch is None:
+        if self.epoch_transform is None:
             return
-        made = self.each_epoch(self._given, generator)
+        made = self.epoch_transform(self._given, generator)
         like = self._given
         same = isinstance(made, Tensor) and (made.shape, made.dtype) == (like.shape, like.dtype)
         if not same or made.device != like.device or not bool(made.isfinite().all()):
             raise ValueError(
                 f"each_epoch must return finite data of shape {tuple(like.shape)}, {like.dtype} "
-                f"and on {like.device}, as x is; {self.renewal} did not"
+                f"and on {like.device}, as x is; {self.refresh_generator} did not"
             )
         check_support(self.model, made, self.mask)
         self.x = made.contiguous()
@@ -160,7 +160,7 @@ class Batch:
         return precision(self.precision, self.x.device)
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
-        """The objective in nats a datum; ``rows`` None is all of them."""
+        """The objective in nats per datum; ``rows`` None is all of them."""
         x, keywords = self._of(rows)
         return self.objective(self.model, self.guide, x, step, **keywords)
 
@@ -186,14 +186,14 @@ class Batch:
     def prepare(self, rows: Tensor | None) -> None:
         """What :meth:`recorded_value` must find out of the pair by reading values, once."""
         whole = [self.x] if self.mask is None else [self.x, self.mask]
-        with isolated_store(), probing(self.model, self.guide):
+        with isolated_store(), dry_run(self.model, self.guide):
             self.recorded_value(whole, [] if rows is None else [rows], torch.ones(()))
 
-    def culprit(self, rows: Tensor | None) -> str:
+    def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """The first site whose log density is not finite."""
         x, keywords = self._of(rows)
         try:
-            with probing(self.model, self.guide), validation(False):
+            with dry_run(self.model, self.guide), validation(False):
                 run = run_pair(self.model, self.guide, x, keywords)
         except (RuntimeError, ValueError) as error:
             return f"the programs cannot run any more ({type(error).__name__})"
@@ -204,7 +204,7 @@ class Batch:
         return "each site is finite on another draw"
 
 
-class Update:
+class OptimizerStep:
     """What a gradient does to the parameters: clipping, optimizer, scheduler.
 
     Args:
@@ -235,7 +235,7 @@ class Update:
         self.rates: list[list[float]] = []  # of each step, where there is a scheduler
         tables = [t for m in modules for part in m.modules() for t in _tables(part)]
         rate = table_rate(self.optimizer, steps_per_epoch)
-        self.tables = TableRows(self.optimizer, tables, rate)
+        self.tables = PerDatumUpdate(self.optimizer, tables, rate)
 
     def use_scheduler(self, scheduler: Callable[..., Any] | None, num_steps: int) -> None:
         """Make the scheduler, from (optimizer, number of steps) or from (optimizer)."""

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae.core.program import ProgramLike, modules_of, own_modules
-from ppl_vae.core.state import probing, validation
+from ppl_vae.core.state import dry_run, validation
 
 
 def find_parameters(
@@ -30,7 +30,7 @@ def find_parameters(
     """
     before = _named(own_modules(model, guide))
     slots = _slots(own_modules(model, guide))
-    with probing(model, guide), torch.enable_grad(), validation(True):
+    with dry_run(model, guide), torch.enable_grad(), validation(True):
         # What other pairs left in the store is not this one's: only what the run touches is.
         with poutine.trace(param_only=True) as touched:
             value = loss()

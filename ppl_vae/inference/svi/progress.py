@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @runtime_checkable
 class Report(Protocol):
-    """Takes the number of steps done and the latest objective in nats a datum."""
+    """Takes the number of steps done and the latest objective in nats per datum."""
 
     def __call__(self, step: int, value: float) -> None:
         """Show it."""
@@ -47,5 +47,5 @@ def progress_bar(total: int, show: bool | str | Report, label: str = "SVI") -> I
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total, value="")
         yield lambda step, value: bar.update(
-            task, completed=step, value=f"{value:.3f} nats a datum"
+            task, completed=step, value=f"{value:.3f} nats per datum"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.core.validation import at_least
+from ppl_vae.core.validation import check_int
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Schedule:
         Raises:
             ValueError: if not exactly one is given, or a batch is larger than the data.
         """
-        size = num_data if batch_size is None else at_least("batch_size", batch_size)
+        size = num_data if batch_size is None else check_int("batch_size", batch_size)
         if size > num_data:
             raise ValueError(f"batch_size={size} is larger than the data, {num_data} rows")
         if (epochs is None) == (steps is None):
@@ -54,8 +54,8 @@ class Schedule:
             size = num_data  # one batch, and the single row with it
         schedule = cls(num_data, size, 1, anew, drop_last)
         if epochs is not None:
-            steps = at_least("epochs", epochs) * schedule.steps_per_epoch
-        num_steps = at_least("steps", steps)  # pyright: ignore[reportArgumentType]
+            steps = check_int("epochs", epochs) * schedule.steps_per_epoch
+        num_steps = check_int("steps", steps)  # pyright: ignore[reportArgumentType]
         return replace(schedule, num_steps=num_steps)
 
     @property
@@ -201,7 +201,7 @@ def table_rate(optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> float:
     return min(float(steps_per_epoch), FARTHEST)
 
 
-class TableRows:
+class PerDatumUpdate:
     """Lets an optimizer move only some rows of per-datum tables, its state for them included.
 
     Without it an optimizer with momentum moves q_i of data that are not in the batch.

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.graph import NotRecordable
-from ppl_vae.core.program import as_observed, notes_of, notes_on
+from ppl_vae.capture.graph import CaptureError
+from ppl_vae.core.program import as_data_and_mask, notes_of, notes_on
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.inference.svi.calibration import frozen, survey, thaw
-from ppl_vae.inference.svi.capture_policy import Choice
+from ppl_vae.inference.svi.calibration import calibrate, frozen, unfreeze
+from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import (
     generator_states,
     place_to_go_on,
@@ -22,7 +22,7 @@ from ppl_vae.inference.svi.checkpoint import (
     set_generator_states,
     write_checkpoint,
 )
-from ppl_vae.inference.svi.minibatch import Batch, Update
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep
 from ppl_vae.inference.svi.progress import Report
 from ppl_vae.inference.svi.schedule import EarlyStopping, Schedule, Snapshot, epoch_generator
 from ppl_vae.objectives.bounds import elbo
@@ -34,7 +34,7 @@ VALIDATION_DRAWS = 4
 VALIDATION_SEED = 0
 
 
-class Loop:
+class Trainer:
     """Runs steps until the schedule's end, early stopping, or a loss that is not finite.
 
     Args:
@@ -48,11 +48,11 @@ class Loop:
 
     def __init__(
         self,
-        batch: Batch,
-        update: Update,
+        batch: MinibatchObjective,
+        update: OptimizerStep,
         schedule: Schedule,
         stopping: EarlyStopping,
-        choice: Choice,
+        choice: CapturePolicy,
         x_val: ArrayLike | None = None,
         checkpoint: Path | None = None,
     ) -> None:
@@ -61,8 +61,10 @@ class Loop:
         self.choice = choice
         self.x_val = None
         if x_val is not None:
-            self.x_val = as_observed(x_val, model=batch.model, guide=batch.guide, name="x_val")
-        thaw(batch.model, batch.guide)
+            self.x_val = as_data_and_mask(
+                x_val, model=batch.model, guide=batch.guide, name="x_val"
+            )
+        unfreeze(batch.model, batch.guide)
         self.order_seed = int(torch.randint(2**62, ()))
         self.pending: list[Tensor] = []
         self.values: list[float] = []
@@ -100,7 +102,7 @@ class Loop:
         self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
         if self.stopping.best is not None:
             self.stopping.best.restore()
-        survey(self.batch.model, self.batch.guide, self.batch.x, self.batch.mask)
+        calibrate(self.batch.model, self.batch.guide, self.batch.x, self.batch.mask)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Batches of one size that may go together: none across a look at validation rows, or
@@ -124,7 +126,7 @@ class Loop:
         """Data of its own for an epoch that begins, or that a resumed fit goes on with."""
         epoch = self.done // self.schedule.steps_per_epoch
         if self.schedule.anew and epoch != self.epoch:
-            self.batch.renew(epoch_generator(self.order_seed, epoch, self.batch.x.device))
+            self.batch.refresh(epoch_generator(self.order_seed, epoch, self.batch.x.device))
             self.epoch = epoch
 
     def _leap(self, chunk: list[Tensor | None]) -> bool:
@@ -135,8 +137,8 @@ class Loop:
         if captured is None or odd or len(chunk) != captured.unroll:
             return False
         try:
-            values = captured.leap(chunk, self.done)
-        except NotRecordable as error:
+            values = captured.accelerate(chunk, self.done)
+        except CaptureError as error:
             self.choice.refuse(error)
             return False
         if values.device.type == "cpu" and not values.isfinite().all():
@@ -178,11 +180,11 @@ class Loop:
             self.good = Snapshot(self.update.state)
 
     def _fail(self, step: int, rows: Tensor | None) -> None:
-        culprit = self.batch.culprit(rows)
+        find_nonfinite_site = self.batch.find_nonfinite_site(rows)
         self.good.restore()
         raise FloatingPointError(
-            f"the loss is not finite at step {step}: {culprit}. The last good state is restored; "
-            "try a smaller lr, grad_clip=, or data on a smaller scale"
+            f"the loss is not finite at step {step}: {find_nonfinite_site}. The last good state "
+            "is restored; try a smaller lr, grad_clip=, or data on a smaller scale"
         )
 
     def _between_steps(self, report: Report) -> None:
@@ -214,7 +216,7 @@ class Loop:
             "model": [list(tensor.shape) for tensor in self.update.state],
             "optimizer": type(self.update.optimizer).__name__,
             "objective": repr(self.batch.objective),
-            "each_epoch": self.batch.renewal,
+            "epoch_transform": self.batch.refresh_generator,
             "lr": self.update.lr,
             "grad_clip": self.update.grad_clip,
             "scheduler": None if self.update.scheduler is None else "given",

@@ -72,7 +72,7 @@ def _rows(trace: Any, frame: Any) -> Tensor | None:
     return rows if isinstance(rows, Tensor) else None
 
 
-class PerDatumGuide(Program):
+class LocalGuide(Program):
     """Abstract: one distribution for every datum and latent site, with free numbers.
 
     Args:
@@ -116,7 +116,7 @@ class PerDatumGuide(Program):
                     if name not in plates:
                         plates[name] = pyro.plate(name, size, subsample=rows, dim=dim)
                     stack.enter_context(plates[name])
-                self._sample(which, PathGradient(q, still))
+                self._sample(which, StickTheLanding(q, still))
 
     def _sample(self, which: int, q: Density) -> None:
         pyro.sample(self._places[which].name, q)
@@ -151,7 +151,7 @@ class PerDatumGuide(Program):
                 )
 
 
-class PathGradient(TorchDistribution):
+class StickTheLanding(TorchDistribution):
     """Draws from q with q's gradient, and q's log density without it.
 
     The gradient of an ELBO of sampled log weights then has no score term, whose mean is zero
@@ -184,6 +184,6 @@ class PathGradient(TorchDistribution):
         """log q(value), differentiable in the value alone."""
         return self.still.log_prob(value)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "PathGradient":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "StickTheLanding":
         """The same distribution with further batch dimensions."""
-        return PathGradient(self.q.expand(batch_shape), self.still.expand(batch_shape))
+        return StickTheLanding(self.q.expand(batch_shape), self.still.expand(batch_shape))

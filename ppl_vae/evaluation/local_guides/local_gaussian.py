@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.core.program import Density, ProgramLike
-from ppl_vae.core.state import probing
+from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import Site, run_pair, sites
-from ppl_vae.evaluation.local_guides.per_datum_guide import PerDatumGuide, Place
+from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, Place
 from ppl_vae.guides.families import gaussian
 from ppl_vae.objectives.divergences import check_latents, is_delta
 
@@ -37,7 +37,7 @@ class _Latent:
         return len(self.event_shape) == 1 and _is_real(self.support)
 
 
-class LocalGuide(PerDatumGuide):
+class LocalGaussianGuide(LocalGuide):
     """One Gaussian for every datum and latent site, started from another guide's.
 
     Sites with another support than real vectors get a Gaussian in unconstrained space. Several
@@ -61,10 +61,10 @@ class LocalGuide(PerDatumGuide):
         keywords: Mapping[str, Any],
         covariance: str,
     ) -> None:
-        if isinstance(guide, LocalGuide):
-            latents = guide.settled()
+        if isinstance(guide, LocalGaussianGuide):
+            latents = guide.latents()
         else:
-            with probing(model, guide):
+            with dry_run(model, guide):
                 run = run_pair(model, guide, x, keywords)
                 check_latents(run)
                 latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
@@ -89,7 +89,7 @@ class LocalGuide(PerDatumGuide):
         loc, raw, units = (place.stretched(part, repeats, rank=1) for part in parts)
         return gaussian(loc, raw, self.covariance, units)
 
-    def settled(self) -> list[_Latent]:
+    def latents(self) -> list[_Latent]:
         """Where its Gaussians stand, for another local guide to start from."""
         latents = []
         for which, (_, support, event_shape) in enumerate(self._latents):
@@ -176,7 +176,8 @@ def _is_normal(fn: Any) -> bool:
 
 
 def _start(scale_tril: Tensor, covariance: str) -> Tensor:
-    """The free numbers of :func:`~ppl_vae.guides.families.gaussian` that make this scale in its units."""
+    """The free numbers of :func:`~ppl_vae.guides.families.gaussian` that make this scale in its
+    units."""
     scale = scale_tril.diagonal(dim1=-2, dim2=-1)
     if covariance == "unit":
         return torch.zeros_like(scale[..., :0])
