@@ -190,8 +190,8 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(noise, e
         MissingDataProblem(blocks, columns, rule, "full", prior_update), W, columns.mean, psi
     )
     for _ in range(10):
-        after, following = one.improved()
-        its_after, its_following = other.improved()
+        after, following = one.step()
+        its_after, its_following = other.step()
         assert float(its_after) == pytest.approx(float(after), rel=1e-11)
         for mine, its in zip(one.own_squares(), other.own_squares(), strict=True):
             close(mine, its.numpy())

@@ -70,7 +70,7 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(family):
             torch.testing.assert_close(
                 getattr(other, name), getattr(one, name), rtol=1e-10, atol=1e-10
             )
-        (after, one), (its_after, other) = one.improved(), other.improved()
+        (after, one), (its_after, other) = one.step(), other.step()
         assert float(its_after) == pytest.approx(float(after), rel=1e-11)
 
 
