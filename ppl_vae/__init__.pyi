@@ -1,17 +1,43 @@
 from . import (
     capture as capture,
+)
+from . import (
     core as core,
+)
+from . import (
     data as data,
+)
+from . import (
     evaluation as evaluation,
+)
+from . import (
     guides as guides,
+)
+from . import (
     inference as inference,
+)
+from . import (
     interop as interop,
-    lineage as lineage,
+)
+from . import (
     likelihoods as likelihoods,
+)
+from . import (
+    lineage as lineage,
+)
+from . import (
     models as models,
+)
+from . import (
     networks as networks,
+)
+from . import (
     objectives as objectives,
+)
+from . import (
     plots as plots,
+)
+from . import (
     report as report,
 )
 
