@@ -88,7 +88,7 @@ def names(text):
 PATTERNS = [(re.compile(rf"\b(?:{p})\b", re.IGNORECASE), instead) for p, instead in BANNED.items()]
 
 
-@pytest.mark.parametrize("name", files())
+@pytest.mark.parametrize("name", list(files()))
 def test_prose_uses_the_fields_terms(name):
     text = (ROOT / name).read_text()
     found = [
