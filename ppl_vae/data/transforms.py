@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.models.standardization import LARGEST_RATIO, looks_grey
+from ppl_vae.models.standardization import LARGEST_RATIO, resembles_grey_values
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -197,7 +197,7 @@ def choose_scaling(
     low, high = float(deviations.min()), float(deviations.max())
     mixed = high > LARGEST_RATIO * low
     spread = f"the standard deviations of the columns go from {low:.3g} to {high:.3g}"
-    if scale == "auto" and mixed and image_shape is None and looks_grey(x, varies):
+    if scale == "auto" and mixed and image_shape is None and resembles_grey_values(x, varies):
         note = (
             f"the columns are not standardised, although {spread}: all values lie in 0..1, as "
             "grey values do; scale='standardize' (--scale standardize) standardises them"

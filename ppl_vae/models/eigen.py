@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Leading: TypeAlias = tuple[Tensor, Tensor, Tensor]
+LeadingEigenpairs: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Of a symmetric matrix the K largest eigenvalues (K,), their eigenvectors (D, K), and the sum of
 the other eigenvalues ()."""
-JACOBI_SIZE = 256
+MAX_JACOBI_SIZE = 256
 """Jacobi rotations, which cost more than other methods, find up to so many singular values."""
 
 
@@ -37,7 +37,7 @@ def symmetric_eigen(
     return values, vectors
 
 
-def factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+def gram_factor(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     """A factor F of a positive semidefinite matrix F'F.
 
     It is found with the columns in units of their own, so that small ones keep their digits.
@@ -52,9 +52,9 @@ def factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     return upper * scale
 
 
-def split_leading(
+def leading_eigenpairs(
     singular: Float[Tensor, " Q"], axes: Float[Tensor, "D Q"], number: int
-) -> Leading:
+) -> LeadingEigenpairs:
     """Singular values and vectors as eigenvalues: the first so many, and the sum of the others."""
     values = singular.square()
     lacking = max(0, number - len(values))
@@ -63,7 +63,7 @@ def split_leading(
     return kept, vectors, values[number:].sum()
 
 
-def right_singular(
+def right_singular_vectors(
     factor: Float[Tensor, "R D"],
 ) -> tuple[Float[Tensor, " Q"], Float[Tensor, "D Q"]]:
     """Singular values, largest first, and right singular vectors; Q = min(R, D).
@@ -75,7 +75,7 @@ def right_singular(
     References:
         Drmac, Veselic: New fast and accurate Jacobi SVD algorithm (2008), of LAPACK's dgejsv.
     """
-    if min(factor.shape) > JACOBI_SIZE:
+    if min(factor.shape) > MAX_JACOBI_SIZE:
         _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
         return values, vectors.mT
     from scipy.linalg import lapack

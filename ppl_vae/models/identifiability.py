@@ -65,7 +65,7 @@ def undetermined_pairs(blocks: RowBlocks, latent_dim: int) -> Int[Tensor, "P 2"]
     return torch.from_numpy(pairs) if len(pairs) else None
 
 
-def undetermined_cells(
+def undetermined_entries(
     seen: Bool[Tensor, "N D"], pairs: Int[Tensor, "P 2"] | None
 ) -> Bool[Tensor, "N D"]:
     """The missing cells whose distribution given their row rests on an undetermined covariance.
@@ -81,7 +81,7 @@ def undetermined_cells(
     return (seen.to(apart) @ apart > 0) & ~seen
 
 
-def described(
+def describe_undetermined(
     pairs: Int[Tensor, "P 2"] | None, latent_dim: int, names: Sequence[str] | None = None
 ) -> tuple[str, ...]:
     """What a person should know of undetermined pairs: one sentence, or none.

@@ -32,19 +32,19 @@ from ppl_vae.models.principal_axes import (
 LOG_2PI = math.log(2 * math.pi)
 
 
-def packed(matrices: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B P"]:
+def tril_vec(matrices: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B P"]:
     """The lower triangles of symmetric matrices, P = K (K + 1) / 2."""
     rows, columns = _triangle(matrices.shape[-1], matrices.device)
     return matrices[..., rows, columns]
 
 
-def outer(first: Float[Tensor, "B K"], second: Float[Tensor, "B K"]) -> Float[Tensor, "B P"]:
+def outer_tril(first: Float[Tensor, "B K"], second: Float[Tensor, "B K"]) -> Float[Tensor, "B P"]:
     """The lower triangles of the products a_b a_b' of one row each, up to a factor a row."""
     rows, columns = _triangle(first.shape[-1], first.device)
     return first[:, rows] * second[:, columns]
 
 
-def unpacked(entries: Float[Tensor, "*B P"], size: int) -> Float[Tensor, "*B K K"]:
+def from_tril_vec(entries: Float[Tensor, "*B P"], size: int) -> Float[Tensor, "*B K K"]:
     """The symmetric matrices of lower triangles."""
     rows, columns = _triangle(size, entries.device)
     where = torch.zeros(size, size, dtype=torch.long, device=entries.device)
@@ -175,7 +175,9 @@ class LatentPosterior:
         """
         roots = loadings / scale[:, None]
         eye = torch.eye(roots.shape[1]).to(roots)
-        precision = unpacked(patterns.seen @ outer(roots, roots), roots.shape[1]) + eye
+        precision = (
+            from_tril_vec(patterns.observed @ outer_tril(roots, roots), roots.shape[1]) + eye
+        )
         offset, given = patterns.masked(x - loc), (patterns, precision, loadings, scale)
         if not look:
             return cls._plain(offset, tril_of_inverse(precision), *given)
@@ -196,7 +198,7 @@ class LatentPosterior:
         loadings: Tensor,
         scale: Tensor,
     ) -> Self:
-        factors = patterns.spread(tril)
+        factors = patterns.gather_rows(tril)
         weighted = loadings / scale[:, None] / scale[:, None]
         mean = times(times(offset @ weighted, factors), factors.mT)
         residual = patterns.masked(offset - mean @ loadings.mT)
@@ -208,10 +210,10 @@ class LatentPosterior:
         # Rows of poor patterns anew, piece by piece: each has loadings on axes of its own.
         which = torch.arange(len(poor), device=poor.device)
         rows = torch.arange(len(self.mean), device=poor.device)
-        own = self.patterns.spread(which).expand(len(rows))
+        own = self.patterns.gather_rows(which).expand(len(rows))
         mean, residual, tril, half = self.mean, self.residual, self.tril, self.half_log_det
         for chosen in poor.nonzero().flatten().split(rows_at_once(4 * roots.numel())):
-            axes = OwnAxes.of(roots, self.patterns.seen[chosen])
+            axes = OwnAxes.of(roots, self.patterns.observed[chosen])
             tril = tril.index_copy(0, chosen, axes.tril)
             half = half.index_copy(0, chosen, axes.half_log_det)
             place = torch.full_like(which, -1).index_copy(0, chosen, which[: len(chosen)])
@@ -234,8 +236,10 @@ class LatentPosterior:
         which stays accurate where the noise is small.
         """
         quadratic = (self.residual / self.scale).square().sum(1) + self.mean.square().sum(1)
-        constant = self.patterns.seen @ (LOG_2PI + 2 * self.scale.log()) - 2 * self.half_log_det
-        return -0.5 * (quadratic + self.patterns.spread(constant))
+        constant = (
+            self.patterns.observed @ (LOG_2PI + 2 * self.scale.log()) - 2 * self.half_log_det
+        )
+        return -0.5 * (quadratic + self.patterns.gather_rows(constant))
 
     def predict(
         self, loadings: Float[Tensor, "D K"], loc: Float[Tensor, " D"], num_samples: int
@@ -243,11 +247,11 @@ class LatentPosterior:
         """All cells anew, given what was observed of their rows: mean, sd, and joint draws."""
         # The variance of w_d' z, that of the noise being one.
         along = ((loadings / self.scale[:, None]) @ self.tril).square().sum(-1)
-        sd = self.patterns.spread(self.scale * (along + 1).sqrt()).expand_as(self.residual)
+        sd = self.patterns.gather_rows(self.scale * (along + 1).sqrt()).expand_as(self.residual)
         shape = num_samples, len(self.mean), sum(loadings.shape)
         z, noise = (
             torch.randn(*shape, dtype=loadings.dtype).to(loadings).split(loadings.shape[::-1], -1)
         )
-        z = self.mean + (self.patterns.spread(self.tril) @ z.unsqueeze(-1)).squeeze(-1)
+        z = self.mean + (self.patterns.gather_rows(self.tril) @ z.unsqueeze(-1)).squeeze(-1)
         draws = z @ loadings.mT + loc + noise * self.scale
         return self.mean @ loadings.mT + loc, sd, draws

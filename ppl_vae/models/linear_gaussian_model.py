@@ -21,7 +21,7 @@ from ppl_vae.core.validation import (
     observed_mask,
 )
 from ppl_vae.data.row_blocks import rows_at_once
-from ppl_vae.models.identifiability import described, undetermined_cells
+from ppl_vae.models.identifiability import describe_undetermined, undetermined_entries
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 from ppl_vae.models.principal_axes import principal_axes
 
@@ -112,7 +112,7 @@ class LinearGaussianModel(Program):
             FloatingPointError: if the loadings are too large beside the noise for float64.
         """
         found = list(self._solve(x, mask))
-        tril = torch.cat([solution.patterns.spread(solution.tril) for solution in found])
+        tril = torch.cat([solution.patterns.gather_rows(solution.tril) for solution in found])
         mean = self._returned(torch.cat([s.mean for s in found]), "the posterior means of z")
         return dist.MultivariateNormal(mean, scale_tril=tril.to(mean.dtype))
 
@@ -231,10 +231,10 @@ class LinearGaussianModel(Program):
         return mean, torch.where(seen, 0.0, sd), draws
 
     def _marked(self, seen: Tensor, mean: Tensor, sd: Tensor, draws: Tensor) -> Imputation:
-        unknown, notes = undetermined_cells(seen, self.undetermined), ()
+        unknown, notes = undetermined_entries(seen, self.undetermined), ()
         if bool(unknown.any()):
             sd, draws = (values.masked_fill(unknown, torch.nan) for values in (sd, draws))
-            notes = described(self.undetermined, self.latent_dim)
+            notes = describe_undetermined(self.undetermined, self.latent_dim)
         return Imputation(mean, sd, draws if len(draws) else None, notes=notes)
 
     @torch.no_grad()

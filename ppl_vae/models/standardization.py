@@ -103,7 +103,7 @@ def make_inputs(
     return inputs, LogCounts() if inputs == "log1p" else None
 
 
-def looks_grey(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
+def resembles_grey_values(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
     """Whether x may be grey values, which have one unit however their columns vary.
 
     Its values all lie in 0..1, and at least half of the columns that vary reach more than a half.
@@ -137,7 +137,7 @@ def scale_notes(
     mean = x.nanmean(0)
     deviations = (x - mean).square().nanmean(0).sqrt()
     varies = deviations > 1e-10 * mean.abs()  # False for columns without a value, too
-    if not bool(varies.any()) or looks_grey(x, varies):
+    if not bool(varies.any()) or resembles_grey_values(x, varies):
         return []
     low, high = float(deviations[varies].min()), float(deviations[varies].max())
     if high <= LARGEST_RATIO * low and 1 / LARGEST_RATIO <= high <= LARGEST_RATIO:

@@ -13,17 +13,17 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.data.column_stats import ColumnStats, too_many
 from ppl_vae.data.row_blocks import Block, RowBlocks, RowSource
 from ppl_vae.models.eigen import (
-    JACOBI_SIZE,
-    Leading,
-    factor_of,
+    MAX_JACOBI_SIZE,
+    LeadingEigenpairs,
+    gram_factor,
     gram_matrix,
+    leading_eigenpairs,
     product,
-    right_singular,
-    split_leading,
+    right_singular_vectors,
     symmetric_eigen,
 )
 
-QR_COST = 1e9
+MAX_QR_COST = 1e9
 """Up to so many N D^2 a factor of the scatter matrix is found by QR, which costs little then."""
 COARSE_SUM = 1e-6
 """A remainder of less than so much of the largest eigenvalue, per column, has lost its digits."""
@@ -71,7 +71,7 @@ class SampleCovariance:
         """F, R = min(N, D)."""
         if self._factor is None:
             assert self._gram is not None
-            self._factor = factor_of(self._gram)
+            self._factor = gram_factor(self._gram)
         return self._factor
 
     def constant_columns(self) -> list[int]:
@@ -83,15 +83,15 @@ class SampleCovariance:
         if self._gram is not None:
             values, vectors = symmetric_eigen(self._gram)
             return values.flip(0).clamp(min=0), vectors.flip(1)
-        values, vectors = right_singular(self.factor)
+        values, vectors = right_singular_vectors(self.factor)
         return values.square(), vectors
 
-    def leading(self, number: int, scale: Float[Tensor, " D"]) -> Leading:
+    def leading(self, number: int, scale: Float[Tensor, " D"]) -> LeadingEigenpairs:
         """The largest eigenvalues of S, its columns in units of ``scale``, see :data:`Leading`.
 
         Of a large table from S itself, unless its rounding could be seen in what they leave.
         """
-        if self._gram is not None and self.data_dim > JACOBI_SIZE and number < self.data_dim:
+        if self._gram is not None and self.data_dim > MAX_JACOBI_SIZE and number < self.data_dim:
             from scipy.linalg import eigh
 
             whitened = (self._gram / torch.outer(scale, scale)).cpu().numpy()
@@ -102,7 +102,7 @@ class SampleCovariance:
                 largest_first = values[::-1].copy(), axes[:, ::-1].copy()
                 values, axes = (torch.from_numpy(part).to(scale) for part in largest_first)
                 return values, axes, torch.as_tensor(rest).to(scale)
-        return split_leading(*right_singular(self.factor / scale), number)
+        return leading_eigenpairs(*right_singular_vectors(self.factor / scale), number)
 
     def rank(self) -> int:
         """Of the centred data, each column in its own units: what is not rounding of its cells."""
@@ -189,7 +189,7 @@ class _Scatter:
         if not self.complete:
             return
         self.rows += len(centred)
-        if self.gram is None and self.rows * centred.shape[1] ** 2 <= QR_COST:
+        if self.gram is None and self.rows * centred.shape[1] ** 2 <= MAX_QR_COST:
             parts = [self.factor, centred, None if gap is None else gap[None]]
             rows = torch.cat([part for part in parts if part is not None])
             short = len(rows) <= rows.shape[1]

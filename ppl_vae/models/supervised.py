@@ -55,7 +55,7 @@ class SupervisedEncoder(Program):
     Example:
         >>> vae = VAE.mlp(data_dim=64, latent_dim=8, seed=0)
         >>> network = SupervisedEncoder(vae, Categorical(10), seed=0)
-        >>> network.given(torch.zeros(3, 64)).event_shape
+        >>> network.conditional(torch.zeros(3, 64)).event_shape
         torch.Size([1])
     """
 
@@ -72,15 +72,15 @@ class SupervisedEncoder(Program):
         self.encoder = check_option("encoder", encoder, ENCODERS)
         self.input_dim, self.num_labels = pair.data_dim, check_int("num_labels", num_labels)
         self.data_dim = self.input_dim + self.num_labels
-        self.coder: Any = _coder(pair)
+        self.code_guide: Any = _coder(pair)
         self.likelihood = likelihood
         likelihood.set_data_dim(num_labels)
-        _freeze(self.coder, self.input_dim, everything=encoder == "frozen")
+        _freeze(self.code_guide, self.input_dim, everything=encoder == "frozen")
         with seeded(seed):  # the head first, so that it is the same whatever the encoder
             width = num_labels * likelihood.outputs_per_dim
-            self.head = nn.Linear(pair.latent_dim, width).to(_like(self.coder))
+            self.head = nn.Linear(pair.latent_dim, width).to(_like(self.code_guide))
             if encoder == "scratch":
-                reset(self.coder)
+                reset(self.code_guide)
 
     @pyro_method
     def model(
@@ -97,7 +97,7 @@ class SupervisedEncoder(Program):
         inputs, labels = self._parted(rows)
         given, scored = self._parted(mask)
         with data_plate(len(rows), index=index, num_data=num_data, device=rows.device):
-            density = self.given(inputs, given, scored)
+            density = self.conditional(inputs, given, scored)
             return pyro.sample("y", density, obs=labels if observe else None)
 
     @pyro_method
@@ -128,7 +128,7 @@ class SupervisedEncoder(Program):
             check_rows_observed(seen)
         return torch.cat([x, y], 1)
 
-    def given(
+    def conditional(
         self,
         x: Float[Tensor, "N D"],
         mask: Bool[Tensor, "N D"] | None = None,
@@ -161,13 +161,13 @@ class SupervisedEncoder(Program):
             check_rows_observed(seen)
             x = torch.where(seen, x, 0.0)
         with mode(self, training=False):
-            return self.given(x, seen)
+            return self.conditional(x, seen)
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         if self.encoder != "frozen":
-            return self.coder.distribution(x, mask=mask).mean
-        with mode(self.coder, training=False), torch.no_grad():
-            return self.coder.distribution(x, mask=mask).mean
+            return self.code_guide.distribution(x, mask=mask).mean
+        with mode(self.code_guide, training=False), torch.no_grad():
+            return self.code_guide.distribution(x, mask=mask).mean
 
     def _parted(self, rows: Tensor | None) -> tuple[Any, Any]:
         if rows is None:

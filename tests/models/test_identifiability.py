@@ -19,7 +19,11 @@ from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
 from ppl_vae.interop.sklearn import PPCATransformer
-from ppl_vae.models.identifiability import described, undetermined_cells, undetermined_pairs
+from ppl_vae.models.identifiability import (
+    describe_undetermined,
+    undetermined_entries,
+    undetermined_pairs,
+)
 from ppl_vae.report.imputation import FilledTable
 
 
@@ -211,7 +215,7 @@ def test_cells_that_rest_on_known_covariances_keep_their_standard_deviation(halv
         0, 2:
     ].isnan().all()
     seen = torch.from_numpy(~np.isnan(halves))
-    unknown = undetermined_cells(seen, ppca.undetermined)
+    unknown = undetermined_entries(seen, ppca.undetermined)
     assert torch.equal(found.sd.isnan(), unknown) and not (unknown & seen).any()
 
 
@@ -287,6 +291,6 @@ def test_a_filled_table_says_what_intervals_take_as_known():
 def test_many_groups_are_named_shortly():
     mask = groups(*(range(8 * g, 8 * g + 8) for g in range(5)), rows=6)
     x = np.where(mask, 1.0, np.nan)
-    (said,) = described(undetermined_pairs(RowBlocks(x), 2), 2)
+    (said,) = describe_undetermined(undetermined_pairs(RowBlocks(x), 2), 2)
     assert "(0, 1, 2, 3, 4, 5, ... (8 in all))" in said and "more groups" in said
-    assert len(said) < 700 and described(None, 2) == ()
+    assert len(said) < 700 and describe_undetermined(None, 2) == ()

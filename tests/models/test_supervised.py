@@ -206,7 +206,7 @@ def test_what_trains(encoder):
     pair, x, y = autoencoder(corruption=GaussianNoise(0.5)), draw(N, D), classes()
     kept = parameters(pair)
     made = network(pair, encoder=encoder)
-    begun = parameters(made.coder)
+    begun = parameters(made.code_guide)
     original = {name.removeprefix("guide."): p for name, p in kept.items() if "guide." in name}
     assert begun.keys() == original.keys()
     assert {name: p.shape for name, p in begun.items()} == {
@@ -217,7 +217,7 @@ def test_what_trains(encoder):
     fit = fit_svi(made.model, made.guide, made.rows(x, y), **SHORT)
     assert fit.objective[-1] > before
     assert same(kept, parameters(pair)) == set(kept)
-    moved = set(begun) - same(begun, parameters(made.coder))
+    moved = set(begun) - same(begun, parameters(made.code_guide))
     assert moved == (set() if encoder == "frozen" else set(begun))
 
 
@@ -236,7 +236,7 @@ def test_heads_begin_alike_and_the_seed_repeats_all():
 def test_from_scratch_head_and_encoder_have_draws_of_their_own():
     pair = Autoencoder.mlp(D, K, hidden=(7,), seed=0)
     made = network(pair, encoder="scratch")
-    drawn = (made.coder.encoder[2].weight, made.head.weight)
+    drawn = (made.code_guide.encoder[2].weight, made.head.weight)
     first, second = (w.detach().flatten()[: K * C].numpy() for w in drawn)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
 
@@ -256,7 +256,7 @@ def test_training_sees_clean_data():
     made = network(autoencoder(corruption=GaussianNoise(0.5)))
     x = draw(N, D)
     assert made.training
-    assert torch.equal(made.given(x).base_dist.logits, made.given(x).base_dist.logits)
+    assert torch.equal(made.conditional(x).base_dist.logits, made.conditional(x).base_dist.logits)
 
 
 def test_frozen_layers_neither_drop_nor_count():
@@ -264,10 +264,12 @@ def test_frozen_layers_neither_drop_nor_count():
     sizes = {"data_dim": D, "latent_dim": K}
     pair = Autoencoder(encoder=encoder, decoder=mlp(K, D), **sizes).double()
     made, x = network(pair, encoder="frozen"), draw(N, D)
-    state = copy.deepcopy(made.coder.state_dict())
+    state = copy.deepcopy(made.code_guide.state_dict())
     fit_svi(made.model, made.guide, made.rows(x, classes()), **SHORT)
-    assert all(torch.equal(state[name], now) for name, now in made.coder.state_dict().items())
-    torch.testing.assert_close(made.coder.distribution(x).mean.isnan().any(), torch.tensor(False))
+    assert all(torch.equal(state[name], now) for name, now in made.code_guide.state_dict().items())
+    torch.testing.assert_close(
+        made.code_guide.distribution(x).mean.isnan().any(), torch.tensor(False)
+    )
 
 
 class TwoHeads(nn.Module):
@@ -291,18 +293,18 @@ def test_codes_of_a_vae_are_means(kind):
         made = VAE(guide=AmortizedGuide(mlp(D, K), K, homoscedastic=True), **sizes)
     made, x = made.double(), draw(N, D)
     mine = network(made)
-    torch.testing.assert_close(mine.coder.distribution(x).mean.detach(), made.features(x))
+    torch.testing.assert_close(mine.code_guide.distribution(x).mean.detach(), made.features(x))
     variances = made.guide.distribution(x).variance.detach()
     fit_svi(mine.model, mine.guide, mine.rows(x, classes()), **SHORT)
-    assert not torch.allclose(mine.coder.distribution(x).mean, made.features(x))
-    frozen = {name for name, p in mine.coder.named_parameters() if not p.requires_grad}
+    assert not torch.allclose(mine.code_guide.distribution(x).mean, made.features(x))
+    frozen = {name for name, p in mine.code_guide.named_parameters() if not p.requires_grad}
     expected = {"two heads": {"encoder.scale.weight", "encoder.scale.bias"}}
     assert frozen == expected.get(kind, {"raw"} if kind == "one covariance" else set())
     new = network(made, encoder="scratch")
-    assert not torch.allclose(new.coder.distribution(x).mean, made.features(x))
+    assert not torch.allclose(new.code_guide.distribution(x).mean, made.features(x))
     fit_svi(new.model, new.guide, new.rows(x, classes()), **SHORT)
     if kind != "log-variances":  # there both are read off one hidden layer, which trains
-        torch.testing.assert_close(mine.coder.distribution(x).variance.detach(), variances)
+        torch.testing.assert_close(mine.code_guide.distribution(x).variance.detach(), variances)
 
 
 def test_holes_in_x_are_seen_as_the_guide_sees_them():
@@ -413,18 +415,18 @@ def test_what_cannot_begin_anew_is_refused_by_name():
     pair = Autoencoder(encoder=layer, decoder=mlp(K, D), data_dim=D, latent_dim=K)
     with pytest.raises(ValueError, match=r"\['encoder.gain'\]"):
         network(pair, encoder="scratch")
-    assert network(pair, encoder="fine-tuned").coder.encoder.gain.requires_grad
+    assert network(pair, encoder="fine-tuned").code_guide.encoder.gain.requires_grad
 
 
 def test_frozen_layers_begin_anew_too_and_stay_frozen():
     pair = autoencoder()
     pair.guide.encoder[0].requires_grad_(False)
     made = network(pair, encoder="scratch")
-    assert same(parameters(made.coder), parameters(pair.guide)) == set()
-    before = parameters(made.coder)
+    assert same(parameters(made.code_guide), parameters(pair.guide)) == set()
+    before = parameters(made.code_guide)
     fit_svi(made.model, made.guide, made.rows(draw(N, D), classes()), **SHORT)
     still = {"encoder.0.weight", "encoder.0.bias"}
-    assert same(before, parameters(made.coder)) == still
+    assert same(before, parameters(made.code_guide)) == still
 
 
 # Bad input
