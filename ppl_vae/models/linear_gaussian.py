@@ -62,13 +62,13 @@ class MissingnessPatterns:
     """Which columns each row has.
 
     Attributes:
-        seen: the distinct patterns, one in a column that is there and zero in a missing value, (U,
+        observed: the distinct patterns, one in a column that is there and zero in a missing value, (U,
             D).
         which: the pattern of each row, (B,); None if each row has its own, or all the same.
         cells: the pattern of each row, (B, D); None if nothing is missing.
     """
 
-    seen: Float[Tensor, "U D"]
+    observed: Float[Tensor, "U D"]
     which: Int[Tensor, " B"] | None
     cells: Bool[Tensor, "B D"] | None
 
@@ -93,16 +93,16 @@ class MissingnessPatterns:
         distinct = cells[torch.from_numpy(first).to(cells.device)].to(like)
         return cls(distinct, torch.from_numpy(which.reshape(-1)).to(cells.device), cells)
 
-    def spread(self, values: Shaped[Tensor, "U ..."]) -> Tensor:
+    def gather_rows(self, values: Shaped[Tensor, "U ..."]) -> Tensor:
         """Values a pattern as values per row, or one for all."""
         return values if self.which is None else values[self.which]
 
-    def collect(self, values: Float[Tensor, "B ..."]) -> Tensor:
+    def sum_by_pattern(self, values: Float[Tensor, "B ..."]) -> Tensor:
         """Values per row summed over the rows of each pattern."""
         if self.which is not None:
-            sums = values.new_zeros(len(self.seen), *values.shape[1:])
+            sums = values.new_zeros(len(self.observed), *values.shape[1:])
             return sums.index_add_(0, self.which, values)
-        return values if len(values) == len(self.seen) else values.sum(0, keepdim=True)
+        return values if len(values) == len(self.observed) else values.sum(0, keepdim=True)
 
     def masked(self, values: Float[Tensor, "B D"]) -> Tensor:
         """Values with zeros in place of missing values."""
@@ -110,7 +110,7 @@ class MissingnessPatterns:
             return values
         # A product takes half the time of a selection.
         if self.which is None:
-            return values * self.seen
+            return values * self.observed
         return torch.where(self.cells, values, 0.0)
 
 
