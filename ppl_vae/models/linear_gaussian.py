@@ -62,8 +62,8 @@ class MissingnessPatterns:
     """Which columns each row has.
 
     Attributes:
-        observed: the distinct patterns, one in a column that is there and zero in a missing value, (U,
-            D).
+        observed: the distinct patterns, one in a column that is there and zero in a missing value,
+            (U, D).
         which: the pattern of each row, (B,); None if each row has its own, or all the same.
         cells: the pattern of each row, (B, D); None if nothing is missing.
     """

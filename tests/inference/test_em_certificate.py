@@ -11,9 +11,12 @@ import direct
 import oracles
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import best_parameters
-from ppl_vae.inference.em.expected_covariance import expected_factor, expected_leading
+from ppl_vae.inference.em.expected_covariance import (
+    expected_covariance_factor,
+    expected_leading_eigenpairs,
+)
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
-from ppl_vae.inference.em.profile_likelihood import Profile, best_noise
+from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
 from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
 from ppl_vae.inference.em.state import ILL_CONDITIONED
 from ppl_vae.models import sufficient_statistics as moments
@@ -331,11 +334,11 @@ def test_the_expected_covariance_is_that_of_each_row():
         off[m] = gain @ off[s]
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
-    tensors = [torch.from_numpy(v) for v in (loadings, loc, variance)]
-    factor = expected_factor(RowBlocks(x), *tensors)
+    tensors = tuple(torch.from_numpy(v) for v in (loadings, loc, variance))
+    factor = expected_covariance_factor(RowBlocks(x), tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)
     whitened = total / len(x) / np.sqrt(np.outer(variance, variance))
-    values, axes, rest = expected_leading(RowBlocks(x), *tensors)
+    values, axes, rest = expected_leading_eigenpairs(RowBlocks(x), tensors)
     expected = np.linalg.eigvalsh(whitened)[::-1]
     np.testing.assert_allclose(values, expected[:2], rtol=1e-9)
     assert float(rest) == pytest.approx(expected[2:].sum(), rel=1e-9)
@@ -377,8 +380,10 @@ def test_the_profile_likelihood_and_its_derivatives():
     covariance = np.cov(x.T, bias=True)
     at = np.log(np.diag(covariance) * rng.uniform(0.2, 0.8, size=5))
     factor = torch.from_numpy(np.linalg.cholesky(covariance).T.copy())
-    profile = Profile.of(factor, torch.from_numpy(np.exp(at)), 2)
-    assert float(profile.height) == pytest.approx(profile_height(covariance, at, 2), rel=1e-12)
+    profile = ProfileLikelihood.of(factor, torch.from_numpy(np.exp(at)), 2)
+    assert float(profile.log_likelihood) == pytest.approx(
+        profile_height(covariance, at, 2), rel=1e-12
+    )
     gradient, hessian = profile.derivatives()
     steps = 1e-4 * np.eye(5)
     for i in range(5):
@@ -398,7 +403,7 @@ def test_newton_s_method_ends_at_a_maximum_above_the_floors():
     x = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 6)) + rng.normal(size=(60, 6))
     covariance = SampleCovariance.of(x)
     variance = covariance.diagonal
-    profile = best_noise(covariance.factor, variance / 2, variance * 0.3, 2)
+    profile = maximize_profile_likelihood(covariance.factor, variance / 2, variance * 0.3, 2)
     gradient, _ = profile.derivatives()
     free = profile.variance > variance * 0.3 * (1 + 1e-9)
     assert gradient[free].abs().max() < 1e-6

@@ -14,8 +14,8 @@ from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi, log_weights
 from ppl_vae.data import row_blocks as blocks_room
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
-from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
+from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import RESTARTED
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
@@ -184,7 +184,7 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(noise, e
     columns, covariance = summarize(blocks)
     rule = Noise.of(ppca, columns, 1e-6, accelerated=expand)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    prior_update = "expand" if expand else "none"
+    prior_update = "expand" if expand else "fixed"
     one = CompleteDataEM(CompleteProblem(covariance, rule, "full", prior_update), W, psi)
     other = MissingDataEM(
         MissingDataProblem(blocks, columns, rule, "full", prior_update), W, columns.mean, psi
@@ -193,7 +193,7 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(noise, e
         after, following = one.step()
         its_after, its_following = other.step()
         assert float(its_after) == pytest.approx(float(after), rel=1e-11)
-        for mine, its in zip(one.own_squares(), other.own_squares(), strict=True):
+        for mine, its in zip(one.residual_moments(), other.residual_moments(), strict=True):
             close(mine, its.numpy())
         one, other = following, its_following
         for name in ("log_likelihood", "bound", "loadings", "loc", "variance"):

@@ -8,8 +8,8 @@ import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
-from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
+from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -62,8 +62,8 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(family):
     columns, covariance = summarize(blocks)
     rule, (_, loadings, variance) = Noise.of(ppca, columns, 1e-6), parameters(ppca)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    one = CompleteDataEM(CompleteProblem(covariance, rule, family, "none"), W, psi)
-    holes = MissingDataProblem(blocks, columns, rule, family, "none")
+    one = CompleteDataEM(CompleteProblem(covariance, rule, family, "fixed"), W, psi)
+    holes = MissingDataProblem(blocks, columns, rule, family, "fixed")
     other = MissingDataEM(holes, W, columns.mean, psi)
     for _ in range(10):
         for name in ("log_likelihood", "bound", "loadings", "loc", "variance"):
