@@ -109,24 +109,24 @@ class LatentMoments(NamedTuple):
         covariance: of V, (*B, K, K).
         mean_outer: of m m', (*B, K, K).
         mean: of m, (*B, K).
-        count: of 1, (*B).
+        num_rows: of 1, (*B).
     """
 
     covariance: Float[Tensor, "*B K K"]
     mean_outer: Float[Tensor, "*B K K"]
     mean: Float[Tensor, "*B K"]
-    count: Float[Tensor, "*B"]
+    num_rows: Float[Tensor, "*B"]
 
     @classmethod
     def unpack(cls, sums: Float[Tensor, "*B Q"], latent_dim: int) -> Self:
         """The moments in a row of ``by_column``, or in ``overall``."""
         size = latent_dim * (latent_dim + 1) // 2
-        covariance, mean_outer, mean, count = sums.split([size, size, latent_dim, 1], -1)
+        covariance, mean_outer, mean, num_rows = sums.split([size, size, latent_dim, 1], -1)
         return cls(
             from_tril_vec(covariance, latent_dim),
             from_tril_vec(mean_outer, latent_dim),
             mean,
-            count[..., 0],
+            num_rows[..., 0],
         )
 
 
@@ -173,14 +173,14 @@ class MStepRegression:
         """The regression, from statistics at the parameters ``loadings`` and ``loc``."""
         moments = LatentMoments.unpack(statistics.by_column, loadings.shape[1])
         latent = (moments.covariance @ loadings[..., None])[..., 0]  # sum V w_d
-        design = torch.cat([moments.mean, moments.count[:, None]], 1)
+        design = torch.cat([moments.mean, moments.num_rows[:, None]], 1)
         second_moment = moments.covariance + moments.mean_outer
         gram = torch.cat([second_moment, moments.mean[:, None]], 1)
         gram = torch.cat([gram, design[..., None]], 2)
         cross = statistics.residual - torch.nn.functional.pad(latent, (0, 1))
         change = torch.linalg.solve(gram, cross)
         squares = statistics.squares + (loadings * latent).sum(1) - (cross * change).sum(1)
-        return cls(loadings + change[:, :-1], loc + change[:, -1], squares, moments.count)
+        return cls(loadings + change[:, :-1], loc + change[:, -1], squares, moments.num_rows)
 
 
 @dataclass(frozen=True)
@@ -266,8 +266,8 @@ class MissingDataEM(EMState):
         """The means of r^2 and of w_d' V w_d over the rows in which the column is observed."""
         moments = LatentMoments.unpack(self.statistics.by_column, self.loadings.shape[1])
         latent = (moments.covariance @ self.loadings[..., None])[..., 0]  # sum V w_d
-        residual_variance = (self.loadings * latent).sum(1) / moments.count
-        return self.statistics.squares / moments.count, residual_variance
+        residual_variance = (self.loadings * latent).sum(1) / moments.num_rows
+        return self.statistics.squares / moments.num_rows, residual_variance
 
     def covariance_factor(self) -> Float[Tensor, "R D"]:
         """F, with F'F the expected covariance of the completed data."""
