@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ppl_vae.incomplete_data.row_blocks import RowBlocks
+from ppl_vae.data.row_blocks import RowBlocks
 
 import oracles
 from fitted import close, parameters

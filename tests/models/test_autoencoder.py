@@ -498,7 +498,7 @@ def test_best_codes_say_when_they_are_not_the_best_yet():
     assert not found.converged.all()
     assert "converged for" in repr(found)
     for arguments, match in (
-        ({"tolerance": 0.0}, "tolerance must be positive, in nats a unit of z; got 0.0"),
+        ({"tolerance": 0.0}, "tolerance must be positive, in nats per unit of z; got 0.0"),
         ({"max_iterations": 0}, "max_iterations must be a whole number >= 1; got 0"),
     ):
         with pytest.raises(ValueError, match=match):
