@@ -1,4 +1,4 @@
-"""Dictionary learning, MAP codes, unrolled encoders and the use of atoms."""
+"""Dictionary learning by alternating updates, against explicit formulas and scikit-learn."""
 
 import copy
 import itertools
@@ -6,61 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import dict_learning, sparse_encode
-from torch import nn
+from sklearn.decomposition import dict_learning
 
 import oracles
-from ppl_vae import (
-    Autoencoder,
-    Bernoulli,
-    Gaussian,
-    PerDatumGuide,
-    best_codes,
-    digits,
-    elbo,
-    fit_dictionary,
-    mlp,
-)
-from ppl_vae.evaluation.latent_space.atoms import atoms
+from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
+from ppl_vae import Autoencoder, Bernoulli, Gaussian, best_codes, elbo, fit_dictionary
 from ppl_vae.inference.sparse.dictionary import CODE_SWEEPS
-from ppl_vae.networks.sparse_layers import LISTA, NormalizedColumns
-
-D, K = 6, 9
-SIGMA = 0.3
-
-
-def planted(seed=0, *, N=80, share=0.25, noise=0.05, width=D, number=K):
-    return oracles.planted_dictionary(N, width, number, share, noise, seed)
-
-
-def with_free_codes(x, latent_dim, penalty, *, sigma=SIGMA, seed=0):
-    """An autoencoder with a free code for each row of x and a random bias."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        decoder = nn.Sequential(NormalizedColumns(nn.Linear(latent_dim, x.shape[1]), "unit"))
-    made = Autoencoder(
-        decoder=decoder,
-        guide=PerDatumGuide(len(x), latent_dim, covariance="delta"),
-        likelihood=Gaussian(sigma),
-        prior="laplace",
-        penalty=penalty,
-        data_dim=x.shape[1],
-        latent_dim=latent_dim,
-    )
-    return made.double()
-
-
-def parts(autoencoder):
-    """W, b and the codes, as numpy arrays."""
-    layer = autoencoder.decoder[0]
-    return [t.detach().numpy().copy() for t in (layer.weight, layer.bias, autoencoder.guide.loc)]
-
-
-def sklearn_lasso(x, W, alpha):
-    """The lasso codes of scikit-learn, by coordinate descent."""
-    dictionary = W.T.copy()
-    return sparse_encode(x, dictionary, algorithm="lasso_cd", alpha=alpha, max_iter=100_000)
-
 
 # Alternating updates
 
@@ -122,54 +73,6 @@ def test_the_final_codes_match_scikit_learn():
     np.testing.assert_allclose(Z, expected, atol=1e-4)
     best = best_codes(model, x, tolerance=1e-7).log_joint.mean()
     assert float(fit.objective[-1]) == pytest.approx(float(best), abs=1e-7)
-
-
-def test_best_codes_of_digits_match_scikit_learn():
-    x, sigma, penalty = digits()[::40], 0.1, 10.0
-    model = Autoencoder.linear(
-        64,
-        100,
-        columns="unit",
-        prior="laplace",
-        penalty=penalty,
-        likelihood=Gaussian(sigma),
-        seed=0,
-    )
-    model = model.double().center(x)
-    layer = model.decoder[0]
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    assert abs(bias).max() > 0.5
-    expected = sklearn_lasso(x - bias, weight, penalty * sigma**2)
-    found = best_codes(model, x, tolerance=1e-4).codes
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_array_equal(found == 0, expected == 0)
-    assert 0.3 < float((found == 0).double().mean()) < 0.9
-
-
-def test_best_codes_with_free_columns_or_missing_values_match_scikit_learn():
-    x, _ = planted(seed=10, N=6)
-    free = Autoencoder.linear(D, K, prior="laplace", likelihood=Gaussian(SIGMA), seed=0).double()
-    with torch.no_grad():
-        free.decoder[0].weight.mul_(torch.linspace(0.5, 2.0, K).double())
-    W, b = (p.detach().numpy() for p in free.decoder.parameters())
-    expected = sklearn_lasso(x - b, W, SIGMA**2)
-    np.testing.assert_allclose(best_codes(free, x, tolerance=1e-4).codes, expected, atol=1e-4)
-    model = with_free_codes(x, K, 1.0)
-    W, b, _ = parts(model)
-    x[:, 2] = np.nan
-    observed = np.delete(np.arange(D), 2)
-    expected = sklearn_lasso((x - b)[:, observed], W[observed], SIGMA**2)
-    np.testing.assert_allclose(best_codes(model, x, tolerance=1e-4).codes, expected, atol=1e-4)
-
-
-def test_best_codes_converge_in_float32():
-    x, _ = planted(seed=11, N=20)
-    model = with_free_codes(x, K, 10.0, sigma=0.1)
-    exact = best_codes(model, x, tolerance=1e-6)
-    found = best_codes(model.float(), x)
-    assert found.codes.dtype == torch.float32 and bool(found.converged.all())
-    np.testing.assert_allclose(found.codes, exact.codes, atol=1e-4)
-    assert float(found.log_joint.mean()) == pytest.approx(float(exact.log_joint.mean()), rel=1e-4)
 
 
 def test_atoms_and_bias_are_stationary_at_the_end():
@@ -389,71 +292,3 @@ def test_invalid_arguments_are_rejected():
         ValueError, match="x has 1 missing entries: with them, columns of length one"
     ):
         fit_dictionary(model, x)
-
-
-# Unrolled encoders
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_an_unrolled_encoder_is_initialized_as_ista(steps):
-    x, _ = planted()
-    model = with_free_codes(x, K, 1.0).center(x)
-    W, b, _ = parts(model)
-    encoder = LISTA(model.decoder[0], 0.2, steps=steps)
-    found = encoder(torch.as_tensor(x)).detach()
-    expected = oracles.ista(x, W, b, 0.2, steps)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    np.testing.assert_array_equal(found == 0, expected == 0)
-    assert 0 < (expected == 0).mean() < 1
-
-
-def test_many_unrolled_steps_solve_the_lasso():
-    x, _ = planted()
-    model = with_free_codes(x, K, 1.0).center(x)
-    encoder = LISTA(model.decoder[0], SIGMA**2, steps=5000)
-    best = best_codes(model, x, tolerance=1e-7).codes
-    with torch.no_grad():
-        np.testing.assert_allclose(encoder(torch.as_tensor(x)), best, atol=1e-5)
-
-
-def test_every_parameter_of_an_unrolled_encoder_has_a_gradient():
-    x, _ = planted()
-    model = with_free_codes(x, K, 1.0)
-    encoder = LISTA(model.decoder[0], SIGMA**2)
-    encoder(torch.as_tensor(x)).square().sum().backward()
-    assert {n for n, _ in encoder.named_parameters()} == {
-        *("read.weight", "read.bias", "mix", "log_threshold")
-    }
-    assert all(float(p.grad.abs().sum()) > 0 for p in encoder.parameters())
-    assert model.decoder[0].free.grad is None
-    with pytest.raises(ValueError, match="threshold must be positive, as the lasso's is; got 0"):
-        LISTA(model.decoder[0], 0.0)
-    with pytest.raises(ValueError, match="steps must be a whole number >= 1; got 0"):
-        LISTA(model.decoder[0], 1.0, steps=0)
-
-
-# Atoms in the order of their use
-
-
-def test_atoms_are_sorted_by_use():
-    x, _ = planted()
-    model = with_free_codes(x, K, 1.0).center(x)
-    W, b, _ = parts(model)
-    found = atoms(model, x, tolerance=1e-7)
-    codes = sklearn_lasso(x - b, W, SIGMA**2)
-    order = np.argsort(-abs(codes).mean(0), kind="stable")
-    assert found.index.tolist() == order.tolist()
-    np.testing.assert_allclose(found.use, abs(codes).mean(0)[order], atol=1e-5)
-    np.testing.assert_allclose(found.share, (codes != 0).mean(0)[order])
-    signs = np.where(codes.sum(0) < 0, -1, 1)
-    np.testing.assert_allclose(found.atoms, (W * signs).T[order], rtol=1e-12)
-    assert (signs < 0).any() and (signs > 0).any()
-    assert f"a datum uses {(codes != 0).sum(1).mean():.1f} of them, 0 are used by none" in repr(
-        found
-    )
-
-
-def test_deep_decoders_have_no_atoms():
-    deep = Autoencoder(encoder=mlp(D, K), decoder=mlp(K, D, (3,)), data_dim=D, latent_dim=K)
-    with pytest.raises(ValueError, match="only a decoder of one linear layer"):
-        atoms(deep, planted()[0])

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from ppl_vae.data.row_blocks import RowBlocks
 
 import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
+from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
