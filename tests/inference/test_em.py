@@ -312,7 +312,7 @@ def test_px_em_is_fast_with_small_noise_where_em_is_slow():
     start = np.random.default_rng(0).normal(size=(data_dim, latent_dim))
     best = best_log_likelihood(x, latent_dim)
     left = {}
-    for name, iterations in (("EM", 2000), ("PX-EM", 20)):
+    for name, iterations in (("EM", 1000), ("PX-EM", 20)):
         ppca = assigned(x, start, 1.0, latent_dim)
         ALGORITHMS[name](ppca, x, tol=0.0, max_iterations=iterations)
         left[name] = best - oracles.mean_log_density(x, *parameters(ppca))
@@ -320,7 +320,7 @@ def test_px_em_is_fast_with_small_noise_where_em_is_slow():
             f"l / s2 = {ratio:g}: {name} is {left[name]:.3g} nats per datum below the maximum "
             f"after {iterations} iterations"
         )
-    assert left["EM"] > 0.5
+    assert left["EM"] > 2
     assert left["PX-EM"] < 1e-8
 
 

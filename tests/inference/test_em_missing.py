@@ -229,7 +229,7 @@ def test_svi_reaches_the_optimum_of_px_em(noise):
     top = float(fit_em(best, x).log_likelihood[-1])
     fit_em(ppca, x, max_iterations=2)
     start = float(ppca.log_likelihood(x).mean().detach())
-    fit_svi(ppca.model, ExactGuide(ppca), x, steps=120, lr=0.03, capture=False, seed=0)
+    fit_svi(ppca.model, ExactGuide(ppca), x, steps=60, lr=0.05, capture=False, seed=0)
     reached = float(ppca.log_likelihood(x).mean().detach())
     assert start < top - 0.1
     assert top - 0.01 < reached < top + 1e-9

@@ -1,6 +1,6 @@
 """One iteration of EM and its certificate, for complete data and for data with missing values."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Float
@@ -24,7 +24,7 @@ Parameters: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """W (D, K), mu (D,) and psi (D,), in float64."""
 
 
-class EMState:
+class EMState(ABC):
     """Parameters, and the expectations of the E-step at these parameters.
 
     Attributes:

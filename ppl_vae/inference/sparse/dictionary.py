@@ -22,7 +22,7 @@ CODE_SWEEPS = 3
 second."""
 FINAL_SWEEPS, FINAL_TOLERANCE = 1000, 1e-8
 """The final codes are swept until none would change by more than this share of the largest one."""
-NOT_A_BOUND = "what is maximised is log p(x, z), and no bound on log p(x)"
+NOT_A_BOUND = "the objective is log p(x, z), which is no bound on log p(x)"
 GUIDE_UNCHANGED = "the guide is unchanged: fit_svi trains an encoder, best_codes needs none"
 ROUNDING = 8.0
 """The rounding error of the objective, in units of float64's resolution."""
