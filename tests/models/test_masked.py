@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pyro
@@ -181,9 +182,7 @@ def test_what_is_hidden_is_said_and_drawn_anew():
     patch_mask = HiddenPatches([1, 8, 8], 2)
     assert (patch_mask.number, patch_mask.num_hidden, patch_mask.num_seen) == (16, 12, 4)
     assert (
-        patch_mask
-        == HiddenPatches((1, 8, 8), (2, 2), 0.75)
-        == HiddenPatches(**patch_mask.config())
+        patch_mask == HiddenPatches((1, 8, 8), (2, 2), 0.75) == HiddenPatches(**asdict(patch_mask))
     )
     seen = patch_mask.visible(50, seed=0)
     assert seen.shape == (50, 64) and bool((patch_mask.whole(seen).sum(1) == 4).all())
@@ -709,7 +708,7 @@ def test_captured_steps_are_the_eager_ones(scale):
         ({"decoder_width": 6}, "heads must divide the width of a token; 4 do not divide 6"),
         (
             {"likelihood": Multinomial()},
-            "patch_mask= needs a likelihood that can score a part of x; ",
+            "patch_mask= needs a likelihood that can score a subset of the entries of x; ",
         ),
         ({"prior": "wide"}, "prior must be one of 'flat'"),
     ],

@@ -313,7 +313,12 @@ def test_a_model_can_be_made_from_its_config():
     ppca = PPCA(D, K, seed=0)
     assert ppca.config() == {"data_dim": D, "latent_dim": K, "noise": "isotropic"}
     assert PPCA(**ppca.config()).loadings.shape == (D, K)
-    assert PPCA(D, K).noise == "isotropic"  # as a model saved before there was a choice
+
+
+def test_a_model_prints_as_the_call_that_made_it():
+    assert repr(PPCA(8, 2, seed=0)) == 'PPCA(data_dim=8, latent_dim=2, noise="isotropic")'
+    diagonal = PPCA.from_parameters(torch.ones(3, 1), torch.zeros(3), torch.ones(3))
+    assert repr(diagonal) == 'PPCA(data_dim=3, latent_dim=1, noise="diagonal")'
 
 
 @pytest.mark.parametrize(("sizes", "name"), [((0, 1), "data_dim"), ((3, 0), "latent_dim")])

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_vae.guides.families import COVARIANCES, num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -224,7 +224,22 @@ def test_a_vae_can_be_made_from_its_config(arguments):
     x = draw(N, D)
     first, second = (log_weights(v.model, v.guide, x, 2, seed=0) for v in (vae, again))
     assert torch.equal(first, second)
-    assert vae_with().config() is None
+
+
+def test_a_vae_prints_as_the_call_that_made_it():
+    vae = VAE.mlp(6, 2, hidden=(3,), likelihood=Gaussian(0.3))
+    assert repr(vae) == (
+        "VAE.mlp(data_dim=6, latent_dim=2, hidden=(3,), "
+        "likelihood=Gaussian(scale=0.3, initial=1.0, floor=0.0001), "
+        'activation="relu", covariance="diagonal", missing="zeros", inputs="auto")'
+    )
+    assert repr(vae.guide) == (
+        'AmortizedGuide(encoder=Sequential(...), latent_dim=2, covariance="diagonal", '
+        'homoscedastic=False, missing="zeros")'
+    )
+    assert repr(ExactGuide(PPCA(4, 2), covariance="unit")) == (
+        'ExactGuide(model=PPCA(data_dim=4, latent_dim=2, noise="isotropic"), covariance="unit")'
+    )
 
 
 @pytest.mark.parametrize(
