@@ -83,7 +83,6 @@ def test_arguments_are_described_by_plain_values_and_calls():
 
 
 def test_a_call_prints_as_python_without_arguments_that_are_none():
-    call = ConstructorCall(
-        "f", {"a": None, "b": 'say "x"', "c": (1,), "d": ConstructorCall("g", {})}
-    )
+    inner = ConstructorCall("g", {})
+    call = ConstructorCall("f", {"a": None, "b": 'a "quoted" word', "c": (1,), "d": inner})
     assert repr(call) == r'f(b="a \"quoted\" word", c=(1,), d=g())'

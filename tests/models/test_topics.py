@@ -1,4 +1,4 @@
-"""Topics: word counts, simulated documents, a decoder that is a table of topics, recovery."""
+"""Topic models: word counts, simulated documents, the topic decoder, recovery of topics."""
 
 import itertools
 import re
@@ -58,7 +58,7 @@ def softmax(a):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_documents_are_multinomial_in_mixed_topics(variant):
+def test_documents_are_multinomial_given_topic_proportions(variant):
     made, z = decoder(variant, concentration=0.25), draw(5, K, seed=3)
     weights, bias = (p.detach().numpy() for p in (made.weights, made.bias))
     theta = softmax(2 * z.numpy())
@@ -73,14 +73,14 @@ def test_documents_are_multinomial_in_mixed_topics(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_topic_is_what_a_document_of_it_alone_has(variant):
+def test_a_topic_is_the_distribution_of_a_document_of_one_topic(variant):
     made = decoder(variant)
     corners = made(1e4 * torch.eye(K).double())
     torch.testing.assert_close(torch.softmax(corners, 1).detach(), made.topics())
     torch.testing.assert_close(made.topics().sum(1), torch.ones(K).double())
 
 
-def test_words_that_no_topic_likes_keep_their_figures():
+def test_logits_of_improbable_words_keep_their_precision():
     made = decoder("lda", scale=40.0)
     z = draw(20, K, seed=3)
     fine = made(z).detach()
@@ -92,7 +92,7 @@ def test_words_that_no_topic_likes_keep_their_figures():
 
 @pytest.mark.parametrize("concentration", [0.1, 0.3, 2.0])
 def test_the_prior_is_the_laplace_approximation_of_a_dirichlet(concentration):
-    # In the basis of the softmax: log p(h) = a sum_k log theta_k, whatever it is along (1, .., 1).
+    # In the softmax basis log p(h) = a sum_k log theta_k, up to the density along (1, .., 1).
     def log_p(h):
         return concentration * torch.log_softmax(h, -1).sum()
 
@@ -103,7 +103,7 @@ def test_the_prior_is_the_laplace_approximation_of_a_dirichlet(concentration):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_centred_topics_start_at_the_words_shares(variant):
+def test_centered_topics_start_at_the_word_frequencies(variant):
     x = simulate_topics(50, D, K, seed=0).counts
     vae = topic_vae(D, K, variant=variant, seed=0).double().center(x)
     with torch.no_grad():
@@ -114,8 +114,8 @@ def test_centred_topics_start_at_the_words_shares(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_log_p_of_two_topics_is_that_of_quadrature(variant):
-    # theta depends on s (z_1 - z_2) ~ N(0, 2 s^2) alone: one integral a document.
+def test_log_p_of_two_topics_agrees_with_quadrature(variant):
+    # theta depends on s (z_1 - z_2) ~ N(0, 2 s^2) alone: one integral for each document.
     x = simulate_topics(8, D, 2, length=6, seed=0).counts
     vae = topic_vae(D, 2, variant=variant, seed=0).double()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_log_p_of_two_topics_is_that_of_quadrature(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_recorded_steps_are_the_eager_ones(variant):
+def test_recorded_steps_equal_eager_steps(variant):
     x = simulate_topics(24, D, K, seed=0).counts
 
     def make():
@@ -143,7 +143,7 @@ def test_recorded_steps_are_the_eager_ones(variant):
     agree(both_ways(make, x, steps=2, size=8, objective=ELBO(2)))
 
 
-def test_a_saved_topic_vae_comes_back(tmp_path):
+def test_a_loaded_topic_vae_equals_the_saved_one(tmp_path):
     likelihood = Multinomial(total_count=9)
     vae = topic_vae(
         D,
@@ -164,7 +164,7 @@ def test_a_saved_topic_vae_comes_back(tmp_path):
 # Simulated topics
 
 
-def test_simulated_documents_have_the_topics_they_say():
+def test_simulated_documents_have_the_stated_distribution():
     true = simulate_topics(4000, 30, K, length=20, concentration=0.5, sparsity=0.2, seed=1)
     lengths = true.counts.sum(1)
     expected = lengths[:, None] * (true.proportions @ true.topics)
@@ -188,10 +188,10 @@ def fitted(seed, num_topics=5, steps=600, start=0):
     true = simulate_topics(500, 100, num_topics, seed=seed)
     vae = topic_vae(100, num_topics, seed=seed + start).center(true.counts)
     before = match_topics(vae.decoder.topics(), true.topics)[1]
-    # Half of the steps warm the KL up: fitted at once, two topics may share one true one for good.
-    how = {"batch_size": 100, "lr": 0.03, "warmup": steps // 2, "scheduler": CosineAnnealingLR}
-    how |= {"steps": steps, "capture": False, "seed": seed + start}
-    fit = fit_svi(vae.model, vae.guide, true.counts, **how)
+    # The KL is warmed up in half of the steps: without, two topics may split a true one.
+    options = {"batch_size": 100, "lr": 0.03, "warmup": steps // 2, "scheduler": CosineAnnealingLR}
+    options |= {"steps": steps, "capture": False, "seed": seed + start}
+    fit = fit_svi(vae.model, vae.guide, true.counts, **options)
     order, cosines = match_topics(vae.decoder.topics(), true.topics)
     theta = vae.decoder.proportions(encode(vae.model, vae.guide, true.counts))[:, order]
     error = (theta - true.proportions).abs().mean()
@@ -208,7 +208,7 @@ def test_simulated_topics_are_recovered(seed):
     vae, true, order, cosines, error, _ = fitted(seed)
     assert cosines.min() > 0.9
     assert error < 0.1
-    # Between a document of one topic and one of another, words go from the first's to the other's.
+    # Interpolation from a document of one topic to one of another changes the top words.
     words = [f"w{d}" for d in range(100)]
     ends = true.counts[true.proportions[:, :2].argmax(0)].split(1)
     way = interpolate(vae.model, *ends, guide=vae.guide, num_steps=5)[0]
@@ -222,7 +222,7 @@ def test_simulated_topics_are_recovered(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_topics", [3, 5, 8])
 def test_simulated_topics_are_recovered_from_every_seed(num_topics):
-    # One start in some thirty ends in a local optimum; the objective says so, without the truth.
+    # About one run in thirty ends in a local optimum, which a lower objective reveals.
     steps = 1500 if num_topics == 8 else 600
     worst = []
     for seed in range(10, 22):
@@ -232,7 +232,7 @@ def test_simulated_topics_are_recovered_from_every_seed(num_topics):
     assert min(worst) > 0.9
 
 
-def test_matching_is_the_best_of_all_orders():
+def test_matching_is_the_best_of_all_permutations():
     found, truth = draw(4, D).exp(), draw(3, D, seed=1).exp()
     order, cosines = match_topics(found, truth)
     unit = [t / t.norm(dim=1, keepdim=True) for t in (truth, found)]
@@ -271,7 +271,7 @@ def test_words_are_counted():
     )
 
 
-def test_words_that_say_little_are_left_out():
+def test_uninformative_words_are_left_out():
     words = count_words(TEXTS, min_documents=1, max_share=1.0).words
     assert "cat" in words and "the" not in words and "and" not in words
     assert count_words(TEXTS, min_documents=2, max_share=1.0).words == ("cat", "dog", "naïve")
@@ -281,7 +281,7 @@ def test_words_that_say_little_are_left_out():
     assert count_words(TEXTS, min_documents=1, max_share=0.25).words == ("bark", "cats", "dogs")
 
 
-def test_docstrings_are_read_once_each():
+def test_each_docstring_is_read_once():
     texts = docstrings("torch.nn", "torch.nn.modules", "collections", min_words=20)
     assert texts["torch.nn.Linear"] == torch.nn.Linear.__doc__.strip().replace("\n    ", "\n")
     assert "torch.nn.modules.Linear" not in texts
@@ -312,7 +312,7 @@ def test_top_words():
     assert top_words(shares[:1], words, 3, base=base) == [[words[d] for d in order]]
 
 
-def test_what_topics_cannot_use_is_refused():
+def test_invalid_topic_arguments_are_refused():
     for make, match in (
         (lambda: topic_vae(D, 1), "num_topics must be a whole number >= 2; got 1"),
         (
@@ -345,7 +345,7 @@ def test_what_topics_cannot_use_is_refused():
             make()
 
 
-def test_the_gradation_shows_every_share_and_is_readable():
+def test_the_gradation_shows_every_proportion_and_is_readable():
     rng = np.random.default_rng(0)
     shares = torch.as_tensor(rng.dirichlet(np.ones(8), size=5))
     words = [[f"word{k}{n}" for n in range(3)] for k in range(8)]
