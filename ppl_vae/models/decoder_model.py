@@ -137,14 +137,13 @@ class DecoderModel(LatentVariableModel):
         bias = output_bias(self.decoder, self.data_dim * self.likelihood.outputs_per_dim)
         inputs: Any = getattr(self.guide, "inputs", None)
         if isinstance(inputs, Standardization):
-            columns, seen_by_encoder = statistics.columns, statistics.inputs
-            scale = statistics.scales(columns, like.dtype)
-            input_scale = statistics.scales(seen_by_encoder, like.dtype)
-            self.likelihood.standardize(columns.centre.to(like), scale.to(like))
-            inputs.loc.copy_(seen_by_encoder.centre)
+            scale = statistics.scales(statistics.columns, like.dtype)
+            input_scale = statistics.scales(statistics.inputs, like.dtype)
+            self.likelihood.standardize(statistics.columns.centre.to(like), scale.to(like))
+            inputs.loc.copy_(statistics.inputs.centre)
             if not self.likelihood.bounded:
                 inputs.scale.copy_(input_scale)
-                inputs.constant.copy_(seen_by_encoder.constant)
+                inputs.constant.copy_(statistics.inputs.constant)
         means, half = statistics.means.to(like.device), statistics.half.to(like.device)
         bias.copy_(self.likelihood.outputs_at(means, half))
 

@@ -627,11 +627,11 @@ def test_the_guide_is_given_corrupted_data_in_training_and_the_model_scores_clea
     autoencoder = Autoencoder.mlp(D, K, hidden=(5,), corruption=noise, seed=0).double()
     x = draw(N, D)
     torch.manual_seed(1)
-    seen = noise(x)
-    assert not torch.equal(seen, x)
+    corrupted = noise(x)
+    assert not torch.equal(corrupted, x)
     torch.manual_seed(1)
     value = log_weights(autoencoder.model, autoencoder.guide, x)[0]
-    output = autoencoder.decoder(autoencoder.guide.encoder(seen))
+    output = autoencoder.decoder(autoencoder.guide.encoder(corrupted))
     loss = 0.5 * (x - output).square().sum(1) + D / 2 * math.log(2 * math.pi)
     torch.testing.assert_close(value, -loss)
     clean = autoencoder.guide.encoder(x).detach()
@@ -667,8 +667,8 @@ def test_noise_has_the_stated_distribution():
 def test_missing_values_stay_missing_under_noise():
     guide = AmortizedGuide(nn.Identity(), D, covariance="delta", corruption=GaussianNoise(1.0))
     mask = draw(N, D) < 0.5
-    seen = guide.distribution(draw(N, D), mask=mask).mean
-    assert torch.equal(seen == 0, ~mask)
+    inputs = guide.distribution(draw(N, D), mask=mask).mean
+    assert torch.equal(inputs == 0, ~mask)
     wrong = AmortizedGuide(nn.Identity(), D, covariance="delta", corruption=lambda x: x[:, 1:])
     with pytest.raises(
         ValueError, match=r"corruption must keep the shape of x, \(40, 6\); it ret"

@@ -214,9 +214,9 @@ def test_entries_that_depend_on_determined_covariances_keep_their_standard_devia
     assert (ppca.impute(halves[:1]).sd[0, 1] > 0) and ppca.impute(halves[:1]).sd[
         0, 2:
     ].isnan().all()
-    seen = torch.from_numpy(~np.isnan(halves))
-    unknown = undetermined_entries(seen, ppca.undetermined)
-    assert torch.equal(found.sd.isnan(), unknown) and not (unknown & seen).any()
+    observed = torch.from_numpy(~np.isnan(halves))
+    unknown = undetermined_entries(observed, ppca.undetermined)
+    assert torch.equal(found.sd.isnan(), unknown) and not (unknown & observed).any()
 
 
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
@@ -283,14 +283,14 @@ def test_the_command_names_the_columns_and_leaves_standard_deviations_empty(halv
 def test_an_imputation_reports_what_its_intervals_assume():
     x = oracles.with_holes(np.random.default_rng(0).normal(size=(30, 5)), 0.2, 0)
     filled = FilledTable.of(Table("t", x, tuple("abcde")), 1, "isotropic")
-    said = " ".join(filled.sentences())
-    assert "take the fitted parameters as known" in said and "80 % at 20 rows" in said
-    assert "not known" not in said and filled.notes() == filled.fit.notes
+    text = " ".join(filled.sentences())
+    assert "take the fitted parameters as known" in text and "80 % at 20 rows" in text
+    assert "not known" not in text and filled.notes() == filled.fit.notes
 
 
 def test_many_groups_are_abbreviated():
     mask = groups(*(range(8 * g, 8 * g + 8) for g in range(5)), rows=6)
     x = np.where(mask, 1.0, np.nan)
-    (said,) = describe_undetermined(undetermined_pairs(RowBlocks(x), 2), 2)
-    assert "(0, 1, 2, 3, 4, 5, ... (8 in all))" in said and "more groups" in said
-    assert len(said) < 700 and describe_undetermined(None, 2) == ()
+    (note,) = describe_undetermined(undetermined_pairs(RowBlocks(x), 2), 2)
+    assert "(0, 1, 2, 3, 4, 5, ... (8 in all))" in note and "more groups" in note
+    assert len(note) < 700 and describe_undetermined(None, 2) == ()

@@ -142,9 +142,9 @@ def test_entries_of_patches_agree_with_a_loop_over_pixels(shape, patch):
     for row, cell in zip(marks.numpy(), cells, strict=True):
         np.testing.assert_array_equal(cell, masked_cv(row, shape, grid.sides))
     assert torch.equal(grid.whole(cells), marks)
-    torn = cells.clone()
-    torn[0, cells[0].nonzero()[0]] = False  # one entry less
-    lost = (grid.whole(torn) != marks).nonzero()
+    incomplete = cells.clone()
+    incomplete[0, cells[0].nonzero()[0]] = False  # one entry less
+    lost = (grid.whole(incomplete) != marks).nonzero()
     assert lost.tolist() == [[0, int(marks[0].nonzero()[0])]]
 
 
@@ -187,35 +187,37 @@ def test_the_number_of_hidden_patches_is_fixed_and_the_set_is_random():
     assert (
         patch_mask == HiddenPatches((1, 8, 8), (2, 2), 0.75) == HiddenPatches(**asdict(patch_mask))
     )
-    seen = patch_mask.visible(50, seed=0)
-    assert seen.shape == (50, 64) and bool((patch_mask.whole(seen).sum(1) == 4).all())
-    assert bool((seen.sum(1) == 16).all())
-    assert torch.equal(seen, patch_mask.visible(50, seed=0))
-    assert not torch.equal(seen, patch_mask.visible(50, seed=1))
+    observed = patch_mask.visible(50, seed=0)
+    assert observed.shape == (50, 64) and bool((patch_mask.whole(observed).sum(1) == 4).all())
+    assert bool((observed.sum(1) == 16).all())
+    assert torch.equal(observed, patch_mask.visible(50, seed=0))
+    assert not torch.equal(observed, patch_mask.visible(50, seed=1))
 
 
 # Losses against their formulas
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-@pytest.mark.parametrize("holes", [False, True])
-def test_the_negative_log_joint_is_the_loss_on_hidden_patches_plus_a_constant(missing, holes):
+@pytest.mark.parametrize("has_missing", [False, True])
+def test_the_negative_log_joint_is_the_loss_on_hidden_patches_plus_a_constant(
+    missing, has_missing
+):
     sigma = 0.7
     pair = plain(missing, likelihood=Gaussian(sigma), prior="laplace", penalty=0.3)
-    x, there = draw(N, D), torch.ones(N, D, dtype=torch.bool)
+    x, given_mask = draw(N, D), torch.ones(N, D, dtype=torch.bool)
     arguments = {}
-    if holes:
-        there = draw(N, D, seed=1) < 0.8
-        arguments = {"mask": there}
-    guide, model = both_traces(pair, torch.where(there, x, 7.0), **arguments)
+    if has_missing:
+        given_mask = draw(N, D, seed=1) < 0.8
+        arguments = {"mask": given_mask}
+    guide, model = both_traces(pair, torch.where(given_mask, x, 7.0), **arguments)
     hidden = torch.from_numpy(np.stack([masked_cv(r) for r in guide["hidden"]["value"]]))
     assert bool((hidden.sum(1) == D / 2).all())
-    seen = ~hidden & there
-    inputs = torch.where(seen, x, 0.0)
-    inputs = inputs if missing == "zeros" else torch.cat([inputs, seen.double()], 1)
+    observed = ~hidden & given_mask
+    inputs = torch.where(observed, x, 0.0)
+    inputs = inputs if missing == "zeros" else torch.cat([inputs, observed.double()], 1)
     codes = pair.guide.encoder(inputs)
     squares = (x - pair.decoder(codes)).square() / (2 * sigma**2)
-    scored = hidden & there
+    scored = hidden & given_mask
     loss = torch.where(scored, squares, 0.0).sum(1) + 0.3 * codes.abs().sum(1)
     constant = scored.double().sum(1) * math.log(2 * math.pi * sigma**2) / 2 + K * math.log(
         2 / 0.3
@@ -227,7 +229,7 @@ def test_the_negative_log_joint_is_the_loss_on_hidden_patches_plus_a_constant(mi
     log_q = guide["hidden"]["fn"].log_prob(guide["hidden"]["value"])
     torch.testing.assert_close(log_q, torch.full_like(log_q, -chosen), **close)
     expected = -(loss + constant).detach()
-    given = torch.where(there, x, math.nan)
+    given = torch.where(given_mask, x, math.nan)
     found = elbo(pair.model, pair.guide, given, seed=0)
     torch.testing.assert_close(found, expected, **close)
     weights = log_weights(pair.model, pair.guide, given, seed=0)[0]
@@ -242,11 +244,13 @@ def test_each_draw_under_a_plate_of_samples_hides_its_own_patches():
     hidden = guide.nodes["hidden"]["value"]
     assert hidden.shape == (S, N, P) and len(hidden[:, 0].unique(dim=0)) > 1
     for s in range(S):
-        seen = ~PATCH_MASK.cells(hidden[s].bool())
-        codes = pair.guide.encoder(torch.cat([torch.where(seen, x, 0.0), seen.double()], 1))
+        observed = ~PATCH_MASK.cells(hidden[s].bool())
+        codes = pair.guide.encoder(
+            torch.cat([torch.where(observed, x, 0.0), observed.double()], 1)
+        )
         torch.testing.assert_close(guide.nodes["z"]["value"][s], codes)
         cells = -0.5 * ((x - pair.decoder(codes)).square() + math.log(2 * math.pi))
-        expected = torch.where(seen, 0.0, cells).sum(1)
+        expected = torch.where(observed, 0.0, cells).sum(1)
         site = model.nodes["x"]
         torch.testing.assert_close(site["fn"].log_prob(site["value"])[s], expected)
     several = log_weights(pair.model, pair.guide, x, 400, seed=0).detach()
@@ -260,9 +264,9 @@ def test_each_draw_under_a_plate_of_samples_hides_its_own_patches():
 def test_any_elementwise_likelihood_scores_hidden_patches(likelihood):
     pair, x = made(likelihood=likelihood()), (draw(N, D) > 0).double()
     guide, model = both_traces(pair, x)
-    seen = ~PATCH_MASK.cells(guide["hidden"]["value"].bool())
+    observed = ~PATCH_MASK.cells(guide["hidden"]["value"].bool())
     cells = pair.conditional(guide["z"]["value"]).base_dist.log_prob(x)
-    expected = torch.where(seen, 0.0, cells).sum(1)
+    expected = torch.where(observed, 0.0, cells).sum(1)
     torch.testing.assert_close(model["x"]["fn"].log_prob(x), expected)
 
 
@@ -322,10 +326,10 @@ def attended(tokens, layer, heads):
     return tokens + affine(inner, w, "linear2")
 
 
-def encoded(network, row, seen, heads=2):
+def encoded(network, row, observed, heads=2):
     """The code of one image from its completely observed patches."""
     w, grid = weights_of(network), network.patches
-    patches, whole = grid.cut(row).numpy(), grid.whole(seen).numpy()
+    patches, whole = grid.cut(row).numpy(), grid.whole(observed).numpy()
     tokens = affine(patches[whole], w, "embed") + w["positions"][whole]
     for layer in network.layers:
         tokens = attended(tokens, layer, heads)
@@ -339,16 +343,16 @@ def test_the_encoder_agrees_with_a_reference_transformer_on_visible_patches(trai
     network = PatchTransformer(SHAPE, PATCH, 8, 2, 2, seed=0).double().train(training)
     x, patches = draw(N, D), draw(N, P, seed=1) > 0
     patches[:, 2] |= ~patches.any(1)  # the numbers of patches differ, and none is 0
-    seen = network.patches.cells(patches)
-    seen[0, 0] = False  # a missing value makes its patch incomplete
-    assert len(set(network.patches.whole(seen).sum(1).tolist())) > 2
-    expected = [encoded(network, *pair) for pair in zip(x, seen, strict=True)]
-    rows = torch.cat([torch.where(seen, x, 0.0), seen.double()], 1)
+    observed = network.patches.cells(patches)
+    observed[0, 0] = False  # a missing value makes its patch incomplete
+    assert len(set(network.patches.whole(observed).sum(1).tolist())) > 2
+    expected = [encoded(network, *pair) for pair in zip(x, observed, strict=True)]
+    rows = torch.cat([torch.where(observed, x, 0.0), observed.double()], 1)
     with torch.set_grad_enabled(training):
         np.testing.assert_allclose(network(rows).detach(), expected, rtol=1e-10, atol=1e-12)
-        few = network.patches.whole(seen).sum(1) <= 2
-        arguments = network(rows[few], num_seen=2).detach()
-    np.testing.assert_allclose(arguments, np.array(expected)[few], rtol=1e-10, atol=1e-12)
+        few = network.patches.whole(observed).sum(1) <= 2
+        codes = network(rows[few], num_seen=2).detach()
+    np.testing.assert_allclose(codes, np.array(expected)[few], rtol=1e-10, atol=1e-12)
 
 
 def test_the_decoder_agrees_with_a_reference_transformer():
@@ -393,11 +397,11 @@ def test_rows_with_missing_values_train_and_rows_without_visible_patches_do_no_h
     assert all(bool(p.grad.isfinite().all()) for p in pair.parameters())
     fit = fit_svi(pair.model, pair.guide, x, steps=5, batch_size=10, capture=False, seed=0)
     assert fit.steps == 5 and bool(fit.objective.isfinite().all())
-    torn = draw(N, D)
-    torn[3] = torch.where(pair.patch_mask.cells(torch.ones(1, P)) > 0, torn[3], 0.0)
-    torn[3, [0, 3, 12, 15]] = math.nan
+    incomplete = draw(N, D)
+    incomplete[3] = torch.where(pair.patch_mask.cells(torch.ones(1, P)) > 0, incomplete[3], 0.0)
+    incomplete[3, [0, 3, 12, 15]] = math.nan
     with pytest.raises(ValueError, match=r"rows of which no patch is wholly observed: \[3\]"):
-        pair.features(torn)
+        pair.features(incomplete)
 
 
 # Whole images
@@ -432,13 +436,13 @@ def test_patches_are_hidden_again_after_an_evaluation_that_fails():
 
 def test_missing_patches_are_predicted_from_observed_ones():
     pair, x = made(), draw(N, D)
-    seen = PATCH_MASK.visible(N, seed=0)
-    inputs = torch.cat([torch.where(seen, x, 0.0), seen.double()], 1)
+    observed = PATCH_MASK.visible(N, seed=0)
+    inputs = torch.cat([torch.where(observed, x, 0.0), observed.double()], 1)
     expected = pair.decoder(pair.guide.encoder(inputs)).detach()
-    torch.testing.assert_close(pair.reconstruct(x, mask=seen), expected)
-    torch.testing.assert_close(pair.reconstruct(torch.where(seen, x, math.nan)), expected)
-    codes = pair.features(x, mask=seen).unflatten(1, (P, 8))
-    assert torch.equal((codes == 0).all(2), ~PATCH_MASK.whole(seen))
+    torch.testing.assert_close(pair.reconstruct(x, mask=observed), expected)
+    torch.testing.assert_close(pair.reconstruct(torch.where(observed, x, math.nan)), expected)
+    codes = pair.features(x, mask=observed).unflatten(1, (P, 8))
+    assert torch.equal((codes == 0).all(2), ~PATCH_MASK.whole(observed))
 
 
 def test_best_codes_use_all_observed_entries():
@@ -564,13 +568,13 @@ def test_hidden_patches_can_be_conditioned_on():
     pair, x = made(), draw(N, D)
     chosen = torch.tensor([True, False, False, True]).expand(N, P)
     fixed = poutine.condition(pair.guide, {"hidden": chosen})
-    seen = ~PATCH_MASK.cells(chosen)
+    observed = ~PATCH_MASK.cells(chosen)
     code = poutine.trace(fixed).get_trace(x).nodes["z"]["value"]
-    torch.testing.assert_close(code, pair.features(x, mask=seen), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(code, pair.features(x, mask=observed), rtol=1e-12, atol=1e-12)
     model = poutine.condition(pair.model, {"hidden": chosen, "z": code})
     trace = poutine.trace(model).get_trace(x)
-    error = (x - pair.reconstruct(x, mask=seen)).square()
-    expected = -0.5 * torch.where(seen, 0.0, error + math.log(2 * math.pi)).sum(1)
+    error = (x - pair.reconstruct(x, mask=observed)).square()
+    expected = -0.5 * torch.where(observed, 0.0, error + math.log(2 * math.pi)).sum(1)
     torch.testing.assert_close(trace.nodes["x"]["fn"].log_prob(x), expected)
     fewer = poutine.condition(pair.guide, {"hidden": torch.zeros(N, P)})
     with pytest.raises(ValueError, match="num_seen says that 2 of 4 patches are there, and a row"):
@@ -622,8 +626,8 @@ def test_dependence_between_patches_is_learned():
     pair = made(width=16, heads=2, decoder_width=16, depth=1)
     fit_svi(pair.model, pair.guide, x, steps=120, lr=1e-2, capture=False, seed=0)
     new = PATCH_MASK.join(draw(50, D // P, seed=5)[:, None].expand(-1, P, -1))
-    seen = PATCH_MASK.visible(50, seed=0)
-    error = (pair.reconstruct(new, mask=seen) - new)[~seen].square().mean()
+    observed = PATCH_MASK.visible(50, seed=0)
+    error = (pair.reconstruct(new, mask=observed) - new)[~observed].square().mean()
     assert error < 0.35  # predicting the means gives 1
 
 
@@ -660,7 +664,7 @@ def test_a_seed_repeats_the_networks():
 
 
 @pytest.mark.parametrize(
-    ("objective", "holes"),
+    ("objective", "has_missing"),
     [
         (ELBO(), True),
         pytest.param(ELBO(), False, marks=pytest.mark.slow),
@@ -668,13 +672,13 @@ def test_a_seed_repeats_the_networks():
     ],
     ids=repr,
 )
-def test_recorded_steps_equal_eager_steps(objective, holes):
+def test_recorded_steps_equal_eager_steps(objective, has_missing):
     def pair():
         one = made(width=4, depth=1, decoder_width=4)
         return one.model, one.guide
 
     x = draw(24, D)
-    mask = draw(24, D, seed=1) < 1.5 if holes else None
+    mask = draw(24, D, seed=1) < 1.5 if has_missing else None
     agree(both_ways(pair, x, objective=objective, mask=mask))
 
 

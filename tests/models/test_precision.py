@@ -82,10 +82,10 @@ def test_log_p_and_imputed_values_are_exact_at_any_scale(scales, K, noise, toler
         for n, row in enumerate(x):
             stated, means, sds = oracles.exact_given_observed(row, *parameters[:2], parameters[2])
             assert float(log_p[n]) == pytest.approx(stated, rel=1e-13, abs=tolerance)
-            holes = np.isnan(row)
-            away = np.abs(filled.mean[n].numpy()[holes] - means) / sds
+            absent = np.isnan(row)
+            away = np.abs(filled.mean[n].numpy()[absent] - means) / sds
             assert (away < tolerance).all()
-            np.testing.assert_allclose(filled.sd[n].numpy()[holes], sds, rtol=1e-9)
+            np.testing.assert_allclose(filled.sd[n].numpy()[absent], sds, rtol=1e-9)
 
 
 def test_gradients_are_correct_for_patterns_computed_on_their_principal_axes():
@@ -273,7 +273,7 @@ def test_an_overflow_of_the_dtype_raises_an_error_that_names_the_result():
         big.sample(100, seed=0)
     x = np.array([[3e38, 3e38, 3e38, np.nan]], dtype="f4")
     steep = PPCA.from_parameters(torch.tensor([[1.0], [1], [1], [10]]), torch.zeros(4), 1.0)
-    with pytest.raises(FloatingPointError, match=r"what was imputed: .* overflow float32"):
+    with pytest.raises(FloatingPointError, match=r"imputed values: .* overflow float32"):
         steep.impute(x)
     with pytest.raises(FloatingPointError, match=r"reconstructions: .* overflow float32"):
         steep.reconstruct(x)
@@ -283,7 +283,7 @@ def test_noise_below_the_precision_of_float64_raises_an_error():
     loadings = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3)))
     ppca = PPCA.from_parameters(loadings, torch.zeros(5), 1e-22)
     x = np.array([[1.0, 2, np.nan, np.nan, np.nan]])  # two values for three latent dimensions
-    stated = r"too large beside the noise .*reaches \d\.\d+e\+22"
+    stated = r"too large relative to the noise .*reaches \d\.\d+e\+22"
     for method in ("log_likelihood", "posterior", "posterior_mean", "reconstruct", "impute"):
         with pytest.raises(FloatingPointError, match=stated):
             getattr(ppca, method)(x)

@@ -339,8 +339,8 @@ def test_log_p_is_that_of_the_labels_only():
     found = log_likelihood(made.model, made.guide, made.rows(x, y), 25)
     assert found.cells.tolist() == [1.0] * N
     assert found.bits_per_dimension == pytest.approx(-float(found.value.mean()) / math.log(2))
-    holed = made.rows(torch.where(draw(N, D, seed=4) > 1, torch.nan, x), y)
-    assert log_likelihood(made.model, made.guide, holed, 25).cells.tolist() == [1.0] * N
+    incomplete = made.rows(torch.where(draw(N, D, seed=4) > 1, torch.nan, x), y)
+    assert log_likelihood(made.model, made.guide, incomplete, 25).cells.tolist() == [1.0] * N
 
 
 def test_labels_can_be_drawn():
@@ -464,7 +464,7 @@ def test_invalid_arguments_are_refused():
     ):
         network(encoder="new")
     with pytest.raises(
-        ValueError, match=r"5 and 1 columns, and as many rows; .*\(60, 5\).*\(3, 1"
+        ValueError, match=r"5 and 1 columns and the same rows; .*\(60, 5\).*\(3, 1"
     ):
         made.rows(x, classes()[:3])
     with pytest.raises(ValueError, match=r"1 entries outside the categories 0, 1, ..., 2"):

@@ -167,9 +167,9 @@ def test_rows_with_missing_values_are_reconstructed_completely(missing):
     vae = VAE.mlp(D, K, missing=missing, seed=0)
     mask = draw(N, D, seed=2) < 1
     x = torch.where(mask, draw(N, D), torch.nan)
-    seen = torch.where(mask, x, 0.0)
-    seen = torch.cat([seen, mask.float()], 1) if missing == "zeros+mask" else seen
-    expected = vae.decode(vae.guide.encoder(seen)[:, :K]).mean
+    inputs = torch.where(mask, x, 0.0)
+    inputs = torch.cat([inputs, mask.float()], 1) if missing == "zeros+mask" else inputs
+    expected = vae.decode(vae.guide.encoder(inputs)[:, :K]).mean
     torch.testing.assert_close(vae.reconstruct(x), expected)
     junk = torch.where(mask, x, 1e6).numpy()
     assert torch.equal(vae.reconstruct(junk, mask=mask.numpy()), vae.reconstruct(x))
