@@ -11,8 +11,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
+from ppl_vae.data.column_scales import MAX_SCALE_RATIO, resembles_grey_values
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.models.standardization import LARGEST_RATIO, resembles_grey_values
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -195,7 +195,7 @@ def choose_scaling(
     common, varies = Units.of(x), ~columns.constant
     deviations = columns.variance.sqrt()[varies]
     low, high = float(deviations.min()), float(deviations.max())
-    mixed = high > LARGEST_RATIO * low
+    mixed = high > MAX_SCALE_RATIO * low
     spread = f"the standard deviations of the columns go from {low:.3g} to {high:.3g}"
     if scale == "auto" and mixed and image_shape is None and resembles_grey_values(x, varies):
         note = (

@@ -3,12 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program
 
 Outputs = Float[Tensor, "*B O"]
@@ -32,6 +32,10 @@ class Likelihood(Program):
     """Whether x holds counts, of which an encoder is given log(1 + x)."""
     bounded: bool = False
     """Whether x lies in 0..1, where an encoder's inputs are centred and need no common scale."""
+
+    @configurable
+    def __init__(self) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(
@@ -108,14 +112,6 @@ class Likelihood(Program):
 
     def unfreeze(self) -> None:
         """Forget what is not to be known in training, as a fit begins."""
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {}
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
     def notes(self) -> list[str]:
         """What a person should know of the fitted likelihood; empty if nothing."""

@@ -11,6 +11,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
@@ -59,11 +60,11 @@ class Gaussian(Likelihood):
     unit: Tensor | None
     share_at_floor: Tensor
 
+    @configurable
     def __init__(
         self, scale: float | str = "shared", *, initial: float = 1.0, floor: float = 1e-4
     ) -> None:
         super().__init__()
-        self._config = {"scale": scale, "initial": initial, "floor": floor}
         self.kind = scale if isinstance(scale, str) else "fixed"
         self.floor, self.initial = floor, initial
         self.needs_calibration = self.kind in ("network", "optimal")
@@ -114,10 +115,6 @@ class Gaussian(Likelihood):
         """Take outputs, and a learned sigma, to be in units of the columns from now on."""
         self.register_buffer("loc", loc)
         self.register_buffer("unit", scale)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return self._config
 
     def forward(
         self,
