@@ -49,7 +49,7 @@ def test_each_point_is_the_mean_weight_of_the_first_draws():
 
 def test_the_curve_is_flat_for_the_exact_guide_and_rises_for_a_poor_one():
     model = ppca()
-    x = model.sample(1000, seed=1)
+    x = model.sample(500, seed=1)
     exact = model.log_likelihood(x).detach()
     flat = log_likelihood(model.model, ExactGuide(model), x, 256, seed=0)
     for _, mean in flat.convergence:

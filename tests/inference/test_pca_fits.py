@@ -74,7 +74,7 @@ def test_fewer_rows_than_columns_and_full_rank():
     ("make", "match"),
     [
         (lambda: linear(prior="laplace"), "autoencoder must have prior='flat' and a Gaussian of"),
-        (lambda: linear(likelihood=Gaussian("shared")), r"prior='flat' and Gaussian\(scale='sh"),
+        (lambda: linear(likelihood=Gaussian("shared")), r"prior='flat' and Gaussian\(scale=.sh"),
         (lambda: linear(likelihood=Bernoulli(soft_targets=True)), "squared error alone"),
         (lambda: Autoencoder.mlp(8, 3, seed=0), "autoencoder must be linear, as Autoencoder.line"),
         (lambda: linear(code_activation="relu"), "autoencoder must be linear"),
