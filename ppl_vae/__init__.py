@@ -8,7 +8,7 @@ from ppl_vae.core.program import Program
 from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.data.images import Images, image_set
 from ppl_vae.data.tables import Table, read_table
-from ppl_vae.data.texts import count_words, docstrings
+from ppl_vae.data.texts import count_words
 from ppl_vae.data.transforms import Dequantization, binarize, digits
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse, kl_by_dimension
@@ -118,7 +118,6 @@ __all__ = [
     "count_words",
     "cross_check",
     "digits",
-    "docstrings",
     "elbo",
     "fit_closed_form",
     "fit_dictionary",

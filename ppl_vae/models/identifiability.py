@@ -122,7 +122,7 @@ def _listed(columns: Sequence[int], names: Sequence[str] | None) -> str:
 def _observed(blocks: RowBlocks) -> Iterator[Bool[Tensor, "B D"]]:
     for block in blocks.read():
         everything = torch.ones_like(block.values, dtype=torch.bool)
-        yield everything if block.seen is None else block.seen
+        yield everything if block.observed is None else block.observed
 
 
 def _counts(blocks: RowBlocks, hubs: Int[Tensor, " H"]) -> Float[Tensor, "D H"]:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ppl_vae.data.row_blocks import rows_at_once
+from ppl_vae.data.row_blocks import rows_per_block
 from ppl_vae.models.principal_axes import (
     MOST_LOST,
     OwnAxes,
@@ -210,13 +210,13 @@ class LatentPosterior:
         rows = torch.arange(len(self.mean), device=poor.device)
         own = self.patterns.spread(which).expand(len(rows))
         mean, residual, tril, half = self.mean, self.residual, self.tril, self.half_log_det
-        for chosen in poor.nonzero().flatten().split(rows_at_once(4 * roots.numel())):
+        for chosen in poor.nonzero().flatten().split(rows_per_block(4 * roots.numel())):
             axes = OwnAxes.of(roots, self.patterns.seen[chosen])
             tril = tril.index_copy(0, chosen, axes.tril)
             half = half.index_copy(0, chosen, axes.half_log_det)
             place = torch.full_like(which, -1).index_copy(0, chosen, which[: len(chosen)])
             theirs = rows[place[own] >= 0]
-            for some in theirs.split(rows_at_once(4 * roots.numel())):
+            for some in theirs.split(rows_per_block(4 * roots.numel())):
                 found = axes.solve(place[own[some]], offset[some] / self.scale)
                 mean = mean.index_copy(0, some, found[0])
                 residual = residual.index_copy(0, some, found[1] * self.scale)

@@ -20,7 +20,7 @@ from ppl_vae.core.validation import (
     check_rows_observed,
     observed_mask,
 )
-from ppl_vae.data.row_blocks import rows_at_once
+from ppl_vae.data.row_blocks import rows_per_block
 from ppl_vae.models.identifiability import described, undetermined_cells
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 from ppl_vae.models.principal_axes import principal_axes
@@ -157,7 +157,7 @@ class LinearGaussianModel(Program):
             yield self._solution(x, MissingnessPatterns.complete(loc))
             return
         patterns = MissingnessPatterns.each if am_i_wrapped() else MissingnessPatterns.shared
-        size = rows_at_once(4 * self.data_dim + 4 * self.latent_dim**2)
+        size = rows_per_block(4 * self.data_dim + 4 * self.latent_dim**2)
         for rows, cells in zip(x.split(size), seen.split(size), strict=True):
             yield self._solution(rows, patterns(cells, loc))
 
@@ -212,7 +212,7 @@ class LinearGaussianModel(Program):
             draws = kept.expand(num_samples, -1, -1) if num_samples else None
             return Imputation(kept, torch.zeros_like(kept), draws)
         with seeded(seed):
-            size = rows_at_once(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
+            size = rows_per_block(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
             pieces = zip(kept.split(size), seen.split(size), strict=True)
             found = [self._fill(rows, cells, num_samples) for rows, cells in pieces]
         mean, sd, draws = zip(*found, strict=True)

@@ -9,15 +9,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ppl_vae.core.validation import check_option
-from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
-from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.data.column_stats import (
+    CONSTANT_COLUMNS,
+    LARGEST_RATIO,
+    ColumnStats,
+    may_be_grey_values,
+)
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.likelihoods.base import Likelihood
 
 INPUTS = ("auto", "identity", "log1p", "standardized")
 LISTED = 10
 """So many columns are named in a note or an error."""
-LARGEST_RATIO = 10.0
-"""Columns whose standard deviations differ by more than this many times are in mixed units."""
 MIXED_COLUMNS = "the columns of x have standard deviations from"
 """How the note on a fit to columns of mixed units begins."""
 ROWS_FOR_NOTES = 10_000
@@ -103,21 +106,6 @@ def make_inputs(
     return inputs, LogCounts() if inputs == "log1p" else None
 
 
-def looks_grey(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
-    """Whether x may be grey values, which have one unit however their columns vary.
-
-    Its values all lie in 0..1, and at least half of the columns that vary reach more than a half.
-
-    Args:
-        x: NaN is a missing value.
-        varies: which columns are not constant.
-    """
-    known = x.nan_to_num(nan=0.0)
-    if bool(((known < 0) | (known > 1)).any()):
-        return False
-    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
-
-
 def scale_notes(
     x: Float[Tensor, "N D"], mask: Bool[Tensor, "N D"] | None, advice: str
 ) -> list[str]:
@@ -137,7 +125,7 @@ def scale_notes(
     mean = x.nanmean(0)
     deviations = (x - mean).square().nanmean(0).sqrt()
     varies = deviations > 1e-10 * mean.abs()  # False for columns without a value, too
-    if not bool(varies.any()) or looks_grey(x, varies):
+    if not bool(varies.any()) or may_be_grey_values(x, varies):
         return []
     low, high = float(deviations[varies].min()), float(deviations[varies].max())
     if high <= LARGEST_RATIO * low and 1 / LARGEST_RATIO <= high <= LARGEST_RATIO:
@@ -172,9 +160,9 @@ class Start:
         found: tuple[ColumnStats, ColumnStats] | None = None
         totals = counts = torch.zeros(())
         for block in blocks.read():
-            likelihood.check(block.values, block.seen)
+            likelihood.check(block.values, block.observed)
             new = _columns(block), _columns(_changed(block, torch.log1p, likelihood.counts))
-            found = new if found is None else (found[0].merged(new[0]), found[1].merged(new[1]))
+            found = new if found is None else (found[0].merge(new[0]), found[1].merge(new[1]))
             features = _changed(block, likelihood.features)
             totals = totals.to(features.totals) + features.totals
             counts = counts.to(features.totals) + _count(features)
@@ -201,26 +189,26 @@ class Start:
         return held
 
 
-def _columns(block: Block) -> ColumnStats:
+def _columns(block: RowBlock) -> ColumnStats:
     count = _count(block).clamp(min=1)
     mean = block.totals / count
     centred = block.values - mean
-    if block.seen is not None:
-        centred = centred * block.seen
-    return ColumnStats.of(block, mean, centred.square().sum(0))
+    if block.observed is not None:
+        centred = centred * block.observed
+    return ColumnStats.from_block(block, mean, centred.square().sum(0))
 
 
-def _count(block: Block) -> Float[Tensor, " D"]:
-    if block.seen is None:
+def _count(block: RowBlock) -> Float[Tensor, " D"]:
+    if block.observed is None:
         return torch.full_like(block.totals, len(block.values))
-    return block.seen.sum(0).to(block.totals)
+    return block.observed.sum(0).to(block.totals)
 
 
-def _changed(block: Block, change: Callable[[Tensor], Tensor], wanted: bool = True) -> Block:
+def _changed(block: RowBlock, change: Callable[[Tensor], Tensor], wanted: bool = True) -> RowBlock:
     if not wanted:
         return block
-    values, seen = change(block.values), block.seen
+    values, seen = change(block.values), block.observed
     if seen is not None:
         seen = seen.repeat_interleave(values.shape[1] // seen.shape[1], 1)
         values = torch.where(seen, values, 0.0)
-    return Block(values, seen, values.sum(0), block.resolution)
+    return RowBlock(values, seen, values.sum(0), block.resolution)
