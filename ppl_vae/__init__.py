@@ -45,7 +45,7 @@ from ppl_vae.likelihoods.discrete import (
     Multinomial,
     Poisson,
 )
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 from ppl_vae.lineage.run import Lineage, run_lineage
 from ppl_vae.lineage.sparse_run import SparseLineage, run_sparse_lineage
 from ppl_vae.models.autoencoder import Autoencoder
@@ -97,6 +97,7 @@ __all__ = [
     "MaskedCV",
     "MaskingNoise",
     "Multinomial",
+    "OptimalGaussian",
     "PPCATransformer",
     "PatchDecoder",
     "PatchTransformer",

@@ -199,7 +199,7 @@ class DecoderModel(Program):
                 inputs.scale.copy_(scales[1])
                 inputs.constant.copy_(start.inputs.constant)
         means, half = start.means.to(like.device), start.half.to(like.device)
-        bias.copy_(self.likelihood.outputs_at(means, half))
+        bias.copy_(self.likelihood.initial_outputs(means, half))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
@@ -264,7 +264,7 @@ def _check_hiding(hiding: HiddenPatches | None, data_dim: int, likelihood: Likel
             f"hiding= is for images of shape {hiding.image_shape}, {hiding.data_dim} entries; "
             f"data_dim is {data_dim}"
         )
-    if not likelihood.partial:
+    if not likelihood.supports_mask:
         raise ValueError(
             f"hiding= needs a likelihood that can score a part of x; {type(likelihood).__name__} "
             "scores whole rows alone. Use Poisson() for counts"

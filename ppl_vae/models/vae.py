@@ -16,7 +16,7 @@ from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.standardization import Start, make_inputs, scale_notes
 from ppl_vae.networks.mlp_conv import as_image_shape, conv_decoder, conv_encoder, mlp
@@ -290,7 +290,7 @@ class VAE(DecoderModel):
             mask: True where observed.
         """
         likelihood = self.likelihood
-        if not isinstance(likelihood, Gaussian) or likelihood.unit is not None:
+        if not isinstance(likelihood, NormalLikelihood) or likelihood.unit is not None:
             return []
         if (self._config or {}).get("networks") == "conv":
             return []

@@ -412,7 +412,11 @@ def test_missing_values_do_not_count_in_the_jacobian():
     [
         ({}, [[0.3, 1.0]], r"x has 1 entries that are not among the 256 grey values 0\.\.1 in"),
         ({}, [[-1 / 255, 256 / 255]], "x has 2 entries that are not among the 256 grey values"),
-        ({"step": 1.0}, [[0.5, 3.0]], r"x has 1 entries .* 0\.\.255 in steps of 1; give the levels="),
+        (
+            {"step": 1.0},
+            [[0.5, 3.0]],
+            r"x has 1 entries .* 0\.\.255 in steps of 1; give the",
+        ),
         ({"levels": 1}, [[0.0]], "levels must be a whole number >= 2; got 1"),
         ({"step": 0.0}, [[0.0]], "step must be positive; got 0"),
     ],

@@ -29,6 +29,7 @@ from ppl_vae import (
     GaussianNoise,
     HiddenPatches,
     Multinomial,
+    OptimalGaussian,
     PatchDecoder,
     PatchTransformer,
     best_codes,
@@ -261,7 +262,7 @@ def test_any_likelihood_of_cells_scores_them(likelihood):
 
 
 def test_an_optimal_scale_is_that_of_hidden_cells():
-    pair, x = made(likelihood=Gaussian("optimal")), draw(N, D)
+    pair, x = made(likelihood=OptimalGaussian()), draw(N, D)
     guide, model = both_traces(pair, x)
     hidden = HIDING.cells(guide["hidden"]["value"].bool())
     error = x - pair.decoder(guide["z"]["value"])
