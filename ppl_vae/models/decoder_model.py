@@ -145,7 +145,7 @@ class DecoderModel(LatentVariableModel):
                 inputs.scale.copy_(input_scale)
                 inputs.constant.copy_(statistics.inputs.constant)
         means, half = statistics.means.to(like.device), statistics.half.to(like.device)
-        bias.copy_(self.likelihood.outputs_at(means, half))
+        bias.copy_(self.likelihood.initial_outputs(means, half))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
@@ -213,7 +213,7 @@ def _check_patch_mask(
             f"patch_mask= is for images of shape {patch_mask.image_shape}, {patch_mask.data_dim} "
             f"entries; data_dim is {data_dim}"
         )
-    if not likelihood.partial:
+    if not likelihood.supports_mask:
         raise ValueError(
             "patch_mask= needs a likelihood that can score a subset of the entries of x; "
             f"{type(likelihood).__name__} scores whole rows only. Use Poisson() for counts"

@@ -15,7 +15,7 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
-from ppl_vae.likelihoods.base import by_cell
+from ppl_vae.likelihoods.base import row_density
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -172,4 +172,4 @@ class PPCA(LinearGaussianModel):
 
         Args: see :class:`~ppl_vae.models.latent_variable_model.LatentVariableModel`.
         """
-        return by_cell(dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale), mask)
+        return row_density(dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale), mask)

@@ -12,7 +12,7 @@ from scipy import stats
 import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi, log_weights
-from ppl_vae.data import row_blocks as blocks_room
+from ppl_vae.data import row_blocks
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
@@ -127,7 +127,7 @@ def test_pieces_of_any_size_give_the_same(size, monkeypatch):
     x[20:] = np.where(np.isnan(x[20]), np.nan, oracles.with_holes(x, 0.0, 0)[20:])
     x = x[~np.isnan(x).all(1)]
     x[:, 0] = np.where(np.isnan(x[:, 0]), 1.0, x[:, 0])
-    monkeypatch.setattr(blocks_room, "WORKING_NUMBERS", size)
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
     close(ppca.log_likelihood(x), oracles.log_density(x, *truth))
     close(ppca.posterior(x).mean, oracles.posterior(x, *truth)[0])
     mean, sd = oracles.impute(x, *truth)

@@ -30,6 +30,7 @@ from ppl_vae import (
     GaussianNoise,
     HiddenPatches,
     Multinomial,
+    OptimalGaussian,
     PatchDecoder,
     PatchTransformer,
     best_codes,
@@ -271,7 +272,7 @@ def test_any_elementwise_likelihood_scores_hidden_patches(likelihood):
 
 
 def test_an_optimal_scale_is_computed_from_hidden_entries():
-    pair, x = made(likelihood=Gaussian("optimal")), draw(N, D)
+    pair, x = made(likelihood=OptimalGaussian()), draw(N, D)
     guide, model = both_traces(pair, x)
     hidden = PATCH_MASK.cells(guide["hidden"]["value"].bool())
     error = x - pair.decoder(guide["z"]["value"])

@@ -113,14 +113,14 @@ def _rows(
     data_dim, latent_dim = loadings.shape
     for block in blocks.read(5 * data_dim * (2 + latent_dim)):
         patterns = MissingnessPatterns.complete(loc)
-        if block.seen is not None:
-            patterns = MissingnessPatterns.shared(block.seen, loc)
+        if block.observed is not None:
+            patterns = MissingnessPatterns.shared(block.observed, loc)
         found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         completed, missing = block.values - loc, torch.zeros_like(loc)
         spread = completed[:0]
-        if block.seen is not None:
-            completed = torch.where(block.seen, completed, found.mean @ loadings.mT)
-            missing = (~block.seen).sum(0).to(loc)
+        if block.observed is not None:
+            completed = torch.where(block.observed, completed, found.mean @ loadings.mT)
+            missing = (~block.observed).sum(0).to(loc)
             counts = patterns.sum_by_pattern(torch.ones_like(found.mean[:, :1]))
             factors = found.tril * counts[..., None].sqrt()
             absent = 1 - patterns.observed

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.inference.em.closed_form import conditioned
 from ppl_vae.inference.em.expected_covariance import expected_factor, expected_leading
 from ppl_vae.inference.em.noise import Noise
@@ -66,10 +66,10 @@ class ExpectedStatistics:
 
     @classmethod
     def of(
-        cls, block: Block, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
+        cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
     ) -> Self:
         """The sums over a block of rows, each with its q of the family."""
-        seen = block.seen
+        seen = block.observed
         patterns = (
             MissingnessPatterns.complete(loc)
             if seen is None

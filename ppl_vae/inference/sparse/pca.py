@@ -12,7 +12,7 @@ from ppl_vae.core.program import as_data_and_mask
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
@@ -171,7 +171,7 @@ def implied_gaussian(
 def _affine(autoencoder: Autoencoder) -> tuple[Float[Tensor, "D K"], Float[Tensor, " D"]]:
     # W and b, read off the decoder's outputs; whether it has others is seen at other codes.
     if (
-        not isinstance(autoencoder.likelihood, Gaussian)
+        not isinstance(autoencoder.likelihood, NormalLikelihood)
         or autoencoder.likelihood.kind == "network"
     ):
         raise ValueError(
