@@ -304,7 +304,7 @@ def test_a_fit_to_columns_of_mixed_units_notes_the_remedy():
     for vae in (VAE.mlp(13, 2, seed=0).double(), VAE.mlp(13, 2, seed=0).double().center(x)):
         (note,) = fitted(vae, x, steps=2).notes
         assert note.startswith("the columns of x have standard deviations from 0.124 to 314")
-        assert "VAE.like(x, latent_dim) standardises them inside" in note
+        assert "VAE.like(x, latent_dim) standardises them internally" in note
     y = table()
     assert fitted(VAE.mlp(6, 2, seed=0).double(), y, steps=2).notes == ()
     for factor in (1e-6, 1e6):
