@@ -616,7 +616,7 @@ def test_training_starts_at_the_column_means_and_notes_the_objective():
         pair.decoder.last.weight.zero_()
     torch.testing.assert_close(pair.center(x).reconstruct(x), x.mean(0).expand(N, D))
     fit = fit_svi(pair.model, pair.guide, x, x_val=x[:7], steps=3, capture=False, seed=0)
-    assert "log p of x in hidden patches given f(x) of the others" in repr(fit)
+    assert "log p of x in hidden patches given f(x) of the visible ones" in repr(fit)
     assert "no bound on log p(x)" in repr(fit)
 
 
