@@ -8,7 +8,7 @@ from ppl_vae.core.program import Program
 from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.data.images import Images, image_set
 from ppl_vae.data.tables import Table, read_table
-from ppl_vae.data.texts import count_words, docstrings
+from ppl_vae.data.texts import count_words
 from ppl_vae.data.transforms import Dequantization, binarize, digits
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse, kl_by_dimension
@@ -45,7 +45,7 @@ from ppl_vae.likelihoods.discrete import (
     Multinomial,
     Poisson,
 )
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 from ppl_vae.lineage.run import Lineage, run_lineage
 from ppl_vae.lineage.sparse_run import SparseLineage, run_sparse_lineage
 from ppl_vae.models.autoencoder import Autoencoder
@@ -97,6 +97,7 @@ __all__ = [
     "MaskedCV",
     "MaskingNoise",
     "Multinomial",
+    "OptimalGaussian",
     "PPCATransformer",
     "PatchDecoder",
     "PatchTransformer",
@@ -118,7 +119,6 @@ __all__ = [
     "count_words",
     "cross_check",
     "digits",
-    "docstrings",
     "elbo",
     "fit_closed_form",
     "fit_dictionary",

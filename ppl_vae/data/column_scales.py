@@ -4,28 +4,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-MAX_SCALE_RATIO = 10.0
-"""Columns are in mixed units if their standard deviations differ by more than this factor."""
+from ppl_vae.data.column_stats import LARGEST_RATIO, may_be_grey_values
+
 MIXED_COLUMNS = "the columns of x have standard deviations from"
 """The beginning of the note on a fit to columns of mixed units."""
 MAX_ROWS_CHECKED = 10_000
 """The largest number of rows, evenly spaced, from which the note is computed."""
-
-
-def resembles_grey_values(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
-    """Whether x may be grey values, which share one unit however much their columns vary.
-
-    This holds if all values lie in 0..1 and at least half of the columns that vary exceed 0.5
-    somewhere.
-
-    Args:
-        x: NaN is a missing value.
-        varies: which columns are not constant.
-    """
-    known = x.nan_to_num(nan=0.0)
-    if bool(((known < 0) | (known > 1)).any()):
-        return False
-    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
 
 
 def scale_notes(
@@ -47,9 +31,9 @@ def scale_notes(
     mean = x.nanmean(0)
     deviations = (x - mean).square().nanmean(0).sqrt()
     varies = deviations > 1e-10 * mean.abs()  # False for columns without a value, too
-    if not bool(varies.any()) or resembles_grey_values(x, varies):
+    if not bool(varies.any()) or may_be_grey_values(x, varies):
         return []
     low, high = float(deviations[varies].min()), float(deviations[varies].max())
-    if high <= MAX_SCALE_RATIO * low and 1 / MAX_SCALE_RATIO <= high <= MAX_SCALE_RATIO:
+    if high <= LARGEST_RATIO * low and 1 / LARGEST_RATIO <= high <= LARGEST_RATIO:
         return []
     return [f"{MIXED_COLUMNS} {low:.3g} to {high:.3g}: {advice}"]

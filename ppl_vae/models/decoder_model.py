@@ -21,8 +21,8 @@ from ppl_vae.core.state import dry_run, eval_mode, isolated_store, mode, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
-from ppl_vae.likelihoods.base import Likelihood
-from ppl_vae.models.latent_variable_model import LatentVariableModel, reference_tensor
+from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
+from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
 from ppl_vae.networks.mlp_conv import output_bias
 from ppl_vae.networks.patches import HiddenPatches
@@ -77,11 +77,7 @@ class DecoderModel(LatentVariableModel):
         return entries if mask is None else entries & mask
 
     def conditional(
-        self,
-        z: Float[Tensor, "*B K"],
-        x: Float[Tensor, "N D"] | None = None,
-        mask: Bool[Tensor, "*M D"] | None = None,
-        observe: bool = False,
+        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """p(x | z), event shape (D,), with its gradient; :meth:`decode` computes none.
 
@@ -145,7 +141,7 @@ class DecoderModel(LatentVariableModel):
                 inputs.scale.copy_(input_scale)
                 inputs.constant.copy_(statistics.inputs.constant)
         means, half = statistics.means.to(like.device), statistics.half.to(like.device)
-        bias.copy_(self.likelihood.outputs_at(means, half))
+        bias.copy_(self.likelihood.initial_outputs(means, half))
 
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
@@ -213,7 +209,7 @@ def _check_patch_mask(
             f"patch_mask= is for images of shape {patch_mask.image_shape}, {patch_mask.data_dim} "
             f"entries; data_dim is {data_dim}"
         )
-    if not likelihood.partial:
+    if not likelihood.supports_mask:
         raise ValueError(
             "patch_mask= needs a likelihood that can score a subset of the entries of x; "
             f"{type(likelihood).__name__} scores whole rows only. Use Poisson() for counts"

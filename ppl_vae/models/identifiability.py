@@ -135,7 +135,7 @@ def _format_columns(columns: Sequence[int], names: Sequence[str] | None) -> str:
 def _observed_masks(blocks: RowBlocks) -> Iterator[Bool[Tensor, "B D"]]:
     for block in blocks.read():
         complete = torch.ones_like(block.values, dtype=torch.bool)
-        yield complete if block.seen is None else block.seen
+        yield complete if block.observed is None else block.observed
 
 
 def _joint_counts(blocks: RowBlocks, hubs: Int[Tensor, " H"]) -> Float[Tensor, "D H"]:

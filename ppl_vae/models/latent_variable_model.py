@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from ppl_vae.core.program import Density, Program, as_rows, count_rows, data_plate
 from ppl_vae.core.validation import ArrayLike
+from ppl_vae.likelihoods.base import Mask, Rows
+
+Codes = Float[Tensor, "*B K"]
 
 
 class LatentVariableModel(Program):
@@ -29,11 +32,7 @@ class LatentVariableModel(Program):
 
     @abstractmethod
     def conditional(
-        self,
-        z: Float[Tensor, "*B K"],
-        x: Float[Tensor, "N D"] | None = None,
-        mask: Bool[Tensor, "*M D"] | None = None,
-        observe: bool = False,
+        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """p(x | z), event shape (D,), as a differentiable function of z and the parameters.
 

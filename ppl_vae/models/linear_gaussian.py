@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ppl_vae.data.row_blocks import rows_at_once
+from ppl_vae.data.row_blocks import rows_per_block
 from ppl_vae.models.principal_axes import (
     MAX_PRECISION_LOSS,
     PatternAxes,
@@ -214,7 +214,7 @@ class LatentPosterior:
         rows = torch.arange(len(self.mean), device=inaccurate.device)
         pattern = self.patterns.gather_rows(numbers).expand(len(rows))
         mean, residual, tril, half = self.mean, self.residual, self.tril, self.half_log_det
-        batch_size = rows_at_once(4 * scaled.numel())
+        batch_size = rows_per_block(4 * scaled.numel())
         for chosen in inaccurate.nonzero().flatten().split(batch_size):
             axes = PatternAxes.of(scaled, self.patterns.observed[chosen])
             tril = tril.index_copy(0, chosen, axes.tril)

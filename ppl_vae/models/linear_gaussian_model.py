@@ -20,7 +20,7 @@ from ppl_vae.core.validation import (
     check_rows_observed,
     observed_mask,
 )
-from ppl_vae.data.row_blocks import rows_at_once
+from ppl_vae.data.row_blocks import rows_per_block
 from ppl_vae.models.identifiability import describe_undetermined, undetermined_entries
 from ppl_vae.models.latent_variable_model import LatentVariableModel
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
@@ -165,7 +165,7 @@ class LinearGaussianModel(LatentVariableModel):
             yield self._latent_posterior(x, MissingnessPatterns.complete(loc))
             return
         patterns = MissingnessPatterns.each if am_i_wrapped() else MissingnessPatterns.shared
-        size = rows_at_once(4 * self.data_dim + 4 * self.latent_dim**2)
+        size = rows_per_block(4 * self.data_dim + 4 * self.latent_dim**2)
         for rows, block_mask in zip(x.split(size), observed.split(size), strict=True):
             yield self._latent_posterior(rows, patterns(block_mask, loc))
 
@@ -221,7 +221,7 @@ class LinearGaussianModel(LatentVariableModel):
             draws = x.expand(num_samples, -1, -1) if num_samples else None
             return Imputation(x, torch.zeros_like(x), draws)
         with seeded(seed):
-            size = rows_at_once(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
+            size = rows_per_block(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
             blocks = zip(x.split(size), observed.split(size), strict=True)
             imputed = [self._impute_block(rows, mask, num_samples) for rows, mask in blocks]
         mean, sd, draws = zip(*imputed, strict=True)

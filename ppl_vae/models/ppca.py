@@ -5,7 +5,7 @@ from typing import Any, Self, cast
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -15,7 +15,8 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
-from ppl_vae.likelihoods.base import by_cell
+from ppl_vae.likelihoods.base import Mask, Rows, row_density
+from ppl_vae.models.latent_variable_model import Codes
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -162,14 +163,10 @@ class PPCA(LinearGaussianModel):
         return dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
 
     def conditional(
-        self,
-        z: Float[Tensor, "*B K"],
-        x: Float[Tensor, "N D"] | None = None,
-        mask: Bool[Tensor, "*M D"] | None = None,
-        observe: bool = False,
+        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """N(W z + mu, Psi), event shape (D,), with its gradient; ``x`` and ``observe`` are unused.
 
         Args: see :class:`~ppl_vae.models.latent_variable_model.LatentVariableModel`.
         """
-        return by_cell(dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale), mask)
+        return row_density(dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale), mask)

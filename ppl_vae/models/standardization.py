@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.validation import check_option
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
-from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.likelihoods.base import Likelihood
 
 INPUTS = ("auto", "identity", "log1p", "standardized")
@@ -126,10 +126,10 @@ class InitialStatistics:
         found: tuple[ColumnStats, ColumnStats] | None = None
         totals = counts = torch.zeros(())
         for block in blocks.read():
-            likelihood.check(block.values, block.seen)
+            likelihood.check(block.values, block.observed)
             inputs = _mapped(block, torch.log1p) if likelihood.counts else block
             new = _column_stats(block), _column_stats(inputs)
-            found = new if found is None else (found[0].merged(new[0]), found[1].merged(new[1]))
+            found = new if found is None else (found[0].merge(new[0]), found[1].merge(new[1]))
             features = _mapped(block, likelihood.features)
             totals = totals.to(features.totals) + features.totals
             counts = counts.to(features.totals) + _count(features)
@@ -157,24 +157,24 @@ class InitialStatistics:
         return converted
 
 
-def _column_stats(block: Block) -> ColumnStats:
+def _column_stats(block: RowBlock) -> ColumnStats:
     count = _count(block).clamp(min=1)
     mean = block.totals / count
     centred = block.values - mean
-    if block.seen is not None:
-        centred = centred * block.seen
-    return ColumnStats.of(block, mean, centred.square().sum(0))
+    if block.observed is not None:
+        centred = centred * block.observed
+    return ColumnStats.from_block(block, mean, centred.square().sum(0))
 
 
-def _count(block: Block) -> Float[Tensor, " D"]:
-    if block.seen is None:
+def _count(block: RowBlock) -> Float[Tensor, " D"]:
+    if block.observed is None:
         return torch.full_like(block.totals, len(block.values))
-    return block.seen.sum(0).to(block.totals)
+    return block.observed.sum(0).to(block.totals)
 
 
-def _mapped(block: Block, function: Callable[[Tensor], Tensor]) -> Block:
-    values, observed = function(block.values), block.seen
+def _mapped(block: RowBlock, function: Callable[[Tensor], Tensor]) -> RowBlock:
+    values, observed = function(block.values), block.observed
     if observed is not None:
         observed = observed.repeat_interleave(values.shape[1] // observed.shape[1], 1)
         values = torch.where(observed, values, 0.0)
-    return Block(values, observed, values.sum(0), block.resolution)
+    return RowBlock(values, observed, values.sum(0), block.resolution)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.column_stats import ColumnStats, too_many
-from ppl_vae.data.row_blocks import Block, RowBlocks, RowSource
+from ppl_vae.data.column_stats import ColumnStats, rank_message
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.eigen import (
     MAX_JACOBI_SIZE,
     LeadingEigenpairs,
@@ -142,7 +142,7 @@ class SampleCovariance:
             if torch.linalg.eigvalsh(q.mT @ (self @ q))[0] > least:
                 return
         if latent_dim >= (rank := self.rank()):
-            raise ValueError(too_many(latent_dim, str(rank), rows, self.data_dim))
+            raise ValueError(rank_message(latent_dim, str(rank), rows, self.data_dim))
 
 
 def missing_message(columns: ColumnStats) -> str:
@@ -165,16 +165,16 @@ def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
         buffer = _centred(block, mean, buffer)
         centred = buffer[: len(block.values)]
         squares = centred.square().sum(0)
-        if block.seen is not None:
+        if block.observed is not None:
             scatter.complete = False
-        found = ColumnStats.of(block, mean, squares)
+        found = ColumnStats.from_block(block, mean, squares)
         if columns is None:
             columns = found
             scatter.add(centred)
             continue
         weight = columns.rows * found.rows / (columns.rows + found.rows)
         scatter.add(centred, (found.mean - columns.mean) * weight**0.5)
-        columns = columns.merged(found)
+        columns = columns.merge(found)
     assert columns is not None
     return columns, scatter.covariance(columns) if scatter.complete else None
 
@@ -221,31 +221,31 @@ class _Scatter:
         return SampleCovariance(columns, factor, gram)
 
 
-def _joined(blocks: RowBlocks) -> Iterator[Block]:
+def _joined(blocks: RowBlocks) -> Iterator[RowBlock]:
     # Blocks of at least D rows, except for the last: many small blocks would each need a D x D
     # matrix, which a block of fewer than D rows does not.
-    waiting: list[Block] = []
+    waiting: list[RowBlock] = []
     for block in blocks.read():
         waiting.append(block)
         if sum(len(one.values) for one in waiting) >= block.values.shape[1]:
-            yield Block.joined(waiting)
+            yield RowBlock.concatenate(waiting)
             waiting = []
     if waiting:
-        yield Block.joined(waiting)
+        yield RowBlock.concatenate(waiting)
 
 
-def _mean(block: Block) -> Float[Tensor, " D"]:
-    count = len(block.values) if block.seen is None else block.seen.sum(0).clamp(min=1)
+def _mean(block: RowBlock) -> Float[Tensor, " D"]:
+    count = len(block.values) if block.observed is None else block.observed.sum(0).clamp(min=1)
     return block.totals / count
 
 
 def _centred(
-    block: Block, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
+    block: RowBlock, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
 ) -> Float[Tensor, "_ D"]:
     # Reuses the memory of the previous block, which avoids allocating it again.
     if buffer is None or len(buffer) < len(block.values):
         buffer = torch.empty_like(block.values)
     centred = torch.sub(block.values, mean, out=buffer[: len(block.values)])
-    if block.seen is not None:
-        centred *= block.seen
+    if block.observed is not None:
+        centred *= block.observed
     return buffer

@@ -19,7 +19,7 @@ from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.latent_variable_model import reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, encoder_inputs
@@ -277,6 +277,6 @@ class VAE(DecoderModel):
             mask: True where observed.
         """
         likelihood = self.likelihood
-        if not isinstance(likelihood, Gaussian) or likelihood.unit is not None:
+        if not isinstance(likelihood, NormalLikelihood) or likelihood.unit is not None:
             return []
         return [] if self._has_images else scale_notes(x, mask, STANDARDIZE_ADVICE)

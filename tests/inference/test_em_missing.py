@@ -26,7 +26,7 @@ def test_results_do_not_depend_on_the_block_size(size, monkeypatch):
     x[20:] = np.where(np.isnan(x[20]), np.nan, oracles.with_holes(x, 0.0, 0)[20:])
     x = x[~np.isnan(x).all(1)]
     x[:, 0] = np.where(np.isnan(x[:, 0]), 1.0, x[:, 0])
-    monkeypatch.setattr(row_blocks, "WORKING_NUMBERS", size)
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
     close(ppca.log_likelihood(x), oracles.log_density(x, *truth))
     close(ppca.posterior(x).mean, oracles.posterior(x, *truth)[0])
     mean, sd = oracles.impute(x, *truth)

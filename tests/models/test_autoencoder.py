@@ -210,7 +210,7 @@ def test_a_user_written_corruption_is_loaded_into_an_autoencoder_of_the_caller(t
 
     autoencoder = Autoencoder.linear(D, K, corruption=tripled, seed=0)
     save(autoencoder, tmp_path)
-    with pytest.raises(ValueError, match="give it as into="):
+    with pytest.raises(ValueError, match="pass it as into="):
         load(tmp_path)
     other = load(tmp_path, into=Autoencoder.linear(D, K, corruption=tripled, seed=1))
     x = draw(N, D).float()

@@ -30,6 +30,7 @@ from ppl_vae import (
     GaussianNoise,
     HiddenPatches,
     Multinomial,
+    OptimalGaussian,
     PatchDecoder,
     PatchTransformer,
     best_codes,
@@ -271,7 +272,7 @@ def test_any_elementwise_likelihood_scores_hidden_patches(likelihood):
 
 
 def test_an_optimal_scale_is_computed_from_hidden_entries():
-    pair, x = made(likelihood=Gaussian("optimal")), draw(N, D)
+    pair, x = made(likelihood=OptimalGaussian()), draw(N, D)
     guide, model = both_traces(pair, x)
     hidden = PATCH_MASK.cells(guide["hidden"]["value"].bool())
     error = x - pair.decoder(guide["z"]["value"])
@@ -615,7 +616,7 @@ def test_training_starts_at_the_column_means_and_notes_the_objective():
         pair.decoder.last.weight.zero_()
     torch.testing.assert_close(pair.center(x).reconstruct(x), x.mean(0).expand(N, D))
     fit = fit_svi(pair.model, pair.guide, x, x_val=x[:7], steps=3, capture=False, seed=0)
-    assert "log p of x in hidden patches given f(x) of the others" in repr(fit)
+    assert "log p of x in hidden patches given f(x) of the visible ones" in repr(fit)
     assert "no bound on log p(x)" in repr(fit)
 
 

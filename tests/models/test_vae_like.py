@@ -19,6 +19,7 @@ from ppl_vae import (
     ContinuousBernoulli,
     Gaussian,
     Multinomial,
+    OptimalGaussian,
     Poisson,
     collapse,
     elbo,
@@ -38,7 +39,7 @@ GAUSSIANS = {
     "shared": lambda: Gaussian("shared"),
     "per-dim": lambda: Gaussian("per-dim"),
     "network": lambda: Gaussian("network"),
-    "optimal": lambda: Gaussian("optimal"),
+    "optimal": OptimalGaussian,
 }
 
 
@@ -282,7 +283,10 @@ def test_other_likelihoods_start_at_the_columns_means(name):
     torch.testing.assert_close(vae.guide.inputs.scale if vae.likelihood.bounded else scale, scale)
     torch.testing.assert_close(scale, torch.ones_like(scale))
     bias = vae.decoder[-1].bias.detach()
-    torch.testing.assert_close(bias, vae.likelihood.start(x))
+    features = vae.likelihood.features(x)
+    half_weight = torch.full_like(features[0], 0.5 / len(x))
+    outputs = vae.likelihood.initial_outputs(features.mean(0), half_weight)
+    torch.testing.assert_close(bias, outputs)
     fit = fitted(vae, x)
     assert fit.objective[-5:].mean() > fit.objective[0]
 
@@ -300,7 +304,7 @@ def test_a_fit_to_columns_of_mixed_units_notes_the_remedy():
     for vae in (VAE.mlp(13, 2, seed=0).double(), VAE.mlp(13, 2, seed=0).double().center(x)):
         (note,) = fitted(vae, x, steps=2).notes
         assert note.startswith("the columns of x have standard deviations from 0.124 to 314")
-        assert "VAE.like(x, latent_dim) standardises them inside" in note
+        assert "VAE.like(x, latent_dim) standardises them internally" in note
     y = table()
     assert fitted(VAE.mlp(6, 2, seed=0).double(), y, steps=2).notes == ()
     for factor in (1e-6, 1e6):

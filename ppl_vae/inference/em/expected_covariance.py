@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.inference.em.state import Parameters
 from ppl_vae.models.eigen import LeadingEigenpairs, leading_eigenpairs, right_singular_vectors
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
@@ -115,16 +115,16 @@ def _completed(blocks: RowBlocks, parameters: Parameters) -> Iterator[_Completed
 
 
 def _completed_rows(
-    block: Block, loadings: Tensor, loc: Tensor, variance: Tensor
+    block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor
 ) -> _CompletedRows:
     centred = block.values - loc
-    if block.seen is None:
+    if block.observed is None:
         return _CompletedRows(centred, centred[:0], torch.zeros_like(loc))
-    patterns = MissingnessPatterns.shared(block.seen, loc)
+    patterns = MissingnessPatterns.shared(block.observed, loc)
     posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
-    centred = torch.where(block.seen, centred, posterior.mean @ loadings.mT)
+    centred = torch.where(block.observed, centred, posterior.mean @ loadings.mT)
     counts = patterns.sum_by_pattern(torch.ones_like(posterior.mean[:, :1]))
     factors = posterior.tril * counts[..., None].sqrt()
     latent_factors = (factors.mT @ loadings.mT) * (1 - patterns.observed)[:, None]
-    num_missing = (~block.seen).sum(0).to(loc)
+    num_missing = (~block.observed).sum(0).to(loc)
     return _CompletedRows(centred, latent_factors.reshape(-1, len(loc)), num_missing)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import Block, RowBlocks
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.guides.families import projected_covariance
 from ppl_vae.inference.em.closed_form import rotate_if_collinear
 from ppl_vae.inference.em.expected_covariance import (
@@ -71,13 +71,13 @@ class ExpectedStatistics:
 
     @classmethod
     def of(
-        cls, block: Block, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
+        cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
     ) -> Self:
         """The E-step: the sums over a block of rows, each with its q of the family."""
         patterns = (
             MissingnessPatterns.complete(loc)
-            if block.seen is None
-            else MissingnessPatterns.shared(block.seen, loc)
+            if block.observed is None
+            else MissingnessPatterns.shared(block.observed, loc)
         )
         posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(posterior.mean[:, :1])

@@ -12,7 +12,7 @@ from ppl_vae.core.program import as_data_and_mask
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
@@ -173,7 +173,7 @@ def _affine_decoder(
     # W and b, from the decoder's outputs at 0 and at the unit vectors; the outputs at other codes
     # show whether the decoder is affine.
     likelihood = autoencoder.likelihood
-    if not isinstance(likelihood, Gaussian) or likelihood.kind == "network":
+    if not isinstance(likelihood, NormalLikelihood) or likelihood.kind == "network":
         raise ValueError(
             "the implied Gaussian needs a Gaussian likelihood whose sigma is no network's output; "
             f"the autoencoder has {likelihood}"
