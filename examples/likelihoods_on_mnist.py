@@ -31,7 +31,7 @@ x_test = x_test[torch.randperm(len(x_test))[:NUM_SCORED]]
 y_test, apart = grey.apply(x_test), "Bernoulli, no density"
 likelihoods = {
     "one sigma": pv.Gaussian("shared"),
-    "optimal sigma": pv.Gaussian("optimal"),
+    "optimal sigma": pv.OptimalGaussian(),
     "a sigma a pixel": pv.Gaussian("per-dim", floor=1e-3),
     "a network's sigma": pv.Gaussian("network", initial=0.3, floor=1e-3),
     "continuous Bernoulli": pv.ContinuousBernoulli(),

@@ -1,8 +1,11 @@
 # %% [markdown]
-# # What docstrings are about
-# Words of the docstrings of installed packages, and a VAE whose decoder is a table of topics: each
-# document mixes them, its words are multinomial. Between two documents they change by degrees.
+# # Topics of docstrings
+# A VAE whose decoder is a matrix of topics, fitted to the docstrings of installed packages: each
+# document is a mixture of topics, and its word counts are multinomial. Interpolation between two
+# documents changes topics gradually.
 # %%
+import importlib
+import inspect
 import sys
 
 import numpy as np
@@ -18,7 +21,20 @@ EPOCHS = 2 if "--smoke" in sys.argv else 100
 K = 10
 MODULES = "numpy numpy.linalg sklearn.metrics matplotlib.pyplot torch.nn torch.nn.functional"
 MODULES += " torch.distributions scipy.stats scipy.signal scipy.optimize scipy.special"
-found = pv.count_words(pv.docstrings(*MODULES.split()), max_words=800)
+
+
+def docstrings(modules, min_words=40):
+    """Docstrings of the public functions and classes of modules, by name; repeated ones once."""
+    found = {}
+    for module in modules:
+        for name, value in sorted(vars(importlib.import_module(module)).items()):
+            text = inspect.getdoc(value) or "" if callable(value) and name[0] != "_" else ""
+            if len(text.split()) >= min_words and text not in found.values():
+                found[f"{module}.{name}"] = text
+    return found
+
+
+found = pv.count_words(docstrings(MODULES.split()), max_words=800)
 print(found)
 rows, rows_test = train_test_split(np.arange(len(found.names)), test_size=0.15, random_state=0)
 x, x_test = found.counts[rows], found.counts[rows_test]

@@ -135,6 +135,7 @@ from .likelihoods.discrete import (
 )
 from .likelihoods.gaussian import (
     Gaussian as Gaussian,
+    OptimalGaussian as OptimalGaussian,
 )
 from .lineage.run import (
     run_lineage as run_lineage,
@@ -173,6 +174,7 @@ from .objectives.bounds import (
 __all__ = [
     "ELBO",
     "IWAE",
+    "OptimalGaussian",
     "PPCA",
     "VAE",
     "AmortizedGuide",

@@ -1,4 +1,4 @@
-"""What a pair's log weights are, the slow way: one draw and one datum at a time."""
+"""Reference log weights of a pair, by explicit loops over draws and data."""
 
 import pyro
 import torch
@@ -8,11 +8,12 @@ from pyro.poutine.util import site_is_subsample
 
 
 class Recorder(Messenger):
-    """Remembers every latent value drawn inside, in order; replayed values are not drawn twice.
+    """Records every latent value drawn in the context, in order; replayed values count once.
 
     Attributes:
-        values: by site, the drawn tensors.
-        data_dims: by site, which dimension of its value (counted from the right) is the data's.
+        values: the drawn tensors of each site.
+        data_dims: for each site, the dimension of its value (counted from the right) that runs
+            over data.
     """
 
     def __init__(self):
@@ -29,7 +30,7 @@ class Recorder(Messenger):
         self.data_dims[msg["name"]] = dim - msg["fn"].event_dim
 
     def draws(self, num_samples):
-        """One dictionary of values per draw, however many draws a run held."""
+        """One dictionary of values per draw, whether a run had one draw or all."""
         return [
             {name: self._draw(name, s, num_samples) for name in self.values}
             for s in range(num_samples)
@@ -37,23 +38,23 @@ class Recorder(Messenger):
 
     def _draw(self, name, s, num_samples):
         values = self.values[name]
-        if len(values) == num_samples:  # one run a draw
+        if len(values) == num_samples:  # one run per draw
             return values[s]
         (value,) = values
-        if value.dim() + self.data_dims[name] == 0:  # one run of repeated rows
+        if value.dim() + self.data_dims[name] == 0:  # one run on repeated rows
             return value.unflatten(0, (num_samples, -1))[s]
         assert len(value) == num_samples  # one run under a plate of samples
         return value[s]
 
     def row(self, draw, n):
-        """The values of one datum, in a batch of one."""
+        """The values of one datum, as a batch of size one."""
         return {k: v.narrow(self.data_dims[k], n, 1) for k, v in draw.items()}
 
 
-def log_joint(program, values, x, **keywords):
-    """The sum of a program's unscaled log densities with its latent sites at these values."""
+def log_joint(program, values, x, **kwargs):
+    """The sum of a program's unscaled log densities, its latent sites conditioned on values."""
     with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
-        trace = poutine.trace(poutine.condition(program, data=values)).get_trace(x, **keywords)
+        trace = poutine.trace(poutine.condition(program, data=values)).get_trace(x, **kwargs)
         trace.compute_log_prob()
         sites = [s for s in trace.nodes.values() if s["type"] == "sample"]
         return sum(s["unscaled_log_prob"].sum() for s in sites if not site_is_subsample(s))
@@ -75,6 +76,6 @@ def slow_log_weights(model, guide, x, recorder, num_samples):
 
 
 def slow_joint_log_weights(model, guide, x, recorder, num_samples):
-    """The same summed over the data, (S,): for programs that hold a table with a row a datum."""
+    """The sum of the log weights over data, (S,): for programs with one table row per datum."""
     draws = recorder.draws(num_samples)
     return torch.stack([log_joint(model, z, x) - log_joint(guide, z, x) for z in draws])

@@ -1,4 +1,4 @@
-"""What each column of a table holds, in float64, in one pass."""
+"""Statistics of the columns of a table, in float64, from one pass over its rows."""
 
 import warnings
 from dataclasses import dataclass
@@ -9,27 +9,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.row_blocks import Block
+from ppl_vae.data.row_blocks import RowBlock
 
 CONSTANT_COLUMNS = "constant columns"
-"""How the note on columns that do not vary begins."""
-COARSE = 1e-2
-"""Numbers further apart than this many standard deviations are too coarse for their column."""
+"""First words of the note on columns that do not vary."""
+COARSE_SPACING = 1e-2
+"""Spacing of floating-point numbers, in standard deviations of a column, above which it warns."""
+LARGEST_RATIO = 10.0
+"""Ratio of the standard deviations of columns above which they are considered in mixed units."""
 
 
 @dataclass(frozen=True)
 class ColumnStats:
-    """What each column holds where it was observed; blocks of rows are merged pairwise.
+    """Statistics of the observed entries of each column; those of blocks are merged pairwise.
 
     Attributes:
         rows: N.
-        count: observed cells, (D,).
-        mean: of these, (D,).
-        scatter: the sum of their squared deviations from the mean, (D,).
+        count: number of observed entries, (D,).
+        mean: their mean, (D,).
+        scatter: their sum of squared deviations from the mean, (D,).
         first: one of them, (D,).
-        constant: whether they are all the same, (D,); by comparison, as rounding gives a constant
-            column a variance.
-        resolution: the relative spacing of the numbers as they came.
+        constant: whether they are all equal, (D,); found by comparison, since rounding gives a
+            constant column a variance.
+        resolution: machine epsilon of the dtype in which the data were given.
     """
 
     rows: int
@@ -41,21 +43,21 @@ class ColumnStats:
     resolution: float
 
     @classmethod
-    def of(cls, block: Block, mean: Tensor, scatter: Tensor) -> Self:
-        """The columns of a block, of given observed means and scatters."""
+    def from_block(cls, block: RowBlock, mean: Tensor, scatter: Tensor) -> Self:
+        """Statistics of a block whose means and scatters over observed entries are given, (D,)."""
         count, first = torch.full_like(mean, len(block.values)), block.values[0]
-        if block.seen is not None:
-            count = block.seen.sum(0).to(mean)
-            first = block.values[block.seen.int().argmax(0), range(len(mean))]
-        constant = scatter <= count * (1e-10 * mean).square()  # only these need to be looked at
+        if block.observed is not None:
+            count = block.observed.sum(0).to(mean)
+            first = block.values[block.observed.int().argmax(0), range(len(mean))]
+        constant = scatter <= count * (1e-10 * mean).square()  # candidates for a comparison
         same = block.values[:, constant] == first[constant]
-        if block.seen is not None:
-            same |= ~block.seen[:, constant]
+        if block.observed is not None:
+            same |= ~block.observed[:, constant]
         constant[constant.clone()] = same.all(0)
         return cls(len(block.values), count, mean, scatter, first, constant, block.resolution)
 
-    def merged(self, other: "ColumnStats") -> "ColumnStats":
-        """These rows and those together (Chan, Golub, LeVeque 1979: no cancellation)."""
+    def merge(self, other: "ColumnStats") -> "ColumnStats":
+        """Statistics of the rows of both (Chan, Golub, LeVeque 1979: no cancellation)."""
         count = self.count + other.count
         share, gap = other.count / count.clamp(min=1), other.mean - self.mean
         both = (self.count > 0) & (other.count > 0)
@@ -71,25 +73,26 @@ class ColumnStats:
 
     @property
     def variance(self) -> Float[Tensor, " D"]:
-        """Of the observed cells, over their number."""
+        """Variances of the observed entries, normalised by their number, (D,)."""
         return self.scatter / self.count
 
     @property
     def centre(self) -> Float[Tensor, " D"]:
-        """The mean; of a constant column its value, which rounding would miss."""
+        """Means, (D,); the exact value of a constant column, which its mean may miss by
+        rounding."""
         return torch.where(self.constant, self.first, self.mean)
 
     @property
     def num_missing(self) -> int:
-        """How many cells are missing values."""
+        """The number of missing values."""
         return int(self.rows * len(self.count) - self.count.sum())
 
     def constant_columns(self) -> list[int]:
-        """Which columns do not vary."""
+        """Indices of the columns that do not vary."""
         return self.constant.nonzero().flatten().tolist()
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the columns."""
+        """Notes on constant columns for reports."""
         constant = ", ".join(map(str, self.constant_columns()))
         return (f"{CONSTANT_COLUMNS}: {constant}",) if constant else ()
 
@@ -97,65 +100,83 @@ class ColumnStats:
         """Check that each column can be modelled.
 
         Args:
-            diagonal: whether each column is to have a noise variance of its own.
-            resolution: the relative spacing of the model's numbers.
+            diagonal: whether the model has one noise variance per column.
+            resolution: machine epsilon of the model's dtype.
 
         Warns:
-            UserWarning: if the numbers (the data's or the model's) are too coarse for a column.
+            UserWarning: if the dtype of the data or of the model is too coarse for a column.
 
         Raises:
-            ValueError: if a column has nothing observed; if one with a noise variance of its own
-                is constant.
+            ValueError: if a column has no observed values; if it is constant and has its own
+                noise variance.
         """
         if empty := (self.count == 0).nonzero().flatten().tolist():
             raise ValueError(f"x has columns with nothing observed: {empty[:5]}; drop them")
         if diagonal and (constant := self.constant_columns()):
             raise ValueError(
-                f"x has constant columns: {constant[:5]}; with a noise variance of their own "
-                "theirs would be zero. Drop them, or take noise='isotropic'"
+                f"x has constant columns: {constant[:5]}; their noise variances would be zero. "
+                "Drop them, or use noise='isotropic'"
             )
         self._check_resolution(max(self.resolution, resolution))
 
     def rank(self) -> int:
-        """The largest rank of the centred data that so many rows and columns allow."""
+        """The largest possible rank of the centred data, min(D, N - 1)."""
         return max(0, min(len(self.count), self.rows - 1))
 
     def rounding(self) -> float:
-        """The largest singular value that rounding of cells can have, columns of unit variance.
+        """Bound on the singular values of rounding errors, for columns scaled to unit variance.
 
-        A cell is rounded by up to half of the spacing of numbers around it.
+        An entry is rounded by at most half the spacing of floating-point numbers around it.
         """
         varying = ~self.constant
         share = (self.mean.abs() / self.variance.sqrt())[varying] + 1
         return float(share.max()) * self.resolution * (1 + (len(share) / self.rows) ** 0.5) / 2
 
     def check_rank(self, latent_dim: int) -> None:
-        """Check that K is smaller than the largest rank that these many rows and columns allow.
+        """Check that K is smaller than the largest possible rank of the centred data.
 
         Raises:
             ValueError: if it is not.
         """
         rank = self.rank()
         if check_int("latent_dim", latent_dim) >= rank:
-            raise ValueError(too_many(latent_dim, f"at most {rank}", self.rows, len(self.count)))
+            raise ValueError(
+                rank_message(latent_dim, f"at most {rank}", self.rows, len(self.count))
+            )
 
     def _check_resolution(self, resolution: float) -> None:
         deviation = self.variance.sqrt()
         spacing = resolution * self.mean.abs()
-        coarse = (spacing > COARSE * deviation) & ~self.constant
+        coarse = (spacing > COARSE_SPACING * deviation) & ~self.constant
         if coarse.any():
             worst = int((spacing / deviation).where(coarse, 0).argmax())
             warnings.warn(
                 f"column {worst} has mean {float(self.mean[worst]):.3g} and standard deviation "
-                f"{float(deviation[worst]):.3g}, where the numbers of x or of the model are "
-                f"{float(spacing[worst]):.2g} apart; give x and model in float64, or subtract a "
-                f"constant from the column ({int(coarse.sum())} such columns)",
+                f"{float(deviation[worst]):.3g}, where the floating-point numbers "
+                f"of x or of the model are {float(spacing[worst]):.2g} apart; give x and model in "
+                f"float64, or subtract a constant from the column ({int(coarse.sum())} such "
+                "columns)",
                 stacklevel=4,
             )
 
 
-def too_many(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
-    """What to say of a K that is not smaller than the rank."""
+def may_be_grey_values(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
+    """Whether x may be grey values, which share one unit even if their columns vary differently.
+
+    All values lie in 0..1, and at least half of the varying columns exceed one half somewhere.
+
+    Args:
+        x: the data; NaN marks a missing value.
+        varies: which columns are not constant.
+    """
+    known = x.nan_to_num(nan=0.0)
+    if bool(((known < 0) | (known > 1)).any()):
+        return False
+    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
+
+
+def rank_message(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:
+    """The error message for a K that is not smaller than the rank."""
     return (
         f"latent_dim must be smaller than the rank of the centred data, {rank} (x has shape "
         f"{(rows, data_dim)}): the noise would be zero; got {latent_dim}"

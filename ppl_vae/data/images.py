@@ -1,7 +1,7 @@
-"""Image sets by name: read from gzip or npz where they lie, their checksums looked at.
+"""Image sets by name, read from the published gzip or npz files after a checksum test.
 
-They are looked for in the folder that ``PPL_VAE_DATA`` names, which is never written to, and then
-in a cache. Nothing is downloaded unless that is asked for.
+Files are searched in the folder that the environment variable ``PPL_VAE_DATA`` names, which is
+never written to, and then in a cache. Nothing is downloaded without ``download=True``.
 """
 
 import gzip
@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from platformdirs import user_cache_path
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import check_option
 
-DATA = "PPL_VAE_DATA"
+DATA_VARIABLE = "PPL_VAE_DATA"
 """The environment variable that names a folder of data sets."""
 
 
@@ -36,12 +36,12 @@ class Images:
     """One part of an image set.
 
     Attributes:
-        name, part: of which set, and which part.
-        pixels: (N, D), grey values 0..``largest``, one flat row an image.
+        name, part: name of the set, and which part of it.
+        pixels: (N, D), grey values 0..``largest``, one flat row per image.
         labels: a class for each image; None if the set has none.
         image_shape: (C, H, W), with D = C H W.
-        largest: the largest grey value there can be; 1 for binary images.
-        sorted: whether the images stand class by class: a prefix is then no sample of them.
+        largest: the largest possible grey value; 1 for binary images.
+        sorted: whether the images are sorted by class, so that a prefix is not a random sample.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Images:
 
     @property
     def x(self) -> Float[Tensor, "N D"]:
-        """The images in 0..1, in torch's default dtype: grey values over the largest."""
+        """The images in torch's default dtype, grey values divided by the largest, in 0..1."""
         return self.pixels.to(torch.get_default_dtype()) / self.largest
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class Images:
         text = f"{self.name}, {self.part}: {len(self)} images of {size}, grey 0..{self.largest}"
         if not self.sorted:
             return text
-        return f"{text}; sorted by class: a prefix is no sample, take one of shuffled(seed)"
+        return f"{text}; sorted by class: a prefix is not a random sample, use shuffled(seed)"
 
 
 def image_set(
@@ -82,46 +82,39 @@ def image_set(
     cache: str | Path | None = None,
     download: bool = False,
 ) -> Images:
-    """An image set, or one part of it.
+    """Load one part of an image set.
 
     ``"MNIST"`` and ``"FashionMNIST"`` have the parts ``"train"`` (60,000) and ``"test"``
-    (10,000); files ``<folder>/<name>/raw/*.gz`` as they are published. ``"BinarizedMNIST"``, the
-    fixed binarization, has ``"train"`` (50,000), ``"valid"`` and ``"test"`` (10,000 each), in
-    ``<folder>/BinarizedMNIST/binarized_mnist.npz``: of each part ``numpy.packbits(x, axis=1)``.
-    Its test images are sorted by class.
+    (10,000), read from the published files ``<folder>/<name>/raw/*.gz``. ``"BinarizedMNIST"``, the
+    fixed binarization, has ``"train"`` (50,000), ``"valid"`` and ``"test"`` (10,000 each), read
+    from ``<folder>/BinarizedMNIST/binarized_mnist.npz``, which holds ``numpy.packbits(x, axis=1)``
+    for each part. Its test images are sorted by class.
 
     Args:
         name: one of ``IMAGE_SETS``.
-        part: which part.
-        cache: the folder to look in after the one that ``PPL_VAE_DATA`` names, and to download
-            to; by default one of the user's, see :func:`cache_folder`.
-        download: whether to download what is in neither, through torchvision.
+        part: name of the part.
+        cache: the folder that is searched after the one that ``PPL_VAE_DATA`` names, and that
+            files are downloaded to; by default :func:`cache_folder`.
+        download: whether torchvision downloads files that are in neither folder.
 
     Raises:
-        FileNotFoundError: if a file is in neither and is not to be, or cannot be, downloaded.
-        ValueError: if there is no such set or part; if a file is not the published one.
+        FileNotFoundError: if a file is in neither folder, and ``download`` is false or fails.
+        ValueError: if there is no such set or part; if the checksum of a file is wrong.
 
     References:
         LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition
         (1998); Xiao, Rasul, Vollgraf: Fashion-MNIST (2017); Salakhutdinov, Murray: On the
         quantitative analysis of deep belief networks (2008); Larochelle, Murray: The neural
-        autoregressive distribution estimator (2011), of the fixed binarization.
+        autoregressive distribution estimator (2011): the fixed binarization.
     """
     read = IMAGE_SETS[check_option("name", name, IMAGE_SETS)]
     folder = cache_folder() if cache is None else Path(cache)
-    return read(part, partial(_found, cache=folder, download=download))
+    return read(part, partial(_find_file, cache=folder, download=download))
 
 
 def cache_folder() -> Path:
-    """Where a user's caches are on this platform, and in it ours; nothing is made."""
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "ppl_vae"
+    """The cache folder of this package on this platform; it need not exist."""
+    return user_cache_path("ppl_vae", appauthor=False)
 
 
 MD5 = {
@@ -138,41 +131,43 @@ MD5 = {
         "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     },
 }
-"""Of the published files, as torchvision expects them."""
+"""MD5 checksums of the published files, which torchvision uses too."""
 SHA256 = {
     "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
     "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
     "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
 }
-"""Of the published ``binarized_mnist_<part>.amat``."""
+"""SHA-256 checksums of the published files ``binarized_mnist_<part>.amat``."""
 PARTS = {"train": "train", "test": "t10k"}
+"""File name prefix of each part."""
 
-Find = Callable[..., Path]
-"""Of a set's name, a file's path in its folder and a function that downloads it: its path."""
+FindFile = Callable[..., Path]
+"""A function that maps the name of a set, the path of a file within its folder and a function that
+downloads the file to the path of the file."""
 
 
-def _found(
+def _find_file(
     name: str, file: str, fetch: Callable[[Path], None] | None, *, cache: Path, download: bool
 ) -> Path:
-    folders = [Path(os.environ[DATA])] if os.environ.get(DATA) else []
+    folders = [Path(os.environ[DATA_VARIABLE])] if os.environ.get(DATA_VARIABLE) else []
     for folder in (*folders, cache):
         if (folder / name / file).is_file():
             return folder / name / file
     path = cache / name / file
     places = " nor in ".join(str(folder) for folder in (*folders, cache))
     if not download or fetch is None:
-        way = (
-            "give download=True" if fetch is not None else "it cannot be downloaded: put it there"
+        remedy = "give download=True" if fetch else "it cannot be downloaded: put it there"
+        raise FileNotFoundError(
+            f"{name}/{file} is not in {places}; {remedy}, or set {DATA_VARIABLE}"
         )
-        raise FileNotFoundError(f"{name}/{file} is not in {places}; {way}, or set {DATA}")
     fetch(path)
     return path
 
 
-def _read_idx_set(name: str, part: str, find: Find) -> Images:
-    start = PARTS[check_option("part", part, PARTS)]
+def _read_idx_set(name: str, part: str, find: FindFile) -> Images:
+    prefix = PARTS[check_option("part", part, PARTS)]
     images, labels = (
-        _read_idx(name, f"{start}-{kind}-ubyte.gz", find)
+        _read_idx(name, f"{prefix}-{kind}-ubyte.gz", find)
         for kind in ("images-idx3", "labels-idx1")
     )
     shape = (1, *images.shape[1:])
@@ -180,28 +175,28 @@ def _read_idx_set(name: str, part: str, find: Find) -> Images:
     return Images(name, part, pixels, torch.from_numpy(labels.astype(np.int64)), shape, 255)
 
 
-def _read_idx(name: str, file: str, find: Find) -> np.ndarray:
-    """An IDX file: two zeros, type 8 (bytes), the number of dimensions, the sizes, the bytes."""
+def _read_idx(name: str, file: str, find: FindFile) -> np.ndarray:
+    """Read an IDX file: two zeros, type 8 (bytes), number of dimensions, sizes, bytes."""
     path = find(name, f"raw/{file}", partial(_download, name, file))
     data = path.read_bytes()
-    _check(path, hashlib.md5(data).hexdigest(), MD5[name][file], f"{len(data)} bytes")
+    _check_checksum(path, hashlib.md5(data).hexdigest(), MD5[name][file], f"{len(data)} bytes")
     content = gzip.decompress(data)
     dims = content[3]
     sizes = np.frombuffer(content, ">i4", dims, 4)
     return np.frombuffer(content, np.uint8, math.prod(sizes), 4 + 4 * dims).reshape(sizes).copy()
 
 
-def _check(path: Path, found: str, expected: str, what: str) -> None:
+def _check_checksum(path: Path, found: str, expected: str, content: str) -> None:
     if found != expected:
         raise ValueError(
-            f"{path} is damaged or another file: of {what}, its checksum is {found}, that of the "
-            f"published one {expected}. Delete it, and read again with download=True or from "
-            f"another {DATA}"
+            f"{path} is damaged or another file: it has {content} and checksum {found}, but the "
+            f"published file has {expected}. Delete it, and read again with download=True or from "
+            f"another {DATA_VARIABLE}"
         )
 
 
 def _download(name: str, file: str, path: Path) -> None:
-    # torchvision needs a build of torch that fits its own: imported only where it is used.
+    # torchvision needs a matching build of torch, so it is imported only where it is used.
     from torchvision import datasets
     from torchvision.datasets.utils import download_url
 
@@ -217,7 +212,7 @@ def _download(name: str, file: str, path: Path) -> None:
     raise FileNotFoundError(f"{name}/raw/{file} could not be downloaded: {'; '.join(reasons)}")
 
 
-def _read_binarized(part: str, find: Find) -> Images:
+def _read_binarized(part: str, find: FindFile) -> Images:
     check_option("part", part, SHA256)
     path = find("BinarizedMNIST", "binarized_mnist.npz", None)
     try:
@@ -226,13 +221,13 @@ def _read_binarized(part: str, find: Find) -> Images:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or another file: {error}") from error
     rows = f"{len(bits)} rows of {bits.shape[1]} bits"
-    _check(path, hashlib.sha256(_as_published(bits)).hexdigest(), SHA256[part], rows)
+    _check_checksum(path, hashlib.sha256(_as_published(bits)).hexdigest(), SHA256[part], rows)
     shape = (1, 28, 28)
     return Images("BinarizedMNIST", part, torch.from_numpy(bits), None, shape, 1, part == "test")
 
 
 def _as_published(bits: np.ndarray) -> bytes:
-    """Rows of zeros and ones as text: digits with a space between, and a line's end."""
+    """Encode rows of zeros and ones as text: digits separated by spaces, one line per row."""
     text = np.full((len(bits), 2 * bits.shape[1]), ord(" "), np.uint8)
     text[:, ::2] = bits + ord("0")
     text[:, -1:] = ord("\n")

@@ -1,5 +1,7 @@
-"""Tables as blocks of rows: matrices, memory maps and iterables of blocks, missing values
-included."""
+"""Tables read in blocks of rows: matrices, memory maps and iterables of blocks.
+
+NaN or a mask marks missing values.
+"""
 
 import math
 import mmap
@@ -21,33 +23,33 @@ from ppl_vae.core.validation import (
 )
 
 RowSource: TypeAlias = Any
-"""A matrix of any kind, a ``numpy.memmap``, or an iterable of matrices: blocks of rows."""
+"""A matrix of any kind, a ``numpy.memmap``, or an iterable of matrices, which are row blocks."""
 
-WORKING_NUMBERS = 2**23
-"""How many numbers a step of the work may hold at once, beside data and result: 64 MiB of them."""
+WORKING_FLOATS = 2**23
+"""Number of floats that a computation may hold at once beside data and result (64 MiB)."""
 
-SMALLEST = 1e-60
-"""Tables whose largest number is below this, or above its inverse, are worked on rescaled."""
+SMALLEST_MAXIMUM = 1e-60
+"""Tables whose largest absolute value is below this, or above its inverse, are rescaled."""
 
 
-def rows_at_once(numbers_a_row: int) -> int:
-    """How many rows to work on at once, if each needs so many numbers."""
-    return max(1, WORKING_NUMBERS // numbers_a_row)
+def rows_per_block(floats_per_row: int) -> int:
+    """Number of rows to process at once, given the floats that each row needs."""
+    return max(1, WORKING_FLOATS // floats_per_row)
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Some rows of a table, in float64.
 
     Attributes:
         values: (B, D), zero in the missing values.
-        seen: which cells are there; None if all are.
+        observed: which entries are observed; None if all are.
         totals: the sums of the columns, (D,).
-        resolution: the relative spacing of the numbers as they came.
+        resolution: machine epsilon of the dtype in which the data were given.
     """
 
     values: Float[Tensor, "B D"]
-    seen: Bool[Tensor, "B D"] | None
+    observed: Bool[Tensor, "B D"] | None
     totals: Float[Tensor, " D"]
     resolution: float
 
@@ -59,8 +61,8 @@ class Block:
         device: Any,
         name: str = "x",
         unit: float = 1.0,
-    ) -> "Block":
-        """The rows of x, divided by ``unit``.
+    ) -> "RowBlock":
+        """Make a block of the rows of x, divided by ``unit``.
 
         Raises:
             ValueError: if x has infinite entries.
@@ -72,44 +74,47 @@ class Block:
         if mask is None and bool(totals.isfinite().all()):
             return cls(values, None, totals, resolution)
         as_matrix(values, name=name)
-        seen = observed_mask(values, mask, name=name)
-        if seen is not None:
-            values = torch.where(seen, values, 0.0)
-        return cls(values, seen, values.sum(0), resolution)
+        observed = observed_mask(values, mask, name=name)
+        if observed is not None:
+            values = torch.where(observed, values, 0.0)
+        return cls(values, observed, values.sum(0), resolution)
 
     @classmethod
-    def joined(cls, blocks: "list[Block]") -> "Block":
-        """Several blocks as one."""
+    def concatenate(cls, blocks: "list[RowBlock]") -> "RowBlock":
+        """Concatenate blocks into one."""
         if len(blocks) == 1:
             return blocks[0]
-        complete = all(block.seen is None for block in blocks)
-        seen = [torch.ones_like(b.values).bool() if b.seen is None else b.seen for b in blocks]
+        complete = all(block.observed is None for block in blocks)
+        observed = [
+            torch.ones_like(block.values).bool() if block.observed is None else block.observed
+            for block in blocks
+        ]
         return cls(
             torch.cat([block.values for block in blocks]),
-            None if complete else torch.cat(seen),
+            None if complete else torch.cat(observed),
             torch.stack([block.totals for block in blocks]).sum(0),
             max(block.resolution for block in blocks),
         )
 
 
 class RowBlocks:
-    """A table of any size, read block by block in float64, as often as asked.
+    """A table of any size, read block by block in float64, as often as needed.
 
-    A memory map is read in pieces, of which none stays in memory; so is any iterable that starts
-    anew each time it is iterated over (a list of arrays, an object with ``__iter__``). A generator
-    can be read once: enough for complete data, too little for data with missing values.
+    A memory map is read in pieces that are released after use; so is any iterable that restarts
+    each time it is iterated over (a list of arrays, an object with ``__iter__``). A generator can
+    be read only once, which is enough for complete data but not with missing values.
 
     Args:
         x: the table; NaN marks a missing value.
         mask: True where observed, of the shape of a matrix or memory map; blocks of an iterable
             mark missing values with NaN.
-        device: of the blocks; x's own by default.
-        rescale: whether blocks are divided by a power of two where the squares of x would leave
-            the range of float64, which changes no digit.
+        device: device of the blocks; that of x by default.
+        rescale: whether blocks are divided by a power of two, which is exact, if the squares of x
+            would leave the range of float64.
 
     Attributes:
-        dtype: of the numbers as they came, the finest of those read so far.
-        unit: by what blocks are divided, 1 for all usual tables; known once a block was read.
+        dtype: the finest dtype of the data read so far.
+        unit: the divisor of the blocks, 1 for all usual tables; known once a block was read.
 
     Raises:
         TypeError, ValueError: as :func:`~ppl_vae.core.validation.as_matrix`; if a mask is given
@@ -129,7 +134,7 @@ class RowBlocks:
         self.unit, self._unit_known = 1.0, not rescale
         if isinstance(x, np.memmap):
             if x.ndim != 2:
-                raise ValueError(f"x must be 2-d, one flat row a datum; it has shape {x.shape}")
+                raise ValueError(f"x must be 2-d, one flat row per datum; it has shape {x.shape}")
             if mask is not None and np.shape(mask) != x.shape:
                 as_mask(mask, x.shape)
         elif _is_matrix(x):
@@ -137,54 +142,57 @@ class RowBlocks:
             self._mask = None if mask is None else as_mask(mask, tuple(x.shape))
         elif mask is not None:
             raise ValueError(
-                "mask goes with a matrix or a memory map; blocks of an iterable mark missing "
+                "mask requires a matrix or a memory map; blocks of an iterable mark missing "
                 "values by NaN"
             )
 
-    def read(self, numbers_a_row: int | None = None) -> Iterator[Block]:
-        """The rows in order, in blocks small enough for so many working numbers per row (or 3 D).
+    def read(self, floats_per_row: int | None = None) -> Iterator[RowBlock]:
+        """Iterate over the rows in order, in blocks of limited size.
+
+        Args:
+            floats_per_row: number of floats that the computation needs per row, 3 D by default.
 
         Raises:
-            ValueError: if there are no blocks, or of several widths; if a row has nothing
-                observed; if x is an iterator that has been read before.
+            ValueError: if there are no blocks, or blocks of different widths; if a row has
+                nothing observed; if x is an iterator that has been read before.
         """
         width, start = None, 0
-        for name, x, mask in self._pieces(numbers_a_row):
+        for name, x, mask in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
             if x.shape[1] != width:
                 raise ValueError(
-                    f"the blocks of x must have one width; {name} has {x.shape[1]} columns, "
+                    f"the blocks of x must have the same width; {name} has {x.shape[1]} columns, "
                     f"those before it {width}"
                 )
             if not self._unit_known:
                 self.unit, self._unit_known = _unit_of(x, mask), True
-            size = rows_at_once(numbers_a_row or 3 * width)
+            size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
                 part = None if mask is None else mask[rows]
                 try:
-                    block = Block.of(x[rows], part, self._device, name, self.unit)
+                    block = RowBlock.of(x[rows], part, self._device, name, self.unit)
                 except ValueError:
                     as_matrix(x, name=name)  # counts the infinite entries of all of x
                     raise
-                if block.seen is not None:
-                    check_rows_observed(block.seen, first=start)
+                if block.observed is not None:
+                    check_rows_observed(block.observed, first=start)
                 start += len(block.values)
                 yield block
         if width is None:
             raise ValueError(
-                "x holds no blocks of rows; an iterator that was read before, as by PPCA.like, is "
-                "empty: give a list of blocks, or an object whose __iter__ starts anew"
+                "x has no blocks of rows; an iterator that was read before, as by PPCA.like, is "
+                "empty: give a list of blocks, or an object whose __iter__ restarts"
             )
 
-    def _pieces(self, numbers_a_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
+    def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
         x = self._source
         if isinstance(x, Tensor):
             yield "x", x, self._mask
         elif isinstance(x, np.memmap):
-            yield from self._mapped(x, rows_at_once(numbers_a_row or 3 * x.shape[1]))
+            yield from self._mapped(x, rows_per_block(floats_per_row or 3 * x.shape[1]))
         else:
-            for number, block in enumerate(self._anew(x)):
+            for number, block in enumerate(self._restart(x)):
                 name = f"block {number} of x"
                 yield name, as_matrix(block, name=name, check_finite=False), None
 
@@ -199,29 +207,30 @@ class RowBlocks:
             for mapped in (x, self._mask):
                 _release(mapped)
 
-    def _anew(self, x: Iterable[Any]) -> Iterator[Any]:
+    def _restart(self, x: Iterable[Any]) -> Iterator[Any]:
         blocks = iter(x)
         if blocks is x and self._read:
             raise ValueError(
-                "x is an iterator, which can be read once, and with missing values it is read in "
-                "each iteration; give a list of blocks, or an object whose __iter__ starts anew"
+                "x is an iterator, which can be read only once, but missing values require "
+                "reading it in each iteration; give a list of blocks, or an object whose __iter__ "
+                "restarts"
             )
         self._read = True
         return blocks
 
 
 def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
-    # The power of two next to the largest number, if squares of such numbers, summed over many
-    # rows, could overflow or lose digits; else 1.
+    # The power of two next to the largest absolute value, if squares of such values, summed over
+    # many rows, could overflow or underflow; else 1.
     values = x.detach()
     if mask is None and bool((ends := torch.stack(values.aminmax())).isfinite().all()):
-        largest = float(ends.abs().max())  # one pass, where nothing is missing
+        largest = float(ends.abs().max())  # one pass if no value is missing
     else:
         sizes = values.double().abs()
         if mask is not None:
             sizes = torch.where(torch.as_tensor(mask, device=sizes.device), sizes, 0.0)
         largest = float(sizes.where(sizes.isfinite(), 0.0).max())
-    if largest == 0 or SMALLEST < largest < 1 / SMALLEST:
+    if largest == 0 or SMALLEST_MAXIMUM < largest < 1 / SMALLEST_MAXIMUM:
         return 1.0
     return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
 
@@ -234,8 +243,8 @@ def _is_matrix(x: Any) -> bool:
 
 
 def _release(mapped: Any) -> None:
-    # What was read of a map stays resident until the system wants the memory back. The pages of a
-    # copy-on-write map hold what the user has changed: they stay.
+    # Pages that were read stay resident until the system reclaims them, so they are released. The
+    # pages of a copy-on-write map hold changes of the user and must be kept.
     owner: Any = mapped
     if isinstance(mapped, np.memmap) and mapped.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         owner._mmap.madvise(mmap.MADV_DONTNEED)

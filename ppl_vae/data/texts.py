@@ -1,7 +1,5 @@
-"""Texts as rows of word counts, and docstrings, which are texts that every installation has."""
+"""Word counts of texts."""
 
-import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +15,12 @@ from ppl_vae.core.validation import check_int
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How often each word stands in each document.
+    """The number of occurrences of each word in each document.
 
     Attributes:
         counts: (N, D).
-        words: D of them, in alphabetical order.
-        names: of the N documents.
+        words: the D words, in alphabetical order.
+        names: names of the N documents.
     """
 
     counts: Float[Tensor, "N D"]
@@ -31,9 +29,9 @@ class WordCounts:
 
     def __repr__(self) -> str:
         total, empty = int(self.counts.sum()), int((self.counts.sum(1) == 0).sum())
-        without = f", {empty} documents without any" if empty else ""
+        without = f", {empty} documents without any of the words" if empty else ""
         n, d = self.counts.shape
-        return f"WordCounts: {n} documents, {d} words that stand there {total} times{without}"
+        return f"WordCounts: {n} documents, {d} words, {total} occurrences{without}"
 
 
 def count_words(
@@ -44,16 +42,16 @@ def count_words(
     max_share: float = 0.5,
     stop_words: str | Sequence[str] | None = "english",
 ) -> WordCounts:
-    """Count words of three letters or more, in lower case, by scikit-learn's CountVectorizer.
+    """Count words of three letters or more, in lower case, with scikit-learn's CountVectorizer.
 
-    A document without any of the words keeps its row, of zeros.
+    A document without any of the words has a row of zeros.
 
     Args:
         texts: documents, by name or in order.
-        max_words: D at most, the most frequent ones; None for all.
-        min_documents: words in fewer documents are left out.
-        max_share: words in a larger share of the documents are left out.
-        stop_words: to leave out; ``"english"`` is scikit-learn's list, None leaves none out.
+        max_words: largest number of words, of which the most frequent are kept; None for all.
+        min_documents: words in fewer documents are dropped.
+        max_share: words in a larger share of the documents are dropped.
+        stop_words: words to drop; ``"english"`` is scikit-learn's list, None drops none.
 
     Raises:
         ValueError: if no words are left.
@@ -77,41 +75,3 @@ def count_words(
         ) from error
     words = tuple(counter.get_feature_names_out().tolist())
     return WordCounts(torch.from_numpy(counts.toarray().astype(np.float32)), words, tuple(named))
-
-
-def docstrings(*modules: str, min_words: int = 40) -> dict[str, str]:
-    """Texts that need no network: docstrings of what is public in modules, functions and classes.
-
-    A docstring that stands at several names is taken once, at the first. Imports the modules.
-
-    Args:
-        modules: names, such as ``"torch.nn"``.
-        min_words: shorter docstrings are left out.
-
-    Returns:
-        The text of each name, in the modules' order and then the alphabet's.
-
-    Raises:
-        ValueError: if a module is not installed, or has no such docstring.
-    """
-    found: dict[str, str] = {}
-    for module in modules:
-        texts = _docstrings_in(module, min_words)
-        if not texts:
-            raise ValueError(
-                f"module {module!r} has no docstrings of {min_words} words; take another one, or "
-                "a smaller min_words"
-            )
-        found |= texts
-    first = {text: name for name, text in reversed(found.items())}
-    return {name: text for name, text in found.items() if first[text] == name}
-
-
-def _docstrings_in(module: str, min_words: int) -> dict[str, str]:
-    try:
-        inside = vars(importlib.import_module(module))
-    except ImportError as error:
-        raise ValueError(f"module {module!r} cannot be imported: {error}") from error
-    public = {n: v for n, v in sorted(inside.items()) if n[0] != "_" and callable(v)}
-    texts = {f"{module}.{name}": inspect.getdoc(value) or "" for name, value in public.items()}
-    return {name: text for name, text in texts.items() if len(text.split()) >= min_words}

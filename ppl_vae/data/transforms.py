@@ -1,4 +1,4 @@
-"""Data: the embedded digits, disjoint splits, units, and draws from grey values."""
+"""The embedded digits, disjoint splits, units of the data, binarization and dequantization."""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
-from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.models.standardization import LARGEST_RATIO, looks_grey
+from ppl_vae.data.column_stats import LARGEST_RATIO, ColumnStats, may_be_grey_values
 
 
 def digits() -> Float[np.ndarray, "1797 64"]:
@@ -26,8 +25,8 @@ class Split:
 
     Attributes:
         train, val, test: (N, D) each.
-        train_rows, val_rows, test_rows: which rows of the data they were (of ``x_test``, if that
-            was given).
+        train_rows, val_rows, test_rows: indices of these rows in the data (test rows: in
+            ``x_test``, if that was given).
     """
 
     train: Tensor
@@ -46,10 +45,16 @@ def split(
     test: float = 0.17,
     seed: int = 0,
 ) -> Split:
-    """Shuffle rows and part them; with ``x_test`` given, x has no test rows to give.
+    """Split rows at random into training, validation and test rows.
+
+    Args:
+        x: the data, (N, D).
+        x_test: given test rows; x is split into training and validation rows then.
+        val, test: shares of the validation and test rows.
+        seed: seed of the shuffle.
 
     Raises:
-        ValueError: if there are too few rows to part, or x_test has another width.
+        ValueError: if there are too few rows, or x_test has another width.
     """
     x = as_matrix(x)
     num_val = max(1, round(val * len(x)))
@@ -57,33 +62,33 @@ def split(
         x_test = as_matrix(x_test, name="x_test").to(x)
         if x_test.shape[1] != x.shape[1]:
             raise ValueError(f"x_test has {x_test.shape[1]} columns, x {x.shape[1]}")
-        train, val_rows = _part(torch.arange(len(x)), num_val, seed)
+        train, val_rows = _split_off(torch.arange(len(x)), num_val, seed)
         return Split(x[train], x[val_rows], x_test, train, val_rows, torch.arange(len(x_test)))
     num_test = max(2, round(test * len(x)))
-    rest, test_rows = _part(torch.arange(len(x)), num_test, seed)
-    train, val_rows = _part(rest, num_val, seed)
+    rest, test_rows = _split_off(torch.arange(len(x)), num_test, seed)
+    train, val_rows = _split_off(rest, num_val, seed)
     return Split(x[train], x[val_rows], x[test_rows], train, val_rows, test_rows)
 
 
-def _part(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def _split_off(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
     if len(rows) - size < 3:
-        raise ValueError(f"{len(rows)} rows are too few to keep {size} apart and fit the rest")
-    kept, apart = train_test_split(rows.numpy(), test_size=size, random_state=seed)
-    return torch.from_numpy(kept), torch.from_numpy(apart)
+        raise ValueError(f"{len(rows)} rows are too few to hold out {size} and fit the rest")
+    kept, held_out = train_test_split(rows.numpy(), test_size=size, random_state=seed)
+    return torch.from_numpy(kept), torch.from_numpy(held_out)
 
 
 @dataclass(frozen=True)
 class Units:
-    """A shift per column, and one scale for all columns or one for each.
+    """An affine transformation of the columns, with one common scale or one per column.
 
-    With one scale step sizes do not depend on the data's units, and PPCA is equivariant: only
-    log p moves, by the log of the Jacobian. With a scale per column isotropic noise is noise in
-    proportion to the columns' standard deviations, so PPCA is another model; its log p comes back
-    to the units of the data by the Jacobian all the same. Missing values stay missing.
+    A common scale makes step sizes independent of the data's units, and PPCA is equivariant: only
+    log p changes, by the log of the Jacobian. With one scale per column, isotropic noise is
+    proportional to the columns' standard deviations, so PPCA is a different model; the Jacobian
+    converts its log p to the units of the data all the same. Missing values stay missing.
 
     Attributes:
-        loc: (D,).
-        scale: () or (D,).
+        loc: what is subtracted from each column, (D,).
+        scale: what the columns are divided by then, () or (D,).
     """
 
     loc: Float[Tensor, " D"]
@@ -96,7 +101,7 @@ class Units:
 
     @property
     def common_scale(self) -> float:
-        """The scale of all columns; 1 where each has its own, since there is no common one."""
+        """The common scale of the columns; 1 if each column has its own."""
         return 1.0 if self.per_column else float(self.scale)
 
     @classmethod
@@ -107,7 +112,7 @@ class Units:
 
     @classmethod
     def of(cls, x: Float[Tensor, "N D"]) -> "Units":
-        """Mean zero a column, variance one on average, over the observed cells of x.
+        """Mean zero per column, and variance one on average, over the observed entries of x.
 
         Raises:
             ValueError: if x does not vary.
@@ -120,7 +125,7 @@ class Units:
 
     @classmethod
     def none(cls, x: Float[Tensor, "N D"]) -> "Units":
-        """Those of x itself."""
+        """The identity."""
         return cls(torch.zeros_like(x[0]), torch.ones_like(x[0, 0]))
 
     def apply(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -128,14 +133,15 @@ class Units:
         return (x - self.loc.to(x)) / self.scale.to(x)
 
     def undo(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """From these units back to the data's."""
+        """Convert from these units back to those of the data."""
         return x * self.scale.to(x) + self.loc.to(x)
 
     def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        """What to add to log densities of :meth:`apply` (x) to get those of x, in nats per datum.
+        """The term that converts log densities of :meth:`apply` (x) to those of x, in nats per
+        datum.
 
-        It is minus the sum of log scale over each row's observed cells; only what is missing in
-        x matters, not its values.
+        It is minus the sum of log scale over the observed entries of each row; only the
+        missingness of x matters, not its values.
         """
         observed = (~x.isnan()).double()
         if not self.per_column:
@@ -148,21 +154,21 @@ SCALES = ("auto", "none", "standardize")
 
 @dataclass(frozen=True)
 class Scaling:
-    """The units in which a table is fitted, and why.
+    """The units in which a table is fitted.
 
     Attributes:
-        units: of the fits.
-        asked: ``"auto"``, ``"none"`` or ``"standardize"``.
-        note: what a person should know of them; empty if nothing.
+        units: units of the fits.
+        requested: ``"auto"``, ``"none"`` or ``"standardize"``.
+        note: an explanation of the choice for reports; may be empty.
     """
 
     units: Units
-    asked: str
+    requested: str
     note: str
 
     @property
-    def done(self) -> str:
-        """``"standardize"`` or ``"none"``."""
+    def applied(self) -> str:
+        """The choice made: ``"standardize"`` or ``"none"``."""
         return "standardize" if self.units.per_column else "none"
 
 
@@ -173,18 +179,18 @@ def choose_scaling(
     *,
     image_shape: tuple[int, int] | None = None,
 ) -> Scaling:
-    """The units in which to fit a table.
+    """Choose the units in which to fit a table.
 
-    ``"standardize"`` gives every column a scale of its own, ``"none"`` all columns one.
-    ``"auto"`` standardises if the standard deviations of the columns that vary differ by more
-    than ten times, and the rows are not images: those have one unit, and the small standard
-    deviations of their edges mean something. Rows are images if ``image_shape`` says so, or if
-    they look like grey values: all within 0..1, of which at least half of the columns that vary
-    reach more than one half.
+    ``"standardize"`` gives every column its own scale, ``"none"`` one scale to all columns.
+    ``"auto"`` standardises if the standard deviations of the varying columns differ by more than
+    a factor of ten and the rows are not images, whose pixels share one unit, so that small
+    standard deviations at their edges are informative. Rows are images if ``image_shape`` is
+    given or they may be grey values: all entries within 0..1, and at least half of the varying
+    columns exceed one half somewhere.
 
     Args:
-        x: the training rows; NaN is a missing value.
-        columns: what they hold.
+        x: the training rows; NaN marks a missing value.
+        columns: their column statistics.
         scale: one of ``SCALES``.
         image_shape: height and width, if rows are images.
 
@@ -196,8 +202,8 @@ def choose_scaling(
     deviations = columns.variance.sqrt()[varies]
     low, high = float(deviations.min()), float(deviations.max())
     mixed = high > LARGEST_RATIO * low
-    spread = f"the standard deviations of the columns go from {low:.3g} to {high:.3g}"
-    if scale == "auto" and mixed and image_shape is None and looks_grey(x, varies):
+    spread = f"the standard deviations of the columns range from {low:.3g} to {high:.3g}"
+    if scale == "auto" and mixed and image_shape is None and may_be_grey_values(x, varies):
         note = (
             f"the columns are not standardised, although {spread}: all values lie in 0..1, as "
             "grey values do; scale='standardize' (--scale standardize) standardises them"
@@ -206,54 +212,54 @@ def choose_scaling(
     if scale == "none" or (scale == "auto" and not (mixed and image_shape is None)):
         return Scaling(common, scale, "")
     constant = len(varies) - int(varies.sum())
-    left = f"; {constant} constant column(s) cannot be, and keep their scale" if constant else ""
+    excepted = f"; {constant} constant column(s) keep their scale" if constant else ""
     note = (
-        f"the columns are standardised for every fit (scale={scale!r}): {spread}{left}. PPCA's "
-        "noise is then in proportion to the columns' standard deviations, which is another model "
-        "than PPCA of the columns as they are (scale='none', --scale none), and sigma is in "
+        f"the columns are standardised for every fit (scale={scale!r}): {spread}{excepted}. "
+        "PPCA's noise is then proportional to the columns' standard deviations, which is another "
+        "model than PPCA of the original columns (scale='none', --scale none), and sigma is in "
         "standard deviations. Log p is in the units of the data"
     )
     return Scaling(Units.standardized(columns), scale, note)
 
 
 def binarize(x: ArrayLike, generator: torch.Generator | None = None) -> Float[Tensor, "N D"]:
-    """A coin for each entry of x, which is one with the probability that the entry states.
+    """Stochastic binarization: each entry is drawn from a Bernoulli with that probability.
 
-    Once, it makes a fixed binary data set of grey images; as ``fit_svi(...,
-    epoch_transform=binarize)`` it makes one anew for each epoch.
+    Applied once, it makes a fixed binary data set of grey images; ``fit_svi(...,
+    epoch_transform=binarize)`` draws a new one in each epoch.
 
     Args:
         x: (N, D), in 0..1; NaN stays NaN.
-        generator: of the coins, on x's device; by default the global one.
+        generator: generator of the draws, on the device of x; by default the global one.
 
     Raises:
         ValueError: if x has entries outside 0..1.
     """
     x = as_matrix(x)
-    holes = x.isnan()
-    if num_wrong := int((~holes & ((x < 0) | (x > 1))).sum()):
+    missing = x.isnan()
+    if num_wrong := int((~missing & ((x < 0) | (x > 1))).sum()):
         raise ValueError(
-            f"x has {num_wrong} entries outside 0..1, which are no probabilities; divide by the "
+            f"x has {num_wrong} entries outside 0..1, which are not probabilities; divide by the "
             "largest grey value"
         )
-    coins = torch.bernoulli(x.nan_to_num(), generator=generator)
-    return torch.where(holes, x, coins)
+    draws = torch.bernoulli(x.nan_to_num(), generator=generator)
+    return torch.where(missing, x, draws)
 
 
 @dataclass(frozen=True)
 class Dequantization:
-    """Whole grey values made continuous by noise, and scaled to 0..1.
+    """Uniform dequantization: discrete grey values made continuous by noise, scaled to 0..1.
 
-        y = (x + step u) / (levels step),  u ~ Uniform(0, 1) an entry,
+        y = (x + step u) / (levels step),  u ~ Uniform(0, 1) for each entry,
 
     so y = (255 x + u) / 256 for 8-bit pixels given as k / 255, and (k + u) / 256 for ``step=1``.
-    A density over whole values can be made as high as one likes; over y it cannot. log p(y) plus
-    :meth:`log_jacobian` is log p in the units of x. In units of one grey level (add D log step to
-    that) it is on average over u a lower bound of the log probability of the levels.
+    The likelihood of a density model of discrete values is unbounded; that of y is not. log p(y)
+    plus :meth:`log_jacobian` is log p in the units of x. In units of one grey level (add D log
+    step), its average over u is a lower bound on the log probability of the levels.
 
     Attributes:
-        levels: how many grey values there are.
-        step: how far apart they are in x.
+        levels: number of grey values.
+        step: difference between neighbouring grey values in x.
 
     References:
         Theis, van den Oord, Bethge: A note on the evaluation of generative models (2016).
@@ -270,10 +276,10 @@ class Dequantization:
     def apply(
         self, x: ArrayLike, generator: torch.Generator | None = None
     ) -> Float[Tensor, "N D"]:
-        """y, from noise of this generator (by default the global one); NaN stays NaN.
+        """y, with noise from this generator (by default the global one); NaN stays NaN.
 
         Raises:
-            ValueError: if x is not made of the grey values 0, step .. (levels - 1) step.
+            ValueError: if x has other values than the grey values 0, step .. (levels - 1) step.
         """
         x = as_matrix(x)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -282,23 +288,23 @@ class Dequantization:
         wrong = off | (level < 0) | (level >= self.levels)
         if num_wrong := int(wrong.sum()):
             raise ValueError(
-                f"x has {num_wrong} entries that are none of the {self.levels} grey values "
-                f"0..{(self.levels - 1) * self.step:g} in steps of {self.step:g}; give levels= "
-                "and step= as they are in x"
+                f"x has {num_wrong} entries that are not among the {self.levels} grey values "
+                f"0..{(self.levels - 1) * self.step:g} in steps of {self.step:g}; give the "
+                "levels= and step= of x"
             )
         noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        # In the middles of so many cells: rounding then takes no value over to the next level.
+        # Midpoints of a grid of this many cells, so that rounding cannot reach the next level.
         cells = 2.0 ** math.floor(-math.log2(4 * self.levels * torch.finfo(x.dtype).eps))
         return (level + ((noise * cells).floor() + 0.5) / cells) / self.levels
 
     def undo(self, y: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """The grey values, in x's units, that y lies above; what lies beyond 0..1 stays beyond."""
+        """The grey values below y, in the units of x; values outside 0..1 are extrapolated."""
         return (y * self.levels).floor() * self.step
 
     def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-        """What to add to log densities of y to get those of x, in nats per datum.
+        """The term that converts log densities of y to those of x, in nats per datum.
 
-        Of each row's observed cells; only the missing values of x matter, not its values.
+        It counts the observed entries of each row; the values of x do not matter.
         """
         scale = torch.tensor(self.levels * self.step, dtype=torch.float64)
         return Units(torch.zeros_like(x[0]), scale).log_jacobian(x)

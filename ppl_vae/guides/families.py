@@ -92,7 +92,7 @@ def _scale(log_variance: Tensor, units: Tensor | None) -> Tensor:
 
 
 def kl_projection(posterior: Density, covariance: str) -> Density:
-    """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
+    """The member of a family that minimizes KL(q || posterior), for a Gaussian posterior.
 
     With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1
     (unit); the mean is the posterior's. ("Best diagonal q" is not the marginal variances.)
@@ -100,9 +100,26 @@ def kl_projection(posterior: Density, covariance: str) -> Density:
     if covariance == "full":
         return posterior
     loc, precision = posterior.mean, posterior.precision_matrix.diagonal(dim1=-2, dim2=-1)
-    variance = {
+    variance = _projected_variances(precision, covariance)
+    return dist.Normal(loc, variance.sqrt().expand(loc.shape)).to_event(1)
+
+
+def projected_covariance(
+    precision: Float[Tensor, "*B K K"], covariance: str
+) -> Float[Tensor, "*B K K"]:
+    """The covariance of :func:`kl_projection`, given the posterior's precision matrix."""
+    if covariance == "full":
+        return torch.linalg.inv(precision)
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    return torch.diag_embed(_projected_variances(diagonal, covariance).expand_as(diagonal))
+
+
+def _projected_variances(
+    precision: Float[Tensor, "*B K"], covariance: str
+) -> Float[Tensor, "*B R"]:
+    # From the diagonal of the precision matrix; one for all dimensions if isotropic.
+    return {
         "unit": torch.ones_like(precision),
         "isotropic": 1 / precision.mean(-1, keepdim=True),
         "diagonal": 1 / precision,
     }[covariance]
-    return dist.Normal(loc, variance.sqrt().expand(loc.shape)).to_event(1)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program, as_rows, data_plate, filter_kwargs
 from ppl_vae.core.state import validation_enabled
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -78,6 +79,7 @@ class ExactGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
+    @configurable
     def __init__(self, model: Any, *, covariance: str = "full") -> None:
         super().__init__()
         if not hasattr(model, "posterior"):
@@ -121,6 +123,7 @@ class PerDatumGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
+    @configurable
     def __init__(self, num_data: int, latent_dim: int, *, covariance: str = "diagonal") -> None:
         super().__init__()
         self.num_data = check_int("num_data", num_data)
@@ -132,10 +135,6 @@ class PerDatumGuide(GaussianGuide):
             self.raw = nn.Parameter(torch.zeros(num_data, width))
         else:
             self.register_buffer("raw", torch.zeros(num_data, 0))
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {k: getattr(self, k) for k in ("num_data", "latent_dim", "covariance")}
 
     def tables(self) -> list[nn.Parameter]:
         """The parameters with a row a datum, of which a minibatch may move its own rows only."""
@@ -201,8 +200,8 @@ class AmortizedGuide(GaussianGuide):
         corruption: what is done to x before the encoder sees it, in training alone, e.g.
             :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in place of missing
             values, which stay zeros. The model scores x itself.
-        hiding: patches of x that the encoder does not see, in training or not: it takes them for
-            missing values, and the model scores nothing else. An encoder that names a keyword
+        patch_mask: patches of x that the encoder does not see, in training or not: it takes them
+            for missing values, and the model scores nothing else. An encoder that names a keyword
             ``num_seen`` is told how many patches are left.
 
     References:
@@ -212,6 +211,7 @@ class AmortizedGuide(GaussianGuide):
         Masked autoencoders are scalable vision learners (2022), of hidden patches.
     """
 
+    @configurable
     def __init__(
         self,
         encoder: Callable[..., Any],
@@ -222,7 +222,7 @@ class AmortizedGuide(GaussianGuide):
         missing: str = "zeros",
         inputs: Callable[[Tensor], Tensor] | None = None,
         corruption: Callable[[Tensor], Tensor] | None = None,
-        hiding: HiddenPatches | None = None,
+        patch_mask: HiddenPatches | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = check_int("latent_dim", latent_dim)
@@ -231,7 +231,7 @@ class AmortizedGuide(GaussianGuide):
         self.encoder = encoder
         self.inputs = inputs
         self.corruption = corruption
-        self.hiding = hiding
+        self.patch_mask = patch_mask
         width = num_scale_outputs(covariance, latent_dim)
         self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
@@ -246,24 +246,24 @@ class AmortizedGuide(GaussianGuide):
         **_: Any,
     ) -> Tensor:
         """The guide as a Pyro program: samples ``"hidden"``, if it hides patches, and ``"z"``."""
-        if self.hiding is None:
+        if self.patch_mask is None:
             return super().forward(x, mask=mask, index=index, num_data=num_data)
-        x = as_rows(x, self._like(x), self.hiding.data_dim)
+        x = as_rows(x, self._like(x), self.patch_mask.data_dim)
         with data_plate(len(x), index=index, num_data=num_data, device=x.device):
-            hidden = pyro.sample("hidden", self.hiding.subsets(x))
-            seen = ~self.hiding.cells(hidden.bool())
+            hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
+            seen = ~self.patch_mask.cells(hidden.bool())
             seen = seen if mask is None else seen & mask
-            told = filter_kwargs(self.encoder, {"num_seen": self.hiding.num_seen})
+            told = filter_kwargs(self.encoder, {"num_seen": self.patch_mask.num_seen})
             return pyro.sample("z", self._read(x.expand_as(seen), seen, **told))
 
     @contextmanager
     def disable_patch_masking(self) -> Iterator[None]:
         """Nothing is hidden in runs inside, and the model scores all that was observed."""
-        before, self.hiding = self.hiding, None
+        before, self.patch_mask = self.patch_mask, None
         try:
             yield
         finally:
-            self.hiding = before
+            self.patch_mask = before
 
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None

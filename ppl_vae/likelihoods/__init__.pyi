@@ -18,6 +18,7 @@ from .discrete import (
 )
 from .gaussian import (
     Gaussian as Gaussian,
+    OptimalGaussian as OptimalGaussian,
 )
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "Gaussian",
     "Likelihood",
     "Multinomial",
+    "OptimalGaussian",
     "Poisson",
 ]

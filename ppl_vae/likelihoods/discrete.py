@@ -1,17 +1,16 @@
-"""Decoders as densities: p(x | z) from a decoder's outputs, constants always kept.
+"""Likelihoods of binary, bounded, categorical and count data, normalising constants included.
 
-:class:`~ppl_vae.likelihoods.base.Likelihood` is their contract, and
-:class:`~ppl_vae.likelihoods.gaussian.Gaussian` stands in a room of its own.
+:class:`~ppl_vae.likelihoods.base.Likelihood` is their interface.
 """
 
 from abc import abstractmethod
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_int
 from ppl_vae.likelihoods import distributions as densities
@@ -20,16 +19,17 @@ from ppl_vae.likelihoods.base import (
     Mask,
     Outputs,
     Rows,
-    by_cell,
-    refuse_outside,
+    check_in_support,
+    row_density,
 )
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 
 COUNTS = "the counts 0, 1, 2, ..."
+"""Name of the support of counts in error messages."""
 
 
-class _CellByCell(Likelihood):
-    """Abstract: cells that are independent given z, each with the outputs of its own."""
+class _IndependentEntries(Likelihood):
+    """Abstract: entries of x are independent given z, each with its own outputs."""
 
     def forward(
         self,
@@ -39,72 +39,69 @@ class _CellByCell(Likelihood):
         *,
         observe: bool = True,
     ) -> Density:
-        """Independent cells; what x is makes no difference."""
-        return by_cell(self.cells(outputs), mask)
+        """Independent entries; x is not used."""
+        return row_density(self.entry_density(outputs), mask)
 
     @abstractmethod
-    def cells(self, outputs: Outputs) -> Density:
-        """Batch shape (..., D)."""
+    def entry_density(self, outputs: Outputs) -> Density:
+        """The density of the entries, batch shape (..., D)."""
 
 
-class Bernoulli(_CellByCell):
+class Bernoulli(_IndependentEntries):
     """x | z ~ Bernoulli(logits = G(z)), for binary x.
 
     Args:
-        soft_targets: take grey x in [0, 1] too. What is then called log p(x | z) is minus a
-            cross-entropy, E_{b ~ x} log p(b | z): no density of x (it does not integrate to one),
-            and what is called log p(x) is minus a bound on one. Every result says so in its notes.
+        soft_targets: also accept grey values x in [0, 1]. What is reported as log p(x | z) is
+            then a negative cross-entropy, E_{b ~ x} log p(b | z), which is no density of x (it
+            does not integrate to one), and log p(x) a bound on one. The notes of results say so.
     """
 
     bounded = True
 
+    @configurable
     def __init__(self, soft_targets: bool = False) -> None:
         super().__init__()
         self.soft_targets = soft_targets
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"soft_targets": self.soft_targets}
-
-    def cells(self, outputs: Outputs) -> Density:
+    def entry_density(self, outputs: Outputs) -> Density:
         """Bernoulli with these logits."""
-        kind = densities.RelaxedBernoulli if self.soft_targets else dist.Bernoulli
-        return kind(logits=outputs)
+        bernoulli = densities.SoftTargetBernoulli if self.soft_targets else dist.Bernoulli
+        return bernoulli(logits=outputs)
 
     def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that observed entries are 0 or 1; with soft targets, between them.
+        """Check that observed entries are 0 or 1, or lie in [0, 1] with soft targets.
 
         Raises:
-            ValueError: if some are not: over grey values it is no density.
+            ValueError: if not: a Bernoulli is no density of grey values.
         """
         if self.soft_targets:
             _check_unit_interval(x, mask)
             return
         advice = (
-            "a Bernoulli is no density there. For grey values use ContinuousBernoulli() or "
+            "a Bernoulli has no density there. For grey values use ContinuousBernoulli() or "
             "Gaussian('shared'), binarize: (x > t).float(), or, for a bound on a cross-entropy "
-            "that is no density, Bernoulli(soft_targets=True)"
+            "rather than a density, Bernoulli(soft_targets=True)"
         )
-        refuse_outside(x, (x == 0) | (x == 1), mask, "{0, 1}", advice)
+        check_in_support(x, (x == 0) | (x == 1), mask, "{0, 1}", advice)
 
-    def outputs_at(
-        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
-        """Logits of the columns' means."""
-        return torch.logit(_inner(means, half))
+        """Logits of the means."""
+        return torch.logit(_clamp_inside(means, half_weight))
 
     def notes(self) -> list[str]:
-        """With soft targets, what the numbers are not."""
+        """With soft targets, that values are not log densities."""
         if not self.soft_targets:
             return []
         return [
-            "Bernoulli(soft_targets=True): what is called log p is minus a bound on a "
-            "cross-entropy, not a log density of grey x; do not compare it with densities"
+            "Bernoulli(soft_targets=True): log p is a bound on a negative cross-entropy, not "
+            "a log density of grey x; do not compare it with densities"
         ]
 
 
-class ContinuousBernoulli(_CellByCell):
-    """p(x | z) = l exp(l x) / (exp(l) - 1), l = G(z): a density of grey x in [0, 1].
+class ContinuousBernoulli(_IndependentEntries):
+    """p(x | z) = l exp(l x) / (exp(l) - 1), l = G(z): a density of grey values x in [0, 1].
 
     References:
         Loaiza-Ganem, Cunningham: The continuous Bernoulli: fixing a pervasive error in
@@ -113,7 +110,7 @@ class ContinuousBernoulli(_CellByCell):
 
     bounded = True
 
-    def cells(self, outputs: Outputs) -> Density:
+    def entry_density(self, outputs: Outputs) -> Density:
         """Continuous Bernoulli with these logits."""
         return densities.ContinuousBernoulli(outputs)
 
@@ -125,32 +122,29 @@ class ContinuousBernoulli(_CellByCell):
         """
         _check_unit_interval(x, mask)
 
-    def outputs_at(
-        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
-        """Logits at which the means are those of the columns."""
-        return densities.continuous_bernoulli_logit(_inner(means, half))
+        """Logits at which the means are these."""
+        return densities.continuous_bernoulli_logit(_clamp_inside(means, half_weight))
 
 
-class Categorical(_CellByCell):
-    """x | z ~ Categorical(logits = G(z)), for x of the whole numbers 0..C-1.
+class Categorical(_IndependentEntries):
+    """x | z ~ Categorical(logits = G(z)), for x with values 0..C-1.
 
-    Mean and variance are of x as a number; where the numbers are mere names, look at the
-    ``probs`` of ``vae.decode(z).base_dist``, or at draws.
+    Mean and variance treat x as a number; for nominal categories, use the ``probs`` of
+    ``vae.decode(z).base_dist``, or draws.
 
     Args:
-        num_categories: C, which is the number of outputs for each dimension of x.
+        num_categories: C, the number of outputs for each dimension of x.
     """
 
+    @configurable
     def __init__(self, num_categories: int) -> None:
         super().__init__()
         self.outputs_per_dim = check_int("num_categories", num_categories, 2)
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"num_categories": self.outputs_per_dim}
-
-    def cells(self, outputs: Outputs) -> Density:
+    def entry_density(self, outputs: Outputs) -> Density:
         """Categorical with these logits, C for each dimension."""
         return densities.OrdinalCategorical(
             logits=outputs.unflatten(-1, (-1, self.outputs_per_dim))
@@ -164,31 +158,31 @@ class Categorical(_CellByCell):
         """
         inside = (x >= 0) & (x < self.outputs_per_dim) & (x == x.floor())
         advice = (
-            "use Categorical with more categories, Poisson() for counts without a limit, or "
+            "use Categorical with more categories, Poisson() for unbounded counts, or "
             "Gaussian('shared') for other numbers"
         )
-        refuse_outside(
+        check_in_support(
             x, inside, mask, f"the categories 0, 1, ..., {self.outputs_per_dim - 1}", advice
         )
 
     def features(self, x: Rows) -> Float[Tensor, "N E"]:
-        """For each entry C numbers, of which that of its category is one and the others zero."""
-        numbers = torch.arange(self.outputs_per_dim, device=x.device)
-        return (x[..., None] == numbers).to(x).flatten(1)
+        """One-hot encoding of each entry, C features."""
+        categories = torch.arange(self.outputs_per_dim, device=x.device)
+        return (x[..., None] == categories).to(x).flatten(1)
 
-    def outputs_at(
-        self, means: Float[Tensor, " E"], half: Float[Tensor, " E"]
+    def initial_outputs(
+        self, means: Float[Tensor, " E"], half_weight: Float[Tensor, " E"]
     ) -> Float[Tensor, " E"]:
-        """Logarithms of the categories' shares in each column."""
-        return torch.maximum(means, half).log()
+        """Log probabilities of the categories of each column."""
+        return torch.maximum(means, half_weight).log()
 
 
-class Poisson(_CellByCell):
-    """x | z ~ Poisson(exp G(z)), for counts; encoders made for it are given log(1 + x)."""
+class Poisson(_IndependentEntries):
+    """x | z ~ Poisson(exp G(z)), for counts; encoders are given log(1 + x) by default."""
 
     counts = True
 
-    def cells(self, outputs: Outputs) -> Density:
+    def entry_density(self, outputs: Outputs) -> Density:
         """Poisson with these log-rates."""
         return densities.Poisson(outputs)
 
@@ -200,33 +194,30 @@ class Poisson(_CellByCell):
         """
         _check_counts(x, mask)
 
-    def outputs_at(
-        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
-        """Logarithms of the columns' means."""
-        return torch.maximum(means, half).log()
+        """Logarithms of the means."""
+        return torch.maximum(means, half_weight).log()
 
 
 class Multinomial(Likelihood):
-    """x | z, n ~ Multinomial(n, softmax G(z)) for rows of counts, each given its own total n.
+    """x | z, n ~ Multinomial(n, softmax G(z)) for rows of counts, each given its total n.
 
-    log p is of the whole row given its total, the coefficient n! / prod x_d! included. Draws take
-    their totals from x where there is one (``model(x, observe=False)``, ``reconstruct``).
+    log p is that of the row given its total, including the coefficient n! / prod x_d!. Draws have
+    the totals of x, if x is given (``model(x, observe=False)``, ``reconstruct``).
 
     Args:
-        total_count: n of rows that are drawn where there is no x (``sample``, ``decode``).
+        total_count: n of draws without x (``sample``, ``decode``).
     """
 
     counts = True
-    partial = False
+    supports_mask = False
 
+    @configurable
     def __init__(self, total_count: int | None = None) -> None:
         super().__init__()
         self.total_count = None if total_count is None else check_int("total_count", total_count)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"total_count": self.total_count}
 
     def forward(
         self,
@@ -236,13 +227,13 @@ class Multinomial(Likelihood):
         *,
         observe: bool = True,
     ) -> Density:
-        """Rows of counts with these logits, and with x's totals.
+        """Rows of counts with these logits and the totals of x.
 
         Raises:
             ValueError: if x has missing values.
         """
         if mask is not None:
-            _refuse_holes(mask)
+            _check_complete(mask)
         if x is not None:
             return densities.ConditionalMultinomial(outputs, x.sum(-1))
         total = self.total_count
@@ -251,44 +242,56 @@ class Multinomial(Likelihood):
         )
 
     def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that all entries are counts, and all are there.
+        """Check that all entries are counts and none is missing.
 
         Raises:
-            ValueError: if some are not.
+            ValueError: if not.
         """
         if mask is not None:
-            _refuse_holes(mask)
+            _check_complete(mask)
         _check_counts(x, mask)
 
-    def outputs_at(
-        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
-        """Logarithms of the columns' shares in all counts."""
-        return (torch.maximum(means, half) / means.sum().clamp(min=2 * half[0])).log()
+        """Logarithms of the columns' shares of all counts."""
+        return (
+            torch.maximum(means, half_weight) / means.sum().clamp(min=2 * half_weight[0])
+        ).log()
 
 
 def _check_unit_interval(x: Tensor, mask: Tensor | None) -> None:
     advice = "rescale it (bytes: x / 255), or use Gaussian('shared')"
-    refuse_outside(x, (x >= 0) & (x <= 1), mask, "[0, 1]", advice)
+    check_in_support(x, (x >= 0) & (x <= 1), mask, "[0, 1]", advice)
 
 
 def _check_counts(x: Tensor, mask: Tensor | None) -> None:
-    advice = "use Gaussian('shared') for other numbers, or give the counts as they were counted"
-    refuse_outside(x, (x >= 0) & (x == x.floor()), mask, COUNTS, advice)
+    advice = "use Gaussian('shared') for other numbers, or pass the original counts"
+    check_in_support(x, (x >= 0) & (x == x.floor()), mask, COUNTS, advice)
 
 
-def _refuse_holes(mask: Tensor) -> None:
-    if holes := int((~mask).sum()):
+def _check_complete(mask: Tensor) -> None:
+    if num_missing := int((~mask).sum()):
         raise ValueError(
-            f"x has {holes} missing entries, and a Multinomial scores whole rows given their "
-            "totals, which such rows have not; drop those rows, or use Poisson(), whose cells are "
-            "independent"
+            f"x has {num_missing} missing entries, but a Multinomial scores complete rows given "
+            "their totals; drop those rows, or use Poisson(), whose entries are independent"
         )
 
 
-def _inner(means: Tensor, half: Tensor) -> Tensor:
-    return torch.minimum(torch.maximum(means, half), 1 - half)
+def _clamp_inside(means: Tensor, half_weight: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(means, half_weight), 1 - half_weight)
 
 
-_ALL = (Gaussian, Bernoulli, ContinuousBernoulli, Categorical, Poisson, Multinomial)
-LIKELIHOODS: dict[str, type[Likelihood]] = {kind.__name__: kind for kind in _ALL}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    likelihood.__name__: likelihood
+    for likelihood in (
+        Gaussian,
+        OptimalGaussian,
+        Bernoulli,
+        ContinuousBernoulli,
+        Categorical,
+        Poisson,
+        Multinomial,
+    )
+}
+"""The likelihoods by name, for saving and loading."""

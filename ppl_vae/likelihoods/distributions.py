@@ -1,4 +1,4 @@
-"""Densities of data given a decoder's outputs that Pyro has not, or not so that they are right."""
+"""Distributions that Pyro lacks, or does not compute accurately in float32."""
 
 import math
 from typing import Any, ClassVar
@@ -10,12 +10,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-_HALVINGS = 100
+_BISECTIONS = 100
 _HALF_LOG_TWO_PI = math.log(2 * math.pi) / 2
 
 
 class _LogitParametrized(TorchDistribution):
-    """Abstract: one distribution of a number for each of a decoder's outputs."""
+    """Abstract: a univariate distribution for each output of a decoder."""
 
     arg_constraints: ClassVar[Any] = {"outputs": constraints.real}
 
@@ -24,19 +24,19 @@ class _LogitParametrized(TorchDistribution):
         super().__init__(outputs.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same for a larger batch."""
+        """The same distribution with a larger batch shape."""
         return type(self)(self.outputs.expand(batch_shape), validate_args=self._validate_args)
 
 
 class StandardizedNormal(dist.Normal):
     """N(origin + unit loc, (unit scale)^2), with its log density computed in standard units.
 
-    log N(x) = log N((x - origin) / unit; loc, scale^2) - log unit: a mean that is large beside the
-    standard deviation costs no figures, and in float32 no square overflows.
+    log N(x) = log N((x - origin) / unit; loc, scale^2) - log unit: a mean that is large relative
+    to the standard deviation costs no precision, and no square overflows in float32.
 
     Args:
         loc, scale: mean and standard deviation of (x - origin) / unit.
-        origin, unit: where x is measured from, and in what.
+        origin, unit: origin and unit of the standardised x.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class StandardizedNormal(dist.Normal):
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same for a larger batch."""
+        """The same distribution with a larger batch shape."""
         parts = (self.standard_loc.expand(batch_shape), self.standard_scale.expand(batch_shape))
         return type(self)(*parts, self.origin, self.unit, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """In nats, of x itself."""
+        """log N(x) in the units of x, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         standard = ((value - self.origin) / self.unit - self.standard_loc) / self.standard_scale
@@ -72,12 +72,12 @@ class StandardizedNormal(dist.Normal):
 class ContinuousBernoulli(_LogitParametrized):
     """p(x) = l exp(l x) / (exp(l) - 1) on [0, 1], for a logit l.
 
-    Pyro's own reckons with probabilities: in float32 it has no figures left near one half, and
-    none at logits beyond 17. Here all is written with L(t) = coth(t) - 1/t, t = l/2, which has a
-    series at 0.
+    Pyro's implementation is parametrised by probabilities: in float32 it has no correct digits
+    near one half, and none at logits beyond 17. This one uses the Langevin function
+    L(t) = coth(t) - 1/t, t = l/2, which has a series at 0.
 
     Args:
-        outputs: logits.
+        outputs: logits l.
 
     References:
         Loaiza-Ganem, Cunningham: The continuous Bernoulli: fixing a pervasive error in
@@ -104,16 +104,16 @@ class ContinuousBernoulli(_LogitParametrized):
     def variance(self) -> Tensor:
         """Var x = L'(l/2) / 4."""
         t = self.outputs.abs() / 2
-        # Each form where it does not cancel.
+        # Each formula is used where it does not suffer from cancellation.
         small, large = t.clamp(max=1), t.clamp(min=1)
         ratio = _langevin_ratio(small)
         near = 1 - 2 * ratio - (small * ratio).square()
         return torch.where(t < 1, near, large.pow(-2) - torch.sinh(large).pow(-2)) / 4
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws by inversion, differentiable in the logits."""
+        """Draws by inversion of the distribution function, differentiable in the logits."""
         shape = self._extended_shape(sample_shape)
-        # Written for l < 0, where nothing overflows; x at l is 1 - x at -l. At 0 it is uniform.
+        # Computed for l < 0, where nothing overflows; x at l is 1 - x at -l. At 0 it is uniform.
         negative = -self.outputs.abs().clamp(min=torch.finfo(self.outputs.dtype).tiny ** 0.5)
         uniform = torch.rand(shape, dtype=self.outputs.dtype, device=self.outputs.device)
         x = (torch.log1p(uniform * torch.expm1(negative)) / negative).clamp(0, 1)
@@ -121,7 +121,7 @@ class ContinuousBernoulli(_LogitParametrized):
 
 
 def langevin(t: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """coth(t) - 1/t, to the last figures at 0 too."""
+    """The Langevin function coth(t) - 1/t, to full precision at 0 too."""
     return t * _langevin_ratio(t)
 
 
@@ -137,24 +137,24 @@ def _langevin_ratio(t: Tensor) -> Tensor:
 
 
 def continuous_bernoulli_logit(mean: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """The logit at which a continuous Bernoulli has this mean, within (0, 1), by bisection."""
+    """The logit at which a continuous Bernoulli has this mean in (0, 1), by bisection."""
     high = 2 / torch.minimum(mean, 1 - mean)  # the mean at a large logit l is 1 - 1/l
     low = -high
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         above = ContinuousBernoulli(middle).mean > mean
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return (low + high) / 2
 
 
-class RelaxedBernoulli(dist.Bernoulli):
-    """x log p + (1 - x) log(1 - p) for x in [0, 1]: minus a cross-entropy, no density of x."""
+class SoftTargetBernoulli(dist.Bernoulli):
+    """x log p + (1 - x) log(1 - p) for x in [0, 1]: a negative cross-entropy, no density of x."""
 
     support = constraints.unit_interval
 
 
 class OrdinalCategorical(dist.Categorical):
-    """A categorical distribution of the numbers 0..C-1, which have a mean; draws are floats."""
+    """A categorical distribution over the numbers 0..C-1, with a mean; draws are floats."""
 
     @property
     def mean(self) -> Tensor:
@@ -175,7 +175,7 @@ class OrdinalCategorical(dist.Categorical):
 
 
 class Poisson(_LogitParametrized):
-    """p(x) = exp(x a - e^a) / x! for counts x, with a log-rate a, which may be very negative.
+    """p(x) = exp(x a - e^a) / x! for counts x with log-rate a, which may be very negative.
 
     Args:
         outputs: log-rates.
@@ -208,11 +208,11 @@ class Poisson(_LogitParametrized):
 class ConditionalMultinomial(TorchDistribution):
     """p(x | n) = n! prod_d p_d^{x_d} / x_d! for rows of counts x with total n.
 
-    Unlike Pyro's ``Multinomial`` it scores rows whose totals differ: each given its own.
+    Unlike Pyro's ``Multinomial`` it scores rows with different totals, each given its own.
 
     Args:
         logits: log p_d, up to a constant.
-        total_count: n of the rows that are drawn; without it none can be drawn.
+        total_count: n of draws; without it neither draws nor moments are available.
     """
 
     arg_constraints: ClassVar[Any] = {"logits": constraints.real_vector}
@@ -229,33 +229,32 @@ class ConditionalMultinomial(TorchDistribution):
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The same for a larger batch."""
+        """The same distribution with a larger batch shape."""
         total = None if self._total_count is None else self._total_count.expand(batch_shape)
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return type(self)(logits, total, validate_args=self._validate_args)
 
     @property
     def probs(self) -> Tensor:
-        """The shares p_d."""
+        """The probabilities p_d."""
         return self.logits.exp()
 
     @property
     def total_count(self) -> Tensor:
-        """The totals of rows that are drawn.
+        """The totals of draws.
 
         Raises:
-            ValueError: if they were not given.
+            ValueError: if they are unknown.
         """
         if self._total_count is None:
             raise ValueError(
-                "a multinomial row has a mean and draws only given its total, which is not known "
-                "here: pass x, whose rows have totals, or make the likelihood as "
-                "Multinomial(total_count=n)"
+                "a multinomial has moments and draws only given a total, which is unknown here: "
+                "pass x, whose rows have totals, or use the likelihood Multinomial(total_count=n)"
             )
         return self._total_count
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x | its total), in nats."""
+        """log p(x | n), with n the total of x, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         coefficient = torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)
@@ -275,13 +274,13 @@ class ConditionalMultinomial(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, as floats: x_d given x_1..x_{d-1} is binomial."""
         shape = self._extended_shape(sample_shape)
-        shares = self.probs.double().expand(shape)
-        left = self.total_count.double().expand(shape[:-1])
-        # Of what is left at d, the share that falls on d.
-        rest = shares.flip(-1).cumsum(-1).flip(-1)
-        chances = torch.where(rest > 0, shares / rest, 1.0).clamp(max=1)
+        probs = self.probs.double().expand(shape)
+        remaining = self.total_count.double().expand(shape[:-1])
+        # The probability of d given that it is none of 1..d-1.
+        tail = probs.flip(-1).cumsum(-1).flip(-1)
+        conditional = torch.where(tail > 0, probs / tail, 1.0).clamp(max=1)
         drawn = []
-        for chance in chances[..., :-1].unbind(-1):
-            drawn.append(torch.binomial(left.contiguous(), chance.contiguous()))
-            left = left - drawn[-1]
-        return torch.stack([*drawn, left], -1).to(self.logits)
+        for p in conditional[..., :-1].unbind(-1):
+            drawn.append(torch.binomial(remaining.contiguous(), p.contiguous()))
+            remaining = remaining - drawn[-1]
+        return torch.stack([*drawn, remaining], -1).to(self.logits)

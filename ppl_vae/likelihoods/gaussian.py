@@ -1,4 +1,4 @@
-"""Gaussian noise about a decoder's outputs."""
+"""Gaussian likelihoods: fixed, learned, predicted by the network, or optimal noise scales."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,94 +11,169 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
-from ppl_vae.likelihoods.base import Likelihood, Mask, Outputs, Rows, by_cell
+from ppl_vae.likelihoods.base import Likelihood, Mask, Outputs, Rows, row_density
 from ppl_vae.likelihoods.distributions import StandardizedNormal
 
-SCALES = ("shared", "per-dim", "network", "optimal")
+SCALES = ("shared", "per-dim", "network")
 NEAR_FLOOR = 1.01
+"""Scales below this multiple of their floor count as having reached it."""
 
 
-class Gaussian(Likelihood):
-    """x | z ~ N(G(z), diag(sigma^2)).
+class RunningMean:
+    """The mean of values that are added batch by batch, in float64.
 
-    ``"optimal"``: in training, sigma^2 is the mean squared residual of the batch, at which its
-    density is highest. Such a sigma depends on the x that it scores, so it makes no density, and
-    the objective no bound; for all else it must be frozen, at the root mean square residual over
-    data and draws of z (:func:`ppl_vae.freeze_scale`; ``fit_svi`` ends with it). Frozen it stays
-    as it is, in training too, until ``fit_svi`` starts anew.
+    Args:
+        device: device of the values.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, values: Tensor, mask: Tensor | None) -> None:
+        """Add the values where the mask is True."""
+        total, count = _sum_and_count(values.double(), mask)
+        self.total, self.count = self.total + total, self.count + count
+
+
+class NormalLikelihood(Likelihood):
+    """Abstract: independent normal entries with means given by the outputs.
+
+    Attributes:
+        kind: where the scale comes from: ``"fixed"``, ``"shared"``, ``"per-dim"``, ``"network"``
+            or ``"optimal"``.
+        scale: sigma, () or (D,); None for ``"network"``.
+        floor: lower bound of a scale that is not fixed.
+        loc, unit: mean and standard deviation of each column, (D,); None if outputs are in the
+            units of x.
+    """
+
+    kind: str
+    scale: Tensor
+    floor: float
+    loc: Tensor | None
+    unit: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running_mean: RunningMean | None = None
+        self.register_buffer("loc", None)
+        self.register_buffer("unit", None)
+
+    def standardize(self, loc: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> None:
+        """Interpret outputs, and scales that are not fixed, in units of the columns from now
+        on."""
+        self.register_buffer("loc", loc)
+        self.register_buffer("unit", scale)
+
+    @property
+    def relative(self) -> bool:
+        """Whether ``scale`` is in units of the columns rather than in those of x."""
+        return self.unit is not None and self.kind != "fixed"
+
+    def to_units(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """x in the units of the outputs."""
+        return x if self.loc is None or self.unit is None else (x - self.loc) / self.unit
+
+    def check(self, x: Rows, mask: Mask | None = None) -> None:
+        """Do nothing: every real number is in the support."""
+
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
+    ) -> Float[Tensor, " O"]:
+        """The means of the columns, in the units of the outputs."""
+        return self.to_units(means)
+
+    def _density(self, loc: Tensor, scale: Tensor | float, mask: Mask | None) -> Density:
+        if self.loc is None or self.unit is None:
+            return row_density(dist.Normal(loc, scale), mask)
+        relative: Any = scale / self.unit if self.kind == "fixed" else scale
+        return row_density(StandardizedNormal(loc, relative, self.loc, self.unit), mask)
+
+    @contextmanager
+    def _accumulate(self, device: torch.device) -> Iterator[RunningMean]:
+        self._running_mean = RunningMean(device)
+        try:
+            yield self._running_mean
+        finally:
+            self._running_mean = None
+
+    def _floor_notes(self, subject: str) -> list[str]:
+        if not subject:
+            return []
+        floor = f"{self.floor:g}{self._unit_name()}"
+        return [f"{subject} reached its floor, {floor}: lower floor= or check x"]
+
+    def _unit_name(self) -> str:
+        return " standard deviations of the column" if self.relative else ""
+
+
+class Gaussian(NormalLikelihood):
+    """x | z ~ N(G(z), diag(sigma^2)), with a fixed or learned sigma.
 
     In a VAE made from data (:meth:`ppl_vae.VAE.like`) the outputs are in units of the columns, and
     so is a learned sigma: x_d | z ~ N(loc_d + unit_d G_d(z), (unit_d sigma)^2), with ``loc`` and
-    ``unit`` the means and standard deviations of the columns. The density is of x as it is given,
-    and computed from (x - loc) / unit, so that no square overflows.
+    ``unit`` the means and standard deviations of the columns. The density is that of x in its own
+    units, but computed from (x - loc) / unit, so that no square overflows.
 
     Args:
-        scale: sigma: a positive number (fixed, always in the units of x); ``"shared"``, one
-            learned sigma; ``"per-dim"``, one for each column; ``"network"``, its logarithm is each
-            cell's second output (in units of ``initial``, bounded beyond -30 and 15);
-            ``"optimal"``.
-        initial: where a learned sigma starts; for ``"network"`` sigma at output 0.
-        floor: a learned sigma stays above it; :meth:`notes` says when it was reached.
+        scale: sigma: a positive number (fixed, in the units of x); ``"shared"``, one learned
+            sigma; ``"per-dim"``, one per column; ``"network"``, where the second output of each
+            entry is log(sigma / ``initial``), bounded beyond -30 and 15.
+        initial: initial value of a learned sigma; for ``"network"`` sigma at output 0.
+        floor: lower bound of a learned sigma; :meth:`notes` reports if it is reached.
 
     Attributes:
-        scale: sigma, () or (D,); None for ``"network"``; NaN for ``"optimal"`` until frozen. A
-            learned one is in units of ``unit``, where there is one.
-        loc, unit: mean and standard deviation of each column, (D,); None for outputs in the units
-            of x.
-
-    References:
-        Rybkin, Daniilidis, Levine: Simple and effective VAE training with calibrated decoders
-        (2021): the optimal sigma.
+        scale: sigma, () or (D,); None for ``"network"``. A learned sigma is in units of ``unit``,
+            if there are such units.
+        loc, unit: mean and standard deviation of each column, (D,); None if outputs are in the
+            units of x.
+        share_at_floor: for ``"network"``, the share of entries with sigma at the floor, found by
+            :meth:`calibrate`.
     """
 
-    scale: Tensor
-    loc: Tensor | None
-    unit: Tensor | None
     share_at_floor: Tensor
 
+    @configurable
     def __init__(
         self, scale: float | str = "shared", *, initial: float = 1.0, floor: float = 1e-4
     ) -> None:
         super().__init__()
-        self._config = {"scale": scale, "initial": initial, "floor": floor}
         self.kind = scale if isinstance(scale, str) else "fixed"
         self.floor, self.initial = floor, initial
-        self.needs_calibration = self.kind in ("network", "optimal")
-        self._frozen = self._standing_in = False
-        self._sums: list[Tensor] | None = None
-        self.register_buffer("loc", None)
-        self.register_buffer("unit", None)
+        self.needs_calibration = self.kind == "network"
         if self.kind == "fixed":
             if not scale > 0:  # pyright: ignore[reportOperatorIssue]
                 known = ", ".join(map(repr, SCALES))
                 raise ValueError(f"scale must be positive, or one of {known}; got {scale}")
-            # Exact in every dtype, which a buffer is not.
+            # A Python float is exact in every dtype, unlike a buffer.
             self.scale = cast(Any, float(scale))
             return
+        if self.kind == "optimal":
+            raise ValueError("the optimal scale has a class of its own: use OptimalGaussian()")
         check_option("scale", self.kind, SCALES)
         if not 0 <= floor < initial:
             raise ValueError(f"need 0 <= floor < initial; got floor={floor}, initial={initial}")
         if self.kind == "shared":
             self.scale = self._learned(torch.tensor(float(initial)))
-        elif self.kind == "optimal":
-            self.register_buffer("scale", torch.tensor(torch.nan))
         else:
             self.scale = cast(Any, None)
         if self.kind == "network":
             self.outputs_per_dim = 2
             self.register_buffer("share_at_floor", torch.tensor(0.0))
 
-    def _learned(self, start: Tensor) -> Any:
-        return PyroParam(start, constraints.greater_than(self.floor))
+    def _learned(self, initial: Tensor) -> Any:
+        return PyroParam(initial, constraints.greater_than(self.floor))
 
     def set_data_dim(self, data_dim: int) -> None:
-        """Be told D, of which ``"per-dim"`` needs a sigma for each.
+        """Create the D scales of ``"per-dim"``.
 
         Raises:
-            ValueError: if it was told another one before.
+            ValueError: if they were created for another D.
         """
         if self.kind != "per-dim":
             return
@@ -106,18 +181,9 @@ class Gaussian(Likelihood):
             self.scale = self._learned(torch.full((data_dim,), float(self.initial)))
         elif len(self.scale) != data_dim:
             raise ValueError(
-                f"this Gaussian('per-dim') has {len(self.scale)} columns already, not {data_dim}; "
+                f"this Gaussian('per-dim') already has {len(self.scale)} columns, not {data_dim}; "
                 "make another one"
             )
-
-    def standardize(self, loc: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> None:
-        """Take outputs, and a learned sigma, to be in units of the columns from now on."""
-        self.register_buffer("loc", loc)
-        self.register_buffer("unit", scale)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return self._config
 
     def forward(
         self,
@@ -127,153 +193,176 @@ class Gaussian(Likelihood):
         *,
         observe: bool = True,
     ) -> Density:
-        """Normal cells about the outputs.
+        """Independent normal entries with means given by the outputs.
 
         Raises:
-            ValueError: if an optimal scale is not frozen and x is not being trained on; if
-                ``"per-dim"`` was not told D.
+            ValueError: if D is unknown for ``"per-dim"``.
         """
         if self.kind == "network":
-            loc, raw = outputs.unflatten(-1, (-1, 2)).unbind(-1)
-            # The output is a logarithm of sigma, and what is bounded one of a variance.
-            scale = self.floor + self.initial * (0.5 * soft_clamp(2 * raw)).exp()
-            if self._sums is not None:
-                self._note(scale <= NEAR_FLOOR * self.floor, mask)
-        elif self.kind == "optimal":
-            loc, scale = outputs, self._optimal(outputs, x, mask, observe)
-        else:
-            loc, scale = outputs, self.scale
-        if scale is None:
+            loc, log_scale = outputs.unflatten(-1, (-1, 2)).unbind(-1)
+            # soft_clamp bounds a log-variance, and the output is the logarithm of sigma.
+            scale = self.floor + self.initial * (0.5 * soft_clamp(2 * log_scale)).exp()
+            if self._running_mean is not None:
+                self._running_mean.add(scale <= NEAR_FLOOR * self.floor, mask)
+            return self._density(loc, scale, mask)
+        if self.scale is None:
             raise ValueError(
-                "Gaussian('per-dim') does not know how many columns x has; a VAE says so, "
-                "elsewhere call its sized(data_dim)"
+                "Gaussian('per-dim') needs the number of columns of x; a VAE sets it, elsewhere "
+                "call set_data_dim(data_dim)"
             )
-        return by_cell(self._cells(loc, scale), mask)
-
-    def _cells(self, loc: Tensor, scale: Tensor | float) -> Density:
-        if self.loc is None or self.unit is None:
-            return dist.Normal(loc, scale)
-        relative: Any = scale / self.unit if self.kind == "fixed" else scale
-        return StandardizedNormal(loc, relative, self.loc, self.unit)
-
-    @property
-    def relative(self) -> bool:
-        """Whether ``scale`` is in units of the columns, and not in those of x."""
-        return self.unit is not None and self.kind != "fixed"
-
-    def to_units(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """x in the units that the outputs have."""
-        return x if self.loc is None or self.unit is None else (x - self.loc) / self.unit
-
-    def _optimal(
-        self, loc: Tensor, x: Tensor | None, mask: Tensor | None, observe: bool
-    ) -> Tensor:
-        if self._standing_in:
-            return torch.ones_like(self.scale)
-        if x is not None and observe and (self.training or self._sums is not None):
-            squares = (self.to_units(x) - loc).square()
-            if self._sums is not None:
-                self._note(squares, mask)
-            # A frozen scale is taken without a look at its value, which a device would wait for.
-            best = self._root(*_sum_and_number(squares, mask))
-            return torch.where(self.scale.isnan(), best, self.scale)
-        if not self._frozen:
-            raise ValueError(
-                "the optimal scale is not frozen, and taken from the x that is scored it makes no "
-                "density; call freeze_scale(model, guide, x) with the training data, as fit_svi "
-                "does at its end"
-            )
-        return self.scale
-
-    def _root(self, total: Tensor, number: Tensor) -> Tensor:
-        return (total / number).clamp(min=self.floor**2).sqrt()
-
-    def _note(self, values: Tensor, mask: Tensor | None) -> None:
-        assert self._sums is not None
-        both = _sum_and_number(values.double(), mask)
-        self._sums = [old + new for old, new in zip(self._sums, both, strict=True)]
+        return self._density(outputs, self.scale, mask)
 
     @contextmanager
     def calibrate(self) -> Iterator[None]:
-        """Runs of a pair on all rows inside tell what is to be known of them.
-
-        That is the optimal scale, frozen at the end; of a network's scales, how many stand on
-        their floor.
-        """
-        known = self.share_at_floor if self.kind == "network" else self.scale
-        nothing = torch.zeros((), dtype=torch.float64, device=known.device)
-        self._sums = [nothing, nothing]
-        try:
+        """Context manager: find the share of entries with sigma at the floor, for
+        ``"network"``."""
+        if self.kind != "network":
             yield
-            total, number = self._sums
-        finally:
-            self._sums = None
-        if number > 0:
-            known.fill_(total / number if self.kind == "network" else self._root(total, number))
-            self._frozen = True
-
-    @contextmanager
-    def dummy_scale(self) -> Iterator[None]:
-        """Any number will do for an optimal scale, in runs of which only shapes are looked at."""
-        self._standing_in = not self._frozen
-        try:
+            return
+        with self._accumulate(self.share_at_floor.device) as mean:
             yield
-        finally:
-            self._standing_in = False
+        if mean.count > 0:
+            self.share_at_floor.fill_(mean.total / mean.count)
 
-    def unfreeze(self) -> None:
-        """Let an optimal scale be that of each batch again."""
-        if self.kind == "optimal":
-            self.scale.fill_(torch.nan)
-            self._frozen = False
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.kind == "optimal":
-            self._frozen = not bool(self.scale.isnan())
-
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Nothing to check: every real number is in the support."""
-
-    def outputs_at(
-        self, means: Float[Tensor, " D"], half: Float[Tensor, " D"]
+    def initial_outputs(
+        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
     ) -> Float[Tensor, " O"]:
-        """The means of the columns; a network's scales start at ``initial``."""
+        """The means of the columns; the scales of a network are ``initial``."""
         means = self.to_units(means)
         if self.kind != "network":
             return means
         return torch.stack([means, torch.zeros_like(means)], -1).flatten()
 
     def notes(self) -> list[str]:
-        """Whether learned scales stand on their floor; where an optimal one is from."""
-        found = []
-        if self.kind == "optimal" and self._frozen:
-            found.append(
-                f"the noise scale is frozen at {self.scale:.4g}{self._in_units()}, the best for "
-                "all training rows; in training it was that of each batch, and the objective "
-                "there is no bound"
-            )
-        if where := self._at_floor():
-            floor = f"{self.floor:g}{self._in_units()}"
-            found.append(f"{where} reached its floor, {floor}: lower floor= or check x")
-        return found
-
-    def _in_units(self) -> str:
-        return " standard deviations of the column" if self.relative else ""
-
-    def _at_floor(self) -> str:
+        """Whether learned scales are at their floor."""
         if self.kind == "network":
             share = float(self.share_at_floor)
-            return f"the noise scale of {share:.2g} of all cells has" if share else ""
+            subject = f"the noise scale of {share:.2g} of all entries has" if share else ""
+            return self._floor_notes(subject)
         if self.kind == "fixed" or self.scale is None:
-            return ""
-        low = int((self.scale <= NEAR_FLOOR * self.floor).sum())
-        if self.kind != "per-dim":
-            return "the noise scale has" if low else ""
-        return f"the noise scale of {low} of {len(self.scale)} columns has" if low else ""
+            return []
+        num_low = int((self.scale <= NEAR_FLOOR * self.floor).sum())
+        if not num_low:
+            return []
+        if self.kind == "shared":
+            return self._floor_notes("the noise scale has")
+        return self._floor_notes(f"the noise scale of {num_low} of {len(self.scale)} columns has")
 
 
-def _sum_and_number(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+class OptimalGaussian(NormalLikelihood):
+    """x | z ~ N(G(z), sigma^2 I), with the sigma that maximises the likelihood.
+
+    In training, sigma^2 is the mean squared residual of the batch. Such a sigma depends on the x
+    that it scores, so that it defines no density, and the objective is no bound. Before anything
+    is evaluated it must be frozen at the root mean squared residual over data and draws of z
+    (:func:`ppl_vae.freeze_scale`; ``fit_svi`` ends with it). It stays frozen, in training too,
+    until ``fit_svi`` starts again.
+
+    In a VAE made from data (:meth:`ppl_vae.VAE.like`) outputs and sigma are in units of the
+    columns, as for :class:`Gaussian`.
+
+    Args:
+        floor: lower bound of sigma; :meth:`notes` reports if it is reached.
+
+    Attributes:
+        scale: sigma, (); NaN until frozen.
+        loc, unit: mean and standard deviation of each column, (D,); None if outputs are in the
+            units of x.
+
+    References:
+        Rybkin, Daniilidis, Levine: Simple and effective VAE training with calibrated decoders
+        (2021).
+    """
+
+    kind = "optimal"
+    needs_calibration = True
+
+    @configurable
+    def __init__(self, *, floor: float = 1e-4) -> None:
+        super().__init__()
+        if not floor >= 0:
+            raise ValueError(f"floor must not be negative; got {floor}")
+        self.floor = floor
+        self._frozen = self._use_dummy = False
+        self.register_buffer("scale", torch.tensor(torch.nan))
+
+    def forward(
+        self,
+        outputs: Outputs,
+        x: Rows | None = None,
+        mask: Mask | None = None,
+        *,
+        observe: bool = True,
+    ) -> Density:
+        """Independent normal entries with means given by the outputs.
+
+        Raises:
+            ValueError: if the scale is not frozen, unless x is scored in training.
+        """
+        return self._density(outputs, self._scale(outputs, x, mask, observe), mask)
+
+    def _scale(self, loc: Tensor, x: Tensor | None, mask: Tensor | None, observe: bool) -> Tensor:
+        if self._use_dummy:
+            return torch.ones_like(self.scale)
+        if x is not None and observe and (self.training or self._running_mean is not None):
+            squares = (self.to_units(x) - loc).square()
+            if self._running_mean is not None:
+                self._running_mean.add(squares, mask)
+            # Selected by torch.where: reading the value would synchronise with the device.
+            optimal = self._root_mean(*_sum_and_count(squares, mask))
+            return torch.where(self.scale.isnan(), optimal, self.scale)
+        if not self._frozen:
+            raise ValueError(
+                "the optimal scale is not frozen, and computed from the x that is scored it "
+                "defines no density; call freeze_scale(model, guide, x) with the training data, "
+                "as fit_svi does at its end"
+            )
+        return self.scale
+
+    def _root_mean(self, total: Tensor, count: Tensor) -> Tensor:
+        return (total / count).clamp(min=self.floor**2).sqrt()
+
+    @contextmanager
+    def calibrate(self) -> Iterator[None]:
+        """Context manager: freeze the scale that is optimal for all rows scored inside."""
+        with self._accumulate(self.scale.device) as mean:
+            yield
+        if mean.count > 0:
+            self.scale.fill_(self._root_mean(mean.total, mean.count))
+            self._frozen = True
+
+    @contextmanager
+    def dummy_scale(self) -> Iterator[None]:
+        """Context manager: use a dummy scale, for shape inference, unless frozen."""
+        self._use_dummy = not self._frozen
+        try:
+            yield
+        finally:
+            self._use_dummy = False
+
+    def unfreeze(self) -> None:
+        """Discard the frozen scale, as training starts."""
+        self.scale.fill_(torch.nan)
+        self._frozen = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._frozen = not bool(self.scale.isnan())
+
+    def notes(self) -> list[str]:
+        """How the scale was frozen, and whether it is at its floor."""
+        if not self._frozen:
+            return []
+        note = (
+            f"the noise scale is frozen at {self.scale:.4g}{self._unit_name()}, the optimum for "
+            "all training rows; in training it was that of each batch, so the objective is no "
+            "bound"
+        )
+        at_floor = bool(self.scale <= NEAR_FLOOR * self.floor)
+        return [note, *self._floor_notes("the noise scale has" if at_floor else "")]
+
+
+def _sum_and_count(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
         return values.sum(), torch.full_like(values.sum(), values.numel())
     return torch.where(mask, values, 0.0).sum(), mask.expand_as(values).sum()

@@ -327,8 +327,8 @@ def _about_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
     units = scaling.units
     own = ". Pairs of your own are fitted in the units of the data" if extra else ""
     return {
-        "scale": scaling.done,
-        "scale_asked": scaling.asked,
+        "scale": scaling.applied,
+        "scale_asked": scaling.requested,
         "scale_note": scaling.note + own * units.per_column,
         "column_scales": units.scale.tolist() if units.per_column else None,
     }

@@ -133,7 +133,7 @@ def _row_height(image_grid: ImageGrid) -> tuple[float, bool]:
 
 def tile_size(image_grid: ImageGrid) -> tuple[float, float]:
     """Width and height that tiles need, in inches."""
-    labels = 0.95 + 0.2 * (image_grid.image_shape is None) + 0.2 * image_grid.holed
+    labels = 0.95 + 0.2 * (image_grid.image_shape is None) + 0.2 * image_grid.has_missing
     return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
@@ -159,8 +159,10 @@ def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     aspect = "equal" if _row_height(image_grid)[1] else "auto"
     grey = matplotlib.colormaps["gray_r"].with_extremes(bad=MISSING_COLOUR)
     ax.imshow(canvas, grey, aspect=aspect, vmin=low, vmax=top, interpolation="nearest")
-    ax.set_xticks([c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], image_grid.across)
-    ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], image_grid.down)
+    ax.set_xticks(
+        [c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], image_grid.column_labels
+    )
+    ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], image_grid.row_labels)
 
 
 def _draw_profiles(image_grid: ImageGrid, ax: Axes) -> None:
@@ -178,5 +180,5 @@ def _draw_profiles(image_grid: ImageGrid, ax: Axes) -> None:
             ax.plot(c + along, line, markevery=alone.nonzero()[0].tolist(), **style)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
-    ax.set_xticks(np.arange(columns) + 0.5, image_grid.across)
-    ax.set_yticks(np.arange(rows) + 0.5, image_grid.down)
+    ax.set_xticks(np.arange(columns) + 0.5, image_grid.column_labels)
+    ax.set_yticks(np.arange(rows) + 0.5, image_grid.row_labels)

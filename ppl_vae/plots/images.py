@@ -55,7 +55,7 @@ def _tiled(
     ax = new_axes(ax, tile_size(image_grid))
     draw_tiles(image_grid, ax)
     lines = "" if image_grid.image_shape else f"\n{PROFILES}"
-    holes = f"\n{MISSING_LABELS[image_grid.image_shape is None]}" if image_grid.holed else ""
+    holes = f"\n{MISSING_LABELS[image_grid.image_shape is None]}" if image_grid.has_missing else ""
     ax.set_xlabel(across + lines + holes)
     ax.set_ylabel(down)
     title(ax, heading)

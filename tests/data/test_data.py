@@ -1,4 +1,4 @@
-"""The digits, splits and units."""
+"""Tests of the digits, splits and units."""
 
 import math
 
@@ -17,7 +17,7 @@ def test_digits_are_sixteenths():
     assert np.array_equal(digits() * 16, load_digits().data)
 
 
-def rows_of(*parts):
+def sorted_rows(*parts):
     return sorted(tuple(row) for part in parts for row in part.tolist())
 
 
@@ -25,24 +25,24 @@ def test_splits_are_disjoint_and_complete():
     x = torch.arange(300.0).reshape(100, 3)
     parts = split(x, seed=3)
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [75, 8, 17]
-    assert rows_of(parts.train, parts.val, parts.test) == rows_of(x)
+    assert sorted_rows(parts.train, parts.val, parts.test) == sorted_rows(x)
     again, other = split(x, seed=3), split(x, seed=4)
     assert torch.equal(parts.train, again.train) and not torch.equal(parts.train, other.train)
 
 
-def test_given_test_rows_are_used_as_they_are():
+def test_given_test_rows_are_not_split():
     x, x_test = torch.arange(300.0).reshape(100, 3), -torch.ones(7, 3)
     parts = split(x, x_test)
     assert isinstance(parts, Split)
     assert torch.equal(parts.test, x_test)
-    assert rows_of(parts.train, parts.val) == rows_of(x)
+    assert sorted_rows(parts.train, parts.val) == sorted_rows(x)
     with pytest.raises(ValueError, match="x_test has 2 columns, x 3"):
         split(x, x_test[:, :2])
     with pytest.raises(ValueError, match="too few"):
         split(x[:4])
 
 
-def test_units_move_log_p_by_their_jacobian():
+def test_units_change_log_p_by_their_jacobian():
     x = torch.from_numpy(oracles.simulate_ppca((16, 8, 4), 1, 60, 7, seed=0)) * 1e4
     units = Units.of(x)
     inner = units.apply(x)

@@ -1,4 +1,4 @@
-"""Image sets: the published files and no others, read where they lie; grey values and coins."""
+"""Image sets are read from the published files only; binarization and dequantization."""
 
 import ast
 import gzip
@@ -6,12 +6,12 @@ import hashlib
 import os
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from platformdirs import user_cache_dir
 from scipy import stats
 from torchvision import datasets
 
@@ -34,7 +34,7 @@ def idx(values):
 
 
 def contents(name="MNIST"):
-    """Small files in the published format, and what they hold."""
+    """Small files in the published format, and the arrays in them."""
     rng, files, held = np.random.default_rng(len(name)), {}, {}
     for start, count in COUNTS.items():
         held[start] = rng.integers(256, size=(count, *SHAPE)), rng.integers(10, size=count)
@@ -45,14 +45,14 @@ def contents(name="MNIST"):
 
 @pytest.fixture
 def no_data(monkeypatch, tmp_path):
-    """No data anywhere: no folder that a variable names, and an empty cache."""
+    """No data anywhere: the environment variable is not set, and the cache is empty."""
     monkeypatch.delenv("PPL_VAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
 def publish(monkeypatch, folder, name="MNIST"):
-    """Put small files into a folder, as if they were the published ones; what they hold."""
+    """Put small files into a folder as if they were the published ones; return their arrays."""
     files, held = contents(name)
     (folder / name / "raw").mkdir(parents=True)
     for file, data in files.items():
@@ -67,7 +67,7 @@ def listing(folder):
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
 @pytest.mark.parametrize(("part", "start"), [("train", "train"), ("test", "t10k")])
-def test_files_are_read_where_they_lie(name, part, start, no_data, monkeypatch):
+def test_files_are_read_without_unpacking_to_disk(name, part, start, no_data, monkeypatch):
     source = no_data / "source"
     held = publish(monkeypatch, source, name)
     monkeypatch.setenv("PPL_VAE_DATA", str(source))
@@ -83,7 +83,7 @@ def test_files_are_read_where_they_lie(name, part, start, no_data, monkeypatch):
     assert listing(no_data) == before  # nothing is unpacked, there or in the cache
 
 
-def test_the_folder_of_the_variable_comes_before_the_cache(no_data, monkeypatch):
+def test_the_environment_variable_precedes_the_cache(no_data, monkeypatch):
     publish(monkeypatch, no_data / "cache" / "ppl_vae")
     from_cache = image_set("MNIST", "test")
     assert cache_folder() == no_data / "cache" / "ppl_vae"
@@ -95,24 +95,23 @@ def test_the_folder_of_the_variable_comes_before_the_cache(no_data, monkeypatch)
     raw = no_data / "source" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(b"another")
-    with pytest.raises(ValueError, match=r"source.*is damaged or another file: of 7 bytes"):
+    with pytest.raises(ValueError, match=r"source.*is damaged or another file: it has 7 bytes"):
         image_set("MNIST", "test")
 
 
-@pytest.mark.parametrize(("system", "ending"), [("darwin", "Caches"), ("win32", "Local")])
-def test_other_platforms_have_caches_of_their_own(system, ending, monkeypatch):
-    monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    assert cache_folder().parent.name == ending and cache_folder().name == "ppl_vae"
+def test_the_cache_folder_is_that_of_the_platform(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == Path(user_cache_dir("ppl_vae", appauthor=False))
+    assert "ppl_vae" in cache_folder().parts
 
 
-def test_damaged_files_are_refused(no_data, monkeypatch):
+def test_damaged_files_raise(no_data, monkeypatch):
     publish(monkeypatch, no_data)
     path = no_data / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
     data = path.read_bytes()
     for damaged in (data[:-4], data[:9], b"", data[:-1] + bytes([data[-1] ^ 1]), idx(np.ones(3))):
         path.write_bytes(damaged)
-        message = f"is damaged or another file: of {len(damaged)} bytes, its checksum is"
+        message = f"is damaged or another file: it has {len(damaged)} bytes and checksum"
         with pytest.raises(ValueError, match=message):
             image_set("MNIST", cache=no_data)
         assert path.read_bytes() == damaged
@@ -149,7 +148,7 @@ def test_nothing_is_downloaded_unless_asked_for(no_data, monkeypatch):
     assert len(asked) == 4  # once is enough
 
 
-def test_a_failed_download_says_why_and_leaves_nothing(no_data, monkeypatch):
+def test_a_failed_download_reports_why_and_leaves_no_file(no_data, monkeypatch):
     def download_url(url, root, filename, md5):
         Path(root, filename).write_bytes(b"half")
         raise RuntimeError("File not found or corrupted.")
@@ -160,13 +159,13 @@ def test_a_failed_download_says_why_and_leaves_nothing(no_data, monkeypatch):
     assert not list((cache_folder() / "MNIST" / "raw").iterdir())
 
 
-def test_torchvision_knows_the_same_checksums():
+def test_checksums_are_those_of_torchvision():
     for name, files in MD5.items():
         assert dict(getattr(datasets, name).resources) == files
 
 
-def test_torchvision_is_imported_for_downloads_alone():
-    # Where it does not fit the build of torch its import fails, and all else must go on.
+def test_torchvision_is_imported_only_for_downloads():
+    # Its import fails with another build of torch, which must not affect anything else.
     for path in Path(ppl_vae.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text())
         names = {
@@ -183,7 +182,7 @@ def test_torchvision_is_imported_for_downloads_alone():
 
 @pytest.fixture
 def binarized(no_data, monkeypatch):
-    """A small set, as if it was the published one, and its bits."""
+    """A small set, as if it were the published one, and its bits."""
     rng, bits = np.random.default_rng(0), {}
     for part in SHA256:
         bits[part] = rng.integers(2, size=(6, 784)).astype(np.uint8)
@@ -196,17 +195,19 @@ def binarized(no_data, monkeypatch):
     return no_data, bits
 
 
-def test_the_fixed_binarization_is_read_and_says_that_it_is_sorted(binarized):
+def test_the_fixed_binarization_is_marked_as_sorted(binarized):
     folder, bits = binarized
     before = listing(folder)
     for part, values in bits.items():
         found = image_set("BinarizedMNIST", part, cache=folder)
         assert np.array_equal(found.x.numpy(), values) and found.labels is None
-        assert found.sorted == ("a prefix is no sample" in repr(found)) == (part == "test")
+        assert (
+            found.sorted == ("a prefix is not a random sample" in repr(found)) == (part == "test")
+        )
     assert listing(folder) == before
 
 
-def test_a_shuffle_keeps_images_and_labels_together(no_data, monkeypatch):
+def test_shuffling_keeps_images_and_labels_together(no_data, monkeypatch):
     publish(monkeypatch, no_data)
     found = image_set("MNIST", cache=no_data)
     before = torch.get_rng_state()
@@ -222,12 +223,12 @@ def test_a_shuffle_keeps_images_and_labels_together(no_data, monkeypatch):
     assert torch.equal(shuffled.pixels, found.shuffled(seed=0).pixels)
 
 
-def test_a_shuffled_set_is_not_sorted_any_more(binarized):
+def test_a_shuffled_set_is_not_marked_as_sorted(binarized):
     test = image_set("BinarizedMNIST", "test", cache=binarized[0])
     assert "sorted" not in repr(test.shuffled(seed=0)) and test.shuffled(seed=0).labels is None
 
 
-def test_another_binarization_is_refused(binarized):
+def test_another_binarization_raises(binarized):
     folder, bits = binarized
     path = folder / "BinarizedMNIST" / "binarized_mnist.npz"
     data = path.read_bytes()
@@ -236,7 +237,7 @@ def test_another_binarization_is_refused(binarized):
         with pytest.raises(ValueError, match=r"binarized_mnist.npz is damaged or another file"):
             image_set("BinarizedMNIST", cache=folder)
     np.savez(path, train=np.packbits(1 - bits["train"], axis=1))
-    with pytest.raises(ValueError, match="of 6 rows of 784 bits, its checksum is"):
+    with pytest.raises(ValueError, match="it has 6 rows of 784 bits and checksum"):
         image_set("BinarizedMNIST", cache=folder)
     with pytest.raises(ValueError, match=r"is damaged or another file: .*valid"):
         image_set("BinarizedMNIST", "valid", cache=folder)
@@ -252,7 +253,7 @@ def test_another_binarization_is_refused(binarized):
         (("BinarizedMNIST", "t10k"), "part must be one of 'train', 'valid', 'test'; got 't10k'"),
     ],
 )
-def test_unknown_sets_and_parts(arguments, match):
+def test_unknown_sets_and_parts_raise(arguments, match):
     with pytest.raises(ValueError, match=match):
         image_set(*arguments)
 
@@ -280,18 +281,18 @@ def test_the_published_images(name, mean, source):
 
 
 @pytest.mark.data
-def test_a_copy_that_lost_its_end_is_refused(source, tmp_path, monkeypatch):
+def test_a_truncated_file_raises(source, tmp_path, monkeypatch):
     name = "MNIST/raw/t10k-images-idx3-ubyte.gz"
     (tmp_path / name).parent.mkdir(parents=True)
     data = (source / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     monkeypatch.setenv("PPL_VAE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"of 824438 bytes, its checksum is .*9fb629c4189551a2"):
+    with pytest.raises(ValueError, match=r"it has 824438 bytes and checksum .*9fb629c4189551a2"):
         image_set("MNIST", "test")
 
 
 @pytest.mark.data
-def test_the_published_binarization_is_one_of_mnist(source):
+def test_the_published_binarization_agrees_with_mnist(source):
     fixed, grey = image_set("BinarizedMNIST", "test"), image_set("MNIST", "test")
     assert fixed.pixels.shape == (10_000, 784) and fixed.sorted
     by_class = grey.pixels[grey.labels.argsort(stable=True)]
@@ -308,30 +309,30 @@ def test_files_may_be_in_the_cache(source, monkeypatch, tmp_path):
     assert len(image_set("MNIST", "test")) == 10_000
 
 
-# Coins
+# Stochastic binarization
 
 
-def test_coins_have_the_stated_probabilities():
+def test_binarized_entries_have_the_given_probabilities():
     p = torch.tensor([[0.0, 0.2, 0.5, 0.9, 1.0]]).expand(20_000, -1)
-    coins = binarize(p, torch.Generator().manual_seed(0))
-    assert set(coins.unique().tolist()) == {0.0, 1.0}
-    for column, probability in zip(coins.T, p[0].tolist(), strict=True):
+    binary = binarize(p, torch.Generator().manual_seed(0))
+    assert set(binary.unique().tolist()) == {0.0, 1.0}
+    for column, probability in zip(binary.T, p[0].tolist(), strict=True):
         test = stats.binomtest(int(column.sum()), len(column), probability)
         assert test.pvalue > oracles.FAILURE_RATE
-    assert not coins[:, 0].any() and coins[:, 4].all()
+    assert not binary[:, 0].any() and binary[:, 4].all()
     again = binarize(p.numpy(), torch.Generator().manual_seed(0))
-    assert torch.equal(coins, again)
+    assert torch.equal(binary, again)
 
 
-def test_coins_keep_holes_and_refuse_what_is_no_probability():
+def test_binarize_keeps_missing_values_and_checks_probabilities():
     x = torch.tensor([[0.3, torch.nan], [torch.nan, 1.0]])
-    coins = binarize(x, torch.Generator().manual_seed(0))
-    assert torch.equal(coins.isnan(), x.isnan()) and coins[1, 1] == 1
-    with pytest.raises(ValueError, match=r"x has 2 entries outside 0\.\.1, which are no prob"):
+    binary = binarize(x, torch.Generator().manual_seed(0))
+    assert torch.equal(binary.isnan(), x.isnan()) and binary[1, 1] == 1
+    with pytest.raises(ValueError, match=r"x has 2 entries outside 0\.\.1, which are not prob"):
         binarize(torch.tensor([[0.5, -0.1, 1.1]]))
 
 
-# Noise under grey values
+# Uniform dequantization
 
 
 def grey_table():
@@ -340,43 +341,45 @@ def grey_table():
 
 
 @pytest.mark.parametrize("step", [1.0, 1 / 255, 0.5])
-def test_log_p_is_that_of_the_noisy_data_in_the_units_given(step):
+def test_log_p_is_in_the_units_of_the_given_data(step):
     levels = grey_table()
-    rule, given = Dequantization(step=step), levels * step
-    y = rule.apply(given, torch.Generator().manual_seed(0))
+    dequantization, given = Dequantization(step=step), levels * step
+    y = dequantization.apply(given, torch.Generator().manual_seed(0))
     noise = y * 256 - levels
     assert noise.min() > 0 and noise.max() < 1
     assert stats.kstest(noise.flatten().numpy(), "uniform").pvalue > oracles.FAILURE_RATE
     ppca = PPCA.like(y, 2, seed=0)
     fit_closed_form(ppca, y)
-    ours = ppca.log_likelihood(y).detach() + rule.log_jacobian(given)
-    # The oracle sees the noisy data in their own units, and no transformation at all.
+    ours = ppca.log_likelihood(y).detach() + dequantization.log_jacobian(given)
+    # The oracle gets the noisy data in their own units, without any transformation.
     noisy = ((levels + noise) * step).numpy()
     values, _ = oracles.sample_spectrum(noisy)
     expected = oracles.closed_form_log_likelihood(values, 2)
     assert float(ours.mean()) == pytest.approx(expected, abs=1e-8)
 
 
-def test_units_255_times_as_large_cost_log_255_a_dimension():
+def test_scaling_by_255_lowers_log_p_by_log_255_per_dimension():
     levels = grey_table()
     found = []
     for step in (1.0, 1 / 255):
-        rule = Dequantization(step=step)
-        y = rule.apply(levels * step, torch.Generator().manual_seed(0))
+        dequantization = Dequantization(step=step)
+        y = dequantization.apply(levels * step, torch.Generator().manual_seed(0))
         ppca = PPCA.like(y, 2, seed=0)
         fit_closed_form(ppca, y)
-        found.append(ppca.log_likelihood(y).detach() + rule.log_jacobian(levels * step))
+        found.append(ppca.log_likelihood(y).detach() + dequantization.log_jacobian(levels * step))
     assert (found[1] - found[0] - 7 * np.log(255)).abs().max() < 1e-8
 
 
-def test_the_noisy_density_bounds_the_mass_of_the_levels():
+def test_the_dequantized_density_bounds_the_probability_of_levels():
     # P(k) = integral of p(k + u) over u >= exp of the mean of log p(k + u).
-    rule, rng = Dequantization(levels=4, step=1.0), torch.Generator().manual_seed(0)
+    dequantization, rng = Dequantization(levels=4, step=1.0), torch.Generator().manual_seed(0)
     density = stats.beta(2, 3)
     for k in range(4):
         x = torch.full((20_000, 1), float(k), dtype=torch.float64)
-        y = rule.apply(x, rng)
-        log_p = torch.from_numpy(density.logpdf(y.numpy())).flatten() + rule.log_jacobian(x)
+        y = dequantization.apply(x, rng)
+        log_p = torch.from_numpy(
+            density.logpdf(y.numpy())
+        ).flatten() + dequantization.log_jacobian(x)
         mass = density.cdf((k + 1) / 4) - density.cdf(k / 4)
         error = oracles.z_limit(8) * float(log_p.exp().std()) / len(x) ** 0.5
         assert float(log_p.exp().mean()) == pytest.approx(mass, abs=error)
@@ -385,35 +388,39 @@ def test_the_noisy_density_bounds_the_mass_of_the_levels():
 
 @pytest.mark.parametrize("levels", [2, 5, 16, 256, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_grey_values_come_back(levels, dtype):
-    rule = Dequantization(levels=levels, step=1 / (levels - 1))
+def test_undo_recovers_grey_values(levels, dtype):
+    dequantization = Dequantization(levels=levels, step=1 / (levels - 1))
     level = torch.randint(levels, (2000, 100), generator=torch.Generator().manual_seed(0))
     x = level.to(dtype) / (levels - 1)
-    y = rule.apply(x, torch.Generator().manual_seed(1))
+    y = dequantization.apply(x, torch.Generator().manual_seed(1))
     assert y.dtype == dtype and y.min() > 0 and y.max() < 1
-    assert (rule.undo(y) - x).abs().max() < 1e-6
+    assert (dequantization.undo(y) - x).abs().max() < 1e-6
 
 
-def test_holes_have_no_units():
+def test_missing_values_do_not_count_in_the_jacobian():
     x = grey_table() / 255
     x[0, :3] = torch.nan
-    rule = Dequantization()
-    y = rule.apply(x, torch.Generator().manual_seed(0))
+    dequantization = Dequantization()
+    y = dequantization.apply(x, torch.Generator().manual_seed(0))
     assert torch.equal(y.isnan(), x.isnan())
     expected = -np.array([4, *[7] * 89]) * np.log(256 / 255)
-    assert np.allclose(rule.log_jacobian(x).numpy(), expected, atol=1e-12)
+    assert np.allclose(dequantization.log_jacobian(x).numpy(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("arguments", "x", "match"),
     [
-        ({}, [[0.3, 1.0]], r"x has 1 entries that are none of the 256 grey values 0\.\.1 in"),
-        ({}, [[-1 / 255, 256 / 255]], "x has 2 entries that are none of the 256 grey values"),
-        ({"step": 1.0}, [[0.5, 3.0]], r"x has 1 entries .* 0\.\.255 in steps of 1; give levels="),
+        ({}, [[0.3, 1.0]], r"x has 1 entries that are not among the 256 grey values 0\.\.1 in"),
+        ({}, [[-1 / 255, 256 / 255]], "x has 2 entries that are not among the 256 grey values"),
+        (
+            {"step": 1.0},
+            [[0.5, 3.0]],
+            r"x has 1 entries .* 0\.\.255 in steps of 1; give the",
+        ),
         ({"levels": 1}, [[0.0]], "levels must be a whole number >= 2; got 1"),
         ({"step": 0.0}, [[0.0]], "step must be positive; got 0"),
     ],
 )
-def test_what_is_not_grey_is_refused(arguments, x, match):
+def test_values_that_are_not_grey_levels_raise(arguments, x, match):
     with pytest.raises(ValueError, match=match):
         Dequantization(**arguments).apply(torch.tensor(x))

@@ -1,4 +1,4 @@
-"""Tables larger than memory: blocks of rows, memory maps, and what is summed over them."""
+"""Tables larger than memory: row blocks, memory maps and sums over them."""
 
 import os
 import subprocess
@@ -12,20 +12,20 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
-from ppl_vae.data import row_blocks as blocks_room
+from ppl_vae.data import row_blocks
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 N, D, K = 90, 7, 3
 
 
-def table(holes=False, N=N, seed=0):
+def table(missing=False, N=N, seed=0):
     x = oracles.simulate_ppca((9.0, 4.0, 2.5), 0.8, N, D, seed) + 10 * np.arange(D)
-    return oracles.with_holes(x, 0.2, seed) if holes else x
+    return oracles.with_holes(x, 0.2, seed) if missing else x
 
 
-class Anew:
-    """Blocks that are made each time they are asked for."""
+class Reiterable:
+    """An iterable that makes its blocks each time it is iterated over."""
 
     def __init__(self, x, sizes):
         self.x, self.sizes, self.times = x, sizes, 0
@@ -46,7 +46,7 @@ SOURCES = {
     "tensors": lambda x, _: tuple(torch.from_numpy(x).split(13)),
     "tables": lambda x, _: [pd.DataFrame(part) for part in np.array_split(x, 4)],
     "single rows": lambda x, _: list(x[:, None]),
-    "object": lambda x, _: Anew(x, [3, 30, 30]),
+    "object": lambda x, _: Reiterable(x, [3, 30, 30]),
     "memory map": lambda x, folder: mapped(x, folder),
     "writable map": lambda x, folder: mapped(x, folder, "r+"),
     "copy-on-write map": lambda x, folder: mapped(x, folder, "c"),
@@ -58,26 +58,26 @@ def parameters(ppca):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
-def test_blocks_give_what_the_whole_gives(source, holes, noise, tmp_path, monkeypatch):
-    x = table(holes)
-    whole, parts = PPCA.like(x, K, noise=noise, seed=0), None
+def test_em_on_blocks_equals_em_on_the_matrix(source, missing, noise, tmp_path, monkeypatch):
+    x = table(missing)
+    whole = PPCA.like(x, K, noise=noise, seed=0)
     expected = fit_em(whole, x, max_iterations=5)
-    monkeypatch.setattr(blocks_room, "WORKING_NUMBERS", 1500)  # maps come in pieces
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", 1500)  # memory maps are read in pieces
     rows = SOURCES[source](x, tmp_path)
     parts = PPCA.like(rows, K, noise=noise, seed=0)
     assert parts.loc.dtype == torch.float64
     result = fit_em(parts, rows, max_iterations=5)
     np.testing.assert_allclose(result.objective, expected.objective, rtol=1e-10)
-    for mine, its in zip(parameters(parts), parameters(whole), strict=True):
-        np.testing.assert_allclose(mine, its, rtol=1e-10, atol=1e-10)
+    for a, b in zip(parameters(parts), parameters(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_closed_form_of_blocks_is_that_of_the_whole(source, tmp_path, monkeypatch):
+def test_the_closed_form_of_blocks_equals_that_of_the_matrix(source, tmp_path, monkeypatch):
     x = table()
-    monkeypatch.setattr(blocks_room, "WORKING_NUMBERS", 1000)
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", 1000)
     ppca = PPCA(D, K, seed=0).double()
     fit_closed_form(ppca, SOURCES[source](x, tmp_path))
     loadings, loc, noise = oracles.closed_form_ppca(x, K)
@@ -88,31 +88,31 @@ def test_the_closed_form_of_blocks_is_that_of_the_whole(source, tmp_path, monkey
 
 
 @pytest.mark.parametrize("accelerate", [True, False])
-def test_complete_blocks_are_read_once_and_holed_ones_in_each_iteration(accelerate):
-    rows, options = Anew(table(), [20, 20]), {"accelerate": accelerate, "tol": 0.0}
+def test_blocks_with_missing_values_are_read_in_each_iteration(accelerate):
+    rows, options = Reiterable(table(), [20, 20]), {"accelerate": accelerate, "tol": 0.0}
     fit_em(PPCA(D, K, seed=0), rows, max_iterations=10, **options)
     assert rows.times == 1
     fit_closed_form(PPCA(D, K, seed=0), rows)
     variational_em(PPCA(D, K, seed=0), rows)
     assert rows.times == 3
-    holed = Anew(table(holes=True), [20, 20])
-    fit_em(PPCA(D, K, seed=0), holed, max_iterations=10, **options)
-    # The columns; twice what is observed together; the start and ten steps; the expected
-    # covariance and the bound at the best parameters for it.
-    assert holed.times == 1 + 2 + 11 + 2
+    incomplete = Reiterable(table(missing=True), [20, 20])
+    fit_em(PPCA(D, K, seed=0), incomplete, max_iterations=10, **options)
+    # Column statistics; pairs observed together, twice; the initial state and ten iterations; the
+    # expected covariance, and the bound at the best parameters for it.
+    assert incomplete.times == 1 + 2 + 11 + 2
 
 
-def test_a_generator_can_be_read_once():
+def test_a_generator_can_be_read_only_once():
     x = table()
     fit_closed_form(ppca := PPCA(D, K, seed=0).double(), (part for part in np.split(x, 3)))
     assert float(ppca.noise_scale.detach()) ** 2 == pytest.approx(0.8, rel=1e-10)
     with pytest.raises(ValueError, match=r"x is an iterator.*give a list of blocks"):
-        fit_em(ppca, (part for part in np.split(table(holes=True), 3)))
+        fit_em(ppca, (part for part in np.split(table(missing=True), 3)))
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_a_memory_map_takes_a_mask(holes, tmp_path):
-    x = table(holes)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_memory_map_with_a_mask(missing, tmp_path):
+    x = table(missing)
     mask = np.random.default_rng(0).random(x.shape) < 0.8
     mask[np.isnan(x).any(1)] = True
     mask[:, 0] = True
@@ -122,21 +122,21 @@ def test_a_memory_map_takes_a_mask(holes, tmp_path):
     np.testing.assert_allclose(result.objective, expected.objective, rtol=1e-12)
 
 
-def test_what_a_user_changed_in_a_copy_on_write_map_stays(tmp_path):
+def test_changes_to_a_copy_on_write_map_are_kept(tmp_path):
     rows = mapped(table(), tmp_path, "c")
     rows[0] = 77.0
     list(RowBlocks(rows).read())
     assert (rows[0] == 77.0).all()
 
 
-# Sums
+# Merged statistics
 
 
 @pytest.mark.parametrize("size", [30, 200, 10**6])
 @pytest.mark.parametrize("shape", [(90, 7), (20, 45), (46, 45), (9, 9)])
-def test_merged_moments_are_those_of_the_whole(size, shape, monkeypatch):
+def test_merged_moments_equal_those_of_the_matrix(size, shape, monkeypatch):
     x = np.random.default_rng(0).normal(size=shape) * 3 + 5
-    monkeypatch.setattr(blocks_room, "WORKING_NUMBERS", size)
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
     covariance = SampleCovariance.of(x)
     S = np.cov(x.T, bias=True)
     other = np.random.default_rng(1).normal(size=(shape[1], 2))
@@ -148,10 +148,10 @@ def test_merged_moments_are_those_of_the_whole(size, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [30, 100, 10**6])
-def test_merged_columns_are_those_of_the_whole(size, monkeypatch):
-    x = table(holes=True)
+def test_merged_column_statistics_equal_those_of_the_matrix(size, monkeypatch):
+    x = table(missing=True)
     x[:50, 2], x[:, 4] = np.nan, np.where(np.isnan(x[:, 4]), np.nan, -1e6 / 7)
-    monkeypatch.setattr(blocks_room, "WORKING_NUMBERS", size)
+    monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
     columns, covariance = summarize(RowBlocks(x))
     assert covariance is None
     np.testing.assert_array_equal(columns.count, (~np.isnan(x)).sum(0))
@@ -169,10 +169,10 @@ def test_a_column_constant_in_each_block_is_not_constant():
     assert summarize(RowBlocks(np.split(x, 3)))[0].constant_columns() == [1]
 
 
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("pieces", [1, 9])
-def test_a_far_mean_costs_no_accuracy(holes, pieces):
-    x = table(holes)
+def test_a_large_mean_does_not_reduce_accuracy(missing, pieces):
+    x = table(missing)
     far = x + 0.0
     far[:, 3] += 1e8
     expected, found = PPCA.like(x, K, seed=0), PPCA.like(far, K, seed=0)
@@ -182,16 +182,16 @@ def test_a_far_mean_costs_no_accuracy(holes, pieces):
     assert scales[1] ** 2 == pytest.approx(scales[0] ** 2, rel=1e-6)
 
 
-def test_blocks_whose_means_drift_cost_no_accuracy():
+def test_drifting_block_means_do_not_reduce_accuracy():
     x = table()
     x[:, 0] += 1e6 * np.arange(N)
     covariance = SampleCovariance.of(np.split(x, 9))
     np.testing.assert_allclose(covariance.diagonal, np.var(x, 0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_single_precision_warns_where_it_is_too_coarse(holes):
-    x = table(holes)
+@pytest.mark.parametrize("missing", [False, True])
+def test_single_precision_warns_if_too_coarse(missing):
+    x = table(missing)
     x[:, 3] = 1e8 + 10 * x[:, 3]
     message = (
         "column 3 has mean 1e.08 and standard deviation .* apart; give x and model in float64"
@@ -204,14 +204,14 @@ def test_single_precision_warns_where_it_is_too_coarse(holes):
         PPCA.like(x.astype("f4"), K)
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
     ("x", "match"),
     [
         ([], "x must be 2-d"),
-        (iter([]), "x holds no blocks of rows"),
+        (iter([]), "x has no blocks of rows"),
         ([np.zeros((2, 3)), np.zeros((2, 4))], "block 1 of x has 4 columns, those before it 3"),
         ([np.zeros((2, 3)), np.full((2, 3), np.inf)], "block 1 of x has 6 infinite entries"),
         ([np.zeros((2, 3)), np.zeros((0, 3))], "block 1 of x is empty"),
@@ -219,12 +219,12 @@ def test_single_precision_warns_where_it_is_too_coarse(holes):
         ((np.zeros(3) for _ in range(2)), "block 0 of x must be 2-d"),
     ],
 )
-def test_what_is_no_table_is_refused(x, match):
+def test_malformed_tables_raise(x, match):
     with pytest.raises(ValueError, match=match):
         fit_closed_form(PPCA(3, 1), x)
 
 
-def test_maps_that_are_no_tables_are_refused(tmp_path):
+def test_malformed_memory_maps_raise(tmp_path):
     (tmp_path / "x.dat").write_bytes(bytes(800))
     flat = np.memmap(tmp_path / "x.dat", dtype=float, mode="r")
     with pytest.raises(ValueError, match=r"x must be 2-d.*\(100,\)"):
@@ -239,13 +239,13 @@ def test_maps_that_are_no_tables_are_refused(tmp_path):
     )
 
 
-def test_a_mask_of_an_iterable_is_refused():
+def test_a_mask_of_an_iterable_raises():
     with pytest.raises(ValueError, match="blocks of an iterable mark missing values by NaN"):
         fit_em(PPCA(D, K), np.split(table(), 3), mask=np.ones((N, D), dtype=bool))
 
 
-def test_blocks_that_change_between_iterations_are_found_out():
-    rows = Anew(table(holes=True), [20])
+def test_blocks_that_change_between_iterations_raise():
+    rows = Reiterable(table(missing=True), [20])
 
     class Shrinking:
         def __iter__(self):
@@ -268,36 +268,36 @@ def peak():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     return int(status["VmHWM"].split()[0]) / 1024
 
-def grown(fit, x):
-    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+def memory_growth(fit, x):
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     before, ppca = peak(), PPCA.like(x, 3, seed=0)
     fit(ppca, x)
     return peak() - before, float(ppca.noise_scale.detach())
 
 path, rows = sys.argv[1], int(sys.argv[2])
-row_blocks.WORKING_NUMBERS = 2**20
+row_blocks.WORKING_FLOATS = 2**20
 x = np.memmap(path, dtype="f8", mode="r+", shape=(rows, 100))
 few = lambda ppca, x: fit_em(ppca, x, max_iterations=3)
-grown(fit_closed_form, np.array(x[:5000]))  # what is loaded or allocated once
-holed = np.array(x[:5000])
-holed[::2, 3] = np.nan
-grown(few, holed)
-print(*grown(fit_closed_form, x))
+memory_growth(fit_closed_form, np.array(x[:5000]))  # one-time allocations
+incomplete = np.array(x[:5000])
+incomplete[::2, 3] = np.nan
+memory_growth(few, incomplete)
+print(*memory_growth(fit_closed_form, x))
 for low in range(0, rows, 10_000):
     part = x[low : low + 10_000]
     part[np.random.default_rng(low).random(part.shape) < 0.1] = np.nan
     x._mmap.madvise(4)
-print(*grown(few, x))
+print(*memory_growth(few, x))
 """
 
 
-# glibc keeps a number of freed arrays that varies from run to run (the peak was 21 to 31 MiB).
-# Returned to the system at once, they leave the peak of the arrays that are in use.
-RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+# glibc caches a number of freed arrays that varies from run to run (peaks of 21 to 31 MiB), so
+# these settings return them at once, and the peak is that of the arrays in use.
+RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
-def grown(tmp_path, rows):
-    """By how many MiB fits to a map of so many rows make a process grow: complete, with missing
+def memory_growth(tmp_path, rows):
+    """Peak memory in MiB of fits to a memory map of this many rows: complete, and with missing
     values."""
     rng, folder = np.random.default_rng(0), tmp_path / "x.dat"
     loadings = rng.normal(size=(3, 100))
@@ -309,7 +309,9 @@ def grown(tmp_path, rows):
         [sys.executable, "-W", "error", "-c", SCRIPT, str(folder), str(rows)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | RETURNED_AT_ONCE,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        | RETURN_FREED_MEMORY,
     )
     assert run.returncode == 0, run.stderr
     found = [tuple(map(float, line.split())) for line in run.stdout.splitlines()]
@@ -327,10 +329,10 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="r
 
 @linux
 def test_memory_does_not_hold_the_table(tmp_path):
-    assert max(grown(tmp_path, 100_000)) < 25
+    assert max(memory_growth(tmp_path, 100_000)) < 25
 
 
 @linux
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path):
-    assert max(grown(tmp_path, 1_000_000)) < 25
+    assert max(memory_growth(tmp_path, 1_000_000)) < 25

@@ -1,4 +1,4 @@
-"""Tables: what is found in a file is right and noted, and what is wrong is said."""
+"""Reading tables: detection, notes on it, and error messages."""
 
 import dataclasses
 import gzip
@@ -24,7 +24,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads the text as a file of that name."""
+    """A function that writes text to a file of this name and reads it as a table."""
 
     def reader(text, name="x.csv", encoding="utf-8", **options):
         path = tmp_path / name
@@ -34,15 +34,15 @@ def read(tmp_path):
     return reader
 
 
-def same(table, values, columns=None):
+def has_values(table, values, columns=None):
     assert table.values.dtype == np.float64
     np.testing.assert_array_equal(table.values, np.array(values, dtype=float))
     assert columns is None or table.columns == tuple(columns)
     return True
 
 
-def noted(table, *patterns):
-    """Each note fits its pattern, and there are no others."""
+def has_notes(table, *patterns):
+    """Each note matches its pattern, and there are no others."""
     assert len(table.notes) == len(patterns), table.notes
     return all(re.search(p, note) for p, note in zip(patterns, table.notes, strict=True))
 
@@ -57,10 +57,10 @@ def test_delimiters_headers_and_line_ends(read, delimiter, header, newline):
     lines = [header.replace(" ", delimiter)] if header else []
     lines += [delimiter.join(map(str, row)) for row in VALUES]
     table = read(newline.join(lines) + newline)
-    same(table, VALUES, ("a", "b", "c") if header else ("x1", "x2", "x3"))
+    has_values(table, VALUES, ("a", "b", "c") if header else ("x1", "x2", "x3"))
     assert table.name == "x.csv" and table.row_names is None and table.labels is None
-    notes = [] if delimiter in ",\t" else ["separated by: (semicolon|pipe|space)"]
-    assert noted(table, *notes, *([] if header else ["line 1 is taken as data"]))
+    notes = [] if delimiter in ",\t" else ["delimiter detected: (semicolon|pipe|space)"]
+    assert has_notes(table, *notes, *([] if header else ["line 1 is used as data"]))
 
 
 @pytest.mark.parametrize(
@@ -68,41 +68,44 @@ def test_delimiters_headers_and_line_ends(read, delimiter, header, newline):
 )
 def test_given_delimiters_and_headers_are_not_noted(read, name, text):
     table = read(text, delimiter=name, header=False)
-    assert same(table, [[1, 2], [3, 4]]) and noted(table)
+    assert has_values(table, [[1, 2], [3, 4]]) and has_notes(table)
 
 
-def test_a_given_header_settles_it(read):
+def test_a_given_header_overrides_detection(read):
     text = "400,402\n1,2\n3,4\n"
-    assert noted(read(text), "line 1 is taken as data, not as column names")
-    assert same(read(text, header=True), [[1, 2], [3, 4]], ("400", "402"))
-    assert noted(read(text, header=True))
-    assert same(read("a,1\n3,4\n5,6\n"), [[3, 4], [5, 6]], ("a", "1"))
-    assert noted(read("a,1\n3,4\n5,6\n"), "column names, although it has numbers")
+    assert has_notes(read(text), "line 1 is used as data, not as column names")
+    assert has_values(read(text, header=True), [[1, 2], [3, 4]], ("400", "402"))
+    assert has_notes(read(text, header=True))
+    assert has_values(read("a,1\n3,4\n5,6\n"), [[3, 4], [5, 6]], ("a", "1"))
+    assert has_notes(read("a,1\n3,4\n5,6\n"), "column names, although it has numbers")
     with pytest.raises(
-        ValueError, match=r"column 'x1': 1 of 3 cells hold no number: 'a' \(line 1\)"
+        ValueError, match=r"column 'x1': 1 of 3 cells are not numbers: 'a' \(line 1\)"
     ):
         read("a,1\n3,4\n5,6\n", header=False)
 
 
-def test_the_delimiter_is_the_one_that_gives_numbers(read):
-    assert same(read("a;b\n1,5;2,5\n3,5;4,25\n"), [[1.5, 2.5], [3.5, 4.25]], "ab")
-    assert same(read("name of it,b\nx y,2\nz w,3\n"), [[2], [3]], ["b"])
-    assert same(read("1, 2\n3, 4\n"), [[1, 2], [3, 4]])
-    assert same(read("a\tb\tc\n1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
+def test_delimiter_detection(read):
+    assert has_values(read("a;b\n1,5;2,5\n3,5;4,25\n"), [[1.5, 2.5], [3.5, 4.25]], "ab")
+    assert has_values(read("name of it,b\nx y,2\nz w,3\n"), [[2], [3]], ["b"])
+    assert has_values(read("1, 2\n3, 4\n"), [[1, 2], [3, 4]])
+    assert has_values(read("a\tb\tc\n1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
     table = read("day;v\n01.02.2020;1,5\n02.02.2020;2,5\n")
-    assert same(table, [[1.5], [2.5]], "v") and table.row_names == ("01.02.2020", "02.02.2020")
-    assert same(read("1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
+    assert has_values(table, [[1.5], [2.5]], "v") and table.row_names == (
+        "01.02.2020",
+        "02.02.2020",
+    )
+    assert has_values(read("1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
     with pytest.raises(ValueError, match="one character or one of 'tab', 'semicolon'"):
         read("1,2\n", delimiter="::")
 
 
 def test_quoted_cells(read):
     table = read('who,"a, b",c\n"Smith, J",1,"2"\n"O ""K"" Hu",3,4\n')
-    assert same(table, [[1, 2], [3, 4]], ("a, b", "c"))
+    assert has_values(table, [[1, 2], [3, 4]], ("a, b", "c"))
     assert table.row_names == ("Smith, J", 'O "K" Hu')
     table = read('"Sepal\nlength",b\n1,2\n3,4\n')
-    assert same(table, [[1, 2], [3, 4]], ("Sepal\nlength", "b"))
-    with pytest.raises(ValueError, match="mend the quotation marks in line 3"):
+    assert has_values(table, [[1, 2], [3, 4]], ("Sepal\nlength", "b"))
+    with pytest.raises(ValueError, match="fix the quotation marks in line 3"):
         read('a,b\n1,2\n3,"4\n5,6\n')
 
 
@@ -110,56 +113,58 @@ def test_one_column_and_byte_order_marks(read):
     text = "\ufeffvalue\n1\n2\n3\n"
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         table = read(text, encoding=encoding)
-        assert same(table, [[1], [2], [3]], ["value"]) and noted(table)
-    assert same(read("1\n2\n"), [[1], [2]], ["x1"])
+        assert has_values(table, [[1], [2], [3]], ["value"]) and has_notes(table)
+    assert has_values(read("1\n2\n"), [[1], [2]], ["x1"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".TSV", ".txt", ".dat", ".data", ".csv.gz", ".CSV.GZ"])
 def test_suffixes(read, suffix):
     text = b"a\tb\n1\t2\n3\t4\n"
     packed = gzip.compress(text) if suffix.lower().endswith("gz") else text
-    assert same(read(packed, name="x" + suffix), [[1, 2], [3, 4]], "ab")
+    assert has_values(read(packed, name="x" + suffix), [[1, 2], [3, 4]], "ab")
 
 
-def test_column_names_are_distinct_and_never_blank(read):
+def test_column_names_are_made_distinct(read):
     table = read("a,a.1,a,,a\n1,2,3,4,5\n6,7,8,9,0\n")
     assert table.columns == ("a", "a.1", "a.2", "x4", "a.3")
-    assert noted(table, "'a' occurs again, as 'a.2'", "'a' occurs again, as 'a.3'")
+    assert has_notes(
+        table, "'a' is repeated; renamed to 'a.2'", "'a' is repeated; renamed to 'a.3'"
+    )
 
 
 def test_column_numbers_of_pandas(read):
     frame = pd.DataFrame(VALUES)
     table = read(frame.to_csv(index=False))
-    assert same(table, VALUES, "012") and noted(table, "line 1 is taken as column names")
+    assert has_values(table, VALUES, "012") and has_notes(table, "line 1 is used as column names")
     table = read(frame.to_csv())
-    assert same(table, VALUES, "012") and table.row_names == ("0", "1", "2")
+    assert has_values(table, VALUES, "012") and table.row_names == ("0", "1", "2")
     again = pd.read_csv(io.StringIO(frame.to_csv())).to_csv(index=False)
     assert "Unnamed: 0" in again and read(again).row_names == ("0", "1", "2")
-    assert same(read("\t1\t2\n\t3\t4\n"), [[NAN, 1, 2], [NAN, 3, 4]])
+    assert has_values(read("\t1\t2\n\t3\t4\n"), [[NAN, 1, 2], [NAN, 3, 4]])
 
 
 def test_numpy_savetxt(tmp_path):
     path = tmp_path / "x.txt"
     np.savetxt(path, VALUES)
-    assert same(read_table(path), VALUES, ("x1", "x2", "x3"))
+    assert has_values(read_table(path), VALUES, ("x1", "x2", "x3"))
     np.savetxt(path, VALUES, header="a b c")
     table = read_table(path, delimiter="space")
-    assert same(table, VALUES, "abc")
-    assert noted(table, "lines with # .* skipped: 1", "names in line 1, after #, are taken")
+    assert has_values(table, VALUES, "abc")
+    assert has_notes(table, "lines with # .* skipped: 1", "names are read from line 1, after #")
     np.savetxt(path, VALUES, header="by me\na,b,c", delimiter=",")
-    assert same(read_table(path), VALUES, "abc")
-    assert same(read_table(path, header=False), VALUES, ("x1", "x2", "x3"))
+    assert has_values(read_table(path), VALUES, "abc")
+    assert has_values(read_table(path, header=False), VALUES, ("x1", "x2", "x3"))
     np.savetxt(path, VALUES, header="made yesterday", delimiter=",")
     table = read_table(path)
-    assert same(table, VALUES, ("x1", "x2", "x3"))
-    assert noted(table, "lines with # .* skipped: 1", "line 2 is taken as data")
+    assert has_values(table, VALUES, ("x1", "x2", "x3"))
+    assert has_notes(table, "lines with # .* skipped: 1", "line 2 is used as data")
 
 
 def test_comments_above_a_header_and_blank_lines(read):
     table = read("# from the lab\n\na,b\n1,2\n\n3,4\n\n")
-    assert same(table, [[1, 2], [3, 4]], "ab")
-    assert noted(table, "blank lines .* skipped: 1", "lines with # .* skipped: 1")
-    assert same(read("#a,b\n1,2\n3,4\n", header=True), [[1, 2], [3, 4]], "ab")
+    assert has_values(table, [[1, 2], [3, 4]], "ab")
+    assert has_notes(table, "blank lines .* skipped: 1", "lines with # .* skipped: 1")
+    assert has_values(read("#a,b\n1,2\n3,4\n", header=True), [[1, 2], [3, 4]], "ab")
 
 
 # Row names
@@ -168,22 +173,22 @@ def test_comments_above_a_header_and_blank_lines(read):
 def test_row_names(read):
     for text in (",a,b\nu,1,2\nu,3,4\n", "a,b\nu,1,2\nu,3,4\n"):
         table = read(text)
-        assert same(table, [[1, 2], [3, 4]], "ab") and table.row_names == ("u", "u")
-        assert noted(table, "first column is taken as row names: it has text")
+        assert has_values(table, [[1, 2], [3, 4]], "ab") and table.row_names == ("u", "u")
+        assert has_notes(table, "first column is used as row names: it has text")
     table = read("id,a\nu,1\nv,2\n")
-    assert same(table, [[1], [2]], "a") and table.row_names == ("u", "v")
+    assert has_values(table, [[1], [2]], "a") and table.row_names == ("u", "v")
     table = read("u,1,2\nv,3,4\n")
-    assert same(table, [[1, 2], [3, 4]], ("x2", "x3")) and table.row_names == ("u", "v")
+    assert has_values(table, [[1, 2], [3, 4]], ("x2", "x3")) and table.row_names == ("u", "v")
 
 
 def test_row_names_of_r(read):
     table = read('"mpg" "cyl"\n"Mazda RX4" 21 6\n"Datsun 710" 22.8 4\n', name="x.txt")
-    assert same(table, [[21, 6], [22.8, 4]], ("mpg", "cyl"))
+    assert has_values(table, [[21, 6], [22.8, 4]], ("mpg", "cyl"))
     assert table.row_names == ("Mazda RX4", "Datsun 710")
     table = read('"a","b"\n"1",1.5,2\n"2",3,4\n')
-    assert same(table, [[1.5, 2], [3, 4]], "ab") and table.row_names == ("1", "2")
+    assert has_values(table, [[1.5, 2], [3, 4]], "ab") and table.row_names == ("1", "2")
     table = read('"","1","2"\n"001",1.5,2\n"002",3,4\n')
-    assert same(table, [[1.5, 2], [3, 4]], "12")
+    assert has_values(table, [[1.5, 2], [3, 4]], "12")
     assert table.row_names == ("001", "002")
     with pytest.raises(ValueError, match=r"line 1 has 2 cell\(s\) where 3 are expected"):
         read("a,b\n1,2,3\n4,5,6\n", header=False)
@@ -195,12 +200,12 @@ def test_the_index_of_pandas(read):
     frame = pd.DataFrame(VALUES, columns=list("abc"))
     for index in (range(3), range(1, 4), [2, 0, 1]):
         table = read(frame.set_index(pd.Index(index)).to_csv())
-        assert same(table, VALUES, "abc") and table.row_names == tuple(map(str, index))
-        assert noted(table, "row names: it has whole numbers, all different, and no name")
+        assert has_values(table, VALUES, "abc") and table.row_names == tuple(map(str, index))
+        assert has_notes(table, "row names: it has distinct whole numbers and no name")
     table = read(frame.set_index(pd.Index([1, 1, 2])).to_csv())
     assert table.columns == ("x1", "a", "b", "c") and table.row_names is None
     table = read(frame.set_index(pd.Index([1, 2, 3], name="id")).to_csv())
-    assert table.columns == ("id", "a", "b", "c") and noted(table)
+    assert table.columns == ("id", "a", "b", "c") and has_notes(table)
 
 
 # Labels
@@ -210,30 +215,36 @@ def test_iris(read):
     iris = load_iris(as_frame=True)
     frame = iris.data.assign(species=iris.target_names[iris.target])
     table = read(frame.to_csv(index=False))
-    assert same(table, iris.data.to_numpy(), iris.feature_names)
+    assert has_values(table, iris.data.to_numpy(), iris.feature_names)
     assert table.label == "species" and table.labels == tuple(frame.species)
-    assert noted(table, "'species' is taken as labels: it is text that repeats")
+    assert has_notes(table, "'species' is used as labels: it is text that repeats")
     table = read(frame.to_csv(index=False, header=False))
-    assert same(table, iris.data.to_numpy(), ("x1", "x2", "x3", "x4")) and table.label == "x5"
-    assert noted(table, "line 1 is taken as data", "'x5' is taken as labels")
+    assert (
+        has_values(table, iris.data.to_numpy(), ("x1", "x2", "x3", "x4")) and table.label == "x5"
+    )
+    assert has_notes(table, "line 1 is used as data", "'x5' is used as labels")
     both = frame.assign(target=iris.target).to_csv(index=False)
-    assert noted(read(both), "'species' is taken as labels.*; 'target' is kept as data")
+    assert has_notes(read(both), "'species' is used as labels.*; 'target' is kept as data")
     with pytest.raises(ValueError, match="columns of text, 'species'; choose one as label"):
         read(both, label="target")
     table = read(iris.frame.to_csv(index=False))
     assert table.labels == tuple(iris.target) and {type(k) for k in table.labels} == {int}
-    assert noted(table, "'target' is taken as labels for its name; label 'none' keeps it in")
+    assert has_notes(table, "'target' is used as labels for its name; label 'none' keeps it")
     assert read(iris.frame.to_csv(index=False), label="none").values.shape == (150, 5)
-    assert noted(read(iris.frame.to_csv(index=False), label="target"))
+    assert has_notes(read(iris.frame.to_csv(index=False), label="target"))
 
 
 def test_given_labels(read):
     text = "a,b,c\n1,u,2.5\n3,u,4\n5,v,6\n"
     for name in ("b", None):
         table = read(text, label=name)
-        assert same(table, [[1, 2.5], [3, 4], [5, 6]], "ac") and table.labels == ("u", "u", "v")
+        assert has_values(table, [[1, 2.5], [3, 4], [5, 6]], "ac") and table.labels == (
+            "u",
+            "u",
+            "v",
+        )
     table = read("a,c\n1,2.5\n3,4\n", label="c")
-    assert table.labels == (2.5, 4.0) and same(table, [[1], [3]], "a")
+    assert table.labels == (2.5, 4.0) and has_values(table, [[1], [3]], "a")
     assert read("a,c\nu,2.5\nv,4\n", label="a").labels == ("u", "v")
     assert read("a,c\n1,2.5\n2a,4\n3,5\n", label="a").labels == ("1", "2a", "3")
     assert read("1,7\n2,8\n", label="2").labels == (7, 8)
@@ -245,7 +256,7 @@ def test_given_labels(read):
         read(many + many.split("\n")[1], label="d")
 
 
-def test_labels_are_complete(read):
+def test_missing_labels_raise(read):
     with pytest.raises(ValueError, match=r"label column 'b' is empty in 2 row\(s\); fill"):
         read("a,b\n1,u\n2,\n3,none\n4,u\n")
     assert read("a,b\n1,u\n2,none\n3,u\n", missing="NA").labels == ("u", "none", "u")
@@ -253,7 +264,7 @@ def test_labels_are_complete(read):
         read("a,b\n1,2\n2,\n", label="b")
 
 
-def test_text_that_is_neither_names_nor_labels(read):
+def test_text_columns_without_a_role_raise(read):
     with pytest.raises(ValueError, match=r"text, 'b', 'c'; choose one as label .* encode them"):
         read("a,b,c\n1,u,x\n2,u,y\n3,v,y\n")
     with pytest.raises(ValueError, match="columns of text, 'day'"):
@@ -270,45 +281,50 @@ def test_text_that_is_neither_names_nor_labels(read):
 # Cells
 
 
-def test_missing_cells(read):
+def test_default_missing_markers(read):
     words = ["", "NA", "n/a", "NaN", "Null", "none", "?", ".", "-", "MISSING"]
     text = "a,b\n" + "".join(f"{k},{word}\n" for k, word in enumerate(words)) + "10,1\n"
     table = read(text)
-    assert same(table, [[k, NAN] for k in range(10)] + [[10, 1]], "ab") and table.num_missing == 10
-    assert noted(table, *(f"cells written '{re.escape(w)}' are .* missing: 1" for w in words[5:]))
+    assert (
+        has_values(table, [[k, NAN] for k in range(10)] + [[10, 1]], "ab")
+        and table.num_missing == 10
+    )
+    assert has_notes(
+        table, *(f"cells '{re.escape(w)}' are .* missing values: 1" for w in words[5:])
+    )
     with pytest.raises(
-        ValueError, match=r"'b': 8 of 20 cells hold no number: 'NA' \(line 3\), 'n/a' \(line 4\)"
+        ValueError, match=r"'b': 8 of 20 cells are not numbers: 'NA' \(line 3\), 'n/a' \(line 4\)"
     ):
         read(text + "11,1\n" * 9, missing=["-999"])
 
 
-def test_given_markers_of_missing_cells(read):
+def test_custom_missing_markers(read):
     text = "a,b,c\n1,-999,3\n-999.0,n.d.,-9990\n5,6, N.D. \n"
     values = [[1, NAN, 3], [NAN, NAN, -9990], [5, 6, NAN]]
     table = read(text, missing=["-999", "n.d."])
-    assert same(table, values) and noted(table)
-    assert same(read(text.replace("-999,", "-999.00,"), missing=("-999.0", "n.d.")), values)
+    assert has_values(table, values) and has_notes(table)
+    assert has_values(read(text.replace("-999,", "-999.00,"), missing=("-999.0", "n.d.")), values)
     with pytest.raises(
         ValueError,
-        match=r"column 'b': 1 of 3 cells hold no number: 'n\.d\.' \(line 3\); give miss",
+        match=r"column 'b': 1 of 3 cells are not numbers: 'n\.d\.' \(line 3\); give miss",
     ):
         read(text)
-    assert same(read("a\n1\nnan\n\n3\n", missing="n.d."), [[1], [NAN], [3]])
+    assert has_values(read("a\n1\nnan\n\n3\n", missing="n.d."), [[1], [NAN], [3]])
 
 
-def test_empty_columns_and_rows_stay(read):
+def test_empty_columns_and_rows_are_kept(read):
     table = read("a,b,c\n1,,3\n,,\n4,,5\n")
-    assert same(table, [[1, NAN, 3], [NAN] * 3, [4, NAN, 5]], "abc") and noted(table)
-    assert same(read("a\tb\n1\t2\n\t\n3\t4\n"), [[1, 2], [NAN, NAN], [3, 4]])
-    assert same(read('a\n1\n""\n3\n'), [[1], [NAN], [3]])
+    assert has_values(table, [[1, NAN, 3], [NAN] * 3, [4, NAN, 5]], "abc") and has_notes(table)
+    assert has_values(read("a\tb\n1\t2\n\t\n3\t4\n"), [[1, 2], [NAN, NAN], [3, 4]])
+    assert has_values(read('a\n1\n""\n3\n'), [[1], [NAN], [3]])
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", " ", "|"])
 def test_decimal_commas(read, delimiter):
     lines = ["id a b", "u 1,5 2", "v -,25 NA", "w 1,5e3 1,500"]
     table = read("\n".join(lines).replace(" ", delimiter), name="x.txt")
-    assert same(table, [[1.5, 2], [-0.25, NAN], [1500, 1.5]], "ab")
-    assert sum("1,5 are taken as decimal commas" in note for note in table.notes) == 1
+    assert has_values(table, [[1.5, 2], [-0.25, NAN], [1500, 1.5]], "ab")
+    assert sum("decimal commas detected, as in 1,5" in note for note in table.notes) == 1
 
 
 @pytest.mark.parametrize(
@@ -323,16 +339,16 @@ def test_decimal_commas(read, delimiter):
         "a,b\n5€,2\n1 000,4\n",
     ],
 )
-def test_dressed_numbers_are_refused(read, text):
-    with pytest.raises(ValueError, match=r"column 'a': 2 of 2 cells hold no number: .*line 2"):
+def test_formatted_numbers_raise(read, text):
+    with pytest.raises(ValueError, match=r"column 'a': 2 of 2 cells are not numbers: .*line 2"):
         read(text)
 
 
-def test_stray_words(read):
+def test_words_among_numbers_raise(read):
     rows = ["1,2"] * 4 + ["n.d.,2", "", "o.k.,2", "n.d.,2", "x,3", "y,4"]
     with pytest.raises(ValueError) as caught:
         read("# c\na,b\n" + "1,2\n" * 6 + "\n".join(rows))
-    assert "column 'a': 5 of 15 cells hold no number: " in str(caught.value)
+    assert "column 'a': 5 of 15 cells are not numbers: " in str(caught.value)
     assert "'n.d.' (line 13), 'o.k.' (line 15), 'x' (line 17); give missing 'n.d.'" in str(
         caught.value
     )
@@ -342,13 +358,13 @@ def test_stray_words(read):
         read('id,a\n"u\nv",1\nw,2\nx,3\ny,bad\n')
 
 
-def test_infinite_entries(read, tmp_path):
+def test_infinite_entries_raise(read, tmp_path):
     for word in ("inf", "-Infinity", "1e999"):
         with pytest.raises(ValueError, match=r"x\.csv has 1 infinite entries"):
             read(f"a,b\n1,{word}\n2,3\n")
 
 
-def test_ragged_rows(read):
+def test_ragged_rows_raise(read):
     for text, line, found in (
         ("1,2\n3,4\n5,6,7\n", 3, 3),
         ("# c\n\na,b\n1,2\n3\n5,6\n", 5, 1),
@@ -363,10 +379,10 @@ def test_ragged_rows(read):
             read(text)
 
 
-# Whole files
+# Files that cannot be read
 
 
-def test_files_that_are_no_tables(read, tmp_path):
+def test_unsupported_files_raise(read, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_table(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
@@ -391,8 +407,8 @@ def test_files_that_are_no_tables(read, tmp_path):
     [
         (b"", "is empty"),
         (b"\n  \n# nothing\n", "is empty"),
-        (b"PK\3\4....", "holds no text, whatever its name says; save the table as CSV"),
-        ("a,b\n1,2\n".encode("utf-16-le"), "holds no text"),
+        (b"PK\3\4....", "is not a text file, despite its name; save the table as CSV"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "is not a text file"),
         ("größe,b\n1,2\n".encode("latin-1"), "is not UTF-8 .* save it as UTF-8"),
         (b"a,b\n", "has column names and no rows"),
         (b"1,2\n", "has a single row"),
@@ -401,12 +417,12 @@ def test_files_that_are_no_tables(read, tmp_path):
         (b"id\nu\nu\nv\n", "no column of numbers besides row names and labels"),
     ],
 )
-def test_wrong_text(read, content, message):
+def test_malformed_text_raises(read, content, message):
     with pytest.raises(ValueError, match=message):
         read(content)
 
 
-def test_wrong_archives(read):
+def test_malformed_gzip_raises(read):
     with pytest.raises(ValueError, match="cannot be read: Not a gzipped file"):
         read("1,2\n3,4\n", name="x.csv.gz")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -422,11 +438,13 @@ def test_arrays(tmp_path):
         with path.open("wb") as file:
             np.save(file, np.abs(VALUES).astype(dtype))
         table = read_table(path)
-        assert same(table, np.abs(VALUES).astype(dtype), ("x1", "x2", "x3")) and noted(table)
+        assert has_values(table, np.abs(VALUES).astype(dtype), ("x1", "x2", "x3")) and has_notes(
+            table
+        )
     assert read_table(path, label="3").labels == (3.0, 6.0, 9.25)
 
 
-def test_arrays_of_images_labels_and_holes(tmp_path):
+def test_arrays_of_images_labels_and_missing_values(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.arange(24).reshape(4, 2, 3))
     table = read_table(path, missing=["5", "n.d."])
@@ -446,7 +464,7 @@ def test_arrays_of_images_labels_and_holes(tmp_path):
     [
         (np.arange(3), ValueError, r"must hold one array .* it has int64 \(3,\)"),
         (np.ones((2, 2, 2, 2)), ValueError, r"must hold one array .* \(2, 2, 2, 2\)"),
-        (np.array([{}]), ValueError, "no .npy file of numbers: Object arrays .* allow_pickle"),
+        (np.array([{}]), ValueError, "not a .npy file of numbers: Object arrays .* allow_pickle"),
         (np.ones(3, dtype=[("a", float)]), ValueError, "must hold one array of numbers"),
         (np.array([["a"], ["b"]]), TypeError, "must hold numbers"),
         (np.ones((2, 2), dtype=complex), TypeError, "complex entries"),
@@ -455,16 +473,16 @@ def test_arrays_of_images_labels_and_holes(tmp_path):
         (np.ones((1, 3)), ValueError, "has a single row"),
     ],
 )
-def test_wrong_arrays(tmp_path, array, error, message):
+def test_malformed_arrays_raise(tmp_path, array, error, message):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(error, match=message):
         read_table(tmp_path / "x.npy")
 
 
-def test_files_that_are_no_arrays(read, tmp_path):
-    with pytest.raises(ValueError, match=r"no \.npy file of numbers"):
+def test_files_that_are_not_arrays_raise(read, tmp_path):
+    with pytest.raises(ValueError, match=r"not a \.npy file of numbers"):
         read("1,2\n3,4\n", name="x.npy")
-    with pytest.raises(ValueError, match=r"no \.npy file of numbers"):
+    with pytest.raises(ValueError, match=r"not a \.npy file of numbers"):
         read("", name="x.npy")
     np.savez(tmp_path / "x.npz", a=VALUES)
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
@@ -481,7 +499,7 @@ def test_files_that_are_no_arrays(read, tmp_path):
 
 def test_digits():
     table = digits_table()
-    same(table, load_digits().data / 16)
+    has_values(table, load_digits().data / 16)
     assert table.labels == tuple(load_digits().target) and table.label == "digit"
     assert table.image_shape == (8, 8) and table.name == "digits / 16"
     assert table.columns[8 * 3 + 5] == "r3c5" and len(set(table.columns)) == 64
@@ -489,7 +507,7 @@ def test_digits():
     assert table.constant_columns() == constant
 
 
-def test_constant_columns_and_holes(read):
+def test_constant_columns_with_missing_values(read):
     table = read("a,b,c,d\n,0.1,1,\n2,0.1,2,\n2,,2,\n")
     assert table.constant_columns() == ("a", "b") and table.num_missing == 5
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -515,29 +533,29 @@ SHAPES = st.tuples(st.integers(2, 6), st.integers(1, 5))
     delimiter=st.sampled_from([",", ";", "\t", "|", " "]),
     header=st.booleans(),
     index=st.sampled_from([None, "numbers", "words"]),
-    hole=st.sampled_from(["", "NA", "?", "-999.5"]),
+    marker=st.sampled_from(["", "NA", "?", "-999.5"]),
     quoting=st.sampled_from([0, 1, 2]),
 )
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_written_tables_are_read_exactly(
-    tmp_path, values, delimiter, header, index, hole, quoting
+    tmp_path, values, delimiter, header, index, marker, quoting
 ):
-    hole = "NA" if delimiter == " " else hole
+    marker = "NA" if delimiter == " " else marker
     columns = [f"c {k}" for k in range(values.shape[1])]
     rows = [f"row, {k}" for k in range(len(values))]
     frame = pd.DataFrame(values, columns=columns, index=rows if index == "words" else None)
     path = tmp_path / "x.csv"
     kept = index is not None
-    frame.to_csv(path, sep=delimiter, header=header, index=kept, na_rep=hole, quoting=quoting)
+    frame.to_csv(path, sep=delimiter, header=header, index=kept, na_rep=marker, quoting=quoting)
     numbered = index == "numbers"
     table = read_table(
-        path, delimiter=delimiter, header=header, missing=None if hole != "-999.5" else [hole]
+        path, delimiter=delimiter, header=header, missing=None if marker != "-999.5" else [marker]
     )
-    if numbered and not header:  # nothing tells such an index from data
+    if numbered and not header:  # such an index cannot be distinguished from data
         values = np.column_stack([np.arange(len(values)), values])
-    expected = np.where(values == -999.5, np.nan, values) if hole == "-999.5" else values
+    expected = np.where(values == -999.5, np.nan, values) if marker == "-999.5" else values
     np.testing.assert_array_equal(table.values, expected)
     if header:
         assert table.columns == tuple(columns)
@@ -549,7 +567,7 @@ def test_written_tables_are_read_exactly(
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_delimiter_header_and_row_names_are_found(tmp_path, values, kind):
+def test_detection_on_written_tables(tmp_path, values, kind):
     values[0] = np.where(np.isnan(values[0]), 0, values[0])  # a number in each column
     rows = [f"r{k}" for k in range(len(values))]
     frame = pd.DataFrame(values, columns=[f"c{k}" for k in range(values.shape[1])], index=rows)
@@ -571,7 +589,7 @@ given_data = pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="PPL_VA
 
 @pytest.mark.data
 @given_data
-def test_viruses():
+def test_tobamovirus_table():
     table = real("Tobamovirus", "tobamovirus.csv")
     values = oracles.sample_spectrum(table.values)[0]
     # The two leading principal components hold 68.8 % of the variance.
@@ -582,26 +600,26 @@ def test_viruses():
 
 @pytest.mark.data
 @given_data
-def test_metabolites():
-    whole = real("pcaMethods", "metaboliteDataComplete.csv")
-    holed = real("pcaMethods", "metaboliteData.csv")
-    assert whole.values.shape == holed.values.shape == (154, 52)
-    assert whole.num_missing == 0 and holed.num_missing == 419
-    for table in (whole, holed):
+def test_metabolite_tables():
+    complete = real("pcaMethods", "metaboliteDataComplete.csv")
+    incomplete = real("pcaMethods", "metaboliteData.csv")
+    assert complete.values.shape == incomplete.values.shape == (154, 52)
+    assert complete.num_missing == 0 and incomplete.num_missing == 419
+    for table in (complete, incomplete):
         assert table.row_names is not None and len(table.row_names) == 154
         assert table.row_names[0] == "Xylose methoxyamine (4TMS)"
         assert table.columns[:2] == ("X0h", "X0h.1") and table.labels is None
-        assert noted(table, "first column is taken as row names")
+        assert has_notes(table, "first column is used as row names")
 
 
 @pytest.mark.data
 @given_data
-def test_helix():
+def test_helix_table():
     table = real("pcaMethods", "helix.csv")
     assert table.values.shape == (1000, 3) and table.columns == ("1", "2", "3")
     assert table.row_names is not None and table.row_names[:2] == ("V1", "V2")
     assert table.values[0].tolist() == [-0.021628, -1.0833, -3.1353]
-    assert noted(table, "line 1 is taken as column names, although", "row names")
+    assert has_notes(table, "line 1 is used as column names, although", "row names")
 
 
 @pytest.mark.data

@@ -1,4 +1,4 @@
-"""Columns of mixed units in the lineage: standardised, said, and brought back by the Jacobian."""
+"""Columns of mixed units in the lineage: standardisation, notes, and the Jacobian of log p."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def columns_of(x):
 
 
 def density_of_observed(model, units, x):
-    """log N of the observed cells of each row, from the D x D covariance in the units of x."""
+    """log N of the observed entries of each row, from the D x D covariance in the units of x."""
     scale, loc = (np.asarray(v, dtype=float) for v in (units.scale, units.loc))
     loadings = scale[:, None] * model.loadings.detach().numpy()
     noise = np.square(scale * model.noise_scale.detach().numpy())
@@ -44,7 +44,7 @@ def density_of_observed(model, units, x):
     found = []
     for row in np.asarray(x):
         kept = ~np.isnan(row)
-        # Cholesky's rounding does not depend on the units of rows and columns.
+        # Rounding errors of Cholesky do not depend on the units of rows and columns.
         lower = np.linalg.cholesky(covariance[np.ix_(kept, kept)])
         off = solve_triangular(lower, (row - mean)[kept], lower=True)
         half_log_det = np.log(np.diag(lower)).sum()
@@ -72,7 +72,7 @@ def test_log_p_of_standardised_columns_is_the_density_of_the_data(missing):
     np.testing.assert_allclose(found, density_of_observed(model, units, x), rtol=0, atol=1e-8)
 
 
-def test_the_jacobian_counts_observed_cells_alone():
+def test_the_jacobian_counts_observed_entries_only():
     units = Units(torch.zeros(3).double(), torch.tensor([2.0, 3.0, 5.0]).double())
     x = torch.tensor([[1.0, 1.0, 1.0], [1.0, torch.nan, 1.0], [torch.nan, 1.0, torch.nan]])
     expected = [-math.log(30), -math.log(10), -math.log(3)]
@@ -81,56 +81,56 @@ def test_the_jacobian_counts_observed_cells_alone():
     np.testing.assert_allclose(alone, -math.log(2) * np.array([3, 2, 1]), rtol=1e-14)
 
 
-def chosen(x, scale="auto", **told):
+def scaling_of(x, scale="auto", **options):
     x = torch.as_tensor(x, dtype=torch.float64)
-    return choose_scaling(x, columns_of(x), scale, **told)
+    return choose_scaling(x, columns_of(x), scale, **options)
 
 
-def test_auto_standardises_where_scales_differ_more_than_ten_times():
+def test_auto_standardises_if_scales_differ_by_more_than_a_factor_of_ten():
     x = lineages.table()
     x = x / x.std(0)
     close, far = np.geomspace(1, 9.9, 6), np.geomspace(1, 10.1, 6)
-    assert chosen(x * close).done == "none" and chosen(x * close).note == ""
-    found = chosen(x * far)
-    assert found.done == "standardize" and "go from 1 to 10.1" in found.note
+    assert scaling_of(x * close).applied == "none" and scaling_of(x * close).note == ""
+    found = scaling_of(x * far)
+    assert found.applied == "standardize" and "range from 1 to 10.1" in found.note
     assert "another model" in found.note and "Log p is in the units of the data" in found.note
-    assert chosen(x * far, image_shape=(2, 3)).done == "none"
-    assert chosen(x * far, "none").done == "none"
-    assert chosen(x * close, "standardize").done == "standardize"
-    torch.testing.assert_close(chosen(1e6 * x * close).units.scale.dim(), 0)
+    assert scaling_of(x * far, image_shape=(2, 3)).applied == "none"
+    assert scaling_of(x * far, "none").applied == "none"
+    assert scaling_of(x * close, "standardize").applied == "standardize"
+    torch.testing.assert_close(scaling_of(1e6 * x * close).units.scale.dim(), 0)
     with pytest.raises(ValueError, match="scale must be one of 'auto', 'none', 'standardize'"):
-        chosen(x, "standardise")
+        scaling_of(x, "standardise")
 
 
-def test_grey_values_are_not_standardised_and_this_is_said():
+def test_grey_values_are_not_standardised_and_a_note_reports_it():
     x = load_digits().data / 16
-    found = chosen(x)
-    assert found.done == "none" and "all values lie in 0..1" in found.note
-    assert chosen(x, image_shape=(8, 8)).note == ""
-    assert chosen(16 * x).done == "standardize"
+    found = scaling_of(x)
+    assert found.applied == "none" and "all values lie in 0..1" in found.note
+    assert scaling_of(x, image_shape=(8, 8)).note == ""
+    assert scaling_of(16 * x).applied == "standardize"
     shares = np.random.default_rng(0).uniform(size=(200, 4)) * [1, 0.3, 0.02, 0.01]
-    assert chosen(shares).done == "standardize"  # few columns reach what grey values do
+    assert scaling_of(shares).applied == "standardize"  # too few columns reach one half
 
 
 def test_a_constant_column_keeps_its_scale():
     x = table()
     x[:, 3] = 0.1
-    found = chosen(x)
-    assert found.units.scale[3] == 1 and "1 constant column(s) cannot be" in found.note
+    found = scaling_of(x)
+    assert found.units.scale[3] == 1 and "1 constant column(s) keep their scale" in found.note
     assert bool((found.units.apply(torch.from_numpy(x))[:, 3] == 0).all())  # no rounding
 
 
 NAMES = ["closed-form", "px-em", "vae"]
 
 
-def climbed(x, **told):
-    told = {"latent_dim": 2, "stages": NAMES, "settings": lineages.SHORT, "seed": 1} | told
-    return run_lineage(x, **told)
+def lineage_of(x, **options):
+    options = {"latent_dim": 2, "stages": NAMES, "settings": lineages.SHORT, "seed": 1} | options
+    return run_lineage(x, **options)
 
 
 @pytest.fixture(scope="module")
 def mixed():
-    return climbed(table())
+    return lineage_of(table())
 
 
 def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
@@ -152,7 +152,7 @@ def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
 
 def test_columns_in_other_units_move_every_log_p_by_the_jacobian(mixed):
     factors = np.array([1e4, 1.0, 1e-3, 7.0, 1e-6, 2.0])
-    other = climbed(table() * factors)
+    other = lineage_of(table() * factors)
     shift = np.log(factors).sum()
     for ours, theirs in zip(mixed.rows, other.rows, strict=True):
         tolerance = 1e-8 if ours.stage != "vae" else 1e-4  # steps add rounding up
@@ -165,7 +165,7 @@ def test_columns_in_other_units_move_every_log_p_by_the_jacobian(mixed):
 
 def test_a_lineage_of_mixed_units_with_missing_values():
     x = table(0.1)
-    found = climbed(x, stages=["px-em"])
+    found = lineage_of(x, stages=["px-em"])
     model = found.pairs["px-em"][0].__self__
     train = density_of_observed(model, found.units, found.data.train).mean()
     assert found.row("px-em").log_p.value == pytest.approx(train, abs=1e-8)
@@ -173,8 +173,8 @@ def test_a_lineage_of_mixed_units_with_missing_values():
     assert found.row("px-em").test_log_p.value == pytest.approx(test, abs=1e-8)
 
 
-def test_without_standardising_ppca_is_that_of_the_columns_as_they_are():
-    found = climbed(table(), stages=["closed-form"], scale="none")
+def test_without_standardisation_ppca_is_that_of_the_original_columns():
+    found = lineage_of(table(), stages=["closed-form"], scale="none")
     assert found.about["scale"] == "none" and found.about["column_scales"] is None
     train = found.data.train.numpy()
     best = best_log_p(train)
@@ -183,7 +183,7 @@ def test_without_standardising_ppca_is_that_of_the_columns_as_they_are():
 
 def test_given_test_rows_are_scaled_as_the_training_rows_are():
     x = table()
-    one, two = (climbed(x[:150], x_test=c * x[150:], stages=["closed-form"]) for c in (1, 3))
+    one, two = (lineage_of(x[:150], x_test=c * x[150:], stages=["closed-form"]) for c in (1, 3))
     assert torch.equal(one.units.scale, two.units.scale)
     model = one.pairs["closed-form"][0].__self__
     for found, c in ((one, 1), (two, 3)):
@@ -191,12 +191,12 @@ def test_given_test_rows_are_scaled_as_the_training_rows_are():
         assert found.row("closed-form").test_log_p.value == pytest.approx(expected, rel=1e-10)
 
 
-def test_pairs_of_ones_own_are_fitted_in_the_units_of_the_data():
+def test_user_pairs_are_fitted_in_the_units_of_the_data():
     x = table()
     vae = VAE.like(x, 2, hidden=(8,), seed=0)
     plain = VAE.mlp(6, 2, hidden=(8,), seed=0).double()
     extra = {"like": (vae.model, vae.guide), "plain": (plain.model, plain.guide)}
-    found = climbed(x, stages=["closed-form"], extra=extra)
+    found = lineage_of(x, stages=["closed-form"], extra=extra)
     notes = found.notes()
     assert any("Pairs of your own are fitted in the units of the data" in note for note in notes)
     gap = found.row("closed-form").log_p.value - found.row("like").log_p.value
@@ -206,7 +206,7 @@ def test_pairs_of_ones_own_are_fitted_in_the_units_of_the_data():
     assert note.endswith("(plain)")
 
 
-def test_pictures_and_draws_are_in_the_units_of_the_data(mixed):
+def test_figures_and_draws_are_in_the_units_of_the_data(mixed):
     shown = report_data(mixed)
     train = mixed.data.train
     assert shown.spectrum.standardized
@@ -233,9 +233,9 @@ def wine(tmp_path):
     return path
 
 
-def test_the_command_standardises_and_says_so(wine, tmp_path):
-    told = (wine, "--latent-dim", 3, "--stages", "closed-form,px-em")
-    shown = run(*told, "--out", tmp_path / "a")
+def test_the_command_standardises_and_reports_it(wine, tmp_path):
+    arguments = (wine, "--latent-dim", 3, "--stages", "closed-form,px-em")
+    shown = run(*arguments, "--out", tmp_path / "a")
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.output.split())
     assert "the columns are standardised for every fit (scale='auto')" in text
@@ -245,7 +245,7 @@ def test_the_command_standardises_and_says_so(wine, tmp_path):
     about = json.loads((tmp_path / "a" / "results.json").read_text())["about"]
     assert about["scale"] == "standardize" and len(about["column_scales"]) == 13
     assert read_results(tmp_path / "a")[0].notes()
-    plain = run(*told, "--out", tmp_path / "b", "--scale", "none")
+    plain = run(*arguments, "--out", tmp_path / "b", "--scale", "none")
     assert plain.exit_code == 0 and "standardised for every fit" not in plain.output
     first, second = (read_results(tmp_path / name)[0] for name in "ab")
     # Wine's columns do not share one noise: standardised, PPCA explains new rows far better.
@@ -253,7 +253,7 @@ def test_the_command_standardises_and_says_so(wine, tmp_path):
     assert gain > 3
 
 
-def test_the_command_leaves_images_alone(tmp_path):
+def test_the_command_does_not_standardise_images(tmp_path):
     path = tmp_path / "images.npy"
     np.save(path, load_digits().images[:120])
     shown = run(path, "--latent-dim", 2, "--stages", "closed-form", "--out", tmp_path / "out")
@@ -262,7 +262,7 @@ def test_the_command_leaves_images_alone(tmp_path):
     assert found.about["scale"] == "none" and found.about["scale_note"] == ""
 
 
-def test_an_unknown_scale_is_refused(wine, tmp_path):
+def test_an_unknown_scale_raises(wine, tmp_path):
     shown = run(wine, "--scale", "robust", "--out", tmp_path)
     assert shown.exit_code != 0
     assert "--scale must be one of 'auto', 'none', 'standardize'" in str(shown.exception)

@@ -99,7 +99,12 @@ def test_bad_arguments():
 
 def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
     image_grid = found.image_grid([3, 7], (2, 3))
-    assert image_grid.down == ("clean", "noisy", "half", "zero") and image_grid.across == (
+    assert image_grid.row_labels == (
+        "clean",
+        "noisy",
+        "half",
+        "zero",
+    ) and image_grid.column_labels == (
         "3",
         "7",
     )

@@ -73,9 +73,9 @@ def best_log_likelihood(x, latent_dim=K):
 
 
 def rounding(x, *noises, largest=0.0):
-    """The drops that rounding allows: 1e-15 (1 + l_1 / s2) D.
+    """The decreases that rounding can cause: 1e-15 (1 + l_1 / s2) D.
 
-    ``largest``: a larger eigenvalue that M was solved with.
+    ``largest``: a larger eigenvalue of the matrix M of an E-step.
     """
     values, _ = oracles.sample_spectrum(x)
     return 1e-15 * (1 + max(values[0], largest) / min(noises)) * x.shape[1]
@@ -91,7 +91,7 @@ def assigned(x, loadings, noise, latent_dim=K):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_closed_form_is_that_of_the_eigendecomposition(data):
+def test_the_closed_form_matches_the_eigendecomposition(data):
     x = DATA[data]()
     ppca = PPCA.like(x, K, seed=0)
     fit_closed_form(ppca, x)
@@ -109,9 +109,9 @@ def test_the_closed_form_agrees_with_scikit_learn(data):
     ppca, pca = PPCA.like(x, K, seed=0), PCA(K, svd_solver="full").fit(x)
     fit_closed_form(ppca, x)
     loc, loadings, noise = parameters(ppca)
-    # scikit-learn divides by N - 1, and averages over the min(N, D) - K eigenvalues it has.
-    undone = N / (N - 1) * (D - K) / (min(N, D) - K)
-    assert pca.noise_variance_ == pytest.approx(noise * undone, rel=1e-10)
+    # scikit-learn divides by N - 1 and averages over the remaining min(N, D) - K eigenvalues.
+    correction = N / (N - 1) * (D - K) / (min(N, D) - K)
+    assert pca.noise_variance_ == pytest.approx(noise * correction, rel=1e-10)
     np.testing.assert_allclose(loc, pca.mean_, rtol=1e-10)
     squared = np.linalg.eigvalsh(loadings.T @ loadings)
     variances = (squared[::-1] + noise) * N / (N - 1)
@@ -125,7 +125,7 @@ def test_the_closed_form_agrees_with_scikit_learn(data):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_trace_of_the_whitened_covariance_is_the_dimension(data):
+def test_the_closed_form_whitens_to_trace_D(data):
     x = DATA[data]()
     ppca = PPCA.like(x, K, seed=0)
     fit_closed_form(ppca, x)
@@ -135,7 +135,7 @@ def test_the_trace_of_the_whitened_covariance_is_the_dimension(data):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_log_likelihood_of_the_closed_form(data):
+def test_the_closed_form_log_likelihood_matches_the_spectrum(data):
     x = DATA[data]()
     ppca = PPCA.like(x, K, seed=0)
     result = fit_closed_form(ppca, x)
@@ -146,7 +146,7 @@ def test_the_log_likelihood_of_the_closed_form(data):
     assert oracles.mean_log_density(x, *parameters(ppca)) == pytest.approx(best, rel=1e-10)
 
 
-def test_no_other_parameters_are_better_than_the_closed_form(x):
+def test_perturbed_closed_form_parameters_have_a_lower_likelihood(x):
     ppca = PPCA.like(x, K, seed=0)
     fit_closed_form(ppca, x)
     loc, loadings, noise = parameters(ppca)
@@ -175,7 +175,7 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("data", DATA)
-def test_a_step_is_that_of_explicit_posteriors(name, data):
+def test_one_step_matches_explicit_posteriors(name, data):
     x = DATA[data]()
     ppca = PPCA.like(x, K, seed=1)
     covariance, expand = STEPS[name]
@@ -191,7 +191,7 @@ def test_a_step_is_that_of_explicit_posteriors(name, data):
         )
 
 
-def test_a_rotating_step_is_the_expanded_one_on_its_principal_axes(x):
+def test_a_rotating_step_is_the_expanded_step_on_principal_axes(x):
     ppca = PPCA.like(x, K, seed=1)
     loc, loadings, noise = parameters(ppca)
     result = variational_em(ppca, x, max_iterations=1)
@@ -207,9 +207,9 @@ def test_a_rotating_step_is_the_expanded_one_on_its_principal_axes(x):
     assert float(again.objective[0]) >= float(result.objective[1])
 
 
-# Monotone, and to the closed form
+# Monotone convergence to the closed form
 
-WILD = {
+EXTREME_STARTS = {
     "tiny loadings": (1e-3, 1.0),
     "huge loadings": (1e3, 1.0),
     "tiny noise": (1.0, 1e-6),
@@ -219,17 +219,17 @@ WILD = {
 }
 
 
-def wild(x, start, latent_dim=K):
+def extreme_start(x, start, latent_dim=K):
     """Loadings in general position at some scale, and a noise variance."""
-    scale, noise = WILD[start]
+    scale, noise = EXTREME_STARTS[start]
     loadings = scale * np.random.default_rng(3).normal(size=(x.shape[1], latent_dim))
     return assigned(x, loadings, noise, latent_dim)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("start", WILD)
-def test_the_bound_never_falls_and_never_passes_the_log_likelihood(name, start, x):
-    ppca = wild(x, start)
+@pytest.mark.parametrize("start", EXTREME_STARTS)
+def test_the_bound_is_monotone_and_below_the_log_likelihood(name, start, x):
+    ppca = extreme_start(x, start)
     last, (_, loadings, noise) = -np.inf, parameters(ppca)
     for _ in range(25):
         largest = np.linalg.norm(loadings, 2) ** 2
@@ -247,26 +247,26 @@ def test_the_bound_never_falls_and_never_passes_the_log_likelihood(name, start, 
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("start", WILD)
-def test_the_bound_is_the_log_likelihood_after_each_e_step(name, start, x):
-    ppca = wild(x, start)
+@pytest.mark.parametrize("start", EXTREME_STARTS)
+def test_the_bound_equals_the_log_likelihood_after_each_e_step(name, start, x):
+    ppca = extreme_start(x, start)
     _, loadings, noise = parameters(ppca)
     result = ALGORITHMS[name](ppca, x, max_iterations=20)
     slack = rounding(x, noise, NOISE, largest=np.linalg.norm(loadings, 2) ** 2)
     exact = result.log_likelihood[::2]
     assert ((result.objective[::2] - exact).abs() <= slack + 1e-15 * exact.abs()).all()
-    # M-steps leave a gap that the next E-step closes: the two are not one by construction.
+    # After M-steps there is a gap, which the next E-step closes: the two are computed separately.
     gap = result.log_likelihood[1::2] - result.objective[1::2]
     assert (gap >= -slack).all()
     assert gap.max() > 1e-3
 
 
 @pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("start", WILD)
+@pytest.mark.parametrize("start", EXTREME_STARTS)
 @pytest.mark.parametrize("data", ["tall", "wide"])
-def test_em_ends_at_the_closed_form(name, start, data):
+def test_em_converges_to_the_closed_form(name, start, data):
     x = DATA[data]()
-    ppca = wild(x, start)
+    ppca = extreme_start(x, start)
     result = ALGORITHMS[name](ppca, x, tol=1e-10, max_iterations=100_000)
     assert result.stopped.startswith("converged")
     best = best_log_likelihood(x)
@@ -276,8 +276,8 @@ def test_em_ends_at_the_closed_form(name, start, data):
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-9])
-def test_a_fit_stops_when_about_tol_is_left_to_gain(tol, x):
-    # A slow fit, whose last gain alone would say far too little.
+def test_the_remaining_gain_at_the_end_is_about_tol(tol, x):
+    # A slow fit, whose last gain alone would be far below the remaining one.
     x = oracles.simulate_ppca([20.0, 10.0, 1.1], 1.0, 60, D, seed=1)
     ppca = PPCA.like(x, K, seed=0)
     result = fit_em(ppca, x, accelerate=False, tol=tol)
@@ -288,7 +288,7 @@ def test_a_fit_stops_when_about_tol_is_left_to_gain(tol, x):
 
 @pytest.mark.parametrize("data", ["tall", "wide"])
 @pytest.mark.parametrize("name", EXACT)
-def test_both_are_subspace_iteration(name, data):
+def test_em_and_px_em_are_subspace_iteration(name, data):
     x = DATA[data]()
     covariance = np.cov(x.T, bias=True)
     start = np.random.default_rng(4).normal(size=(x.shape[1], K))
@@ -303,26 +303,29 @@ def test_both_are_subspace_iteration(name, data):
         assert subspace_angles(parameters(ppca)[1], powers).max() < slack < 1e-9 < moved
 
 
-# How fast
+# Rates of convergence
 
 
-def test_plain_em_crawls_where_the_noise_is_small_and_px_em_does_not():
+def test_px_em_is_fast_with_small_noise_where_em_is_slow():
     data_dim, latent_dim, ratio = 60, 5, 1e4
     x = oracles.simulate_ppca([ratio] * latent_dim, 1.0, 200, data_dim, seed=0)
     start = np.random.default_rng(0).normal(size=(data_dim, latent_dim))
     best = best_log_likelihood(x, latent_dim)
     left = {}
-    for name, iterations in (("EM", 2000), ("PX-EM", 20)):
+    for name, iterations in (("EM", 1000), ("PX-EM", 20)):
         ppca = assigned(x, start, 1.0, latent_dim)
         ALGORITHMS[name](ppca, x, tol=0.0, max_iterations=iterations)
         left[name] = best - oracles.mean_log_density(x, *parameters(ppca))
-        print(f"l / s2 = {ratio:g}: {name} {left[name]:.3g} nats per datum off after {iterations}")
-    assert left["EM"] > 0.5
+        print(
+            f"l / s2 = {ratio:g}: {name} is {left[name]:.3g} nats per datum below the maximum "
+            f"after {iterations} iterations"
+        )
+    assert left["EM"] > 2
     assert left["PX-EM"] < 1e-8
 
 
 def scale_error_after_one_step(name, l_i, error):
-    """How a small error of an axis's length shrinks in one step, the noise at its optimum."""
+    """The ratio by which one step contracts an error in an axis's length, at the optimal noise."""
     x = oracles.simulate_ppca([l_i], 1.0, 80, 20, seed=0)
     loadings, _, noise = oracles.closed_form_ppca(x, 1)
     ppca = assigned(x, loadings * (1 + error), noise, latent_dim=1)
@@ -332,8 +335,8 @@ def scale_error_after_one_step(name, l_i, error):
 
 
 @pytest.mark.parametrize("l_i", [1.5, 4.0, 20.0])
-def test_the_rates_of_the_scale(l_i):
-    # Second-order terms are about the error's size.
+def test_the_rates_in_the_scale_of_an_axis(l_i):
+    # Second-order terms are of the size of the error.
     assert scale_error_after_one_step("EM", l_i, 1e-5) == pytest.approx(
         oracles.em_scale_rate(l_i, 1.0), abs=1e-4
     )
@@ -343,8 +346,8 @@ def test_the_rates_of_the_scale(l_i):
 
 
 @pytest.mark.parametrize("l_i", [1.5, 4.0, 20.0])
-def test_the_rate_of_px_em_when_the_noise_moves_too(l_i):
-    """The noise takes up 1 / D of the error: r^2 + (1 - r^2) / D."""
+def test_the_rate_of_px_em_with_free_noise(l_i):
+    """The noise absorbs 1 / D of the error: the rate is r^2 + (1 - r^2) / D."""
     x = oracles.simulate_ppca([l_i], 1.0, 80, 20, seed=0)
     loadings, _, noise = oracles.closed_form_ppca(x, 1)
     ppca, r = assigned(x, loadings * 1.001, noise, latent_dim=1), 1 / l_i
@@ -356,7 +359,7 @@ def test_the_rate_of_px_em_when_the_noise_moves_too(l_i):
 
 
 def test_the_rate_in_the_subspace():
-    x = oracles.simulate_ppca([8.0, 4.0, 2.0], 1.0, 80, 6, seed=0)  # K = 2: no gap but 2 / 4
+    x = oracles.simulate_ppca([8.0, 4.0, 2.0], 1.0, 80, 6, seed=0)  # with K = 2, the rate is 2 / 4
     values, vectors = oracles.sample_spectrum(x)
     ppca = PPCA.like(x, 2, seed=0)
     fit_em(ppca, x, tol=0.0, max_iterations=12)
@@ -369,7 +372,7 @@ def test_the_rate_in_the_subspace():
 # Variational EM
 
 
-def test_diagonal_q_stalls_in_the_rotation_at_the_known_rate():
+def test_diagonal_q_converges_in_the_rotation_at_the_known_rate():
     eigenvalues = (16.0, 4.0)
     x = oracles.simulate_ppca(eigenvalues, 1.0, 100, 6, seed=0)
     ppca = PPCA.like(x, 2, seed=0)
@@ -380,7 +383,7 @@ def test_diagonal_q_stalls_in_the_rotation_at_the_known_rate():
     np.testing.assert_allclose(measured[50:80], rate**2, rtol=1e-3)
 
 
-def test_the_gap_of_a_rotation_is_the_known_one(x):
+def test_the_gap_of_a_rotation_matches_the_formula(x):
     eigenvalues = (16.0, 4.0)
     x = oracles.simulate_ppca(eigenvalues, 1.0, 100, 6, seed=0)
     loadings, _, noise = oracles.closed_form_ppca(x, 2)
@@ -392,7 +395,7 @@ def test_the_gap_of_a_rotation_is_the_known_one(x):
     assert gap == pytest.approx(oracles.rotated_pair_gap(*eigenvalues, angle), rel=1e-10)
 
 
-def test_with_rotation_diagonal_q_reaches_the_closed_form_of_the_digits():
+def test_with_rotation_diagonal_q_reaches_the_closed_form_on_digits():
     x = load_digits().data / 16
     ppca = PPCA.like(x, 10, seed=0)
     result = variational_em(ppca, x, tol=1e-10)
@@ -408,7 +411,7 @@ def test_with_rotation_diagonal_q_reaches_the_closed_form_of_the_digits():
 
 
 @pytest.mark.slow
-def test_without_rotation_the_digits_take_thousands_of_iterations():
+def test_without_rotation_digits_need_thousands_of_iterations():
     x = load_digits().data / 16
     ppca = PPCA.like(x, 10, seed=0)
     result = variational_em(ppca, x, rotate=False, tol=0.0, max_iterations=2000)
@@ -416,7 +419,7 @@ def test_without_rotation_the_digits_take_thousands_of_iterations():
     assert left > 1e-4
 
 
-def test_rotation_is_the_default_where_it_is_of_use(x):
+def test_rotation_is_the_default_for_diagonal_q_alone(x):
     fits = {
         covariance: variational_em(PPCA.like(x, K, seed=0), x, covariance=covariance)
         for covariance in ("diagonal", "isotropic", "unit", "full")
@@ -424,7 +427,7 @@ def test_rotation_is_the_default_where_it_is_of_use(x):
     assert {c for c, fit in fits.items() if "rotating" in fit.algorithm} == {"diagonal"}
 
 
-def test_the_price_of_an_isotropic_q(x):
+def test_the_loss_of_an_isotropic_q_matches_theory(x):
     ppca = PPCA.like(x, K, seed=0)
     result = variational_em(ppca, x, covariance="isotropic", tol=1e-12)
     price = best_log_likelihood(x) - float(result.objective[-1])
@@ -432,7 +435,7 @@ def test_the_price_of_an_isotropic_q(x):
     assert parameters(ppca)[2] == pytest.approx(NOISE, rel=1e-5)
 
 
-def test_the_optimum_of_a_unit_q(x):
+def test_the_optimum_of_a_unit_q_matches_theory(x):
     ppca = PPCA.like(x, K, seed=0)
     result = variational_em(ppca, x, covariance="unit", tol=1e-13)
     sigma, squared_norms, bound = oracles.optimal_unit_q(oracles.sample_spectrum(x)[0], K)
@@ -443,8 +446,8 @@ def test_the_optimum_of_a_unit_q(x):
     np.testing.assert_allclose(norms, squared_norms, rtol=1e-5)
 
 
-def test_at_the_optimum_the_axes_beyond_the_noise_are_off():
-    """With s2 given by a spectrum without structure, a unit q turns every column off."""
+def test_a_unit_q_sets_axes_below_the_noise_to_zero():
+    """For a spectrum without structure, every column of W is zero with a unit q."""
     x = oracles.simulate_ppca([1.02, 1.01], 1.0, 60, 6, seed=0)
     ppca = PPCA.like(x, 2, seed=0)
     variational_em(ppca, x, covariance="unit", tol=1e-11)
@@ -453,7 +456,7 @@ def test_at_the_optimum_the_axes_beyond_the_noise_are_off():
     np.testing.assert_allclose(norms, np.maximum(squared_norms, 0), atol=1e-4)
 
 
-# Data of other kinds
+# Data of other kinds and scales
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 0.1, 1 / 3, -1e6 / 7, 1e-9])
@@ -466,14 +469,14 @@ def test_constant_columns_are_noted(fit, value):
     assert "constant columns: 1, 3" in repr(result)
 
 
-def test_a_column_that_hardly_varies_is_not_constant():
+def test_a_column_of_tiny_variance_is_not_constant():
     x = np.random.default_rng(0).normal(size=(97, 5)) * [3, 2, 1, 1e-6, 1] + 1
     assert fit_closed_form(PPCA.like(x, 1, seed=0), x).notes == ()
 
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("data", ["tall", "wide"])
-def test_float32_models_get_their_fit_from_float64_sums(name, data):
+def test_float32_models_are_fitted_with_float64_sums(name, data):
     x = DATA[data]()
     x += 1000.0 * np.sign(x.mean(0))  # sums of float32 would lose the variances
     ppca = PPCA(x.shape[1], K, seed=0)
@@ -481,7 +484,7 @@ def test_float32_models_get_their_fit_from_float64_sums(name, data):
     result = ALGORITHMS[name](ppca, x, tol=1e-10)
     assert ppca.loadings.dtype == ppca.noise_scale.dtype == torch.float32
     assert float(result.log_likelihood[-1]) == pytest.approx(best_log_likelihood(x), abs=1e-7)
-    # The parameters hold float32's 24 bits, and log p is flat around them but for mu.
+    # The parameters have float32's 24 bits, and log p is flat around them, except in mu.
     _, loadings, noise = parameters(ppca)
     value = oracles.mean_log_density(x, x.mean(0), loadings, noise)
     assert value == pytest.approx(best_log_likelihood(x), abs=1e-5)
@@ -500,7 +503,7 @@ def test_float32_models_get_their_fit_from_float64_sums(name, data):
     ids=["pandas", "torch", "list", "float32", "integers", "with gradient"],
 )
 @pytest.mark.parametrize("fit", [fit_closed_form, fit_em])
-def test_data_of_any_kind(fit, convert):
+def test_all_data_types_are_accepted(fit, convert):
     x = np.round(10 * oracles.simulate_ppca(SPECTRUM, NOISE, 60, D, seed=0))
     ppca = PPCA(D, K, seed=0).double()
     fit(ppca, convert(x))
@@ -509,7 +512,7 @@ def test_data_of_any_kind(fit, convert):
 
 
 @pytest.mark.parametrize("fit", [fit_closed_form, fit_em, variational_em])
-def test_the_parameter_objects_stay_the_same(fit, x):
+def test_parameter_objects_are_kept(fit, x):
     ppca = PPCA.like(x, K, seed=0)
     before = {name: id(p) for name, p in ppca.named_parameters()}
     fit(ppca, x)
@@ -517,7 +520,7 @@ def test_the_parameter_objects_stay_the_same(fit, x):
 
 
 @pytest.mark.parametrize("fit", [fit_closed_form, fit_em, variational_em])
-def test_permuted_rows_turned_axes_and_other_units_change_what_they_must(fit, x):
+def test_permuting_rows_and_rotating_or_scaling_axes_transforms_the_fit(fit, x):
     ppca = PPCA.like(x, K, seed=0)
     fit(ppca, x)
     loc, covariance = implied(ppca)
@@ -533,34 +536,34 @@ def test_permuted_rows_turned_axes_and_other_units_change_what_they_must(fit, x)
 
 
 @pytest.mark.parametrize("shape", [(30, 8), (8, 30), (9, 9)])
-def test_the_statistics_are_those_of_the_dense_covariance(shape):
+def test_the_statistics_match_the_dense_covariance(shape):
     x = np.random.default_rng(0).normal(size=shape) + 4
     statistics = SampleCovariance.of(x)
     dense = np.cov(x.T, bias=True)
     values, vectors = statistics.eigh()
     assert len(values) == min(shape)
     np.testing.assert_allclose(values, np.linalg.eigvalsh(dense)[::-1][: min(shape)], atol=1e-12)
-    kept = values > 1e-10  # a vanishing eigenvalue has no eigenvector of its own
+    positive = values > 1e-10  # the eigenvector of a zero eigenvalue is not unique
     np.testing.assert_allclose(
-        (dense @ vectors.numpy())[:, kept], (vectors * values).numpy()[:, kept], atol=1e-12
+        (dense @ vectors.numpy())[:, positive], (vectors * values).numpy()[:, positive], atol=1e-12
     )
     other = np.random.default_rng(1).normal(size=(shape[1], 3))
     np.testing.assert_allclose(statistics @ torch.from_numpy(other), dense @ other, atol=1e-12)
     assert float(statistics.trace) == pytest.approx(np.trace(dense), rel=1e-12)
 
 
-def test_a_noise_scale_given_as_a_number_keeps_its_digits(x):
-    """A Python float is not to pass through float32 on its way into a float64 model."""
+def test_a_noise_scale_given_as_a_float_is_not_rounded(x):
+    """A Python float must not be rounded to float32 before it enters a float64 model."""
     ppca = PPCA.like(x, K, seed=0).assign(noise_scale=0.1)
     assert float(ppca.noise_scale.detach()) == pytest.approx(0.1, rel=1e-14)
 
 
-# What is refused
+# Invalid arguments
 
 FITS = [fit_closed_form, fit_em, variational_em]
 
 
-def test_holes_are_refused_where_all_cells_are_needed(x):
+def test_the_closed_form_rejects_missing_values(x):
     ppca = PPCA.like(x, K, seed=0)
     x[2, 3] = x[4, 1] = np.nan
     message = "x has 2 missing entries, and this needs complete data; use fit_em"
@@ -569,7 +572,7 @@ def test_holes_are_refused_where_all_cells_are_needed(x):
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_a_model_of_another_width_is_refused(fit, x):
+def test_a_model_of_another_data_dim_is_rejected(fit, x):
     with pytest.raises(ValueError, match="x has 7 columns, the model data_dim=6"):
         fit(PPCA(6, 2, seed=0), x)
 
@@ -592,7 +595,7 @@ def of_rank(rank, shape=(30, 8), seed=0):
         (np.repeat(of_rank(4, (2, 6)), 9, axis=0), 1, 1),
     ],
 )
-def test_as_many_latent_dimensions_as_the_rank_are_refused(fit, x, latent_dim, rank):
+def test_latent_dim_must_be_below_the_rank(fit, x, latent_dim, rank):
     message = f"smaller than the rank of the centred data, {rank} .*got {latent_dim}"
     with pytest.raises(ValueError, match=message):
         fit(PPCA(x.shape[1], latent_dim, seed=0), x)
@@ -607,12 +610,12 @@ def test_as_many_latent_dimensions_as_the_rank_are_refused(fit, x, latent_dim, r
         (np.full((4, 7), np.inf), "x has 28 infinite entries"),
     ],
 )
-def test_what_is_no_matrix_is_refused(fit, bad, match):
+def test_invalid_matrices_are_rejected(fit, bad, match):
     with pytest.raises(ValueError, match=match):
         fit(PPCA(D, K, seed=0), bad)
 
 
-def test_a_refused_fit_leaves_the_model_as_it_was(x):
+def test_a_rejected_fit_leaves_the_model_unchanged(x):
     ppca = PPCA.like(x, K, seed=0)
     before = parameters(ppca)
     x[0, 0] = np.nan
@@ -628,12 +631,12 @@ def test_a_refused_fit_leaves_the_model_as_it_was(x):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("bad", [0, -1, 2.5])
-def test_a_number_of_iterations_is_whole_and_positive(name, bad, x):
+def test_max_iterations_must_be_a_positive_integer(name, bad, x):
     with pytest.raises((ValueError, TypeError), match="max_iterations"):
         ALGORITHMS[name](PPCA.like(x, K, seed=0), x, max_iterations=bad)
 
 
-def test_an_unknown_family_is_refused(x):
+def test_an_unknown_family_is_rejected(x):
     with pytest.raises(
         ValueError, match="covariance must be one of 'unit', 'isotropic', 'diagonal'"
     ):
@@ -641,7 +644,7 @@ def test_an_unknown_family_is_refused(x):
 
 
 @pytest.mark.parametrize("covariance", ["unit", "isotropic", "full"])
-def test_rotation_is_refused_where_it_would_not_be_monotone(covariance, x):
+def test_rotation_is_rejected_where_it_would_not_be_monotone(covariance, x):
     with pytest.raises(ValueError, match="rotate=True needs covariance='diagonal'"):
         variational_em(PPCA.like(x, K, seed=0), x, covariance=covariance, rotate=True)
 
@@ -650,7 +653,7 @@ def test_rotation_is_refused_where_it_would_not_be_monotone(covariance, x):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_result_holds_two_values_an_iteration(name, x):
+def test_a_result_has_two_values_per_iteration(name, x):
     result = ALGORITHMS[name](PPCA.like(x, K, seed=0), x, tol=0.0, max_iterations=7)
     assert result.steps == 7
     assert result.stopped == "after max_iterations=7"
@@ -667,7 +670,7 @@ def test_a_result_holds_two_values_an_iteration(name, x):
     assert as_json["validation"] is None
 
 
-def test_a_result_is_read_by_a_person(x):
+def test_the_repr_of_a_result(x):
     result = fit_em(PPCA.like(x, K, seed=0), x, tol=1e-7)
     text = repr(result)
     assert text.startswith(f"PX-EM: {result.steps} steps in ")

@@ -1,4 +1,4 @@
-"""Where EM, PX-EM and variational EM end, on tables of all kinds of scales, against other ways."""
+"""The maxima and certificates of EM, PX-EM and variational EM, on tables of all scales."""
 
 import math
 
@@ -7,42 +7,45 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_linnerud, load_wine
 
-import direct
+import lbfgs
 import oracles
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import best_parameters
-from ppl_vae.inference.em.expected_covariance import expected_factor, expected_leading
+from ppl_vae.inference.em.expected_covariance import (
+    expected_covariance_factor,
+    expected_leading_eigenpairs,
+)
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
-from ppl_vae.inference.em.profile_likelihood import Profile, best_noise
+from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
 from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
 from ppl_vae.inference.em.state import ILL_CONDITIONED
-from ppl_vae.models import sufficient_statistics as moments
-from ppl_vae.models.eigen import right_singular
+from ppl_vae.models import sufficient_statistics
+from ppl_vae.models.eigen import right_singular_vectors
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
-WITHIN = 1e-8
+TOLERANCE = 1e-8
 
 
-def normal(shape, seed, scale=1.0):
+def gaussian(shape, seed, scale=1.0):
     return np.random.default_rng(seed).normal(size=shape) * scale
 
 
 def one_large_column():
-    x = normal((300, 8), 1)
+    x = gaussian((300, 8), 1)
     x[:, 3] *= 1000
     return x
 
 
-def outlier():
-    x = normal((200, 6), 2)
+def with_outlier():
+    x = gaussian((200, 6), 2)
     x[5] *= 1000
     return x
 
 
 def collinear(size):
-    x = normal((80, 5), 7)
-    x[:, 4] = x[:, 0] + size * normal(80, 8)
+    x = gaussian((80, 5), 7)
+    x[:, 4] = x[:, 0] + size * gaussian(80, 8)
     return x
 
 
@@ -51,88 +54,90 @@ TABLES = {
         np.random.default_rng(0).normal(size=(200, 4)) * [100, 3, 1, 1]
     ),
     "a column times 1000": one_large_column,
-    "an outlying row": outlier,
+    "an outlying row": with_outlier,
     "an id column": lambda: np.c_[np.arange(150), load_iris().data],
-    "units from 1e-6 to 1e6": lambda: normal((120, 6), 3, 10.0 ** np.array([6, -3, 0, 3, -6, -1])),
-    "units up to 1e12": lambda: normal((100, 5), 5, 10.0 ** np.array([12, 0, 3, 6, 1])),
-    "one column at 1e12": lambda: normal((100, 5), 5, np.array([1e12, 1, 1, 1, 1])),
+    "units from 1e-6 to 1e6": lambda: gaussian(
+        (120, 6), 3, 10.0 ** np.array([6, -3, 0, 3, -6, -1])
+    ),
+    "units up to 1e12": lambda: gaussian((100, 5), 5, 10.0 ** np.array([12, 0, 3, 6, 1])),
+    "one column at 1e12": lambda: gaussian((100, 5), 5, np.array([1e12, 1, 1, 1, 1])),
     "Cauchy": lambda: np.random.default_rng(6).standard_cauchy(size=(150, 6)),
-    "fewer rows than columns": lambda: normal((6, 15), 4),
+    "fewer rows than columns": lambda: gaussian((6, 15), 4),
     "raw wine": lambda: load_wine().data,
 }
-EM_KINDS = {
+ALGORITHMS = {
     "EM": lambda ppca, x: fit_em(ppca, x, accelerate=False, max_iterations=60),
     "PX-EM": fit_em,
     "variational EM": variational_em,
 }
 
 
-def noted(result, beginning):
+def has_note(result, beginning):
     return any(note.startswith(beginning) for note in result.notes)
 
 
-def check_end(result, best):
-    """Within 1e-8 of the maximum; or it says by how much it is not, or that float64 cannot."""
-    short, ill = best - float(result.log_likelihood[-1]), noted(result, ILL_CONDITIONED)
-    slack = 1e-6 if ill else WITHIN
+def check_optimum(result, best):
+    """The fit is within 1e-8 of the maximum, or reports its shortfall or a lack of precision."""
+    short, ill = best - float(result.log_likelihood[-1]), has_note(result, ILL_CONDITIONED)
+    slack = 1e-6 if ill else TOLERANCE
     assert short > -slack
     if result.converged:
         assert short < slack
-        assert not noted(result, NOT_CONVERGED)
+        assert not has_note(result, NOT_CONVERGED)
     else:
-        assert noted(result, NOT_CONVERGED)
+        assert has_note(result, NOT_CONVERGED)
         assert result.certificate == pytest.approx(short, rel=1e-3, abs=slack)
-    assert (result.objective[::2].diff() > -WITHIN).all()
+    assert (result.objective[::2].diff() > -TOLERANCE).all()
 
 
 # Complete data
 
 
-@pytest.mark.parametrize("kind", EM_KINDS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", TABLES)
-def test_every_end_is_the_closed_form_or_says_how_far_it_is(name, kind):
+def test_every_fit_reaches_the_closed_form_or_reports_its_distance(name, algorithm):
     x = TABLES[name]()
     values = oracles.long_spectrum(x)
     rank = min(x.shape[1], len(x) - 1)
     for latent_dim in sorted({1, 2, rank // 2, rank - 1}):
         best = oracles.long_closed_form_log_likelihood(values, latent_dim)
         for seed in range(2):
-            check_end(EM_KINDS[kind](PPCA.like(x, latent_dim, seed=seed), x), best)
+            check_optimum(ALGORITHMS[algorithm](PPCA.like(x, latent_dim, seed=seed), x), best)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_closed_form_has_all_digits(name):
+def test_the_closed_form_is_accurate(name):
     x = TABLES[name]()
     values = oracles.long_spectrum(x)
     for latent_dim in range(1, min(x.shape[1], len(x) - 1)):
         best = oracles.long_closed_form_log_likelihood(values, latent_dim)
         ppca = PPCA.like(x, latent_dim, seed=0)
         result = fit_closed_form(ppca, x)
-        slack = 1e-6 if noted(result, ILL_CONDITIONED) else 1e-9
+        slack = 1e-6 if has_note(result, ILL_CONDITIONED) else 1e-9
         assert float(result.log_likelihood[-1]) == pytest.approx(best, abs=slack)
         assert float(ppca.log_likelihood(x).mean().detach()) == pytest.approx(best, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ten_seeds_leave_the_saddle_point(seed):
+def test_ten_seeds_escape_the_saddle_point(seed):
     x = one_large_column()
     result = fit_em(PPCA.like(x, 3, seed=seed), x)
-    check_end(result, oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 3))
-    assert result.converged and noted(result, RESTARTED)
+    check_optimum(result, oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 3))
+    assert result.converged and has_note(result, RESTARTED)
 
 
 @pytest.mark.parametrize(("fit", "latent_dim"), [(fit_em, 25), (variational_em, 8)])
-def test_raw_breast_cancer(fit, latent_dim):
+def test_unscaled_breast_cancer_data(fit, latent_dim):
     x = load_breast_cancer().data
     result = fit(PPCA.like(x, latent_dim, seed=0), x)
     best = oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), latent_dim)
-    check_end(result, best)
+    check_optimum(result, best)
     assert result.converged
 
 
-def test_an_exact_saddle_point_is_left():
-    """W on the second and third axis is a stationary point, at which EM does not move at all."""
-    x = normal((100, 5), 0, np.array([5, 4.5, 4, 1, 1]))
+def test_em_escapes_an_exact_saddle_point():
+    """W on the second and third axis is a stationary point, which EM alone never leaves."""
+    x = gaussian((100, 5), 0, np.array([5, 4.5, 4, 1, 1]))
     values, vectors = oracles.sample_spectrum(x)
     noise = np.delete(values, [1, 2]).mean()
     assert values[2] > noise
@@ -142,7 +147,7 @@ def test_an_exact_saddle_point_is_left():
     result = fit_em(ppca, x)
     assert float(result.log_likelihood[5]) - float(result.log_likelihood[0]) < 1e-9
     assert float(result.log_likelihood[-1]) == pytest.approx(
-        oracles.closed_form_log_likelihood(values, 2), abs=WITHIN
+        oracles.closed_form_log_likelihood(values, 2), abs=TOLERANCE
     )
     (note,) = result.notes
     assert note.startswith(RESTARTED) and "once" in note
@@ -151,8 +156,8 @@ def test_an_exact_saddle_point_is_left():
 @pytest.mark.parametrize("exponent", [-150, 20, 150])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
-def test_a_unit_of_all_columns_changes_log_p_by_its_logarithm(exponent, missing, noise):
-    x = oracles.with_holes(normal((60, 5), 3, np.array([5, 3, 1, 1, 1])), missing, 1)
+def test_scaling_all_columns_shifts_log_p_by_the_log_scale(exponent, missing, noise):
+    x = oracles.with_holes(gaussian((60, 5), 3, np.array([5, 3, 1, 1, 1])), missing, 1)
     unit = 2.0 ** round(exponent / math.log10(2))
     plain, scaled = (
         PPCA.like(x, 1, noise=noise, seed=0),
@@ -167,8 +172,8 @@ def test_a_unit_of_all_columns_changes_log_p_by_its_logarithm(exponent, missing,
     torch.testing.assert_close(scaled.loadings / unit, plain.loadings, rtol=1e-3, atol=1e-4)
 
 
-def test_a_table_at_1e300_with_missing_values():
-    x = oracles.with_holes(normal((60, 5), 3), 0.3, 1) * 1e300
+def test_missing_values_in_a_table_of_size_1e300():
+    x = oracles.with_holes(gaussian((60, 5), 3), 0.3, 1) * 1e300
     ppca = PPCA.like(x, 2, seed=0)
     result = fit_em(ppca, x)
     assert result.converged and bool(result.log_likelihood.isfinite().all())
@@ -178,8 +183,8 @@ def test_a_table_at_1e300_with_missing_values():
     assert float(result.log_likelihood[-1]) == pytest.approx(moved, abs=1e-7)
 
 
-def test_a_start_without_a_finite_likelihood_is_refused():
-    x = oracles.with_holes(normal((60, 5), 3), 0.3, 1)
+def test_a_start_without_a_finite_likelihood_is_rejected():
+    x = oracles.with_holes(gaussian((60, 5), 3), 0.3, 1)
     ppca = PPCA.like(x, 2, seed=0).assign(noise_scale=1e-200)
     with pytest.raises((FloatingPointError, ValueError), match=r"start from PPCA\.like\(x\)"):
         fit_em(ppca, x)
@@ -188,41 +193,41 @@ def test_a_start_without_a_finite_likelihood_is_refused():
 @pytest.mark.parametrize("size", [1e-9, 1e-12])
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
 @pytest.mark.parametrize("missing", [0.0, 0.05])
-def test_collinear_columns_do_not_let_the_bound_fall(size, fit, missing):
+def test_the_bound_is_monotone_with_collinear_columns(size, fit, missing):
     x = oracles.with_holes(collinear(size), missing, 3)
     for latent_dim in (1, 3):
         result = fit(PPCA.like(x, latent_dim, seed=0), x)
-        assert (result.objective[::2].diff() > -WITHIN).all()
-        assert result.converged and not noted(result, ILL_CONDITIONED)
+        assert (result.objective[::2].diff() > -TOLERANCE).all()
+        assert result.converged and not has_note(result, ILL_CONDITIONED)
 
 
 @pytest.mark.parametrize("size", [1e-9, 1e-12])
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
 @pytest.mark.parametrize("missing", [0.0, 0.05])
-def test_a_noise_as_small_as_rounding_is_called_so(size, fit, missing):
-    """With K = 4 what is left is the tiny difference of two columns."""
+def test_noise_of_the_size_of_rounding_is_noted(size, fit, missing):
+    """With K = 4 the noise is the tiny difference of two columns."""
     x = oracles.with_holes(collinear(size), missing, 3)
     try:
         result = fit(PPCA.like(x, 4, seed=0), x)
     except ValueError as error:
         assert missing and "too little for float64" in str(error)
         return
-    assert (result.objective[::2].diff() > -WITHIN).all()
-    assert noted(result, ILL_CONDITIONED)
+    assert (result.objective[::2].diff() > -TOLERANCE).all()
+    assert has_note(result, ILL_CONDITIONED)
 
 
-def test_without_rotation_a_rotation_is_not_jumped():
-    """Diagonal q stalls in a rotation, which theory says and the fit is to show."""
+def test_without_rotation_the_fit_does_not_restart_at_a_rotation():
+    """Diagonal q converges slowly in the rotation, as in theory: the fit must not hide it."""
     x = oracles.simulate_ppca((16.0, 4.0), 1.0, 100, 6, seed=0)
     ppca = PPCA.like(x, 2, seed=0)
     result = variational_em(ppca, x, rotate=False, max_iterations=60)
-    assert not noted(result, RESTARTED) and not result.converged
+    assert not has_note(result, RESTARTED) and not result.converged
     best = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], 2)
     here = float(variational_em(ppca, x, rotate=False, max_iterations=1).objective[0])
     assert result.certificate == pytest.approx(best - here, rel=1e-6)
 
 
-def test_the_certificate_at_max_iterations_is_what_is_left():
+def test_the_certificate_at_max_iterations_is_the_remaining_gain():
     x = TABLES["raw wine"]()
     result = fit_em(PPCA.like(x, 4, seed=0), x, max_iterations=5)
     best = oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 4)
@@ -231,11 +236,11 @@ def test_the_certificate_at_max_iterations_is_what_is_left():
 
 
 @pytest.mark.parametrize("latent_dim", [2, 250])
-def test_a_table_too_large_for_qr_ends_at_the_closed_form_too(latent_dim, monkeypatch):
-    """The scatter matrix itself is formed then; where its rounding hides the noise, its factor."""
-    monkeypatch.setattr(moments, "QR_COST", 0)
-    monkeypatch.setattr(moments, "JACOBI_SIZE", 128)
-    x = normal((400, 260), 0, np.linspace(5, 1, 260))
+def test_a_table_too_large_for_qr_reaches_the_closed_form(latent_dim, monkeypatch):
+    """The scatter matrix is formed, and factored where its rounding would hide the noise."""
+    monkeypatch.setattr(sufficient_statistics, "MAX_QR_COST", 0)
+    monkeypatch.setattr(sufficient_statistics, "MAX_JACOBI_SIZE", 128)
+    x = gaussian((400, 260), 0, np.linspace(5, 1, 260))
     x[:, :3] *= [1e4, 30, 10]
     best = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], latent_dim)
     ends = [fit_closed_form(PPCA.like(x, latent_dim, seed=0), x)]
@@ -250,19 +255,19 @@ def test_a_table_too_large_for_qr_ends_at_the_closed_form_too(latent_dim, monkey
 @pytest.mark.parametrize(
     "load", [load_wine, load_iris, load_diabetes, load_linnerud, load_breast_cancer]
 )
-def test_scikit_learn_s_tables(load, standard):
+def test_the_data_sets_of_scikit_learn(load, standard):
     x = load().data
     x = (x - x.mean(0)) / x.std(0) if standard else x
     values, worst, saddles = oracles.long_spectrum(x), 0.0, 0
     for latent_dim in range(1, x.shape[1]):
         best = oracles.long_closed_form_log_likelihood(values, latent_dim)
-        for kind in ("PX-EM", "variational EM"):
+        for algorithm in ("PX-EM", "variational EM"):
             for seed in range(4):
-                result = EM_KINDS[kind](PPCA.like(x, latent_dim, seed=seed), x)
-                check_end(result, best)
+                result = ALGORITHMS[algorithm](PPCA.like(x, latent_dim, seed=seed), x)
+                check_optimum(result, best)
                 assert result.converged
                 worst = max(worst, best - float(result.log_likelihood[-1]))
-                saddles += noted(result, RESTARTED)
+                saddles += has_note(result, RESTARTED)
     print(f"{load.__name__}, {'standardised' if standard else 'raw'}: at most {worst:.1e} nats "
           f"per datum below the closed form, {saddles} fits restarted")  # fmt: skip
 
@@ -275,14 +280,14 @@ def parameters(ppca):
     return ppca.loadings.detach().numpy(), ppca.loc.detach().numpy(), scale**2
 
 
-def ends_with_missing(x, latent_dim, noise, seeds):
+def log_likelihoods_with_missing(x, latent_dim, noise, seeds):
     ends = []
     for seed in range(seeds):
         ppca = PPCA.like(x, latent_dim, noise=noise, seed=seed)
         result = fit_em(ppca, x)
         assert result.converged
         ends.append(float(result.log_likelihood[-1]))
-    here, best = direct.best_from(x, *parameters(ppca))
+    here, best = lbfgs.maximize_from(x, *parameters(ppca))
     assert here == pytest.approx(ends[-1], abs=1e-7)
     assert best - here < 1e-7
     return np.array(ends)
@@ -298,29 +303,31 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_seeds_agree_where_cells_are_missing_and_a_direct_search_finds_no_more(name):
+def test_with_missing_values_seeds_agree_and_lbfgs_finds_no_improvement(name):
     table, fraction, latent_dim = MISSING[name]
     x = oracles.with_holes(table(), fraction, 42)
-    assert np.ptp(ends_with_missing(x, latent_dim, "isotropic", 3)) < WITHIN
+    assert np.ptp(log_likelihoods_with_missing(x, latent_dim, "isotropic", 3)) < TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.05, 0.3])
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
 @pytest.mark.parametrize("load", [load_wine, load_iris, load_diabetes])
-def test_twenty_starts_and_a_direct_search(load, noise, fraction):
+def test_with_missing_values_twenty_starts_and_lbfgs(load, noise, fraction):
     x = oracles.with_holes(load().data, fraction, 42)
     for latent_dim in (1, 2, 3):
         if latent_dim >= x.shape[1] - 1:
             continue
-        ends = ends_with_missing(x, latent_dim, noise, 20)
-        lower = int((ends < ends.max() - WITHIN).sum())
-        print(f"{load.__name__}, {noise}, {fraction:.0%}, K = {latent_dim}: {lower} of 20 starts "
-              f"end lower, by {np.ptp(ends):.1e} nats per datum at most")  # fmt: skip
+        ends = log_likelihoods_with_missing(x, latent_dim, noise, 20)
+        num_lower = int((ends < ends.max() - TOLERANCE).sum())
+        print(
+            f"{load.__name__}, {noise}, {fraction:.0%}, K = {latent_dim}: {num_lower} of 20 "
+            f"starts end lower, by {np.ptp(ends):.1e} nats per datum at most"
+        )
 
 
-def test_the_expected_covariance_is_that_of_each_row():
-    x = oracles.with_holes(normal((30, 6), 1), 0.3, 2)
+def test_the_expected_covariance_matches_a_loop_over_rows():
+    x = oracles.with_holes(gaussian((30, 6), 1), 0.3, 2)
     ppca = PPCA.like(x, 2, noise="diagonal", seed=0)
     loadings, loc, variance = parameters(ppca)
     C, total = loadings @ loadings.T + np.diag(variance), np.zeros((6, 6))
@@ -331,18 +338,18 @@ def test_the_expected_covariance_is_that_of_each_row():
         off[m] = gain @ off[s]
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
-    tensors = [torch.from_numpy(v) for v in (loadings, loc, variance)]
-    factor = expected_factor(RowBlocks(x), *tensors)
+    tensors = tuple(torch.from_numpy(v) for v in (loadings, loc, variance))
+    factor = expected_covariance_factor(RowBlocks(x), tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)
     whitened = total / len(x) / np.sqrt(np.outer(variance, variance))
-    values, axes, rest = expected_leading(RowBlocks(x), *tensors)
+    values, axes, rest = expected_leading_eigenpairs(RowBlocks(x), tensors)
     expected = np.linalg.eigvalsh(whitened)[::-1]
     np.testing.assert_allclose(values, expected[:2], rtol=1e-9)
     assert float(rest) == pytest.approx(expected[2:].sum(), rel=1e-9)
     np.testing.assert_allclose(whitened @ axes.numpy(), (axes * values).numpy(), atol=1e-9)
 
 
-def test_many_columns_with_missing_values_leave_a_saddle_point():
+def test_em_escapes_a_saddle_point_with_missing_values_in_many_columns():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(120, 3)) * [6, 4, 3] @ rng.normal(size=(3, 300)) + rng.normal(
         size=(120, 300)
@@ -351,7 +358,7 @@ def test_many_columns_with_missing_values_leave_a_saddle_point():
     filled = np.where(np.isnan(x), np.nanmean(x, 0), x)
     axes = np.linalg.svd(filled - filled.mean(0))[2]
     ppca = PPCA.like(x, 2, seed=0)
-    ppca.assign(loadings=torch.from_numpy(axes[1:3].T.copy() * 20.0))  # the first axis is left out
+    ppca.assign(loadings=torch.from_numpy(axes[1:3].T.copy() * 20.0))  # the first axis is missing
     ends = [fit_em(model, x, tol=1e-7) for model in (ppca, PPCA.like(x, 2, seed=1))]
     assert ends[0].converged and ends[1].converged
     assert float(ends[0].log_likelihood[-1]) == pytest.approx(
@@ -359,11 +366,11 @@ def test_many_columns_with_missing_values_leave_a_saddle_point():
     )
 
 
-# Noise of each column
+# Diagonal noise
 
 
-def profile_height(covariance, log_variance, latent_dim):
-    """-1/2 (sum log psi + tr S* + sum over kept t > 1 of log t + 1 - t), densely."""
+def profile_log_likelihood(covariance, log_variance, latent_dim):
+    """-1/2 (sum log psi + tr S* + sum over the first K t > 1 of log t + 1 - t), densely."""
     scale = np.exp(log_variance / 2)
     values = np.linalg.eigvalsh(covariance / np.outer(scale, scale))[::-1]
     kept = values[:latent_dim]
@@ -371,34 +378,38 @@ def profile_height(covariance, log_variance, latent_dim):
     return -0.5 * (log_variance.sum() + values.sum() + (np.log(kept) + 1 - kept).sum())
 
 
-def test_the_profile_likelihood_and_its_derivatives():
+def test_the_profile_likelihood_and_its_derivatives_match_finite_differences():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 2)) @ rng.normal(size=(2, 5)) + rng.normal(size=(50, 5))
     covariance = np.cov(x.T, bias=True)
-    at = np.log(np.diag(covariance) * rng.uniform(0.2, 0.8, size=5))
+    log_variance = np.log(np.diag(covariance) * rng.uniform(0.2, 0.8, size=5))
     factor = torch.from_numpy(np.linalg.cholesky(covariance).T.copy())
-    profile = Profile.of(factor, torch.from_numpy(np.exp(at)), 2)
-    assert float(profile.height) == pytest.approx(profile_height(covariance, at, 2), rel=1e-12)
+    profile = ProfileLikelihood.of(factor, torch.from_numpy(np.exp(log_variance)), 2)
+    assert float(profile.log_likelihood) == pytest.approx(
+        profile_log_likelihood(covariance, log_variance, 2), rel=1e-12
+    )
     gradient, hessian = profile.derivatives()
     steps = 1e-4 * np.eye(5)
     for i in range(5):
-        up, down = (profile_height(covariance, at + s * steps[i], 2) for s in (1, -1))
+        up, down = (
+            profile_log_likelihood(covariance, log_variance + s * steps[i], 2) for s in (1, -1)
+        )
         assert float(gradient[i]) == pytest.approx((up - down) / 2e-4, abs=1e-6)
         for j in range(5):
             corners = [
-                profile_height(covariance, at + a * steps[i] + b * steps[j], 2)
+                profile_log_likelihood(covariance, log_variance + a * steps[i] + b * steps[j], 2)
                 for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))
             ]
             second = (corners[0] - corners[1] - corners[2] + corners[3]) / 4e-8
             assert float(hessian[i, j]) == pytest.approx(second, abs=1e-5)
 
 
-def test_newton_s_method_ends_at_a_maximum_above_the_floors():
+def test_newton_s_method_finds_a_maximum_above_the_floors():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 6)) + rng.normal(size=(60, 6))
     covariance = SampleCovariance.of(x)
     variance = covariance.diagonal
-    profile = best_noise(covariance.factor, variance / 2, variance * 0.3, 2)
+    profile = maximize_profile_likelihood(covariance.factor, variance / 2, variance * 0.3, 2)
     gradient, _ = profile.derivatives()
     free = profile.variance > variance * 0.3 * (1 + 1e-9)
     assert gradient[free].abs().max() < 1e-6
@@ -406,26 +417,25 @@ def test_newton_s_method_ends_at_a_maximum_above_the_floors():
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
-def test_factor_analysis_ends_where_a_direct_search_finds_no_more(latent_dim):
+def test_lbfgs_finds_no_improvement_of_factor_analysis(latent_dim):
     x = load_wine().data
     ppca = PPCA.like(x, latent_dim, noise="diagonal", seed=0)
     result = fit_em(ppca, x)
-    here, best = direct.best_from(x, *parameters(ppca))
+    here, best = lbfgs.maximize_from(x, *parameters(ppca))
     assert result.converged
     assert best - here == pytest.approx(result.certificate, abs=1e-9)
-    assert best - here < WITHIN
+    assert best - here < TOLERANCE
 
 
-def test_the_best_of_several_starts_is_kept():
-    x = normal((40, 6), 4)  # without structure, so that factor analysis has several maxima
-    options = {"tol": 1e-6, "max_iterations": 300}
+def test_the_best_of_several_starts_is_returned():
+    x = gaussian((40, 6), 4)  # white noise, for which factor analysis has several maxima
     ends = []
     for seed in range(4):
-        fit = fit_em(PPCA.like(x, 2, noise="diagonal", seed=seed), x, **options)
+        fit = fit_em(PPCA.like(x, 2, noise="diagonal", seed=seed), x, tol=1e-6, max_iterations=300)
         ends.append(float(fit.objective[-1]))
     assert np.ptp(ends) > 1e-3
     worst = PPCA.like(x, 2, noise="diagonal", seed=int(np.argmin(ends)))
-    result = fit_em(worst, x, starts=6, **options)
+    result = fit_em(worst, x, starts=6, tol=1e-6, max_iterations=300)
     assert float(result.objective[-1]) > min(ends) + 1e-3
     assert float(worst.log_likelihood(x).mean().detach()) == pytest.approx(
         float(result.log_likelihood[-1]), abs=1e-6
@@ -439,8 +449,8 @@ def test_the_best_of_several_starts_is_kept():
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
-def test_the_best_parameters_of_each_family(latent_dim):
-    x = normal((80, 6), 3, np.array([5, 4, 3, 0.5, 0.4, 0.3]))
+def test_the_best_parameters_of_each_family_match_theory(latent_dim):
+    x = gaussian((80, 6), 3, np.array([5, 4, 3, 0.5, 0.4, 0.3]))
     values, _ = oracles.sample_spectrum(x)
     top = oracles.closed_form_log_likelihood(values, latent_dim)
     expected = {
@@ -458,9 +468,9 @@ def test_the_best_parameters_of_each_family(latent_dim):
         assert found == pytest.approx(best, rel=1e-12)
 
 
-def test_an_axis_that_a_unit_q_has_no_use_for_is_off():
+def test_an_axis_below_the_noise_of_a_unit_q_is_zero():
     """The formula for all axes would give a column a negative squared norm."""
-    x = normal((80, 6), 3, np.array([5, 3, 2, 1.5, 1, 0.5]))
+    x = gaussian((80, 6), 3, np.array([5, 3, 2, 1.5, 1, 0.5]))
     values, _ = oracles.sample_spectrum(x)
     assert (oracles.optimal_unit_q(values, 4)[1] < 0).any()
     ones = torch.ones(6, dtype=torch.float64)
@@ -487,9 +497,9 @@ def test_an_axis_that_a_unit_q_has_no_use_for_is_off():
         assert max(bound(W, noise * (1 + size)), bound(W, noise * (1 - size))) < top
 
 
-def test_singular_values_of_columns_of_any_unit_have_all_digits():
-    x = normal((30, 6), 0, 10.0 ** np.array([12, 0, 3, 6, 9, -3]))
-    values, axes = right_singular(torch.from_numpy(x - x.mean(0)))
+def test_singular_values_are_accurate_for_columns_of_any_unit():
+    x = gaussian((30, 6), 0, 10.0 ** np.array([12, 0, 3, 6, 9, -3]))
+    values, axes = right_singular_vectors(torch.from_numpy(x - x.mean(0)))
     expected = np.sqrt((oracles.long_spectrum(x) * len(x)).astype(float))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     torch.testing.assert_close(axes.T @ axes, torch.eye(6, dtype=torch.float64))

@@ -28,10 +28,10 @@ def make(seed=0):
     return PPCA.from_parameters(loadings, loc, variance.sqrt()), truth
 
 
-# The same interface
+# Exact quantities
 
 
-def test_every_exact_quantity_is_that_of_the_dense_covariance():
+def test_every_exact_quantity_matches_the_dense_covariance():
     ppca, (loc, loadings, variance) = make()
     x, C = simulate(N, D, K, 1), oracles.ppca_covariance(loadings, variance)
     assert ppca.noise == "diagonal"
@@ -42,7 +42,7 @@ def test_every_exact_quantity_is_that_of_the_dense_covariance():
     close(ppca.posterior(x).mean, means)
     close(ppca.posterior(x).covariance_matrix, covariances)
     close(ppca.reconstruct(x), means @ loadings.T + loc)
-    weighted = loadings / variance[:, None]  # Bartlett's scores
+    weighted = loadings / variance[:, None]  # Bartlett scores
     scores = np.linalg.solve(loadings.T @ weighted, weighted.T @ (x - loc).T).T
     close(ppca.reconstruct(x, shrink=False), scores @ loadings.T + loc)
     draws = ppca.sample(20_000, seed=0).numpy()
@@ -50,7 +50,7 @@ def test_every_exact_quantity_is_that_of_the_dense_covariance():
     assert np.abs(spread - 1).max() < 6 * np.sqrt(D / 20_000)
 
 
-def test_isotropic_noise_is_the_special_case():
+def test_isotropic_noise_is_a_special_case():
     ppca, (loc, loadings, _) = make()
     x = simulate(N, D, K, 1)
     ppca.assign(noise_scale=0.7)
@@ -72,7 +72,7 @@ def test_the_canonical_form_makes_the_latents_independent_given_x():
     assert (found[np.abs(found).argmax(0), range(K)] > 0).all()
 
 
-def test_the_program_has_a_noise_a_column():
+def test_the_program_has_one_noise_scale_per_column():
     ppca, (_, _, variance) = make()
     x = torch.from_numpy(simulate(N, D, K, 1))
     trace = poutine.trace(ppca.model).get_trace(x, mask=x > 0)
@@ -87,7 +87,7 @@ def test_the_program_has_a_noise_a_column():
     assert ppca.model(num_data=3).shape == (3, D)
 
 
-def test_a_kl_between_factor_models_is_that_of_dense_covariances():
+def test_the_kl_between_factor_models_matches_dense_covariances():
     (first, ours), (second, theirs) = make(0), make(1)
     assert subspace(first, second).kl == pytest.approx(oracles.implied_kl(ours, theirs), rel=1e-9)
     flat = PPCA.from_parameters(second.loadings.detach(), second.loc.detach(), 0.8)
@@ -96,17 +96,17 @@ def test_a_kl_between_factor_models_is_that_of_dense_covariances():
     assert subspace(flat, first).kl == pytest.approx(oracles.implied_kl(theirs, ours), rel=1e-9)
 
 
-def test_a_factor_model_is_saved_and_loaded(tmp_path):
+def test_a_factor_model_can_be_saved_and_loaded(tmp_path):
     ppca, _ = make()
     again = load(save(ppca, tmp_path / "fa"))
     assert again.noise == "diagonal"
     close(again.covariance(), ppca.covariance().detach())
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_a_model_like_the_data_starts_in_each_column_s_unit(holes):
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_initial_model_has_the_scale_of_each_column(missing):
     x = simulate(N, D, K, 1) * 10.0 ** np.arange(D)
-    x = oracles.with_holes(x, 0.2, 0) if holes else x
+    x = oracles.with_holes(x, 0.2, 0) if missing else x
     ppca = PPCA.like(x, K, noise="diagonal", seed=0)
     close(ppca.noise_scale, np.sqrt(np.nanvar(x, 0) / 2))
     close(ppca.loc, np.nanmean(x, 0))
@@ -118,7 +118,7 @@ def test_a_model_like_the_data_starts_in_each_column_s_unit(holes):
 
 
 @pytest.mark.parametrize("sizes", [(500, 20, 3), (1000, 60, 5), (300, 10, 2)])
-def test_px_em_comes_to_scikit_learn_s_optimum(sizes):
+def test_px_em_reaches_the_optimum_of_scikit_learn(sizes):
     N, D, K = sizes
     x = simulate(N, D, K, seed=D + 1)
     theirs = FactorAnalysis(K, svd_method="lapack", tol=1e-10, max_iter=10_000).fit(x)
@@ -135,7 +135,7 @@ def test_px_em_comes_to_scikit_learn_s_optimum(sizes):
     assert result.steps < theirs.n_iter_
 
 
-def test_a_step_on_complete_data_is_that_of_explicit_posteriors():
+def test_one_step_on_complete_data_matches_explicit_posteriors():
     (ppca, (_, loadings, variance)), x = make(), simulate(N, D, K, 1)
     truth = x.mean(0), loadings, variance
     for accelerate in (True, False):
@@ -148,19 +148,20 @@ def test_a_step_on_complete_data_is_that_of_explicit_posteriors():
 
 @pytest.mark.parametrize("start", [(1e-3, 1.0), (1e3, 1.0), (1.0, 1e-6), (1.0, 1e6), (1e-3, 1e-4)])
 @pytest.mark.parametrize("name", ["EM", "PX-EM", "diagonal", "isotropic", "unit", "rotating"])
-def test_the_bound_never_falls_from_wild_starts(start, name):
+def test_the_bound_is_monotone_from_extreme_starts(start, name):
     x, (scale, variance) = simulate(N, D, K, 1), start
     rng = np.random.default_rng(3)
     loadings = torch.tensor(scale * rng.normal(size=(D, K)))
     noise = torch.tensor(variance * rng.uniform(0.5, 2.0, size=D)).sqrt()
     ppca = PPCA.from_parameters(loadings, torch.zeros(D), noise)
-    options = {"tol": 0.0, "max_iterations": 40}
     if "EM" in name:
-        result = fit_em(ppca, x, accelerate=name == "PX-EM", **options)
+        result = fit_em(ppca, x, accelerate=name == "PX-EM", tol=0.0, max_iterations=40)
     else:
-        covariance = "diagonal" if name == "rotating" else name
         rotate = name == "rotating"
-        result = variational_em(ppca, x, covariance=covariance, rotate=rotate, **options)
+        family = "diagonal" if rotate else name
+        result = variational_em(
+            ppca, x, covariance=family, rotate=rotate, tol=0.0, max_iterations=40
+        )
     least = min(variance / 2, parameters(ppca)[2].min())
     size = result.objective.abs()
     largest = max(np.var(x, 0).sum(), scale**2 * D)
@@ -181,7 +182,7 @@ def test_rotating_variational_em_reaches_the_optimum():
     close(q.variance[0], second.posterior(x).variance[0].detach(), 1e-8)
 
 
-def test_the_units_of_a_column_change_only_its_own_parameters():
+def test_scaling_a_column_changes_its_own_parameters_alone():
     x, scale = simulate(300, 10, 2, seed=11), 10.0 ** np.arange(-4, 6)
     first, second = (PPCA.like(units * x, 2, noise="diagonal", seed=0) for units in (1, scale))
     ends = [fit_em(ppca, units * x) for ppca, units in ((first, 1), (second, scale))]
@@ -191,38 +192,38 @@ def test_the_units_of_a_column_change_only_its_own_parameters():
 
 
 @pytest.mark.parametrize("d", range(D))
-def test_a_leap_is_to_where_the_density_is_highest_in_one_variance(d):
+def test_an_accelerated_noise_variance_maximizes_the_density_in_it_alone(d):
     (_, loadings, variance), x = make()[1], simulate(N, D, K, 1)
     loc = x.mean(0)
     means, covariances = oracles.posterior(x, loc, loadings, variance)
     residual = ((x - loc - means @ loadings.T) ** 2).mean(0)
     spread = np.einsum("dk,kl,dl->d", loadings, covariances[0], loadings)
     rule = Noise(torch.full((D,), 1e-9, dtype=torch.float64), True)
-    leapt = rule.accelerate(*map(torch.tensor, (variance, residual, spread))).numpy()
+    accelerated = rule.accelerate(*map(torch.tensor, (variance, residual, spread))).numpy()
 
     def value(factor):
         moved = variance.copy()
-        moved[d] = leapt[d] * factor
+        moved[d] = accelerated[d] * factor
         return oracles.mean_log_density(x, loc, loadings, moved)
 
-    assert leapt[d] > 1e-8
-    assert value(1.0) > max(value(1.01), value(0.99), value(variance[d] / leapt[d]))
+    assert accelerated[d] > 1e-8
+    assert value(1.0) > max(value(1.01), value(0.99), value(variance[d] / accelerated[d]))
     slope = (value(1 + 1e-4) - value(1 - 1e-4)) / 2e-4
     assert abs(slope) < 1e-6
 
 
-# Columns without noise of their own
+# Columns without noise (Heywood cases)
 
 
-def heywood(holes):
+def heywood(missing):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 6)) * 2 + rng.normal(size=(40, 6))
-    return oracles.with_holes(x, 0.1, 1) if holes else x
+    return oracles.with_holes(x, 0.1, 1) if missing else x
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_a_vanishing_noise_stops_at_its_floor_and_is_noted(holes):
-    x = heywood(holes)
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_vanishing_noise_variance_reaches_its_floor_and_is_noted(missing):
+    x = heywood(missing)
     ends = []
     for floor in (1e-2, 1e-4):
         ppca = PPCA.like(x, 2, noise="diagonal", seed=0)
@@ -245,10 +246,10 @@ def test_a_duplicated_column_is_noted():
     assert note.startswith("noise at its floor (Heywood cases): 0, 1")
 
 
-# What is refused
+# Invalid arguments
 
 
-def test_a_constant_column_has_no_noise_of_its_own():
+def test_a_constant_column_is_rejected():
     x = simulate(N, D, K, 1)
     x[:, 2] = 0.1
     message = r"x has constant columns: \[2\]; .*noise='isotropic'"
@@ -261,7 +262,7 @@ def test_a_constant_column_has_no_noise_of_its_own():
         fit_em(PPCA(D, K, noise="diagonal"), x)
 
 
-def test_there_is_no_closed_form():
+def test_there_is_no_closed_form_of_factor_analysis():
     x = simulate(N, D, K, 1)
     with pytest.raises(ValueError, match=r"no closed form with noise='diagonal'.*use fit_em"):
         fit_closed_form(PPCA(D, K, noise="diagonal"), x)
@@ -269,12 +270,12 @@ def test_there_is_no_closed_form():
 
 @pytest.mark.parametrize("bad", [0.0, 1.0, -1e-3])
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
-def test_a_floor_is_a_share(fit, bad):
+def test_noise_floor_must_be_a_share(fit, bad):
     with pytest.raises(ValueError, match="noise_floor must lie between 0 and 1"):
         fit(PPCA(D, K, noise="diagonal"), simulate(N, D, K, 1), noise_floor=bad)
 
 
-def test_an_unknown_noise_is_refused():
+def test_an_unknown_noise_is_rejected():
     with pytest.raises(
         ValueError, match="noise must be one of 'isotropic', 'diagonal'; got 'full'"
     ):

@@ -29,12 +29,12 @@ KINDS = [{}, {"tied": True}, {"tied": True, "columns": "orthonormal"}, {"columns
 NAMES = ["untied", "tied", "orthonormal", "unit"]
 
 
-def linear(K=3, data_dim=8, **how):
-    return Autoencoder.linear(data_dim, K, seed=0, **how).double()
+def linear(K=3, data_dim=8, **options):
+    return Autoencoder.linear(data_dim, K, seed=0, **options).double()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
-def test_pca_is_that_of_scikit_learn(kind):
+def test_pca_matches_scikit_learn(kind):
     autoencoder = linear(**kind)
     fit = fit_pca(autoencoder, X)
     pca = PCA(3).fit(X)
@@ -48,7 +48,7 @@ def test_pca_is_that_of_scikit_learn(kind):
     assert repr(fit).startswith("PCA: 1 steps")
 
 
-def test_no_linear_autoencoder_has_less_squared_error():
+def test_pca_minimizes_the_squared_error_of_linear_autoencoders():
     autoencoder = linear(likelihood=Gaussian(0.3))
     best = float(fit_pca(autoencoder, X).objective)
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +61,7 @@ def test_no_linear_autoencoder_has_less_squared_error():
         fit_pca(autoencoder, X)
 
 
-def test_fewer_rows_than_columns_and_as_many_axes_as_there_are():
+def test_fewer_rows_than_columns_and_full_rank():
     x = np.random.default_rng(0).normal(size=(5, 9))
     autoencoder = linear(4, 9, tied=True)
     assert float(fit_pca(autoencoder, x).objective) == pytest.approx(
@@ -74,23 +74,23 @@ def test_fewer_rows_than_columns_and_as_many_axes_as_there_are():
     ("make", "match"),
     [
         (lambda: linear(prior="laplace"), "autoencoder must have prior='flat' and a Gaussian of"),
-        (lambda: linear(likelihood=Gaussian("shared")), r"prior='flat' and Gaussian\(scale='sh"),
+        (lambda: linear(likelihood=Gaussian("shared")), r"prior='flat' and Gaussian\(scale=.sh"),
         (lambda: linear(likelihood=Bernoulli(soft_targets=True)), "squared error alone"),
         (lambda: Autoencoder.mlp(8, 3, seed=0), "autoencoder must be linear, as Autoencoder.line"),
         (lambda: linear(code_activation="relu"), "autoencoder must be linear"),
         (
             lambda: linear(9),
-            "latent_dim=9 is more than x has axes: the rank of the centred data is 8",
+            "latent_dim=9 is larger than the rank of the centred data, 8",
         ),
         (lambda: linear(3, 7), "x has 8 columns, the autoencoder 7"),
     ],
 )
-def test_what_is_no_linear_autoencoder_is_refused(make, match):
+def test_unsuitable_autoencoders_are_rejected(make, match):
     with pytest.raises(ValueError, match=match):
         fit_pca(make(), X)
 
 
-def test_holes_are_refused():
+def test_missing_values_are_rejected():
     with pytest.raises(ValueError, match="missing"):
         fit_pca(linear(), np.where(X > 4, np.nan, X))
 
@@ -98,8 +98,8 @@ def test_holes_are_refused():
 # The implied Gaussian
 
 
-def by_scipy(autoencoder, x):
-    """Codes' mean and covariance, and the mean squared residual, in numpy."""
+def scipy_log_likelihood(autoencoder, x):
+    """log p from the codes' mean and covariance and the mean squared residual, in numpy."""
     codes = autoencoder.features(x).numpy()
     with torch.no_grad():
         offset = autoencoder.decoder(torch.zeros(1, codes.shape[1]).double())[0].numpy()
@@ -116,14 +116,14 @@ def by_scipy(autoencoder, x):
 
 @pytest.mark.parametrize("kind", [*KINDS, {"code_activation": "tanh"}], ids=[*NAMES, "tanh"])
 @pytest.mark.parametrize("K", [1, 3])
-def test_it_is_the_gaussian_of_codes_and_residuals(kind, K):
+def test_the_implied_gaussian_is_that_of_codes_and_residuals(kind, K):
     autoencoder = linear(K, **kind).center(X)
-    expected = by_scipy(autoencoder, X)
+    expected = scipy_log_likelihood(autoencoder, X)
     found = implied_gaussian(autoencoder, X).log_likelihood(X).detach()
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_pcas_falls_short_of_the_closed_form_by_the_formula():
+def test_the_implied_gaussian_of_pca_falls_short_of_ppca_by_the_formula():
     autoencoder, best = linear(), PPCA.like(X, 3)
     fit_pca(autoencoder, X)
     fit_closed_form(best, X)
@@ -139,7 +139,7 @@ def test_pcas_falls_short_of_the_closed_form_by_the_formula():
     assert subspace(implied, best).largest_angle < 1e-6
 
 
-def test_rotating_or_stretching_codes_changes_nothing():
+def test_the_implied_gaussian_is_invariant_to_linear_maps_of_the_codes():
     autoencoder = linear().center(X)
     before = implied_gaussian(autoencoder, X).log_likelihood(X).detach()
     turn = torch.as_tensor(oracles.rotation(3, 0) * [0.1, 3.0, 7.0])
@@ -152,7 +152,7 @@ def test_rotating_or_stretching_codes_changes_nothing():
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
-def test_a_dead_code_and_a_dimension_too_many_are_no_hindrance():
+def test_the_implied_gaussian_with_unused_codes_and_more_codes_than_columns():
     x = digits()[:100]
     autoencoder = Autoencoder.linear(64, 70, columns="unit", code_activation="relu", seed=0)
     implied = implied_gaussian(autoencoder, x)
@@ -160,7 +160,7 @@ def test_a_dead_code_and_a_dimension_too_many_are_no_hindrance():
     assert bool(implied.log_likelihood(x).isfinite().all())
 
 
-def test_holes_count_for_nothing():
+def test_the_implied_gaussian_ignores_missing_values():
     mask = np.random.default_rng(0).random(X.shape) > 0.2
     autoencoder = linear().center(X)
     codes = autoencoder.features(X, mask=mask).numpy()
@@ -175,23 +175,23 @@ def test_holes_count_for_nothing():
     np.testing.assert_allclose(loadings @ loadings.T, spread, atol=1e-12)
 
 
-def test_what_implies_no_gaussian_says_so():
+def test_autoencoders_without_an_implied_gaussian_are_rejected():
     whole = linear(8)
     fit_pca(whole, X)
     with pytest.raises(ValueError, match="of latent_dim=8, reproduces x without an error"):
         implied_gaussian(whole, X)
-    with pytest.raises(ValueError, match=r"must be an affine map W z \+ b, and is none: it is"):
+    with pytest.raises(ValueError, match=r"must be an affine map W z \+ b; its outputs differ"):
         implied_gaussian(Autoencoder.mlp(8, 3, seed=0).double(), X)
-    coins = linear(likelihood=Bernoulli(soft_targets=True))
-    with pytest.raises(ValueError, match="that of a Gaussian likelihood whose sigma is no netw"):
-        implied_gaussian(coins, 1 / (1 + np.exp(-X)))
+    bernoulli = linear(likelihood=Bernoulli(soft_targets=True))
+    with pytest.raises(ValueError, match="needs a Gaussian likelihood whose sigma is no netw"):
+        implied_gaussian(bernoulli, 1 / (1 + np.exp(-X)))
 
 
-def test_a_decoder_of_ones_own_that_is_affine_will_do():
-    decoder = nn.Sequential(mlp(3, 4, seed=0), mlp(4, 8, seed=1))  # two maps in a row
+def test_a_custom_affine_decoder_is_accepted():
+    decoder = nn.Sequential(mlp(3, 4, seed=0), mlp(4, 8, seed=1))  # two affine maps
     made = Autoencoder(encoder=mlp(8, 3, (5,), seed=2), decoder=decoder, data_dim=8, latent_dim=3)
     x = torch.as_tensor(X)
-    expected = by_scipy(made.double(), X)
+    expected = scipy_log_likelihood(made.double(), X)
     np.testing.assert_allclose(
         implied_gaussian(made, x).log_likelihood(x).detach(), expected, rtol=1e-9
     )

@@ -1,4 +1,4 @@
-"""Variational EM on data with missing values, against slow dense oracles."""
+"""Variational EM on incomplete_data with missing values, against dense oracles."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ import oracles
 from fitted import close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
-from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
+from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
+from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -18,7 +18,7 @@ FAMILIES = ("unit", "isotropic", "diagonal", "full")
 NOISES = ("isotropic", "diagonal")
 
 
-def data(seed=0, num_data=N):
+def incomplete_data(seed=0, num_data=N):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, num_data, D, seed)
     return oracles.with_holes(x, 0.3, seed)
 
@@ -38,8 +38,8 @@ def bound(x, loc, loadings, noise, family):
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_and_bounds_are_those_of_the_slow_oracle(noise, family):
-    x = data()
+def test_steps_and_bounds_match_the_dense_oracle(noise, family):
+    x = incomplete_data()
     ppca = PPCA.like(x, K, noise=noise, seed=0)
     truth = parameters(ppca)
     for _ in range(3):
@@ -56,15 +56,15 @@ def test_steps_and_bounds_are_those_of_the_slow_oracle(noise, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(family):
+def test_without_missing_values_the_steps_match_those_on_complete_data(family):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, N, D, seed=0)
     ppca, blocks = PPCA.like(x, K, seed=0), RowBlocks(x)
     columns, covariance = summarize(blocks)
     rule, (_, loadings, variance) = Noise.of(ppca, columns, 1e-6), parameters(ppca)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
-    one = CompleteDataEM(CompleteProblem(covariance, rule, family, "none"), W, psi)
-    holes = MissingDataProblem(blocks, columns, rule, family, "none")
-    other = MissingDataEM(holes, W, columns.mean, psi)
+    one = CompleteDataEM(CompleteProblem(covariance, rule, family, "fixed"), W, psi)
+    problem = MissingDataProblem(blocks, columns, rule, family, "fixed")
+    other = MissingDataEM(problem, W, columns.mean, psi)
     for _ in range(10):
         for name in ("log_likelihood", "bound", "loadings", "loc", "variance"):
             torch.testing.assert_close(
@@ -77,8 +77,8 @@ def test_where_nothing_is_missing_the_steps_are_those_on_the_covariance(family):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_the_bound_never_falls_and_stays_below_log_p(noise, rotate, scale):
-    x = data(seed=1)
+def test_the_bound_is_monotone_and_below_log_p(noise, rotate, scale):
+    x = incomplete_data(seed=1)
     ppca = PPCA.like(x, K, noise=noise, seed=1)
     ppca.assign(loadings=scale * ppca.loadings.detach())
     fit = variational_em(ppca, x, rotate=rotate, max_iterations=60, tol=0.0)
@@ -92,17 +92,17 @@ def test_the_bound_never_falls_and_stays_below_log_p(noise, rotate, scale):
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("family", ["unit", "isotropic", "diagonal"])
-def test_it_ends_where_the_bound_is_flat_and_em_would_still_raise_log_p(noise, family):
+def test_the_bound_is_stationary_at_the_end_and_em_can_still_raise_log_p(noise, family):
     latent_dim = 2 if noise == "isotropic" else 1
-    x = data(seed=2, num_data=150)
-    if noise == "diagonal":  # one factor, so that no noise variance goes to zero
+    x = incomplete_data(seed=2, num_data=150)
+    if noise == "diagonal":  # one factor, so that no noise variance converges to zero
         x = oracles.with_holes(oracles.simulate_ppca((9,), 0.8, 150, D, seed=2), 0.3, seed=2)
     ppca = PPCA.like(x, latent_dim, noise=noise, seed=0)
     fit = variational_em(ppca, x, covariance=family, tol=1e-13)
     assert fit.stopped.startswith("converged")
     loc, loadings, variance = (torch.tensor(p).requires_grad_() for p in parameters(ppca))
-    psi, seen = variance.expand(D), torch.from_numpy(~np.isnan(x))
-    value = dense_bound(torch.from_numpy(np.nan_to_num(x)), seen, loc, loadings, psi, family)
+    psi, observed = variance.expand(D), torch.from_numpy(~np.isnan(x))
+    value = dense_bound(torch.from_numpy(np.nan_to_num(x)), observed, loc, loadings, psi, family)
     assert float(value.detach()) == pytest.approx(float(fit.objective[-1]), abs=1e-9)
     value.backward()
     for parameter in (loc, loadings, variance):
@@ -114,9 +114,9 @@ def test_it_ends_where_the_bound_is_flat_and_em_would_still_raise_log_p(noise, f
         assert gained > 1e-4
 
 
-def dense_bound(x, seen, loc, loadings, psi, family):
+def dense_bound(x, observed, loc, loadings, psi, family):
     total = 0
-    for row, s in zip(x, seen, strict=True):
+    for row, s in zip(x, observed, strict=True):
         W, noise = loadings[s], psi[s]
         p = torch.distributions.MultivariateNormal(loc[s], W @ W.mT + noise.diag())
         precision = torch.eye(len(loadings.mT)) + (W.mT / noise) @ W
@@ -132,8 +132,8 @@ def dense_bound(x, seen, loc, loadings, psi, family):
     return total / len(x)
 
 
-def test_rotating_gets_there_in_fewer_iterations():
-    x = data(seed=3, num_data=150)
+def test_rotation_saves_iterations():
+    x = incomplete_data(seed=3, num_data=150)
     ends = {}
     for rotate in (True, False):
         ppca = PPCA.like(x, K, seed=0)
@@ -144,13 +144,13 @@ def test_rotating_gets_there_in_fewer_iterations():
     assert ends[True][1] < ends[False][1]
 
 
-def test_a_mask_is_as_good_as_nan():
-    x = data()
-    whole, seen = np.where(np.isnan(x), 1e3, x), ~np.isnan(x)
+def test_a_mask_and_nan_are_equivalent():
+    x = incomplete_data()
+    filled = np.where(np.isnan(x), 1e3, x)
     ends = []
-    for given in ({"x": x}, {"x": whole, "mask": seen}):
+    for values, mask in ((x, None), (filled, ~np.isnan(x))):
         ppca = PPCA.like(x, K, seed=0)
-        variational_em(ppca, **given, max_iterations=5)
+        variational_em(ppca, values, mask=mask, max_iterations=5)
         ends.append(parameters(ppca))
     for one, other in zip(*ends, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,7 +1,8 @@
-"""Likelihoods: densities against quadrature and scipy, optimal scales, and every one in use."""
+"""Likelihoods: densities against quadrature and scipy, noise scales, and fits with each."""
 
 import copy
 import itertools
+from functools import partial
 
 import numpy as np
 import pyro
@@ -25,6 +26,7 @@ from ppl_vae import (
     ContinuousBernoulli,
     Gaussian,
     Multinomial,
+    OptimalGaussian,
     Poisson,
     compare,
     elbo,
@@ -67,6 +69,7 @@ def uniform(*shape, seed=0):
 MAKERS = {
     "fixed": (lambda: Gaussian(0.7), draw),
     **{name: (lambda name=name: Gaussian(name), draw) for name in SCALES},
+    "optimal": (OptimalGaussian, draw),
     "bernoulli": (Bernoulli, lambda *s: (uniform(*s) > 0.4).double()),
     "soft": (lambda: Bernoulli(soft_targets=True), uniform),
     "continuous": (ContinuousBernoulli, uniform),
@@ -74,12 +77,12 @@ MAKERS = {
     "poisson": (Poisson, counts),
     "multinomial": (lambda: Multinomial(5), counts),
 }
-CELLS = [name for name in MAKERS if name != "multinomial"]
+UNIVARIATE = [name for name in MAKERS if name != "multinomial"]
 DENSITIES = [name for name in MAKERS if name != "soft"]
 
 
 def likelihood_of(name, data_dim=D):
-    """In float64, ready for evaluation: an optimal scale is frozen."""
+    """A likelihood in float64, ready for evaluation: an optimal scale is frozen."""
     likelihood = MAKERS[name][0]()
     likelihood.set_data_dim(data_dim)
     likelihood.double().requires_grad_(False)
@@ -102,7 +105,7 @@ def fitted(name, steps=5, **how):
 # Densities
 
 
-def test_pyros_continuous_bernoulli_is_not_used_for_a_reason():
+def test_pyros_continuous_bernoulli_is_inaccurate():
     logits, x = torch.tensor([1e-2, 40.0]), torch.tensor([1.0, 1.0])
     exact = reference(logits.double().numpy(), x.double().numpy())
     theirs = dist.ContinuousBernoulli(logits=logits).log_prob(x).numpy()
@@ -112,17 +115,17 @@ def test_pyros_continuous_bernoulli_is_not_used_for_a_reason():
 
 
 def reference(logit, x):
-    """log p of a continuous Bernoulli, in another form: x l + log(l / (e^l - 1))."""
+    """log p of a continuous Bernoulli by another formula: x l + log(l / (e^l - 1))."""
     logit = np.asarray(logit)
     safe = np.where(logit == 0, 1.0, np.abs(logit))
-    # For l > 0 log(e^l - 1) = l + log(1 - e^-l); log C is even about the mirror x -> 1 - x.
+    # For l > 0 log(e^l - 1) = l + log(1 - e^-l); log C is symmetric under x -> 1 - x, l -> -l.
     log_c = np.log(safe) - np.log(-np.expm1(-safe))
     value = np.where(logit > 0, (x - 1) * safe, -x * safe) + log_c
     return np.where(logit == 0, 0.0, value)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
-def test_a_continuous_bernoulli_has_its_figures_at_every_logit(dtype, tolerance):
+def test_the_continuous_bernoulli_is_accurate_at_every_logit(dtype, tolerance):
     logits = torch.tensor(LOGITS, dtype=dtype, requires_grad=True)
     p, exact = densities.ContinuousBernoulli(logits), np.array(LOGITS, dtype=np.float64)
     for x in (0.0, 0.3, 1.0):
@@ -157,7 +160,7 @@ def test_a_continuous_bernoulli_integrates_to_one(logit):
     assert total == pytest.approx(1, abs=1e-9)
 
 
-def test_draws_of_a_continuous_bernoulli_are_from_it():
+def test_draws_of_the_continuous_bernoulli_follow_its_distribution():
     logits = torch.tensor([-50.0, -2.0, 0.0, 1e-6, 3.0, 300.0]).double()
     torch.manual_seed(0)
     x = densities.ContinuousBernoulli(logits).rsample((4000,)).numpy()
@@ -171,7 +174,7 @@ def test_draws_of_a_continuous_bernoulli_are_from_it():
     assert drawn.isfinite().all() and drawn.min() >= 0 and drawn.max() <= 1
 
 
-def test_a_soft_bernoulli_is_no_density_and_a_binary_one_is():
+def test_soft_targets_define_no_density():
     """The integral of p^x (1 - p)^(1 - x) is (2p - 1) / logit(p): 0.47 at p = 0.3."""
     logits = torch.tensor([special.logit(0.3)]).double()
     soft, binary = Bernoulli(soft_targets=True)(logits[None]), Bernoulli()(logits[None])
@@ -190,7 +193,7 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", [n for n in DENSITIES if n != "multinomial"])
-def test_every_density_of_a_cell_integrates_to_one_and_has_these_moments(name):
+def test_every_univariate_density_integrates_to_one_and_has_its_moments(name):
     likelihood = likelihood_of(name, data_dim=1)
     outputs = draw(5, 1 * likelihood.outputs_per_dim)
     p = likelihood(outputs)
@@ -215,7 +218,7 @@ def test_every_density_of_a_cell_integrates_to_one_and_has_these_moments(name):
             assert total == pytest.approx(float(expected), abs=1e-7)
 
 
-def test_a_multinomial_sums_to_one_for_each_total_and_is_scipys():
+def test_the_multinomial_sums_to_one_for_each_total_and_equals_scipys():
     logits = draw(2, 3)
     p = Multinomial()(logits)
     for total in range(5):
@@ -231,11 +234,11 @@ def test_a_multinomial_sums_to_one_for_each_total_and_is_scipys():
     given = Multinomial()(draw(7, 2, 3), x)
     assert (given.batch_shape, given.event_shape) == ((7, 2), (3,))
     torch.testing.assert_close(given.mean.sum(-1), x.sum(-1).expand(7, 2))
-    with pytest.raises(ValueError, match=r"only given its total.*Multinomial\(total_count=n\)"):
+    with pytest.raises(ValueError, match=r"only given a total.*Multinomial\(total_count=n\)"):
         p.sample()
 
 
-def test_draws_of_a_multinomial_have_its_totals_and_moments():
+def test_draws_of_the_multinomial_have_its_totals_and_moments():
     totals = torch.tensor([0.0, 1.0, 40.0]).double()
     logits = torch.tensor([1.0, -40.0, 0.0, 2.0]).double().expand(3, 4)
     p = densities.ConditionalMultinomial(logits, totals)
@@ -243,16 +246,16 @@ def test_draws_of_a_multinomial_have_its_totals_and_moments():
     x = p.sample((20_000,))
     assert torch.equal(x.sum(-1), totals.expand(20_000, 3))
     assert (x >= 0).all() and (x == x.floor()).all() and not x[..., 1].any()
-    spread = p.variance[2, [0, 2, 3]]
-    z = (x[:, 2, [0, 2, 3]].mean(0) - p.mean[2, [0, 2, 3]]) / (spread / len(x)).sqrt()
+    variance = p.variance[2, [0, 2, 3]]
+    z = (x[:, 2, [0, 2, 3]].mean(0) - p.mean[2, [0, 2, 3]]) / (variance / len(x)).sqrt()
     assert z.abs().max() < oracles.z_limit(3)
-    together = (x[:, 2, 0] * x[:, 2, 3]).mean() - x[:, 2, 0].mean() * x[:, 2, 3].mean()
+    covariance = (x[:, 2, 0] * x[:, 2, 3]).mean() - x[:, 2, 0].mean() * x[:, 2, 3].mean()
     expected = -40 * p.probs[2, 0] * p.probs[2, 3]
     error = 40 * float((p.probs[2, 0] * p.probs[2, 3]).sqrt()) / len(x) ** 0.5
-    assert abs(together - expected) < oracles.z_limit() * error
+    assert abs(covariance - expected) < oracles.z_limit() * error
 
 
-def test_densities_are_scipys():
+def test_densities_equal_scipys():
     x, outputs = MAKERS["poisson"][1](N, D), draw(N, D)
     expected = stats.poisson(outputs.exp()).logpmf(x).sum(-1)
     np.testing.assert_allclose(Poisson()(outputs).log_prob(x), expected, rtol=1e-12)
@@ -273,13 +276,13 @@ def test_densities_are_scipys():
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 3.0])
-def test_a_gaussian_is_the_normal_density(scale):
+def test_the_gaussian_is_the_normal_density(scale):
     outputs, x = draw(4, D), draw(4, D, seed=1)
     expected = stats.norm(outputs, scale).logpdf(x).sum(-1)
     np.testing.assert_allclose(Gaussian(scale)(outputs).log_prob(x), expected, rtol=1e-12)
 
 
-def test_a_bernoulli_is_its_probability_function():
+def test_the_bernoulli_is_its_probability_function():
     logits = torch.tensor([-800.0, -3.0, 0.0, 2.0, 800.0]).double()
     for soft in (False, True):
         p = Bernoulli(soft)(logits[:, None])
@@ -291,7 +294,7 @@ def test_a_bernoulli_is_its_probability_function():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_gradients_are_those_of_finite_differences(name):
+def test_gradients_equal_finite_differences(name):
     likelihood, x = likelihood_of(name), MAKERS[name][1](3, D)
     if name == "optimal":
         likelihood.unfreeze()
@@ -309,8 +312,8 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(value, (outputs, *parameters))
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_only_observed_cells_are_scored(name):
+@pytest.mark.parametrize("name", UNIVARIATE)
+def test_only_observed_entries_are_scored(name):
     likelihood, x = likelihood_of(name), MAKERS[name][1](N, D)
     outputs = draw(5, N, D * likelihood.outputs_per_dim)
     mask = uniform(N, D, seed=3) < 0.6
@@ -321,7 +324,7 @@ def test_only_observed_cells_are_scored(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_draws_have_the_mean_that_is_said(name):
+def test_draws_have_the_mean_of_the_density(name):
     likelihood = likelihood_of(name)
     p = likelihood(draw(1, D * likelihood.outputs_per_dim))
     torch.manual_seed(0)
@@ -336,7 +339,7 @@ def test_draws_have_the_mean_that_is_said(name):
 
 
 @pytest.mark.parametrize("name", ["continuous", "soft", "poisson", "multinomial", "categorical"])
-def test_values_off_the_support_are_found_by_pyros_validation(name):
+def test_pyros_validation_detects_values_outside_the_support(name):
     p = likelihood_of(name)(torch.zeros(1, D * likelihood_of(name).outputs_per_dim).double())
     wrong = torch.tensor([[0.0, 1.5, 0.0, 0.0]]).double()
     with pytest.raises(ValueError, match="support"):
@@ -346,29 +349,29 @@ def test_values_off_the_support_are_found_by_pyros_validation(name):
 # Scales
 
 
-def test_a_fixed_scale_is_no_parameter_and_learned_ones_are():
+def test_learned_scales_are_parameters_and_fixed_ones_are_not():
     assert list(Gaussian(0.5).parameters()) == []
     for kind, shape in (("shared", ()), ("per-dim", (D,))):
         likelihood = Gaussian(kind, initial=0.7)
         likelihood.set_data_dim(D)
         assert len(list(likelihood.parameters())) == 1
         torch.testing.assert_close(likelihood.scale, torch.full(shape, 0.7))
-    assert list(Gaussian("network").parameters()) == list(Gaussian("optimal").parameters()) == []
+    assert list(Gaussian("network").parameters()) == list(OptimalGaussian().parameters()) == []
     assert Gaussian("network").outputs_per_dim == 2
 
 
-def test_scales_per_dimension_need_the_number_of_dimensions():
+def test_scales_per_dimension_need_the_data_dimension():
     likelihood = Gaussian("per-dim")
-    with pytest.raises(ValueError, match=r"does not know how many columns x has.*sized\(data_dim"):
+    with pytest.raises(ValueError, match=r"needs the number of columns.*set_data_dim\(data_dim"):
         likelihood(torch.zeros(2, D))
     likelihood.set_data_dim(D)
     likelihood.set_data_dim(D)
-    with pytest.raises(ValueError, match=f"has {D} columns already, not {D + 1}"):
+    with pytest.raises(ValueError, match=f"already has {D} columns, not {D + 1}"):
         likelihood.set_data_dim(D + 1)
 
 
 @pytest.mark.parametrize("kind", ["shared", "per-dim"])
-def test_learned_scales_stay_above_their_floor_and_say_when_they_are_there(kind):
+def test_learned_scales_stay_above_their_floor_and_notes_report_it(kind):
     likelihood = Gaussian(kind, floor=0.01)
     likelihood.set_data_dim(3)
     assert likelihood.notes() == []
@@ -378,19 +381,21 @@ def test_learned_scales_stay_above_their_floor_and_say_when_they_are_there(kind)
     assert likelihood(torch.zeros(1, 3)).variance.detach().sqrt().min() == pytest.approx(
         0.01, rel=1e-6
     )
-    who = "the noise scale" + ("" if kind == "shared" else " of 1 of 3 columns")
-    assert likelihood.notes() == [f"{who} has reached its floor, 0.01: lower floor= or check x"]
+    subject = "the noise scale" + ("" if kind == "shared" else " of 1 of 3 columns")
+    assert likelihood.notes() == [
+        f"{subject} has reached its floor, 0.01: lower floor= or check x"
+    ]
     assert Gaussian(0.005).notes() == Gaussian("per-dim").notes() == []
 
 
-def test_a_networks_scales_on_their_floor_are_counted_after_a_fit(tmp_path):
+def test_scales_of_a_network_at_their_floor_are_counted_after_a_fit(tmp_path):
     vae, x = vae_of("network", hidden=()), MAKERS["network"][1](N, D)
     with torch.no_grad():
         vae.decoder[0].weight.zero_()
         vae.decoder[0].bias.zero_()
         vae.decoder[0].bias[1] = -100  # the scale of the first column
     calibrate(vae.model, vae.guide, x, None)
-    expected = ["the noise scale of 0.25 of all cells has reached its floor, 0.0001: lower "
+    expected = ["the noise scale of 0.25 of all entries has reached its floor, 0.0001: lower "
                 "floor= or check x"]  # fmt: skip
     assert vae.notes() == load(save(vae, tmp_path)).notes() == expected
     mask = torch.ones(N, D, dtype=torch.bool)
@@ -407,19 +412,25 @@ def test_a_networks_scales_on_their_floor_are_counted_after_a_fit(tmp_path):
         ({"scale": 0.0}, "scale must be positive, or one of 'shared', 'per-dim'.*; got 0"),
         ({"scale": -1.0}, "scale must be positive, or one of .*; got -1"),
         ({"scale": float("nan")}, "scale must be positive, or one of .*; got nan"),
-        ({"scale": "learned"}, "scale must be one of 'shared', .*'optimal'; got 'learned'"),
+        ({"scale": "learned"}, "scale must be one of 'shared', .*'network'; got 'learned'"),
+        ({"scale": "optimal"}, r"has a class of its own: use OptimalGaussian\(\)"),
         ({"initial": 1e-5}, "need 0 <= floor < initial; got floor=0.0001, initial=1e-05"),
         ({"floor": -1.0}, "need 0 <= floor < initial"),
     ],
 )
-def test_a_bad_scale_is_refused(arguments, match):
+def test_an_invalid_scale_raises(arguments, match):
     with pytest.raises(ValueError, match=match):
         Gaussian(**arguments)
 
 
+def test_a_negative_floor_of_an_optimal_scale_raises():
+    with pytest.raises(ValueError, match="floor must not be negative; got -1"):
+        OptimalGaussian(floor=-1.0)
+
+
 @pytest.mark.parametrize("name", ["fixed", "per-dim", "network"])
-def test_a_column_in_other_units_moves_log_p_by_the_logarithm(name):
-    """Column 1 times 10, and what the model says of it: log p - log 10."""
+def test_rescaling_a_column_changes_log_p_by_the_logarithm(name):
+    """Column 1 and its part of the model are multiplied by 10: log p - log 10."""
     vae, x, _ = fitted(name)
     other = copy.deepcopy(vae)
     factor = torch.ones(D).double()
@@ -433,7 +444,7 @@ def test_a_column_in_other_units_moves_log_p_by_the_logarithm(name):
         if name == "per-dim":
             scale = vae.likelihood.scale * factor
             other.likelihood.scale_unconstrained.copy_((scale - vae.likelihood.floor).log())
-    if name == "fixed":  # one sigma for all columns: all change their units
+    if name == "fixed":  # one sigma for all columns, so all are rescaled
         other, factor = copy.deepcopy(vae), torch.full((D,), 10.0).double()
         with torch.no_grad():
             other.guide.encoder[0].weight /= factor
@@ -441,7 +452,7 @@ def test_a_column_in_other_units_moves_log_p_by_the_logarithm(name):
             other.decoder[-1].bias *= 10
             other.likelihood.scale *= 10
     if name == "network":
-        # Within the soft bound a factor is no constant, so the scale is multiplied outright.
+        # soft_clamp does not commute with a factor, so the scale itself is multiplied.
         other.likelihood = Scaled(other.likelihood, factor)
     before = log_weights(vae.model, vae.guide, x, 4, seed=0)
     after = log_weights(other.model, other.guide, x * factor, 4, seed=0)
@@ -449,22 +460,22 @@ def test_a_column_in_other_units_moves_log_p_by_the_logarithm(name):
 
 
 class Scaled(Gaussian):
-    """Network scales in other units."""
+    """Scales of a network, multiplied by a factor."""
 
     def __init__(self, likelihood, factor):
         super().__init__(**likelihood.config())
         self.factor = factor
 
     def forward(self, outputs, x=None, mask=None, *, observe=True):
-        cells = super().forward(outputs).base_dist
-        return dist.Normal(cells.loc, cells.scale * self.factor).to_event(1)
+        entries = super().forward(outputs).base_dist
+        return dist.Normal(entries.loc, entries.scale * self.factor).to_event(1)
 
 
 # The optimal scale
 
 
-def test_the_optimal_scale_is_the_best_of_the_batch():
-    likelihood, x = Gaussian("optimal").double(), draw(N, D)
+def test_the_optimal_scale_maximises_the_density_of_the_batch():
+    likelihood, x = OptimalGaussian().double(), draw(N, D)
     outputs = 0.3 * draw(5, N, D, seed=1)
     p = likelihood(outputs, x)
     sigma = float((x - outputs).square().mean().sqrt())
@@ -476,12 +487,12 @@ def test_the_optimal_scale_is_the_best_of_the_batch():
     held = likelihood(outputs, torch.where(mask, x, 1e6), mask).base_dist.base_dist
     expected = (x - outputs).square()[mask.expand(5, N, D)].mean().sqrt()
     torch.testing.assert_close(held.scale.unique(), expected[None])
-    zero = Gaussian("optimal", floor=0.01)(torch.zeros(3, D), torch.zeros(3, D))
+    zero = OptimalGaussian(floor=0.01)(torch.zeros(3, D), torch.zeros(3, D))
     torch.testing.assert_close(zero.base_dist.scale.unique(), torch.tensor([0.01]))
 
 
-def test_the_optimal_scale_is_the_closed_form_of_ppca():
-    """Draws whose first two moments are exactly those of the posterior: W, mu and sigma agree."""
+def test_the_optimal_scale_equals_the_closed_form_of_ppca():
+    """The first two moments of the draws are exactly those of the posterior."""
     x = oracles.simulate_ppca((9.0, 4.0), 0.3, 60, 6, seed=0)
     loadings, loc, noise = oracles.closed_form_ppca(x, 2)
     posterior = oracles.posterior(x, loc, loadings, noise)
@@ -490,23 +501,23 @@ def test_the_optimal_scale_is_the_closed_form_of_ppca():
     roots = np.linalg.cholesky(covariance) * np.sqrt(2)
     z = np.stack([mean + sign * roots[:, :, k] for k in range(2) for sign in (-1, 1)])
     outputs = torch.from_numpy(z @ loadings.T + loc)
-    likelihood, data = Gaussian("optimal").double(), torch.from_numpy(x)
+    likelihood, data = OptimalGaussian().double(), torch.from_numpy(x)
     scale = likelihood(outputs, data).base_dist.scale.unique()
     assert float(scale**2) == pytest.approx(noise, abs=1e-10)
     with likelihood.calibrate():
-        for some in outputs.split(1):
+        for draws in outputs.split(1):
             for rows in torch.arange(60).split(17):
-                likelihood(some[:, rows], data[rows])
+                likelihood(draws[:, rows], data[rows])
     assert float(likelihood.scale**2) == pytest.approx(noise, abs=1e-10)
     assert Gaussian(float(noise**0.5))(outputs).log_prob(data).mean() == pytest.approx(
         float(likelihood.eval()(outputs).log_prob(data).mean()), abs=1e-9
     )
 
 
-def test_a_linear_vae_with_an_optimal_scale_ends_at_the_closed_form():
+def test_a_linear_vae_with_an_optimal_scale_converges_to_the_closed_form():
     x = oracles.simulate_ppca((9.0, 4.0), 0.3, 100, 6, seed=0)
     noise = oracles.closed_form_ppca(x, 2)[2]
-    likelihood = Gaussian("optimal")
+    likelihood = OptimalGaussian()
     vae = VAE.mlp(6, 2, hidden=(), likelihood=likelihood, covariance="full", seed=0).double()
     vae.center(x)
     fit_svi(
@@ -519,14 +530,14 @@ def test_a_linear_vae_with_an_optimal_scale_ends_at_the_closed_form():
     assert exact - 0.05 < bound < exact + 0.02
 
 
-def holed_rows(x):
-    """With NaN in some cells, none in the first column."""
-    holed = torch.where(uniform(*x.shape, seed=3) < 0.8, x, torch.nan)
-    holed[:, 0] = x[:, 0]
-    return holed
+def with_missing_values(x):
+    """x with NaN in some entries, none in the first column."""
+    incomplete = torch.where(uniform(*x.shape, seed=3) < 0.8, x, torch.nan)
+    incomplete[:, 0] = x[:, 0]
+    return incomplete
 
 
-LOOKS = {
+EVALUATIONS = {
     "elbo": lambda vae, x: elbo(vae.model, vae.guide, x),
     "elbo, draws": lambda vae, x: elbo(vae.model, vae.guide, x, num_samples=3),
     "log p": lambda vae, x: log_likelihood(vae.model, vae.guide, x, 10),
@@ -539,7 +550,7 @@ LOOKS = {
         annealing=Annealing(num_temperatures=2, leapfrog=2),
     ),
     "gaps": lambda vae, x: gaps(vae.model, vae.guide, x, steps=2, num_samples=10, tolerance=None),
-    "impute": lambda vae, x: impute(vae.model, vae.guide, holed_rows(x), 10),
+    "impute": lambda vae, x: impute(vae.model, vae.guide, with_missing_values(x), 10),
     "mean": lambda vae, x: mean_data(vae.model, {"z": torch.zeros(N, K)}, x),
     "draws": lambda vae, x: draw_data(vae.model, x),
     "sample": lambda vae, x: vae.sample(2),
@@ -550,19 +561,19 @@ LOOKS = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_evaluation_with_an_unfrozen_scale_raises(look, tmp_path):
+@pytest.mark.parametrize("evaluate", EVALUATIONS.values(), ids=EVALUATIONS)
+def test_evaluation_with_an_unfrozen_scale_raises(evaluate, tmp_path):
     vae, x = vae_of("optimal"), MAKERS["optimal"][1](N, D)
     for one in (vae, load(save(vae, tmp_path))):
         assert log_weights(one.model, one.guide, x, 3).isfinite().all()  # as in training
         with pytest.raises(ValueError, match=r"optimal scale is not frozen.*call freeze_scale"):
-            look(one, x)
+            evaluate(one, x)
         one.train()
         freeze_scale(one.model, one.guide, x)
-        look(one, x)
+        evaluate(one, x)
 
 
-def test_a_frozen_scale_is_that_of_mean_squared_residuals_and_stays(tmp_path):
+def test_a_frozen_scale_is_the_root_mean_squared_residual_and_is_kept(tmp_path):
     vae, x = vae_of("optimal"), MAKERS["optimal"][1](N, D)
     freeze_scale(vae.model, vae.guide, x, num_samples=400, seed=1)
     q = vae.guide.distribution(x)
@@ -588,7 +599,7 @@ def test_a_frozen_scale_is_that_of_mean_squared_residuals_and_stays(tmp_path):
     assert float(vae.likelihood.scale) == scale
 
 
-def test_plain_pyro_trains_with_the_optimal_scale_and_then_freezes_it():
+def test_svi_of_pyro_with_the_optimal_scale_and_freeze_scale():
     vae, x = vae_of("optimal"), 3 * MAKERS["optimal"][1](N, D)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     for _ in range(3):
@@ -599,11 +610,11 @@ def test_plain_pyro_trains_with_the_optimal_scale_and_then_freezes_it():
     assert log_likelihood(vae.model, vae.guide, x, 50).value.isfinite().all()
 
 
-def test_captured_steps_of_ones_own_loop_follow_a_scale_that_is_frozen():
+def test_captured_steps_use_a_scale_that_was_frozen_meanwhile():
     found = []
-    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+    for kind in (SVI, partial(CapturedSVI, compiled=False)):
         vae, x = vae_of("optimal"), MAKERS["optimal"][1](N, D)
-        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), **how)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
         torch.manual_seed(0)
         losses = [svi.step(x) for _ in range(4)]
         freeze_scale(vae.model, vae.guide, 10 * x)
@@ -614,7 +625,7 @@ def test_captured_steps_of_ones_own_loop_follow_a_scale_that_is_frozen():
     assert found[0][4] > found[0][3] + N * D
 
 
-def test_fits_thaw_look_and_freeze():
+def test_fits_unfreeze_validate_and_freeze_the_scale():
     vae, x, first = fitted("optimal", steps=50, x_val=draw(10, D, seed=5))
     scale = vae.likelihood.scale.clone()
     assert scale.isfinite()
@@ -623,35 +634,44 @@ def test_fits_thaw_look_and_freeze():
     small = fit_svi(vae.model, vae.guide, 0.1 * x, steps=30, lr=1e-2, objective=IWAE(3), seed=0)
     assert vae.likelihood.scale < 0.2 * scale
     assert small.notes == tuple(vae.notes())
-    # The objective of training is the batch's own: that of a fit which the old scale held back
-    # would be far lower.
+    # The training objective uses the scale of each batch; with the old scale it would be far
+    # lower.
     assert small.objective[-1] > first.objective[-1] + 0.5 * D * np.log(10)
 
 
-def test_a_resumed_fit_with_an_optimal_scale_is_the_same(tmp_path):
+def test_a_finished_fit_with_an_optimal_scale_resumes_to_the_same_result(tmp_path):
     x, x_val = MAKERS["optimal"][1](N, D), draw(10, D, seed=5)
-    how = {"batch_size": 8, "lr": 1e-2, "seed": 0, "x_val": x_val}
 
     def scale(steps, checkpoint):
         vae = vae_of("optimal")
-        fit = fit_svi(vae.model, vae.guide, x, steps=steps, checkpoint=checkpoint, **how)
+        fit = fit_svi(
+            vae.model,
+            vae.guide,
+            x,
+            steps=steps,
+            batch_size=8,
+            lr=1e-2,
+            seed=0,
+            x_val=x_val,
+            checkpoint=checkpoint,
+        )
         return float(vae.likelihood.scale), fit.objective.tolist()
 
-    whole = scale(54, tmp_path / "a")
-    again = scale(54, tmp_path / "a")  # nothing left to do but to freeze
-    assert again == whole
+    first = scale(54, tmp_path / "a")
+    again = scale(54, tmp_path / "a")  # only freezes the scale
+    assert again == first
 
 
-def test_a_scale_that_is_not_optimal_is_not_frozen():
+def test_freezing_a_scale_that_is_not_optimal_raises():
     vae, x = vae_of("shared"), MAKERS["shared"][1](N, D)
-    with pytest.raises(ValueError, match=r"has no Gaussian\('optimal'\)"):
+    with pytest.raises(ValueError, match="has no OptimalGaussian"):
         freeze_scale(vae.model, vae.guide, x)
     with pytest.raises(ValueError, match="num_samples must be a whole number >= 1; got 0"):
         freeze_scale(vae_of("optimal").model, vae.guide, x, num_samples=0)
 
 
-def test_the_optimal_scale_serves_a_strangers_pair():
-    likelihood, decoder, encoder = Gaussian("optimal"), nn.Linear(K, D), nn.Linear(D, K)
+def test_the_optimal_scale_in_a_user_written_pair():
+    likelihood, decoder, encoder = OptimalGaussian(), nn.Linear(K, D), nn.Linear(D, K)
 
     def model(x, **_):
         pyro.module("decoder", decoder)
@@ -671,11 +691,11 @@ def test_the_optimal_scale_serves_a_strangers_pair():
     assert log_likelihood(model, guide, x, 50, seed=0).value.isfinite().all()
 
 
-# Every likelihood in use
+# Fits and evaluation with every likelihood
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_likelihood_is_fitted_measured_saved_and_drawn_from(name, tmp_path):
+def test_fitting_evaluating_saving_and_sampling(name, tmp_path):
     vae, x, fit = fitted(name, x_val=MAKERS[name][1](7, D))
     assert fit.steps == 5 and fit.objective.isfinite().all()
     found = log_likelihood(vae.model, vae.guide, x, 20, refine=2, seed=0)
@@ -697,37 +717,37 @@ def test_every_likelihood_is_fitted_measured_saved_and_drawn_from(name, tmp_path
     assert elbo(vae.model, vae.guide, x, num_samples=2).shape == (N,)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_holes_are_filled_where_cells_are_independent(name):
+@pytest.mark.parametrize("name", UNIVARIATE)
+def test_missing_values_are_imputed_if_entries_are_independent(name):
     x = MAKERS[name][1](N, D)
-    holed = holed_rows(x)
-    vae = vae_of(name, missing="zeros+mask").center(holed)
-    fit_svi(vae.model, vae.guide, holed, steps=5, lr=1e-2, seed=0)
-    filled = impute(vae.model, vae.guide, holed, 200, draws=2, seed=0)
-    holes = holed.isnan()
-    assert torch.equal(filled.mean[~holes], x[~holes])
-    assert filled.mean.isfinite().all() and (filled.sd[holes] > 0).all()
+    incomplete = with_missing_values(x)
+    vae = vae_of(name, missing="zeros+mask").center(incomplete)
+    fit_svi(vae.model, vae.guide, incomplete, steps=5, lr=1e-2, seed=0)
+    filled = impute(vae.model, vae.guide, incomplete, 200, draws=2, seed=0)
+    missing = incomplete.isnan()
+    assert torch.equal(filled.mean[~missing], x[~missing])
+    assert filled.mean.isfinite().all() and (filled.sd[missing] > 0).all()
     vae.check_data(filled.draws.flatten(0, 1))
 
 
-def test_holes_in_rows_of_counts_are_refused():
+def test_missing_values_with_a_multinomial_raise():
     vae, x = vae_of("multinomial"), MAKERS["multinomial"][1](N, D)
-    holed = x.clone()
-    holed[3, 1] = torch.nan
-    match = r"x has 1 missing entries, and a Multinomial scores whole rows.*Poisson\(\)"
-    for look in (
-        lambda: impute(vae.model, vae.guide, holed, 10),
-        lambda: fit_svi(vae.model, vae.guide, holed, steps=1),
-        lambda: log_likelihood(vae.model, vae.guide, holed, 10),
-        lambda: vae.center(holed),
-        lambda: vae.model(x, mask=~holed.isnan()),
+    incomplete = x.clone()
+    incomplete[3, 1] = torch.nan
+    match = r"x has 1 missing entries, but a Multinomial scores complete rows.*Poisson\(\)"
+    for evaluate in (
+        lambda: impute(vae.model, vae.guide, incomplete, 10),
+        lambda: fit_svi(vae.model, vae.guide, incomplete, steps=1),
+        lambda: log_likelihood(vae.model, vae.guide, incomplete, 10),
+        lambda: vae.center(incomplete),
+        lambda: vae.model(x, mask=~incomplete.isnan()),
     ):
         with pytest.raises(ValueError, match=match):
-            look()
+            evaluate()
     assert torch.equal(vae.model(x, mask=torch.ones(N, D, dtype=torch.bool)), x)
 
 
-def test_rows_of_counts_are_drawn_with_the_totals_of_the_data():
+def test_draws_of_count_rows_have_the_totals_of_the_data():
     vae, x = vae_of("multinomial"), MAKERS["multinomial"][1](N, D)
     assert len(x.sum(1).unique()) > 3
     posterior = Predictive(vae.model, guide=vae.guide, num_samples=5)(x, observe=False)["x"]
@@ -736,20 +756,20 @@ def test_rows_of_counts_are_drawn_with_the_totals_of_the_data():
     assert torch.equal(draw_data(vae.model, x, seed=0).sum(1), x.sum(1))
     assert torch.equal(vae.sample(6, seed=0).sum(1), torch.full((6,), 5.0).double())
     vae = VAE.mlp(D, K, likelihood=Multinomial(), seed=0)
-    for look in (lambda: vae.sample(2), lambda: vae.model(num_data=2)):
+    for evaluate in (lambda: vae.sample(2), lambda: vae.model(num_data=2)):
         with pytest.raises(ValueError, match=r"pass x, whose rows have totals, or.*total_count=n"):
-            look()
+            evaluate()
 
 
-RECORDED = [
+CAPTURED = [
     name if name in ("optimal", "multinomial") else pytest.param(name, marks=pytest.mark.slow)
     for name in MAKERS
     if name != "fixed"
 ]
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_recorded_steps_are_the_eager_ones(name):
+@pytest.mark.parametrize("name", CAPTURED)
+def test_captured_steps_equal_eager_steps(name):
     def make():
         vae = vae_of(name)
         return vae.model, vae.guide
@@ -761,7 +781,7 @@ def test_recorded_steps_are_the_eager_ones(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimal", "multinomial"])
-def test_a_captured_fit_is_the_eager_one(name):
+def test_a_captured_fit_equals_an_eager_fit(name):
     found = []
     for capture in (False, True):
         vae, _, fit = fitted(name, steps=60, capture=capture, x_val=MAKERS[name][1](7, D))
@@ -772,9 +792,9 @@ def test_a_captured_fit_is_the_eager_one(name):
     assert abs(found[0][-30:].mean() - found[1][-30:].mean()) < oracles.z_limit() * error
 
 
-def test_grey_targets_are_called_a_cross_entropy_wherever_a_number_is_shown(tmp_path):
+def test_results_note_that_soft_targets_give_a_cross_entropy(tmp_path):
     vae, x, fit = fitted("soft")
-    note = "minus a bound on a cross-entropy, not a log density"
+    note = "a bound on a negative cross-entropy, not a log density"
     found = log_likelihood(vae.model, vae.guide, x, 50, seed=0)
     split = gaps(vae.model, vae.guide, x, steps=2, num_samples=50, tolerance=None, seed=0)
     ranked = compare({"soft": found, "other": found.value - 1})
@@ -788,7 +808,7 @@ def test_grey_targets_are_called_a_cross_entropy_wherever_a_number_is_shown(tmp_
 
 
 @pytest.mark.parametrize("name", ["network", "categorical"])
-def test_a_decoder_of_the_wrong_width_is_refused(name):
+def test_a_decoder_of_the_wrong_width_raises(name):
     likelihood = MAKERS[name][0]()
     vae = VAE(
         decoder=mlp(K, D), encoder=mlp(D, 2 * K), likelihood=likelihood, data_dim=D, latent_dim=K
@@ -799,7 +819,7 @@ def test_a_decoder_of_the_wrong_width_is_refused(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_likelihood_can_be_made_from_its_config(name):
+def test_a_likelihood_is_reconstructed_from_its_config(name):
     likelihood = MAKERS[name][0]()
     again = LIKELIHOODS[type(likelihood).__name__](**likelihood.config())
     assert again.config() == likelihood.config()
@@ -839,7 +859,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize(("likelihood", "rows", "match"), OUTSIDE.values(), ids=OUTSIDE)
-def test_what_is_outside_the_support_is_counted(likelihood, rows, match):
+def test_entries_outside_the_support_raise(likelihood, rows, match):
     x = torch.tensor(rows)
     with pytest.raises(ValueError, match=match):
         likelihood.check(x)
@@ -857,19 +877,19 @@ def test_what_is_outside_the_support_is_counted(likelihood, rows, match):
         (lambda: Multinomial(0), "total_count must be a whole number >= 1; got 0"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(make, match):
+def test_invalid_sizes_raise(make, match):
     with pytest.raises(ValueError, match=match):
         make()
 
 
-# Where the decoder starts
+# Initial outputs of the decoder
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_a_centred_decoder_starts_at_the_means_of_the_columns(name):
+@pytest.mark.parametrize("name", UNIVARIATE)
+def test_a_centred_decoder_predicts_the_means_of_the_columns(name):
     x = MAKERS[name][1](N, D)
-    holed = holed_rows(x)
-    for data in (x, holed):
+    incomplete = with_missing_values(x)
+    for data in (x, incomplete):
         vae = vae_of(name)
         assert vae.center(data.numpy()) is vae
         with torch.no_grad():
@@ -878,12 +898,12 @@ def test_a_centred_decoder_starts_at_the_means_of_the_columns(name):
             freeze_scale(vae.model, vae.guide, x)
         mean = vae.decode(torch.zeros(1, K).double()).mean[0]
         torch.testing.assert_close(mean, data.nanmean(0))
-    mask = ~holed.isnan()
+    mask = ~incomplete.isnan()
     other = vae_of(name).center(torch.where(mask, x, 1e6), mask=mask)
     assert torch.equal(other.decoder[-1].bias, vae.decoder[-1].bias)
 
 
-def test_a_centred_decoder_of_counts_starts_at_the_shares():
+def test_a_centred_decoder_of_counts_predicts_the_shares_of_the_columns():
     x = MAKERS["multinomial"][1](N, D)
     vae = vae_of("multinomial").center(x)
     with torch.no_grad():
@@ -893,19 +913,26 @@ def test_a_centred_decoder_of_counts_starts_at_the_shares():
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "soft", "continuous", "poisson", "categorical"])
-def test_columns_on_the_edge_count_as_half_an_entry_from_it(name):
+def test_means_on_the_boundary_are_moved_by_half_an_entry(name):
     likelihood = likelihood_of(name, data_dim=2)
     x = torch.tensor([[0.0, 1.0]]).double().expand(10, 2)
-    mean = likelihood(likelihood.start(x)[None]).mean[0]
+    half_weight = torch.full((likelihood.features(x).shape[1],), 1 / 20).double()
+    outputs = likelihood.initial_outputs(likelihood.features(x).mean(0), half_weight)
+    mean = likelihood(outputs[None]).mean[0]
     top = 1.0 if name in ("poisson", "categorical") else 0.95
     expected = torch.tensor([0.05, top]).double()
-    if name == "categorical":  # half an entry for each category that did not come
+    if name == "categorical":  # half an entry for each category that does not occur
         expected = torch.tensor([0.05 + 0.1, 1 + 0.1]).double() / 1.1
     torch.testing.assert_close(mean, expected)
-    assert Multinomial().start(x)[0] == pytest.approx(np.log(0.05))
 
 
-def test_what_cannot_be_centred_is_refused():
+def test_a_column_without_counts_has_half_a_count():
+    means, half_weight = torch.tensor([0.0, 1.0]).double(), torch.full((2,), 1 / 20).double()
+    outputs = Multinomial().initial_outputs(means, half_weight)
+    assert outputs[0] == pytest.approx(np.log(0.05))
+
+
+def test_centring_errors():
     x = MAKERS["shared"][1](N, D)
     conv = nn.Sequential(nn.Linear(K, D), nn.Unflatten(1, (D, 1)), nn.Flatten())
     parts = {"encoder": mlp(D, 2 * K), "data_dim": D, "latent_dim": K, "likelihood": Gaussian()}

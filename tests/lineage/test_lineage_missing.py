@@ -182,7 +182,7 @@ def test_everything_is_written_and_can_be_read_again(lineage, shown, tmp_path):
     assert {"spectrum.png", "reconstructions.png"} <= {p.name for p in pictures.iterdir()}
     found, its = read_results(tmp_path)
     assert found.to_dict() == lineage.to_dict() and isinstance(found, Lineage)
-    assert its.reconstructions.holed and not its.samples.holed
+    assert its.reconstructions.has_missing and not its.samples.has_missing
 
 
 def test_what_cannot_be_fitted_is_refused_at_once():

@@ -31,10 +31,10 @@ def ladder():
 
 def test_reconstructions_stand_under_their_originals(shown, ladder):
     image_grid, x = shown.reconstructions, ladder.data.test[:ACROSS]
-    assert image_grid.down == ("original", "PPCA", "VAE", MINE)
+    assert image_grid.row_labels == ("original", "PPCA", "VAE", MINE)
     assert torch.equal(image_grid.values[0], x)
     rows = ladder.data.test_rows[:ACROSS].tolist()
-    assert image_grid.across == tuple(map(str, rows))
+    assert image_grid.column_labels == tuple(map(str, rows))
     assert np.array_equal(lineages.table()[rows], x.numpy())
     ppca = bound_object(ladder.pairs["closed-form"][0])
     inner = ppca.reconstruct(ladder.units.apply(x)).detach()
@@ -42,7 +42,7 @@ def test_reconstructions_stand_under_their_originals(shown, ladder):
 
 
 def test_samples_are_of_the_models_in_the_units_of_the_data(shown, ladder):
-    assert shown.samples.down == ("PPCA", "VAE", MINE)
+    assert shown.samples.row_labels == ("PPCA", "VAE", MINE)
     assert shown.samples.values.shape == (3, ACROSS, 6)
     center, spread = ladder.data.train.mean(0), ladder.data.train.std(0)
     z = (shown.samples.values[:2].mean((0, 1)) - center) / spread
@@ -72,14 +72,17 @@ def test_the_plane_of_ppca_stands_on_principal_axes(shown, ladder):
 
 def test_the_manifold_and_the_ways_between_codes(shown, ladder):
     assert shown.manifold.values.shape == (STEPS, STEPS, 6)
-    assert shown.manifold.across == tuple(reversed(shown.manifold.down))
-    assert [float(t) for t in shown.manifold.across] == pytest.approx(
+    assert shown.manifold.column_labels == tuple(reversed(shown.manifold.row_labels))
+    assert [float(t) for t in shown.manifold.column_labels] == pytest.approx(
         [-1.6, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.6]
     )
     assert shown.interpolation.values.shape == (3, ACROSS, 6)
-    assert shown.interpolation.across[0] == "0.00" and shown.interpolation.across[-1] == "1.00"
+    assert (
+        shown.interpolation.column_labels[0] == "0.00"
+        and shown.interpolation.column_labels[-1] == "1.00"
+    )
     rows = ladder.data.test_rows[:2].tolist()
-    assert shown.interpolation.down[0] == f"{rows[0]} to {rows[1]}"
+    assert shown.interpolation.row_labels[0] == f"{rows[0]} to {rows[1]}"
 
 
 def test_spectrum_kl_comparison_and_slice(shown, ladder):
@@ -137,8 +140,8 @@ def test_pairs_the_package_has_never_seen(name):
     extra = {"mine": (model, guide)}
     found = run_lineage(x, latent_dim=1, stages=["closed-form"], extra=extra, settings=SHORT)
     shown = report_data(found)
-    assert shown.reconstructions.down == ("original", "PPCA", "mine")
-    assert shown.samples.down == ("PPCA", "mine")
+    assert shown.reconstructions.row_labels == ("original", "PPCA", "mine")
+    assert shown.samples.row_labels == ("PPCA", "mine")
     assert shown.samples.values.isfinite().all() and "mine" in shown.kl
     assert all("mine" not in why for why in shown.left_out)
 

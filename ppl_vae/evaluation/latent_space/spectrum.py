@@ -109,12 +109,12 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
     for block in RowBlocks(x, device=loc.device).read(len(loc) * (4 + ppca.latent_dim)):
         rows += len(block.values)
         values = block.values - loc
-        if block.seen is not None:
-            patterns = MissingnessPatterns.shared(block.seen, loc)
+        if block.observed is not None:
+            patterns = MissingnessPatterns.shared(block.observed, loc)
             found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
-            values = torch.where(block.seen, values, found.mean @ loadings.mT)
-            hidden = (~block.seen).to(loc)
-            spread = patterns.spread(loadings @ found.tril) * hidden[..., None]
+            values = torch.where(block.observed, values, found.mean @ loadings.mT)
+            hidden = (~block.observed).to(loc)
+            spread = patterns.gather_rows(loadings @ found.tril) * hidden[..., None]
             spread = spread.movedim(1, 0).flatten(1)
             second += spread @ spread.mT + (variance * hidden.sum(0)).diag()
         total, second = total + values.sum(0), second + values.mT @ values

@@ -1,7 +1,6 @@
-"""The objective of an ascent along its iterations, and whether these gain anything any more."""
+"""The objective along the iterations of a coordinate ascent, and the stopping rule."""
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,38 +11,53 @@ WITHIN_ROUNDING = "converged to rounding"
 
 
 class EMHistory:
-    """What the iterations gave, two half-steps each, and whether they should go on."""
+    """The objective after each half-step, two per iteration, and whether to continue.
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    Attributes:
+        start_time: when the fit started, by ``time.perf_counter``.
+        bounds: the bound after each half-step, in nats per datum.
+        log_likelihoods: log p(x) after each half-step, in nats per datum.
+        elapsed: seconds since the start, after each half-step.
+    """
+
+    def __init__(self, start_time: float) -> None:
+        self.start_time = start_time
         self.bounds: list[float] = []
         self.log_likelihoods: list[float] = []
         self.elapsed: list[float] = []
 
     @property
     def iterations(self) -> int:
-        """How many were made."""
+        """The number of complete iterations."""
         return len(self.bounds) // 2
 
+    @property
+    def last_gain(self) -> float:
+        """The gain of the last iteration, in nats per datum; zero before there is one."""
+        return self.bounds[-1] - self.bounds[max(-3, -len(self.bounds))]
+
     def add(self, bound: Tensor | float, log_likelihood: Tensor | float) -> None:
-        """Enter a half-step."""
+        """Append the objective after a half-step."""
         self.bounds.append(float(bound))
         self.log_likelihoods.append(float(log_likelihood))
-        self.elapsed.append(time.perf_counter() - self.began)
+        self.elapsed.append(time.perf_counter() - self.start_time)
 
-    def why_stop(self, tol: float, max_iterations: int, rounding: float, *, since: int = 0) -> str:
-        """Why to stop here, or an empty string.
+    def stop_reason(
+        self, tol: float, max_iterations: int, rounding: float, *, since: int = 0
+    ) -> str:
+        """The reason to stop after this iteration; an empty string to continue.
 
-        Gains g_t that shrink by a ratio r leave g_t r / (1 - r) to be gained.
+        If gains g_t shrink by a constant ratio r, the gains still to come sum to
+        g_t r / (1 - r).
 
         Args:
-            tol: in nats per datum, what may be left.
-            max_iterations: at most so many.
-            rounding: gains below it are none.
-            since: the iteration after which gains belong together.
+            tol: the gain that may remain, in nats per datum.
+            max_iterations: the largest number of iterations.
+            rounding: gains up to this size are rounding errors.
+            since: the iteration from which on gains are extrapolated (the last restart).
         """
         if self.iterations >= max_iterations:
-            return after(max_iterations)
+            return iteration_limit(max_iterations)
         if self.iterations - since < 3:
             return ""
         first, second, third = self.bounds[-5], self.bounds[-3], self.bounds[-1]
@@ -54,21 +68,37 @@ class EMHistory:
             return f"converged: under {tol:g} nats per datum to gain"
         return ""
 
-    def result(self, name: str, stopped: str, notes: tuple[str, ...], **more: Any) -> FitResult:
-        """What is handed to the user; ``more`` are further fields of it."""
+    def result(
+        self,
+        algorithm: str,
+        stopped: str,
+        notes: tuple[str, ...],
+        *,
+        converged: bool | None = None,
+        certificate: float | None = None,
+    ) -> FitResult:
+        """The history as a :class:`~ppl_vae.core.results.FitResult`.
+
+        Args:
+            algorithm: the name of the algorithm.
+            stopped: the reason why it stopped.
+            notes: caveats for the user.
+            converged, certificate: fields of the result.
+        """
         return FitResult(
-            algorithm=name,
+            algorithm=algorithm,
             objective=torch.tensor(self.bounds, dtype=torch.float64),
             log_likelihood=torch.tensor(self.log_likelihoods, dtype=torch.float64),
             elapsed=torch.tensor(self.elapsed, dtype=torch.float64),
             steps=self.iterations,
-            seconds=time.perf_counter() - self.began,
+            seconds=time.perf_counter() - self.start_time,
             stopped=stopped,
             notes=notes,
-            **more,
+            converged=converged,
+            certificate=certificate,
         )
 
 
-def after(max_iterations: int) -> str:
-    """Why an ascent stopped that was not to go on."""
+def iteration_limit(max_iterations: int) -> str:
+    """The reason of a fit that stopped at its largest number of iterations."""
     return f"after max_iterations={max_iterations}"

@@ -1,4 +1,4 @@
-"""Noise variances of linear-Gaussian models: one for all columns, or one for each."""
+"""Noise variances of linear-Gaussian models: one for all columns, or one per column."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,17 +11,18 @@ from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.models.ppca import PPCA
 
 FLOOR_REACHED = "noise at its floor"
-"""How the note on columns without noise of their own (Heywood cases) begins."""
+"""The beginning of the note that lists columns without noise of their own (Heywood cases)."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How noise variances follow from squared residuals.
+    """The M-step of the noise variances: how they follow from squared residuals.
 
     Attributes:
-        floors: the least variance of each column's own noise, (D,); None if the noise is
-            isotropic, one variance for all.
-        leaping: whether variances may leap, where the M-step would crawl.
+        min_variance: the smallest noise variance of each column, (D,); None for isotropic noise,
+            one variance for all columns.
+        accelerated: whether noise variances may be updated beyond the M-step, by
+            :meth:`accelerate`.
     """
 
     min_variance: Float[Tensor, " D"] | None
@@ -31,7 +32,7 @@ class Noise:
     def of(
         cls, ppca: PPCA, columns: ColumnStats, relative_floor: float, *, accelerated: bool = False
     ) -> Self:
-        """A model's, with floors relative to the variances of the columns.
+        """The noise of a model, with floors relative to the variances of the columns.
 
         Raises:
             ValueError: if the floor is not within (0, 1).
@@ -48,7 +49,7 @@ class Noise:
     def variance(
         self, squares: Float[Tensor, " D"], counts: Float[Tensor, " D"]
     ) -> Float[Tensor, " D"]:
-        """The variances, psi, that maximise -1/2 sum_d (counts log psi + squares / psi)."""
+        """The variances psi that maximize -1/2 sum_d (counts log psi + squares / psi)."""
         if self.min_variance is None:
             return (squares.sum() / counts.sum()).expand(len(squares))
         return torch.maximum(squares / counts, self.min_variance)
@@ -56,55 +57,57 @@ class Noise:
     def accelerate(
         self,
         variance: Float[Tensor, " D"],
-        residual: Float[Tensor, " D"],
-        spread: Float[Tensor, " D"],
+        squared_residual: Float[Tensor, " D"],
+        residual_variance: Float[Tensor, " D"],
     ) -> Float[Tensor, " D"]:
-        """Each variance to where log p is highest in it alone, the others as they are.
+        """Each noise variance at the maximum of log p in it alone, the others held fixed.
 
         With C the covariance of x, a = (C^-1)_dd and b = (C^-1 S C^-1)_dd, log p changes by
-        -1/2 (log(1 + a t) - b t / (1 + a t)) as psi_d changes by t, and is highest at
+        -1/2 (log(1 + a t) - b t / (1 + a t)) as psi_d changes by t, and has its maximum at
         t = (b - a) / a^2. With r = x - mu - W m, a = u / psi and b = E r^2 / psi^2, where
-        u = 1 - w_d' V w_d / psi is the share of psi that z does not take: t is EM's step,
-        E r^2 - u psi, over u^2, and EM crawls where u is small (as towards a floor, at 1 / t).
-        With missing values a and b are means over the rows that have the column.
+        u = 1 - w_d' V w_d / psi is the share of psi that z does not explain: t is EM's step,
+        E r^2 - u psi, divided by u^2. EM is slow where u is small (towards a floor it converges
+        as 1 / t). With missing values a and b are means over the rows that observe the column.
 
         Args:
             variance: psi.
-            residual: the mean of r^2.
-            spread: the mean of w_d' V w_d, with V the covariance of z given the row.
+            squared_residual: the mean of r^2.
+            residual_variance: the mean of w_d' V w_d, with V the covariance of z given the row.
         """
         assert self.min_variance is not None
-        own = (1 - spread / variance).clamp(min=torch.finfo(variance.dtype).eps)
-        leapt = variance + (residual - own * variance) / own.square()
-        return torch.maximum(leapt, self.min_variance)
+        eps = torch.finfo(variance.dtype).eps
+        noise_share = (1 - residual_variance / variance).clamp(min=eps)
+        change = (squared_residual - noise_share * variance) / noise_share.square()
+        return torch.maximum(variance + change, self.min_variance)
 
     def rounding(
         self,
-        total: Float[Tensor, " D"],
-        residual: Float[Tensor, " D"],
+        column_variance: Float[Tensor, " D"],
+        squared_residual: Float[Tensor, " D"],
         variance: Float[Tensor, " D"],
     ) -> float:
-        """By how much rounding may move log p, in nats per datum.
+        """The largest change of log p by rounding, in nats per datum.
 
-        r = x - mu - W m has an error of the size of eps |x|, and counts as r^2 / psi.
+        The residual r = x - mu - W m has an error of the size of eps |x| and contributes
+        r^2 / psi.
 
         Args:
-            total: the variance of each column.
-            residual: the mean of r^2.
+            column_variance: the variance of each column.
+            squared_residual: the mean of r^2.
             variance: psi.
         """
-        eps = torch.finfo(total.dtype).eps
-        error = 2 * eps * total.sqrt()
-        squares = ((2 * residual.sqrt() + error) * error / variance).sum()
-        return float(squares) + 4 * eps * len(total)
+        eps = torch.finfo(column_variance.dtype).eps
+        error = 2 * eps * column_variance.sqrt()
+        squares = ((2 * squared_residual.sqrt() + error) * error / variance).sum()
+        return float(squares) + 4 * eps * len(column_variance)
 
     def scale(self, variance: Float[Tensor, " D"]) -> Tensor:
-        """The model's ``noise_scale`` for these variances."""
+        """The ``noise_scale`` of the model for these variances."""
         return (variance[0] if self.min_variance is None else variance).sqrt()
 
     def notes(self, variance: Float[Tensor, " D"]) -> tuple[str, ...]:
-        """Which columns have reached their floors."""
+        """A note on the columns whose noise variance has reached its floor."""
         if self.min_variance is None or not (reached := variance <= self.min_variance).any():
             return ()
-        listed = ", ".join(map(str, reached.nonzero().flatten().tolist()))
-        return (f"{FLOOR_REACHED} (Heywood cases): {listed}",)
+        columns = ", ".join(map(str, reached.nonzero().flatten().tolist()))
+        return (f"{FLOOR_REACHED} (Heywood cases): {columns}",)

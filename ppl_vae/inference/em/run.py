@@ -1,9 +1,8 @@
-"""M- and E-steps in turn, to an end that is certified.
+"""The iterations of EM, up to an end that is certified.
 
-Gains that shrink say where an ascent is heading, but not near a saddle point: there they shrink
-too, before they grow again. So where little seems left to gain, the bound is compared with that at
-the best parameters for the covariance of the data. If that is higher, the ascent goes on from
-these parameters.
+Gains that shrink indicate a limit, except near a saddle point, where they shrink before they grow
+again. Therefore the bound is compared, when little seems left to gain, with the bound at the best
+parameters for the covariance of the data. If that is higher, EM restarts from these parameters.
 """
 
 import math
@@ -11,167 +10,177 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ppl_vae.core.results import FitResult
-from ppl_vae.inference.em.history import WITHIN_ROUNDING, EMHistory, after
-from ppl_vae.inference.em.state import FINE, EMState
+from ppl_vae.inference.em.history import WITHIN_ROUNDING, EMHistory, iteration_limit
+from ppl_vae.inference.em.state import NEGLIGIBLE, EMState
 
-RESTARTED = "EM stood still short of the best parameters"
-"""How the note on restarts begins."""
+RESTARTED = "EM stalled short of the best parameters"
+"""The beginning of the note on restarts."""
 NOT_CONVERGED = "not converged"
-"""How the note on a fit that did not end at a maximum begins."""
-STOOD_STILL = "because an iteration gains less than rounding"
+"""The beginning of the note on a fit that did not end at a maximum."""
+STALLED = "because an iteration gains less than rounding"
+"""The reason to stop where the gap cannot be closed, for it lies in the rotation of W."""
 
 
 @dataclass
 class EMRun:
-    """An ascent: where it stands, and what it has seen.
+    """EM iterations from an initial state, with their history.
 
     Attributes:
-        position: where it stands.
-        trace: of the objective.
-        tol: what may be left to gain at its end, in nats per datum.
-        max_iterations: at most so many.
-        left: by how much the bound was below that at the best parameters for the covariance of
-            the data when this was last computed, in nats per datum.
-        gained: by each restart, in nats per datum.
+        state: the current state.
+        history: the objective so far.
+        tol: the gain that may remain at the end, in nats per datum.
+        max_iterations: the largest number of iterations.
+        gap: how far the bound was below that at the best parameters for the covariance of the
+            data when this was last computed, in nats per datum.
+        restart_gains: the gain of each restart, in nats per datum.
+        converged: whether the end is certified.
     """
 
     state: EMState
     history: EMHistory
     tol: float
     max_iterations: int
-    left: float = math.nan
-    gained: tuple[float, ...] = ()
+    gap: float = math.nan
+    restart_gains: tuple[float, ...] = ()
     converged: bool = False
-    _since: int = 0
-    _tol: float = math.inf
+    _last_restart: int = 0
+    _working_tol: float = math.inf
 
     def run(self) -> str:
-        """Iterate to the end; why it is one."""
-        self._tol, stopped = self.tol, ""
+        """Iterate to the end.
+
+        Returns:
+            The reason to stop.
+        """
+        self._working_tol, stopped = self.tol, ""
         while not stopped:
-            fell = self._advance()
-            rest = self._tol if self.state.final else 0.0
-            limits = self.max_iterations, min(self.state.rounding, FINE)
-            reason = self.history.why_stop(rest, *limits, since=self._since)
-            if fell and reason != after(self.max_iterations):
+            decreased = self._iterate()
+            tol = self._working_tol if self.state.can_extrapolate else 0.0
+            rounding = min(self.state.rounding, NEGLIGIBLE)
+            reason = self.history.stop_reason(
+                tol, self.max_iterations, rounding, since=self._last_restart
+            )
+            if decreased and reason != iteration_limit(self.max_iterations):
                 reason = WITHIN_ROUNDING
-            stopped = self._checked(reason) if reason else ""
+            stopped = self._certify(reason) if reason else ""
         return stopped
 
-    def _advance(self) -> bool:
-        # Whether rounding would lower the bound, in which case the position stays as it is.
+    def _iterate(self) -> bool:
+        # Whether rounding would lower the bound, in which case the state is kept.
         before = self.state
-        after_m, following = before.step()
-        slack = min(max(before.rounding, following.rounding), FINE)
-        fell = not bool(following.bound >= before.bound - slack)
+        after_m_step, following = before.step()
+        slack = min(max(before.rounding, following.rounding), NEGLIGIBLE)
+        decreased = not bool(following.bound >= before.bound - slack)
         self.history.add(before.bound, before.log_likelihood)
-        self.state = before if fell else following
-        self.history.add(before.bound if fell else after_m, self.state.log_likelihood)
-        return fell
+        self.state = before if decreased else following
+        bound = before.bound if decreased else after_m_step
+        self.history.add(bound, self.state.log_likelihood)
+        return decreased
 
-    def _checked(self, reason: str) -> str:
-        # Why to stop, given why the iterations may be over; or an empty string.
+    def _certify(self, reason: str) -> str:
+        # The final reason to stop, given that of the stopping rule; empty to continue.
         state = self.state
-        allowed = 2 * max(self.tol, state.rounding)
-        self.left, gain, other = state.certified(allowed)
-        if reason == after(self.max_iterations):
+        tolerance = 2 * max(self.tol, state.rounding)
+        certificate = state.certify(tolerance)
+        self.gap = certificate.gap
+        if reason == iteration_limit(self.max_iterations):
             return reason
-        if self.left <= allowed:
+        if self.gap <= tolerance:
             self.converged = True
             if reason == WITHIN_ROUNDING:
                 return reason
-            return f"converged: under {max(self.tol, self.left):.2g} nats per datum to gain"
+            return f"converged: under {max(self.tol, self.gap):.2g} nats per datum to gain"
         if self.history.iterations + 1 >= self.max_iterations:
-            return after(self.max_iterations)
-        if gain > allowed:
-            self._restart(other, gain)
+            return iteration_limit(self.max_iterations)
+        if certificate.restart_gain > tolerance:
+            self._restart(certificate.state, certificate.restart_gain)
             return ""
         if reason == WITHIN_ROUNDING:
-            return STOOD_STILL
-        self._tol /= 4
+            return STALLED
+        self._working_tol /= 4
         return ""
 
-    def _restart(self, other: EMState, gain: float) -> None:
-        # Entered as an iteration whose M-step leaves the bound as it is.
-        self.gained += (gain,)
+    def _restart(self, best: EMState, gain: float) -> None:
+        # The history gets an iteration whose M-step leaves the bound unchanged.
+        self.restart_gains += (gain,)
         self.history.add(self.state.bound, self.state.log_likelihood)
-        self.history.add(self.state.bound, other.log_likelihood)
-        self.state = other
-        self._since, self._tol = self.history.iterations, self.tol
+        self.history.add(self.state.bound, best.log_likelihood)
+        self.state = best
+        self._last_restart, self._working_tol = self.history.iterations, self.tol
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of this ascent."""
+        """Caveats on this run: restarts, a lack of convergence, and rounding errors."""
         notes: tuple[str, ...] = ()
-        if self.gained:
-            times = "once" if len(self.gained) == 1 else f"{len(self.gained)} times"
-            gained = ", ".join(f"{gain:.2g}" for gain in self.gained)
+        if self.restart_gains:
+            count = len(self.restart_gains)
+            times = "once" if count == 1 else f"{count} times"
+            gains = ", ".join(f"{gain:.2g}" for gain in self.restart_gains)
             notes = (
                 f"{RESTARTED} for the covariance of the data, as at a saddle point, {times}, and "
-                f"went on from these (they gained {gained} nats per datum)",
+                f"was restarted from these (a gain of {gains} nats per datum)",
             )
         if not self.converged:
-            gain = (
-                self.history.bounds[-1] - self.history.bounds[max(-3, -len(self.history.bounds))]
-            )
-            why = f"the last iteration still gained {gain:.2g} nats per datum"
-            if self.left > 2 * max(self.tol, self.state.rounding):
-                why = f"the objective is at least {self.left:.2g} nats per datum below its maximum"
-            notes += (f"{NOT_CONVERGED}: {why}",)
+            reason = f"the last iteration still gained {self.history.last_gain:.2g} nats per datum"
+            if self.gap > 2 * max(self.tol, self.state.rounding):
+                reason = (
+                    f"the objective is at least {self.gap:.2g} nats per datum below its maximum"
+                )
+            notes += (f"{NOT_CONVERGED}: {reason}",)
         return notes + self.state.notes()
 
 
 def run_em(
     start: Callable[[], EMState],
-    name: str,
+    algorithm: str,
     *,
     tol: float,
     max_iterations: int,
     notes: tuple[str, ...],
-    began: float,
+    start_time: float,
 ) -> tuple[EMState, FitResult]:
-    """Where an ascent ends, and how it went.
+    """The final state of EM, and the result of the fit.
 
     Args:
-        start: makes the first position.
-        name: of the algorithm.
-        tol: stop when less is to be gained, in nats per datum.
-        max_iterations: stop at the latest after so many.
-        notes: on the data.
-        began: when, by ``time.perf_counter``.
+        start: makes the initial state.
+        algorithm: its name.
+        tol: stop when the gain that remains is smaller, in nats per datum.
+        max_iterations: the largest number of iterations.
+        notes: caveats on the data.
+        start_time: when the fit started, by ``time.perf_counter``.
 
     Raises:
-        FloatingPointError: if the first position has no finite likelihood.
+        FloatingPointError: if the initial state has no finite likelihood.
     """
     state = start()
     if not bool(state.bound.isfinite() & state.log_likelihood.isfinite()):
         raise FloatingPointError(
-            f"the log-likelihood of x is {float(state.log_likelihood)} where {name} starts: "
+            f"the log-likelihood of x is {float(state.log_likelihood)} where {algorithm} starts: "
             "squares leave the range of float64 there; start from PPCA.like(x), or rescale the "
             "columns that are largest or smallest"
         )
-    ascent = EMRun(state, EMHistory(began), tol, max_iterations)
-    stopped = ascent.run()
-    notes = notes + ascent.state.noise.notes(ascent.state.variance) + ascent.notes()
-    found = ascent.history.result(
-        name, stopped, notes, converged=ascent.converged, certificate=max(ascent.left, 0.0)
+    run = EMRun(state, EMHistory(start_time), tol, max_iterations)
+    stopped = run.run()
+    notes = notes + run.state.noise.notes(run.state.variance) + run.notes()
+    result = run.history.result(
+        algorithm, stopped, notes, converged=run.converged, certificate=max(run.gap, 0.0)
     )
-    return ascent.state, found
+    return run.state, result
 
 
-def best_of(ends: list[tuple[EMState, FitResult]]) -> tuple[EMState, FitResult]:
-    """The end with the highest objective, with a note on how far below it others ended."""
-    objectives = [float(found.objective[-1]) for _, found in ends]
-    top = max(range(len(ends)), key=objectives.__getitem__)
-    state, found = ends[top]
-    if len(ends) == 1:
-        return state, found
-    short = sorted(objectives[top] - value for value in objectives)
-    lower = sum(gap > 10 * FINE for gap in short)
-    note = f"{len(ends)} starts end within {short[-1]:.1g} nats per datum of each other"
-    if lower:
+def best_of_starts(fits: list[tuple[EMState, FitResult]]) -> tuple[EMState, FitResult]:
+    """The fit with the highest objective, with a note on how much lower the others ended."""
+    objectives = [float(result.objective[-1]) for _, result in fits]
+    best = max(range(len(fits)), key=objectives.__getitem__)
+    state, result = fits[best]
+    if len(fits) == 1:
+        return state, result
+    shortfalls = sorted(objectives[best] - value for value in objectives)
+    num_lower = sum(shortfall > 10 * NEGLIGIBLE for shortfall in shortfalls)
+    note = f"{len(fits)} starts end within {shortfalls[-1]:.1g} nats per datum of each other"
+    if num_lower:
         note = (
-            f"{lower} of {len(ends)} starts end at lower maxima, up to {short[-1]:.2g} nats per "
-            "datum below this one"
+            f"{num_lower} of {len(fits)} starts end at lower maxima, up to {shortfalls[-1]:.2g} "
+            "nats per datum below this one"
         )
-    seconds = sum(found.seconds for _, found in ends)
-    return state, replace(found, notes=(*found.notes, note), seconds=seconds)
+    seconds = sum(result.seconds for _, result in fits)
+    return state, replace(result, notes=(*result.notes, note), seconds=seconds)

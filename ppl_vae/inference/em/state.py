@@ -1,45 +1,46 @@
-"""What the EM algorithms of linear-Gaussian models share: parameters, and the data given them."""
+"""One iteration of EM and its certificate, for complete data and for data with missing values."""
 
-from abc import abstractmethod
-from typing import TypeAlias
+from abc import ABC, abstractmethod
+from typing import NamedTuple, TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.inference.em.profile_likelihood import best_noise
-from ppl_vae.models.eigen import JACOBI_SIZE, Leading
+from ppl_vae.inference.em.profile_likelihood import maximize_profile_likelihood
+from ppl_vae.models.eigen import MAX_JACOBI_SIZE, LeadingEigenpairs
 
 ILL_CONDITIONED = "the table is too ill-conditioned for float64"
-"""How the note on digits lost to rounding begins."""
-FINE = 1e-8
-"""What rounding may move log p by, in nats per datum, without a note."""
-EXACT = ("full", "diagonal")
-"""Families of q that hold the posterior, in the best rotation of W."""
-STEPS_FROM_BEST = 10
-"""From the best parameters for a covariance, where q is restricted and cells are missing."""
+"""The beginning of the note on digits lost to rounding."""
+NEGLIGIBLE = 1e-8
+"""Rounding errors of log p up to this size, in nats per datum, are not reported."""
+EXACT_FAMILIES = ("full", "diagonal")
+"""Families of q that contain the posterior, in the best rotation of W."""
+REFINEMENT_STEPS = 10
+"""EM iterations from the closed-form parameters, for diagonal q and missing values."""
 
 Parameters: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """W (D, K), mu (D,) and psi (D,), in float64."""
 
 
-class EMState:
-    """Where an algorithm stands after an E-step: parameters, and what the data are there.
+class EMState(ABC):
+    """Parameters, and the expectations of the E-step at these parameters.
 
     Attributes:
-        noise: of the model.
-        family: of q, see :mod:`ppl_vae.guides.families`.
+        noise: the noise model.
+        family: the family of q, see :mod:`ppl_vae.guides.families`.
         loadings, loc, variance: W (D, K), mu (D,), psi (D,), in float64.
         bound: E_q[log p(x, z)] + H[q], in nats per datum.
         log_likelihood: log p(x), in nats per datum.
-        rounding: what rounding may move these by.
-        total: the variance of each column, (D,).
-        needs_steps: whether W has no rotation in which q is the posterior of every row.
-        stalls: whether W may be in a rotation that is not the best one, with a lower bound.
-        first: whether no step led here.
-        settled: whether the step that led here was all that could be done.
+        rounding: the largest rounding error of these two, in nats per datum.
+        column_variance: the variance of each column of the data, (D,).
+        needs_refinement: whether the closed-form parameters need further EM iterations, because
+            no rotation of W makes q the posterior of every row.
+        stalls_in_rotation: whether EM can stall where only a rotation of W would raise the bound.
+        is_initial: whether no step has been made yet.
+        can_extrapolate: whether gains may be extrapolated from here; False after an M-step that
+            replaced a rejected accelerated proposal.
     """
 
     noise: Noise
@@ -50,118 +51,125 @@ class EMState:
     bound: Float[Tensor, ""]
     log_likelihood: Float[Tensor, ""]
     rounding: float
-    total: Float[Tensor, " D"]
-    needs_steps: bool = False
-    stalls: bool = False
-    first: bool = True
-    final: bool = True
+    column_variance: Float[Tensor, " D"]
+    needs_refinement: bool = False
+    stalls_in_rotation: bool = False
+    is_initial: bool = True
+    can_extrapolate: bool = True
+
+    @abstractmethod
+    def e_step(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> "EMState":
+        """The state after an E-step at W, mu and psi."""
 
     @abstractmethod
     def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
-        """The bound after an M-step, and W, mu and psi there."""
+        """The bound after an M-step, and its W, mu and psi."""
 
     @abstractmethod
-    def at(self, *parameters: Tensor) -> "EMState":
-        """The position after an E-step at W, mu and psi."""
-
-    @abstractmethod
-    def own_squares(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d, see :meth:`Noise.accelerate`."""
 
     @abstractmethod
-    def factor(self) -> Float[Tensor, "R D"]:
+    def covariance_factor(self) -> Float[Tensor, "R D"]:
         """F, with F'F the (expected) covariance of the data."""
 
     @abstractmethod
-    def leading(self) -> Leading:
-        """The leading axes of the (expected) covariance of the data, its columns over psi^1/2."""
+    def leading_eigenpairs(self) -> LeadingEigenpairs:
+        """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S the (expected) covariance."""
 
-    def best(self) -> Parameters:
-        """The best W, mu and psi for the covariance of the data; mu as it is.
+    def best_for_covariance(self) -> Parameters:
+        """The W and psi that are optimal for the (expected) covariance of the data; mu is kept.
 
-        In closed form. Factor analysis has none; there psi is where Newton's method comes to from
-        here, or as it is if q is restricted or the columns are many.
+        With isotropic noise they have a closed form. Factor analysis has none: there psi is the
+        limit of Newton's method from here, or is kept if q is restricted or the columns are many.
         """
         k, min_variance, variance = self.loadings.shape[1], self.noise.min_variance, self.variance
-        if min_variance is None or self.family not in EXACT or len(variance) > JACOBI_SIZE:
-            leading = self.leading()
+        exact = self.family in EXACT_FAMILIES
+        if min_variance is None or not exact or len(variance) > MAX_JACOBI_SIZE:
+            leading = self.leading_eigenpairs()
         else:
-            profile = best_noise(self.factor(), variance, min_variance, k)
-            leading, variance = profile.leading(k), profile.variance
+            factor = self.covariance_factor()
+            profile = maximize_profile_likelihood(factor, variance, min_variance, k)
+            leading, variance = profile.leading_eigenpairs(k), profile.variance
         loadings, variance = best_parameters(
             leading, variance, isotropic=min_variance is None, family=self.family
         )
         return loadings, self.loc, variance
 
     def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
-        """What promises more than the M-step's parameters and may be worse; None if nothing does.
+        """An accelerated proposal, accepted only if its bound is at least that of the M-step.
 
-        Noise variances leap if they may.
+        Here noise variances are updated beyond the M-step, see :meth:`Noise.accelerate`.
+
+        Args:
+            parameters: those of the M-step.
+
+        Returns:
+            None if acceleration is not applicable.
         """
         if not self.noise.accelerated:
             return None
         loadings, loc, _ = parameters
-        return loadings, loc, self.noise.accelerate(self.variance, *self.own_squares())
+        return loadings, loc, self.noise.accelerate(self.variance, *self.residual_moments())
 
     def step(self) -> tuple[Float[Tensor, ""], "EMState"]:
-        """The bound after an M-step, and the position after the E-step that follows.
+        """The bound after an M-step, and the state after the E-step that follows.
 
-        From the second step on the bold parameters are taken, if there are some and if they keep
-        the promise of the M-step.
+        From the second iteration on the accelerated proposal is used, if there is one and its
+        bound is at least that of the M-step.
         """
-        after, careful = self.m_step()
-        accelerated_proposal = None if self.first else self.accelerated_proposal(careful)
-        if accelerated_proposal is not None:
-            following = self._reached(*accelerated_proposal, final=True)
-            if following.bound >= after - following.rounding:
-                return after, following
-        return after, self._reached(*careful, final=not self.noise.accelerated)
+        after_m_step, parameters = self.m_step()
+        proposal = None if self.is_initial else self.accelerated_proposal(parameters)
+        if proposal is not None:
+            proposed = self._successor(proposal, can_extrapolate=True)
+            if proposed.bound >= after_m_step - proposed.rounding:
+                return after_m_step, proposed
+        return after_m_step, self._successor(
+            parameters, can_extrapolate=not self.noise.accelerated
+        )
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how far the numbers here can be trusted."""
-        if self.rounding <= FINE:
+        """A note on the accuracy of the results, if rounding errors are not negligible."""
+        if self.rounding <= NEGLIGIBLE:
             return ()
-        ratio = float((self.total / self.variance).max().sqrt())
+        ratio = float((self.column_variance / self.variance).max().sqrt())
         return (
             f"{ILL_CONDITIONED}: rounding may move log p by {self.rounding:.1g} nats per datum "
             f"(a column's standard deviation is {ratio:.1g} times that of its noise)",
         )
 
-    def certified(self, allowed: float) -> tuple[float, float, "EMState"]:
-        """How far the bound is below that at the best parameters, and a position there.
+    def certify(self, tolerance: float) -> "Certificate":
+        """Compare the bound with that at the best parameters for the covariance of the data.
 
-        Where q is restricted and cells are missing, no rotation of W is best for all rows, so a
-        few steps are made from the best parameters.
-
-        Returns:
-            The difference of the bounds, what a restart there would gain, both in nats per datum,
-            and the position. It gains nothing if all that is better there is the rotation, which
-            the steps find by themselves.
+        With a diagonal q and missing values no rotation of W is best for all rows, so that some
+        EM iterations are made from these parameters until they are better here by ``tolerance``.
         """
-        other = self._reached(*self.best(), final=True)
-        for _ in range(STEPS_FROM_BEST if self.needs_steps else 0):
-            if other.bound > self.bound + allowed:
+        best = self._successor(self.best_for_covariance(), can_extrapolate=True)
+        for _ in range(REFINEMENT_STEPS if self.needs_refinement else 0):
+            if best.bound > self.bound + tolerance:
                 break
-            _, other = other.step()
-        left = float(other.bound - self.bound)
-        if not self.stalls:
-            return left, left, other
-        return left, min(left, float(other.log_likelihood - self.log_likelihood)), other
+            _, best = best.step()
+        gap = gain = float(best.bound - self.bound)
+        if self.stalls_in_rotation:
+            gain = min(gap, float(best.log_likelihood - self.log_likelihood))
+        return Certificate(gap, gain, best)
 
-    def _reached(self, *parameters: Tensor, final: bool) -> "EMState":
-        state = self.at(*parameters)
-        state.first, state.final = False, final
+    def _successor(self, parameters: Parameters, *, can_extrapolate: bool) -> "EMState":
+        state = self.e_step(*parameters)
+        state.is_initial, state.can_extrapolate = False, can_extrapolate
         return state
 
 
-def project_covariance(precision: Float[Tensor, "*B K K"], family: str) -> Float[Tensor, "*B K K"]:
-    """The covariance of the family's Gaussian closest to N(m, precision^-1), in KL(q || p)."""
-    if family == "full":
-        return torch.linalg.inv(precision)
-    diagonal = precision.diagonal(dim1=-2, dim2=-1)
-    variances = {
-        "unit": torch.ones_like(diagonal),
-        "isotropic": (1 / diagonal.mean(-1, keepdim=True)).expand_as(diagonal),
-        "diagonal": 1 / diagonal,
-    }[family]
-    return torch.diag_embed(variances)
+class Certificate(NamedTuple):
+    """How far a state is from the best parameters for the covariance of the data.
+
+    Attributes:
+        gap: the bound at the best parameters less that of the state, in nats per datum.
+        restart_gain: the gain of a restart from the best parameters, in nats per datum. It is
+            that of log p, if lower, where EM alone approaches the best rotation of W.
+        state: the state at the best parameters.
+    """
+
+    gap: float
+    restart_gain: float
+    state: EMState

@@ -1,1 +1,1 @@
-"""PCA, the lasso and dictionaries."""
+"""Linear autoencoders and sparse coding: PCA, the lasso, MAP codes and dictionary learning."""

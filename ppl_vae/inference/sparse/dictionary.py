@@ -1,4 +1,4 @@
-"""Dictionary learning: sparse codes and a dictionary in turn, each step in closed form."""
+"""Dictionary learning by alternating updates of codes and columns, each in closed form."""
 
 import time
 from dataclasses import replace
@@ -13,18 +13,19 @@ from ppl_vae.core.results import FitResult
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.em.history import EMHistory
-from ppl_vae.inference.sparse.lasso import Lasso, linear_layer, why_no_lasso
+from ppl_vae.inference.sparse.lasso import Lasso, lasso_mismatch, linear_layer
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.sparse_layers import NormalizedColumns
 
-SWEEPS = 3
-"""Over the codes for one over the columns: with more each iteration gains more, a second less."""
-LAST_SWEEPS, SETTLED = 1000, 1e-8
-"""The last codes are swept until none would move by more than this share of the largest one."""
-NO_BOUND = "what is maximised is log p(x, z), and no bound on log p(x)"
-UNTRAINED = "the guide is as it was: fit_svi trains an encoder, best_codes needs none"
-SLACK = 8.0
-"""In units of float64's resolution: by so much the objective may be off."""
+CODE_SWEEPS = 3
+"""Sweeps over the codes per sweep over the columns; more gain more per iteration, less per
+second."""
+FINAL_SWEEPS, FINAL_TOLERANCE = 1000, 1e-8
+"""The final codes are swept until none would change by more than this share of the largest one."""
+NOT_A_BOUND = "the objective is log p(x, z), which is no bound on log p(x)"
+GUIDE_UNCHANGED = "the guide is unchanged: fit_svi trains an encoder, best_codes needs none"
+ROUNDING = 8.0
+"""The rounding error of the objective, in units of float64's resolution."""
 
 
 @torch.no_grad()
@@ -38,63 +39,67 @@ def fit_dictionary(
     """Fit a linear decoder with unit columns, a dictionary, by codes and columns in turn.
 
     With x | z ~ N(W z + b, sigma^2 I), a Laplace prior of penalty lambda, S_t(a) = sign(a)
-    max(|a| - t, 0) and r_n = x_n - W z_n - b, each of these is the best choice given all others:
+    max(|a| - t, 0) and r_n = x_n - W z_n - b, each of these updates is optimal given all others:
 
         z_nk = S_t(w_k'r_n + z_nk),  t = lambda sigma^2
         w_k  = u / |u|,  u = sum_n z_nk (r_n + w_k z_nk)
         b    = mean_n (x_n - W z_n)
 
-    so mean log p(x_n, z_n) never falls. Sweeps over the codes alternate with one over the columns
-    and b. Where it ends depends on where it starts: there are local optima.
+    so that the mean of log p(x_n, z_n) never decreases. Sweeps over the codes alternate with one
+    over the columns and b. The result depends on the start: there are local optima.
 
-    An atom that no datum uses could stay so for ever. It is pointed at what the dictionary leaves
-    of the datum that it explains worst, which then uses it, unless what is left is shorter than t
-    (then no atom at all would be used for it). Nothing is lost by that, since its codes are zero.
+    An atom that no datum uses would never be updated. It is reset to the direction of the largest
+    residual among the data, whose datum then uses it, unless that residual is shorter than t (then
+    no atom at all would be used for it). This does not change the objective, since the atom's
+    codes are zero.
 
     Args:
-        autoencoder: where to start; its decoder is set in place. A guide with a free code for
-            each row of x (``PerDatumGuide(N, K, covariance="delta")``) gets the codes; an
-            encoder stays as it is, to be trained by ``fit_svi``.
+        autoencoder: the initial model; its decoder is set in place. If the guide has a free code
+            for each row of x (``PerDatumGuide(N, K, covariance="delta")``), the codes are stored
+            there; an encoder is left unchanged, to be trained by ``fit_svi``.
         x: complete data, (N, D).
         tol: stop when the objective still to be gained, extrapolated from the last three
             iterations, falls below this many nats per datum.
-        max_iterations: stop at the latest after so many.
+        max_iterations: the largest number of iterations.
 
     Returns:
-        ``objective`` is mean log p(x_n, z_n) in nats per datum: at the start's dictionary after
+        ``objective`` is mean log p(x_n, z_n) in nats per datum: with the initial dictionary after
         the first sweeps, then after the columns and after the codes of each iteration, (1 + 2 T,).
 
     Raises:
-        ValueError: another decoder, prior or likelihood; x with missing values; a guide with codes
-            for another number of rows; numbers that are not positive.
+        ValueError: if decoder, prior or likelihood are not those of dictionary learning; if x has
+            missing values; if the guide has codes for another number of rows; if ``tol`` or
+            ``max_iterations`` is not positive.
 
     References:
         Mairal, Bach, Ponce, Sapiro: Online learning for matrix factorization and sparse coding
         (2010), of the columns; Friedman, Hastie, Hoefling, Tibshirani: Pathwise coordinate
         optimization (2007), of the codes.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     check_int("max_iterations", max_iterations)
     if not tol > 0:
         raise ValueError(f"tol must be positive, in nats per datum; got {tol}")
-    if why := why_no_lasso(autoencoder):
-        raise ValueError(why)
+    if mismatch := lasso_mismatch(autoencoder):
+        raise ValueError(mismatch)
     layer: NormalizedColumns = linear_layer(autoencoder)
-    x, holes = as_data_and_mask(x, model=autoencoder.model)
-    if holes is not None:
+    x, mask = as_data_and_mask(x, model=autoencoder.model)
+    if mask is not None:
         raise ValueError(
-            f"x has {int((~holes).sum())} missing entries: over columns of length one there is no "
-            "closed form then; fill them, or use fit_svi, whose model takes missing values"
+            f"x has {int((~mask).sum())} missing entries: with them, columns of length one have "
+            "no closed form; impute them, or use fit_svi, whose model takes missing values"
         )
-    table = _code_table(autoencoder, len(x))
-    position, trace = _Position(autoencoder, layer, x.double()), EMHistory(began)
-    stopped = position.climb(trace, tol, max_iterations)
-    layer.free.copy_(position.columns)
-    layer.bias.copy_(position.bias)
-    if table is not None:
-        table.copy_(position.codes.T)
-    notes = (NO_BOUND, *(() if table is not None else (UNTRAINED,)), *position.notes())
-    return replace(trace.result("dictionary learning", stopped, notes), log_likelihood=None)
+    code_table = _code_table(autoencoder, len(x))
+    learning, history = _DictionaryLearning(autoencoder, layer, x.double()), EMHistory(start_time)
+    stopped = learning.run(history, tol, max_iterations)
+    layer.free.copy_(learning.columns)
+    layer.bias.copy_(learning.bias)
+    notes = (NOT_A_BOUND, *learning.notes())
+    if code_table is None:
+        notes = (NOT_A_BOUND, GUIDE_UNCHANGED, *learning.notes())
+    else:
+        code_table.copy_(learning.codes.T)
+    return replace(history.result("dictionary learning", stopped, notes), log_likelihood=None)
 
 
 def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
@@ -109,8 +114,15 @@ def _code_table(autoencoder: Autoencoder, num_rows: int) -> Tensor | None:
     return guide.loc
 
 
-class _Position:
-    """Codes (K, N), columns (D, K) and bias (D,), all float64, and what they give."""
+class _DictionaryLearning:
+    """The alternating updates, in float64.
+
+    Attributes:
+        codes: z, (K, N).
+        columns: W, (D, K).
+        bias: b, (D,).
+        num_resets: how often an unused atom was reset.
+    """
 
     def __init__(
         self, autoencoder: Autoencoder, layer: NormalizedColumns, x: Float[Tensor, "N D"]
@@ -121,75 +133,73 @@ class _Position:
         self.bias = layer.bias.detach().to(x, copy=True)
         self.codes = x.new_zeros(self.columns.shape[1], len(x))
         self.threshold = autoencoder.penalty * likelihood.scale**2
-        self.renewed = 0
+        self.num_resets = 0
 
-    def climb(self, trace: EMHistory, tol: float, max_iterations: int) -> str:
-        """Steps in turn, from the first codes until one of the reasons to stop, which it tells."""
+    def run(self, history: EMHistory, tol: float, max_iterations: int) -> str:
+        """Alternate the updates, first of the codes; returns the reason to stop."""
         stopped = ""
-        self.improve_codes(SWEEPS)
-        value = self.note(trace)
+        self.update_codes(CODE_SWEEPS)
+        self._append_to(history)
         while not stopped:
-            self.improve_columns()
-            self.note(trace)
-            self.improve_codes(SWEEPS)
-            value = self.note(trace)
-            rounding = SLACK * torch.finfo(torch.float64).eps * (1 + abs(value))
-            stopped = trace.why_stop(tol, max_iterations, rounding)
-        self.improve_codes(LAST_SWEEPS, SETTLED * float(1 + self.codes.abs().max()))
-        trace.bounds[-1] = float(self.log_joint())  # of the codes that are handed over
+            self.update_columns()
+            self._append_to(history)
+            self.update_codes(CODE_SWEEPS)
+            self._append_to(history)
+            eps = torch.finfo(torch.float64).eps
+            rounding = ROUNDING * eps * (1 + abs(history.bounds[-1]))
+            stopped = history.stop_reason(tol, max_iterations, rounding)
+        self.update_codes(FINAL_SWEEPS, FINAL_TOLERANCE * float(1 + self.codes.abs().max()))
+        history.bounds[-1] = float(self.log_joint())  # that of the final codes
         return stopped
 
-    def note(self, trace: EMHistory) -> float:
-        """Take down the objective."""
+    def _append_to(self, history: EMHistory) -> None:
         value = self.log_joint()
-        trace.add(value, value)
-        return float(value)
+        history.add(value, value)
 
     def log_joint(self) -> Float[Tensor, ""]:
         """Mean log p(x_n, z_n)."""
         z = self.codes.T
-        given = self.likelihood(z @ self.columns.T + self.bias)
-        return (given.log_prob(self.x) + self.prior.log_prob(z)).mean()
+        conditional = self.likelihood(z @ self.columns.T + self.bias)
+        return (conditional.log_prob(self.x) + self.prior.log_prob(z)).mean()
 
-    def improve_codes(self, most: int, tolerance: float = 0.0) -> None:
-        """Sweeps over k: the best z_nk for all n at once."""
-        Lasso(self.columns, self.bias, self.x, self.threshold).solve(self.codes, tolerance, most)
+    def update_codes(self, max_sweeps: int, tolerance: float = 0.0) -> None:
+        """Sweep over k: the optimal z_nk for all n at once."""
+        lasso = Lasso(self.columns, self.bias, self.x, self.threshold)
+        lasso.solve(self.codes, tolerance, max_sweeps)
 
-    def improve_columns(self) -> None:
-        """A sweep over the columns: each the best given all else; then the bias."""
-        second, cross, total = (
-            self.codes @ self.codes.T,
-            self.x.T @ self.codes.T,
-            self.codes.sum(1),
-        )
-        used = second.diagonal() > 0
+    def update_columns(self) -> None:
+        """Sweep once over the columns, each optimal given all else; then update the bias."""
+        second_moment, cross = self.codes @ self.codes.T, self.x.T @ self.codes.T
+        total = self.codes.sum(1)
+        used = second_moment.diagonal() > 0
         for k in used.nonzero().flatten().tolist():
-            others = self.columns @ second[k] - self.columns[:, k] * second[k, k]
-            best = cross[:, k] - self.bias * total[k] - others
-            length = best.norm()
+            own = self.columns[:, k] * second_moment[k, k]
+            others = self.columns @ second_moment[k] - own
+            column = cross[:, k] - self.bias * total[k] - others
+            length = column.norm()
             if length > 0:
-                self.columns[:, k] = best / length
+                self.columns[:, k] = column / length
         self.bias = (self.x.sum(0) - self.columns @ total) / len(self.x)
         if not bool(used.all()):
-            self._renew((~used).nonzero().flatten())
+            self._reset_unused((~used).nonzero().flatten())
 
-    def _renew(self, unused: Tensor) -> None:
-        left = self.x - self.bias - self.codes.T @ self.columns.T
-        lengths, rows = left.norm(dim=1).topk(min(len(unused), len(left)))
+    def _reset_unused(self, unused: Tensor) -> None:
+        residuals = self.x - self.bias - self.codes.T @ self.columns.T
+        lengths, rows = residuals.norm(dim=1).topk(min(len(unused), len(residuals)))
         longer = lengths > self.threshold
         rows, lengths, unused = rows[longer], lengths[longer], unused[: len(rows)][longer]
-        self.columns[:, unused] = (left[rows] / lengths[:, None]).T
-        self.renewed += len(unused)
+        self.columns[:, unused] = (residuals[rows] / lengths[:, None]).T
+        self.num_resets += len(unused)
 
     def notes(self) -> tuple[str, ...]:
-        """How many atoms are not used, and how often one was pointed elsewhere."""
-        unused, number = int((self.codes == 0).all(1).sum()), len(self.codes)
-        found = []
-        if unused:
-            found.append(f"{unused} of {number} atoms are used by no datum")
-        if self.renewed:
-            found.append(
-                f"{self.renewed} times an atom that no datum used was pointed at what was left of "
-                "the datum that was explained worst"
+        """The numbers of unused atoms and of resets, if there are any."""
+        num_unused, num_atoms = int((self.codes == 0).all(1).sum()), len(self.codes)
+        notes = []
+        if num_unused:
+            notes.append(f"{num_unused} of {num_atoms} atoms are used by no datum")
+        if self.num_resets:
+            notes.append(
+                f"{self.num_resets} times an atom that no datum used was reset to the largest "
+                "residual of a datum"
             )
-        return tuple(found)
+        return tuple(notes)

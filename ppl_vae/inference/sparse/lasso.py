@@ -1,4 +1,4 @@
-"""The lasso of all data at once, under a dictionary of unit columns, by coordinate descent."""
+"""The lasso for all rows at once, with a dictionary of unit columns, by coordinate descent."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.sparse_layers import NormalizedColumns
 
-LOOK = 10
-"""So many sweeps between looks at how far the codes still are from the best."""
+CHECK_INTERVAL = 10
+"""The number of iterations between two checks of convergence."""
 
 
-def why_no_lasso(autoencoder: Autoencoder) -> str:
-    """Why the best codes under a model are not this lasso's, or an empty string if they are."""
+def lasso_mismatch(autoencoder: Autoencoder) -> str:
+    """Why the best codes of an autoencoder are no lasso solution; an empty string if they are."""
     layer, likelihood = linear_layer(autoencoder), autoencoder.likelihood
     if not isinstance(layer, NormalizedColumns) or layer.kind != "unit":
         return (
@@ -35,21 +35,21 @@ def why_no_lasso(autoencoder: Autoencoder) -> str:
 
 
 def linear_layer(autoencoder: Autoencoder) -> Any:
-    """The decoder's one layer; of a deeper one the decoder itself."""
+    """The layer of a decoder with one layer; a deeper decoder is returned whole."""
     decoder: Any = autoencoder.decoder
     single = isinstance(decoder, torch.nn.Sequential) and len(decoder) == 1
     return decoder[0] if single else decoder
 
 
 class Lasso:
-    """|x_n - W z_n - b|^2 / 2 + t |z_n|_1 for all rows x_n, in float64.
+    """Minimize |x_n - W z_n - b|^2 / 2 + t |z_n|_1 for all rows x_n, in float64.
 
-    Given the others the best z_nk is S_t(w_k'(x_n - b - W z_n) + z_nk) where w_k has length one,
-    S_t(a) = sign(a) max(|a| - t, 0). Minus log p(x_n, z_n) is this over sigma^2, and a constant,
-    with t = lambda sigma^2.
+    Given the other codes, and w_k of length one, the optimal z_nk is
+    S_t(w_k'(x_n - b - W z_n) + z_nk), S_t(a) = sign(a) max(|a| - t, 0). Up to a constant,
+    -log p(x_n, z_n) is this objective divided by sigma^2, with t = lambda sigma^2.
 
     Args:
-        columns: W, each of length one.
+        columns: W, each column of length one.
         bias: b.
         x: the rows.
         threshold: t.
@@ -66,32 +66,33 @@ class Lasso:
         threshold: float,
     ) -> None:
         self.gram = columns.T @ columns
-        self.towards = columns.T @ (x - bias).T
+        self.correlations = columns.T @ (x - bias).T
         self.threshold = threshold
 
     @classmethod
     def of(cls, autoencoder: Autoencoder, x: Float[Tensor, "N D"]) -> "Lasso":
-        """That of a model's best codes, where :func:`why_no_lasso` has nothing to say."""
+        """The lasso of an autoencoder's best codes; :func:`lasso_mismatch` must be empty."""
         layer: Any = linear_layer(autoencoder)
         likelihood: Any = autoencoder.likelihood
         weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
         return cls(weight, bias, x.double(), autoencoder.penalty * likelihood.scale**2)
 
     def sweep(self, codes: Float[Tensor, "K N"]) -> None:
-        """Each code of each datum in turn made the best given the others, in place."""
+        """Set each code of each datum in turn to its optimum given the others, in place."""
         for k in range(len(codes)):
-            pull = torch.addmv(self.towards[k] + codes[k], codes.T, self.gram[k], alpha=-1)
-            codes[k] = F.softshrink(pull, self.threshold)
+            target = torch.addmv(self.correlations[k] + codes[k], codes.T, self.gram[k], alpha=-1)
+            codes[k] = F.softshrink(target, self.threshold)
 
-    def left(self, codes: Float[Tensor, "K N"]) -> Float[Tensor, " N"]:
-        """The longest step that one code of a datum would still take, alone."""
-        alone = F.softshrink(self.towards - self.gram @ codes + codes, self.threshold)
-        return (alone - codes).abs().amax(0)
+    def largest_step(self, codes: Float[Tensor, "K N"]) -> Float[Tensor, " N"]:
+        """The largest change of one code of each datum to its optimum given the others."""
+        optimum = F.softshrink(self.correlations - self.gram @ codes + codes, self.threshold)
+        return (optimum - codes).abs().amax(0)
 
-    def solve(self, codes: Float[Tensor, "K N"], tolerance: float, most: int) -> int:
-        """Sweeps until no step longer than this is left; returns how many there were."""
-        for done in range(1, most + 1):
+    def solve(self, codes: Float[Tensor, "K N"], tolerance: float, max_sweeps: int) -> int:
+        """Sweep until the largest step is at most ``tolerance``; returns the number of sweeps."""
+        for sweeps in range(1, max_sweeps + 1):
             self.sweep(codes)
-            if done % LOOK == 0 and bool((self.left(codes) <= tolerance).all()):
-                return done
-        return most
+            check = sweeps % CHECK_INTERVAL == 0
+            if check and bool((self.largest_step(codes) <= tolerance).all()):
+                return sweeps
+        return max_sweeps

@@ -12,7 +12,7 @@ from ppl_vae.core.program import ProgramLike, as_data_and_mask, check_support, m
 from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.likelihoods.base import Likelihood
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import OptimalGaussian
 from ppl_vae.objectives.bounds import batch_keywords
 
 ROWS_AT_ONCE = 4096
@@ -30,7 +30,7 @@ def freeze_scale(
     num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
-    """Freeze the optimal scale of a pair's ``Gaussian("optimal")``, in place.
+    """Freeze the scale of a pair's :class:`~ppl_vae.OptimalGaussian`, in place.
 
     sigma^2 is the mean squared residual over the observed cells of x and draws of z from the
     guide, at which the ELBO of x is highest. :func:`~ppl_vae.fit_svi` ends with it; after
@@ -47,7 +47,7 @@ def freeze_scale(
         ValueError: if the pair has no such likelihood; bad data.
     """
     if not _has_optimal_scale(model, guide):
-        raise ValueError("the pair has no Gaussian('optimal'), so there is no scale to freeze")
+        raise ValueError("the pair has no OptimalGaussian, so there is no scale to freeze")
     if num_samples is not None:
         check_int("num_samples", num_samples)
     x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
@@ -101,12 +101,13 @@ def frozen(
 def unfreeze(model: ProgramLike, guide: ProgramLike) -> None:
     """Let optimal scales be those of each batch again, as a fit begins."""
     for part in _needing_calibration(model, guide):
-        part.unfreeze()
+        if isinstance(part, OptimalGaussian):
+            part.unfreeze()
 
 
 def _has_optimal_scale(model: ProgramLike, guide: ProgramLike) -> bool:
     parts = _needing_calibration(model, guide)
-    return any(isinstance(part, Gaussian) and part.kind == "optimal" for part in parts)
+    return any(isinstance(part, OptimalGaussian) for part in parts)
 
 
 def _needing_calibration(model: ProgramLike, guide: ProgramLike) -> list[Likelihood]:

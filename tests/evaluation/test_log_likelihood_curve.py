@@ -1,4 +1,4 @@
-"""Estimates of log p from fewer of the same draws, and in bits per dimension."""
+"""Estimates of log p as a function of the number of draws, and in bits per dimension."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ def ppca():
 
 
 def wide_guide(model):
-    """The posterior, three times as wide."""
+    """The posterior with three times its standard deviations."""
 
     def guide(x, index=None, num_data=None):
         posterior = model.posterior(x)
@@ -47,9 +47,9 @@ def test_each_point_is_the_mean_weight_of_the_first_draws():
         np.testing.assert_allclose(curve[:, place].numpy(), mean, rtol=1e-12)
 
 
-def test_the_curve_is_flat_under_the_exact_guide_and_rises_under_a_poor_one():
+def test_the_curve_is_flat_for_the_exact_guide_and_rises_for_a_poor_one():
     model = ppca()
-    x = model.sample(2000, seed=1)
+    x = model.sample(500, seed=1)
     exact = model.log_likelihood(x).detach()
     flat = log_likelihood(model.model, ExactGuide(model), x, 256, seed=0)
     for _, mean in flat.convergence:
@@ -62,25 +62,25 @@ def test_the_curve_is_flat_under_the_exact_guide_and_rises_under_a_poor_one():
     assert f"from fewer of these draws: {means[0]:.3f} with 4" in repr(poor)
 
 
-def test_bits_a_dimension_count_what_was_observed():
+def test_bits_per_dimension_count_observed_entries():
     model = ppca()
     x = model.sample(50, seed=1)
     whole = log_likelihood(model.model, ExactGuide(model), x, 20, seed=0)
     bits = -float(whole.value.mean()) / 6 / math.log(2)
     assert whole.bits_per_dimension == pytest.approx(bits, rel=1e-12)
     assert f"{bits:.4f} bits per dimension" in repr(whole)
-    holed = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
-    some = log_likelihood(
-        model.model, ExactGuide(model), holed, 20, rows=torch.arange(10, 30), seed=0
+    incomplete = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
+    part = log_likelihood(
+        model.model, ExactGuide(model), incomplete, 20, rows=torch.arange(10, 30), seed=0
     )
-    seen = (~holed[10:30].isnan()).sum(1)
-    assert torch.equal(some.cells, seen.double())
-    exact = float(model.log_likelihood(holed[10:30]).detach().sum())
-    expected = -exact / int(seen.sum()) / math.log(2)
-    assert some.bits_per_dimension == pytest.approx(expected, rel=1e-9)
+    num_observed = (~incomplete[10:30].isnan()).sum(1)
+    assert torch.equal(part.cells, num_observed.double())
+    exact = float(model.log_likelihood(incomplete[10:30]).detach().sum())
+    expected = -exact / int(num_observed.sum()) / math.log(2)
+    assert part.bits_per_dimension == pytest.approx(expected, rel=1e-9)
 
 
-def test_other_units_move_values_and_curve_alike():
+def test_shifting_units_shifts_values_and_curve():
     model = ppca()
     x = model.sample(20, seed=1)
     estimate = log_likelihood(model.model, wide_guide(model), x, 100, seed=0)
@@ -92,7 +92,7 @@ def test_other_units_move_values_and_curve_alike():
     assert torch.equal(again.curve, moved.curve) and torch.equal(again.cells, moved.cells)
 
 
-def test_where_nothing_was_estimated_there_is_no_curve():
+def test_exact_values_have_no_curve():
     exact = exact_result(torch.zeros(3))
     assert exact.convergence == () and exact.shifted(torch.ones(3)).curve is None
     assert "draws:" not in repr(exact) and "bits" not in repr(exact)

@@ -1,0 +1,341 @@
+"""E- and M-steps of linear-Gaussian models on data with missing values, block by block.
+
+This is where missing values enter EM. The E-step conditions each row on its observed entries:
+q_n = N(m_n, V_n), with m_n the posterior mean and V_n the covariance, of a given family, that is
+closest to the posterior's. For EM and PX-EM it is the posterior's, for variational EM it is not.
+The M-step regresses each column on (z, 1) over the rows in which the column is observed. It needs
+sums over rows alone (:class:`ExpectedStatistics`), so that blocks of rows add up. All of these but
+the residuals are one matrix product with the patterns of missing values.
+
+The regression is of the residuals at the current parameters, r_n = x_n - mu - W m_n, and returns
+increments of the parameters. This avoids differences of large numbers, however small the noise is.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.data.column_stats import ColumnStats
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks
+from ppl_vae.guides.families import projected_covariance
+from ppl_vae.inference.em.closed_form import rotate_if_collinear
+from ppl_vae.inference.em.expected_covariance import (
+    expected_covariance_factor,
+    expected_leading_eigenpairs,
+)
+from ppl_vae.inference.em.noise import Noise
+from ppl_vae.inference.em.state import EMState, Parameters
+from ppl_vae.models.eigen import LeadingEigenpairs
+from ppl_vae.models.linear_gaussian import (
+    LOG_2PI,
+    LatentPosterior,
+    MissingnessPatterns,
+    from_tril_vec,
+    outer_tril,
+    tril_vec,
+)
+
+MAX_ANGLE = math.pi / 8
+"""The largest angle of one step of the rotation of W, in radians."""
+NEGLIGIBLE_NOISE = (1e2 * torch.finfo(torch.float64).eps) ** 2
+"""A noise variance below this share of the variance of the data consists of rounding errors."""
+
+
+@dataclass(frozen=True)
+class ExpectedStatistics:
+    """The sums over rows that an M-step needs; m and V are mean and covariance of the row's q.
+
+    With P = K (K + 1) / 2 the length of a symmetric matrix's lower triangle, the columns of
+    ``by_column`` and ``overall`` are V (P), m m' (P), m (K) and 1.
+
+    Attributes:
+        by_column: sums over the rows in which the column is observed, (D, 2 P + K + 1).
+        overall: sums over all rows, (2 P + K + 1).
+        residual: sums of r (m, 1)' over the rows in which the column is observed, (D, K + 1).
+        squares: sums of r^2 over the rows in which the column is observed, (D,).
+        scalars: sums of log p(x), of 1/2 log det V and of KL(q || p(z | x)), (3,).
+        rotation: for diagonal q, sums of P_ij / P_ii, P_jj / P_ii and P_ij^2 / P_ii^2 with P the
+            posterior precision, (3, K, K); zero for other families.
+    """
+
+    by_column: Float[Tensor, "D Q"]
+    overall: Float[Tensor, " Q"]
+    residual: Float[Tensor, "D L"]
+    squares: Float[Tensor, " D"]
+    scalars: Float[Tensor, " 3"]
+    rotation: Float[Tensor, "3 K K"]
+
+    @classmethod
+    def of(
+        cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
+    ) -> Self:
+        """The E-step: the sums over a block of rows, each with its q of the family."""
+        patterns = (
+            MissingnessPatterns.complete(loc)
+            if block.observed is None
+            else MissingnessPatterns.shared(block.observed, loc)
+        )
+        posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
+        one = torch.ones_like(posterior.mean[:, :1])
+        counts = patterns.sum_by_pattern(one)
+        covariance, half_log_det, kl = _best_covariance(posterior, family)
+        covariances = tril_vec(covariance) * counts
+        mean_outer = patterns.sum_by_pattern(outer_tril(posterior.mean, posterior.mean))
+        means = patterns.sum_by_pattern(posterior.mean)
+        stacked = torch.cat([covariances, mean_outer, means, counts], 1)
+        totals = torch.stack([half_log_det, kl]) @ counts[:, 0]
+        return cls(
+            by_column=patterns.observed.mT @ stacked,
+            overall=stacked.sum(0),
+            residual=posterior.residual.mT @ torch.cat([posterior.mean, one], 1),
+            squares=posterior.residual.square().sum(0),
+            scalars=torch.cat([posterior.log_likelihood().sum().reshape(1), totals]),
+            rotation=_rotation_sums(posterior.precision, counts * (family == "diagonal")),
+        )
+
+    def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
+        pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
+        return ExpectedStatistics(*(mine + its for mine, its in pairs))
+
+
+class LatentMoments(NamedTuple):
+    """Sums over rows of moments of q.
+
+    Attributes:
+        covariance: of V, (*B, K, K).
+        mean_outer: of m m', (*B, K, K).
+        mean: of m, (*B, K).
+        num_rows: of 1, (*B).
+    """
+
+    covariance: Float[Tensor, "*B K K"]
+    mean_outer: Float[Tensor, "*B K K"]
+    mean: Float[Tensor, "*B K"]
+    num_rows: Float[Tensor, "*B"]
+
+    @classmethod
+    def unpack(cls, sums: Float[Tensor, "*B Q"], latent_dim: int) -> Self:
+        """The moments in a row of ``by_column``, or in ``overall``."""
+        size = latent_dim * (latent_dim + 1) // 2
+        covariance, mean_outer, mean, num_rows = sums.split([size, size, latent_dim, 1], -1)
+        return cls(
+            from_tril_vec(covariance, latent_dim),
+            from_tril_vec(mean_outer, latent_dim),
+            mean,
+            num_rows[..., 0],
+        )
+
+
+def _best_covariance(posterior: LatentPosterior, family: str) -> tuple[Tensor, Tensor, Tensor]:
+    # V, 1/2 log det V and KL(q || p(z | x)) of each pattern.
+    if family == "full":
+        half_log_det = posterior.half_log_det
+        return posterior.tril @ posterior.tril.mT, half_log_det, torch.zeros_like(half_log_det)
+    covariance = projected_covariance(posterior.precision, family)
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    half_log_det = variances.log().sum(-1) / 2
+    trace = (posterior.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
+    kl = posterior.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
+    return covariance, half_log_det, kl
+
+
+def _rotation_sums(
+    precision: Float[Tensor, "U K K"], counts: Float[Tensor, "U 1"]
+) -> Float[Tensor, "3 K K"]:
+    diagonal = precision.diagonal(dim1=-2, dim2=-1)
+    share = precision / diagonal[..., None]
+    ratio = diagonal[:, None] / diagonal[..., None]
+    return torch.stack([(part * counts[..., None]).sum(0) for part in (share, ratio, share**2)])
+
+
+@dataclass(frozen=True)
+class MStepRegression:
+    """The regression of each column on (z, 1) over the rows in which the column is observed.
+
+    Attributes:
+        loadings: W*, (D, K).
+        loc: mu*, (D,).
+        squares: E (x - mu* - W* z)^2, summed over these rows, (D,).
+        counts: the number of these rows, (D,).
+    """
+
+    loadings: Float[Tensor, "D K"]
+    loc: Float[Tensor, " D"]
+    squares: Float[Tensor, " D"]
+    counts: Float[Tensor, " D"]
+
+    @classmethod
+    def of(cls, statistics: ExpectedStatistics, loadings: Tensor, loc: Tensor) -> Self:
+        """The regression, from statistics at the parameters ``loadings`` and ``loc``."""
+        moments = LatentMoments.unpack(statistics.by_column, loadings.shape[1])
+        latent = (moments.covariance @ loadings[..., None])[..., 0]  # sum V w_d
+        design = torch.cat([moments.mean, moments.num_rows[:, None]], 1)
+        second_moment = moments.covariance + moments.mean_outer
+        gram = torch.cat([second_moment, moments.mean[:, None]], 1)
+        gram = torch.cat([gram, design[..., None]], 2)
+        cross = statistics.residual - torch.nn.functional.pad(latent, (0, 1))
+        change = torch.linalg.solve(gram, cross)
+        squares = statistics.squares + (loadings * latent).sum(1) - (cross * change).sum(1)
+        return cls(loadings + change[:, :-1], loc + change[:, -1], squares, moments.num_rows)
+
+
+@dataclass(frozen=True)
+class MissingDataProblem:
+    """The data, the noise model and the options of EM on data with missing values.
+
+    Attributes:
+        blocks: the data.
+        columns: statistics of the columns.
+        noise: the noise model, isotropic or diagonal.
+        family: the family of q, see :mod:`ppl_vae.guides.families`.
+        prior_update: ``"fixed"``: z's prior stays N(0, I) in the M-step; ``"expand"`` (PX-EM):
+            the M-step also estimates z's mean eta and covariance R, which are then absorbed,
+            mu <- mu* + W* eta, W <- W* chol(R); ``"rotate"``, for diagonal q: R is diagonal, so
+            that q stays in its family, and W is then rotated towards the highest bound.
+    """
+
+    blocks: RowBlocks
+    columns: ColumnStats
+    noise: Noise
+    family: str = "full"
+    prior_update: str = "expand"
+
+
+class MissingDataEM(EMState):
+    """The state of EM on data with missing values; constructing it is one pass over the data.
+
+    Attributes:
+        statistics: the sums over rows, at the state's parameters.
+        num_rows: N.
+
+    Raises:
+        ValueError: if the number of rows has changed; if the noise is too small relative to the
+            loadings for float64.
+    """
+
+    def __init__(
+        self, problem: MissingDataProblem, loadings: Tensor, loc: Tensor, variance: Tensor
+    ) -> None:
+        self.problem, self.noise, self.family = problem, problem.noise, problem.family
+        self.needs_refinement = problem.family == "diagonal"
+        self.stalls_in_rotation = self.needs_refinement and problem.prior_update == "fixed"
+        loadings = loadings if self.needs_refinement else rotate_if_collinear(loadings, variance)
+        self.loadings, self.loc, self.variance = loadings, loc, variance
+        self.statistics, self.num_rows = self._statistics(), problem.columns.rows
+        statistics = self.statistics
+        if int(statistics.overall[-1]) != self.num_rows:
+            raise ValueError(
+                f"x had {self.num_rows} rows when it was first read, and "
+                f"{int(statistics.overall[-1])} now; each time it is iterated over it must give "
+                "the same blocks"
+            )
+        self.log_likelihood = statistics.scalars[0] / self.num_rows
+        self.bound = self.log_likelihood - statistics.scalars[2] / self.num_rows
+        self.column_variance = problem.columns.variance
+        squared_residual = statistics.squares / problem.columns.count
+        self.rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
+
+    def _statistics(self) -> ExpectedStatistics:
+        data_dim, latent_dim = self.loadings.shape
+        total = None
+        for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
+            try:
+                part = ExpectedStatistics.of(
+                    block, self.loadings, self.loc, self.variance, self.problem.family
+                )
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+                largest, least = self.loadings.abs().max(), self.variance.min().sqrt()
+                raise ValueError(
+                    "the loadings are too large relative to the noise for float64 (the largest "
+                    f"loading is {float(largest):.3g}, the smallest noise scale "
+                    f"{float(least):.3g}); start from PPCA.like(x)"
+                ) from error
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def e_step(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> "MissingDataEM":
+        """The state after an E-step at W, mu and psi: one pass over the data."""
+        return MissingDataEM(self.problem, loadings, loc, variance)
+
+    def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+        """The means of r^2 and of w_d' V w_d over the rows in which the column is observed."""
+        moments = LatentMoments.unpack(self.statistics.by_column, self.loadings.shape[1])
+        latent = (moments.covariance @ self.loadings[..., None])[..., 0]  # sum V w_d
+        residual_variance = (self.loadings * latent).sum(1) / moments.num_rows
+        return self.statistics.squares / moments.num_rows, residual_variance
+
+    def covariance_factor(self) -> Float[Tensor, "R D"]:
+        """F, with F'F the expected covariance of the completed data."""
+        parameters = self.loadings, self.loc, self.variance
+        return expected_covariance_factor(self.problem.blocks, parameters)
+
+    def leading_eigenpairs(self) -> LeadingEigenpairs:
+        """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S that covariance."""
+        parameters = self.loadings, self.loc, self.variance
+        return expected_leading_eigenpairs(self.problem.blocks, parameters)
+
+    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
+        """The regressions, and the update of z's prior.
+
+        Raises:
+            ValueError: if the noise has vanished: the likelihood has no maximum.
+        """
+        fit = MStepRegression.of(self.statistics, self.loadings, self.loc)
+        variance = self.noise.variance(fit.squares, fit.counts)
+        self._check_noise(variance)
+        overall = self.statistics.overall / self.num_rows
+        moments = LatentMoments.unpack(overall, self.loadings.shape[1])
+        second_moment = moments.covariance + moments.mean_outer
+        loadings, loc, prior = fit.loadings, fit.loc, None
+        if self.problem.prior_update != "fixed":
+            prior = second_moment - torch.outer(moments.mean, moments.mean)
+            if self.problem.prior_update == "rotate":
+                prior = prior.diagonal().diag()
+            loc = loc + loadings @ moments.mean
+            loadings = loadings @ torch.linalg.cholesky(prior)
+        bound = self._bound(fit, variance, second_moment.trace(), prior)
+        return bound, (loadings, loc, variance)
+
+    def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
+        """For rotating variational EM, W rotated by a Newton step in every plane at once.
+
+        The bound depends on the rotation through -1/2 f, f = sum_n sum_k log (P_n)_kk. A rotation
+        by t in the plane of axes i and j has f' = sum_n 2 P_ij (1 / P_ii - 1 / P_jj) and
+        f'' = sum_n 2 (P_jj / P_ii + P_ii / P_jj - 2) - 4 P_ij^2 (1 / P_ii^2 + 1 / P_jj^2). No
+        rotation makes the precisions of all rows diagonal.
+        """
+        if self.problem.prior_update != "rotate":
+            return super().accelerated_proposal(parameters)
+        loadings, loc, variance = parameters
+        share, ratio, square = self.statistics.rotation
+        slope = 2 * (share - share.mT)
+        curvature = 2 * (ratio + ratio.mT - 2 * self.num_rows) - 4 * (square + square.mT)
+        angle = -slope / curvature.abs().clamp(min=1e-9 * self.num_rows)
+        rotation = torch.linalg.matrix_exp(angle.clamp(-MAX_ANGLE, MAX_ANGLE).mT)
+        return loadings @ rotation, loc, variance
+
+    def _check_noise(self, variance: Tensor) -> None:
+        typical = self.problem.columns.variance.mean()
+        if not bool((variance > NEGLIGIBLE_NOISE * typical).all()):
+            raise ValueError(
+                f"latent_dim={self.loadings.shape[1]} leaves no noise, or too little for float64 "
+                f"({float(variance.min()):.1g}, where the mean variance of a column is "
+                f"{float(typical):.1g}): the observed entries of x lie in a subspace of this "
+                "dimension, and the likelihood has no maximum; take a smaller latent_dim"
+            )
+
+    def _bound(
+        self, fit: MStepRegression, variance: Tensor, second_moment: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        # E_q[log p(x, z)] + H[q] per datum at the M-step's parameters, for z ~ N(eta, prior).
+        expected_x = fit.counts * (LOG_2PI + variance.log()) + fit.squares / variance
+        latent_dim = self.loadings.shape[1]
+        entropy = self.statistics.scalars[1] / self.num_rows + 0.5 * latent_dim
+        # At its maximum the quadratic form of the expanded prior is K.
+        expected_z = second_moment if prior is None else torch.logdet(prior) + latent_dim
+        return -0.5 * (expected_x.sum() / self.num_rows + expected_z) + entropy
