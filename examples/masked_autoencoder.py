@@ -15,12 +15,12 @@ from ppl_vae.plots import images as tile_plots
 EPOCHS, DRAWS, MOST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, x_val, x_test = torch.as_tensor(digits()).float()[order].split([1297, 200, 300])
-hiding = HiddenPatches((1, 8, 8), patch=2, share=0.75)
+patch_mask = HiddenPatches((1, 8, 8), patch=2, share=0.75)
 
 
 def error(fill, rows, first_seed):
     """The squared error a hidden cell of each digit, over several draws of what is hidden."""
-    masks = [hiding.visible(len(rows), seed=first_seed + draw) for draw in range(DRAWS)]
+    masks = [patch_mask.visible(len(rows), seed=first_seed + draw) for draw in range(DRAWS)]
     missed = [(fill(rows, m) - rows)[~m].reshape(len(rows), -1) for m in masks]
     return torch.stack(missed).square().mean((0, 2))
 
@@ -48,7 +48,7 @@ print("squared error a hidden cell of held-out digits (cells in [0, 1]):", ", ".
 off = errors["masked"] - errors[f"PPCA (K = {best})"]
 print(f"masked - PPCA: {off.mean():+.5f} +- {off.std() / len(off) ** 0.5:.5f} (standard error)")
 # %%
-rows, seen = x_test[:8], hiding.visible(8, seed=0)
+rows, seen = x_test[:8], patch_mask.visible(8, seed=0)
 filled = [torch.where(seen, rows, fill(rows, seen)) for fill in fills.values()]
 shown = torch.stack([rows.where(seen, torch.nan), *filled, rows])
 down = "not seen", f"by PPCA (K = {best})", "by masked", "true"

@@ -25,8 +25,8 @@ from ppl_vae.networks.sparse_layers import (
     FlatPrior,
     NormalizedColumns,
     TiedEncoder,
-    code_layer,
-    penalty_of,
+    check_penalty,
+    make_code_activation,
 )
 from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
 
@@ -65,7 +65,7 @@ class Autoencoder(DecoderModel):
         missing: what f sees of a missing value, see
             :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map of rows of x to what f is given instead of them; by default x itself.
-        hiding: patches of x that f does not see, in training or not, e.g.
+        patch_mask: patches of x that f does not see, in training or not, e.g.
             :class:`~ppl_vae.HiddenPatches`: a masked autoencoder, for the model scores the
             entries of hidden patches alone; -log p(x, z, hidden) has log(P over H) besides, which
             the guide's log density takes away. ``features`` and ``reconstruct`` hide nothing.
@@ -96,9 +96,13 @@ class Autoencoder(DecoderModel):
         corruption: Callable[[Tensor], Tensor] | None = None,
         missing: str = "zeros",
         inputs: Callable[[Tensor], Tensor] | None = None,
-        hiding: HiddenPatches | None = None,
+        patch_mask: HiddenPatches | None = None,
     ) -> None:
-        for name, given in (("corruption", corruption), ("inputs", inputs), ("hiding", hiding)):
+        for name, given in (
+            ("corruption", corruption),
+            ("inputs", inputs),
+            ("patch_mask", patch_mask),
+        ):
             if guide is not None and given is not None:
                 raise ValueError(
                     f"{name}= is for the guide that is made from encoder=; give it to your own "
@@ -115,10 +119,10 @@ class Autoencoder(DecoderModel):
             missing=missing,
             inputs=inputs,
             corruption=corruption,
-            hiding=hiding,
+            patch_mask=patch_mask,
         )
         self.prior_kind = check_option("prior", prior, PRIORS)
-        self.penalty = penalty_of(prior, penalty)
+        self.penalty = check_penalty(prior, penalty)
 
     @property
     def corruption(self) -> Callable[[Tensor], Tensor] | None:
@@ -207,7 +211,7 @@ class Autoencoder(DecoderModel):
         if tied:
             encoder = nn.Sequential(TiedEncoder(decoder[0]))
         if code_activation != "linear":
-            encoder.append(code_layer(code_activation, latent_dim))
+            encoder.append(make_code_activation(code_activation, latent_dim))
         how: dict[str, Any] = {"prior": prior, "penalty": penalty, "missing": missing}
         sizes: dict[str, Any] = {"data_dim": data_dim, "latent_dim": latent_dim}
         parts: dict[str, Any] = {"likelihood": likelihood, "corruption": corruption}
@@ -244,7 +248,7 @@ class Autoencoder(DecoderModel):
             TypeError: if the guide has no encoder.
             ValueError: if scale is not positive, or patches are hidden.
         """
-        refuse_hiding(self)
+        refuse_patch_masking(self)
         encoder, decoder, likelihood = copy.deepcopy((self.encoder, self.decoder, self.likelihood))
         how: dict[str, Any] = {"missing": self.guide.missing, "corruption": self.corruption}
         how["inputs"] = copy.deepcopy(self.guide.inputs)
@@ -294,7 +298,7 @@ class Autoencoder(DecoderModel):
                 of them would be hidden, or if heads do not divide a width.
         """
         likelihood = Gaussian(1.0) if likelihood is None else likelihood
-        hiding = HiddenPatches(image_shape, patch, share)
+        patch_mask = HiddenPatches(image_shape, patch, share)
         nets: dict[str, Any] = {"width": width, "depth": depth, "heads": heads}
         shallow: dict[str, Any] = {"width": decoder_width, "depth": decoder_depth, "heads": heads}
         outputs = likelihood.outputs_per_dim
@@ -306,23 +310,23 @@ class Autoencoder(DecoderModel):
         made = cls(
             encoder=encoder,
             decoder=decoder,
-            data_dim=hiding.data_dim,
+            data_dim=patch_mask.data_dim,
             latent_dim=encoder.out_dim,
             likelihood=likelihood,
             corruption=corruption,
             missing="zeros+mask",
             inputs=given,
-            hiding=hiding,
+            patch_mask=patch_mask,
             **how,
         )
         nets |= {"decoder_width": decoder_width, "decoder_depth": decoder_depth}
-        made._config = hiding.config() | nets | how | {"networks": "masked", "inputs": name}
+        made._config = patch_mask.config() | nets | how | {"networks": "masked", "inputs": name}
         return made
 
     def notes(self) -> list[str]:
         """What a person should know of the fitted model."""
         kind = "an autoencoder: what is maximised is log p(x, f(x))"
-        if self.hiding is not None:
+        if self.patch_mask is not None:
             kind = (
                 "a masked autoencoder: what is maximised is log p of x in hidden patches given "
                 "f(x) of the others"
@@ -330,16 +334,16 @@ class Autoencoder(DecoderModel):
         return [f"{kind}, minus a loss, and no bound on log p(x)", *super().notes()]
 
 
-def refuse_hiding(autoencoder: Autoencoder) -> None:
+def refuse_patch_masking(autoencoder: Autoencoder) -> None:
     """Refuse one that scores other cells than it sees, where it is to be looked at as a VAE.
 
     Raises:
         ValueError: if it hides patches.
     """
-    if autoencoder.hiding is not None:
+    if autoencoder.patch_mask is not None:
         raise ValueError(
             "a masked autoencoder scores what it does not see, which no VAE does; make the "
-            "autoencoder of the same networks with hiding=None"
+            "autoencoder of the same networks with patch_mask=None"
         )
 
 

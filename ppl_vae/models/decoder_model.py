@@ -70,16 +70,16 @@ class DecoderModel(Program):
         self.guide: Any = guide
         if isinstance(getattr(guide, "inputs", None), Standardization):
             likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
-        _check_hiding(self.hiding, data_dim, likelihood)
+        _check_patch_mask(self.patch_mask, data_dim, likelihood)
         guide_dim = getattr(guide, "latent_dim", latent_dim)
         if guide_dim != latent_dim:
             raise ValueError(f"the guide has latent_dim={guide_dim}, the model {latent_dim}")
         self._config: dict[str, Any] | None = None
 
     @property
-    def hiding(self) -> HiddenPatches | None:
+    def patch_mask(self) -> HiddenPatches | None:
         """The patches that the guide does not see, and that alone are scored."""
-        found = getattr(self.guide, "hiding", None)
+        found = getattr(self.guide, "patch_mask", None)
         return found if isinstance(found, HiddenPatches) else None
 
     @abstractmethod
@@ -118,10 +118,10 @@ class DecoderModel(Program):
 
     def _scored(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """Which observed cells p(x | z) is of: all, or those in hidden patches."""
-        if self.hiding is None:
+        if self.patch_mask is None:
             return mask
-        hidden = pyro.sample("hidden", self.hiding.subsets(like))
-        cells = self.hiding.cells(hidden.bool())
+        hidden = pyro.sample("hidden", self.patch_mask.subsets(like))
+        cells = self.patch_mask.to_entries(hidden.bool())
         return cells if mask is None else cells & mask
 
     def _like(self) -> Tensor:
@@ -256,18 +256,20 @@ class DecoderModel(Program):
             return poutine.trace(self.guide).get_trace(x, **holes).nodes["z"]["fn"].mean
 
 
-def _check_hiding(hiding: HiddenPatches | None, data_dim: int, likelihood: Likelihood) -> None:
-    if hiding is None:
+def _check_patch_mask(
+    patch_mask: HiddenPatches | None, data_dim: int, likelihood: Likelihood
+) -> None:
+    if patch_mask is None:
         return
-    if hiding.data_dim != data_dim:
+    if patch_mask.data_dim != data_dim:
         raise ValueError(
-            f"hiding= is for images of shape {hiding.image_shape}, {hiding.data_dim} entries; "
-            f"data_dim is {data_dim}"
+            f"patch_mask= is for images of shape {patch_mask.image_shape}, {patch_mask.data_dim} "
+            f"entries; data_dim is {data_dim}"
         )
     if not likelihood.supports_mask:
         raise ValueError(
-            f"hiding= needs a likelihood that can score a part of x; {type(likelihood).__name__} "
-            "scores whole rows alone. Use Poisson() for counts"
+            f"patch_mask= needs a likelihood that can score a part of x; "
+            f"{type(likelihood).__name__} scores whole rows alone. Use Poisson() for counts"
         )
 
 

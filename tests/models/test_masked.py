@@ -50,11 +50,11 @@ from ppl_vae.core.state import eval_mode, seeded, validation
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import decode, encode, latent_means, reconstruct
 from ppl_vae.networks.mlp_conv import conv_encoder
-from ppl_vae.networks.patches import Patches, Subsets
+from ppl_vae.networks.patches import Patches, UniformSubsets
 
 GRIDS = [((1, 8, 8), 2), ((3, 4, 6), (2, 3)), ((2, 6, 4), (3, 1)), ((1, 1, 6), (1, 2))]
 SHAPE, PATCH, D, P = (2, 4, 6), (2, 3), 48, 4
-HIDING = HiddenPatches(SHAPE, PATCH, share=0.5)
+PATCH_MASK = HiddenPatches(SHAPE, PATCH, share=0.5)
 N, K = 30, 5
 
 
@@ -73,7 +73,7 @@ def plain(missing="zeros+mask", **how):
     width = D * how.get("likelihood", Gaussian(1.0)).outputs_per_dim
     nets = {"encoder": mlp(inputs, K, (7,), seed=0), "decoder": mlp(K, width, (7,), seed=1)}
     sizes = {"data_dim": D, "latent_dim": K}
-    return Autoencoder(**nets, **sizes, missing=missing, hiding=HIDING, **how).double()
+    return Autoencoder(**nets, **sizes, missing=missing, patch_mask=PATCH_MASK, **how).double()
 
 
 def both_traces(pair, x, seed=0, **told):
@@ -106,8 +106,8 @@ def test_patches_are_blocks_of_the_image(shape, patch):
     ]
     cut = grid.cut(torch.from_numpy(image.ravel())[None])[0]
     np.testing.assert_array_equal(cut, blocks)
-    assert (grid.number, grid.width) == (len(blocks), len(blocks[0]))
-    assert grid.number * grid.width == grid.data_dim == channels * height * width
+    assert (grid.num_patches, grid.patch_dim) == (len(blocks), len(blocks[0]))
+    assert grid.num_patches * grid.patch_dim == grid.data_dim == channels * height * width
 
 
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
@@ -115,7 +115,7 @@ def test_cutting_is_a_permutation_that_joining_undoes(shape, patch):
     grid = Patches(shape, patch)
     rows = draw(2, 5, grid.data_dim)  # with a further dimension on the left
     cut = grid.cut(rows)
-    assert cut.shape == (2, 5, grid.number, grid.width)
+    assert cut.shape == (2, 5, grid.num_patches, grid.patch_dim)
     assert torch.equal(cut.flatten(2).sort().values, rows.sort().values)
     assert torch.equal(grid.join(cut), rows)
     assert torch.equal(cut[1, 3], grid.cut(rows[1, 3]))
@@ -124,7 +124,7 @@ def test_cutting_is_a_permutation_that_joining_undoes(shape, patch):
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
 def test_an_entrys_outputs_stay_beside_one_another(shape, patch):
     grid = Patches(shape, patch)
-    outputs = draw(3, grid.number, grid.width, 2)
+    outputs = draw(3, grid.num_patches, grid.patch_dim, 2)
     rows = grid.join(outputs.flatten(2), 2).unflatten(1, (grid.data_dim, 2))
     for place in range(2):
         assert torch.equal(rows[..., place], grid.join(outputs[..., place]))
@@ -133,15 +133,15 @@ def test_an_entrys_outputs_stay_beside_one_another(shape, patch):
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
 def test_cells_of_patches_are_found(shape, patch):
     grid = Patches(shape, patch)
-    marks = draw(6, grid.number) > 0
+    marks = draw(6, grid.num_patches) > 0
     marks[0, 0] = True
-    cells = grid.cells(marks)
+    cells = grid.to_entries(marks)
     for row, cell in zip(marks.numpy(), cells, strict=True):
         np.testing.assert_array_equal(cell, masked_cv(row, shape, grid.sides))
-    assert torch.equal(grid.whole(cells), marks)
+    assert torch.equal(grid.fully_observed(cells), marks)
     torn = cells.clone()
     torn[0, cells[0].nonzero()[0]] = False  # one entry less
-    lost = (grid.whole(torn) != marks).nonzero()
+    lost = (grid.fully_observed(torn) != marks).nonzero()
     assert lost.tolist() == [[0, int(marks[0].nonzero()[0])]]
 
 
@@ -149,7 +149,7 @@ def test_cells_of_patches_are_found(shape, patch):
 
 
 def test_all_subsets_are_equally_probable():
-    subsets = Subsets(5, 2, torch.zeros(()).double())
+    subsets = UniformSubsets(5, 2, torch.zeros(()).double())
     every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5))).double()
     value = subsets.log_prob(every)
     inside = every.sum(1) == 2
@@ -167,7 +167,7 @@ def test_all_subsets_are_equally_probable():
 
 
 def test_subsets_are_drawn_row_by_row_and_scored_in_any_batch():
-    subsets = Subsets(6, 2, torch.zeros(())).expand([4, 7])
+    subsets = UniformSubsets(6, 2, torch.zeros(())).expand([4, 7])
     with seeded(0):
         value = subsets.rsample(torch.Size([3]))
     assert value.shape == (3, 4, 7, 6) and value.dtype == torch.float32
@@ -175,18 +175,22 @@ def test_subsets_are_drawn_row_by_row_and_scored_in_any_batch():
     assert subsets.log_prob(value).shape == (3, 4, 7)
     assert subsets.log_prob(value[0, 0, 0].bool()).shape == (4, 7)
     with pytest.raises(ValueError, match="within the support"), validation(True):
-        Subsets(6, 2, torch.zeros(()), validate_args=True).log_prob(2 * value)
+        UniformSubsets(6, 2, torch.zeros(()), validate_args=True).log_prob(2 * value)
 
 
 def test_what_is_hidden_is_said_and_drawn_anew():
-    hiding = HiddenPatches([1, 8, 8], 2)
-    assert (hiding.number, hiding.num_hidden, hiding.num_seen) == (16, 12, 4)
-    assert hiding == HiddenPatches((1, 8, 8), (2, 2), 0.75) == HiddenPatches(**hiding.config())
-    seen = hiding.visible(50, seed=0)
-    assert seen.shape == (50, 64) and bool((hiding.whole(seen).sum(1) == 4).all())
+    patch_mask = HiddenPatches([1, 8, 8], 2)
+    assert (patch_mask.num_patches, patch_mask.num_hidden, patch_mask.num_visible) == (16, 12, 4)
+    assert (
+        patch_mask
+        == HiddenPatches((1, 8, 8), (2, 2), 0.75)
+        == HiddenPatches(**patch_mask.config())
+    )
+    seen = patch_mask.visible(50, seed=0)
+    assert seen.shape == (50, 64) and bool((patch_mask.fully_observed(seen).sum(1) == 4).all())
     assert bool((seen.sum(1) == 16).all())
-    assert torch.equal(seen, hiding.visible(50, seed=0))
-    assert not torch.equal(seen, hiding.visible(50, seed=1))
+    assert torch.equal(seen, patch_mask.visible(50, seed=0))
+    assert not torch.equal(seen, patch_mask.visible(50, seed=1))
 
 
 # Losses by hand
@@ -237,7 +241,7 @@ def test_each_draw_under_a_plate_of_samples_has_hidden_patches_of_its_own():
     hidden = guide.nodes["hidden"]["value"]
     assert hidden.shape == (S, N, P) and len(hidden[:, 0].unique(dim=0)) > 1
     for s in range(S):
-        seen = ~HIDING.cells(hidden[s].bool())
+        seen = ~PATCH_MASK.to_entries(hidden[s].bool())
         codes = pair.guide.encoder(torch.cat([torch.where(seen, x, 0.0), seen.double()], 1))
         torch.testing.assert_close(guide.nodes["z"]["value"][s], codes)
         cells = -0.5 * ((x - pair.decoder(codes)).square() + math.log(2 * math.pi))
@@ -255,7 +259,7 @@ def test_each_draw_under_a_plate_of_samples_has_hidden_patches_of_its_own():
 def test_any_likelihood_of_cells_scores_them(likelihood):
     pair, x = made(likelihood=likelihood()), (draw(N, D) > 0).double()
     guide, model = both_traces(pair, x)
-    seen = ~HIDING.cells(guide["hidden"]["value"].bool())
+    seen = ~PATCH_MASK.to_entries(guide["hidden"]["value"].bool())
     cells = pair.given(guide["z"]["value"]).base_dist.log_prob(x)
     expected = torch.where(seen, 0.0, cells).sum(1)
     torch.testing.assert_close(model["x"]["fn"].log_prob(x), expected)
@@ -264,7 +268,7 @@ def test_any_likelihood_of_cells_scores_them(likelihood):
 def test_an_optimal_scale_is_that_of_hidden_cells():
     pair, x = made(likelihood=OptimalGaussian()), draw(N, D)
     guide, model = both_traces(pair, x)
-    hidden = HIDING.cells(guide["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(guide["hidden"]["value"].bool())
     error = x - pair.decoder(guide["z"]["value"])
     scale = error[hidden].square().mean().sqrt()
     expected = -0.5 * ((error / scale).square() + torch.log(2 * math.pi * scale**2))
@@ -279,7 +283,7 @@ def test_an_optimal_scale_is_that_of_hidden_cells():
 def test_what_is_hidden_is_not_seen(make):
     pair, x = make(), draw(N, D)
     first, _ = both_traces(pair, x.requires_grad_())
-    hidden = HIDING.cells(first["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(first["hidden"]["value"].bool())
     (slope,) = torch.autograd.grad(first["z"]["value"].square().sum(), x)
     assert bool((slope[hidden] == 0).all()) and bool((slope[~hidden] != 0).all())
     x = x.detach()
@@ -320,7 +324,7 @@ def attended(tokens, layer, heads):
 def encoded(network, row, seen, heads=2):
     """The code of one image, from its wholly seen patches alone."""
     w, grid = weights_of(network), network.patches
-    patches, whole = grid.cut(row).numpy(), grid.whole(seen).numpy()
+    patches, whole = grid.cut(row).numpy(), grid.fully_observed(seen).numpy()
     tokens = affine(patches[whole], w, "embed") + w["positions"][whole]
     for layer in network.layers:
         tokens = attended(tokens, layer, heads)
@@ -334,15 +338,15 @@ def test_the_transformer_is_the_obvious_one_on_the_patches_that_are_there(traini
     network = PatchTransformer(SHAPE, PATCH, 8, 2, 2, seed=0).double().train(training)
     x, patches = draw(N, D), draw(N, P, seed=1) > 0
     patches[:, 2] |= ~patches.any(1)  # numbers differ, none is 0
-    seen = network.patches.cells(patches)
+    seen = network.patches.to_entries(patches)
     seen[0, 0] = False  # a missing value, in a patch that is not whole then
-    assert len(set(network.patches.whole(seen).sum(1).tolist())) > 2
+    assert len(set(network.patches.fully_observed(seen).sum(1).tolist())) > 2
     expected = [encoded(network, *pair) for pair in zip(x, seen, strict=True)]
     rows = torch.cat([torch.where(seen, x, 0.0), seen.double()], 1)
     with torch.set_grad_enabled(training):
         np.testing.assert_allclose(network(rows).detach(), expected, rtol=1e-10, atol=1e-12)
-        few = network.patches.whole(seen).sum(1) <= 2
-        told = network(rows[few], num_seen=2).detach()
+        few = network.patches.fully_observed(seen).sum(1) <= 2
+        told = network(rows[few], num_visible=2).detach()
     np.testing.assert_allclose(told, np.array(expected)[few], rtol=1e-10, atol=1e-12)
 
 
@@ -389,9 +393,9 @@ def test_rows_with_holes_of_their_own_train_and_rows_with_nothing_left_do_not_sp
     fit = fit_svi(pair.model, pair.guide, x, steps=5, batch_size=10, capture=False, seed=0)
     assert fit.steps == 5 and bool(fit.objective.isfinite().all())
     torn = draw(N, D)
-    torn[3] = torch.where(pair.hiding.cells(torch.ones(1, P)) > 0, torn[3], 0.0)
+    torn[3] = torch.where(pair.patch_mask.to_entries(torch.ones(1, P)) > 0, torn[3], 0.0)
     torn[3, [0, 3, 12, 15]] = math.nan
-    with pytest.raises(ValueError, match=r"rows of which no patch is wholly observed: \[3\]"):
+    with pytest.raises(ValueError, match=r"rows without a fully observed patch: \[3\]"):
         pair.features(torn)
 
 
@@ -411,7 +415,7 @@ def test_features_are_those_of_whole_images(make):
     torch.testing.assert_close(reconstruct(*mine, x), pair.reconstruct(x))
     torch.testing.assert_close(decode(pair.model, codes, x), pair.reconstruct(x))
     assert interpolate(pair.model, x[:2], x[2:4], guide=pair.guide).shape == (2, 8, D)
-    assert pair.hiding == HIDING  # given back
+    assert pair.patch_mask == PATCH_MASK  # given back
 
 
 def test_patches_are_hidden_again_after_a_measurement_that_fails():
@@ -419,21 +423,21 @@ def test_patches_are_hidden_again_after_a_measurement_that_fails():
     pair.eval()
     for program in (pair.model, pair.guide, poutine.scale(pair.guide, 1.0)):
         with pytest.raises(KeyError), eval_mode(program):
-            assert pair.hiding is None
+            assert pair.patch_mask is None
             assert "hidden" not in poutine.trace(pair.guide).get_trace(draw(N, D)).nodes
             raise KeyError
-        assert pair.hiding == HIDING and not pair.training
+        assert pair.patch_mask == PATCH_MASK and not pair.training
 
 
 def test_what_is_not_seen_is_painted_from_what_is():
     pair, x = made(), draw(N, D)
-    seen = HIDING.visible(N, seed=0)
+    seen = PATCH_MASK.visible(N, seed=0)
     inputs = torch.cat([torch.where(seen, x, 0.0), seen.double()], 1)
     expected = pair.decoder(pair.guide.encoder(inputs)).detach()
     torch.testing.assert_close(pair.reconstruct(x, mask=seen), expected)
     torch.testing.assert_close(pair.reconstruct(torch.where(seen, x, math.nan)), expected)
     codes = pair.features(x, mask=seen).unflatten(1, (P, 8))
-    assert torch.equal((codes == 0).all(2), ~HIDING.whole(seen))
+    assert torch.equal((codes == 0).all(2), ~PATCH_MASK.fully_observed(seen))
 
 
 def test_the_best_codes_are_of_all_that_was_observed():
@@ -494,7 +498,7 @@ def test_every_objective_takes_it(objective, covariance):
         pair = made(share=0.75)
     else:
         encoder = mlp(2 * D, 2 * K, seed=0)
-        how = {"missing": "zeros+mask", "hiding": HIDING}
+        how = {"missing": "zeros+mask", "patch_mask": PATCH_MASK}
         pair = VAE(
             decoder=mlp(K, D, seed=1),
             guide=AmortizedGuide(encoder, K, **how),
@@ -509,8 +513,10 @@ def test_every_objective_takes_it(objective, covariance):
 def test_a_vae_whose_guide_hides_patches_bounds_log_p_of_them_and_is_measured_on_all():
     x, sizes = draw(N, D), {"data_dim": D, "latent_dim": K}
     pairs = []
-    for hiding in (None, HIDING):
-        guide = AmortizedGuide(mlp(2 * D, 2 * K, seed=0), K, missing="zeros+mask", hiding=hiding)
+    for patch_mask in (None, PATCH_MASK):
+        guide = AmortizedGuide(
+            mlp(2 * D, 2 * K, seed=0), K, missing="zeros+mask", patch_mask=patch_mask
+        )
         nets = {"decoder": mlp(K, D, seed=1), "likelihood": Gaussian(1.0)}
         pairs.append(VAE(**nets, guide=guide, **sizes).double())
     whole, part = ((pair.model, pair.guide) for pair in pairs)
@@ -548,7 +554,7 @@ def test_what_needs_a_density_says_that_there_is_none(measure):
 
 
 def test_a_guide_that_hides_what_the_model_does_not_is_refused():
-    guide = AmortizedGuide(mlp(D, K), K, covariance="delta", hiding=HIDING).double()
+    guide = AmortizedGuide(mlp(D, K), K, covariance="delta", patch_mask=PATCH_MASK).double()
     other = Autoencoder.linear(D, K, seed=0).double()
     with pytest.raises(ValueError, match="site 'hidden' of the guide is not in the model"):
         elbo(other.model, guide, draw(N, D))
@@ -558,7 +564,7 @@ def test_one_set_of_patches_can_be_kept():
     pair, x = made(), draw(N, D)
     chosen = torch.tensor([True, False, False, True]).expand(N, P)
     fixed = poutine.condition(pair.guide, {"hidden": chosen})
-    seen = ~HIDING.cells(chosen)
+    seen = ~PATCH_MASK.to_entries(chosen)
     code = poutine.trace(fixed).get_trace(x).nodes["z"]["value"]
     torch.testing.assert_close(code, pair.features(x, mask=seen), rtol=1e-12, atol=1e-12)
     model = poutine.condition(pair.model, {"hidden": chosen, "z": code})
@@ -567,7 +573,9 @@ def test_one_set_of_patches_can_be_kept():
     expected = -0.5 * torch.where(seen, 0.0, error + math.log(2 * math.pi)).sum(1)
     torch.testing.assert_close(trace.nodes["x"]["fn"].log_prob(x), expected)
     fewer = poutine.condition(pair.guide, {"hidden": torch.zeros(N, P)})
-    with pytest.raises(ValueError, match="num_seen says that 2 of 4 patches are there, and a row"):
+    with pytest.raises(
+        ValueError, match=r"num_visible is 2, but a row has . of 4 patches visible"
+    ):
         fewer(x)
 
 
@@ -576,9 +584,9 @@ def test_noise_on_what_is_left():
     x = draw(N, D)
     with seeded(0):
         guide = poutine.trace(pair.guide).get_trace(x)
-    hidden = HIDING.cells(guide.nodes["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(guide.nodes["hidden"]["value"].bool())
     with seeded(0):
-        HIDING.subsets(x).expand([N]).sample()
+        PATCH_MASK.subsets(x).expand([N]).sample()
         noisy = pair.corruption(torch.where(hidden, 0.0, x))
     expected = pair.guide.encoder(torch.where(hidden, 0.0, noisy))
     torch.testing.assert_close(guide.nodes["z"]["value"], expected)
@@ -592,7 +600,7 @@ def test_convolutions_read_what_is_left():
         data_dim=D,
         latent_dim=5,
         missing="zeros+mask",
-        hiding=HIDING,
+        patch_mask=PATCH_MASK,
     ).double()
     x = draw(N, D)
     assert log_weights(pair.model, pair.guide, x, 3).shape == (3, N)
@@ -612,11 +620,11 @@ def test_training_starts_from_the_means_of_the_columns_and_says_what_it_maximise
 def test_it_learns_what_patches_say_of_one_another():
     # All patches of an image are one patch, so any two say all of the others.
     part = draw(200, D // P)
-    x = HIDING.join(part[:, None].expand(-1, P, -1))
+    x = PATCH_MASK.join(part[:, None].expand(-1, P, -1))
     pair = made(width=16, heads=2, decoder_width=16, depth=1)
     fit_svi(pair.model, pair.guide, x, steps=120, lr=1e-2, capture=False, seed=0)
-    new = HIDING.join(draw(50, D // P, seed=5)[:, None].expand(-1, P, -1))
-    seen = HIDING.visible(50, seed=0)
+    new = PATCH_MASK.join(draw(50, D // P, seed=5)[:, None].expand(-1, P, -1))
+    seen = PATCH_MASK.visible(50, seed=0)
     error = (pair.reconstruct(new, mask=seen) - new)[~seen].square().mean()
     assert error < 0.35  # 1 by the means
 
@@ -632,7 +640,7 @@ def test_it_learns_what_patches_say_of_one_another():
 def test_a_saved_one_comes_back_and_copies_train_alone(how, tmp_path):
     pair, x = made(**how), (draw(N, D) > 0).double()
     again = load(save(pair, tmp_path))
-    assert again.config() == pair.config() and again.hiding == pair.hiding
+    assert again.config() == pair.config() and again.patch_mask == pair.patch_mask
     assert again.corruption == pair.corruption
     values = [elbo(each.model, each.guide, x, seed=0) for each in (pair, again)]
     assert torch.equal(*values) and torch.equal(pair.features(x), again.features(x))
@@ -692,17 +700,20 @@ def test_captured_steps_are_the_eager_ones(scale):
             {"image_shape": (8, 8)},
             r"image_shape must be \(channels, height, width\); got \(8",
         ),
-        ({"patch": 3}, "image_shape must be a whole number of patches high and wide; 8 x 8 pix"),
+        ({"patch": 3}, "patches must tile the image; 8 x 8 pixels are not"),
         ({"patch": 0}, "patch must be a whole number >= 1; got 0"),
         ({"patch": (2, 2, 2)}, r"patch must be a side in pixels, or \(height, width\); got"),
-        ({"share": 0.01}, "share must hide some patches and leave some; share=0.01 hides 0 of 16"),
-        ({"share": 1.0}, "share must hide some patches and leave some; share=1.0 hides 16 of 16"),
+        ({"share": 0.01}, "share must hide some but not all patches; share=0.01 hides 0 of 16"),
+        ({"share": 1.0}, "share must hide some but not all patches; share=1.0 hides 16 of 16"),
         ({"heads": 3}, "heads must divide the width of a token; 3 do not divide 64"),
         ({"heads": 0}, "heads must be a whole number >= 1; got 0"),
         ({"depth": 0}, "depth must be a whole number >= 1; got 0"),
         ({"width": 0}, "width must be a whole number >= 1; got 0"),
         ({"decoder_width": 6}, "heads must divide the width of a token; 4 do not divide 6"),
-        ({"likelihood": Multinomial()}, "hiding= needs a likelihood that can score a part of x; "),
+        (
+            {"likelihood": Multinomial()},
+            "patch_mask= needs a likelihood that can score a part of x; ",
+        ),
         ({"prior": "wide"}, "prior must be one of 'flat'"),
     ],
 )
@@ -714,20 +725,28 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, match):
 def test_parts_that_do_not_fit_are_refused():
     parts = {"decoder": mlp(K, 20), "data_dim": 20, "latent_dim": K}
     with pytest.raises(ValueError, match=r"images of shape \(2, 4, 6\), 48 entries; data_dim is"):
-        Autoencoder(encoder=mlp(20, K), **parts, hiding=HIDING)
+        Autoencoder(encoder=mlp(20, K), **parts, patch_mask=PATCH_MASK)
     guide = AmortizedGuide(mlp(20, K), K, covariance="delta")
-    with pytest.raises(ValueError, match="hiding= is for the guide that is made from encoder="):
-        Autoencoder(guide=guide, **parts, hiding=HIDING)
+    with pytest.raises(
+        ValueError, match="patch_mask= is for the guide that is made from encoder="
+    ):
+        Autoencoder(guide=guide, **parts, patch_mask=PATCH_MASK)
     network = PatchTransformer(SHAPE, PATCH, 8, 1, 2, seed=0).double()
-    with pytest.raises(ValueError, match="rows must be 48 entries and a mask of as many; they ha"):
+    with pytest.raises(
+        ValueError, match="rows must have 48 entries and a mask of the same size; they h"
+    ):
         network(draw(N, D))
-    with pytest.raises(ValueError, match="num_seen says that 1 of 4 patches are there, and a row"):
-        network(torch.ones(3, 2 * D).double(), num_seen=1)
-    with pytest.raises(ValueError, match=r"no patch is wholly observed: \[0, 1, 2\]; drop them"):
+    with pytest.raises(
+        ValueError, match=r"num_visible is 1, but a row has . of 4 patches visible"
+    ):
+        network(torch.ones(3, 2 * D).double(), num_visible=1)
+    with pytest.raises(
+        ValueError, match=r"rows without a fully observed patch: \[0, 1, 2\]; drop them"
+    ):
         network(torch.zeros(3, 2 * D).double())
     sizes = {"data_dim": D, "latent_dim": network.out_dim, "decoder": nn.Identity()}
     finer = HiddenPatches(SHAPE, 1, share=0.25)
-    pair = Autoencoder(encoder=network, **sizes, missing="zeros", hiding=finer)
+    pair = Autoencoder(encoder=network, **sizes, missing="zeros", patch_mask=finer)
     with pytest.raises(ValueError, match=r"Use missing='zeros\+mask'"):
         pair.guide(draw(N, D))
 
@@ -741,10 +760,10 @@ def test_digits_against_the_exact_conditional_mean_of_ppca(capsys):
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     x = torch.as_tensor(digits(), dtype=torch.float32)[order]
     x, x_val, x_test = x[:1297], x[1297:1497], x[1497:]
-    hiding = HiddenPatches((1, 8, 8), 2)
+    patch_mask = HiddenPatches((1, 8, 8), 2)
 
     def error(fill, rows, seeds):
-        masks = [hiding.visible(len(rows), seed=seed) for seed in seeds]
+        masks = [patch_mask.visible(len(rows), seed=seed) for seed in seeds]
         squares = [torch.where(m, 0.0, fill(rows, m) - rows).square().sum(1) for m in masks]
         return torch.stack(squares).mean(0) / (64 - 16)
 

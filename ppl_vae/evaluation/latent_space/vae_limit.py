@@ -14,7 +14,7 @@ from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.traces import PairTraces, log_prob, run_pair, sample_dim, sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
-from ppl_vae.models.autoencoder import Autoencoder, refuse_hiding
+from ppl_vae.models.autoencoder import Autoencoder, refuse_patch_masking
 from ppl_vae.networks.mlp_conv import FixedScaleEncoder
 from ppl_vae.objectives.bounds import elbo
 
@@ -104,7 +104,7 @@ def vae_limit(
     if not scales:
         raise ValueError("scales must hold at least one standard deviation of q; it is empty")
     check_int("num_samples", num_samples)
-    refuse_hiding(autoencoder)
+    refuse_patch_masking(autoencoder)
     x, mask = as_data_and_mask(x, mask, model=autoencoder.model, guide=autoencoder.guide)
     check_support(autoencoder.model, x, mask)
     pair, codes = (autoencoder.model, autoencoder.guide), autoencoder.features(x, mask=mask)
