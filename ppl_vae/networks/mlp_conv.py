@@ -117,8 +117,8 @@ def reset(network: N, *, seed: int | None = None) -> N:
     if missed := [name for name, p in learned.items() if bool(p.isnan().any())]:
         network.load_state_dict(before)
         raise ValueError(
-            f"no layer resets the parameters {missed[:5]}, which would keep their trained values; "
-            "give their layers a method reset_parameters()"
+            f"no layer resets the parameters {missed[:5]}; give their layers a method "
+            "reset_parameters(), since they would keep their trained values otherwise"
         )
     return network
 
