@@ -72,8 +72,8 @@ class PatchTransformer(nn.Module):
         Args:
             rows: images and their masks (1 where observed), (rows, 2D), as an
                 :class:`~ppl_vae.AmortizedGuide` passes them with ``missing="zeros+mask"``.
-            num_visible: the largest number of visible patches of a row, if known; only so many
-                tokens are processed. A row without visible patches has a code of zeros then.
+            num_visible: the largest number of visible patches of a row, if known; no more tokens
+                than that are processed. A row without visible patches has a code of zeros then.
 
         Raises:
             ValueError: if rows have another width; if Pyro's validation is on, if a row has more

@@ -116,8 +116,8 @@ def test_weights_trained_with_plain_pytorch_give_the_same_q(covariance, missing)
             part.weight.copy_(torch.cat([layer.weight for layer in layers]))
             part.bias.copy_(torch.cat([layer.bias for layer in layers]))
     x = draw(N, D, seed=2)
-    seen = x if missing == "zeros" else torch.cat([x, torch.ones_like(x)], 1)
-    hidden = torch.relu(body(seen))
+    inputs_of_x = x if missing == "zeros" else torch.cat([x, torch.ones_like(x)], 1)
+    hidden = torch.relu(body(inputs_of_x))
     mean, raw = loc(hidden), scale(hidden)
     q = AmortizedGuide(encoder, K, covariance=covariance, missing=missing).distribution(x)
     torch.testing.assert_close(q.mean, mean, rtol=1e-9, atol=1e-9)
@@ -412,10 +412,10 @@ def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
 def test_an_encoder_gets_zeros_and_optionally_the_mask(missing, x):
-    seen = []
+    received = []
 
     def encoder(rows):
-        seen.append(rows)
+        received.append(rows)
         return torch.zeros(len(rows), 2 * K).double()
 
     guide = AmortizedGuide(encoder, K, missing=missing)
@@ -427,8 +427,8 @@ def test_an_encoder_gets_zeros_and_optionally_the_mask(missing, x):
     expected = torch.cat([zeros, x])
     if missing == "zeros+mask":
         expected = torch.cat([expected, columns.double()], 1)
-    assert torch.equal(seen[0], seen[1])
-    assert torch.equal(torch.cat(seen[1:]), expected)
+    assert torch.equal(received[0], received[1])
+    assert torch.equal(torch.cat(received[1:]), expected)
 
 
 def test_nan_without_a_mask_raises(x):

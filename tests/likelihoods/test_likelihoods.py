@@ -92,13 +92,13 @@ def likelihood_of(name, data_dim=D):
     return likelihood.eval()
 
 
-def vae_of(name, hidden=(6,), **how):
-    return VAE.mlp(D, K, hidden=hidden, likelihood=MAKERS[name][0](), seed=0, **how).double()
+def vae_of(name, hidden=(6,), **options):
+    return VAE.mlp(D, K, hidden=hidden, likelihood=MAKERS[name][0](), seed=0, **options).double()
 
 
-def fitted(name, steps=5, **how):
+def fitted(name, steps=5, **options):
     vae, x = vae_of(name), MAKERS[name][1](N, D)
-    fit = fit_svi(vae.model, vae.guide, x, steps=steps, batch_size=8, lr=1e-2, seed=0, **how)
+    fit = fit_svi(vae.model, vae.guide, x, steps=steps, batch_size=8, lr=1e-2, seed=0, **options)
     return vae, x, fit
 
 
