@@ -52,7 +52,7 @@ from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.storage import load, save
 from ppl_vae.models.supervised import SupervisedEncoder
-from ppl_vae.models.topics import match_topics, simulate_topics, top_words, topic_vae
+from ppl_vae.models.topics import top_words, topic_vae
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.corruption import GaussianNoise, MaskingNoise
 from ppl_vae.networks.mlp_conv import mlp
@@ -135,14 +135,12 @@ __all__ = [
     "load",
     "log_likelihood",
     "log_weights",
-    "match_topics",
     "mlp",
     "read_table",
     "run_lineage",
     "run_sparse_lineage",
     "save",
     "select_by_masked_cv",
-    "simulate_topics",
     "spectrum",
     "subspace",
     "to_arviz",

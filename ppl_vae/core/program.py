@@ -19,6 +19,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
+from ppl_vae.core.config import ConstructorCall, constructor_call
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 ProgramLike: TypeAlias = Callable[..., Any]
@@ -45,8 +46,22 @@ class Program(PyroModule):
     their parameters. The name is drawn from a counter at construction, deep copy and unpickling.
     """
 
+    _constructor_call: ConstructorCall | None = None
+
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
+
+    def __repr__(self) -> str:
+        call = constructor_call(self)
+        return super().__repr__() if call is None else repr(call)
+
+    def config(self) -> dict[str, Any] | None:
+        """The recorded arguments of the constructor, see :mod:`ppl_vae.core.config`.
+
+        None if the constructor is not recorded.
+        """
+        call = constructor_call(self)
+        return None if call is None else call.arguments
 
     def __getattr__(self, name: str) -> Any:
         # Pyro's store would make a frozen parameter require a gradient, and train it.

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program, as_rows, data_plate, filter_kwargs
 from ppl_vae.core.state import validation_enabled
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -78,6 +79,7 @@ class ExactGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
+    @configurable
     def __init__(self, model: Any, *, covariance: str = "full") -> None:
         super().__init__()
         if not hasattr(model, "posterior"):
@@ -121,6 +123,7 @@ class PerDatumGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
+    @configurable
     def __init__(self, num_data: int, latent_dim: int, *, covariance: str = "diagonal") -> None:
         super().__init__()
         self.num_data = check_int("num_data", num_data)
@@ -132,10 +135,6 @@ class PerDatumGuide(GaussianGuide):
             self.unconstrained_scale = nn.Parameter(torch.zeros(num_data, width))
         else:
             self.register_buffer("unconstrained_scale", torch.zeros(num_data, 0))
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {k: getattr(self, k) for k in ("num_data", "latent_dim", "covariance")}
 
     def tables(self) -> list[nn.Parameter]:
         """The parameters with one row per datum; a minibatch may update its own rows only."""
@@ -212,6 +211,7 @@ class AmortizedGuide(GaussianGuide):
         et al.: Masked autoencoders are scalable vision learners (2022): hidden patches.
     """
 
+    @configurable
     def __init__(
         self,
         encoder: Callable[..., Any],

@@ -3,12 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program
 
 Outputs = Float[Tensor, "*B O"]
@@ -34,6 +34,10 @@ class Likelihood(Program):
     """Whether x lies in 0..1; inputs of an encoder are then centred but not rescaled."""
     needs_calibration: bool = False
     """Whether :meth:`calibrate` computes statistics of the full data set."""
+
+    @configurable
+    def __init__(self) -> None:
+        super().__init__()
 
     @abstractmethod
     def forward(
@@ -96,14 +100,6 @@ class Likelihood(Program):
     def calibrate(self) -> Iterator[None]:
         """Context manager: accumulate calibration statistics of the rows scored inside."""
         yield
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {}
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
     def notes(self) -> list[str]:
         """Caveats on the numbers that the fitted likelihood gives; empty if there are none."""

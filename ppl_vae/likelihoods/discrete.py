@@ -4,13 +4,13 @@
 """
 
 from abc import abstractmethod
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_int
 from ppl_vae.likelihoods import distributions as densities
@@ -58,13 +58,10 @@ class Bernoulli(_IndependentEntries):
 
     bounded = True
 
+    @configurable
     def __init__(self, soft_targets: bool = False) -> None:
         super().__init__()
         self.soft_targets = soft_targets
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"soft_targets": self.soft_targets}
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Bernoulli with these logits."""
@@ -142,13 +139,10 @@ class Categorical(_IndependentEntries):
         num_categories: C, the number of outputs for each dimension of x.
     """
 
+    @configurable
     def __init__(self, num_categories: int) -> None:
         super().__init__()
         self.outputs_per_dim = check_int("num_categories", num_categories, 2)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"num_categories": self.outputs_per_dim}
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Categorical with these logits, C for each dimension."""
@@ -220,13 +214,10 @@ class Multinomial(Likelihood):
     counts = True
     supports_mask = False
 
+    @configurable
     def __init__(self, total_count: int | None = None) -> None:
         super().__init__()
         self.total_count = None if total_count is None else check_int("total_count", total_count)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"total_count": self.total_count}
 
     def forward(
         self,

@@ -11,6 +11,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
@@ -137,11 +138,11 @@ class Gaussian(NormalLikelihood):
 
     share_at_floor: Tensor
 
+    @configurable
     def __init__(
         self, scale: float | str = "shared", *, initial: float = 1.0, floor: float = 1e-4
     ) -> None:
         super().__init__()
-        self._config = {"scale": scale, "initial": initial, "floor": floor}
         self.kind = scale if isinstance(scale, str) else "fixed"
         self.floor, self.initial = floor, initial
         self.needs_calibration = self.kind == "network"
@@ -167,10 +168,6 @@ class Gaussian(NormalLikelihood):
 
     def _learned(self, initial: Tensor) -> Any:
         return PyroParam(initial, constraints.greater_than(self.floor))
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return self._config
 
     def set_data_dim(self, data_dim: int) -> None:
         """Create the D scales of ``"per-dim"``.
@@ -280,6 +277,7 @@ class OptimalGaussian(NormalLikelihood):
     kind = "optimal"
     needs_calibration = True
 
+    @configurable
     def __init__(self, *, floor: float = 1e-4) -> None:
         super().__init__()
         if not floor >= 0:
@@ -287,10 +285,6 @@ class OptimalGaussian(NormalLikelihood):
         self.floor = floor
         self._frozen = self._use_dummy = False
         self.register_buffer("scale", torch.tensor(torch.nan))
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"floor": self.floor}
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike, bound_object
 from ppl_vae.core.results import Curve, FitResult, Result
+from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent
@@ -22,7 +23,6 @@ from ppl_vae.lineage.expected_loss import UNKNOWN, Price, ppca_price
 from ppl_vae.lineage.problem import Task
 from ppl_vae.lineage.stages import NONLINEAR, Fitted, Stage
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.standardization import MIXED_COLUMNS
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 from ppl_vae.objectives.bounds import elbo
 

@@ -1,4 +1,4 @@
-"""Products, eigenvalues and singular values of the matrices that linear-Gaussian models need."""
+"""Matrix products, eigenvalues and singular values for linear-Gaussian models."""
 
 from typing import Any, TypeAlias
 
@@ -7,20 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Leading: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Of a symmetric matrix the K largest eigenvalues (K,), their eigenvectors (D, K), and the sum of
+LeadingEigenpairs: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""The K largest eigenvalues of a symmetric matrix (K,), their eigenvectors (D, K), and the sum of
 the other eigenvalues ()."""
-JACOBI_SIZE = 256
-"""Jacobi rotations, which cost more than other methods, find up to so many singular values."""
+MAX_JACOBI_SIZE = 256
+"""The largest number of singular values computed by Jacobi rotations, which cost more than other
+methods."""
 
 
 def gram_matrix(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    """X'X; numpy knows that it is symmetric and takes half the time."""
+    """X'X; numpy detects that it is symmetric and takes half the time."""
     return product(x.mT, x)
 
 
 def product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "N K"]:
-    """A matrix product, on a CPU by numpy."""
+    """A matrix product, computed by numpy on a CPU."""
     if a.device.type != "cpu":
         return a @ b
     return torch.from_numpy(a.numpy() @ b.numpy())
@@ -29,7 +30,7 @@ def product(a: Float[Tensor, "N D"], b: Float[Tensor, "D K"]) -> Float[Tensor, "
 def symmetric_eigen(
     matrix: Float[Tensor, "D D"],
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
-    """Eigenvalues, smallest first, and eigenvectors; on a CPU by numpy."""
+    """Eigenvalues in ascending order, and eigenvectors; computed by numpy on a CPU."""
     if matrix.device.type != "cpu":
         values, vectors = torch.linalg.eigh(matrix)
     else:
@@ -37,10 +38,10 @@ def symmetric_eigen(
     return values, vectors
 
 
-def factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+def gram_factor(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     """A factor F of a positive semidefinite matrix F'F.
 
-    It is found with the columns in units of their own, so that small ones keep their digits.
+    Columns are first scaled to unit length, so that small ones keep their precision.
     """
     scale = gram.diagonal().sqrt()
     scale = torch.where(scale > 0, scale, 1.0)
@@ -52,30 +53,36 @@ def factor_of(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     return upper * scale
 
 
-def split_leading(
+def leading_eigenpairs(
     singular: Float[Tensor, " Q"], axes: Float[Tensor, "D Q"], number: int
-) -> Leading:
-    """Singular values and vectors as eigenvalues: the first so many, and the sum of the others."""
+) -> LeadingEigenpairs:
+    """The leading eigenpairs of A'A, and the sum of its other eigenvalues.
+
+    Args:
+        singular: the singular values of A, largest first.
+        axes: its right singular vectors.
+        number: K, how many pairs to return; eigenvalues beyond the Q known ones are zero.
+    """
     values = singular.square()
-    lacking = max(0, number - len(values))
-    kept = torch.nn.functional.pad(values[:number], (0, lacking))
-    vectors = torch.nn.functional.pad(axes[:, :number], (0, lacking))
+    padding = max(0, number - len(values))
+    kept = torch.nn.functional.pad(values[:number], (0, padding))
+    vectors = torch.nn.functional.pad(axes[:, :number], (0, padding))
     return kept, vectors, values[number:].sum()
 
 
-def right_singular(
+def right_singular_vectors(
     factor: Float[Tensor, "R D"],
 ) -> tuple[Float[Tensor, " Q"], Float[Tensor, "D Q"]]:
     """Singular values, largest first, and right singular vectors; Q = min(R, D).
 
-    By preconditioned one-sided Jacobi rotations where that is quick enough: of columns of
-    different units it finds small singular values, and small entries of vectors, to as many
-    digits as large ones.
+    Small matrices are decomposed by preconditioned one-sided Jacobi rotations, which compute small
+    singular values, and small entries of vectors, with the same relative precision as large ones,
+    even for columns in different units.
 
     References:
-        Drmac, Veselic: New fast and accurate Jacobi SVD algorithm (2008), of LAPACK's dgejsv.
+        Drmac, Veselic: New fast and accurate Jacobi SVD algorithm (2008), LAPACK's dgejsv.
     """
-    if min(factor.shape) > JACOBI_SIZE:
+    if min(factor.shape) > MAX_JACOBI_SIZE:
         _, values, vectors = torch.linalg.svd(factor, full_matrices=False)
         return values, vectors.mT
     from scipy.linalg import lapack

@@ -3,18 +3,19 @@
 import math
 from typing import Any, Self, cast
 
-import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
-from pyro.nn import PyroParam, pyro_method
+from jaxtyping import Bool, Float
+from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_vae.core.program import as_rows, count_rows, data_plate
+from ppl_vae.core.config import configurable
+from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.likelihoods.base import row_density
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -26,15 +27,15 @@ class PPCA(LinearGaussianModel):
 
     With ``noise="diagonal"`` it is factor analysis: Psi = diag(sigma_1^2, ..., sigma_D^2).
     Marginally x ~ N(mu, W W' + Psi), and z | x ~ N(P^-1 W' Psi^-1 (x - mu), P^-1) with
-    P = I + W' Psi^-1 W. ``model`` is the Pyro program; everything else is exact, and takes missing
-    values: of a row only what was observed counts, the rest is integrated out. What is exact is
-    computed in float64, whatever the dtype of the model and of x, and returned in the model's.
+    P = I + W' Psi^-1 W. ``model`` is the Pyro program; all other quantities are exact and take
+    missing values, which are integrated out. Exact quantities are computed in float64, whatever
+    the dtype of the model and of x, and returned in the model's dtype.
 
     Args:
         data_dim: D.
         latent_dim: K.
         noise: ``"isotropic"`` or ``"diagonal"``.
-        seed: of the random loadings to start from.
+        seed: of the random initial loadings.
 
     Attributes:
         loadings: W, (D, K).
@@ -52,6 +53,7 @@ class PPCA(LinearGaussianModel):
         torch.Size([100])
     """
 
+    @configurable
     def __init__(
         self,
         data_dim: int,
@@ -80,7 +82,7 @@ class PPCA(LinearGaussianModel):
         mask: ArrayLike | None = None,
         seed: int | None = None,
     ) -> Self:
-        """A model of x's shape, dtype and device: its mean, and half of its variance as noise.
+        """A model of x's width, dtype and device, with x's mean and half of its variance as noise.
 
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
@@ -90,11 +92,12 @@ class PPCA(LinearGaussianModel):
             seed: of the random loadings.
 
         Raises:
-            ValueError: if K >= the rank of the centred data, as far as complete data show it; if
-                a row or column has nothing observed, or a column with a noise of its own is
-                constant.
+            ValueError: if K >= the rank of the centred data (with missing values, its upper bound
+                from the numbers of rows and columns); if a row or column has nothing observed; if
+                a column is constant and ``noise="diagonal"``.
         """
-        columns, covariance = summarize(blocks := RowBlocks(x, mask, rescale=True))
+        blocks = RowBlocks(x, mask, rescale=True)
+        columns, covariance = summarize(blocks)
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=noise == "diagonal")
         ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
@@ -111,9 +114,10 @@ class PPCA(LinearGaussianModel):
     def from_parameters(cls, loadings: Tensor, loc: Tensor, noise_scale: Tensor | float) -> Self:
         """The model with these parameters, in the dtype and on the device of ``loadings``.
 
-        A vector of noise scales makes the noise diagonal.
+        The noise is diagonal if ``noise_scale`` is a vector.
         """
-        noise = "diagonal" if isinstance(noise_scale, Tensor) and noise_scale.dim() else NOISES[0]
+        is_vector = isinstance(noise_scale, Tensor) and noise_scale.dim() > 0
+        noise = "diagonal" if is_vector else "isotropic"
         ppca = cls(*loadings.shape, noise=noise, seed=0).to(loadings)
         return ppca.assign(loadings=loadings, loc=loc, noise_scale=noise_scale)
 
@@ -128,8 +132,8 @@ class PPCA(LinearGaussianModel):
         """Set parameters in place (the parameter objects stay the same); returns the model.
 
         Raises:
-            ValueError: if one has another shape (a number will do for a diagonal noise, too), or
-                a noise scale is not positive.
+            ValueError: if one has another shape (a scalar noise scale is also accepted for
+                diagonal noise), or a noise scale is not positive.
         """
         for name, value in (("loadings", loadings), ("loc", loc)):
             if value is None:
@@ -142,38 +146,30 @@ class PPCA(LinearGaussianModel):
             parameter.copy_(value)
         if noise_scale is not None:
             scale = torch.as_tensor(noise_scale, dtype=torch.float64).to(self.loc)
-            own = self.noise_scale_unconstrained
-            if scale.shape not in (own.shape, torch.Size()):
+            parameter = self.noise_scale_unconstrained
+            if scale.shape not in (parameter.shape, torch.Size()):
                 raise ValueError(
-                    f"noise_scale must have shape {tuple(own.shape)}; it has {tuple(scale.shape)}"
+                    f"noise_scale must have shape {tuple(parameter.shape)}; "
+                    f"it has {tuple(scale.shape)}"
                 )
             if not (scale > 0).all():
                 raise ValueError(f"noise_scale must be positive; got {scale.min().item()}")
-            own.copy_(scale.log())
+            parameter.copy_(scale.log())
         return self
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {k: getattr(self, k) for k in ("data_dim", "latent_dim", "noise")}
+    def prior(self) -> Density:
+        """N(0, I_K)."""
+        return dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
 
-    @pyro_method
-    def model(
+    def conditional(
         self,
-        x: ArrayLike | None = None,
-        *,
-        mask: Bool[Tensor, "B D"] | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        observe: bool = True,
-    ) -> Tensor:
-        """The generative model as a Pyro program, under the package's contract."""
-        x = None if x is None else as_rows(x, self.loc, self.data_dim)
-        rows = count_rows(x, num_data)
-        with data_plate(rows, index=index, num_data=num_data, device=self.loc.device):
-            prior = dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
-            z = pyro.sample("z", prior).to(self.loc.dtype)
-            likelihood = dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale)
-            if mask is not None and x is not None:
-                # NaN under a mask would still poison the gradient.
-                x, likelihood = torch.where(mask, x, 0.0), likelihood.mask(mask)
-            return pyro.sample("x", likelihood.to_event(1), obs=x if observe else None)
+        z: Float[Tensor, "*B K"],
+        x: Float[Tensor, "N D"] | None = None,
+        mask: Bool[Tensor, "*M D"] | None = None,
+        observe: bool = False,
+    ) -> Density:
+        """N(W z + mu, Psi), event shape (D,), with its gradient; ``x`` and ``observe`` are unused.
+
+        Args: see :class:`~ppl_vae.models.latent_variable_model.LatentVariableModel`.
+        """
+        return row_density(dist.Normal(z @ self.loadings.mT + self.loc, self.noise_scale), mask)

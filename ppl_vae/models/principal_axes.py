@@ -1,9 +1,9 @@
-"""Covariances of z from precisions P = I + A'A, and the axes on which that loses no digits.
+"""Covariances of z from precisions P = I + A'A, computed on axes where no precision is lost.
 
-A Cholesky factorization of P loses the digits of max_k P_kk / R_kk^2, with R the factor, which is
-about the condition of P after its diagonal is scaled to one. On the principal axes of A, where P
-is diagonal, nothing is lost, however different their lengths; on other axes as much as the square
-of A's condition.
+A Cholesky factorization of P, with factor R, loses the relative precision max_k P_kk / R_kk^2,
+which is about the condition number of P after its diagonal is scaled to one. On the principal axes
+of A, where P is diagonal, nothing is lost, however different their lengths; on other axes up to
+the square of A's condition number.
 
 References:
     Demmel: On floating point errors in Cholesky (1989).
@@ -16,48 +16,52 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MOST_LOST = 1e6
-"""The factor of its precision a Cholesky factorization may lose: ten digits of float64 stay."""
+MAX_PRECISION_LOSS = 1e6
+"""The largest factor of precision that a factorization may lose; float64 keeps ten digits then."""
 
 
 @dataclass(frozen=True)
-class OwnAxes:
-    """Patterns on the principal axes of what they observe of A = Psi^-1/2 W.
+class PatternAxes:
+    """The principal axes of the observed rows of A = Psi^-1/2 W, for each missingness pattern.
 
-    The axes only have to be orthonormal for the results to be exact, whatever their own error, so
-    that they count as constants in a gradient.
+    Results are exact for any orthonormal axes, whatever their error, so that the axes are
+    constants in gradients.
 
     Attributes:
-        axes: columns, (U, K, K).
-        roots: A on these axes, zero where missing, (U, D, K).
-        inverse: lower factors of the covariances of z on these axes, (U, K, K).
+        axes: as columns, (U, K, K).
+        scaled: A on these axes, zero for missing entries, (U, D, K).
+        inverse: Cholesky factors of the covariances of z on these axes, (U, K, K).
     """
 
     axes: Float[Tensor, "U K K"]
-    roots: Float[Tensor, "U D K"]
+    scaled: Float[Tensor, "U D K"]
     inverse: Float[Tensor, "U K K"]
 
     @classmethod
-    def of(cls, roots: Float[Tensor, "D K"], seen: Float[Tensor, "U D"]) -> Self:
+    def of(cls, scaled: Float[Tensor, "D K"], observed: Float[Tensor, "U D"]) -> Self:
         """The axes of these patterns.
+
+        Args:
+            scaled: A.
+            observed: one in observed columns and zero in missing ones.
 
         Raises:
             torch.linalg.LinAlgError: if A is too large for the dtype.
         """
-        observed = seen[..., None] * roots
-        finite = bool(observed.isfinite().all())  # which the singular values have to be
-        axes = principal_axes(observed if finite else torch.zeros_like(observed))
-        turned = observed @ axes
-        precision = turned.mT @ turned + torch.eye(roots.shape[1]).to(roots)
-        inverse, lost = inverse_factor(precision)
-        if not finite or bool((lost > MOST_LOST).any()):
+        rows = observed[..., None] * scaled
+        finite = bool(rows.isfinite().all())  # a condition for computing singular values
+        axes = principal_axes(rows if finite else torch.zeros_like(rows))
+        rotated = rows @ axes
+        precision = rotated.mT @ rotated + torch.eye(scaled.shape[1]).to(scaled)
+        inverse, loss = inverse_factor(precision)
+        if not finite or bool((loss > MAX_PRECISION_LOSS).any()):
             error = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
-            raise error("loadings are too large beside the noise scales")
-        return cls(axes, turned, inverse)
+            raise error("loadings are too large relative to the noise scales")
+        return cls(axes, rotated, inverse)
 
     @property
     def tril(self) -> Float[Tensor, "U K K"]:
-        """Lower factors of the covariances of z on the axes that z has."""
+        """Cholesky factors of the covariances of z on its original axes."""
         upper = torch.linalg.qr((self.axes @ self.inverse).mT).R
         sign = torch.where(upper.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(upper)
         return (sign[..., None] * upper).mT
@@ -68,32 +72,39 @@ class OwnAxes:
         return half_log_det(self.inverse)
 
     def solve(
-        self, which: Int[Tensor, " B"], offset: Float[Tensor, "B D"]
+        self, index: Int[Tensor, " B"], offset: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B D"]]:
-        """Means of z, and residuals, of rows of these patterns; both in units of the noise."""
-        roots, inverse = self.roots[which], self.inverse[which]
-        along = times((offset[:, None] @ roots)[:, 0], inverse)
-        own = times(along, inverse.mT)
-        residual = offset - (roots @ own[..., None])[..., 0]
-        return (self.axes[which] @ own[..., None])[..., 0], residual
+        """Posterior means of z, and residuals in units of the noise.
+
+        Args:
+            index: the pattern of each row.
+            offset: x - mu of each row in units of the noise, zero for missing entries.
+        """
+        scaled, inverse = self.scaled[index], self.inverse[index]
+        whitened = rowwise_product((offset[:, None] @ scaled)[:, 0], inverse)
+        rotated = rowwise_product(whitened, inverse.mT)
+        residual = offset - (scaled @ rotated[..., None])[..., 0]
+        return (self.axes[index] @ rotated[..., None])[..., 0], residual
 
 
 @torch.no_grad()
-def principal_axes(roots: Float[Tensor, "*U D K"]) -> Float[Tensor, "*U K K"]:
-    """The right singular vectors of A as columns, the longest axis first."""
-    # Of the triangle, since the other factor of a tall matrix would be as large as itself.
-    return torch.linalg.svd(torch.linalg.qr(roots, mode="r").R).Vh.mT
+def principal_axes(scaled: Float[Tensor, "*U D K"]) -> Float[Tensor, "*U K K"]:
+    """The right singular vectors of A as columns, that of the largest singular value first."""
+    # From the triangular factor, because the left singular vectors would be as large as A.
+    return torch.linalg.svd(torch.linalg.qr(scaled, mode="r").R).Vh.mT
 
 
-def times(rows: Float[Tensor, "B K"], matrices: Float[Tensor, "U K K"]) -> Float[Tensor, "B K"]:
-    """Each row times its matrix, or all times the only one."""
+def rowwise_product(
+    rows: Float[Tensor, "B K"], matrices: Float[Tensor, "U K K"]
+) -> Float[Tensor, "B K"]:
+    """Each row times its own matrix, or all rows times the only matrix."""
     if len(matrices) == 1:
         return rows @ matrices[0]
     return (rows[:, None] @ matrices)[:, 0]
 
 
 def half_log_det(tril: Float[Tensor, "U K K"]) -> Float[Tensor, " U"]:
-    """1/2 log det of the covariances with these lower factors."""
+    """1/2 log det of the covariances with these Cholesky factors."""
     return tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
@@ -117,13 +128,14 @@ def _inverse_of(factor: Float[Tensor, "*B K K"]) -> Float[Tensor, "*B K K"]:
 def inverse_factor(
     matrix: Float[Tensor, "U K K"],
 ) -> tuple[Float[Tensor, "U K K"], Float[Tensor, " U"]]:
-    """As :func:`tril_of_inverse`, and the factor of precision that was lost: infinite for failure.
+    """The result of :func:`tril_of_inverse` and the factor of precision lost in computing it.
 
-    It is max_k P_kk L_kk^2: of axis k, 1 / (P_kk L_kk^2) is what later axes do not explain.
+    The factor is max_k P_kk L_kk^2, where 1 / (P_kk L_kk^2) is the fraction of axis k that later
+    axes do not explain. It is infinite if the factorization fails.
     """
     factor, info = torch.linalg.cholesky_ex(matrix.flip(-2, -1))
     tril = _inverse_of(factor)
     with torch.no_grad():
         diagonals = matrix.diagonal(dim1=-2, dim2=-1), tril.diagonal(dim1=-2, dim2=-1)
-        lost = (diagonals[0] * diagonals[1].square()).amax(-1)
-        return tril, torch.where((info == 0) & lost.isfinite(), lost, torch.inf)
+        loss = (diagonals[0] * diagonals[1].square()).amax(-1)
+        return tril, torch.where((info == 0) & loss.isfinite(), loss, torch.inf)

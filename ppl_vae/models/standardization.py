@@ -1,4 +1,4 @@
-"""What networks are given of x: numbers near zero and of order one, whatever the units of x."""
+"""Encoder inputs near zero and of order one, whatever the units of x, and initial statistics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,25 +9,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ppl_vae.core.validation import check_option
-from ppl_vae.data.column_stats import (
-    CONSTANT_COLUMNS,
-    LARGEST_RATIO,
-    ColumnStats,
-    may_be_grey_values,
-)
+from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
 from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.likelihoods.base import Likelihood
 
 INPUTS = ("auto", "identity", "log1p", "standardized")
-LISTED = 10
-"""So many columns are named in a note or an error."""
-MIXED_COLUMNS = "the columns of x have standard deviations from"
-"""How the note on a fit to columns of mixed units begins."""
-ROWS_FOR_NOTES = 10_000
+MAX_COLUMNS_LISTED = 10
+"""The largest number of columns that a note names."""
 
 
 class LogCounts(nn.Module):
-    """log(1 + x) of counts: an encoder of counts up to thousands would overflow on x itself."""
+    """log(1 + x) of counts: an encoder of counts in the thousands would overflow on x itself."""
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """log(1 + x)."""
@@ -35,16 +27,16 @@ class LogCounts(nn.Module):
 
 
 class Standardization(nn.Module):
-    """(x - loc) / scale in each column; of counts (log(1 + x) - loc) / scale.
+    """(x - loc) / scale in each column; for counts (log(1 + x) - loc) / scale.
 
-    It is the identity (of counts the logarithm) until it is told what the columns are like.
+    It is the identity (for counts the logarithm) until ``loc`` and ``scale`` are set from data.
 
     Args:
         data_dim: D.
         log_counts: whether x holds counts.
 
     Attributes:
-        loc, scale: of each column, (D,): buffers, so they are moved, saved and copied with the
+        loc, scale: of each column, (D,); buffers, so they are moved, saved and copied with the
             model, and no optimizer changes them.
         constant: columns that could not be standardised, and have scale 1, (D,).
     """
@@ -65,83 +57,57 @@ class Standardization(nn.Module):
         return ((x.log1p() if self.log_counts else x) - self.loc) / self.scale
 
     def notes(self) -> list[str]:
-        """Which columns could not be standardised."""
+        """A note on columns that could not be standardised; empty if there are none."""
         constant = self.constant.nonzero().flatten().tolist()
         if not constant:
             return []
-        return [f"{CONSTANT_COLUMNS}, which are not standardised: {listed(constant)}"]
+        return [f"{CONSTANT_COLUMNS}, which are not standardised: {_format_columns(constant)}"]
 
 
-def listed(columns: list[int]) -> str:
-    """The numbers of some columns for a sentence, of many only the first."""
-    more = f", ... ({len(columns)} in all)" if len(columns) > LISTED else ""
-    return ", ".join(map(str, columns[:LISTED])) + more
+def _format_columns(columns: list[int]) -> str:
+    shown = ", ".join(map(str, columns[:MAX_COLUMNS_LISTED]))
+    if len(columns) > MAX_COLUMNS_LISTED:
+        return f"{shown}, ... ({len(columns)} in all)"
+    return shown
 
 
-def make_inputs(
+def encoder_inputs(
     inputs: str, likelihood: Likelihood, data_dim: int | None = None
-) -> tuple[str, nn.Module | None]:
-    """What stands between x and an encoder, and its name with ``"auto"`` resolved.
+) -> nn.Module | None:
+    """The transformation between x and an encoder; None for the identity.
 
     =================  =============================================================
     ``"auto"``         ``"log1p"`` for likelihoods of counts, else ``"identity"``
     ``"identity"``     x itself
     ``"log1p"``        log(1 + x)
-    ``"standardized"``  a :class:`Standardization`, which data have to fill
+    ``"standardized"``  a :class:`Standardization`, whose buffers are set from data
     =================  =============================================================
 
     Args:
         inputs: one of these.
         likelihood: of x.
-        data_dim: D; without it nothing can be standardised.
+        data_dim: D; without it ``"standardized"`` is not an option.
 
     Raises:
         ValueError: if ``inputs`` is none of these.
     """
     check_option("inputs", inputs, INPUTS if data_dim else INPUTS[:-1])
-    if inputs == "auto":
-        inputs = "log1p" if likelihood.counts else "identity"
     if inputs == "standardized" and data_dim:
-        return inputs, Standardization(data_dim, log_counts=likelihood.counts)
-    return inputs, LogCounts() if inputs == "log1p" else None
-
-
-def scale_notes(
-    x: Float[Tensor, "N D"], mask: Bool[Tensor, "N D"] | None, advice: str
-) -> list[str]:
-    """A note if columns are of such scales that one step size cannot suit them all; else nothing.
-
-    They are if their standard deviations differ by more than ten times, or the largest is not
-    within 0.1..10, and x does not look like grey values. At most 10,000 rows are read.
-
-    Args:
-        x: the rows of a fit.
-        mask: True where observed.
-        advice: what would help.
-    """
-    rows = slice(None, None, -(-len(x) // ROWS_FOR_NOTES))
-    x = x[rows].detach().double()
-    x = x if mask is None else torch.where(mask[rows], x, torch.nan)
-    mean = x.nanmean(0)
-    deviations = (x - mean).square().nanmean(0).sqrt()
-    varies = deviations > 1e-10 * mean.abs()  # False for columns without a value, too
-    if not bool(varies.any()) or may_be_grey_values(x, varies):
-        return []
-    low, high = float(deviations[varies].min()), float(deviations[varies].max())
-    if high <= LARGEST_RATIO * low and 1 / LARGEST_RATIO <= high <= LARGEST_RATIO:
-        return []
-    return [f"{MIXED_COLUMNS} {low:.3g} to {high:.3g}: {advice}"]
+        return Standardization(data_dim, log_counts=likelihood.counts)
+    if inputs == "log1p" or (inputs == "auto" and likelihood.counts):
+        return LogCounts()
+    return None
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where training begins on a table: what its columns are like, from one pass over its rows.
+class InitialStatistics:
+    """Statistics of a table from which training starts, computed in one pass over its rows.
 
     Attributes:
         columns: of x.
-        inputs: of what an encoder is given: of x, or of log(1 + x) for counts.
+        inputs: of the encoder's inputs: of x, or of log(1 + x) for counts.
         means: of the likelihood's features, (E,).
-        half: half an entry's share in each of them, (E,).
+        half: half an entry's share in each of these means, (E,).
     """
 
     columns: ColumnStats
@@ -151,45 +117,47 @@ class Start:
 
     @classmethod
     def of(cls, blocks: RowBlocks, likelihood: Likelihood) -> Self:
-        """Read a table for a model with this likelihood.
+        """The statistics of a table for a model with this likelihood.
 
         Raises:
-            ValueError: if something observed is not in the likelihood's support; if a row or a
+            ValueError: if an observed entry is not in the likelihood's support; if a row or a
                 column has nothing observed.
         """
         found: tuple[ColumnStats, ColumnStats] | None = None
         totals = counts = torch.zeros(())
         for block in blocks.read():
             likelihood.check(block.values, block.observed)
-            new = _columns(block), _columns(_changed(block, torch.log1p, likelihood.counts))
+            inputs = _mapped(block, torch.log1p) if likelihood.counts else block
+            new = _column_stats(block), _column_stats(inputs)
             found = new if found is None else (found[0].merge(new[0]), found[1].merge(new[1]))
-            features = _changed(block, likelihood.features)
+            features = _mapped(block, likelihood.features)
             totals = totals.to(features.totals) + features.totals
             counts = counts.to(features.totals) + _count(features)
         assert found is not None
-        start = cls(*found, totals / counts, 0.5 / counts)
+        statistics = cls(*found, totals / counts, 0.5 / counts)
         if bool((found[0].count > 0).all()):
-            start.scales(found[0], torch.float64)
+            statistics.scales(found[0], torch.float64)
         found[0].check()
-        return start
+        return statistics
 
     def scales(self, columns: ColumnStats, dtype: torch.dtype) -> Float[Tensor, " D"]:
         """The standard deviation of each column, 1 for a constant one.
 
         Raises:
-            ValueError: if the dtype cannot hold one.
+            ValueError: if the dtype cannot represent one.
         """
         scale = torch.where(columns.constant, 1.0, columns.variance.sqrt())
-        held = scale.to(dtype)
-        if wrong := (~(held.isfinite() & (held > 0))).nonzero().flatten().tolist():
+        converted = scale.to(dtype)
+        valid = converted.isfinite() & (converted > 0)
+        if wrong := (~valid).nonzero().flatten().tolist():
             raise ValueError(
-                f"the standard deviations of columns {wrong[:5]} of x are outside of what "
-                f"{dtype} can hold; give the columns in other units, or x in float64"
+                f"the standard deviations of columns {wrong[:5]} of x are outside the range of "
+                f"{dtype}; give the columns in other units, or x in float64"
             )
-        return held
+        return converted
 
 
-def _columns(block: RowBlock) -> ColumnStats:
+def _column_stats(block: RowBlock) -> ColumnStats:
     count = _count(block).clamp(min=1)
     mean = block.totals / count
     centred = block.values - mean
@@ -204,11 +172,9 @@ def _count(block: RowBlock) -> Float[Tensor, " D"]:
     return block.observed.sum(0).to(block.totals)
 
 
-def _changed(block: RowBlock, change: Callable[[Tensor], Tensor], wanted: bool = True) -> RowBlock:
-    if not wanted:
-        return block
-    values, seen = change(block.values), block.observed
-    if seen is not None:
-        seen = seen.repeat_interleave(values.shape[1] // seen.shape[1], 1)
-        values = torch.where(seen, values, 0.0)
-    return RowBlock(values, seen, values.sum(0), block.resolution)
+def _mapped(block: RowBlock, function: Callable[[Tensor], Tensor]) -> RowBlock:
+    values, observed = function(block.values), block.observed
+    if observed is not None:
+        observed = observed.repeat_interleave(values.shape[1] // observed.shape[1], 1)
+        values = torch.where(observed, values, 0.0)
+    return RowBlock(values, observed, values.sum(0), block.resolution)

@@ -1,12 +1,12 @@
 """Saving and loading programs: a folder of ``config.json`` and ``model.safetensors``.
 
-Loading executes nothing: the configuration names one of the package's own classes and its plain
-arguments, the weights are numbers with a checksum.
+Loading executes no code from the folder: the configuration names constructors of this package and
+their plain arguments, and the weights are tensors with a checksum.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,88 +16,62 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
+from ppl_vae.core.config import ConstructorCall, OpaqueValue, constructor_call
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.program import Program
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.topics import topic_vae
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.corruption import CORRUPTIONS
 
 P = TypeVar("P", bound=Program)
-FORMAT = 1
+FORMAT = 2
+"""Version of the folder's layout."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OF_ANY_LENGTH = {"undetermined"}
-"""State of PPCA whose length is a matter of the data it was fitted to."""
+VARIABLE_LENGTH = {"undetermined"}
+"""Buffers whose length depends on the data that a model was fitted to."""
 
-
-_NETWORKS: dict[str, Callable[..., VAE]] = {
-    "mlp": VAE.mlp,
-    "conv": VAE.conv,
-    "topics": topic_vae,
+_MODEL_CONSTRUCTORS: tuple[Callable[..., Any], ...] = (
+    PPCA,
+    VAE.mlp,
+    VAE.conv,
+    topic_vae,
+    Autoencoder.mlp,
+    Autoencoder.masked,
+    PerDatumGuide,
+)
+_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    **{constructor.__qualname__: constructor for constructor in _MODEL_CONSTRUCTORS},
+    **LIKELIHOODS,
+    **CORRUPTIONS,
 }
-
-
-def _make_vae(likelihood: dict[str, Any], networks: str = "mlp", **sizes: Any) -> VAE:
-    if networks != "topics":
-        # Folders from before there was a choice: their encoders were trained on x itself.
-        sizes = {"inputs": "identity"} | sizes
-    return _NETWORKS[networks](**sizes, likelihood=_made(LIKELIHOODS, likelihood))
-
-
-_AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
-    "mlp": Autoencoder.mlp,
-    "masked": Autoencoder.masked,
-}
-
-
-def _make_autoencoder(
-    likelihood: dict[str, Any],
-    corruption: dict[str, Any] | None,
-    networks: str = "mlp",
-    **sizes: Any,
-) -> Autoencoder:
-    noise = None if corruption is None else _made(CORRUPTIONS, corruption)
-    sizes = {"inputs": "identity"} | sizes
-    make = _AUTOENCODERS[networks]
-    return make(**sizes, likelihood=_made(LIKELIHOODS, likelihood), corruption=noise)
-
-
-def _made(kinds: Mapping[str, Callable[..., Any]], described: dict[str, Any]) -> Any:
-    return kinds[described["class"]](**described["config"])
-
-
-_MAKERS: dict[str, Callable[..., Program]] = {
-    "PPCA": PPCA,
-    "VAE": _make_vae,
-    "Autoencoder": _make_autoencoder,
-    "PerDatumGuide": PerDatumGuide,
-}
+"""The constructors that loading may call, by the names under which calls are recorded."""
 
 
 def save(program: Program, folder: str | Path) -> Path:
-    """Write a model or guide into a folder, over what an earlier save left there.
+    """Write a model or guide into a folder, replacing what an earlier save wrote there.
 
     Args:
-        program: any of the package's programs. One whose networks or corruption are the
-            caller's own is saved too, but can be loaded only ``into`` one made by the caller.
-        folder: made if it is not there.
+        program: any of the package's programs. One with user-written networks or corruption is
+            saved too, but can only be loaded with ``into=``.
+        folder: created if it does not exist.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, aliases = _distinct(program.state_dict())
+    tensors, aliases = _deduplicated(program.state_dict())
     data = tensor_bytes(tensors)
+    call = constructor_call(program)
     content = {
         "format": FORMAT,
         "ppl_vae": version("ppl_vae"),
         "class": type(program).__name__,
-        "config": _config(program),
+        "constructor": _to_json(call) if _can_rebuild(call) else None,
         "aliases": aliases,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -106,26 +80,30 @@ def save(program: Program, folder: str | Path) -> Path:
     return folder
 
 
-def _config(program: Program) -> dict[str, Any] | None:
-    describe = getattr(program, "config", None)
-    config = describe() if describe is not None else None
-    if config is None or not isinstance(program, DecoderModel):
-        return config
-    config = config | {"likelihood": _described(program.likelihood)}
-    if not isinstance(program, Autoencoder):
-        return config
-    noise = program.corruption
-    if noise is not None and type(noise).__name__ not in CORRUPTIONS:
-        return None  # the caller's own, which loading would have to execute
-    return config | {"corruption": None if noise is None else _described(noise)}
+def _can_rebuild(value: Any) -> bool:
+    if isinstance(value, ConstructorCall):
+        return value.name in _CONSTRUCTORS and all(map(_can_rebuild, value.arguments.values()))
+    if isinstance(value, tuple):
+        return all(map(_can_rebuild, value))
+    return not isinstance(value, OpaqueValue)
 
 
-def _described(part: Any) -> dict[str, Any]:
-    return {"class": type(part).__name__, "config": part.config()}
+def _to_json(value: Any) -> Any:
+    if isinstance(value, ConstructorCall):
+        arguments = {name: _to_json(argument) for name, argument in value.arguments.items()}
+        return {"name": value.name, "arguments": arguments}
+    return list(map(_to_json, value)) if isinstance(value, tuple) else value
 
 
-def _distinct(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    # safetensors refuses tensors that share memory: one is stored, the others point to it.
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        arguments = {name: _from_json(argument) for name, argument in value["arguments"].items()}
+        return _CONSTRUCTORS[value["name"]](**arguments)
+    return list(map(_from_json, value)) if isinstance(value, list) else value
+
+
+def _deduplicated(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    # safetensors refuses tensors that share memory: one is stored, the others are aliases of it.
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -143,9 +121,9 @@ def load(folder: str | Path, *, into: P | None = None) -> Any:
     """Read a program that :func:`save` wrote.
 
     Args:
-        folder: what :func:`save` was given.
-        into: a program of the same kind and sizes to load the state into; needed where networks
-            are the caller's own. Its dtype and device stay.
+        folder: the folder that was passed to :func:`save`.
+        into: a program of the same class and sizes to load the state into; required for
+            user-written networks. It keeps its dtype and device.
 
     Returns:
         The program: ``into``, or a new one on the CPU in the dtype it was saved with.
@@ -160,38 +138,43 @@ def load(folder: str | Path, *, into: P | None = None) -> Any:
     name = content["class"]
     program: Any = into
     if program is None:
-        if name not in _MAKERS or content["config"] is None:
+        if content["constructor"] is None:
             raise ValueError(
-                f"{folder} holds a {name} of networks that only its author can rebuild; make one "
-                "and give it as into="
+                f"{folder} holds a {name} with parts that only its author can rebuild; make one "
+                "and pass it as into="
             )
-        program = _make(folder, name, content["config"], state)
+        program = _rebuild(folder, content, state)
     elif type(program).__name__ != name:
         raise ValueError(f"{folder} holds a {name}, and into= is a {type(program).__name__}")
-    _check_same(folder, program.state_dict(), state)
+    _check_same_shapes(folder, program.state_dict(), state)
     program.load_state_dict(state)
     return program
 
 
-def _make(folder: Path, name: str, config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+def _rebuild(folder: Path, content: dict[str, Any], state: dict[str, Tensor]) -> Any:
     try:
-        made = _MAKERS[name](**config)
+        program = _from_json(content["constructor"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    if type(program).__name__ != content["class"]:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged: its constructor makes a {type(program).__name__}, and "
+            f"its class is {content['class']}"
+        )
     dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
-    return made.to(dtypes[0]) if dtypes else made
+    return program.to(dtypes[0]) if dtypes else program
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format", "class", "config", "aliases", "sha256"} - content.keys()
+        missing = {"format", "class", "constructor", "aliases", "sha256"} - content.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if missing:
-        raise ValueError(f"{path} is damaged: it has no {sorted(missing)}")
-    if content["format"] != FORMAT:
+    if "format" in content and content["format"] != FORMAT:
         raise ValueError(f"{path} is of format {content['format']}, this version reads {FORMAT}")
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}")
     return content
 
 
@@ -206,12 +189,13 @@ def _read_state(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _check_same(folder: Path, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    mine, found = (
-        {n: tuple(t.shape) for n, t in state.items() if n not in OF_ANY_LENGTH}
-        for state in (ours, theirs)
+def _check_same_shapes(folder: Path, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    own_shapes, saved_shapes = (
+        {name: tuple(t.shape) for name, t in state.items() if name not in VARIABLE_LENGTH}
+        for state in (own, saved)
     )
-    if differing := sorted(mine.items() ^ found.items()):
+    if differing := sorted(own_shapes.items() ^ saved_shapes.items()):
         raise ValueError(
-            f"{folder} holds another program than this one; they differ in {differing[:4]}"
+            f"{folder} holds a program with other tensors than this one; they differ in "
+            f"{differing[:4]}"
         )

@@ -13,35 +13,36 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.data.column_stats import ColumnStats, rank_message
 from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.eigen import (
-    JACOBI_SIZE,
-    Leading,
-    factor_of,
+    MAX_JACOBI_SIZE,
+    LeadingEigenpairs,
+    gram_factor,
     gram_matrix,
+    leading_eigenpairs,
     product,
-    right_singular,
-    split_leading,
+    right_singular_vectors,
     symmetric_eigen,
 )
 
-QR_COST = 1e9
-"""Up to so many N D^2 a factor of the scatter matrix is found by QR, which costs little then."""
-COARSE_SUM = 1e-6
-"""A remainder of less than so much of the largest eigenvalue, per column, has lost its digits."""
+MAX_QR_COST = 1e9
+"""The largest N D^2 for which a factor of the scatter matrix is computed by QR decompositions."""
+MIN_RELATIVE_REMAINDER = 1e-6
+"""The smallest sum of remaining eigenvalues, relative to the largest eigenvalue and per column,
+that is accurate when computed as a difference."""
 
 
 class SampleCovariance:
     """Mean and covariance S over N (not N - 1) of complete data, and a factor F of it, S = F'F.
 
-    A factor has twice the digits of S: F is the centred data over sqrt(N) if D > N; of tables of
-    moderate size it comes from QR decompositions, and S itself is never formed; of large ones it
-    is a Cholesky factor of S.
+    A factor has twice the relative precision of S. F is the centred data over sqrt(N) if D > N;
+    for tables of moderate size it comes from QR decompositions, and S itself is never formed; for
+    large ones it is a Cholesky factor of S.
 
     Attributes:
         mean: (D,).
         diagonal: of S, (D,).
         trace: of S, ().
         data_dim: D.
-        columns: what each column holds.
+        columns: statistics of each column.
     """
 
     def __init__(self, columns: ColumnStats, factor: Tensor | None, gram: Tensor | None) -> None:
@@ -51,10 +52,10 @@ class SampleCovariance:
 
     @classmethod
     def of(cls, x: RowSource) -> Self:
-        """The statistics of the rows of x, one pass.
+        """The statistics of the rows of x, in one pass.
 
         Raises:
-            ValueError: if x has NaN; and as :class:`~ppl_vae.data.row_blocks.RowBlocks`.
+            ValueError: if x has NaN; see also :class:`~ppl_vae.data.row_blocks.RowBlocks`.
         """
         columns, covariance = summarize(RowBlocks(x))
         if covariance is None:
@@ -71,7 +72,7 @@ class SampleCovariance:
         """F, R = min(N, D)."""
         if self._factor is None:
             assert self._gram is not None
-            self._factor = factor_of(self._gram)
+            self._factor = gram_factor(self._gram)
         return self._factor
 
     def constant_columns(self) -> list[int]:
@@ -79,33 +80,38 @@ class SampleCovariance:
         return self.columns.constant_columns()
 
     def eigh(self) -> tuple[Float[Tensor, " R"], Float[Tensor, "D R"]]:
-        """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), the rest are zero."""
+        """Eigenvalues, largest first, and eigenvectors of S; R = min(N, D), all others are
+        zero."""
         if self._gram is not None:
             values, vectors = symmetric_eigen(self._gram)
             return values.flip(0).clamp(min=0), vectors.flip(1)
-        values, vectors = right_singular(self.factor)
+        values, vectors = right_singular_vectors(self.factor)
         return values.square(), vectors
 
-    def leading(self, number: int, scale: Float[Tensor, " D"]) -> Leading:
-        """The largest eigenvalues of S, its columns in units of ``scale``, see :data:`Leading`.
+    def leading(self, number: int, scale: Float[Tensor, " D"]) -> LeadingEigenpairs:
+        """The leading eigenpairs of S with its columns in units of ``scale``.
 
-        Of a large table from S itself, unless its rounding could be seen in what they leave.
+        For a large table they are computed from S itself, unless its rounding error would be
+        noticeable in the sum of the remaining eigenvalues.
         """
-        if self._gram is not None and self.data_dim > JACOBI_SIZE and number < self.data_dim:
+        if self._gram is not None and self.data_dim > MAX_JACOBI_SIZE and number < self.data_dim:
             from scipy.linalg import eigh
 
             whitened = (self._gram / torch.outer(scale, scale)).cpu().numpy()
             first = self.data_dim - number
             values, axes = eigh(whitened, subset_by_index=[first, self.data_dim - 1])
-            rest = whitened.trace() - values.sum()
-            if rest > COARSE_SUM * len(scale) * values[-1]:
+            remainder = whitened.trace() - values.sum()
+            if remainder > MIN_RELATIVE_REMAINDER * len(scale) * values[-1]:
                 largest_first = values[::-1].copy(), axes[:, ::-1].copy()
                 values, axes = (torch.from_numpy(part).to(scale) for part in largest_first)
-                return values, axes, torch.as_tensor(rest).to(scale)
-        return split_leading(*right_singular(self.factor / scale), number)
+                return values, axes, torch.as_tensor(remainder).to(scale)
+        return leading_eigenpairs(*right_singular_vectors(self.factor / scale), number)
 
     def rank(self) -> int:
-        """Of the centred data, each column in its own units: what is not rounding of its cells."""
+        """The numerical rank of the centred data, columns scaled to unit variance.
+
+        Singular values that rounding of the entries could explain do not count.
+        """
         deviation = self.diagonal.sqrt()
         varying = ~self.columns.constant
         factor = self.factor[:, varying] / deviation[varying]
@@ -114,7 +120,7 @@ class SampleCovariance:
         values = torch.linalg.svdvals(factor)
         size = max(self.columns.rows, self.data_dim)
         least = float(values[0]) * size * torch.finfo(values.dtype).eps
-        if self._gram is not None:  # S has half of the digits
+        if self._gram is not None:  # S has half of the precision
             least = float(values[0]) * (size * torch.finfo(values.dtype).eps) ** 0.5
         return int((values > max(least, self.columns.rounding())).sum())
 
@@ -140,18 +146,18 @@ class SampleCovariance:
 
 
 def missing_message(columns: ColumnStats) -> str:
-    """What to say where missing values cannot be taken."""
+    """The error message of methods that need complete data."""
     return (
         f"x has {columns.num_missing} missing entries, and this needs complete data; use fit_em, "
-        "which takes missing values, or impute() them with a model fitted so"
+        "which takes missing values, or impute() them with a model fitted by it"
     )
 
 
-# Large products of complete data are numpy's. Idle threads of one library keep turning for a while
-# and hold up the other's, so torch, which has the small work, does without.
+# numpy computes the large products of complete data. Idle threads of one library spin for a while
+# and slow down the other's, so torch, which does the small operations, uses one thread.
 @threads(1)
 def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
-    """Columns and, if nothing is missing, the covariance of a table; one pass over its blocks."""
+    """Column statistics and, if nothing is missing, the covariance of a table, in one pass."""
     columns, scatter = None, _Scatter()
     buffer: Tensor | None = None
     for block in _joined(blocks):
@@ -174,9 +180,9 @@ def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
 
 
 class _Scatter:
-    """The scatter matrix of centred blocks as they come, or a factor of it.
+    """The scatter matrix of centred blocks, accumulated block by block, or a factor of it.
 
-    A factor, by QR, as long as that costs little; the matrix from then on.
+    It is a factor, by QR, as long as that costs little, and the matrix from then on.
     """
 
     def __init__(self) -> None:
@@ -185,19 +191,17 @@ class _Scatter:
         self.gram: Tensor | None = None
 
     def add(self, centred: Float[Tensor, "B D"], gap: Tensor | None = None) -> None:
-        """Add a block of rows, and the row that its mean's distance from the others' makes."""
+        """Add a block of rows, and the scaled gap between its mean and that of earlier rows."""
         if not self.complete:
             return
         self.rows += len(centred)
-        if self.gram is None and self.rows * centred.shape[1] ** 2 <= QR_COST:
-            parts = [self.factor, centred, None if gap is None else gap[None]]
-            rows = torch.cat([part for part in parts if part is not None])
+        if self.gram is None and self.rows * centred.shape[1] ** 2 <= MAX_QR_COST:
+            rows = self._stack(centred, gap)
             short = len(rows) <= rows.shape[1]
             self.factor = rows.clone() if short else torch.linalg.qr(rows, mode="r").R
             return
         if self.gram is None and self.rows < centred.shape[1]:  # no D x D matrix
-            parts = [self.factor, centred, None if gap is None else gap[None]]
-            self.factor = torch.cat([part for part in parts if part is not None])
+            self.factor = self._stack(centred, gap)
             return
         own = gram_matrix(centred)
         if gap is not None:
@@ -206,16 +210,20 @@ class _Scatter:
             own = own if part is None else own.add_(part)
         self.factor, self.gram = None, own
 
+    def _stack(self, centred: Tensor, gap: Tensor | None) -> Float[Tensor, "R D"]:
+        parts = [self.factor, centred, None if gap is None else gap[None]]
+        return torch.cat([part for part in parts if part is not None])
+
     def covariance(self, columns: ColumnStats) -> SampleCovariance:
-        """Of all rows."""
+        """The covariance of all rows added so far."""
         factor = None if self.factor is None else self.factor / columns.rows**0.5
         gram = None if self.gram is None else self.gram.div_(columns.rows)
         return SampleCovariance(columns, factor, gram)
 
 
 def _joined(blocks: RowBlocks) -> Iterator[RowBlock]:
-    # Blocks of D rows or more, but for the last: fewer rows need no D x D matrix, and many small
-    # blocks would each cost one.
+    # Blocks of at least D rows, except for the last: many small blocks would each need a D x D
+    # matrix, which a block of fewer than D rows does not.
     waiting: list[RowBlock] = []
     for block in blocks.read():
         waiting.append(block)
@@ -234,7 +242,7 @@ def _mean(block: RowBlock) -> Float[Tensor, " D"]:
 def _centred(
     block: RowBlock, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
 ) -> Float[Tensor, "_ D"]:
-    # In the memory of the block before, which need not be got anew from the system.
+    # Reuses the memory of the previous block, which avoids allocating it again.
     if buffer is None or len(buffer) < len(block.values):
         buffer = torch.empty_like(block.values)
     centred = torch.sub(block.values, mean, out=buffer[: len(block.values)])

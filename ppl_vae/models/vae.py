@@ -2,31 +2,35 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.data.column_scales import scale_notes
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.guides.guides import num_encoder_inputs
+from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.decoder_model import DecoderModel
-from ppl_vae.models.standardization import Start, make_inputs, scale_notes
+from ppl_vae.models.latent_variable_model import reference_tensor
+from ppl_vae.models.standardization import InitialStatistics, encoder_inputs
 from ppl_vae.networks.mlp_conv import as_image_shape, conv_decoder, conv_encoder, mlp
 
-ADVICE = (
-    "this VAE takes them as they are, and one step size does not suit them all; if they are in "
-    "different units, VAE.like(x, latent_dim) standardises them inside, with log p in the units "
-    "of x"
+STANDARDIZE_ADVICE = (
+    "this VAE takes x in its own units, and one step size does not suit all columns; if they are "
+    "in different units, VAE.like(x, latent_dim) standardises them internally and reports log p "
+    "in the units of x"
 )
-"""What would have helped a fit to columns of mixed units."""
+"""The advice in the note on a fit to columns of mixed units."""
 
 
 class VAE(DecoderModel):
@@ -36,16 +40,16 @@ class VAE(DecoderModel):
 
     Args:
         decoder: a network from rows of z, (rows, K), to (rows, D * likelihood.outputs_per_dim).
-        likelihood: what the outputs mean.
+        likelihood: the family of p(x | z); it maps the decoder's outputs to a density.
         data_dim: D.
         latent_dim: K.
-        encoder: a network for an :class:`~ppl_vae.guides.guides.AmortizedGuide`; or instead of it
-        guide: any guide with one site ``"z"`` of event shape (K,).
+        encoder: a network for an :class:`~ppl_vae.guides.guides.AmortizedGuide`.
+        guide: instead of ``encoder``, any guide with one site ``"z"`` of event shape (K,).
         covariance: the family of the guide made from ``encoder``.
-        missing: what that encoder sees of a missing value, ``"zeros"`` or ``"zeros+mask"``, see
+        missing: how that guide encodes missing values, ``"zeros"`` or ``"zeros+mask"``, see
             :class:`~ppl_vae.guides.guides.AmortizedGuide`.
-        inputs: a map of rows of x to what that encoder is given instead of them; by default x
-            itself.
+        inputs: a map from rows of x to the rows that the encoder is given; by default the
+            identity.
 
     References:
         Kingma, Welling: Auto-Encoding Variational Bayes (2014).
@@ -56,6 +60,7 @@ class VAE(DecoderModel):
         torch.Size([3, 64])
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -69,23 +74,22 @@ class VAE(DecoderModel):
         missing: str = "zeros",
         inputs: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(
-            decoder=decoder,
-            likelihood=likelihood,
-            data_dim=data_dim,
+        amortize = partial(
+            AmortizedGuide,
             latent_dim=latent_dim,
-            encoder=encoder,
-            guide=guide,
             covariance=covariance,
             missing=missing,
             inputs=inputs,
         )
+        super().__init__(decoder, likelihood, data_dim, latent_dim, encoder, guide, amortize)
+        self._has_images = False
 
     def prior(self) -> Density:
         """N(0, I_K)."""
-        return dist.Normal(self._like().new_zeros(self.latent_dim), 1.0).to_event(1)
+        return dist.Normal(reference_tensor(self).new_zeros(self.latent_dim), 1.0).to_event(1)
 
     @classmethod
+    @configurable
     def mlp(
         cls,
         data_dim: int,
@@ -103,45 +107,26 @@ class VAE(DecoderModel):
 
         Args:
             data_dim, latent_dim: D and K.
-            hidden: the encoder's hidden widths; the decoder has them reversed.
+            hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
             likelihood: by default ``Gaussian("shared")``.
             activation: of the hidden layers.
             covariance: the guide's family.
-            missing: what the encoder sees of a missing value: ``"zeros"``, or ``"zeros+mask"``,
-                for which it has 2 D inputs.
+            missing: how the guide encodes missing values: ``"zeros"``, or ``"zeros+mask"``, for
+                which the encoder has 2 D inputs.
             inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
-                ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
-                overflow it, and x of everything else; ``"standardized"``, x standardised as
-                :meth:`like` does it, once :meth:`center` has seen the data.
+                ``"auto"``, log(1 + x) for counts (``Poisson()``, ``Multinomial()``), which are
+                too large for it otherwise, and x for all other likelihoods; ``"standardized"``,
+                x standardised as :meth:`like` does it, once :meth:`center` has read the data.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
         outputs = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
-        seen = num_encoder_inputs(missing, data_dim)
         width = data_dim * likelihood.outputs_per_dim
         with seeded(seed):
-            encoder = mlp(seen, outputs, hidden, activation=activation)
+            rows = num_encoder_inputs(missing, data_dim)
+            encoder = mlp(rows, outputs, hidden, activation=activation)
             decoder = mlp(latent_dim, width, hidden[::-1], activation=activation)
-        sizes = {"data_dim": data_dim, "hidden": list(hidden), "activation": activation}
-        return cls._of_networks(
-            encoder, decoder, likelihood, data_dim, latent_dim, covariance, missing, inputs, sizes
-        )
-
-    @classmethod
-    def _of_networks(
-        cls,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        likelihood: Likelihood,
-        data_dim: int,
-        latent_dim: int,
-        covariance: str,
-        missing: str,
-        inputs: str,
-        sizes: dict[str, Any],
-    ) -> Self:
-        name, given = make_inputs(inputs, likelihood, data_dim)
-        vae = cls(
+        return cls(
             encoder=encoder,
             decoder=decoder,
             likelihood=likelihood,
@@ -149,11 +134,8 @@ class VAE(DecoderModel):
             latent_dim=latent_dim,
             covariance=covariance,
             missing=missing,
-            inputs=given,
+            inputs=encoder_inputs(inputs, likelihood, data_dim),
         )
-        family = {"latent_dim": latent_dim, "covariance": covariance, "missing": missing}
-        vae._config = sizes | family | {"inputs": name}
-        return vae
 
     @classmethod
     def like(
@@ -169,12 +151,13 @@ class VAE(DecoderModel):
         mask: ArrayLike | None = None,
         seed: int | None = None,
     ) -> Self:
-        """A VAE of :meth:`mlp` for a table in any units: of x's width, dtype and device.
+        """A VAE of :meth:`mlp` for a table in any units, of x's width, dtype and device.
 
-        Its networks work in standard units, and its buffers hold the way there: the encoder is
-        given (x - mean) / sd of each column, and the decoder's outputs are in the same units. Raw
-        rows go in, and draws, reconstructions and log p are in the units of x: from c_d x_d in
-        place of x_d one gets, with the same seed, the same fit with log p lower by sum_d log c_d.
+        Its networks work in standard units, and its buffers hold the transformation: the encoder
+        is given (x - mean) / sd of each column, and the decoder's outputs are in the same units.
+        Data enter in their own units, and draws, reconstructions and log p are in the units of x:
+        multiplying each column x_d by c_d gives, with the same seed, the same fit with log p lower
+        by sum_d log c_d.
 
         ================================  ==================================  =================
         likelihood                        the encoder is given                the decoder starts
@@ -183,11 +166,11 @@ class VAE(DecoderModel):
         ``Poisson``, ``Multinomial``      log(1 + x), standardised            at the means
         ``Bernoulli``,                    x - mean                            at the means
         ``ContinuousBernoulli``
-        ``Categorical``                   (x - mean) / sd                     at the shares
+        ``Categorical``                   (x - mean) / sd                     at the frequencies
         ================================  ==================================  =================
 
-        A missing value is zero after standardisation: the mean of its column. A constant column
-        cannot be standardised; it keeps its units, and ``notes`` says so.
+        A missing value is zero after standardisation, which is the mean of its column. A constant
+        column cannot be standardised; it keeps its units, and ``notes`` reports it.
 
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows, which is read once; NaN
@@ -196,8 +179,8 @@ class VAE(DecoderModel):
             hidden, activation, covariance, missing: as for :meth:`mlp`.
             likelihood: by default ``Gaussian("shared")``, which starts with half of each column's
                 variance as noise. A learned or optimal sigma, its ``initial`` and its ``floor``
-                are in standard deviations of the columns: one sigma for columns of several units.
-                A sigma that is given as a number stays in the units of x.
+                are in standard deviations of the columns, so that one sigma serves columns of
+                several units. A sigma given as a number is in the units of x.
             mask: True where observed.
             seed: of the initial weights.
 
@@ -211,11 +194,13 @@ class VAE(DecoderModel):
             >>> vae.guide.inputs.scale.shape
             torch.Size([3])
         """
-        # Noise of half the variance leaves the latent variables something to explain.
+        # Noise of half the variance leaves the other half for the latent variables to explain.
         likelihood = Gaussian("shared", initial=0.5**0.5) if likelihood is None else likelihood
-        start = Start.of(blocks := RowBlocks(x, mask), likelihood)
+        blocks = RowBlocks(x, mask)
+        statistics = InitialStatistics.of(blocks, likelihood)
+        mean = statistics.columns.mean
         vae = cls.mlp(
-            len(start.columns.mean),
+            len(mean),
             latent_dim,
             hidden=hidden,
             likelihood=likelihood,
@@ -225,12 +210,12 @@ class VAE(DecoderModel):
             inputs="standardized",
             seed=seed,
         )
-        dtype = torch.promote_types(blocks.dtype, torch.float32)
-        vae = vae.to(device=start.columns.mean.device, dtype=dtype)
-        vae._begin(start)
+        vae = vae.to(device=mean.device, dtype=torch.promote_types(blocks.dtype, torch.float32))
+        vae._initialize(statistics)
         return vae
 
     @classmethod
+    @configurable
     def conv(
         cls,
         image_shape: Sequence[int],
@@ -244,61 +229,54 @@ class VAE(DecoderModel):
         inputs: str = "auto",
         seed: int | None = None,
     ) -> Self:
-        """A VAE whose encoder and decoder are convolutional; data stay flat rows.
+        """A VAE whose encoder and decoder are convolutional; data remain flat rows.
 
         Args:
             image_shape: (C, H, W), of any height and width; D = C H W.
             latent_dim: K.
             channels: of the encoder's convolutions, each of which halves height and width; the
-                decoder has them reversed.
-            likelihood: by default ``Gaussian("shared")``.
-            activation: of the hidden layers.
-            covariance: the guide's family.
-            missing: what the encoder sees of a missing value: ``"zeros"``, or ``"zeros+mask"``,
-                for which its images have 2 C channels.
-            inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
-                ``"auto"``, log(1 + x) of counts (``Poisson()``, ``Multinomial()``), which would
-                overflow it, and x of everything else; ``"standardized"``, x standardised as
-                :meth:`like` does it, once :meth:`center` has seen the data.
-            seed: of the initial weights.
+                decoder has them in reverse order.
+            likelihood, activation, covariance, inputs, seed: as for :meth:`mlp`.
+            missing: how the guide encodes missing values: ``"zeros"``, or ``"zeros+mask"``, for
+                which the encoder's images have 2 C channels.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
-        codes = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
+        outputs = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
         depth, *area = as_image_shape(image_shape)
-        seen = (num_encoder_inputs(missing, depth), *area)
-        how: dict[str, Any] = {
-            "outputs_per_dim": likelihood.outputs_per_dim,
-            "activation": activation,
-        }
         with seeded(seed):
-            encoder = conv_encoder(seen, codes, channels, activation=activation)
-            decoder = conv_decoder(latent_dim, image_shape, channels[::-1], **how)
-        sizes = {"image_shape": [depth, *area], "channels": list(channels)}
-        sizes |= {"activation": activation, "networks": "conv"}
+            images = (num_encoder_inputs(missing, depth), *area)
+            encoder = conv_encoder(images, outputs, channels, activation=activation)
+            decoder = conv_decoder(
+                latent_dim,
+                image_shape,
+                channels[::-1],
+                outputs_per_dim=likelihood.outputs_per_dim,
+                activation=activation,
+            )
         data_dim = math.prod((depth, *area))
-        return cls._of_networks(
-            encoder, decoder, likelihood, data_dim, latent_dim, covariance, missing, inputs, sizes
+        vae = cls(
+            encoder=encoder,
+            decoder=decoder,
+            likelihood=likelihood,
+            data_dim=data_dim,
+            latent_dim=latent_dim,
+            covariance=covariance,
+            missing=missing,
+            inputs=encoder_inputs(inputs, likelihood, data_dim),
         )
+        vae._has_images = True
+        return vae
 
     def notes_on(self, x: Float[Tensor, "N D"], mask: Tensor | None = None) -> list[str]:
-        """Whether a fit to x would have needed :meth:`like`: empty if not.
+        """A note if a fit to x would need :meth:`like`; empty if not.
 
-        Only a Gaussian's outputs are in the units of x. Images are in one unit.
+        Only a Gaussian's outputs are in the units of x. The pixels of images share one unit.
 
         Args:
-            x: rows; anything in missing values.
+            x: rows; missing entries may hold any number.
             mask: True where observed.
         """
         likelihood = self.likelihood
         if not isinstance(likelihood, NormalLikelihood) or likelihood.unit is not None:
             return []
-        if (self._config or {}).get("networks") == "conv":
-            return []
-        return scale_notes(x, mask, ADVICE)
-
-    def config(self) -> dict[str, Any] | None:
-        """The arguments of :meth:`mlp`, or of :meth:`conv` and ``networks="conv"``.
-
-        None for networks that only their author can rebuild.
-        """
-        return super().config()
+        return [] if self._has_images else scale_notes(x, mask, STANDARDIZE_ADVICE)

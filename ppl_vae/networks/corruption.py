@@ -4,8 +4,7 @@ Draws use torch's generator, so that a seed reproduces them. Any callable of row
 shape can be used instead.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -33,10 +32,6 @@ class GaussianNoise:
         """Rows with added noise."""
         return x + self.scale * torch.randn_like(x)
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class MaskingNoise:
@@ -60,10 +55,6 @@ class MaskingNoise:
     def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Rows with some entries replaced."""
         return torch.where(torch.rand_like(x) < self.share, self.value, x)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return asdict(self)
 
 
 CORRUPTIONS: dict[str, type[GaussianNoise | MaskingNoise]] = {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -161,10 +161,6 @@ class HiddenPatches(Patches):
         with seeded(seed):
             hidden = self.subsets(torch.empty(0)).sample(torch.Size([num_rows]))
         return ~self.to_entries(hidden.bool())
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return asdict(self)
 
 
 class UniformSubsets(TorchDistribution):

@@ -13,7 +13,7 @@ from ppl_vae.core.results import CONDITIONAL, COVERAGE, FitResult, Imputation
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
 from ppl_vae.inference.em.fit import fit_em
-from ppl_vae.models.identifiability import described
+from ppl_vae.models.identifiability import describe_undetermined
 from ppl_vae.models.ppca import NOISES, PPCA
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -138,9 +138,9 @@ class FilledTable:
     def notes(self) -> tuple[str, ...]:
         """What else a person should know of the fit, with the names of columns."""
         pairs, latent_dim = self.ppca.undetermined, self.ppca.latent_dim
-        numbered = described(pairs, latent_dim)
+        numbered = describe_undetermined(pairs, latent_dim)
         others = tuple(note for note in self.fit.notes if note not in numbered)
-        return others + described(pairs, latent_dim, self.table.columns)
+        return others + describe_undetermined(pairs, latent_dim, self.table.columns)
 
 
 def check_suffix(path: Path) -> Path:

@@ -265,9 +265,9 @@ def test_a_masked_autoencoder_is_fine_tuned_on_whole_images():
     assert bool(found.accuracy.isfinite().all())
     made = {way: SupervisedEncoder(pair, Categorical(C), encoder=way, seed=0) for way in WAYS}
     rows = torch.as_tensor(x)
-    codes = [made[way].coder.distribution(rows).mean for way in WAYS]
+    codes = [made[way].code_guide.distribution(rows).mean for way in WAYS]
     torch.testing.assert_close(codes[0], pair.features(rows))
     torch.testing.assert_close(codes[1], codes[0])
     assert not torch.allclose(codes[0], codes[2])
-    positions = [made[way].coder.encoder.positions for way in ("fine-tuned", "scratch")]
+    positions = [made[way].code_guide.encoder.positions for way in ("fine-tuned", "scratch")]
     assert not torch.equal(*positions)

@@ -198,7 +198,9 @@ def test_what_cannot_be_is_refused():
         vae_limit(own, x)
     masked = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=1, seed=0).double()
     for call in (lambda: vae_limit(masked, x), masked.as_vae):
-        with pytest.raises(ValueError, match="a masked autoencoder scores what it does not see"):
+        with pytest.raises(
+            ValueError, match="a masked autoencoder scores entries that are hidden"
+        ):
             call()
 
 

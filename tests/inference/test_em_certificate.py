@@ -17,7 +17,7 @@ from ppl_vae.inference.em.profile_likelihood import Profile, best_noise
 from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
 from ppl_vae.inference.em.state import ILL_CONDITIONED
 from ppl_vae.models import sufficient_statistics as moments
-from ppl_vae.models.eigen import right_singular
+from ppl_vae.models.eigen import right_singular_vectors
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
@@ -233,8 +233,8 @@ def test_the_certificate_at_max_iterations_is_what_is_left():
 @pytest.mark.parametrize("latent_dim", [2, 250])
 def test_a_table_too_large_for_qr_ends_at_the_closed_form_too(latent_dim, monkeypatch):
     """The scatter matrix itself is formed then; where its rounding hides the noise, its factor."""
-    monkeypatch.setattr(moments, "QR_COST", 0)
-    monkeypatch.setattr(moments, "JACOBI_SIZE", 128)
+    monkeypatch.setattr(moments, "MAX_QR_COST", 0)
+    monkeypatch.setattr(moments, "MAX_JACOBI_SIZE", 128)
     x = normal((400, 260), 0, np.linspace(5, 1, 260))
     x[:, :3] *= [1e4, 30, 10]
     best = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], latent_dim)
@@ -489,7 +489,7 @@ def test_an_axis_that_a_unit_q_has_no_use_for_is_off():
 
 def test_singular_values_of_columns_of_any_unit_have_all_digits():
     x = normal((30, 6), 0, 10.0 ** np.array([12, 0, 3, 6, 9, -3]))
-    values, axes = right_singular(torch.from_numpy(x - x.mean(0)))
+    values, axes = right_singular_vectors(torch.from_numpy(x - x.mean(0)))
     expected = np.sqrt((oracles.long_spectrum(x) * len(x)).astype(float))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
     torch.testing.assert_close(axes.T @ axes, torch.eye(6, dtype=torch.float64))

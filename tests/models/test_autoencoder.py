@@ -1,4 +1,4 @@
-"""Autoencoders as pairs: losses, PCA, sparse codes, denoising, and what they refuse."""
+"""Autoencoders as pairs: losses, PCA, sparse codes, denoising, and refused arguments."""
 
 import copy
 import itertools
@@ -61,44 +61,48 @@ def squares(x, y):
     return float((x - y).square().sum(1).mean())
 
 
-def fitted(autoencoder, x, *, steps, lr, **how):
+def fitted(autoencoder, x, *, steps, lr, **options):
     def cosine(optimizer, number):
         return CosineAnnealingLR(optimizer, number)
 
-    told = {"scheduler": cosine, "capture": False, "seed": 0} | how
-    guide = told.pop("guide", autoencoder.guide)
-    fit_svi(autoencoder.model, guide, x, steps=steps, lr=lr, **told)
+    settings = {"scheduler": cosine, "capture": False, "seed": 0} | options
+    guide = settings.pop("guide", autoencoder.guide)
+    fit_svi(autoencoder.model, guide, x, steps=steps, lr=lr, **settings)
     return autoencoder
 
 
-# Losses by hand
+# Losses against their formulas
 
 
 GAUSSIAN = 0.7
 MADE = {
-    "linear": lambda **how: Autoencoder.linear(D, K, **how),
-    "tied": lambda **how: Autoencoder.linear(D, K, tied=True, **how),
-    "orthonormal": lambda **how: Autoencoder.linear(D, K, tied=True, columns="orthonormal", **how),
-    "one hidden layer": lambda **how: Autoencoder.mlp(
-        D, K, hidden=(), code_activation="relu", **how
+    "linear": lambda **options: Autoencoder.linear(D, K, **options),
+    "tied": lambda **options: Autoencoder.linear(D, K, tied=True, **options),
+    "orthonormal": lambda **options: Autoencoder.linear(
+        D, K, tied=True, columns="orthonormal", **options
     ),
-    "deep": lambda **how: Autoencoder.mlp(D, K, hidden=(5,), activation="sigmoid", **how),
-    "over-complete": lambda **how: Autoencoder.linear(D, 9, columns="unit", **how),
-    "thresholded": lambda **how: Autoencoder.mlp(D, 9, code_activation="soft-threshold", **how),
+    "one hidden layer": lambda **options: Autoencoder.mlp(
+        D, K, hidden=(), code_activation="relu", **options
+    ),
+    "deep": lambda **options: Autoencoder.mlp(D, K, hidden=(5,), activation="sigmoid", **options),
+    "over-complete": lambda **options: Autoencoder.linear(D, 9, columns="unit", **options),
+    "thresholded": lambda **options: Autoencoder.mlp(
+        D, 9, code_activation="soft-threshold", **options
+    ),
 }
 
 
-def by_hand(autoencoder, x):
-    """f(x) and G(f(x)), read off the weights by numpy."""
+def reference_reconstruction(autoencoder, x):
+    """f(x) and G(f(x)), computed from the weights by numpy."""
     weights = [p.detach().numpy() for p in autoencoder.decoder.parameters()]
     return weights, autoencoder.guide.encoder(x), autoencoder.decoder(autoencoder.guide.encoder(x))
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
-def test_minus_the_log_joint_is_half_the_squared_error_and_its_constant(make):
+def test_the_negative_log_joint_is_half_the_squared_error_plus_a_constant(make):
     autoencoder = make(likelihood=Gaussian(GAUSSIAN), seed=0).double()
     x = draw(N, D)
-    _, _, output = by_hand(autoencoder, x)
+    _, _, output = reference_reconstruction(autoencoder, x)
     loss = (x - output).square().sum(1) / (2 * GAUSSIAN**2)
     constant = D / 2 * math.log(2 * math.pi * GAUSSIAN**2)
     expected = (loss + constant).detach()
@@ -108,10 +112,10 @@ def test_minus_the_log_joint_is_half_the_squared_error_and_its_constant(make):
     torch.testing.assert_close(-weights, expected.expand(3, N), rtol=1e-13, atol=1e-12)
 
 
-def test_linear_networks_are_what_they_are_called():
+def test_linear_networks_have_the_stated_constraints():
     x = draw(N, D).numpy()
     ours = Autoencoder.linear(D, K, tied=True, seed=0).double()
-    (weight, bias), codes, output = by_hand(ours, torch.as_tensor(x))
+    (weight, bias), codes, output = reference_reconstruction(ours, torch.as_tensor(x))
     np.testing.assert_allclose(codes.detach(), (x - bias) @ weight, rtol=1e-12)
     expected = (x - bias) @ weight @ weight.T + bias
     np.testing.assert_allclose(output.detach(), expected, rtol=1e-12)
@@ -123,19 +127,19 @@ def test_linear_networks_are_what_they_are_called():
 
 
 @pytest.mark.parametrize("penalty", [0.2, 1.0, 30.0])
-def test_a_laplace_prior_is_an_l1_penalty_and_its_constant(penalty):
+def test_a_laplace_prior_is_an_l1_penalty_plus_a_constant(penalty):
     autoencoder = Autoencoder.linear(
         D, 9, columns="unit", prior="laplace", penalty=penalty, seed=0
     ).double()
     x = draw(N, D)
-    _, codes, output = by_hand(autoencoder, x)
+    _, codes, output = reference_reconstruction(autoencoder, x)
     loss = 0.5 * (x - output).square().sum(1) + penalty * codes.abs().sum(1)
     constant = D / 2 * math.log(2 * math.pi) + 9 * math.log(2 / penalty)
     found = -elbo(autoencoder.model, autoencoder.guide, x)
     torch.testing.assert_close(found, (loss + constant).detach(), rtol=1e-13, atol=1e-12)
 
 
-def test_bernoulli_outputs_are_a_cross_entropy():
+def test_a_bernoulli_likelihood_gives_a_cross_entropy():
     autoencoder = Autoencoder.mlp(
         D, K, hidden=(), code_activation="sigmoid", likelihood=Bernoulli(soft_targets=True), seed=0
     ).double()
@@ -149,7 +153,7 @@ def test_bernoulli_outputs_are_a_cross_entropy():
     np.testing.assert_allclose(autoencoder.features(x), code, rtol=1e-12)
 
 
-def test_holes_are_not_scored_and_are_reconstructed():
+def test_missing_values_are_reconstructed_and_not_scored():
     autoencoder = Autoencoder.mlp(D, K, hidden=(5,), seed=0).double()
     mask = draw(N, D, seed=1) < 1
     x = torch.where(mask, draw(N, D), torch.nan)
@@ -162,7 +166,7 @@ def test_holes_are_not_scored_and_are_reconstructed():
 # As a pair
 
 
-def test_pyros_own_loss_is_the_same_and_trains_it():
+def test_pyros_loss_agrees_and_trains_the_pair():
     autoencoder, x = Autoencoder.linear(D, K, tied=True, seed=0).double(), draw(N, D)
     adam = pyro.optim.Adam({"lr": 0.01})
     svi = SVI(autoencoder.model, autoencoder.guide, adam, Trace_ELBO())
@@ -173,7 +177,7 @@ def test_pyros_own_loss_is_the_same_and_trains_it():
     assert -elbo(autoencoder.model, autoencoder.guide, x).sum() < expected - N / 10
 
 
-def test_features_and_codes_are_those_of_every_pair():
+def test_features_agree_with_encode():
     autoencoder, x = Autoencoder.mlp(D, K, hidden=(5,), seed=0).double(), draw(N, D)
     codes = autoencoder.features(x.numpy())
     torch.testing.assert_close(codes, autoencoder.guide.encoder(x).detach())
@@ -185,7 +189,7 @@ def test_features_and_codes_are_those_of_every_pair():
 
 
 @pytest.mark.parametrize("make", MADE.values(), ids=MADE)
-def test_a_saved_autoencoder_comes_back(make, tmp_path):
+def test_a_loaded_autoencoder_equals_the_saved_one(make, tmp_path):
     noise = MaskingNoise(0.3, value=-1.0)
     autoencoder = make(prior="laplace", penalty=2.0, corruption=noise, seed=0).double()
     again = load(save(autoencoder, tmp_path))
@@ -200,7 +204,7 @@ def test_a_saved_autoencoder_comes_back(make, tmp_path):
     assert not torch.equal(elbo(copied.model, copied.guide, x), values[0])
 
 
-def test_a_corruption_of_the_callers_own_is_loaded_into_one_made_by_them(tmp_path):
+def test_a_user_written_corruption_is_loaded_into_an_autoencoder_of_the_caller(tmp_path):
     def tripled(rows):
         return 3 * rows
 
@@ -215,7 +219,7 @@ def test_a_corruption_of_the_callers_own_is_loaded_into_one_made_by_them(tmp_pat
 
 @pytest.mark.slow  # compiles
 @pytest.mark.parametrize("make", [MADE["tied"], MADE["orthonormal"], MADE["thresholded"]])
-def test_captured_steps_are_the_eager_ones(make):
+def test_captured_steps_equal_eager_steps(make):
     x = draw(N, D)
     ends = []
     for capture in (False, True):
@@ -227,13 +231,13 @@ def test_captured_steps_are_the_eager_ones(make):
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 
-def test_a_fit_says_that_its_objective_is_no_bound():
+def test_a_fit_notes_that_its_objective_is_no_bound():
     autoencoder, x = Autoencoder.linear(D, K, seed=0), draw(N, D).float()
     fit = fit_svi(autoencoder.model, autoencoder.guide, x, x_val=x[:5], steps=2, capture=False)
     assert "no bound on log p(x)" in repr(fit)
 
 
-# What is not an autoencoder's to do
+# Operations that autoencoders do not support
 
 
 def test_a_flat_prior_cannot_be_sampled_and_a_laplace_prior_can():
@@ -269,7 +273,7 @@ def test_a_flat_prior_cannot_be_sampled_and_a_laplace_prior_can():
         lambda model, guide, x: impute(model, guide, torch.where(x > 1, torch.nan, x)),
     ],
 )
-def test_what_needs_a_density_says_that_there_is_none(measure):
+def test_evaluations_that_need_a_density_are_refused(measure):
     x = draw(N, D)
     flat = Autoencoder.linear(D, K, seed=0).double()
     with pytest.raises(ValueError, match="'z' of the model has a flat prior, which is no density"):
@@ -284,7 +288,7 @@ def test_what_needs_a_density_says_that_there_is_none(measure):
         measure(laplace.model, laplace.guide, x)
 
 
-def test_a_strangers_flat_prior_is_refused_too(float64):
+def test_a_user_written_flat_prior_is_refused(float64):
     def model(x=None):
         with pyro.plate("data", len(x)):
             flat = dist.ImproperUniform(dist.constraints.real_vector, (), (D,))
@@ -341,12 +345,12 @@ def test_annealing_from_a_laplace_prior_needs_no_guide():
         ({"tied": True, "hidden": (), "missing": "zeros+mask"}, "tied=True needs an encoder"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(arguments, match):
+def test_incompatible_arguments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         Autoencoder.mlp(**({"data_dim": D, "latent_dim": K} | arguments))
 
 
-def test_parts_that_do_not_fit_are_refused():
+def test_incompatible_parts_are_refused():
     parts = {"decoder": mlp(K, D), "data_dim": D, "latent_dim": K}
     with pytest.raises(ValueError, match="give exactly one of encoder and guide"):
         Autoencoder(**parts)
@@ -391,13 +395,13 @@ def test_a_linear_autoencoder_is_pca_from_any_start(kind, seed):
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_one_nonlinear_layer_does_not_beat_pca(activation):
+def test_one_nonlinear_layer_does_not_improve_on_pca(activation):
     spectrum, _ = oracles.sample_spectrum(GAPPED.numpy())
     autoencoder = Autoencoder.mlp(8, 3, hidden=(), code_activation=activation, seed=0).double()
     fitted(autoencoder.center(GAPPED), GAPPED, steps=200, lr=0.05)
     error, best = squares(GAPPED, autoencoder.reconstruct(GAPPED)), spectrum[3:].sum()
     assert error >= best * (1 - 1e-10)
-    assert error < spectrum.sum() / 2  # it did learn
+    assert error < spectrum.sum() / 2  # the encoder has learned
 
 
 def helix(number, seed):
@@ -406,22 +410,22 @@ def helix(number, seed):
     return torch.stack([angle.cos(), angle.sin(), 3 * (turns - 1)], 1)
 
 
-def check_four_layers(x, **how):
+def check_four_layers(x, **options):
     spectrum, _ = oracles.sample_spectrum(x.numpy())
     autoencoder = Autoencoder.mlp(
         3, 1, hidden=(50,), activation="sigmoid", likelihood=Gaussian(0.3), seed=0
     ).double()
-    fitted(autoencoder, x, lr=0.05, **how)
+    fitted(autoencoder, x, lr=0.05, **options)
     assert squares(x, autoencoder.reconstruct(x)) < spectrum[1:].sum() / 2
 
 
-def test_four_layers_find_the_curve_that_one_line_misses():
+def test_four_layers_fit_a_curve_that_no_line_fits():
     check_four_layers(helix(300, 0), steps=400)
 
 
 @pytest.mark.data
 @pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="set PPL_VAE_DATA")
-def test_four_layers_find_the_helix_of_pcamethods():
+def test_four_layers_fit_the_helix_of_pcamethods():
     file = Path(os.environ["PPL_VAE_DATA"]) / "pcaMethods" / "helix.csv"
     x = torch.as_tensor(read_table(file).values).double()
     check_four_layers((x - x.mean(0)) / x.std(0), steps=400)
@@ -431,7 +435,7 @@ def test_an_over_complete_linear_autoencoder_learns_nothing():
     autoencoder = fitted(Autoencoder.linear(8, 12, seed=0).double(), GAPPED, steps=500, lr=0.05)
     assert squares(GAPPED, autoencoder.reconstruct(GAPPED)) < 1e-8
     noise = 0.5 * draw(300, 8, seed=1)
-    other = 3 * draw(300, 8, seed=2)  # of nothing that it was fitted to
+    other = 3 * draw(300, 8, seed=2)  # unrelated to the training data
     torch.testing.assert_close(autoencoder.reconstruct(other), other, rtol=0, atol=1e-3)
     noisy = GAPPED + noise
     torch.testing.assert_close(autoencoder.reconstruct(noisy), noisy, rtol=0, atol=1e-3)
@@ -440,9 +444,9 @@ def test_an_over_complete_linear_autoencoder_learns_nothing():
 # Sparse codes
 
 
-def dictionary(penalty=0.3, **how):
+def dictionary(penalty=0.3, **options):
     made = Autoencoder.linear(
-        D, 9, columns="unit", prior="laplace", penalty=penalty, seed=0, **how
+        D, 9, columns="unit", prior="laplace", penalty=penalty, seed=0, **options
     )
     with torch.no_grad():
         made.decoder[0].bias.zero_()
@@ -454,8 +458,9 @@ def test_best_codes_are_the_lasso_of_scikit_learn(penalty):
     model, x = dictionary(penalty), draw(N, D)
     found = best_codes(model, x, tolerance=1e-8)
     atoms = model.decoder[0].weight.detach().numpy().T.copy()
-    how = {"algorithm": "lasso_cd", "alpha": penalty, "max_iter": 100_000}
-    expected = sparse_encode(x.numpy(), atoms, **how)
+    expected = sparse_encode(
+        x.numpy(), atoms, algorithm="lasso_cd", alpha=penalty, max_iter=100_000
+    )
     np.testing.assert_allclose(found.codes, expected, atol=1e-4)
     np.testing.assert_array_equal(found.codes == 0, expected == 0)
     assert bool(found.converged.all())
@@ -474,7 +479,7 @@ def test_best_codes_without_a_penalty_are_least_squares():
     assert found.share_of_zeros == 0
 
 
-def test_best_codes_meet_the_conditions_of_an_optimum_under_any_likelihood():
+def test_best_codes_satisfy_the_optimality_conditions_under_any_likelihood():
     penalty = 0.3
     model = Autoencoder.linear(
         D, K, columns="unit", prior="laplace", penalty=penalty, likelihood=Bernoulli(), seed=0
@@ -491,7 +496,7 @@ def test_best_codes_meet_the_conditions_of_an_optimum_under_any_likelihood():
     assert (z == 0).any() and (z != 0).any()
 
 
-def test_best_codes_say_when_they_are_not_the_best_yet():
+def test_best_codes_report_when_they_have_not_converged():
     found = best_codes(dictionary(), draw(N, D), max_iterations=1)
     assert not found.converged.all()
     assert "converged for" in repr(found)
@@ -503,13 +508,13 @@ def test_best_codes_say_when_they_are_not_the_best_yet():
             best_codes(dictionary(), draw(N, D), **arguments)
 
 
-def test_more_penalty_more_zeros():
+def test_a_larger_penalty_gives_more_zeros():
     x = draw(N, D)
     shares = [best_codes(dictionary(p), x).share_of_zeros for p in (0.03, 0.1, 0.3, 1.0, 3.0)]
     assert all(low < high for low, high in itertools.pairwise(shares))
 
 
-def test_more_penalty_more_zeros_of_an_encoder():
+def test_a_larger_penalty_gives_more_zeros_of_an_encoder():
     shares = []
     for penalty in (0.1, 0.5, 2.0):
         model = fitted(
@@ -535,13 +540,15 @@ def scaled(autoencoder, factor):
 
 def test_scaling_cannot_lower_the_objective_of_unit_columns():
     x = draw(N, D)
-    how = {"prior": "laplace", "seed": 0}
-    free, unit = (Autoencoder.linear(D, 9, columns=c, **how).double() for c in ("free", "unit"))
+    free, unit = (
+        Autoencoder.linear(D, 9, columns=c, prior="laplace", seed=0).double()
+        for c in ("free", "unit")
+    )
     larger = scaled(free, 100.0)
     cheaper = elbo(larger.model, larger.guide, x) - elbo(free.model, free.guide, x)
     codes = free.features(x).abs().sum(1)
-    torch.testing.assert_close(cheaper, 0.99 * codes)  # nothing but the penalty goes away
-    # With unit columns the decoder's scale is no freedom, and the best codes cannot be scaled.
+    torch.testing.assert_close(cheaper, 0.99 * codes)  # only the penalty decreases
+    # With unit columns the decoder's scale is fixed, and scaling the best codes is no gain.
     alone = copy.deepcopy(unit)
     with torch.no_grad():
         alone.decoder[0].free.mul_(100.0)
@@ -560,10 +567,10 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
     atoms = nn.functional.normalize(draw(D, 9, seed=3), dim=0)
     codes = draw(200, 9) * (draw(200, 9, seed=1) > 0.8)
     x = codes @ atoms.T + 0.05 * draw(200, D, seed=2)
-    how = {"prior": "laplace", "penalty": 0.1, "data_dim": D, "latent_dim": 9}
+    options = {"prior": "laplace", "penalty": 0.1, "data_dim": D, "latent_dim": 9}
     decoder = nn.Sequential(NormalizedColumns(nn.Linear(9, D), "unit"))
     model = Autoencoder(
-        decoder=decoder, guide=PerDatumGuide(200, 9, covariance="delta"), **how
+        decoder=decoder, guide=PerDatumGuide(200, 9, covariance="delta"), **options
     ).double()
     with torch.no_grad():
         model.guide.loc.copy_(best_codes(model, x).codes)
@@ -578,7 +585,7 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
         Autoencoder(
             encoder=nn.Sequential(nn.Linear(D, 9), SoftThreshold(9)),
             decoder=copy.deepcopy(decoder),
-            **how,
+            **options,
         ).double(),
         x,
         **SHORT,
@@ -589,7 +596,7 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
     assert float(gap.mean()) > 0
 
 
-def test_points_are_a_family_of_guides():
+def test_point_masses_are_a_family_of_guides():
     guide = PerDatumGuide(N, K, covariance="delta").double()
     with torch.no_grad():
         guide.loc.copy_(draw(N, K))
@@ -602,7 +609,7 @@ def test_points_are_a_family_of_guides():
         PerDatumGuide(N, K, covariance="point")
 
 
-def test_importance_weighting_a_point_changes_nothing():
+def test_importance_weighting_a_point_mass_changes_nothing():
     autoencoder, x = Autoencoder.linear(D, K, seed=0).double(), draw(N, D)
     value, _ = IWAE(5).mean_value(autoencoder.model, autoencoder.guide, x)
     torch.testing.assert_close(
@@ -614,15 +621,15 @@ def test_importance_weighting_a_point_changes_nothing():
 
 
 @pytest.mark.parametrize("noise", [GaussianNoise(0.4), MaskingNoise(0.3, value=7.0)])
-def test_the_guide_sees_corrupted_data_in_training_and_the_model_scores_clean_ones(noise):
+def test_the_guide_is_given_corrupted_data_in_training_and_the_model_scores_clean_data(noise):
     autoencoder = Autoencoder.mlp(D, K, hidden=(5,), corruption=noise, seed=0).double()
     x = draw(N, D)
     torch.manual_seed(1)
-    seen = noise(x)
-    assert not torch.equal(seen, x)
+    corrupted = noise(x)
+    assert not torch.equal(corrupted, x)
     torch.manual_seed(1)
     value = log_weights(autoencoder.model, autoencoder.guide, x)[0]
-    output = autoencoder.decoder(autoencoder.guide.encoder(seen))
+    output = autoencoder.decoder(autoencoder.guide.encoder(corrupted))
     loss = 0.5 * (x - output).square().sum(1) + D / 2 * math.log(2 * math.pi)
     torch.testing.assert_close(value, -loss)
     clean = autoencoder.guide.encoder(x).detach()
@@ -635,7 +642,7 @@ def test_the_guide_sees_corrupted_data_in_training_and_the_model_scores_clean_on
     assert autoencoder.training
 
 
-def test_noise_is_what_it_says():
+def test_noise_has_the_stated_distribution():
     x = torch.zeros(200, 100).double()
     torch.manual_seed(0)
     noisy, masked = GaussianNoise(0.5)(x), MaskingNoise(0.3, value=2.0)(x)
@@ -655,11 +662,11 @@ def test_noise_is_what_it_says():
         MaskingNoise(1)
 
 
-def test_holes_stay_holes_under_noise():
+def test_missing_values_stay_missing_under_noise():
     guide = AmortizedGuide(nn.Identity(), D, covariance="delta", corruption=GaussianNoise(1.0))
     mask = draw(N, D) < 0.5
-    seen = guide.distribution(draw(N, D), mask=mask).mean
-    assert torch.equal(seen == 0, ~mask)
+    inputs = guide.distribution(draw(N, D), mask=mask).mean
+    assert torch.equal(inputs == 0, ~mask)
     wrong = AmortizedGuide(nn.Identity(), D, covariance="delta", corruption=lambda x: x[:, 1:])
     with pytest.raises(
         ValueError, match=r"corruption must keep the shape of x, \(40, 6\); it ret"
@@ -667,25 +674,36 @@ def test_holes_stay_holes_under_noise():
         wrong.distribution(draw(N, D))
 
 
-def test_an_over_complete_denoising_autoencoder_is_better_than_the_identity():
+def test_an_over_complete_denoising_autoencoder_improves_on_the_identity():
     scale = 0.7
-    how = {"corruption": GaussianNoise(scale), "seed": 0}
-    autoencoder = fitted(Autoencoder.linear(8, 12, **how).double(), GAPPED, steps=250, lr=0.05)
+    autoencoder = fitted(
+        Autoencoder.linear(8, 12, corruption=GaussianNoise(scale), seed=0).double(),
+        GAPPED,
+        steps=250,
+        lr=0.05,
+    )
     noisy = GAPPED + scale * draw(300, 8, seed=1)
     kept = autoencoder.reconstruct(noisy)
-    # No linear denoiser has less than Wiener's expected error, that of x given x + noise.
+    # Wiener's expected error, that of x given x + noise, bounds that of linear denoisers.
     spectrum, _ = oracles.sample_spectrum(GAPPED.numpy())
     wiener = (spectrum * scale**2 / (spectrum + scale**2)).sum()
     assert squares(kept, GAPPED) < 0.6 * squares(noisy, GAPPED)
     assert squares(kept, GAPPED) == pytest.approx(wiener, rel=0.2)
 
 
-def test_a_denoiser_of_the_helix_is_better_than_ppcas():
+def test_a_denoiser_of_the_helix_improves_on_that_of_ppca():
     scale = 0.3
     train, test = helix(500, 0), helix(500, 1)
     noisy = test + scale * draw(500, 3, seed=2)
-    how = {"likelihood": Gaussian(scale), "corruption": GaussianNoise(scale), "seed": 0}
-    autoencoder = Autoencoder.mlp(3, 3, hidden=(64,), activation="tanh", **how).double()
+    autoencoder = Autoencoder.mlp(
+        3,
+        3,
+        hidden=(64,),
+        activation="tanh",
+        likelihood=Gaussian(scale),
+        corruption=GaussianNoise(scale),
+        seed=0,
+    ).double()
     fitted(autoencoder, train, steps=250, lr=0.02)
     ours = squares(autoencoder.reconstruct(noisy), test)
     for latent_dim in (1, 2):

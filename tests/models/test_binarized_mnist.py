@@ -11,7 +11,7 @@ import pytest
 from ppl_vae import VAE, Annealing, Bernoulli, cross_check, fit_svi, image_set, save
 
 NUM_TOLD = 100
-"""Images that all three methods look at."""
+"""Images that all three methods are evaluated on."""
 SCORE = """
 import json, resource, sys
 import numpy as np, torch
@@ -43,9 +43,9 @@ def test_log_p_by_three_methods_in_two_gigabytes(tmp_path):
     found = json.loads(done.stdout)
     print(done.stderr, found)
     assert found["peak"] < 2.0
-    # Networks of this size are near 90 nats after training of this length, and never near 80.
+    # Networks of this size reach about 90 nats after training of this length, and never 80.
     assert 80 < -found["value"] < 100
-    told = cross_check(
+    comparison = cross_check(
         vae.model,
         vae.guide,
         test[:NUM_TOLD],
@@ -53,12 +53,12 @@ def test_log_p_by_three_methods_in_two_gigabytes(tmp_path):
         annealing=Annealing(500, leapfrog=8),
         seed=0,
     )
-    print(told, told.to_frame(), sep="\n")
-    refined, annealed = told.estimates["refined"], told.estimates["annealed"]
-    less, error = told.difference("annealed", "refined")
+    print(comparison, comparison.to_frame(), sep="\n")
+    refined, annealed = comparison.estimates["refined"], comparison.estimates["annealed"]
+    less, error = comparison.difference("annealed", "refined")
     assert less > -3 * error
     both = refined.reliable & annealed.reliable
     errors = refined.standard_error.hypot(annealed.standard_error)
     assert both.sum() > 20
     assert ((annealed.value - refined.value) / errors)[both].abs().max() < 5
-    assert told.difference("refined", "importance")[0] > 0
+    assert comparison.difference("refined", "importance")[0] > 0

@@ -1,4 +1,4 @@
-"""Columns that too few rows and columns connect: found, said, and without standard deviations."""
+"""Undetermined covariances: they are found, reported, and have no standard deviations."""
 
 import itertools
 import os
@@ -19,12 +19,16 @@ from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
 from ppl_vae.interop.sklearn import PPCATransformer
-from ppl_vae.models.identifiability import described, undetermined_cells, undetermined_pairs
+from ppl_vae.models.identifiability import (
+    describe_undetermined,
+    undetermined_entries,
+    undetermined_pairs,
+)
 from ppl_vae.report.imputation import FilledTable
 
 
 def groups(*columns, rows=40, width=None):
-    """A mask in which so many rows observe each of these groups of columns."""
+    """A mask in which ``rows`` rows observe each of these groups of columns."""
     width = width or 1 + max(itertools.chain(*columns))
     mask = np.zeros((rows * len(columns), width), dtype=bool)
     for place, group in enumerate(columns):
@@ -43,7 +47,7 @@ def pairs_of(mask, latent_dim):
 
 
 def slow_pairs(mask, latent_dim):
-    """By trying every set of fewer than K columns with every number of rows that it allows."""
+    """Pairs found by trying every separating set of fewer than K columns."""
     num_rows, width = mask.shape
     found = set()
     for first, second in itertools.combinations(range(width), 2):
@@ -91,13 +95,13 @@ ACROSS = {(0, 2), (0, 3), (1, 2), (1, 3)}
         (groups((0, 1, 2), (2, 3, 4), (4, 5, 0)), 2, set()),
     ],
 )  # fmt: skip
-def test_pairs_that_too_little_connects_are_found(mask, latent_dim, stated):
+def test_insufficiently_connected_pairs_are_found(mask, latent_dim, stated):
     assert pairs_of(mask, latent_dim) == stated
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_pairs_are_those_of_every_separating_set(latent_dim, seed):
+def test_pairs_agree_with_enumerating_every_separating_set(latent_dim, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random((8, 6)) < 0.45
     mask[np.arange(8), rng.integers(6, size=8)] = True
@@ -106,8 +110,8 @@ def test_pairs_are_those_of_every_separating_set(latent_dim, seed):
 
 
 @pytest.mark.parametrize("num_groups", [2, 3])
-def test_what_is_called_undetermined_can_be_changed_at_no_cost(num_groups):
-    """Half of the loadings turned by a rotation that leaves those in common in their place."""
+def test_undetermined_covariances_can_change_without_changing_the_likelihood(num_groups):
+    """Half of the loadings are rotated by a rotation that fixes those of the common columns."""
     mask = (
         groups((0, 1, 2, 6), (3, 4, 5, 6))
         if num_groups == 2
@@ -133,11 +137,11 @@ def test_what_is_called_undetermined_can_be_changed_at_no_cost(num_groups):
     assert len(moved) and {tuple(p) for p in moved.tolist()} <= pairs_of(mask, 2)
 
 
-# No false alarm
+# Tables without undetermined covariances
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
-def test_ordinary_tables_raise_no_alarm(share):
+def test_ordinary_tables_are_determined(share):
     for shape, sizes in (((178, 13), (1, 3, 8, 12)), ((20, 12), (1, 3, 8)), ((38, 18), (1, 3, 8))):
         for seed in range(5):
             mask = ~np.isnan(oracles.with_holes(np.zeros(shape), share, seed))
@@ -155,20 +159,20 @@ def test_sparse_tables_are_connected_through_other_columns():
 
 @pytest.mark.data
 @pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="needs PPL_VAE_DATA")
-def test_metabolites_raise_no_alarm():
+def test_metabolites_are_determined():
     path = Path(os.environ["PPL_VAE_DATA"]) / "pcaMethods" / "metaboliteData.csv"
     mask = pd.read_csv(path, index_col=0).notna().to_numpy()
     assert all(pairs_of(mask, latent_dim) == set() for latent_dim in (1, 3, 8, 16))
 
 
-def test_wine_raises_no_alarm_where_it_is_used():
+def test_wine_is_determined_where_it_is_used():
     x = oracles.with_holes(load_wine().data, 0.3, 0)
     transformer = PPCATransformer(n_components=3).fit(x)
     assert transformer.model_.undetermined is None
     transformer.impute(x[:2])  # warnings are errors
 
 
-# What is said, and where
+# Reports
 
 
 @pytest.fixture
@@ -183,7 +187,7 @@ def correlation(ppca):
     return C[0, 2] / np.sqrt(C[0, 0] * C[2, 2])
 
 
-def test_the_sign_is_the_seed_s_and_no_standard_deviation_is_given(halves):
+def test_the_sign_depends_on_the_seed_and_no_standard_deviation_is_given(halves):
     signs = set()
     for seed in range(6):
         ppca = PPCA.like(halves, 1, seed=seed)
@@ -200,23 +204,23 @@ def test_the_sign_is_the_seed_s_and_no_standard_deviation_is_given(halves):
     assert signs == {-1, 1}
 
 
-def test_cells_that_rest_on_known_covariances_keep_their_standard_deviation(halves):
+def test_entries_that_depend_on_determined_covariances_keep_their_standard_deviation(halves):
     halves[:20, 1] = np.nan  # given column 0 alone
     ppca = PPCA.like(halves, 1, seed=0)
     fit_em(ppca, halves)
     found = ppca.impute(halves)
     assert (found.sd[:20, 1] > 0).all() and found.sd[:100, 2:].isnan().all()
-    # Every row is judged by what is observed of it, and not by its neighbours.
+    # A row's entries depend on its own observed columns only.
     assert (ppca.impute(halves[:1]).sd[0, 1] > 0) and ppca.impute(halves[:1]).sd[
         0, 2:
     ].isnan().all()
-    seen = torch.from_numpy(~np.isnan(halves))
-    unknown = undetermined_cells(seen, ppca.undetermined)
-    assert torch.equal(found.sd.isnan(), unknown) and not (unknown & seen).any()
+    observed = torch.from_numpy(~np.isnan(halves))
+    unknown = undetermined_entries(observed, ppca.undetermined)
+    assert torch.equal(found.sd.isnan(), unknown) and not (unknown & observed).any()
 
 
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
-def test_another_fit_knows_better(fit, halves):
+def test_a_fit_to_other_data_replaces_the_undetermined_pairs(fit, halves):
     ppca = PPCA.like(halves, 1, seed=0)
     assert any("not determined" in note for note in fit(ppca, halves).notes)
     assert ppca.undetermined is not None and ppca.canonical().undetermined is not None
@@ -229,7 +233,7 @@ def test_another_fit_knows_better(fit, halves):
     assert ppca.undetermined is None
 
 
-def test_a_saved_model_remembers(halves, tmp_path):
+def test_a_loaded_model_keeps_the_undetermined_pairs(halves, tmp_path):
     ppca = PPCA.like(halves, 1, seed=0)
     fit_em(ppca, halves)
     save(ppca, tmp_path / "halves")
@@ -240,7 +244,7 @@ def test_a_saved_model_remembers(halves, tmp_path):
     assert load(tmp_path / "other", into=ppca).undetermined is None
 
 
-def test_masked_cross_validation_says_what_it_cannot_judge(halves):
+def test_masked_cross_validation_reports_undetermined_entries(halves):
     found = select_by_masked_cv(halves, latent_dims=[1], seed=0)
     assert found.log_density.isfinite().all()
     assert "400 missing cells, in 4 columns, rest on covariances" in str(found)
@@ -276,17 +280,17 @@ def test_the_command_names_the_columns_and_leaves_standard_deviations_empty(halv
     assert after[["wool sd", "hemp sd"]].isna().all().all()
 
 
-def test_a_filled_table_says_what_intervals_take_as_known():
+def test_an_imputation_reports_what_its_intervals_assume():
     x = oracles.with_holes(np.random.default_rng(0).normal(size=(30, 5)), 0.2, 0)
     filled = FilledTable.of(Table("t", x, tuple("abcde")), 1, "isotropic")
-    said = " ".join(filled.sentences())
-    assert "take the fitted parameters as known" in said and "80 % at 20 rows" in said
-    assert "not known" not in said and filled.notes() == filled.fit.notes
+    text = " ".join(filled.sentences())
+    assert "take the fitted parameters as known" in text and "80 % at 20 rows" in text
+    assert "not known" not in text and filled.notes() == filled.fit.notes
 
 
-def test_many_groups_are_named_shortly():
+def test_many_groups_are_abbreviated():
     mask = groups(*(range(8 * g, 8 * g + 8) for g in range(5)), rows=6)
     x = np.where(mask, 1.0, np.nan)
-    (said,) = described(undetermined_pairs(RowBlocks(x), 2), 2)
-    assert "(0, 1, 2, 3, 4, 5, ... (8 in all))" in said and "more groups" in said
-    assert len(said) < 700 and described(None, 2) == ()
+    (note,) = describe_undetermined(undetermined_pairs(RowBlocks(x), 2), 2)
+    assert "(0, 1, 2, 3, 4, 5, ... (8 in all))" in note and "more groups" in note
+    assert len(note) < 700 and describe_undetermined(None, 2) == ()

@@ -38,7 +38,7 @@ def close(actual, expected, rtol=1e-10, atol=1e-10):
 # Exact quantities
 
 
-def test_the_log_likelihood_is_that_of_the_dense_covariance():
+def test_the_log_likelihood_agrees_with_the_dense_covariance():
     ppca, parameters = make()
     x = draw(N, D)
     assert ppca.log_likelihood(x).shape == (N,)
@@ -54,7 +54,7 @@ def test_the_marginal_is_the_dense_gaussian():
     close(marginal.log_prob(torch.from_numpy(x)), oracles.log_density(x, loc, loadings, noise))
 
 
-def test_the_posterior_is_that_of_the_dense_precision():
+def test_the_posterior_agrees_with_the_dense_precision():
     ppca, parameters = make()
     x = draw(N, D)
     posterior = ppca.posterior(x)
@@ -78,7 +78,7 @@ def test_bayes_rule_holds_at_any_z():
 
 @pytest.mark.parametrize("noise", [1e-2, 1e-6, 1e-10])
 def test_tiny_noise_costs_no_accuracy(noise):
-    """Eigenvalues up to 1, l / s2 up to 1e10; x of the model, so that log p is of order D."""
+    """Eigenvalues up to 1, l / s2 up to 1e10; x is drawn from the model: log p is of order D."""
     rng = np.random.default_rng(3)
     axes = np.linalg.qr(rng.normal(size=(D, K)))[0]
     eigenvalues, loc = np.array([1.0, 0.5, 0.1]), rng.normal(size=D)
@@ -88,7 +88,7 @@ def test_tiny_noise_costs_no_accuracy(noise):
     )
     z, e = rng.normal(size=(N, K)), rng.normal(size=(N, D))
     x = z @ loadings.T + loc + np.sqrt(noise) * e
-    # x itself holds an error of eps |x|, which counts as (eps |x| / sigma) |e| in the exponent.
+    # x itself has an error of eps |x|, which contributes (eps |x| / sigma) |e| to the exponent.
     tolerance = 100 * D * np.finfo(float).eps / np.sqrt(noise) + 1e-10
     stated = oracles.spectral_log_density(x, loc, axes, eigenvalues, noise)
     close(ppca.log_likelihood(x), stated, rtol=0, atol=tolerance)
@@ -97,7 +97,7 @@ def test_tiny_noise_costs_no_accuracy(noise):
     close(ppca.posterior(x).covariance_matrix / noise, covariances / noise, rtol=1e-7)
 
 
-def test_single_precision_is_good_to_single_precision():
+def test_single_precision_results_are_accurate_to_single_precision():
     ppca, parameters = make(dtype=torch.float32, noise=0.5)
     x = draw(N, D)
     log_p = ppca.log_likelihood(x)
@@ -105,7 +105,7 @@ def test_single_precision_is_good_to_single_precision():
     close(log_p, oracles.log_density(x, *parameters), rtol=1e-4)
 
 
-def test_no_matrix_of_the_data_dimension_squared_is_ever_made():
+def test_no_matrix_of_the_data_dimension_squared_is_allocated():
     """At D = 200,000 one would take 160 GB."""
     D = 200_000
     ppca, x = PPCA(D, 2, seed=0), torch.zeros(3, D)
@@ -117,7 +117,7 @@ def test_no_matrix_of_the_data_dimension_squared_is_ever_made():
     assert ppca.marginal().log_prob(x).shape == (3,)
 
 
-def test_gradients_are_those_of_the_dense_density():
+def test_gradients_agree_with_the_dense_density():
     ppca, _ = make()
     x = torch.from_numpy(draw(N, D))
     parameters = [ppca.loadings, ppca.loc, ppca.noise_scale_unconstrained]
@@ -155,7 +155,7 @@ def test_reconstruction_shrinks_towards_the_mean():
     close(ppca.reconstruct(x), means @ loadings.T + loc)
 
 
-def test_without_shrinkage_it_is_the_projection_of_pca():
+def test_reconstruction_without_shrinkage_is_the_projection_of_pca():
     ppca, (loc, loadings, _) = make()
     x = draw(N, D)
     projected = ppca.reconstruct(x, shrink=False)
@@ -164,13 +164,13 @@ def test_without_shrinkage_it_is_the_projection_of_pca():
     close(ppca.reconstruct(projected.detach(), shrink=False), projected.detach().numpy())
 
 
-def test_without_noise_both_agree():
+def test_both_reconstructions_agree_without_noise():
     ppca, _ = make(noise=1e-12)
     x = draw(N, D)
     close(ppca.reconstruct(x), ppca.reconstruct(x, shrink=False).detach().numpy(), rtol=1e-8)
 
 
-def test_the_canonical_form_stands_on_the_principal_axes():
+def test_the_canonical_loadings_lie_on_the_principal_axes():
     ppca, (_, loadings, _) = make()
     canonical = ppca.canonical()
     gram = (canonical.loadings.T @ canonical.loadings).detach()
@@ -183,7 +183,7 @@ def test_the_canonical_form_stands_on_the_principal_axes():
     assert torch.equal(canonical.noise_scale, ppca.noise_scale)
 
 
-def test_the_canonical_form_is_a_copy_and_does_not_know_the_rotation():
+def test_the_canonical_form_is_a_copy_and_does_not_depend_on_the_rotation():
     ppca, (loc, loadings, _) = make()
     before = ppca.loadings.detach().clone()
     turned = PPCA.from_parameters(
@@ -198,7 +198,7 @@ def test_the_canonical_form_is_a_copy_and_does_not_know_the_rotation():
     assert ppca.canonical()._pyro_name != ppca._pyro_name
 
 
-def test_samples_are_of_the_marginal():
+def test_samples_follow_the_marginal():
     """Mahalanobis distances of S draws add up to a chi^2 of S D degrees of freedom."""
     ppca, (loc, loadings, noise) = make()
     x = ppca.sample(2_000, seed=0).numpy()
@@ -217,7 +217,7 @@ def test_a_sample_has_at_least_one_row(bad):
         make()[0].sample(bad)
 
 
-# Metamorphic
+# Metamorphic relations
 
 
 def test_a_rotation_of_the_latent_space_changes_no_marginal():
@@ -232,7 +232,7 @@ def test_a_rotation_of_the_latent_space_changes_no_marginal():
     close(turned.posterior(x).mean, (ppca.posterior(x).mean.detach().numpy()) @ turn)
 
 
-def test_rows_do_not_know_of_each_other():
+def test_rows_are_independent():
     ppca, _ = make()
     x, order = draw(N, D), np.random.default_rng(0).permutation(N)
     whole = ppca.log_likelihood(x)
@@ -240,7 +240,7 @@ def test_rows_do_not_know_of_each_other():
     torch.testing.assert_close(ppca.log_likelihood(x[4:5]), whole[4:5], rtol=0, atol=1e-12)
 
 
-def test_another_unit_moves_log_p_by_a_constant():
+def test_a_change_of_unit_shifts_log_p_by_a_constant():
     ppca, _ = make()
     x = draw(N, D)
     scaled = PPCA.from_parameters(
@@ -260,7 +260,7 @@ def test_a_shift_of_data_and_mean_changes_nothing():
     close(moved.log_likelihood(x + shift.numpy()), ppca.log_likelihood(x).detach().numpy())
 
 
-def test_a_further_dimension_of_zero_loadings_is_noise():
+def test_an_additional_dimension_of_zero_loadings_is_noise():
     ppca, (loc, loadings, _) = make()
     wider = PPCA.from_parameters(
         torch.from_numpy(np.hstack([loadings, np.zeros((D, 1))])),
@@ -285,7 +285,7 @@ def test_assigning_keeps_the_parameter_objects():
 
 
 @pytest.mark.parametrize("scale", [0.1, 1e-8, 12345.678])
-def test_a_number_is_assigned_to_the_precision_of_the_model(scale):
+def test_a_noise_scale_is_assigned_in_the_precision_of_the_model(scale):
     ppca = PPCA(D, K, seed=0).double().assign(noise_scale=scale)
     assert ppca.noise_scale.item() == pytest.approx(scale, rel=1e-13)
 
@@ -304,7 +304,7 @@ def test_parameters_of_another_shape_are_not_broadcast(name, shape):
         PPCA(D, K).assign(**{name: torch.ones(shape)})
 
 
-def test_the_noise_may_be_a_vector_of_no_length_only():
+def test_an_isotropic_noise_scale_is_a_scalar():
     with pytest.raises((ValueError, TypeError), match="noise_scale"):
         PPCA(D, K).assign(noise_scale=torch.ones(1))
 
@@ -313,7 +313,12 @@ def test_a_model_can_be_made_from_its_config():
     ppca = PPCA(D, K, seed=0)
     assert ppca.config() == {"data_dim": D, "latent_dim": K, "noise": "isotropic"}
     assert PPCA(**ppca.config()).loadings.shape == (D, K)
-    assert PPCA(D, K).noise == "isotropic"  # as a model saved before there was a choice
+
+
+def test_a_model_prints_as_the_call_that_made_it():
+    assert repr(PPCA(8, 2, seed=0)) == 'PPCA(data_dim=8, latent_dim=2, noise="isotropic")'
+    diagonal = PPCA.from_parameters(torch.ones(3, 1), torch.zeros(3), torch.ones(3))
+    assert repr(diagonal) == 'PPCA(data_dim=3, latent_dim=1, noise="diagonal")'
 
 
 @pytest.mark.parametrize(("sizes", "name"), [((0, 1), "data_dim"), ((3, 0), "latent_dim")])
@@ -333,7 +338,7 @@ def test_sizes_must_be_positive(sizes, name):
     ],
     ids=["numpy", "float32", "tensor", "pandas", "integers"],
 )
-def test_a_model_like_the_data_starts_sanely(x):
+def test_a_model_like_the_data_starts_in_the_units_of_the_data(x):
     array = np.asarray(x, dtype=float)
     ppca = PPCA.like(x, K, seed=0)
     single = getattr(x, "dtype", None) == np.float32 or (
@@ -350,7 +355,7 @@ def test_a_model_like_the_data_starts_sanely(x):
     assert 0.2 * half < explained < 5 * half
 
 
-def test_a_constant_column_is_fine():
+def test_a_constant_column_is_accepted():
     x = draw(N, D)
     x[:, 2] = 4.0
     assert PPCA.like(x, K).log_likelihood(x).isfinite().all()
@@ -389,7 +394,7 @@ def test_a_constant_column_is_fine():
         "inf",
     ],
 )
-def test_data_that_allow_no_model_are_refused(x, latent_dim, match):
+def test_unsuitable_data_are_refused(x, latent_dim, match):
     with pytest.raises(ValueError, match=match):
         PPCA.like(x, latent_dim)
 
@@ -408,7 +413,7 @@ def test_data_that_allow_no_model_are_refused(x, latent_dim, match):
     ],
     ids=["width", "1-d", "tensor 1-d", "nan", "tensor nan", "inf", "tensor inf"],
 )
-def test_exact_answers_need_rows_of_the_right_width_with_something_in_them(method, x, match):
+def test_exact_results_need_rows_of_the_right_width_with_observed_entries(method, x, match):
     ppca, _ = make()
     with pytest.raises(ValueError, match=match):
         getattr(ppca, method)(x)
@@ -442,7 +447,7 @@ def test_the_program_draws_from_the_prior():
     assert trace.nodes["_RETURN"]["value"] is trace.nodes["x"]["value"]
 
 
-def test_the_program_draws_anew_when_it_does_not_observe():
+def test_the_program_draws_x_when_it_does_not_observe():
     x = torch.from_numpy(draw(N, D))
     _, trace = traced(x, observe=False)
     assert trace.nodes["x"]["value"].shape == (N, D)
@@ -455,7 +460,7 @@ def test_a_minibatch_is_scaled_to_the_whole():
     assert trace.nodes["x"]["scale"] == trace.nodes["z"]["scale"] == 4
 
 
-def test_a_mask_leaves_cells_out_whatever_they_hold():
+def test_masked_entries_have_no_effect():
     x, mask = torch.from_numpy(draw(N, D)), torch.from_numpy(draw(N, D, seed=1) > 0)
     ppca, _ = make()
     results = []
@@ -477,7 +482,7 @@ def test_a_mask_leaves_cells_out_whatever_they_hold():
 
 
 @pytest.mark.parametrize("x", [[list(range(7))], np.arange(7)[None], pd.DataFrame([range(7)])])
-def test_the_program_takes_numbers_of_any_kind(x):
+def test_the_program_accepts_arrays_of_any_type(x):
     _, trace = traced(x)
     assert trace.nodes["x"]["value"].dtype == torch.float64
     assert trace.nodes["x"]["fn"].base_dist.loc.dtype == torch.float64
@@ -492,16 +497,16 @@ def test_the_program_takes_numbers_of_any_kind(x):
         ((torch.zeros(2, D),), {"index": torch.arange(3)}, "index has 3 entries for 2 rows"),
     ],
 )
-def test_the_program_refuses_what_it_cannot_use(args, kwargs, match):
+def test_the_program_refuses_invalid_arguments(args, kwargs, match):
     with pytest.raises(ValueError, match=match):
         traced(*args, **kwargs)
 
 
-# Linear algebra beneath
+# Linear algebra
 
 
 @pytest.mark.parametrize("size", [1, 2, 6])
-def test_the_lower_factor_of_an_inverse(size):
+def test_the_cholesky_factor_of_an_inverse(size):
     root = draw(size, size)
     matrix = root @ root.T + 0.1 * np.eye(size)
     factor = tril_of_inverse(torch.from_numpy(matrix))
@@ -512,7 +517,7 @@ def test_the_lower_factor_of_an_inverse(size):
 
 
 @pytest.mark.parametrize("shape", [(30, 7), (7, 30), (7, 7)])
-def test_moments_are_those_over_n(shape):
+def test_moments_are_divided_by_n(shape):
     x = draw(*shape) + 50
     moments = SampleCovariance.of(x)
     S = np.cov(x.T, bias=True)
@@ -530,7 +535,7 @@ def test_moments_are_those_over_n(shape):
 
 
 def test_moments_are_summed_in_double_precision():
-    """A large mean in single precision must not eat the variance."""
+    """A large mean in single precision must not cancel the variance."""
     x = (1e4 + draw(1_000, 3)).astype("f4")
     moments = SampleCovariance.of(torch.from_numpy(x))
     assert moments.mean.dtype == torch.float64

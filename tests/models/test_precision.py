@@ -1,4 +1,4 @@
-"""PPCA in float64 whatever its dtype, at any scale; what overflows; half precision."""
+"""PPCA computes in float64 for any dtype and scale; overflow; half precision."""
 
 import copy
 
@@ -35,7 +35,7 @@ def made(loc, loadings, scale):
 
 
 def in_double(ppca):
-    """The same numbers as parameters in float64."""
+    """The same parameters in float64."""
     parts = (p.detach().double() for p in (ppca.loadings, ppca.loc, ppca.noise_scale))
     return PPCA.from_parameters(*parts)
 
@@ -43,7 +43,7 @@ def in_double(ppca):
 # Oracle
 
 
-def test_rational_elimination_agrees_with_floating_point_where_that_is_easy():
+def test_rational_elimination_agrees_with_floating_point_on_well_conditioned_problems():
     x, (loc, loadings, scale) = drawn([1, 2, 1, 3, 1], 2, 0.5)
     mean, sd = oracles.impute(x, loc, loadings, scale**2)
     for n, row in enumerate(x):
@@ -82,13 +82,13 @@ def test_log_p_and_imputed_values_are_exact_at_any_scale(scales, K, noise, toler
         for n, row in enumerate(x):
             stated, means, sds = oracles.exact_given_observed(row, *parameters[:2], parameters[2])
             assert float(log_p[n]) == pytest.approx(stated, rel=1e-13, abs=tolerance)
-            holes = np.isnan(row)
-            away = np.abs(filled.mean[n].numpy()[holes] - means) / sds
+            absent = np.isnan(row)
+            away = np.abs(filled.mean[n].numpy()[absent] - means) / sds
             assert (away < tolerance).all()
-            np.testing.assert_allclose(filled.sd[n].numpy()[holes], sds, rtol=1e-9)
+            np.testing.assert_allclose(filled.sd[n].numpy()[absent], sds, rtol=1e-9)
 
 
-def test_gradients_are_right_where_patterns_are_solved_on_their_own_axes():
+def test_gradients_are_correct_for_patterns_computed_on_their_principal_axes():
     """A rotation of W changes nothing; on the principal axes no precision is lost."""
     x, (loc, loadings, scale) = drawn([1e5, 1e5, 1, 1, 1], 2, 1.0)
     ppca = made(loc, loadings, scale)
@@ -112,7 +112,7 @@ def test_gradients_are_right_where_patterns_are_solved_on_their_own_axes():
         assert gradients[1][d, k] == pytest.approx(ours[d, k], rel=1e-6, abs=1e-9)
 
 
-def test_the_posterior_is_a_lower_factor_whatever_the_axes():
+def test_the_posterior_has_a_cholesky_factor_on_any_axes():
     x, parameters = drawn([1e9, 1e9, 1, 1, 1], 2, 1.0, missing=0)
     q = made(*parameters).posterior(x)
     assert torch.equal(q.scale_tril, q.scale_tril.tril())
@@ -126,7 +126,7 @@ def test_the_posterior_is_a_lower_factor_whatever_the_axes():
 
 
 def test_the_canonical_form_keeps_short_rows():
-    """The loadings of a column of scale 1e-6 beside one of 1e12."""
+    """The loadings of a column of scale 1e-6 next to one of 1e12."""
     _, (loc, loadings, scale) = drawn([1e12, 1e-6, 1, 1], 2, 1e-3)
     turned = made(loc, loadings, scale).canonical().loadings.detach().numpy()
     lengths = np.linalg.norm(loadings, axis=1)
@@ -136,7 +136,7 @@ def test_the_canonical_form_keeps_short_rows():
 
 
 @pytest.mark.parametrize("unit", [1e-150, 1.0, 1e150])
-def test_the_kl_between_models_knows_no_unit(unit):
+def test_the_kl_between_models_does_not_depend_on_the_unit(unit):
     _, first = drawn([1, 2, 1, 3, 1], 2, [0.5, 0.2, 0.7, 1.0, 0.1])
     _, second = drawn([1, 1, 2, 3, 1], 3, [0.3, 0.2, 0.6, 1.1, 0.2], seed=1)
     covariances = [oracles.ppca_covariance(w, s**2) for _, w, s in (first, second)]
@@ -149,7 +149,7 @@ def test_the_kl_between_models_knows_no_unit(unit):
 
 
 def heywood():
-    """Two columns that are nearly one, and missing values: a noise at its floor."""
+    """Two nearly equal columns and missing values: a noise variance reaches its minimum."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(200, 6))
     x[:, 0] = x[:, 1] + 1e-4 * rng.normal(size=200)
@@ -168,7 +168,7 @@ def test_factor_analysis_at_a_heywood_case_imputes_in_float32_as_in_float64():
 
 
 @pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-4])
-def test_log_p_in_float32_is_right_where_the_noise_is_small(noise):
+def test_log_p_in_float32_is_accurate_for_small_noise(noise):
     rng = np.random.default_rng(0)
     loadings = rng.normal(size=(20, 2))
     x = rng.normal(size=(5, 2)) @ loadings.T + noise * rng.normal(size=(5, 20))
@@ -185,7 +185,7 @@ def test_log_p_in_float32_is_right_where_the_noise_is_small(noise):
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-18, 1e18, 1e30, 1e37])
-def test_a_float32_model_takes_any_unit(unit):
+def test_a_float32_model_accepts_any_unit(unit):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(100, 6))
     x = (unit * x).astype("f4")
@@ -202,7 +202,7 @@ def test_a_float32_model_takes_any_unit(unit):
         assert 0.3 < values.detach().abs().double().mean() / np.abs(x.astype(float)).mean() < 3
 
 
-def test_everything_exact_has_the_dtype_of_the_model_and_the_numbers_of_float64():
+def test_exact_results_have_the_dtype_of_the_model_and_the_accuracy_of_float64():
     x, parameters = drawn([1, 10, 1, 1, 5], 2, 0.01, missing=0)
     ppca = made(*parameters).float()
     double = in_double(ppca)
@@ -233,8 +233,8 @@ def test_gradients_pass_through_the_conversion():
 
 
 @pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3, 1e-4])
-def test_the_exact_guide_s_weights_are_log_p_in_a_float32_program(noise):
-    """z is rounded to eps |z|, which is eps |x| / sigma standard deviations in each cell."""
+def test_the_log_weights_of_the_exact_guide_are_log_p_in_a_float32_program(noise):
+    """z is rounded to eps |z|, which is eps |x| / sigma standard deviations in each entry."""
     rng = np.random.default_rng(0)
     loadings = rng.normal(size=(20, 3))
     x = rng.normal(size=(50, 3)) @ loadings.T + noise * rng.normal(size=(50, 20))
@@ -246,14 +246,14 @@ def test_the_exact_guide_s_weights_are_log_p_in_a_float32_program(noise):
     assert away.abs().max() < 5 * limit and away.mean().abs() < limit
 
 
-# What overflows all the same
+# Overflow
 
 
 def far(noise=1e10, dtype=torch.float32):
     return PPCA.from_parameters(torch.full((4, 2), 1e20, dtype=dtype), torch.zeros(4), noise)
 
 
-def test_what_the_dtype_cannot_hold_is_a_named_error():
+def test_an_overflow_of_the_dtype_raises_an_error_that_names_the_result():
     with pytest.raises(
         FloatingPointError,
         match=r"the covariance: 16 of 16 numbers overflow float32 \(the largest is 2e\+40.*"
@@ -273,23 +273,23 @@ def test_what_the_dtype_cannot_hold_is_a_named_error():
         big.sample(100, seed=0)
     x = np.array([[3e38, 3e38, 3e38, np.nan]], dtype="f4")
     steep = PPCA.from_parameters(torch.tensor([[1.0], [1], [1], [10]]), torch.zeros(4), 1.0)
-    with pytest.raises(FloatingPointError, match=r"what was imputed: .* overflow float32"):
+    with pytest.raises(FloatingPointError, match=r"imputed values: .* overflow float32"):
         steep.impute(x)
     with pytest.raises(FloatingPointError, match=r"reconstructions: .* overflow float32"):
         steep.reconstruct(x)
 
 
-def test_noise_below_the_precision_of_float64_is_a_named_error():
+def test_noise_below_the_precision_of_float64_raises_an_error():
     loadings = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3)))
     ppca = PPCA.from_parameters(loadings, torch.zeros(5), 1e-22)
     x = np.array([[1.0, 2, np.nan, np.nan, np.nan]])  # two values for three latent dimensions
-    stated = r"too large beside the noise .*reaches \d\.\d+e\+22"
+    stated = r"too large relative to the noise .*reaches \d\.\d+e\+22"
     for method in ("log_likelihood", "posterior", "posterior_mean", "reconstruct", "impute"):
         with pytest.raises(FloatingPointError, match=stated):
             getattr(ppca, method)(x)
 
 
-def test_scikit_learn_s_transformer_names_what_overflows():
+def test_the_scikit_learn_transformer_names_the_result_that_overflows():
     rng = np.random.default_rng(0)
     transformer = PPCATransformer(n_components=1).fit(1e30 * rng.normal(size=(30, 3)))
     with pytest.raises(FloatingPointError, match=r"means of x overflow float32.*float64"):
@@ -300,12 +300,12 @@ def test_scikit_learn_s_transformer_names_what_overflows():
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_half_precision_is_raised_and_said(dtype):
+def test_half_precision_is_raised_with_a_warning(dtype):
     x = torch.randn(20, 3, generator=torch.manual_seed(0)).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    with pytest.warns(UserWarning, match=f"x is of {name}, .*it is raised to float32") as told:
+    with pytest.warns(UserWarning, match=f"x is of {name}, .*it is raised to float32") as caught:
         assert as_matrix(x).dtype == torch.float32
-    assert len(told) == 1
+    assert len(caught) == 1
     with pytest.warns(UserWarning, match=f"rows is of {name}, .*it is raised to float64"):
         assert as_matrix(x, name="rows", dtype=torch.float64).dtype == torch.float64
     assert as_matrix(x, dtype=dtype).dtype == dtype  # for a model of that dtype
@@ -313,9 +313,9 @@ def test_half_precision_is_raised_and_said(dtype):
         ppca = PPCA.like(x, 1, seed=0)
     assert ppca.loc.dtype == torch.float32
     for method in (ppca.log_likelihood, ppca.impute, lambda x: fit_em(ppca, x)):
-        with pytest.warns(UserWarning, match="raised to float32") as told:
+        with pytest.warns(UserWarning, match="raised to float32") as caught:
             method(x)
-        assert len(told) == 1
+        assert len(caught) == 1
     half = copy.deepcopy(ppca).to(dtype)
     assert half.log_likelihood(x.float()).dtype == dtype
 

@@ -1,6 +1,7 @@
-"""Saved programs come back as they were, and nothing else comes back."""
+"""Loaded programs equal the saved ones, and damaged or mismatched folders are refused."""
 
 import json
+from functools import partial
 
 import pyro
 import pytest
@@ -12,21 +13,56 @@ from ppl_vae import (
     PPCA,
     VAE,
     AmortizedGuide,
+    Autoencoder,
     Bernoulli,
+    Categorical,
     ExactGuide,
     Gaussian,
+    GaussianNoise,
+    MaskingNoise,
     PerDatumGuide,
     load,
     log_weights,
     save,
+    topic_vae,
 )
+from ppl_vae.models.storage import FORMAT
 
+IMAGES = (1, 4, 4)
 PROGRAMS = {
     "ppca": lambda: PPCA(6, 2, seed=1).double(),
+    "factor analysis": lambda: PPCA(6, 2, noise="diagonal", seed=1),
     "vae": lambda: VAE.mlp(6, 2, hidden=(5, 4), activation="tanh", covariance="full", seed=1),
     "vae, fixed scale": lambda: VAE.mlp(6, 2, likelihood=Gaussian(0.3), seed=1).double(),
     "vae, bernoulli": lambda: VAE.mlp(6, 2, likelihood=Bernoulli(), seed=1),
     "vae, zeros+mask": lambda: VAE.mlp(6, 2, missing="zeros+mask", seed=1),
+    "vae, standardized": lambda: VAE.like(torch.randn(20, 6), 2, seed=1),
+    "vae, categorical": lambda: VAE.mlp(6, 2, likelihood=Categorical(3), inputs="log1p", seed=1),
+    "vae, convolutional": lambda: VAE.conv(IMAGES, 2, channels=(3,), seed=1),
+    "topic vae": lambda: topic_vae(9, 3, variant="prodlda", concentration=0.5, hidden=(4,)),
+    "autoencoder": lambda: Autoencoder.mlp(
+        6,
+        2,
+        hidden=(5,),
+        activation="tanh",
+        code_activation="relu",
+        columns="unit",
+        likelihood=Bernoulli(soft_targets=True),
+        prior="laplace",
+        penalty=0.3,
+        corruption=MaskingNoise(0.2, value=0.5),
+    ),
+    "tied autoencoder": lambda: Autoencoder.linear(6, 2, tied=True, columns="orthonormal"),
+    "masked autoencoder": lambda: Autoencoder.masked(
+        IMAGES,
+        (2, 2),
+        share=0.5,
+        width=8,
+        depth=1,
+        heads=2,
+        decoder_width=4,
+        corruption=GaussianNoise(0.1),
+    ),
     "one q per datum": lambda: PerDatumGuide(7, 2, covariance="isotropic"),
     "one unit q per datum": lambda: PerDatumGuide(7, 2, covariance="unit"),
 }
@@ -45,6 +81,7 @@ def test_a_loaded_program_is_the_saved_one(make, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name])
+    assert repr(loaded) == repr(program) and loaded.config() == program.config()
 
 
 def test_a_loaded_vae_gives_the_same_log_weights(tmp_path):
@@ -58,7 +95,7 @@ def test_a_loaded_vae_gives_the_same_log_weights(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-def test_a_loaded_encoder_sees_holes_as_the_saved_one_did(missing, tmp_path):
+def test_a_loaded_encoder_encodes_missing_values_as_the_saved_one(missing, tmp_path):
     vae = VAE.mlp(6, 2, missing=missing, seed=1).double()
     x = torch.randn(8, 6, dtype=torch.float64)
     x[x > 1] = torch.nan
@@ -68,19 +105,7 @@ def test_a_loaded_encoder_sees_holes_as_the_saved_one_did(missing, tmp_path):
     assert torch.equal(a, b)
 
 
-def test_a_vae_saved_before_encoders_could_see_masks_is_read(tmp_path):
-    vae = VAE.mlp(6, 2, seed=1)
-    save(vae, tmp_path)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    assert content["config"].pop("missing") == "zeros"
-    path.write_text(json.dumps(content))
-    loaded = load(tmp_path)
-    assert loaded.guide.missing == "zeros"
-    assert torch.equal(loaded.decoder[0].weight, vae.decoder[0].weight)
-
-
-def test_a_loaded_pair_trains_beside_the_saved_one(tmp_path):
+def test_a_loaded_pair_trains_independently_of_the_saved_one(tmp_path):
     x = torch.randn(30, 6)
     vae = VAE.mlp(6, 2, seed=1)
     SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), TraceMeanField_ELBO()).step(x)
@@ -95,26 +120,36 @@ def test_a_loaded_pair_trains_beside_the_saved_one(tmp_path):
         assert torch.equal(parameter, before[name]), name
 
 
-def test_networks_of_ones_own_are_loaded_into_ones_own(tmp_path):
-    def make():
-        return VAE(
-            decoder=nn.Linear(2, 6),
-            encoder=nn.Linear(6, 4),
-            likelihood=Bernoulli(),
-            data_dim=6,
-            latent_dim=2,
-        )
+def vae_of_user_networks():
+    return VAE(
+        decoder=nn.Linear(2, 6),
+        encoder=nn.Linear(6, 4),
+        likelihood=Bernoulli(),
+        data_dim=6,
+        latent_dim=2,
+    )
 
-    vae = make()
+
+def test_user_written_networks_are_loaded_into_a_program_of_the_caller(tmp_path):
+    vae = vae_of_user_networks()
     save(vae, tmp_path)
-    with pytest.raises(ValueError, match="networks that only its author can rebuild"):
+    with pytest.raises(ValueError, match="parts that only its author can rebuild"):
         load(tmp_path)
-    other = make()
+    other = vae_of_user_networks()
     assert load(tmp_path, into=other) is other
     assert torch.equal(other.decoder.weight, vae.decoder.weight)
 
 
-def test_shared_tensors_are_stored_once_and_shared_on(tmp_path):
+def test_user_written_corruption_needs_a_program_of_the_caller(tmp_path):
+    make = partial(Autoencoder.mlp, 6, 2, corruption=torch.tanh)
+    save(autoencoder := make(), tmp_path)
+    with pytest.raises(ValueError, match="parts that only its author can rebuild"):
+        load(tmp_path)
+    other = load(tmp_path, into=make())
+    assert torch.equal(other.decoder[0].weight, autoencoder.decoder[0].weight)
+
+
+def test_shared_tensors_are_stored_once_and_remain_shared(tmp_path):
     encoder = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
     guide = AmortizedGuide(encoder, 2)
     encoder[0].weight = nn.Parameter(torch.randn(6, 6))
@@ -141,13 +176,18 @@ def test_a_damaged_folder_is_refused(tmp_path):
         with pytest.raises(ValueError, match="checksum differs"):
             load(tmp_path)
     weights.write_bytes(data)
-    for damaged in (text[:20], "[]", "{}", text.replace('"format": 1', '"format": 9')):
+    for damaged in (text[:20], "[]", "{}", text.replace(f'"format": {FORMAT}', '"format": 9')):
         config.write_text(damaged)
         with pytest.raises(ValueError, match=r"config\.json is"):
             load(tmp_path)
-    config.write_text(text.replace("latent_dim", "latent_dims"))
-    with pytest.raises(ValueError, match="damaged"):
-        load(tmp_path)
+    for old, new in (
+        ("latent_dim", "latent_dims"),
+        ('"name": "PPCA"', '"name": "exec"'),
+        ('"class": "PPCA"', '"class": "VAE"'),
+    ):
+        config.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="damaged"):
+            load(tmp_path)
     config.unlink()
     with pytest.raises(FileNotFoundError):
         load(tmp_path)
@@ -160,11 +200,11 @@ def test_another_program_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds a PPCA, and into= is a VAE"):
         load(tmp_path, into=VAE.mlp(6, 2))
     save(ExactGuide(PPCA(6, 2)), tmp_path / "guide")
-    with pytest.raises(ValueError, match="give it as into="):
+    with pytest.raises(ValueError, match="pass it as into="):
         load(tmp_path / "guide")
 
 
-def test_saving_again_replaces_and_leaves_nothing_else(tmp_path):
+def test_saving_again_replaces_the_earlier_files(tmp_path):
     save(PPCA(6, 2, seed=1), tmp_path)
     again = PPCA(7, 3, seed=2)
     save(again, tmp_path)

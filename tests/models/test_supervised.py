@@ -1,4 +1,4 @@
-"""Supervised networks as pairs without latent variables: their bound is log p(y | x) itself."""
+"""Supervised networks as pairs without latent variables, whose bound is log p(y | x)."""
 
 import copy
 import math
@@ -48,13 +48,13 @@ def draw(*shape, seed=0):
 
 
 def classes(seed=1):
-    """Of draw(N, D): told by two of its columns, not without errors."""
+    """Classes of draw(N, D) that two of its columns predict with errors."""
     x, noise = draw(N, D), draw(N, C, seed=seed)
     return (torch.stack([x[:, 0], x[:, 1], -x[:, 0]], 1) + noise).argmax(1)
 
 
-def autoencoder(**how):
-    return Autoencoder.mlp(D, K, hidden=(7,), seed=0, **how).double()
+def autoencoder(**options):
+    return Autoencoder.mlp(D, K, hidden=(7,), seed=0, **options).double()
 
 
 def parameters(module):
@@ -69,7 +69,7 @@ def same(before, after):
 
 
 class Alone(nn.Module):
-    """x ~ N(loc, scale), nothing latent, as somebody else would write it."""
+    """x ~ N(loc, scale) without latent variables, as a user would write it."""
 
     def __init__(self):
         super().__init__()
@@ -124,17 +124,21 @@ def test_without_latent_variables_every_estimate_is_exact():
     assert bool(found.reliable.all()) and float(found.standard_error.max()) < 1e-7
 
 
-def test_without_latent_variables_fits_end_at_maximum_likelihood():
+def test_without_latent_variables_fits_reach_the_maximum_likelihood():
     x = draw(N, D) + 2
     ours, theirs = Alone(), Alone()
-    how = {"batch_size": 20, "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR, "seed": 0}
-    fit = fit_svi(ours.model, ours.guide, x[:40], x_val=x[40:], epochs=20, lr=0.1, **how)
+    options = {
+        "batch_size": 20,
+        "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR,
+        "seed": 0,
+    }
+    fit = fit_svi(ours.model, ours.guide, x[:40], x_val=x[40:], epochs=20, lr=0.1, **options)
     assert fit.validation is not None
     best = float(fit.validation.max())
     assert best == pytest.approx(float(ours.log_p(x[40:]).mean().detach()), abs=1e-10)
-    # Log p curves by 1 / 0.49 along each axis, so each step of 0.4 leaves 0.09 / 0.49 of the way.
-    how = {"steps": 20, "lr": 0.4, "optimizer": torch.optim.SGD, "warmup": 5, "seed": 0}
-    whole = fit_svi(ours.model, ours.guide, x, **how)
+    # The curvature of log p is 1 / 0.49, so each step of 0.4 leaves 0.09 / 0.49 of the distance.
+    options = {"steps": 20, "lr": 0.4, "optimizer": torch.optim.SGD, "warmup": 5, "seed": 0}
+    whole = fit_svi(ours.model, ours.guide, x, **options)
     torch.testing.assert_close(ours.loc.detach(), x.mean(0), rtol=0, atol=1e-10)
     assert float(whole.objective[-1]) == pytest.approx(
         float(ours.log_p(x).mean().detach()), abs=1e-6
@@ -145,7 +149,7 @@ def test_without_latent_variables_fits_end_at_maximum_likelihood():
     torch.testing.assert_close(theirs.loc.detach(), x.mean(0), rtol=0, atol=1e-10)
 
 
-def test_what_needs_latent_variables_says_so():
+def test_evaluations_that_need_latent_variables_are_refused():
     alone, x = Alone(), draw(N, D)
     pair = alone.model, alone.guide
     for call in (
@@ -159,14 +163,14 @@ def test_what_needs_latent_variables_says_so():
             call()
 
 
-# The network
+# Supervised encoders
 
 
-def network(pair=None, **how):
-    return SupervisedEncoder(pair or autoencoder(), Categorical(C), **{"seed": 0} | how)
+def network(pair=None, **options):
+    return SupervisedEncoder(pair or autoencoder(), Categorical(C), **{"seed": 0} | options)
 
 
-def test_its_bound_is_the_cross_entropy_of_softmax_regression_on_codes():
+def test_the_bound_is_the_cross_entropy_of_softmax_regression_on_codes():
     pair, x, y = autoencoder(), draw(N, D), classes()
     codes = pair.features(x).numpy()
     oracle = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(codes, y.numpy())
@@ -181,10 +185,10 @@ def test_its_bound_is_the_cross_entropy_of_softmax_regression_on_codes():
     assert float(value.mean()) == pytest.approx(-log_loss(y, probabilities), abs=1e-12)
     loss = ELBO().differentiable_loss(made.model, made.guide, rows)
     slopes = torch.autograd.grad(loss, list(made.head.parameters()))
-    assert max(float(slope.abs().max()) for slope in slopes) < 1e-4  # it is the maximum
+    assert max(float(slope.abs().max()) for slope in slopes) < 1e-4  # a stationary point
 
 
-def test_under_a_gaussian_least_squares_on_codes_is_its_maximum():
+def test_with_a_gaussian_likelihood_the_maximum_is_least_squares_on_codes():
     pair, x, y = autoencoder(), draw(N, D), draw(N, 2, seed=2)
     made = SupervisedEncoder(pair, Gaussian(0.7), num_labels=2, encoder="frozen", seed=0)
     codes = np.column_stack([pair.features(x), np.ones(N)])
@@ -202,11 +206,11 @@ def test_under_a_gaussian_least_squares_on_codes_is_its_maximum():
 
 
 @pytest.mark.parametrize("encoder", ["fine-tuned", "frozen", "scratch"])
-def test_what_trains(encoder):
+def test_which_parameters_are_trained(encoder):
     pair, x, y = autoencoder(corruption=GaussianNoise(0.5)), draw(N, D), classes()
     kept = parameters(pair)
     made = network(pair, encoder=encoder)
-    begun = parameters(made.coder)
+    begun = parameters(made.code_guide)
     original = {name.removeprefix("guide."): p for name, p in kept.items() if "guide." in name}
     assert begun.keys() == original.keys()
     assert {name: p.shape for name, p in begun.items()} == {
@@ -217,11 +221,11 @@ def test_what_trains(encoder):
     fit = fit_svi(made.model, made.guide, made.rows(x, y), **SHORT)
     assert fit.objective[-1] > before
     assert same(kept, parameters(pair)) == set(kept)
-    moved = set(begun) - same(begun, parameters(made.coder))
+    moved = set(begun) - same(begun, parameters(made.code_guide))
     assert moved == (set() if encoder == "frozen" else set(begun))
 
 
-def test_heads_begin_alike_and_the_seed_repeats_all():
+def test_initial_heads_do_not_depend_on_the_encoder_and_seeds_repeat_the_networks():
     made = {encoder: network(encoder=encoder) for encoder in ("fine-tuned", "frozen", "scratch")}
     assert len({m.head.weight.sum().item() for m in made.values()}) == 1
     again = network(encoder="scratch")
@@ -233,15 +237,15 @@ def test_heads_begin_alike_and_the_seed_repeats_all():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_from_scratch_head_and_encoder_have_draws_of_their_own():
+def test_from_scratch_head_and_encoder_are_drawn_independently():
     pair = Autoencoder.mlp(D, K, hidden=(7,), seed=0)
     made = network(pair, encoder="scratch")
-    drawn = (made.coder.encoder[2].weight, made.head.weight)
+    drawn = (made.code_guide.encoder[2].weight, made.head.weight)
     first, second = (w.detach().flatten()[: K * C].numpy() for w in drawn)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.9
 
 
-def test_it_can_be_kept(tmp_path):
+def test_the_network_can_be_saved(tmp_path):
     made, other, x = (
         network(),
         network(Autoencoder.mlp(D, K, hidden=(7,), seed=3).double(), seed=1),
@@ -252,26 +256,28 @@ def test_it_can_be_kept(tmp_path):
     assert torch.equal(made.predict(x).base_dist.logits, other.predict(x).base_dist.logits)
 
 
-def test_training_sees_clean_data():
+def test_training_uses_clean_data():
     made = network(autoencoder(corruption=GaussianNoise(0.5)))
     x = draw(N, D)
     assert made.training
-    assert torch.equal(made.given(x).base_dist.logits, made.given(x).base_dist.logits)
+    assert torch.equal(made.conditional(x).base_dist.logits, made.conditional(x).base_dist.logits)
 
 
-def test_frozen_layers_neither_drop_nor_count():
+def test_frozen_layers_apply_no_dropout_and_keep_batch_norm_statistics():
     encoder = nn.Sequential(nn.Linear(D, 7), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, K))
     sizes = {"data_dim": D, "latent_dim": K}
     pair = Autoencoder(encoder=encoder, decoder=mlp(K, D), **sizes).double()
     made, x = network(pair, encoder="frozen"), draw(N, D)
-    state = copy.deepcopy(made.coder.state_dict())
+    state = copy.deepcopy(made.code_guide.state_dict())
     fit_svi(made.model, made.guide, made.rows(x, classes()), **SHORT)
-    assert all(torch.equal(state[name], now) for name, now in made.coder.state_dict().items())
-    torch.testing.assert_close(made.coder.distribution(x).mean.isnan().any(), torch.tensor(False))
+    assert all(torch.equal(state[name], now) for name, now in made.code_guide.state_dict().items())
+    torch.testing.assert_close(
+        made.code_guide.distribution(x).mean.isnan().any(), torch.tensor(False)
+    )
 
 
 class TwoHeads(nn.Module):
-    """Location and scale from networks of their own."""
+    """Location and scale are computed by separate networks."""
 
     def __init__(self):
         super().__init__()
@@ -291,23 +297,23 @@ def test_codes_of_a_vae_are_means(kind):
         made = VAE(guide=AmortizedGuide(mlp(D, K), K, homoscedastic=True), **sizes)
     made, x = made.double(), draw(N, D)
     mine = network(made)
-    torch.testing.assert_close(mine.coder.distribution(x).mean.detach(), made.features(x))
+    torch.testing.assert_close(mine.code_guide.distribution(x).mean.detach(), made.features(x))
     variances = made.guide.distribution(x).variance.detach()
     fit_svi(mine.model, mine.guide, mine.rows(x, classes()), **SHORT)
-    assert not torch.allclose(mine.coder.distribution(x).mean, made.features(x))
-    frozen = {name for name, p in mine.coder.named_parameters() if not p.requires_grad}
+    assert not torch.allclose(mine.code_guide.distribution(x).mean, made.features(x))
+    frozen = {name for name, p in mine.code_guide.named_parameters() if not p.requires_grad}
     expected = {"two heads": {"encoder.scale.weight", "encoder.scale.bias"}}
     assert frozen == expected.get(
         kind, {"unconstrained_scale"} if kind == "one covariance" else set()
     )
     new = network(made, encoder="scratch")
-    assert not torch.allclose(new.coder.distribution(x).mean, made.features(x))
+    assert not torch.allclose(new.code_guide.distribution(x).mean, made.features(x))
     fit_svi(new.model, new.guide, new.rows(x, classes()), **SHORT)
-    if kind != "log-variances":  # there both are read off one hidden layer, which trains
-        torch.testing.assert_close(mine.coder.distribution(x).variance.detach(), variances)
+    if kind != "log-variances":  # there both depend on one hidden layer, which is trained
+        torch.testing.assert_close(mine.code_guide.distribution(x).variance.detach(), variances)
 
 
-def test_holes_in_x_are_seen_as_the_guide_sees_them():
+def test_missing_values_of_x_are_encoded_as_by_the_guide():
     pair = autoencoder(missing="zeros+mask")
     x, y = draw(N, D), classes()
     x[draw(N, D, seed=4) > 1] = torch.nan
@@ -322,7 +328,7 @@ def test_holes_in_x_are_seen_as_the_guide_sees_them():
     fit_svi(made.model, made.guide, made.rows(x, y), **SHORT)
 
 
-def test_rows_without_a_label_teach_nothing():
+def test_rows_without_a_label_do_not_contribute():
     made, x, y = network(), draw(N, D), classes().double()
     y[10:] = torch.nan
     value = elbo(made.model, made.guide, made.rows(x, y))
@@ -330,13 +336,13 @@ def test_rows_without_a_label_teach_nothing():
     torch.testing.assert_close(value, torch.cat([few, torch.zeros(N - 10).double()]))
 
 
-def test_log_p_counts_the_labels_alone():
+def test_log_p_is_that_of_the_labels_only():
     made, x, y = network(), draw(N, D), classes()
     found = log_likelihood(made.model, made.guide, made.rows(x, y), 25)
     assert found.cells.tolist() == [1.0] * N
     assert found.bits_per_dimension == pytest.approx(-float(found.value.mean()) / math.log(2))
-    holed = made.rows(torch.where(draw(N, D, seed=4) > 1, torch.nan, x), y)
-    assert log_likelihood(made.model, made.guide, holed, 25).cells.tolist() == [1.0] * N
+    incomplete = made.rows(torch.where(draw(N, D, seed=4) > 1, torch.nan, x), y)
+    assert log_likelihood(made.model, made.guide, incomplete, 25).cells.tolist() == [1.0] * N
 
 
 def test_labels_can_be_drawn():
@@ -349,22 +355,30 @@ def test_labels_can_be_drawn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["fine-tuned", "frozen"])
-def test_captured_steps_are_the_eager_ones(encoder):
+def test_captured_steps_equal_eager_steps(encoder):
     x, y = draw(N, D), classes()
     values = {}
     for capture in (False, True):
         made = network(encoder=encoder)
-        how = {"steps": 40, "batch_size": 20, "lr": 0.01, "seed": 0, "capture": capture}
-        fit = fit_svi(made.model, made.guide, made.rows(x, y), **how)
+        fit = fit_svi(
+            made.model,
+            made.guide,
+            made.rows(x, y),
+            steps=40,
+            batch_size=20,
+            lr=0.01,
+            seed=0,
+            capture=capture,
+        )
         assert fit.path.startswith("captured" if capture else "eager"), fit.path
         values[capture] = fit.objective
     torch.testing.assert_close(values[True], values[False], rtol=1e-8, atol=1e-8)
 
 
-# Beginning anew
+# Reset
 
 
-def test_layers_reset_themselves():
+def test_reset_draws_initial_parameters_again():
     torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Linear(400, 300),
@@ -396,7 +410,7 @@ def test_layers_reset_themselves():
 
 
 class Scaled(nn.Module):
-    """A layer that cannot reset itself."""
+    """A layer without ``reset_parameters``."""
 
     def __init__(self):
         super().__init__()
@@ -406,7 +420,7 @@ class Scaled(nn.Module):
         return self.gain * self.linear(x)
 
 
-def test_what_cannot_begin_anew_is_refused_by_name():
+def test_layers_that_cannot_be_reset_are_named():
     layer = Scaled()
     before = parameters(layer)
     with pytest.raises(ValueError, match=r"no layer resets.*\['gain'\]; give.*reset_parameters"):
@@ -415,24 +429,24 @@ def test_what_cannot_begin_anew_is_refused_by_name():
     pair = Autoencoder(encoder=layer, decoder=mlp(K, D), data_dim=D, latent_dim=K)
     with pytest.raises(ValueError, match=r"\['encoder.gain'\]"):
         network(pair, encoder="scratch")
-    assert network(pair, encoder="fine-tuned").coder.encoder.gain.requires_grad
+    assert network(pair, encoder="fine-tuned").code_guide.encoder.gain.requires_grad
 
 
-def test_frozen_layers_begin_anew_too_and_stay_frozen():
+def test_frozen_layers_are_reset_and_stay_frozen():
     pair = autoencoder()
     pair.guide.encoder[0].requires_grad_(False)
     made = network(pair, encoder="scratch")
-    assert same(parameters(made.coder), parameters(pair.guide)) == set()
-    before = parameters(made.coder)
+    assert same(parameters(made.code_guide), parameters(pair.guide)) == set()
+    before = parameters(made.code_guide)
     fit_svi(made.model, made.guide, made.rows(draw(N, D), classes()), **SHORT)
     still = {"encoder.0.weight", "encoder.0.bias"}
-    assert same(before, parameters(made.coder)) == still
+    assert same(before, parameters(made.code_guide)) == still
 
 
-# Bad input
+# Invalid input
 
 
-def test_pairs_without_an_encoder_of_their_own_are_refused():
+def test_models_without_their_own_encoder_are_refused():
     ppca = PPCA(D, K, seed=0)
     exact = VAE(
         decoder=mlp(K, D), likelihood=Gaussian(), data_dim=D, latent_dim=K, guide=ExactGuide(ppca)
@@ -445,14 +459,14 @@ def test_pairs_without_an_encoder_of_their_own_are_refused():
             network(tied, encoder=encoder)
 
 
-def test_bad_arguments():
+def test_invalid_arguments_are_refused():
     made, x = network(), draw(N, D)
     with pytest.raises(
         ValueError, match="encoder must be one of 'fine-tuned', 'frozen', 'scratch"
     ):
         network(encoder="new")
     with pytest.raises(
-        ValueError, match=r"5 and 1 columns, and as many rows; .*\(60, 5\).*\(3, 1"
+        ValueError, match=r"5 and 1 columns and the same rows; .*\(60, 5\).*\(3, 1"
     ):
         made.rows(x, classes()[:3])
     with pytest.raises(ValueError, match=r"1 entries outside the categories 0, 1, ..., 2"):

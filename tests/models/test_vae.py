@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import nn
 
 from ppl_vae.guides.families import COVARIANCES, num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -60,7 +60,7 @@ def test_prior_and_posterior_predictive_draws():
     assert not torch.equal(vae.model(x, observe=False), x)
 
 
-def test_the_networks_are_where_a_person_looks_for_them():
+def test_networks_are_public_attributes():
     encoder, decoder = mlp(D, 2 * K), mlp(K, D)
     vae = vae_with(encoder=encoder, decoder=decoder)
     assert vae.guide.encoder is encoder
@@ -69,7 +69,7 @@ def test_the_networks_are_where_a_person_looks_for_them():
     assert {"decoder.0.weight", "guide.encoder.0.bias"} <= names
 
 
-def test_the_program_is_its_own_arithmetic():
+def test_the_log_joint_is_the_sum_of_its_terms():
     vae, x = vae_with().double(), draw(N, D, dtype=torch.float64)
     torch.manual_seed(0)
     guide = poutine.trace(vae.guide).get_trace(x)
@@ -100,7 +100,7 @@ def test_a_linear_vae_is_ppca():
 
 
 class Watched(nn.Module):
-    """Remembers the shapes it was called with."""
+    """A network that records the shapes it was called with."""
 
     def __init__(self, network):
         super().__init__()
@@ -111,7 +111,7 @@ class Watched(nn.Module):
         return self.network(rows)
 
 
-def test_networks_see_rows_however_many_samples_are_drawn():
+def test_networks_are_given_rows_for_any_number_of_samples():
     decoder, encoder = Watched(mlp(K, D)), Watched(mlp(D, 2 * K))
     vae = vae_with(decoder=decoder, encoder=encoder)
     log_weights(vae.model, vae.guide, draw(N, D), 7)
@@ -120,7 +120,7 @@ def test_networks_see_rows_however_many_samples_are_drawn():
     assert set(encoder.shapes) == {(N, D)}
 
 
-def test_a_convolutional_decoder_runs_under_samples():
+def test_a_convolutional_decoder_runs_under_a_plate_of_samples():
     decoder = nn.Sequential(
         nn.Unflatten(1, (K, 1, 1)), nn.ConvTranspose2d(K, 3, 2), nn.ReLU(),
         nn.ConvTranspose2d(3, 1, 2), nn.Flatten(),
@@ -134,14 +134,14 @@ def test_a_convolutional_decoder_runs_under_samples():
     [lambda: AmortizedGuide(mlp(D, 2 * K, seed=1), K), lambda: PerDatumGuide(N, K)],
     ids=["amortized", "mean field"],
 )
-def test_a_vae_takes_any_guide(guide):
+def test_a_vae_accepts_any_guide(guide):
     vae = vae_with(encoder=None, guide=guide())
     x = draw(N, D)
     assert log_weights(vae.model, vae.guide, x, 2).shape == (2, N)
     torch.testing.assert_close(vae.reconstruct(x), vae.decode(vae.guide.distribution(x).mean).mean)
 
 
-def test_a_vae_takes_a_function_for_a_guide():
+def test_a_vae_accepts_a_function_as_guide():
     def guide(x, **_):
         with pyro.plate("data", len(x)):
             return pyro.sample("z", dist.Normal(x[:, :K], 0.1).to_event(1))
@@ -163,13 +163,13 @@ def test_decoding_and_reconstruction_are_means_of_the_likelihood():
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-def test_rows_with_holes_are_reconstructed_whole(missing):
+def test_rows_with_missing_values_are_reconstructed_completely(missing):
     vae = VAE.mlp(D, K, missing=missing, seed=0)
     mask = draw(N, D, seed=2) < 1
     x = torch.where(mask, draw(N, D), torch.nan)
-    seen = torch.where(mask, x, 0.0)
-    seen = torch.cat([seen, mask.float()], 1) if missing == "zeros+mask" else seen
-    expected = vae.decode(vae.guide.encoder(seen)[:, :K]).mean
+    inputs = torch.where(mask, x, 0.0)
+    inputs = torch.cat([inputs, mask.float()], 1) if missing == "zeros+mask" else inputs
+    expected = vae.decode(vae.guide.encoder(inputs)[:, :K]).mean
     torch.testing.assert_close(vae.reconstruct(x), expected)
     junk = torch.where(mask, x, 1e6).numpy()
     assert torch.equal(vae.reconstruct(junk, mask=mask.numpy()), vae.reconstruct(x))
@@ -180,7 +180,7 @@ def test_rows_with_holes_are_reconstructed_whole(missing):
         vae.reconstruct(junk, mask=mask)
 
 
-def test_what_is_missing_is_seen_in_a_known_way():
+def test_missing_values_are_encoded_as_stated():
     with pytest.raises(
         ValueError, match=r"missing must be one of 'zeros', 'zeros.mask'; got 'nan'"
     ):
@@ -191,7 +191,7 @@ def test_what_is_missing_is_seen_in_a_known_way():
     assert vae.guide.distribution(draw(N, D)).mean.shape == (N, K)
 
 
-def test_samples_are_of_the_model():
+def test_samples_follow_the_model():
     vae = vae_with(likelihood=Bernoulli())
     x = vae.sample(50, seed=0)
     assert x.shape == (50, D)
@@ -224,7 +224,22 @@ def test_a_vae_can_be_made_from_its_config(arguments):
     x = draw(N, D)
     first, second = (log_weights(v.model, v.guide, x, 2, seed=0) for v in (vae, again))
     assert torch.equal(first, second)
-    assert vae_with().config() is None
+
+
+def test_a_vae_prints_as_the_call_that_made_it():
+    vae = VAE.mlp(6, 2, hidden=(3,), likelihood=Gaussian(0.3))
+    assert repr(vae) == (
+        "VAE.mlp(data_dim=6, latent_dim=2, hidden=(3,), "
+        "likelihood=Gaussian(scale=0.3, initial=1.0, floor=0.0001), "
+        'activation="relu", covariance="diagonal", missing="zeros", inputs="auto")'
+    )
+    assert repr(vae.guide) == (
+        'AmortizedGuide(encoder=Sequential(...), latent_dim=2, covariance="diagonal", '
+        'homoscedastic=False, missing="zeros")'
+    )
+    assert repr(ExactGuide(PPCA(4, 2), covariance="unit")) == (
+        'ExactGuide(model=PPCA(data_dim=4, latent_dim=2, noise="isotropic"), covariance="unit")'
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +255,7 @@ def test_a_vae_can_be_made_from_its_config(arguments):
         ({"data_dim": 0}, "data_dim must be a whole number >= 1; got 0"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes, match):
+def test_incompatible_parts_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
         vae_with(**changes)
 
@@ -312,7 +327,7 @@ def test_every_activation_is_known_by_name(activation):
         ({"in_dim": 0}, "width must be a whole number >= 1; got 0"),
     ],
 )
-def test_bad_networks_are_refused(arguments, match):
+def test_invalid_networks_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         mlp(**({"in_dim": D, "out_dim": K} | arguments))
 

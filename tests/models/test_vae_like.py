@@ -49,18 +49,18 @@ def table(missing=0.0):
     return torch.from_numpy(x)
 
 
-def like(x, likelihood=None, **told):
-    return VAE.like(x, 2, **({"hidden": (8,), "likelihood": likelihood, "seed": 0} | told))
+def like(x, likelihood=None, **options):
+    return VAE.like(x, 2, **({"hidden": (8,), "likelihood": likelihood, "seed": 0} | options))
 
 
-def fitted(vae, x, steps=30, **told):
-    told = {"lr": 1e-2, "batch_size": 50, "seed": 0, "capture": False} | told
-    return fit_svi(vae.model, vae.guide, x, steps=steps, **told)
+def fitted(vae, x, steps=30, **options):
+    options = {"lr": 1e-2, "batch_size": 50, "seed": 0, "capture": False} | options
+    return fit_svi(vae.model, vae.guide, x, steps=steps, **options)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("name", GAUSSIANS)
-def test_other_units_move_log_p_by_the_jacobian_and_nothing_else(name, missing):
+def test_a_change_of_units_shifts_log_p_by_the_log_jacobian_only(name, missing):
     x = table(missing)
     values = []
     for factors in (torch.ones(6).double(), UNITS):
@@ -126,7 +126,7 @@ def test_training_starts_at_the_columns_means_with_half_their_variance():
     torch.testing.assert_close(per_dim, torch.ones(6).double())
 
 
-def test_a_missing_value_is_the_mean_of_its_column_to_the_encoder():
+def test_the_encoder_is_given_the_column_mean_for_a_missing_value():
     x = table(0.2) * UNITS
     for missing in ("zeros", "zeros+mask"):
         vae = like(x, missing=missing)
@@ -149,7 +149,7 @@ def same_buffers(one, other):
     return all(torch.allclose(ours[k], theirs[k], rtol=1e-12, atol=1e-12) for k in ours)
 
 
-def test_a_table_may_come_in_any_form(tmp_path):
+def test_a_table_may_have_any_type(tmp_path):
     x = (table(0.1) * UNITS).numpy()
     whole = like(x)
     assert same_buffers(whole, like([x[:70], x[70:]]))
@@ -162,7 +162,7 @@ def test_a_table_may_come_in_any_form(tmp_path):
     assert like(np.arange(24).reshape(6, 4)).decoder[0].weight.dtype == torch.float32
 
 
-def test_it_is_saved_and_copied(tmp_path):
+def test_the_standardization_is_saved_and_copied(tmp_path):
     x = table() * UNITS
     vae = like(x, Gaussian("per-dim"))
     fitted(vae, x)
@@ -176,7 +176,7 @@ def test_it_is_saved_and_copied(tmp_path):
 
 
 @pytest.mark.slow
-def test_its_steps_are_captured_and_leave_the_buffers_alone():
+def test_steps_are_captured_and_do_not_change_the_buffers():
     x = table() * UNITS
     vae = like(x, Gaussian("per-dim"))
     before = vae.guide.inputs.loc.clone()
@@ -185,7 +185,7 @@ def test_its_steps_are_captured_and_leave_the_buffers_alone():
     assert torch.equal(vae.guide.inputs.loc, before)
 
 
-def test_constant_columns_are_said_and_too_wide_a_range_is_refused(tmp_path):
+def test_constant_columns_are_noted_and_too_wide_a_range_is_refused(tmp_path):
     x = table() * UNITS
     x[:, 2] = 0.1
     vae = like(x)
@@ -201,7 +201,7 @@ def test_constant_columns_are_said_and_too_wide_a_range_is_refused(tmp_path):
         like(empty)
 
 
-def test_centring_and_standardising_are_one_mechanism():
+def test_centering_a_standardized_model_equals_making_it_from_data():
     x = table() * UNITS
     sizes = {"hidden": (8,), "likelihood": Gaussian("shared", initial=0.5**0.5)}
     vae = VAE.mlp(6, 2, **sizes, inputs="standardized", seed=0).double()
@@ -231,7 +231,7 @@ def test_counts_up_to_thousands_train_at_any_learning_rate(make, lr):
         fit = fitted(vae, x, steps=60, lr=lr)
         assert fit.notes == ()
         assert fit.objective[-5:].mean() > fit.objective[:5].mean()
-    # Made from data it starts where the other one has not arrived yet.
+    # Made from data, it starts at an objective that the other has not reached yet.
     assert fit.objective[0] > -500
 
 
@@ -253,12 +253,11 @@ def test_encoders_of_counts_are_given_their_logarithms():
     assert vae.guide.inputs is not None
 
 
-def test_old_folders_keep_encoders_that_saw_counts(tmp_path):
-    config = VAE.mlp(8, 2, likelihood=Poisson(), inputs="identity", seed=0)
-    del config._config["inputs"]
+def test_loaded_encoders_are_given_the_same_inputs(tmp_path):
     x = torch.from_numpy(rates())
-    other = load(save(config, tmp_path))
-    torch.testing.assert_close(other.guide.distribution(x).mean, config.guide.encoder(x)[:, :2])
+    raw = VAE.mlp(8, 2, likelihood=Poisson(), inputs="identity", seed=0)
+    loaded = load(save(raw, tmp_path))
+    torch.testing.assert_close(loaded.guide.distribution(x).mean, raw.guide.encoder(x)[:, :2])
     for made in (VAE.mlp(8, 2, likelihood=Poisson()), topic_vae(8, 2)):
         again = load(save(made, tmp_path))
         torch.testing.assert_close(again.features(x), made.features(x))
@@ -292,7 +291,7 @@ def test_other_likelihoods_start_at_the_columns_means(name):
     assert fit.objective[-5:].mean() > fit.objective[0]
 
 
-def test_what_is_outside_the_support_is_refused():
+def test_data_outside_the_support_are_refused():
     with pytest.raises(ValueError, match="entries outside the counts 0, 1, 2"):
         like(table(), Poisson())
 
@@ -300,7 +299,7 @@ def test_what_is_outside_the_support_is_refused():
 # Fits of other VAEs to such columns
 
 
-def test_a_fit_to_columns_of_mixed_units_names_what_would_help():
+def test_a_fit_to_columns_of_mixed_units_notes_the_remedy():
     x = load_wine().data
     for vae in (VAE.mlp(13, 2, seed=0).double(), VAE.mlp(13, 2, seed=0).double().center(x)):
         (note,) = fitted(vae, x, steps=2).notes
@@ -314,7 +313,7 @@ def test_a_fit_to_columns_of_mixed_units_names_what_would_help():
     assert fitted(like(y * UNITS), y * UNITS, steps=2).notes == ()
 
 
-def test_grey_values_are_no_mixed_units():
+def test_grey_values_are_not_in_mixed_units():
     x = np.random.default_rng(0).uniform(size=(100, 6)) ** np.array([1, 1, 1, 1, 1, 400])
     assert x.std(0).max() > 10 * x.std(0).min() or x.std(0).min() < 0.03
     assert fitted(VAE.mlp(6, 2, seed=0).double(), x, steps=2).notes == ()
@@ -339,7 +338,7 @@ def held_out(x, num_test, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("load_table", [load_wine, load_breast_cancer])
-def test_on_raw_tables_it_is_near_the_best_ppca_of_standardised_columns(load_table):
+def test_on_raw_tables_the_fit_is_near_the_best_ppca_of_standardised_columns(load_table):
     x = load_table().data
     train, val, test = held_out(x, 38)
     mean, sd = train.mean(0), train.std(0)
@@ -347,10 +346,10 @@ def test_on_raw_tables_it_is_near_the_best_ppca_of_standardised_columns(load_tab
     fit_closed_form(ppca, (train - mean) / sd)
     exact = ppca.log_likelihood((test - mean) / sd).mean().item() - np.log(sd).sum()
     vae = VAE.like(train, 3, seed=0)
-    told = {"steps": 1500, "x_val": val, "patience": 20, "batch_size": None}
-    fitted(vae, train, **told)
+    options = {"steps": 1500, "x_val": val, "patience": 20, "batch_size": None}
+    fitted(vae, train, **options)
     found = log_likelihood(vae.model, vae.guide, test, 500, refine=100, seed=0)
     assert found.mean > exact - 2
     plain = VAE.mlp(x.shape[1], 3, seed=0).double().center(train)
-    fitted(plain, train, **told)
+    fitted(plain, train, **options)
     assert elbo(plain.model, plain.guide, test, seed=0).mean() < found.mean - 100

@@ -114,7 +114,7 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
             found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
             values = torch.where(block.observed, values, found.mean @ loadings.mT)
             hidden = (~block.observed).to(loc)
-            spread = patterns.spread(loadings @ found.tril) * hidden[..., None]
+            spread = patterns.gather_rows(loadings @ found.tril) * hidden[..., None]
             spread = spread.movedim(1, 0).flatten(1)
             second += spread @ spread.mT + (variance * hidden.sum(0)).diag()
         total, second = total + values.sum(0), second + values.mT @ values

@@ -14,7 +14,7 @@ from ppl_vae.core.results import CONDITIONAL, Result
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_em
-from ppl_vae.models.identifiability import undetermined_cells, undetermined_pairs
+from ppl_vae.models.identifiability import undetermined_entries, undetermined_pairs
 from ppl_vae.models.ppca import NOISES, PPCA
 
 HIDDEN_SHARE = 0.1
@@ -139,7 +139,7 @@ def select_by_masked_cv(
 def _not_validated(x: Tensor, seen: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
     # Hidden cells are of columns that are observed together; others may be missing together.
     pairs = undetermined_pairs(RowBlocks(x.where(seen, torch.nan)), latent_dim)
-    cells = undetermined_cells(seen, pairs)
+    cells = undetermined_entries(seen, pairs)
     if number := int(cells.sum()):
         columns = cells.any(0).nonzero().flatten().tolist()
         yield (

@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.eigen import Leading
+from ppl_vae.models.eigen import LeadingEigenpairs
 
 COLLINEAR = 1e-3
 """The sine of the angle of a column of Psi^-1/2 W to those before it, under which W is rotated."""
 
 
 def best_parameters(
-    leading: Leading,
+    leading: LeadingEigenpairs,
     variance: Float[Tensor, " D"],
     *,
     isotropic: bool,

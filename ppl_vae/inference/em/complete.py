@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae.inference.em.closed_form import conditioned, rotated
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.state import EMState, Parameters, project_covariance
-from ppl_vae.models.eigen import Leading, product
+from ppl_vae.models.eigen import LeadingEigenpairs, product
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
@@ -93,7 +93,7 @@ class CompleteDataEM(EMState):
         """F, with F'F the sample covariance."""
         return self.covariance.factor
 
-    def leading(self) -> Leading:
+    def leading(self) -> LeadingEigenpairs:
         """Of Psi^-1/2 S Psi^-1/2, S the sample covariance."""
         return self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.models.eigen import Leading, right_singular, split_leading
+from ppl_vae.models.eigen import LeadingEigenpairs, leading_eigenpairs, right_singular_vectors
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
 
 DENSE = 256
@@ -43,7 +43,7 @@ def expected_leading(
     loadings: Float[Tensor, "D K"],
     loc: Float[Tensor, " D"],
     variance: Float[Tensor, " D"],
-) -> Leading:
+) -> LeadingEigenpairs:
     """The leading eigenvalues of Psi^-1/2 S Psi^-1/2, with S = F'F of :func:`expected_factor`.
 
     Of a table of many columns they are those of its compression to a span of leading directions.
@@ -57,7 +57,7 @@ def expected_leading(
     if data_dim > DENSE:
         basis = _leading_basis(blocks, loadings, loc, variance)
     factor, total = _whitened_factor(blocks, loadings, loc, variance, basis)
-    values, axes, rest = split_leading(*right_singular(factor), latent_dim)
+    values, axes, rest = leading_eigenpairs(*right_singular_vectors(factor), latent_dim)
     if basis is None:
         return values, axes, rest
     return values, basis @ axes, total - values.sum()
@@ -121,9 +121,9 @@ def _rows(
         if block.observed is not None:
             completed = torch.where(block.observed, completed, found.mean @ loadings.mT)
             missing = (~block.observed).sum(0).to(loc)
-            counts = patterns.collect(torch.ones_like(found.mean[:, :1]))
+            counts = patterns.sum_by_pattern(torch.ones_like(found.mean[:, :1]))
             factors = found.tril * counts[..., None].sqrt()
-            absent = 1 - patterns.seen
+            absent = 1 - patterns.observed
             spread = (factors.mT @ loadings.mT) * absent[:, None]
             spread = spread.reshape(-1, data_dim)
         yield completed, spread, missing

@@ -25,7 +25,7 @@ from ppl_vae.inference.em.complete import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import best_of, run_em
-from ppl_vae.models.identifiability import described, undetermined_pairs
+from ppl_vae.models.identifiability import describe_undetermined, undetermined_pairs
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance, missing_message, summarize
 
@@ -230,7 +230,7 @@ def _ascended(
         columns, covariance = _statistics(ppca, blocks)
         noise = Noise.of(ppca, columns, noise_floor, accelerated=accelerated)
     pairs = undetermined_pairs(blocks, ppca.latent_dim) if covariance is None else None
-    known = columns.notes() + described(pairs, ppca.latent_dim)
+    known = columns.notes() + describe_undetermined(pairs, ppca.latent_dim)
     missing = MissingDataProblem(blocks, columns, noise, family, prior_update)
     ends = []
     for number in range(starts):

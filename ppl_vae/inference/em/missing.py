@@ -24,14 +24,14 @@ from ppl_vae.inference.em.closed_form import conditioned
 from ppl_vae.inference.em.expected_covariance import expected_factor, expected_leading
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.state import EMState, Parameters, project_covariance
-from ppl_vae.models.eigen import Leading
+from ppl_vae.models.eigen import LeadingEigenpairs
 from ppl_vae.models.linear_gaussian import (
     LOG_2PI,
     LatentPosterior,
     MissingnessPatterns,
-    outer,
-    packed,
-    unpacked,
+    from_tril_vec,
+    outer_tril,
+    tril_vec,
 )
 
 LARGEST = math.pi / 8
@@ -77,14 +77,14 @@ class ExpectedStatistics:
         )
         found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(found.mean[:, :1])
-        counts = patterns.collect(one)
+        counts = patterns.sum_by_pattern(one)
         covariance, half_log_det, kl = _closest(found, family)
-        spread = packed(covariance) * counts
-        second = patterns.collect(outer(found.mean, found.mean))
-        stacked = torch.cat([spread, second, patterns.collect(found.mean), counts], 1)
+        spread = tril_vec(covariance) * counts
+        second = patterns.sum_by_pattern(outer_tril(found.mean, found.mean))
+        stacked = torch.cat([spread, second, patterns.sum_by_pattern(found.mean), counts], 1)
         totals = torch.stack([half_log_det, kl]) @ counts[:, 0]
         return cls(
-            by_column=patterns.seen.mT @ stacked,
+            by_column=patterns.observed.mT @ stacked,
             overall=stacked.sum(0),
             residual=found.residual.mT @ torch.cat([found.mean, one], 1),
             squares=found.residual.square().sum(0),
@@ -153,7 +153,7 @@ def split(sums: Float[Tensor, "*B Q"], latent_dim: int) -> tuple[Tensor, ...]:
     :class:`ExpectedStatistics`."""
     size = latent_dim * (latent_dim + 1) // 2
     spread, means, mean, count = sums.split([size, size, latent_dim, 1], -1)
-    return unpacked(spread, latent_dim), unpacked(means, latent_dim), mean, count[..., 0]
+    return from_tril_vec(spread, latent_dim), from_tril_vec(means, latent_dim), mean, count[..., 0]
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class MissingDataEM(EMState):
         """F, with F'F the expected covariance of the rows given what was observed."""
         return expected_factor(self.holes.blocks, self.loadings, self.loc, self.variance)
 
-    def leading(self) -> Leading:
+    def leading(self) -> LeadingEigenpairs:
         """Of Psi^-1/2 S Psi^-1/2, S that covariance."""
         return expected_leading(self.holes.blocks, self.loadings, self.loc, self.variance)
 

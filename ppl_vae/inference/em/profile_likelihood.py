@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.eigen import Leading, right_singular
+from ppl_vae.models.eigen import LeadingEigenpairs, right_singular_vectors
 
 STEPS, HALVINGS = 100, 30
 NOTHING = 1e-13
@@ -57,7 +57,7 @@ class Profile:
         cls, factor: Float[Tensor, "R D"], variance: Float[Tensor, " D"], latent_dim: int
     ) -> Self:
         """For S = F'F."""
-        singular, axes = right_singular(factor / variance.sqrt())
+        singular, axes = right_singular_vectors(factor / variance.sqrt())
         if (lacking := len(variance) - len(singular)) > 0:
             singular = torch.nn.functional.pad(singular, (0, lacking))
             axes = torch.cat([axes, torch.linalg.qr(axes, mode="complete").Q[:, -lacking:]], 1)
@@ -67,7 +67,7 @@ class Profile:
         parts = variance.log().sum() + values[kept:].sum() + (first.log() + 1).sum()
         return cls(variance, values, axes, kept, -parts / 2)
 
-    def leading(self, latent_dim: int) -> Leading:
+    def leading(self, latent_dim: int) -> LeadingEigenpairs:
         """The first K eigenvalues and eigenvectors, and the sum of the others."""
         k = latent_dim
         return self.values[:k], self.axes[:, :k], self.values[k:].sum()

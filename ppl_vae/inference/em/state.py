@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.profile_likelihood import best_noise
-from ppl_vae.models.eigen import JACOBI_SIZE, Leading
+from ppl_vae.models.eigen import MAX_JACOBI_SIZE, LeadingEigenpairs
 
 ILL_CONDITIONED = "the table is too ill-conditioned for float64"
 """How the note on digits lost to rounding begins."""
@@ -73,7 +73,7 @@ class EMState:
         """F, with F'F the (expected) covariance of the data."""
 
     @abstractmethod
-    def leading(self) -> Leading:
+    def leading(self) -> LeadingEigenpairs:
         """The leading axes of the (expected) covariance of the data, its columns over psi^1/2."""
 
     def best(self) -> Parameters:
@@ -83,7 +83,7 @@ class EMState:
         here, or as it is if q is restricted or the columns are many.
         """
         k, min_variance, variance = self.loadings.shape[1], self.noise.min_variance, self.variance
-        if min_variance is None or self.family not in EXACT or len(variance) > JACOBI_SIZE:
+        if min_variance is None or self.family not in EXACT or len(variance) > MAX_JACOBI_SIZE:
             leading = self.leading()
         else:
             profile = best_noise(self.factor(), variance, min_variance, k)

@@ -100,7 +100,7 @@ def best_codes(
     prior, sharp = autoencoder.prior(), autoencoder.prior_kind == "laplace"
 
     def loss(z: Tensor) -> Tensor:
-        given = autoencoder.given(z, x, mask, observe=True).log_prob(x)
+        given = autoencoder.conditional(z, x, mask, observe=True).log_prob(x)
         return -given if sharp else -given - prior.log_prob(z)
 
     with isolated_store(), mode(autoencoder, training=False):

@@ -1,0 +1,82 @@
+"""The generative program that the package's models share: z_n ~ p(z), x_n | z_n ~ p(x | z_n)."""
+
+from abc import abstractmethod
+
+import pyro
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+
+from ppl_vae.core.program import Density, Program, as_rows, count_rows, data_plate
+from ppl_vae.core.validation import ArrayLike
+
+
+class LatentVariableModel(Program):
+    """Abstract: one latent vector per datum, z ~ p(z), and a density of the datum, x ~ p(x | z).
+
+    Attributes:
+        data_dim: D.
+        latent_dim: K.
+    """
+
+    data_dim: int
+    latent_dim: int
+
+    @abstractmethod
+    def prior(self) -> Density:
+        """p(z), event shape (K,)."""
+
+    @abstractmethod
+    def conditional(
+        self,
+        z: Float[Tensor, "*B K"],
+        x: Float[Tensor, "N D"] | None = None,
+        mask: Bool[Tensor, "*M D"] | None = None,
+        observe: bool = False,
+    ) -> Density:
+        """p(x | z), event shape (D,), as a differentiable function of z and the parameters.
+
+        Args:
+            z: codes, of the model's dtype.
+            x: the rows that z belongs to, where there are any; entries where ``mask`` is False
+                may hold any finite number.
+            mask: True where x is observed; the density scores these entries only.
+            observe: whether x is scored, or only informs the density of its rows (their totals).
+        """
+
+    @pyro_method
+    def model(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        mask: Bool[Tensor, "B D"] | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        observe: bool = True,
+    ) -> Tensor:
+        """The generative model as a Pyro program, under the package's contract."""
+        like = reference_tensor(self)
+        x = None if x is None else as_rows(x, like, self.data_dim)
+        rows = count_rows(x, num_data)
+        with data_plate(rows, index=index, num_data=num_data, device=like.device):
+            scored = self._scored_entries(mask, like)
+            z = pyro.sample("z", self.prior())
+            if mask is not None and x is not None:
+                # NaN under a mask would still make the gradient NaN.
+                x = torch.where(mask, x, 0.0)
+            mask = None if x is None else scored
+            density = self.conditional(z.to(like.dtype), x, mask, observe)
+            return pyro.sample("x", density, obs=x if observe else None)
+
+    def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
+        """The entries of x that p(x | z) scores; None for all of them."""
+        return mask
+
+
+def reference_tensor(module: nn.Module) -> Tensor:
+    """A module's first floating-point parameter, whose dtype and device are the module's.
+
+    An empty tensor of the default dtype on the CPU if there is none.
+    """
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
