@@ -1,4 +1,4 @@
-"""Guides: q(z given x)."""
+"""Guides q(z | x)."""
 
 import lazy_loader
 

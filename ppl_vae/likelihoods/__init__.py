@@ -1,4 +1,4 @@
-"""Likelihoods: p(x given z)."""
+"""Likelihoods p(x | z)."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Networks in plain torch."""
+"""Neural networks for encoders and decoders."""
 
 import lazy_loader
 
