@@ -41,8 +41,18 @@ x, x_test = found.counts[rows], found.counts[rows_test]
 
 # %%
 vae = pv.topic_vae(x.shape[1], K, seed=0).center(x)
-how = {"batch_size": 100, "lr": 0.02, "scheduler": CosineAnnealingLR, "seed": 0}
-print(pv.fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, warmup=EPOCHS * 5, **how))
+fit = pv.fit_svi(
+    vae.model,
+    vae.guide,
+    x,
+    epochs=EPOCHS,
+    batch_size=100,
+    lr=0.02,
+    scheduler=CosineAnnealingLR,
+    warmup=EPOCHS * 5,
+    seed=0,
+)
+print(fit)
 base = (x.sum(0) + 0.5) / (x.sum(0) + 0.5).sum()
 alone = pv.Multinomial()(base.log().expand(len(x_test), -1), x_test).log_prob(x_test)
 print(f"held out, one topic for all: {alone.mean():.2f} nats per datum; {K} topics:")
@@ -60,8 +70,8 @@ for k in shares.argsort(descending=True):
 # %%
 names = "matplotlib.pyplot.plot", "torch.nn.Conv2d"
 ends = [found.counts[[found.names.index(name)]] for name in names]
-how = {"guide": vae.guide, "num_steps": 9}
-lines = pv.top_words(interpolate(vae.model, *ends, **how)[0], found.words, 7, base=base)
+expected_counts = interpolate(vae.model, *ends, guide=vae.guide, num_steps=9)[0]
+lines = pv.top_words(expected_counts, found.words, 7, base=base)
 codes = path(*(encode(vae.model, vae.guide, x) for x in ends), 9)[0]
 shares = vae.decoder.proportions(codes)
 print(f"\nfrom {names[0]} to {names[1]}: shares of their main topics, and words")

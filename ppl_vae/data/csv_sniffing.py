@@ -60,7 +60,7 @@ def detect_delimiter(lines: Sequence[str]) -> str:
         dialect = Sniffer().sniff("\n".join(sample), delimiters=list(DELIMITERS.values()))
     except NoDetectionResult:
         return "\t"
-    return dialect.delimiter or "\t"
+    return (dialect.delimiter if dialect else "") or "\t"
 
 
 def _read_text(path: Path) -> str:

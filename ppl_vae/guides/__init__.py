@@ -1,1 +1,1 @@
-"""Guides: q(z given x)."""
+"""Guides q(z | x)."""

@@ -1,13 +1,13 @@
-"""Families of Gaussians that guides are taken from, and points: one argument, ``covariance``.
+"""Gaussian variational families, chosen by one argument, ``covariance``, and point masses.
 
-With z of K dimensions it is
+For z of K dimensions:
 
 =============  ==============================  ====================================
-``"unit"``     q = N(m, I)                     nothing to learn
+``"unit"``     q = N(m, I)                     no parameters
 ``"isotropic"``  q = N(m, v I)                 one log-variance
 ``"diagonal"``  q = N(m, diag(v))              K log-variances
-``"full"``     q = N(m, L L')                  lower triangle of L, its diagonal by log
-``"delta"``    z = m, a point                  nothing to learn; no density, so no bound
+``"full"``     q = N(m, L L')                  lower triangle of L, with a log diagonal
+``"delta"``    z = m, a point mass             no parameters; no density, so no bound
 =============  ==============================  ====================================
 """
 
@@ -21,15 +21,15 @@ from ppl_vae.core.validation import check_option
 
 COVARIANCES = ("unit", "isotropic", "diagonal", "full")
 FAMILIES = (*COVARIANCES, "delta")
-"""What a guide with parameters of its own may be of; a point is no Gaussian."""
-LARGEST, SMALLEST = 30.0, -60.0
-"""Log-variances are what a network says they are from the smallest to the largest of these."""
-ROOM_ABOVE, ROOM_BELOW = 5.0, 20.0
-"""Beyond them they stay within so many units."""
+"""Families of guides with their own parameters: the Gaussian ones and the point mass."""
+LOWER_KNEE, UPPER_KNEE = -60.0, 30.0
+"""Interval on which :func:`soft_clamp` is the identity."""
+MARGIN_BELOW, MARGIN_ABOVE = 20.0, 5.0
+"""Distances of its bounds from the ends of this interval."""
 
 
 def num_scale_outputs(covariance: str, latent_dim: int) -> int:
-    """How many free numbers a covariance of the family has."""
+    """Number of parameters of a covariance of the family."""
     k = latent_dim
     check_option("covariance", covariance, FAMILIES)
     sizes = {"unit": 0, "isotropic": 1, "diagonal": k, "full": k * (k + 1) // 2, "delta": 0}
@@ -37,39 +37,39 @@ def num_scale_outputs(covariance: str, latent_dim: int) -> int:
 
 
 def soft_clamp(log_variance: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """A log-variance that a float can hold: the identity from -60 to 30, within -80 and 35 always.
+    """Smooth clamp of a log-variance: the identity from -60 to 30, bounded by -80 and 35.
 
-    Between the two it is the number given, bit for bit, so that weights of a network that was
-    trained elsewhere give the same q. Beyond them it goes on with slope one and bends towards its
-    bound, 1 - 1 / (1 + u) of the room that is left at a distance of u rooms; its gradient is
-    1 / (1 + u)^2, and never zero for a finite distance.
+    Inside the interval it is exact to the last bit, so that weights trained with other software
+    give the same q. Outside it continues with slope one and saturates: at a distance of u margins
+    it covers 1 - 1 / (1 + u) of the margin, and its gradient 1 / (1 + u)^2 is never zero.
 
     In float32 a variance, its inverse and their ratios to variances of order one are finite up to
-    exp(87). Above, less is safe: a loss grows with the variance, and Adam squares its gradient,
-    which overflows at exp(44) already, for good and without a word.
+    exp(87). The upper bound is lower, since a loss grows with the variance, and Adam squares its
+    gradient, which overflows silently and permanently at exp(44).
     """
-    above = torch.relu(log_variance - LARGEST) / ROOM_ABOVE
-    below = torch.relu(SMALLEST - log_variance) / ROOM_BELOW
-    inside = log_variance.clamp(SMALLEST, LARGEST)
-    return inside + ROOM_ABOVE * (1 - 1 / (1 + above)) - ROOM_BELOW * (1 - 1 / (1 + below))
+    above = torch.relu(log_variance - UPPER_KNEE) / MARGIN_ABOVE
+    below = torch.relu(LOWER_KNEE - log_variance) / MARGIN_BELOW
+    inside = log_variance.clamp(LOWER_KNEE, UPPER_KNEE)
+    return inside + MARGIN_ABOVE * (1 - 1 / (1 + above)) - MARGIN_BELOW * (1 - 1 / (1 + below))
 
 
 def gaussian(
     loc: Float[Tensor, "*B K"],
-    raw: Float[Tensor, "*B R"],
+    unconstrained: Float[Tensor, "*B R"],
     covariance: str,
     units: Float[Tensor, "*B K"] | None = None,
 ) -> Density:
-    """The member of a family with mean ``loc``, its covariance read from unconstrained ``raw``.
+    """The member of a family with mean ``loc`` and an unconstrained covariance parameter.
 
     Args:
         loc: means.
-        raw: :func:`num_scale_outputs` numbers per datum: log-variances, or for ``"full"`` the K
-            log-variances on the diagonal of L followed by its lower triangle, row by row, each
-            row in units of its diagonal entry. They are bounded by :func:`soft_clamp`.
+        unconstrained: :func:`num_scale_outputs` numbers per datum: log-variances, or for
+            ``"full"`` the log-variances that give the diagonal of L, followed by its lower
+            triangle row by row, each row divided by its diagonal entry. Log-variances are bounded
+            by :func:`soft_clamp`.
         covariance: the family.
-        units: standard deviations that ``raw`` is relative to, all of them 1 by default; for
-            ``"isotropic"`` the same for all dimensions, and ``"unit"`` has none.
+        units: standard deviations that ``unconstrained`` is relative to, 1 by default; the same
+            for all dimensions for ``"isotropic"``, and not used for ``"unit"``.
     """
     k = loc.shape[-1]
     if covariance == "delta":
@@ -77,12 +77,12 @@ def gaussian(
     if covariance == "unit":
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
     if covariance != "full":
-        scale = _scale(raw, units).expand(loc.shape)
+        scale = _scale(unconstrained, units).expand(loc.shape)
         return dist.Normal(loc, scale).to_event(1)
-    scale = _scale(raw[..., :k], units)
+    scale = _scale(unconstrained[..., :k], units)
     rows, columns = torch.tril_indices(k, k, -1, device=loc.device)
     unit_lower = torch.diag_embed(torch.ones_like(scale))
-    unit_lower[..., rows, columns] = raw[..., k:]
+    unit_lower[..., rows, columns] = unconstrained[..., k:]
     return dist.MultivariateNormal(loc, scale_tril=scale.unsqueeze(-1) * unit_lower)
 
 
@@ -94,8 +94,9 @@ def _scale(log_variance: Tensor, units: Tensor | None) -> Tensor:
 def kl_projection(posterior: Density, covariance: str) -> Density:
     """The member of a family that minimises KL(q || posterior), for a Gaussian posterior.
 
-    With P the posterior's precision: variances 1 / P_kk (diagonal), K / tr P (isotropic), 1
-    (unit); the mean is the posterior's. ("Best diagonal q" is not the marginal variances.)
+    With P the precision of the posterior, its variances are 1 / P_kk (diagonal), K / tr P
+    (isotropic) or 1 (unit), and its mean is that of the posterior. The variances of the optimal
+    diagonal q are not the marginal variances of the posterior.
     """
     if covariance == "full":
         return posterior

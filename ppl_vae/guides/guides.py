@@ -1,5 +1,4 @@
-"""What is approximated: Gaussian guides q(z | x), exact, one per datum, or amortized by an
-encoder.
+"""Gaussian guides q(z | x): exact, with free parameters per datum, or amortized by an encoder.
 
 The family is an argument, see :mod:`ppl_vae.guides.families`.
 """
@@ -29,17 +28,18 @@ from ppl_vae.guides.families import (
 )
 from ppl_vae.networks.patches import HiddenPatches
 
-MISSING = ("zeros", "zeros+mask")
+MISSING_ENCODINGS = ("zeros", "zeros+mask")
+"""How missing values are presented to an encoder."""
 
 
 def num_encoder_inputs(missing: str, data_dim: int) -> int:
-    """How many columns an encoder gets that sees missing values in this way."""
-    check_option("missing", missing, MISSING)
+    """Number of columns of an encoder's input, given how it is presented missing values."""
+    check_option("missing", missing, MISSING_ENCODINGS)
     return {"zeros": data_dim, "zeros+mask": 2 * data_dim}[missing]
 
 
 class GaussianGuide(Program):
-    """Abstract: a guide whose one site ``"z"`` is a Gaussian or point; its call is the program."""
+    """Abstract: a guide with a single site ``"z"``, a Gaussian or a point mass."""
 
     latent_dim: int
 
@@ -58,7 +58,7 @@ class GaussianGuide(Program):
         num_data: int | None = None,
         **_: Any,
     ) -> Tensor:
-        """The guide as a Pyro program: samples ``"z"`` in the plate ``"data"``."""
+        """The guide as a Pyro program: sample ``"z"`` in the plate ``"data"``."""
         with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
             return pyro.sample("z", self.distribution(x, index, mask))
 
@@ -68,14 +68,14 @@ def _device(x: Any) -> torch.device | None:
 
 
 class ExactGuide(GaussianGuide):
-    """The posterior of a model that knows it, or its best restriction to a Gaussian family.
+    """The exact Gaussian posterior of a model, or its KL projection onto a Gaussian family.
 
-    q(z | x) = argmin KL(q || p(z | x)) over the family; for ``"full"``, p(z | x) itself. It has
-    no parameters of its own: fitted by SVI, it trains the model's.
+    q(z | x) = argmin KL(q || p(z | x)) over the family; for ``"full"``, p(z | x) itself. It has no
+    parameters: SVI with it trains those of the model.
 
     Args:
-        model: an object with ``posterior(x)``, a Gaussian with a ``precision_matrix``; for data
-            with missing values, with ``posterior(x, mask=mask)``.
+        model: an object whose ``posterior(x)`` is a Gaussian with a ``precision_matrix``; for data
+            with missing values, ``posterior(x, mask=mask)``.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
 
@@ -86,7 +86,7 @@ class ExactGuide(GaussianGuide):
             raise TypeError(
                 f"model must have a method 'posterior'; {type(model).__name__} has none"
             )
-        # In a tuple: as a submodule the model would be renamed, and would not train with its own.
+        # In a tuple: Pyro would rename the parameters of a submodule, and train copies of them.
         self._held = (model,)
         self.covariance = check_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)
@@ -94,31 +94,31 @@ class ExactGuide(GaussianGuide):
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
-        """q(z | x), from the model's posterior given what was observed.
+        """q(z | x), from the model's posterior given the observed entries.
 
         Raises:
             ValueError: if there is a mask, and the model's ``posterior`` takes none.
         """
         (model,) = self._held
-        holes = filter_kwargs(model.posterior, {"mask": mask})
-        if mask is not None and not holes:
+        keywords = filter_kwargs(model.posterior, {"mask": mask})
+        if mask is not None and not keywords:
             raise ValueError(
                 f"x has missing entries, and the posterior of {type(model).__name__} takes no "
                 "keyword 'mask'; use AmortizedGuide or PerDatumGuide, whose model scores the "
-                "observed cells"
+                "observed entries"
             )
         if isinstance(model, PyroModule):
-            posterior = pyro_method(lambda module: module.posterior(x, **holes))(model)
+            posterior = pyro_method(lambda module: module.posterior(x, **keywords))(model)
         else:
-            posterior = model.posterior(x, **holes)
+            posterior = model.posterior(x, **keywords)
         return kl_projection(posterior, self.covariance)
 
 
 class PerDatumGuide(GaussianGuide):
-    """One free q_i per datum, looked up by ``index``: variational inference before amortization.
+    """Free parameters of q_i for each datum, looked up by ``index``; not amortized.
 
     Args:
-        num_data: N, the rows of the data it is for.
+        num_data: N, number of rows of the data.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
     """
@@ -132,19 +132,19 @@ class PerDatumGuide(GaussianGuide):
         self.loc = nn.Parameter(torch.zeros(num_data, latent_dim))
         width = num_scale_outputs(covariance, latent_dim)
         if width:
-            self.raw = nn.Parameter(torch.zeros(num_data, width))
+            self.unconstrained_scale = nn.Parameter(torch.zeros(num_data, width))
         else:
-            self.register_buffer("raw", torch.zeros(num_data, 0))
+            self.register_buffer("unconstrained_scale", torch.zeros(num_data, 0))
 
     def tables(self) -> list[nn.Parameter]:
-        """The parameters with a row a datum, of which a minibatch may move its own rows only."""
+        """The parameters with one row per datum; a minibatch may update its own rows only."""
         return list(self.parameters())
 
     def forward(self, x: ArrayLike, *, num_data: int | None = None, **keywords: Any) -> Tensor:
         """The guide as a Pyro program.
 
         Raises:
-            ValueError: if x is not (part of) the data that the guide is for.
+            ValueError: if ``num_data`` is not the N of the guide.
         """
         if num_data is not None and num_data != self.num_data:
             raise ValueError(
@@ -156,7 +156,7 @@ class PerDatumGuide(GaussianGuide):
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
-        """q_i for the rows ``index``; without it, for all N. What x and mask hold is not read.
+        """q_i for the rows ``index``, or for all N without it; only the length of x is used.
 
         Raises:
             ValueError: if index is missing for fewer than N rows.
@@ -166,49 +166,49 @@ class PerDatumGuide(GaussianGuide):
             if len(x) != self.num_data:
                 raise ValueError(
                     f"x has {len(x)} rows, this PerDatumGuide one q per datum for "
-                    f"{self.num_data}; give index=, the rows of the data that x holds "
+                    f"{self.num_data}; give index=, the rows of x within the data "
                     "(for new data use an AmortizedGuide)"
                 )
-            return gaussian(self.loc, self.raw, self.covariance)
+            return gaussian(self.loc, self.unconstrained_scale, self.covariance)
         if validation_enabled() and index.device.type == "cpu" and len(index):
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.num_data:
                 raise IndexError(
-                    f"index must lie in 0..{self.num_data - 1}; it goes from {low} to {high}"
+                    f"index must lie in 0..{self.num_data - 1}; it ranges from {low} to {high}"
                 )
-        return gaussian(self.loc[index], self.raw[index], self.covariance)
+        return gaussian(self.loc[index], self.unconstrained_scale[index], self.covariance)
 
 
 class AmortizedGuide(GaussianGuide):
-    """q(z | x) read off a network: one set of weights for all data, new ones included.
+    """q(z | x) computed by a network: one set of weights for all data, including new data.
 
     Args:
-        encoder: a network on rows of x, (rows, D), or with ``missing="zeros+mask"`` (rows, 2D).
-            It returns (rows, K + R), the mean followed by R numbers for the covariance
-            (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair (loc,
-            scale): standard deviations, or ``scale_tril`` for ``"full"``.
+        encoder: a network of rows of x, (rows, D), or (rows, 2D) with ``missing="zeros+mask"``.
+            It returns (rows, K + R), the mean followed by the R unconstrained parameters of the
+            covariance (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair
+            (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
-            model has; the encoder then returns means alone, (rows, K).
-        missing: what the encoder sees of a missing value: ``"zeros"``, a zero; ``"zeros+mask"``, a
-            zero, and right of the D columns of x the mask as D more, 1 where observed (all ones
-            for complete rows), so that a missing value is not taken for a zero.
-        inputs: what an encoder is given in place of x, in training or not, such as
+            model has; the encoder then returns means only, (rows, K).
+        missing: how missing values are presented to the encoder: ``"zeros"``, as zeros;
+            ``"zeros+mask"``, as zeros, with the mask appended as D more columns, 1 where observed
+            (all ones for complete rows), which distinguishes missing values from zeros.
+        inputs: transformation of x before the encoder, in training and evaluation, such as
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
-            the same shape; missing values are zero after it. By default x itself.
-        corruption: what is done to x before the encoder sees it, in training alone, e.g.
+            the same shape; missing values are zero after it. None by default.
+        corruption: corruption of x before the encoder, in training only, e.g.
             :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in place of missing
             values, which stay zeros. The model scores x itself.
-        patch_mask: patches of x that the encoder does not see, in training or not: it takes them
-            for missing values, and the model scores nothing else. An encoder that names a keyword
-            ``num_seen`` is told how many patches are left.
+        patch_mask: patches of x that are hidden from the encoder, in training and evaluation: they
+            are missing values for it, and the model scores only them. An encoder with a keyword
+            ``num_visible`` is passed the number of visible patches.
 
     References:
         Nazabal, Olmos, Ghahramani, Valera: Handling incomplete heterogeneous data using VAEs
-        (2020), of zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020),
-        of the mask beside them; Vincent et al.: Stacked denoising autoencoders (2010); He et al.:
-        Masked autoencoders are scalable vision learners (2022), of hidden patches.
+        (2020): zeros; Collier, Nazabal, Williams: VAEs in the presence of missing data (2020):
+        zeros and the mask; Vincent et al.: Stacked denoising autoencoders (2010): corruption; He
+        et al.: Masked autoencoders are scalable vision learners (2022): hidden patches.
     """
 
     @configurable
@@ -227,13 +227,15 @@ class AmortizedGuide(GaussianGuide):
         super().__init__()
         self.latent_dim = check_int("latent_dim", latent_dim)
         self.covariance = check_option("covariance", covariance, FAMILIES)
-        self.missing = check_option("missing", missing, MISSING)
+        self.missing = check_option("missing", missing, MISSING_ENCODINGS)
         self.encoder = encoder
         self.inputs = inputs
         self.corruption = corruption
         self.patch_mask = patch_mask
         width = num_scale_outputs(covariance, latent_dim)
-        self.raw = nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
+        self.unconstrained_scale = (
+            nn.Parameter(torch.zeros(width)) if homoscedastic and width else None
+        )
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
     def forward(
@@ -245,20 +247,21 @@ class AmortizedGuide(GaussianGuide):
         num_data: int | None = None,
         **_: Any,
     ) -> Tensor:
-        """The guide as a Pyro program: samples ``"hidden"``, if it hides patches, and ``"z"``."""
+        """The guide as a Pyro program: sample ``"hidden"``, if there is a patch mask, and
+        ``"z"``."""
         if self.patch_mask is None:
             return super().forward(x, mask=mask, index=index, num_data=num_data)
         x = as_rows(x, self._like(x), self.patch_mask.data_dim)
         with data_plate(len(x), index=index, num_data=num_data, device=x.device):
             hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
-            seen = ~self.patch_mask.cells(hidden.bool())
-            seen = seen if mask is None else seen & mask
-            told = filter_kwargs(self.encoder, {"num_seen": self.patch_mask.num_seen})
-            return pyro.sample("z", self._read(x.expand_as(seen), seen, **told))
+            visible = ~self.patch_mask.to_entries(hidden.bool())
+            visible = visible if mask is None else visible & mask
+            keywords = filter_kwargs(self.encoder, {"num_visible": self.patch_mask.num_visible})
+            return pyro.sample("z", self._encode(x.expand_as(visible), visible, **keywords))
 
     @contextmanager
     def disable_patch_masking(self) -> Iterator[None]:
-        """Nothing is hidden in runs inside, and the model scores all that was observed."""
+        """Context manager: hide no patches, so that the model scores all observed entries."""
         before, self.patch_mask = self.patch_mask, None
         try:
             yield
@@ -268,23 +271,23 @@ class AmortizedGuide(GaussianGuide):
     def distribution(
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
-        """q(z | x) for rows x; what stands where the mask is False is not read.
+        """q(z | x) for rows x; entries where the mask is False are not used.
 
-        Nothing else is hidden: that is for the program to do.
+        No patches are hidden: :meth:`forward` does that.
 
         Raises:
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask
-                does not say so (looked for only where Pyro validates).
+                is True or absent (checked only if Pyro's validation is on).
         """
-        return self._read(as_rows(x, self._like(x)), mask)
+        return self._encode(as_rows(x, self._like(x)), mask)
 
-    def _read(
-        self, x: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B D"] | None, **told: Any
+    def _encode(
+        self, x: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B D"] | None, **keywords: Any
     ) -> Density:
-        seen = self._seen(x, mask)
-        rows = seen.reshape(-1, seen.shape[-1])
+        inputs = self._encoder_inputs(x, mask)
+        rows = inputs.reshape(-1, inputs.shape[-1])
         try:
-            out = self.encoder(rows, **told)
+            out = self.encoder(rows, **keywords)
         except RuntimeError as error:
             error.add_note(f"The encoder got {tuple(rows.shape)}, with missing={self.missing!r}.")
             raise
@@ -292,37 +295,37 @@ class AmortizedGuide(GaussianGuide):
             return self._from_pair(x.shape[:-1], *out)
         self._check_width(out, self._encoder_width)
         out = out.reshape(*x.shape[:-1], -1)
-        loc, raw = out[..., : self.latent_dim], out[..., self.latent_dim :]
-        if self.raw is not None:
-            raw = self.raw.expand(*loc.shape[:-1], -1)
-        return gaussian(loc, raw, self.covariance)
+        loc, scale = out[..., : self.latent_dim], out[..., self.latent_dim :]
+        if self.unconstrained_scale is not None:
+            scale = self.unconstrained_scale.expand(*loc.shape[:-1], -1)
+        return gaussian(loc, scale, self.covariance)
 
-    def _seen(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _encoder_inputs(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None:
             x = torch.where(mask, x, 0.0)
         if validation_enabled() and (count := int(x.isnan().sum())):
             raise ValueError(
-                f"x has {count} entries that are NaN and that no mask tells the guide of; call it "
-                "with mask=~x.isnan(), as everything does that takes x and a pair"
+                f"x has {count} NaN entries that are not masked; call the guide with "
+                "mask=~x.isnan(), as functions of a pair and x do"
             )
         if self.corruption is not None and self.training:
-            x = self._mapped("corruption", self.corruption, x, mask)
+            x = self._transform("corruption", self.corruption, x, mask)
         if self.inputs is not None:
-            x = self._mapped("inputs", self.inputs, x, mask)
+            x = self._transform("inputs", self.inputs, x, mask)
         if self.missing == "zeros":
             return x
         return torch.cat([x, torch.ones_like(x) if mask is None else mask.to(x)], -1)
 
-    def _mapped(
-        self, name: str, change: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None
+    def _transform(
+        self, name: str, transform: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor | None
     ) -> Tensor:
-        changed = change(x)
-        if changed.shape != x.shape:
+        transformed = transform(x)
+        if transformed.shape != x.shape:
             raise ValueError(
                 f"{name} must keep the shape of x, {tuple(x.shape)}; it returned "
-                f"{tuple(changed.shape)}"
+                f"{tuple(transformed.shape)}"
             )
-        return changed if mask is None else torch.where(mask, changed, 0.0)
+        return transformed if mask is None else torch.where(mask, transformed, 0.0)
 
     def _like(self, x: Any) -> Tensor:
         parameters = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()

@@ -1,1 +1,1 @@
-"""Likelihoods: p(x given z)."""
+"""Likelihoods p(x | z)."""

@@ -22,7 +22,7 @@ from ppl_vae.models.standardization import encoder_inputs
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import FixedScaleEncoder
 from ppl_vae.networks.patches import HiddenPatches
-from ppl_vae.networks.sparse_layers import PRIORS, FlatPrior, penalty_of
+from ppl_vae.networks.sparse_layers import PRIORS, FlatPrior, check_penalty
 from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
 
 
@@ -110,7 +110,7 @@ class Autoencoder(DecoderModel):
         )
         super().__init__(decoder, likelihood, data_dim, latent_dim, encoder, guide, amortize)
         self.prior_kind = check_option("prior", prior, PRIORS)
-        self.penalty = penalty_of(prior, penalty)
+        self.penalty = check_penalty(prior, penalty)
 
     @property
     def corruption(self) -> Callable[[Tensor], Tensor] | None:

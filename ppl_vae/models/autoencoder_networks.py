@@ -14,7 +14,7 @@ from ppl_vae.networks.sparse_layers import (
     COLUMNS,
     NormalizedColumns,
     TiedEncoder,
-    code_layer,
+    make_code_activation,
 )
 
 
@@ -53,5 +53,5 @@ def mlp_networks(
     if tied:
         encoder = nn.Sequential(TiedEncoder(decoder[0]))
     if code_activation != "linear":
-        encoder.append(code_layer(code_activation, latent_dim))
+        encoder.append(make_code_activation(code_activation, latent_dim))
     return encoder, decoder

@@ -73,7 +73,7 @@ class DecoderModel(LatentVariableModel):
         if self.patch_mask is None:
             return mask
         hidden = pyro.sample("hidden", self.patch_mask.subsets(like))
-        entries = self.patch_mask.cells(hidden.bool())
+        entries = self.patch_mask.to_entries(hidden.bool())
         return entries if mask is None else entries & mask
 
     def conditional(

@@ -1,1 +1,1 @@
-"""Networks in plain torch."""
+"""Neural networks for encoders and decoders."""

@@ -1,7 +1,7 @@
-"""What is done to data before an encoder sees them: noise that a model must see through.
+"""Corruption of the inputs of an encoder, as in denoising autoencoders.
 
-Draws are torch's, so that a seed repeats them. Any callable of rows that keeps their shape will
-do in the place of these.
+Draws use torch's generator, so that a seed reproduces them. Any callable of rows that keeps their
+shape can be used instead.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """x + scale * eps, eps ~ N(0, I), drawn anew at every call.
+    """x + scale * eps with a new eps ~ N(0, I) at every call.
 
     Attributes:
         scale: standard deviation, in the units of x.
@@ -29,17 +29,17 @@ class GaussianNoise:
             raise ValueError(f"scale must be positive, in the units of x; got {self.scale}")
 
     def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Rows with noise on them."""
+        """Rows with added noise."""
         return x + self.scale * torch.randn_like(x)
 
 
 @dataclass(frozen=True)
 class MaskingNoise:
-    """Each cell of x is replaced, with probability ``share``, by ``value``; anew at every call.
+    """Replaces each entry of x by ``value`` with probability ``share``, independently per call.
 
     Attributes:
-        share: of the cells, in (0, 1).
-        value: what stands in their place.
+        share: probability of replacement, in (0, 1).
+        value: the replacement.
 
     Raises:
         ValueError: if share is not between 0 and 1.
@@ -53,10 +53,11 @@ class MaskingNoise:
             raise ValueError(f"share must lie between 0 and 1; got {self.share}")
 
     def __call__(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Rows some cells of which are replaced."""
+        """Rows with some entries replaced."""
         return torch.where(torch.rand_like(x) < self.share, self.value, x)
 
 
 CORRUPTIONS: dict[str, type[GaussianNoise | MaskingNoise]] = {
-    kind.__name__: kind for kind in (GaussianNoise, MaskingNoise)
+    corruption.__name__: corruption for corruption in (GaussianNoise, MaskingNoise)
 }
+"""The corruptions by name, for saving and loading."""

@@ -1,4 +1,4 @@
-"""Networks for encoders and decoders."""
+"""Multilayer perceptrons and convolutional networks for encoders and decoders."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import check_int, check_option
 
 ImageShape: TypeAlias = tuple[int, int, int]
-"""Channels, height and width of an image that is a flat row elsewhere."""
+"""Channels, height and width of an image; data are flat rows of such images."""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "sigmoid": nn.Sigmoid,
 }
+"""Activation functions by name."""
 
 
 def mlp(
@@ -33,7 +34,7 @@ def mlp(
     activation: str = "relu",
     seed: int | None = None,
 ) -> nn.Sequential:
-    """A multilayer perceptron, linear at the end; without hidden layers an affine map.
+    """A multilayer perceptron with linear output; without hidden layers an affine map.
 
     ``mlp(K, D, (H,))`` is G(z) = A2 relu(A1 z + b1) + b2.
 
@@ -41,7 +42,7 @@ def mlp(
         in_dim, out_dim: widths of input and output.
         hidden: width of each hidden layer.
         activation: one of ``ACTIVATIONS``.
-        seed: of the initial weights (torch's defaults for Linear).
+        seed: seed of the initial weights (torch's defaults for Linear).
     """
     activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
     widths = [check_int("width", width) for width in (in_dim, *hidden, out_dim)]
@@ -61,7 +62,7 @@ def last_linear(network: nn.Sequential) -> nn.Linear:
 
 
 def zero_output(network: nn.Sequential) -> nn.Sequential:
-    """The network with its output layer set to zero, so that it starts as a constant."""
+    """Set the output layer of a network to zero, so that it is constant initially."""
     with torch.no_grad():
         for parameter in last_linear(network).parameters():
             parameter.zero_()
@@ -69,10 +70,10 @@ def zero_output(network: nn.Sequential) -> nn.Sequential:
 
 
 def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
-    """The bias that a network adds at its end, one number for each output, (width,).
+    """The bias of the last layer of a network, one number per output, (width,).
 
     Raises:
-        TypeError: if it does not end in a layer with such a bias.
+        TypeError: if the last layer has no such bias.
     """
     last: Any = network
     while isinstance(last, nn.Sequential) and len(last):
@@ -91,44 +92,42 @@ N = TypeVar("N", bound=nn.Module)
 
 @torch.no_grad()
 def reset(network: N, *, seed: int | None = None) -> N:
-    """The network as new: each layer draws its parameters again, as it does when it is made.
+    """Reinitialise a network: each layer draws its parameters as at construction.
 
-    Layers do so by their ``reset_parameters``, inner ones first; what is frozen stays frozen. Of
-    layers without one, frozen parameters and buffers are part of the architecture and stay.
+    Layers use their ``reset_parameters``, inner ones first; frozen parameters stay frozen. Frozen
+    parameters and buffers of layers without this method are kept.
 
     Args:
-        network: reset in place.
-        seed: of the new parameters.
+        network: the network, modified in place.
+        seed: seed of the new parameters.
 
     Raises:
-        ValueError: if a parameter belongs to no layer that resets it. The network is left as it
-            was.
+        ValueError: if no layer resets some parameter. The network is unchanged then.
     """
     before = {name: value.clone() for name, value in network.state_dict().items()}
     learned = {name: p for name, p in network.named_parameters() if p.requires_grad}
     for parameter in learned.values():
-        parameter.fill_(torch.nan)  # what still is NaN at the end was not reset
+        parameter.fill_(torch.nan)  # parameters that are still NaN at the end were not reset
     with seeded(seed):
         for layer in reversed(list(network.modules())):
-            own: Any = getattr(layer, "reset_parameters", None)
-            own = own or getattr(layer, "_reset_parameters", None)  # torch's attention has this
-            if callable(own):
-                own()
-    if left := [name for name, p in learned.items() if bool(p.isnan().any())]:
+            method: Any = getattr(layer, "reset_parameters", None)
+            method = method or getattr(layer, "_reset_parameters", None)  # torch's attention
+            if callable(method):
+                method()
+    if missed := [name for name, p in learned.items() if bool(p.isnan().any())]:
         network.load_state_dict(before)
         raise ValueError(
-            f"parameters that no layer resets would stay as they were trained: {left[:5]}; give "
-            "the layers that hold them a method reset_parameters()"
+            f"no layer resets the parameters {missed[:5]}; give their layers a method "
+            "reset_parameters(), since they would keep their trained values otherwise"
         )
     return network
 
 
 class Bias(nn.Module):
-    """Adds b, one number a column: what the last layer of an :func:`mlp` has and a convolution,
-    whose bias is one number a channel, has not.
+    """Adds a bias b to rows, one number per column; convolutions have one per channel only.
 
     Args:
-        width: of the rows.
+        width: width of the rows.
     """
 
     def __init__(self, width: int) -> None:
@@ -145,8 +144,7 @@ class Bias(nn.Module):
 
 
 class FixedScaleEncoder(nn.Module):
-    """A network's output and one standard deviation for all of it: (loc, scale), the encoder of
-    q(z | x) = N(f(x), scale^2 I).
+    """The encoder of q(z | x) = N(f(x), scale^2 I), which returns (loc, scale).
 
     Args:
         network: f, from rows of x to (rows, K).
@@ -170,10 +168,10 @@ class FixedScaleEncoder(nn.Module):
 
 
 def as_image_shape(shape: Sequence[int]) -> ImageShape:
-    """(C, H, W) as three positive whole numbers.
+    """Check that an image shape is (C, H, W), three positive whole numbers.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: if not.
     """
     if len(shape) != 3:
         raise ValueError(f"image_shape must be (channels, height, width); got {tuple(shape)}")
@@ -189,17 +187,17 @@ def conv_encoder(
     activation: str = "relu",
     seed: int | None = None,
 ) -> nn.Sequential:
-    """Convolutions that halve the image one by one, and a linear layer: flat rows in and out.
+    """Strided convolutions that each halve the image, and a linear layer, on flat rows.
 
     Args:
         image_shape: (C, H, W); a row has C H W entries, of any height and width.
         out_dim: width of the output.
-        channels: of each convolution (3 x 3, stride 2).
+        channels: output channels of each convolution (3 x 3, stride 2).
         activation: one of ``ACTIVATIONS``.
-        seed: of the initial weights (torch's defaults).
+        seed: seed of the initial weights (torch's defaults).
     """
     activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
-    shapes = _halved(image_shape, channels)
+    shapes = _halved_shapes(image_shape, channels)
     layers: list[nn.Module] = [nn.Unflatten(1, shapes[0])]
     with seeded(seed):
         for (before, *_), (after, *_) in itertools.pairwise(shapes):
@@ -217,49 +215,48 @@ def conv_decoder(
     activation: str = "relu",
     seed: int | None = None,
 ) -> nn.Sequential:
-    """The mirror image of :func:`conv_encoder`: a linear layer, and convolutions that double.
+    """The mirror image of :func:`conv_encoder`: a linear layer and transposed convolutions.
 
     Args:
         in_dim: width of the input.
-        image_shape: (C, H, W) of what comes out, as flat rows.
-        channels: of the image that each convolution gets (3 x 3, transposed, stride 2).
-        outputs_per_dim: numbers for each entry of an image. A row holds them beside one another,
-            those of the first entry first.
+        image_shape: (C, H, W) of the output, as flat rows.
+        channels: input channels of each transposed convolution (3 x 3, stride 2).
+        outputs_per_dim: number of outputs for each entry of an image, adjacent in a row.
         activation: one of ``ACTIVATIONS``.
-        seed: of the initial weights (torch's defaults, and an :class:`Bias` of zero).
+        seed: seed of the initial weights (torch's defaults, and a :class:`Bias` of zero).
     """
     activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
-    shapes = _halved(image_shape, channels[::-1])[::-1]
+    shapes = _halved_shapes(image_shape, channels[::-1])[::-1]
     depth, height, width = shapes[-1]
     shapes[-1] = (check_int("outputs_per_dim", outputs_per_dim) * depth, height, width)
     with seeded(seed):
         layers: list[nn.Module] = [nn.Linear(check_int("in_dim", in_dim), math.prod(shapes[0]))]
         layers += [nn.Unflatten(1, shapes[0])]
         for before, after in itertools.pairwise(shapes):
-            layers += [activate(), _doubling(before, after, bias=after is not shapes[-1])]
-    return nn.Sequential(*layers, _Flat(outputs_per_dim), Bias(math.prod(shapes[-1])))
+            layers += [activate(), _transposed_conv(before, after, bias=after is not shapes[-1])]
+    return nn.Sequential(*layers, _FlattenOutputs(outputs_per_dim), Bias(math.prod(shapes[-1])))
 
 
-def _halved(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageShape]:
+def _halved_shapes(image_shape: Sequence[int], channels: Sequence[int]) -> list[ImageShape]:
     shapes = [as_image_shape(image_shape)]
     if not channels:
-        raise ValueError("channels must name at least one convolution's channels; it is empty")
+        raise ValueError("channels must have at least one entry, one per convolution; it is empty")
     for number in channels:
         _, height, width = shapes[-1]
         shapes.append((check_int("channels", number), (height + 1) // 2, (width + 1) // 2))
     return shapes
 
 
-def _doubling(before: ImageShape, after: ImageShape, *, bias: bool) -> nn.ConvTranspose2d:
-    # 2n - 1 pixels come out of n: one more at the far edge, where the larger image was even.
-    odd = (after[1] - (2 * before[1] - 1), after[2] - (2 * before[2] - 1))
+def _transposed_conv(before: ImageShape, after: ImageShape, *, bias: bool) -> nn.ConvTranspose2d:
+    # n pixels give 2n - 1; output_padding adds one if the larger image has an even size.
+    output_padding = (after[1] - (2 * before[1] - 1), after[2] - (2 * before[2] - 1))
     return nn.ConvTranspose2d(
-        before[0], after[0], 3, stride=2, padding=1, output_padding=odd, bias=bias
+        before[0], after[0], 3, stride=2, padding=1, output_padding=output_padding, bias=bias
     )
 
 
-class _Flat(nn.Module):
-    """Images of (outputs_per_dim C) channels as rows, an entry's outputs beside one another."""
+class _FlattenOutputs(nn.Module):
+    """Flattens images of (outputs_per_dim C) channels, the outputs of an entry adjacent."""
 
     def __init__(self, outputs_per_dim: int) -> None:
         super().__init__()

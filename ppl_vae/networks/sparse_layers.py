@@ -1,4 +1,4 @@
-"""Parts of autoencoders: priors that are none, codes with exact zeros, columns of one length."""
+"""Layers of sparse and linear autoencoders: flat prior, thresholds, normalised columns, LISTA."""
 
 import math
 from typing import Any
@@ -14,9 +14,13 @@ from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.networks.mlp_conv import ACTIVATIONS
 
 CODE_ACTIVATIONS = ("linear", "soft-threshold", *ACTIVATIONS)
+"""Last layers of an encoder of codes, by name."""
 COLUMNS = ("free", "unit", "orthonormal")
+"""Constraints on the columns of a linear decoder."""
 PRIORS = ("flat", "normal", "laplace")
-FIRST_THRESHOLD = 0.1
+"""Priors of codes, by name."""
+INITIAL_THRESHOLD = 0.1
+"""Initial threshold of :class:`SoftThreshold`."""
 
 
 class FlatPrior(dist.ImproperUniform):
@@ -30,35 +34,35 @@ class FlatPrior(dist.ImproperUniform):
         super().__init__(constraints.real_vector, torch.Size(), torch.Size([latent_dim]))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlatPrior":
-        """The same for a larger batch."""
+        """The same distribution with a larger batch shape."""
         new = self._get_checked_instance(FlatPrior, _instance)
         return super().expand(batch_shape, new)
 
     def log_prob(self, value: Float[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-        """0 for each row, on its device."""
+        """0 for each row."""
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         return value.new_zeros(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Refused.
+        """Raise an error, since a flat prior has no draws.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            "a flat prior cannot be sampled: an autoencoder does not generate. Take "
-            "prior='laplace' or a VAE to draw from; decode(z) decodes codes of your own"
+            "a flat prior cannot be sampled: an autoencoder is not a generative model. Use "
+            "prior='laplace' or a VAE to draw samples; decode(z) decodes given codes"
         )
 
 
 class SoftThreshold(nn.Module):
-    """sign(a) max(|a| - t, 0), with a learned threshold t > 0 for each column: exact zeros.
+    """sign(a) max(|a| - t, 0) with a learned threshold t > 0 per column, for exact zeros.
 
-    It is what a proximal step under an L1 penalty does, and the first step of ISTA where codes
-    are read off data (Gregor, LeCun: Learning fast approximations of sparse coding, 2010).
+    It is the proximal operator of an L1 penalty, and the nonlinearity of ISTA and LISTA (Gregor,
+    LeCun: Learning fast approximations of sparse coding, 2010).
 
     Args:
-        width: of the rows.
+        width: width of the rows.
     """
 
     def __init__(self, width: int) -> None:
@@ -67,16 +71,16 @@ class SoftThreshold(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Every t = 0.1."""
-        nn.init.constant_(self.log_threshold, math.log(FIRST_THRESHOLD))
+        """Set every t to 0.1."""
+        nn.init.constant_(self.log_threshold, math.log(INITIAL_THRESHOLD))
 
     def forward(self, rows: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """Rows shrunk towards zero."""
+        """Shrink the entries of rows towards zero."""
         return soft_threshold(rows, self.log_threshold.exp())
 
 
-def penalty_of(prior: str, penalty: float | None) -> float:
-    """The penalty of a prior of codes, 1 unless it is given; 0 of a flat one.
+def check_penalty(prior: str, penalty: float | None) -> float:
+    """The penalty of a prior of codes: the given one, by default 1, and 0 for a flat prior.
 
     Raises:
         ValueError: if it is not positive, or given for a flat prior.
@@ -84,7 +88,7 @@ def penalty_of(prior: str, penalty: float | None) -> float:
     if prior == "flat":
         if penalty is not None:
             raise ValueError(
-                "penalty= is that of prior='laplace' or prior='normal'; prior is 'flat'"
+                "penalty= requires prior='laplace' or prior='normal'; prior is 'flat'"
             )
         return 0.0
     penalty = 1.0 if penalty is None else penalty
@@ -93,29 +97,32 @@ def penalty_of(prior: str, penalty: float | None) -> float:
     return penalty
 
 
-def code_layer(name: str, latent_dim: int) -> nn.Module:
-    """The last layer of an encoder of K codes, one of ``CODE_ACTIVATIONS`` but ``"linear"``."""
+def make_code_activation(name: str, latent_dim: int) -> nn.Module:
+    """The activation of K codes, one of ``CODE_ACTIVATIONS`` except ``"linear"``."""
     return SoftThreshold(latent_dim) if name == "soft-threshold" else ACTIVATIONS[name]()
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
-    """sign(a) max(|a| - t, 0): zero within t of zero, and closer to zero by t elsewhere."""
+    """sign(a) max(|a| - t, 0)."""
     return values.sign() * torch.relu(values.abs() - threshold)
 
 
 class NormalizedColumns(nn.Module):
-    """W z + b, where W (D, K) has columns of length one, which may be orthogonal besides.
+    """W z + b, where the columns of W (D, K) have unit norm or are orthonormal.
 
-    W is read off free numbers: each of their columns over its length, or the orthogonal factor of
-    their QR decomposition. So the free numbers' scale makes no difference, and plain gradient
-    steps keep what is asked of W.
+    W is a function of an unconstrained matrix: its normalised columns, or the orthogonal factor
+    of its QR decomposition. It does not depend on the scale of that matrix, and gradient steps
+    preserve the constraint.
 
     Args:
-        linear: gives the width of input and output, the free numbers and the bias.
+        linear: layer with the dimensions, the unconstrained matrix and the bias.
         kind: ``"unit"`` or ``"orthonormal"``.
 
+    Attributes:
+        free: the unconstrained matrix, (D, K).
+
     Raises:
-        ValueError: if more orthonormal columns are asked for than there are dimensions.
+        ValueError: if there are more orthonormal columns than dimensions.
     """
 
     def __init__(self, linear: nn.Linear, kind: str) -> None:
@@ -135,7 +142,7 @@ class NormalizedColumns(nn.Module):
         if self.kind == "unit":
             return F.normalize(self.free, dim=0)
         q, r = torch.linalg.qr(self.free)
-        return q * r.diagonal().sign()  # a continuous function of the free numbers so
+        return q * r.diagonal().sign()  # signs make Q a continuous function of the matrix
 
     def forward(self, z: Float[Tensor, "B K"]) -> Float[Tensor, "B D"]:
         """W z + b."""
@@ -143,11 +150,11 @@ class NormalizedColumns(nn.Module):
 
 
 class TiedEncoder(nn.Module):
-    """W'(x - b): the encoder that shares the weights of a linear decoder W z + b.
+    """W'(x - b), the encoder with the tied weights of a linear decoder W z + b.
 
     Args:
-        decoder: has ``weight`` (D, K) and ``bias`` (D,). It is held, not owned: its parameters
-            are the model's.
+        decoder: layer with ``weight`` (D, K) and ``bias`` (D,). It is no submodule: its
+            parameters belong to the model.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -161,21 +168,21 @@ class TiedEncoder(nn.Module):
 
 
 class LISTA(nn.Module):
-    """Some steps of iterative soft thresholding as a network, which learns to need no more.
+    """Learned ISTA: a few steps of iterative soft thresholding with learned parameters.
 
         z_1 = S(A x + c),   z_{s+1} = S(A x + c + M z_s)
 
     with S(a) = sign(a) max(|a| - t, 0), and the same A (K, D), c (K,), M (K, K) and t (K,) in all
-    steps. They begin as those of ISTA for the lasso |x - W z - b|^2 / 2 + threshold |z|_1:
+    steps. They are initialised to ISTA for the lasso |x - W z - b|^2 / 2 + threshold |z|_1:
     A = W' / L, c = -A b, M = I - W'W / L, t = threshold / L, L the largest eigenvalue of W'W.
 
     Args:
-        dictionary: has ``weight`` W (D, K) and ``bias`` b (D,), of which the start is read.
-        threshold: of the lasso: penalty times noise variance, where noise is Gaussian.
-        steps: at least 1.
+        dictionary: layer with ``weight`` W (D, K) and ``bias`` b (D,), used for initialisation.
+        threshold: threshold of the lasso: penalty times variance of the Gaussian noise.
+        steps: number of steps, at least 1.
 
     Raises:
-        ValueError: a threshold that is not positive.
+        ValueError: if the threshold is not positive.
 
     References:
         Gregor, LeCun: Learning fast approximations of sparse coding (2010).
@@ -186,21 +193,21 @@ class LISTA(nn.Module):
         self.steps = check_int("steps", steps)
         if not threshold > 0:
             raise ValueError(f"threshold must be positive, as the lasso's is; got {threshold}")
-        held: Any = dictionary
-        weight, bias = held.weight.detach(), held.bias.detach()
+        layer: Any = dictionary
+        weight, bias = layer.weight.detach(), layer.bias.detach()
         gram = weight.T @ weight
         largest = torch.linalg.eigvalsh(gram)[-1]
-        self.read = nn.Linear(*weight.shape).to(weight)
+        self.input_map = nn.Linear(*weight.shape).to(weight)
         with torch.no_grad():
-            self.read.weight.copy_(weight.T / largest)
-            self.read.bias.copy_(-(weight.T @ bias) / largest)
-        self.mix = nn.Parameter(torch.eye(len(gram)).to(gram) - gram / largest)
+            self.input_map.weight.copy_(weight.T / largest)
+            self.input_map.bias.copy_(-(weight.T @ bias) / largest)
+        self.lateral = nn.Parameter(torch.eye(len(gram)).to(gram) - gram / largest)
         self.log_threshold = nn.Parameter((threshold / largest).log().repeat(len(gram)))
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """The code after all steps."""
-        seen, threshold = self.read(x), self.log_threshold.exp()
-        z = soft_threshold(seen, threshold)
+        """The code after the last step."""
+        drive, threshold = self.input_map(x), self.log_threshold.exp()
+        z = soft_threshold(drive, threshold)
         for _ in range(self.steps - 1):
-            z = soft_threshold(seen + z @ self.mix.T, threshold)
+            z = soft_threshold(drive + z @ self.lateral.T, threshold)
         return z

@@ -179,17 +179,21 @@ def test_many_exact_guides_train_in_one_process():
 def test_frozen_parameters_stay_frozen():
     """Pyro's store makes every parameter that it is given require a gradient."""
     ppca, guide = PPCA(4, 2, seed=0), PerDatumGuide(6, 2)
-    for frozen in (ppca.loadings, ppca.loc, ppca.noise_scale_unconstrained, guide.raw):
+    for frozen in (
+        ppca.loadings,
+        ppca.loc,
+        ppca.noise_scale_unconstrained,
+        guide.unconstrained_scale,
+    ):
         frozen.requires_grad_(False)
     before = parameter_values(ppca, guide)
     train(ppca.model, guide, X)
     log_weights(ppca.model, guide, X, 2)
     frozen, trained = parameter_values(ppca), guide.loc
-    assert none_moved(before, [*frozen, before[3], guide.raw])
+    assert none_moved(before, [*frozen, before[3], guide.unconstrained_scale])
     assert not torch.equal(trained, before[3])
-    assert [p.requires_grad for p in (*ppca.parameters(), guide.loc, guide.raw)] == [
-        False, False, False, True, False
-    ]  # fmt: skip
+    parameters = (*ppca.parameters(), guide.loc, guide.unconstrained_scale)
+    assert [p.requires_grad for p in parameters] == [False, False, False, True, False]
 
 
 def test_two_equal_instances_train_equally():

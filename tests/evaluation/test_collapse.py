@@ -337,7 +337,7 @@ def table_of(means, scale):
     guide = PerDatumGuide(*means.shape).double()
     with torch.no_grad():
         guide.loc.copy_(means)
-        guide.raw.fill_(2 * math.log(scale))
+        guide.unconstrained_scale.fill_(2 * math.log(scale))
     return guide
 
 

@@ -64,7 +64,7 @@ def optimal_linear(ppca, parameters):
     with torch.no_grad():
         encoder[0].weight.copy_(torch.from_numpy(V))
         encoder[0].bias.copy_(torch.from_numpy(-V @ loc))
-        guide.raw.copy_(variances.log())
+        guide.unconstrained_scale.copy_(variances.log())
     return guide
 
 
@@ -117,7 +117,7 @@ def test_rows_of_a_table_are_looked_up_by_their_place():
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.loc.copy_(torch.linspace(-9, 9, N * K).reshape(N, K))
-        guide.raw.fill_(-15.0)
+        guide.unconstrained_scale.fill_(-15.0)
     whole = elbo(ppca.model, guide, x, seed=0)
     # Narrow as q is, its draws hardly vary: rows that were mixed up would show.
     torch.testing.assert_close(
@@ -275,7 +275,7 @@ def test_rows_say_which_data_to_look_at():
     guide = PerDatumGuide(N, 1).double()
     with torch.no_grad():
         guide.loc.copy_(torch.from_numpy(means))
-        guide.raw.copy_(torch.from_numpy(np.log(covariances[:, 0])))
+        guide.unconstrained_scale.copy_(torch.from_numpy(np.log(covariances[:, 0])))
     truth = log_p(x, parameters)
     for rows in (torch.tensor([4, 0, 49]), torch.arange(N).flip(0)):
         given = {"log_p": truth[rows], "rows": rows, "tolerance": None}

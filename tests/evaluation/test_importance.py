@@ -128,7 +128,7 @@ def test_rows_of_a_table_are_looked_up_by_their_place(monkeypatch):
     guide = PerDatumGuide(N, 1).double()
     with torch.no_grad():
         guide.loc.copy_(torch.from_numpy(means))
-        guide.raw.copy_(torch.from_numpy(np.log(covariances[:, 0])))
+        guide.unconstrained_scale.copy_(torch.from_numpy(np.log(covariances[:, 0])))
     truth = oracles.log_density(x, *parameters)
     agree(log_likelihood(ppca.model, guide, x, 2), truth)
     for rows in ([3], [7, 2, 25], list(range(N))[::-1], [4, 4, 4]):

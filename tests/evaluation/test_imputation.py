@@ -453,7 +453,7 @@ def test_one_q_a_datum_is_looked_up_by_its_place():
     x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are not looked at
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
-        guide.raw.fill_(-60.0)
+        guide.unconstrained_scale.fill_(-60.0)
         guide.loc.copy_(torch.randn(N, K, generator=torch.Generator().manual_seed(0)).double())
     found = impute(ppca.model, guide, x, 3, seed=0)
     holes = torch.from_numpy(np.isnan(x))

@@ -1,4 +1,4 @@
-"""Gaussian guides: families, the exact one and its restrictions, one q per datum, amortized."""
+"""Gaussian guides: families, exact guides and their projections, per datum, and amortized."""
 
 import numpy as np
 import pyro
@@ -13,10 +13,10 @@ import oracles
 from ppl_vae.core.state import seeded
 from ppl_vae.guides.families import (
     COVARIANCES,
-    LARGEST,
-    ROOM_ABOVE,
-    ROOM_BELOW,
-    SMALLEST,
+    LOWER_KNEE,
+    MARGIN_ABOVE,
+    MARGIN_BELOW,
+    UPPER_KNEE,
     gaussian,
     kl_projection,
     num_scale_outputs,
@@ -43,7 +43,7 @@ def x():
 
 @pytest.fixture
 def rotated(x):
-    """The ML solution with its loadings turned away from the principal axes."""
+    """The ML solution with loadings rotated away from the principal axes."""
     loadings, loc, noise = oracles.closed_form_ppca(x.numpy(), K)
     loadings = loadings @ oracles.rotation(K, seed=1)
     return PPCA.from_parameters(
@@ -57,27 +57,29 @@ def rotated(x):
 @pytest.mark.parametrize(
     ("covariance", "number"), [("unit", 0), ("isotropic", 1), ("diagonal", 4), ("full", 10)]
 )
-def test_the_free_numbers_of_a_covariance(covariance, number):
+def test_number_of_covariance_parameters(covariance, number):
     assert num_scale_outputs(covariance, 4) == number
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_log_variance_is_the_number_given_wherever_a_float_is_safe(dtype):
-    inside = torch.linspace(SMALLEST, LARGEST, 9001, dtype=dtype)
+def test_soft_clamp_is_the_identity_inside_and_bounded_outside(dtype):
+    inside = torch.linspace(LOWER_KNEE, UPPER_KNEE, 9001, dtype=dtype)
     assert torch.equal(soft_clamp(inside), inside)
     wide = torch.cat([-torch.logspace(6, 0, 400), torch.logspace(0, 6, 400)]).to(dtype)
     wide.requires_grad_()
     bounded = soft_clamp(wide)
     assert (bounded.diff() >= 0).all() and torch.equal(bounded, soft_clamp(wide))
-    assert bounded.min() >= SMALLEST - ROOM_BELOW and bounded.max() <= LARGEST + ROOM_ABOVE
+    assert (
+        bounded.min() >= LOWER_KNEE - MARGIN_BELOW and bounded.max() <= UPPER_KNEE + MARGIN_ABOVE
+    )
     (slope,) = torch.autograd.grad(bounded.sum(), wide)
     assert (slope > 0).all() and (slope <= 1).all()
-    # Both formulas meet with slope one.
-    ends = torch.tensor([SMALLEST, LARGEST], dtype=dtype)
+    # The formulas inside and outside meet with slope one.
+    ends = torch.tensor([LOWER_KNEE, UPPER_KNEE], dtype=dtype)
     beyond = ends + torch.tensor([-1e-3, 1e-3], dtype=dtype)
     torch.testing.assert_close(soft_clamp(beyond), beyond, rtol=0, atol=1e-5)
     extreme = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
-    assert soft_clamp(extreme).tolist() == [SMALLEST - ROOM_BELOW, LARGEST + ROOM_ABOVE]
+    assert soft_clamp(extreme).tolist() == [LOWER_KNEE - MARGIN_BELOW, UPPER_KNEE + MARGIN_ABOVE]
     assert soft_clamp(torch.tensor(torch.nan, dtype=dtype)).isnan()
 
 
@@ -101,8 +103,9 @@ def test_densities_and_divergences_are_finite_in_single_precision_at_the_bounds(
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
-def test_weights_of_a_network_trained_elsewhere_give_the_same_q(covariance, missing):
-    """Means and log-variances from two heads in plain PyTorch, by the heads' weights stacked."""
+def test_weights_trained_with_plain_pytorch_give_the_same_q(covariance, missing):
+    """Two heads for means and log-variances in plain PyTorch equal one layer of stacked
+    weights."""
     width, inputs = num_scale_outputs(covariance, K), D * (1 + missing.endswith("mask"))
     with seeded(0):
         body, loc, scale = (nn.Linear(*s).double() for s in ((inputs, 7), (7, K), (7, width)))
@@ -113,8 +116,8 @@ def test_weights_of_a_network_trained_elsewhere_give_the_same_q(covariance, miss
             part.weight.copy_(torch.cat([layer.weight for layer in layers]))
             part.bias.copy_(torch.cat([layer.bias for layer in layers]))
     x = draw(N, D, seed=2)
-    seen = x if missing == "zeros" else torch.cat([x, torch.ones_like(x)], 1)
-    hidden = torch.relu(body(seen))
+    inputs_of_x = x if missing == "zeros" else torch.cat([x, torch.ones_like(x)], 1)
+    hidden = torch.relu(body(inputs_of_x))
     mean, raw = loc(hidden), scale(hidden)
     q = AmortizedGuide(encoder, K, covariance=covariance, missing=missing).distribution(x)
     torch.testing.assert_close(q.mean, mean, rtol=1e-9, atol=1e-9)
@@ -129,7 +132,7 @@ def test_weights_of_a_network_trained_elsewhere_give_the_same_q(covariance, miss
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_every_family_is_a_gaussian_with_the_mean_given(covariance, batch):
+def test_every_family_is_a_gaussian_with_the_given_mean(covariance, batch):
     width = num_scale_outputs(covariance, K)
     loc, raw = draw(*batch, K, seed=0), draw(*batch, width, seed=1)
     q = gaussian(loc, raw, covariance)
@@ -138,7 +141,7 @@ def test_every_family_is_a_gaussian_with_the_mean_given(covariance, batch):
     assert q.has_rsample
 
 
-def test_the_covariances_are_what_the_numbers_say():
+def test_covariances_of_given_parameters():
     raw = torch.tensor([0.2, -0.4, 0.6, 1.0, -2.0, 0.5], dtype=torch.float64)
     loc = torch.zeros(K, dtype=torch.float64)
     torch.testing.assert_close(gaussian(loc, raw[:0], "unit").variance, torch.ones_like(loc))
@@ -151,7 +154,7 @@ def test_the_covariances_are_what_the_numbers_say():
     torch.testing.assert_close(gaussian(loc, raw, "full").scale_tril, expected)
 
 
-def test_every_full_covariance_can_be_reached():
+def test_every_full_covariance_can_be_represented():
     target = draw(K, K, seed=2)
     target = torch.linalg.cholesky(target @ target.T + torch.eye(K))
     diagonal = target.diagonal()
@@ -165,7 +168,7 @@ def test_every_full_covariance_can_be_reached():
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_the_best_q_of_a_family_costs_what_theory_says(rotated, x, covariance):
+def test_the_gap_of_a_projected_posterior_equals_theory(rotated, x, covariance):
     q, posterior = ExactGuide(rotated, covariance=covariance).distribution(x), rotated.posterior(x)
     torch.testing.assert_close(q.mean, posterior.mean, rtol=1e-10, atol=1e-12)
     exact = _covariances(posterior).detach().numpy()
@@ -189,19 +192,19 @@ def _covariances(q):
 
 
 @pytest.mark.parametrize("covariance", ["unit", "isotropic", "diagonal"])
-def test_the_best_variances(rotated, x, covariance):
+def test_the_variances_of_the_kl_projection(rotated, x, covariance):
     variance = ExactGuide(rotated, covariance=covariance).distribution(x).variance
     stated = oracles.best_q_variances(rotated.loadings.detach().numpy(), 0.5, covariance)
     np.testing.assert_allclose(variance.detach().numpy(), np.tile(stated, (N, 1)), rtol=1e-10)
 
 
-def test_the_best_diagonal_variances_are_not_the_marginal_ones(rotated, x):
+def test_the_optimal_diagonal_variances_are_not_the_marginal_variances(rotated, x):
     marginal = rotated.posterior(x).variance
     best = ExactGuide(rotated, covariance="diagonal").distribution(x).variance
     assert (best < marginal - 1e-3).all()
 
 
-def test_two_rotated_axes_cost_what_theory_says():
+def test_the_gap_of_two_rotated_axes_equals_theory():
     l_i, l_j, noise, angle = 5.0, 2.0, 0.5, 0.3
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     loadings = np.vstack([np.diag(np.sqrt([l_i - noise, l_j - noise])) @ turn, np.zeros((2, 2))])
@@ -231,26 +234,26 @@ def test_an_exact_guide_needs_a_posterior():
 
 
 class Pendulum:
-    """Not a module: an object with a posterior."""
+    """An object with a posterior that is not a module."""
 
     def posterior(self, x):
         return dist.MultivariateNormal(x[:, :2], torch.eye(2))
 
 
-def test_any_object_with_a_posterior_has_an_exact_guide():
+def test_an_exact_guide_of_an_object_that_is_no_module():
     q = ExactGuide(Pendulum(), covariance="diagonal").distribution(torch.ones(3, 4))
     assert q.mean.tolist() == [[1.0, 1.0]] * 3
     assert q.variance.tolist() == [[1.0, 1.0]] * 3
 
 
-def test_an_exact_guide_is_exact_for_rows_with_holes(rotated, x):
+def test_an_exact_guide_is_exact_with_missing_values(rotated, x):
     x[0, 0] = x[1, 2] = x[1, 3] = torch.nan
     weights = log_weights(rotated.model, ExactGuide(rotated), x, 5, seed=0)
     expected = rotated.log_likelihood(x).expand(5, -1)
     torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_an_exact_guide_refuses_holes_that_its_model_cannot_take(rotated, x):
+def test_an_exact_guide_raises_if_its_model_takes_no_mask(rotated, x):
     class Complete(PPCA):
         def posterior(self, x):
             return super().posterior(x)
@@ -270,7 +273,7 @@ def test_an_exact_guide_refuses_holes_that_its_model_cannot_take(rotated, x):
         lambda covariance: VAE.mlp(4, 2, covariance=covariance),
     ],
 )
-def test_an_unknown_family_lists_the_known(make):
+def test_an_unknown_family_raises(make):
     known = "'unit', 'isotropic', 'diagonal', 'full'(, 'delta')?"
     match = f"covariance must be one of {known}; got 'low-rank'"
     with pytest.raises(ValueError, match=match):
@@ -281,7 +284,7 @@ def test_an_unknown_family_lists_the_known(make):
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_mean_field_rows_are_looked_up_by_index(covariance):
+def test_rows_are_looked_up_by_index(covariance):
     guide = PerDatumGuide(5, 2, covariance=covariance).double()
     with torch.no_grad():
         for p in guide.parameters():
@@ -293,50 +296,50 @@ def test_mean_field_rows_are_looked_up_by_index(covariance):
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_mean_field_guides_start_at_the_prior(covariance):
+def test_per_datum_guides_start_at_the_prior(covariance):
     q = PerDatumGuide(5, 2, covariance=covariance).distribution(torch.zeros(5, 3))
     assert not q.mean.any()
     torch.testing.assert_close(_covariances(q), torch.eye(2).expand(5, 2, 2))
 
 
-def test_a_minibatch_moves_its_own_rows_only():
+def test_a_minibatch_updates_its_own_rows_only():
     ppca, guide = PPCA(4, 2, seed=0), PerDatumGuide(6, 2)
     x = draw(6, 4, seed=5).float()
     svi = SVI(ppca.model, guide, pyro.optim.SGD({"lr": 0.01}), Trace_ELBO())
     index = torch.tensor([5, 1])
     svi.step(x[index], index=index, num_data=6)
-    moved = (guide.loc.abs().sum(1) > 0) & (guide.raw.abs().sum(1) > 0)
+    moved = (guide.loc.abs().sum(1) > 0) & (guide.unconstrained_scale.abs().sum(1) > 0)
     assert moved.nonzero().flatten().tolist() == [1, 5]
 
 
-def test_tables_are_the_parameters_with_a_row_a_datum():
+def test_tables_are_the_parameters_with_one_row_per_datum():
     guide = PerDatumGuide(6, 2)
-    assert {id(p) for p in guide.tables()} == {id(guide.loc), id(guide.raw)}
+    assert {id(p) for p in guide.tables()} == {id(guide.loc), id(guide.unconstrained_scale)}
     assert [id(p) for p in PerDatumGuide(6, 2, covariance="unit").tables()] != []
 
 
-def test_a_missing_index_is_refused():
+def test_a_missing_index_raises():
     guide, x = PerDatumGuide(5, 2), torch.zeros(3, 4)
     with pytest.raises(ValueError, match="x has 3 rows, this PerDatumGuide one q per datum for 5"):
         guide(x)
 
 
 @pytest.mark.parametrize("bad", [-1, 5])
-def test_an_index_out_of_range_is_refused(bad):
+def test_an_index_out_of_range_raises(bad):
     guide, x = PerDatumGuide(5, 2), torch.zeros(2, 4)
-    match = rf"index must lie in 0\.\.4; it goes from {min(bad, 0)} to"
+    match = rf"index must lie in 0\.\.4; it ranges from {min(bad, 0)} to"
     with pytest.raises(IndexError, match=match):
         guide(x, index=torch.tensor([0, bad]), num_data=5)
 
 
-def test_new_data_need_another_guide():
+def test_another_num_data_raises():
     match = "num_data is 9, and this PerDatumGuide has one q per datum for 5"
     with pytest.raises(ValueError, match=match):
         PerDatumGuide(5, 2)(torch.zeros(2, 4), index=torch.arange(2), num_data=9)
 
 
 @pytest.mark.parametrize(("arguments", "name"), [((0, 2), "num_data"), ((5, 0), "latent_dim")])
-def test_a_mean_field_guide_needs_rows_and_dimensions(arguments, name):
+def test_invalid_sizes_of_a_per_datum_guide_raise(arguments, name):
     with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1; got 0"):
         PerDatumGuide(*arguments)
 
@@ -346,7 +349,7 @@ def test_a_mean_field_guide_needs_rows_and_dimensions(arguments, name):
 
 @pytest.mark.parametrize("homoscedastic", [False, True])
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_an_encoder_returns_means_and_what_the_covariance_needs(covariance, homoscedastic):
+def test_an_encoder_returns_means_and_covariance_parameters(covariance, homoscedastic):
     width = num_scale_outputs(covariance, K)
     encoder = mlp(D, K + (0 if homoscedastic else width), seed=0).double()
     guide = AmortizedGuide(encoder, K, covariance=covariance, homoscedastic=homoscedastic).double()
@@ -357,7 +360,7 @@ def test_an_encoder_returns_means_and_what_the_covariance_needs(covariance, homo
     torch.testing.assert_close(
         _covariances(q), _covariances(gaussian(out[:, :K], raw, covariance))
     )
-    shared = [guide.raw] if homoscedastic and width else []
+    shared = [guide.unconstrained_scale] if homoscedastic and width else []
     assert len(list(guide.parameters())) == len(list(encoder.parameters())) + len(shared)
 
 
@@ -384,7 +387,7 @@ def test_an_encoder_may_be_a_plain_function_and_x_numpy():
         (lambda x: (x[:, :2], x[:, :2].exp()), r"the encoder must return \(rows, 3\)"),
     ],
 )
-def test_an_encoder_of_another_width_is_refused(encoder, match):
+def test_an_encoder_of_another_width_raises(encoder, match):
     with pytest.raises(ValueError, match=match):
         AmortizedGuide(encoder, K)(torch.zeros(5, D))
 
@@ -399,20 +402,20 @@ def test_the_linear_encoder_of_ppca_is_exact(rotated, x):
     with torch.no_grad():
         encoder.weight.copy_(torch.linalg.solve(M, W.T))
         encoder.bias.copy_(-encoder.weight @ loc)
-        guide.raw.copy_((0.5 / M.diagonal()).log())
+        guide.unconstrained_scale.copy_((0.5 / M.diagonal()).log())
     weights = log_weights(ppca.model, guide, x, 4, seed=0)
     torch.testing.assert_close(weights, ppca.log_likelihood(x).expand(4, N), rtol=0, atol=1e-9)
 
 
-# What an encoder sees of a missing value
+# Missing values in the inputs of an encoder
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-def test_an_encoder_sees_zeros_and_if_asked_the_mask(missing, x):
-    seen = []
+def test_an_encoder_gets_zeros_and_optionally_the_mask(missing, x):
+    received = []
 
     def encoder(rows):
-        seen.append(rows)
+        received.append(rows)
         return torch.zeros(len(rows), 2 * K).double()
 
     guide = AmortizedGuide(encoder, K, missing=missing)
@@ -424,22 +427,24 @@ def test_an_encoder_sees_zeros_and_if_asked_the_mask(missing, x):
     expected = torch.cat([zeros, x])
     if missing == "zeros+mask":
         expected = torch.cat([expected, columns.double()], 1)
-    assert torch.equal(seen[0], seen[1])
-    assert torch.equal(torch.cat(seen[1:]), expected)
+    assert torch.equal(received[0], received[1])
+    assert torch.equal(torch.cat(received[1:]), expected)
 
 
-def test_nan_that_no_mask_tells_of_is_refused(x):
+def test_nan_without_a_mask_raises(x):
     guide = AmortizedGuide(mlp(D, 2 * K, seed=0), K).double()
     x[0, :2] = torch.nan
     for call in (guide, guide.distribution):
-        with pytest.raises(ValueError, match=r"x has 2 entries that are NaN .* mask=~x.isnan()"):
+        with pytest.raises(
+            ValueError, match=r"x has 2 NaN entries that are not masked.*mask=~x.isnan()"
+        ):
             call(x)
         call(x, mask=~x.isnan())
-        with pytest.raises(ValueError, match="x has 2 entries that are NaN"):
+        with pytest.raises(ValueError, match="x has 2 NaN entries"):
             call(x, mask=torch.ones(N, D).bool())
 
 
-def test_what_an_encoder_may_see_is_known():
+def test_an_unknown_encoding_of_missing_values_raises():
     with pytest.raises(
         ValueError, match=r"missing must be one of 'zeros', 'zeros.mask'; got 'mea"
     ):
@@ -451,7 +456,7 @@ def test_what_an_encoder_may_see_is_known():
         guide.distribution(torch.zeros(2, D))
 
 
-# As programs
+# Guides as Pyro programs
 
 
 @pytest.mark.parametrize(

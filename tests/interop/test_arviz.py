@@ -85,7 +85,7 @@ def make_table():
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.loc.copy_(foreign.draw(N, K, seed=2))
-        guide.raw.copy_(0.3 * foreign.draw(N, K, seed=3) - 1)
+        guide.unconstrained_scale.copy_(0.3 * foreign.draw(N, K, seed=3) - 1)
     return guide
 
 

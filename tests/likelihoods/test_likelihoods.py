@@ -40,6 +40,7 @@ from ppl_vae import (
     mlp,
     save,
 )
+from ppl_vae.core.config import constructor_call
 from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
 from ppl_vae.inference.svi.calibration import calibrate
 from ppl_vae.likelihoods import distributions as densities
@@ -92,13 +93,13 @@ def likelihood_of(name, data_dim=D):
     return likelihood.eval()
 
 
-def vae_of(name, hidden=(6,), **how):
-    return VAE.mlp(D, K, hidden=hidden, likelihood=MAKERS[name][0](), seed=0, **how).double()
+def vae_of(name, hidden=(6,), **options):
+    return VAE.mlp(D, K, hidden=hidden, likelihood=MAKERS[name][0](), seed=0, **options).double()
 
 
-def fitted(name, steps=5, **how):
+def fitted(name, steps=5, **options):
     vae, x = vae_of(name), MAKERS[name][1](N, D)
-    fit = fit_svi(vae.model, vae.guide, x, steps=steps, batch_size=8, lr=1e-2, seed=0, **how)
+    fit = fit_svi(vae.model, vae.guide, x, steps=steps, batch_size=8, lr=1e-2, seed=0, **options)
     return vae, x, fit
 
 
@@ -463,7 +464,7 @@ class Scaled(Gaussian):
     """Scales of a network, multiplied by a factor."""
 
     def __init__(self, likelihood, factor):
-        super().__init__(**likelihood.config())
+        super().__init__(**constructor_call(likelihood).arguments)
         self.factor = factor
 
     def forward(self, outputs, x=None, mask=None, *, observe=True):
@@ -819,13 +820,12 @@ def test_a_decoder_of_the_wrong_width_raises(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_likelihood_is_reconstructed_from_its_config(name):
+def test_a_likelihood_is_reconstructed_from_its_constructor_call(name):
     likelihood = MAKERS[name][0]()
-    again = LIKELIHOODS[type(likelihood).__name__](**likelihood.config())
-    assert again.config() == likelihood.config()
+    call = constructor_call(likelihood)
+    again = LIKELIHOODS[call.name](**call.arguments)
+    assert constructor_call(again) == call and repr(again) == repr(likelihood)
     assert again.outputs_per_dim == likelihood.outputs_per_dim
-    for key, value in likelihood.config().items():
-        assert f"{key}={value!r}" in repr(again)
 
 
 # Supports

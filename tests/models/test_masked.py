@@ -51,7 +51,7 @@ from ppl_vae.core.state import eval_mode, seeded, validation
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import decode, encode, latent_means, reconstruct
 from ppl_vae.networks.mlp_conv import conv_encoder
-from ppl_vae.networks.patches import Patches, Subsets
+from ppl_vae.networks.patches import Patches, UniformSubsets
 
 GRIDS = [((1, 8, 8), 2), ((3, 4, 6), (2, 3)), ((2, 6, 4), (3, 1)), ((1, 1, 6), (1, 2))]
 SHAPE, PATCH, D, P = (2, 4, 6), (2, 3), 48, 4
@@ -110,8 +110,8 @@ def test_patches_are_blocks_of_the_image(shape, patch):
     ]
     cut = grid.cut(torch.from_numpy(image.ravel())[None])[0]
     np.testing.assert_array_equal(cut, blocks)
-    assert (grid.number, grid.width) == (len(blocks), len(blocks[0]))
-    assert grid.number * grid.width == grid.data_dim == channels * height * width
+    assert (grid.num_patches, grid.patch_dim) == (len(blocks), len(blocks[0]))
+    assert grid.num_patches * grid.patch_dim == grid.data_dim == channels * height * width
 
 
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
@@ -119,7 +119,7 @@ def test_cutting_is_a_permutation_that_joining_undoes(shape, patch):
     grid = Patches(shape, patch)
     rows = draw(2, 5, grid.data_dim)  # with a further dimension on the left
     cut = grid.cut(rows)
-    assert cut.shape == (2, 5, grid.number, grid.width)
+    assert cut.shape == (2, 5, grid.num_patches, grid.patch_dim)
     assert torch.equal(cut.flatten(2).sort().values, rows.sort().values)
     assert torch.equal(grid.join(cut), rows)
     assert torch.equal(cut[1, 3], grid.cut(rows[1, 3]))
@@ -128,7 +128,7 @@ def test_cutting_is_a_permutation_that_joining_undoes(shape, patch):
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
 def test_outputs_of_an_entry_stay_adjacent(shape, patch):
     grid = Patches(shape, patch)
-    outputs = draw(3, grid.number, grid.width, 2)
+    outputs = draw(3, grid.num_patches, grid.patch_dim, 2)
     rows = grid.join(outputs.flatten(2), 2).unflatten(1, (grid.data_dim, 2))
     for place in range(2):
         assert torch.equal(rows[..., place], grid.join(outputs[..., place]))
@@ -137,15 +137,15 @@ def test_outputs_of_an_entry_stay_adjacent(shape, patch):
 @pytest.mark.parametrize(("shape", "patch"), GRIDS)
 def test_entries_of_patches_agree_with_a_loop_over_pixels(shape, patch):
     grid = Patches(shape, patch)
-    marks = draw(6, grid.number) > 0
+    marks = draw(6, grid.num_patches) > 0
     marks[0, 0] = True
-    cells = grid.cells(marks)
+    cells = grid.to_entries(marks)
     for row, cell in zip(marks.numpy(), cells, strict=True):
         np.testing.assert_array_equal(cell, masked_cv(row, shape, grid.sides))
-    assert torch.equal(grid.whole(cells), marks)
+    assert torch.equal(grid.fully_observed(cells), marks)
     incomplete = cells.clone()
     incomplete[0, cells[0].nonzero()[0]] = False  # one entry less
-    lost = (grid.whole(incomplete) != marks).nonzero()
+    lost = (grid.fully_observed(incomplete) != marks).nonzero()
     assert lost.tolist() == [[0, int(marks[0].nonzero()[0])]]
 
 
@@ -153,7 +153,7 @@ def test_entries_of_patches_agree_with_a_loop_over_pixels(shape, patch):
 
 
 def test_all_subsets_are_equally_probable():
-    subsets = Subsets(5, 2, torch.zeros(()).double())
+    subsets = UniformSubsets(5, 2, torch.zeros(()).double())
     every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=5))).double()
     value = subsets.log_prob(every)
     inside = every.sum(1) == 2
@@ -171,7 +171,7 @@ def test_all_subsets_are_equally_probable():
 
 
 def test_subsets_are_drawn_per_row_and_scored_in_any_batch():
-    subsets = Subsets(6, 2, torch.zeros(())).expand([4, 7])
+    subsets = UniformSubsets(6, 2, torch.zeros(())).expand([4, 7])
     with seeded(0):
         value = subsets.rsample(torch.Size([3]))
     assert value.shape == (3, 4, 7, 6) and value.dtype == torch.float32
@@ -179,17 +179,19 @@ def test_subsets_are_drawn_per_row_and_scored_in_any_batch():
     assert subsets.log_prob(value).shape == (3, 4, 7)
     assert subsets.log_prob(value[0, 0, 0].bool()).shape == (4, 7)
     with pytest.raises(ValueError, match="within the support"), validation(True):
-        Subsets(6, 2, torch.zeros(()), validate_args=True).log_prob(2 * value)
+        UniformSubsets(6, 2, torch.zeros(()), validate_args=True).log_prob(2 * value)
 
 
 def test_the_number_of_hidden_patches_is_fixed_and_the_set_is_random():
     patch_mask = HiddenPatches([1, 8, 8], 2)
-    assert (patch_mask.number, patch_mask.num_hidden, patch_mask.num_seen) == (16, 12, 4)
+    assert (patch_mask.num_patches, patch_mask.num_hidden, patch_mask.num_visible) == (16, 12, 4)
     assert (
         patch_mask == HiddenPatches((1, 8, 8), (2, 2), 0.75) == HiddenPatches(**asdict(patch_mask))
     )
     observed = patch_mask.visible(50, seed=0)
-    assert observed.shape == (50, 64) and bool((patch_mask.whole(observed).sum(1) == 4).all())
+    assert observed.shape == (50, 64) and bool(
+        (patch_mask.fully_observed(observed).sum(1) == 4).all()
+    )
     assert bool((observed.sum(1) == 16).all())
     assert torch.equal(observed, patch_mask.visible(50, seed=0))
     assert not torch.equal(observed, patch_mask.visible(50, seed=1))
@@ -245,7 +247,7 @@ def test_each_draw_under_a_plate_of_samples_hides_its_own_patches():
     hidden = guide.nodes["hidden"]["value"]
     assert hidden.shape == (S, N, P) and len(hidden[:, 0].unique(dim=0)) > 1
     for s in range(S):
-        observed = ~PATCH_MASK.cells(hidden[s].bool())
+        observed = ~PATCH_MASK.to_entries(hidden[s].bool())
         codes = pair.guide.encoder(
             torch.cat([torch.where(observed, x, 0.0), observed.double()], 1)
         )
@@ -265,7 +267,7 @@ def test_each_draw_under_a_plate_of_samples_hides_its_own_patches():
 def test_any_elementwise_likelihood_scores_hidden_patches(likelihood):
     pair, x = made(likelihood=likelihood()), (draw(N, D) > 0).double()
     guide, model = both_traces(pair, x)
-    observed = ~PATCH_MASK.cells(guide["hidden"]["value"].bool())
+    observed = ~PATCH_MASK.to_entries(guide["hidden"]["value"].bool())
     cells = pair.conditional(guide["z"]["value"]).base_dist.log_prob(x)
     expected = torch.where(observed, 0.0, cells).sum(1)
     torch.testing.assert_close(model["x"]["fn"].log_prob(x), expected)
@@ -274,7 +276,7 @@ def test_any_elementwise_likelihood_scores_hidden_patches(likelihood):
 def test_an_optimal_scale_is_computed_from_hidden_entries():
     pair, x = made(likelihood=OptimalGaussian()), draw(N, D)
     guide, model = both_traces(pair, x)
-    hidden = PATCH_MASK.cells(guide["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(guide["hidden"]["value"].bool())
     error = x - pair.decoder(guide["z"]["value"])
     scale = error[hidden].square().mean().sqrt()
     expected = -0.5 * ((error / scale).square() + torch.log(2 * math.pi * scale**2))
@@ -289,7 +291,7 @@ def test_an_optimal_scale_is_computed_from_hidden_entries():
 def test_the_code_does_not_depend_on_hidden_entries(make):
     pair, x = make(), draw(N, D)
     first, _ = both_traces(pair, x.requires_grad_())
-    hidden = PATCH_MASK.cells(first["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(first["hidden"]["value"].bool())
     (slope,) = torch.autograd.grad(first["z"]["value"].square().sum(), x)
     assert bool((slope[hidden] == 0).all()) and bool((slope[~hidden] != 0).all())
     x = x.detach()
@@ -330,7 +332,7 @@ def attended(tokens, layer, heads):
 def encoded(network, row, observed, heads=2):
     """The code of one image from its completely observed patches."""
     w, grid = weights_of(network), network.patches
-    patches, whole = grid.cut(row).numpy(), grid.whole(observed).numpy()
+    patches, whole = grid.cut(row).numpy(), grid.fully_observed(observed).numpy()
     tokens = affine(patches[whole], w, "embed") + w["positions"][whole]
     for layer in network.layers:
         tokens = attended(tokens, layer, heads)
@@ -344,15 +346,15 @@ def test_the_encoder_agrees_with_a_reference_transformer_on_visible_patches(trai
     network = PatchTransformer(SHAPE, PATCH, 8, 2, 2, seed=0).double().train(training)
     x, patches = draw(N, D), draw(N, P, seed=1) > 0
     patches[:, 2] |= ~patches.any(1)  # the numbers of patches differ, and none is 0
-    observed = network.patches.cells(patches)
+    observed = network.patches.to_entries(patches)
     observed[0, 0] = False  # a missing value makes its patch incomplete
-    assert len(set(network.patches.whole(observed).sum(1).tolist())) > 2
+    assert len(set(network.patches.fully_observed(observed).sum(1).tolist())) > 2
     expected = [encoded(network, *pair) for pair in zip(x, observed, strict=True)]
     rows = torch.cat([torch.where(observed, x, 0.0), observed.double()], 1)
     with torch.set_grad_enabled(training):
         np.testing.assert_allclose(network(rows).detach(), expected, rtol=1e-10, atol=1e-12)
-        few = network.patches.whole(observed).sum(1) <= 2
-        codes = network(rows[few], num_seen=2).detach()
+        few = network.patches.fully_observed(observed).sum(1) <= 2
+        codes = network(rows[few], num_visible=2).detach()
     np.testing.assert_allclose(codes, np.array(expected)[few], rtol=1e-10, atol=1e-12)
 
 
@@ -399,9 +401,11 @@ def test_rows_with_missing_values_train_and_rows_without_visible_patches_do_no_h
     fit = fit_svi(pair.model, pair.guide, x, steps=5, batch_size=10, capture=False, seed=0)
     assert fit.steps == 5 and bool(fit.objective.isfinite().all())
     incomplete = draw(N, D)
-    incomplete[3] = torch.where(pair.patch_mask.cells(torch.ones(1, P)) > 0, incomplete[3], 0.0)
+    incomplete[3] = torch.where(
+        pair.patch_mask.to_entries(torch.ones(1, P)) > 0, incomplete[3], 0.0
+    )
     incomplete[3, [0, 3, 12, 15]] = math.nan
-    with pytest.raises(ValueError, match=r"rows of which no patch is wholly observed: \[3\]"):
+    with pytest.raises(ValueError, match=r"rows without a fully observed patch: \[3\]"):
         pair.features(incomplete)
 
 
@@ -443,7 +447,7 @@ def test_missing_patches_are_predicted_from_observed_ones():
     torch.testing.assert_close(pair.reconstruct(x, mask=observed), expected)
     torch.testing.assert_close(pair.reconstruct(torch.where(observed, x, math.nan)), expected)
     codes = pair.features(x, mask=observed).unflatten(1, (P, 8))
-    assert torch.equal((codes == 0).all(2), ~PATCH_MASK.whole(observed))
+    assert torch.equal((codes == 0).all(2), ~PATCH_MASK.fully_observed(observed))
 
 
 def test_best_codes_use_all_observed_entries():
@@ -569,7 +573,7 @@ def test_hidden_patches_can_be_conditioned_on():
     pair, x = made(), draw(N, D)
     chosen = torch.tensor([True, False, False, True]).expand(N, P)
     fixed = poutine.condition(pair.guide, {"hidden": chosen})
-    observed = ~PATCH_MASK.cells(chosen)
+    observed = ~PATCH_MASK.to_entries(chosen)
     code = poutine.trace(fixed).get_trace(x).nodes["z"]["value"]
     torch.testing.assert_close(code, pair.features(x, mask=observed), rtol=1e-12, atol=1e-12)
     model = poutine.condition(pair.model, {"hidden": chosen, "z": code})
@@ -578,7 +582,7 @@ def test_hidden_patches_can_be_conditioned_on():
     expected = -0.5 * torch.where(observed, 0.0, error + math.log(2 * math.pi)).sum(1)
     torch.testing.assert_close(trace.nodes["x"]["fn"].log_prob(x), expected)
     fewer = poutine.condition(pair.guide, {"hidden": torch.zeros(N, P)})
-    with pytest.raises(ValueError, match="num_seen says that 2 of 4 patches are there, and a row"):
+    with pytest.raises(ValueError, match="num_visible is 2, but a row has"):
         fewer(x)
 
 
@@ -587,7 +591,7 @@ def test_noise_is_added_to_visible_entries():
     x = draw(N, D)
     with seeded(0):
         guide = poutine.trace(pair.guide).get_trace(x)
-    hidden = PATCH_MASK.cells(guide.nodes["hidden"]["value"].bool())
+    hidden = PATCH_MASK.to_entries(guide.nodes["hidden"]["value"].bool())
     with seeded(0):
         PATCH_MASK.subsets(x).expand([N]).sample()
         noisy = pair.corruption(torch.where(hidden, 0.0, x))
@@ -705,11 +709,11 @@ def test_captured_steps_equal_eager_steps(scale):
             {"image_shape": (8, 8)},
             r"image_shape must be \(channels, height, width\); got \(8",
         ),
-        ({"patch": 3}, "image_shape must be a whole number of patches high and wide; 8 x 8 pix"),
+        ({"patch": 3}, "patches must tile the image; 8 x 8 pixels are not"),
         ({"patch": 0}, "patch must be a whole number >= 1; got 0"),
         ({"patch": (2, 2, 2)}, r"patch must be a side in pixels, or \(height, width\); got"),
-        ({"share": 0.01}, "share must hide some patches and leave some; share=0.01 hides 0 of 16"),
-        ({"share": 1.0}, "share must hide some patches and leave some; share=1.0 hides 16 of 16"),
+        ({"share": 0.01}, "share must hide some but not all patches; share=0.01 hides 0 of 16"),
+        ({"share": 1.0}, "share must hide some but not all patches; share=1.0 hides 16 of 16"),
         ({"heads": 3}, "heads must divide the width of a token; 3 do not divide 64"),
         ({"heads": 0}, "heads must be a whole number >= 1; got 0"),
         ({"depth": 0}, "depth must be a whole number >= 1; got 0"),
@@ -737,11 +741,13 @@ def test_incompatible_parts_are_refused():
     ):
         Autoencoder(guide=guide, **parts, patch_mask=PATCH_MASK)
     network = PatchTransformer(SHAPE, PATCH, 8, 1, 2, seed=0).double()
-    with pytest.raises(ValueError, match="rows must be 48 entries and a mask of as many; they ha"):
+    with pytest.raises(ValueError, match="rows must have 48 entries and a mask"):
         network(draw(N, D))
-    with pytest.raises(ValueError, match="num_seen says that 1 of 4 patches are there, and a row"):
-        network(torch.ones(3, 2 * D).double(), num_seen=1)
-    with pytest.raises(ValueError, match=r"no patch is wholly observed: \[0, 1, 2\]; drop them"):
+    with pytest.raises(ValueError, match="num_visible is 1, but a row has"):
+        network(torch.ones(3, 2 * D).double(), num_visible=1)
+    with pytest.raises(
+        ValueError, match=r"rows without a fully observed patch: \[0, 1, 2\]; drop them"
+    ):
         network(torch.zeros(3, 2 * D).double())
     sizes = {"data_dim": D, "latent_dim": network.out_dim, "decoder": nn.Identity()}
     finer = HiddenPatches(SHAPE, 1, share=0.25)

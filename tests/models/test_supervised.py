@@ -303,7 +303,9 @@ def test_codes_of_a_vae_are_means(kind):
     assert not torch.allclose(mine.code_guide.distribution(x).mean, made.features(x))
     frozen = {name for name, p in mine.code_guide.named_parameters() if not p.requires_grad}
     expected = {"two heads": {"encoder.scale.weight", "encoder.scale.bias"}}
-    assert frozen == expected.get(kind, {"raw"} if kind == "one covariance" else set())
+    assert frozen == expected.get(
+        kind, {"unconstrained_scale"} if kind == "one covariance" else set()
+    )
     new = network(made, encoder="scratch")
     assert not torch.allclose(new.code_guide.distribution(x).mean, made.features(x))
     fit_svi(new.model, new.guide, new.rows(x, classes()), **SHORT)

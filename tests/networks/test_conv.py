@@ -1,4 +1,4 @@
-"""Networks as in the lectures, and convolutional pairs: flat rows of images of any size."""
+"""Multilayer perceptrons, and convolutional pairs for flat rows of images of any size."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_one_hidden_layer_is_the_decoder_of_the_lectures():
+def test_one_hidden_layer_equals_its_formula():
     z = draw(7, 3).double()
     network = mlp(3, 5, (4,), seed=0).double()
     (a1, b1, a2, b2) = (p.detach().numpy() for p in network.parameters())
@@ -28,7 +28,7 @@ def test_one_hidden_layer_is_the_decoder_of_the_lectures():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("channels", [(4,), (3, 5), (2, 3, 4)])
-def test_images_of_any_size_come_out_as_large_as_they_went_in(shape, channels):
+def test_images_of_any_size_keep_their_size(shape, channels):
     width = int(np.prod(shape))
     encoder = conv_encoder(shape, 6, channels, seed=0)
     decoder = conv_decoder(6, shape, channels[::-1], outputs_per_dim=2, seed=0)
@@ -40,7 +40,7 @@ def test_images_of_any_size_come_out_as_large_as_they_went_in(shape, channels):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_entry_of_an_image_is_seen_and_reached(shape):
+def test_every_entry_affects_the_code_and_is_affected_by_it(shape):
     # A gradient that is zero somewhere would be a pixel that no weight sees.
     width = int(np.prod(shape))
     x = draw(1, width).double().requires_grad_()
@@ -52,7 +52,7 @@ def test_each_entry_of_an_image_is_seen_and_reached(shape):
     assert (jacobian != 0).any(1).all()
 
 
-def test_an_entrys_outputs_stand_beside_one_another():
+def test_outputs_of_an_entry_are_adjacent():
     # Of one channel and one output each, the outputs of the two are images of their own.
     one = conv_decoder(3, (2, 4, 6), (5,), outputs_per_dim=3, seed=0)
     images = nn.Sequential(*one[:-2])(draw(7, 3))
@@ -62,7 +62,7 @@ def test_an_entrys_outputs_stand_beside_one_another():
         assert torch.equal(rows[..., output], images[:, 2 * output : 2 * output + 2])
 
 
-def test_an_encoder_reads_rows_as_channels_rows_and_columns():
+def test_rows_are_ordered_by_channel_row_and_column():
     # Shifting an image by two pixels shifts what one convolution of stride 2 gives by one.
     encoder = conv_encoder((2, 12, 12), 3, (4,), seed=0)
     image = torch.zeros(1, 2, 12, 12)
@@ -71,7 +71,7 @@ def test_an_encoder_reads_rows_as_channels_rows_and_columns():
     assert torch.allclose(first.roll((1, 1), (2, 3)), shifted, atol=1e-6)
 
 
-def test_the_last_layer_has_a_bias_for_each_output():
+def test_the_last_layer_has_one_bias_per_output():
     decoder = conv_decoder(3, (1, 4, 4), (5,), seed=0)
     z, before = draw(2, 3), decoder(draw(2, 3)).detach()
     assert isinstance(decoder[-1], Bias)
@@ -86,9 +86,10 @@ def test_the_last_layer_has_a_bias_for_each_output():
     ids=["shared", "binary", "two"],
 )
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-def test_a_convolutional_pair_is_a_pair_like_any_other(likelihood, covariance):
-    how = {"channels": (4, 6), "likelihood": likelihood(), "covariance": covariance}
-    vae = VAE.conv((1, 7, 5), 2, **how, seed=0)
+def test_fitting_and_evaluating_a_convolutional_pair(likelihood, covariance):
+    vae = VAE.conv(
+        (1, 7, 5), 2, channels=(4, 6), likelihood=likelihood(), covariance=covariance, seed=0
+    )
     x = (draw(30, 35) > 0).float()
     assert log_weights(vae.model, vae.guide, x, 3, seed=0).shape == (3, 30)
     before = [p.detach().clone() for p in vae.decoder.parameters()]
@@ -104,7 +105,7 @@ def test_a_convolutional_pair_is_a_pair_like_any_other(likelihood, covariance):
     assert together.shape == (3, 4, 35)
 
 
-def test_a_convolutional_pair_learns():
+def test_a_convolutional_pair_improves_in_training():
     # A bright square at one of nine places: the codes must say where.
     x = torch.zeros(9, 1, 6, 6)
     for place in range(9):
@@ -118,7 +119,7 @@ def test_a_convolutional_pair_learns():
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-def test_convolutional_encoders_see_holes(missing):
+def test_convolutional_encoders_with_missing_values(missing):
     vae = VAE.conv((1, 6, 6), 2, channels=(4,), missing=missing, seed=0).double()
     x = draw(8, 36).double()
     x[x > 1] = torch.nan
@@ -130,7 +131,7 @@ def test_convolutional_encoders_see_holes(missing):
     assert vae.guide.encoder[1].in_channels == {"zeros": 1, "zeros+mask": 2}[missing]
 
 
-def test_captured_steps_of_a_convolutional_pair_are_the_eager_ones():
+def test_captured_steps_of_a_convolutional_pair_equal_eager_steps():
     def make():
         vae = VAE.conv((1, 4, 5), 2, channels=(3, 4), seed=0).double()
         return vae.model, vae.guide
@@ -139,7 +140,7 @@ def test_captured_steps_of_a_convolutional_pair_are_the_eager_ones():
 
 
 @pytest.mark.parametrize("arguments", [{}, {"missing": "zeros+mask", "covariance": "full"}])
-def test_a_saved_convolutional_pair_comes_back(arguments, tmp_path):
+def test_saving_and_loading_a_convolutional_pair(arguments, tmp_path):
     likelihood = Gaussian("shared", initial=0.7, floor=1e-3)
     made = {"channels": (3, 4), "activation": "elu", "likelihood": likelihood}
     vae = VAE.conv((2, 5, 4), 3, **made, **arguments, seed=1).double()
@@ -150,7 +151,7 @@ def test_a_saved_convolutional_pair_comes_back(arguments, tmp_path):
     assert loaded.config() == vae.config() and loaded.likelihood.floor == 1e-3
 
 
-def test_a_seed_repeats_the_networks():
+def test_a_seed_reproduces_the_networks():
     state, again, other = (VAE.conv((1, 4, 4), 2, seed=s).state_dict() for s in (0, 0, 1))
     assert all(torch.equal(state[name], again[name]) for name in state)
     assert not torch.equal(state["decoder.0.weight"], other["decoder.0.weight"])
@@ -161,18 +162,21 @@ def test_a_seed_repeats_the_networks():
     [
         ({"image_shape": (28, 28)}, r"image_shape must be \(channels, height, width\); got"),
         ({"image_shape": (1, 0, 28)}, "image_shape must be a whole number >= 1; got 0"),
-        ({"channels": ()}, "channels must name at least one convolution's channels; it is empty"),
+        (
+            {"channels": ()},
+            "channels must have at least one entry, one per convolution; it is empty",
+        ),
         ({"channels": (4, 0)}, "channels must be a whole number >= 1; got 0"),
         ({"latent_dim": 0}, "latent_dim must be a whole number >= 1; got 0"),
         ({"activation": "swish"}, "activation must be one of 'relu'"),
     ],
 )
-def test_bad_shapes_are_refused(arguments, match):
+def test_invalid_shapes_raise(arguments, match):
     with pytest.raises(ValueError, match=match):
         VAE.conv(**({"image_shape": (1, 4, 4), "latent_dim": 2} | arguments))
 
 
-def test_rows_of_another_size_are_refused():
+def test_rows_of_another_size_raise():
     vae = VAE.conv((1, 4, 4), 2, seed=0)
     with pytest.raises(ValueError, match=r"x must have shape \(rows, 16\) for this model"):
         fit_svi(vae.model, vae.guide, draw(5, 15), steps=1)

@@ -394,8 +394,8 @@ def test_at_the_exact_posterior_the_landing_sticks(float64):
         guide.loc.copy_(posterior.mean)
         log_diagonal = 2 * tril.diagonal(dim1=-2, dim2=-1).log()
         # raw holds log-variances, then the lower triangle in units of rows.
-        guide.raw[:, :2] = log_diagonal
-        guide.raw[:, 2] = tril[:, 1, 0] / tril[:, 1, 1]
+        guide.unconstrained_scale[:, :2] = log_diagonal
+        guide.unconstrained_scale[:, 2] = tril[:, 1, 0] / tril[:, 1, 1]
     table = list(guide.parameters())
     sizes = {}
     for name, objective in {

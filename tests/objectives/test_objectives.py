@@ -168,7 +168,7 @@ def test_log_weights_are_unscaled_in_a_minibatch():
     with Recorder() as recorder:
         part = log_weights(ppca.model, guide, x[index], 2, index=index, num_data=N, seed=0)
     z = recorder.draws(2)[0]["z"]
-    loc, scale = guide.loc[index], (0.5 * guide.raw[index]).exp()
+    loc, scale = guide.loc[index], (0.5 * guide.unconstrained_scale[index]).exp()
     expected = (
         dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
         + dist.Normal(z @ ppca.loadings.T + ppca.loc, 0.6).log_prob(x[index]).sum(-1)
@@ -353,7 +353,9 @@ STOCK += [(TraceMeanField_ELBO, ELBO, covariance) for covariance in COVARIANCES[
 def test_our_pairs_under_stock_objectives(stock, ours, covariance, case):
     keywords, rows = index_cases()[case]
     ppca, table, x = ppca_pair(covariance)
-    amortized = AmortizedGuide(mlp(D, K + table.raw.shape[-1], seed=0), K, covariance=covariance)
+    amortized = AmortizedGuide(
+        mlp(D, K + table.unconstrained_scale.shape[-1], seed=0), K, covariance=covariance
+    )
     guides = [amortized.double(), ExactGuide(ppca, covariance=covariance)]
     for guide in guides if case == "the first of many" else [table, *guides]:
         both = [
@@ -473,7 +475,7 @@ def test_free_bits_are_a_floor_under_the_kl_of_each_dimension(floor, num_samples
     with torch.no_grad():
         guide.loc[:, 1] *= 3  # one dimension above the middle floor, one below
         guide.loc[:, 0] *= 0.1
-        guide.raw[:, 0] *= 0.1
+        guide.unconstrained_scale[:, 0] *= 0.1
     torch.manual_seed(0)
     reconstruction, _ = ELBO(num_samples).terms(ppca.model, guide, x)
     by_dimension = kl_by_dimension(guide, x)
