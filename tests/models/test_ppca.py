@@ -454,6 +454,16 @@ def test_the_program_draws_x_when_it_does_not_observe():
     assert not torch.equal(trace.nodes["x"]["value"], x)
 
 
+def test_the_conditional_has_the_decoded_mean_and_scores_observed_entries():
+    ppca, (loc, loadings, noise) = make()
+    z, x, mask = draw(4, K), draw(4, D, seed=1), draw(4, D, seed=2) > 0
+    mean = z @ loadings.T + loc
+    scored = ppca.conditional(*map(torch.from_numpy, (z, x, mask)))
+    close(scored.mean, mean)
+    entries = stats.norm.logpdf(x, mean, noise**0.5)
+    close(scored.log_prob(torch.from_numpy(x)), np.where(mask, entries, 0.0).sum(1))
+
+
 def test_a_minibatch_is_scaled_to_the_whole():
     x, index = torch.from_numpy(draw(5, D)), torch.tensor([8, 1, 2, 19, 4])
     _, trace = traced(x, index=index, num_data=20)
