@@ -1,1 +1,1 @@
-"""Any Pyro step as one recorded, compiled function."""
+"""Steps of Pyro programs captured as tensor graphs and compiled."""

@@ -33,8 +33,9 @@ from ppl_vae.core.state import isolated_store, mode, seeded, validation
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll
-from ppl_vae.inference.svi.captured_step import Captured
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep, WeightedObjective
+from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.schedule import Schedule
 
@@ -95,7 +96,7 @@ class Steps:
             for begin in range(0, len(rows), unroll):
                 chunk = rows[begin : begin + unroll]
                 if captured is not None:
-                    values += captured.accelerate(chunk, start + begin).tolist()
+                    values += captured.run_steps(chunk, start + begin).tolist()
                     continue
                 for place, some in enumerate(chunk):
                     value = self.batch.value(some, start + begin + place + 1)
@@ -119,7 +120,7 @@ def both_ways(make, x, steps=4, unroll=1, *, compiled=False, size=B, **how):
                 values = run.run(rows[:1])
                 if capture:
                     options = {"fallback_random": True} if compiled else None
-                    fast = Captured(
+                    fast = CapturedSteps(
                         run.batch,
                         run.update,
                         run.named,
@@ -272,7 +273,7 @@ def test_draws_are_fresh_at_each_step_of_a_call(grey):
         for group in run.update.optimizer.param_groups:
             group["lr"] = 1e-12
         run.update.scheduler = None
-        fast = Captured(run.batch, run.update, run.named, 4, compiled=False)
+        fast = CapturedSteps(run.batch, run.update, run.named, 4, compiled=False)
         rows = [torch.arange(B)] * 8
         values = run.run(rows, fast, 4)
         assert len(set(values)) == 8
@@ -283,7 +284,7 @@ def fails(model, guide, x, match, objective=None):
     with isolated_store():
         run = Steps(model, guide, x, objective)
         run.run([torch.arange(B)])
-        fast = Captured(run.batch, run.update, run.named, 2, compiled=False)
+        fast = CapturedSteps(run.batch, run.update, run.named, 2, compiled=False)
         with pytest.raises(CaptureError, match=match):
             run.run([torch.arange(B)] * 2, fast, 2)
 
@@ -341,7 +342,9 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(kind, match, grey):
         results.append(fit.objective)
         warned = [w for w in told if "could not be captured, so it runs eagerly" in str(w.message)]
         assert len(warned) == int(capture)
-        assert fit.path.startswith("eager: the step could not" if capture else "eager: as asked")
+        assert fit.execution.startswith(
+            "eager: the step could not" if capture else "eager: as asked"
+        )
     assert torch.equal(*results)
 
 
@@ -371,7 +374,7 @@ def test_other_optimizers_run_eagerly(optimizer, why, grey):
         fit = fit_svi(
             model, guide, grey, steps=4, batch_size=B, optimizer=optimizer, capture=True, seed=0
         )
-    assert why in fit.path and fit.steps == 4
+    assert why in fit.execution and fit.steps == 4
 
 
 def test_schedulers_that_move_more_than_the_rate_run_eagerly(grey):
@@ -391,13 +394,13 @@ def test_a_compiled_fit_is_the_eager_one_and_auto_knows_when_it_pays(grey):
     x = grey[:36]
     model, guide = pair_of("diagonal")
     plain = fit_svi(model, guide, x, steps=30, batch_size=B, lr=1e-2, seed=0, capture="auto")
-    assert plain.path.startswith("eager: ") and "no more than the 50 s" in plain.path
+    assert plain.execution.startswith("eager: ") and "no more than the 50 s" in plain.execution
     agree(both_ways(lambda: pair_of("diagonal"), grey, steps=8, unroll=2, compiled=True))
 
 
 @pytest.mark.slow
 def test_a_captured_fit_killed_in_its_warmup_is_resumed_where_it_was(grey, tmp_path, monkeypatch):
-    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     file, objective = tmp_path / "fit.pt", ELBO(2, beta=2.0)
 
     def fit(progress, **more):
@@ -414,7 +417,9 @@ def test_a_captured_fit_killed_in_its_warmup_is_resumed_where_it_was(grey, tmp_p
     with pytest.raises(KeyboardInterrupt):
         fit(kill, checkpoint=file)
     resumed = fit(False, checkpoint=file)
-    assert whole.path.startswith("captured") and "as before the checkpoint" in resumed.path
+    assert (
+        whole.execution.startswith("captured") and "as before the checkpoint" in resumed.execution
+    )
     assert torch.equal(whole.objective, resumed.objective)
 
 
@@ -431,7 +436,7 @@ def test_a_captured_fit_ends_where_the_eager_one_does(grey):
         model, guide = pair_of("diagonal")
         settings = {"steps": 1500, "batch_size": B, "lr": 1e-2, "seed": 0}
         fit = fit_svi(model, guide, grey, capture=capture, **settings)
-        assert fit.path.startswith("captured, 7 steps" if capture else "eager: as asked")
+        assert fit.execution.startswith("captured, 7 steps" if capture else "eager: as asked")
         assert fit.steps == 1500 and len(fit.elapsed) == 1500
         ends.append(fit.objective[-500:])
     error = (ends[0].var() / 500 + ends[1].var() / 500).sqrt() * 4  # steps are correlated

@@ -6,8 +6,8 @@ from torch import nn
 
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.capture_policy import best_unroll, captured_share, weighed
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.capture_policy import best_unroll, captured_fraction, weighed
+from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.likelihoods.discrete import Gaussian
@@ -76,11 +76,11 @@ def test_dropped_rows_are_others_in_each_epoch_and_counted():
 
 def test_what_is_captured_of_an_epoch():
     assert best_unroll(Schedule(1001, 100, 10_000)) == best_unroll(Schedule(900, 100, 10_000))
-    assert captured_share(Schedule(1000, 100, 10_000)) == 1.0
-    assert captured_share(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
-    assert captured_share(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
-    assert captured_share(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
-    assert captured_share(Schedule(100, 60, 10_000)) == 0.5
+    assert captured_fraction(Schedule(1000, 100, 10_000)) == 1.0
+    assert captured_fraction(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
+    assert captured_fraction(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
+    assert captured_fraction(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
+    assert captured_fraction(Schedule(100, 60, 10_000)) == 0.5
 
 
 def test_what_is_compared_is_what_is_said():
@@ -148,9 +148,9 @@ def test_validation_and_merged_batches():
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_captured_steps_with_a_merged_batch_are_the_eager_ones(drop_last, monkeypatch):
     def recorded(*arguments):
-        return Captured(*arguments, compiled=False)
+        return CapturedSteps(*arguments, compiled=False)
 
-    monkeypatch.setattr(svi, "Captured", recorded)
+    monkeypatch.setattr(svi, "CapturedSteps", recorded)
     x, objectives = data(41).double(), []
     for capture in (False, True):
         vae = VAE.mlp(D, K, hidden=(4,), seed=0).double()
@@ -158,6 +158,6 @@ def test_captured_steps_with_a_merged_batch_are_the_eager_ones(drop_last, monkey
             vae.model, vae.guide, x, steps=13, batch_size=8, drop_last=drop_last, seed=0,
             capture=capture, lr=1e-2,
         )  # fmt: skip
-        assert fit.path.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("captured" if capture else "eager")
         objectives.append(fit.objective)
     torch.testing.assert_close(*objectives, rtol=1e-9, atol=1e-9)

@@ -22,7 +22,7 @@ import foreign
 import oracles
 from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Gaussian
 from ppl_vae.models.ppca import PPCA
@@ -412,18 +412,18 @@ def test_a_fit_with_a_merged_batch_goes_on(x, file):
 @pytest.mark.slow
 def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
     """Steps that the shorter fit ran eagerly, at its end, are done again captured."""
-    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
     whole = case.fit(x, steps=69)
     shorter = case.fit(x, steps=43, checkpoint=file)
     longer = case.fit(x, steps=69, checkpoint=file)
     same_fits(whole, longer)
-    assert shorter[1].path.startswith("captured, 7 steps per call: as asked")
-    assert longer[1].path.startswith("captured, 7 steps per call: as before the checkpoint")
+    assert shorter[1].execution.startswith("captured, 7 steps per call: as asked")
+    assert longer[1].execution.startswith("captured, 7 steps per call: as before the checkpoint")
 
 
 def test_a_path_is_kept_unless_another_is_asked_for(x, file, monkeypatch):
-    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10})
     assert "no more than the 50 s" in case.fit(x, steps=60, checkpoint=file)[1].path
     kept = case.fit(x, steps=70, checkpoint=file)[1].path

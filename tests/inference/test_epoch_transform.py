@@ -13,7 +13,7 @@ from torch import nn
 import foreign
 import oracles
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
-from ppl_vae.capture.compiled import Compiled
+from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.data.transforms import Dequantization, binarize
 from ppl_vae.inference.svi.capture_policy import best_unroll
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
@@ -92,12 +92,12 @@ def test_an_epoch_sees_one_drawing_of_all_its_rows():
 @pytest.fixture
 def recorded_only(monkeypatch):
     """What is captured is recorded and not compiled, which is quick and gives the same."""
-    compiled = Compiled.__init__
+    compiled = CompiledFunction.__init__
 
     def without(self, *args, **how):
         compiled(self, *args, **(how | {"compiled": False}))
 
-    monkeypatch.setattr(Compiled, "__init__", without)
+    monkeypatch.setattr(CompiledFunction, "__init__", without)
 
 
 @pytest.mark.parametrize("size", [20, 15, None])
@@ -107,7 +107,7 @@ def test_captured_fits_are_the_eager_ones(size, recorded_only):
         model, guide = pair()
         how = {"batch_size": size, "lr": 1e-2, "seed": 0, "capture": capture, "steps": 9}
         found.append(fit_svi(model, guide, grey(), epoch_transform=binarize, **how))
-    assert [fit.path.split(",")[0].split(":")[0] for fit in found] == ["eager", "captured"]
+    assert [fit.execution.split(",")[0].split(":")[0] for fit in found] == ["eager", "captured"]
     assert (found[0].objective - found[1].objective).abs().max() < 1e-10
 
 
@@ -124,7 +124,7 @@ def test_compiled_fits_see_epoch_transforms_data():
         how = {"steps": 40, "batch_size": B, "lr": 1e-2, "seed": 0, "capture": capture}
         pair = ppca.model, ExactGuide(ppca)
         found.append(fit_svi(*pair, x, objective=ELBO(kl="sampled"), epoch_transform=moved, **how))
-    assert found[1].path.startswith("captured, 4 steps per call")
+    assert found[1].execution.startswith("captured, 4 steps per call")
     assert (found[0].objective - found[1].objective).abs().max() < 1e-8
 
 

@@ -11,7 +11,7 @@ import oracles
 from ppl_vae import PPCA, ExactGuide, PerDatumGuide, fit_svi, run_lineage
 from ppl_vae.evaluation.inference_gaps.ascent import exact_bound
 from ppl_vae.inference.svi.convergence import cycle_lengths, fit_in_cycles
-from ppl_vae.inference.svi.schedule import table_rate
+from ppl_vae.inference.svi.optimizer_step import per_datum_rate
 from ppl_vae.lineage.metrics import Reference
 from ppl_vae.lineage.problem import Settings
 from ppl_vae.report.verdict import verdict
@@ -65,8 +65,8 @@ def test_a_fit_ends_where_its_tolerance_is_met_or_says_what_was_still_gained(x):
 def test_rows_of_tables_move_farther_the_rarer_they_are_drawn_but_not_with_sgd():
     parameter = [torch.nn.Parameter(torch.zeros(3))]
     adam, sgd = torch.optim.Adam(parameter, lr=0.1), torch.optim.SGD(parameter, lr=0.1)
-    assert [table_rate(adam, epoch) for epoch in (1, 4, 10, 80)] == [1, 4, 10, 10]
-    assert table_rate(sgd, 80) == 1
+    assert [per_datum_rate(adam, epoch) for epoch in (1, 4, 10, 80)] == [1, 4, 10, 10]
+    assert per_datum_rate(sgd, 80) == 1
 
 
 @pytest.mark.parametrize(("batch_size", "move"), [(60, 0.01), (15, 0.04), (3, 0.1)])

@@ -354,7 +354,7 @@ def test_captured_steps_are_the_eager_ones(encoder):
         made = network(encoder=encoder)
         how = {"steps": 40, "batch_size": 20, "lr": 0.01, "seed": 0, "capture": capture}
         fit = fit_svi(made.model, made.guide, made.rows(x, y), **how)
-        assert fit.path.startswith("captured" if capture else "eager"), fit.path
+        assert fit.execution.startswith("captured" if capture else "eager"), fit.execution
         values[capture] = fit.objective
     torch.testing.assert_close(values[True], values[False], rtol=1e-8, atol=1e-8)
 

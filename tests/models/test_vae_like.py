@@ -180,7 +180,7 @@ def test_its_steps_are_captured_and_leave_the_buffers_alone():
     vae = like(x, Gaussian("per-dim"))
     before = vae.guide.inputs.loc.clone()
     fit = fitted(vae, x, steps=20, capture=True)
-    assert fit.path.startswith("captured"), fit.path
+    assert fit.execution.startswith("captured"), fit.execution
     assert torch.equal(vae.guide.inputs.loc, before)
 
 
