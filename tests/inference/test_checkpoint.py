@@ -135,9 +135,7 @@ CASES = {
         {"steps": 70, "batch_size": 15, "epoch_transform": jittered},
         validate=True,
     ),
-    "transform of whole data": Case(
-        ppca_and_encoder, {"steps": 70, "epoch_transform": jittered}
-    ),
+    "transform of whole data": Case(ppca_and_encoder, {"steps": 70, "epoch_transform": jittered}),
     "early stopping": Case(
         vae_with_dropout,
         {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},

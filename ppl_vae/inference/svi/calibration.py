@@ -85,7 +85,7 @@ def calibrate(
 
 
 @contextmanager
-def frozen(
+def frozen_scale(
     model: ProgramLike, guide: ProgramLike, x: Tensor, mask: Tensor | None
 ) -> Iterator[None]:
     """Context manager: a pair that is being trained can be evaluated.

@@ -13,7 +13,7 @@ from ppl_vae.core.program import as_data_and_mask, notes_of, notes_on
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.inference.svi.calibration import calibrate, frozen, unfreeze
+from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import (
     generator_states,
@@ -219,7 +219,7 @@ class Trainer:
             return
         x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
-        with frozen(model, guide, self.minibatch.x, self.minibatch.mask):
+        with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
             values = elbo(
                 model, guide, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED
             )
