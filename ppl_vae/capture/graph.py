@@ -166,7 +166,8 @@ def trace_graph(
 def _check_equal_graphs(first: GraphModule, second: GraphModule) -> None:
     if first.code != second.code:
         raise CaptureError(
-            "its operations depend on the values of its arguments (a branch on a value?)"
+            "its operations or constants change from run to run (a branch on a value, or numbers "
+            "from Python's or numpy's generator?)"
         )
     for node in first.graph.find_nodes(op="get_attr"):
         constant, other = (getattr(graph, str(node.target)) for graph in (first, second))
@@ -290,7 +291,7 @@ class _ParamSubstitution(Messenger):
     """A handler that makes bare ``pyro.param`` statements return given values.
 
     Parameters of no module exist only in Pyro's store, which is empty during tracing; without
-    this handler the statements would create them anew from their initial values.
+    this handler the statements would create them again from their initial values.
 
     Args:
         values: unconstrained values by parameter name.

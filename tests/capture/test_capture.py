@@ -473,7 +473,7 @@ def test_functional_optimizers_equal_those_of_torch(name):
     parameter = nn.Parameter(torch.randn(5, generator=generator).double())
     optimizer = OPTIMIZERS[name]([parameter], 0.1)
     functional = functional_optimizer(optimizer)
-    lr = torch.tensor(optimizer.param_groups[0]["lr"]).double()
+    lr = torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)
     value = parameter.detach().clone()
     state = tuple(torch.zeros_like(value) for _ in functional.state_keys)
     for step in range(1, 6):

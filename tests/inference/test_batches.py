@@ -92,9 +92,9 @@ def test_the_comparison_is_reported():
         "about 72.0 s of eager work were left, of which compiled code, assumed to be 2 times "
         "as fast, would save 36.0 s: no more than the 50 s that compiling is assumed to cost"
     )
-    worth, text = is_worth_compiling(150.0, share=0.9)
+    worth, text = is_worth_compiling(150.0, fraction=0.9)
     assert worth and "would save 67.5 s: more than the 50 s" in text
-    assert not is_worth_compiling(150.0, share=0.5)[0]
+    assert not is_worth_compiling(150.0, fraction=0.5)[0]
 
 
 # Networks that need two rows

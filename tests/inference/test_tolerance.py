@@ -95,8 +95,7 @@ def test_per_datum_guides_in_minibatches_approach_the_optimum(x):
 
 def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
-    seen = []
-    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_rung=seen.append)
+    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"])
     assert found.reference_gain < 1e-6
     assert found.optimum == pytest.approx(max(row.log_p.value for row in found.rows), abs=1e-9)
     row, model = found.row("em"), found.pairs["em"][0]
@@ -164,13 +163,13 @@ def test_the_table_is_consistent_after_each_stage():
     x = x * [100, 3, 1, 1, 30, 1]
     x[rng.random(x.shape) < 0.1] = np.nan
     x = x[~np.isnan(x).all(1)]
-    seen = []
+    tables = []
     names = ["px-em", "em", "variational-em"]
-    run_lineage(x, latent_dim=3, stages=names, on_rung=seen.append)
-    for part in seen:
-        values = [row.log_p.value for row in part.rows]
-        assert part.optimum == pytest.approx(max(values), abs=1e-9)
-        for row, value in zip(part.rows, values, strict=True):
-            assert row.shortfall == pytest.approx(part.optimum - value, abs=1e-12)
-        assert part.row(part.reference).shortfall <= 1e-9
-        assert part.to_dict()["reference"] == part.reference
+    run_lineage(x, latent_dim=3, stages=names, on_rung=tables.append)
+    for table in tables:
+        values = [row.log_p.value for row in table.rows]
+        assert table.optimum == pytest.approx(max(values), abs=1e-9)
+        for row, value in zip(table.rows, values, strict=True):
+            assert row.shortfall == pytest.approx(table.optimum - value, abs=1e-12)
+        assert table.row(table.reference).shortfall <= 1e-9
+        assert table.to_dict()["reference"] == table.reference
