@@ -1,4 +1,4 @@
-"""Any Pyro step as one recorded, compiled function."""
+"""Steps of Pyro programs captured as tensor graphs and compiled."""
 
 import lazy_loader
 

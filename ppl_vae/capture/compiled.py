@@ -1,4 +1,4 @@
-"""Functions of tensors recorded once and run as compiled code, on a GPU as one replayed graph."""
+"""Pure functions of tensors, captured once per shape and compiled; on a GPU as one CUDA graph."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,109 +8,111 @@ from typing import Any, TypeAlias
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from ppl_vae.capture.graph import CaptureError, first_line
-from ppl_vae.capture.matmul import with_fastest_products
+from ppl_vae.capture.graph import CaptureError, summarize_error
+from ppl_vae.capture.matmul import select_fastest_matmul
 from ppl_vae.core.state import kept_generators, precision
 
-MOST_SIGNATURES = 8
-"""Shapes for which one function is compiled; the next is refused, as each costs much time."""
-Run: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
+MAX_SIGNATURES = 8
+"""Shapes for which one function is compiled; further ones are refused, since each takes long."""
+FlatFunction: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
+"""A function from a flat list of tensors to a flat sequence of tensors."""
 
 
-class Compiled:
-    """A pure function of tensors, recorded and compiled for each shape that it meets.
+class CompiledFunction:
+    """A pure function of tensors that is captured and compiled for each shape of its arguments.
 
     Args:
-        recorder: what records it for arguments of some shapes: gives code from the flat list of
-            their tensors, and how its results are nested (as :func:`.recording.record`).
-        compiled: whether to compile what is recorded; without, it is slow, and the same.
-        options: of the compiler.
+        capture: captures the function for given arguments; returns the graph and the structure
+            of its results, as :func:`.graph.capture_graph` does.
+        compiled: whether to compile the graph; without, it gives the same results slowly.
+        options: options of ``torch.compile``.
         precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
+            use the faster, see :mod:`ppl_vae.capture.matmul`. Results may then differ in the
+            last digits from run to run.
     """
 
     def __init__(
         self,
-        recorder: Callable[..., tuple[GraphModule, Any]],
+        capture: Callable[..., tuple[GraphModule, Any]],
         *,
         compiled: bool = True,
         options: dict[str, Any] | None = None,
         precision: str = "float32",
+        autotune_matmul: bool = False,
     ) -> None:
-        self.recorder, self.precision = recorder, precision
+        self.capture, self.precision = capture, precision
         self.compiled, self.options = compiled, options
-        self._runs: dict[Any, tuple[Run, Any]] = {}
+        self.autotune_matmul = autotune_matmul
+        self._functions: dict[Any, tuple[FlatFunction, Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         """The function's result; on a GPU its tensors are overwritten by the next call.
 
         Raises:
-            CaptureError: at a first call, if the function cannot be recorded or compiled.
+            CaptureError: at the first call with these shapes, if the function cannot be captured
+                or compiled.
         """
         flat = pytree.tree_leaves(args)
         key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in flat)
-        if key not in self._runs:
-            if len(self._runs) >= MOST_SIGNATURES:
-                raise CaptureError(f"it has met {MOST_SIGNATURES} shapes already")
+        if key not in self._functions:
+            if len(self._functions) >= MAX_SIGNATURES:
+                raise CaptureError(
+                    f"it has already been compiled for {MAX_SIGNATURES} combinations of shapes"
+                )
             devices = list({t.device for t in flat if t.device.type == "cuda"})
             with kept_generators(devices), poutine.block():
-                self._runs[key] = self._first(args, flat)
-        run, structure = self._runs[key]
-        with torch.no_grad(), self._setting(flat):
-            return pytree.tree_unflatten(list(run(flat)), structure)
+                self._functions[key] = self._build(args, flat)
+        function, structure = self._functions[key]
+        with torch.no_grad(), self._device_precision(flat):
+            return pytree.tree_unflatten(list(function(flat)), structure)
 
-    def _first(self, args: Any, flat: list[Tensor]) -> tuple[Run, Any]:
+    def _build(self, args: Any, flat: list[Tensor]) -> tuple[FlatFunction, Any]:
         with precision(self.precision, flat[0].device):
-            recorded, structure = self.recorder(*args)
+            graph, structure = self.capture(*args)
         if not self.compiled:
-            return (lambda tensors: recorded(*tensors)), structure
+            return (lambda tensors: graph(*tensors)), structure
+        if self.autotune_matmul:
+            graph = select_fastest_matmul(graph)
         try:
-            run = _compile(recorded, flat, self.options)
-            with torch.no_grad(), self._setting(flat):
+            function = _compile(graph, self.options)
+            with torch.no_grad(), self._device_precision(flat), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's own, which users cannot act on
+                function(flat)  # compiles
                 if flat[0].device.type == "cuda":
-                    run = Replay(run, flat)
-                run(flat)
-        except Exception as error:  # no compiler, or one that fails
-            raise CaptureError(f"it cannot be compiled ({first_line(error)})") from error
-        return run, structure
+                    function = GraphReplay(function, flat)
+        except Exception as error:  # there is no compiler, or it fails
+            raise CaptureError(f"it cannot be compiled ({summarize_error(error)})") from error
+        return function, structure
 
-    def _setting(self, flat: list[Tensor]) -> AbstractContextManager[None]:
-        # What was recorded in bfloat16 rounds by itself; TF32 is a setting of the device.
-        running = "float32" if self.precision == "bf16" else self.precision
-        return precision(running, flat[0].device)
+    def _device_precision(self, flat: list[Tensor]) -> AbstractContextManager[None]:
+        # A graph captured in bfloat16 contains the rounding; TF32 is a setting of the device.
+        setting = "float32" if self.precision == "bf16" else self.precision
+        return precision(setting, flat[0].device)
 
 
-def _compile(recorded: GraphModule, flat: list[Tensor], options: dict[str, Any] | None) -> Run:
-    recorded = with_fastest_products(recorded)
-    for node in recorded.graph.nodes:  # of another recorder than the compiler's
+def _compile(graph: GraphModule, options: dict[str, Any] | None) -> FlatFunction:
+    for node in graph.graph.nodes:  # values of another tracer than the compiler's
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
-    from torch import _inductor  # takes a while to import
-    from torch._dynamo.utils import get_metrics_context  # which torch 2.6 asks for
-
-    # Without the sizes' environment the compiler does not look into its cache on disk.
-    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context), get_metrics_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own, which nobody can act on
-        # Draws are those of an eager run from the same seed; the compiler's own are slower, too.
-        options = {"fallback_random": True} | (options or {})
-        code: Any = _inductor.compile(recorded, list(flat), options=options)
-    return lambda tensors: code(*tensors)
+    # With fallback_random, draws are those of an eager run with the same seed; the compiler's
+    # own generator is also slower.
+    options = {"fallback_random": True} | (options or {})
+    function: Any = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=options)
+    return lambda tensors: function(*tensors)
 
 
 def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
-    """The kernels that a call starts as one graph; returns what replays it.
+    """Capture the kernels that a call launches as one CUDA graph; returns its replay.
 
-    Random numbers are drawn anew at each replay, from the device's default generator.
+    Random numbers are new at each replay, from the device's default generator.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries set themselves up outside the graph
+    with torch.cuda.stream(stream):  # libraries initialise themselves outside the graph
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
@@ -120,31 +122,37 @@ def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-class Replay:
-    """Calls of one function as replays of one graph, on tensors that stay where they are.
+class GraphReplay:
+    """A function whose calls are replays of one graph that reads and writes fixed tensors.
 
-    Arguments are copied into the graph's own tensors, so a call costs one copy of each and one
-    start on the device, whatever the number of kernels.
+    Arguments are copied to the tensors that the graph reads. A call thus costs one copy of all
+    arguments and one launch, whatever the number of kernels.
+
+    ``torch.cuda.make_graphed_callables`` is not used: it captures the forward and the backward
+    pass of a part of a network for use inside autograd. Here the function is a complete step
+    that contains its own gradients and optimizer and is called without autograd. Moreover that
+    function makes the sample arguments themselves the fixed inputs, so that parameters of the
+    pair would be overwritten by each call, and copies arguments one by one.
 
     Args:
-        run: the function.
-        flat: arguments of the shapes that it will get.
-        graph_of: makes the graph; by default on CUDA.
+        function: the function.
+        flat: arguments of the shapes that it will be called with.
+        make_graph: captures a call; by default as a CUDA graph.
     """
 
     def __init__(
         self,
-        run: Run,
+        function: FlatFunction,
         flat: list[Tensor],
-        graph_of: Callable[[Callable[[], Any]], Callable[[], None]] = cuda_graph,
+        make_graph: Callable[[Callable[[], Any]], Callable[[], None]] = cuda_graph,
     ) -> None:
         self.inputs = [tensor.detach().clone() for tensor in flat]
         self.outputs: Sequence[Tensor] = []
 
         def call() -> None:
-            self.outputs = run(self.inputs)
+            self.outputs = function(self.inputs)
 
-        self.replay = graph_of(call)
+        self.replay = make_graph(call)
 
     def __call__(self, flat: list[Tensor]) -> Sequence[Tensor]:
         """The function's results, which the next call overwrites."""

@@ -1,4 +1,9 @@
-"""Optimizers as pure functions: Adam, AdamW and SGD for steps that are recorded."""
+"""Optimizers as pure functions: Adam, AdamW and SGD for steps that are captured as graphs.
+
+The optimizers of ``torch.optim`` update tensors in place and keep their step counter outside the
+tensors, which a captured graph cannot do. The update equations here are those of torch, tested
+against it; their state is read from and written to the ``torch.optim`` object.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +12,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ppl_vae.capture.graph import CaptureError
+
 OptState: TypeAlias = tuple[Tensor, ...]
-"""What a rule remembers of one parameter."""
+"""The optimizer state of one parameter, e.g. the two moments of Adam."""
 
 
 @dataclass(frozen=True)
 class FunctionalAdam:
-    """Adam, or AdamW with ``decoupled`` weight decay.
+    """Adam, or AdamW if weight decay is ``decoupled``.
 
     References:
         Kingma, Ba: Adam: a method for stochastic optimization (2015).
@@ -24,27 +31,27 @@ class FunctionalAdam:
     eps: float
     weight_decay: float
     decoupled: bool
-    names: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+    state_keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, slots: OptState, step: Tensor, lr: Tensor
+        self, parameter: Tensor, gradient: Tensor, state: OptState, step: Tensor, lr: Tensor
     ) -> tuple[Tensor, OptState]:
-        """The parameter and its slots after the ``step``-th step (counted from 1)."""
-        first, second = slots
+        """Return the parameter and its state after step number ``step`` (counted from 1)."""
+        first, second = state
         (beta1, beta2), decay = self.betas, self.weight_decay
         if self.decoupled and decay:
             parameter = parameter * (1 - lr * decay)
         elif decay:
             gradient = gradient + decay * parameter
-        first = _flushed(first + (gradient - first) * (1 - beta1))
-        second = _flushed(second * beta2 + gradient.square() * (1 - beta2))
-        spread = (second / (1 - beta2**step)).sqrt() + self.eps
-        return parameter - lr / (1 - beta1**step) * first / spread, (first, second)
+        first = _flush_denormals(first + (gradient - first) * (1 - beta1))
+        second = _flush_denormals(second * beta2 + gradient.square() * (1 - beta2))
+        scale = (second / (1 - beta2**step)).sqrt() + self.eps
+        return parameter - lr / (1 - beta1**step) * first / scale, (first, second)
 
 
 @dataclass(frozen=True)
 class FunctionalSGD:
-    """Stochastic gradient descent, with momentum or without."""
+    """Stochastic gradient descent, with or without momentum."""
 
     momentum: float
     dampening: float
@@ -52,98 +59,108 @@ class FunctionalSGD:
     nesterov: bool
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the slots."""
+    def state_keys(self) -> tuple[str, ...]:
+        """The keys of the state in ``torch.optim.SGD``."""
         return ("momentum_buffer",) if self.momentum else ()
 
     def update(
-        self, parameter: Tensor, gradient: Tensor, slots: OptState, step: Tensor, lr: Tensor
+        self, parameter: Tensor, gradient: Tensor, state: OptState, step: Tensor, lr: Tensor
     ) -> tuple[Tensor, OptState]:
-        """The parameter and its slots after the ``step``-th step (counted from 1)."""
+        """Return the parameter and its state after step number ``step`` (counted from 1)."""
         if self.weight_decay:
             gradient = gradient + self.weight_decay * parameter
-        if not slots:
+        if not state:
             return parameter - lr * gradient, ()
-        later = slots[0] * self.momentum + (1 - self.dampening) * gradient
-        buffer = _flushed(torch.where(step == 1, gradient, later))
+        later = state[0] * self.momentum + (1 - self.dampening) * gradient
+        buffer = _flush_denormals(torch.where(step == 1, gradient, later))
         direction = gradient + self.momentum * buffer if self.nesterov else buffer
         return parameter - lr * direction, (buffer,)
 
 
-def _flushed(slot: Tensor) -> Tensor:
-    # Where gradients end, moments decay into denormal numbers, with which processors are slow:
+def _flush_denormals(moment: Tensor) -> Tensor:
+    # Where gradients vanish, moments decay into denormal numbers, on which processors are slow:
     # a step of a network with dead units took a third longer.
-    return torch.where(slot.abs() < torch.finfo(slot.dtype).tiny, 0.0, slot)
+    return torch.where(moment.abs() < torch.finfo(moment.dtype).tiny, 0.0, moment)
 
 
 FunctionalOptimizer: TypeAlias = FunctionalAdam | FunctionalSGD
 
 
-def functional_optimizer(optimizer: torch.optim.Optimizer) -> FunctionalOptimizer | str:
-    """The rule of an optimizer, or why it has none here."""
+def functional_optimizer(optimizer: torch.optim.Optimizer) -> FunctionalOptimizer:
+    """The functional counterpart of an optimizer.
+
+    Raises:
+        CaptureError: if there is none.
+    """
     kind = type(optimizer)
     if kind not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
-        return f"{kind.__name__} is none of Adam, AdamW, SGD"
+        raise CaptureError(f"{kind.__name__} is none of Adam, AdamW, SGD")
     if len(optimizer.param_groups) != 1:
-        return "the optimizer has several groups of parameters"
+        raise CaptureError("the optimizer has several groups of parameters")
     group = optimizer.param_groups[0]
     for flag in ("amsgrad", "maximize", "differentiable"):
         if group.get(flag):
-            return f"{kind.__name__} has {flag} set"
+            raise CaptureError(f"{kind.__name__} has {flag} set")
     if isinstance(group["lr"], Tensor):
-        return "the learning rate is a tensor"
+        raise CaptureError("the learning rate is a tensor")
     decay = float(group["weight_decay"])
     if kind is torch.optim.SGD:
         return FunctionalSGD(group["momentum"], group["dampening"], decay, bool(group["nesterov"]))
-    # From torch 2.9 on Adam knows of decoupled decay itself.
+    # From torch 2.9 on, Adam has decoupled weight decay as an option.
     decoupled = kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
     beta1, beta2 = map(float, group["betas"])
     return FunctionalAdam((beta1, beta2), group["eps"], decay, decoupled)
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, rule: FunctionalOptimizer
+    optimizer: torch.optim.Optimizer, parameter: Tensor, functional: FunctionalOptimizer
 ) -> Any:
-    """What an optimizer remembers of a parameter, to read and to write."""
-    return optimizer.state[parameter] if rule.names else {}
+    """The dictionary in which an optimizer keeps the state of a parameter."""
+    return optimizer.state[parameter] if functional.state_keys else {}
 
 
 def read_optimizer_state(
-    states: Sequence[Any], rule: FunctionalOptimizer, parameters: Sequence[Tensor]
+    states: Sequence[Any], functional: FunctionalOptimizer, parameters: Sequence[Tensor]
 ) -> tuple[list[OptState], int]:
-    """What optimizers remember of their parameters, and after how many steps.
+    """Read the state of ``torch.optim`` optimizers.
 
     Args:
-        states: an optimizer's state of each parameter.
-        rule: the optimizer's.
-        parameters: in the same order.
+        states: the optimizer's dictionary of each parameter, see :func:`optimizer_state`.
+        functional: the optimizer's functional counterpart.
+        parameters: the parameters, in the same order.
+
+    Returns:
+        The state of each parameter, and the number of steps made.
 
     Raises:
         ValueError: if not all parameters have made the same number of steps.
     """
-    slots, counts = [], set()
+    opt_states, counts = [], set()
     for parameter, state in zip(parameters, states, strict=True):
-        held = tuple(state.get(name) for name in rule.names)
-        fresh = not state or any(value is None for value in held)
-        counts.add(0 if fresh else int(state.get("step", 1)))
-        zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in rule.names)
-        slots.append(tuple(zeros) if fresh else held)
+        values = tuple(state.get(key) for key in functional.state_keys)
+        is_new = not state or any(value is None for value in values)
+        counts.add(0 if is_new else int(state.get("step", 1)))
+        zeros = (torch.zeros_like(parameter, requires_grad=False) for _ in functional.state_keys)
+        opt_states.append(tuple(zeros) if is_new else values)
     if len(counts) > 1:
         raise ValueError("the parameters have not all made the same number of steps")
-    return slots, counts.pop() if counts else 0
+    return opt_states, counts.pop() if counts else 0
 
 
 def write_optimizer_state(
-    states: Sequence[Any], rule: FunctionalOptimizer, slots: Sequence[OptState], count: int
+    states: Sequence[Any],
+    functional: FunctionalOptimizer,
+    opt_states: Sequence[OptState],
+    num_steps: int,
 ) -> None:
-    """Let optimizers remember this, so that they can go on by themselves."""
-    if not rule.names:
+    """Write the state after ``num_steps`` steps to ``torch.optim`` optimizers, in place."""
+    if not functional.state_keys:
         return
-    for state, held in zip(states, slots, strict=True):
-        state |= dict(zip(rule.names, held, strict=True))
-        if isinstance(rule, FunctionalAdam):
+    for state, values in zip(states, opt_states, strict=True):
+        state |= dict(zip(functional.state_keys, values, strict=True))
+        if isinstance(functional, FunctionalAdam):
             step = state.get("step")
             if isinstance(step, Tensor):
-                step.fill_(count)
+                step.fill_(num_steps)
             else:
-                state["step"] = torch.tensor(float(count))
+                state["step"] = torch.tensor(float(num_steps))

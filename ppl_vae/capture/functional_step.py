@@ -1,4 +1,4 @@
-"""A training step as a pure function: tensors in, tensors out, nothing written in place."""
+"""A training step as a pure function from tensors to tensors, without writes in place."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,117 +15,127 @@ from ppl_vae.capture.functional_optim import (
     read_optimizer_state,
     write_optimizer_state,
 )
-from ppl_vae.capture.graph import ModuleTensors, permuted, perturbed, record, trace
+from ppl_vae.capture.graph import (
+    ModuleTensors,
+    capture_graph,
+    permuted,
+    perturbed,
+    trace_graph,
+)
 
 
-class State(NamedTuple):
-    """What steps change.
+class StepState(NamedTuple):
+    """The tensors that training steps update.
 
     Attributes:
-        parameters: those that train, unconstrained.
-        slots: of the optimizer, for each of them.
-        done: steps, ().
-        buffers: of the modules.
+        parameters: the trained parameters, unconstrained.
+        opt_states: the optimizer state of each of them.
+        step: the number of steps made, ().
+        buffers: the buffers of the modules.
     """
 
     parameters: list[Tensor]
-    slots: list[OptState]
-    done: Tensor
+    opt_states: list[OptState]
+    step: Tensor
     buffers: list[Tensor]
 
 
-class Inputs(NamedTuple):
-    """What steps read.
+class StepInputs(NamedTuple):
+    """The tensors that training steps only read.
 
     Attributes:
-        fixed: parameters that do not train.
-        whole: tensors that all steps of a call see.
-        each: tensors with one entry a step, (steps, ...).
+        frozen: the parameters that are not trained.
+        shared: tensors that all steps of a call read.
+        per_step: tensors with one entry per step, (steps, ...).
         lr: learning rates, (steps,).
-        beta: weights of the KL, (steps,).
+        beta: weights of the KL term, (steps,).
     """
 
-    fixed: list[Tensor]
-    whole: list[Tensor]
-    each: list[Tensor]
+    frozen: list[Tensor]
+    shared: list[Tensor]
+    per_step: list[Tensor]
     lr: Tensor
     beta: Tensor
 
-    def of_step(self, place: int) -> "Inputs":
-        """Those of one of the steps."""
-        one = slice(place, place + 1)
-        each = [values[one] for values in self.each]
-        return self._replace(each=each, lr=self.lr[one], beta=self.beta[one])
+    def at(self, position: int) -> "StepInputs":
+        """The inputs of one of the steps."""
+        one = slice(position, position + 1)
+        per_step = [values[one] for values in self.per_step]
+        return self._replace(per_step=per_step, lr=self.lr[one], beta=self.beta[one])
 
 
 class TrainState:
-    """What a training changes of what programs hold: read as a state, and written back.
+    """The training state of a pair: read from modules and optimizers, and written back to them.
 
     Args:
-        modules: of the programs.
-        named: the parameters that train, by name; those of no module are bare ones.
-        rule: of their optimizers.
-        fixed: bare parameters that do not train, by name.
+        modules: the modules of the programs.
+        named: the trained parameters by name; those of no module are parameters of Pyro's store.
+        optimizer: the functional counterpart of their optimizers.
+        frozen: parameters of the store that are not trained, by name.
 
     Attributes:
-        held: what the programs hold.
-        parameters: those that train, in the order of those held.
+        tensors: all tensors that the programs read.
+        parameters: the trained parameters, in the order of ``tensors``.
     """
 
     def __init__(
         self,
         modules: Sequence[nn.Module],
         named: Mapping[str, Tensor],
-        rule: FunctionalOptimizer,
-        fixed: Mapping[str, Tensor] | None = None,
+        optimizer: FunctionalOptimizer,
+        frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
         own = {id(p) for module in modules for p in module.parameters()}
         bare = {name: p for name, p in named.items() if id(p) not in own}
-        self.held, self.rule = ModuleTensors.by(modules, {**(fixed or {}), **bare}), rule
+        self.tensors = ModuleTensors.of(modules, {**(frozen or {}), **bare})
+        self.optimizer = optimizer
         trained = {id(p) for p in named.values()}
-        self._trains = [id(p) in trained for p in self.held.parameters]
-        self.parameters = [p for p in self.held.parameters if id(p) in trained]
+        self._is_trained = [id(p) in trained for p in self.tensors.parameters]
+        self.parameters = [p for p in self.tensors.parameters if id(p) in trained]
 
-    def fixed(self) -> list[Tensor]:
-        """The held parameters that do not train."""
-        both = zip(self.held.parameters, self._trains, strict=True)
-        return [p.detach() for p, trains in both if not trains]
+    def frozen_parameters(self) -> list[Tensor]:
+        """The parameters that the programs read and that are not trained."""
+        pairs = zip(self.tensors.parameters, self._is_trained, strict=True)
+        return [p.detach() for p, is_trained in pairs if not is_trained]
 
-    def together(self, trained: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[Tensor]:
-        """Values for all parameters that are held, from those for the two kinds."""
-        first, second = iter(trained), iter(fixed)
-        return [next(first if trains else second) for trains in self._trains]
+    def merge(self, trained: Sequence[Tensor], frozen: Sequence[Tensor]) -> list[Tensor]:
+        """Values for all parameters in the order of ``tensors``, from those of the two kinds."""
+        first, second = iter(trained), iter(frozen)
+        return [next(first if is_trained else second) for is_trained in self._is_trained]
 
-    def read(self, states: Sequence[Any]) -> tuple[State, int]:
-        """The state, given what optimizers remember of each parameter; and the steps done.
+    def read(self, opt_states: Sequence[Any]) -> tuple[StepState, int]:
+        """The state as tensors, and the number of steps made.
+
+        Args:
+            opt_states: the optimizer's dictionary of each parameter.
 
         Raises:
             ValueError: if not all parameters have made the same number of steps.
         """
-        slots, count = read_optimizer_state(states, self.rule, self.parameters)
+        values, num_steps = read_optimizer_state(opt_states, self.optimizer, self.parameters)
         parameters = [parameter.detach() for parameter in self.parameters]
-        counted = to_device([float(count)], self.parameters[0])[0]
-        return State(parameters, slots, counted, list(self.held.buffers)), count
+        step = to_device([float(num_steps)], self.parameters[0])[0]
+        return StepState(parameters, values, step, list(self.tensors.buffers)), num_steps
 
     @torch.no_grad()
-    def write(self, states: Sequence[Any], after: State, count: int) -> None:
-        """Take over the state after ``count`` steps."""
-        slots = after.slots
+    def write(self, opt_states: Sequence[Any], state: StepState, num_steps: int) -> None:
+        """Write the state after ``num_steps`` steps to parameters, buffers and optimizers."""
+        values = state.opt_states
         if self.parameters[0].device.type == "cuda":
-            # What a graph gave is overwritten when it runs again.
-            for parameter, value in zip(self.parameters, after.parameters, strict=True):
+            # The results of a CUDA graph are overwritten by its next replay.
+            for parameter, value in zip(self.parameters, state.parameters, strict=True):
                 parameter.copy_(value)
-            slots = [tuple(slot.clone() for slot in held) for held in slots]
-        else:  # by swapping what the tensors hold: copies would cost as much as the steps save
-            for parameter, value in zip(self.parameters, after.parameters, strict=True):
+            values = [tuple(moment.clone() for moment in moments) for moments in values]
+        else:  # exchanging the storage: copies would cost as much as captured steps save
+            for parameter, value in zip(self.parameters, state.parameters, strict=True):
                 parameter.data = value
-        for buffer, value in zip(self.held.buffers, after.buffers, strict=True):
+        for buffer, value in zip(self.tensors.buffers, state.buffers, strict=True):
             buffer.copy_(value)
-        write_optimizer_state(states, self.rule, slots, count)
+        write_optimizer_state(opt_states, self.optimizer, values, num_steps)
 
 
 def to_device(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor of this dtype and device, without waiting for the device."""
+    """Floats as a tensor of the dtype and device of another, without waiting for the device."""
     tensor = torch.tensor(values, dtype=like.dtype)
     if like.device.type != "cuda":
         return tensor.to(like.device)
@@ -133,95 +143,112 @@ def to_device(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class FunctionalStep:
     """A training step of a pair as a pure function.
 
     Attributes:
-        loss: of (whole, this step's, beta): runs the pair; what is minimised.
-        trained: what trains, of what the programs hold.
-        tables: which of the trained have a row a datum, of which a step moves its own rows only;
-            the rows are the first of ``each``.
-        table_rate: by how much the moves of these rows are multiplied.
-        grad_clip: largest norm of the gradient.
+        loss: the loss to minimise, a function of (shared tensors, tensors of this step, beta)
+            that runs the pair.
+        train_state: the tensors of the pair.
+        tables: positions of those trained parameters that have one row per datum. A step updates
+            only the rows of its batch, whose indices are the first of the tensors of this step.
+        table_rate: the factor by which updates of these rows are multiplied.
+        grad_clip: the largest norm of the gradient.
     """
 
     loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
-    trained: TrainState
+    train_state: TrainState
     tables: frozenset[int] = frozenset()
     table_rate: float = 1.0
     grad_clip: float | None = None
 
-    def __call__(self, state: Any, inputs: Any) -> tuple[State, Tensor]:
-        """As many steps as ``inputs`` has entries; the new state, and the losses (steps,)."""
-        state, inputs = State(*state), Inputs(*inputs)
+    def __call__(self, state: Any, inputs: Any) -> tuple[StepState, Tensor]:
+        """Make as many steps as ``inputs`` has entries.
+
+        Returns:
+            The state after the steps, and the loss at each of them, (steps,).
+        """
+        state, inputs = StepState(*state), StepInputs(*inputs)
         losses = []
-        for place in range(len(inputs.lr)):
-            each = [values[place] for values in inputs.each]
-            state, loss = self._one(state, inputs, each, inputs.lr[place], inputs.beta[place])
+        for position in range(len(inputs.lr)):
+            state, loss = self._single_step(state, inputs, position)
             losses.append(loss)
         return state, torch.stack(losses)
 
-    def record(self, state: State, inputs: Inputs) -> tuple[GraphModule, Any]:
-        """As :func:`.recording.record`: the pair is run for one step, whose code makes several."""
-        first = inputs.of_step(0)
-        code, nested = record(self, (state, first), other_values(state, first))
+    def capture(self, state: StepState, inputs: StepInputs) -> tuple[GraphModule, Any]:
+        """Capture the steps as a graph, see :func:`.graph.capture_graph`.
 
-        def several(state: State, inputs: Inputs) -> tuple[State, Tensor]:
+        The pair is run for one step; the graph of several steps is composed of that of one.
+        """
+        first = inputs.at(0)
+        graph, structure = capture_graph(self, (state, first), perturbed_arguments(state, first))
+
+        def several(state: StepState, inputs: StepInputs) -> tuple[StepState, Tensor]:
             losses = []
-            for place in range(len(inputs.lr)):
-                flat = pytree.tree_leaves((state, inputs.of_step(place)))
-                state, loss = pytree.tree_unflatten(code(*flat), nested)
+            for position in range(len(inputs.lr)):
+                flat = pytree.tree_leaves((state, inputs.at(position)))
+                state, loss = pytree.tree_unflatten(graph(*flat), structure)
                 losses.append(loss)
             return state, torch.cat(losses)
 
-        return (
-            (code, nested) if len(inputs.lr) == 1 else trace(several, (state, inputs), run=False)
-        )
+        if len(inputs.lr) == 1:
+            return graph, structure
+        return trace_graph(several, (state, inputs), execute=False)
 
-    def _one(
-        self, state: State, inputs: Inputs, each: list[Tensor], lr: Tensor, beta: Tensor
-    ) -> tuple[State, Tensor]:
+    def _single_step(
+        self, state: StepState, inputs: StepInputs, position: int
+    ) -> tuple[StepState, Tensor]:
+        per_step = [values[position] for values in inputs.per_step]
         leaves = [p.detach().requires_grad_() for p in state.parameters]
         buffers = [buffer.clone() for buffer in state.buffers]
-        values = self.trained.together(leaves, inputs.fixed)
-        with torch.enable_grad(), self.trained.held.replaced(values, buffers):
-            loss = self.loss(inputs.whole, each, beta)
+        values = self.train_state.merge(leaves, inputs.frozen)
+        with torch.enable_grad(), self.train_state.tensors.substituted(values, buffers):
+            loss = self.loss(inputs.shared, per_step, inputs.beta[position])
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        done = state.done + 1
-        parameters, slots = [], []
-        for place, gradient in enumerate(_clipped(gradients, self.grad_clip)):
-            new = old = state.parameters[place], state.slots[place]
-            if gradient is not None:
-                new = self.trained.rule.update(old[0], gradient, old[1], done, lr)
-            if place in self.tables and each:
-                new = _rows_only(old, new, each[0], self.table_rate)
+        step = state.step + 1
+        rows = per_step[0] if per_step else None
+        parameters, opt_states = [], []
+        for place, gradient in enumerate(_clip_gradients(gradients, self.grad_clip)):
+            old = state.parameters[place], state.opt_states[place]
+            new = self._update(old, gradient, step, inputs.lr[position])
+            if place in self.tables and rows is not None:
+                new = _update_rows_only(old, new, rows, self.table_rate)
             parameters.append(new[0])
-            slots.append(new[1])
-        return State(parameters, slots, done, buffers), loss.detach()
+            opt_states.append(new[1])
+        return StepState(parameters, opt_states, step, buffers), loss.detach()
+
+    def _update(
+        self, old: tuple[Tensor, OptState], gradient: Tensor | None, step: Tensor, lr: Tensor
+    ) -> tuple[Tensor, OptState]:
+        if gradient is None:
+            return old
+        return self.train_state.optimizer.update(old[0], gradient, old[1], step, lr)
 
 
-def other_values(state: State, inputs: Inputs) -> tuple[State, Inputs]:
-    """Other values of the same shapes, as far as a step must not care."""
-    slots = [tuple(s + 1e-6 for s in held) for held in state.slots]
-    other = State(perturbed(state.parameters), slots, state.done + 1, state.buffers)
-    each, whole = permuted(inputs.each), permuted(inputs.whole)
-    fixed = perturbed(inputs.fixed)
-    return other, Inputs(fixed, whole, each, inputs.lr * 0.9, inputs.beta * 0.9)
+def perturbed_arguments(state: StepState, inputs: StepInputs) -> tuple[StepState, StepInputs]:
+    """Arguments with other values, for which a step must perform the same operations."""
+    moments = [tuple(moment + 1e-6 for moment in values) for values in state.opt_states]
+    other = StepState(perturbed(state.parameters), moments, state.step + 1, state.buffers)
+    per_step, shared = permuted(inputs.per_step), permuted(inputs.shared)
+    frozen = perturbed(inputs.frozen)
+    return other, StepInputs(frozen, shared, per_step, inputs.lr * 0.9, inputs.beta * 0.9)
 
 
-def _clipped(gradients: Sequence[Tensor | None], largest: float | None) -> list[Tensor | None]:
-    if largest is None:
+def _clip_gradients(
+    gradients: Sequence[Tensor | None], max_norm: float | None
+) -> list[Tensor | None]:
+    if max_norm is None:
         return list(gradients)
     norms = [g.norm() for g in gradients if g is not None]
-    factor = torch.clamp(largest / (torch.stack(norms).norm() + 1e-6), max=1.0)
+    factor = torch.clamp(max_norm / (torch.stack(norms).norm() + 1e-6), max=1.0)
     return [None if g is None else g * factor for g in gradients]
 
 
-def _rows_only(
+def _update_rows_only(
     old: tuple[Tensor, OptState], new: tuple[Tensor, OptState], rows: Tensor, rate: float
 ) -> tuple[Tensor, OptState]:
-    def moved(before: Tensor, after: Tensor) -> Tensor:
+    def take_rows(before: Tensor, after: Tensor) -> Tensor:
         return before.index_copy(0, rows, after[rows])
 
     parameter = torch.lerp(old[0], new[0], rate)
-    return moved(old[0], parameter), tuple(map(moved, old[1], new[1]))
+    return take_rows(old[0], parameter), tuple(map(take_rows, old[1], new[1]))

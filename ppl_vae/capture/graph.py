@@ -1,14 +1,14 @@
-"""Functions of tensors recorded as tensor code, Pyro's handlers gone.
+"""Pyro programs captured as graphs of tensor operations.
 
-A function that runs a pair on tensors which it is given is run once under a recorder of tensor
-operations; what is recorded is a pure function of its arguments. Draws stay draws. A function
-that is none (it reads a value, branches on one, draws with Python's or numpy's generator, closes
-over a parameter of its own) is told apart by recording it twice, on different values, and
-comparing.
+A function that runs a pair on given tensors is executed once under torch's tracer. The resulting
+graph is a function of its arguments alone: Pyro's handlers are gone, and random draws remain
+random draws. A function that is not pure (it reads the value of a tensor, branches on one, draws
+with Python's or numpy's generator, or uses a parameter that belongs to neither program) is
+detected by tracing it twice on different values and comparing the two graphs.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,11 @@ from ppl_vae.core.state import validation
 
 
 class CaptureError(Exception):
-    """Why something cannot be recorded; the message says so to a person."""
+    """Raised when a function cannot be captured as a graph or compiled; the message says why."""
 
 
-def first_line(error: Exception) -> str:
-    """What an error says first, and of what kind it is."""
+def summarize_error(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
     if "_local_scalar_dense" in str(error):
         return "it reads a value of a tensor: .item(), float(), a branch on one"
     lines = str(error).strip().splitlines() or [""]
@@ -42,13 +42,14 @@ def first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class ModuleTensors:
-    """The tensors that programs hold: those of modules, and those in Pyro's parameter store.
+    """The tensors that a pair's programs read: those of modules and of Pyro's parameter store.
 
     Attributes:
-        modules: that hold parameters and buffers.
-        constraints: of bare ``pyro.param`` statements, by name.
-        parameters: of the modules, each once, then the bare ones, unconstrained.
-        buffers: of the modules.
+        modules: the modules with parameters and buffers.
+        constraints: the constraints of bare ``pyro.param`` statements, by name.
+        parameters: the parameters of the modules, each once, followed by the bare ones;
+            unconstrained.
+        buffers: the buffers of the modules.
     """
 
     modules: list[nn.Module]
@@ -57,38 +58,46 @@ class ModuleTensors:
     buffers: list[Tensor]
 
     @classmethod
-    def by(cls, modules: Sequence[nn.Module], bare: Mapping[str, Tensor]) -> "ModuleTensors":
-        """What these modules hold, and these parameters of the store."""
-        parts = _parts(modules)
+    def of(cls, modules: Sequence[nn.Module], bare: Mapping[str, Tensor]) -> "ModuleTensors":
+        """Collect the tensors of modules, and bare parameters of the store given by name."""
+        parts = _submodules(modules)
         own = _distinct(p for part in parts for p in part._parameters.values())
         buffers = _distinct(b for part in parts for b in part._buffers.values())
-        constraints = pyro.get_param_store()._constraints
-        known = {name: constraints[name] for name in bare}
-        return cls(list(modules), known, [*own, *bare.values()], buffers)
+        stored = pyro.get_param_store()._constraints
+        constraints = {name: stored[name] for name in bare}
+        return cls(list(modules), constraints, [*own, *bare.values()], buffers)
 
     @contextmanager
-    def replaced(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> Iterator[None]:
-        """Programs run inside read these values in place of their own, and no parameter store."""
+    def substituted(
+        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> Iterator[None]:
+        """Context manager: programs read these values in place of their own.
+
+        The parameter store is empty inside, and what programs register there is discarded.
+
+        Args:
+            parameters: values in the order of :attr:`parameters`.
+            buffers: values in the order of :attr:`buffers`.
+        """
         bare = parameters[len(parameters) - len(self.constraints) :]
         values = dict(zip(map(id, self.parameters), parameters, strict=True))
         values |= dict(zip(map(id, self.buffers), buffers, strict=True))
         stored = dict(zip(self.constraints, bare, strict=True))
+        empty_store: Any = {"params": {}, "constraints": {}}
         with ExitStack() as stack:
-            nothing: Any = {"params": {}, "constraints": {}}
             for context in (
-                # What programs register here (pyro.module) are the values given, and is dropped.
-                pyro.get_param_store().scope(nothing),
+                pyro.get_param_store().scope(empty_store),
                 validation(False),
-                _swapped(self.modules, values),
-                _inert(self.modules),
-                _Substitute(stored, self.constraints),
+                _module_tensors_replaced(self.modules, values),
+                _parameter_store_bypassed(self.modules),
+                _ParamSubstitution(stored, self.constraints),
             ):
                 stack.enter_context(context)
             yield
 
 
-def bare_parameters(modules: Sequence[nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
-    """Unconstrained parameters in Pyro's store that a run reads and no module holds, by name."""
+def store_parameters(modules: Sequence[nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Parameters of Pyro's store that a run reads and no module holds, by name; unconstrained."""
     own = {id(p) for module in modules for p in module.parameters()}
     with torch.no_grad(), poutine.trace(param_only=True) as touched:
         run()
@@ -97,40 +106,45 @@ def bare_parameters(modules: Sequence[nn.Module], run: Callable[[], Any]) -> dic
     return {name: stored[name] for name in sorted(names) if id(stored[name]) not in own}
 
 
-def record(function: Callable[..., Any], args: Any, others: Any) -> tuple[GraphModule, Any]:
-    """A function as tensor code for arguments of these shapes.
+def capture_graph(
+    function: Callable[..., Any], args: Any, other_args: Any
+) -> tuple[GraphModule, Any]:
+    """Capture a function as a graph for arguments of these shapes.
 
     Args:
-        function: of nested tuples and lists of tensors, to the same.
+        function: a function from nested tuples and lists of tensors to the same.
         args: its arguments.
-        others: others of the same shapes, on which it must do the same operations.
+        other_args: arguments of the same shapes and other values, for which the function must
+            perform the same operations.
 
     Returns:
-        Code from the flat list of argument tensors to the flat list of result tensors, and how
-        these are nested.
+        The graph, from the flat list of argument tensors to the flat list of result tensors; and
+        the tree structure of the results.
 
     Raises:
         CaptureError: if the function is not pure.
     """
-    first, structure = trace(function, args)
-    random.random()  # the other generators move on, so that what was drawn with them differs
+    first, structure = trace_graph(function, args)
+    random.random()  # advance the other generators, so that numbers drawn with them differ
     np.random.random()
-    _compare(first, trace(function, others)[0])
+    _check_equal_graphs(first, trace_graph(function, other_args)[0])
     return first, structure
 
 
-def trace(function: Callable[..., Any], args: Any, *, run: bool = True) -> tuple[GraphModule, Any]:
-    """What :func:`record` gives, of a function that is known to be pure.
+def trace_graph(
+    function: Callable[..., Any], args: Any, *, execute: bool = True
+) -> tuple[GraphModule, Any]:
+    """Trace a function that is known to be pure; returns the same as :func:`capture_graph`.
 
     Args:
-        function, args: as for :func:`record`.
-        run: whether to run it on these tensors. Of recorded code their shapes are enough, and no
-            memory is needed for what it computes.
+        function, args: as for :func:`capture_graph`.
+        execute: whether to compute with the tensors. A function made of graphs needs only their
+            shapes, and no memory for what it computes.
     """
     flat, nested = pytree.tree_flatten(args)
     structure: Any = None
 
-    def on_flat(*tensors: Tensor) -> list[Tensor]:
+    def flat_function(*tensors: Tensor) -> list[Tensor]:
         nonlocal structure
         result = function(*pytree.tree_unflatten(tensors, nested))
         leaves, structure = pytree.tree_flatten(result)
@@ -138,68 +152,95 @@ def trace(function: Callable[..., Any], args: Any, *, run: bool = True) -> tuple
 
     try:
         with torch.no_grad():
-            kind = "real" if run else "fake"
-            made = make_fx(on_flat, tracing_mode=kind, _allow_non_fake_inputs=not run)
-            recorded = made(*flat)
-    except Exception as error:  # whatever a stranger's program meets
-        raise CaptureError(f"it cannot be recorded ({first_line(error)})") from error
-    recorded.graph.eliminate_dead_code()
-    recorded.recompile()
-    return recorded, structure
+            tracing_mode = "real" if execute else "fake"
+            graph = make_fx(
+                flat_function, tracing_mode=tracing_mode, _allow_non_fake_inputs=not execute
+            )(*flat)
+    except Exception as error:  # a user's program may raise anything
+        raise CaptureError(f"it cannot be captured ({summarize_error(error)})") from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph, structure
 
 
-def _compare(first: GraphModule, second: GraphModule) -> None:
+def _check_equal_graphs(first: GraphModule, second: GraphModule) -> None:
     if first.code != second.code:
-        raise CaptureError("it does other things for other values (a branch on a value?)")
+        raise CaptureError(
+            "its operations or constants change from run to run (a branch on a value, or numbers "
+            "from Python's or numpy's generator?)"
+        )
     for node in first.graph.find_nodes(op="get_attr"):
-        ours, theirs = (getattr(recorded, str(node.target)) for recorded in (first, second))
-        if not isinstance(ours, Tensor):
-            continue
-        if isinstance(ours, nn.Parameter) or ours.requires_grad:
-            raise CaptureError("it uses a Parameter that belongs to neither model nor guide")
-        if ours.shape != theirs.shape or not torch.equal(ours, theirs):
-            raise CaptureError(
-                "it holds numbers that change from run to run (Python's or numpy's generator, or "
-                "copies of parameters?)"
-            )
+        constant, other = (getattr(graph, str(node.target)) for graph in (first, second))
+        if isinstance(constant, Tensor):
+            _check_equal_constants(constant, other)
 
 
-def perturbed(tensors: Sequence[Tensor], by: float = 1e-3) -> list[Tensor]:
-    """Other values of the same shapes, near these; integers stay."""
-    return [t + by * torch.randn_like(t) if t.is_floating_point() else t for t in tensors]
+def _check_equal_constants(constant: Tensor, other: Tensor) -> None:
+    if isinstance(constant, nn.Parameter) or constant.requires_grad:
+        raise CaptureError("it uses a Parameter that belongs to neither model nor guide")
+    if constant.shape != other.shape or not torch.equal(constant, other):
+        raise CaptureError(
+            "it contains numbers that change from run to run (from Python's or numpy's "
+            "generator, or copies of parameters?)"
+        )
+
+
+def perturbed(tensors: Sequence[Tensor], scale: float = 1e-3) -> list[Tensor]:
+    """The tensors plus Gaussian noise of this scale; integer tensors are unchanged."""
+    return [t + scale * torch.randn_like(t) if t.is_floating_point() else t for t in tensors]
 
 
 def permuted(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The same rows in another order."""
+    """The tensors with their rows in another order."""
     return [t.roll(1, 0) if t.dim() else t for t in tensors]
 
 
-def _parts(modules: Sequence[nn.Module]) -> list[nn.Module]:
+def _submodules(modules: Sequence[nn.Module]) -> list[nn.Module]:
     return list({id(part): part for module in modules for part in module.modules()}.values())
 
 
-def _distinct(tensors: Any) -> list[Tensor]:
+def _distinct(tensors: Iterable[Tensor | None]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors if tensor is not None}.values())
 
 
 @contextmanager
-def _swapped(modules: Sequence[nn.Module], values: dict[int, Tensor]) -> Iterator[None]:
-    """Other tensors in place of modules' own, by their ids; shared ones in all their places."""
-    places = []
-    for part in _parts(modules):
-        for held in (part._parameters, part._buffers):
-            places += [(held, n, t) for n, t in held.items() if t is not None and id(t) in values]
+def _module_tensors_replaced(
+    modules: Sequence[nn.Module], values: Mapping[int, Tensor]
+) -> Iterator[None]:
+    """Context manager: modules hold other tensors in place of their own.
+
+    The tracer records operations on the tensors that the function is given. Therefore modules
+    must compute with these and not with their parameters, which would become constants of the
+    graph. ``torch.func.functional_call`` does this for one module; here several modules may
+    share tensors, and plain tensors must take the place of Parameters, which assignment to an
+    attribute of a module refuses. So the modules' dictionaries are written to, and restored.
+
+    Args:
+        modules: the modules, with their submodules.
+        values: the new tensors, by the ``id`` of the tensor to replace; a tensor that several
+            modules share is replaced in each of them.
+    """
+    slots = [
+        (tensors, name, tensor)
+        for part in _submodules(modules)
+        for tensors in (part._parameters, part._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None and id(tensor) in values
+    ]
     try:
-        for held, name, tensor in places:
-            held[name] = values[id(tensor)]
+        for tensors, name, tensor in slots:
+            tensors[name] = values[id(tensor)]  # pyright: ignore[reportArgumentType]
         yield
     finally:
-        for held, name, tensor in places:
-            held[name] = tensor
+        for tensors, name, tensor in slots:
+            tensors[name] = tensor  # pyright: ignore[reportArgumentType]
 
 
-class _Inert:
-    """A context of PyroModules in which parameters are read as they are, not from the store."""
+class _NullContext:
+    """A stand-in for the context object of a ``PyroModule`` that is never active.
+
+    See :func:`_parameter_store_bypassed`. The attributes are those that Pyro reads.
+    """
 
     active = 0
     used = True
@@ -218,24 +259,46 @@ class _Inert:
 
 
 @contextmanager
-def _inert(modules: Sequence[nn.Module]) -> Iterator[None]:
-    parts = [part for part in _parts(modules) if isinstance(part, PyroModule)]
-    before = [(part, part._pyro_context) for part in parts]
-    if sampling := [type(p).__name__ for p, _ in before if getattr(p, "_pyro_samples", None)]:
+def _parameter_store_bypassed(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Context manager: ``PyroModule`` attributes are read directly, not from the parameter store.
+
+    While a method of a ``PyroModule`` runs as a program, reading a constrained parameter of the
+    module registers the unconstrained tensor in Pyro's global store and returns the value that
+    the store keeps under that name. Under the tracer these are the temporary tensors that
+    :func:`_module_tensors_replaced` has put there: they must neither enter the store, which
+    would turn them into Parameters, nor be looked up in it. A ``PyroModule`` does so only while
+    its context object is active. With an inactive one it applies the constraint to the tensor
+    that it holds, which is the same value.
+
+    Raises:
+        CaptureError: if a module has ``PyroSample`` attributes, which are sample sites only
+            while that context is active.
+    """
+    parts = [part for part in _submodules(modules) if isinstance(part, PyroModule)]
+    contexts = [(part, part._pyro_context) for part in parts]
+    if sampling := [type(p).__name__ for p in parts if getattr(p, "_pyro_samples", None)]:
         raise CaptureError(f"{sampling[0]} has PyroSample attributes, which need Pyro's context")
     try:
-        for part, _ in before:
-            vars(part)["_pyro_context"] = _Inert()
+        for part in parts:
+            vars(part)["_pyro_context"] = _NullContext()
         yield
     finally:
-        for part, context in before:
+        for part, context in contexts:
             vars(part)["_pyro_context"] = context
 
 
-class _Substitute(Messenger):
-    """Gives bare ``pyro.param`` statements other values than the store's."""
+class _ParamSubstitution(Messenger):
+    """A handler that makes bare ``pyro.param`` statements return given values.
 
-    def __init__(self, values: dict[str, Tensor], constraints: dict[str, Any]) -> None:
+    Parameters of no module exist only in Pyro's store, which is empty during tracing; without
+    this handler the statements would create them again from their initial values.
+
+    Args:
+        values: unconstrained values by parameter name.
+        constraints: the constraints of these parameters.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], constraints: Mapping[str, Any]) -> None:
         super().__init__()
         self.values, self.constraints = values, constraints
 

@@ -151,7 +151,7 @@ class FitResult(Result):
         certificate: EM: by how much the objective is below that at the best parameters for the
             covariance of the data (with missing values, for the expected one), in nats per datum:
             it is zero at a maximum, and positive at a saddle point.
-        path: SVI: whether steps were captured or ran eagerly, and why.
+        execution: SVI: whether steps were captured or ran eagerly, and why.
     """
 
     algorithm: str
@@ -167,7 +167,7 @@ class FitResult(Result):
     notes: tuple[str, ...] = ()
     converged: bool | None = None
     certificate: float | None = None
-    path: str = ""
+    execution: str = ""
 
     def shifted(self, nats: float, validation: float) -> Self:
         """The same fit with its objectives in other units of the data, so many nats higher.

@@ -15,7 +15,7 @@ from ppl_vae.evaluation.inference_gaps.ascent import Recording
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.svi.convergence import Convergence, fit_in_cycles
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.inference.svi.progress import Report
+from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.bounds import elbo
 
@@ -85,7 +85,7 @@ class Task:
     latent_dim: int
     settings: Settings = field(default_factory=Settings)
     seed: int = 0
-    report: Report | None = None
+    report: ProgressCallback | None = None
 
     def stopped_early(
         self,
@@ -199,7 +199,7 @@ class Task:
         return ppca
 
 
-def _all_told(*listeners: Report | None) -> Report:
+def _all_told(*listeners: ProgressCallback | None) -> ProgressCallback:
     def tell(step: int, value: float) -> None:
         for listener in listeners:
             if listener is not None:

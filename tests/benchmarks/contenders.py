@@ -14,9 +14,11 @@ from torch import nn
 from ppl_vae import ELBO, VAE, CapturedSVI
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import isolated_store, precision, validation
-from ppl_vae.inference.svi.captured_step import Captured
-from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
+from ppl_vae.inference.svi.settings import Optimization
 
 LATENT, RATE = 20, 1e-3
 
@@ -52,10 +54,10 @@ def ours(unroll, numbers="float32"):
 
     def make(x, rows, hidden):
         vae = vae_of(hidden, x.device)
-        batch = Batch(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
+        batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
         named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
-        update = Update(named, modules_of(vae.model, vae.guide), RATE, torch.optim.Adam, None)
-        fast = Captured(batch, update, named, unroll) if unroll else None
+        update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
+        fast = CapturedSteps(batch, update, named, unroll) if unroll else None
 
         def run():
             with isolated_store(), validation(False), precision(numbers, x.device):
@@ -63,7 +65,7 @@ def ours(unroll, numbers="float32"):
                     if fast is None:
                         update.apply(batch.value(rows[start], 1), rows[start])
                     else:
-                        fast.accelerate(rows[start : start + unroll], start)
+                        fast.run_steps(rows[start : start + unroll], start)
             wait(x.device)
 
         return run

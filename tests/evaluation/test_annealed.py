@@ -294,7 +294,7 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     assert found.share_reliable > 0.5
     z = (found.value.numpy() - truth) / found.standard_error.numpy()
     assert np.abs(z[found.reliable]).max() < 6
-    assert "moves accepted" in found.path
+    assert "moves accepted" in found.execution
     assert found.value.dtype == torch.float64
 
 
@@ -586,7 +586,7 @@ def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, mo
         )
         for c in (False, "auto")
     ]
-    assert [each.path.split(":")[0] for each in found] == ["eager", "recorded"]
+    assert [each.execution.split(":")[0] for each in found] == ["eager", "recorded"]
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
@@ -600,7 +600,7 @@ def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
 
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
     found = log_likelihood(model, guide, x, 10, **options)
-    assert found.path.startswith("eager")
+    assert found.execution.startswith("eager")
     plain = log_likelihood(branches, guide, x, 10, capture=False, **options)
     assert torch.equal(found.value, plain.value)
     with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly"):
@@ -613,7 +613,7 @@ def test_compiled_moves_are_the_eager_ones():
     x = ppca.sample(9, seed=0)
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
     found = [log_likelihood(ppca.model, None, x, 10, capture=c, **options) for c in (False, True)]
-    assert found[1].path.startswith("captured")
+    assert found[1].execution.startswith("captured")
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
@@ -719,7 +719,7 @@ def test_three_estimates_of_a_vaes_log_likelihood_agree():
         "refined": log_likelihood(vae.model, vae.guide, x_test, 2000, refine=300, seed=2),
     }
     for estimate in found.values():
-        print(estimate, estimate.path, sep="\n")
+        print(estimate, estimate.execution, sep="\n")
     for one, other in itertools.combinations(found, 2):
         first, second = found[one], found[other]
         difference = first.value - second.value

@@ -11,17 +11,19 @@ from torch import nn
 import foreign
 import oracles
 from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
-from ppl_vae.capture.compiled import MOST_SIGNATURES, Compiled, Replay
-from ppl_vae.capture.graph import CaptureError, record
-from ppl_vae.capture.matmul import with_fastest_products
+from ppl_vae.capture.compiled import MAX_SIGNATURES, CompiledFunction, GraphReplay
+from ppl_vae.capture.graph import CaptureError, capture_graph
+from ppl_vae.capture.matmul import select_fastest_matmul
 from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import isolated_store, mode, precision, seeded
 from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LocalVI, LogWeightSampler
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
-from ppl_vae.inference.svi.captured_step import Captured
-from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.settings import Optimization
 from ppl_vae.objectives.bounds import batch_keywords
 
 
@@ -75,7 +77,7 @@ def test_a_captured_svi_is_pyros_own(name, float64):
     (other, theirs, later), svi = own_loop(
         CapturedSVI, name, Trace_ELBO(), optimizer, compiled=False
     )
-    assert svi.path == "captured"
+    assert svi.execution == "captured"
     assert other == pytest.approx(losses, rel=1e-9)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
@@ -107,7 +109,7 @@ def test_other_losses_and_optimizers(loss, optimizer, float64):
     name = "tutorial"
     (losses, ours, _), _ = own_loop(SVI, name, loss(), optimizer)
     (other, theirs, _), svi = own_loop(CapturedSVI, name, loss(), optimizer, compiled=False)
-    assert svi.path == "captured" and other == pytest.approx(losses, rel=1e-9)
+    assert svi.execution == "captured" and other == pytest.approx(losses, rel=1e-9)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
@@ -123,7 +125,7 @@ def test_steps_are_told_of_holes(float64):
         with seeded(1):
             losses[kind] = [svi.step(torch.where(m, x, 0.0), mask=m) for m in masks]
             losses[kind].append(svi.evaluate_loss(x, mask=masks[0]))
-    assert svi.path == "captured"
+    assert svi.execution == "captured"
     assert losses[CapturedSVI] == pytest.approx(losses[SVI], rel=1e-9)
     pyro.clear_param_store()
 
@@ -134,7 +136,7 @@ def test_several_particles_are_captured_too(float64):
     svi = CapturedSVI(
         vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO(4), compiled=False
     )
-    assert all(svi.step(x) > 0 for _ in range(4)) and svi.path == "captured"
+    assert all(svi.step(x) > 0 for _ in range(4)) and svi.execution == "captured"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_several_particles_are_captured_too(float64):
         (
             ELBO,
             lambda: pyro.optim.Adam(lambda name: {"lr": 1e-2 if "weight" in name else 1e-3}),
-            "several rules or rates",
+            "several optimizers or learning rates",
         ),
     ],
 )
@@ -159,7 +161,7 @@ def test_what_pyro_must_run_it_runs_and_says_so_once(loss, optimizer, match, flo
         svi = CapturedSVI(vae.model, vae.guide, optimizer(), loss())
         losses = [svi.step(x) for _ in range(5)]
     assert len([w for w in told if "could not be captured" in str(w.message)]) == 1
-    assert match in svi.path and len(set(losses)) == 5
+    assert match in svi.execution and len(set(losses)) == 5
     pyro.clear_param_store()
 
 
@@ -247,8 +249,8 @@ def test_a_compiled_estimate_is_the_eager_one():
         log_likelihood(vae.model, vae.guide, x, 400, seed=0, capture=capture)
         for capture in (False, True, "auto")
     ]
-    assert [f.path.split(":")[0] for f in found] == ["eager", "captured", "eager"]
-    assert "no more than the 50 s that compiling" in found[2].path
+    assert [f.execution.split(":")[0] for f in found] == ["eager", "captured", "eager"]
+    assert "no more than the 50 s that compiling" in found[2].execution
     torch.testing.assert_close(found[0].value, found[1].value, rtol=0, atol=1e-5)
     assert torch.equal(found[0].value, found[2].value)
 
@@ -264,7 +266,9 @@ def test_what_cannot_be_captured_is_estimated_eagerly(float64):
     with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly: it cannot"):
         found = log_likelihood(model, vae.guide, x, 50, seed=0, capture=True)
     plain = log_likelihood(model, vae.guide, x, 50, seed=0, capture=False)
-    assert torch.equal(found.value, plain.value) and found.path.startswith("eager: it could not")
+    assert torch.equal(found.value, plain.value) and found.execution.startswith(
+        "eager: it could not"
+    )
 
 
 # What it stands on
@@ -277,7 +281,7 @@ def test_a_graph_is_fed_by_copies_and_gives_each_call_its_own_result():
         calls.append(None)
         return [flat[0] * 2 + flat[1], flat[1] + torch.rand(2)]
 
-    replay = Replay(run, [torch.zeros(2), torch.ones(2)], lambda call: call)
+    replay = GraphReplay(run, [torch.zeros(2), torch.ones(2)], lambda call: call)
     first = [t.clone() for t in replay([torch.ones(2), torch.full((2,), 3.0)])]
     second = [t.clone() for t in replay([torch.ones(2), torch.full((2,), 3.0)])]
     assert torch.equal(first[0], torch.full((2,), 5.0)) and torch.equal(first[0], second[0])
@@ -291,12 +295,12 @@ def test_shapes_are_cached_and_too_many_refused():
         seen.append(x.shape)
         return 2 * x
 
-    twice = Compiled(lambda x: record(double, (x,), (x + 1,)), compiled=False)
-    for size in range(1, MOST_SIGNATURES + 1):
+    twice = CompiledFunction(lambda x: capture_graph(double, (x,), (x + 1,)), compiled=False)
+    for size in range(1, MAX_SIGNATURES + 1):
         for _ in range(2):
             assert torch.equal(twice(torch.ones(size)), torch.full((size,), 2.0))
-    assert len(seen) == 2 * MOST_SIGNATURES  # each recorded twice, and run never again
-    with pytest.raises(CaptureError, match="it has met 8 shapes already"):
+    assert len(seen) == 2 * MAX_SIGNATURES  # each recorded twice, and run never again
+    with pytest.raises(CaptureError, match="already been compiled for 8 combinations of shapes"):
         twice(torch.ones(3, dtype=torch.float64))
 
 
@@ -306,13 +310,15 @@ def test_the_faster_product_is_the_same_product(monkeypatch):
 
     generator = torch.Generator().manual_seed(0)
     args = [torch.randn(s, generator=generator) for s in ((32, 48), (24, 48), (24,), (32, 24))]
-    recorded, _ = record(products, tuple(args), tuple(a + 1 for a in args))
+    recorded, _ = capture_graph(products, tuple(args), tuple(a + 1 for a in args))
     expected = recorded(*args)
     for faster in (True, False):
-        monkeypatch.setattr("ppl_vae.capture.matmul._is_faster", lambda *_, answer=faster: answer)
-        again, _ = record(products, tuple(args), tuple(a + 1 for a in args))
-        code = with_fastest_products(again).code
-        assert ("ppl_vae.product" in code) == faster and "aten.mm" in code
+        monkeypatch.setattr(
+            "ppl_vae.capture.matmul._onednn_is_faster", lambda *_, answer=faster: answer
+        )
+        again, _ = capture_graph(products, tuple(args), tuple(a + 1 for a in args))
+        code = select_fastest_matmul(again).code
+        assert ("ppl_vae.onednn_matmul" in code) == faster and "aten.mm" in code
         for a, b in zip(expected, again(*args), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
@@ -347,26 +353,26 @@ def tiny():
 @pytest.fixture
 def recorded_only(monkeypatch):
     """What is captured is recorded and not compiled, which is quick and gives the same."""
-    compiled = Compiled.__init__
+    compiled = CompiledFunction.__init__
 
     def without(self, *args, **how):
         compiled(self, *args, **(how | {"compiled": False}))
 
-    monkeypatch.setattr(Compiled, "__init__", without)
+    monkeypatch.setattr(CompiledFunction, "__init__", without)
 
 
 def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, monkeypatch):
     monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.COMPILE_SECONDS", 0.0)
     model, guide, x = tiny()
     fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
-    assert fit.path.startswith("captured, 5 steps per call: ") and fit.steps == 60
-    assert "s of eager work were left" in fit.path
+    assert fit.execution.startswith("captured, 5 steps per call: ") and fit.steps == 60
+    assert "s of eager work were left" in fit.execution
     monkeypatch.setattr(
         "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 100}
     )
     found = log_likelihood(model, guide, x, 50, seed=0)
     eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)
-    assert found.path == "captured"
+    assert found.execution == "captured"
     torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
 
 
@@ -388,7 +394,9 @@ def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
             vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
         fit = fit_svi(vae.model, vae.guide, x, **how)
         ends.append(fit.objective)
-    assert fit.path.startswith("captured") and fit.path.endswith("as before the checkpoint")
+    assert fit.execution.startswith("captured") and fit.execution.endswith(
+        "as before the checkpoint"
+    )
     torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
 
 
@@ -399,7 +407,7 @@ def test_bfloat16_steps_are_captured_as_they_run_eagerly(recorded_only):
             *tiny(), steps=13, lr=1e-2, seed=0, batch_size=20, capture=capture, precision=numbers
         )
         fits[numbers, capture] = fit.objective
-        assert fit.path.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("captured" if capture else "eager")
     eager, captured, full = fits.values()
     torch.testing.assert_close(eager, captured, rtol=0, atol=1e-4)
     assert 1e-5 < float((captured - full).abs().max()) < 0.5
@@ -409,10 +417,10 @@ def test_auto_knows_steps_that_are_read_together():
     """On a GPU fifty steps are read at once, so that only every fiftieth has a time of its own."""
     fast = type("Fast", (), {"unroll": 8})()
     choice = CapturePolicy("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
-    choice.look(50, [2.0] * 50)
+    choice.update(50, [2.0] * 50)
     assert choice.captured is None
-    choice.look(100, [2.0] * 50 + [2.5] * 50)
-    assert choice.captured is fast and "about 999.0 s of eager work were left" in choice.why
+    choice.update(100, [2.0] * 50 + [2.5] * 50)
+    assert choice.captured is fast and "about 999.0 s of eager work were left" in choice.reason
 
 
 def test_dead_units_leave_no_denormal_numbers():
@@ -429,7 +437,7 @@ def test_dead_units_leave_no_denormal_numbers():
     fit = fit_svi(
         vae.model, vae.guide, x, steps=1000, optimizer=adam, lr=1e-6, seed=0, capture=True
     )
-    assert fit.path.startswith("captured")
+    assert fit.execution.startswith("captured")
     tiny_number = torch.finfo(torch.float32).tiny
     for state in optimizers[0].state.values():
         for name in ("exp_avg", "exp_avg_sq"):
@@ -442,13 +450,14 @@ def test_the_compilers_own_draws_have_the_right_mean(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(40, seed=1)
     weighted = WeightedObjective(ELBO(kl="sampled"), None)
-    batch = Batch(vae.model, vae.guide, weighted, x, None)
+    batch = MinibatchObjective(vae.model, vae.guide, weighted, x, None)
     named = find_parameters(vae.model, vae.guide, lambda: batch.value(None, 1))
-    update = Update(named, [vae], 1e-12, torch.optim.SGD, None)
+    settings = Optimization(lr=1e-12, optimizer=torch.optim.SGD)
+    update = OptimizerStep(named, [vae], settings)
     with isolated_store(), seeded(0):
         eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])
-        fast = Captured(batch, update, named, 8, options={"fallback_random": False})
-        captured = torch.cat([fast.accelerate([None] * 8, 0) for _ in range(250)])
+        fast = CapturedSteps(batch, update, named, 8, options={"fallback_random": False})
+        captured = torch.cat([fast.run_steps([None] * 8, 0) for _ in range(250)])
     error = (eager.var() / len(eager) + captured.var() / len(captured)).sqrt()
     assert abs(float((eager.mean() - captured.mean()) / error)) < oracles.z_limit()
     assert len(set(captured.tolist())) == len(captured)

@@ -114,7 +114,7 @@ def burda(objective=None, epochs=200, start=lambda vae: vae, **rate):
     above = found.value - bound[rows].cpu()
     value = float(bound.mean() + above.mean())
     error = float(above.std()) / math.sqrt(SHOWN)
-    print(fit, fit.path, found, sep="\n")
+    print(fit, fit.execution, found, sep="\n")
     print(f"NLL of all test images {-value:.2f} ± {error:.2f}, -ELBO {-float(bound.mean()):.2f}")
     return value, found
 

@@ -1,4 +1,6 @@
-"""Which rows are in which batch: rows left over by an epoch, and batch normalisation."""
+"""The rows of each batch: remaining rows of an epoch, and batch normalisation."""
+
+import functools
 
 import pytest
 import torch
@@ -6,8 +8,8 @@ from torch import nn
 
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.capture_policy import best_unroll, captured_share, weighed
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.capture_policy import best_unroll, captured_fraction, is_worth_compiling
+from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.likelihoods.discrete import Gaussian
@@ -54,7 +56,7 @@ def test_all_rows_but_one_are_all_rows():
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 7, 11])
-def test_steps_may_begin_and_end_anywhere(start):
+def test_batches_from_any_step_are_those_of_the_whole_schedule(start):
     schedule = Schedule.of(13, 4, None, 11)
     whole = list(schedule.batches(2))
     later = list(schedule.batches(2, start=start))
@@ -62,37 +64,37 @@ def test_steps_may_begin_and_end_anywhere(start):
     assert all(torch.equal(a, b) for a, b in zip(whole[start:], later, strict=True))
 
 
-def test_dropped_rows_are_others_in_each_epoch_and_counted():
+def test_dropped_rows_differ_between_epochs_and_are_counted():
     one = Schedule.of(13, 4, 1, None, drop_last=True)
     many = Schedule.of(13, 4, 30, None, drop_last=True)
-    assert one.never_drawn(0) == 1
-    assert many.never_drawn(0) == 0
+    assert one.num_never_drawn(0) == 1
+    assert many.num_never_drawn(0) == 0
     _, rows = sizes_of_epochs(many, 0)
     left_out = {(set(range(13)) - set(drawn.tolist())).pop() for drawn in rows}
     assert len(left_out) > 5
     partial = Schedule.of(100, 30, None, 2, drop_last=True)
-    assert partial.never_drawn(0) == 40
+    assert partial.num_never_drawn(0) == 40
 
 
-def test_what_is_captured_of_an_epoch():
+def test_the_captured_fraction_of_an_epoch():
     assert best_unroll(Schedule(1001, 100, 10_000)) == best_unroll(Schedule(900, 100, 10_000))
-    assert captured_share(Schedule(1000, 100, 10_000)) == 1.0
-    assert captured_share(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
-    assert captured_share(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
-    assert captured_share(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
-    assert captured_share(Schedule(100, 60, 10_000)) == 0.5
+    assert captured_fraction(Schedule(1000, 100, 10_000)) == 1.0
+    assert captured_fraction(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
+    assert captured_fraction(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
+    assert captured_fraction(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
+    assert captured_fraction(Schedule(100, 60, 10_000)) == 0.5
 
 
-def test_what_is_compared_is_what_is_said():
-    pays, words = weighed(72.0)
-    assert not pays
-    assert words == (
-        "about 72.0 s of eager work were left, of which compiled code, taken to be 2 times as "
-        "fast, would save 36.0 s: no more than the 50 s that compiling is taken to cost"
+def test_the_comparison_is_reported():
+    worth, text = is_worth_compiling(72.0)
+    assert not worth
+    assert text == (
+        "about 72.0 s of eager work were left, of which compiled code, assumed to be 2 times "
+        "as fast, would save 36.0 s: no more than the 50 s that compiling is assumed to cost"
     )
-    pays, words = weighed(150.0, share=0.9)
-    assert pays and "would save 67.5 s: more than the 50 s" in words
-    assert not weighed(150.0, share=0.5)[0]
+    worth, text = is_worth_compiling(150.0, fraction=0.9)
+    assert worth and "would save 67.5 s: more than the 50 s" in text
+    assert not is_worth_compiling(150.0, fraction=0.5)[0]
 
 
 # Networks that need two rows
@@ -115,29 +117,29 @@ def data(num_data, seed=0):
     return torch.randn(num_data, D, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("how", [{"epochs": 3}, {"steps": 7}])
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 7}])
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(("num_data", "batch_size"), [(41, 20), (41, 40), (13, 4), (7, 2)])
-def test_batch_normalisation_trains_whatever_is_left_over(num_data, batch_size, how, drop_last):
+def test_batch_normalisation_trains_with_any_remainder(num_data, batch_size, length, drop_last):
     vae = normalised()
     fit = fit_svi(
-        vae.model, vae.guide, data(num_data), batch_size=batch_size, drop_last=drop_last, **how
+        vae.model, vae.guide, data(num_data), batch_size=batch_size, drop_last=drop_last, **length
     )
     assert torch.isfinite(fit.objective).all()
-    expected = f"drop_last left 1 of {num_data} rows out of each epoch, other ones in each"
+    expected = f"drop_last left 1 of {num_data} rows out of each epoch, different ones in each"
     assert any(expected in note for note in fit.notes) == drop_last
 
 
-def test_all_data_are_in_an_epoch_with_a_merged_batch():
-    """Each q_i moves in one epoch, and with dropped rows all but those."""
+def test_all_data_are_in_an_epoch_with_a_larger_last_batch():
+    """Each q_i is updated in one epoch, except for those of dropped rows."""
     x = data(41).double()
-    for drop_last, moved in ((False, 41), (True, 40)):
+    for drop_last, updated in ((False, 41), (True, 40)):
         ppca, guide = PPCA.like(x, K, seed=0), PerDatumGuide(41, K).double()
         fit_svi(ppca.model, guide, x, epochs=1, batch_size=20, lr=0.1, drop_last=drop_last, seed=0)
-        assert int((guide.loc != 0).any(1).sum()) == moved
+        assert int((guide.loc != 0).any(1).sum()) == updated
 
 
-def test_validation_and_merged_batches():
+def test_validation_with_a_larger_last_batch():
     vae = normalised()
     fit = fit_svi(
         vae.model, vae.guide, data(41), x_val=data(9, 1), epochs=60, batch_size=20, seed=0
@@ -146,11 +148,9 @@ def test_validation_and_merged_batches():
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_captured_steps_with_a_merged_batch_are_the_eager_ones(drop_last, monkeypatch):
-    def recorded(*arguments):
-        return Captured(*arguments, compiled=False)
-
-    monkeypatch.setattr(svi, "Captured", recorded)
+def test_captured_steps_with_a_larger_last_batch_equal_eager_steps(drop_last, monkeypatch):
+    uncompiled = functools.partial(CapturedSteps, compiled=False)
+    monkeypatch.setattr(svi, "CapturedSteps", uncompiled)
     x, objectives = data(41).double(), []
     for capture in (False, True):
         vae = VAE.mlp(D, K, hidden=(4,), seed=0).double()
@@ -158,6 +158,6 @@ def test_captured_steps_with_a_merged_batch_are_the_eager_ones(drop_last, monkey
             vae.model, vae.guide, x, steps=13, batch_size=8, drop_last=drop_last, seed=0,
             capture=capture, lr=1e-2,
         )  # fmt: skip
-        assert fit.path.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("captured" if capture else "eager")
         objectives.append(fit.objective)
     torch.testing.assert_close(*objectives, rtol=1e-9, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed fit is the uninterrupted one, and a bad file is refused."""
+"""Checkpoints: a resumed fit equals the uninterrupted one, and a bad file is rejected."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ import foreign
 import oracles
 from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Gaussian
 from ppl_vae.models.ppca import PPCA
@@ -48,11 +48,11 @@ def file(tmp_path):
 
 
 class Killed(Exception):
-    """What stops a fit in the middle."""
+    """Raised to interrupt a fit."""
 
 
 def killed_at(step):
-    """A scheduler that raises after so many steps, and is the one it derives from otherwise."""
+    """A cosine scheduler that raises after this number of steps."""
 
     class Killer(CosineAnnealingLR):
         def step(self, *arguments):
@@ -63,7 +63,7 @@ def killed_at(step):
     return Killer
 
 
-# Fits of every kind
+# Fits of each kind
 
 
 def jittered(x, generator):
@@ -99,7 +99,7 @@ class Case:
     validate: bool = False
 
     def fit(self, x, **more):
-        """Fit a fresh pair; its parameters and the result."""
+        """Fit a new pair; returns its parameters and the result."""
         model, guide = self.make(x)
         options = {"lr": 0.03, "seed": 5, "scheduler": CosineAnnealingLR} | self.options | more
         if self.validate:
@@ -130,12 +130,12 @@ CASES = {
         ppca_and_encoder,
         {"steps": 60, "warmup": 55, "objective": ELBO(2, gradient="score-loo"), "lr": 1e-3},
     ),
-    "data anew": Case(
+    "epoch transform": Case(
         ppca_and_encoder,
         {"steps": 70, "batch_size": 15, "epoch_transform": jittered},
         validate=True,
     ),
-    "whole data anew": Case(ppca_and_encoder, {"steps": 70, "epoch_transform": jittered}),
+    "transform of whole data": Case(ppca_and_encoder, {"steps": 70, "epoch_transform": jittered}),
     "early stopping": Case(
         vae_with_dropout,
         {"steps": 3000, "batch_size": 8, "patience": 2, "lr": 0.2},
@@ -144,8 +144,8 @@ CASES = {
 }
 
 
-def same_fits(first, second):
-    """Bit for bit: parameters, and all of the result but for times."""
+def assert_equal_fits(first, second):
+    """Parameters and results are equal bit for bit, except for times."""
     (values, result), (others, other) = first, second
     assert len(values) == len(others)
     for a, b in zip(values, others, strict=True):
@@ -159,6 +159,12 @@ def same_fits(first, second):
         assert torch.equal(result.validation_steps, other.validation_steps)
 
 
+@functools.cache
+def uninterrupted(name):
+    """The fit of a case without a checkpoint, once for all tests."""
+    return CASES[name].fit(simulate())
+
+
 def interrupted(case, x, file, at):
     with pytest.raises(Killed):
         case.fit(x, checkpoint=file, scheduler=killed_at(at))
@@ -167,22 +173,34 @@ def interrupted(case, x, file, at):
 # Resuming
 
 
+# The other cases differ in the objective or in details of those that run by default.
+SLOW = {"iwae", "score", "transform of whole data", "early stopping", "whole data"}
+
+
 @pytest.mark.parametrize(
-    ("name", "at"), [*((name, 50) for name in CASES), ("per datum", 28), ("validation", 53)]
+    ("name", "at"),
+    [
+        *(
+            pytest.param(name, 50, marks=pytest.mark.slow if name in SLOW else ())
+            for name in CASES
+        ),
+        ("per datum", 28),
+        pytest.param("validation", 53, marks=pytest.mark.slow),
+    ],
 )
-def test_a_resumed_fit_is_the_uninterrupted_one(name, at, x, file):
+def test_a_resumed_fit_equals_the_uninterrupted_one(name, at, x, file):
     case = CASES[name]
     interrupted(case, x, file, at)
     written = file.stat()
     resumed = case.fit(x, checkpoint=file)
     assert file.stat().st_mtime_ns > written.st_mtime_ns
-    same_fits(case.fit(x), resumed)
+    assert_equal_fits(uninterrupted(name), resumed)
     assert resumed[1].elapsed.diff().min() >= 0
     assert float(resumed[1].elapsed[-1]) <= resumed[1].seconds
 
 
-def test_a_fit_is_resumed_and_not_begun_anew(x, file):
-    case, seen = CASES["minibatches"], []
+def test_a_resumed_fit_makes_only_the_remaining_steps(x, file):
+    case, steps = CASES["minibatches"], []
     interrupted(case, x, file, 50)
 
     def counting(optimizer, num_steps):
@@ -191,7 +209,7 @@ def test_a_fit_is_resumed_and_not_begun_anew(x, file):
         class Counter:
             def step(self):
                 inner.step()
-                seen.append(inner.last_epoch)
+                steps.append(inner.last_epoch)
 
             state_dict, load_state_dict = inner.state_dict, inner.load_state_dict
 
@@ -199,32 +217,32 @@ def test_a_fit_is_resumed_and_not_begun_anew(x, file):
 
     case.fit(x, checkpoint=file, scheduler=counting)
     # Epochs have 3 steps, so checkpoints are written every 27.
-    assert seen == list(range(28, 71))
+    assert steps == list(range(28, 71))
 
 
-def test_a_fit_may_be_killed_again_and_again(x, file):
+def test_a_fit_may_be_interrupted_several_times(x, file):
     case = CASES["validation"]
-    for at in (20, 30, 40, 60, 61, 85):
+    for at in (20, 30, 60, 61, 85):
         interrupted(case, x, file, at)
-    same_fits(case.fit(x), case.fit(x, checkpoint=file))
+    assert_equal_fits(uninterrupted("validation"), case.fit(x, checkpoint=file))
 
 
-def test_without_an_interruption_a_checkpoint_changes_nothing(x, file):
-    for case in (CASES["validation"], CASES["per datum"]):
-        same_fits(case.fit(x), case.fit(x, checkpoint=file))
+def test_a_checkpoint_does_not_change_the_fit(x, file):
+    for name in ("validation", "per datum"):
+        assert_equal_fits(uninterrupted(name), CASES[name].fit(x, checkpoint=file))
         file.unlink()
 
 
-@pytest.mark.parametrize("name", ["minibatches", "validation", "early stopping"])
-def test_a_fit_that_was_done_is_done(name, x, file):
+@pytest.mark.parametrize("name", ["minibatches", "early stopping"])
+def test_a_completed_fit_is_not_continued(name, x, file):
     case = CASES[name]
     done = case.fit(x, checkpoint=file)
     content = file.read_bytes()
-    same_fits(done, case.fit(x, checkpoint=file))
+    assert_equal_fits(done, case.fit(x, checkpoint=file))
     assert file.read_bytes() == content
 
 
-def test_without_a_seed_the_generators_continue(x, file):
+def test_without_a_seed_the_states_of_the_generators_are_resumed(x, file):
     case = CASES["dropout"]
 
     def seed_all(seed):
@@ -241,11 +259,11 @@ def test_without_a_seed_the_generators_continue(x, file):
     with pytest.raises(Killed):
         case.fit(x, seed=None, checkpoint=file, scheduler=killed_at(50))
     seed_all(99)
-    same_fits(whole, case.fit(x, seed=None, checkpoint=file))
+    assert_equal_fits(whole, case.fit(x, seed=None, checkpoint=file))
     assert draws() == after
 
 
-def test_with_a_seed_resuming_leaves_the_global_generators_alone(x, file):
+def test_with_a_seed_resuming_does_not_change_the_global_generators(x, file):
     case = CASES["dropout"]
     interrupted(case, x, file, 50)
     before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
@@ -255,7 +273,7 @@ def test_with_a_seed_resuming_leaves_the_global_generators_alone(x, file):
 
 
 @pytest.mark.parametrize("name", ["param_only", "regularized", "plain_object"])
-def test_pairs_of_other_styles_are_resumed(name, file, float64):
+def test_external_pairs_are_resumed(name, file, float64):
     def fit(scheduler=CosineAnnealingLR, **options):
         pyro.clear_param_store()
         model, guide, x = foreign.PAIRS[name]()
@@ -272,7 +290,7 @@ def test_pairs_of_other_styles_are_resumed(name, file, float64):
         fit(killed_at(45), checkpoint=file)
     whole = fit()
     assert whole[0]
-    same_fits(whole, fit(checkpoint=file))
+    assert_equal_fits(whole, fit(checkpoint=file))
 
 
 # Longer than before
@@ -282,43 +300,43 @@ def stepped(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.7)
 
 
-FEW = ("per datum", "validation", "data anew")
+DEFAULT = ("per datum", "epoch transform")
 LONGER = [
-    pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow)
     for name in CASES
     if name != "early stopping"
 ]
 
 
 @pytest.mark.parametrize("name", LONGER)
-def test_a_fit_that_was_done_goes_on_as_one_long_fit(name, x, file):
-    """From an end that is a regular look (54 steps) or is not (70), or before any look (10)."""
-    case, how = CASES[name], {"scheduler": stepped, "epochs": None}
-    whole = case.fit(x, steps=80, **how)
+def test_a_completed_fit_continued_equals_one_long_fit(name, x, file):
+    """From an end at a regular evaluation (54 steps), at another step (70), or before any (10)."""
+    case, options = CASES[name], {"scheduler": stepped, "epochs": None}
+    whole = case.fit(x, steps=80, **options)
     for steps in (10, 54, 70):
-        case.fit(x, steps=steps, checkpoint=file, **how)
-        same_fits(whole, case.fit(x, steps=80, checkpoint=file, **how))
+        case.fit(x, steps=steps, checkpoint=file, **options)
+        assert_equal_fits(whole, case.fit(x, steps=80, checkpoint=file, **options))
         file.unlink()
 
 
-def test_a_fit_goes_on_again_and_again(x, file):
+def test_a_fit_may_be_continued_several_times(x, file):
     case = Case(vae_with_dropout, {"batch_size": 13, "scheduler": None}, validate=True)
     for epochs in (3, 9, 10):
         last = case.fit(x, epochs=epochs, checkpoint=file)
         assert last[1].steps == 3 * epochs
-        same_fits(case.fit(x, epochs=epochs), last)
+        assert_equal_fits(case.fit(x, epochs=epochs), last)
 
 
-def test_a_killed_fit_may_be_resumed_for_longer(x, file):
+def test_an_interrupted_fit_may_be_resumed_with_more_steps(x, file):
     case = CASES["minibatches"]
     with pytest.raises(Killed):
         case.fit(x, scheduler=killed_after(50), checkpoint=file)
-    how = {"scheduler": stepped, "steps": 90}
-    same_fits(case.fit(x, **how), case.fit(x, checkpoint=file, **how))
+    options = {"scheduler": stepped, "steps": 90}
+    assert_equal_fits(case.fit(x, **options), case.fit(x, checkpoint=file, **options))
 
 
 def killed_after(step):
-    """``stepped``, and raises after so many steps."""
+    """The scheduler ``stepped``, which raises after this number of steps."""
 
     class Killer(torch.optim.lr_scheduler.StepLR):
         def __init__(self, optimizer):
@@ -341,7 +359,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_another_schedule_is_refused(name, x, file):
+def test_another_schedule_is_rejected(name, x, file):
     case = CASES["minibatches"]
     case.fit(x, scheduler=SCHEDULERS[name], checkpoint=file)
     content = file.read_bytes()
@@ -354,20 +372,20 @@ def test_another_schedule_is_refused(name, x, file):
     assert file.read_bytes() == content
 
 
-def test_the_rates_decide_and_not_what_a_scheduler_is_told(x, file):
-    """One whose rates do not depend on the number of steps it is told goes on, bit for bit."""
+def test_a_scheduler_with_equal_learning_rates_is_accepted(x, file):
+    """Its rates do not depend on the number of steps that it is given."""
 
-    def told(optimizer, steps):
+    def fixed_cosine(optimizer, steps):
         del steps
         return CosineAnnealingLR(optimizer, 200)
 
     case = CASES["minibatches"]
-    case.fit(x, scheduler=told, checkpoint=file)
-    longer = case.fit(x, steps=90, scheduler=told, checkpoint=file)
-    same_fits(case.fit(x, steps=90, scheduler=told), longer)
+    case.fit(x, scheduler=fixed_cosine, checkpoint=file)
+    longer = case.fit(x, steps=90, scheduler=fixed_cosine, checkpoint=file)
+    assert_equal_fits(case.fit(x, steps=90, scheduler=fixed_cosine), longer)
 
 
-def test_another_scheduler_is_refused(x, file):
+def test_another_scheduler_is_rejected(x, file):
     def other(optimizer):
         return torch.optim.lr_scheduler.StepLR(optimizer, 30, 0.7)
 
@@ -377,65 +395,65 @@ def test_another_scheduler_is_refused(x, file):
         case.fit(x, steps=90, scheduler=other, checkpoint=file)
 
 
-def test_steps_are_not_taken_back(x, file):
+def test_fewer_steps_than_made_are_rejected(x, file):
     case = CASES["minibatches"]
     case.fit(x, scheduler=stepped, checkpoint=file)
-    message = "has done 70 steps, more than the 60 asked for, and steps are not taken back"
+    message = "has made 70 steps, more than the 60 requested, and steps cannot be undone"
     with pytest.raises(ValueError, match=message):
         case.fit(x, steps=60, scheduler=stepped, checkpoint=file)
 
 
-def test_patience_ends_a_fit_until_it_is_larger(x, file):
-    how = {"scheduler": None, "steps": 3000}
+def test_a_fit_stopped_early_continues_without_patience(x, file):
+    options = {"scheduler": None, "steps": 3000}
     case = CASES["early stopping"]
-    stopped = case.fit(x, checkpoint=file, **how)
+    stopped = case.fit(x, checkpoint=file, **options)
     assert "early at step" in stopped[1].stopped and stopped[1].steps < 1000
-    same_fits(stopped, case.fit(x, checkpoint=file, scheduler=None, steps=4000))
+    assert_equal_fits(stopped, case.fit(x, checkpoint=file, scheduler=None, steps=4000))
     more = stopped[1].steps + 60
     longer = case.fit(x, checkpoint=file, scheduler=None, steps=more, patience=None)
     assert longer[1].steps == more
-    same_fits(case.fit(x, scheduler=None, steps=more, patience=None), longer)
+    assert_equal_fits(case.fit(x, scheduler=None, steps=more, patience=None), longer)
 
 
-def test_a_fit_with_a_merged_batch_goes_on(x, file):
+def test_a_fit_with_remaining_rows_is_continued(x, file):
     for drop_last in (False, True):
-        how = {"scheduler": None, "batch_size": 13, "drop_last": drop_last}
-        case = Case(ppca_and_table, how)
+        options = {"scheduler": None, "batch_size": 13, "drop_last": drop_last}
+        case = Case(ppca_and_table, options)
         whole = case.fit(x, epochs=30)
         case.fit(x, epochs=11, checkpoint=file)
-        same_fits(whole, case.fit(x, epochs=30, checkpoint=file))
+        assert_equal_fits(whole, case.fit(x, epochs=30, checkpoint=file))
         with pytest.raises(ValueError, match="its schedule is"):
             case.fit(x, epochs=40, drop_last=not drop_last, checkpoint=file)
         file.unlink()
 
 
 @pytest.mark.slow
-def test_a_captured_fit_goes_on_captured(x, file, monkeypatch):
-    """Steps that the shorter fit ran eagerly, at its end, are done again captured."""
-    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+def test_a_captured_fit_is_continued_captured(x, file, monkeypatch):
+    """Steps that the shorter fit ran eagerly at its end are repeated as captured steps."""
+    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
     whole = case.fit(x, steps=69)
     shorter = case.fit(x, steps=43, checkpoint=file)
     longer = case.fit(x, steps=69, checkpoint=file)
-    same_fits(whole, longer)
-    assert shorter[1].path.startswith("captured, 7 steps per call: as asked")
-    assert longer[1].path.startswith("captured, 7 steps per call: as before the checkpoint")
+    assert_equal_fits(whole, longer)
+    assert shorter[1].execution.startswith("captured, 7 steps per call: as requested")
+    assert longer[1].execution.startswith("captured, 7 steps per call: as before the checkpoint")
 
 
-def test_a_path_is_kept_unless_another_is_asked_for(x, file, monkeypatch):
-    monkeypatch.setattr(svi, "Captured", functools.partial(Captured, compiled=False))
+def test_the_execution_is_kept_unless_another_is_requested(x, file, monkeypatch):
+    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10})
-    assert "no more than the 50 s" in case.fit(x, steps=60, checkpoint=file)[1].path
-    kept = case.fit(x, steps=70, checkpoint=file)[1].path
+    assert "no more than the 50 s" in case.fit(x, steps=30, checkpoint=file)[1].execution
+    kept = case.fit(x, steps=40, checkpoint=file)[1].execution
     assert kept.startswith("eager: as before the checkpoint: about ")
-    asked = case.fit(x, steps=90, checkpoint=file, capture=True)[1].path
-    assert asked.startswith("captured") and asked.endswith("as asked")
+    requested = case.fit(x, steps=60, checkpoint=file, capture=True)[1].execution
+    assert requested.startswith("captured") and requested.endswith("as requested")
 
 
-# Files that are not the fit's
+# Files of other fits
 
 
-def test_a_checkpoint_is_written_where_asked_and_nothing_else(x, file):
+def test_only_the_checkpoint_is_written(x, file):
     CASES["minibatches"].fit(x, checkpoint=str(file))
     assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
 
@@ -465,10 +483,19 @@ OTHERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def per_datum_content(tmp_path_factory):
+    """The bytes of a checkpoint of the case "per datum"."""
+    file = tmp_path_factory.mktemp("per_datum") / "fit.pt"
+    interrupted(CASES["per datum"], simulate(), file, 50)
+    return file.read_bytes()
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_checkpoint_of_another_fit_is_refused(name, x, file):
-    interrupted(CASES["per datum"], x, file, 50)
-    content = file.read_bytes()
+def test_a_checkpoint_of_another_fit_is_rejected(name, x, file, per_datum_content):
+    content = per_datum_content
+    file.parent.mkdir()
+    file.write_bytes(content)
     other, key = OTHERS[name]
     message = f"checkpoint .*fit.pt is of another fit: its {key} is .*, here it is"
     with pytest.raises(ValueError, match=message):
@@ -476,15 +503,16 @@ def test_a_checkpoint_of_another_fit_is_refused(name, x, file):
     assert file.read_bytes() == content
 
 
-def test_a_checkpoint_of_fewer_data_is_refused(x, file):
+def test_a_checkpoint_of_other_data_is_rejected(x, file):
     case = CASES["minibatches"]
     interrupted(case, x, file, 50)
     with pytest.raises(ValueError, match="is of another fit: its schedule is"):
         case.fit(x[:-1], checkpoint=file)
 
 
-def test_a_refused_checkpoint_leaves_the_pair_as_it_was(x, file):
-    interrupted(CASES["per datum"], x, file, 50)
+def test_a_rejected_checkpoint_does_not_change_the_pair(x, file, per_datum_content):
+    file.parent.mkdir()
+    file.write_bytes(per_datum_content)
     ppca, guide = ppca_and_encoder(x)
     before = [p.detach().clone() for p in (*ppca.parameters(), *guide.parameters())]
     with pytest.raises(ValueError, match="of another fit"):
@@ -509,24 +537,24 @@ def content(good_content, file):
     return good_content
 
 
-def refused(x, file):
+def assert_rejected(x, file):
     with pytest.raises(ValueError, match=r"checkpoint .*fit.pt cannot be read.*Delete it"):
         CASES["minibatches"].fit(x, checkpoint=file)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(share, x, file, content):
+def test_a_truncated_file_is_rejected(share, x, file, content):
     file.write_bytes(content[: int(share * len(content))])
-    refused(x, file)
+    assert_rejected(x, file)
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_a_tampered_file_is_refused(seed, x, file, content):
+def test_a_tampered_file_is_rejected(seed, x, file, content):
     """One bit, anywhere."""
     rng, tampered = np.random.default_rng(seed), bytearray(content)
     tampered[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
     file.write_bytes(bytes(tampered))
-    refused(x, file)
+    assert_rejected(x, file)
 
 
 @pytest.mark.parametrize(
@@ -534,25 +562,25 @@ def test_a_tampered_file_is_refused(seed, x, file, content):
     [{"a": 1}, [1, 2], "text", None, torch.zeros(3), torch.tensor(1.0), {"fingerprint": 3}],
     ids=repr,
 )
-def test_a_file_of_something_else_is_refused(other, x, file):
+def test_a_file_of_other_content_is_rejected(other, x, file):
     file.parent.mkdir()
     torch.save(other, file)
-    refused(x, file)
+    assert_rejected(x, file)
 
 
-def test_text_is_refused(x, file):
+def test_text_is_rejected(x, file):
     file.parent.mkdir()
     file.write_text("hello")
-    refused(x, file)
+    assert_rejected(x, file)
 
 
-def test_a_folder_is_refused(x, file):
+def test_a_folder_is_rejected(x, file):
     file.mkdir(parents=True)
-    refused(x, file)
+    assert_rejected(x, file)
 
 
 class Executed:
-    """Pickles to a call."""
+    """Unpickling it calls a function."""
 
     def __init__(self, path):
         self.path = path
@@ -566,14 +594,14 @@ def plain_pickle(value, path):
 
 
 @pytest.mark.parametrize("write", [torch.save, plain_pickle])
-def test_nothing_is_executed_on_reading(write, x, file, tmp_path):
+def test_reading_executes_no_code(write, x, file, tmp_path):
     file.parent.mkdir()
     write({"fingerprint": Executed(tmp_path / "executed")}, file)
-    refused(x, file)
+    assert_rejected(x, file)
     assert not (tmp_path / "executed").exists()
 
 
-# Complete or not there
+# Atomic writing
 
 
 def half_a_file(value, file):
@@ -590,7 +618,7 @@ def failing(*_):
     [(torch, "save", half_a_file), (os, "fsync", failing), (Path, "replace", failing)],
     ids=["save", "fsync", "replace"],
 )
-def test_a_failure_while_writing_leaves_the_old_file(
+def test_a_failure_while_writing_keeps_the_old_file(
     owner, name, failure, x, file, content, monkeypatch
 ):
     with monkeypatch.context() as patched:
@@ -599,10 +627,11 @@ def test_a_failure_while_writing_leaves_the_old_file(
             CASES["minibatches"].fit(x, checkpoint=file)
     assert file.read_bytes() == content
     assert [path.name for path in file.parent.iterdir()] == ["fit.pt"]
-    same_fits(CASES["minibatches"].fit(x), CASES["minibatches"].fit(x, checkpoint=file))
+    resumed = CASES["minibatches"].fit(x, checkpoint=file)
+    assert_equal_fits(uninterrupted("minibatches"), resumed)
 
 
-def test_a_failure_of_the_first_write_leaves_nothing(x, file, monkeypatch):
+def test_a_failure_of_the_first_write_leaves_no_file(x, file, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", half_a_file)
         with pytest.raises(OSError, match="no space left on device"):
@@ -632,4 +661,4 @@ def test_a_killed_process_leaves_a_complete_checkpoint(x, file):
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    same_fits(LONG.fit(x), LONG.fit(x, checkpoint=file))
+    assert_equal_fits(LONG.fit(x), LONG.fit(x, checkpoint=file))

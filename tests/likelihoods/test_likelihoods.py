@@ -621,7 +621,7 @@ def test_captured_steps_use_a_scale_that_was_frozen_meanwhile():
         freeze_scale(vae.model, vae.guide, 10 * x)
         losses += [svi.step(x) for _ in range(2)]
         found.append(losses)
-        assert kind is SVI or svi.path == "captured"
+        assert kind is SVI or svi.execution == "captured"
     np.testing.assert_allclose(*found, rtol=1e-10)
     assert found[0][4] > found[0][3] + N * D
 
@@ -787,7 +787,7 @@ def test_a_captured_fit_equals_an_eager_fit(name):
     for capture in (False, True):
         vae, _, fit = fitted(name, steps=60, capture=capture, x_val=MAKERS[name][1](7, D))
         found.append(fit.objective)
-        assert fit.path.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("captured" if capture else "eager")
         assert not any(buffer.isnan().any() for buffer in vae.buffers())
     error = torch.stack([values[-30:].std() for values in found]).norm() / 30**0.5
     assert abs(found[0][-30:].mean() - found[1][-30:].mean()) < oracles.z_limit() * error

@@ -22,7 +22,7 @@ vae = load(sys.argv[1])
 x = torch.from_numpy(np.load(sys.argv[2]))
 estimate = log_likelihood(vae.model, vae.guide, x, 5000, seed=0)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(estimate, estimate.path, sep="\\n", file=sys.stderr)
+print(estimate, estimate.execution, sep="\\n", file=sys.stderr)
 print(json.dumps({"value": estimate.mean, "error": estimate.mean_error, "peak": peak}))
 """
 

@@ -181,7 +181,7 @@ def test_steps_are_captured_and_do_not_change_the_buffers():
     vae = like(x, Gaussian("per-dim"))
     before = vae.guide.inputs.loc.clone()
     fit = fitted(vae, x, steps=20, capture=True)
-    assert fit.path.startswith("captured"), fit.path
+    assert fit.execution.startswith("captured"), fit.execution
     assert torch.equal(vae.guide.inputs.loc, before)
 
 

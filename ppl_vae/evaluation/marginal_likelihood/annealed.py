@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.capture.compiled import Compiled
-from ppl_vae.capture.graph import CaptureError, ModuleTensors, permuted, perturbed, record
+from ppl_vae.capture.compiled import CompiledFunction
+from ppl_vae.capture.graph import CaptureError, ModuleTensors, capture_graph, permuted, perturbed
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import precision, validation
 from ppl_vae.core.validation import check_int, check_option
@@ -169,7 +169,7 @@ class AISWeights(LogWeightSampler):
             held, key = self._held(path.guide, eager), (compiled, points.shape, *path.key)
             if key not in self._runs:
                 how = {"compiled": compiled, "precision": self.numbers}
-                self._runs[key] = Compiled(partial(_record, path, held), **how)
+                self._runs[key] = CompiledFunction(partial(_record, path, held), **how)
             values = [p.detach() for p in held.parameters]
             tensors = [*path.tensors, points, beta]
             return tuple(t.clone() for t in self._runs[key](values, held.buffers, tensors))
@@ -192,11 +192,11 @@ def _record(
 ) -> Any:
     def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         *given, points, beta = tensors
-        with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
+        with held.substituted(parameters, [buffer.clone() for buffer in buffers]):
             return path.slopes(given, points, beta)
 
     others = perturbed(parameters), buffers, permuted(tensors)
-    return record(pure, (parameters, buffers, tensors), others)
+    return capture_graph(pure, (parameters, buffers, tensors), others)
 
 
 class AISChains:

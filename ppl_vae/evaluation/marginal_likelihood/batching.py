@@ -11,20 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.capture.compiled import Compiled
+from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_optim import (
     FunctionalOptimizer,
     functional_optimizer,
     optimizer_state,
 )
-from ppl_vae.capture.functional_step import Inputs, Step, TrainState, to_device
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import (
     CaptureError,
     ModuleTensors,
-    bare_parameters,
+    capture_graph,
     permuted,
     perturbed,
-    record,
+    store_parameters,
 )
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
@@ -32,7 +32,7 @@ from ppl_vae.core.program import ProgramLike, modules_of
 from ppl_vae.core.state import dry_run, eval_mode, precision
 from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
-from ppl_vae.inference.svi.capture_policy import check_capture, weighed
+from ppl_vae.inference.svi.capture_policy import check_capture, is_worth_compiling
 
 ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
 """Rows (draws times data) that go through the programs at once."""
@@ -104,7 +104,7 @@ class BlockRunner:
         self._calls += 1
         if self._calls > 1:  # the first is slow
             left = (self._clock() - begun) * self.left
-            self.wanted, compared = weighed(left)
+            self.wanted, compared = is_worth_compiling(left)
             self.why = f"eager: {compared}"
         return result
 
@@ -125,7 +125,7 @@ class LogWeightSampler:
 
     def __init__(self, model: ProgramLike, runner: BlockRunner, numbers: str = "float32") -> None:
         self.model, self.runner, self.numbers = model, runner, numbers
-        self._runs: dict[Any, Compiled] = {}
+        self._runs: dict[Any, CompiledFunction] = {}
         self._last: tuple[ProgramLike, ModuleTensors] | None = None
 
     @property
@@ -150,7 +150,7 @@ class LogWeightSampler:
             held = self._held(guide, eager)
             if key not in self._runs:
                 how = {"compiled": self.runner.compiled, "precision": self.numbers}
-                self._runs[key] = Compiled(partial(_record, block, held, draws), **how)
+                self._runs[key] = CompiledFunction(partial(_record, block, held, draws), **how)
             values = [p.detach() for p in held.parameters]
             return self._runs[key](values, held.buffers, block.tensors).clone()
 
@@ -164,7 +164,7 @@ class LogWeightSampler:
         if self._last is None or self._last[0] is not guide:
             modules = modules_of(self.model, guide)
             with dry_run(self.model, guide):
-                self._last = guide, ModuleTensors.by(modules, bare_parameters(modules, run))
+                self._last = guide, ModuleTensors.of(modules, store_parameters(modules, run))
         return self._last[1]
 
 
@@ -177,11 +177,11 @@ def _record(
     tensors: list[Tensor],
 ) -> Any:
     def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> Tensor:
-        with held.replaced(parameters, [buffer.clone() for buffer in buffers]):
+        with held.substituted(parameters, [buffer.clone() for buffer in buffers]):
             return block.log_weights(tensors, draws).double().expand(draws, -1)
 
     others = perturbed(parameters), buffers, permuted(tensors)
-    return record(pure, (parameters, buffers, tensors), others)
+    return capture_graph(pure, (parameters, buffers, tensors), others)
 
 
 class LocalVI:
@@ -214,7 +214,7 @@ class LocalVI:
         self.model, self.covariance, self.num_samples = model, covariance, num_samples
         self.rates = [lr * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
         self.runner, self.numbers = runner or BlockRunner(False, 1), numbers
-        self._runs: dict[Any, Compiled] = {}
+        self._runs: dict[Any, CompiledFunction] = {}
 
     def __call__(self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> LocalGuide:
         """The refined guide of these rows, whose parameters do not train any more."""
@@ -244,16 +244,16 @@ class LocalVI:
         trained = block.trained(rule)
         states = [optimizer_state(block.optimizer, p, rule) for p in trained.parameters]
         state, _ = trained.read(states)
-        step = Step(lambda values, each, beta: block.loss(values), trained)
+        step = FunctionalStep(lambda values, each, beta: block.loss(values), trained)
         size = next(k for k in range(STEPS_AT_ONCE, 0, -1) if len(self.rates) % k == 0)
         if block.key not in self._runs:
             how = {"compiled": self.runner.compiled, "precision": self.numbers}
-            self._runs[block.key] = Compiled(step.record, **how)
-        fixed, weight = trained.fixed(), to_device([1.0] * size, trained.parameters[0])
+            self._runs[block.key] = CompiledFunction(step.capture, **how)
+        fixed, weight = trained.frozen_parameters(), to_device([1.0] * size, trained.parameters[0])
         for start in range(0, len(self.rates), size):
             rates = to_device(self.rates[start : start + size], trained.parameters[0])
             state, _ = self._runs[block.key](
-                state, Inputs(fixed, block.tensors, [], rates, weight)
+                state, StepInputs(fixed, block.tensors, [], rates, weight)
             )
         trained.write(states, state, len(self.rates))
 
@@ -313,5 +313,5 @@ class _Search(Block):
         names = {f"local {k}": p for k, p in enumerate(self.parameters)}
         modules = modules_of(self.model, self.guide)
         with dry_run(self.model, self.guide):
-            bare = bare_parameters(modules, lambda: self.loss(self.tensors))
+            bare = store_parameters(modules, lambda: self.loss(self.tensors))
         return TrainState(modules, names, rule, bare)

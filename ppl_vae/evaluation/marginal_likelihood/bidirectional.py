@@ -46,7 +46,7 @@ class Bidirectional(Result):
         x: the data drawn, (N, D), zeros where the template has missing values.
         num_chains: S, each way.
         temperatures: T.
-        path: how it was computed, and how many moves were accepted.
+        execution: how it was computed, and how many moves were accepted.
     """
 
     lower: Float[Tensor, " N"]
@@ -56,7 +56,7 @@ class Bidirectional(Result):
     x: Float[Tensor, "N D"]
     num_chains: int
     num_temperatures: int
-    path: str = ""
+    execution: str = ""
 
     @property
     def gap(self) -> float:
@@ -136,7 +136,7 @@ def bidirectional(
             parts.append((lower[0], -upper[0], lower[1], upper[1], drawn.cpu()))
     low, high, low_error, high_error, drawn = map(torch.cat, zip(*parts, strict=True))
     sizes = num_chains, annealing.num_temperatures
-    return Bidirectional(low, high, low_error, high_error, drawn, *sizes, path=annealer.why)
+    return Bidirectional(low, high, low_error, high_error, drawn, *sizes, execution=annealer.why)
 
 
 def _bound(weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class LogLikelihood(Result):
         method: ``"importance"``, ``"prior"``, ``"annealed"``, or ``"exact"`` where there was
             nothing to estimate.
         refine: steps spent on each datum's own q before drawing from it.
-        path: how it was computed, eagerly or captured, and why.
+        execution: how it was computed, eagerly or captured, and why.
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, 4); in
             expectation it rises towards log p. None where there was nothing to estimate.
         cells: how many cells of each datum were observed, (N,); None where it is not known.
@@ -70,7 +70,7 @@ class LogLikelihood(Result):
     num_samples: int
     method: str
     refine: int
-    path: str = ""
+    execution: str = ""
     curve: Float[Tensor, "N C"] | None = None
     cells: Float[Tensor, " N"] | None = None
     notes: tuple[str, ...] = ()

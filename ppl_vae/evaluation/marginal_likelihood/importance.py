@@ -125,7 +125,7 @@ def log_likelihood(
     if mask is not None:
         cells = mask[rows.to(x.device), columns].sum(1).to(cells)
     notes = *notes_of(model, proposal), *found.notes
-    return replace(found, path=weigher.why, cells=cells, notes=notes)
+    return replace(found, execution=weigher.why, cells=cells, notes=notes)
 
 
 def collect(

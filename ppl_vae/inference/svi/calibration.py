@@ -1,4 +1,4 @@
-"""Looks at all training rows that some likelihoods need before they can be evaluated."""
+"""Passes over all training rows that some likelihoods need before they can be evaluated."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,12 +13,13 @@ from ppl_vae.core.state import isolated_store, mode, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
-from ppl_vae.objectives.bounds import batch_keywords
 
-ROWS_AT_ONCE = 4096
-ENOUGH, A_LOOK = 20_000, 2_000
-"""So many rows (draws times data), or all data once, are run for a scale that is kept, and for one
-that is gone after a look at validation rows."""
+ROWS_PER_RUN = 4096
+"""The largest number of (draw, datum) rows that go through the programs at once."""
+FINAL_ROWS = 20_000
+"""The number of (draw, datum) rows used to calibrate the final scale, but at least all data."""
+VALIDATION_ROWS = 2_000
+"""The same for the temporary scale of a validation during training."""
 
 
 def freeze_scale(
@@ -32,15 +33,15 @@ def freeze_scale(
 ) -> None:
     """Freeze the scale of a pair's :class:`~ppl_vae.OptimalGaussian`, in place.
 
-    sigma^2 is the mean squared residual over the observed cells of x and draws of z from the
-    guide, at which the ELBO of x is highest. :func:`~ppl_vae.fit_svi` ends with it; after
-    training of any other kind it must be called before anything is evaluated.
+    sigma^2 becomes the mean squared residual over the observed entries of x and draws of z from
+    the guide, which maximises the ELBO of x. :func:`~ppl_vae.fit_svi` does this at its end; after
+    any other kind of training it must be called before the pair is evaluated.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the training data, (N, D); NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of z per datum; by default as many as make 20,000 rows in all.
+        num_samples: draws of z per datum; by default enough for 20,000 rows in total.
         seed: of the draws.
 
     Raises:
@@ -64,7 +65,7 @@ def calibrate(
     num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
-    """Show all rows to the likelihoods of a pair that ask for it; see :func:`freeze_scale`."""
+    """Calibrate those likelihoods of a pair that need it on all rows; see :func:`freeze_scale`."""
     if not (parts := _needing_calibration(model, guide)):
         return
     with ExitStack() as stack:
@@ -73,25 +74,30 @@ def calibrate(
         stack.enter_context(mode(model, guide, training=False))
         for part in parts:
             stack.enter_context(part.calibrate())
-        left = num_samples or -(-ENOUGH // len(x))
-        while left:
-            draws = min(left, max(1, ROWS_AT_ONCE // len(x)))
-            for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
-                # Rows are repeated, which programs can have that no plate of samples fits around.
-                told = batch_keywords(x, mask, rows)
-                Pair(model, guide).run(Batch(x[rows], **told), num_samples=draws)
-            left -= draws
+        pair, whole = Pair(model, guide), Batch(x, mask)
+        remaining = num_samples or -(-FINAL_ROWS // len(x))
+        while remaining:
+            draws = min(remaining, max(1, ROWS_PER_RUN // len(x)))
+            for rows in torch.arange(len(x), device=x.device).split(ROWS_PER_RUN):
+                # Rows are repeated: some programs do not run under a plate of samples.
+                pair.run(whole.rows(rows), num_samples=draws)
+            remaining -= draws
 
 
 @contextmanager
-def frozen(
+def frozen_scale(
     model: ProgramLike, guide: ProgramLike, x: Tensor, mask: Tensor | None
 ) -> Iterator[None]:
-    """Inside, a pair that is in training can be evaluated."""
+    """Context manager: a pair that is being trained can be evaluated.
+
+    Args:
+        model, guide: the pair.
+        x, mask: its training data.
+    """
     if not _has_optimal_scale(model, guide):
         yield
         return
-    calibrate(model, guide, x, mask, num_samples=-(-A_LOOK // len(x)))
+    calibrate(model, guide, x, mask, num_samples=-(-VALIDATION_ROWS // len(x)))
     try:
         yield
     finally:
@@ -99,7 +105,7 @@ def frozen(
 
 
 def unfreeze(model: ProgramLike, guide: ProgramLike) -> None:
-    """Let optimal scales be those of each batch again, as a fit begins."""
+    """Discard calibrated statistics at the start of training."""
     for part in _needing_calibration(model, guide):
         if isinstance(part, OptimalGaussian):
             part.unfreeze()

@@ -1,53 +1,58 @@
-"""Whether a fit captures its steps, and how many a call: decided from what is measured."""
+"""The decision whether a fit captures its steps, and how many per call, from measured times."""
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.schedule import Schedule
 
-LARGEST_UNROLL = 8
-"""Steps per call at most: more save little and compile longer."""
-FIRST_STEPS = 5
-"""Eager steps that are not timed."""
-TIMED_STEPS = 20
-"""Eager steps that are, at least."""
+MAX_UNROLL = 8
+"""The largest number of steps per call: more steps save little and take longer to compile."""
+UNTIMED_STEPS = 5
+"""Eager steps at the start that are excluded from the measurement."""
+MIN_TIMED_STEPS = 20
+"""Eager steps to measure before the decision."""
 COMPILE_SECONDS = 50.0
-"""What recording and compiling takes, as far as can be known before: a cold start on two cores."""
-SPEEDUP = 2.0
-"""How much faster captured steps are at least taken to be."""
+"""Assumed seconds for capturing and compiling, those of a cold start on two cores."""
+ASSUMED_SPEEDUP = 2.0
+"""Assumed ratio of the times of eager and captured steps, a lower bound in most cases."""
 
 
-def weighed(seconds_left: float, share: float = 1.0) -> tuple[bool, str]:
-    """Whether compiling saves more time than it takes, and what was compared, in words.
+def is_worth_compiling(seconds_left: float, fraction: float = 1.0) -> tuple[bool, str]:
+    """Decide whether compiling saves more time than it costs.
 
     Args:
-        seconds_left: of eager work, if nothing is compiled.
-        share: of that work that compiled code could do.
+        seconds_left: remaining seconds of eager work.
+        fraction: the part of that work that compiled code could do.
+
+    Returns:
+        The decision, and a text that states what was compared.
     """
-    saved = seconds_left * share * (1 - 1 / SPEEDUP)
-    pays = saved > COMPILE_SECONDS
-    return pays, (
-        f"about {seconds_left:.1f} s of eager work were left, of which compiled code, taken to be "
-        f"{SPEEDUP:g} times as fast, would save {saved:.1f} s: {'' if pays else 'no '}more than "
-        f"the {COMPILE_SECONDS:.0f} s that compiling is taken to cost"
+    saved = seconds_left * fraction * (1 - 1 / ASSUMED_SPEEDUP)
+    worth = saved > COMPILE_SECONDS
+    return worth, (
+        f"about {seconds_left:.1f} s of eager work were left, of which compiled code, assumed to "
+        f"be {ASSUMED_SPEEDUP:g} times as fast, would save {saved:.1f} s: "
+        f"{'' if worth else 'no '}more than the {COMPILE_SECONDS:.0f} s that compiling is assumed "
+        "to cost"
     )
 
 
-def captured_share(schedule: Schedule) -> float:
-    """The share of steps that run captured, if steps do: batches of another size do not, nor do
-    steps that fill no call.
+def captured_fraction(schedule: Schedule) -> float:
+    """The fraction of steps that run captured if steps are captured.
+
+    Batches of another size run eagerly, and so do steps that do not fill a call.
     """
-    same_size = schedule.in_a_row == schedule.together
-    period = schedule.together if same_size else schedule.steps_per_epoch
+    all_full = schedule.full_batches == schedule.chunk
+    period = schedule.chunk if all_full else schedule.steps_per_epoch
     unroll = best_unroll(schedule)
-    return schedule.in_a_row // unroll * unroll / period
+    return schedule.full_batches // unroll * unroll / period
 
 
 def check_capture(capture: bool | str) -> bool | str:
-    """The argument ``capture``.
+    """Check the argument ``capture`` and return it.
 
     Raises:
         ValueError: if it is none of True, False, "auto".
@@ -58,91 +63,103 @@ def check_capture(capture: bool | str) -> bool | str:
 
 
 class CapturePolicy:
-    """Which path a fit takes, and why.
+    """Decides whether steps run eagerly or captured, and keeps the reason.
 
     Args:
-        wanted: ``"auto"``, True or False.
-        make: makes the fast path for so many steps per call.
-        schedule: of the fit.
+        mode: True, False, or ``"auto"``, which decides by measured times.
+        make: creates the captured steps for a number of steps per call.
+        schedule: the schedule of the fit.
 
     Attributes:
-        captured: the fast path, once it is taken.
-        why: the path and the reason, for a person.
+        captured: the captured steps, once they are enabled.
+        reason: how steps run and why, as text.
     """
 
     def __init__(
-        self, wanted: bool | str, make: Callable[[int], Captured], schedule: Schedule
+        self, mode: bool | str, make: Callable[[int], CapturedSteps], schedule: Schedule
     ) -> None:
-        self.wanted, self.make, self.schedule = check_capture(wanted), make, schedule
-        self.captured: Captured | None = None
-        self.why = "eager: the fit was over before its steps were timed"
-        if wanted is False:
-            self.why = "eager: as asked"
+        self.mode, self.make, self.schedule = check_capture(mode), make, schedule
+        self.captured: CapturedSteps | None = None
+        self.reason = "eager: the fit ended before its steps were timed"
+        if mode is False:
+            self.reason = "eager: as requested"
 
     @property
     def unroll(self) -> int:
         """Steps per call."""
         return 1 if self.captured is None else self.captured.unroll
 
-    def look(self, done: int, elapsed: Sequence[float]) -> None:
-        """Decide, once enough is known: after ``done`` steps at these times."""
-        if self.wanted is True and self.captured is None and done >= 1:
-            self.take("as asked")
-        elif self.wanted == "auto":
-            eager = _seconds_a_step(elapsed)
-            left = eager * (self.schedule.num_steps - done)
-            if math.isnan(left):
+    def update(self, num_steps: int, elapsed: Sequence[float]) -> None:
+        """Decide once enough steps are measured.
+
+        Args:
+            num_steps: steps made so far.
+            elapsed: seconds since the start at which each of them was read.
+        """
+        if self.mode is True and self.captured is None and num_steps >= 1:
+            self.enable("as requested")
+        elif self.mode == "auto":
+            seconds_left = _seconds_per_step(elapsed) * (self.schedule.num_steps - num_steps)
+            if math.isnan(seconds_left):
                 return
-            pays, compared = weighed(left, captured_share(self.schedule))
-            if pays:
-                self.take(compared)
+            worth, comparison = is_worth_compiling(seconds_left, captured_fraction(self.schedule))
+            if worth:
+                self.enable(comparison)
             else:
-                self.wanted, self.why = False, f"eager: {compared}"
+                self.mode, self.reason = False, f"eager: {comparison}"
 
-    def resume(self, wanted: bool | str, why: str) -> None:
-        """Go on along a checkpoint's path, unless the other one is asked for."""
-        if self.wanted is True or (wanted is True and self.wanted == "auto"):
-            self.take("as before the checkpoint" if wanted is True else "as asked")
-        elif self.wanted == "auto" and wanted is False:
-            self.wanted, before = False, "eager: as before the checkpoint: "
-            self.why = before + why.removeprefix(before).removeprefix("eager: ")
+    def resume(self, mode: bool | str, reason: str) -> None:
+        """Continue with a checkpoint's decision, unless the other one is requested.
 
-    def take(self, reason: str) -> None:
-        """Take the fast path."""
-        self.wanted = True
+        Args:
+            mode, reason: those of the policy when the checkpoint was written.
+        """
+        if self.mode is True or (mode is True and self.mode == "auto"):
+            self.enable("as before the checkpoint" if mode is True else "as requested")
+        elif self.mode == "auto" and mode is False:
+            self.mode, prefix = False, "eager: as before the checkpoint: "
+            self.reason = prefix + reason.removeprefix(prefix).removeprefix("eager: ")
+
+    def enable(self, reason: str) -> None:
+        """Run captured steps from now on."""
+        self.mode = True
         try:
             self.captured = self.make(best_unroll(self.schedule))
-            self.why = f"captured, {self.captured.unroll} steps per call: {reason}"
+            self.reason = f"captured, {self.captured.unroll} steps per call: {reason}"
         except CaptureError as error:
-            self.refuse(error)
+            self.disable(error)
 
-    def refuse(self, error: CaptureError) -> None:
-        """Go on eagerly, and say why, once."""
-        self.captured, self.wanted = None, False
-        self.why = f"eager: the step could not be captured: {error}"
+    def disable(self, error: CaptureError) -> None:
+        """Run eager steps from now on, with one warning."""
+        self.captured, self.mode = None, False
+        self.reason = f"eager: the step could not be captured: {error}"
         warnings.warn(
             f"the training step could not be captured, so it runs eagerly: {error}", stacklevel=2
         )
 
 
-def _seconds_a_step(elapsed: Sequence[float]) -> float:
-    """From the times at which steps were read, several together on a GPU; NaN if too few were."""
-    if len(elapsed) <= FIRST_STEPS:
+def _seconds_per_step(elapsed: Sequence[float]) -> float:
+    """The mean time of a step; NaN if there are too few.
+
+    On a GPU several steps are read together and have equal times.
+    """
+    if len(elapsed) <= UNTIMED_STEPS:
         return math.nan
-    start = elapsed[FIRST_STEPS - 1]
-    timed = sum(time > start for time in elapsed)
-    return (elapsed[-1] - start) / timed if timed >= TIMED_STEPS else math.nan
+    start = elapsed[UNTIMED_STEPS - 1]
+    num_timed = sum(time > start for time in elapsed)
+    return (elapsed[-1] - start) / num_timed if num_timed >= MIN_TIMED_STEPS else math.nan
 
 
 def best_unroll(schedule: Schedule) -> int:
-    """How many steps per call cost least: so many come together between odd batches and looks.
+    """The number of steps per call with the least total time.
 
-    In units of a captured step, its call costs about a half more and an eager step three.
+    The cost of a call is that of its steps plus about half a captured step, and an eager step,
+    which is needed for those that do not fill a call, costs three captured ones.
     """
-    length = min(schedule.in_a_row, schedule.num_steps)
+    length = min(schedule.full_batches, schedule.num_steps)
 
     def cost(unroll: int) -> float:
         calls, rest = divmod(length, unroll)
         return calls * (unroll + 0.5) + 3 * rest
 
-    return min(range(1, LARGEST_UNROLL + 1), key=cost)
+    return min(range(1, MAX_UNROLL + 1), key=cost)

@@ -1,4 +1,4 @@
-"""Steps of SVI captured as compiled tensor code, several a call."""
+"""Captured and compiled steps of SVI, several per call."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,101 +6,113 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.compiled import Compiled
+from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
-from ppl_vae.capture.functional_step import Inputs, Step, TrainState, to_device
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.program import modules_of
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep
+from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 
 
-class Captured:
-    """Several steps per call as compiled tensor code, on the state of an :class:`OptimizerStep`.
+class CapturedSteps:
+    """Several steps per call as compiled code, on the state of an :class:`OptimizerStep`.
 
     Args:
-        batch, update: the two halves of a step, as they run eagerly.
+        minibatch: the objective, as it is evaluated eagerly.
+        optimizer_step: the update, as it is made eagerly.
         named: the parameters by name.
         unroll: steps per call.
-        compiled: whether to compile what is recorded; without, it is slow, and the same.
-        options: of the compiler.
+        compiled: whether to compile the graph; without, it gives the same results slowly.
+        options: options of the compiler.
+        autotune_matmul: whether to use the faster of two BLAS libraries, see
+            :mod:`ppl_vae.capture.matmul`.
 
     Raises:
-        CaptureError: if the step is no pure function of tensors, or the optimizer has no rule.
+        CaptureError: if the step is no pure function of tensors, or the optimizer has no
+            functional counterpart.
     """
 
     def __init__(
         self,
-        batch: MinibatchObjective,
-        update: OptimizerStep,
+        minibatch: MinibatchObjective,
+        optimizer_step: OptimizerStep,
         named: dict[str, Tensor],
         unroll: int,
         *,
         compiled: bool = True,
         options: dict[str, Any] | None = None,
+        autotune_matmul: bool = False,
     ) -> None:
-        self.batch, self.update, self.unroll = batch, update, unroll
-        rule = functional_optimizer(update.optimizer)
-        if isinstance(rule, str):
-            raise CaptureError(rule)
-        self._trained = TrainState(modules_of(batch.model, batch.guide), named, rule)
-        tables = {id(table) for table in update.tables.tables}
-        self._step = Step(
+        self.minibatch, self.optimizer_step, self.unroll = minibatch, optimizer_step, unroll
+        functional = functional_optimizer(optimizer_step.optimizer)
+        modules = modules_of(minibatch.model, minibatch.guide)
+        self._train_state = TrainState(modules, named, functional)
+        per_datum = optimizer_step.per_datum
+        tables = {id(table) for table in per_datum.tables}
+        step = FunctionalStep(
             loss=self._loss,
-            trained=self._trained,
-            tables=frozenset(k for k, p in enumerate(self._trained.parameters) if id(p) in tables),
-            table_rate=update.tables.rate,
-            grad_clip=update.grad_clip,
+            train_state=self._train_state,
+            tables=frozenset(
+                k for k, p in enumerate(self._train_state.parameters) if id(p) in tables
+            ),
+            table_rate=per_datum.rate,
+            grad_clip=optimizer_step.grad_clip,
         )
         self._prepared = False
-        # The state after each step is kept, not reckoned anew where the next ones need it.
+        # The state after each step is stored, instead of computed again where later steps use it.
         options = {"realize_reads_threshold": 2} | (options or {})
-        self._run = Compiled(
-            self._step.record,
+        self._run = CompiledFunction(
+            step.capture,
             compiled=compiled,
             options=options,
-            precision=batch.precision,
+            precision=minibatch.precision,
+            autotune_matmul=autotune_matmul,
         )
 
-    def _loss(self, whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
-        return -self.batch.recorded_value(whole, each, beta)
+    def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+        return -self.minibatch.traced_value(shared, per_step, beta)
 
-    def accelerate(self, rows: Sequence[Tensor | None], start: int) -> Tensor:
-        """Do as many steps as there are batches of rows; the parameters change in place.
+    def run_steps(self, rows: Sequence[Tensor | None], start: int) -> Tensor:
+        """Make one step for each batch of rows; the parameters are updated in place.
 
         Args:
-            rows: of each step, all of one size; None is all rows.
-            start: steps done before.
+            rows: the rows of each step, all of one size; None is all rows.
+            start: the number of steps made before.
 
         Returns:
-            The objective at each step, in nats per datum. On a CPU, if one is not finite, nothing
-            changed; a GPU is not waited for.
+            The objective at each step in nats per datum, (steps,). On a CPU nothing is updated
+            if one of them is not finite; a GPU is not waited for.
 
         Raises:
-            CaptureError: at the first call, if the step cannot be recorded or compiled.
+            CaptureError: at the first call, if the step cannot be captured or compiled.
         """
-        optimizer, trained = self.update.optimizer, self._trained
-        states = [optimizer_state(optimizer, p, trained.rule) for p in trained.parameters]
+        optimizer, train_state = self.optimizer_step.optimizer, self._train_state
+        opt_states = [
+            optimizer_state(optimizer, p, train_state.optimizer) for p in train_state.parameters
+        ]
         try:
             if not self._prepared:
-                self.batch.prepare(rows[0])
+                self.minibatch.prepare_tracing(rows[0])
                 self._prepared = True
-            state, count = trained.read(states)
+            state, num_steps = train_state.read(opt_states)
             inputs = self._inputs(rows, start)
         except ValueError as error:
             raise CaptureError(str(error)) from error
         after, losses = self._run(state, inputs)
         if losses.device.type != "cpu" or bool(losses.isfinite().all()):
-            trained.write(states, after, count + len(rows))
-            self.update.advance(len(rows))
+            train_state.write(opt_states, after, num_steps + len(rows))
+            self.optimizer_step.advance_scheduler(len(rows))
         return -losses
 
-    def _inputs(self, rows: Sequence[Tensor | None], start: int) -> Inputs:
-        x, mask = self.batch.x, self.batch.mask
-        whole = [x] if mask is None else [x, mask]
-        each = [] if rows[0] is None else [torch.stack([r for r in rows if r is not None])]
+    def _inputs(self, rows: Sequence[Tensor | None], start: int) -> StepInputs:
         steps = range(start + 1, start + len(rows) + 1)
-        beta = [self.batch.objective.weight(step) for step in steps]
-        lr, like = self.update.learning_rates(len(rows)), self._trained.parameters[0]
-        return Inputs(
-            self._trained.fixed(), whole, each, to_device(lr, like), to_device(beta, like)
+        beta = [self.minibatch.objective.kl_weight(step) for step in steps]
+        lr, like = self.optimizer_step.learning_rates(len(rows)), self._train_state.parameters[0]
+        return StepInputs(
+            frozen=self._train_state.frozen_parameters(),
+            shared=self.minibatch.shared_tensors,
+            per_step=[] if rows[0] is None else [torch.stack([r for r in rows if r is not None])],
+            lr=to_device(lr, like),
+            beta=to_device(beta, like),
         )

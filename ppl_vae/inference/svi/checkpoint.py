@@ -1,4 +1,4 @@
-"""Checkpoints of a stochastic fit: complete or not there, and nothing is executed on reading."""
+"""Checkpoint files of a stochastic fit, written atomically and read without executing code."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
-    """The global generators' states, as tensors, lists and numbers."""
+    """The states of the global generators as tensors, lists and numbers."""
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
     cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
@@ -27,7 +27,7 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put the global generators where :func:`generator_states` found them."""
+    """Restore the states of the global generators from :func:`generator_states`."""
     torch.set_rng_state(states["torch"])
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -38,9 +38,9 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is complete or not there: to a temporary name first, then renamed.
+    """Write a checkpoint to a temporary file, which then takes the place of the old one.
 
-    A checksum stands before the content: torch's own format does not notice a changed number.
+    The content is preceded by a checksum: torch's own format does not detect a changed number.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -49,17 +49,17 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint of the same fit; executes nothing.
+    """Read a checkpoint of the same fit, without executing code of the file.
 
     Raises:
-        ValueError: if the file is damaged, or of another model or fit.
+        ValueError: if the file is damaged, or belongs to another model or fit.
     """
     stored = b"" if path.is_dir() else path.read_bytes()
     digest, data = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
     if hashlib.sha256(data).digest() != digest:
         raise ValueError(
             f"checkpoint {path} cannot be read: it is damaged, or no checkpoint of fit_svi. "
-            "Delete it to start anew, or give another checkpoint="
+            "Delete it to start again, or pass another checkpoint="
         )
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     for key, value in fingerprint.items():
@@ -67,33 +67,34 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         if found != value:
             raise ValueError(
                 f"checkpoint {path} is of another fit: its {key} is {found}, here it is "
-                f"{value}. Give another checkpoint=, or delete it to start anew"
+                f"{value}. Pass another checkpoint=, or delete it to start again"
             )
     return content
 
 
-def place_to_go_on(content: dict[str, Any], num_steps: int, path: Path) -> dict[str, Any]:
-    """Where a fit of so many steps goes on from a checkpoint: its end, or before it.
+def resumable_content(content: dict[str, Any], num_steps: int, path: Path) -> dict[str, Any]:
+    """The part of a checkpoint from which a fit of ``num_steps`` steps continues.
 
-    A fit of another number of steps goes on from the last look that both have. What the fit of
-    the checkpoint did after that, a look at its end among it, the other one does not do.
+    A fit with the same number of steps continues from the end. One with another number continues
+    from the last regular evaluation, which both fits have in common; the additional evaluation
+    at the end of the shorter fit is not part of the longer one.
 
     Raises:
-        ValueError: if more steps than these are done, or that look is not in the file.
+        ValueError: if the checkpoint has made more steps, or does not contain that evaluation.
     """
     done, planned = len(content["values"]), content["num_steps"]
     if num_steps == planned:
         return content
     if num_steps < done:
         raise ValueError(
-            f"checkpoint {path} has done {done} steps, more than the {num_steps} asked for, and "
-            "steps are not taken back. Give another checkpoint=, or delete it to start anew"
+            f"checkpoint {path} has made {done} steps, more than the {num_steps} requested, and "
+            "steps cannot be undone. Pass another checkpoint=, or delete it to start again"
         )
-    if not content["at_its_end"]:
+    if not content["at_end"]:
         return content
-    if content["before_its_end"] is None:
+    if content["before_end"] is None:
         raise ValueError(
             f"checkpoint {path} holds only the end of a fit of {planned} steps, because the file "
-            "was removed while the fit ran. Give another checkpoint=, or delete it to start anew"
+            "was removed while the fit ran. Pass another checkpoint=, or delete it to start again"
         )
-    return content["before_its_end"]
+    return content["before_end"]

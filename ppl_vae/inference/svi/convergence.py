@@ -1,4 +1,4 @@
-"""Stochastic fits that go on until a tolerance is met: cosine cycles, each twice as long."""
+"""Stochastic fits until a tolerance is met: cosine cycles, each twice as long as the last."""
 
 import math
 from collections.abc import Callable
@@ -12,26 +12,27 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.inference.svi.progress import Report
+from ppl_vae.inference.svi.progress import ProgressCallback
 
 CYCLES = 3
+"""The largest number of cycles of a fit."""
 OPTIMIZER = partial(torch.optim.Adam, betas=(0.9, 0.95))
-"""Adam that forgets gradients sooner than by default: PPCA's first ones are by far the largest,
-and would keep the steps small for a thousand more."""
-SLOWER = 10**-0.5
-"""What a cycle that made the fit worse multiplies the next one's learning rate by."""
+"""Adam with a shorter memory of squared gradients than by default: the first gradients of PPCA
+are by far the largest, and would keep the steps small for another thousand steps."""
+LR_DECAY = 10**-0.5
+"""The factor of the learning rate after a cycle that made the fit worse."""
 
 
 @dataclass(frozen=True)
 class Convergence(Result):
-    """Whether a fit went on until its tolerance was met.
+    """Whether a fit continued until its tolerance was met.
 
     Attributes:
-        met: whether it was.
-        tolerance: in nats per datum; NaN if the rule is another one.
-        gained: nats per datum, by the last ``steps`` steps; NaN where that is not known.
-        steps: over which the gain is counted.
-        rule: the rule, for a person.
+        met: whether it was met.
+        tolerance: in nats per datum; NaN if another rule was used.
+        gained: the gain of the last ``steps`` steps in nats per datum; NaN if unknown.
+        steps: the number of steps over which the gain is measured.
+        rule: the rule as text.
     """
 
     met: bool
@@ -56,30 +57,30 @@ def fit_in_cycles(
     steps: int,
     batch_size: int,
     lr: float,
-    progress: Report,
+    progress: ProgressCallback,
     seed: int,
 ) -> tuple[FitResult, Convergence]:
     """Fit a pair by SVI until a cycle of the learning rate gains less than a tolerance.
 
-    In each of three cycles the learning rate falls from ``lr`` to zero along a cosine; each is
-    twice as long as the one before. So the fit is compared where the steps' noise has died away,
-    and what is compared is what twice the work gained. After a cycle that made the fit worse by
-    more than the tolerance, or in which the loss turned infinite, the next one's learning rate is
+    In each of three cycles the learning rate falls from ``lr`` to zero along a cosine, and each
+    cycle is twice as long as the one before. Fits are thus compared where the noise of the steps
+    has vanished, and the gain compared is that of twice the work. If a cycle made the fit worse
+    by more than the tolerance, or its loss became infinite, the learning rate of the next one is
     lower.
 
     Args:
         model, guide, x: as for :func:`~ppl_vae.fit_svi`; fitted in place.
-        value: the objective of the pair as it stands, over all rows, in nats per datum, without
-            noise of its own from call to call.
+        value: computes the current objective of the pair over all rows, in nats per datum,
+            without noise from call to call.
         tolerance: nats per datum.
-        steps: in all, at most.
+        steps: the largest total number of steps.
         batch_size: rows per step.
         lr: learning rate at the start of each cycle.
-        progress: is told of the steps done in all.
-        seed: of data order and draws; each cycle has its own.
+        progress: is called with the total number of steps made.
+        seed: of data order and draws; each cycle has another one.
 
     Returns:
-        The fit as one, and whether the tolerance was met.
+        The cycles as one fit, and whether the tolerance was met.
 
     Raises:
         ValueError: as ``fit_svi``; if the tolerance is not positive.
@@ -99,28 +100,28 @@ def fit_in_cycles(
             fit = fit_svi(
                 model, guide, x, steps=length, batch_size=batch_size, lr=lr,
                 optimizer=OPTIMIZER, scheduler=CosineAnnealingLR, seed=seed + cycle,
-                progress=_later(progress, done),
+                progress=_offset_progress(progress, done),
             )  # fmt: skip
         except FloatingPointError:
             if cycle + 1 == len(lengths):
                 raise
-            lr *= SLOWER
+            lr *= LR_DECAY
             continue
         fits.append(fit)
-        now = value()
-        gained, last = (now - last if math.isfinite(last) else math.nan), now
+        current = value()
+        gained, last = (current - last if math.isfinite(last) else math.nan), current
         met = abs(gained) < tolerance
         if met:
             break
         if gained < -tolerance:
-            lr *= SLOWER
+            lr *= LR_DECAY
     rule = f"a cycle twice as long as the one before gained less than {tolerance:g} nats per datum"
     convergence = Convergence(met, tolerance, gained, fits[-1].steps, rule)
     return _joined(fits, str(convergence)), convergence
 
 
 def cycle_lengths(steps: int) -> list[int]:
-    """Steps of each cycle: one, two and four parts, the rest with the last."""
+    """The number of steps of each cycle, in the proportions 1 : 2 : 4; the last has the rest."""
     part = check_int("steps", steps) // (2**CYCLES - 1)
     if not part:
         return [steps]
@@ -128,24 +129,21 @@ def cycle_lengths(steps: int) -> list[int]:
     return [*lengths[:-1], lengths[-1] + steps - sum(lengths)]
 
 
-def _later(progress: Report, done: int) -> Report:
-    def told(step: int, value: float) -> None:
-        progress(done + step, value)
-
-    return told
+def _offset_progress(progress: ProgressCallback, offset: int) -> ProgressCallback:
+    return lambda step, value: progress(offset + step, value)
 
 
 def _joined(fits: list[FitResult], stopped: str) -> FitResult:
-    elapsed, begun = [], 0.0
+    elapsed, start = [], 0.0
     for fit in fits:
-        elapsed.append(fit.elapsed + begun)
-        begun += fit.seconds
+        elapsed.append(fit.elapsed + start)
+        start += fit.seconds
     steps = sum(fit.steps for fit in fits)
     return replace(
         fits[-1],
         objective=torch.cat([fit.objective for fit in fits]),
         elapsed=torch.cat(elapsed),
         steps=steps,
-        seconds=begun,
+        seconds=start,
         stopped=f"after {steps} steps: {stopped}",
     )

@@ -1,4 +1,4 @@
-"""Whether a pair that is trained in batches looks its per-datum parameters up by ``index``."""
+"""The check that a pair trained in minibatches reads per-datum parameters by ``index``."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval, validation
-from ppl_vae.objectives.bounds import batch_keywords
 
-POSITIONS = 16
-"""Rows of a batch whose parts in a parameter are told apart."""
-MOST = 0.9
-"""Share of a parameter's entries that is all of them, but for gradients that vanish by chance."""
-CLOSE = 1e-3
+MAX_ROWS = 16
+"""The number of rows of a batch for which the entries of parameters are attributed."""
+MIN_FRACTION = 0.9
+"""The fraction of entries that counts as all of them; some gradients vanish by chance."""
+TOLERANCE = 1e-3
+"""The tolerance for a ratio of gradients to count as an integer."""
 
 
 def check_lookup(
@@ -26,11 +26,11 @@ def check_lookup(
     mask: Tensor | None,
     batch_size: int,
 ) -> None:
-    """Check that no parameter belongs to places in a batch instead of rows of the data.
+    """Check that no parameter belongs to positions in a batch instead of rows of the data.
 
-    A parameter of which each row of a batch has a part of its own is one of per-datum parameters.
-    Two batches are compared that hold other rows at the same places, and one of them is run
-    again: the parts must go with the rows, and must be the same again.
+    A parameter is one of per-datum parameters if each row of a batch depends on its own entries.
+    Two batches with different rows in the same positions are compared, and one of them is run
+    twice: the entries must follow the rows, and must be the same for the same rows.
 
     Args:
         model, guide: a pair under the contract.
@@ -43,35 +43,38 @@ def check_lookup(
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     first, second = order[:batch_size], order[1 : batch_size + 1]
-    owners = []
+    pair, whole, owners = Pair(model, guide), Batch(x, mask), []
     with dry_run_eval(model, guide), torch.enable_grad(), validation(False):
         for rows in (first, second, first):
-            run = Pair(model, guide).run(Batch(x[rows], **batch_keywords(x, mask, rows)))
-            owners.append(_owners(run.log_weights()[0, :POSITIONS], list(named.values())))
+            run = pair.run(whole.rows(rows))
+            owners.append(_owners(run.log_weights()[0, :MAX_ROWS], list(named.values())))
     for name, before, other, again in zip(named, *owners, strict=True):
-        if not _is_table(before, min(POSITIONS, batch_size)):
+        if not _is_per_datum(before, min(MAX_ROWS, batch_size)):
             continue
-        if _same(before, other):
+        if _equal(before, other):
             raise ValueError(
-                f"parameter {name!r} has a part for each place in a batch, so that all batches "
-                "share it, whatever rows they hold. In minibatches a parameter with a row per "
-                "datum must have num_data rows and be read by the keyword index, as loc[index]; "
-                "or use PerDatumGuide(num_data, latent_dim), which does so"
+                f"parameter {name!r} has entries for each position in a batch, so that all "
+                "batches share it, whatever rows they hold. In minibatches a parameter with a row "
+                "per datum must have num_data rows and be read by the keyword index, as "
+                "loc[index]; PerDatumGuide(num_data, latent_dim) does so"
             )
-        if not _same(before, again):
+        if not _equal(before, again):
             raise ValueError(
-                f"parameter {name!r} has a part for each datum, but other parts are read each "
+                f"parameter {name!r} has entries for each datum, but different ones are read each "
                 "time for the same rows: does its plate draw rows of its own (subsample_size=)? "
                 "Pass the batch's rows to it, subsample=index"
             )
 
 
 def _owners(values: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """Which of the values each entry of each parameter belongs to: 1, 2, ...; 0 if to none, and
-    -1 if to several.
+    """Attribute each entry of each parameter to one of the values.
 
-    With weights 1 and with weights 1, 2, ... the gradients of the sum have the ratio n in an entry
-    that the n-th value alone depends on.
+    The gradients of the sum with weights 1, 2, ... and with weights 1 have the ratio n in an
+    entry on which only the n-th value depends.
+
+    Returns:
+        For each parameter the numbers 1, 2, ... of the values; 0 for entries on which no value
+        depends, and -1 for those on which several do.
     """
     weights = torch.arange(1, len(values) + 1, device=values.device)
     plain = _gradients(values.sum(), parameters)
@@ -85,22 +88,23 @@ def _gradients(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if gradient is None else gradient for gradient, p in pairs]
 
 
-def _owner(plain: Tensor, weighted: Tensor, number: int) -> Tensor:
+def _owner(plain: Tensor, weighted: Tensor, num_values: int) -> Tensor:
     ratio = weighted / plain
     nearest = ratio.round()
-    one = (ratio - nearest).abs() < CLOSE
-    owner = torch.where(one & (nearest >= 1) & (nearest <= number), nearest, -1.0)
+    is_integer = (ratio - nearest).abs() < TOLERANCE
+    is_owned = is_integer & (nearest >= 1) & (nearest <= num_values)
+    owner = torch.where(is_owned, nearest, -1.0)
     return torch.where((plain == 0) & (weighted == 0), 0.0, owner)
 
 
-def _is_table(owner: Tensor, number: int) -> bool:
-    touched = owner[owner != 0]
-    if not len(touched) or number < 2:
+def _is_per_datum(owner: Tensor, num_values: int) -> bool:
+    used = owner[owner != 0]
+    if not len(used) or num_values < 2:
         return False
-    mine = touched[touched > 0]
-    return len(mine) >= MOST * len(touched) and len(mine.unique()) == number
+    owned = used[used > 0]
+    return len(owned) >= MIN_FRACTION * len(used) and len(owned.unique()) == num_values
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    touched = (first != 0) | (second != 0)
-    return bool((first == second)[touched].double().mean() >= MOST)
+def _equal(first: Tensor, second: Tensor) -> bool:
+    used = (first != 0) | (second != 0)
+    return bool((first == second)[used].double().mean() >= MIN_FRACTION)

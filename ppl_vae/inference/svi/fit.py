@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.program import (
@@ -18,19 +20,21 @@ from ppl_vae.core.program import (
 )
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
-from ppl_vae.inference.svi.captured_step import Captured
+from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.embedding_lookup import check_lookup
 from ppl_vae.inference.svi.minibatch import (
-    EachEpoch,
+    EpochTransform,
     MinibatchObjective,
-    OptimizerStep,
     WeightedObjective,
 )
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
-from ppl_vae.inference.svi.progress import Report, progress_bar
-from ppl_vae.inference.svi.schedule import EarlyStopping, Schedule
+from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.settings import Optimization, Runtime, Stopping
 from ppl_vae.inference.svi.trainer import Trainer
 from ppl_vae.objectives.bounds import ELBO, batch_keywords
 
@@ -53,128 +57,169 @@ def fit_svi(
     patience: int | None = None,
     grad_clip: float | None = None,
     warmup: int | None = None,
-    epoch_transform: EachEpoch | None = None,
+    epoch_transform: EpochTransform | None = None,
     device: str | torch.device = "auto",
     seed: int | None = None,
     capture: bool | str = "auto",
+    autotune_matmul: bool = False,
     precision: str = "float32",
     checkpoint: str | Path | None = None,
-    progress: bool | str | Report = "auto",
+    progress: bool | str | ProgressCallback = "auto",
 ) -> FitResult:
     """Fit a model/guide pair by stochastic variational inference, in place.
 
-    What is minimised is minus the objective in nats per datum, so that learning rates do not
-    depend on N. Each parameter of the pair must get a gradient from the first loss, or the fit
-    refuses.
+    The loss is minus the objective in nats per datum, so that learning rates do not depend on N.
+    Each parameter of the pair must get a gradient from the first loss; otherwise the fit raises
+    an error.
 
     Args:
         model, guide: any pair under the contract (:mod:`ppl_vae.core.program`).
         x: data, (N, D); NaN marks a missing value if the model takes ``mask``.
-        x_val: rows for validation, not among x or the test rows. Their ELBO (beta = 1) is looked
-            at once an epoch, at most every 25 steps, and the best state is put back at the end.
+        x_val: validation rows, which are neither in x nor test rows. Their ELBO (beta = 1) is
+            evaluated once per epoch, at most every 25 steps, and the best state is restored at
+            the end.
         mask: True where x is observed.
-        objective: by default ``ELBO()``; ``IWAE(...)``, or an ELBO of Pyro's own.
-        lr: learning rate. A row of a per-datum table (:class:`~ppl_vae.PerDatumGuide`) moves
-            only when it is drawn, once in N / batch_size steps; unless the optimizer is SGD, it
-            then moves N / batch_size times as far, at most ten times.
+        objective: by default ``ELBO()``; ``IWAE(...)``, or an ELBO of Pyro.
+        lr: learning rate. A row of a per-datum parameter (:class:`~ppl_vae.PerDatumGuide`) is
+            updated only when it is drawn, once in N / batch_size steps; unless the optimizer is
+            SGD, its updates are multiplied by N / batch_size, at most by ten.
         optimizer: a callable of (parameters, lr).
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
-        epochs, steps: how long; exactly one of them.
-        batch_size: rows per step, by default all. The rows left over at the end of an epoch make
-            a smaller batch; a single one joins the batch before it, since batch normalisation
-            needs two.
+        epochs, steps: the length of the fit; exactly one of them.
+        batch_size: rows per step, by default all. The rows that remain at the end of an epoch
+            form a smaller batch; a single one joins the batch before it, since batch
+            normalisation needs two.
         drop_last: leave those rows out instead, so that all batches have ``batch_size`` rows. The
-            order is new in each epoch, so they are other ones each time; ``FitResult.notes``
-            counts the rows that were in no batch at all.
-        patience: stop after so many looks at ``x_val`` without a better one.
+            order is new in each epoch, so different rows are left out each time;
+            ``FitResult.notes`` counts the rows that were in no batch at all.
+        patience: stop after this number of evaluations of ``x_val`` without improvement.
         grad_clip: largest norm of the gradient.
-        warmup: steps in which the weight of the KL rises from zero to the objective's beta.
-        each_epoch: a callable of (x, generator) that makes each epoch's data of x, such as
-            :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of missing values there.
-            It must draw from the generator alone, so that a fit repeats and resumes. ``x_val`` is
-            taken as it is.
-        device: where to fit; ``"auto"`` is a GPU if there is one. The pair's modules move there.
-        seed: of data order and draws; global generators are left as they were.
-        capture: record the step as tensor code and compile it, several steps per call: ``"auto"``
-            if the steps left are worth the time that takes; True from the second step on. A step
-            that cannot be captured runs eagerly, with a warning; ``FitResult.path`` says what
-            was done and why. Captured and eager steps are the same in distribution.
-        precision: of float32 matrix products and convolutions in the steps, not in looks at
-            ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose gradients are
-            noisier. See :func:`ppl_vae.core.state.precision`.
-        checkpoint: a file to write once an epoch (at most every 25 steps) and to resume from if
-            it is there; a resumed fit is the same, bit for bit on a CPU.
-        progress: a bar on standard error; ``"auto"`` if that is a terminal. A callable of the
-            steps done and the objective is called after every look instead.
+        warmup: steps during which the weight of the KL rises from zero to the objective's beta.
+        epoch_transform: a callable of (x, generator) that computes the data of each epoch, such
+            as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of missing values.
+            It must draw from the generator only, so that a fit can be repeated and resumed. It
+            is not applied to ``x_val``.
+        device: where to fit; ``"auto"`` is a GPU if there is one. The modules of the pair are
+            moved there.
+        seed: of data order and draws; global generators are left unchanged.
+        capture: whether to capture the step as a tensor graph and compile it, several steps per
+            call: ``"auto"`` does so if the remaining steps are worth the time it takes; True from
+            the second step on. A step that cannot be captured runs eagerly, with a warning;
+            ``FitResult.execution`` states what was done and why. Captured and eager steps are
+            equal in distribution.
+        autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
+            each matrix product, by timing; results may then differ in the last digits from run
+            to run.
+        precision: of float32 matrix products and convolutions in the steps, but not in
+            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose
+            gradients are noisier. See :func:`ppl_vae.core.state.precision`.
+        checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
+            the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU.
+        progress: whether to show a bar on standard error; ``"auto"`` does if that is a terminal.
+            A callable of the number of steps made and the objective is called after every
+            evaluation instead.
 
     Raises:
-        ValueError: bad data or arguments; a parameter without a gradient; what
-            :func:`ppl_vae.core.traces.check_pair` refuses; a checkpoint of another fit.
-        FloatingPointError: if the loss turns NaN or infinite: with the step and the site, the
-            last good state restored.
+        ValueError: bad data or arguments; a parameter without a gradient; the cases of
+            :func:`ppl_vae.core.traces.check_pair`; a checkpoint of another fit.
+        FloatingPointError: if the loss becomes NaN or infinite, with the step and the site; the
+            last good state is restored.
     """
-    _move(model, guide, device)
+    _move_to_device(model, guide, device)
     x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     if epoch_transform is None:
         check_support(model, x, mask)
-    anew = epoch_transform is not None
-    schedule = Schedule.of(len(x), batch_size, epochs, steps, anew=anew, drop_last=drop_last)
-    if patience is not None and x_val is None:
-        raise ValueError("patience needs x_val, the rows whose ELBO it waits for")
+    refresh = epoch_transform is not None
+    schedule = Schedule.of(len(x), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last)
+    optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
+    stopping = Stopping(x_val, patience)
+    runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
     if x_val is not None:
         _check_validation(model, guide, x_val)
-    stopping = EarlyStopping(None if patience is None else check_int("patience", patience))
     weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-    in_training = mode(model, guide, training=True)
-    with seeded(seed), isolated_store(), in_training, _quiet_about_frozen():
-        batch = MinibatchObjective(model, guide, weighted, x, mask, precision, epoch_transform)
-        everything = torch.arange(schedule.batch_size, device=x.device)
-        check_automatic_batch(guide, batch_keywords(x, mask, everything))
-        with _hint_of_index(schedule.batch_size < len(x)):
-            named = find_parameters(
-                model, guide, lambda: batch.value(everything, schedule.num_steps)
-            )
-        if weighted.is_ours and schedule.batch_size < len(x):
-            check_lookup(model, guide, named, batch.x, mask, schedule.batch_size)
-        modules, epoch = modules_of(model, guide), schedule.steps_per_epoch
-        update = OptimizerStep(named, modules, lr, optimizer, grad_clip, epoch)
-        update.use_scheduler(scheduler, schedule.num_steps)
-        file = None if checkpoint is None else Path(checkpoint)
-        choice = CapturePolicy(
-            capture, lambda unroll: Captured(batch, update, named, unroll), schedule
-        )
-        loop = Trainer(batch, update, schedule, stopping, choice, x_val, file)
-        with progress_bar(schedule.num_steps, progress) as report:
-            loop.run(report)
-    return loop.result()
+    with _training_context(model, guide, seed):
+        minibatch = MinibatchObjective(model, guide, weighted, x, mask, precision, epoch_transform)
+        trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
+        with progress_bar(schedule.num_steps, progress) as report_progress:
+            trainer.run(report_progress)
+    return trainer.result()
 
 
-def _move(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
+def _build_trainer(
+    minibatch: MinibatchObjective,
+    schedule: Schedule,
+    optimization: Optimization,
+    stopping: Stopping,
+    runtime: Runtime,
+) -> Trainer:
+    named = _check_parameters(minibatch, schedule)
+    modules = modules_of(minibatch.model, minibatch.guide)
+    optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
+    optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
+    make_captured = partial(
+        CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
+    )
+    return Trainer(
+        minibatch,
+        optimizer_step,
+        schedule,
+        EarlyStopping(stopping.patience),
+        CapturePolicy(runtime.capture, make_captured, schedule),
+        stopping.x_val,
+        runtime.checkpoint_file,
+    )
+
+
+def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict[str, Tensor]:
+    """The parameters of the pair by name, after the checks that need a first batch."""
+    model, guide, x, mask = minibatch.model, minibatch.guide, minibatch.x, minibatch.mask
+    rows = torch.arange(schedule.batch_size, device=x.device)
+    check_automatic_batch(guide, batch_keywords(x, mask, rows))
+    with _hint_at_index(schedule.batch_size < len(x)):
+        named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
+    if minibatch.objective.is_ours and schedule.batch_size < len(x):
+        check_lookup(model, guide, named, x, mask, schedule.batch_size)
+    return named
+
+
+@contextmanager
+def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        stack.enter_context(isolated_store())
+        stack.enter_context(mode(model, guide, training=True))
+        # Pyro warns at every step about parameters that the user has frozen on purpose.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
+        yield
+
+
+def _move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {str(device)!r} is not there; use device='auto' or 'cpu'"
+            f"device {str(device)!r} is not available; use device='auto' or 'cpu'"
         ) from error
     for module in modules_of(model, guide):
         module.to(device)
 
 
 def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) -> None:
-    count = getattr(bound_object(guide), "num_data", None)
-    if callable(getattr(bound_object(guide), "tables", None)):
+    owner = bound_object(guide)
+    if callable(getattr(owner, "tables", None)):
         raise ValueError(
-            f"x_val needs a guide that reads q off x; this {type(bound_object(guide)).__name__} "
-            f"has one q per datum for {count} training rows and none for others. Use an "
-            "AmortizedGuide"
+            f"x_val needs a guide that computes q from x; this {type(owner).__name__} has one q "
+            f"per datum for {getattr(owner, 'num_data', None)} training rows and none for others. "
+            "Use an AmortizedGuide"
         )
     if is_per_datum(guide):
         raise ValueError(
-            f"x_val needs a guide that reads q off x; {type(automatic_guide(guide)).__name__} has "
-            "one q per datum for the training rows and none for others. Use an AmortizedGuide"
+            f"x_val needs a guide that computes q from x; {type(automatic_guide(guide)).__name__} "
+            "has one q per datum for the training rows and none for others. Use an AmortizedGuide"
         )
     rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
     try:
@@ -184,21 +229,13 @@ def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) 
 
 
 @contextmanager
-def _hint_of_index(in_batches: bool) -> Iterator[None]:
+def _hint_at_index(in_minibatches: bool) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if in_batches and "Shape mismatch inside plate" in str(error):
+        if in_minibatches and "Shape mismatch inside plate" in str(error):
             error.add_note(
                 "In minibatches a parameter with a row per datum must be read by the keyword "
                 "index, as loc[index]."
             )
         raise
-
-
-@contextmanager
-def _quiet_about_frozen() -> Iterator[None]:
-    # Pyro warns at every step of a parameter that its owner has frozen on purpose.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
-        yield

@@ -1,15 +1,13 @@
-"""One step of SVI: the objective on a batch, and what its gradient does to the parameters."""
+"""The objective of a pair on minibatches of its data."""
 
 import copy
-import inspect
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
@@ -17,16 +15,19 @@ from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
-from ppl_vae.inference.svi.schedule import PerDatumUpdate, table_rate
 from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable, batch_keywords
 
 
 class WeightedObjective:
-    """An objective as a function of a batch, in nats per datum, its KL warmed up.
+    """An objective of a batch in nats per datum, with warm-up of the weight of the KL.
 
     Args:
-        objective: one of the package's, or one of Pyro's own.
-        warmup: steps in which the weight of the KL rises from zero to the objective's beta.
+        objective: one of the package's objectives, or one of Pyro's.
+        warmup: steps during which the weight of the KL rises from zero to the objective's beta.
+
+    Raises:
+        TypeError: if it is no instance of an objective.
+        ValueError: if there is a warm-up and the objective has no weight of the KL.
     """
 
     def __init__(self, objective: Any, warmup: int | None) -> None:
@@ -37,11 +38,11 @@ class WeightedObjective:
             )
         if warmup is not None and not isinstance(objective, ELBO):
             raise ValueError(
-                f"warmup raises the weight of the KL, which {type(objective).__name__} has not; "
-                "use objective=ELBO(...)"
+                f"warmup changes the weight of the KL, which {type(objective).__name__} does not "
+                "have; use objective=ELBO(...)"
             )
         self.objective = copy.copy(objective)
-        self._recorded = as_capturable(self.objective)
+        self._capturable = as_capturable(self.objective)
         self.beta = getattr(objective, "beta", 1.0)
         self.warmup = None if warmup is None else check_int("warmup", warmup)
         self.is_ours = isinstance(objective, ELBO | IWAE)
@@ -53,31 +54,33 @@ class WeightedObjective:
     def __call__(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, step: int, **keywords: Any
     ) -> Tensor:
-        """The objective on rows x, at the ``step``-th step (counted from 1)."""
-        return self.weighted(model, guide, x, self.weight(step), **keywords)
+        """The objective on rows x at step number ``step`` (counted from 1)."""
+        return self.weighted(model, guide, x, self.kl_weight(step), **keywords)
 
-    def weight(self, step: int) -> float:
-        """Of the KL, at the ``step``-th step (counted from 1)."""
+    def kl_weight(self, step: int) -> float:
+        """The weight of the KL at step number ``step`` (counted from 1)."""
         return self.beta if self.warmup is None else self.beta * min(1.0, step / self.warmup)
 
-    def recorded(
+    def traced(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: Tensor, **keywords: Any
     ) -> Tensor:
-        """:meth:`weighted` where nothing may be read from tensors.
+        """The same as :meth:`weighted`, without reading values of tensors.
 
         Raises:
-            ValueError: for objectives of Pyro's that have no equal here.
+            ValueError: for objectives of Pyro without an equivalent in this package.
         """
-        if self._recorded is None:
-            raise ValueError(f"{type(self.objective).__name__} is none of the objectives known")
-        if not isinstance(self._recorded, ELBO):
-            return self._recorded.mean_value(model, guide, x, **keywords)[0]
-        before = self._recorded.beta
+        if self._capturable is None:
+            raise ValueError(
+                f"{type(self.objective).__name__} is none of the objectives that can be captured"
+            )
+        if not isinstance(self._capturable, ELBO):
+            return self._capturable.mean_value(model, guide, x, **keywords)[0]
+        before = self._capturable.beta
         try:
-            self._recorded.beta = cast(Any, beta)
-            return self._recorded.mean_value(model, guide, x, **keywords)[0]
+            self._capturable.beta = cast(Any, beta)
+            return self._capturable.mean_value(model, guide, x, **keywords)[0]
         finally:
-            self._recorded.beta = before
+            self._capturable.beta = before
 
     def weighted(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: float, **keywords: Any
@@ -89,17 +92,17 @@ class WeightedObjective:
             return self.objective.mean_value(model, guide, x, **keywords)[0]
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
         num_data = filter_kwargs(model, keywords).get("num_data", len(x))
-        programs = [_only_accepted(program) for program in (model, guide)]
+        programs = [_ignoring_unknown_keywords(program) for program in (model, guide)]
         loss = self.objective.differentiable_loss(*programs, x, **keywords)
         return -torch.as_tensor(loss) / num_data
 
 
-def _only_accepted(program: ProgramLike) -> ProgramLike:
+def _ignoring_unknown_keywords(program: ProgramLike) -> ProgramLike:
     return lambda x, **keywords: program(x, **filter_kwargs(program, keywords))
 
 
-EachEpoch: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-"""Makes an epoch's data of those given, with a generator on their device."""
+EpochTransform: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+"""Computes the data of an epoch from the original data, with a generator on their device."""
 
 
 @dataclass
@@ -109,12 +112,14 @@ class MinibatchObjective:
     Attributes:
         model, guide: the pair.
         objective: what is maximised.
-        x, mask: the whole data; x as it is in this epoch.
+        x: the data of this epoch, (N, D).
+        mask: True where observed; or None.
         precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
-        each_epoch: makes x of the x given here, once now, and anew with :meth:`refresh`.
+        epoch_transform: computes the data of each epoch from the original x: once at
+            construction, and again at each :meth:`refresh`.
 
     Raises:
-        ValueError: if there is no such precision on x's device; as :meth:`refresh`.
+        ValueError: if x's device has no such precision; as :meth:`refresh`.
     """
 
     model: ProgramLike
@@ -123,22 +128,24 @@ class MinibatchObjective:
     x: Tensor
     mask: Tensor | None
     precision: str = "float32"
-    epoch_transform: EachEpoch | None = None
+    epoch_transform: EpochTransform | None = None
 
     def __post_init__(self) -> None:
         with self.rounding():
             pass
-        self._given = self.x
+        self._original = self.x
         self.refresh(torch.Generator(self.x.device).manual_seed(0))
 
     @property
-    def refresh_generator(self) -> str | None:
-        """What ``epoch_transform`` is called, if there is one."""
-        made = self.epoch_transform
-        return None if made is None else getattr(made, "__qualname__", type(made).__name__)
+    def transform_name(self) -> str | None:
+        """The name of ``epoch_transform``, if there is one."""
+        transform = self.epoch_transform
+        if transform is None:
+            return None
+        return getattr(transform, "__qualname__", type(transform).__name__)
 
     def refresh(self, generator: torch.Generator) -> None:
-        """Make the data of another epoch.
+        """Compute the data of another epoch.
 
         Raises:
             ValueError: if ``epoch_transform`` does not return finite data of the same shape, dtype
@@ -146,176 +153,68 @@ class MinibatchObjective:
         """
         if self.epoch_transform is None:
             return
-        made = self.epoch_transform(self._given, generator)
-        like = self._given
-        same = isinstance(made, Tensor) and (made.shape, made.dtype) == (like.shape, like.dtype)
-        if not same or made.device != like.device or not bool(made.isfinite().all()):
+        x, like = self.epoch_transform(self._original, generator), self._original
+        same = isinstance(x, Tensor) and (x.shape, x.dtype) == (like.shape, like.dtype)
+        if not same or x.device != like.device or not bool(x.isfinite().all()):
             raise ValueError(
-                f"each_epoch must return finite data of shape {tuple(like.shape)}, {like.dtype} "
-                f"and on {like.device}, as x is; {self.refresh_generator} did not"
+                f"epoch_transform must return finite data of shape {tuple(like.shape)}, "
+                f"{like.dtype} and on {like.device}, as x is; {self.transform_name} did not"
             )
-        check_support(self.model, made, self.mask)
-        self.x = made.contiguous()
+        check_support(self.model, x, self.mask)
+        self.x = x.contiguous()
 
     def rounding(self) -> AbstractContextManager[None]:
-        """The context in which a step runs: its value and its gradient."""
+        """The context in which the value of a step and its gradient are computed."""
         return precision(self.precision, self.x.device)
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
-        """The objective in nats per datum; ``rows`` None is all of them."""
-        x, keywords = self._of(rows)
+        """The objective of these rows (None: all) in nats per datum."""
+        x, keywords = self._batch(rows)
         return self.objective(self.model, self.guide, x, step, **keywords)
 
-    def _of(self, rows: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+    def _batch(self, rows: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         if rows is None:
             return self.x, {} if self.mask is None else {"mask": self.mask}
         return self.x[rows], batch_keywords(self.x, self.mask, rows)
 
-    def recorded_value(self, whole: list[Tensor], each: list[Tensor], beta: Tensor) -> Tensor:
-        """:meth:`value` as a function of tensors alone: (x, mask) and (rows,), one of them each.
+    @property
+    def shared_tensors(self) -> list[Tensor]:
+        """The tensors that all steps of an epoch read: x, and the mask if there is one."""
+        return [self.x] if self.mask is None else [self.x, self.mask]
 
-        Nothing here depends on what the tensors hold.
+    def traced_value(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+        """:meth:`value` as a function of tensors, whose operations do not depend on their values.
+
+        Args:
+            shared: x, and the mask if there is one.
+            per_step: the rows of the batch; an empty list is all rows.
+            beta: the weight of the KL, ().
         """
-        names = ("x", "mask")[: len(whole)]
-        given: dict[str, Any] = dict(zip(names, whole, strict=True))
-        if each:
-            (rows,) = each
-            given = {name: tensor[rows] for name, tensor in given.items()}
-            given |= {"index": rows, "num_data": len(self.x)}
-        x = given.pop("x")
-        return self.objective.recorded(self.model, self.guide, x, beta, **given)
+        names = ("x", "mask")[: len(shared)]
+        arguments: dict[str, Any] = dict(zip(names, shared, strict=True))
+        if per_step:
+            (rows,) = per_step
+            arguments = {name: tensor[rows] for name, tensor in arguments.items()}
+            arguments |= {"index": rows, "num_data": len(self.x)}
+        x = arguments.pop("x")
+        return self.objective.traced(self.model, self.guide, x, beta, **arguments)
 
-    def prepare(self, rows: Tensor | None) -> None:
-        """What :meth:`recorded_value` must find out of the pair by reading values, once."""
-        whole = [self.x] if self.mask is None else [self.x, self.mask]
+    def prepare_tracing(self, rows: Tensor | None) -> None:
+        """Run :meth:`traced_value` once, so that what it reads from values is cached."""
+        per_step = [] if rows is None else [rows]
         with isolated_store(), dry_run(self.model, self.guide):
-            self.recorded_value(whole, [] if rows is None else [rows], torch.ones(()))
+            self.traced_value(self.shared_tensors, per_step, torch.ones(()))
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
-        """The first site whose log density is not finite."""
-        x, keywords = self._of(rows)
+        """Describe the first site whose log density is not finite."""
+        x, keywords = self._batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
                 run = Pair(self.model, self.guide).run(Batch(x, **keywords))
         except (RuntimeError, ValueError) as error:
-            return f"the programs cannot run any more ({type(error).__name__})"
+            return f"the programs raise {type(error).__name__} at these parameters"
         for program, trace in (("guide", run.guide), ("model", run.model)):
             for name, site in sites(trace).items():
                 if not log_prob(site).isfinite().all():
                     return f"site {name!r} of the {program} has a log density that is not"
-        return "each site is finite on another draw"
-
-
-class OptimizerStep:
-    """What a gradient does to the parameters: clipping, optimizer, scheduler.
-
-    Args:
-        named: the parameters by name.
-        modules: the pair's modules, for their buffers and their per-datum tables.
-        lr: learning rate.
-        optimizer: a callable of (parameters, lr).
-        grad_clip: largest norm of the gradient.
-        steps_per_epoch: between two visits of a row of a per-datum table.
-    """
-
-    def __init__(
-        self,
-        named: dict[str, Tensor],
-        modules: list[nn.Module],
-        lr: float,
-        optimizer: Callable[..., torch.optim.Optimizer],
-        grad_clip: float | None,
-        steps_per_epoch: int = 1,
-    ) -> None:
-        if lr <= 0 or (grad_clip is not None and grad_clip <= 0):
-            raise ValueError(f"lr and grad_clip must be positive; got {lr=} and {grad_clip=}")
-        self.lr, self.grad_clip = lr, grad_clip
-        self.parameters = list(named.values())
-        self.buffers = [buffer for module in modules for buffer in module.buffers()]
-        self.optimizer = optimizer(self.parameters, lr=lr)
-        self.scheduler: Any = None
-        self.rates: list[list[float]] = []  # of each step, where there is a scheduler
-        tables = [t for m in modules for part in m.modules() for t in _tables(part)]
-        rate = table_rate(self.optimizer, steps_per_epoch)
-        self.tables = PerDatumUpdate(self.optimizer, tables, rate)
-
-    def use_scheduler(self, scheduler: Callable[..., Any] | None, num_steps: int) -> None:
-        """Make the scheduler, from (optimizer, number of steps) or from (optimizer)."""
-        if scheduler is None:
-            return
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(scheduler).parameters.values()
-        required = [p for p in parameters if p.default is p.empty and p.kind in positional]
-        arguments = (self.optimizer, num_steps)[: max(1, len(required))]
-        self.scheduler = scheduler(*arguments)
-
-    @property
-    def state(self) -> list[Tensor]:
-        """Every tensor of the pair that a fit changes."""
-        return [*self.parameters, *self.buffers]
-
-    def learning_rates(self, steps: int) -> list[float]:
-        """Of the next steps; nothing changes.
-
-        Raises:
-            ValueError: if the scheduler moves more than the learning rate.
-        """
-        group = self.optimizer.param_groups[0]
-        if self.scheduler is None:
-            return [float(group["lr"])] * steps
-        now, before = copy.deepcopy(self.scheduler.state_dict()), dict(group)
-        rates = []
-        for _ in range(steps):
-            rates.append(float(group["lr"]))
-            self.scheduler.step()
-        moved = [k for k in before if k not in ("lr", "params") and group[k] != before[k]]
-        self.scheduler.load_state_dict(now)
-        group.update(before)
-        if moved:
-            raise ValueError(f"the scheduler moves more than the learning rate: {moved}")
-        return rates
-
-    def advance(self, steps: int) -> None:
-        """Let the scheduler know of steps that were done elsewhere."""
-        for _ in range(steps):
-            self._schedule()
-
-    def catch_up(self, rates: list[list[float]]) -> list[dict[str, Any]] | str:
-        """Let the scheduler know of steps that another one was asked for, made at these rates.
-
-        Returns:
-            The settings of the optimizer's groups that follow; or how the rates differ.
-        """
-        groups = self.optimizer.param_groups
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer has made no steps yet
-            for step, before in enumerate(rates, 1):
-                now = [float(group["lr"]) for group in groups]
-                if now != before:
-                    return (
-                        f"the learning rate of step {step} is {now[0]:g} instead of {before[0]:g}"
-                    )
-                self.scheduler.step()
-        return [{k: v for k, v in group.items() if k != "params"} for group in groups]
-
-    def _schedule(self) -> None:
-        if self.scheduler is not None:
-            self.rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
-            self.scheduler.step()
-
-    def apply(self, value: Tensor, rows: Tensor | None) -> None:
-        """Step up the gradient of the objective."""
-        self.optimizer.zero_grad(set_to_none=True)
-        (-value).backward()
-        if self.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        self.tables.step(rows)
-        self._schedule()
-
-
-def _tables(module: nn.Module) -> list[nn.Parameter]:
-    declared: Any = getattr(module, "tables", None)
-    if not callable(declared):
-        return []
-    tables: Any = declared()
-    return list(tables)
+        return "every site is finite for another draw"

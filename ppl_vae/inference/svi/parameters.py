@@ -1,4 +1,4 @@
-"""The parameters of a pair, found by running it, and the check that each of them trains."""
+"""The parameters of a pair, found by running it, and the check that each of them is trained."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,41 +15,41 @@ from ppl_vae.core.state import dry_run, validation
 def find_parameters(
     model: ProgramLike, guide: ProgramLike, loss: Callable[[], Tensor]
 ) -> dict[str, Tensor]:
-    """The parameters of a pair by name, from one loss, run with validation on, and its gradient.
+    """The parameters of a pair by name, found by evaluating a loss and its gradient once.
 
-    They are those of the modules that the programs are or are methods of, all of which must
-    train; those that the run put into the parameter store; and those of modules that a plain
-    function reads from around it, as far as the loss depends on them.
+    These are the parameters of the modules that the programs are or are methods of, and those
+    that the run puts into the parameter store, all of which must be trained; and of the modules
+    that a plain function reads from its surroundings those on which the loss depends.
 
     Args:
         model, guide: the pair.
-        loss: runs it once.
+        loss: evaluates the loss once, which runs the pair.
 
     Raises:
         ValueError: if there are none, one has no gradient, or one was replaced by the store's.
     """
     before = _named(own_modules(model, guide))
-    slots = _slots(own_modules(model, guide))
+    saved = _saved_parameters(own_modules(model, guide))
     with dry_run(model, guide), torch.enable_grad(), validation(True):
-        # What other pairs left in the store is not this one's: only what the run touches is.
+        # The store may contain parameters of other pairs: only those that the run reads count.
         with poutine.trace(param_only=True) as touched:
             value = loss()
         own = _named(own_modules(model, guide))
-        _check_identity(before, own, slots)
+        _check_identity(before, own, saved)
         names = touched.trace.nodes.keys()
         stored = dict(pyro.get_param_store().named_parameters())
         stored = {name: parameter for name, parameter in stored.items() if name in names}
         required = _trainable(own | _others(stored, own))
-        around = _trainable(_others(_named(modules_of(model, guide)), required))
-        # Inside the block, which ends by writing back buffers that the gradient may need.
-        gradients = _gradients(value, required | around)
+        optional = _trainable(_others(_named(modules_of(model, guide)), required))
+        # Inside the block, which ends by restoring buffers that the gradient may need.
+        gradients = _gradients(value, required | optional)
     untrained = [name for name in required if gradients[name] is None]
     if untrained:
         raise ValueError(
             f"parameters that the loss does not depend on would not train: {untrained[:5]}; use "
             "them in the model or the guide, remove them, or freeze them by requires_grad_(False)"
         )
-    return required | {name: p for name, p in around.items() if gradients[name] is not None}
+    return required | {name: p for name, p in optional.items() if gradients[name] is not None}
 
 
 def _named(modules: list[nn.Module]) -> dict[str, Tensor]:
@@ -58,8 +58,8 @@ def _named(modules: list[nn.Module]) -> dict[str, Tensor]:
         prefix = getattr(module, "_pyro_name", "") or type(module).__name__.lower()
         while any(name.startswith(f"{prefix}.") for name in named):
             prefix += "'"
-        fresh = _others(dict(module.named_parameters()), named)
-        named |= {f"{prefix}.{name}": parameter for name, parameter in fresh.items()}
+        new = _others(dict(module.named_parameters()), named)
+        named |= {f"{prefix}.{name}": parameter for name, parameter in new.items()}
     return named
 
 
@@ -72,18 +72,18 @@ def _trainable(named: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
 
-def _slots(modules: list[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
+def _saved_parameters(modules: list[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
     return [(part, dict(part._parameters)) for module in modules for part in module.modules()]
 
 
 def _check_identity(
     before: dict[str, Tensor],
     after: dict[str, Tensor],
-    slots: list[tuple[nn.Module, dict[str, Any]]],
+    saved: list[tuple[nn.Module, dict[str, Any]]],
 ) -> None:
     for name, parameter in before.items():
         if after.get(name) is not parameter:
-            for part, parameters in slots:  # as they were, so that it is refused every time
+            for part, parameters in saved:  # restored, so that a second fit is refused as well
                 part._parameters.update(parameters)
             raise ValueError(
                 f"parameter {name!r} was replaced by another of the same Pyro name when the pair "

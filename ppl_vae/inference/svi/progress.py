@@ -1,4 +1,4 @@
-"""Progress on the terminal, for fits that take a while."""
+"""Progress bars on the terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -10,28 +10,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @runtime_checkable
-class Report(Protocol):
-    """Takes the number of steps done and the latest objective in nats per datum."""
+class ProgressCallback(Protocol):
+    """A function of the number of steps made and the latest objective in nats per datum."""
 
     def __call__(self, step: int, value: float) -> None:
-        """Show it."""
+        """Report the progress."""
 
 
 @contextmanager
-def progress_bar(total: int, show: bool | str | Report, label: str = "SVI") -> Iterator[Report]:
-    """A bar on standard error with the objective and the time left.
+def progress_bar(
+    total: int, show: bool | str | ProgressCallback, label: str = "SVI"
+) -> Iterator[ProgressCallback]:
+    """Context manager: a bar on standard error with the objective and the remaining time.
 
     Args:
-        total: steps.
-        show: ``"auto"`` shows it if standard error is a terminal; a callable is told instead.
-        label: what is fitted.
+        total: number of steps.
+        show: ``"auto"`` shows the bar if standard error is a terminal; a callable is called
+            instead of it.
+        label: the name of what is fitted.
+
+    Raises:
+        ValueError: if ``show`` is none of these.
     """
     if callable(show):
         yield show
         return
     if show not in (True, False, "auto"):
         raise ValueError(
-            f"progress must be one of True, False, 'auto', or a callable of the steps done and "
+            f"progress must be one of True, False, 'auto', or a callable of the steps made and "
             f"the objective; got {show!r}"
         )
     if not (sys.stderr.isatty() if show == "auto" else show):

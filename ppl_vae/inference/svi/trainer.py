@@ -1,4 +1,4 @@
-"""The loop around the steps of SVI: reading values, validation, checkpoints, stopping."""
+"""The training loop of SVI: steps, validation, checkpoints and stopping."""
 
 import time
 from collections.abc import Iterator
@@ -13,307 +13,335 @@ from ppl_vae.core.program import as_data_and_mask, notes_of, notes_on
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.inference.svi.calibration import calibrate, frozen, unfreeze
+from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import (
     generator_states,
-    place_to_go_on,
     read_checkpoint,
+    resumable_content,
     set_generator_states,
     write_checkpoint,
 )
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep
-from ppl_vae.inference.svi.progress import Report
-from ppl_vae.inference.svi.schedule import EarlyStopping, Schedule, Snapshot, epoch_generator
+from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
+from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.progress import ProgressCallback
+from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
 from ppl_vae.objectives.bounds import elbo
 
-GOOD_STATE_EVERY = 100
-READ_EVERY = {"cpu": 1, "cuda": 50}
-"""Steps between readings of the objective: on a GPU a reading waits for the device."""
+SNAPSHOT_INTERVAL = 100
+"""Steps between copies of the state, the last of which is restored if the loss diverges."""
+READ_INTERVAL = {"cpu": 1, "cuda": 50}
+"""Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
 VALIDATION_DRAWS = 4
+"""Draws per datum of the validation ELBO."""
 VALIDATION_SEED = 0
+"""The seed of these draws, the same in each evaluation."""
 
 
 class Trainer:
-    """Runs steps until the schedule's end, early stopping, or a loss that is not finite.
+    """Runs steps until the end of the schedule, early stopping, or a loss that is not finite.
 
     Args:
-        batch, update: the two halves of a step.
-        schedule: which rows when.
-        stopping: what to make of validation values.
-        choice: of the path, eager or captured.
+        minibatch: the objective on minibatches.
+        optimizer_step: the update of the parameters.
+        schedule: the rows of each step.
+        stopping: early stopping by validation values.
+        policy: whether steps run eagerly or captured.
         x_val: validation rows, or None.
-        checkpoint: a file to resume from if it is there, and to write; or None.
+        checkpoint: a file to write, and to resume from if it exists; or None.
     """
 
     def __init__(
         self,
-        batch: MinibatchObjective,
-        update: OptimizerStep,
+        minibatch: MinibatchObjective,
+        optimizer_step: OptimizerStep,
         schedule: Schedule,
         stopping: EarlyStopping,
-        choice: CapturePolicy,
+        policy: CapturePolicy,
         x_val: ArrayLike | None = None,
         checkpoint: Path | None = None,
     ) -> None:
-        self.begun = time.perf_counter()
-        self.batch, self.update, self.schedule, self.stopping = batch, update, schedule, stopping
-        self.choice = choice
+        self.start_time = time.perf_counter()
+        self.minibatch, self.optimizer_step = minibatch, optimizer_step
+        self.schedule, self.stopping, self.policy = schedule, stopping, policy
         self.x_val = None
         if x_val is not None:
             self.x_val = as_data_and_mask(
-                x_val, model=batch.model, guide=batch.guide, name="x_val"
+                x_val, model=minibatch.model, guide=minibatch.guide, name="x_val"
             )
-        unfreeze(batch.model, batch.guide)
+        unfreeze(minibatch.model, minibatch.guide)
         self.order_seed = int(torch.randint(2**62, ()))
-        self.pending: list[Tensor] = []
+        self.unread: list[Tensor] = []
         self.values: list[float] = []
         self.elapsed: list[float] = []
         self.stopped = ""
         self.epoch = -1
-        self.good = Snapshot(update.state)
+        self.last_good = Snapshot(optimizer_step.state)
         self.checkpoint = checkpoint
         if checkpoint is not None and checkpoint.exists():
             self._resume(read_checkpoint(checkpoint, self._fingerprint()), checkpoint)
 
     @property
-    def done(self) -> int:
-        """Steps, of which the last may not have been read."""
-        return len(self.values) + len(self.pending)
+    def num_steps(self) -> int:
+        """Steps made, including those whose objective has not been read yet."""
+        return len(self.values) + len(self.unread)
 
-    def run(self, report: Report) -> None:
-        """Run from where the loop stands to the end."""
+    def run(self, progress: ProgressCallback) -> None:
+        """Train from the current state to the end."""
         if self.checkpoint is not None and not self.checkpoint.exists():
             write_checkpoint(self.checkpoint, self._content())
         if not self.values:
-            self._look()
+            self._validate()
         with validation(False):
             for chunk in self._chunks():
                 if self.stopped:
                     break
                 self._begin_epoch()
-                if not self._leap(chunk):
+                if not self._run_captured(chunk):
                     for rows in chunk:
-                        self._step(rows)
-                self._between_steps(report)
-                self.choice.look(self.done, self.elapsed)
-        if not all(tensor.isfinite().all() for tensor in self.update.parameters):
+                        self._run_eager(rows)
+                self._after_chunk(progress)
+                self.policy.update(self.num_steps, self.elapsed)
+        self._finish()
+
+    def _finish(self) -> None:
+        if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
             self._fail(len(self.values), None)
-        self.stopped = self.stopped or f"after {len(self.values)} steps, as asked"
+        self.stopped = self.stopped or f"after {len(self.values)} steps, as requested"
         if self.stopping.best is not None:
             self.stopping.best.restore()
-        calibrate(self.batch.model, self.batch.guide, self.batch.x, self.batch.mask)
+        minibatch = self.minibatch
+        calibrate(minibatch.model, minibatch.guide, minibatch.x, minibatch.mask)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
-        """Batches of one size that may go together: none across a look at validation rows, or
-        across a change of the data.
+        """Consecutive batches of one size that may run in one call.
+
+        A chunk ends before an evaluation of validation rows and before a change of the data.
         """
         schedule, chunk = self.schedule, []
         step = len(self.values)
-        for rows in schedule.batches(self.order_seed, start=step, device=self.batch.x.device):
-            odd = rows is not None and len(rows) != schedule.batch_size
-            if odd and chunk:
+        for rows in schedule.batches(self.order_seed, step, device=self.minibatch.x.device):
+            other_size = self._has_other_size(rows)
+            if other_size and chunk:
                 yield chunk
                 chunk = []
             chunk.append(rows)
             step += 1
-            ends = step % schedule.together == 0 or step == schedule.num_steps
-            if odd or ends or len(chunk) >= self.choice.unroll:
+            ends = step % schedule.chunk == 0 or step == schedule.num_steps
+            if other_size or ends or len(chunk) >= self.policy.unroll:
                 yield chunk
                 chunk = []
 
+    def _has_other_size(self, rows: Tensor | None) -> bool:
+        return rows is not None and len(rows) != self.schedule.batch_size
+
     def _begin_epoch(self) -> None:
-        """Data of its own for an epoch that begins, or that a resumed fit goes on with."""
-        epoch = self.done // self.schedule.steps_per_epoch
-        if self.schedule.anew and epoch != self.epoch:
-            self.batch.refresh(epoch_generator(self.order_seed, epoch, self.batch.x.device))
+        """Transform the data for a new epoch, or for the epoch in which a fit is resumed."""
+        epoch = self.num_steps // self.schedule.steps_per_epoch
+        if self.schedule.refresh and epoch != self.epoch:
+            device = self.minibatch.x.device
+            self.minibatch.refresh(epoch_generator(self.order_seed, epoch, device))
             self.epoch = epoch
 
-    def _leap(self, chunk: list[Tensor | None]) -> bool:
-        """Whether the steps could be done in one call."""
-        captured = self.choice.captured
-        size = self.schedule.batch_size
-        odd = any(rows is not None and len(rows) != size for rows in chunk)
-        if captured is None or odd or len(chunk) != captured.unroll:
+    def _run_captured(self, chunk: list[Tensor | None]) -> bool:
+        """Make the steps in one call of captured code; returns whether that was possible."""
+        captured = self.policy.captured
+        if captured is None or len(chunk) != captured.unroll:
+            return False
+        if any(self._has_other_size(rows) for rows in chunk):
             return False
         try:
-            values = captured.accelerate(chunk, self.done)
+            values = captured.run_steps(chunk, self.num_steps)
         except CaptureError as error:
-            self.choice.refuse(error)
+            self.policy.disable(error)
             return False
         if values.device.type == "cpu" and not values.isfinite().all():
-            return False  # nothing was done: step by step, to find the one that does it
-        self.pending += values.unbind()
-        if len(self.pending) >= READ_EVERY.get(values.device.type, 1):
+            return False  # nothing was updated: eager steps will find the one that diverges
+        self.unread += values.unbind()
+        if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
             self._read()
         return True
 
-    def _step(self, rows: Tensor | None) -> None:
-        step = self.done + 1
+    def _run_eager(self, rows: Tensor | None) -> None:
+        step = self.num_steps + 1
         try:
-            with self.batch.rounding():
-                value = self.batch.value(rows, step)
+            with self.minibatch.rounding():
+                value = self.minibatch.value(rows, step)
         except (RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
             overflow = isinstance(error, factorization) and step > 1
-            if not overflow and all(t.isfinite().all() for t in self.update.parameters):
+            if not overflow and all(t.isfinite().all() for t in self.optimizer_step.parameters):
                 raise
             self._fail(step, rows)
             return
-        self.pending.append(value.detach())
-        if len(self.pending) >= READ_EVERY.get(value.device.type, 1):
+        self.unread.append(value.detach())
+        if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
             self._read(rows)
-        with self.batch.rounding():
-            self.update.apply(value, rows)
+        with self.minibatch.rounding():
+            self.optimizer_step.apply(value, rows)
 
     def _read(self, rows: Tensor | None = None) -> None:
-        if not self.pending:
+        """Read the objective of the last steps, and check that it is finite."""
+        if not self.unread:
             return
-        values, self.pending = torch.stack(self.pending), []
+        values, self.unread = torch.stack(self.unread), []
         if not values.isfinite().all():
             first = int((~values.isfinite()).nonzero()[0])
             self._fail(len(self.values) + first + 1, rows)
         self.values += values.tolist()
-        self.elapsed += [time.perf_counter() - self.begun] * len(values)
-        if len(self.values) % GOOD_STATE_EVERY < len(values):
-            self.good = Snapshot(self.update.state)
+        self.elapsed += [time.perf_counter() - self.start_time] * len(values)
+        if len(self.values) % SNAPSHOT_INTERVAL < len(values):
+            self.last_good = Snapshot(self.optimizer_step.state)
 
     def _fail(self, step: int, rows: Tensor | None) -> None:
-        find_nonfinite_site = self.batch.find_nonfinite_site(rows)
-        self.good.restore()
+        site = self.minibatch.find_nonfinite_site(rows)
+        self.last_good.restore()
         raise FloatingPointError(
-            f"the loss is not finite at step {step}: {find_nonfinite_site}. The last good state "
-            "is restored; try a smaller lr, grad_clip=, or data on a smaller scale"
+            f"the loss is not finite at step {step}: {site}. The last good state is restored; "
+            "try a smaller lr, grad_clip=, or data on a smaller scale"
         )
 
-    def _between_steps(self, report: Report) -> None:
-        step = self.done
-        at_its_end = step % self.schedule.check_every > 0
-        if at_its_end and step < self.schedule.num_steps:
+    def _after_chunk(self, progress: ProgressCallback) -> None:
+        step = self.num_steps
+        at_end = step % self.schedule.validation_interval > 0
+        if at_end and step < self.schedule.num_steps:
             return
         self._read()
-        report(step, self.values[-1])
-        self._look()
+        progress(step, self.values[-1])
+        self._validate()
         if self.checkpoint is not None:
-            write_checkpoint(self.checkpoint, self._content(at_its_end))
+            write_checkpoint(self.checkpoint, self._content(at_end))
 
-    def _look(self) -> None:
+    def _validate(self) -> None:
         if self.x_val is None:
             return
         x, mask = self.x_val
-        pair, step = (self.batch.model, self.batch.guide), len(self.values)
-        how = {"num_samples": VALIDATION_DRAWS, "seed": VALIDATION_SEED}
-        with frozen(*pair, self.batch.x, self.batch.mask):
-            values = elbo(*pair, x, mask=mask, **how)
-        if self.stopping.look(step, float(values.double().mean()), self.update.state):
-            waited = self.stopping.waited
-            self.stopped = f"early at step {step}: x_val has not been better for {waited} looks"
+        model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
+        with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
+            values = elbo(
+                model, guide, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED
+            )
+        mean = float(values.double().mean())
+        if self.stopping.update(step, mean, self.optimizer_step.state):
+            self.stopped = (
+                f"early at step {step}: validation ELBO did not improve for "
+                f"{self.stopping.num_without_improvement} evaluations"
+            )
 
     def _fingerprint(self) -> dict[str, Any]:
-        schedule = self.schedule
+        """What must be equal in a fit that resumes from a checkpoint."""
+        schedule, optimizer_step = self.schedule, self.optimizer_step
         return {
-            "model": [list(tensor.shape) for tensor in self.update.state],
-            "optimizer": type(self.update.optimizer).__name__,
-            "objective": repr(self.batch.objective),
-            "epoch_transform": self.batch.refresh_generator,
-            "lr": self.update.lr,
-            "grad_clip": self.update.grad_clip,
-            "scheduler": None if self.update.scheduler is None else "given",
-            "precision": self.batch.precision,
+            "model": [list(tensor.shape) for tensor in optimizer_step.state],
+            "optimizer": type(optimizer_step.optimizer).__name__,
+            "objective": repr(self.minibatch.objective),
+            "epoch_transform": self.minibatch.transform_name,
+            "lr": optimizer_step.lr,
+            "grad_clip": optimizer_step.grad_clip,
+            "scheduler": None if optimizer_step.scheduler is None else "given",
+            "precision": self.minibatch.precision,
             "schedule": [schedule.num_data, schedule.batch_size, schedule.drop_last],
         }
 
-    def _content(self, at_its_end: bool = False) -> dict[str, Any]:
-        """What a fit goes on from; at an end without a regular look, that of the last one, too."""
-        scheduler, best, before = self.update.scheduler, self.stopping.best, None
-        if at_its_end and self.checkpoint is not None and self.checkpoint.exists():
+    def _content(self, at_end: bool = False) -> dict[str, Any]:
+        """The content of a checkpoint.
+
+        Args:
+            at_end: whether the fit ended between two regular evaluations. The content then
+                includes that of the last regular one, from which a longer fit continues.
+        """
+        scheduler, stopping, before = self.optimizer_step.scheduler, self.stopping, None
+        if at_end and self.checkpoint is not None and self.checkpoint.exists():
             before = read_checkpoint(self.checkpoint, self._fingerprint())
         return {
             "fingerprint": self._fingerprint(),
             "num_steps": self.schedule.num_steps,
-            "at_its_end": at_its_end,
-            "before_its_end": before,
-            "rates": self.update.rates,
-            "state": [tensor.detach() for tensor in self.update.state],
-            "optimizer": self.update.optimizer.state_dict(),
+            "at_end": at_end,
+            "before_end": before,
+            "past_rates": self.optimizer_step.past_rates,
+            "state": [tensor.detach() for tensor in self.optimizer_step.state],
+            "optimizer": self.optimizer_step.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "generators": generator_states(self.batch.x.device),
+            "generators": generator_states(self.minibatch.x.device),
             "order_seed": self.order_seed,
             "values": self.values,
             "elapsed": self.elapsed,
             "stopped": self.stopped,
-            "captured": [self.choice.wanted, self.choice.why],
-            "best": None if best is None else best.values,
-            "looks": [self.stopping.values, self.stopping.steps, self.stopping.waited],
+            "capture": [self.policy.mode, self.policy.reason],
+            "best": None if stopping.best is None else stopping.best.values,
+            "validation": [stopping.values, stopping.steps, stopping.num_without_improvement],
         }
 
     def _resume(self, content: dict[str, Any], path: Path) -> None:
-        planned = content["num_steps"]
-        content = place_to_go_on(content, self.schedule.num_steps, path)
-        self._resume_update(content, planned, path)
-        saved = Snapshot(self.update.state)
+        num_steps = content["num_steps"]
+        content = resumable_content(content, self.schedule.num_steps, path)
+        self._resume_optimizer(content, num_steps, path)
+        saved = Snapshot(self.optimizer_step.state)
         saved.values = content["state"]
         saved.restore()
         self.order_seed = content["order_seed"]
         self.values, self.elapsed = content["values"], content["elapsed"]
-        # The fit goes on as it was: a path chosen anew could be another.
+        # A new decision between eager and captured steps could differ from the first one.
         if self.values:
-            self.choice.resume(*content["captured"])
-            self.begun -= self.elapsed[-1]
-        self.stopping.values, self.stopping.steps, self.stopping.waited = content["looks"]
-        self.stopped = content["stopped"] if self.stopping.over else ""
+            self.policy.resume(*content["capture"])
+            self.start_time -= self.elapsed[-1]
+        stopping = self.stopping
+        stopping.values, stopping.steps, stopping.num_without_improvement = content["validation"]
+        self.stopped = content["stopped"] if stopping.should_stop else ""
         if content["best"] is not None:
-            self.stopping.best = Snapshot(self.update.state)
-            self.stopping.best.values = content["best"]
-        self.good = Snapshot(self.update.state)
-        set_generator_states(content["generators"], self.batch.x.device)
+            stopping.best = Snapshot(self.optimizer_step.state)
+            stopping.best.values = content["best"]
+        self.last_good = Snapshot(self.optimizer_step.state)
+        set_generator_states(content["generators"], self.minibatch.x.device)
 
-    def _resume_update(self, content: dict[str, Any], planned: int, path: Path) -> None:
-        update, settings = self.update, None
-        if update.scheduler is not None and planned != self.schedule.num_steps:
-            # Its own state may depend on the number of steps, so it is not read from the file.
-            settings = update.catch_up(content["rates"])
-            if isinstance(settings, str):
+    def _resume_optimizer(self, content: dict[str, Any], num_steps: int, path: Path) -> None:
+        step, groups = self.optimizer_step, None
+        if step.scheduler is not None and num_steps != self.schedule.num_steps:
+            # The scheduler's state may depend on the number of steps, so it is not restored.
+            groups = step.replay_rates(content["past_rates"])
+            if isinstance(groups, str):
                 raise ValueError(
-                    f"checkpoint {path} is of another fit: its schedule is of {planned} steps, "
-                    f"here it is of {self.schedule.num_steps}, with which {settings}. A fit can "
-                    "go on for longer with a scheduler of (optimizer) alone, or without one; give "
-                    "another checkpoint=, or delete it to start anew"
+                    f"checkpoint {path} is of another fit: its schedule is of {num_steps} steps, "
+                    f"here it is of {self.schedule.num_steps}, with which {groups}. A fit can be "
+                    "continued for longer with a scheduler of (optimizer) alone, or without one; "
+                    "pass another checkpoint=, or delete it to start again"
                 )
-        update.optimizer.load_state_dict(content["optimizer"])
-        if settings is not None:
-            for group, setting in zip(update.optimizer.param_groups, settings, strict=True):
+        step.optimizer.load_state_dict(content["optimizer"])
+        if groups is not None:
+            for group, setting in zip(step.optimizer.param_groups, groups, strict=True):
                 group.update(setting)
-        elif update.scheduler is not None:
-            update.scheduler.load_state_dict(content["scheduler"])
-        update.rates = content["rates"]
+        elif step.scheduler is not None:
+            step.scheduler.load_state_dict(content["scheduler"])
+        step.past_rates = content["past_rates"]
 
     def _notes(self) -> tuple[str, ...]:
-        model, schedule = self.batch.model, self.schedule
-        notes = notes_of(model, self.batch.guide) + notes_on(model, self.batch.x, self.batch.mask)
-        if not (schedule.drop_last and schedule.left_over):
+        minibatch, schedule = self.minibatch, self.schedule
+        notes = notes_of(minibatch.model, minibatch.guide)
+        notes += notes_on(minibatch.model, minibatch.x, minibatch.mask)
+        if not (schedule.drop_last and schedule.remainder):
             return notes
-        never = schedule.never_drawn(self.order_seed, self.batch.x.device)
+        never = schedule.num_never_drawn(self.order_seed, minibatch.x.device)
         return (
             *notes,
-            f"drop_last left {schedule.left_over} of {schedule.num_data} rows out of each epoch, "
-            f"other ones in each; {never} were in no batch at all",
+            f"drop_last left {schedule.remainder} of {schedule.num_data} rows out of each epoch, "
+            f"different ones in each; {never} were in no batch at all",
         )
 
     def result(self) -> FitResult:
-        """What the fit gave."""
-        looked = self.stopping.values
+        """The result of the fit."""
+        values, steps = self.stopping.values, self.stopping.steps
         return FitResult(
             algorithm="SVI",
             objective=torch.tensor(self.values, dtype=torch.float64),
             elapsed=torch.tensor(self.elapsed, dtype=torch.float64),
             steps=len(self.values),
-            seconds=time.perf_counter() - self.begun,
+            seconds=time.perf_counter() - self.start_time,
             stopped=self.stopped,
-            validation=torch.tensor(looked, dtype=torch.float64) if looked else None,
-            validation_steps=torch.tensor(self.stopping.steps) if looked else None,
-            restored=self.stopping.waited > 0,
-            path=self.choice.why,
+            validation=torch.tensor(values, dtype=torch.float64) if values else None,
+            validation_steps=torch.tensor(steps) if values else None,
+            restored=self.stopping.num_without_improvement > 0,
+            execution=self.policy.reason,
             notes=self._notes(),
         )
