@@ -1,1 +1,1 @@
-"""What is handed over to other libraries, in their own words."""
+"""Conversion to and from the types of ArviZ and scikit-learn."""
