@@ -19,7 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
-from ppl_vae.core.program import ProgramLike, as_data_and_mask
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
@@ -100,22 +101,21 @@ def to_arviz(
     if hasattr(x, "columns"):  # a pandas DataFrame
         columns = x.columns if columns is None else columns
         row_names = x.index if row_names is None else row_names
-    data, observed = as_data_and_mask(x, mask, model=model, guide=guide)
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
     index = _row_index(rows, len(data))
     labels = {
         "datum": coordinate("row_names", row_names, len(data))[index.numpy()],
-        "column": coordinate("columns", columns, data.shape[1]),
+        "column": coordinate("columns", columns, data.x.shape[1]),
     }
-    index = index.to(data.device)
+    index = index.to(data.x.device)
     if log_likelihood is None:
         log_likelihood = estimate_log_likelihood(
-            model, guide, data, num_samples, mask=observed, rows=index, seed=seed
+            model, guide, data.x, num_samples, mask=data.mask, rows=index, seed=seed
         )
     log_p = _as_estimate(log_likelihood, len(index))
-    draws = pair_draws(
-        model, guide, data, num_samples=num_samples, mask=observed, rows=index, seed=seed
-    )
-    groups = grouped(draws, num_chains, data.shape[1])
+    draws = pair_draws(pair, data, index, num_samples, seed=seed)
+    groups = grouped(draws, num_chains, data.x.shape[1])
     names = list(groups["observed_data"])
     groups["log_likelihood"] = {names[0] if len(names) == 1 else "log_p": pointwise(log_p)}
     return _as_installed(labelled_tree(groups, labels, {}))
@@ -207,7 +207,8 @@ def _left_out(lineage: Lineage) -> str:
     names = [name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])]
     if not names:
         return "nothing"
-    return f"{', '.join(names)}: no draws, because the guide has per-datum parameters for training rows only"
+    reason = "no draws, because the guide has per-datum parameters for training rows only"
+    return f"{', '.join(names)}: {reason}"
 
 
 def _stage_draws(
@@ -215,15 +216,10 @@ def _stage_draws(
 ) -> PairDraws:
     """Draws of a stage for the first held-out rows, in the units of the data."""
     assert lineage.data is not None and lineage.units is not None
-    (model, guide), units = lineage.pairs[name], lineage.units
+    pair, units = Pair(*lineage.pairs[name]), lineage.units
     x = lineage.data.test[:num_data]
-    inner, mask = as_data_and_mask(
-        units.apply(x) if name in STAGES else x, model=model, guide=guide
-    )
-    rows = torch.arange(len(x), device=inner.device)
-    draws = pair_draws(
-        model, guide, inner, num_samples=num_samples, mask=mask, rows=rows, seed=seed
-    )
+    data = pair.observe(units.apply(x) if name in STAGES else x)
+    draws = pair_draws(pair, data, torch.arange(len(x)), num_samples, seed=seed)
     if name not in STAGES:
         return draws
 

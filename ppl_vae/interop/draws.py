@@ -5,23 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, check_support
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import (
-    PairTraces,
-    by_draw_and_datum,
-    data_sites,
-    log_prob,
-    run_pair,
-    sample_dim,
-    sites,
-)
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.traces import PairTraces, by_draw_and_datum, data_sites, log_prob, sites
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
-from ppl_vae.objectives.bounds import batch_keywords
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,36 +48,28 @@ class PairDraws:
 
 @torch.no_grad()
 def pair_draws(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Float[Tensor, "N D"],
-    *,
-    num_samples: int,
-    mask: Bool[Tensor, "N D"] | None,
-    rows: Int[Tensor, " B"],
-    seed: int | None,
+    pair: Pair, data: Batch, rows: Int[Tensor, " B"], num_samples: int, *, seed: int | None
 ) -> PairDraws:
     """Draw from a pair in blocks, so that memory use is dominated by the result.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data set, as returned by
-            :func:`ppl_vae.core.program.as_data_and_mask`.
+        pair: any pair under the contract; run in evaluation mode.
+        data: the whole data set.
+        rows: indices of the rows of the data to draw for.
         num_samples: draws per datum, S; the same number is drawn from the prior.
-        rows: indices of the rows of x to draw for.
         seed: seed of the draws.
 
     Raises:
         ValueError: as :func:`ppl_vae.core.traces.check_pair`; if the model observes nothing; if x
             has missing values and an observed site has another number of entries per datum.
     """
-    check_support(model, x, mask)
+    pair.check_support(data)
     shape = (num_samples, len(rows))
     draws = PairDraws(log_weight=np.empty(shape), log_joint=np.empty(shape))
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        for place, run in _runs(model, guide, x, mask, rows, num_samples):
-            _store(draws, place, run, None if mask is None else mask[rows[place[1]]])
-        _store_prior(draws, model, x, num_samples)
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        for place, batch, run in _runs(pair, data, rows, num_samples):
+            _store(draws, place, run, batch.mask)
+        _store_prior(draws, pair.with_guide(prior_guide(pair.model)), data.x, num_samples)
     return draws
 
 
@@ -94,23 +78,18 @@ Place = tuple[slice, slice]
 
 
 def _runs(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    num_samples: int,
-) -> Iterator[tuple[Place, PairTraces]]:
-    """Run the pair on blocks of draws and rows; yields the place of each block and its traces."""
-    for first in range(0, len(rows), rows_at_once(x)):
-        block = rows[first : first + rows_at_once(x)]
-        batch = x[block], batch_keywords(x, mask, block)
-        dim = sample_dim(model, guide, *batch) if num_samples > 1 else None
-        step = max(1, rows_at_once(x) // len(block))
+    pair: Pair, data: Batch, rows: Tensor, num_samples: int
+) -> Iterator[tuple[Place, Batch, PairTraces]]:
+    """Run the pair on blocks of draws and rows; yields each block's place, rows and traces."""
+    first = 0
+    for batch in data.split(rows, rows_at_once(data.x)):
+        dim = pair.sample_dim(batch) if num_samples > 1 else None
+        step = max(1, rows_at_once(data.x) // len(batch))
         for start in range(0, num_samples, step):
             number = min(step, num_samples - start)
-            run = run_pair(model, guide, *batch, num_samples=number, dim=dim)
-            yield (slice(start, start + number), slice(first, first + len(block))), run
+            run = pair.run(batch, num_samples=number, dim=dim)
+            yield (slice(start, start + number), slice(first, first + len(batch))), batch, run
+        first += len(batch)
 
 
 def _store(draws: PairDraws, place: Place, run: PairTraces, mask: Tensor | None) -> None:
@@ -130,14 +109,13 @@ def _store(draws: PairDraws, place: Place, run: PairTraces, mask: Tensor | None)
     draws.log_weight[place] = run.log_weights().double().cpu()
 
 
-def _store_prior(draws: PairDraws, model: ProgramLike, x: Tensor, num_samples: int) -> None:
+def _store_prior(draws: PairDraws, pair: Pair, x: Tensor, num_samples: int) -> None:
     # The model is run on rows of x, because some models cannot run without data. Observed sites
     # are sampled anew, so each row gives one draw of the prior predictive.
     rows = torch.arange(num_samples, device=x.device)
     for block in rows.split(rows_at_once(x)):
         index = block.remainder(len(x))
-        keywords = {"index": index, "num_data": len(x)}
-        run = run_pair(model, prior_guide(model), x[index], keywords)
+        run = pair.run(Batch(x[index], index=index, num_data=len(x)))
         place = (slice(int(block[0]), int(block[-1]) + 1),)
         for name, site in data_sites(run).items():
             drawn = by_draw_and_datum(run, site, site["fn"].sample())[0]

@@ -11,7 +11,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
@@ -123,7 +122,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         self.model_ = _pair(self.model, X, seed, self.n_components)
         self.n_components_, self.fit_result_ = self.model_.latent_dim, None
         if self.model_ is not self.model:
-            self.fit_result_ = _fit(self, self.model_.model, self.model_.guide, X, seed)
+            self.fit_result_ = _fit(self, self.model_, X, seed)
         return self
 
     def _codes(self, X: np.ndarray) -> Float[Tensor, "N K"]:
@@ -221,7 +220,7 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         pair, likelihood = _pair(self.model, X, seed, None), Categorical(len(self.classes_))
         self.network_ = SupervisedEncoder(pair, likelihood, encoder=self.encoder, seed=seed)
         rows = self.network_.rows(X, codes)
-        self.fit_result_ = _fit(self, self.network_.model, self.network_.guide, rows, seed)
+        self.fit_result_ = _fit(self, self.network_, rows, seed)
         return self
 
     def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "N C"]:
@@ -269,11 +268,11 @@ def _build(model: Any, width: int, seed: int) -> DecoderModel:
 
 
 def _fit(
-    estimator: Any, model: ProgramLike, guide: ProgramLike, rows: ArrayLike, seed: int
+    estimator: Any, pair: DecoderModel | SupervisedEncoder, rows: ArrayLike, seed: int
 ) -> FitResult:
     return fit_svi(
-        model,
-        guide,
+        pair.model,
+        pair.guide,
         rows,
         epochs=estimator.epochs,
         batch_size=min(check_int("batch_size", estimator.batch_size), len(rows)),

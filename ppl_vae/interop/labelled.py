@@ -15,8 +15,8 @@ Groups: TypeAlias = dict[str, dict[str, xr.Variable]]
 
 GROUP_ATTRS = {
     "posterior": {
-        "about": "independent draws of the guide q(z | x), divided into chains; unless the guide is "
-        "exact they are not draws of p(z | x): log_weight (sample_stats) reweights them"
+        "about": "independent draws of the guide q(z | x), divided into chains; unless the guide "
+        "is exact they are not draws of p(z | x): log_weight (sample_stats) reweights them"
     },
     "posterior_predictive": {
         "about": "a draw of x given each draw of z in posterior, noise included"

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair, run_guide
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -18,14 +20,10 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     frames,
     log_prob,
-    run_guide,
-    run_pair,
-    sample_dim,
     sites,
 )
 from ppl_vae.evaluation.local_guides.site_override import Imposed, laid_out
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_latents, is_delta, kl_by_dimension, kl_terms
 
 DENSITIES_PER_BLOCK = 2**16
@@ -160,21 +158,15 @@ class CodeDensities:
 
 
 def code_densities(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    mask: Tensor | None,
-    rows: Int[Tensor, " N"],
-    num_samples: int,
+    pair: Pair, data: Batch, rows: Int[Tensor, " N"], num_samples: int
 ) -> Iterator[CodeDensities]:
-    """Draw codes for all rows, block by block, and evaluate each under every row.
+    """Draw codes for rows of the data, block by block, and evaluate each under every row.
 
     N^2 S densities of the guide are evaluated; memory does not grow with N or S.
 
     Args:
-        model, guide: any pair under the contract.
-        x: the whole data, with zeros in place of missing values.
-        mask: True where x is observed; None if x is complete.
+        pair: any pair under the contract.
+        data: the whole data set.
         rows: the rows that are evaluated; q(z) is the mixture over these.
         num_samples: draws per datum, S.
 
@@ -184,17 +176,15 @@ def code_densities(
         FloatingPointError: if a density is NaN.
     """
     blocks = rows.split(max(1, math.isqrt(DENSITIES_PER_BLOCK) // num_samples))
-    dim = sample_dim(model, guide, x[blocks[0]], batch_keywords(x, mask, blocks[0]))
-    per_block = rows_at_once(x) if dim is None else DENSITIES_PER_BLOCK
+    dim = pair.sample_dim(data.rows(blocks[0]))
+    per_block = rows_at_once(data.x) if dim is None else DENSITIES_PER_BLOCK
     for block in blocks:
-        keywords = batch_keywords(x, mask, block)
-        run = run_pair(model, guide, x[block], keywords, num_samples=num_samples, dim=dim)
+        run = pair.run(data.rows(block), num_samples=num_samples, dim=dim)
         check_latents(run)
-        total = torch.full((num_samples * len(block),), -math.inf).to(x).double()
+        total = torch.full((num_samples * len(block),), -math.inf).to(data.x).double()
         codes = _drawn_codes(run)
-        for others in rows.split(max(1, per_block // len(total))):
-            keywords = batch_keywords(x, mask, others)
-            log_q = _log_q(guide, x[others], keywords, codes, dim)
+        for others in data.split(rows, max(1, per_block // len(total))):
+            log_q = _log_q(pair.guide, others, codes, dim)
             total = torch.logaddexp(total, torch.logsumexp(log_q, 1))
         shape = num_samples, len(block)
         densities = [
@@ -218,11 +208,7 @@ def _drawn_codes(run: PairTraces) -> dict[str, Num[Tensor, "J n"]]:
 
 
 def _log_q(
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: dict[str, Any],
-    codes: dict[str, Tensor],
-    dim: int | None,
+    guide: ProgramLike, batch: Batch, codes: dict[str, Tensor], dim: int | None
 ) -> Float[Tensor, "J M"]:
     """log q(z_j | x_m) of given codes, for a guide with any sites and plates."""
     number = len(next(iter(codes.values())))
@@ -236,8 +222,8 @@ def _log_q(
         return laid_out(each, site, fn.batch_shape + fn.event_shape, len(fn.event_shape))
 
     with Imposed(read):
-        run = run_guide(guide, x, keywords, num_samples=number, dim=dim)
-    return _joint_log_prob(run, sites(run.guide)).expand(number, len(x))
+        run = run_guide(guide, batch, num_samples=number, dim=dim)
+    return _joint_log_prob(run, sites(run.guide)).expand(number, len(batch))
 
 
 def _moments(site: Site) -> tuple[Tensor, Tensor]:

@@ -8,20 +8,20 @@ the datum and is not compressed.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import run_pair
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.latent_space.aggregate_posterior import CodeStatistics, code_densities
 from ppl_vae.evaluation.latent_space.collapse_result import Collapse
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum, model_noise_variance, spectrum
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_latents
 from ppl_vae.objectives.divergences import kl_by_dimension as kl_of_site
 
@@ -52,14 +52,14 @@ def kl_by_dimension(
         ValueError: if q does not factorize over dimensions (a full covariance) or p(z) is not a
             density.
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    total = torch.zeros(())
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
+    pair = Pair(model, guide)
+    data, total = pair.observe(x, mask), torch.zeros(())
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        for batch in data.split(torch.arange(len(data)), batch_size):
+            run = pair.run(batch)
             check_latents(run)
             kl = torch.cat([kl_of_site(run, name) for name in run.latent])
-            total = total + kl.double().cpu() * len(rows) / len(x)
+            total = total + kl.double().cpu() * len(batch) / len(data)
     return total
 
 
@@ -104,17 +104,18 @@ def collapse(
         (2019): with a datum's own density in the mixture it is a lower bound, at most log N.
         Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019): the threshold.
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
     num_samples = check_int("num_samples", num_samples)
-    rows = torch.arange(len(x)) if rows is None else rows
+    rows = torch.arange(len(data)) if rows is None else rows
     if len(rows) < 2:
         raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        blocks = code_densities(model, guide, x, mask, rows.to(x.device), num_samples)
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        blocks = code_densities(pair, data, rows.to(data.x.device), num_samples)
         parts = [(block.names(), block.per_datum(len(rows))) for block in blocks]
     names = parts[0][0]
     found = CodeStatistics(*map(torch.cat, zip(*(columns for _, columns in parts), strict=True)))
-    observed = x[rows] if mask is None else torch.where(mask[rows], x[rows], math.nan)
+    values = data.x if data.mask is None else torch.where(data.mask, data.x, math.nan)
     return Collapse(
         names=names,
         kl_by_dimension=found.kl_by_dimension.mean(0),
@@ -125,7 +126,7 @@ def collapse(
         aggregate=found.aggregate,
         retrieval_prob=found.retrieval_prob,
         moment_kl=_moment_kl(found.first.mean(0), found.second.mean(0)),
-        spectrum=_spectrum(model, observed, len(names), noise_variance),
+        spectrum=_spectrum(pair.model_owner, values[rows], len(names), noise_variance),
         num_samples=num_samples,
     )
 
@@ -137,13 +138,14 @@ def _moment_kl(first: Float[Tensor, " k"], second: Float[Tensor, " k"]) -> float
 
 
 def _spectrum(
-    model: ProgramLike, x: Tensor, latent_dim: int, variance: float | None
+    owner: Any, x: Float[Tensor, "N D"], latent_dim: int, variance: float | None
 ) -> Spectrum | None:
-    owner, relative = bound_object(model), False
+    standardized = False
     if variance is None:
-        variance, x, relative = model_noise_variance(owner, x)
-    ppca = owner if isinstance(owner, PPCA) and bool(x.isnan().any()) else None
-    if variance is None or (ppca is None and bool(x.isnan().any())):
+        variance, x, standardized = model_noise_variance(owner, x)
+    has_missing = bool(x.isnan().any())
+    ppca = owner if isinstance(owner, PPCA) and has_missing else None
+    if variance is None or (has_missing and ppca is None):
         return None
     found = spectrum(x, latent_dim, {"model": variance}, ppca=ppca)
-    return replace(found, standardized=relative)
+    return replace(found, standardized=standardized)

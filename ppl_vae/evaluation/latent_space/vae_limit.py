@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_data_and_mask, check_support
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.core.traces import PairTraces, log_prob, run_pair, sample_dim, sites
+from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.models.autoencoder import Autoencoder, refuse_hiding
@@ -111,11 +112,13 @@ def vae_limit(
         raise ValueError("scales must hold at least one standard deviation of q; it is empty")
     check_int("num_samples", num_samples)
     refuse_hiding(autoencoder)
-    x, mask = as_data_and_mask(x, mask, model=autoencoder.model, guide=autoencoder.guide)
-    check_support(autoencoder.model, x, mask)
-    loss = -elbo(autoencoder.model, autoencoder.guide, x, mask=mask).mean()
-    log_prior = autoencoder.prior().log_prob(autoencoder.features(x, mask=mask)).mean()
-    terms = torch.stack([_terms(autoencoder, x, mask, s, num_samples, seed) for s in scales])
+    pair = Pair(autoencoder.model, autoencoder.guide)
+    data = pair.observe(x, mask)
+    pair.check_support(data)
+    codes = autoencoder.features(data.x, mask=data.mask)
+    log_prior = autoencoder.prior().log_prob(codes).mean()
+    loss = -elbo(pair.model, pair.guide, data.x, mask=data.mask).mean()
+    terms = torch.stack([_terms(autoencoder, data, s, num_samples, seed) for s in scales])
     scale = torch.tensor(scales).to(terms)
     entropy = autoencoder.latent_dim / 2 * (math.log(2 * math.pi * math.e) + 2 * scale.log())
     return VAELimit(
@@ -130,21 +133,15 @@ def vae_limit(
 
 
 def _terms(
-    autoencoder: Autoencoder,
-    x: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    num_samples: int,
-    seed: int | None,
+    autoencoder: Autoencoder, data: Batch, scale: float, num_samples: int, seed: int | None
 ) -> Float[Tensor, " 2"]:
     # The means of -log p(x | z) and -log p(z).
     encoder = FixedScaleEncoder(autoencoder.encoder, scale)
     point, size = autoencoder.guide, autoencoder.latent_dim
     guide = AmortizedGuide(encoder, size, missing=point.missing, inputs=point.inputs)
-    keywords = {} if mask is None else {"mask": mask}
+    pair = Pair(autoencoder.model, guide)
     with isolated_store(), seeded(seed), mode(autoencoder, training=False):
-        dim = sample_dim(autoencoder.model, guide, x, keywords)
-        run = run_pair(autoencoder.model, guide, x, keywords, num_samples=num_samples, dim=dim)
+        run = pair.run(data, num_samples=num_samples, dim=pair.sample_dim(data))
         return torch.stack([_mean_loss(run, name) for name in ("x", "z")])
 
 

@@ -8,7 +8,6 @@ proportion to the weights is approximately a draw of z | x_obs.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -16,9 +15,11 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike, as_data_and_mask, check_support
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -26,14 +27,11 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     data_sites,
     frames,
-    run_pair,
-    sample_dim,
     sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
 
@@ -93,23 +91,23 @@ def impute(
     """
     num_samples, draws = check_int("num_samples", num_samples), check_int("draws", draws, 0)
     check_refinement(refine, covariance)
-    data = as_matrix(x)
-    x, observed = as_data_and_mask(data, mask, model=model, guide=guide)
-    check_support(model, x, observed)
-    data = data.to(device=x.device, dtype=torch.promote_types(data.dtype, x.dtype))
-    result = _without_imputations(data, draws)
-    if observed is None:
+    pair, given = Pair(model, guide), as_matrix(x)
+    data = pair.observe(given, mask)
+    pair.check_support(data)
+    dtype = torch.promote_types(given.dtype, data.x.dtype)
+    result = _without_imputations(given.to(device=data.x.device, dtype=dtype), draws)
+    if data.mask is None:
         return result
-    size = min(
-        block_size(x, num_samples, refined=refine > 0), max(1, rows_at_once(x) // max(draws, 1))
-    )
+    size = block_size(data.x, num_samples, refined=refine > 0)
+    size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
     local_vi = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        for rows in (~observed.all(1)).nonzero().flatten().split(size):
-            batch = x[rows], batch_keywords(x, observed, rows)
-            check_importance_samplable(model, guide, *batch)
-            sampler = _Sampler(model, local_vi(guide, *batch) if refine else guide, *batch)
-            _write(result, rows, observed[rows], sampler.estimate(num_samples, draws))
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
+            batch = data.rows(rows)
+            check_importance_samplable(model, guide, batch.x, batch.keywords)
+            refined = local_vi(guide, batch.x, batch.keywords) if refine else guide
+            sampler = _Sampler(pair.with_guide(refined), batch)
+            _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     return result
 
 
@@ -193,15 +191,13 @@ class _WeightedMoments:
 class _Sampler:
     """Importance sampler for a block of rows with missing values."""
 
-    def __init__(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]
-    ) -> None:
-        self.model, self.guide, self.x, self.keywords = model, guide, x, keywords
-        self.dim = sample_dim(model, guide, x, keywords)
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self.pair, self.batch = pair, batch
+        self.dim = pair.sample_dim(batch)
 
     def estimate(self, num_samples: int, draws: int) -> _BlockEstimate:
         """Conditional moments of x from S draws of z, and ``draws`` draws of x."""
-        resampled = self._run(self.guide, draws) if draws else None
+        resampled = self._run(self.pair, draws) if draws else None
         moments = None
         for run in self._runs(num_samples):
             log_weights, (mean, variance) = self._log_weights(run), self._moments(run)
@@ -213,12 +209,12 @@ class _Sampler:
         return moments.estimate(None if resampled is None else self._draw_x(resampled, draws))
 
     def _runs(self, num_samples: int) -> Iterator[PairTraces]:
-        step = max(1, rows_at_once(self.x) // len(self.x))
+        step = max(1, rows_at_once(self.batch.x) // len(self.batch))
         for start in range(0, num_samples, step):
-            yield self._run(self.guide, min(step, num_samples - start))
+            yield self._run(self.pair, min(step, num_samples - start))
 
-    def _run(self, guide: ProgramLike, number: int) -> PairTraces:
-        return run_pair(self.model, guide, self.x, self.keywords, num_samples=number, dim=self.dim)
+    def _run(self, pair: Pair, number: int) -> PairTraces:
+        return pair.run(self.batch, num_samples=number, dim=self.dim)
 
     def _log_weights(self, run: PairTraces) -> Float[Tensor, "S B"]:
         weights = run.log_weights().double()
@@ -256,13 +252,12 @@ class _Sampler:
             )
         (site,) = observed.values()
         value = self._rows(run, site, site["value"])[0]
-        mask = self.keywords["mask"]
-        if value.shape != self.x.shape or not torch.allclose(
-            torch.where(mask, value, 0.0).to(self.x), self.x, rtol=1e-3
-        ):
+        mask, x = self.batch.mask, self.batch.x
+        observed_value = value if mask is None else torch.where(mask, value, 0.0)
+        if value.shape != x.shape or not torch.allclose(observed_value.to(x), x, rtol=1e-3):
             raise ValueError(
                 f"site {site['name']!r} of the model does not hold x itself, of shape (rows, "
-                f"{self.x.shape[1]}): it has shape {tuple(value.shape)}, or other values; "
+                f"{x.shape[1]}): it has shape {tuple(value.shape)}, or other values; "
                 "imputation needs a model that observes x without a transformation"
             )
         if (inner := _innermost(site["fn"])).event_shape:
@@ -276,7 +271,8 @@ class _Sampler:
 
     def _draw_x(self, resampled: PairTraces, draws: int) -> Float[Tensor, "R B D"]:
         # The model is run anew, so that draws of x with the same z have independent noise.
-        run = self._run(poutine.replay(self.guide, trace=resampled.guide), draws)
+        replayed = poutine.replay(self.pair.guide, trace=resampled.guide)
+        run = self._run(self.pair.with_guide(replayed), draws)
         site = self._data_site(run)
         return self._rows(run, site, site["fn"].sample())
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import (
     DATA_PLATE,
     ProgramLike,
@@ -104,7 +107,7 @@ def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
     with isolated_store(), dry_run(model), eval_mode(model), Imposed(zeros_for_flat):
-        trace = poutine.trace(model).get_trace(rows, **_keywords(model, rows, mask))
+        trace = _trace(model, rows, mask)
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 
 
@@ -135,9 +138,10 @@ def _guide_sites(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, mask: ArrayLike | None
 ) -> dict[str, Site]:
     # Only means are read, but the program samples all the same: hence the dry run.
-    rows, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    with isolated_store(), dry_run(model, guide), eval_mode(model, guide):
-        return sites(poutine.trace(guide).get_trace(rows, **_keywords(guide, rows, mask)))
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
+    with isolated_store(), pair.dry_run(), pair.eval_mode():
+        return sites(_trace(guide, data.x, data.mask))
 
 
 @torch.no_grad()
@@ -186,7 +190,7 @@ def _data(
 ) -> Tensor:
     rows, mask = as_data_and_mask(template, model=model)
     with isolated_store(), eval_mode(model):
-        trace = poutine.trace(model).get_trace(rows, **_keywords(model, rows, mask))
+        trace = _trace(model, rows, mask)
         observed = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_to_rows(site, read(site)) for site in observed], -1)
     if values.shape != rows.shape:
@@ -201,9 +205,9 @@ def _mean(site: Site) -> Tensor:
     return site["fn"].mean
 
 
-def _keywords(program: ProgramLike, rows: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    index = torch.arange(len(rows), device=rows.device)
-    return filter_kwargs(program, {"index": index, "num_data": len(rows), "mask": mask})
+def _trace(program: ProgramLike, x: Tensor, mask: Tensor | None) -> Trace:
+    batch = Batch(x, mask, torch.arange(len(x), device=x.device), len(x))
+    return poutine.trace(program).get_trace(x, **filter_kwargs(program, batch.keywords))
 
 
 def _to_rows(site: Site, value: Tensor) -> Float[Tensor, "N K"]:
