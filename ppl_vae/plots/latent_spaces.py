@@ -15,7 +15,7 @@ from ppl_vae.plots.drawing import SMALL, new_axes, scatter_by_class, title
 
 ACROSS = 2
 """Spaces beside one another; more stand below."""
-EACH = (3.7, 4.1)
+EACH = (3.9, 4.1)
 """Inches of one of them."""
 
 

@@ -282,5 +282,5 @@ def test_a_masked_autoencoder_is_fine_tuned_on_whole_images():
     torch.testing.assert_close(codes[0], pair.features(rows))
     torch.testing.assert_close(codes[1], codes[0])
     assert not torch.allclose(codes[0], codes[2])
-    positions = [made[name].coder.encoder.positions for way in ("fine-tuned", "scratch")]
+    positions = [made[name].coder.encoder.positions for name in ("fine-tuned", "scratch")]
     assert not torch.equal(*positions)

@@ -146,7 +146,7 @@ def test_the_model_is_chosen_and_said(file, tmp_path):
     out = tmp_path / "new" / "filled.tsv"
     shown = run(file, "--out", out)
     assert shown.exit_code == 0, shown.output
-    assert "observed cells, hidden and given the rest of their rows" in shown.output
+    assert "observed values, masked and predicted from the rest of their rows" in shown.output
     assert re.search(r"diagonal +3 .*<- best", shown.output)
     assert "factor analysis with K = 3" in shown.output
     after = pd.read_csv(out, sep="\t", index_col=0)

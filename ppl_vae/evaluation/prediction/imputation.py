@@ -252,9 +252,8 @@ class _Sampler:
             )
         (site,) = observed.values()
         value = self._rows(run, site, site["value"])[0]
-        mask, x = self.batch.mask, self.batch.x
-        observed_value = value if mask is None else torch.where(mask, value, 0.0)
-        if value.shape != x.shape or not torch.allclose(observed_value.to(x), x, rtol=1e-3):
+        x = self.batch.x
+        if value.shape != x.shape or not self._equals_observed(value):
             raise ValueError(
                 f"site {site['name']!r} of the model does not hold x itself, of shape (rows, "
                 f"{x.shape[1]}): it has shape {tuple(value.shape)}, or other values; "
@@ -268,6 +267,11 @@ class _Sampler:
                 "by to_event(1)"
             )
         return site
+
+    def _equals_observed(self, value: Float[Tensor, "B D"]) -> bool:
+        x, mask = self.batch.x, self.batch.mask
+        observed = value if mask is None else torch.where(mask, value, 0.0)
+        return torch.allclose(observed.to(x), x, rtol=1e-3)
 
     def _draw_x(self, resampled: PairTraces, draws: int) -> Float[Tensor, "R B D"]:
         # The model is run anew, so that draws of x with the same z have independent noise.
