@@ -240,7 +240,8 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         Raises:
             ValueError: as :meth:`predict_proba`.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        most_probable = self.predict_proba(X).argmax(1)
+        return self.classes_[most_probable]
 
 
 def _pair(model: Any, X: np.ndarray, seed: int, n_components: Any) -> DecoderModel:

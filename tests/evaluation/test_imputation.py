@@ -559,7 +559,9 @@ RUNS = {
     "log_weights": lambda v, x, m: log_weights(v.model, v.guide, x, 3, mask=m),
     "log_likelihood": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, mask=m),
     "refined": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, refine=2, mask=m),
-    "gaps": lambda v, x, m: gaps(v.model, v.guide, x, steps=2, num_samples=30, mask=m),
+    "gaps": lambda v, x, m: gaps(
+        v.model, v.guide, x, steps=2, num_samples=30, tolerance=1.0, mask=m
+    ),
     "kl_by_dimension": lambda v, x, m: kl_by_dimension(v.model, v.guide, x, mask=m),
     "latent_means": lambda v, x, m: predictive.latent_means(v.model, v.guide, x, mask=m),
     "reconstruct": lambda v, x, m: predictive.reconstruct(v.model, v.guide, x, mask=m),

@@ -228,7 +228,7 @@ def test_bad_arguments(x, y):
             FeatureTransformer(**arguments).fit(x)
     for model in ("vae", lambda width, seed: PPCA(width, 2)):
         with pytest.raises(
-            TypeError, match=r"model must be a pair .*of \(data_dim, seed\), or None"
+            TypeError, match=r"model must be a pair .*of \(data_dim, seed\) that returns one"
         ):
             FeatureTransformer(model).fit(x)
     with pytest.raises(ValueError, match="encoder must be one of 'fine-tuned', 'frozen', 's"):
