@@ -336,7 +336,7 @@ def test_the_kl_of_levels_in_opposite_order_is_estimated_from_draws(float64):
     assert float(((torch.stack(few).mean(0) - many) / error).abs().max()) < oracles.z_limit(2)
 
 
-# Posterior collapse, look-up tables, and neither
+# Posterior collapse, lookup tables, and neither
 
 
 def per_datum_guide(means, scale):
@@ -374,9 +374,9 @@ def test_a_constant_q_other_than_the_prior_is_no_posterior_collapse():
 def test_narrow_codes_far_from_the_prior_are_a_lookup_table():
     ppca, x = PPCA(5, 2, seed=0).double(), normal(40, 5)
     codes = collapse(ppca.model, per_datum_guide(30 * normal(40, 2), 1e-3), x, seed=0)
-    assert codes.failure == "look-up table" and codes.saturated
+    assert codes.failure == "lookup table" and codes.saturated
     assert repr(codes).startswith(
-        "collapse: look-up table: codes identify their datum with probability 1.00"
+        "collapse: lookup table: codes identify their datum with probability 1.00"
     )
     assert (
         codes.mutual_information

@@ -1,4 +1,4 @@
-"""What a ``Collapse`` concludes and prints: posterior collapse, a look-up table, or neither."""
+"""What a ``Collapse`` concludes and prints: posterior collapse, a lookup table, or neither."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ HIGH_RETRIEVAL_PROB = 0.5
 LARGE_MOMENT_SHARE = 0.1
 """The aggregate posterior is far from the prior if ``moment_kl`` exceeds this share of the KL."""
 PRINTED_VARIANCES = 10
-COLLAPSED, LOOKUP_TABLE = "posterior collapse", "look-up table"
+COLLAPSED, LOOKUP_TABLE = "posterior collapse", "lookup table"
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +34,7 @@ class Collapse(CollapseStatistics):
         """The failure that is diagnosed, or None.
 
         ``"posterior collapse"``: no dimension is active, and the KL is near zero.
-        ``"look-up table"``: codes identify their data, and lie far from the prior.
+        ``"lookup table"``: codes identify their data, and lie far from the prior.
         """
         if not bool(self.active.any()):
             collapsed = self.mean_kl < NEGLIGIBLE_KL * len(self.names)
@@ -104,7 +104,7 @@ class Collapse(CollapseStatistics):
         if self._codes_identify_data:
             text += (
                 f"; {self._retrieval()}: {len(self.kl)} data are too few to distinguish them from "
-                "a look-up table"
+                "a lookup table"
             )
         return text
 

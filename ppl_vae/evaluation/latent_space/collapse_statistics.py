@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum
 
 ACTIVE_VARIANCE = 0.01
@@ -94,17 +95,17 @@ class CollapseStatistics(Result):
     @property
     def mean_kl_error(self) -> float:
         """Standard error of :attr:`mean_kl` over the data."""
-        return _error(self.kl)
+        return mean_and_error(self.kl)[1]
 
     @property
     def mutual_information_error(self) -> float:
         """Standard error of :attr:`mutual_information`; not meaningful if that is saturated."""
-        return _error(self.information)
+        return mean_and_error(self.information)[1]
 
     @property
     def aggregate_kl_error(self) -> float:
         """Standard error of :attr:`aggregate_kl`, which does not include :attr:`bias`."""
-        return _error(self.aggregate)
+        return mean_and_error(self.aggregate)[1]
 
     @property
     def max_mutual_information(self) -> float:
@@ -151,7 +152,3 @@ class CollapseStatistics(Result):
         the probabilities of a discrete variable whose mean stays the same.
         """
         return self.mutual_information > max(1.96 * self.mutual_information_error, ROUNDING)
-
-
-def _error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values)))

@@ -1,6 +1,5 @@
 """Two-dimensional embeddings of the same data by several pairs, with errors and accuracies."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 
@@ -38,16 +38,12 @@ class Embedding(Result):
     @property
     def mean_error(self) -> tuple[float, float]:
         """The mean squared error over the rows, and its standard error."""
-        return _mean(self.error)
+        return mean_and_error(self.error)
 
     @property
     def accuracy(self) -> tuple[float, float]:
         """The share of rows whose neighbours predict the class, and its standard error."""
-        return _mean(self.correct)
-
-
-def _mean(values: Float[Tensor, " N"]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+        return mean_and_error(self.correct)
 
 
 @dataclass(frozen=True, repr=False)

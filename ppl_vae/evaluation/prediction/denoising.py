@@ -1,6 +1,5 @@
 """Denoisers compared on the same held-out rows with the same noise."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import seeded
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.data.image_grid import ImageGrid
 
@@ -49,7 +49,7 @@ class Denoising(Result):
             if each not in self.names:
                 raise KeyError(f"no denoiser is called {each!r}; the names are {self.names}")
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
-        return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+        return mean_and_error(values)
 
     def image_grid(
         self, rows: Sequence[int], image_shape: tuple[int, int] | None = None
@@ -78,7 +78,7 @@ class Denoising(Result):
 
     def _cells(self, name: str) -> tuple[str, ...]:
         error = self.error[self.names.index(name)]
-        mean = f"{error.mean():.3f} ± {error.std() / math.sqrt(len(error)):.3f}"
+        mean = "{:.3f} ± {:.3f}".format(*mean_and_error(error))
         if name == self.best:
             return name, mean, "<- smallest"
         return name, mean, "{:+.3f} ± {:.3f}".format(*self.difference(name, self.best))

@@ -32,7 +32,7 @@ from ppl_vae.core.traces import (
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def impute(
     with isolated_store(), seeded(seed), pair.eval_mode():
         for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
             batch = data.rows(rows)
-            check_importance_samplable(model, guide, batch.x, batch.keywords)
+            check_importance_samplable(pair, batch)
             refined = local_vi(guide, batch.x, batch.keywords) if refine else guide
             sampler = _Sampler(pair.with_guide(refined), batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))

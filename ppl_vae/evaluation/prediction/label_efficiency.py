@@ -1,6 +1,5 @@
 """Classification from few labels with an encoder that was trained without labels."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result, aligned
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
@@ -44,9 +44,8 @@ class PairedDifference(Result):
     @classmethod
     def of(cls, differences: Float[Tensor, " S"]) -> "PairedDifference":
         """mean +- t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
-        mean, number = float(differences.mean()), len(differences)
-        quantile = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, number - 1))
-        half_width = quantile * float(differences.std()) / math.sqrt(number)
+        mean, error = mean_and_error(differences)
+        half_width = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(differences) - 1)) * error
         return cls(mean, mean - half_width, mean + half_width)
 
     @property

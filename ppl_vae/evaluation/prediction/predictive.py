@@ -96,7 +96,7 @@ def decode(
 
 
 def _one_row(template: ArrayLike) -> Float[Tensor, "1 D"]:
-    return as_matrix(template, name="template", look=False)[:1].nan_to_num()
+    return as_matrix(template, name="template", check_finite=False)[:1].nan_to_num()
 
 
 def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
