@@ -17,7 +17,6 @@ from ppl_vae import (
     VAE,
     AmortizedGuide,
     Bernoulli,
-    Collapse,
     ExactGuide,
     Gaussian,
     PerDatumGuide,
@@ -29,6 +28,7 @@ from ppl_vae import (
 )
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
+from ppl_vae.evaluation import Collapse
 from ppl_vae.evaluation.latent_space import aggregate_posterior
 from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension, spectrum
 from ppl_vae.objectives.bounds import ELBO

@@ -29,7 +29,6 @@ from ppl_vae import (
     fit_svi,
     gaps,
     impute,
-    kl_by_dimension,
     log_likelihood,
     log_weights,
     mlp,
@@ -40,6 +39,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import validation
 from ppl_vae.core.traces import by_draw_and_datum, sites
+from ppl_vae.evaluation import kl_by_dimension
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.prediction import predictive
 from ppl_vae.evaluation.prediction.imputation import _resample, _Sampler, _WeightedMoments

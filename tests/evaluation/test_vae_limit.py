@@ -16,17 +16,17 @@ from ppl_vae import (
     Autoencoder,
     Bernoulli,
     Gaussian,
-    GaussianNoise,
     PerDatumGuide,
-    best_codes,
     elbo,
     fit_svi,
     load,
     log_likelihood,
     mlp,
     save,
-    vae_limit,
 )
+from ppl_vae.evaluation import vae_limit
+from ppl_vae.inference import best_codes
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import vae_limit as point_plots
 
 N, D, K = 40, 6, 3

@@ -20,16 +20,7 @@ from pyro import poutine
 import foreign
 import oracles
 import ppl_vae
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Bernoulli,
-    ExactGuide,
-    Lineage,
-    PerDatumGuide,
-    log_likelihood,
-    run_lineage,
-)
+from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
@@ -43,6 +34,7 @@ from ppl_vae.interop.arviz import (
     to_arviz,
     write_netcdf,
 )
+from ppl_vae.lineage import Lineage
 from ppl_vae.lineage.problem import Settings
 
 

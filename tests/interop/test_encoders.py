@@ -14,15 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
-    EncoderClassifier,
-    FeatureTransformer,
-    SupervisedEncoder,
-    fit_svi,
-)
+from ppl_vae import PPCA, VAE, Autoencoder, fit_svi
+from ppl_vae.interop import EncoderClassifier, FeatureTransformer
+from ppl_vae.models import SupervisedEncoder
 
 N, D, K = 80, 6, 3
 
