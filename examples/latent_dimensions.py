@@ -12,7 +12,12 @@ from sklearn.datasets import load_digits
 from ppl_vae import VAE, Gaussian, digits, fit_svi
 from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.latent_space.latent_spaces import latent_spaces
-from ppl_vae.evaluation.latent_space.traversal import WAYS, interpolate, manifold, positions
+from ppl_vae.evaluation.latent_space.traversal import (
+    METHODS,
+    decode_grid,
+    interpolate,
+    normal_quantiles,
+)
 from ppl_vae.plots import images as tile_plots
 from ppl_vae.plots import latent_spaces as latent_plots
 
@@ -39,17 +44,20 @@ print(found)
 latent_plots.latent_spaces(found).savefig("latent_dimensions.png", dpi=150)
 
 # %% [markdown]
-# The plane of the smallest, and ways between codes of held-out digits in it: straight, and round.
+# The plane of the smallest, and interpolations between codes of held-out digits: linear and
+# spherical.
 # %%
-small, at = vaes[2], positions(9)
+small, at = vaes[2], normal_quantiles(9)
 ticks = [f"{place:.1f}" for place in at]
-image_grid = ImageGrid.of(manifold(small.model, x, at=at), ticks[::-1], ticks, x, (8, 8))
+image_grid = ImageGrid.of(decode_grid(small.model, x, values=at), ticks[::-1], ticks, x, (8, 8))
 plane = tile_plots.manifold(image_grid, heading="K = 2: the mean of x over the plane of the codes")
 plane.figure.savefig("latent_plane.png", dpi=150)
 ends, how = (x_test[:1], x_test[1:2]), {"guide": small.guide, "num_steps": 9}
-ways = [interpolate(small.model, *ends, **how, how=name)[0] for name in WAYS]
-image_grid = ImageGrid.of(torch.stack(ways), WAYS, [f"{k / 8:.2f}" for k in range(9)], x, (8, 8))
+paths = [interpolate(small.model, *ends, **how, method=name)[0] for name in METHODS]
+image_grid = ImageGrid.of(
+    torch.stack(paths), METHODS, [f"{k / 8:.2f}" for k in range(9)], x, (8, 8)
+)
 lines = tile_plots.interpolation(image_grid, heading="K = 2: from one held-out digit to another")
-lines.set_ylabel("way")
-lines.figure.savefig("latent_ways.png", dpi=150)
-print("wrote latent_dimensions.png, latent_plane.png and latent_ways.png")
+lines.set_ylabel("interpolation")
+lines.figure.savefig("latent_interpolations.png", dpi=150)
+print("wrote latent_dimensions.png, latent_plane.png and latent_interpolations.png")

@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
-from ppl_vae.evaluation.latent_space.traversal import interpolate, path
+from ppl_vae.evaluation.latent_space.traversal import interpolate, interpolate_codes
 from ppl_vae.evaluation.prediction.predictive import encode
 from ppl_vae.plots.topics import gradation
 
@@ -72,7 +72,7 @@ names = "matplotlib.pyplot.plot", "torch.nn.Conv2d"
 ends = [found.counts[[found.names.index(name)]] for name in names]
 expected_counts = interpolate(vae.model, *ends, guide=vae.guide, num_steps=9)[0]
 lines = pv.top_words(expected_counts, found.words, 7, base=base)
-codes = path(*(encode(vae.model, vae.guide, x) for x in ends), 9)[0]
+codes = interpolate_codes(*(encode(vae.model, vae.guide, x) for x in ends), 9)[0]
 shares = vae.decoder.proportions(codes)
 print(f"\nfrom {names[0]} to {names[1]}: shares of their main topics, and words")
 for share, line in zip(shares[:, shares[[0, -1]].argmax(1)], lines, strict=True):

@@ -53,13 +53,16 @@ from .latent_space.subspace import (
     subspace as subspace,
 )
 from .latent_space.traversal import (
+    decode_grid as decode_grid,
+)
+from .latent_space.traversal import (
     interpolate as interpolate,
 )
 from .latent_space.traversal import (
-    manifold as manifold,
+    interpolate_codes as interpolate_codes,
 )
 from .latent_space.traversal import (
-    positions as positions,
+    normal_quantiles as normal_quantiles,
 )
 from .latent_space.vae_limit import (
     VAELimit as VAELimit,
@@ -169,6 +172,7 @@ __all__ = [
     "compare_embeddings",
     "cross_check",
     "decode",
+    "decode_grid",
     "draw_data",
     "draw_labels",
     "effective_sample_size",
@@ -178,15 +182,15 @@ __all__ = [
     "gaps",
     "impute",
     "interpolate",
+    "interpolate_codes",
     "k_hat",
     "kl_by_dimension",
     "label_efficiency",
     "latent_means",
     "latent_spaces",
     "log_likelihood",
-    "manifold",
     "mean_data",
-    "positions",
+    "normal_quantiles",
     "reconstruct",
     "select_by_masked_cv",
     "spectrum",

@@ -1,4 +1,4 @@
-"""What is handed over to other libraries, in their own words."""
+"""Conversion to and from the types of ArviZ and scikit-learn."""
 
 import lazy_loader
 

@@ -1,8 +1,9 @@
-"""Pairs, lineages and comparisons for ArviZ: ``InferenceData`` for 0.x, ``DataTree`` for 1.x.
+"""Export of pairs, lineages and comparisons to ArviZ: ``InferenceData`` (0.x), ``DataTree`` (1.x).
 
-Data stand along the dim ``datum``, their entries along ``column``; a latent site z has the dims
-``z_dim_0``, ..., as ArviZ itself calls what it has no name for. A "/" in a site's name, which
-trees cannot hold, becomes ".". ArviZ is imported when it is asked for, since that takes long.
+Data are indexed by the dimension ``datum`` and their columns by ``column``; a latent site z has
+the dimensions ``z_dim_0``, ..., the default names of ArviZ. A "/" in the name of a site, which a
+tree does not allow, is replaced by ".". ArviZ is imported only when it is used, because the import
+is slow.
 """
 
 import math
@@ -18,7 +19,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
-from ppl_vae.core.program import ProgramLike, as_data_and_mask
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
@@ -28,7 +30,14 @@ from ppl_vae.evaluation.marginal_likelihood.importance import (
 )
 from ppl_vae.evaluation.marginal_likelihood.reliability import LARGEST_TAIL_INDEX
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
-from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
+from ppl_vae.interop.labelled import (
+    GROUP_ATTRS,
+    Groups,
+    coordinate,
+    grouped,
+    labelled_tree,
+    pointwise,
+)
 from ppl_vae.lineage.metrics import is_per_datum
 from ppl_vae.lineage.run import Lineage
 from ppl_vae.lineage.stages import STAGES
@@ -37,8 +46,8 @@ ArvizData: TypeAlias = Any
 """``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
 
 LINEAGE_CHAINS = 4
-LARGEST_GROUP = 2**21
-"""Numbers that a group of :func:`lineage_to_arviz` may hold."""
+MAX_GROUP_SIZE = 2**21
+"""The largest number of values in a group of :func:`lineage_to_arviz`."""
 
 
 def to_arviz(
@@ -55,54 +64,58 @@ def to_arviz(
     log_likelihood: LogLikelihood | ArrayLike | None = None,
     seed: int | None = None,
 ) -> ArvizData:
-    """Draws of a pair for ArviZ.
+    """Export draws of a pair to ArviZ.
 
     ====================  =============================  =========================================
     posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide
-    posterior_predictive  chain, draw, datum, column     a draw of x for each, missing values
-    filled prior_predictive      chain, draw, column            one datum a draw
+    posterior_predictive  chain, draw, datum, column     a draw of x for each draw of z, with
+                                                         missing values drawn too
+    prior_predictive      chain, draw, column            one datum per draw
     observed_data         datum, column                  x, NaN where missing
-    log_likelihood        chain (1), draw (1), datum     the *marginal* log p(x_n), nothing else
+    log_likelihood        chain (1), draw (1), datum     the *marginal* log p(x_n) only
     sample_stats          chain, draw, datum             ``lp`` = log p(x, z), ``log_weight`` =
                                                          log p(x, z) - log q(z | x)
     ====================  =============================  =========================================
 
-    Densities are in nats. The predictive draws are S B D numbers: of large data choose ``rows``.
+    Log densities are in nats. The predictive draws are S x B x D values: for large data choose
+    ``rows``.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws per datum, S, in all chains together.
-        num_chains: into which the draws, all of them independent, are parted.
-        mask: True where x is observed; NaN in x says the same.
-        rows: look at these rows of x only, (B,); by default at all.
-        columns: names of x's columns; by default those of a DataFrame, or numbers.
-        row_names: names of all of x's rows; by default those of a DataFrame, or numbers.
-        log_likelihood: log p(x_n) of the rows looked at, (B,): an estimate, or numbers taken as
-            exact. By default estimated from ``num_samples`` draws of the guide.
-        seed: of the draws.
+        x: the whole data set, (N, D); a guide with per-datum parameters finds rows by position.
+        num_samples: draws per datum, S, over all chains.
+        num_chains: number of chains among which the independent draws are divided.
+        mask: True where x is observed; NaN in x is equivalent.
+        rows: indices of the rows of x to export, (B,); by default all.
+        columns: names of the columns of x; by default those of a DataFrame, or integers.
+        row_names: names of all rows of x; by default those of a DataFrame, or integers.
+        log_likelihood: log p(x_n) of the exported rows, (B,): an estimate, or values that are
+            taken as exact. By default it is estimated from ``num_samples`` draws of the guide.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if num_samples is no multiple of num_chains; rows that are not there; too few
-            names or values; what :func:`ppl_vae.interop.draws.pair_draws` refuses.
+        ValueError: if num_samples is not a multiple of num_chains; if rows are out of range; if
+            the number of names or values is wrong; as :func:`ppl_vae.interop.draws.pair_draws`.
     """
     _check_chains(num_samples, num_chains)
     if hasattr(x, "columns"):  # a pandas DataFrame
         columns = x.columns if columns is None else columns
         row_names = x.index if row_names is None else row_names
-    data, seen = as_data_and_mask(x, mask, model=model, guide=guide)
-    chosen = _chosen(rows, len(data))
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
+    index = _row_index(rows, len(data))
     labels = {
-        "datum": labels_of("row_names", row_names, len(data))[chosen.numpy()],
-        "column": labels_of("columns", columns, data.shape[1]),
+        "datum": coordinate("row_names", row_names, len(data))[index.numpy()],
+        "column": coordinate("columns", columns, data.x.shape[1]),
     }
-    chosen = chosen.to(data.device)
-    told: dict[str, Any] = {"mask": seen, "rows": chosen, "seed": seed}
+    index = index.to(data.x.device)
     if log_likelihood is None:
-        log_likelihood = estimate_log_likelihood(model, guide, data, num_samples, **told)
-    log_p = _as_estimate(log_likelihood, len(chosen))
-    draws = pair_draws(model, guide, data, num_samples=num_samples, **told)
-    groups = grouped(draws, num_chains, data.shape[1])
+        log_likelihood = estimate_log_likelihood(
+            model, guide, data.x, num_samples, mask=data.mask, rows=index, seed=seed
+        )
+    log_p = _as_estimate(log_likelihood, len(index))
+    draws = pair_draws(pair, data, index, num_samples, seed=seed)
+    groups = grouped(draws, num_chains, data.x.shape[1])
     names = list(groups["observed_data"])
     groups["log_likelihood"] = {names[0] if len(names) == 1 else "log_p": pointwise(log_p)}
     return _as_installed(labelled_tree(groups, labels, {}))
@@ -115,16 +128,16 @@ def _check_chains(num_samples: int, num_chains: int) -> None:
         )
 
 
-def _chosen(rows: ArrayLike | None, num_data: int) -> Int[Tensor, " B"]:
-    chosen = torch.arange(num_data) if rows is None else _tensor(rows)
-    whole = not (chosen.is_floating_point() or chosen.dtype == torch.bool)
-    if chosen.dim() != 1 or not len(chosen) or not whole:
-        raise ValueError(f"rows must be a list of row numbers of x; got {rows!r}")
-    if chosen.min() < 0 or chosen.max() >= num_data:
+def _row_index(rows: ArrayLike | None, num_data: int) -> Int[Tensor, " B"]:
+    index = torch.arange(num_data) if rows is None else _tensor(rows)
+    is_integer = not (index.is_floating_point() or index.dtype == torch.bool)
+    if index.dim() != 1 or not len(index) or not is_integer:
+        raise ValueError(f"rows must be a list of row indices of x; got {rows!r}")
+    if index.min() < 0 or index.max() >= num_data:
         raise ValueError(
-            f"rows must lie in 0..{num_data - 1}; they go from {chosen.min()} to {chosen.max()}"
+            f"rows must lie in 0..{num_data - 1}; they range from {index.min()} to {index.max()}"
         )
-    return chosen
+    return index
 
 
 def _tensor(values: ArrayLike) -> Tensor:
@@ -146,45 +159,46 @@ def _as_estimate(value: LogLikelihood | ArrayLike, num_data: int) -> LogLikeliho
 def lineage_to_arviz(
     lineage: Lineage, *, num_data: int = 8, num_samples: int = 400, seed: int = 0
 ) -> ArvizData:
-    """A climbed lineage for ArviZ: the groups of :func:`to_arviz`, with a variable a stage.
+    """Export a lineage to ArviZ: the groups of :func:`to_arviz`, with one variable per stage.
 
-    ``posterior["vae"]``, ``posterior_predictive["vae"]``, ``sample_stats["lp vae"]``; the sites of
-    a pair that has several are told apart, ``posterior["mine z1"]``. Draws are made for the first
-    held-out rows; log_likelihood has all that were scored. Data and densities are in the data's
-    units. Stages whose guide has a q for training rows only have no draws; the attribute
-    ``left_out`` names them.
+    The variables are ``posterior["vae"]``, ``posterior_predictive["vae"]``,
+    ``sample_stats["lp vae"]``, ...; a pair with several sites has one variable for each, such as
+    ``posterior["mine z1"]``. Draws are made for the first held-out rows; ``log_likelihood``
+    contains all evaluated rows. Data and densities are in the units of the data. Stages whose
+    guide has per-datum parameters for training rows only have no draws; the attribute ``left_out``
+    names them.
 
     Args:
-        lineage: of :func:`ppl_vae.lineage.run.run_lineage`.
-        num_data: held-out rows to draw for; fewer, and then fewer draws, where a group would hold
-            more than 2^21 numbers.
+        lineage: the result of :func:`ppl_vae.lineage.run.run_lineage`.
+        num_data: number of held-out rows to draw for; it is reduced, and then the number of draws,
+            if a group would contain more than 2^21 values.
         num_samples: draws per datum, in four chains.
-        seed: of the draws; each stage's start from it anew.
+        seed: seed of the draws of each stage.
 
     Raises:
-        ValueError: if the lineage was read from a file, which holds no pairs; if num_samples is
-            no multiple of four.
+        ValueError: if the lineage was read from a file, which contains no pairs; if num_samples is
+            not a multiple of four.
     """
     check_int("num_data", num_data)
     _check_chains(num_samples, LINEAGE_CHAINS)
     if lineage.data is None:
         raise ValueError("this lineage has no pairs to draw from; was it read from a file?")
     drawable = [name for name, pair in lineage.pairs.items() if not is_per_datum(pair[1])]
-    single = sum(_rung_draws(lineage, name, 1, 1, seed).numbers for name in drawable)
-    most = LARGEST_GROUP // max(single, 1)
-    num_samples = max(LINEAGE_CHAINS, min(num_samples, most - most % LINEAGE_CHAINS))
-    num_data = max(1, min(num_data, most // num_samples))
+    single = sum(_stage_draws(lineage, name, 1, 1, seed).size for name in drawable)
+    limit = MAX_GROUP_SIZE // max(single, 1)
+    num_samples = max(LINEAGE_CHAINS, min(num_samples, limit - limit % LINEAGE_CHAINS))
+    num_data = max(1, min(num_data, limit // num_samples))
     width = lineage.data.test.shape[1]
-    groups: Groups = {group: {} for group in ABOUT}
+    groups: Groups = {group: {} for group in GROUP_ATTRS}
     for name in drawable:
-        draws = _rung_draws(lineage, name, num_data, num_samples, seed)
+        draws = _stage_draws(lineage, name, num_data, num_samples, seed)
         for group, variables in grouped(draws, LINEAGE_CHAINS, width, name).items():
             groups[group] |= variables
-    scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
-    groups["log_likelihood"] = {name: pointwise(value) for name, value in scored.items()}
+    estimates = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
+    groups["log_likelihood"] = {name: pointwise(value) for name, value in estimates.items()}
     labels = {
         "datum": lineage.data.test_rows.numpy(),
-        "column": labels_of("columns", lineage.about.get("columns"), width),
+        "column": coordinate("columns", lineage.about.get("columns"), width),
     }
     return _as_installed(labelled_tree(groups, labels, {"left_out": _left_out(lineage)}))
 
@@ -193,34 +207,30 @@ def _left_out(lineage: Lineage) -> str:
     names = [name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])]
     if not names:
         return "nothing"
-    return f"{', '.join(names)}: no draws, since the guide has a q for training rows only"
+    reason = "no draws, because the guide has per-datum parameters for training rows only"
+    return f"{', '.join(names)}: {reason}"
 
 
-def _rung_draws(
+def _stage_draws(
     lineage: Lineage, name: str, num_data: int, num_samples: int, seed: int
 ) -> PairDraws:
-    """Draws of a stage for the first held-out rows, data and densities in the data's units."""
+    """Draws of a stage for the first held-out rows, in the units of the data."""
     assert lineage.data is not None and lineage.units is not None
-    (model, guide), units = lineage.pairs[name], lineage.units
+    pair, units = Pair(*lineage.pairs[name]), lineage.units
     x = lineage.data.test[:num_data]
-    inner, mask = as_data_and_mask(
-        units.apply(x) if name in STAGES else x, model=model, guide=guide
-    )
-    rows = torch.arange(len(x), device=inner.device)
-    draws = pair_draws(
-        model, guide, inner, num_samples=num_samples, mask=mask, rows=rows, seed=seed
-    )
+    data = pair.observe(units.apply(x) if name in STAGES else x)
+    draws = pair_draws(pair, data, torch.arange(len(x)), num_samples, seed=seed)
     if name not in STAGES:
         return draws
 
-    def back(arrays: Arrays) -> Arrays:
+    def in_data_units(arrays: Arrays) -> Arrays:
         return {k: units.undo(torch.from_numpy(v)).numpy() for k, v in arrays.items()}
 
     shift = units.log_jacobian(x).numpy()
     return replace(
         draws,
-        predictive=back(draws.predictive),
-        prior_predictive=back(draws.prior_predictive),
+        predictive=in_data_units(draws.predictive),
+        prior_predictive=in_data_units(draws.prior_predictive),
         observed={site: x.numpy() for site in draws.observed},
         log_weight=draws.log_weight + shift,
         log_joint=draws.log_joint + shift,
@@ -228,22 +238,21 @@ def _rung_draws(
 
 
 def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
-    """Held-out log p(x_n) of a model as ArviZ's ``ELPDData``, for its compare and plot_compare.
+    """Convert held-out log p(x_n) to ArviZ's ``ELPDData``, for its compare and plot_compare.
 
-    ``az.compare({"a": elpd(a), "b": elpd(b)})`` ranks by the sum over the same data. No parameter
-    has seen these, so there is no number of effective parameters to take off: ``p`` is NaN. Where
-    ArviZ must be told of an estimator it is told "loo", although nothing was left out. Unreliable
-    estimates raise its flag ``warning``. The pooled tail index comes as ``pareto_k`` (infinite
-    where an estimate is unreliable and has none, 0 where it is reliable and needs none), the
-    largest of its limits as ``good_k``. ArviZ's default weights (stacking) are lost where log p
-    leaves +-700 nats per datum, whose exponential no number
-    holds; ask it for ``method="pseudo-BMA"`` there.
+    ``az.compare({"a": elpd(a), "b": elpd(b)})`` ranks models by the sum over the same data. No
+    parameter was fitted to these data, so there is no effective number of parameters: ``p`` is
+    NaN. Where ArviZ requires the name of an estimator it is "loo", although nothing was left out.
+    Unreliable estimates set the flag ``warning``. The pooled tail index becomes ``pareto_k``
+    (infinite where an estimate is unreliable and has none, 0 where it is reliable and needs none),
+    and the largest of its limits becomes ``good_k``. ArviZ's default weights (stacking) overflow
+    if log p exceeds 700 nats per datum in size; use ``method="pseudo-BMA"`` then.
 
     Args:
-        value: log p(x_n) in nats, (N,), an estimate or numbers taken as exact.
+        value: log p(x_n) in nats, (N,): an estimate, or values that are taken as exact.
 
     Raises:
-        ValueError: what :func:`ppl_vae.evaluation.marginal_likelihood.compare.compare` refuses.
+        ValueError: as :func:`ppl_vae.evaluation.marginal_likelihood.compare.compare`.
     """
     values = compare({"elpd": value}).pointwise[0]
     if not isinstance(value, LogLikelihood) or value.method == "exact":
@@ -260,32 +269,32 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
 
 
 def compare_elpds(comparison: Comparison) -> dict[str, ElpdData]:
-    """The models of a comparison for ``az.compare``, as :func:`elpd` gives them, without k-hat."""
-    flags = (comparison.reliable < 1).tolist()
-    rows = zip(comparison.names, comparison.pointwise, flags, strict=True)
-    return {name: elpd_data(values, warning=flag) for name, values, flag in rows}
+    """Convert the models of a comparison for ``az.compare``, as :func:`elpd` but without k-hat."""
+    warnings = (comparison.reliable < 1).tolist()
+    rows = zip(comparison.names, comparison.pointwise, warnings, strict=True)
+    return {name: elpd_data(values, warning=warning) for name, values, warning in rows}
 
 
 def write_netcdf(data: ArvizData, path: str | Path) -> None:
-    """Write what :func:`to_arviz` gave to a file, which is complete or not there.
+    """Write the result of :func:`to_arviz` to a file, completely or not at all.
 
-    ArviZ's own ``from_netcdf`` reads it too.
+    ``arviz.from_netcdf`` reads it too.
     """
     with whole_file(Path(path)) as partial:
         data.to_netcdf(str(partial), engine="h5netcdf")
 
 
 def read_netcdf(path: str | Path) -> ArvizData:
-    """Read a file of :func:`write_netcdf`, in the form of the installed ArviZ, all into memory.
+    """Read a file of :func:`write_netcdf` into memory, as a type of the installed ArviZ.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        OSError: if it is no netCDF file.
+        FileNotFoundError: if the file does not exist.
+        OSError: if it is not a netCDF file.
     """
     with xr.open_datatree(str(path), engine="h5netcdf") as tree:
         return _as_installed(tree.load())
 
 
 def _as_installed(tree: xr.DataTree) -> ArvizData:
-    convert = getattr(installed_arviz(), "from_datatree", None)  # ArviZ 1.x works on trees
+    convert = getattr(installed_arviz(), "from_datatree", None)  # ArviZ 1.x uses trees
     return tree if convert is None else convert(tree)

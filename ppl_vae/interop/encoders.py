@@ -1,4 +1,4 @@
-"""Encoders of pairs in scikit-learn: their codes, and classifiers that begin as they are."""
+"""scikit-learn estimators from the encoders of pairs: codes as features, and classifiers."""
 
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias
@@ -11,7 +11,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
@@ -27,40 +26,40 @@ from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.supervised import ENCODERS, SupervisedEncoder
 
-PairMaker: TypeAlias = Callable[[int, int], DecoderModel]
-"""Makes a pair for rows of a width, with initial weights from a seed."""
-COMPONENTS = 8
-"""Latent dimensions of the autoencoder that is made where no pair is given, at most."""
+PairFactory: TypeAlias = Callable[[int, int], DecoderModel]
+"""A function of (data_dim, seed) that returns a pair with initial weights from the seed."""
+DEFAULT_COMPONENTS = 8
+"""The largest default latent dimension of the autoencoder that is built if no pair is given."""
 
 
 class FeatureTransformer(CodeTransformer, BaseEstimator):
     """The codes of an autoencoder, a VAE or another pair, for pipelines and searches.
 
-    ``transform`` is the mean of q(z | x), of an autoencoder f(x); ``inverse_transform`` is the
-    mean of p(x | z). NaN marks a missing value, of which the encoder sees what the pair says
-    (``missing=``). Columns should be of one scale, as for any network. There is no ``score``: what
-    a pair maximises can be compared between pairs only if it bounds log p(x), and an autoencoder's
-    does not.
+    ``transform`` is the mean of q(z | x), for an autoencoder f(x); ``inverse_transform`` is the
+    mean of p(x | z). NaN marks a missing value, which the encoder receives in the way that the
+    pair specifies (``missing=``). Columns should have similar scales, as for any network. There is
+    no ``score``: the objectives of pairs are comparable only if they are bounds on log p(x), and
+    that of an autoencoder is not.
 
     Args:
-        model: a fitted pair (:class:`~ppl_vae.Autoencoder`, :class:`~ppl_vae.VAE`), which is used
-            as it is: ``fit`` learns nothing, so that what was learned from other rows serves few.
-            Or a callable that makes a pair of a width and a seed, such as
-            ``lambda data_dim, seed: VAE.mlp(data_dim, 8, seed=seed)``, which ``fit`` fits in the
-            numbers of X (float32 is faster). Or None, an ``Autoencoder.mlp`` that starts at the
-            means of the columns, and sees the mask beside x if X has missing values.
-        n_components: K, if model is None; None is 8, or D if that is less.
-        epochs, batch_size, lr, device: of the fit of a pair that is made here, as
-            :func:`ppl_vae.fit_svi` takes them. Fewer rows than a batch are one.
-        random_state: of the initial weights, the order of rows and the draws of the fit; a
-            number, a ``RandomState``, or ``None`` for numpy's global one.
+        model: one of three. A fitted pair (:class:`~ppl_vae.Autoencoder`, :class:`~ppl_vae.VAE`):
+            ``fit`` does not train it, so that an encoder trained on other rows can be used where
+            rows are few. A callable of (data_dim, seed) that returns a pair, such as
+            ``lambda data_dim, seed: VAE.mlp(data_dim, 8, seed=seed)``: ``fit`` trains it in the
+            dtype of X (float32 is faster). None: an ``Autoencoder.mlp`` that starts at the means
+            of the columns; its encoder also receives the mask if X has missing values.
+        n_components: K, if model is None; by default 8, or D if that is smaller.
+        epochs, batch_size, lr, device: arguments of :func:`ppl_vae.fit_svi` for a pair that is
+            trained here. The minibatch is at most all rows.
+        random_state: seed of the initial weights, the order of rows and the draws of the fit; an
+            integer, a ``RandomState``, or ``None`` for numpy's global one.
 
     Attributes:
-        model_: the pair, fitted.
+        model_: the fitted pair.
         n_components_: K.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
-        fit_result_: how the fit went, a :class:`~ppl_vae.FitResult`; None where none was made.
+        fit_result_: the :class:`~ppl_vae.FitResult` of the fit; None if the pair was not trained.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
@@ -68,7 +67,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairMaker | None
+    model: DecoderModel | PairFactory | None
     n_components: int | None
     epochs: int
     batch_size: int
@@ -80,7 +79,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
     n_features_in_: int
     fit_result_: FitResult | None
 
-    # scikit-learn wants arguments to be kept as they come, whatever they are, and checked by fit.
+    # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
     def __init__(
         self,
         model: Any = None,
@@ -101,29 +100,29 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Fit the pair to what was observed of X; one that is fitted already is only checked.
+        """Fit the pair to the observed values of X; a pair fitted already is only checked.
 
         Args:
             X: (N, D); NaN marks a missing value.
             y: ignored.
 
         Raises:
-            ValueError: if an argument of the constructor is none of those allowed; if the pair is
-                for another width; if X is not 2-d, has infinite entries, or a row or column with
-                nothing observed.
-            TypeError: if model is no pair and makes none; if X is sparse.
+            ValueError: if an argument of the constructor is invalid; if the pair has another data
+                dimension; if X is not 2-d, has infinite entries, or a row or column without
+                observed values.
+            TypeError: if model neither is nor returns a pair; if X is sparse.
         """
         X = self._validated(X, reset=True)
         if self.model is not None and self.n_components is not None:
             raise ValueError(
-                "n_components= is for model=None; a pair of your own has latent dimensions of its "
-                "own (search over model=)"
+                "n_components= is for model=None; a given pair determines its own latent "
+                "dimension (search over model= instead)"
             )
         seed = drawn_seed(self.random_state)
         self.model_ = _pair(self.model, X, seed, self.n_components)
         self.n_components_, self.fit_result_ = self.model_.latent_dim, None
         if self.model_ is not self.model:
-            self.fit_result_ = _fit(self, self.model_.model, self.model_.guide, X, seed)
+            self.fit_result_ = _fit(self, self.model_, X, seed)
         return self
 
     def _codes(self, X: np.ndarray) -> Float[Tensor, "N K"]:
@@ -134,21 +133,22 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
 
 
 class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
-    """A classifier that begins as the encoder of a pair, which may have seen rows without labels.
+    """A classifier that is initialised with the encoder of a pair, trained without labels.
 
-    p(y | x) = softmax(A f(x) + b), with f(x) the mean of the code, by maximum likelihood
-    (:class:`~ppl_vae.SupervisedEncoder`). NaN in X is a missing value, of which f sees what the
-    pair says.
+    p(y | x) = softmax(A f(x) + b), with f(x) the mean of the code, fitted by maximum likelihood
+    (:class:`~ppl_vae.SupervisedEncoder`). NaN in X is a missing value, which f receives in the way
+    that the pair specifies.
 
     Args:
-        model: a fitted pair, which is left as it is; a callable that makes one of a width and a
-            seed; or None, an ``Autoencoder.mlp`` of 8 latent dimensions. Those made here begin
-            with random weights, in the numbers of X (float32 is faster).
-        encoder: ``"fine-tuned"``: f begins with the pair's weights and trains; ``"frozen"``: it
-            keeps them; ``"scratch"``: the same network begins anew.
-        epochs, batch_size, lr, device: of the fit, as :func:`ppl_vae.fit_svi` takes them. Fewer
-            rows than a batch are one.
-        random_state: of weights that are drawn and the order of rows; a number, a
+        model: a fitted pair, which is not changed; a callable of (data_dim, seed) that returns
+            one; or None, an ``Autoencoder.mlp`` with 8 latent dimensions. A pair that is built
+            here has random initial weights, in the dtype of X (float32 is faster).
+        encoder: ``"fine-tuned"``: f starts from the weights of the pair and is trained;
+            ``"frozen"``: f keeps these weights; ``"scratch"``: f has the same architecture and
+            starts from random weights.
+        epochs, batch_size, lr, device: arguments of :func:`ppl_vae.fit_svi`. The minibatch is at
+            most all rows.
+        random_state: seed of random weights and of the order of rows; an integer, a
             ``RandomState``, or ``None`` for numpy's global one.
 
     Attributes:
@@ -156,7 +156,7 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         network_: the :class:`~ppl_vae.SupervisedEncoder`.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
-        fit_result_: how the fit went, a :class:`~ppl_vae.FitResult`.
+        fit_result_: the :class:`~ppl_vae.FitResult` of the fit.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
@@ -164,7 +164,7 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairMaker | None
+    model: DecoderModel | PairFactory | None
     encoder: str
     epochs: int
     batch_size: int
@@ -176,7 +176,7 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
     n_features_in_: int
     fit_result_: FitResult
 
-    # scikit-learn wants arguments to be kept as they come, whatever they are, and checked by fit.
+    # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
     def __init__(
         self,
         model: Any = None,
@@ -197,22 +197,21 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Learn the classes of rows.
+        """Fit the classifier to rows and their classes.
 
         Args:
             X: (N, D); NaN marks a missing value.
-            y: a class for each row, (N,).
+            y: the class of each row, (N,).
 
         Raises:
-            ValueError: if an argument of the constructor is none of those allowed; if the pair is
-                for another width; if y has fewer than two classes; if X is not 2-d, has infinite
-                entries, or a row with nothing observed; what
-                :class:`~ppl_vae.SupervisedEncoder` refuses.
-            TypeError: if model is no pair and makes none; if X is sparse.
+            ValueError: if an argument of the constructor is invalid; if the pair has another data
+                dimension or is not supported by :class:`~ppl_vae.SupervisedEncoder`; if y has
+                fewer than two classes; if X is not 2-d, has infinite entries, or a row without
+                observed values.
+            TypeError: if model neither is nor returns a pair; if X is sparse.
         """
         check_option("encoder", self.encoder, ENCODERS)
-        holes: Any = {"ensure_all_finite": "allow-nan"}
-        X, y = validate_data(self, X, y, dtype=DTYPES, **holes)
+        X, y = validate_data(self, X, y, dtype=DTYPES, ensure_all_finite="allow-nan")
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -221,14 +220,15 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         pair, likelihood = _pair(self.model, X, seed, None), Categorical(len(self.classes_))
         self.network_ = SupervisedEncoder(pair, likelihood, encoder=self.encoder, seed=seed)
         rows = self.network_.rows(X, codes)
-        self.fit_result_ = _fit(self, self.network_.model, self.network_.guide, rows, seed)
+        self.fit_result_ = _fit(self, self.network_, rows, seed)
         return self
 
     def predict_proba(self, X: ArrayLike) -> Float[np.ndarray, "N C"]:
         """p(y | x) of each class, in the order of ``classes_``.
 
         Raises:
-            ValueError: if X has another width or infinite entries, or a row with nothing observed.
+            ValueError: if X has the wrong number of columns, infinite entries, or a row without
+                observed values.
         """
         check_is_fitted(self)
         density: Any = self.network_.predict(self._validated(X))
@@ -240,37 +240,45 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         Raises:
             ValueError: as :meth:`predict_proba`.
         """
-        likeliest = self.predict_proba(X).argmax(1)
-        return self.classes_[likeliest]
+        most_probable = self.predict_proba(X).argmax(1)
+        return self.classes_[most_probable]
 
 
 def _pair(model: Any, X: np.ndarray, seed: int, n_components: Any) -> DecoderModel:
-    """The pair itself, or a new one for these rows, in their numbers."""
+    """The given pair, or a new one for these rows, in their dtype."""
     width, dtype = X.shape[1], torch.as_tensor(X[:0].copy()).dtype
     if model is None:
-        size = min(COMPONENTS, width) if n_components is None else n_components
+        size = min(DEFAULT_COMPONENTS, width) if n_components is None else n_components
         missing = "zeros+mask" if np.isnan(X).any() else "zeros"
         size = check_int("n_components", size)
         return Autoencoder.mlp(width, size, missing=missing, seed=seed).to(dtype).center(X)
-    made = model if isinstance(model, DecoderModel) else _made(model, width, seed).to(dtype)
-    if made.data_dim != width:
-        raise ValueError(f"X has {width} columns, and the pair is for {made.data_dim}")
-    return made
+    pair = model if isinstance(model, DecoderModel) else _build(model, width, seed).to(dtype)
+    if pair.data_dim != width:
+        raise ValueError(f"X has {width} columns, but the pair has data_dim={pair.data_dim}")
+    return pair
 
 
-def _made(model: Any, width: int, seed: int) -> DecoderModel:
-    made = model(width, seed) if callable(model) else model
-    if not isinstance(made, DecoderModel):
+def _build(model: Any, width: int, seed: int) -> DecoderModel:
+    pair = model(width, seed) if callable(model) else model
+    if not isinstance(pair, DecoderModel):
         raise TypeError(
-            "model must be a pair such as an Autoencoder or a VAE, a callable that makes one of "
-            f"(data_dim, seed), or None; got {made!r}"
+            "model must be a pair such as an Autoencoder or a VAE, a callable of "
+            f"(data_dim, seed) that returns one, or None; got {pair!r}"
         )
-    return made
+    return pair
 
 
 def _fit(
-    estimator: Any, model: ProgramLike, guide: ProgramLike, rows: ArrayLike, seed: int
+    estimator: Any, pair: DecoderModel | SupervisedEncoder, rows: ArrayLike, seed: int
 ) -> FitResult:
-    size = min(check_int("batch_size", estimator.batch_size), len(rows))
-    how = {"epochs": estimator.epochs, "lr": estimator.lr, "device": estimator.device}
-    return fit_svi(model, guide, rows, batch_size=size, seed=seed, progress=False, **how)
+    return fit_svi(
+        pair.model,
+        pair.guide,
+        rows,
+        epochs=estimator.epochs,
+        batch_size=min(check_int("batch_size", estimator.batch_size), len(rows)),
+        lr=estimator.lr,
+        device=estimator.device,
+        seed=seed,
+        progress=False,
+    )

@@ -1,5 +1,4 @@
-"""What the package's estimators for scikit-learn have in common: rows with missing values in,
-codes out."""
+"""Common base classes of the scikit-learn estimators: missing values in the input, codes out."""
 
 import warnings
 from abc import abstractmethod
@@ -16,38 +15,42 @@ from torch import Tensor
 from ppl_vae.core.validation import ArrayLike
 
 DTYPES: Any = [np.float64, np.float32]
-"""Those that are kept: other numbers become the first."""
+"""The supported dtypes; other numeric types are converted to the first."""
 
 
 class RowsWithMissingValues:
-    """Abstract: an estimator of rows in which NaN marks a missing value."""
+    """Abstract base of estimators whose input may contain missing values (NaN)."""
 
     def _validated(self, X: ArrayLike, *, reset: bool = False, **rules: Any) -> np.ndarray:
         if str(getattr(X, "dtype", "")).endswith("float16"):
             warnings.warn(
-                f"X is of {X.dtype}, which is too coarse to compute in; it is raised to float64",
+                f"X has dtype {X.dtype}, which is too imprecise to compute in; it is cast to "
+                "float64",
                 stacklevel=3,
             )
-        holes: Any = {"ensure_all_finite": "allow-nan"}
-        return np.asarray(validate_data(self, X, reset=reset, dtype=DTYPES, **holes, **rules))
+        X = validate_data(
+            self, X, reset=reset, dtype=DTYPES, ensure_all_finite="allow-nan", **rules
+        )
+        return np.asarray(X)
 
     def __sklearn_tags__(self) -> Tags:
-        above: Any = super()
-        tags: Tags = above.__sklearn_tags__()
+        parent: Any = super()
+        tags: Tags = parent.__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
 
 
 class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """Abstract: a transformer of rows into codes, and back into their means."""
+    """Abstract base of transformers from rows to codes, and back to means of x."""
 
     n_components_: int
 
     def transform(self, X: ArrayLike) -> Float[np.ndarray, "N K"]:
-        """The code of each row: the mean of z given what was observed of it.
+        """The code of each row: the mean of z given its observed values.
 
         Raises:
-            ValueError: if X has another width or infinite entries, or a row with nothing observed.
+            ValueError: if X has the wrong number of columns, infinite entries, or a row without
+                observed values.
         """
         check_is_fitted(self)
         X = self._validated(X)
@@ -61,14 +64,14 @@ class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, Tr
             X: z, (N, K).
 
         Raises:
-            ValueError: if X has another width than K, NaN, or infinite entries.
+            ValueError: if X does not have K columns, or has NaN or infinite entries.
         """
         check_is_fitted(self)
         X = check_array(X, dtype=DTYPES, input_name="X")
         if X.shape[1] != self.n_components_:
             raise ValueError(
-                f"X must have n_components_={self.n_components_} columns, as transform gives "
-                f"them; it has {X.shape[1]}"
+                f"X must have n_components_={self.n_components_} columns, as returned "
+                f"by transform; it has {X.shape[1]}"
             )
         return cast_to(X.dtype, self._decoded(X), "means of x")
 
@@ -86,13 +89,13 @@ class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, Tr
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        kept: Any = tags.transformer_tags
-        kept.preserves_dtype = ["float64", "float32"]
+        transformer_tags: Any = tags.transformer_tags
+        transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
 
 def as_array(values: Tensor) -> np.ndarray:
-    """A tensor of any device, without its gradient."""
+    """A tensor on any device as an array, detached from its gradient."""
     return values.detach().cpu().numpy()
 
 
@@ -105,12 +108,12 @@ def cast_to(dtype: Any, values: np.ndarray, name: str) -> np.ndarray:
     largest, limit = float(np.abs(values).max(initial=0)), float(np.finfo(dtype).max)
     if largest > limit:
         raise FloatingPointError(
-            f"{name} overflow {dtype}: the largest is {largest:.3g} in size, and at most "
-            f"{limit:.3g} can be held; give X in float64, or its columns in other units"
+            f"{name} overflow {dtype}: the largest is {largest:.3g} in absolute value, and the "
+            f"limit is {limit:.3g}; pass X in float64, or its columns in other units"
         )
     return values.astype(dtype)
 
 
 def drawn_seed(random_state: Any) -> int:
-    """A seed for torch from what scikit-learn calls a ``random_state``."""
+    """Draw a seed for torch from a ``random_state`` of scikit-learn."""
     return check_random_state(random_state).randint(2**31 - 1)

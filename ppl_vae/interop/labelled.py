@@ -1,4 +1,4 @@
-"""A pair's draws as labelled groups: what a variable is called, and what lies along its dims."""
+"""Draws of a pair as labelled groups of variables with named dimensions."""
 
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -13,35 +13,37 @@ from ppl_vae.interop.draws import Arrays, PairDraws
 Groups: TypeAlias = dict[str, dict[str, xr.Variable]]
 """Variables by group and name."""
 
-ABOUT = {
+GROUP_ATTRS = {
     "posterior": {
-        "about": "independent draws of the guide q(z | x), parted into chains; where the guide is "
-        "not exact they are no draws of p(z | x): log_weight (sample_stats) re-weights them"
+        "about": "independent draws of the guide q(z | x), divided into chains; unless the guide "
+        "is exact they are not draws of p(z | x): log_weight (sample_stats) reweights them"
     },
-    "posterior_predictive": {"about": "a draw of x given each draw of posterior, noise included"},
-    "prior_predictive": {"about": "a datum a draw: x given z, z from its prior, noise included"},
+    "posterior_predictive": {
+        "about": "a draw of x given each draw of z in posterior, noise included"
+    },
+    "prior_predictive": {"about": "one datum per draw: x given z from its prior, noise included"},
     "observed_data": {"about": "NaN where missing"},
     "log_likelihood": {
-        "about": "marginal: log p(x), z integrated out, one value per datum, so no group for loo "
-        "or waic; compare held-out values by ppl_vae.interop.arviz.elpd",
+        "about": "marginal: log p(x) with z integrated out, one value per datum; not suitable for "
+        "loo or waic; compare held-out values with ppl_vae.interop.arviz.elpd",
         "units": "nats",
     },
     "sample_stats": {
-        "about": "lp = log p(x, z), log_weight = log p(x, z) - log q(z | x), a draw and a datum",
+        "about": "lp = log p(x, z), log_weight = log p(x, z) - log q(z | x), per draw and datum",
         "units": "nats",
     },
 }
 
 
-def labels_of(name: str, given: Iterable[Any] | None, size: int) -> np.ndarray:
-    """The coordinate of a dim: whole numbers or strings; without names, 0, 1, ...
+def coordinate(argument: str, labels: Iterable[Any] | None, size: int) -> np.ndarray:
+    """The coordinate of a dimension: integers or strings; without labels, 0, 1, ...
 
     Raises:
-        ValueError: if there are not ``size`` names; ``name`` is the argument they came by.
+        ValueError: unless there are ``size`` labels; ``argument`` is the name of the argument.
     """
-    names = list(range(size) if given is None else given)
+    names = list(range(size) if labels is None else labels)
     if len(names) != size:
-        raise ValueError(f"{name} must hold {size} names; it holds {len(names)}")
+        raise ValueError(f"{argument} must hold {size} names; it holds {len(names)}")
     if all(isinstance(item, int | np.integer) for item in names):
         return np.array(names, dtype=np.int64)
     return np.array([str(item) for item in names])
@@ -60,13 +62,13 @@ def pointwise(estimate: LogLikelihood) -> xr.Variable:
 
 
 def grouped(draws: PairDraws, num_chains: int, width: int, stage: str = "") -> Groups:
-    """The draws of a pair with named dims, by group and variable.
+    """The draws of a pair with named dimensions, by group and variable.
 
     Args:
-        draws: S a datum.
-        num_chains: into which they are parted.
-        width: D; observed sites with so many entries per datum have them along ``column``.
-        stage: whose draws they are; its variables then bear its name.
+        draws: S draws per datum.
+        num_chains: number of chains among which they are divided.
+        width: D; an observed site with D entries per datum has the dimension ``column``.
+        stage: the name of the stage in a lineage, which then becomes part of variable names.
     """
 
     def named(
@@ -110,13 +112,13 @@ def _dims(name: str, shape: tuple[int, ...], width: int | None) -> tuple[str, ..
 def labelled_tree(
     groups: Groups, labels: Mapping[str, np.ndarray], attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    """The groups as an ``xarray.DataTree``, each dim with a coordinate.
+    """The groups as an ``xarray.DataTree``, with a coordinate for each dimension.
 
     Args:
         groups: variables by group and name.
-        labels: the coordinates of some dims, of which a group uses as many as it has data; the
-            others are numbered.
-        attrs: what else to say of the whole.
+        labels: coordinates of some dimensions; a group with fewer data uses the first ones, and
+            all other dimensions are numbered.
+        attrs: further attributes of the tree.
     """
     library = {
         "inference_library": "pyro",
@@ -126,7 +128,7 @@ def labelled_tree(
     }
     datasets = {}
     for group, variables in groups.items():
-        dataset = xr.Dataset(variables, attrs=library | ABOUT[group])
+        dataset = xr.Dataset(variables, attrs=library | GROUP_ATTRS[group])
         coords = {
             dim: labels.get(str(dim), np.arange(size))[:size]
             for dim, size in dataset.sizes.items()

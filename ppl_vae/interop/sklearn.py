@@ -1,4 +1,4 @@
-"""PPCA and factor analysis as a transformer of scikit-learn."""
+"""PPCA and factor analysis as a scikit-learn transformer."""
 
 import warnings
 from typing import Any, Self
@@ -25,43 +25,43 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
 
     x = W z + mu + noise with z ~ N(0, I_K), fitted by maximum likelihood: in closed form if the
     noise is isotropic and X complete, by PX-EM otherwise. ``transform`` is the mean of p(z | x),
-    which for isotropic noise is PCA's score of component k, times sqrt(l_k - sigma^2) / l_k with
-    l_k the variance along it. NaN marks a missing value: of a row only what was observed counts,
-    and the rest is integrated out. Sums and parameters are in float64; ``transform``,
-    ``inverse_transform`` and ``impute`` give float32 back for float32. Variances are over N, not N
-    - 1.
+    which for isotropic noise is the score of PCA on component k, times sqrt(l_k - sigma^2) / l_k,
+    with l_k the variance along it. NaN marks a missing value, which is integrated out. Sums and
+    parameters are in float64; ``transform``, ``inverse_transform`` and ``impute`` return float32
+    for float32. Variances have the denominator N, not N - 1.
 
     Standard deviations and draws of ``model_.impute`` take the fitted parameters as known: with
-    few rows, intervals made of them are too narrow (:class:`~ppl_vae.core.results.Imputation` has
-    numbers). Where the covariance of two columns is not determined by what was observed, because
-    too few rows and columns connect them, ``notes_`` say which, and ``impute`` warns.
+    few rows, intervals based on them are too narrow (see
+    :class:`~ppl_vae.core.results.Imputation`). If the observed values do not determine the
+    covariance of two columns, because too few rows and columns connect them, ``notes_`` name the
+    columns, and ``impute`` warns.
 
     Args:
         n_components: K, which must be smaller than the rank R of the centred data: with K >= R
-            the noise would be zero and the likelihood infinite. ``None`` takes as many as leave
-            some noise: R - 1; with missing values the largest K < min(D, N - 1) at which the cells
-            that their rows have beyond K outnumber the (K + 1) (D - K) numbers that place K axes
-            and a mean. Where one is too many already, one is taken all the same, and the variance
-            split in halves between its axis and the noise. For one column (where
-            ``n_components=1`` says the same) any split is a maximum of the likelihood; for more
-            there is no maximum, and a warning says so.
+            the noise would be zero and the likelihood infinite. ``None`` chooses the largest K
+            that leaves some noise: R - 1; with missing values the largest K < min(D, N - 1) for
+            which the number of observed values in excess of K per row exceeds the (K + 1) (D - K)
+            parameters of K axes and a mean. If even one component is too many, one is used, and
+            the variance is divided equally between its axis and the noise. For a single column
+            (also with ``n_components=1``) every division maximises the likelihood; for more
+            columns there is no maximum, and a warning is issued.
         noise: ``"isotropic"``: PPCA, or ``"diagonal"``: factor analysis.
-        tol: PX-EM stops when fewer nats per datum are to be gained.
-        max_iter: of PX-EM.
-        random_state: of the loadings that PX-EM starts from; a number, a ``RandomState``, or
+        tol: PX-EM stops when the remaining gain, in nats per datum, is below this.
+        max_iter: largest number of iterations of PX-EM.
+        random_state: seed of the initial loadings of PX-EM; an integer, a ``RandomState``, or
             ``None`` for numpy's global one.
 
     Attributes:
-        components_: W', (K, D), its rows along the principal axes, longest first, each with its
-            largest entry positive. PCA's axes are these, of length one.
+        components_: W', (K, D), with rows along the principal axes, longest first, each with its
+            largest entry positive. The axes of PCA are these, normalised to length one.
         mean_: mu, (D,).
-        noise_variance_: sigma^2, a number; (D,) if the noise is diagonal.
+        noise_variance_: sigma^2, a float; (D,) if the noise is diagonal.
         n_components_: K.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
         n_iter_: iterations of PX-EM; 1 for the closed form.
-        notes_: what a person should know of the fit, such as which columns are constant.
-        model_: the :class:`~ppl_vae.PPCA` itself, in float64.
+        notes_: caveats on the fit, such as constant columns.
+        model_: the fitted :class:`~ppl_vae.PPCA`, in float64.
 
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999), equations 6 to 8.
@@ -87,7 +87,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     notes_: tuple[str, ...]
     model_: PPCA
 
-    # scikit-learn wants arguments to be kept as they come, whatever they are, and checked by fit.
+    # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
     def __init__(
         self,
         n_components: Any = None,
@@ -104,29 +104,29 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Fit the model to what was observed of X.
+        """Fit the model to the observed values of X.
 
         Args:
             X: (N, D), N >= 2; NaN marks a missing value.
             y: ignored.
 
         Warns:
-            UserWarning: if the numbers of X are too coarse for a column; if n_components is None
-                and X, of several columns, has too little for one component beside noise.
+            UserWarning: if the precision of X is too low for a column; if n_components is None and
+                X, with several columns, does not determine one component and the noise.
             ConvergenceWarning: if PX-EM stopped after max_iter iterations.
 
         Raises:
-            ValueError: if an argument of the constructor is none of those allowed, n_components
-                not smaller than the rank of the centred data, or so large that what was observed
-                leaves no noise; if X is not 2-d, has fewer than two rows, infinite entries, a row
-                or column with nothing observed, or no column that varies; if the noise is diagonal
-                and a column constant.
+            ValueError: if an argument of the constructor is invalid; if n_components is not
+                smaller than the rank of the centred data, or so large that the observed values
+                leave no noise; if X is not 2-d, has fewer than two rows, infinite entries, a row
+                or column without observed values, or constant columns only; if the noise is
+                diagonal and a column is constant.
             TypeError: if X is sparse.
         """
         noise = check_option("noise", self.noise, NOISES)
         check_int("max_iter", self.max_iter)
         if not self.tol >= 0:
-            raise ValueError(f"tol must be a number of nats >= 0; got {self.tol!r}")
+            raise ValueError(f"tol must be >= 0, in nats per datum; got {self.tol!r}")
         X = self._validated(X, reset=True, ensure_min_samples=2)
         columns, covariance = summarize(RowBlocks(X))
         if bool(columns.constant.all()):
@@ -134,7 +134,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         latent_dim = self._latent_dim(X, columns, covariance)
         if not latent_dim:
             columns.check(diagonal=noise == "diagonal")
-            ppca = _split_in_halves(X, columns, noise)
+            ppca = _with_half_variance(X, columns, noise)
             self.n_iter_, self.notes_ = 1, columns.notes()
         elif covariance is not None and noise == "isotropic":
             ppca = PPCA(self.n_features_in_, latent_dim, seed=0).double()
@@ -142,16 +142,16 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             self.n_iter_, self.notes_ = found.steps, found.notes
         else:
             ppca = self._fitted_by_em(X, latent_dim)
-        self._keep(ppca.canonical())
+        self._store(ppca.canonical())
         return self
 
     def _latent_dim(
         self, X: np.ndarray, columns: ColumnStats, covariance: SampleCovariance | None
     ) -> int:
-        # K; or 0, where one component is to be taken although nothing determines its share.
+        # K; or 0 if one component is used although the data do not determine its variance.
         rank, bound = (covariance or columns).rank(), "" if covariance else "at most "
         if self.n_components is None:
-            return rank - 1 if covariance else _most_with_holes(X, rank)
+            return rank - 1 if covariance else _max_components(X, rank)
         latent_dim = check_int("n_components", self.n_components)
         if latent_dim == X.shape[1] == 1:
             return 0
@@ -159,7 +159,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             raise ValueError(
                 f"n_components must be smaller than the rank of the centred data, {bound}{rank} "
                 f"(X has shape {X.shape}): the noise would be zero; got {latent_dim}. "
-                "n_components=None takes as many as are allowed"
+                "n_components=None chooses the largest"
             )
         return latent_dim
 
@@ -168,20 +168,20 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         ppca = PPCA.like(X, latent_dim, noise=self.noise, seed=seed).double()
         try:
             found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
-        except ValueError as error:  # in the words of PPCA
+        except ValueError as error:  # which names the argument of PPCA
             raise ValueError(str(error).replace("latent_dim", "n_components")) from error
         if not found.converged:
             warnings.warn(
                 f"PX-EM stopped {found.stopped.replace('max_iterations', 'max_iter')}, at least "
                 f"{found.certificate:.2g} nats per datum below its maximum (tol={self.tol:g}); "
-                "raise either",
+                "raise max_iter or tol",
                 ConvergenceWarning,
                 stacklevel=3,
             )
         self.n_iter_, self.notes_ = found.steps, found.notes
         return ppca
 
-    def _keep(self, ppca: PPCA) -> None:
+    def _store(self, ppca: PPCA) -> None:
         self.model_, self.n_components_ = ppca, ppca.latent_dim
         self.components_ = as_array(ppca.loadings.mT)
         self.mean_ = as_array(ppca.loc)
@@ -195,14 +195,14 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         return X @ self.components_ + self.mean_
 
     def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
-        """X with each missing value filled by its mean given what was observed of its row.
+        """Replace each missing value by its mean given the observed values of its row.
 
-        ``model_.impute(X)`` has the standard deviations too, and draws; both take the fitted
+        ``model_.impute(X)`` also returns standard deviations and draws; both take the fitted
         parameters as known.
 
         Warns:
-            UserWarning: if cells rest on covariances that the X of the fit did not determine:
-                their means are arbitrary.
+            UserWarning: if imputed values depend on covariances that the data of the fit did not
+                determine, so that they are arbitrary.
 
         Raises:
             ValueError: as :meth:`transform`.
@@ -212,13 +212,13 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         found = self.model_.impute(X)
         for note in found.notes:
             warnings.warn(
-                f"{int(found.sd.isnan().sum())} of the values imputed are arbitrary: {note}",
+                f"{int(found.sd.isnan().sum())} of the imputed values are arbitrary: {note}",
                 stacklevel=2,
             )
         return cast_to(X.dtype, as_array(found.mean), "imputed values")
 
     def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " N"]:
-        """log p of what was observed of each row, exact, in nats.
+        """The exact log density of the observed values of each row, in nats.
 
         Raises:
             ValueError: as :meth:`transform`.
@@ -228,7 +228,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             return as_array(self.model_.log_likelihood(self._validated(X)))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
-        """The mean of :meth:`score_samples`, in nats per datum: what a search maximises.
+        """The mean of :meth:`score_samples`, in nats per datum, which a search maximises.
 
         Args:
             X: (N, D); NaN marks a missing value.
@@ -240,15 +240,15 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Float[np.ndarray, "S D"]:
-        """Draws from p(x).
+        """Draw from p(x).
 
         Args:
-            n_samples: how many.
-            random_state: of the draws; a number, a ``RandomState``, or ``None`` for numpy's
+            n_samples: the number of draws.
+            random_state: seed of the draws; an integer, a ``RandomState``, or ``None`` for numpy's
                 global one.
 
         Raises:
-            ValueError: if n_samples is no whole number >= 1.
+            ValueError: if n_samples is not a whole number >= 1.
         """
         check_is_fitted(self)
         check_int("n_samples", n_samples)
@@ -261,20 +261,20 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         return as_array(self.model_.covariance())
 
 
-def _most_with_holes(X: np.ndarray, rank: int) -> int:
-    # The rows' K-dimensional posteriors can explain K of the cells of each without noise; what is
-    # beyond these must outnumber the parameters of a K-dimensional plane, (K + 1) (D - K).
-    seen, width = (~np.isnan(X)).sum(1), X.shape[1]
-    fits = (k for k in range(1, rank) if (seen - k).clip(0).sum() > (k + 1) * (width - k))
+def _max_components(X: np.ndarray, rank: int) -> int:
+    # K latent variables fit K values of each row without noise; the number of observed values in
+    # excess of these must exceed that of the parameters of a K-dimensional plane, (K + 1) (D - K).
+    observed, width = (~np.isnan(X)).sum(1), X.shape[1]
+    fits = (k for k in range(1, rank) if (observed - k).clip(0).sum() > (k + 1) * (width - k))
     return max(fits, default=0)
 
 
-def _split_in_halves(X: np.ndarray, columns: ColumnStats, noise: str) -> PPCA:
-    # One component, along the longest axis, with half the variance there; the other half is noise.
+def _with_half_variance(X: np.ndarray, columns: ColumnStats, noise: str) -> PPCA:
+    # One component along the first principal axis with half of its variance; the rest is noise.
     if X.shape[1] > 1:
         warnings.warn(
-            f"X, of shape {X.shape}, has too little for one component beside noise, so the "
-            "likelihood has no maximum; half of the variance was taken as noise",
+            f"X, of shape {X.shape}, does not determine one component and the noise, so the "
+            "likelihood has no maximum; half of the variance was assigned to the noise",
             stacklevel=3,
         )
     filled = np.where(np.isnan(X), columns.mean.numpy(), X)

@@ -17,7 +17,12 @@ from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.inference_gaps.ascent import BoundSlice, bound_slice
 from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum, spectrum
-from ppl_vae.evaluation.latent_space.traversal import STEPS, interpolate, manifold, positions
+from ppl_vae.evaluation.latent_space.traversal import (
+    GRID_SIZE,
+    decode_grid,
+    interpolate,
+    normal_quantiles,
+)
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, EstimatorComparison
@@ -329,8 +334,8 @@ class _Builder:
         return self._tiles(torch.stack(list(found.values())), list(found), numbers)
 
     def _manifold(self, vae: FittedPair) -> ImageGrid:
-        at = positions(STEPS)
-        inner = manifold(vae.model, vae.units.apply(self.data.train[:1]), at=at)
+        at = normal_quantiles(GRID_SIZE)
+        inner = decode_grid(vae.model, vae.units.apply(self.data.train[:1]), values=at)
         values = vae.units.undo(inner)
         ticks = [f"{float(value):.1f}" for value in at]
         return self._tiles(values, ticks[::-1], ticks)

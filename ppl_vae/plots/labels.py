@@ -20,12 +20,12 @@ def accuracies(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
         ax: where to draw.
     """
     ax = new_axes(ax)
-    at, percent = np.arange(len(found.ways)), 100 * found.accuracy.numpy()
+    at, percent = np.arange(len(found.methods)), 100 * found.accuracy.numpy()
     for draw, values in enumerate(percent.T):
         label = "one draw of labels" if not draw else None
         ax.plot(at, values, "o-", ms=3, lw=0.8, color=GREY, alpha=0.7, label=label)
     ax.plot(at, percent.mean(1), "o", ms=7, color=BLUE, label="mean")
-    ax.set_xticks(at, [WRAPPED.get(way, way) for way in found.ways])
+    ax.set_xticks(at, [WRAPPED.get(way, way) for way in found.methods])
     ax.set_xlim(-0.4, len(at) - 0.6)
     ax.set_ylabel("held-out rows named rightly, %")
     title(ax, f"Learned from {found.num_labels} labels")
@@ -41,11 +41,11 @@ def differences(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
         ax: where to draw.
     """
     ax = new_axes(ax)
-    others = [way for way in found.ways if way != BASE]
+    others = [way for way in found.methods if way != BASE]
     ax.axvline(0, color="black", lw=1, ls=":")
-    base = found.accuracy[found.ways.index(BASE)]
+    base = found.accuracy[found.methods.index(BASE)]
     for place, way in enumerate(others):
-        points = 100 * (found.accuracy[found.ways.index(way)] - base).numpy()
+        points = 100 * (found.accuracy[found.methods.index(way)] - base).numpy()
         dots = "one draw of labels" if not place else None
         high = np.full(len(points), place - 0.14)
         ax.plot(points, high, "o", ms=3, color=GREY, alpha=0.7, label=dots)

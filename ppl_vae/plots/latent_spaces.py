@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_vae.evaluation.latent_space.embeddings import Embeddings, Map
+from ppl_vae.evaluation.latent_space.embeddings import Embedding, Embeddings
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpace, LatentSpaces
 from ppl_vae.plots.drawing import SMALL, new_axes, scatter_by_class, title
 
 ACROSS = 2
 """Spaces beside one another; more stand below."""
-EACH = (3.7, 4.1)
+EACH = (3.9, 4.1)
 """Inches of one of them."""
 
 
@@ -31,7 +31,7 @@ def latent_space(
     """
     ax = new_axes(ax, EACH)
     scatter_by_class(ax, space.codes.numpy(), labels)
-    names = [f"$z_{{{dimension + 1}}}$, sds of the prior" for dimension in space.shown]
+    names = [f"$z_{{{dimension + 1}}}$, sds of the prior" for dimension in space.leading]
     active = f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
     ax.set_xlabel(f"{names[0]}\nlog p {space.log_p}\n{active}", fontsize=SMALL)
     ax.set_ylabel(names[1], fontsize=SMALL)
@@ -47,7 +47,9 @@ def latent_spaces(spaces: LatentSpaces) -> Figure:
     return _side_by_side(drawn)
 
 
-def one_map(found: Map, labels: tuple[Any, ...], neighbours: int, ax: Axes | None = None) -> Axes:
+def one_map(
+    found: Embedding, labels: tuple[Any, ...], neighbours: int, ax: Axes | None = None
+) -> Axes:
     """Held-out data where a pair puts them on its plane; below it, what the map keeps of them.
 
     Args:
@@ -71,7 +73,7 @@ def one_map(found: Map, labels: tuple[Any, ...], neighbours: int, ax: Axes | Non
 def maps(found: Embeddings) -> Figure:
     """All of them, two beside one another, with one legend below."""
     how = (found.labels, found.neighbours)
-    return _side_by_side([partial(one_map, each, *how) for each in found.maps])
+    return _side_by_side([partial(one_map, each, *how) for each in found.embeddings])
 
 
 def _side_by_side(drawn: Sequence[Callable[[Axes], Axes]]) -> Figure:

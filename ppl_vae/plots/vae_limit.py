@@ -14,7 +14,11 @@ def vae_limit(seen: VAELimit, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     parts = (
         ("-log p(x, z)", seen.difference, BLUE),
-        ("its part -log p(z)", seen.code - (seen.autoencoder - seen.point_reconstruction), ORANGE),
+        (
+            "its part -log p(z)",
+            seen.cross_entropy - (seen.autoencoder - seen.autoencoder_reconstruction),
+            ORANGE,
+        ),
     )
     for name, above, shade in parts:
         ax.plot(seen.scales, above.abs(), "o-", ms=4, lw=1.2, color=shade, label=name)

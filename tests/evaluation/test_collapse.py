@@ -1,4 +1,4 @@
-"""KL a latent dimension, and the axes that should collapse."""
+"""KL per latent dimension, mutual information, and the diagnosis of posterior collapse."""
 
 import json
 import math
@@ -17,7 +17,6 @@ from ppl_vae import (
     VAE,
     AmortizedGuide,
     Bernoulli,
-    Collapse,
     ExactGuide,
     Gaussian,
     PerDatumGuide,
@@ -27,7 +26,10 @@ from ppl_vae import (
     fit_svi,
     mlp,
 )
-from ppl_vae.evaluation.latent_space import aggregate
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.evaluation import Collapse
+from ppl_vae.evaluation.latent_space import aggregate_posterior
 from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension, spectrum
 from ppl_vae.objectives.bounds import ELBO
 
@@ -44,7 +46,7 @@ def test_at_the_optimum_of_ppca_each_axis_carries_half_log_of_its_ratio():
     assert kl_by_dimension(turned.model, guide, x).numpy() == pytest.approx(expected, abs=1e-7)
 
 
-def test_it_adds_up_to_the_kl_of_the_bound_and_does_not_depend_on_blocks():
+def test_kl_by_dimension_sums_to_the_kl_of_the_elbo_for_any_batch_size():
     vae = VAE.mlp(6, 3, hidden=(8,), seed=0)
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     kl = kl_by_dimension(vae.model, vae.guide, x)
@@ -54,7 +56,7 @@ def test_it_adds_up_to_the_kl_of_the_bound_and_does_not_depend_on_blocks():
     assert parts.numpy() == pytest.approx(kl.numpy(), rel=1e-5)
 
 
-def test_the_prior_as_guide_uses_nothing():
+def test_the_kl_is_zero_if_the_guide_is_the_prior():
     ppca = PPCA(5, 2, seed=0)
     encoder = torch.nn.Linear(5, 2)
     torch.nn.init.zeros_(encoder.weight), torch.nn.init.zeros_(encoder.bias)
@@ -62,21 +64,21 @@ def test_the_prior_as_guide_uses_nothing():
     assert kl_by_dimension(ppca.model, guide, torch.randn(9, 5)).abs().max() == 0
 
 
-def test_a_full_covariance_is_no_sum_over_dimensions():
+def test_a_full_covariance_is_rejected():
     ppca = PPCA(5, 2, seed=0)
     guide = AmortizedGuide(mlp(5, 5, seed=0), 2, covariance="full")
-    with pytest.raises(ValueError, match="KL per dimension; site 'z' has a MultivariateNormal"):
+    with pytest.raises(ValueError, match="site 'z' has a MultivariateNormal"):
         kl_by_dimension(ppca.model, guide, torch.randn(9, 5))
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name):
+def test_external_pairs(name):
     model, guide, x = foreign.PAIRS[name]()
     kl = kl_by_dimension(model, guide, x, seed=0)
     assert kl.dim() == 1 and kl.isfinite().all()
 
 
-def test_the_spectrum_of_the_digits_and_the_axes_that_are_off_at_unit_noise():
+def test_spectrum_and_collapsing_axes_of_the_digits():
     found = spectrum(digits(), 10, {"unit": 1.0, "small": 1e-3})
     values, _ = oracles.sample_spectrum(digits())
     assert found.eigenvalues.numpy() == pytest.approx(values, abs=1e-10)
@@ -85,7 +87,7 @@ def test_the_spectrum_of_the_digits_and_the_axes_that_are_off_at_unit_noise():
     assert found.collapsing(float(found.eigenvalues[4])) == [4, 5, 6, 7, 8, 9]
 
 
-def test_the_threshold_is_that_of_ppca():
+def test_axes_collapse_at_the_threshold_of_ppca():
     # For a given noise the best column of an axis is zero if and only if l_i <= s2.
     x = oracles.simulate_ppca((16, 8, 4), 1, 300, 7, seed=0)
     found = spectrum(x, 3, {})
@@ -106,7 +108,7 @@ def oracles_log_p(eigenvalues, lengths, noise):
     return -0.5 * np.sum(np.log(2 * np.pi * variances) + eigenvalues / variances)
 
 
-def test_wider_than_long():
+def test_the_spectrum_of_fewer_rows_than_columns():
     x = oracles.simulate_ppca((16, 8), 1, 30, 9, seed=0)[:5]
     found = spectrum(x, 2, {})
     assert len(found.eigenvalues) == 9 and (found.eigenvalues[5:] == 0).all()
@@ -114,7 +116,7 @@ def test_wider_than_long():
         spectrum(x, 0, {})
 
 
-# What codes hold
+# The information in codes
 
 
 def linear_pair(slope, variance, K=1):
@@ -144,8 +146,8 @@ def of_linear_pair(slope, variance, K):
     return information + far, information, far
 
 
-def errors_off(slope, variance, K, N, num_samples, repetitions):
-    """(estimate - truth) / error of each of the three, and how often it was saturated."""
+def standardized_errors(slope, variance, K, N, num_samples, repetitions):
+    """(estimate - truth) / error of all three terms, and the share of saturated estimates."""
     truth, found, saturated = of_linear_pair(slope, variance, K), [], 0
     for seed in range(repetitions):
         codes = collapse(
@@ -161,16 +163,16 @@ def errors_off(slope, variance, K, N, num_samples, repetitions):
 
 def check_errors(z, repetitions):
     limit = stats.norm.isf(5e-7)
-    assert abs(z.mean()) < limit / repetitions**0.5 + 0.3  # the bias is within
+    assert abs(z.mean()) < limit / repetitions**0.5 + 0.3  # the allowed bias
     low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], repetitions - 1) / (repetitions - 1)
     assert low < z.var(ddof=1) < high
     covered = int((np.abs(z) < 1.96).sum())
     assert covered >= stats.binom.ppf(5e-7, repetitions, 0.93)
 
 
-def test_errors_are_right_where_the_mixture_is_shared():
-    """One draw per datum and one mixture for all: the spread over data is still the error."""
-    z, saturated = errors_off(1.5, 0.36, 1, 150, 2, 80)
+def test_standard_errors_are_calibrated_although_the_mixture_is_shared():
+    """All data share one mixture; the standard deviation over data still gives the error."""
+    z, saturated = standardized_errors(1.5, 0.36, 1, 150, 2, 80)
     assert saturated == 0
     for column in z.T:
         check_errors(column, 80)
@@ -186,27 +188,27 @@ def test_errors_are_right_where_the_mixture_is_shared():
         (0.1, 0.99, 2, 300, 2),
     ],
 )
-def test_intervals_cover(slope, variance, K, N, num_samples):
-    z, saturated = errors_off(slope, variance, K, N, num_samples, 400)
+def test_intervals_have_nominal_coverage(slope, variance, K, N, num_samples):
+    z, saturated = standardized_errors(slope, variance, K, N, num_samples, 400)
     assert saturated < 0.05
     for column in z.T[:2]:  # where the aggregate is the prior its estimate is all bias
         check_errors(column, 400)
 
 
-def test_where_intervals_do_not_cover_it_is_saturated():
-    z, saturated = errors_off(0.9, 0.19, 8, 400, 2, 3)
+def test_estimates_without_nominal_coverage_are_saturated():
+    z, saturated = standardized_errors(0.9, 0.19, 8, 400, 2, 3)
     assert saturated == 1 and z[:, 1].max() < -4
-    # The bounds hold: of the information from below, by the moments from above.
+    # Both bounds hold: the lower one by the estimate, the upper one by the moments.
     codes = collapse(*linear_pair(0.9, 0.19, 8), normal(400, 8), seed=0)
     truth = of_linear_pair(0.9, 0.19, 8)[1]
-    assert codes.mutual_information < codes.cap == pytest.approx(math.log(400))
+    assert codes.mutual_information < codes.max_mutual_information == pytest.approx(math.log(400))
     width = 5 * codes.mean_kl_error
-    assert codes.ceiling == pytest.approx(truth, abs=width) and codes.moments < 0.1
-    assert codes.failure is None and "400 data are too few to tell" in codes.verdict
-    assert f"at most {codes.ceiling:.3f}" in repr(codes)
+    assert codes.upper_bound == pytest.approx(truth, abs=width) and codes.moment_kl < 0.1
+    assert codes.failure is None and "400 data are too few to distinguish" in codes.verdict
+    assert f"at most {codes.upper_bound:.3f}" in repr(codes)
 
 
-def test_the_bias_is_about_what_is_said():
+def test_the_estimated_bias_has_the_right_size():
     found = [
         collapse(*linear_pair(0.8, 0.36, 3), normal(200, 3, seed=seed), num_samples=2, seed=seed)
         for seed in range(40)
@@ -215,15 +217,15 @@ def test_the_bias_is_about_what_is_said():
     kl = np.array([codes.mean_kl for codes in found]) - of_linear_pair(0.8, 0.36, 3)[0]
     # The KL has no bias and most of the same noise.
     bias = off.mean() - kl.mean()
-    said = np.mean([codes.bias for codes in found])
-    assert 0.6 * said < -bias < 2.5 * said
-    # It is small, but not against the error: intervals would cover less often than they say.
+    stated = np.mean([codes.bias for codes in found])
+    assert 0.6 * stated < -bias < 2.5 * stated
+    # It is small, but not relative to the error: intervals would have less than nominal coverage.
     errors = np.array([codes.mutual_information_error for codes in found])
-    assert 0.01 < said < errors.mean() and np.mean([codes.saturated for codes in found]) > 0.5
+    assert 0.01 < stated < errors.mean() and np.mean([codes.saturated for codes in found]) > 0.5
 
 
-def test_a_mixture_of_few_is_what_quadrature_says():
-    """For given data the means over many draws are integrals on the line."""
+def test_the_terms_for_few_data_agree_with_quadrature():
+    """For fixed data the means over many draws converge to one-dimensional integrals."""
     x = torch.tensor([[-2.0], [-1.5], [0.3], [0.4], [2.5]]).double()
     means, sd = 0.7 * x.numpy()[:, 0], 0.5
     codes = collapse(*linear_pair(0.7, sd**2), x, num_samples=4000, seed=0)
@@ -236,7 +238,7 @@ def test_a_mixture_of_few_is_what_quadrature_says():
         functions = {
             "information": lambda z, q=q: q.logpdf(z) - log_mixture(z),
             "aggregate": lambda z: log_mixture(z) - stats.norm.logpdf(z),
-            "identified": lambda z, q=q: q.pdf(z) / np.exp(log_mixture(z)) / len(means),
+            "retrieval_prob": lambda z, q=q: q.pdf(z) / np.exp(log_mixture(z)) / len(means),
         }
         for name, function in functions.items():
             first, second = (
@@ -248,7 +250,7 @@ def test_a_mixture_of_few_is_what_quadrature_says():
             assert abs(z) < oracles.z_limit(15), name
 
 
-def test_the_aggregate_is_the_mixture_over_all_rows_whatever_the_blocks(monkeypatch):
+def test_the_aggregate_posterior_is_the_mixture_over_all_rows_for_any_block_size(monkeypatch):
     x = oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0)[:20]
     x = oracles.with_holes(x, 0.3, seed=0)
     ppca = PPCA.from_parameters(normal(5, 2), normal(5, seed=1), 0.7)
@@ -256,10 +258,11 @@ def test_the_aggregate_is_the_mixture_over_all_rows_whatever_the_blocks(monkeypa
     parameters = (*(p.detach().numpy() for p in (ppca.loc, ppca.loadings)), 0.49)
     means, covariances = oracles.posterior(x[rows], *parameters)
     for pairs in (40, 2**16):
-        monkeypatch.setattr(aggregate, "PAIRS_AT_ONCE", pairs)
-        seen, mask = torch.from_numpy(np.nan_to_num(x)), torch.from_numpy(~np.isnan(x))
+        monkeypatch.setattr(aggregate_posterior, "DENSITIES_PER_BLOCK", pairs)
+        data = Batch(torch.from_numpy(np.nan_to_num(x)), torch.from_numpy(~np.isnan(x)))
+        pair = Pair(ppca.model, guide)
         with torch.no_grad():
-            blocks = list(aggregate.coded(ppca.model, guide, seen, mask, rows, 3))
+            blocks = list(aggregate_posterior.code_densities(pair, data, rows, 3))
         assert len(blocks) == {40: 4, 2**16: 1}[pairs]
         z = torch.cat([block.run.guide.nodes["z"]["value"] for block in blocks], 1).numpy()
         densities = [
@@ -291,17 +294,20 @@ def test_on_principal_axes_posterior_means_vary_by_one_minus_a_ratio():
         assert abs(codes.mean_kl - total) < oracles.z_limit() * codes.mean_kl_error
         assert codes.names == ("z[0]", "z[1]", "z[2]") and bool(codes.active.all())
         assert codes.spectrum.collapsing(codes.spectrum.noise["model"]) == []
-        assert "has a use for 3 of 3 axes" in repr(codes)
+        assert "uses 3 of 3 axes" in repr(codes)
         assert codes.failure is None and codes.verdict.startswith("3 of 3 dimensions active")
 
 
 @pytest.mark.parametrize("name", [*foreign.PAIRS, "param_table", "auto_normal"])
-def test_the_terms_of_strangers_pairs_add_up(name, float64):
+def test_the_terms_of_external_pairs_add_up(name, float64):
     model, guide, x = (foreign.PAIRS.get(name) or getattr(foreign, name))()
     codes = collapse(model, guide, x, num_samples=3, seed=0)
     assert codes.mean_kl == pytest.approx(codes.mutual_information + codes.aggregate_kl, abs=1e-12)
     assert len(codes.kl) == len(x) and len(codes.names) == len(codes.mean_variances)
-    assert bool((codes.identified <= 1 + 1e-9).all()) and codes.mutual_information <= codes.cap
+    assert (
+        bool((codes.retrieval_prob <= 1 + 1e-9).all())
+        and codes.mutual_information <= codes.max_mutual_information
+    )
     assert bool(codes.mean_variances.isfinite().all())
     assert bool(codes.kl_by_dimension.isfinite().all()) != (name == "auto_normal")
     again = collapse(model, guide, x, num_samples=3, seed=0)
@@ -310,16 +316,16 @@ def test_the_terms_of_strangers_pairs_add_up(name, float64):
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_codes_of_equal_data_say_nothing(name, float64):
-    """Each code has one density under all data, whatever plates and sites it is spread over."""
+def test_codes_of_identical_data_have_no_mutual_information(name, float64):
+    """Each code has the same density under all data, for any plates and sites."""
     model, guide, x = foreign.PAIRS[name]()
     codes = collapse(model, guide, x[:1].repeat(5, 1), num_samples=4, seed=0)
     assert float(codes.information.abs().max()) < 1e-9
-    assert float((codes.identified - 0.2).abs().max()) < 1e-9
+    assert float((codes.retrieval_prob - 0.2).abs().max()) < 1e-9
 
 
-def test_levels_in_opposite_order_are_read_off_their_draws(float64):
-    """q(z2 | z1): no closed form of one site given the other is right, and the mean has noise."""
+def test_the_kl_of_levels_in_opposite_order_is_estimated_from_draws(float64):
+    """q(z2 | z1): the closed form of a site given the other is wrong, and the mean is noisy."""
     model, guide, x = foreign.two_level()
     codes = collapse(model, guide, x, num_samples=5, seed=0)
     assert codes.names == ("z2[0]", "z2[1]", "z1[0]", "z1[1]", "z1[2]")
@@ -330,10 +336,10 @@ def test_levels_in_opposite_order_are_read_off_their_draws(float64):
     assert float(((torch.stack(few).mean(0) - many) / error).abs().max()) < oracles.z_limit(2)
 
 
-# Both failures, and what is none
+# Posterior collapse, lookup tables, and neither
 
 
-def table_of(means, scale):
+def per_datum_guide(means, scale):
     guide = PerDatumGuide(*means.shape).double()
     with torch.no_grad():
         guide.loc.copy_(means)
@@ -341,48 +347,58 @@ def table_of(means, scale):
     return guide
 
 
-def test_a_guide_that_is_the_prior_has_collapsed():
+def test_a_guide_equal_to_the_prior_is_posterior_collapse():
     ppca = PPCA.from_parameters(torch.zeros(5, 2).double(), torch.zeros(5).double(), 1.0)
-    codes = collapse(ppca.model, table_of(torch.zeros(30, 2), 1.0), normal(30, 5), seed=0)
+    codes = collapse(ppca.model, per_datum_guide(torch.zeros(30, 2), 1.0), normal(30, 5), seed=0)
     assert codes.failure == "posterior collapse"
     assert repr(codes).startswith("collapse: posterior collapse: q(z | x) is the prior in all 2")
     for value in (codes.mean_kl, codes.mutual_information, codes.aggregate_kl, codes.bias):
         assert abs(value) < 1e-9
-    assert float((codes.identified - 1 / 30).abs().max()) < 1e-9
+    assert float((codes.retrieval_prob - 1 / 30).abs().max()) < 1e-9
     assert not codes.saturated and not codes.active.any() and codes.kl_by_dimension.max() < 1e-9
 
 
-def test_a_constant_code_that_is_not_the_prior_is_told_from_it():
+def test_a_constant_q_other_than_the_prior_is_no_posterior_collapse():
     ppca = PPCA(5, 2, seed=0).double()
-    codes = collapse(ppca.model, table_of(torch.ones(30, 2), 0.1), normal(30, 5), seed=0)
+    codes = collapse(ppca.model, per_datum_guide(torch.ones(30, 2), 0.1), normal(30, 5), seed=0)
     assert (
         codes.failure is None
-        and "is not the prior, and no dependence on x can be shown" in codes.verdict
+        and "differs from the prior, but no dependence on x is detected" in codes.verdict
     )
     assert abs(codes.mutual_information) < 1e-9 and codes.aggregate_kl > 2
     assert codes.aggregate_kl == pytest.approx(codes.mean_kl)
-    # One Gaussian: the moments have all of it.
-    assert codes.moments == pytest.approx(codes.aggregate_kl, abs=0.5)
+    # The aggregate is one Gaussian, whose KL follows from its moments.
+    assert codes.moment_kl == pytest.approx(codes.aggregate_kl, abs=0.5)
 
 
-def test_a_look_up_table_is_not_compressed():
+def test_narrow_codes_far_from_the_prior_are_a_lookup_table():
     ppca, x = PPCA(5, 2, seed=0).double(), normal(40, 5)
-    codes = collapse(ppca.model, table_of(30 * normal(40, 2), 1e-3), x, seed=0)
-    assert codes.failure == "not compressed" and codes.saturated
-    assert repr(codes).startswith("collapse: not compressed: z is a look-up table, 100 %")
-    assert codes.mutual_information == pytest.approx(math.log(40), abs=1e-9) == codes.cap
-    assert codes.mean_kl > codes.cap and codes.moments > 0.5 * codes.mean_kl
-    assert codes.aggregate_kl == pytest.approx(codes.mean_kl - codes.cap, abs=1e-9)
-    # As narrow, but where the prior is: that cannot be told from a good code of a large table.
-    near = collapse(ppca.model, table_of(normal(40, 2), 1e-3), x, seed=0)
+    codes = collapse(ppca.model, per_datum_guide(30 * normal(40, 2), 1e-3), x, seed=0)
+    assert codes.failure == "lookup table" and codes.saturated
+    assert repr(codes).startswith(
+        "collapse: lookup table: codes identify their datum with probability 1.00"
+    )
+    assert (
+        codes.mutual_information
+        == pytest.approx(math.log(40), abs=1e-9)
+        == codes.max_mutual_information
+    )
+    assert codes.mean_kl > codes.max_mutual_information and codes.moment_kl > 0.5 * codes.mean_kl
+    assert codes.aggregate_kl == pytest.approx(
+        codes.mean_kl - codes.max_mutual_information, abs=1e-9
+    )
+    # Narrow codes within the prior cannot be distinguished from good codes of a larger data set.
+    near = collapse(ppca.model, per_datum_guide(normal(40, 2), 1e-3), x, seed=0)
     assert near.failure is None and near.saturated
-    assert "100 % of codes name their datum: 40 data are too few to tell" in near.verdict
+    assert (
+        "codes identify their datum with probability 1.00: 40 data are too few to" in near.verdict
+    )
 
 
-def test_unused_dimensions_are_counted():
+def test_collapsed_dimensions_are_counted():
     means = torch.stack([normal(50), 0 * normal(50), 0 * normal(50)], 1)
     codes = collapse(
-        PPCA(5, 3, seed=0).double().model, table_of(means, 1.0), normal(50, 5), seed=0
+        PPCA(5, 3, seed=0).double().model, per_datum_guide(means, 1.0), normal(50, 5), seed=0
     )
     assert codes.active.tolist() == [True, False, False]
     assert codes.verdict == "1 of 3 dimensions active, 2 collapsed to the prior"
@@ -390,33 +406,35 @@ def test_unused_dimensions_are_counted():
     assert float(codes.mean_variances[0]) == pytest.approx(variance, abs=1e-9)
 
 
-def test_the_threshold_is_seen_where_there_is_a_noise_variance():
+def test_the_threshold_of_ppca_is_printed_if_there_is_a_noise_variance():
     x = digits()[:200]
     vae = VAE.mlp(64, 4, hidden=(8,), likelihood=Gaussian(1.0), seed=0)
     codes = collapse(vae.model, vae.guide, x, num_samples=1, seed=0)
-    assert codes.spectrum.noise == {"model": 1.0} and "has a use for 0 of 4 axes" in repr(codes)
+    assert codes.spectrum.noise == {"model": 1.0} and "uses 0 of 4 axes" in repr(codes)
     other = collapse(vae.model, vae.guide, x, num_samples=1, noise_variance=0.01, seed=0)
-    assert "PPCA of this noise variance, 0.01, has a use for 4 of 4 axes" in repr(other)
+    assert "PPCA with this noise variance, 0.01, uses 4 of 4 axes" in repr(other)
     x = np.where(np.arange(64) % 7 == 3, np.nan, x)
     assert collapse(vae.model, vae.guide, x, num_samples=1).spectrum is None
     binary = VAE.mlp(64, 2, hidden=(8,), likelihood=Bernoulli(), seed=0)
     codes = collapse(binary.model, binary.guide, (digits()[:50] > 0.5).astype(float))
     assert codes.spectrum is None and "PPCA" not in repr(codes)
-    holed = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0), 0.2, seed=0)
-    ppca = PPCA.like(holed, 2, seed=0)
-    assert len(collapse(ppca.model, ExactGuide(ppca), holed).spectrum.eigenvalues) == 5
+    incomplete = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0), 0.2, seed=0)
+    ppca = PPCA.like(incomplete, 2, seed=0)
+    assert len(collapse(ppca.model, ExactGuide(ppca), incomplete).spectrum.eigenvalues) == 5
 
 
-def test_rows_say_which_data_are_meant():
+def test_rows_select_the_data():
     ppca, x, rows = PPCA(5, 2, seed=0).double(), normal(40, 5), torch.tensor([7, 3, 11])
-    guide = table_of(normal(40, 2), 0.5)
+    guide = per_datum_guide(normal(40, 2), 0.5)
     some = collapse(ppca.model, guide, x, rows=rows, num_samples=2, seed=0)
-    alone = collapse(ppca.model, table_of(guide.loc[rows], 0.5), x[rows], num_samples=2, seed=0)
-    assert some.cap == math.log(3)
+    alone = collapse(
+        ppca.model, per_datum_guide(guide.loc[rows], 0.5), x[rows], num_samples=2, seed=0
+    )
+    assert some.max_mutual_information == math.log(3)
     np.testing.assert_allclose(some.information, alone.information, rtol=1e-9)
 
 
-def test_a_result_of_collapse_is_read_and_kept():
+def test_a_result_has_a_frame_and_can_be_stored():
     codes = collapse(*linear_pair(0.8, 0.36, 2), normal(30, 2), num_samples=2, seed=0)
     frame = codes.to_frame()
     assert list(frame.index) == ["z[0]", "z[1]"]
@@ -425,7 +443,7 @@ def test_a_result_of_collapse_is_read_and_kept():
     assert repr(again) == repr(codes) and torch.equal(again.information, codes.information)
 
 
-def test_what_collapse_refuses():
+def test_bad_arguments_of_collapse():
     model, guide = linear_pair(0.8, 0.36)
     with pytest.raises(ValueError, match="mutual information needs at least 2 rows of x"):
         collapse(model, guide, normal(1, 1))
@@ -442,12 +460,11 @@ def test_what_collapse_refuses():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_vae_collapses_where_theory_says_and_comes_back(seed):
+def test_a_vae_collapses_at_the_threshold_and_not_with_a_learned_noise(seed):
     x, found = digits(), []
     for likelihood in (Gaussian(1.0), Gaussian("shared")):
         vae = VAE.mlp(64, 8, hidden=(64,), likelihood=likelihood, seed=seed)
-        how = {"epochs": 150, "batch_size": 150, "lr": 3e-3, "seed": seed}
-        fit_svi(vae.model, vae.guide, x, **how)
+        fit_svi(vae.model, vae.guide, x, epochs=150, batch_size=150, lr=3e-3, seed=seed)
         found.append(collapse(vae.model, vae.guide, x, seed=seed))
     unit, learned = found
     assert unit.failure == "posterior collapse" and float(unit.kl_by_dimension.max()) < 0.05
@@ -455,11 +472,11 @@ def test_a_vae_collapses_where_theory_says_and_comes_back(seed):
     assert int(learned.active.sum()) >= 5 and learned.failure is None and learned.saturated
 
 
-# The ceiling of the mutual information
+# The upper bound on the mutual information
 
 
 def gaussian_guide(q, K):
-    """A pair whose q(z | x) reads its distribution off x."""
+    """A pair with q(z | x) = q(x)."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -488,8 +505,8 @@ GAUSSIANS = {
 
 @pytest.mark.parametrize("name", GAUSSIANS)
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_the_ceiling_is_computed_and_not_sampled(name, num_samples):
-    """Mean KL and moments of the mixture by numpy: no draw, so no seed, has a part in them."""
+def test_the_upper_bound_has_no_monte_carlo_error(name, num_samples):
+    """Mean KL and moments of the mixture agree with numpy for any seed."""
     q, covariance = GAUSSIANS[name]
     x = oracles.simulate_ppca((2.0,), 0.5, 60, 2, seed=1)
     means = 0.7 * x + 0.1
@@ -501,28 +518,28 @@ def test_the_ceiling_is_computed_and_not_sampled(name, num_samples):
         pair = gaussian_guide(q, 2)
         codes = collapse(*pair, torch.as_tensor(x), num_samples=num_samples, seed=seed)
         np.testing.assert_allclose(codes.closed_kl.numpy(), kl, rtol=1e-10)
-        assert codes.moments == pytest.approx(moments, rel=1e-10)
-        assert codes.ceiling == pytest.approx(kl.mean() - moments, rel=1e-9)
+        assert codes.moment_kl == pytest.approx(moments, rel=1e-10)
+        assert codes.upper_bound == pytest.approx(kl.mean() - moments, rel=1e-9)
         assert codes.kl.numpy() != pytest.approx(kl, rel=1e-3)
 
 
-def test_where_the_kl_is_not_known_the_ceiling_is_from_the_draws():
+def test_the_upper_bound_is_from_draws_if_the_kl_has_no_closed_form():
     model, guide, x = foreign.auto_normal()
     codes = collapse(model, guide, x, seed=0)
     assert torch.equal(codes.closed_kl, codes.kl)
 
 
-def test_an_estimate_above_the_ceiling_is_said():
-    """q is almost the prior and one draw per datum: in some seeds the estimate is above 0.0002."""
+def test_an_estimate_above_the_upper_bound_is_reported():
+    """q is almost the prior, with one draw per datum: for some seeds the estimate is too large."""
 
     def q(x):
         return dist.Normal(0.02 * x, 1.0).to_event(1)
 
     x = oracles.simulate_ppca((1.0,), 0.5, 40, 2, seed=1)
     found = [collapse(*gaussian_guide(q, 2), x, num_samples=1, seed=seed) for seed in range(12)]
-    above = [codes.mutual_information > codes.ceiling + 0.0005 for codes in found]
+    above = [codes.mutual_information > codes.upper_bound + 0.0005 for codes in found]
     assert 0 < sum(above) < 12
     for codes, is_above in zip(found, above, strict=True):
-        said = f"the mutual information is at most {codes.ceiling:.3f}: the rest is the error"
-        assert codes.above_ceiling == is_above == (said in repr(codes))
-        assert len({f"{codes.ceiling:.12f}" for codes in found}) == 1
+        note = f"at most {codes.upper_bound:.3f}; the excess is Monte Carlo error"
+        assert codes.above_upper_bound == is_above == (note in repr(codes))
+        assert len({f"{codes.upper_bound:.12f}" for codes in found}) == 1

@@ -10,7 +10,9 @@ import torch
 from test_plots import check_texts
 
 import oracles
-from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
+from ppl_vae import PPCA, fit_closed_form
+from ppl_vae.evaluation import Denoising, compare_denoisers
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import images as tile_plots
 
 N, D = 50, 6
@@ -26,11 +28,11 @@ def found():
                              GaussianNoise(0.7), seed=0)  # fmt: skip
 
 
-def test_errors_are_numpys(found):
+def test_errors_agree_with_numpy(found):
     x = draw(N, D).numpy()
     noisy = found.noisy.numpy()
     assert np.abs(noisy - x).std() > 0.3
-    expected = {"as they are": noisy - x, "half": noisy / 2 - x, "zero": -x}
+    expected = {"no denoising": noisy - x, "half": noisy / 2 - x, "zero": -x}
     assert found.names == tuple(expected)
     for place, (name, off) in enumerate(expected.items()):
         error = (off**2).sum(1)
@@ -43,18 +45,18 @@ def test_errors_are_numpys(found):
     assert found.best == "half"
 
 
-def test_the_table_says_who_is_best(found):
+def test_the_printed_table_marks_the_smallest_error(found):
     lines = repr(found).splitlines()
     assert lines[0].startswith(
-        "50 rows of 6 columns; |x - denoised|^2 a row, in squared units of x"
+        "50 rows of 6 columns; |x - denoised|^2 per row, in squared units of x"
     )
-    assert [line.endswith("<- least") for line in lines[1:]] == [False, True, False]
+    assert [line.endswith("<- smallest") for line in lines[1:]] == [False, True, False]
     mean, error = found.difference("zero", "half")
     assert f"{found.error[2].mean():.3f} ± " in lines[3]
     assert lines[3].endswith(f"{mean:+.3f} ± {error:.3f}")
 
 
-def test_it_repeats_and_can_be_stored(found):
+def test_results_are_reproducible_and_can_be_stored(found):
     before = torch.get_rng_state()
     again = compare_denoisers({"half": lambda x: x / 2, "zero": torch.zeros_like}, draw(N, D),
                               GaussianNoise(0.7), seed=0)  # fmt: skip
@@ -63,14 +65,14 @@ def test_it_repeats_and_can_be_stored(found):
     assert repr(stored) == repr(found)
 
 
-def test_ppcas_posterior_mean_is_wieners_filter():
-    """Where noise is all that is left beyond K axes, no linear denoiser has a smaller error."""
+def test_the_posterior_mean_of_ppca_is_the_wiener_filter():
+    """If only noise remains beyond K axes, no linear denoiser has a smaller error."""
     scale, spread = 0.5, torch.tensor([3.0, 2.0, 0.0]).double()
     x = draw(4000, 3) * spread
     noisy = x + scale * draw(4000, 3, seed=1)
     ppca = PPCA.like(noisy, latent_dim=2)
     fit_closed_form(ppca, noisy)
-    denoisers = {"PPCA": ppca.reconstruct, "its plane": lambda rows: rows * (spread > 0)}
+    denoisers = {"PPCA": ppca.reconstruct, "projection": lambda rows: rows * (spread > 0)}
     found = compare_denoisers(denoisers, x, GaussianNoise(scale), seed=0)
     wiener = float((spread**2 * scale**2 / (spread**2 + scale**2)).sum())
     assert found.best == "PPCA"
@@ -82,22 +84,22 @@ def test_ppcas_posterior_mean_is_wieners_filter():
 
 
 def test_bad_arguments():
-    x, how = draw(N, D), {"noise": GaussianNoise(1.0)}
-    for denoisers in ({}, {"as they are": lambda x: x}):
+    x, noise = draw(N, D), GaussianNoise(1.0)
+    for denoisers in ({}, {"no denoising": lambda x: x}):
         with pytest.raises(
-            ValueError, match="at least one denoiser, and call none of them 'as th"
+            ValueError, match="at least one denoiser, none of them called 'no denois"
         ):
-            compare_denoisers(denoisers, x, **how)
+            compare_denoisers(denoisers, x, noise)
     with pytest.raises(ValueError, match="two or more complete rows"):
-        compare_denoisers({"mine": lambda x: x}, x[:1], **how)
-    with pytest.raises(ValueError, match=r"'mine' must return \(50, 6\); it gave \(50, 5\)"):
-        compare_denoisers({"mine": lambda x: x[:, 1:]}, x, **how)
-    found = compare_denoisers({"mine": lambda x: x}, x, **how)
-    with pytest.raises(KeyError, match="no denoiser is called 'yours'; there are"):
+        compare_denoisers({"mine": lambda x: x}, x[:1], noise)
+    with pytest.raises(ValueError, match=r"'mine' must return \(50, 6\); it returned \(50, 5\)"):
+        compare_denoisers({"mine": lambda x: x[:, 1:]}, x, noise)
+    found = compare_denoisers({"mine": lambda x: x}, x, noise)
+    with pytest.raises(KeyError, match="no denoiser is called 'yours'; the names are"):
         found.difference("mine", "yours")
 
 
-def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
+def test_the_image_grid_has_the_rows_and_its_plot_is_readable(found):
     image_grid = found.image_grid([3, 7], (2, 3))
     assert image_grid.row_labels == (
         "clean",

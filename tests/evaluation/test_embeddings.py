@@ -1,4 +1,4 @@
-"""Maps: places, errors and neighbours against numpy, on pairs whose plane is known."""
+"""Embeddings: codes, errors and nearest neighbours against numpy."""
 
 import dataclasses
 import json
@@ -10,15 +10,8 @@ from sklearn.decomposition import PCA
 from test_plots import check_texts
 
 import oracles
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
-    Embeddings,
-    ExactGuide,
-    compare_embeddings,
-    fit_closed_form,
-)
+from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, fit_closed_form
+from ppl_vae.evaluation import Embeddings, compare_embeddings
 from ppl_vae.plots import latent_spaces as latent_plots
 
 N, D = 60, 5
@@ -44,46 +37,46 @@ def found(table):
     return ppca, linear, compare_embeddings(pairs, x[:N], y[:N], x[N:], y[N:], neighbours=3)
 
 
-def neighbours(places, classes, codes, number):
-    """The majority among the nearest, by sorting all distances."""
-    named = []
+def predicted_classes(train_codes, classes, codes, number):
+    """The majority class of the nearest neighbours, by sorting all distances."""
+    predicted = []
     for code in codes:
-        near = np.argsort(((places - code) ** 2).sum(1), kind="stable")[:number]
+        near = np.argsort(((train_codes - code) ** 2).sum(1), kind="stable")[:number]
         names, counts = np.unique(classes[near], return_counts=True)
-        named.append(names[counts.argmax()])
-    return np.array(named)
+        predicted.append(names[counts.argmax()])
+    return np.array(predicted)
 
 
-def test_numbers_are_numpys(found, table):
-    (x, y), (ppca, linear, maps) = table, found
-    first, _, last = maps.maps
+def test_codes_errors_and_accuracies_agree_with_numpy(found, table):
+    (x, y), (ppca, linear, result) = table, found
+    first, _, last = result.embeddings
     np.testing.assert_allclose(first.codes, ppca.posterior_mean(x[N:]).detach(), atol=1e-12)
     back = ppca.reconstruct(x[N:]).detach().numpy()
     np.testing.assert_allclose(first.error, ((x[N:] - back) ** 2).sum(1))
     np.testing.assert_allclose(last.codes, linear.features(x[N:]))
-    for each, places in (
+    for each, train_codes in (
         (first, ppca.posterior_mean(x[:N]).detach()),
         (last, linear.features(x[:N])),
     ):
-        guess = neighbours(places.numpy(), y[:N], each.codes.numpy(), 3)
-        np.testing.assert_array_equal(each.right.numpy() == 1, guess == y[N:])
+        predicted = predicted_classes(train_codes.numpy(), y[:N], each.codes.numpy(), 3)
+        np.testing.assert_array_equal(each.correct.numpy() == 1, predicted == y[N:])
     assert first.accuracy[0] > 0.9
     mean, error = first.mean_error
     assert mean == pytest.approx(float(first.error.mean()))
     assert error == pytest.approx(float(first.error.std()) / np.sqrt(N))
 
 
-def test_the_table_and_what_is_stored(found):
-    maps = found[2]
-    text = repr(maps)
+def test_the_printed_table_and_storage(found):
+    result = found[2]
+    text = repr(result)
     assert text.startswith("60 held-out rows, ± standard error")
-    for each in maps.maps:
+    for each in result.embeddings:
         line = next(line for line in text.splitlines() if line.startswith(f"{each.name} "))
         assert "{:.3f} ± {:.3f}".format(*each.mean_error) in line
         assert f"{100 * each.accuracy[0]:.1f} ± " in line
-    assert list(maps.to_frame().index) == ["PPCA", "VAE", "linear autoencoder"]
-    assert maps.to_frame().loc["VAE", "accuracy"] == maps.maps[1].accuracy[0]
-    stored = Embeddings.from_dict(json.loads(json.dumps(maps.to_dict(), allow_nan=False)))
+    assert list(result.to_frame().index) == ["PPCA", "VAE", "linear autoencoder"]
+    assert result.to_frame().loc["VAE", "accuracy"] == result.embeddings[1].accuracy[0]
+    stored = Embeddings.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
     assert repr(stored) == text
 
 
@@ -91,7 +84,7 @@ def test_bad_arguments(table):
     x, y = table
     vae = VAE.mlp(D, 3, seed=0).double()
     pairs = {"wide": (vae.model, vae.guide)}
-    with pytest.raises(ValueError, match="wide has 3 latent dimensions; a map has two"):
+    with pytest.raises(ValueError, match="wide has 3 latent dimensions; an embedding has two"):
         compare_embeddings(pairs, x, y, x, y)
     with pytest.raises(ValueError, match="give at least one pair"):
         compare_embeddings({}, x, y, x, y)
@@ -103,17 +96,17 @@ def test_bad_arguments(table):
         compare_embeddings(pairs, x, y, x, y, neighbours=0)
 
 
-# The picture
+# The plot
 
 
-def test_the_picture_is_readable_and_draws_what_is_stored(found):
+def test_the_plot_is_readable_and_shows_the_stored_values(found):
     for number in (1, 2, 3):
-        part = dataclasses.replace(found[2], maps=found[2].maps[:number])
+        part = dataclasses.replace(found[2], embeddings=found[2].embeddings[:number])
         stored = Embeddings.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
         figure = latent_plots.maps(stored)
         check_texts(figure)
         assert len(figure.axes) == number and len(figure.legends) == 1
-        for ax, each in zip(figure.axes, found[2].maps, strict=False):
+        for ax, each in zip(figure.axes, found[2].embeddings, strict=False):
             across, error, named = ax.get_xlabel().splitlines()
             assert across == "$z_1$, units of the code"
             assert error == "squared error {:.3f} ± {:.3f} a datum".format(*each.mean_error)
@@ -125,8 +118,8 @@ def test_the_picture_is_readable_and_draws_what_is_stored(found):
         plt.close(figure)
 
 
-def test_one_map_is_drawn_on_ones_own_axes(found):
+def test_a_single_embedding_is_plotted_on_given_axes(found):
     figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
-    assert latent_plots.one_map(found[2].maps[0], found[2].labels, 3, ax) is ax
+    assert latent_plots.one_map(found[2].embeddings[0], found[2].labels, 3, ax) is ax
     check_texts(figure)
     plt.close(figure)

@@ -1,7 +1,7 @@
-"""Missing values filled by importance sampling, against PPCA, where what they hold is known
-exactly."""
+"""Imputation by importance sampling, against the exact conditional distribution of PPCA."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -29,18 +29,20 @@ from ppl_vae import (
     fit_svi,
     gaps,
     impute,
-    kl_by_dimension,
     log_likelihood,
     log_weights,
     mlp,
     to_arviz,
 )
-from ppl_vae.core.program import as_data_and_mask, filter_kwargs, modules_of
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import validation
 from ppl_vae.core.traces import by_draw_and_datum, sites
+from ppl_vae.evaluation import kl_by_dimension
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.prediction import predictive
-from ppl_vae.evaluation.prediction.imputation import _Block, _choose, _Sums
+from ppl_vae.evaluation.prediction.imputation import _resample, _Sampler, _WeightedMoments
 
 N, D, K = 12, 7, 3
 
@@ -57,12 +59,12 @@ def make(noise=0.6, seed=0):
     )
 
 
-def rows_with_holes(ppca, num_rows=N, seed=1, fraction=0.4):
+def incomplete_rows(ppca, num_rows=N, seed=1, fraction=0.4):
     return oracles.with_holes(ppca.sample(num_rows, seed=seed).numpy(), fraction, seed)
 
 
 def widened(ppca, c2=2.0, shift=0.7):
-    """The posterior with its covariance times c^2, moved by so many standard deviations."""
+    """The posterior with its covariance times c^2 and its mean shifted by ``shift`` deviations."""
 
     def guide(x, mask=None, index=None, num_data=None):
         posterior = ppca.posterior(x, mask=mask)
@@ -86,8 +88,8 @@ def linear_vae(ppca, **guide):
     return VAE(decoder=decoder, **guide, **shape).double()
 
 
-def near_the_prior(inputs):
-    """An encoder to start from that is not far from any posterior."""
+def encoder_near_the_prior(inputs):
+    """An encoder whose initial q is close to the prior."""
     encoder = mlp(inputs, 2 * K, seed=0)
     with torch.no_grad():
         encoder[0].weight.mul_(0.1)
@@ -107,83 +109,83 @@ def same(a, b):
         )
 
 
-# Exact under the exact guide
+# The exact guide
 
 
-def test_with_the_exact_guide_all_draws_count_and_moments_are_those_of_their_number():
+def test_the_exact_guide_has_full_ess_and_the_moments_of_independent_draws():
     """Sample means and variances of S exact draws: normal, and chi^2 of S - 1."""
     (ppca, truth), S = make(), 2000
     _, loadings, noise = truth
-    x = rows_with_holes(ppca)
+    x = incomplete_rows(ppca)
     found = impute(ppca.model, ExactGuide(ppca), x, S, seed=0)
-    holed = np.isnan(x).any(1)
-    close(found.ess[holed], torch.full((int(holed.sum()),), float(S)).double(), 1e-9)
-    assert found.ess[~holed].isnan().all()
+    incomplete = np.isnan(x).any(1)
+    close(found.ess[incomplete], torch.full((int(incomplete.sum()),), float(S)).double(), 1e-9)
+    assert found.ess[~incomplete].isnan().all()
     mean, _ = oracles.impute(x, *truth)
     _, covariances = oracles.posterior(x, *truth)
     of_mean = np.einsum("dk,nkl,dl->nd", loadings, covariances, loadings)  # Var E[x_d | z]
-    holes = np.isnan(x)
-    z = ((found.mean.numpy() - mean) / np.sqrt(of_mean / S))[holes]
-    assert np.abs(z).max() < oracles.z_limit(holes.sum())
-    spread = S * ((found.sd.numpy() ** 2 - noise) / of_mean)[holes]
+    missing = np.isnan(x)
+    z = ((found.mean.numpy() - mean) / np.sqrt(of_mean / S))[missing]
+    assert np.abs(z).max() < oracles.z_limit(missing.sum())
+    spread = S * ((found.sd.numpy() ** 2 - noise) / of_mean)[missing]
     tails = np.minimum(stats.chi2(S - 1).sf(spread), stats.chi2(S - 1).cdf(spread))
-    assert tails.min() > oracles.FAILURE_RATE / holes.sum() / 2
-    close(found.sd[~torch.from_numpy(holes)], torch.zeros(int((~holes).sum())).double())
-    # The same, exactly, from the closed form.
+    assert tails.min() > oracles.FAILURE_RATE / missing.sum() / 2
+    close(found.sd[~torch.from_numpy(missing)], torch.zeros(int((~missing).sum())).double())
+    # The closed form agrees with the oracle.
     close(mean, ppca.impute(x).mean)
 
 
-def test_more_draws_come_nearer():
+def test_errors_decrease_with_the_number_of_draws():
     ppca, _ = make()
-    x = rows_with_holes(ppca)
+    x = incomplete_rows(ppca)
     exact = ppca.impute(x).mean
     errors = [
         float((impute(ppca.model, widened(ppca), x, S, seed=0).mean - exact).square().mean())
         for S in (20, 20_000)
     ]
-    assert 100 < errors[0] / errors[1] < 10_000  # 1000, but for luck
+    assert 100 < errors[0] / errors[1] < 10_000  # 1000 in expectation
 
 
-# Weighted draws of a guide that is wrong
+# Weighted draws of an inexact guide
 
 
 def replicates(x, number):
     return np.tile(x, (number, 1)), lambda values: values.reshape(number, *x.shape)
 
 
-def test_weights_make_up_for_a_wrong_guide():
-    """Replicates of each row say how far the mean of its estimates may be off."""
+def test_weights_correct_for_an_inexact_guide():
+    """The standard error of the mean estimate is found from replicates of each row."""
     (ppca, truth), R = make(), 60
     _, loadings, noise = truth
-    x, c2, shift = rows_with_holes(ppca, 6), 2.0, 0.7
-    holes, (many, by_replicate) = np.isnan(x), replicates(x, R)
+    x, c2, shift = incomplete_rows(ppca, 6), 2.0, 0.7
+    missing, (many, by_replicate) = np.isnan(x), replicates(x, R)
     found = impute(ppca.model, widened(ppca, c2, shift), many, 1000, seed=0)
     assert (found.ess[found.ess.isfinite()] > 200).all()
     assert (found.ess[found.ess.isfinite()] < 700).all()
     mean, sd = oracles.impute(x, *truth)
-    limit = stats.t(R - 1).isf(oracles.FAILURE_RATE / holes.sum() / 4)
+    limit = stats.t(R - 1).isf(oracles.FAILURE_RATE / missing.sum() / 4)
 
-    def off(values, expected):
+    def z_score(values, expected):
         each = by_replicate(values)
         error = each.std(0, ddof=1) / R**0.5
-        return (np.abs(each.mean(0) - expected)[holes] / error[holes]).max()
+        return (np.abs(each.mean(0) - expected)[missing] / error[missing]).max()
 
-    assert off(found.mean.numpy(), mean) < limit
-    assert off(found.sd.numpy() ** 2, sd**2) < limit
-    # Unweighted, the same draws have the guide's own moments, and the check finds them out.
+    assert z_score(found.mean.numpy(), mean) < limit
+    assert z_score(found.sd.numpy() ** 2, sd**2) < limit
+    # Unweighted, the same draws have the moments of the guide, which the check rejects.
     _, covariances = oracles.posterior(x, *truth)
     roots = np.linalg.cholesky(covariances)
     own_mean = mean + shift * np.einsum("dk,nk->nd", loadings, roots[:, :, 0])
     own_variance = noise + c2 * np.einsum("dk,nkl,dl->nd", loadings, covariances, loadings)
-    assert off(found.mean.numpy(), own_mean) > 3 * limit
-    assert off(found.sd.numpy() ** 2, own_variance) > 3 * limit
+    assert z_score(found.mean.numpy(), own_mean) > 3 * limit
+    assert z_score(found.sd.numpy() ** 2, own_variance) > 3 * limit
 
 
-def test_draws_are_joint_and_of_the_conditional():
-    """Squared Mahalanobis distances of draws are chi^2, and so is that of their mean."""
+def test_draws_are_from_the_joint_conditional_distribution():
+    """Squared Mahalanobis distances of the draws and of their mean are chi^2."""
     ppca, truth = make()
     loc, loadings, noise = truth
-    x = rows_with_holes(ppca, 40)
+    x = incomplete_rows(ppca, 40)
     x, S = x[np.isnan(x).sum(1) > 1][:2], 1500
     C = oracles.ppca_covariance(loadings, noise)
     many, by_replicate = replicates(x, S)
@@ -195,42 +197,42 @@ def test_draws_are_joint_and_of_the_conditional():
         assert (draws[:, n, s] == row[s]).all()
         gain = C[np.ix_(m, s)] @ np.linalg.inv(C[np.ix_(s, s)])
         inverse = np.linalg.inv(C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)])
-        off = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
-        size = np.einsum("si,ij,sj->", off, inverse, off)
+        deviation = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
+        size = np.einsum("si,ij,sj->", deviation, inverse, deviation)
         tails = [
             stats.chi2(m.sum() * S).sf(size),
             stats.chi2(m.sum() * S).cdf(size),
-            stats.chi2(m.sum()).sf(S * off.mean(0) @ inverse @ off.mean(0)),
+            stats.chi2(m.sum()).sf(S * deviation.mean(0) @ inverse @ deviation.mean(0)),
         ]
         assert min(tails) > oracles.FAILURE_RATE / 6
 
 
-def test_draws_that_share_a_z_have_noise_of_their_own():
+def test_draws_with_the_same_z_have_independent_noise():
     (ppca, (_, _, noise)), S = make(), 3000
-    x = rows_with_holes(ppca, 3)
+    x = incomplete_rows(ppca, 3)
     found = impute(ppca.model, ExactGuide(ppca), x, 1, draws=S, seed=0)
-    holes = np.isnan(x)
-    off = (found.draws - found.mean).numpy()[:, holes]
-    close(found.sd.numpy()[holes], np.full(holes.sum(), noise**0.5))
-    size = (off**2).sum() / noise
-    law = stats.chi2(off.size)
+    missing = np.isnan(x)
+    deviation = (found.draws - found.mean).numpy()[:, missing]
+    close(found.sd.numpy()[missing], np.full(missing.sum(), noise**0.5))
+    size = (deviation**2).sum() / noise
+    law = stats.chi2(deviation.size)
     assert min(law.sf(size), law.cdf(size)) > oracles.FAILURE_RATE / 2
-    correlations = np.corrcoef(off.T)[np.triu_indices(holes.sum(), 1)]
+    correlations = np.corrcoef(deviation.T)[np.triu_indices(missing.sum(), 1)]
     assert np.abs(correlations).max() * S**0.5 < oracles.z_limit(correlations.size)
 
 
-def test_sums_over_runs_are_those_over_all_draws():
-    """However the weights rise and fall, by hundreds of nats, from run to run."""
+def test_running_moments_equal_those_of_all_draws():
+    """Also if weights change by hundreds of nats from run to run."""
     rng = np.random.default_rng(0)
     log_w = 30 * rng.normal(size=(50, 4)) + 1000 * rng.normal(size=4)
     log_w[:20] = np.sort(log_w[:20], 0)
     log_w[:5, 1] = -np.inf
     means, variances = 1e4 + rng.normal(size=(50, 4, 3)), rng.uniform(size=(50, 4, 3))
     parts = [torch.from_numpy(values) for values in (log_w, means, variances)]
-    sums = _Sums(parts[1][0])
+    moments = _WeightedMoments(parts[1][0])
     for piece in zip(*(part.split(4) for part in parts), strict=True):
-        sums.add(*piece)
-    found = sums.found(None)
+        moments.add(*piece)
+    found = moments.estimate(None)
     w = np.exp(log_w - log_w.max(0))
     w /= w.sum(0)
     mean = np.einsum("sb,sbd->bd", w, means)
@@ -240,25 +242,25 @@ def test_sums_over_runs_are_those_over_all_draws():
     close(found.ess, 1 / (w**2).sum(0), 1e-9)
 
 
-def test_each_of_many_runs_draws_has_its_chance(monkeypatch):
-    """With 300 draws in runs of 16, those chosen are spread over all of them by weight."""
+def test_draws_are_resampled_from_all_runs_in_proportion_to_their_weights(monkeypatch):
+    """300 draws in runs of 16 are resampled as if they were one run."""
     ppca, _ = make()
     monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 16)
-    x = rows_with_holes(ppca)[np.isnan(rows_with_holes(ppca)).any(1)][:1]
-    x, mask = as_data_and_mask(x, model=ppca.model)
-    block = _Block(ppca.model, ExactGuide(ppca), x, {"mask": mask})
-    runs = list(block._runs(300))
+    x = incomplete_rows(ppca)[np.isnan(incomplete_rows(ppca)).any(1)][:1]
+    pair = Pair(ppca.model, ExactGuide(ppca))
+    sampler = _Sampler(pair, pair.observe(x))
+    runs = list(sampler._runs(300))
     assert [len(run.log_weights()) for run in runs] == [16] * 18 + [12]
-    R, total, chosen = 4000, torch.zeros(1).double(), block._run(block.guide, 4000)
+    R, total, resampled = 4000, torch.zeros(1).double(), sampler._run(pair, 4000)
     for run in runs:
         weights = (
             run.log_weights().double() * 0 + 1 + torch.arange(len(run.log_weights()))[:, None]
         )
         total = total + weights.sum(0)
-        _choose(chosen, run, R, weights, total)
+        _resample(resampled, run, R, weights, total)
     every = torch.cat([sites(run.guide)["z"]["value"] for run in runs])[:, 0, 0]
     expected = torch.cat([1 + torch.arange(len(r.log_weights())) for r in runs]).double()
-    picked = sites(chosen.guide)["z"]["value"][:, 0, 0]
+    picked = sites(resampled.guide)["z"]["value"][:, 0, 0]
     counts = (picked[:, None] == every).double().sum(0)
     assert counts.sum() == R
     expected = R * expected / expected.sum()
@@ -266,56 +268,55 @@ def test_each_of_many_runs_draws_has_its_chance(monkeypatch):
     assert stats.chi2(len(every) - 1).sf(float(chi2)) > oracles.FAILURE_RATE
 
 
-# Other models, other types
+# Other models and dtypes
 
 
-def test_a_linear_vae_fills_as_ppca_does():
+def test_a_linear_vae_agrees_with_ppca():
     ppca, _ = make()
-    x = rows_with_holes(ppca)
+    x = incomplete_rows(ppca)
     vae = linear_vae(ppca)
-    options = {"num_samples": 300, "draws": 3, "seed": 0}
-    theirs = impute(ppca.model, ExactGuide(ppca), x, **options)
-    ours = impute(vae.model, vae.guide, x, **options)
+    expected = impute(ppca.model, ExactGuide(ppca), x, 300, draws=3, seed=0)
+    found = impute(vae.model, vae.guide, x, 300, draws=3, seed=0)
     for name in ("mean", "sd", "draws"):
-        close(getattr(ours, name), getattr(theirs, name))
+        close(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
-def test_log_likelihoods_of_a_linear_vae_with_holes_are_ppcas(missing):
+def test_log_likelihoods_of_a_linear_vae_with_missing_values_agree_with_ppca(missing):
     ppca, truth = make()
-    x = rows_with_holes(ppca, 20)
-    encoder = near_the_prior(D if missing == "zeros" else 2 * D)
+    x = incomplete_rows(ppca, 20)
+    encoder = encoder_near_the_prior(D if missing == "zeros" else 2 * D)
     vae = linear_vae(ppca, encoder=encoder, missing=missing)
-    found = log_likelihood(vae.model, vae.guide, x, 2000, refine=200, seed=0)
+    found = log_likelihood(vae.model, vae.guide, x, 2000, refine=100, seed=0)
     exact = ppca.log_likelihood(x).detach()
     close(exact, oracles.log_density(x, *truth), 1e-9)
     z = (found.value - exact) / found.standard_error
     assert found.reliable.all() and float(z.abs().max()) < oracles.z_limit(20)
 
 
-def test_a_guide_refined_row_by_row_is_worth_more_draws():
+def test_refining_the_guide_increases_the_effective_sample_size():
     ppca, truth = make(noise=0.1)
-    x = rows_with_holes(ppca)
-    vae = linear_vae(ppca, encoder=near_the_prior(D))
-    rough = impute(vae.model, vae.guide, x, 400, seed=0)
-    fine = impute(vae.model, vae.guide, x, 400, refine=200, seed=0)
+    x = incomplete_rows(ppca)
+    vae = linear_vae(ppca, encoder=encoder_near_the_prior(D))
+    amortized = impute(vae.model, vae.guide, x, 400, seed=0)
+    full = impute(vae.model, vae.guide, x, 400, refine=200, seed=0)
     diagonal = impute(vae.model, vae.guide, x, 400, refine=200, covariance="diagonal", seed=0)
-    holed = fine.ess.isfinite()
-    worth = [float(found.ess[holed].median()) for found in (rough, diagonal, fine)]
-    print(
-        "effective draws of 400: of the guide {:.0f}, diagonal {:.0f}, full {:.0f}".format(*worth)
+    incomplete = full.ess.isfinite()
+    ess = [float(found.ess[incomplete].median()) for found in (amortized, diagonal, full)]
+    print("ESS of 400 draws: amortized {:.0f}, diagonal {:.0f}, full {:.0f}".format(*ess))
+    assert ess[0] < 20 and ess[0] < ess[1] / 2 and ess[1] < ess[2]
+    assert full.ess[incomplete].min() > 100
+    assert "NOT to be trusted in" in repr(amortized) and "would help: refine=300" in repr(
+        amortized
     )
-    assert worth[0] < 20 and worth[0] < worth[1] / 2 and worth[1] < worth[2]
-    assert fine.ess[holed].min() > 100
-    assert "NOT to be trusted in" in repr(rough) and "would help: refine=300" in repr(rough)
-    assert "trusted" not in repr(fine) and "effective draws of z per row: median" in repr(fine)
+    assert "trusted" not in repr(full) and "effective draws of z per row: median" in repr(full)
     spread = oracles.impute(x, *truth)[1].max()
-    assert (fine.mean - ppca.impute(x).mean).abs().max() < 6 * spread / 100**0.5
+    assert (full.mean - ppca.impute(x).mean).abs().max() < 6 * spread / 100**0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bernoulli_holes_have_a_probability(dtype):
-    """Two z, equally likely a priori, against a sum over both."""
+def test_missing_binary_values_have_the_exact_probability(dtype):
+    """z takes effectively two values, so that the exact answer is a sum over both."""
     logits = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 1.5, 0.0]], dtype=dtype)
 
     def model(x=None, *, mask=None, index=None, num_data=None):
@@ -346,24 +347,24 @@ def test_bernoulli_holes_have_a_probability(dtype):
     assert found.ess[1].isnan() and torch.equal(found.mean[1], x[1])
 
 
-def test_single_precision_is_close_to_double_and_leaves_observed_cells_alone():
+def test_single_precision_agrees_with_double_and_observed_values_are_unchanged():
     vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0)
     ppca, _ = make()
-    x = rows_with_holes(ppca)
-    found = impute(vae.model, vae.guide, x, 4000, draws=2, refine=100, seed=0)
-    double = impute(vae.double().model, vae.guide, x, 4000, refine=100, seed=1)
+    x = incomplete_rows(ppca)
+    found = impute(vae.model, vae.guide, x, 4000, draws=2, refine=40, seed=0)
+    double = impute(vae.double().model, vae.guide, x, 4000, refine=40, seed=1)
     assert found.mean.dtype == found.sd.dtype == found.draws.dtype == found.ess.dtype
     assert found.mean.dtype == torch.float64
-    seen = ~np.isnan(x)
+    observed = ~np.isnan(x)
     for values in (found.mean.numpy(), *found.draws.numpy()):
-        assert np.array_equal(values[seen], x[seen])
+        assert np.array_equal(values[observed], x[observed])
     error = found.sd / found.ess[:, None].sqrt() + double.sd / double.ess[:, None].sqrt()
-    holes = torch.from_numpy(~seen)
-    assert ((found.mean - double.mean).abs() / error)[holes].max() < 6
+    missing = torch.from_numpy(~observed)
+    assert ((found.mean - double.mean).abs() / error)[missing].max() < 6
 
 
-class CellMask(Messenger):
-    """Masks the cells of an observed site."""
+class EntryMask(Messenger):
+    """Masks entries of an observed site."""
 
     def __init__(self, mask):
         super().__init__()
@@ -379,11 +380,11 @@ class CellMask(Messenger):
             msg["fn"] = fn.mask(mask if fn.batch_shape[-2:] == mask.shape else mask.T)
 
 
-def taking_mask(model):
-    """A stranger's model that takes ``mask``."""
+def with_mask_keyword(model):
+    """An external model with a keyword ``mask``."""
 
     def program(x=None, mask=None, **keywords):
-        with CellMask(mask):
+        with EntryMask(mask):
             return model(x, **filter_kwargs(model, keywords))
 
     program.__signature__ = inspect.signature(program)
@@ -392,21 +393,21 @@ def taking_mask(model):
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs_are_filled_as_by_a_slow_loop(name, float64):
+def test_external_pairs_agree_with_a_loop_over_rows_and_draws(name, float64):
     model, guide, x = foreign.PAIRS[name]()
-    model, S = taking_mask(model), 4
+    model, S = with_mask_keyword(model), 4
     x = oracles.with_holes(x.numpy().astype(float), 0.3, seed=0)
     x = torch.from_numpy(x[np.isnan(x).any(1)][:4])
     with loops.Recorder() as recorder:
         found = impute(model, guide, x, S, seed=0)
     for part in modules_of(model, guide):
         part.eval()
-    filled, seen = x.nan_to_num(), ~x.isnan()
+    filled, observed = x.nan_to_num(), ~x.isnan()
     with poutine.block(), torch.no_grad():
         nodes = poutine.trace(model).get_trace(filled).nodes
     name = next(k for k, s in nodes.items() if s["type"] == "sample" and s["is_observed"])
     for n in range(len(x)):
-        row, mask = filled[n : n + 1], seen[n : n + 1]
+        row, mask = filled[n : n + 1], observed[n : n + 1]
         weights, means, variances = [], [], []
         for draw in recorder.draws(S):
             z = recorder.row(draw, n)
@@ -423,87 +424,92 @@ def test_strangers_pairs_are_filled_as_by_a_slow_loop(name, float64):
         mean = w @ np.array(means)
         variance = w @ (np.array(variances) + np.array(means) ** 2) - mean**2
         assert float(found.ess[n]) == pytest.approx(1 / (w**2).sum(), rel=1e-8)
-        hole = ~seen[n]
-        np.testing.assert_allclose(found.mean[n][hole], mean[hole], rtol=1e-8, atol=1e-10)
-        np.testing.assert_allclose(found.sd[n][hole] ** 2, variance[hole], rtol=1e-7, atol=1e-10)
+        missing = ~observed[n]
+        np.testing.assert_allclose(found.mean[n][missing], mean[missing], rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(
+            found.sd[n][missing] ** 2, variance[missing], rtol=1e-7, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_draws_of_strangers_pairs_are_taken_datum_by_datum(name, float64):
+def test_draws_of_external_pairs_are_resampled_independently_per_datum(name, float64):
     model, guide, x = foreign.PAIRS[name]()
     x = torch.as_tensor(x).double()[:5]
-    block = _Block(model, guide, x, {"mask": torch.ones_like(x).bool()})
-    chosen, run = (block._run(guide, number) for number in (3, 4))
+    pair = Pair(model, guide)
+    sampler = _Sampler(pair, Batch(x, torch.ones_like(x).bool()))
+    resampled, run = (sampler._run(pair, number) for number in (3, 4))
     weights = nn.functional.one_hot(torch.arange(5) % 4, 4).T.double()
-    _choose(chosen, run, 3, weights, weights.sum(0))
-    for key, site in sites(chosen.guide).items():
-        picked = by_draw_and_datum(chosen, site, site["value"])
+    _resample(resampled, run, 3, weights, weights.sum(0))
+    for key, site in sites(resampled.guide).items():
+        picked = by_draw_and_datum(resampled, site, site["value"])
         drawn = sites(run.guide)[key]
         every = by_draw_and_datum(run, drawn, drawn["value"])
         for n in range(5):
             assert torch.equal(picked[:, n], every[n % 4, n].expand_as(picked[:, n]))
     with torch.no_grad():
-        assert block._data_given(chosen, 3).shape == (3, *x.shape)
-    assert impute(taking_mask(model), guide, x, 5, draws=2, refine=2, seed=0).draws is not None
+        assert sampler._draw_x(resampled, 3).shape == (3, *x.shape)
+    assert (
+        impute(with_mask_keyword(model), guide, x, 5, draws=2, refine=2, seed=0).draws is not None
+    )
 
 
-def test_one_q_a_datum_is_looked_up_by_its_place():
+def test_a_per_datum_guide_finds_rows_by_position():
     ppca, _ = make()
-    x = rows_with_holes(ppca)
-    x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are not looked at
+    x = incomplete_rows(ppca)
+    x[::3] = ppca.sample(N, seed=2)[::3].numpy()  # complete rows are skipped
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.unconstrained_scale.fill_(-60.0)
         guide.loc.copy_(torch.randn(N, K, generator=torch.Generator().manual_seed(0)).double())
     found = impute(ppca.model, guide, x, 3, seed=0)
-    holes = torch.from_numpy(np.isnan(x))
+    missing = torch.from_numpy(np.isnan(x))
     expected = guide.loc @ ppca.loadings.mT + ppca.loc
-    assert (found.mean - expected.detach())[holes].abs().max() < 1e-2
+    assert (found.mean - expected.detach())[missing].abs().max() < 1e-2
 
 
 # Memory
 
 
-def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
+def test_no_more_rows_are_decoded_at_once_than_the_limit(monkeypatch):
     ppca, _ = make()
-    seen = []
+    batch_sizes = []
 
-    class Watched(nn.Linear):
+    class Counting(nn.Linear):
         def forward(self, z):
-            seen.append(len(z))
+            batch_sizes.append(len(z))
             return super().forward(z)
 
     vae = VAE(
-        decoder=Watched(K, D),
+        decoder=Counting(K, D),
         encoder=mlp(D, 2 * K),
         likelihood=Gaussian(1.0),
         data_dim=D,
         latent_dim=K,
     ).double()
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 24)
-    for S, draws in ((50, 0), (10, 24), (1, 5)):
-        found = impute(vae.model, vae.guide, rows_with_holes(ppca, 30), S, draws=draws, seed=0)
-        assert max(seen) <= 24
+    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 10)
+    for S, draws in ((25, 0), (5, 10), (1, 3)):
+        found = impute(vae.model, vae.guide, incomplete_rows(ppca, 14), S, draws=draws, seed=0)
+        assert max(batch_sizes) <= 10
         assert found.mean.isfinite().all()
 
 
-# What counts as a missing value
+# Masks and missing values
 
 
-def test_a_mask_says_the_same_as_nan_whatever_stands_under_it():
+def test_a_mask_is_equivalent_to_nan_for_any_masked_values():
     vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0).double()
     ppca, _ = make()
-    x = rows_with_holes(ppca)
-    mask, options = ~np.isnan(x), {"draws": 2, "refine": 3, "seed": 0}
-    expected = impute(vae.model, vae.guide, x, 50, **options)
-    for junk in (0.0, 1e6, np.nan):
+    x = incomplete_rows(ppca)
+    mask, run = ~np.isnan(x), partial(impute, draws=2, refine=3, seed=0)
+    expected = run(vae.model, vae.guide, x, 50)
+    for arbitrary in (0.0, 1e6, np.nan):
         for form in (mask, torch.from_numpy(mask)):
-            filled = np.where(mask, x, junk)
-            same(impute(vae.model, vae.guide, filled, 50, mask=form, **options), expected)
-    same(impute(vae.model, vae.guide, pd.DataFrame(x), 50, **options), expected)
+            filled = np.where(mask, x, arbitrary)
+            same(run(vae.model, vae.guide, filled, 50, mask=form), expected)
+    same(run(vae.model, vae.guide, pd.DataFrame(x), 50), expected)
 
 
-def test_complete_rows_come_back_untouched():
+def test_complete_rows_are_unchanged():
     vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
     ppca, _ = make()
     whole = ppca.sample(N, seed=1)
@@ -511,16 +517,16 @@ def test_complete_rows_come_back_untouched():
     assert torch.equal(found.mean, whole) and not found.sd.any()
     assert torch.equal(found.draws, whole.expand(2, -1, -1)) and found.ess.isnan().all()
     assert repr(found) == f"Imputation: 0 of {N * D} cells filled\n  2 draws"
-    holed = whole.clone()
-    holed[3, 2] = torch.nan
-    found = impute(vae.model, vae.guide, holed, 5, draws=2, seed=0)
+    incomplete = whole.clone()
+    incomplete[3, 2] = torch.nan
+    found = impute(vae.model, vae.guide, incomplete, 5, draws=2, seed=0)
     assert found.ess.isfinite().nonzero().flatten().tolist() == [3]
     others = torch.arange(N) != 3
     assert torch.equal(found.mean[others], whole[others])
     assert found.to_dict()["ess"][0] is None and list(found.to_frame()) == ["ess"]
 
 
-def test_seeds_repeat_and_nothing_else_is_changed():
+def test_results_are_reproducible_and_global_state_is_unchanged():
     model, guide, x = foreign.regularized()
     x = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
     buffers = [b.clone() for b in model.__self__.buffers()]
@@ -533,11 +539,11 @@ def test_seeds_repeat_and_nothing_else_is_changed():
     assert model.__self__.training
 
 
-# What encoders see, wherever a pair is run
+# The input of encoders, in every function that runs a pair
 
 
-class Watched(nn.Module):
-    """An encoder that remembers its inputs."""
+class RecordingEncoder(nn.Module):
+    """An encoder that records its inputs."""
 
     def __init__(self, width):
         super().__init__()
@@ -553,7 +559,9 @@ RUNS = {
     "log_weights": lambda v, x, m: log_weights(v.model, v.guide, x, 3, mask=m),
     "log_likelihood": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, mask=m),
     "refined": lambda v, x, m: log_likelihood(v.model, v.guide, x, 30, refine=2, mask=m),
-    "gaps": lambda v, x, m: gaps(v.model, v.guide, x, steps=2, num_samples=30, mask=m),
+    "gaps": lambda v, x, m: gaps(
+        v.model, v.guide, x, steps=2, num_samples=30, tolerance=1.0, mask=m
+    ),
     "kl_by_dimension": lambda v, x, m: kl_by_dimension(v.model, v.guide, x, mask=m),
     "latent_means": lambda v, x, m: predictive.latent_means(v.model, v.guide, x, mask=m),
     "reconstruct": lambda v, x, m: predictive.reconstruct(v.model, v.guide, x, mask=m),
@@ -572,49 +580,60 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_encoder_sees_zeros_and_the_mask_wherever_it_runs(name):
+def test_encoders_receive_zeros_and_the_mask_in_every_function(name):
     ppca, _ = make()
-    x = rows_with_holes(ppca)
-    x = x[np.isnan(x).any(1)]
+    x = incomplete_rows(ppca)
+    x = x[np.isnan(x).any(1)][:6]
     mask = ~np.isnan(x)
     shape = {"data_dim": D, "latent_dim": K, "likelihood": Gaussian("shared")}
     vae = VAE(
-        decoder=mlp(K, D, seed=1), encoder=Watched(D), missing="zeros+mask", **shape
+        decoder=mlp(K, D, seed=1), encoder=RecordingEncoder(D), missing="zeros+mask", **shape
     ).double()
     RUNS[name](vae, np.where(mask, x, 1e6), mask)
     rows = torch.from_numpy(np.hstack([np.where(mask, x, 0.0), mask]))
     assert vae.guide.encoder.inputs
-    for seen in vae.guide.encoder.inputs:
-        assert (seen[:, None] == rows).all(-1).any(1).all()
+    for inputs in vae.guide.encoder.inputs:
+        assert (inputs[:, None] == rows).all(-1).any(1).all()
 
 
-# A VAE that learns from missing values
+# A VAE trained on missing values
 
 
-# With the mask beside it an encoder of twice the width starts slower.
-@pytest.mark.parametrize(("missing", "epochs"), [("zeros", 20), ("zeros+mask", 40)])
-def test_a_vae_learns_from_digits_with_holes_and_fills_them(missing, epochs):
+# With the mask as input the encoder is twice as wide and trains more slowly.
+@pytest.mark.parametrize(
+    ("inputs", "epochs"),
+    [("zeros", 20), pytest.param("zeros+mask", 40, marks=pytest.mark.slow)],
+)
+def test_a_vae_trained_on_incomplete_digits_imputes_them(inputs, epochs):
     x, train, test = torch.from_numpy(digits()), slice(0, 1000), slice(1000, 1200)
-    holes = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    holed = torch.where(holes, torch.nan, x)
-    vae = VAE.mlp(64, 8, hidden=(64,), missing=missing, seed=0)
-    options = {"epochs": epochs, "batch_size": 50, "lr": 3e-3, "capture": False, "seed": 0}
-    fit_svi(vae.model, vae.guide, holed[train], **options)
-    found = impute(vae.model, vae.guide, holed[test], 100, seed=0)
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    incomplete = torch.where(missing, torch.nan, x)
+    vae = VAE.mlp(64, 8, hidden=(64,), missing=inputs, seed=0)
+    fit_svi(
+        vae.model,
+        vae.guide,
+        incomplete[train],
+        epochs=epochs,
+        batch_size=50,
+        lr=3e-3,
+        capture=False,
+        seed=0,
+    )
+    found = impute(vae.model, vae.guide, incomplete[test], 100, seed=0)
 
-    def error(filled):
-        return float((filled - x[test])[holes[test]].square().mean().sqrt())
+    def rmse(imputed):
+        return float((imputed - x[test])[missing[test]].square().mean().sqrt())
 
-    mine, means = error(found.mean), error(holed[train].nanmean(0).expand(200, -1))
-    print(f"{missing}: RMSE {mine:.4f}, {mine / means:.3f} of column means'\n{found}")
-    assert mine < 0.9 * means
+    ours, means = rmse(found.mean), rmse(incomplete[train].nanmean(0).expand(200, -1))
+    print(f"{inputs}: RMSE {ours:.4f}, {ours / means:.3f} of column means'\n{found}")
+    assert ours < 0.9 * means
 
 
-# What is refused
+# Errors
 
 
 def program_of(sample):
-    """A model whose way to observe x is given."""
+    """A model that observes x by ``sample``."""
 
     def model(x=None, *, mask=None, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -630,25 +649,27 @@ def prior(x, **_):
         pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
 
 
-def cells(fn, mask):
+def independent(fn, mask):
     return fn.mask(mask).to_event(1)
 
 
 def two_sites(x, z, mask):
     for name, part in (("a", slice(0, 2)), ("b", slice(2, 4))):
-        pyro.sample(name, cells(dist.Normal(z, 1.0), mask[:, part]), obs=x[:, part])
+        pyro.sample(name, independent(dist.Normal(z, 1.0), mask[:, part]), obs=x[:, part])
 
 
-REFUSED = {
+UNSUPPORTED = {
     "several sites": (two_sites, r"observes several sites, \['a', 'b'\]"),
     "no moments": (
-        lambda x, z, m: pyro.sample("x", cells(dist.Cauchy(z[..., :1] + 0 * x, 1.0), m), obs=x),
+        lambda x, z, m: pyro.sample(
+            "x", independent(dist.Cauchy(z[..., :1] + 0 * x, 1.0), m), obs=x
+        ),
         r"site 'x' of the model \(Cauchy\) has no mean and variance in closed form",
     ),
     "no closed form": (
         lambda x, z, m: pyro.sample(
             "x",
-            cells(
+            independent(
                 dist.TransformedDistribution(
                     dist.Normal(z[..., :1] + 0 * x, 1.0), [dist.transforms.TanhTransform()]
                 ),
@@ -659,12 +680,12 @@ REFUSED = {
         "has no mean and variance in closed form",
     ),
     "a transform": (
-        lambda x, z, m: pyro.sample("x", cells(dist.Normal(z[..., :1], 1.0), m), obs=2 * x),
-        "does not hold x as it is",
+        lambda x, z, m: pyro.sample("x", independent(dist.Normal(z[..., :1], 1.0), m), obs=2 * x),
+        "does not hold x itself",
     ),
     "fewer columns": (
-        lambda x, z, m: pyro.sample("x", cells(dist.Normal(z, 1.0), m[:, :2]), obs=x[:, :2]),
-        r"does not hold x as it is, \(rows, 4\): it has shape \(3, 2\)",
+        lambda x, z, m: pyro.sample("x", independent(dist.Normal(z, 1.0), m[:, :2]), obs=x[:, :2]),
+        r"does not hold x itself, of shape \(rows, 4\): it has shape \(3, 2\)",
     ),
     "dependent cells": (
         lambda x, z, m: pyro.sample(
@@ -672,30 +693,30 @@ REFUSED = {
             dist.MultivariateNormal(z[..., :1] + 0 * x, torch.eye(4).double()).mask(m.any(-1)),
             obs=x,
         ),
-        r"cells of site 'x' of the model \(MultivariateNormal\) are not independent given z",
+        r"entries of site 'x' of the model \(MultivariateNormal\) are not independent given z",
     ),
     "nothing": (lambda x, z, m: None, "the model observes nothing"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_models_whose_holes_cannot_be_filled_are_refused(name):
-    sample, match = REFUSED[name]
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_models_are_rejected(name):
+    sample, match = UNSUPPORTED[name]
     x = torch.full((3, 4), 0.5).double()
     x[:, 1] = torch.nan
     with pytest.raises(ValueError, match=match):
         impute(program_of(sample), prior, x, 4)
 
 
-def test_weights_that_are_no_numbers_are_reported():
+def test_invalid_weights_are_reported():
     x = torch.full((3, 4), 0.5).double()
     x[0, 1] = torch.nan
 
     def broken(x, z, m):
-        pyro.sample("x", cells(dist.Normal(z[..., :1] + torch.nan * x, 1.0), m), obs=x)
+        pyro.sample("x", independent(dist.Normal(z[..., :1] + torch.nan * x, 1.0), m), obs=x)
 
-    def hopeless(x, z, m):
-        pyro.sample("x", cells(dist.Normal(z[..., :1] + 0 * x, 1.0), m), obs=x)
+    def impossible(x, z, m):
+        pyro.sample("x", independent(dist.Normal(z[..., :1] + 0 * x, 1.0), m), obs=x)
         pyro.factor("f", z[..., 0] * 0 - torch.inf)
 
     with validation(False), pytest.raises(FloatingPointError, match="are NaN or infinite"):
@@ -706,7 +727,7 @@ def test_weights_that_are_no_numbers_are_reported():
             FloatingPointError, match="all weights of 1 rows with missing values are zero"
         ),
     ):
-        impute(program_of(hopeless), prior, x, 40, draws=2)
+        impute(program_of(impossible), prior, x, 40, draws=2)
 
 
 BAD = [
@@ -724,14 +745,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "match"), BAD, ids=[str(c)[:30] for c, _ in BAD])
-def test_bad_arguments_are_refused(changes, match):
+def test_bad_arguments(changes, match):
     ppca, _ = make()
-    arguments = {"model": ppca.model, "guide": ExactGuide(ppca), "x": rows_with_holes(ppca)}
+    arguments = {"model": ppca.model, "guide": ExactGuide(ppca), "x": incomplete_rows(ppca)}
     with pytest.raises(ValueError, match=match):
         impute(**(arguments | {"num_samples": 4} | changes))
 
 
-def test_data_outside_the_support_are_refused():
+def test_data_outside_the_support_are_rejected():
     vae = VAE.mlp(D, K, likelihood=Bernoulli(), seed=0)
     x = np.full((2, D), 0.5)
     x[0, 0] = np.nan

@@ -1,4 +1,4 @@
-"""How often intervals of imputed values cover, given that the parameters were fitted."""
+"""Coverage of intervals for imputed values when the parameters were fitted."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from ppl_vae.core.results import COVERAGE
 
 D, K, MISSING = 12, 3, 0.3
 TABLES = {20: 60, 50: 30, 200: 10}
-"""How many tables of each number of rows."""
+"""Number of simulated data sets for each number of rows."""
 
 
-def covered(noise, num_rows, fitted):
-    """The share of missing cells within 1.96 sd of what was imputed, over tables."""
-    inside, cells = 0, 0
+def coverage(noise, num_rows, fitted):
+    """The share of missing values within 1.96 sd of the imputed mean, over all data sets."""
+    inside, total = 0, 0
     for seed in range(TABLES[num_rows]):
         rng = np.random.default_rng(seed)
         loadings = rng.normal(size=(D, K))
@@ -33,16 +33,16 @@ def covered(noise, num_rows, fitted):
             ppca.assign(loadings=torch.from_numpy(loadings), loc=0 * ppca.loc, noise_scale=scale)
         found, missing = ppca.impute(x), np.isnan(x)
         away = np.abs(whole - found.mean.numpy())[missing] / found.sd.numpy()[missing]
-        inside, cells = inside + int((away < stats.norm.ppf(0.975)).sum()), cells + missing.sum()
-    return inside / cells
+        inside, total = inside + int((away < stats.norm.ppf(0.975)).sum()), total + missing.sum()
+    return inside / total
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
-def test_intervals_of_fitted_parameters_cover_as_often_as_is_said(noise):
+def test_intervals_have_the_documented_coverage(noise):
     stated = {"isotropic": (0.80, 0.91, 0.94), "diagonal": (0.66, 0.88, 0.94)}[noise]
     for num_rows, share in zip(TABLES, stated, strict=True):
-        found, known = (covered(noise, num_rows, fitted) for fitted in (True, False))
+        found, known = (coverage(noise, num_rows, fitted) for fitted in (True, False))
         print(f"{noise}, N = {num_rows}: {found:.3f}; with the true parameters {known:.3f}")
         assert found == pytest.approx(share, abs=0.015)
         assert f"{share:.0%}".removesuffix("%") in COVERAGE

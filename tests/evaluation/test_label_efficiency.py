@@ -1,4 +1,4 @@
-"""Few labels: the same rows and steps for all, Student's intervals, whichever wins is said."""
+"""Label efficiency: equal rows and steps for all methods, Student intervals, and the verdict."""
 
 import copy
 import dataclasses
@@ -15,28 +15,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from test_plots import check_texts
 
-from ppl_vae import (
-    VAE,
-    Autoencoder,
-    Categorical,
-    GaussianNoise,
-    LabelEfficiency,
-    SupervisedEncoder,
-    digits,
-    fit_svi,
-    label_efficiency,
-)
+from ppl_vae import VAE, Autoencoder, Categorical, digits, fit_svi
+from ppl_vae.evaluation import LabelEfficiency, label_efficiency
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
+from ppl_vae.models import SupervisedEncoder
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import labels as label_plots
 
 N, D, K, C = 90, 6, 4, 3
 NAMES = np.array(["a", "b", "c"])
-SHORT = {"steps": 15, "lr": 0.02}
-WAYS = ("fine-tuned", "frozen", "scratch")
+METHODS = ("fine-tuned", "frozen", "scratch")
 
 
 def table(seed=0):
-    """Three clusters and their names."""
+    """Three clusters and their class names."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, C, N)
     return rng.normal(size=(N, D)) + 1.5 * np.eye(C, D)[y], NAMES[y]
@@ -52,11 +44,12 @@ def pair():
 
 @pytest.fixture(scope="module")
 def found(pair):
-    how = {"num_labels": 9, "seeds": range(3), **SHORT}
-    return label_efficiency(pair, *table(), *table(1), **how)
+    return label_efficiency(
+        pair, *table(), *table(1), num_labels=9, seeds=range(3), steps=15, lr=0.02
+    )
 
 
-def test_each_way_is_what_it_says(found, pair):
+def test_scores_agree_with_separate_fits(found, pair):
     (x, y), (x_test, y_test) = table(), table(1)
     codes = torch.as_tensor(np.searchsorted(NAMES, y))
     for draw, seed in enumerate(found.seeds):
@@ -65,20 +58,20 @@ def test_each_way_is_what_it_says(found, pair):
         for encoder in ("fine-tuned", "frozen", "scratch"):
             made = SupervisedEncoder(pair, Categorical(C), encoder=encoder, seed=seed)
             labelled = made.rows(x[rows], codes[rows])
-            fit_svi(made.model, made.guide, labelled, **SHORT, seed=seed)
+            fit_svi(made.model, made.guide, labelled, steps=15, lr=0.02, seed=seed)
             probabilities[encoder] = made.predict(x_test).base_dist.probs[:, 0].numpy()
         linear = LogisticRegression(max_iter=10_000).fit(x[rows], y[rows])
         probabilities["logistic regression"] = linear.predict_proba(x_test)
-        assert set(found.ways) == set(probabilities)
-        for place, way in enumerate(found.ways):
-            guess = NAMES[probabilities[way].argmax(1)]
-            right = accuracy_score(y_test, guess)
-            assert found.accuracy[place, draw] == pytest.approx(right)
-            loss = log_loss(y_test, probabilities[way])
+        assert set(found.methods) == set(probabilities)
+        for place, method in enumerate(found.methods):
+            predicted = NAMES[probabilities[method].argmax(1)]
+            accuracy = accuracy_score(y_test, predicted)
+            assert found.accuracy[place, draw] == pytest.approx(accuracy)
+            loss = log_loss(y_test, probabilities[method])
             assert found.log_loss[place, draw] == pytest.approx(loss, abs=1e-9)
 
 
-def test_labels_are_drawn_by_their_shares():
+def test_labels_are_drawn_in_proportion_to_classes():
     classes = torch.as_tensor(np.repeat([0, 1, 2], [700, 250, 50]))
     rows = draw_labels(classes, 20, 0)
     assert torch.bincount(classes[rows]).tolist() == [14, 5, 1]
@@ -89,7 +82,7 @@ def test_labels_are_drawn_by_their_shares():
     assert sorted(draw_labels(classes, 1000, 0).tolist()) == list(range(1000))
 
 
-def test_intervals_are_students():
+def test_intervals_agree_with_a_t_test():
     values = torch.as_tensor(np.random.default_rng(0).normal(0.3, 1, 10))
     made = PairedDifference.of(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -100,10 +93,10 @@ def test_intervals_are_students():
 
 
 def shifted(found, points):
-    """The same with a fine-tuned network that is right so much more often."""
+    """The same result with the accuracy of fine-tuning shifted by ``points``."""
     accuracy = found.accuracy.clone()
-    accuracy[found.ways.index("fine-tuned")] = (
-        accuracy[found.ways.index("scratch")] + points + torch.tensor([-0.01, 0.0, 0.01])
+    accuracy[found.methods.index("fine-tuned")] = (
+        accuracy[found.methods.index("scratch")] + points + torch.tensor([-0.01, 0.0, 0.01])
     )
     return dataclasses.replace(found, accuracy=accuracy)
 
@@ -113,40 +106,40 @@ def shifted(found, points):
     [
         (
             0.1,
-            r"\+10.00 percentage points .*\(95% interval \+7.52 to \+12.48\): the fine-tuned one",
+            r"\+10.00 percentage points .*\(95% interval \+7.52 to \+12.48\): fine-tuning is more",
         ),
         (
             -0.1,
-            r"-10.00 percentage points .* \(95% interval -12.48 to -7.52\): the one from scratch",
+            r"-10.00 percentage points \(95% interval -12.48 to -7.52\): training from scratch",
         ),
         (
             0.0,
-            r"\+0.00 percentage points .* \(95% interval -2.48 to \+2.48\): they cannot be told",
+            r"\+0.00 percentage points \(95% interval -2.48 to \+2.48\): no significant diff",
         ),
     ],
 )
-def test_whoever_wins_is_said(found, points, sentence):
+def test_the_verdict_states_the_significant_difference(found, points, sentence):
     assert re.search(sentence, shifted(found, points).verdict)
 
 
-def test_the_table(found):
+def test_the_printed_table(found):
     text = repr(found)
     assert "3 draws of 9 labels of 3 classes, scored on 90 held-out rows" in text
-    for place, way in enumerate(found.ways):
-        line = next(line for line in text.splitlines() if line.startswith(f"{way} "))
+    for place, method in enumerate(found.methods):
+        line = next(line for line in text.splitlines() if line.startswith(f"{method} "))
         mean, sd = 100 * found.accuracy[place].mean(), 100 * found.accuracy[place].std()
         assert f"{mean:.1f} ± {sd:.1f}" in line
         assert f"{found.log_loss[place].mean():.3f} ± " in line
-        nats = found.difference(way, measure="log_loss")
-        assert (f"{nats.mean:+.3f} ({nats.low:+.3f} to" in line) == (way != "scratch")
-    best = found.ways[int(found.accuracy.mean(1).argmax())]
-    assert f"Most often right: {best}, {100 * found.accuracy.mean(1).max():.1f} %." in text
+        nats = found.difference(method, metric="log_loss")
+        assert (f"{nats.mean:+.3f} ({nats.low:+.3f} to" in line) == (method != "scratch")
+    best = found.methods[int(found.accuracy.mean(1).argmax())]
+    assert f"Most accurate: {best}, {100 * found.accuracy.mean(1).max():.1f} %." in text
     assert text.endswith(found.verdict) and "nats per datum" in text
     frame = found.to_frame()
-    assert list(frame.columns) == ["way", "seed", "accuracy", "log_loss"]
+    assert list(frame.columns) == ["method", "seed", "accuracy", "log_loss"]
     assert len(frame) == 12
     for row in frame.itertuples():
-        assert row.accuracy == found.accuracy[found.ways.index(row.way), row.seed]
+        assert row.accuracy == found.accuracy[found.methods.index(row.method), row.seed]
 
 
 def test_it_can_be_stored(found):
@@ -154,34 +147,35 @@ def test_it_can_be_stored(found):
     assert repr(again) == repr(found) and torch.equal(again.accuracy, found.accuracy)
 
 
-def test_it_repeats_and_leaves_pair_and_generators_alone(found, pair):
+def test_results_are_reproducible_and_pair_and_generators_are_unchanged(found, pair):
     state, generator = copy.deepcopy(pair.state_dict()), torch.get_rng_state()
-    how = {"num_labels": 9, "seeds": (0, 2), **SHORT}
-    again = label_efficiency(pair, *table(), *table(1), **how)
+    again = label_efficiency(
+        pair, *table(), *table(1), num_labels=9, seeds=(0, 2), steps=15, lr=0.02
+    )
     assert torch.equal(again.accuracy, found.accuracy[:, [0, 2]])
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(state[name], value) for name, value in pair.state_dict().items())
 
 
-def test_the_same_network_unless_it_learned_something():
-    """An encoder that never saw data is as good as one from scratch but for its draw."""
+def test_an_untrained_encoder_equals_one_from_scratch_up_to_its_initial_weights():
+    """With negligible training, fine-tuning equals freezing, but not another initialisation."""
     made = Autoencoder.mlp(D, K, hidden=(8,), seed=5).double()
-    how = {"num_labels": 9, "seeds": (0, 1), "steps": 1, "lr": 1e-9}
-    result = label_efficiency(made, *table(), *table(1), **how)
+    result = label_efficiency(
+        made, *table(), *table(1), num_labels=9, seeds=(0, 1), steps=1, lr=1e-9
+    )
     difference = result.accuracy[1] - result.accuracy[0]
-    assert torch.equal(result.accuracy[1], result.accuracy[2])  # not moved, so as if frozen
+    assert torch.equal(result.accuracy[1], result.accuracy[2])  # hardly trained, as if frozen
     assert float(difference.abs().max()) > 0
 
 
-def test_holes_and_a_vae():
+def test_missing_values_and_a_vae():
     x, y = table()
     x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
     x = x[kept := (~np.isnan(x)).any(1)]
     vae = VAE.mlp(D, K, hidden=(8,), missing="zeros+mask", seed=0).double()
-    how = {"num_labels": 6, "seeds": (0, 1), "steps": 5}
-    result = label_efficiency(vae, x, y[kept], *table(1), **how)
-    assert result.ways == ("scratch", "fine-tuned", "frozen")
-    assert "note: x has missing values, which logistic regression does not take; it" in repr(
+    result = label_efficiency(vae, x, y[kept], *table(1), num_labels=6, seeds=(0, 1), steps=5)
+    assert result.methods == ("scratch", "fine-tuned", "frozen")
+    assert "note: x has missing values, which logistic regression does not support; it" in repr(
         result
     )
 
@@ -196,7 +190,7 @@ def test_bad_arguments(pair, found):
         with pytest.raises(ValueError, match=match):
             label_efficiency(pair, *good, **arguments)
     x, y = table()
-    with pytest.raises(ValueError, match=r"y_test has classes that y has not: \['d'\]"):
+    with pytest.raises(ValueError, match=r"y_test has classes that are not in y: \['d'\]"):
         label_efficiency(pair, x, y, x, np.where(y == "a", "d", y))
     with pytest.raises(ValueError, match="at least two classes; it has one"):
         label_efficiency(pair, x, np.zeros(N), x, np.zeros(N))
@@ -204,34 +198,42 @@ def test_bad_arguments(pair, found):
         ValueError, match=r"one class per row, \(90, 90\); their shapes: .*\(80,\)"
     ):
         label_efficiency(pair, x, y[:80], x, y)
-    with pytest.raises(ValueError, match=r"way must be one of 'scratch'.*got 'tuned'"):
+    with pytest.raises(ValueError, match=r"method must be one of 'scratch'.*got 'tuned'"):
         found.difference("tuned")
-    with pytest.raises(ValueError, match="measure must be one of 'accuracy', 'log_loss'"):
-        found.difference("frozen", measure="loss")
+    with pytest.raises(ValueError, match="metric must be one of 'accuracy', 'log_loss'"):
+        found.difference("frozen", metric="loss")
 
 
 @pytest.mark.slow
 def test_fifty_labels_of_digits():
-    """Printed, whichever wins: what is asserted is that every way learned something."""
+    """The comparison is printed; only that every method beats chance is asserted."""
     x, y = torch.as_tensor(digits(), dtype=torch.float32), load_digits().target
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
     for name, corruption in (("autoencoder", None), ("denoising", GaussianNoise(0.3))):
         made = Autoencoder.mlp(64, 32, hidden=(128,), corruption=corruption, seed=0)
-        how = {"x_val": x[1200:1297], "epochs": 200, "batch_size": 100, "lr": 2e-3, "seed": 0}
-        fit_svi(made.center(x[:1200]).model, made.guide, x[:1200], **how)
+        fit_svi(
+            made.center(x[:1200]).model,
+            made.guide,
+            x[:1200],
+            x_val=x[1200:1297],
+            epochs=200,
+            batch_size=100,
+            lr=2e-3,
+            seed=0,
+        )
         result = label_efficiency(made, x[:1200], y[:1200], x[1297:], y[1297:], num_labels=50)
         print(f"\n{name}\n{result}")
         assert result.accuracy.shape == (4, 10)
-        # A class drawn by its share is right on a tenth of them.
+        # Guessing is correct for a tenth of the rows.
         assert float(result.accuracy.min()) > 0.4
         assert float(result.log_loss.mean(1).max()) < np.log(10)
 
 
-# The picture
+# The plot
 
 
-def test_the_picture_is_readable_and_draws_every_draw(found):
+def test_the_plot_is_readable_and_shows_every_draw(found):
     stored = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     figure = label_plots.label_efficiency(stored)
     check_texts(figure)
@@ -242,17 +244,17 @@ def test_the_picture_is_readable_and_draws_every_draw(found):
     for draw, line in enumerate(draws):
         np.testing.assert_allclose(line.get_ydata(), 100 * found.accuracy[:, draw])
     np.testing.assert_allclose(means.get_ydata(), 100 * found.accuracy.mean(1))
-    for bars, way in zip(
+    for bars, method in zip(
         right.containers, ("fine-tuned", "frozen", "logistic regression"), strict=True
     ):
         ((start, end),) = bars.lines[2][0].get_segments()
-        mean = found.difference(way)
+        mean = found.difference(method)
         np.testing.assert_allclose((start[0], end[0]), (100 * mean.low, 100 * mean.high))
     plt.close(figure)
 
 
 @pytest.mark.parametrize("draw", [label_plots.accuracies, label_plots.differences])
-def test_each_is_drawn_alone(found, draw):
+def test_each_plot_stands_alone(found, draw):
     axes = draw(found)
     check_texts(axes.figure)
     plt.close(axes.figure)
@@ -261,13 +263,17 @@ def test_each_is_drawn_alone(found, draw):
 def test_a_masked_autoencoder_is_fine_tuned_on_whole_images():
     x, y = table()
     pair = Autoencoder.masked((1, 2, 3), (1, 1), width=4, depth=1, heads=2, seed=0).double()
-    found = label_efficiency(pair, x, y, *table(1), num_labels=9, seeds=range(2), **SHORT)
+    found = label_efficiency(
+        pair, x, y, *table(1), num_labels=9, seeds=range(2), steps=15, lr=0.02
+    )
     assert bool(found.accuracy.isfinite().all())
-    made = {way: SupervisedEncoder(pair, Categorical(C), encoder=way, seed=0) for way in WAYS}
+    made = {
+        name: SupervisedEncoder(pair, Categorical(C), encoder=name, seed=0) for name in METHODS
+    }
     rows = torch.as_tensor(x)
-    codes = [made[way].code_guide.distribution(rows).mean for way in WAYS]
+    codes = [made[name].code_guide.distribution(rows).mean for name in METHODS]
     torch.testing.assert_close(codes[0], pair.features(rows))
     torch.testing.assert_close(codes[1], codes[0])
     assert not torch.allclose(codes[0], codes[2])
-    positions = [made[way].code_guide.encoder.positions for way in ("fine-tuned", "scratch")]
+    positions = [made[name].code_guide.encoder.positions for name in ("fine-tuned", "scratch")]
     assert not torch.equal(*positions)

@@ -1,4 +1,4 @@
-"""Latent spaces of different sizes beside one another: what is shown is what was measured."""
+"""Latent spaces of different dimensions compared, and their plots."""
 
 import dataclasses
 import json
@@ -38,19 +38,19 @@ def ppcas(table):
 
 @pytest.fixture(scope="module")
 def four():
-    """Of VAEs as they begin, with classes and sizes as for a picture."""
+    """Latent spaces of untrained VAEs, with labels."""
     made = {f"K = {k}": VAE.mlp(6, k, seed=k) for k in SIZES}
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     pairs = {name: (vae.model, vae.guide) for name, vae in made.items()}
     return latent_spaces(pairs, x, labels=np.arange(30) % 10, num_samples=30, refine=0, seed=0)
 
 
-def test_of_ppca_all_is_known(ppcas, table):
+def test_latent_spaces_of_ppca_agree_with_the_closed_form(ppcas, table):
     found = latent_spaces(ppcas, table, num_samples=30, refine=0, seed=0)
     values, _ = oracles.sample_spectrum(table.numpy())
     for space, (name, (model, guide)) in zip(found.spaces, ppcas.items(), strict=True):
         K = int(name[-1])
-        assert (space.name, space.latent_dim, space.shown) == (name, K, (0, 1))
+        assert (space.name, space.latent_dim, space.leading) == (name, K, (0, 1))
         expected = oracles.posterior_mean_variance(values[:K], values[K:].mean())
         assert space.mean_variances.numpy() == pytest.approx(expected, abs=1e-8)
         assert int(space.active.sum()) == K
@@ -65,21 +65,21 @@ def test_of_ppca_all_is_known(ppcas, table):
         assert f"{name}  log p {space.log_p}, {K} of {K} dimensions active" in repr(found)
 
 
-def test_the_dimensions_used_most_are_shown_and_those_that_are_not_counted(table):
+def test_the_leading_dimensions_are_those_with_the_largest_variance(table):
     ppca = PPCA.like(table, 4)
     fit_closed_form(ppca, table)
     axes = ppca.canonical().loadings.detach()
     turned = ppca.canonical()
-    with torch.no_grad():  # the second and the fourth are the strongest; the third is off
+    with torch.no_grad():  # the second and fourth axes have the largest variance, the third none
         turned.loadings.copy_(torch.stack([axes[:, 2], axes[:, 0], 0 * axes[:, 3], axes[:, 1]], 1))
     (space,) = latent_spaces(
         {"turned": (turned.model, ExactGuide(turned))}, table, num_samples=30, refine=0, seed=0
     ).spaces
-    assert space.shown == (1, 3)
+    assert space.leading == (1, 3)
     assert space.active.tolist() == [True, True, False, True]
 
 
-def test_it_repeats_and_is_log_likelihoods_own(four):
+def test_estimates_equal_those_of_log_likelihood(four):
     vae = VAE.mlp(6, 5, seed=5)
     x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     expected = log_likelihood(vae.model, vae.guide, x, 30, seed=0)
@@ -87,14 +87,14 @@ def test_it_repeats_and_is_log_likelihoods_own(four):
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name):
+def test_external_pairs(name):
     model, guide, x = foreign.PAIRS[name]()
-    how = {"num_samples": 10, "refine": 0, "seed": 0}
     if code_width(model, x) == 1:
-        with pytest.raises(ValueError, match="mine has one latent dimension; there is no plane"):
-            latent_spaces({"mine": (model, guide)}, x, **how)
+        with pytest.raises(ValueError, match="mine has one latent dimension; two are needed"):
+            latent_spaces({"mine": (model, guide)}, x, num_samples=10, refine=0, seed=0)
         return
-    (space,) = latent_spaces({"mine": (model, guide)}, x, **how).spaces
+    found = latent_spaces({"mine": (model, guide)}, x, num_samples=10, refine=0, seed=0)
+    (space,) = found.spaces
     assert space.codes.shape == (len(torch.as_tensor(x)), 2)
     assert space.latent_dim == code_width(model, x) and space.estimate.value.isfinite().all()
 
@@ -106,7 +106,7 @@ def test_bad_arguments(ppcas, table):
         latent_spaces(ppcas, table, labels=[1, 2, 3])
 
 
-# The picture
+# The plot
 
 
 def drawn(spaces):
@@ -117,7 +117,7 @@ def drawn(spaces):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_picture_is_readable(number, labelled, four):
+def test_the_plot_is_readable(number, labelled, four):
     part = dataclasses.replace(four, spaces=four.spaces[:number])
     part = part if labelled else dataclasses.replace(part, labels=None)
     stored = LatentSpaces.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
@@ -132,14 +132,14 @@ def test_the_picture_is_readable(number, labelled, four):
                 assert np.allclose(points, space.codes.numpy())
 
 
-def test_the_picture_says_what_is_under_and_what_is_shown(four):
+def test_the_plot_has_the_estimates_and_dimensions_as_labels(four):
     for figure in drawn(four):
         words = [text for text, _ in texts(figure)]
         for ax, space in zip(figure.axes, four.spaces, strict=True):
             across, below, active = ax.get_xlabel().splitlines()
             assert below == f"log p {space.log_p}" and "nats per datum" in below
             assert active == f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
-            assert across == f"$z_{{{space.shown[0] + 1}}}$, sds of the prior"
+            assert across == f"$z_{{{space.leading[0] + 1}}}$, sds of the prior"
         assert "K = 2" in words and "K = 20: the most used 2 of 20" in words
         assert {str(k) for k in range(10)} <= set(words)
 
@@ -153,7 +153,7 @@ def test_lower_bounds_are_marked(four):
     assert text.startswith("≥") and text.endswith("(0 % reliable)")
 
 
-def test_one_space_alone_is_drawn_on_ones_own_axes(four):
+def test_a_single_latent_space_is_plotted_on_given_axes(four):
     figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
     assert latent_plots.latent_space(four.spaces[2], four.labels, ax) is ax
     check_texts(figure)

@@ -1,4 +1,4 @@
-"""Means of q, means and draws of x: read from any pair's traces."""
+"""Means of q, and means and draws of x, for any pair."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def table():
     return torch.from_numpy(oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0))
 
 
-def test_ppca_is_read_as_it_is(table):
+def test_means_agree_with_ppca(table):
     ppca = PPCA.like(table, 2, seed=0)
     guide = ExactGuide(ppca)
     means = latent_means(ppca.model, guide, table)["z"]
@@ -47,7 +47,7 @@ def test_draws_have_the_moments_of_the_marginal(table):
     assert np.array_equal(drawn, again)
 
 
-def test_discrete_data_and_tables_of_q():
+def test_binary_data_and_per_datum_guides():
     vae = VAE.mlp(6, 2, hidden=(8,), likelihood=Bernoulli(), seed=0)
     x = (torch.rand(9, 6, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     assert set(draw_data(vae.model, x, seed=0).unique().tolist()) <= {0.0, 1.0}
@@ -58,20 +58,20 @@ def test_discrete_data_and_tables_of_q():
     assert latent_means(vae.model, table, x)["z"].shape == (9, 2)
 
 
-def test_rows_with_holes_have_means_of_all_their_cells(table):
+def test_rows_with_missing_values_have_means_of_all_their_values(table):
     ppca = PPCA.like(table, 2, seed=0)
     x = oracles.with_holes(table.numpy(), 0.3, seed=0)
     mask, guide = ~np.isnan(x), ExactGuide(ppca)
-    junk = np.where(mask, x, 1e6)
-    for told in ((x, {}), (junk, {"mask": mask})):
-        means = latent_means(ppca.model, guide, told[0], **told[1])["z"]
+    arbitrary = np.where(mask, x, 1e6)
+    for values, observed in ((x, None), (arbitrary, mask)):
+        means = latent_means(ppca.model, guide, values, mask=observed)["z"]
         assert (means - ppca.posterior(x).mean).abs().max() < 1e-12
-        rebuilt = reconstruct(ppca.model, guide, told[0], **told[1])
+        rebuilt = reconstruct(ppca.model, guide, values, mask=observed)
         assert (rebuilt - ppca.reconstruct(x)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_strangers_pairs(name):
+def test_external_pairs(name):
     model, guide, x = foreign.PAIRS[name]()
     rows = torch.as_tensor(x)
     means = latent_means(model, guide, x)

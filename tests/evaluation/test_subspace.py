@@ -1,4 +1,4 @@
-"""Two PPCA models compared, whatever rotation their loadings stand in."""
+"""Two PPCA models compared up to rotations of their loadings."""
 
 import json
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def degrees(radians):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_angles_are_scipys(seed):
+def test_the_angles_agree_with_scipy(seed):
     first, second = parameters(seed), parameters(seed + 50)
     result = subspace(model(*first), model(*second))
     expected = degrees(subspace_angles(first[1], second[1]))
@@ -55,7 +55,7 @@ def test_a_known_angle():
 
 @pytest.mark.parametrize("shape", [(8, 3), (30, 3), (2, 1), (5, 4)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_kl_is_that_of_the_dense_covariances(shape, seed):
+def test_the_kl_agrees_with_dense_covariances(shape, seed):
     D, K = shape
     first, second = parameters(seed, K, D), parameters(seed + 50, K, D)
     result = subspace(model(*first), model(*second))
@@ -65,15 +65,15 @@ def test_the_kl_is_that_of_the_dense_covariances(shape, seed):
     assert back.kl != pytest.approx(result.kl, rel=1e-3)
 
 
-def test_the_kl_where_the_noise_is_small():
-    """l / s2 = 1e8: to the digits that the difference of large numbers leaves."""
+def test_the_kl_with_small_noise():
+    """l / s2 = 1e8: accurate up to the cancellation in a difference of large numbers."""
     first, second = parameters(0, noise=1e-8), parameters(0, noise=2e-8)
     expected = 0.5 * (D - K) * (0.5 - 1 + np.log(2))  # the K large directions hardly differ
     result = subspace(model(*first), model(*second))
     assert result.kl == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_model_has_no_distance_from_itself():
+def test_the_distance_of_a_model_to_itself_is_zero():
     ppca = model(*parameters(0))
     result = subspace(ppca, ppca)
     assert result.largest_angle < 1e-6
@@ -89,7 +89,7 @@ def test_a_rotation_of_the_loadings_changes_no_angle_and_no_kl(seed):
     same = subspace(model(loc, loadings, noise), turned)
     assert same.largest_angle < 1e-5
     assert abs(same.kl) < 1e-12
-    # Aligned, the loadings are the first's again.
+    # The aligned loadings equal those of the first model.
     np.testing.assert_allclose(same.aligned, loadings, atol=1e-10)
     plain, other = (
         subspace(model(loc, loadings, noise), model(*second)),
@@ -99,12 +99,12 @@ def test_a_rotation_of_the_loadings_changes_no_angle_and_no_kl(seed):
     assert other.kl == pytest.approx(plain.kl, rel=1e-9)
 
 
-def test_the_second_is_aligned_by_procrustes():
+def test_loadings_are_aligned_by_procrustes_analysis():
     first, second = parameters(0), parameters(1)
     result = subspace(model(*first), model(*second))
     rotation, _ = orthogonal_procrustes(second[1], first[1])
     np.testing.assert_allclose(result.aligned, second[1] @ rotation, atol=1e-10)
-    # No other rotation comes closer, and the implied covariance is the second's own.
+    # No other rotation is closer, and the implied covariance of the second model is unchanged.
     distance = np.linalg.norm(result.aligned.numpy() - first[1])
     for seed in range(20):
         assert np.linalg.norm(second[1] @ oracles.rotation(K, seed) - first[1]) >= distance
@@ -113,7 +113,7 @@ def test_the_second_is_aligned_by_procrustes():
     )
 
 
-def test_axes_are_matched_whatever_their_order_sign_and_length():
+def test_axes_are_matched_for_any_order_sign_and_length():
     loc, loadings, noise = parameters(0)
     axes = np.linalg.qr(loadings)[0] * [3.0, 2.0, 1.0]
     shuffled = axes[:, [2, 0, 1]] * [-1.0, 4.0, -0.5]
@@ -122,14 +122,14 @@ def test_axes_are_matched_whatever_their_order_sign_and_length():
     assert result.kl > 0.1
 
 
-def test_a_dimension_that_is_not_spanned_is_at_right_angles():
+def test_an_unspanned_dimension_has_an_angle_of_90_degrees():
     loadings = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 3)))[0]
     first = model(np.zeros(6), loadings, 0.5)
     for kept in (0, 1, 2):
-        lost = loadings * (np.arange(3) < kept)
+        reduced = loadings * (np.arange(3) < kept)
         for pair in (
-            (first, model(np.zeros(6), lost, 0.5)),
-            (model(np.zeros(6), lost, 0.5), first),
+            (first, model(np.zeros(6), reduced, 0.5)),
+            (model(np.zeros(6), reduced, 0.5), first),
         ):
             result = subspace(*pair)
             np.testing.assert_allclose(
@@ -148,7 +148,7 @@ def test_axis_angles_depend_on_the_rotation():
     assert result.largest_angle < 1e-5
 
 
-def test_moving_both_models_alike_changes_nothing():
+def test_the_same_transformation_of_both_models_changes_nothing():
     (loc, loadings, noise), (other_loc, others, other_noise) = parameters(0), parameters(1)
     before = subspace(model(loc, loadings, noise), model(other_loc, others, other_noise))
     turn = oracles.rotation(D, seed=3)
@@ -163,7 +163,7 @@ def test_moving_both_models_alike_changes_nothing():
 
 @pytest.mark.parametrize("dims", [(2, 3), (3, 2), (1, 4)])
 def test_models_of_different_latent_dimension(dims):
-    """Angles of the smaller space to the larger; nothing to align."""
+    """Angles from the smaller space to the larger; the loadings are not aligned."""
     first, second = parameters(0, K=dims[0]), parameters(1, K=dims[1])
     result = subspace(model(*first), model(*second))
     expected = degrees(subspace_angles(first[1], second[1]))
@@ -179,7 +179,7 @@ def test_a_smaller_model_inside_a_larger_one():
     assert result.largest_angle < 1e-5
 
 
-def test_two_ways_to_the_closed_form_are_compared():
+def test_em_and_the_closed_form_agree():
     x = oracles.simulate_ppca([9.0, 4.0, 2.5], 0.8, 60, D, seed=0)
     first, second = PPCA.like(x, K, seed=0), PPCA.like(x, K, seed=1)
     fit_closed_form(first, x)
@@ -187,7 +187,7 @@ def test_two_ways_to_the_closed_form_are_compared():
     result = subspace(first, second)
     assert result.largest_angle < 1e-3
     assert 0 <= result.kl + 1e-12 < 1e-9
-    # EM's axes are any; on the principal ones they are those of the closed form.
+    # The axes of EM are arbitrary; rotated to the principal axes they equal the closed form's.
     assert float(subspace(first, second.canonical()).axis_angles.max()) < 1e-2
 
 
@@ -198,7 +198,7 @@ def test_float32_models_are_compared_in_float64():
     assert result.kl == pytest.approx(oracles.implied_kl(first, second), rel=1e-5)
 
 
-def test_anything_with_loadings_loc_and_noise_is_compared():
+def test_any_object_with_loadings_loc_and_noise_scale_is_accepted():
     first, second = parameters(0), parameters(1)
 
     def other(loc, loadings, noise):
@@ -212,7 +212,7 @@ def test_anything_with_loadings_loc_and_noise_is_compared():
     assert plain.kl == pytest.approx(oracles.implied_kl(first, second), rel=1e-9)
 
 
-def test_models_are_left_as_they_were():
+def test_models_are_not_changed():
     first, second = model(*parameters(0)), model(*parameters(1))
     before = [p.detach().clone() for p in (*first.parameters(), *second.parameters())]
     result = subspace(first, second)
@@ -222,13 +222,13 @@ def test_models_are_left_as_they_were():
     assert all(p.requires_grad and p.grad is None for p in after)
 
 
-def test_models_of_different_data_are_refused():
+def test_models_of_different_data_dimensions_are_rejected():
     message = "the models have different data dimensions, 8 and 7"
     with pytest.raises(ValueError, match=message):
         subspace(model(*parameters(0)), model(*parameters(1, D=7)))
 
 
-def test_a_result_is_read_by_a_person_and_kept_by_a_program():
+def test_a_result_can_be_printed_and_stored():
     result = subspace(model(*parameters(0)), model(*parameters(1)))
     assert isinstance(result, Subspace)
     assert repr(result) == (

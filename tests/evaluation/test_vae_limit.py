@@ -1,6 +1,7 @@
-"""An autoencoder's networks as a VAE of fixed width, and what is left as the width vanishes."""
+"""An autoencoder's networks as a VAE of fixed posterior scale, in the limit of a zero scale."""
 
 import math
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,17 +16,17 @@ from ppl_vae import (
     Autoencoder,
     Bernoulli,
     Gaussian,
-    GaussianNoise,
     PerDatumGuide,
-    best_codes,
     elbo,
     fit_svi,
     load,
     log_likelihood,
     mlp,
     save,
-    vae_limit,
 )
+from ppl_vae.evaluation import vae_limit
+from ppl_vae.inference import best_codes
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import vae_limit as point_plots
 
 N, D, K = 40, 6, 3
@@ -35,14 +36,14 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def made(**how):
-    options = {"hidden": (5,), "prior": "normal", "seed": 0} | how
-    return Autoencoder.mlp(D, K, **options).double()
+def make(**options):
+    defaults = {"hidden": (5,), "prior": "normal", "seed": 0}
+    return Autoencoder.mlp(D, K, **(defaults | options)).double()
 
 
 @pytest.mark.parametrize("penalty", [None, 0.3, 20.0])
-def test_a_normal_prior_is_a_squared_penalty_and_its_constant(penalty):
-    autoencoder, x = made(penalty=penalty), draw(N, D)
+def test_a_normal_prior_is_a_squared_penalty_up_to_a_constant(penalty):
+    autoencoder, x = make(penalty=penalty), draw(N, D)
     codes = autoencoder.guide.encoder(x)
     weight = 1.0 if penalty is None else penalty
     loss = 0.5 * (x - autoencoder.decoder(codes)).square().sum(1)
@@ -70,21 +71,21 @@ def test_best_codes_under_a_normal_prior_are_ridge_regressions():
     torch.testing.assert_close(found.log_joint, joint)
 
 
-# The same networks twice
+# The same networks as a VAE
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.2])
-def test_the_vae_has_the_same_networks_and_a_loss_that_adds_up(scale):
-    autoencoder, x = made(likelihood=Gaussian(0.6)), draw(N, D)
+def test_the_vae_has_the_same_networks_and_its_loss_is_the_sum_of_its_terms(scale):
+    autoencoder, x = make(likelihood=Gaussian(0.6)), draw(N, D)
     vae = autoencoder.as_vae(scale)
     assert isinstance(vae, VAE)
     torch.testing.assert_close(vae.features(x), autoencoder.features(x))
     with torch.no_grad():
         q = vae.guide.distribution(x)
     assert float((q.stddev - scale).abs().max()) == 0
-    seen = vae_limit(autoencoder, x, scales=[scale], num_samples=400, seed=0)
+    found = vae_limit(autoencoder, x, scales=[scale], num_samples=400, seed=0)
     exact_kl = 0.5 * (q.mean.square().sum(1) + K * (scale**2 - 1 - 2 * math.log(scale)))
-    difference = seen.code - seen.entropy - exact_kl.mean().detach()
+    difference = found.cross_entropy - found.entropy - exact_kl.mean().detach()
     sd = math.sqrt(scale**2 * float(q.mean.square().sum(1).mean()) + K * scale**4 / 2)
     assert abs(float(difference)) < oracles.z_limit(2) * sd / math.sqrt(400 * N)
     values = -elbo(vae.model, vae.guide, x, num_samples=400, seed=1)
@@ -93,47 +94,49 @@ def test_the_vae_has_the_same_networks_and_a_loss_that_adds_up(scale):
         z = q.mean + scale * draw(400, N, K)
         spread = (x - vae.decoder(z)).square().sum(2).div(2 * 0.6**2).mean(1).std()
     limit = oracles.z_limit(2) * float(spread) * math.sqrt(2 / 400)
-    assert abs(float(values.mean() - seen.loss)) < limit + abs(float(difference))
+    assert abs(float(values.mean() - found.loss)) < limit + abs(float(difference))
     assert log_likelihood(vae.model, vae.guide, x, 50, seed=0).value.isfinite().all()
 
 
 @pytest.mark.parametrize("prior", ["normal", "flat", "laplace"])
 @pytest.mark.parametrize(
-    "make", [lambda: Gaussian(0.6), lambda: Bernoulli(soft_targets=True)], ids=["normal", "coins"]
+    "likelihood",
+    [lambda: Gaussian(0.6), lambda: Bernoulli(soft_targets=True)],
+    ids=["normal", "Bernoulli"],
 )
-def test_as_q_narrows_its_loss_goes_to_the_autoencoders(prior, make):
-    autoencoder = made(prior=prior, likelihood=make())
+def test_the_loss_converges_to_that_of_the_autoencoder(prior, likelihood):
+    autoencoder = make(prior=prior, likelihood=likelihood())
     x = draw(N, D).sigmoid()
-    seen = vae_limit(autoencoder, x, scales=[1e-2, 1e-4, 1e-8], num_samples=20, seed=0)
+    found = vae_limit(autoencoder, x, scales=[1e-2, 1e-4, 1e-8], num_samples=20, seed=0)
     expected = -elbo(autoencoder.model, autoencoder.guide, x).mean()
-    torch.testing.assert_close(seen.autoencoder, expected)
-    far, near, nearest = seen.difference.abs().tolist()
-    assert nearest < 1e-6 and near < 0.05 * far  # by one order for each of s, or two
-    torch.testing.assert_close(seen.loss, seen.without_entropy - seen.entropy)
+    torch.testing.assert_close(found.autoencoder, expected)
+    far, near, nearest = found.difference.abs().tolist()
+    assert nearest < 1e-6 and near < 0.05 * far  # of first or second order in s
+    torch.testing.assert_close(found.loss, found.without_entropy - found.entropy)
     width = torch.tensor([1e-2, 1e-4, 1e-8]).double()
-    torch.testing.assert_close(seen.entropy, torch.distributions.Normal(0.0, width).entropy() * K)
-    assert "above the autoencoder" in repr(seen) and "point" in repr(seen)
-    assert len(seen.to_frame()) == 3
+    torch.testing.assert_close(found.entropy, torch.distributions.Normal(0.0, width).entropy() * K)
+    assert "above the autoencoder" in repr(found) and "point" in repr(found)
+    assert len(found.to_frame()) == 3
 
 
-def test_a_linear_decoder_pays_for_the_width_by_a_formula():
+def test_the_excess_loss_of_a_linear_decoder_has_a_closed_form():
     autoencoder, x = Autoencoder.linear(D, K, prior="normal", seed=0).double(), draw(N, D)
     weight = autoencoder.decoder[0].weight.detach()
     draws, scale = 4000, 0.5
-    seen = vae_limit(autoencoder, x, scales=[scale], num_samples=draws, seed=0)
-    price = 0.5 * scale**2 * float(weight.square().sum() + K)
-    # The noise's linear part has the slope g of the loss, its square A = W'W + I.
+    found = vae_limit(autoencoder, x, scales=[scale], num_samples=draws, seed=0)
+    excess = 0.5 * scale**2 * float(weight.square().sum() + K)
+    # The loss has the gradient g and the Hessian W'W + I in the noise.
     z = autoencoder.features(x)
     slope = z - (x - autoencoder.reconstruct(x)) @ weight
     curve = weight.mT @ weight + torch.eye(K).double()
     variance = scale**2 * slope.square().sum(1) + scale**4 * curve.square().sum() / 2
     error = float(variance.mean()) ** 0.5 / math.sqrt(draws * N)
-    assert abs(float(seen.difference) - price) < oracles.z_limit() * error
+    assert abs(float(found.difference) - excess) < oracles.z_limit() * error
 
 
 def test_with_unit_width_a_vae_is_an_autoencoder_with_noise_on_its_code():
-    """What both minimise, by hand: |x - G(f(x) + eps)|^2 / 2 + |f(x)|^2 / 2 + constant."""
-    vae, x = made().as_vae(), draw(N, D)
+    """The loss of both is |x - G(f(x) + eps)|^2 / 2 + |f(x)|^2 / 2 + constant."""
+    vae, x = make().as_vae(), draw(N, D)
     torch.manual_seed(3)
     found = -elbo(vae.model, vae.guide, x)
     torch.manual_seed(3)
@@ -144,21 +147,21 @@ def test_with_unit_width_a_vae_is_an_autoencoder_with_noise_on_its_code():
     torch.testing.assert_close(found, (loss + constant).detach())
 
 
-def test_trained_from_one_start_they_end_alike_as_the_width_vanishes():
+def test_training_with_a_vanishing_scale_equals_training_the_autoencoder():
     x = draw(200, K, seed=1) @ draw(K, D, seed=2) + 0.1 * draw(200, D)
-    how = {"steps": 150, "lr": 0.02, "scheduler": CosineAnnealingLR, "seed": 0, "capture": False}
-    autoencoder, narrow = made(), made().as_vae(1e-6)
+    fit = partial(fit_svi, steps=150, lr=0.02, scheduler=CosineAnnealingLR, seed=0, capture=False)
+    autoencoder, narrow = make(), make().as_vae(1e-6)
     for pair in (autoencoder, narrow):
-        fit_svi(pair.model, pair.guide, x, **how)
+        fit(pair.model, pair.guide, x)
     torch.testing.assert_close(
         narrow.reconstruct(x), autoencoder.reconstruct(x), atol=1e-3, rtol=0
     )
-    wide = made().as_vae(1.0)
-    fit_svi(wide.model, wide.guide, x, **how)
+    wide = make().as_vae(1.0)
+    fit(wide.model, wide.guide, x)
     assert (wide.reconstruct(x) - autoencoder.reconstruct(x)).abs().max() > 0.1
 
 
-def test_copies_train_apart_and_tied_networks_stay_tied(tmp_path):
+def test_the_vae_is_an_independent_copy_and_tied_networks_stay_tied(tmp_path):
     autoencoder = Autoencoder.linear(D, K, tied=True, corruption=GaussianNoise(0.1), seed=0)
     before = autoencoder.features(x := draw(N, D).float())
     vae = autoencoder.as_vae(0.3)
@@ -172,8 +175,8 @@ def test_copies_train_apart_and_tied_networks_stay_tied(tmp_path):
     assert torch.equal(again.features(x), vae.features(x))
 
 
-def test_holes_and_draws():
-    autoencoder = made()
+def test_missing_values_and_seeds():
+    autoencoder = make()
     x = torch.where(draw(N, D, seed=1) < 1, draw(N, D), torch.nan)
     first, again = (vae_limit(autoencoder, x, scales=(0.1,), seed=3) for _ in range(2))
     assert torch.equal(first.loss, again.loss)
@@ -184,8 +187,8 @@ def test_holes_and_draws():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_cannot_be_is_refused():
-    autoencoder, x = made(), draw(N, D)
+def test_bad_arguments():
+    autoencoder, x = make(), draw(N, D)
     with pytest.raises(ValueError, match="scale must be positive, the standard deviation of q; g"):
         autoencoder.as_vae(0.0)
     with pytest.raises(ValueError, match="scales must hold at least one standard deviation of q"):
@@ -204,14 +207,14 @@ def test_what_cannot_be_is_refused():
             call()
 
 
-def test_the_picture_shows_how_far_above_the_autoencoder_each_width_is():
-    seen = vae_limit(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
-    ax = point_plots.vae_limit(seen)
+def test_the_plot_shows_the_excess_over_the_autoencoder():
+    found = vae_limit(make(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
+    ax = point_plots.vae_limit(found)
     above, code = ax.get_lines()
-    np.testing.assert_allclose(above.get_ydata(), seen.difference.abs())
+    np.testing.assert_allclose(above.get_ydata(), found.difference.abs())
     np.testing.assert_allclose(above.get_xdata(), [1, 0.1, 0.01])
-    point = seen.autoencoder - seen.point_reconstruction
-    np.testing.assert_allclose(code.get_ydata(), (seen.code - point).abs())
+    point = found.autoencoder - found.autoencoder_reconstruction
+    np.testing.assert_allclose(code.get_ydata(), (found.cross_entropy - point).abs())
     assert ax.xaxis_inverted() and "nats per datum" in ax.get_ylabel()
     check_texts(ax.figure)
     plt.close(ax.figure)

@@ -1,10 +1,11 @@
-"""What ArviZ is handed: exact for PPCA, right for any pair, usable, unchanged by a file."""
+"""Export to ArviZ: exact for PPCA, correct for any pair, usable, and unchanged by files."""
 
 import ast
 import contextlib
 import inspect
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -19,16 +20,8 @@ from pyro import poutine
 import foreign
 import oracles
 import ppl_vae
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Bernoulli,
-    ExactGuide,
-    Lineage,
-    PerDatumGuide,
-    log_likelihood,
-    run_lineage,
-)
+from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
+from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
@@ -41,18 +34,19 @@ from ppl_vae.interop.arviz import (
     to_arviz,
     write_netcdf,
 )
+from ppl_vae.lineage import Lineage
 from ppl_vae.lineage.problem import Settings
 
 
 @contextlib.contextmanager
-def quietly():
-    """ArviZ's own calls of what pandas and matplotlib deprecate are no fault of the package."""
+def without_warnings():
+    """Ignore deprecation warnings from within ArviZ."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-with quietly():
+with without_warnings():
     import arviz as az
 
 matplotlib.use("Agg")
@@ -79,8 +73,8 @@ def make_x(seed=1):
     return np.random.default_rng(seed).multivariate_normal(LOC, covariance, size=N)
 
 
-def make_table():
-    """One q per datum, with means and scales of its own."""
+def make_per_datum_guide():
+    """One q per datum, each with its own means and scales."""
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
         guide.loc.copy_(foreign.draw(N, K, seed=2))
@@ -89,14 +83,14 @@ def make_table():
 
 
 def groups(data):
-    """The datasets, whichever ArviZ they are for."""
+    """The datasets by group, for either version of ArviZ."""
     if NEW:
         return {name: node.to_dataset() for name, node in data.children.items()}
     return {name: data[name] for name in data.groups()}
 
 
 def flat(variable):
-    """(S, ...): chains one after the other."""
+    """(S, ...): chains concatenated."""
     return variable.values.reshape(-1, *variable.shape[2:])
 
 
@@ -111,7 +105,7 @@ def assert_moments(samples, mean, covariance, num_tests):
     assert np.abs((centred.T @ centred / len(samples) - covariance) / error).max() < limit
 
 
-# One pair, in every entry
+# All groups of one pair
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +152,7 @@ def test_draws_have_the_exact_moments(exact):
 def test_chains_are_independent(exact):
     z = groups(exact)["posterior"]["z"].values
     assert all(np.isin(z[0], z[k]).sum() == 0 for k in (1, 2, 3))
-    with quietly():
+    with without_warnings():
         assert float(az.rhat(exact)["z"].max()) < 1.02
 
 
@@ -174,8 +168,8 @@ def test_densities_are_exact(exact):
     np.testing.assert_allclose(flat(found["sample_stats"]["lp"]), lp, atol=1e-9)
 
 
-def test_one_q_a_datum_is_looked_up():
-    ppca, guide, rows = make_ppca(), make_table(), torch.tensor([20, 4, 11])
+def test_a_per_datum_guide_finds_rows_by_position():
+    ppca, guide, rows = make_ppca(), make_per_datum_guide(), torch.tensor([20, 4, 11])
     found = groups(to_arviz(ppca.model, guide, make_x(), num_samples=4000, rows=rows, seed=0))
     z = flat(found["posterior"]["z"])
     q = guide.distribution(make_x()[rows], rows)
@@ -186,24 +180,24 @@ def test_one_q_a_datum_is_looked_up():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_holes_are_shown_and_filled(masked):
-    ppca, guide = make_ppca(), make_table()
+def test_missing_values_are_nan_in_the_data_and_drawn_in_the_predictive(masked):
+    ppca, guide = make_ppca(), make_per_datum_guide()
     x = oracles.with_holes(make_x(), 0.3, seed=4)
-    holes, told = np.isnan(x), {}
+    missing, mask = np.isnan(x), None
     if masked:
-        x, told = np.where(holes, 99.0, x), {"mask": ~holes}
-    row = int(holes.sum(1).argmax())
-    data = to_arviz(ppca.model, guide, x, num_samples=4000, rows=[row], seed=0, **told)
+        x, mask = np.where(missing, 99.0, x), ~missing
+    row = int(missing.sum(1).argmax())
+    data = to_arviz(ppca.model, guide, x, num_samples=4000, mask=mask, rows=[row], seed=0)
     found = groups(data)
-    seen = found["observed_data"]["x"].values[0]
-    assert np.array_equal(np.isnan(seen), holes[row]) and holes[row].any()
-    assert np.array_equal(seen[~holes[row]], x[row][~holes[row]])
+    observed = found["observed_data"]["x"].values[0]
+    assert np.array_equal(np.isnan(observed), missing[row]) and missing[row].any()
+    assert np.array_equal(observed[~missing[row]], x[row][~missing[row]])
     q = guide.distribution(x, torch.arange(N))
     mean, scale = (v[row].detach().numpy() for v in (q.mean, q.base_dist.scale))
     spread = (LOADINGS * scale**2) @ LOADINGS.T + NOISE * np.eye(D)
     again = flat(found["posterior_predictive"]["x"])[:, 0]
     assert_moments(again, LOADINGS @ mean + LOC, spread, 2)
-    value = log_likelihood(ppca.model, guide, x, 4000, rows=torch.tensor([row]), seed=0, **told)
+    value = log_likelihood(ppca.model, guide, x, 4000, mask=mask, rows=torch.tensor([row]), seed=0)
     assert found["log_likelihood"]["x"].values.item() == value.value.item()
 
 
@@ -218,11 +212,11 @@ def test_a_bernoulli_vae():
         to_arviz(vae.model, vae.guide, make_x(), num_samples=8, log_likelihood=np.zeros(N))
 
 
-# Any pair
+# External pairs
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_any_pair(name):
+def test_external_pairs(name):
     model, guide, x = foreign.PAIRS[name]()
     found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
     (site,) = found["observed_data"]
@@ -238,7 +232,7 @@ def test_any_pair(name):
 
 
 def assert_joint(model, x, found):
-    """lp is what ``poutine.trace`` makes of each draw, so the draws stand where they belong."""
+    """lp of each draw agrees with ``poutine.trace``, so draws and data are in the right order."""
     owner = getattr(model, "__self__", model)
     if isinstance(owner, torch.nn.Module):
         owner.eval()
@@ -254,7 +248,7 @@ def assert_joint(model, x, found):
 
 
 def test_several_sites_plates_and_shapes():
-    """Two observed sites of other shapes than x, a scoped name, a factor, a discrete latent."""
+    """Two observed sites with other shapes than x, a scoped name, a factor, a discrete latent."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -285,14 +279,14 @@ def test_several_sites_plates_and_shapes():
     with pytest.raises(ValueError, match="takes no keyword 'mask'"):
         to_arviz(model, guide, x.where(x < 2, torch.nan), num_samples=8)
 
-    def tolerant(x, mask=None):
+    def with_mask(x, mask=None):
         model(x)
 
-    with pytest.raises(ValueError, match=r"'image' has shape \(2, 2\) a datum where x has 5"):
-        to_arviz(tolerant, guide, x.where(x < 1, torch.nan), num_samples=8)
+    with pytest.raises(ValueError, match=r"'image' has shape \(2, 2\) per datum where x has 5"):
+        to_arviz(with_mask, guide, x.where(x < 1, torch.nan), num_samples=8)
 
 
-def test_nothing_else_is_changed():
+def test_results_are_reproducible_and_global_state_is_unchanged():
     model, guide, x = foreign.regularized()
     module = model.__self__
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -313,7 +307,7 @@ def test_nothing_else_is_changed():
 
 
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
-def test_blocks_change_nothing_but_memory(name, monkeypatch):
+def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     model, guide, x = foreign.PAIRS[name]()
     monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
     at_once = []
@@ -321,7 +315,8 @@ def test_blocks_change_nothing_but_memory(name, monkeypatch):
     run = Pair.run
 
     def recorded(pair, batch, *, num_samples=1, dim=None):
-        at_once.append(len(batch) * num_samples)
+        if num_samples == 1 or pair._sample_dim:  # not in the search for this dimension
+            at_once.append(len(batch) * num_samples)
         return run(pair, batch, num_samples=num_samples, dim=dim)
 
     monkeypatch.setattr(Pair, "run", recorded)
@@ -330,70 +325,68 @@ def test_blocks_change_nothing_but_memory(name, monkeypatch):
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
     monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 10)
-    if name == "functions":  # whose programs know which rows they see
+    if name == "functions":  # whose programs take the index of their rows
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)
         assert_joint(model, x, found)
 
 
-# Names and numbers that are given
+# Given names and log-likelihoods
 
 
 def test_names_of_rows_and_columns():
     ppca, names = make_ppca(), list("vwxyz")
     frame = pd.DataFrame(make_x(), columns=names, index=[f"row {n}" for n in range(N)])
     pair = ppca.model, ExactGuide(ppca)
-    told = {"num_samples": 8, "rows": np.array([5, 2]), "seed": 0}
-    found = to_arviz(*pair, frame, **told)
+    export = partial(to_arviz, *pair, frame, num_samples=8, rows=np.array([5, 2]), seed=0)
+    found = export()
     for dataset in groups(found).values():
         if "datum" in dataset.dims:
             assert dataset["datum"].values.tolist() == ["row 5", "row 2"]
         if "column" in dataset.dims:
             assert dataset["column"].values.tolist() == names
     row_names = range(100, 100 + N)
-    other = to_arviz(*pair, frame, columns=range(D), row_names=row_names, **told)
+    other = export(columns=range(D), row_names=row_names)
     assert groups(other)["observed_data"]["datum"].values.tolist() == [105, 102]
     assert groups(other)["observed_data"]["column"].values.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_given_log_likelihood_is_handed_over():
+def test_a_given_log_likelihood_is_exported():
     ppca, x = make_ppca(), make_x()
-    pair, told = (ppca.model, ExactGuide(ppca)), {"num_samples": 8, "seed": 0}
+    export = partial(to_arviz, ppca.model, ExactGuide(ppca), x, num_samples=8, seed=0)
     values = np.linspace(-3, -1, N)
-    found = groups(to_arviz(*pair, x, log_likelihood=values, **told))["log_likelihood"]["x"]
+    found = groups(export(log_likelihood=values))["log_likelihood"]["x"]
     assert np.array_equal(found.values[0, 0], values)
     assert found.attrs["method"] == "exact" and found.attrs["num_reliable"] == N
     series = pd.Series(values, index=range(100, 100 + N))
-    assert found.equals(
-        groups(to_arviz(*pair, x, log_likelihood=series, **told))["log_likelihood"]["x"]
-    )
-    estimate = log_likelihood(ppca.model, make_table(), x, 100, seed=0)
-    found = groups(to_arviz(*pair, x, log_likelihood=estimate, **told))["log_likelihood"]["x"]
+    assert found.equals(groups(export(log_likelihood=series))["log_likelihood"]["x"])
+    estimate = log_likelihood(ppca.model, make_per_datum_guide(), x, 100, seed=0)
+    found = groups(export(log_likelihood=estimate))["log_likelihood"]["x"]
     assert np.array_equal(found.values[0, 0], estimate.value)
     assert found.attrs["num_reliable"] == int(estimate.reliable.sum())
     assert found.attrs["num_samples"] == 100 and found.attrs["method"] == "importance"
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("arguments", "message"),
     [
         ({"num_samples": 10}, "multiple of num_chains; got 10 and 4"),
         ({"num_samples": 0}, "num_samples must be a whole number >= 1"),
         ({"num_chains": 0}, "num_chains must be a whole number >= 1"),
-        ({"rows": [0, 24]}, r"rows must lie in 0..23; they go from 0 to 24"),
+        ({"rows": [0, 24]}, r"rows must lie in 0..23; they range from 0 to 24"),
         ({"rows": [-1]}, "rows must lie in"),
-        ({"rows": []}, "rows must be a list of row numbers"),
-        ({"rows": [0.5]}, "rows must be a list of row numbers"),
+        ({"rows": []}, "rows must be a list of row indices"),
+        ({"rows": [0.5]}, "rows must be a list of row indices"),
         ({"columns": ["a"]}, "columns must hold 5 names; it holds 1"),
         ({"row_names": ["a"]}, "row_names must hold 24 names; it holds 1"),
         ({"log_likelihood": [1.0], "rows": [1, 2]}, r"one value for each of the 2 rows.*\(1,\)"),
         ({"x": np.full((2, D), np.nan)}, "rows with nothing observed"),
     ],
 )
-def test_bad_arguments(told, message):
+def test_bad_arguments(arguments, message):
     ppca = make_ppca()
     with pytest.raises(ValueError, match=message):
-        to_arviz(ppca.model, ExactGuide(ppca), **({"x": make_x(), "num_samples": 8} | told))
+        to_arviz(ppca.model, ExactGuide(ppca), **({"x": make_x(), "num_samples": 8} | arguments))
 
 
 def test_a_model_that_observes_nothing():
@@ -405,11 +398,11 @@ def test_a_model_that_observes_nothing():
         to_arviz(model, model, make_x(), num_samples=8)
 
 
-# ArviZ's own functions
+# Functions of ArviZ
 
 
 def test_arviz_summarizes_and_plots(exact):
-    with quietly():
+    with without_warnings():
         summary = az.summary(exact)
         assert len(summary) == 2 * K
         plot = az.plot_dist if NEW else az.plot_posterior
@@ -423,20 +416,20 @@ def test_arviz_summarizes_and_plots(exact):
 
 def compared(elpds):
     exact = {"round_to": "none"} if "round_to" in inspect.signature(az.compare).parameters else {}
-    with quietly():
+    with without_warnings():
         table = az.compare(elpds, **exact)
         assert az.plot_compare(table) is not None
     matplotlib.pyplot.close("all")
     return table.rename(columns={"elpd_loo": "elpd"})
 
 
-@pytest.mark.parametrize("how", ["each", "comparison"])
-def test_arviz_compares(how):
+@pytest.mark.parametrize("source", ["each", "comparison"])
+def test_arviz_compares(source):
     rng = np.random.default_rng(0)
     common = 3 * rng.normal(size=150)
     values = {name: common + rng.normal(size=150) - k for k, name in enumerate("abc")}
     ours = compare(values)
-    if how == "each":
+    if source == "each":
         table = compared({name: elpd(value) for name, value in values.items()})
     else:
         table = compared(compare_elpds(ours))
@@ -451,13 +444,14 @@ def test_arviz_compares(how):
     assert table["weight"].sum() == pytest.approx(1)
 
 
-def test_elpd_says_what_is_not_reliable():
+def test_elpd_marks_unreliable_estimates():
     value = torch.linspace(-3, -1, 30, dtype=torch.float64)
     good = torch.arange(30) > 3
     k_hat = torch.where(good, 0.1, 0.9).double()
     k_hat[0] = torch.nan
-    numbers = value, value, value, k_hat, good, 1000, "importance", 0
-    estimate = LogLikelihood(*numbers, tail_index=k_hat, limit=torch.full_like(value, 0.6))
+    limit = torch.full_like(value, 0.6)
+    fields = value, value, value, k_hat, good, 1000, "importance", 0
+    estimate = LogLikelihood(*fields, tail_index=k_hat, limit=limit)
     found = elpd(estimate)
     assert found["warning"] and not elpd(value)["warning"]
     assert found["n_samples"] == 1000 and found["n_data_points"] == 30
@@ -488,10 +482,17 @@ def assert_identical(ours, theirs):
             assert dataset[variable].dtype == theirs[name][variable].dtype, (name, variable)
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_files_preserve_the_data(tmp_path):
     ppca, x = make_ppca(), oracles.with_holes(make_x(), 0.3, seed=4)
-    told = {"columns": ["ä", "b c", "d", "", "e"], "row_names": [f"r{n}" for n in range(N)]}
-    data = to_arviz(ppca.model, make_table(), x, num_samples=8, seed=0, **told)
+    data = to_arviz(
+        ppca.model,
+        make_per_datum_guide(),
+        x,
+        num_samples=8,
+        columns=["ä", "b c", "d", "", "e"],
+        row_names=[f"r{n}" for n in range(N)],
+        seed=0,
+    )
     path = tmp_path / "deep" / "data.nc"
     for _ in range(2):  # the second time over the first
         write_netcdf(data, path)
@@ -506,7 +507,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["data.nc"]
 
 
-def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path):
     class Broken:
         def to_netcdf(self, path, engine):
             with open(path, "w") as file:
@@ -547,7 +548,7 @@ def lineage():
 DRAWN = ("px-em", "linear-amortized", "vae", "a ppca")
 
 
-def test_a_ladder_has_a_variable_a_rung(lineage):
+def test_a_lineage_has_one_variable_per_stage(lineage):
     data = lineage_to_arviz(lineage)
     found = groups(data)
     assert found.keys() == GROUPS
@@ -571,17 +572,17 @@ def test_a_ladder_has_a_variable_a_rung(lineage):
         np.testing.assert_allclose(values, lineage.data.test[:8], rtol=1e-5, err_msg=stage)
 
 
-def test_a_ladder_is_in_the_datas_units(lineage):
+def test_a_lineage_is_in_the_units_of_the_data(lineage):
     found = groups(lineage_to_arviz(lineage, num_samples=2000))
     log_p, stats = found["log_likelihood"], found["sample_stats"]
     for row in lineage.rows:
         assert np.array_equal(log_p[row.stage].values[0, 0], row.held_out.value)
         assert log_p[row.stage].attrs["num_reliable"] == int(row.held_out.reliable.sum())
     test = lineage.data.test[:8]
-    for stage in ("px-em", "a ppca"):  # their guide is exact
+    for stage in ("px-em", "a ppca"):  # with an exact guide
         value = log_p[stage].values[0, 0, :8]
         assert np.abs(stats[f"log_weight {stage}"] - value).max() < 1e-5, stage
-    # Another stage's weights average to the same density; the units change it by 5 nats.
+    # The mean weight of other stages estimates the same density; the units change it by 5 nats.
     for stage in ("linear-amortized", "vae"):
         weights = torch.tensor(flat(stats[f"log_weight {stage}"]))
         estimate = (torch.logsumexp(weights, 0) - math.log(2000)).numpy()
@@ -609,30 +610,30 @@ def test_a_ladder_is_in_the_datas_units(lineage):
 
 
 @pytest.mark.parametrize(
-    ("largest", "data", "draw"), [(20_000, 1, 100), (90_000, 7, 100), (500, 1, 4)]
+    ("largest", "num_data", "num_draws"), [(20_000, 1, 100), (90_000, 7, 100), (500, 1, 4)]
 )
-def test_a_ladder_stays_small(lineage, monkeypatch, largest, data, draw):
-    monkeypatch.setattr(interop, "LARGEST_GROUP", largest)
+def test_the_size_of_a_lineage_is_limited(lineage, monkeypatch, largest, num_data, num_draws):
+    monkeypatch.setattr(interop, "MAX_GROUP_SIZE", largest)
     found = groups(lineage_to_arviz(lineage))
     for name in GROUPS - {"log_likelihood", "observed_data"}:
         assert sum(v.size for v in found[name].values()) <= largest, name
-    assert found["posterior"].sizes["datum"] == data
-    assert found["posterior"].sizes["draw"] == draw
+    assert found["posterior"].sizes["datum"] == num_data
+    assert found["posterior"].sizes["draw"] == num_draws
     assert found["log_likelihood"].sizes["datum"] == len(lineage.data.test)
 
 
-def test_a_ladder_repeats_and_survives_a_file(lineage, tmp_path):
+def test_a_lineage_is_reproducible_and_preserved_by_files(lineage, tmp_path):
     before = torch.get_rng_state()
     data = lineage_to_arviz(lineage, num_data=2, num_samples=8)
     assert torch.equal(before, torch.get_rng_state())
     assert_identical(lineage_to_arviz(lineage, num_data=2, num_samples=8), data)
-    write_netcdf(data, tmp_path / "ladder.nc")
-    assert_identical(read_netcdf(tmp_path / "ladder.nc"), data)
-    with quietly():
+    write_netcdf(data, tmp_path / "lineage.nc")
+    assert_identical(read_netcdf(tmp_path / "lineage.nc"), data)
+    with without_warnings():
         assert len(az.summary(data, var_names=["vae", "mine z1"])) == 2 * (K + 3)
 
 
-def test_a_ladder_without_pairs(lineage):
+def test_a_lineage_without_pairs_is_rejected(lineage):
     with pytest.raises(ValueError, match="no pairs to draw from"):
         lineage_to_arviz(Lineage.from_dict(lineage.to_dict()))
     with pytest.raises(ValueError, match="multiple of num_chains; got 10 and 4"):
@@ -641,8 +642,8 @@ def test_a_ladder_without_pairs(lineage):
         lineage_to_arviz(lineage, num_data=0)
 
 
-def test_arviz_is_imported_only_where_it_is_needed():
-    """It takes seconds, and ``import ppl_vae`` must not."""
+def test_arviz_is_imported_only_when_it_is_used():
+    """The import takes seconds, which ``import ppl_vae`` must not."""
     for path in Path(ppl_vae.__file__).parent.rglob("*.py"):
         at_import = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
         assert all(name.name != "arviz" for node in at_import for name in node.names), path

@@ -1,4 +1,4 @@
-"""The transformer: scikit-learn's own checks, its neighbours there, the models it wraps."""
+"""PPCATransformer: scikit-learn's checks, agreement with its estimators and with PPCA."""
 
 import pickle
 import warnings
@@ -34,25 +34,25 @@ def x():
 
 
 @pytest.fixture
-def holed(x):
+def incomplete(x):
     return oracles.with_holes(x, 0.2, seed=1)
 
 
 def factors(N=400, seed=0):
-    """Two factors and a noise per column."""
+    """Two factors, and a noise variance for each column."""
     rng = np.random.default_rng(seed)
     z, W = rng.normal(size=(N, 2)), rng.normal(size=(2, D))
     return z @ W + rng.normal(size=(N, D)) * rng.uniform(0.5, 1.5, D) + 3
 
 
 def start(x, latent_dim=K, noise="isotropic"):
-    """The model that the transformer starts PX-EM from by default."""
+    """The default initial model of PX-EM in the transformer."""
     seed = np.random.RandomState(0).randint(2**31 - 1)
     return PPCA.like(x, latent_dim, noise=noise, seed=seed)
 
 
-def assert_is(transformer, ppca, x, tol=1e-10):
-    """All that the transformer gives is what the model gives."""
+def assert_agrees(transformer, ppca, x, tol=1e-10):
+    """All results of the transformer agree with those of the model."""
     ppca = ppca.canonical()
     with torch.no_grad():
         expected = {
@@ -71,35 +71,35 @@ def assert_is(transformer, ppca, x, tol=1e-10):
         np.testing.assert_allclose(found, value.detach().numpy(), rtol=tol, atol=tol, err_msg=name)
 
 
-# The models it wraps
+# Agreement with PPCA
 
 
-def test_complete_data_with_isotropic_noise_get_the_closed_form(x):
+def test_complete_data_with_isotropic_noise_are_fitted_in_closed_form(x):
     ppca = PPCA.like(x, K, seed=5)
     fit_closed_form(ppca, x)
     transformer = PPCATransformer(K).fit(x)
-    assert_is(transformer, ppca, x)
+    assert_agrees(transformer, ppca, x)
     assert (transformer.n_components_, transformer.n_iter_) == (K, 1)
     assert isinstance(transformer.noise_variance_, float)
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_holes_get_px_em(holed, noise):
-    ppca = start(holed, noise=noise)
-    fit = fit_em(ppca, holed, tol=1e-8)
-    transformer = PPCATransformer(K, noise=noise, tol=1e-8).fit(holed)
-    assert_is(transformer, ppca, holed)
+def test_missing_values_are_fitted_by_px_em(incomplete, noise):
+    ppca = start(incomplete, noise=noise)
+    fit = fit_em(ppca, incomplete, tol=1e-8)
+    transformer = PPCATransformer(K, noise=noise, tol=1e-8).fit(incomplete)
+    assert_agrees(transformer, ppca, incomplete)
     assert transformer.n_iter_ == fit.steps > 1
 
 
-def test_diagonal_noise_gets_px_em():
+def test_diagonal_noise_is_fitted_by_px_em():
     x = factors()
     ppca = start(x, 2, "diagonal")
     fit_em(ppca, x, tol=1e-6)
-    assert_is(PPCATransformer(2, noise="diagonal").fit(x), ppca, x)
+    assert_agrees(PPCATransformer(2, noise="diagonal").fit(x), ppca, x)
 
 
-def test_one_hole_changes_little(x):
+def test_one_missing_value_changes_little(x):
     one = x.copy()
     one[0, 0] = np.nan
     by_em, exact = PPCATransformer(K).fit(one), PPCATransformer(K).fit(x)
@@ -107,23 +107,24 @@ def test_one_hole_changes_little(x):
     assert by_em.score(x) <= exact.score(x)
 
 
-def test_the_transform_of_a_row_with_holes_is_the_exact_posterior_mean(x, holed):
+def test_the_transform_of_a_row_with_missing_values_is_the_exact_posterior_mean(x, incomplete):
     transformer = PPCATransformer(K).fit(x)
     W, noise = transformer.components_.T, transformer.noise_variance_
-    found = transformer.transform(holed)
-    for row, mean in zip(holed, found, strict=True):
-        seen = ~np.isnan(row)
-        C = W[seen] @ W[seen].T + noise * np.eye(seen.sum())
-        expected = W[seen].T @ np.linalg.solve(C, row[seen] - transformer.mean_[seen])
+    found = transformer.transform(incomplete)
+    for row, mean in zip(incomplete, found, strict=True):
+        observed = ~np.isnan(row)
+        w = W[observed]
+        C = w @ w.T + noise * np.eye(observed.sum())
+        expected = w.T @ np.linalg.solve(C, row[observed] - transformer.mean_[observed])
         np.testing.assert_allclose(mean, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_holes_are_filled_and_the_rest_is_left(x, holed):
-    filled = PPCATransformer(K).fit(holed).impute(holed)
-    seen = ~np.isnan(holed)
-    np.testing.assert_array_equal(filled[seen], holed[seen])
-    error = (filled - x)[~seen].std()
-    assert error < 0.9 * (np.broadcast_to(x.mean(0), x.shape) - x)[~seen].std()
+def test_missing_values_are_imputed_and_observed_values_unchanged(x, incomplete):
+    imputed = PPCATransformer(K).fit(incomplete).impute(incomplete)
+    observed = ~np.isnan(incomplete)
+    np.testing.assert_array_equal(imputed[observed], incomplete[observed])
+    error = (imputed - x)[~observed].std()
+    assert error < 0.9 * (np.broadcast_to(x.mean(0), x.shape) - x)[~observed].std()
 
 
 def test_draws_have_the_covariance_of_the_model(x):
@@ -137,11 +138,11 @@ def test_draws_have_the_covariance_of_the_model(x):
     assert transformer.sample().shape == (1, D)
 
 
-# Its neighbours in scikit-learn
+# Agreement with scikit-learn's estimators
 
 
 def test_it_agrees_with_pca(x):
-    """The noise variance there is over N - 1; the maximum is the same but for that."""
+    """The noise variance of PCA has the denominator N - 1; otherwise the maxima are the same."""
     N = len(x)
     pca, ours = PCA(K, svd_solver="full").fit(x), PPCATransformer(K).fit(x)
     assert ours.noise_variance_ * N / (N - 1) == pytest.approx(pca.noise_variance_, rel=1e-10)
@@ -152,7 +153,7 @@ def test_it_agrees_with_pca(x):
     np.testing.assert_allclose(
         ours.get_covariance() * N / (N - 1), pca.get_covariance(), rtol=1e-9, atol=1e-12
     )
-    # The scores are PCA's, shrunk.
+    # The codes are the scores of PCA, shrunk.
     values = lengths[:, 0] ** 2 + ours.noise_variance_
     shrunk = pca.transform(x) * lengths[:, 0] / values * np.sign(np.diag(cosines))
     np.testing.assert_allclose(ours.transform(x), shrunk, rtol=1e-9, atol=1e-10)
@@ -174,7 +175,7 @@ def test_it_agrees_with_factor_analysis():
     np.testing.assert_allclose(ours.get_covariance(), theirs.get_covariance(), atol=1e-2)
 
 
-def test_a_search_finds_the_number_of_components():
+def test_grid_search_finds_the_number_of_components():
     W = np.linalg.qr(np.random.default_rng(2).normal(size=(8, 3)))[0] * [3, 2.5, 2]
     rng = np.random.default_rng(3)
     x = rng.normal(size=(300, 3)) @ W.T + 0.5 * rng.normal(size=(300, 8))
@@ -185,63 +186,65 @@ def test_a_search_finds_the_number_of_components():
     assert search.best_score_ == pytest.approx(np.mean(held_out), abs=1e-12)
 
 
-def test_in_a_pipeline(holed):
-    y = (np.nan_to_num(holed).sum(1) > np.nan_to_num(holed).sum(1).mean()).astype(int)
+def test_in_a_pipeline(incomplete):
+    y = (np.nan_to_num(incomplete).sum(1) > np.nan_to_num(incomplete).sum(1).mean()).astype(int)
     pipeline = make_pipeline(StandardScaler(), PPCATransformer(2), GaussianNB())
-    search = GridSearchCV(pipeline, {"ppcatransformer__n_components": [1, 3]}, cv=3).fit(holed, y)
-    assert search.score(holed, y) > 0.6
+    search = GridSearchCV(pipeline, {"ppcatransformer__n_components": [1, 3]}, cv=3).fit(
+        incomplete, y
+    )
+    assert search.score(incomplete, y) > 0.6
     assert set(clone(pipeline).get_params()) == set(pipeline.get_params())
 
 
-# Tables
+# Types of input
 
 
-def test_frames_in_and_out(holed):
-    frame = pd.DataFrame(holed, columns=list("abcdefg"), index=range(10, 70))
+def test_data_frames_are_supported(incomplete):
+    frame = pd.DataFrame(incomplete, columns=list("abcdefg"), index=range(10, 70))
     transformer = PPCATransformer(K).set_output(transform="pandas").fit(frame)
     found = transformer.transform(frame)
     names = [f"ppcatransformer{k}" for k in range(K)]
     assert list(transformer.get_feature_names_out()) == names == list(found.columns)
     assert list(transformer.feature_names_in_) == list("abcdefg")
     assert list(found.index) == list(frame.index)
-    plain = PPCATransformer(K).fit(holed)
-    np.testing.assert_array_equal(found.to_numpy(), plain.transform(holed))
+    plain = PPCATransformer(K).fit(incomplete)
+    np.testing.assert_array_equal(found.to_numpy(), plain.transform(incomplete))
     assert transformer.inverse_transform(found).shape == frame.shape
     with pytest.raises(ValueError, match="feature names should match"):
         transformer.transform(frame[list("gfedcba")])
 
 
-def test_nullable_columns_and_integers_are_taken(x):
+def test_nullable_columns_and_integers_are_supported(x):
     frame = pd.DataFrame(np.round(10 * x).astype(int)).astype("Int64")
     transformer = PPCATransformer(K).fit(frame)
-    assert_is(transformer, PPCATransformer(K).fit(np.round(10 * x)).model_, np.round(10 * x))
+    assert_agrees(transformer, PPCATransformer(K).fit(np.round(10 * x)).model_, np.round(10 * x))
     frame.iloc[0, 0] = pd.NA
     assert np.isfinite(transformer.transform(frame)).all()
 
 
-def test_float32_stays_but_for_what_is_summed(x):
+def test_float32_is_preserved_except_for_sums_and_parameters(x):
     single = x.astype(np.float32)
     transformer = PPCATransformer(K).fit(single)
     z = transformer.transform(single)
     assert z.dtype == transformer.inverse_transform(z).dtype == np.float32
     assert transformer.impute(single).dtype == np.float32
     assert transformer.score_samples(single).dtype == transformer.components_.dtype == np.float64
-    assert_is(
+    assert_agrees(
         PPCATransformer(K).fit(single.astype(float)), transformer.model_, single.astype(float)
     )
 
 
-def test_numbers_too_coarse_for_a_column_are_told():
+def test_insufficient_precision_is_warned_of():
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) + np.float32(1e7)
     with pytest.warns(UserWarning, match="give x and model in float64"):
         PPCATransformer(2).fit(x)
 
 
-# Narrow data
+# Small data
 
 
-def narrow():
-    """All small shapes, with missing values too where a row can have one."""
+def small_data():
+    """Data of small shapes, complete and, if there are several columns, with missing values."""
     for rows in (2, 3, 4, 8):
         for width in (1, 2, 5):
             x = np.random.default_rng(rows + 10 * width).normal(size=(rows, width)) + 1
@@ -251,15 +254,15 @@ def narrow():
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_the_default_takes_all_shapes(noise):
-    for x in narrow():
+def test_the_default_supports_all_shapes(noise):
+    for x in small_data():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which of them have too little is another test's
+            warnings.simplefilter("ignore")  # warnings have a test of their own
             transformer = PPCATransformer(noise=noise, max_iter=100)
             try:
                 found = transformer.fit_transform(x)
             except ValueError as error:
-                # One value alone in a column is a constant.
+                # A column with a single observed value is constant.
                 assert noise == "diagonal" and "constant columns" in str(error)
                 continue
         assert 1 <= transformer.n_components_ <= max(1, min(len(x) - 2, x.shape[1] - 1))
@@ -297,36 +300,36 @@ def test_the_variance_of_one_column_is_halved(n_components, noise):
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_too_little_for_one_component_is_told_and_halved(noise):
+def test_the_variance_is_halved_with_a_warning_if_one_component_is_undetermined(noise):
     x = np.outer([1.0, 3, 2], [1.0, -2, 2]) + 5
-    with pytest.warns(UserWarning, match=r"shape \(3, 3\), has too little for one component"):
+    with pytest.warns(UserWarning, match=r"shape \(3, 3\), does not determine one component"):
         transformer = PPCATransformer(noise=noise).fit(x)
     assert np.trace(transformer.get_covariance()) == pytest.approx(x.var(0).sum())
     np.testing.assert_allclose(np.sum(transformer.components_**2), x.var(0).sum() / 2)
     along = np.abs(transformer.components_[0] / np.linalg.norm(transformer.components_))
     np.testing.assert_allclose(along, [1 / 3, 2 / 3, 2 / 3])
     with pytest.raises(
-        ValueError, match=r"the rank .*, 1 \(X has .*got 1\. n_components=None takes"
+        ValueError, match=r"the rank .*, 1 \(X has .*got 1\. n_components=None chooses"
     ):
         PPCATransformer(1, noise=noise).fit(x)
 
 
-# What must not matter, and what is kept
+# Reproducibility, pickles and notes
 
 
 @pytest.mark.parametrize("noise", NOISES)
-def test_fits_repeat_and_leave_the_generators_alone(holed, noise):
+def test_fits_are_reproducible_and_leave_global_generators_unchanged(incomplete, noise):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    transformers = [PPCATransformer(2, noise=noise).fit(holed) for _ in range(2)]
+    transformers = [PPCATransformer(2, noise=noise).fit(incomplete) for _ in range(2)]
     np.testing.assert_array_equal(transformers[0].components_, transformers[1].components_)
     assert torch.equal(torch.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_a_pickle_is_as_good(holed):
-    transformer = PPCATransformer(2).fit(holed)
+def test_a_pickle_gives_the_same_results(incomplete):
+    transformer = PPCATransformer(2).fit(incomplete)
     again = pickle.loads(pickle.dumps(transformer))
-    np.testing.assert_array_equal(again.transform(holed), transformer.transform(holed))
+    np.testing.assert_array_equal(again.transform(incomplete), transformer.transform(incomplete))
     np.testing.assert_array_equal(again.sample(3, 0), transformer.sample(3, 0))
     assert repr(again) == "PPCATransformer(n_components=2)"
 
@@ -336,7 +339,7 @@ def test_constant_columns_are_noted(x):
     assert PPCATransformer(2).fit(x).notes_ == ("constant columns: 2",)
 
 
-# Bad input
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -344,9 +347,9 @@ def test_constant_columns_are_noted(x):
     [
         ({"n_components": 0}, "n_components must be a whole number >= 1; got 0"),
         ({"n_components": D}, rf"n_components must be smaller than the rank .*, {D} \(X has shape "
-         rf"\(60, {D}\)\): the noise would be zero; got {D}. n_components=None takes as many"),
+         rf"\(60, {D}\)\): the noise would be zero; got {D}. n_components=None chooses the"),
         ({"noise": "full"}, "noise must be one of 'isotropic', 'diagonal'; got 'full'"),
-        ({"tol": -1.0}, "tol must be a number of nats >= 0; got -1.0"),
+        ({"tol": -1.0}, "tol must be >= 0, in nats per datum; got -1.0"),
         ({"max_iter": 0}, "max_iter must be a whole number >= 1; got 0"),
         ({"random_state": "0", "noise": "diagonal"}, "cannot be used to seed"),
     ],
@@ -356,12 +359,12 @@ def test_bad_arguments(x, arguments, match):
         PPCATransformer(**{"n_components": 2} | arguments).fit(x)
 
 
-def test_the_rank_is_only_bounded_where_there_are_holes(holed):
+def test_the_rank_is_only_bounded_if_values_are_missing(incomplete):
     with pytest.raises(ValueError, match=f"rank of the centred data, at most {D} .*got {D}"):
-        PPCATransformer(D).fit(holed)
+        PPCATransformer(D).fit(incomplete)
 
 
-def test_no_noise_left_is_said_in_the_transformers_words():
+def test_the_error_of_too_many_components_names_n_components():
     x = np.random.default_rng(0).normal(size=(30, 2)) @ np.random.default_rng(1).normal(
         size=(2, 5)
     )
@@ -370,8 +373,8 @@ def test_no_noise_left_is_said_in_the_transformers_words():
         PPCATransformer(3).fit(x)
 
 
-def test_bad_data(x, holed):
-    transformer = PPCATransformer(2).fit(holed)
+def test_bad_data(x, incomplete):
+    transformer = PPCATransformer(2).fit(incomplete)
     empty = np.where(np.arange(60)[:, None] == 3, np.nan, x)
     for method in (transformer.fit, transformer.transform, transformer.score_samples):
         with pytest.raises(ValueError, match=r"rows with nothing observed: \[3\]; drop them"):
@@ -394,10 +397,10 @@ def test_bad_data(x, holed):
         PPCATransformer().score_samples(x)
 
 
-def test_an_unfinished_fit_is_told(holed):
+def test_an_unconverged_fit_is_warned_of(incomplete):
     with pytest.warns(
         ConvergenceWarning,
-        match=r"after max_iter=3, at least .*tol=1e-06.*either",
+        match=r"after max_iter=3, at least .*tol=1e-06.*raise max_iter or tol",
     ):
-        transformer = PPCATransformer(2, max_iter=3).fit(holed)
+        transformer = PPCATransformer(2, max_iter=3).fit(incomplete)
     assert transformer.n_iter_ == 3

@@ -14,7 +14,7 @@ import oracles
 from lineages import LABELS, MINE, SHORT
 from ppl_vae import run_lineage
 from ppl_vae.core.program import bound_object
-from ppl_vae.evaluation.latent_space.traversal import STEPS
+from ppl_vae.evaluation.latent_space.traversal import GRID_SIZE
 from ppl_vae.lineage.report_data import ACROSS, ReportData, report_data
 from ppl_vae.lineage.run import Lineage
 
@@ -71,7 +71,7 @@ def test_the_plane_of_ppca_stands_on_principal_axes(shown, ladder):
 
 
 def test_the_manifold_and_the_ways_between_codes(shown, ladder):
-    assert shown.manifold.values.shape == (STEPS, STEPS, 6)
+    assert shown.manifold.values.shape == (GRID_SIZE, GRID_SIZE, 6)
     assert shown.manifold.column_labels == tuple(reversed(shown.manifold.row_labels))
     assert [float(t) for t in shown.manifold.column_labels] == pytest.approx(
         [-1.6, -1.0, -0.6, -0.3, 0.0, 0.3, 0.6, 1.0, 1.6]

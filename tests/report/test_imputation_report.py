@@ -15,7 +15,7 @@ import oracles
 from fitted import parameters
 from ppl_vae import PPCA, fit_em, select_by_masked_cv
 from ppl_vae.cli.main import app, main
-from ppl_vae.evaluation.prediction.masked_cv import _hidden
+from ppl_vae.evaluation.prediction.masked_cv import _draw_masked
 
 DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
@@ -39,16 +39,16 @@ def test_hidden_cells_find_the_number_of_latent_dimensions_and_the_noise():
     found = select_by_masked_cv(holed(), seed=0)
     best = found.best
     assert (found.noise[best], found.latent_dim[best]) == ("isotropic", 3)
-    assert 0.92 < found.coverage[best] < 0.98 and found.error[best] < 0.7
+    assert 0.92 < found.coverage[best] < 0.98 and found.rmse[best] < 0.7
     found = select_by_masked_cv(holed(spread=1e4), seed=0)
     assert (found.noise[found.best], found.latent_dim[found.best]) == ("diagonal", 3)
 
 
 def test_scores_are_those_of_cells_that_the_fit_did_not_see():
     x = holed()
-    found = select_by_masked_cv(x, noises=["isotropic"], latent_dims=[2], share=0.2, seed=5)
-    hidden = _hidden(torch.from_numpy(~np.isnan(x)), 0.2, 5).numpy()
-    assert found.num_hidden == hidden.sum() and not np.isnan(x[hidden]).any()
+    found = select_by_masked_cv(x, noises=["isotropic"], latent_dims=[2], fraction=0.2, seed=5)
+    hidden = _draw_masked(torch.from_numpy(~np.isnan(x)), 0.2, 5).numpy()
+    assert found.num_masked == hidden.sum() and not np.isnan(x[hidden]).any()
     left = np.where(hidden, np.nan, x)
     ppca = PPCA.like(left, 2, seed=5)
     fit_em(ppca, left, tol=1e-5, max_iterations=200)
@@ -58,7 +58,7 @@ def test_scores_are_those_of_cells_that_the_fit_did_not_see():
     assert float(found.log_density[0]) == pytest.approx(log_density.mean(), abs=1e-9)
     usual = np.broadcast_to(np.nanstd(left, 0), x.shape)[hidden]
     error = np.sqrt((((x - mean)[hidden] / usual) ** 2).mean())
-    assert float(found.error[0]) == pytest.approx(error, abs=1e-9)
+    assert float(found.rmse[0]) == pytest.approx(error, abs=1e-9)
     assert float(found.coverage[0]) == pytest.approx((np.abs(away) < 1.96).mean())
 
 
@@ -68,7 +68,7 @@ def test_no_row_and_no_column_loses_everything(shape):
     for seed in range(20):
         seen = rng.random(shape) < 0.5
         seen[0], seen[:, 0] = True, True
-        hidden = _hidden(torch.from_numpy(seen), 0.9, seed).numpy()
+        hidden = _draw_masked(torch.from_numpy(seen), 0.9, seed).numpy()
         left = seen & ~hidden
         assert left.any(1).all() and (left.sum(0) >= np.minimum(seen.sum(0), 2)).all()
         assert hidden.any() or seen.sum() < 8
@@ -88,9 +88,9 @@ def test_what_it_says_and_what_it_cannot_fit():
 
 
 def test_what_cannot_be_searched_is_refused():
-    with pytest.raises(ValueError, match=r"share must lie between 0 and 1; got 1\.5"):
-        select_by_masked_cv(holed(), share=1.5)
-    with pytest.raises(ValueError, match="can be hidden without a row or column losing all"):
+    with pytest.raises(ValueError, match=r"fraction must lie between 0 and 1; got 1\.5"):
+        select_by_masked_cv(holed(), fraction=1.5)
+    with pytest.raises(ValueError, match="can be masked without a row or column losing all"):
         select_by_masked_cv(np.eye(3)[:, :1])
     with pytest.raises(ValueError, match="K = 10: latent_dim must be smaller than the rank"):
         select_by_masked_cv(holed(), latent_dims=[10])
@@ -146,7 +146,7 @@ def test_the_model_is_chosen_and_said(file, tmp_path):
     out = tmp_path / "new" / "filled.tsv"
     shown = run(file, "--out", out)
     assert shown.exit_code == 0, shown.output
-    assert "observed cells, hidden and given the rest of their rows" in shown.output
+    assert "observed values, masked and predicted from the rest of their rows" in shown.output
     assert re.search(r"diagonal +3 .*<- best", shown.output)
     assert "factor analysis with K = 3" in shown.output
     after = pd.read_csv(out, sep="\t", index_col=0)

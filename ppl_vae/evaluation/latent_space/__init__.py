@@ -1,1 +1,1 @@
-"""What latent codes hold."""
+"""Diagnostics of latent codes: collapse, spectrum, subspaces, embeddings and traversals."""

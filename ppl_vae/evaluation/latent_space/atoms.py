@@ -1,4 +1,4 @@
-"""The atoms of a dictionary, and how much each of them is used."""
+"""The atoms of a dictionary, ordered by how much codes use them."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from ppl_vae.inference.sparse.lasso import linear_layer
 from ppl_vae.inference.sparse.map_codes import best_codes
 from ppl_vae.models.autoencoder import Autoencoder
 
-SHOWN = 5
+PRINTED_ATOMS = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,38 +20,39 @@ class Atoms(Result):
     """The atoms of a dictionary, the most used first.
 
     Attributes:
-        atoms: (K, D), the columns of W; of each the sign in which its codes' sum is positive.
-        use: the mean of |z_k| over the data, (K,), in units of x where atoms have length one.
-        share: the share of data whose z_k is not zero, (K,).
-        index: which dimension of z each is, (K,).
+        atoms: (K, D), the columns of W, each with the sign that makes the sum of its codes
+            positive.
+        mean_abs: the mean of |z_k| over the data, (K,), in units of x if atoms have length one.
+        usage: the share of data whose z_k is not zero, (K,).
+        index: the dimension of z that each atom belongs to, (K,).
     """
 
     atoms: Float[Tensor, "K D"]
-    use: Float[Tensor, " K"]
-    share: Float[Tensor, " K"]
+    mean_abs: Float[Tensor, " K"]
+    usage: Float[Tensor, " K"]
     index: Int[Tensor, " K"]
 
     def __repr__(self) -> str:
         number, width = self.atoms.shape
-        shares = ", ".join(f"{float(share):.0%}" for share in self.share[:SHOWN])
+        shares = ", ".join(f"{float(share):.0%}" for share in self.usage[:PRINTED_ATOMS])
         return (
-            f"{number} atoms of {width} entries; a datum uses {float(self.share.sum()):.1f} of "
-            f"them, {int((self.share == 0).sum())} are used by none\n"
-            f"  the most used stand in {shares} of the data"
+            f"{number} atoms of {width} entries; {float(self.usage.sum()):.1f} atoms are used per "
+            f"datum, {int((self.usage == 0).sum())} are never used\n"
+            f"  the most used atoms occur in {shares} of the data"
         )
 
 
 @torch.no_grad()
 def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) -> Atoms:
-    """Look at a linear decoder's columns by how much the best codes of data use them.
+    """Order the columns of a linear decoder by how much the MAP codes of the data use them.
 
     Args:
-        autoencoder: with a decoder of one linear layer.
+        autoencoder: an autoencoder whose decoder is one linear layer.
         x: (N, D); NaN marks a missing value.
-        tolerance: of :func:`ppl_vae.best_codes`.
+        tolerance: the tolerance of :func:`ppl_vae.best_codes`.
 
     Raises:
-        ValueError: if the decoder is not one linear layer; bad data.
+        ValueError: if the decoder is not one linear layer, or the data are invalid.
     """
     layer = linear_layer(autoencoder)
     weight = getattr(layer, "weight", None)
@@ -61,7 +62,7 @@ def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) ->
             f"this one is {layer}"
         )
     codes = best_codes(autoencoder, x, tolerance=tolerance).codes
-    use, index = codes.abs().mean(0).sort(descending=True, stable=True)
+    mean_abs, index = codes.abs().mean(0).sort(descending=True, stable=True)
     signs = torch.where(codes.sum(0) < 0, -1.0, 1.0).to(weight)
-    share = (codes != 0).to(codes).mean(0)[index]
-    return Atoms((weight * signs).T[index].cpu(), use.cpu(), share.cpu(), index.cpu())
+    usage = (codes != 0).to(codes).mean(0)[index]
+    return Atoms((weight * signs).T[index].cpu(), mean_abs.cpu(), usage.cpu(), index.cpu())

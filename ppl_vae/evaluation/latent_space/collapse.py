@@ -1,29 +1,27 @@
-"""What codes are used for: KL per dimension, mutual information, and what the spectrum says of it.
+"""The information in codes: KL per dimension, mutual information, and PPCA's threshold for
+collapse.
 
-Two failures have opposite signs. Posterior collapse: q(z | x) is the prior whatever x is. A code
-that is not compressed: each datum has a place of its own, far out and narrow, and z is no more
-than a table to look x up in.
+Two failures are opposite. Posterior collapse: q(z | x) is the prior for every x. A lookup table:
+q(z | x) of each datum is narrow and far from all others and from the prior, so that z identifies
+the datum and is not compressed.
 """
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.evaluation.latent_space.aggregate import coded
-from ppl_vae.evaluation.latent_space.collapse_result import (
-    Collapse,
-)
-from ppl_vae.evaluation.latent_space.spectrum import Spectrum, own_noise, spectrum
+from ppl_vae.evaluation.latent_space.aggregate_posterior import CodeStatistics, code_densities
+from ppl_vae.evaluation.latent_space.collapse_result import Collapse
+from ppl_vae.evaluation.latent_space.spectrum import Spectrum, model_noise_variance, spectrum
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_latents
 from ppl_vae.objectives.divergences import kl_by_dimension as kl_of_site
 
@@ -38,29 +36,30 @@ def kl_by_dimension(
     batch_size: int = 4096,
     seed: int | None = None,
 ) -> Float[Tensor, " K"]:
-    """KL(q(z_k | x) || p(z_k)) averaged over the data, in nats, one a latent dimension.
+    """KL(q(z_k | x) || p(z_k)) averaged over the data, in nats, for each latent dimension.
 
-    In closed form where it is known, else from one draw per datum. A dimension with none is not
-    used: its q is the prior for every datum (it has collapsed).
+    It is computed in closed form where that is known, else from one draw per datum. A dimension
+    whose KL is zero has collapsed: its q is the prior for every datum.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D); rows are looked up by their place in it.
-        mask: True where x is observed; NaN in x says the same.
-        batch_size: rows held at once.
-        seed: of the draws.
+        x: the whole data set, (N, D); a guide with per-datum parameters finds rows by position.
+        mask: True where x is observed; NaN in x is equivalent.
+        batch_size: number of rows evaluated at once.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if q is no product over dimensions (a full covariance) or p(z) no density.
+        ValueError: if q does not factorize over dimensions (a full covariance) or p(z) is not a
+            density.
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    total = torch.zeros(())
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            run = Pair(model, guide).run(Batch(x[rows], **batch_keywords(x, mask, rows)))
+    pair = Pair(model, guide)
+    data, total = pair.observe(x, mask), torch.zeros(())
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        for batch in data.split(torch.arange(len(data)), batch_size):
+            run = pair.run(batch)
             check_latents(run)
             kl = torch.cat([kl_of_site(run, name) for name in run.latent])
-            total = total + kl.double().cpu() * len(rows) / len(x)
+            total = total + kl.double().cpu() * len(batch) / len(data)
     return total
 
 
@@ -76,23 +75,27 @@ def collapse(
     rows: Int[Tensor, " R"] | None = None,
     seed: int | None = None,
 ) -> Collapse:
-    """What the codes of a pair hold: of the data, and beyond the prior; and which are unused.
+    """Diagnose posterior collapse: the dimensions in use, and the dependence of z on x.
 
-    Each draw is weighed against every datum: N^2 S densities, in memory that does not grow.
+    The mean KL is split into the mutual information of x and z and the KL of the aggregate
+    posterior. Each draw is evaluated under every datum: N^2 S densities in bounded memory.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode. All latent sites of a
-            datum are its code together.
-        x: the whole data, (N, D).
+        model, guide: any pair under the contract; run in evaluation mode. The code of a datum
+            consists of all its latent sites.
+        x: the whole data set, (N, D).
         num_samples: draws per datum, S.
-        noise_variance: in whose light the data's spectrum is seen; by default the model's own
-            (``noise_scale``, or its likelihood's ``scale``, if that is one number).
-        mask: True where x is observed; NaN in x says the same.
-        rows: look at these rows of x only, as N; by default at all.
-        seed: of the draws.
+        noise_variance: noise variance with which the eigenvalues of the data are compared; by
+            default the model's (``noise_scale``, or its likelihood's ``scale``, if it is a single
+            number).
+        mask: True where x is observed; NaN in x is equivalent.
+        rows: indices of the rows of x that are evaluated, which are then the N data; by default
+            all rows.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: bad data or arguments, fewer than two rows; a guide without a density.
+        ValueError: if data or arguments are invalid, there are fewer than two rows, or the guide
+            has no density.
 
     References:
         Hoffman, Johnson: ELBO surgery (2016): the three terms.
@@ -101,37 +104,48 @@ def collapse(
         (2019): with a datum's own density in the mixture it is a lower bound, at most log N.
         Lucas, Tucker, Grosse, Norouzi: Don't blame the ELBO! (2019): the threshold.
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
     num_samples = check_int("num_samples", num_samples)
-    rows = torch.arange(len(x)) if rows is None else rows
+    rows = torch.arange(len(data)) if rows is None else rows
     if len(rows) < 2:
         raise ValueError(f"mutual information needs at least 2 rows of x; there is {len(rows)}")
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        blocks = coded(model, guide, x, mask, rows.to(x.device), num_samples)
-        parts = [(block.names(), *block.per_datum(len(rows))) for block in blocks]
-    (names, *_), (_, *columns) = parts[0], zip(*parts, strict=True)
-    kls, means, noise, *each, first, second = (torch.cat(column) for column in columns)
-    seen = x[rows] if mask is None else torch.where(mask[rows], x[rows], math.nan)
-    mean, variance = first.mean(0), second.mean(0) - first.mean(0).square()
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        blocks = code_densities(pair, data, rows.to(data.x.device), num_samples)
+        parts = [(block.names(), block.per_datum(len(rows))) for block in blocks]
+    names = parts[0][0]
+    found = CodeStatistics(*map(torch.cat, zip(*(columns for _, columns in parts), strict=True)))
+    values = data.x if data.mask is None else torch.where(data.mask, data.x, math.nan)
     return Collapse(
-        names,
-        kls.mean(0),
-        means.var(0, correction=0) - noise.mean(0),
-        *each,
-        moments=float(0.5 * (variance + mean.square() - 1 - variance.log()).sum()),
-        spectrum=_spectrum(model, seen, len(names), noise_variance),
+        names=names,
+        kl_by_dimension=found.kl_by_dimension.mean(0),
+        mean_variances=found.means.var(0, correction=0) - found.mean_variance.mean(0),
+        kl=found.kl,
+        closed_kl=found.closed_kl,
+        information=found.information,
+        aggregate=found.aggregate,
+        retrieval_prob=found.retrieval_prob,
+        moment_kl=_moment_kl(found.first.mean(0), found.second.mean(0)),
+        spectrum=_spectrum(pair.model_owner, values[rows], len(names), noise_variance),
         num_samples=num_samples,
     )
 
 
+def _moment_kl(first: Float[Tensor, " k"], second: Float[Tensor, " k"]) -> float:
+    # KL(N(m, v) || N(0, 1)) = 1/2 (v + m^2 - 1 - log v), summed over dimensions.
+    mean, variance = first, second - first.square()
+    return float(0.5 * (variance + mean.square() - 1 - variance.log()).sum())
+
+
 def _spectrum(
-    model: ProgramLike, x: Tensor, latent_dim: int, variance: float | None
+    owner: Any, x: Float[Tensor, "N D"], latent_dim: int, variance: float | None
 ) -> Spectrum | None:
-    owner, relative = bound_object(model), False
+    standardized = False
     if variance is None:
-        variance, x, relative = own_noise(owner, x)
-    ppca = owner if isinstance(owner, PPCA) and bool(x.isnan().any()) else None
-    if variance is None or (ppca is None and bool(x.isnan().any())):
+        variance, x, standardized = model_noise_variance(owner, x)
+    has_missing = bool(x.isnan().any())
+    ppca = owner if isinstance(owner, PPCA) and has_missing else None
+    if variance is None or (has_missing and ppca is None):
         return None
     found = spectrum(x, latent_dim, {"model": variance}, ppca=ppca)
-    return replace(found, standardized=relative)
+    return replace(found, standardized=standardized)

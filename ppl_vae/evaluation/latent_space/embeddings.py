@@ -1,6 +1,5 @@
-"""Data on a plane by several pairs with two latent dimensions: what each map keeps of them."""
+"""Two-dimensional embeddings of the same data by several pairs, with errors and accuracies."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,76 +13,73 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 
 
 @dataclass(frozen=True)
-class Map(Result):
-    """Where a pair puts data on its plane.
+class Embedding(Result):
+    """The embedding of held-out rows by one pair.
 
     Attributes:
-        name: of the pair.
-        codes: of the held-out rows, the means of q(z | x), (N, 2).
+        name: the name of the pair.
+        codes: the means of q(z | x) of the held-out rows, (N, 2).
         error: |x - G(f(x))|^2 of each held-out row, in squared units of x, (N,).
-        right: whether the classes of the nearest training rows on the plane name each held-out
-            row's own, 0 or 1, (N,).
+        correct: whether the nearest training rows in the plane predict the class of each held-out
+            row, 0 or 1, (N,).
     """
 
     name: str
     codes: Float[Tensor, "N 2"]
     error: Float[Tensor, " N"]
-    right: Float[Tensor, " N"]
+    correct: Float[Tensor, " N"]
 
     @property
     def mean_error(self) -> tuple[float, float]:
-        """Of the rows, and its standard error."""
-        return _mean(self.error)
+        """The mean squared error over the rows, and its standard error."""
+        return mean_and_error(self.error)
 
     @property
     def accuracy(self) -> tuple[float, float]:
-        """The share of rows that their neighbours name rightly, and its standard error."""
-        return _mean(self.right)
-
-
-def _mean(values: Float[Tensor, " N"]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+        """The share of rows whose neighbours predict the class, and its standard error."""
+        return mean_and_error(self.correct)
 
 
 @dataclass(frozen=True, repr=False)
 class Embeddings(Result):
-    """Maps of the same rows.
+    """Embeddings of the same held-out rows by several pairs.
 
     Attributes:
-        maps: in the order given.
+        embeddings: one per pair, in the order given.
         labels: the class of each held-out row.
-        neighbours: that name a row's class.
+        neighbours: the number of training rows that predict a class.
     """
 
-    maps: tuple[Map, ...]
+    embeddings: tuple[Embedding, ...]
     labels: tuple[Any, ...]
     neighbours: int
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a map: mean error and accuracy, each with its standard error."""
-        rows = [(*each.mean_error, *each.accuracy) for each in self.maps]
+        """One row per embedding: mean error and accuracy, each with its standard error."""
+        rows = [(*each.mean_error, *each.accuracy) for each in self.embeddings]
         columns = ["error", "error_se", "accuracy", "accuracy_se"]
-        names = pd.Index([each.name for each in self.maps], name="map")
+        names = pd.Index([each.name for each in self.embeddings], name="embedding")
         return pd.DataFrame(rows, columns=columns, index=names)
 
     def __repr__(self) -> str:
-        head = ("", "squared error", f"rightly named by {self.neighbours} neighbours, %")
+        head = ("", "squared error", f"accuracy of {self.neighbours} nearest neighbours, %")
         rows = [
             (
                 each.name,
                 "{:.3f} ± {:.3f}".format(*each.mean_error),
                 "{:.1f} ± {:.1f}".format(*(100 * value for value in each.accuracy)),
             )
-            for each in self.maps
+            for each in self.embeddings
         ]
         count = (
-            f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - its mean "
-            "given its place|^2, in squared units of x"
+            f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - E[x | z]|^2 "
+            "at the mean z of q(z | x), in squared units of x"
         )
         return "\n".join([count, *aligned([head, *rows])])
 
@@ -97,21 +93,22 @@ def compare_embeddings(
     *,
     neighbours: int = 5,
 ) -> Embeddings:
-    """Maps of held-out rows by fitted pairs with two latent dimensions, and two numbers for each.
+    """Embed held-out rows with fitted pairs that have two latent dimensions, and compare them.
 
-    The error says how much of a row its place on the plane keeps; the accuracy, whether classes
-    that the pairs never saw stand apart on it. The mean of x is taken at the mean of q(z | x).
+    The squared error measures the information that is lost in the plane; the accuracy measures
+    whether the plane separates classes that were not used in the fits. The mean of x is that given
+    the mean of q(z | x).
 
     Args:
-        pairs: model and guide by name, fitted to x, each under the contract; a point for a guide
-            will do.
+        pairs: model and guide by name, fitted to x, each under the contract; a Delta guide is
+            enough.
         x, y: training rows, (N, D), and their classes.
-        x_test, y_test: held-out rows, and theirs.
-        neighbours: training rows that name a held-out row's class, by the majority.
+        x_test, y_test: held-out rows and their classes.
+        neighbours: number of nearest training rows whose majority predicts a held-out row's class.
 
     Raises:
-        ValueError: if there are no pairs, a pair has not two latent dimensions, or labels are not
-            as many as rows.
+        ValueError: if there are no pairs, if a pair does not have two latent dimensions, or if the
+            number of labels differs from that of rows.
         NotImplementedError: if the distribution of a guide's site has no mean in closed form.
     """
     if not pairs:
@@ -124,26 +121,26 @@ def compare_embeddings(
             f"y and y_test must have {len(x)} and {len(x_test)} entries, one per row; they have "
             f"{len(classes)} and {len(labels)}"
         )
-    judge = KNeighborsClassifier(neighbours)
-    maps = tuple(
-        _look(name, pair, x, classes, x_test, labels, judge) for name, pair in pairs.items()
+    classifier = KNeighborsClassifier(neighbours)
+    embeddings = tuple(
+        _embed(name, pair, x, classes, x_test, labels, classifier) for name, pair in pairs.items()
     )
-    return Embeddings(maps, tuple(labels.tolist()), neighbours)
+    return Embeddings(embeddings, tuple(labels.tolist()), neighbours)
 
 
-def _look(
+def _embed(
     name: str,
     pair: tuple[ProgramLike, ProgramLike],
     x: Tensor,
     classes: np.ndarray,
     x_test: Tensor,
     labels: np.ndarray,
-    judge: KNeighborsClassifier,
-) -> Map:
-    places, codes = (encode(*pair, rows).double().cpu() for rows in (x, x_test))
+    classifier: KNeighborsClassifier,
+) -> Embedding:
+    train_codes, codes = (encode(*pair, rows).double().cpu() for rows in (x, x_test))
     if codes.shape[1] != 2:
-        raise ValueError(f"{name} has {codes.shape[1]} latent dimensions; a map has two")
-    back = reconstruct(*pair, x_test).double().cpu()
-    error = (x_test.double().cpu() - back).square().nansum(1)
-    guess = judge.fit(places.numpy(), classes).predict(codes.numpy())
-    return Map(name, codes, error, torch.as_tensor(guess == labels).double())
+        raise ValueError(f"{name} has {codes.shape[1]} latent dimensions; an embedding has two")
+    reconstruction = reconstruct(*pair, x_test).double().cpu()
+    error = (x_test.double().cpu() - reconstruction).square().nansum(1)
+    predicted = classifier.fit(train_codes.numpy(), classes).predict(codes.numpy())
+    return Embedding(name, codes, error, torch.as_tensor(predicted == labels).double())

@@ -1,4 +1,4 @@
-"""Pairs with latent spaces of different sizes side by side: log p, and the dimensions they use."""
+"""Latent spaces of different dimensions compared: log p, and the dimensions that are active."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.evaluation.latent_space.collapse_result import ACTIVE
+from ppl_vae.evaluation.latent_space.collapse_statistics import ACTIVE_VARIANCE
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
@@ -21,35 +21,35 @@ from ppl_vae.evaluation.prediction.predictive import encode
 
 @dataclass(frozen=True)
 class LatentSpace(Result):
-    """What a pair makes of data.
+    """The latent space of one pair on the data.
 
     Attributes:
-        name: of the pair.
-        shown: the two latent dimensions that are used most, counted from 0.
+        name: the name of the pair.
+        leading: the two latent dimensions with the largest ``mean_variances``, counted from 0.
         codes: the means of q in these two, (N, 2).
-        mean_variances: the variance of each dimension's mean over the data, (K,).
-        estimate: of log p of the data.
+        mean_variances: the variance of each dimension's posterior mean over the data, (K,).
+        estimate: the estimated log-likelihood of the data.
     """
 
     name: str
-    shown: tuple[int, ...]
+    leading: tuple[int, ...]
     codes: Float[Tensor, "N 2"]
     mean_variances: Float[Tensor, " K"]
     estimate: LogLikelihood
 
     @property
     def latent_dim(self) -> int:
-        """K."""
+        """The number of latent dimensions, K."""
         return len(self.mean_variances)
 
     @property
     def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions' means vary by more than 0.01 over the data."""
-        return self.mean_variances > ACTIVE
+        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        return self.mean_variances > ACTIVE_VARIANCE
 
     @property
     def log_p(self) -> str:
-        """log p in words: ``≥`` where it is no more than a lower bound."""
+        """The mean of log p as text, with ``≥`` where it is only a lower bound."""
         bound = "≥" if self.estimate.share_reliable < FEW_RELIABLE else ""
         share = math.floor(100 * self.estimate.share_reliable)
         value = f"{bound}{self.estimate.mean:.2f} ± {self.estimate.mean_error:.2f}"
@@ -61,8 +61,8 @@ class LatentSpaces(Result):
     """Latent spaces of the same data.
 
     Attributes:
-        spaces: in the order given.
-        labels: a class for each datum, or None.
+        spaces: one per pair, in the order given.
+        labels: the class of each datum, or None.
     """
 
     spaces: tuple[LatentSpace, ...]
@@ -86,18 +86,18 @@ def latent_spaces(
     refine: int = 100,
     seed: int | None = None,
 ) -> LatentSpaces:
-    """Look at fitted pairs with latent spaces of different sizes on the same data.
+    """Compare fitted pairs with latent spaces of different dimensions on the same data.
 
     Args:
         pairs: model and guide by name, each under the contract, with at least two latent
             dimensions (all sites together).
-        x: data, (N, D), best held out.
-        labels: a class for each datum, for pictures.
-        num_samples, refine, seed: as :func:`ppl_vae.log_likelihood` takes them.
+        x: data, (N, D), preferably held out.
+        labels: the class of each datum, for plots.
+        num_samples, refine, seed: arguments of :func:`ppl_vae.log_likelihood`.
 
     Raises:
-        ValueError: if there are no pairs, not as many labels as data, or a pair has one latent
-            dimension.
+        ValueError: if there are no pairs, if the number of labels differs from that of data, or if
+            a pair has one latent dimension.
         NotImplementedError: if the distribution of a guide's site has no mean in closed form.
     """
     if not pairs:
@@ -106,19 +106,21 @@ def latent_spaces(
         labels = tuple(v.item() if isinstance(v, np.generic) else v for v in labels)
         if len(labels) != len(x):
             raise ValueError(f"labels has {len(labels)} entries for {len(x)} rows of data")
-    how = {"num_samples": num_samples, "refine": refine, "seed": seed}
-    spaces = tuple(_look(name, *pair, x, how) for name, pair in pairs.items())
-    return LatentSpaces(spaces, labels)
+    spaces = []
+    for name, (model, guide) in pairs.items():
+        codes = encode(model, guide, x).double().cpu()
+        _check_width(name, codes)
+        estimate = log_likelihood(model, guide, x, num_samples, refine=refine, seed=seed)
+        spaces.append(_latent_space(name, codes, estimate))
+    return LatentSpaces(tuple(spaces), labels)
 
 
-def _look(
-    name: str, model: ProgramLike, guide: ProgramLike, x: ArrayLike, how: dict[str, Any]
-) -> LatentSpace:
-    codes = encode(model, guide, x).double().cpu()
+def _check_width(name: str, codes: Float[Tensor, "N K"]) -> None:
     if codes.shape[1] < 2:
-        raise ValueError(f"{name} has one latent dimension; there is no plane of it to be seen")
+        raise ValueError(f"{name} has one latent dimension; two are needed to plot codes")
+
+
+def _latent_space(name: str, codes: Float[Tensor, "N K"], estimate: LogLikelihood) -> LatentSpace:
     variances = codes.var(0, correction=0)
     first, second = sorted(variances.argsort(descending=True, stable=True)[:2].tolist())
-    shown = codes[:, [first, second]]
-    estimate = log_likelihood(model, guide, x, **how)
-    return LatentSpace(name, (first, second), shown, variances, estimate)
+    return LatentSpace(name, (first, second), codes[:, [first, second]], variances, estimate)

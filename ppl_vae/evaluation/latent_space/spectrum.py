@@ -1,4 +1,5 @@
-"""The eigenvalues of the data's covariance, and which axes have no use under a noise variance."""
+"""The eigenvalues of the data's covariance, and the axes that collapse at a given noise
+variance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 @dataclass(frozen=True)
 class Spectrum(Result):
-    """The eigenvalues of the data's covariance, and noise variances to hold against them.
+    """The eigenvalues of the data's covariance, and noise variances to compare them with.
 
-    With noise variance s2, PPCA's best column for axis i is zero if and only if l_i <= s2: the
-    axis collapses. For a nonlinear decoder this is a guide, not a theorem.
+    With noise variance s2, the maximum-likelihood column of PPCA for axis i is zero if and only if
+    l_i <= s2: the axis collapses. For a nonlinear decoder this is a rule of thumb, not a theorem.
 
     Attributes:
-        eigenvalues: of the covariance over N, largest first, (D,), in the data's units squared.
+        eigenvalues: eigenvalues of the covariance (with denominator N), largest first, (D,), in
+            squared units of the data.
         latent_dim: K.
         noise: noise variances by name of the model.
-        standardized: whether all of it is of standardised columns, in squared standard
+        standardized: whether all values refer to standardised columns, in squared standard
             deviations.
     """
 
@@ -37,7 +39,7 @@ class Spectrum(Result):
     standardized: bool = False
 
     def collapsing(self, noise_variance: float) -> list[int]:
-        """Which of the K leading axes (from 0) have no column under this noise variance."""
+        """The indices of those of the K leading axes that collapse at this noise variance."""
         leading = self.eigenvalues[: self.latent_dim]
         return (leading <= noise_variance).nonzero().flatten().tolist()
 
@@ -45,18 +47,18 @@ class Spectrum(Result):
 def spectrum(
     x: ArrayLike, latent_dim: int, noise: Mapping[str, float], *, ppca: PPCA | None = None
 ) -> Spectrum:
-    """The data's spectrum beside noise variances.
+    """Compute the eigenvalues of the data's covariance, for comparison with noise variances.
 
     Args:
         x: data, (N, D); NaN marks a missing value.
         latent_dim: K.
         noise: noise variances by name.
-        ppca: a fitted model, needed where x has missing values: the spectrum is then that of the
-            sample covariance's expectation under it, given what was observed. Where EM ends, the
-            model is the closed form for exactly this covariance.
+        ppca: a fitted model, required if x has missing values: the spectrum is then that of the
+            expected sample covariance under the model given the observed values. At a fixed point
+            of EM, the model is the closed-form solution for exactly this covariance.
 
     Raises:
-        ValueError: if x has NaN and there is no ppca; if K is no whole number >= 1.
+        ValueError: if x has missing values and ppca is None; if K is not a whole number >= 1.
 
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999), appendix A.
@@ -73,14 +75,14 @@ def spectrum(
     return Spectrum(values, latent_dim, dict(noise))
 
 
-def own_noise(
+def model_noise_variance(
     owner: Any, x: Float[Tensor, "N D"]
 ) -> tuple[float | None, Float[Tensor, "N D"], bool]:
-    """A model's own noise variance, the data in the units of it, and whether these are columns'.
+    """The noise variance of a model, the data in its units, and whether those are standardised.
 
     Args:
-        owner: what the model's program belongs to; with ``noise_scale``, or a likelihood with
-            ``scale``. The variance is None if that is not one number.
+        owner: the object whose method the model is, with ``noise_scale`` or a likelihood with
+            ``scale``. The variance is None if that is not a single number.
         x: the data.
     """
     likelihood: Any = getattr(owner, "likelihood", None)
@@ -93,7 +95,7 @@ def own_noise(
 
 @torch.no_grad()
 def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
-    """The sample covariance over N of the whole data, expected under a model given the seen part.
+    """The expected sample covariance (denominator N) given the observed values, under a model.
 
     The missing values of a row have mean W m + mu and covariance W V W' + Psi given the row.
 
@@ -113,10 +115,10 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
             patterns = MissingnessPatterns.shared(block.observed, loc)
             found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
             values = torch.where(block.observed, values, found.mean @ loadings.mT)
-            hidden = (~block.observed).to(loc)
-            spread = patterns.gather_rows(loadings @ found.tril) * hidden[..., None]
+            missing = (~block.observed).to(loc)
+            spread = patterns.gather_rows(loadings @ found.tril) * missing[..., None]
             spread = spread.movedim(1, 0).flatten(1)
-            second += spread @ spread.mT + (variance * hidden.sum(0)).diag()
+            second += spread @ spread.mT + (variance * missing.sum(0)).diag()
         total, second = total + values.sum(0), second + values.mT @ values
     mean = total / rows
     return second / rows - torch.outer(mean, mean)

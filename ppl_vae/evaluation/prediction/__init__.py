@@ -1,1 +1,1 @@
-"""Predictions of data: missing values, noise, labels."""
+"""Predictions of data: imputation, masked cross-validation, denoising, classification."""

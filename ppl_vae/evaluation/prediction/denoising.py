@@ -1,6 +1,5 @@
-"""Denoisers side by side: the same held-out rows with the same noise on them."""
+"""Denoisers compared on the same held-out rows with the same noise."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,21 +10,22 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import seeded
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.data.image_grid import ImageGrid
 
-NOISY = "as they are"
+NO_DENOISING = "no denoising"
 
 
 @dataclass(frozen=True, repr=False)
 class Denoising(Result):
-    """Squared errors of denoisers, row by row.
+    """Squared errors of denoisers on each row.
 
     Attributes:
-        names: ``"as they are"``, the noisy rows themselves, and the denoisers in their order.
-        error: |x - its denoised version|^2, a denoiser and a row, in squared units of x.
-        clean, noisy: the rows, (N, D).
-        denoised: by each, the noisy rows first.
+        names: ``"no denoising"``, for the noisy rows themselves, and the denoisers as given.
+        error: |x - denoised x|^2 for each denoiser and row, in squared units of x.
+        clean, noisy: the rows without and with noise, (N, D).
+        denoised: the rows as denoised by each, the noisy rows first.
     """
 
     names: tuple[str, ...]
@@ -36,51 +36,51 @@ class Denoising(Result):
 
     @property
     def best(self) -> str:
-        """With the smallest mean error."""
+        """The name of the denoiser with the smallest mean error."""
         return self.names[int(self.error.mean(1).argmin())]
 
     def difference(self, name: str, other: str) -> tuple[float, float]:
-        """The mean error of one less that of another, and its paired standard error.
+        """The mean error of one denoiser minus that of another, and its paired standard error.
 
         Raises:
             KeyError: if there is no denoiser of that name.
         """
-        for wanted in (name, other):
-            if wanted not in self.names:
-                raise KeyError(f"no denoiser is called {wanted!r}; there are {self.names}")
+        for each in (name, other):
+            if each not in self.names:
+                raise KeyError(f"no denoiser is called {each!r}; the names are {self.names}")
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
-        return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+        return mean_and_error(values)
 
     def image_grid(
         self, rows: Sequence[int], image_shape: tuple[int, int] | None = None
     ) -> ImageGrid:
-        """Some rows, clean, noisy and denoised, for :func:`ppl_vae.plots.images.denoised`.
+        """Selected rows, clean, noisy and denoised, for a plot.
 
         Args:
-            rows: which, counted from 0.
-            image_shape: height and width, if a row is an image.
+            rows: the indices of the rows.
+            image_shape: height and width, if each row is an image.
         """
-        shown = torch.cat([self.clean[None], self.denoised])[:, list(rows)]
-        down = ("clean", "noisy", *self.names[1:])
-        return ImageGrid.of(shown, down, [str(row) for row in rows], self.clean, image_shape)
+        images = torch.cat([self.clean[None], self.denoised])[:, list(rows)]
+        labels = ("clean", "noisy", *self.names[1:])
+        return ImageGrid.of(images, labels, [str(row) for row in rows], self.clean, image_shape)
 
     def to_frame(self) -> pd.DataFrame:
-        """The errors, one row a datum and one column a denoiser."""
+        """The errors, with one row per datum and one column per denoiser."""
         return pd.DataFrame(self.error.T.numpy(), columns=pd.Index(self.names, name="denoiser"))
 
     def __repr__(self) -> str:
         number, width = self.clean.shape
         head = (
-            f"{number} rows of {width} columns; |x - denoised|^2 a row, in squared units of x, ± "
-            "standard error; differences to the least are paired"
+            f"{number} rows of {width} columns; |x - denoised|^2 per row, in squared units of x, "
+            "± standard error; paired differences to the smallest"
         )
         return "\n".join([head, *aligned([self._cells(name) for name in self.names])])
 
     def _cells(self, name: str) -> tuple[str, ...]:
         error = self.error[self.names.index(name)]
-        mean = f"{error.mean():.3f} ± {error.std() / math.sqrt(len(error)):.3f}"
+        mean = "{:.3f} ± {:.3f}".format(*mean_and_error(error))
         if name == self.best:
-            return name, mean, "<- least"
+            return name, mean, "<- smallest"
         return name, mean, "{:+.3f} ± {:.3f}".format(*self.difference(name, self.best))
 
 
@@ -92,31 +92,33 @@ def compare_denoisers(
     *,
     seed: int | None = None,
 ) -> Denoising:
-    """Take noise off held-out rows, and measure what is left of it.
+    """Denoise held-out rows to which noise was added, and compute the remaining errors.
 
     Args:
-        denoisers: by name, each from noisy rows to clean ones: ``autoencoder.reconstruct``, the
-            posterior mean ``ppca.reconstruct``.
-        x: clean rows that none of them was fitted to, (N, D).
-        noise: from rows to noisy ones, e.g. :class:`~ppl_vae.GaussianNoise`.
-        seed: of the noise.
+        denoisers: by name, functions from noisy rows to denoised ones, such as
+            ``autoencoder.reconstruct`` or the posterior mean ``ppca.reconstruct``.
+        x: clean rows to which no denoiser was fitted, (N, D).
+        noise: a function from rows to noisy rows, such as :class:`~ppl_vae.GaussianNoise`.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: if there are no denoisers, x has missing values or fewer than two rows, or one
-            returns another shape.
+        ValueError: if there are no denoisers, if x has missing values or fewer than two rows, or
+            if a denoiser returns another shape.
     """
-    if not denoisers or NOISY in denoisers:
-        raise ValueError(f"give at least one denoiser, and call none of them {NOISY!r}")
+    if not denoisers or NO_DENOISING in denoisers:
+        raise ValueError(f"give at least one denoiser, none of them called {NO_DENOISING!r}")
     x = as_matrix(x)
     if len(x) < 2 or bool(x.isnan().any()):
-        raise ValueError("x must be two or more complete rows: their noise is to be measured")
+        raise ValueError("x must be two or more complete rows, to which noise can be added")
     with seeded(seed):
         noisy = noise(x)
-    found = {NOISY: noisy} | {name: denoise(noisy) for name, denoise in denoisers.items()}
-    for name, rows in found.items():
+    results = {NO_DENOISING: noisy} | {name: f(noisy) for name, f in denoisers.items()}
+    for name, rows in results.items():
         if rows.shape != x.shape:
-            raise ValueError(f"{name!r} must return {tuple(x.shape)}; it gave {tuple(rows.shape)}")
-    denoised = torch.stack([rows.detach().double().cpu() for rows in found.values()])
+            raise ValueError(
+                f"{name!r} must return {tuple(x.shape)}; it returned {tuple(rows.shape)}"
+            )
+    denoised = torch.stack([rows.detach().double().cpu() for rows in results.values()])
     clean = x.double().cpu()
     error = (denoised - clean).square().sum(2)
-    return Denoising(tuple(found), error, clean, noisy.double().cpu(), denoised)
+    return Denoising(tuple(results), error, clean, noisy.double().cpu(), denoised)

@@ -1,14 +1,13 @@
-"""Missing values filled under any pair, by self-normalised importance sampling.
+"""Imputation of missing values under any pair, by self-normalised importance sampling.
 
 With z_s drawn from q(z | x_obs) and w_s = p(x_obs, z_s) / q(z_s | x_obs), the conditional mean of
-a missing value is sum_s w_s E[x_d | z_s] / sum_s w_s, its variance that of E[x_d | z] plus the
-mean of Var[x_d | z] under the same weights, and z drawn anew by the weights is a draw of z |
-x_obs.
+a missing value is estimated by sum_s w_s E[x_d | z_s] / sum_s w_s, and its variance by the
+variance of E[x_d | z] plus the mean of Var[x_d | z] under the same weights; z resampled in
+proportion to the weights is approximately a draw of z | x_obs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike, as_data_and_mask, check_support
+from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -33,7 +32,6 @@ from ppl_vae.core.traces import (
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_importance_samplable
 
 
@@ -50,41 +48,42 @@ def impute(
     mask: ArrayLike | None = None,
     seed: int | None = None,
 ) -> Imputation:
-    """The missing values of x, given what was observed in their rows.
+    """Impute the missing values of x, given the observed values of their rows.
 
-    Observed cells are untouched. Standard deviations and draws take the parameters of the pair as
-    known: where these were fitted to few rows, intervals made of them are too narrow
-    (:class:`~ppl_vae.core.results.Imputation` has numbers for PPCA).
+    Observed values are not changed. Standard deviations and draws take the parameters of the pair
+    as known: if these were fitted to few rows, intervals based on them are too narrow
+    (see :class:`~ppl_vae.core.results.Imputation` for PPCA).
 
-    Draws and data are streamed, so that memory holds the result and little else. The cells of x
-    must be independent given z, as masks presume.
+    Draws and data are processed in blocks, so that memory use is dominated by the result. The
+    columns of x must be independent given z, as masks presume.
 
     Args:
         model, guide: any pair under the contract whose model takes ``mask``; run in evaluation
-            mode. The guide is the proposal; it need not take ``mask`` (it then sees zeros).
-        x: the whole data, (N, D); NaN marks a missing value. Rows are looked up by their place in
-            it.
+            mode. The guide is the proposal; it need not take ``mask`` (missing values are zero in
+            its x).
+        x: the whole data set, (N, D); NaN marks a missing value. A guide with per-datum parameters
+            finds rows by position.
         num_samples: draws of z per row with missing values, S.
-        draws: how many draws to make of each row's missing values, jointly: z resampled by its
-            weights (so that no more than S different ones come), and x given z drawn for each.
-        refine: optimise a copy of the guide's Gaussian for every row by so many steps first
+        draws: number of joint draws of the missing values of each row: z is resampled by its
+            weights (from S values), and x given z is drawn for each.
+        refine: number of optimisation steps for a copy of the guide's Gaussian for each row
             (:class:`ppl_vae.evaluation.marginal_likelihood.batching.LocalVI`). The guide itself
-            stays as it is.
+            is not changed.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
-        In the model's dtype, or x's own if that is finer. ``ess`` says, row by row, whether it
-        may be trusted; of a guide much narrower than the posterior it says too little, which the
-        verdict of :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood` finds
-        out.
+        The imputation, in the dtype of the model, or of x if that is finer. ``ess`` is the
+        effective sample size of each row. It does not reveal a guide that is much narrower than
+        the posterior; the verdict of
+        :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood` does.
 
     Raises:
-        ValueError: bad data or arguments; a model that takes no ``mask``, or that observes
-            anything else than x in one site of independent cells with a mean and a variance in
-            closed form; what :func:`ppl_vae.core.traces.check_pair` refuses.
-        FloatingPointError: if weights are NaN or infinite, or all of a row's are zero.
+        ValueError: if data or arguments are invalid; if the model does not take ``mask``, or does
+            not observe x in exactly one site, with independent entries whose mean and variance are
+            known in closed form; if :func:`ppl_vae.core.traces.check_pair` rejects the pair.
+        FloatingPointError: if weights are NaN or infinite, or all weights of a row are zero.
 
     References:
         Mattei, Frellsen: MIWAE: deep generative modelling and imputation of incomplete data sets
@@ -92,45 +91,45 @@ def impute(
     """
     num_samples, draws = check_int("num_samples", num_samples), check_int("draws", draws, 0)
     check_refinement(refine, covariance)
-    given = as_matrix(x)
-    x, seen = as_data_and_mask(given, mask, model=model, guide=guide)
-    check_support(model, x, seen)
-    kept = given.to(device=x.device, dtype=torch.promote_types(given.dtype, x.dtype))
-    filled = _unfilled(kept, draws)
-    if seen is None:
-        return filled
-    size = min(
-        block_size(x, num_samples, refined=refine > 0), max(1, rows_at_once(x) // max(draws, 1))
-    )
-    refiner = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        for rows in (~seen.all(1)).nonzero().flatten().split(size):
-            told = x[rows], batch_keywords(x, seen, rows)
-            check_importance_samplable(Pair(model, guide), Batch(told[0], **told[1]))
-            block = _Block(model, refiner(guide, *told) if refine else guide, *told)
-            _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
-    return filled
+    pair, given = Pair(model, guide), as_matrix(x)
+    data = pair.observe(given, mask)
+    pair.check_support(data)
+    dtype = torch.promote_types(given.dtype, data.x.dtype)
+    result = _without_imputations(given.to(device=data.x.device, dtype=dtype), draws)
+    if data.mask is None:
+        return result
+    size = block_size(data.x, num_samples, refined=refine > 0)
+    size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
+    local_vi = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
+            batch = data.rows(rows)
+            check_importance_samplable(pair, batch)
+            refined = local_vi(guide, batch.x, batch.keywords) if refine else guide
+            sampler = _Sampler(pair.with_guide(refined), batch)
+            _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
+    return result
 
 
-def _unfilled(kept: Float[Tensor, "N D"], draws: int) -> Imputation:
-    made = kept.expand(draws, -1, -1).clone() if draws else None
-    unknown = torch.full((len(kept),), torch.nan, dtype=torch.float64, device=kept.device)
-    return Imputation(kept.clone(), torch.zeros_like(kept), made, unknown)
+def _without_imputations(data: Float[Tensor, "N D"], draws: int) -> Imputation:
+    made = data.expand(draws, -1, -1).clone() if draws else None
+    ess = torch.full((len(data),), torch.nan, dtype=torch.float64, device=data.device)
+    return Imputation(data.clone(), torch.zeros_like(data), made, ess)
 
 
-def _fill(filled: Imputation, rows: Tensor, seen: Tensor, found: "_Found") -> None:
-    filled.mean[rows] = torch.where(seen, filled.mean[rows], found.mean.to(filled.mean))
-    filled.sd[rows] = torch.where(seen, 0.0, found.variance.sqrt()).to(filled.sd)
-    if filled.draws is not None and found.draws is not None:
-        drawn = found.draws.to(filled.draws)
-        filled.draws[:, rows] = torch.where(seen, filled.draws[:, rows], drawn)
-    assert filled.ess is not None
-    filled.ess[rows] = found.ess
+def _write(result: Imputation, rows: Tensor, observed: Tensor, new: "_BlockEstimate") -> None:
+    result.mean[rows] = torch.where(observed, result.mean[rows], new.mean.to(result.mean))
+    result.sd[rows] = torch.where(observed, 0.0, new.variance.sqrt()).to(result.sd)
+    if result.draws is not None and new.draws is not None:
+        drawn = new.draws.to(result.draws)
+        result.draws[:, rows] = torch.where(observed, result.draws[:, rows], drawn)
+    assert result.ess is not None
+    result.ess[rows] = new.ess
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Of a block of rows: what is known of all its cells, and of how many draws it is worth."""
+class _BlockEstimate:
+    """Conditional moments and draws of all entries of a block of rows, and their ESS."""
 
     mean: Float[Tensor, "B D"]
     variance: Float[Tensor, "B D"]
@@ -138,11 +137,11 @@ class _Found:
     ess: Float[Tensor, " B"]
 
 
-class _Sums:
-    """Weighted sums over draws, in units of the largest weight so far.
+class _WeightedMoments:
+    """Running weighted moments over draws, with weights relative to the largest one so far.
 
-    Means are summed as distances from the first of them, so that their variance is not lost in
-    rounding where they are large.
+    Means are accumulated as differences from ``centre``, so that rounding does not destroy the
+    variance of large values.
     """
 
     def __init__(self, centre: Float[Tensor, "B D"]) -> None:
@@ -157,67 +156,65 @@ class _Sums:
         mean: Float[Tensor, "S B D"],
         variance: Float[Tensor, "S B D"],
     ) -> Float[Tensor, "S B"]:
-        """Take in draws with these moments of x; their weights, in the new units."""
+        """Add draws with these moments of x given z; returns their weights in the new units."""
         top = torch.maximum(self.top, log_weights.amax(0))
         unit = torch.where(top.isfinite(), top, 0.0)
-        shrink, weights = (self.top - unit).exp(), (log_weights - unit).exp()
-        off = mean - self.centre
+        scale, weights = (self.top - unit).exp(), (log_weights - unit).exp()
+        deviation = mean - self.centre
         self.top = top
-        self.total = self.total * shrink + weights.sum(0)
-        self.squares = self.squares * shrink.square() + weights.square().sum(0)
-        for_cells, shrink = "sb,sbd->bd", shrink[:, None]
-        self.first = self.first * shrink + torch.einsum(for_cells, weights, off)
-        spread = off.square() + variance
-        self.second = self.second * shrink + torch.einsum(for_cells, weights, spread)
+        self.total = self.total * scale + weights.sum(0)
+        self.squares = self.squares * scale.square() + weights.square().sum(0)
+        over_draws, scale = "sb,sbd->bd", scale[:, None]
+        self.first = self.first * scale + torch.einsum(over_draws, weights, deviation)
+        second = deviation.square() + variance
+        self.second = self.second * scale + torch.einsum(over_draws, weights, second)
         return weights
 
-    def found(self, draws: Tensor | None) -> _Found:
-        """The conditional moments of x.
+    def estimate(self, draws: Tensor | None) -> _BlockEstimate:
+        """The conditional moments of x, with the given draws.
 
         Raises:
             FloatingPointError: if all weights of a row are zero.
         """
         if empty := int((self.total == 0).sum()):
             raise FloatingPointError(
-                f"all weights of {empty} rows with missing values are zero: no draw of the guide "
-                "can have made what was observed; use refine=, or a guide that has seen such rows"
+                f"all weights of {empty} rows with missing values are zero: the observed values "
+                "have no density under any draw of the guide; use refine=, or a guide fitted to "
+                "such rows"
             )
-        off, spread = self.first / self.total[:, None], self.second / self.total[:, None]
-        variance = (spread - off.square()).clamp(min=0)
-        return _Found(self.centre + off, variance, draws, self.total.square() / self.squares)
+        first, second = self.first / self.total[:, None], self.second / self.total[:, None]
+        variance = (second - first.square()).clamp(min=0)
+        ess = self.total.square() / self.squares
+        return _BlockEstimate(self.centre + first, variance, draws, ess)
 
 
-class _Block:
-    """Rows with missing values under a pair, and what is drawn for them."""
+class _Sampler:
+    """Importance sampler for a block of rows with missing values."""
 
-    def __init__(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, told: dict[str, Any]
-    ) -> None:
-        self.model, self.guide, self.x, self.told = model, guide, x, told
-        self.dim = Pair(model, guide).sample_dim(Batch(x, **told))
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self.pair, self.batch = pair, batch
+        self.dim = pair.sample_dim(batch)
 
-    def estimate(self, num_samples: int, draws: int) -> _Found:
-        """What S draws of z say of x, and so many draws of x."""
-        chosen = self._run(self.guide, draws) if draws else None
-        sums = None
+    def estimate(self, num_samples: int, draws: int) -> _BlockEstimate:
+        """Conditional moments of x from S draws of z, and ``draws`` draws of x."""
+        resampled = self._run(self.pair, draws) if draws else None
+        moments = None
         for run in self._runs(num_samples):
-            weights, (mean, variance) = self._log_weights(run), self._moments(run)
-            sums = sums or _Sums(mean[0])
-            weights = sums.add(weights, mean, variance)
-            if chosen is not None:
-                _choose(chosen, run, draws, weights, sums.total)
-        assert sums is not None
-        return sums.found(None if chosen is None else self._data_given(chosen, draws))
+            log_weights, (mean, variance) = self._log_weights(run), self._moments(run)
+            moments = moments or _WeightedMoments(mean[0])
+            weights = moments.add(log_weights, mean, variance)
+            if resampled is not None:
+                _resample(resampled, run, draws, weights, moments.total)
+        assert moments is not None
+        return moments.estimate(None if resampled is None else self._draw_x(resampled, draws))
 
     def _runs(self, num_samples: int) -> Iterator[PairTraces]:
-        step = max(1, rows_at_once(self.x) // len(self.x))
+        step = max(1, rows_at_once(self.batch.x) // len(self.batch))
         for start in range(0, num_samples, step):
-            yield self._run(self.guide, min(step, num_samples - start))
+            yield self._run(self.pair, min(step, num_samples - start))
 
-    def _run(self, guide: ProgramLike, number: int) -> PairTraces:
-        return Pair(self.model, guide).run(
-            Batch(self.x, **self.told), num_samples=number, dim=self.dim
-        )
+    def _run(self, pair: Pair, number: int) -> PairTraces:
+        return pair.run(self.batch, num_samples=number, dim=self.dim)
 
     def _log_weights(self, run: PairTraces) -> Float[Tensor, "S B"]:
         weights = run.log_weights().double()
@@ -231,88 +228,94 @@ class _Block:
     def _moments(self, run: PairTraces) -> list[Float[Tensor, "S B D"]]:
         site = self._data_site(run)
         try:
-            found = [self._cells(run, site, v) for v in (site["fn"].mean, site["fn"].variance)]
+            moments = [self._rows(run, site, v) for v in (site["fn"].mean, site["fn"].variance)]
         except NotImplementedError:
-            found = []
-        if not found or any(bool(values.isnan().any()) for values in found):
+            moments = []
+        if not moments or any(bool(values.isnan().any()) for values in moments):
             kind = type(_innermost(site["fn"])).__name__
             raise ValueError(
                 f"site {site['name']!r} of the model ({kind}) has no mean and variance in closed "
-                "form, so its missing values cannot be filled with them"
+                "form, so its missing values cannot be imputed"
             )
-        return [values.double() for values in found]
+        return [values.double() for values in moments]
 
-    def _cells(self, run: PairTraces, site: Site, value: Tensor) -> Float[Tensor, "S B D"]:
+    def _rows(self, run: PairTraces, site: Site, value: Tensor) -> Float[Tensor, "S B D"]:
         value = by_draw_and_datum(run, site, value)
         return value.reshape(*value.shape[:2], -1)
 
     def _data_site(self, run: PairTraces) -> Site:
-        found = data_sites(run)
-        if len(found) > 1:
+        observed = data_sites(run)
+        if len(observed) > 1:
             raise ValueError(
-                f"the model observes several sites, {sorted(found)}, so it is not known which "
-                "cells of x they hold; filling missing values needs one site that holds x"
+                f"the model observes several sites, {sorted(observed)}, so it is not known which "
+                "columns of x they hold; imputation needs a single site that holds x"
             )
-        (site,) = found.values()
-        value = self._cells(run, site, site["value"])[0]
-        known = self.told["mask"]
-        if value.shape != self.x.shape or not torch.allclose(
-            torch.where(known, value, 0.0).to(self.x), self.x, rtol=1e-3
-        ):
+        (site,) = observed.values()
+        value = self._rows(run, site, site["value"])[0]
+        x = self.batch.x
+        if value.shape != x.shape or not self._equals_observed(value):
             raise ValueError(
-                f"site {site['name']!r} of the model does not hold x as it is, (rows, "
-                f"{self.x.shape[1]}): it has shape {tuple(value.shape)}, or other values; filling "
-                "missing values needs a model that observes x itself"
+                f"site {site['name']!r} of the model does not hold x itself, of shape (rows, "
+                f"{x.shape[1]}): it has shape {tuple(value.shape)}, or other values; "
+                "imputation needs a model that observes x without a transformation"
             )
         if (inner := _innermost(site["fn"])).event_shape:
             raise ValueError(
-                f"the cells of site {site['name']!r} of the model ({type(inner).__name__}) are "
-                "not independent given z, so those observed say more of the missing values than z "
-                "does; filling missing values needs one distribution a cell, made an event by "
-                "to_event(1)"
+                f"the entries of site {site['name']!r} of the model ({type(inner).__name__}) are "
+                "not independent given z, so missing values depend on the observed ones even "
+                "given z; imputation needs one univariate distribution per column, made an event "
+                "by to_event(1)"
             )
         return site
 
-    def _data_given(self, chosen: PairTraces, draws: int) -> Float[Tensor, "R B D"]:
-        # The pair runs anew, so that draws of x that share a z each have noise of their own.
-        run = self._run(poutine.replay(self.guide, trace=chosen.guide), draws)
+    def _equals_observed(self, value: Float[Tensor, "B D"]) -> bool:
+        x, mask = self.batch.x, self.batch.mask
+        observed = value if mask is None else torch.where(mask, value, 0.0)
+        return torch.allclose(observed.to(x), x, rtol=1e-3)
+
+    def _draw_x(self, resampled: PairTraces, draws: int) -> Float[Tensor, "R B D"]:
+        # The model is run anew, so that draws of x with the same z have independent noise.
+        replayed = poutine.replay(self.pair.guide, trace=resampled.guide)
+        run = self._run(self.pair.with_guide(replayed), draws)
         site = self._data_site(run)
-        return self._cells(run, site, site["fn"].sample())
+        return self._rows(run, site, site["fn"].sample())
 
 
-def _choose(
-    chosen: PairTraces,
+def _resample(
+    resampled: PairTraces,
     run: PairTraces,
     draws: int,
     weights: Float[Tensor, "S B"],
     total: Float[Tensor, " B"],
 ) -> None:
-    """Let each of R draws of z become one of this run's, as often as its share in the weights is.
+    """Replace each of R draws of z by one of this run, with this run's share of all weights.
 
-    After all runs each is a draw by the weights of all (Chao's reservoir sampling, 1982).
+    After all runs the R draws are samples in proportion to the weights of all of them (Chao's
+    reservoir sampling, 1982).
     """
-    own = weights.sum(0)
-    chances = torch.where(own > 0, weights, 1.0).mT
-    which = torch.multinomial(chances, draws, replacement=True).mT
-    taken = torch.rand_like(which, dtype=own.dtype) < own / total
-    for name, site in sites(chosen.guide).items():
-        site["value"] = _swapped(site, sites(run.guide)[name], which, taken)
+    run_total = weights.sum(0)
+    probs = torch.where(run_total > 0, weights, 1.0).mT
+    which = torch.multinomial(probs, draws, replacement=True).mT
+    replaced = torch.rand_like(which, dtype=run_total.dtype) < run_total / total
+    for name, site in sites(resampled.guide).items():
+        site["value"] = _with_replaced(site, sites(run.guide)[name], which, replaced)
 
 
-def _swapped(
-    old: Site, new: Site, which: Int[Tensor, "R B"], taken: Bool[Tensor, "R B"]
+def _with_replaced(
+    old: Site, new: Site, which: Int[Tensor, "R B"], replaced: Bool[Tensor, "R B"]
 ) -> Tensor:
-    """The value of a site with draw ``which[r, b]`` of another run in place r of datum b."""
+    """The value of a site, with draw r of datum b replaced by draw ``which[r, b]`` of another
+    run."""
     plates, event = frames(old), len(old["fn"].event_shape)
     data, values = plates[DATA_PLATE].dim - event, [old["value"], new["value"]]
     repeated = SAMPLE_PLATE not in plates
-    if repeated:  # the draws stand in the data's dimension, see run_pair
+    if repeated:  # draws and data share one dimension, see run_pair
         values = [value.unflatten(data, (-1, which.shape[1])) for value in values]
     draw = data - 1 if repeated else plates[SAMPLE_PLATE].dim - event
     shape = [1] * values[0].dim()
     shape[draw], shape[data] = which.shape
     picked = torch.take_along_dim(values[1], which.reshape(shape), draw)
-    value = torch.where(taken.reshape(shape), picked, values[0])
+    value = torch.where(replaced.reshape(shape), picked, values[0])
     return value.flatten(draw, data) if repeated else value
 
 

@@ -1,8 +1,8 @@
-"""What an encoder is worth where labels are few: fine-tuned, frozen, and from scratch."""
+"""Classification from few labels with an encoder that was trained without labels."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import FitResult, Result, aligned
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
@@ -22,18 +23,18 @@ from ppl_vae.models.supervised import SupervisedEncoder
 
 NETWORKS = ("scratch", "fine-tuned", "frozen")
 LOGISTIC = "logistic regression"
-MEASURES = ("accuracy", "log_loss")
-LEVEL = 0.95
-HOLED = f"x has missing values, which {LOGISTIC} does not take; it was left out"
+METRICS = ("accuracy", "log_loss")
+CONFIDENCE_LEVEL = 0.95
+MISSING_NOTE = f"x has missing values, which {LOGISTIC} does not support; it was left out"
 
 
 @dataclass(frozen=True)
 class PairedDifference(Result):
-    """A mean difference of pairs, and where Student's t says that it lies.
+    """The mean of paired differences, with a confidence interval by Student's t.
 
     Attributes:
-        mean: of the differences.
-        low, high: ends of the 95 % interval.
+        mean: the mean of the differences.
+        low, high: the ends of the 95 % confidence interval.
     """
 
     mean: float
@@ -43,36 +44,36 @@ class PairedDifference(Result):
     @classmethod
     def of(cls, differences: Float[Tensor, " S"]) -> "PairedDifference":
         """mean +- t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
-        mean, number = float(differences.mean()), len(differences)
-        quantile = float(stats.t.ppf((1 + LEVEL) / 2, number - 1))
-        reach = quantile * float(differences.std()) / math.sqrt(number)
-        return cls(mean, mean - reach, mean + reach)
+        mean, error = mean_and_error(differences)
+        half_width = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(differences) - 1)) * error
+        return cls(mean, mean - half_width, mean + half_width)
 
     @property
     def sign(self) -> int:
-        """1 or -1 where the interval has one sign, else 0: the two cannot be told apart."""
+        """1 or -1 if the interval excludes zero, else 0 (no significant difference)."""
         return int(self.low > 0) - int(self.high < 0)
 
 
 @dataclass(frozen=True, repr=False)
 class LabelEfficiency(Result):
-    """Classifiers from a few labels, each draw of labels scored on the same held-out rows.
+    """Scores on the same held-out rows of classifiers that were trained on draws of few labels.
 
-    Intervals are over the draws of labels and of initial weights, given the pair and the held-out
-    rows.
+    Intervals are over the draws of labels and of initial weights, conditional on the pair and the
+    held-out rows.
 
     Attributes:
-        ways: ``"scratch"``, ``"fine-tuned"``, ``"frozen"``, ``"logistic regression"``.
-        accuracy: the share of held-out rows whose class is the most probable, a way and a draw.
+        methods: ``"scratch"``, ``"fine-tuned"``, ``"frozen"``, ``"logistic regression"``.
+        accuracy: the share of held-out rows whose most probable class is correct, for each method
+            and draw.
         log_loss: minus the mean of log p(y | x) over held-out rows, in nats per datum.
-        seeds: of the draws.
-        num_labels: labels in each.
+        seeds: the seeds of the draws.
+        num_labels: the number of labels in each draw.
         num_classes: C.
-        num_test: held-out rows.
-        notes: what else a person should know.
+        num_test: the number of held-out rows.
+        notes: caveats.
     """
 
-    ways: tuple[str, ...]
+    methods: tuple[str, ...]
     accuracy: Float[Tensor, "W S"]
     log_loss: Float[Tensor, "W S"]
     seeds: tuple[int, ...]
@@ -82,67 +83,65 @@ class LabelEfficiency(Result):
     notes: tuple[str, ...] = ()
 
     def difference(
-        self, way: str, other: str = "scratch", measure: str = "accuracy"
+        self, method: str, other: str = "scratch", metric: str = "accuracy"
     ) -> PairedDifference:
-        """One way less another, draw by draw.
+        """The score of one method minus that of another, paired by draw.
 
         Args:
-            way, other: two of the ways.
-            measure: ``"accuracy"`` or ``"log_loss"``.
+            method, other: two of the methods.
+            metric: ``"accuracy"`` or ``"log_loss"``.
 
         Raises:
-            ValueError: if there is no such way or measure.
+            ValueError: if there is no such method or metric.
         """
-        values = getattr(self, check_option("measure", measure, MEASURES))
-        places = [
-            self.ways.index(check_option(name, wanted, self.ways))
-            for name, wanted in (("way", way), ("other", other))
-        ]
-        return PairedDifference.of(values[places[0]] - values[places[1]])
+        values = getattr(self, check_option("metric", metric, METRICS))
+        first = self.methods.index(check_option("method", method, self.methods))
+        second = self.methods.index(check_option("other", other, self.methods))
+        return PairedDifference.of(values[first] - values[second])
 
     @property
     def verdict(self) -> str:
-        """Whether fine-tuning or the same network from scratch is right more often; who most."""
+        """Whether fine-tuning is more accurate than training from scratch; the best method."""
         found, means = self.difference("fine-tuned"), self.accuracy.mean(1)
-        winner = {
-            1: "the fine-tuned one wins",
-            0: "they cannot be told apart",
-            -1: "the one from scratch wins",
+        conclusion = {
+            1: "fine-tuning is more accurate",
+            0: "no significant difference",
+            -1: "training from scratch is more accurate",
         }
         return (
-            "Fine-tuned from the encoder less the same network from scratch: "
-            f"{100 * found.mean:+.2f} percentage points of accuracy ({LEVEL:.0%} interval "
-            f"{_interval(found)}): {winner[found.sign]}. Most often right: "
-            f"{self.ways[int(means.argmax())]}, {100 * means.max():.1f} %."
+            "Accuracy of the fine-tuned encoder minus that of the same network from scratch: "
+            f"{100 * found.mean:+.2f} percentage points ({CONFIDENCE_LEVEL:.0%} interval "
+            f"{_interval(found)}): {conclusion[found.sign]}. Most accurate: "
+            f"{self.methods[int(means.argmax())]}, {100 * means.max():.1f} %."
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a way and a draw: way, seed, accuracy, log_loss."""
-        index = pd.MultiIndex.from_product([self.ways, self.seeds], names=["way", "seed"])
-        columns = {name: getattr(self, name).flatten().numpy() for name in MEASURES}
+        """One row per method and draw: method, seed, accuracy, log_loss."""
+        index = pd.MultiIndex.from_product([self.methods, self.seeds], names=["method", "seed"])
+        columns = {name: getattr(self, name).flatten().numpy() for name in METRICS}
         return pd.DataFrame(columns, index=index).reset_index()
 
     def __repr__(self) -> str:
         head = (
             f"{len(self.seeds)} draws of {self.num_labels} labels of {self.num_classes} classes, "
-            f"scored on {self.num_test} held-out rows; ±: sd over draws; paired differences to "
-            f"the network from scratch, with {LEVEL:.0%} intervals"
+            f"scored on {self.num_test} held-out rows; ± standard deviation over draws; paired "
+            f"differences to the network from scratch, with {CONFIDENCE_LEVEL:.0%} intervals"
         )
         cells = [("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")]
-        lines = [head, *aligned([*cells, *map(self._cells, self.ways)]), self.verdict]
+        lines = [head, *aligned([*cells, *map(self._cells, self.methods)]), self.verdict]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
-    def _cells(self, way: str) -> tuple[str, ...]:
-        accuracy, loss = (getattr(self, name)[self.ways.index(way)] for name in MEASURES)
+    def _cells(self, method: str) -> tuple[str, ...]:
+        accuracy, loss = (getattr(self, name)[self.methods.index(method)] for name in METRICS)
         means = (
             f"{100 * accuracy.mean():.1f} ± {100 * accuracy.std():.1f}",
             f"{loss.mean():.3f} ± {loss.std():.3f}",
         )
-        if way == "scratch":
-            return (way, *means, "", "")
-        points, nats = self.difference(way), self.difference(way, measure="log_loss")
+        if method == "scratch":
+            return (method, *means, "", "")
+        points, nats = self.difference(method), self.difference(method, metric="log_loss")
         return (
-            way,
+            method,
             *means,
             f"{100 * points.mean:+.2f} ({_interval(points)})",
             f"{nats.mean:+.3f} ({nats.low:+.3f} to {nats.high:+.3f})",
@@ -167,27 +166,27 @@ def label_efficiency(
     lr: float = 3e-3,
     device: str | torch.device = "auto",
 ) -> LabelEfficiency:
-    """Classify from a few labels: what is an encoder worth that was learned without any?
+    """Compare classifiers from few labels that use an encoder trained without labels.
 
-    For each seed the labels of some rows are drawn, and these rows alone are learned from: by
-    the network that begins as the pair's encoder, by the same network from scratch, by a head on
-    the frozen encoder (:class:`~ppl_vae.models.supervised.SupervisedEncoder`), and by logistic
-    regression on the columns of x (scikit-learn's, C = 1). The three networks have the same rows,
-    initial head, steps, batches and learning rate.
+    For each seed the labels of some rows are drawn, and four classifiers are trained on these rows
+    alone: the pair's encoder, fine-tuned; the same network from scratch; a linear head on the
+    frozen encoder (:class:`~ppl_vae.models.supervised.SupervisedEncoder`); and logistic regression
+    on the columns of x (scikit-learn's, C = 1). The three networks share rows, initial head,
+    number of steps, minibatches and learning rate.
 
     Args:
-        pair: fitted without labels, and not to the held-out rows; left as it is.
-        x, y: rows and their classes, of which few are shown: (N, D), (N,).
-        x_test, y_test: rows to score.
-        num_labels: how many labels are drawn, each class as often as its share says, at least
-            once.
-        seeds: of the draws of labels, initial weights and batches; two or more.
-        steps, batch_size, lr, device: as :func:`ppl_vae.fit_svi` takes them.
+        pair: a pair fitted without labels, and not to the held-out rows; it is not changed.
+        x, y: rows and their classes, of which few are used: (N, D), (N,).
+        x_test, y_test: held-out rows and their classes.
+        num_labels: the number of labels drawn, each class in proportion to its share of the rows
+            and at least once.
+        seeds: seeds of the draws of labels, initial weights and minibatches; two or more.
+        steps, batch_size, lr, device: arguments of :func:`ppl_vae.fit_svi`.
 
     Raises:
-        ValueError: if there are fewer labels than classes, or more than rows; fewer than two
-            seeds; classes in y_test that y has not; what
-            :class:`~ppl_vae.models.supervised.SupervisedEncoder` refuses.
+        ValueError: if there are fewer labels than classes or more than rows, fewer than two seeds,
+            or classes in y_test that are not in y; if the pair is not supported by
+            :class:`~ppl_vae.models.supervised.SupervisedEncoder`.
         TypeError: if the pair's guide has no encoder.
 
     References:
@@ -199,18 +198,27 @@ def label_efficiency(
     if len(seeds) < 2:
         raise ValueError(f"an interval needs at least two seeds; got {seeds}")
     _check_labels(num_labels, len(names), len(x))
-    how: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "device": device}
-    holed = bool(x.isnan().any() or x_test.isnan().any())
-    ways = (*NETWORKS, *(() if holed else (LOGISTIC,)))
-    found = torch.empty(2, len(ways), len(seeds), dtype=torch.float64)
+    fit = partial(
+        fit_svi, steps=steps, batch_size=batch_size, lr=lr, device=device, progress=False
+    )
+    has_missing = bool(x.isnan().any() or x_test.isnan().any())
+    methods = NETWORKS if has_missing else (*NETWORKS, LOGISTIC)
+    scores = torch.empty(2, len(methods), len(seeds), dtype=torch.float64)
     for draw, seed in enumerate(seeds):
         rows = draw_labels(codes, num_labels, seed)
-        for place, way in enumerate(ways):
-            log_p = _log_p(way, pair, x[rows], codes[rows], x_test, how | {"seed": seed})
-            found[:, place, draw] = _scores(log_p, codes_test)
-    counts = {"num_labels": num_labels, "num_classes": len(names), "num_test": len(x_test)}
-    notes = (HOLED,) if holed else ()
-    return LabelEfficiency(ways, found[0], found[1], seeds, **counts, notes=notes)
+        for place, method in enumerate(methods):
+            log_p = _log_p(method, pair, x[rows], codes[rows], x_test, seed, fit)
+            scores[:, place, draw] = _scores(log_p, codes_test)
+    return LabelEfficiency(
+        methods=methods,
+        accuracy=scores[0],
+        log_loss=scores[1],
+        seeds=seeds,
+        num_labels=num_labels,
+        num_classes=len(names),
+        num_test=len(x_test),
+        notes=(MISSING_NOTE,) if has_missing else (),
+    )
 
 
 def _classes(
@@ -224,7 +232,7 @@ def _classes(
     names, codes = np.unique(given[0], return_inverse=True)
     places = np.searchsorted(names, given[1]).clip(max=len(names) - 1)
     if unknown := set(given[1][names[places] != given[1]].tolist()):
-        raise ValueError(f"y_test has classes that y has not: {sorted(unknown, key=str)[:5]}")
+        raise ValueError(f"y_test has classes that are not in y: {sorted(unknown, key=str)[:5]}")
     return names, torch.from_numpy(codes), torch.from_numpy(places)
 
 
@@ -239,15 +247,15 @@ def _check_labels(num_labels: int, num_classes: int, num_rows: int) -> None:
 
 
 def draw_labels(classes: Int[Tensor, " N"], num_labels: int, seed: int) -> Int[Tensor, " L"]:
-    """Rows whose labels are shown: of each class one, and further ones by its share of the rows.
+    """Draw the rows whose labels are used: at least one per class, in proportion to its rows.
 
-    Shares are rounded by Webster's method: each label goes to the class with the largest number of
-    rows over 2 k + 1, where k labels are its own already.
+    Proportions are rounded by Webster's method: each further label goes to the class with the
+    largest number of rows over 2 k + 1, where k is its current number of labels.
 
     Args:
-        classes: of each row, 0..C-1.
+        classes: the class of each row, 0..C-1.
         num_labels: at least C, at most N.
-        seed: of which rows they are.
+        seed: seed of the choice of rows.
     """
     sizes = torch.bincount(classes).numpy()
     quota = np.ones(len(sizes), dtype=int)
@@ -259,21 +267,27 @@ def draw_labels(classes: Int[Tensor, " N"], num_labels: int, seed: int) -> Int[T
 
 
 def _log_p(
-    way: str, pair: DecoderModel, x: Tensor, classes: Tensor, x_test: Tensor, how: dict[str, Any]
+    method: str,
+    pair: DecoderModel,
+    x: Tensor,
+    classes: Tensor,
+    x_test: Tensor,
+    seed: int,
+    fit: Callable[..., FitResult],
 ) -> Float[Tensor, "M C"]:
-    """log p(y | x) of every class for held-out rows, learned from x and their classes."""
-    if way == LOGISTIC:
+    """log p(y | x) of every class for held-out rows, after training on x and their classes."""
+    if method == LOGISTIC:
         fitted = LogisticRegression(max_iter=10_000).fit(x.numpy(), classes.numpy())
         return torch.as_tensor(fitted.predict_log_proba(x_test.numpy())).double()
     num_classes = int(classes.max()) + 1
-    network = SupervisedEncoder(pair, Categorical(num_classes), encoder=way, seed=how["seed"])
+    network = SupervisedEncoder(pair, Categorical(num_classes), encoder=method, seed=seed)
     rows = network.rows(x, classes)
-    fit_svi(network.model, network.guide, rows, progress=False, **how)
+    fit(network.model, network.guide, rows, seed=seed)
     density: Any = network.predict(x_test)
     return density.base_dist.logits[:, 0].double().cpu()
 
 
 def _scores(log_p: Float[Tensor, "M C"], classes: Int[Tensor, " M"]) -> Float[Tensor, "2"]:
-    """Accuracy, and minus the mean log p of the classes."""
-    right = (log_p.argmax(1) == classes).double().mean()
-    return torch.stack([right, -log_p.gather(1, classes[:, None]).mean()])
+    """Accuracy, and minus the mean of log p(y | x)."""
+    accuracy = (log_p.argmax(1) == classes).double().mean()
+    return torch.stack([accuracy, -log_p.gather(1, classes[:, None]).mean()])

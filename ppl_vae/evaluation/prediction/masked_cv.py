@@ -1,8 +1,10 @@
-"""How many latent dimensions, and which noise: what models say of cells hidden from their fit."""
+"""Selection of the noise model and of K by the likelihood of masked observed values."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,57 +19,58 @@ from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.models.identifiability import undetermined_entries, undetermined_pairs
 from ppl_vae.models.ppca import NOISES, PPCA
 
-HIDDEN_SHARE = 0.1
+MASKED_FRACTION = 0.1
 PATIENCE = 2
-"""A search ends after so many numbers of latent dimensions in a row without a better one."""
+"""A search ends after this many values of K in a row without an improvement."""
 STREAM = 20_251
 TOLERANCE, MAX_ITERATIONS = 1e-5, 200
-"""Of the fits that are compared, in nats per datum: scores differ by more."""
+"""Of each fit; the tolerance, in nats per datum, is far below typical differences of scores."""
 
 
 @dataclass(frozen=True, repr=False)
 class MaskedCV(Result):
-    """PPCA (``"isotropic"``) and factor analysis (``"diagonal"``) on cells they did not see.
+    """PPCA (``"isotropic"``) and factor analysis (``"diagonal"``) scored on masked values.
 
     Attributes:
-        noise: of each model.
+        noise: the noise of each model.
         latent_dim: K of each model.
-        log_density: the mean over hidden cells of log p(x_nd given what is left of row n), (M,),
-            in nats per cell.
-        error: the root mean square of x_nd - E x_nd in standard deviations of the column, (M,);
-            about 1 is what the mean of the column would give.
-        coverage: the share of hidden cells within 1.96 standard deviations, (M,). These take the
-            fitted parameters as known, so that it falls below 95 % where rows are few
-            (:class:`~ppl_vae.core.results.Imputation` has numbers). It is the share of cells that
-            were
-            observed: of missing cells that rest on an undetermined covariance it says nothing,
-            and ``notes`` say how many there are.
-        num_hidden: how many cells were hidden.
-        notes: what could not be fitted, and why; which missing cells the scores say nothing of.
+        log_density: the mean over masked values of log p(x_nd | unmasked values of row n), (M,),
+            in nats per value.
+        rmse: the root mean square of x_nd - E x_nd in standard deviations of the column, (M,);
+            the mean of the column as prediction gives about 1.
+        coverage: the share of masked values within 1.96 standard deviations of the prediction,
+            (M,). The standard deviations take the fitted parameters as known, so that coverage
+            falls below 95 % for few rows (see :class:`~ppl_vae.core.results.Imputation`). It
+            refers to values that were observed, not to missing values whose prediction depends on
+            an undetermined covariance; ``notes`` give the number of these.
+        num_masked: the number of masked values.
+        notes: models that could not be fitted, with the reason; missing values to which the scores
+            do not apply.
     """
 
     noise: tuple[str, ...]
     latent_dim: tuple[int, ...]
     log_density: Float[Tensor, " M"]
-    error: Float[Tensor, " M"]
+    rmse: Float[Tensor, " M"]
     coverage: Float[Tensor, " M"]
-    num_hidden: int
+    num_masked: int
     notes: tuple[str, ...] = ()
 
     @property
     def best(self) -> int:
-        """The place of the model under which hidden cells are most probable."""
+        """The index of the model under which masked values are most probable."""
         return int(self.log_density.argmax())
 
     def __repr__(self) -> str:
         lines = [
-            f"{self.num_hidden} observed cells, hidden and given the rest of their rows:",
-            f"  {'noise':9s}   K  nats per cell  error  within 1.96 sd",
+            f"{self.num_masked} observed values, masked and predicted from the rest of their "
+            "rows:",
+            f"  {'noise':9s}   K  nats per value   RMSE  within 1.96 sd",
         ]
-        columns = self.noise, self.latent_dim, self.log_density, self.error, self.coverage
-        for place, (noise, k, nats, error, share) in enumerate(zip(*columns, strict=True)):
-            mark = " <- best" if place == self.best else ""
-            lines.append(f"  {noise:9s} {k:3d} {nats:12.3f} {error:6.3f} {share:15.1%}{mark}")
+        columns = self.noise, self.latent_dim, self.log_density, self.rmse, self.coverage
+        for place, (noise, k, nats, rmse, share) in enumerate(zip(*columns, strict=True)):
+            best = " <- best" if place == self.best else ""
+            lines.append(f"  {noise:9s} {k:3d} {nats:14.3f} {rmse:6.3f} {share:15.1%}{best}")
         lines.append(f"  ({CONDITIONAL})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -78,113 +81,164 @@ def select_by_masked_cv(
     mask: ArrayLike | None = None,
     noises: Iterable[str] = NOISES,
     latent_dims: Iterable[int] | None = None,
-    share: float = HIDDEN_SHARE,
+    fraction: float = MASKED_FRACTION,
     seed: int = 0,
 ) -> MaskedCV:
-    """Fit PPCA and factor analysis without some of the observed cells, and score those.
+    """Mask some observed values, fit PPCA and factor analysis to the rest, and score them.
 
-    Cells are hidden at random, the same for every model; no row and no column loses all.
+    The masked values are drawn at random, the same for every model; no row and no column loses all
+    its observed values.
 
     Args:
         x: (N, D); NaN marks a missing value.
-        mask: True where observed.
-        noises: of the models.
-        latent_dims: to try with each; by default 1, 2, 3, 4, 6, 8, 12, 16, 24, ... until two in
-            a row are no better; for factor analysis up to D + 1/2 - sqrt(2 D + 1/4), above which
-            it has more parameters than a covariance.
-        share: of the observed cells to hide.
-        seed: of the choice of cells and of the starts.
+        mask: True where x is observed.
+        noises: the noise models to compare.
+        latent_dims: the values of K to try with each; by default 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
+            until two in a row bring no improvement; for factor analysis up to
+            D + 1/2 - sqrt(2 D + 1/4), above which it has more parameters than a covariance matrix.
+        fraction: the fraction of observed values to mask.
+        seed: seed of the masked values and of the initial parameters.
 
     Raises:
-        ValueError: if share is not within (0, 1), if no cell can be hidden, or if no model can
+        ValueError: if fraction is not within (0, 1), if no value can be masked, or if no model can
             be fitted; as :func:`~ppl_vae.inference.em.fit.fit_em`.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1; got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
     x = as_matrix(x).detach().double()
-    seen = observed_mask(x, mask)
-    seen = torch.ones_like(x, dtype=torch.bool) if seen is None else seen
-    hidden = _hidden(seen, share, seed)
-    if not hidden.any():
-        raise ValueError(
-            f"no cell of x, of shape {tuple(x.shape)} with {int(seen.sum())} observed, can be "
-            "hidden without a row or column losing all; choose latent_dim and noise yourself"
-        )
-    left = x.where(seen & ~hidden, torch.nan)
+    observed = observed_mask(x, mask)
+    observed = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+    data = _MaskedData.of(x, observed, fraction, seed)
     notes: list[str] = []
-    found = []
+    scores: list[_Score] = []
     for noise in noises:
-        tried = _numbers(_limit(noise, *x.shape)) if latent_dims is None else latent_dims
-        scores: list[float] = []
-        for k in tried:
-            try:
-                scored = _scored(x, left, hidden, noise, check_int("latent_dim", k), seed)
-            except ValueError as error:
-                notes.append(f"noise={noise!r}, K = {k}: {error}")
-                break
-            found.append((noise, k, *scored))
-            scores.append(scored[0])
-            if latent_dims is None and len(scores) - np.argmax(scores) > PATIENCE:
-                break
-    if not found:
+        scores.extend(_search(data, noise, latent_dims, notes))
+    if not scores:
         raise ValueError("; ".join(notes))
-    names, sizes, *columns = zip(*found, strict=True)
-    log_density, error, coverage = torch.tensor(columns, dtype=torch.float64)
-    best = sizes[int(log_density.argmax())]
-    notes.extend(_not_validated(x, seen, best))
-    number = int(hidden.sum())
-    return MaskedCV(names, sizes, log_density, error, coverage, number, tuple(notes))
+    names, sizes, *columns = zip(*scores, strict=True)
+    log_density, rmse, coverage = torch.tensor(columns, dtype=torch.float64)
+    notes.extend(_not_validated(x, observed, sizes[int(log_density.argmax())]))
+    number = int(data.masked.sum())
+    return MaskedCV(names, sizes, log_density, rmse, coverage, number, tuple(notes))
 
 
-def _not_validated(x: Tensor, seen: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
-    # Hidden cells are of columns that are observed together; others may be missing together.
-    pairs = undetermined_pairs(RowBlocks(x.where(seen, torch.nan)), latent_dim)
-    cells = undetermined_entries(seen, pairs)
+class _Score(NamedTuple):
+    noise: str
+    latent_dim: int
+    log_density: float
+    rmse: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class _MaskedData:
+    """Data of which some observed values are masked.
+
+    Attributes:
+        x: all values.
+        masked: True where a value is observed and masked.
+        kept: x with NaN where values are missing or masked.
+        seed: seed of the initial parameters of each fit.
+    """
+
+    x: Float[Tensor, "N D"]
+    masked: Bool[Tensor, "N D"]
+    kept: Float[Tensor, "N D"]
+    seed: int
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "N D"], observed: Bool[Tensor, "N D"], fraction: float, seed: int
+    ) -> "_MaskedData":
+        """Mask a fraction of the observed values.
+
+        Raises:
+            ValueError: if no value can be masked.
+        """
+        masked = _draw_masked(observed, fraction, seed)
+        if not masked.any():
+            raise ValueError(
+                f"no value of x, of shape {tuple(x.shape)} with {int(observed.sum())} observed, "
+                "can be masked without a row or column losing all its observed values; choose "
+                "latent_dim and noise yourself"
+            )
+        return cls(x, masked, x.where(observed & ~masked, torch.nan), seed)
+
+
+def _search(
+    data: _MaskedData, noise: str, latent_dims: Iterable[int] | None, notes: list[str]
+) -> list[_Score]:
+    """Scores for increasing K, up to the first that cannot be fitted, which ``notes`` report."""
+    patience: float = math.inf
+    if latent_dims is None:
+        latent_dims = _latent_dims(_max_latent_dim(noise, *data.x.shape))
+        patience = PATIENCE
+    scores: list[_Score] = []
+    for k in latent_dims:
+        try:
+            scores.append(_score(data, noise, check_int("latent_dim", k)))
+        except ValueError as error:
+            notes.append(f"noise={noise!r}, K = {k}: {error}")
+            break
+        best = int(np.argmax([score.log_density for score in scores]))
+        if len(scores) - best > patience:
+            break
+    return scores
+
+
+def _not_validated(x: Tensor, observed: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
+    # Masked values are of columns that are observed together, unlike some missing values.
+    pairs = undetermined_pairs(RowBlocks(x.where(observed, torch.nan)), latent_dim)
+    cells = undetermined_entries(observed, pairs)
     if number := int(cells.sum()):
         columns = cells.any(0).nonzero().flatten().tolist()
         yield (
-            f"{number} missing cells, in {len(columns)} columns, rest on covariances that what is "
-            f"observed does not determine at K = {latent_dim}; the scores say nothing of them"
+            f"{number} missing values, in {len(columns)} columns, depend on covariances that the "
+            f"observed values do not determine at K = {latent_dim}; the scores do not apply to "
+            "them"
         )
 
 
-def _limit(noise: str, num_data: int, data_dim: int) -> float:
+def _max_latent_dim(noise: str, num_data: int, data_dim: int) -> float:
     # Above Ledermann's number a factor model has more parameters than a covariance has entries.
     ledermann = data_dim + 0.5 - (2 * data_dim + 0.25) ** 0.5
-    most = min(data_dim, num_data - 1)
-    return most if noise == "isotropic" else min(most, ledermann + 1e-9)
+    largest = min(data_dim, num_data - 1)
+    return largest if noise == "isotropic" else min(largest, ledermann + 1e-9)
 
 
-def _numbers(limit: float) -> Iterator[int]:
+def _latent_dims(limit: float) -> Iterator[int]:
     # 1, 2, 3, 4, 6, 8, 12, 16, ... below the limit, and 1 in any case.
     powers = (2**j for j in itertools.count(1))
     several = itertools.chain([1, 2], (k for p in powers for k in (p * 3 // 2, 2 * p)))
     return itertools.takewhile(lambda k: k < max(limit, 2), several)
 
 
-def _hidden(seen: Bool[Tensor, "N D"], share: float, seed: int) -> Bool[Tensor, "N D"]:
-    # A stream of its own: the one of the bare seed may have made the missing values.
+def _draw_masked(observed: Bool[Tensor, "N D"], fraction: float, seed: int) -> Bool[Tensor, "N D"]:
+    # A separate random stream: the caller may have drawn the missing values from the bare seed.
     stream = np.random.default_rng((seed, STREAM))
-    draws = torch.from_numpy(stream.random(tuple(seen.shape))).to(seen.device)
-    # The observed cell with the highest draw stays in each row; in each column, the two such.
-    ranked = draws.where(seen, -1.0)
+    draws = torch.from_numpy(stream.random(tuple(observed.shape))).to(observed.device)
+    # Each row keeps its observed value with the largest draw; each column keeps its two largest.
+    ranked = draws.where(observed, -1.0)
     kept = ranked >= ranked.amax(1, keepdim=True)
-    few = min(2, len(seen))
-    kept |= ranked >= ranked.topk(few, 0).values[-1:]
-    return seen & ~kept & (draws < share)
+    num_kept = min(2, len(observed))
+    kept |= ranked >= ranked.topk(num_kept, 0).values[-1:]
+    return observed & ~kept & (draws < fraction)
 
 
-def _scored(
-    x: Tensor, left: Tensor, hidden: Tensor, noise: str, latent_dim: int, seed: int
-) -> tuple[float, float, float]:
-    ppca = PPCA.like(left, latent_dim, noise=noise, seed=seed)
-    fit_em(ppca, left, tol=TOLERANCE, max_iterations=MAX_ITERATIONS)
-    ppca.undetermined = None  # a score is of what a model says, determined or not
-    filled = ppca.impute(left)
-    truth, mean, sd = x[hidden], filled.mean[hidden], filled.sd[hidden]
-    away = (truth - mean).abs()
-    usual = (left - left.nanmean(0)).square().nanmean(0).sqrt().expand_as(x)[hidden]
-    log_density = Normal(mean, sd).log_prob(truth).mean()
-    varying = usual > 0
-    error = (away / usual)[varying].square().mean().sqrt()
-    return float(log_density), float(error), float((away < 1.96 * sd).double().mean())
+def _score(data: _MaskedData, noise: str, latent_dim: int) -> _Score:
+    ppca = PPCA.like(data.kept, latent_dim, noise=noise, seed=data.seed)
+    fit_em(ppca, data.kept, tol=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    ppca.undetermined = None  # masked values are scored even if their covariance is undetermined
+    imputed = ppca.impute(data.kept)
+    truth, mean, sd = (values[data.masked] for values in (data.x, imputed.mean, imputed.sd))
+    error = (truth - mean).abs()
+    centred = data.kept - data.kept.nanmean(0)
+    scale = centred.square().nanmean(0).sqrt().expand_as(data.x)[data.masked]
+    varying = scale > 0
+    return _Score(
+        noise=noise,
+        latent_dim=latent_dim,
+        log_density=float(Normal(mean, sd).log_prob(truth).mean()),
+        rmse=float((error / scale)[varying].square().mean().sqrt()),
+        coverage=float((error < 1.96 * sd).double().mean()),
+    )

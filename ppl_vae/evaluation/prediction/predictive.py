@@ -1,6 +1,6 @@
-"""What a pair says of codes and of data: means of q, and means and draws of x, for any pair.
+"""Codes and predictions of any pair: means of q(z | x), and means and draws of x.
 
-The *code* of a datum is one row: the values of its latent sites, in the model's order, flat.
+The *code* of a datum is the flattened values of its latent sites, in the order of the model.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import (
     DATA_PLATE,
     ProgramLike,
@@ -33,28 +36,28 @@ def latent_means(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D).
-        mask: True where x is observed; NaN in x says the same.
+        x: the whole data set, (N, D).
+        mask: True where x is observed; NaN in x is equivalent.
 
     Returns:
-        (N, K) a site; what lies in further plates or dimensions is flattened.
+        One (N, K) tensor per site; further plates and dimensions are flattened.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
     """
     found = _guide_sites(model, guide, x, mask)
-    return {name: _rows_first(site, site["fn"].mean) for name, site in found.items()}
+    return {name: _to_rows(site, site["fn"].mean) for name, site in found.items()}
 
 
 def encode(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
 ) -> Float[Tensor, "N K"]:
-    """The code of each row: the means of q(z | x), all latent sites beside one another.
+    """The code of each row: the means of q(z | x), concatenated over all latent sites.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D).
-        mask: True where x is observed; NaN in x says the same.
+        x: the whole data set, (N, D).
+        mask: True where x is observed; NaN in x is equivalent.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
@@ -63,69 +66,69 @@ def encode(
     return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
 
 
-def code_width(model: ProgramLike, like: ArrayLike) -> int:
-    """K, of all latent sites together; of the rows of data only the width matters."""
-    return sum(_widths(_latent_sites(model, _one_row(like))).values())
+def code_width(model: ProgramLike, template: ArrayLike) -> int:
+    """The dimension K of codes; of ``template``, rows of data, only the width is used."""
+    return sum(_widths(_latent_sites(model, _one_row(template))).values())
 
 
 @torch.no_grad()
 def decode(
-    model: ProgramLike, codes: Float[Tensor, "N K"], like: ArrayLike
+    model: ProgramLike, codes: Float[Tensor, "N K"], template: ArrayLike
 ) -> Float[Tensor, "N D"]:
     """The mean of x given codes.
 
     Args:
         model: any model under the contract; run in evaluation mode.
-        codes: as :func:`encode` gives them.
-        like: rows of data; only their width matters, one is enough.
+        codes: codes as returned by :func:`encode`.
+        template: rows of data, at least one; only their number of columns is used.
 
     Raises:
-        ValueError: if codes have another width than the model's latent sites.
+        ValueError: if the width of the codes differs from that of the model's latent sites.
     """
-    rows = _one_row(like).expand(len(codes), -1)
-    found = _latent_sites(model, rows)
-    widths = _widths(found)
+    rows = _one_row(template).expand(len(codes), -1)
+    latents = _latent_sites(model, rows)
+    widths = _widths(latents)
     if codes.shape[1] != sum(widths.values()):
         raise ValueError(f"codes have {codes.shape[1]} columns; the latent sites have {widths}")
-    parts = zip(found.items(), codes.split(list(widths.values()), 1), strict=True)
-    return mean_data(model, {name: _as_site(site, part) for (name, site), part in parts}, rows)
+    parts = zip(latents.items(), codes.split(list(widths.values()), 1), strict=True)
+    values = {name: _from_rows(site, part) for (name, site), part in parts}
+    return mean_data(model, values, rows)
 
 
-def _one_row(like: ArrayLike) -> Float[Tensor, "1 D"]:
-    return as_matrix(like, name="like", check_finite=False)[:1].nan_to_num()
+def _one_row(template: ArrayLike) -> Float[Tensor, "1 D"]:
+    return as_matrix(template, name="template", check_finite=False)[:1].nan_to_num()
 
 
-def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
-    rows, seen = as_data_and_mask(like, model=model)
+def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
+    rows, mask = as_data_and_mask(template, model=model)
     place = placement(model)
 
-    def anything(site: Any) -> Tensor | None:  # a flat prior cannot be drawn from
+    def zeros_for_flat(site: Any) -> Tensor | None:  # a flat prior has no draws
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
-    still = eval_mode(model)
-    with isolated_store(), dry_run(model), still, Imposed(anything):
-        trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
+    with isolated_store(), dry_run(model), eval_mode(model), Imposed(zeros_for_flat):
+        trace = _trace(model, rows, mask)
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 
 
-def _widths(found: Mapping[str, Site]) -> dict[str, int]:
-    return {name: _rows_first(site, site["value"]).shape[1] for name, site in found.items()}
+def _widths(latents: Mapping[str, Site]) -> dict[str, int]:
+    return {name: _to_rows(site, site["value"]).shape[1] for name, site in latents.items()}
 
 
 @torch.no_grad()
 def reconstruct(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
 ) -> Float[Tensor, "N D"]:
-    """The mean of x given the mean of q(z | x) of each of its rows, in missing values too.
+    """The mean of x given the mean of q(z | x) of each row, also for missing values.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D).
-        mask: True where x is observed; NaN in x says the same.
+        x: the whole data set, (N, D).
+        mask: True where x is observed; NaN in x is equivalent.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
-        ValueError: if the observed sites do not have x's columns.
+        ValueError: if the observed sites together do not have the columns of x.
     """
     found = _guide_sites(model, guide, x, mask)
     return mean_data(model, {name: site["fn"].mean for name, site in found.items()}, x)
@@ -134,61 +137,62 @@ def reconstruct(
 def _guide_sites(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, mask: ArrayLike | None
 ) -> dict[str, Site]:
-    # Means need no draws, but a program makes them.
-    rows, seen = as_data_and_mask(x, mask, model=model, guide=guide)
-    with isolated_store(), dry_run(model, guide), eval_mode(model, guide):
-        return sites(poutine.trace(guide).get_trace(rows, **_told(guide, rows, seen)))
+    # Only means are read, but the program samples all the same: hence the dry run.
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
+    with isolated_store(), pair.dry_run(), pair.eval_mode():
+        return sites(_trace(guide, data.x, data.mask))
 
 
 @torch.no_grad()
 def mean_data(
-    model: ProgramLike, latents: Mapping[str, Tensor], like: ArrayLike
+    model: ProgramLike, latents: Mapping[str, Tensor], template: ArrayLike
 ) -> Float[Tensor, "N D"]:
     """The mean of x given its latents.
 
     Args:
         model: any model under the contract; run in evaluation mode.
-        latents: a value for each latent site, as the model samples it for N rows.
-        like: N rows of data; only their number matters.
+        latents: a value for each latent site, in the shape that the model samples for N rows.
+        template: N rows of data; only their shape is used.
 
     Raises:
-        ValueError: if the observed sites do not have x's columns.
+        ValueError: if the observed sites together do not have the columns of x.
     """
-    to_device = {name: value.to(**placement(model)) for name, value in latents.items()}
+    values = {name: value.to(**placement(model)) for name, value in latents.items()}
     with dry_run(model):
-        return _data(poutine.condition(model, data=to_device), like, latents, _mean)
+        return _data(poutine.condition(model, data=values), template, latents, _mean)
 
 
 @torch.no_grad()
 def draw_data(
-    model: ProgramLike, like: ArrayLike, *, seed: int | None = None
+    model: ProgramLike, template: ArrayLike, *, seed: int | None = None
 ) -> Float[Tensor, "N D"]:
-    """Draws of x from the model, latents from their prior and noise included.
+    """Draws of x from the model, with latents drawn from their prior and observation noise.
 
     Args:
-        model: any model under the contract; run in evaluation mode. It need not be able to draw
-            without data: the distributions of its observed sites are drawn from.
-        like: N rows of data; only their number matters.
-        seed: of the draws.
+        model: any model under the contract; run in evaluation mode. It is run on ``template``, so
+            it need not be able to run without data; its observed sites are drawn anew.
+        template: N rows of data; only their shape is used.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if the observed sites do not have x's columns.
+        ValueError: if the observed sites together do not have the columns of x.
     """
     with seeded(seed):
-        return _data(model, like, {}, lambda site: site["fn"].sample())
+        return _data(model, template, {}, lambda site: site["fn"].sample())
 
 
 def _data(
     model: ProgramLike,
-    like: ArrayLike,
+    template: ArrayLike,
     latents: Mapping[str, Tensor],
     read: Callable[[Site], Tensor],
 ) -> Tensor:
-    rows, seen = as_data_and_mask(like, model=model)
+    rows, mask = as_data_and_mask(template, model=model)
     with isolated_store(), eval_mode(model):
-        trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
-        found = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
-        values = torch.cat([_rows_first(site, read(site)) for site in found], -1)
+        trace = _trace(model, rows, mask)
+        observed = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
+        values = torch.cat([_to_rows(site, read(site)) for site in observed], -1)
     if values.shape != rows.shape:
         raise ValueError(
             f"the observed sites have {values.shape[1]} entries per datum, and x has "
@@ -201,25 +205,26 @@ def _mean(site: Site) -> Tensor:
     return site["fn"].mean
 
 
-def _told(program: ProgramLike, rows: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    index = torch.arange(len(rows), device=rows.device)
-    return filter_kwargs(program, {"index": index, "num_data": len(rows), "mask": mask})
+def _trace(program: ProgramLike, x: Tensor, mask: Tensor | None) -> Trace:
+    batch = Batch(x, mask, torch.arange(len(x), device=x.device), len(x))
+    return poutine.trace(program).get_trace(x, **filter_kwargs(program, batch.keywords))
 
 
-def _rows_first(site: Site, value: Tensor) -> Float[Tensor, "N K"]:
-    shape, place = _layout(site)
+def _to_rows(site: Site, value: Tensor) -> Float[Tensor, "N K"]:
+    """The value of a site as one flat row per datum."""
+    shape, data_dim = _shape_and_data_dim(site)
     value = value.expand(torch.broadcast_shapes(value.shape, shape))
-    return value.movedim(place, 0).reshape(value.shape[place], -1)
+    return value.movedim(data_dim, 0).reshape(value.shape[data_dim], -1)
 
 
-def _as_site(site: Site, rows: Float[Tensor, "N K"]) -> Tensor:
-    """The inverse of :func:`_rows_first`, for a site of as many rows."""
-    shape, place = _layout(site)
-    moved = torch.empty(shape, device="meta").movedim(place, 0).shape
-    return rows.reshape(moved).movedim(0, place).to(site["value"])
+def _from_rows(site: Site, rows: Float[Tensor, "N K"]) -> Tensor:
+    """The inverse of :func:`_to_rows`, for a site with the same number of rows."""
+    shape, data_dim = _shape_and_data_dim(site)
+    moved = torch.empty(shape, device="meta").movedim(data_dim, 0).shape
+    return rows.reshape(moved).movedim(0, data_dim).to(site["value"])
 
 
-def _layout(site: Site) -> tuple[torch.Size, int]:
-    # The shape of a value, and which of its dimensions, from the right, is the data's.
+def _shape_and_data_dim(site: Site) -> tuple[torch.Size, int]:
+    # The shape of a value, and the (negative) dimension of the data plate in it.
     fn = site["fn"]
     return fn.batch_shape + fn.event_shape, frames(site)[DATA_PLATE].dim - len(fn.event_shape)
