@@ -24,11 +24,12 @@ from ppl_vae import (
     fit_svi,
     log_likelihood,
 )
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.evaluation.marginal_likelihood import annealed as module
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
+from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
-from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
+from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 
 D, K = 4, 2
@@ -47,8 +48,8 @@ def log_weights_of(model, guide, x, num_chains, annealing, seed=0):
     """The log weights of chains per datum, (S, N)."""
     x = torch.as_tensor(x)
     with torch.no_grad(), isolated_store(), seeded(seed), mode(model, guide, training=False):
-        annealer = AISWeights(model, annealing, x, len(x), num_chains, capture="auto")
-        return annealer(guide, x, {}, num_chains)
+        sampler = AISWeights(annealing, x, len(x), num_chains, capture="auto")
+        return sampler(Pair(model, guide), Batch(x), num_chains)
 
 
 def agrees(estimates, truth, num_assertions=1):
@@ -234,7 +235,7 @@ def test_with_exact_moves_the_gap_is_known(monkeypatch):
     W, centred = torch.tensor(loadings), x - torch.tensor(loc)
 
     def exact(self, points, beta, step):
-        weight, *_ = self.annealer.slopes(self.path, points, beta)
+        weight = self.sampler.log_prob_and_grad(self.path, points, beta).log_weight
         covariance = torch.linalg.inv(torch.eye(K) + beta * W.T @ W / noise)
         mean = beta / noise * centred @ W @ covariance
         tril = torch.linalg.cholesky(covariance)
@@ -294,7 +295,7 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     assert found.share_reliable > 0.5
     z = (found.value.numpy() - truth) / found.standard_error.numpy()
     assert np.abs(z[found.reliable]).max() < 6
-    assert "moves accepted" in found.path
+    assert "moves accepted" in found.execution
     assert found.value.dtype == torch.float64
 
 
@@ -343,7 +344,7 @@ def test_data_and_chains_are_streamed(monkeypatch):
     """However few rows go through at once, every chain has the numbers that it should."""
     ppca, parameters = make()
     x, seen = ppca.sample(3, seed=0).numpy(), []
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 6)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 6)
     monkeypatch.setattr(module, "FIRST_MOVES", 1)
 
     def model(x, index=None, num_data=None):
@@ -364,26 +365,27 @@ def test_step_sizes_stay_while_chains_measure():
     ppca, _ = make(noise=0.05)
     x = ppca.sample(20, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = AISWeights(ppca.model, Annealing(15, leapfrog=2), x, 20, 8)
-        walk = AISChains(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
-        before = walk.steps.clone()
-        walk.forward(8)
-    assert torch.equal(walk.steps, before)
-    assert walk.steps.shape == (14, 20)
-    # Narrower as the posterior gets nearer, which here is much narrower than the prior.
-    assert (walk.steps[-1] < 0.7 * walk.steps[0]).all()
-    share = float(torch.stack(annealer.filter_kwargs).mean())
-    assert share == pytest.approx(module.ACCEPTANCE, abs=0.1)
+        sampler = AISWeights(Annealing(15, leapfrog=2), x, 20, 8)
+        pair = Pair(ppca.model, prior_guide(ppca.model))
+        chains = AISChains(sampler, AnnealingPath(pair, Batch(x)))
+        before = chains.steps.clone()
+        chains.forward(8)
+    assert torch.equal(chains.steps, before)
+    assert chains.steps.shape == (14, 20)
+    # Steps become smaller towards the posterior, which is much narrower than the prior here.
+    assert (chains.steps[-1] < 0.7 * chains.steps[0]).all()
+    acceptance = float(torch.stack(sampler.acceptance).mean())
+    assert acceptance == pytest.approx(annealed.TARGET_ACCEPTANCE, abs=0.1)
 
 
 def test_more_temperatures_than_are_tuned_take_the_nearest(monkeypatch):
-    monkeypatch.setattr(module, "TUNING_STOPS", 4)
+    monkeypatch.setattr(annealed, "MAX_TUNED_TEMPERATURES", 4)
     ppca, _ = make()
     x = ppca.sample(3, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = AISWeights(ppca.model, Annealing(12, leapfrog=2), x, 3, 8)
-        path = Path(ppca.model, prior_guide(ppca.model), x, {})
-        steps = AISChains(annealer, path).steps
+        sampler = AISWeights(Annealing(12, leapfrog=2), x, 3, 8)
+        path = AnnealingPath(Pair(ppca.model, prior_guide(ppca.model)), Batch(x))
+        steps = AISChains(sampler, path).steps
     assert steps.shape == (11, 3)
     assert [len(np.unique(column)) for column in steps.numpy().T] == [4, 4, 4]
 
@@ -403,20 +405,20 @@ def test_densities_on_the_way_are_those_of_a_slow_loop(name, from_prior, float64
     model, guide, x = measured(name)
     guide = prior_guide(model) if from_prior else guide
     with torch.no_grad(), isolated_store(), mode(model, guide, training=False):
-        annealer = AISWeights(model, Annealing(), x, len(x), 3)
+        sampler = AISWeights(Annealing(), x, len(x), 3)
         with seeded(0), loops.Recorder() as recorder:
-            path = Path(model, guide, x, {})
+            path = AnnealingPath(Pair(model, guide), Batch(x))
             recorder.values.clear()
-            points = path.start(3)
-        start, weights = path.densities(path.tensors, points)
+            points = path.draw(3)
+        log_q, weights = path.log_q_and_weight(path.batch.tensors, points)
         expected = loops.slow_log_weights(model, guide, x, recorder, 3)
         q = sum(slow_guide(guide, x, recorder, s) for s in range(3))
         beta = torch.tensor(0.3)
-        eager = annealer.slopes(path, points, beta)
+        density = sampler.log_prob_and_grad(path, points, beta)
     torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-9)
     jacobian = points.sum((-2, -1)) if name == "positive_latent" else torch.zeros(3)
-    torch.testing.assert_close(start.sum(), q + jacobian.sum(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(eager[1], start + 0.3 * weights)
+    torch.testing.assert_close(log_q.sum(), q + jacobian.sum(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(density.log_prob, log_q + 0.3 * weights)
 
 
 def slow_guide(guide, x, recorder, s):
@@ -576,8 +578,8 @@ def test_single_precision_is_near_double():
 )
 def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, monkeypatch):
     """In two blocks, each with a refined q of its own where asked for."""
-    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 64)
+    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 64)
     model, guide, x = measured(name)
     options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
     found = [
@@ -586,12 +588,12 @@ def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, mo
         )
         for c in (False, "auto")
     ]
-    assert [each.path.split(":")[0] for each in found] == ["eager", "recorded"]
+    assert [each.execution.split(":")[0] for each in found] == ["eager", "recorded"]
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
 def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
-    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
+    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
     branches, guide, x = foreign.functions()
 
     def model(x, index=None, num_data=None):
@@ -600,7 +602,7 @@ def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
 
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
     found = log_likelihood(model, guide, x, 10, **options)
-    assert found.path.startswith("eager")
+    assert found.execution.startswith("eager")
     plain = log_likelihood(branches, guide, x, 10, capture=False, **options)
     assert torch.equal(found.value, plain.value)
     with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly"):
@@ -613,7 +615,7 @@ def test_compiled_moves_are_the_eager_ones():
     x = ppca.sample(9, seed=0)
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
     found = [log_likelihood(ppca.model, None, x, 10, capture=c, **options) for c in (False, True)]
-    assert found[1].path.startswith("captured")
+    assert found[1].execution.startswith("captured")
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
@@ -666,7 +668,7 @@ def test_point_masses_are_refused():
 
     x = ppca.sample(3, seed=0)
     refuse("site 'z' of the guide is a Delta: a point has no density", ppca.model, point, x, 10)
-    match = r"draws 1 numbers per datum and the model has 2.*point masses: \['z'\]"
+    match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
     refuse(match, ppca.model, line, x, 10)
 
 
@@ -682,7 +684,10 @@ def test_models_that_do_not_draw_x_are_refused():
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=2 * x)
 
-    for model, match in ((factor, r"has factors, \['penalty'\]"), (doubled, r"hold x as it is")):
+    for model, match in (
+        (factor, r"has factors, \['penalty'\]"),
+        (doubled, r"do not observe the columns of x"),
+    ):
         with pytest.raises(ValueError, match=match):
             bidirectional(model, None, np.ones((4, 1)))
 
@@ -719,7 +724,7 @@ def test_three_estimates_of_a_vaes_log_likelihood_agree():
         "refined": log_likelihood(vae.model, vae.guide, x_test, 2000, refine=300, seed=2),
     }
     for estimate in found.values():
-        print(estimate, estimate.path, sep="\n")
+        print(estimate, estimate.execution, sep="\n")
     for one, other in itertools.combinations(found, 2):
         first, second = found[one], found[other]
         difference = first.value - second.value

@@ -14,9 +14,12 @@ from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelih
 from ppl_vae.capture.compiled import MOST_SIGNATURES, Compiled, Replay
 from ppl_vae.capture.graph import CaptureError, record
 from ppl_vae.capture.matmul import with_fastest_products
+from ppl_vae.core.batch import Batch as DataBatch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import isolated_store, mode, precision, seeded
-from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LocalVI, LogWeightSampler
+from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LogWeightSampler
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import Captured
 from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
@@ -213,30 +216,28 @@ def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, m
     monkeypatch.setattr(
         "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 40}
     )
-    found = []
-    with isolated_store(), mode(model, guide, training=False):
-        for wanted in (False, True):
-            runner = [BlockRunner(wanted, 9, compiled=False) for _ in range(3)]
-            weigher, again = LogWeightSampler(model, runner[0]), LogWeightSampler(model, runner[1])
-            refiner = LocalVI(
-                model, steps=4, covariance="diagonal", num_samples=2, runner=runner[2]
-            )
+    pair, data, results = Pair(model, guide), DataBatch(x, mask), []
+    with isolated_store(), pair.eval_mode():
+        for capture in (False, True):
+            runners = [BlockRunner(capture, 9, compiled=False) for _ in range(3)]
+            sampler, refined_sampler = LogWeightSampler(runners[0]), LogWeightSampler(runners[1])
+            local_vi = LocalVI(steps=4, covariance="diagonal", num_samples=2, runner=runners[2])
             with seeded(5), torch.no_grad():
-                kept = []
-                for rows in torch.arange(len(x)).split(12):
-                    block = x[rows], batch_keywords(x, mask, rows)
-                    kept.append(weigher(guide, *block, 12))
+                tensors = []
+                for batch in data.split(torch.arange(len(x)), 12):
+                    tensors.append(sampler(pair, batch, 12))
                     try:
-                        local = refiner(guide, *block)
-                    except ValueError as error:  # a guide that has no density to refine
-                        assert "no density that could be refined" in str(error)
+                        refined = local_vi(pair, batch)
+                    except ValueError as error:  # a guide without a density to refine
+                        assert "no density that can be refined" in str(error)
                         continue
-                    kept += [p.detach() for p in local.parameters()]
-                    kept.append(again(local, *block, 12))
-            found.append(kept)
-            assert runner[0].why == ("captured" if wanted else "eager: as asked")
-            assert runner[1].why == runner[2].why  # neither, for a guide that cannot be refined
-    for a, b in zip(*found, strict=True):
+                    tensors += [p.detach() for p in refined.guide.parameters()]
+                    tensors.append(refined_sampler(refined, batch, 12))
+            results.append(tensors)
+            assert runners[0].execution == ("captured" if capture else "eager: as requested")
+            # They agree, too, if the guide cannot be refined and neither runs.
+            assert runners[1].execution == runners[2].execution
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
@@ -247,8 +248,8 @@ def test_a_compiled_estimate_is_the_eager_one():
         log_likelihood(vae.model, vae.guide, x, 400, seed=0, capture=capture)
         for capture in (False, True, "auto")
     ]
-    assert [f.path.split(":")[0] for f in found] == ["eager", "captured", "eager"]
-    assert "no more than the 50 s that compiling" in found[2].path
+    assert [f.execution.split(":")[0] for f in found] == ["eager", "captured", "eager"]
+    assert "no more than the 50 s that compiling" in found[2].execution
     torch.testing.assert_close(found[0].value, found[1].value, rtol=0, atol=1e-5)
     assert torch.equal(found[0].value, found[2].value)
 
@@ -264,7 +265,9 @@ def test_what_cannot_be_captured_is_estimated_eagerly(float64):
     with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly: it cannot"):
         found = log_likelihood(model, vae.guide, x, 50, seed=0, capture=True)
     plain = log_likelihood(model, vae.guide, x, 50, seed=0, capture=False)
-    assert torch.equal(found.value, plain.value) and found.path.startswith("eager: it could not")
+    assert torch.equal(found.value, plain.value) and found.execution.startswith(
+        "eager: it could not"
+    )
 
 
 # What it stands on
@@ -366,7 +369,7 @@ def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, mo
     )
     found = log_likelihood(model, guide, x, 50, seed=0)
     eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)
-    assert found.path == "captured"
+    assert found.execution == "captured"
     torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
 
 

@@ -6,7 +6,12 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, AmortizedGuide, ExactGuide, fit_closed_form, fit_em, fit_svi, mlp
-from ppl_vae.evaluation.inference_gaps.ascent import Recording, bound_slice, em_ascent, exact_bound
+from ppl_vae.evaluation.inference_gaps.ascent import (
+    BoundMonitor,
+    bound_slice,
+    em_ascent,
+    exact_bound,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def test_the_exact_bound_against_numpy(table, covariance):
 def test_a_recording_of_svi(table):
     ppca = PPCA.like(table, 2, seed=0)
     guide = AmortizedGuide(mlp(7, 4, seed=0).double(), 2)
-    recording = Recording(ppca, guide, table)
+    recording = BoundMonitor(ppca, guide, table)
     recording(0, 0.0)
     start = exact_bound(ppca, guide, table)
     fit_svi(

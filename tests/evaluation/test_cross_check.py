@@ -64,7 +64,7 @@ def test_a_narrow_guide_is_seen_to_fall_short():
     found = cross_check(
         model.model, narrow(model), x, 1000, **(SHORT | {"annealing": Annealing(60)})
     )
-    behind, error = found.short["importance"]
+    behind, error = found.shortfalls["importance"]
     assert found.highest in ("refined", "annealed") and behind > 5 * error
     for name in ("refined", "annealed"):
         estimate = found.estimates[name]

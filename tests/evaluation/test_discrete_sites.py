@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from ppl_vae import collapse, log_likelihood
-from ppl_vae.evaluation.marginal_likelihood.discrete_sites import missed_values
+from ppl_vae.evaluation.marginal_likelihood.discrete_sites import undersampled_values
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 MEANS = np.array([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
@@ -104,9 +104,9 @@ def test_a_class_that_the_guide_hardly_draws_is_found(num_samples, num_data):
     assert errors(estimate, x)[estimate.reliable].sum() < 0.05 * num_data
     rare = num_samples * 1e-4 * torch.ones_like(held) < 10
     excess = torch.where(rare, held - 1e-4, 0.0)
-    assert (estimate.missed[held > 0.1] - excess[held > 0.1]).abs().max() < 1e-2
+    assert (estimate.undersampled_mass[held > 0.1] - excess[held > 0.1]).abs().max() < 1e-2
     text = repr(estimate)
-    share = f"{estimate.missed[~estimate.reliable].max():.0%}"
+    share = f"{estimate.undersampled_mass[~estimate.reliable].max():.0%}"
     assert f"that the guide draws fewer than 10 times hold up to {share} of the posterior" in text
     assert "would help: more draws, or a guide that is nearer to the posterior" in text
     assert "refine" not in text.split("refine=0)")[1]
@@ -125,7 +125,7 @@ def test_missed_values_are_the_exact_ones():
     r = posterior(x)
     q = without_second(r)
     told = {"index": torch.arange(30), "num_data": 30}
-    found = missed_values(mixture, guide_of(without_second), x, told, 1000)
+    found = undersampled_values(mixture, guide_of(without_second), x, told, 1000)
     rare = q * 1000 < 10
     excess = torch.where(rare, (r - q).clamp(min=0), 0.0)
     torch.testing.assert_close(found.mass, excess.sum(1), rtol=1e-6, atol=1e-12)
@@ -203,7 +203,7 @@ def test_each_of_several_binary_variables_is_looked_at():
     x = np.array([[0.0, 0.3, 9.0], [9.0, -0.2, 0.0]])
     estimate = log_likelihood(model, guide, x, 100, seed=0)
     assert not estimate.reliable.any()
-    assert estimate.missed.tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert estimate.undersampled_mass.tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
 # What codes hold

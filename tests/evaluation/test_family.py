@@ -133,7 +133,7 @@ WRITTEN = {
 def test_the_exact_posterior_has_no_gaps_however_it_is_written(exact, name):
     write, family = WRITTEN[name]
     found = exact.gaps(exact.guide(write(exact)))
-    assert found.covariance == family and not found.unsplit
+    assert found.covariance == family and not found.unsplit_reason
     np.testing.assert_allclose(found.elbo, exact.log_p, rtol=0, atol=1e-9)
     assert abs(found.total) < 1e-9 > found.total_error
     assert abs(found.approximation) < 1e-9 > found.approximation_error
@@ -172,7 +172,7 @@ def test_the_families_of_our_own_guides(exact):
     for kind in guides:
         for guide, covariance in zip(kind, COVARIANCES, strict=True):
             family = family_of(exact.ppca.model, guide, exact.x, {})
-            assert (family.name, family.why) == (covariance, "")
+            assert (family.name, family.unsplit_reason) == (covariance, "")
             assert family.sought and family.gaussian
 
     def pair(x):
@@ -195,7 +195,7 @@ def test_a_shifted_low_rank_q_has_the_amortization_gap_of_its_shift(exact):
     assert found.total == pytest.approx(cost, abs=1e-9)
     assert found.amortization == pytest.approx(cost, abs=1e-3)
     assert 0 <= found.approximation < 1e-3 and found.remaining < 1e-3
-    assert not found.kept.any()
+    assert not found.kept_own_q.any()
 
 
 def test_the_best_product_of_laplace_distributions_is_the_formulas(exact):
@@ -284,7 +284,7 @@ def test_the_exact_posterior_of_two_sites_by_the_chain_rule_has_a_total_of_zero(
     guide, log_p, precision = chain()
     found = gaps(two_sites, guide, x, log_p=log_p(x), seed=0)
     assert abs(found.total) < 1e-9 > found.total_error
-    assert "depends on what it draws before" in found.unsplit
+    assert "depends on its earlier draws" in found.unsplit_reason
     low, high = found.approximation_range
     assert low == 0 and high < 1e-9 and found.amortization_range == (low, high)
     assert math.isnan(found.approximation) and math.isnan(found.amortization)
@@ -334,12 +334,12 @@ UNSPLIT = {
 def test_where_no_best_q_is_sought_the_total_is_given_and_the_reason(exact, write):
     guide = exact.guide(write(exact))
     found = exact.gaps(guide, steps=5)
-    assert UNSPLIT[write] in found.unsplit
+    assert UNSPLIT[write] in found.unsplit_reason
     assert UNSPLIT[write] in repr(found)
     truth = exact.log_p - elbo_of_draws(exact, guide)
     assert found.total == pytest.approx(float(truth.mean()), abs=6 * found.total_monte_carlo)
     assert math.isnan(found.amortization) and math.isnan(found.approximation)
-    assert not found.kept.any()
+    assert not found.kept_own_q.any()
     estimated = exact.gaps(guide, log_p=None, steps=30, num_samples=200)
     assert estimated.estimate is not None
     error = oracles.z_limit(3) * monte_carlo(estimated.estimate)
@@ -371,7 +371,7 @@ def test_discrete_sites_are_not_split(float64):
     components = [torch.distributions.Normal(c, 2**0.5).log_prob(x).sum(-1) for c in (0.0, 1.0)]
     truth = torch.stack([components[0] + math.log(0.3), components[1] + math.log(0.7)])
     found = gaps(model, guide, x, num_samples=4000, seed=0)
-    assert "site 'c' is a Categorical, whose draws have no gradient" in found.unsplit
+    assert "site 'c' is a Categorical, whose draws have no gradient" in found.unsplit_reason
     error = oracles.z_limit() * monte_carlo(found.estimate)
     assert float((found.log_likelihood - truth.logsumexp(0)).mean()) == pytest.approx(0, abs=error)
     assert found.total > 0 and math.isnan(found.amortization)
@@ -380,7 +380,7 @@ def test_discrete_sites_are_not_split(float64):
 def test_a_density_by_way_of_auxiliary_sites_is_not_split(float64):
     model, guide, x = foreign.auto_normal()
     found = gaps(model, guide, x, num_samples=200, seed=0)
-    assert "makes its draws from others, at the auxiliary sites" in found.unsplit
+    assert "transforms draws of the auxiliary sites" in found.unsplit_reason
     assert found.total > 0 and found.best_elbo.isnan().all()
 
 
@@ -405,7 +405,7 @@ def test_a_family_that_the_guides_q_is_not_of_has_no_amortization_gap(exact):
     assert math.isnan(found.amortization) and abs(found.total) < 1e-9
     assert "the guide's own q is not of the family asked for (diagonal)" in repr(found)
     within = exact.gaps(exact.guide(low_rank(exact)), covariance="full")
-    assert not within.unsplit and within.amortization >= 0
+    assert not within.unsplit_reason and within.amortization >= 0
 
 
 # A search that fails
@@ -417,24 +417,24 @@ def test_where_the_search_fails_the_guides_own_q_is_the_best_found(exact, monkey
 
     class Failing(gaps_module.LocalOptimum):
         def __call__(self, *block):
-            _, gained = super().__call__(*block)
+            _, last_gain = super().__call__(*block)
             mixed = torch.where(far[:, None], 10.0, 0.0).double()
-            return exact.guide(lambda means: low_rank(exact, mixed)(means)), gained
+            return exact.guide(lambda means: low_rank(exact, mixed)(means)), last_gain
 
     monkeypatch.setattr(gaps_module, "LocalOptimum", Failing)
     found = exact.gaps(guide, steps=2)
-    assert torch.equal(found.kept, far)
+    assert torch.equal(found.kept_own_q, far)
     cost = float(0.5 * SHIFT @ exact.precision @ SHIFT)
     gap = found.best_elbo - found.elbo
     np.testing.assert_allclose(
         gap, torch.tensor([0.0] * 3 + [cost] * 5, dtype=torch.float64), rtol=0, atol=1e-9
     )
-    assert (found.amortization_noise[far] == 0).all()
+    assert (found.amortization_mc_error[far] == 0).all()
     assert found.total == pytest.approx(cost)
     assert "for 3 of 8 data no better q was found than the guide's own" in repr(found)
     # Given as the best, it is believed for each datum unless it is worse on average.
     given = exact.gaps(guide, best=worse)
-    assert given.kept.all() and given.amortization == 0
+    assert given.kept_own_q.all() and given.amortization == 0
     assert given.approximation == pytest.approx(cost)
 
 

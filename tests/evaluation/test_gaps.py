@@ -16,7 +16,7 @@ from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import seeded
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.inference_gaps.local_optimum import SphericalRadialRule
-from ppl_vae.evaluation.marginal_likelihood import batching as rails_module
+from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
@@ -261,7 +261,7 @@ def test_data_in_blocks_give_the_same(monkeypatch):
     ppca, x, parameters = make()
     guide, truth = optimal_linear(ppca, parameters), log_p(x, parameters)
     gap = oracles.best_q_gap(*parameters[1:], "diagonal")
-    monkeypatch.setitem(rails_module.ROWS_AT_ONCE, "cpu", 40)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 40)
     found = gaps(ppca.model, guide, x, log_p=truth, steps=5, tolerance=None, seed=0)
     assert found.elbo.shape == (N,)
     each = sampling_error(parameters, "diagonal", ELBO_DRAWS)
@@ -388,8 +388,8 @@ def test_monte_carlo_errors_are_those_of_repetition():
     options = {"log_p": torch.zeros(20), "best": best}
     runs = [gaps(vae.model, vae.guide, x, seed=seed, **options) for seed in range(16)]
     for parts, noise in (
-        ([r.best_elbo for r in runs], [r.approximation_noise for r in runs]),
-        ([r.best_elbo - r.elbo for r in runs], [r.amortization_noise for r in runs]),
+        ([r.best_elbo for r in runs], [r.approximation_mc_error for r in runs]),
+        ([r.best_elbo - r.elbo for r in runs], [r.amortization_mc_error for r in runs]),
     ):
         seen = torch.stack(parts).var(0)
         said = torch.stack(noise).square().mean(0)
@@ -399,7 +399,7 @@ def test_monte_carlo_errors_are_those_of_repetition():
     spread = torch.stack([r.elbo for r in runs])
     error = (spread.var(0) / len(runs) + plain.var(0) / len(plain)).sqrt()
     assert float(((spread.mean(0) - plain.mean(0)) / error).abs().max()) < oracles.z_limit(20)
-    first, noise = runs[0], runs[0].amortization_noise
+    first, noise = runs[0], runs[0].amortization_mc_error
     expected = float(noise.square().sum().sqrt() / 20)
     assert first.amortization_monte_carlo == pytest.approx(expected)
     assert first.amortization_monte_carlo < first.amortization_error
@@ -415,8 +415,8 @@ def test_the_error_of_an_estimated_log_p_is_counted():
     found = gaps(vae.model, vae.guide, x, steps=20, num_samples=50, seed=0)
     given = gaps(vae.model, vae.guide, x, steps=20, log_p=torch.zeros(10), seed=0)
     # The ELBO's part alone, of another run: about as large.
-    parts = (found.approximation_noise**2 - found.estimate.standard_error**2).sqrt()
-    assert float((parts / given.approximation_noise).median()) == pytest.approx(1, abs=0.4)
+    parts = (found.approximation_mc_error**2 - found.estimate.standard_error**2).sqrt()
+    assert float((parts / given.approximation_mc_error).median()) == pytest.approx(1, abs=0.4)
 
 
 def test_guides_that_draw_otherwise_share_their_seeds():
@@ -433,7 +433,7 @@ def test_guides_that_draw_otherwise_share_their_seeds():
 
     x = torch.rand(7, 2)
     found = gaps(model, guide, x, log_p=torch.zeros(7), best=guide, seed=0)
-    assert torch.equal(found.elbo, found.best_elbo) and (found.approximation_noise > 0.01).all()
+    assert torch.equal(found.elbo, found.best_elbo) and (found.approximation_mc_error > 0.01).all()
     assert found.amortization_error == 0
     sought = gaps(model, guide, x, steps=20, num_samples=30, tolerance=10, seed=0)
     assert sought.amortization > 0
@@ -575,8 +575,8 @@ def test_a_result_is_read_by_a_person_and_kept_by_a_program():
         frame = found.to_frame()
         assert len(frame) == N
         assert list(frame.columns[:3]) == ["log_likelihood", "elbo", "best_elbo"]
-        noises = ["approximation_noise", "amortization_noise"]
-        assert list(frame.columns[3:]) == [*noises, "gained", "total_noise", "kept"]
+        noises = ["approximation_mc_error", "amortization_mc_error"]
+        assert list(frame.columns[3:]) == [*noises, "last_gain", "total_mc_error", "kept_own_q"]
         as_json = json.loads(json.dumps(found.to_dict()))
         assert as_json["elbo"] == found.elbo.tolist()
         assert as_json["covariance"] == "diagonal"

@@ -19,15 +19,15 @@ import oracles
 from ppl_vae.core.program import modules_of
 from ppl_vae.data.transforms import digits
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
-from ppl_vae.evaluation.marginal_likelihood import batching as module
+from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood, prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
+    assess_reliability,
     effective_sample_size,
-    judge,
     k_hat,
-    summarise,
+    summarize,
 )
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
@@ -134,7 +134,7 @@ def test_rows_of_a_table_are_looked_up_by_their_place(monkeypatch):
     for rows in ([3], [7, 2, 25], list(range(N))[::-1], [4, 4, 4]):
         some = log_likelihood(ppca.model, guide, x, 2, rows=torch.tensor(rows))
         agree(some, truth[rows])
-    monkeypatch.setitem(module.ROWS_AT_ONCE, "cpu", 8)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 8)
     agree(log_likelihood(ppca.model, guide, x, 5), truth)
 
 
@@ -186,7 +186,7 @@ def test_the_draws_asked_for_are_the_draws_used(rows_at_once, num_samples, monke
     """However data and draws are streamed, the value is that of a slow loop over its own draws."""
     ppca, parameters = make()
     x, c2 = rows_of(ppca, 12), 1.5
-    monkeypatch.setitem(module.ROWS_AT_ONCE, "cpu", rows_at_once)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", rows_at_once)
     with loops.Recorder() as recorder:
         estimate = log_likelihood(ppca.model, scaled(ppca, c2), x, num_samples, seed=0)
     size = max(1, rows_at_once // num_samples)
@@ -213,7 +213,7 @@ def test_no_more_numbers_are_held_at_once_than_stated(monkeypatch):
         seen.append(len(x))
         return ppca.model(x, index=index, num_data=num_data)
 
-    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", 120)
+    monkeypatch.setattr(batching, "ENTRIES_AT_ONCE", 120)
     log_likelihood(model, guide, rows_of(ppca, N), 20, refine=1, seed=0)
     assert max(seen) == 6
 
@@ -468,7 +468,9 @@ def test_prior_draws_agree_with_a_refined_guide_on_a_vae():
 
 def verdict(weights):
     """Which data with these log weights are reliable."""
-    return judge(summarise(weights, weights.logsumexp(0)[:, None]), len(weights)).reliable
+    return assess_reliability(
+        summarize(weights, weights.logsumexp(0)[:, None]), len(weights)
+    ).reliable
 
 
 def pareto(k, shape, seed=0):

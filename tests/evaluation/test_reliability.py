@@ -10,13 +10,15 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, ExactGuide, log_likelihood
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
-from ppl_vae.evaluation.marginal_likelihood.reliability import (
-    FEWEST_DRAWS,
+from ppl_vae.evaluation.marginal_likelihood import batching
+from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
-    judge,
     largest_tail_index,
-    summarise,
+)
+from ppl_vae.evaluation.marginal_likelihood.reliability import (
+    MIN_DRAWS,
+    assess_reliability,
+    summarize,
 )
 
 FACTORS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 4.0)
@@ -154,18 +156,18 @@ def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
     x = ppca.sample(60, seed=5)
     guide = mixed(ppca, 60, (0.5, 0.0), (1.2, 0.0))
     weights = []
-    real = runner.LogWeightSampler.__call__
+    real = batching.LogWeightSampler.__call__
 
     def recorded(self, *args):
         weights.append(real(self, *args))
         return weights[-1]
 
-    monkeypatch.setattr(runner.LogWeightSampler, "__call__", recorded)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 7 * runner.DRAWS_AT_ONCE)
+    monkeypatch.setattr(batching.LogWeightSampler, "__call__", recorded)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 7 * batching.DRAWS_AT_ONCE)
     found = log_likelihood(ppca.model, guide, x, 200, seed=5)
     assert len(weights) == 9
     whole = torch.cat(weights, 1)
-    again = judge(summarise(whole, whole.logsumexp(0)[:, None]), 200)
+    again = assess_reliability(summarize(whole, whole.logsumexp(0)[:, None]), 200)
     for name in ("standard_error", "tail_index", "limit", "coverage", "reliable"):
         torch.testing.assert_close(getattr(found, name), getattr(again, name), rtol=1e-12, atol=0)
     some = found.first(10)
@@ -177,7 +179,9 @@ def test_rows_in_another_order_get_the_same_verdicts():
     weights = torch.randn(100, 40, generator=torch.Generator().manual_seed(0)).double()
     weights = weights * torch.linspace(0.1, 3, 40).double()
     turned = torch.arange(39, -1, -1)
-    one, other = (judge(summarise(w, w[:1].T), 100) for w in (weights, weights[:, turned]))
+    one, other = (
+        assess_reliability(summarize(w, w[:1].T), 100) for w in (weights, weights[:, turned])
+    )
     torch.testing.assert_close(one.tail_index, other.tail_index[turned])
     torch.testing.assert_close(one.standard_error, other.standard_error[turned])
     assert torch.equal(one.reliable, other.reliable[turned])
@@ -186,9 +190,9 @@ def test_rows_in_another_order_get_the_same_verdicts():
 def test_a_part_of_many_data_stands_for_all(monkeypatch):
     """With as many references as data, and with a quarter of them, within sampling error."""
     weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
-    whole = judge(summarise(weights, weights[:1].T), 100)
-    monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.REFERENCES", 50)
-    part = judge(summarise(weights, weights[:1].T), 100)
+    whole = assess_reliability(summarize(weights, weights[:1].T), 100)
+    monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.MAX_REFERENCES", 50)
+    part = assess_reliability(summarize(weights, weights[:1].T), 100)
     assert (whole.tail_index - part.tail_index).abs().max() < 0.15
     torch.testing.assert_close(whole.standard_error, part.standard_error, rtol=0.15, atol=0)
     assert whole.reliable.all() and part.reliable.all()
@@ -199,7 +203,7 @@ def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_da
     limits = torch.stack([largest_tail_index(S, sizes) for S in (25, 100, 1000, 10_000)])
     assert (limits.diff(dim=0) >= 0).all() and (limits.diff(dim=1) >= 0).all()
     assert limits.max() == 0.7
-    for S in (FEWEST_DRAWS, 1000):
+    for S in (MIN_DRAWS, 1000):
         for size in sizes:
             tails = torch.linspace(-1, 1.5, 200).double()
             found = expected_coverage(tails, S, size.expand(200))
@@ -224,7 +228,7 @@ def test_each_standard_error_is_its_own_where_data_are_not_alike():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(24, 30)) * np.geomspace(1e-3, 1, 30)
     torched = torch.from_numpy(weights)
-    found = judge(summarise(torched, torched[:1].T), 24).standard_error.numpy()
+    found = assess_reliability(summarize(torched, torched[:1].T), 24).standard_error.numpy()
     np.testing.assert_allclose(found, oracles.pooled_standard_error(weights), rtol=1e-9)
     own = np.exp(weights).std(0, ddof=1) / np.exp(weights).mean(0) / np.sqrt(24)
     assert np.abs(np.log(found / own)).max() < 1

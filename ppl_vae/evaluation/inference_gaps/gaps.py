@@ -187,7 +187,7 @@ class _GapEstimator:
         estimate = None if log_p is not None else self._best_estimate()
         value = torch.as_tensor(log_p if estimate is None else estimate.value)
         error = torch.zeros(()) if estimate is None else estimate.standard_error.double()
-        elbos = _ELBOs(*map(torch.cat, zip(*self.elbos, strict=True)))
+        elbos = _ELBOs._make(map(torch.cat, zip(*self.elbos, strict=True)))
         reason = "" if self.best is not None else self.family.unsplit_reason
         kept = torch.zeros(len(elbos.own), dtype=torch.bool)
         if not self.has_best:

@@ -96,14 +96,14 @@ class _UnconstrainedValues:
 
     def __init__(self, points: dict[str, Tensor]) -> None:
         self.points = points
-        self.log_jacobians: dict[str, Tensor] = {}
+        self.log_jacobians: dict[str, Any] = {}
 
     def __call__(self, site: Any) -> Tensor | None:
         if site["name"] not in self.points:
             return None
         point, transform = self.points[site["name"]], _transform(site)
         value = transform(point)
-        log_jacobian = transform.log_abs_det_jacobian(point, value)
+        log_jacobian: Any = transform.log_abs_det_jacobian(point, value)
         batch_dim = value.dim() - len(site["fn"].event_shape)
         self.log_jacobians[site["name"]] = sum_rightmost(
             log_jacobian, log_jacobian.dim() - batch_dim

@@ -68,6 +68,8 @@ class Bidirectional(Result):
     @property
     def gap_error(self) -> float:
         """Standard error of :attr:`gap`: the standard deviation over data / sqrt(N)."""
+        if len(self.lower) < 2:
+            return math.nan
         return mean_and_error(self.upper - self.lower)[1]
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned
-from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -116,18 +116,14 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     return Comparison(
         names=tuple(list(values)[k] for k in order),
         mean=mean,
-        error=_errors(pointwise),
+        error=standard_error(pointwise),
         difference=mean - mean[0],
-        difference_error=_errors(pointwise - pointwise[0]),
+        difference_error=standard_error(pointwise - pointwise[0]),
         reliable=reliable[order],
         weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
         notes=tuple(f"{name}: {note}" for name, e in estimates.items() for note in _notes(e)),
     )
-
-
-def _errors(values: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
-    return values.new_tensor([mean_and_error(row)[1] for row in values])
 
 
 def _notes(estimate: Any) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ class LogLikelihood(Result):
         if self.method == "prior":
             yield "prior draws rarely explain x; use method='importance' with a guide"
         elif self.method == "annealed":
-            yield "remedy: more temperatures, annealing=Annealing(num_temperatures=...), or more chains"
+            yield "remedy: more chains, or more temperatures: Annealing(num_temperatures=...)"
         elif not self.refinable:
             yield "remedy: more draws, or a guide that is closer to the posterior"
         elif not self.refine:

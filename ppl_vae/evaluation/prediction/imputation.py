@@ -31,8 +31,9 @@ from ppl_vae.core.traces import (
     sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.importance_samplable import check_importance_samplable
 
@@ -68,7 +69,7 @@ def impute(
         draws: how many draws to make of each row's missing values, jointly: z resampled by its
             weights (so that no more than S different ones come), and x given z drawn for each.
         refine: optimise a copy of the guide's Gaussian for every row by so many steps first
-            (:class:`ppl_vae.evaluation.marginal_likelihood.batching.LocalVI`). The guide itself
+            (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`). The guide itself
             stays as it is.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
@@ -102,12 +103,14 @@ def impute(
     size = min(
         block_size(x, num_samples, refined=refine > 0), max(1, rows_at_once(x) // max(draws, 1))
     )
-    refiner = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
+    refiner = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
             check_importance_samplable(model, guide, *told)
-            block = _Block(model, refiner(guide, *told) if refine else guide, *told)
+            pair = Pair(model, guide)
+            pair = refiner(pair, Batch(told[0], **told[1])) if refine else pair
+            block = _Block(model, pair.guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled
 

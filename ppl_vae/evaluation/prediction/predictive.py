@@ -21,7 +21,7 @@ from ppl_vae.core.program import (
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
-from ppl_vae.evaluation.local_guides.site_override import Imposed
+from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.objectives.divergences import is_improper
 
 
@@ -103,7 +103,7 @@ def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
     still = eval_mode(model)
-    with isolated_store(), dry_run(model), still, Imposed(anything):
+    with isolated_store(), dry_run(model), still, SiteOverride(anything):
         trace = poutine.trace(model).get_trace(rows, **_told(model, rows, seen))
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 
