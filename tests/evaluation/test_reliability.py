@@ -1,4 +1,4 @@
-"""The verdict on estimates of log p: calibrated where log p is exact, on PPCA."""
+"""The reliability of estimates of log p, calibrated on PPCA, where log p is exact."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def model_of(K=5, D=12, seed=0):
 
 
 def proposal(ppca, factors, shifts):
-    """The posterior of each datum, its covariance times a factor, moved by so many sds."""
+    """The posterior of each datum, with scaled covariance, shifted by standard deviations."""
 
     def guide(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -100,7 +100,7 @@ def table(ppca, x, named, draws, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("K", "D", "seed"), [(5, 12, 0), (2, 6, 1), (10, 20, 2)])
-def test_what_is_called_reliable_covers_and_what_is_good_is_called_reliable(K, D, seed):
+def test_reliable_intervals_cover_and_small_errors_are_reliable(K, D, seed):
     ppca = model_of(K, D, seed)
     x = ppca.sample(300, seed=seed)
     # Ten thousand draws of 300 data for each of twelve guides: once.
@@ -111,20 +111,20 @@ def test_what_is_called_reliable_covers_and_what_is_good_is_called_reliable(K, D
 
 @pytest.mark.parametrize("factor", [0.3, 0.9, 1.1])
 @pytest.mark.parametrize("num_samples", [25, 100])
-def test_the_bounds_hold_for_few_draws(factor, num_samples):
+def test_coverage_with_few_draws(factor, num_samples):
     ppca = model_of()
     x = ppca.sample(200, seed=3)
     errors, covered, found = cell(ppca, mixed(ppca, 200, (factor, 0.0)), x, num_samples, 3)
     assert holds(errors, covered, found.reliable)
     assert found.reliable.all() if factor > 0.5 else not found.reliable.any()
-    # Where a datum's own k-hat decided, many of 25 draws would be called what they are not.
+    # If the k-hat of each datum decided, many assessments with 25 draws would be wrong.
     own = (found.k_hat <= 0.5).double().mean()
     assert num_samples > 25 or factor > 1 or 0.2 < own < 0.8
 
 
 @pytest.mark.parametrize("other", [(0.3, 0.0), (1.0, 2.0)])
 @pytest.mark.parametrize("first", [1.0, 1.1])
-def test_a_guide_that_is_good_for_half_of_the_data_only(first, other):
+def test_a_guide_that_is_good_for_half_of_the_data(first, other):
     ppca = model_of()
     x = ppca.sample(200, seed=4)
     guide = mixed(ppca, 200, (first, 0.0), other)
@@ -138,8 +138,8 @@ def test_a_guide_that_is_good_for_half_of_the_data_only(first, other):
 
 
 @pytest.mark.parametrize("num_data", [1, 2, 5])
-def test_of_few_data_only_what_is_near_the_exact_guide_is_reliable(num_data):
-    """There is little to pool: whatever k-hats happen to be, a narrow guide is not believed."""
+def test_with_few_data_only_nearly_exact_guides_are_reliable(num_data):
+    """With little to pool, a narrow guide is unreliable for any k-hats."""
     ppca = model_of()
     narrow, near = [], []
     for seed in range(20):
@@ -150,8 +150,8 @@ def test_of_few_data_only_what_is_near_the_exact_guide_is_reliable(num_data):
     assert np.mean(narrow) <= 0.05 and np.mean(near) == 1
 
 
-def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
-    """Draws differ from block to block, so the same weights are judged in two ways."""
+def test_reliability_does_not_depend_on_batches(monkeypatch):
+    """The same weights are assessed in batches and at once."""
     ppca = model_of()
     x = ppca.sample(60, seed=5)
     guide = mixed(ppca, 60, (0.5, 0.0), (1.2, 0.0))
@@ -175,7 +175,7 @@ def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
     assert torch.equal(some.reliable, found.reliable[:10])
 
 
-def test_rows_in_another_order_get_the_same_verdicts():
+def test_reliability_does_not_depend_on_the_order_of_rows():
     weights = torch.randn(100, 40, generator=torch.Generator().manual_seed(0)).double()
     weights = weights * torch.linspace(0.1, 3, 40).double()
     turned = torch.arange(39, -1, -1)
@@ -187,8 +187,8 @@ def test_rows_in_another_order_get_the_same_verdicts():
     assert torch.equal(one.reliable, other.reliable[turned])
 
 
-def test_a_part_of_many_data_stands_for_all(monkeypatch):
-    """With as many references as data, and with a quarter of them, within sampling error."""
+def test_a_subset_of_many_data_is_representative(monkeypatch):
+    """With all data as references, and with a quarter of them, up to sampling error."""
     weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
     whole = assess_reliability(summarize(weights, weights[:1].T), 100)
     monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.MAX_REFERENCES", 50)
@@ -198,7 +198,7 @@ def test_a_part_of_many_data_stands_for_all(monkeypatch):
     assert whole.reliable.all() and part.reliable.all()
 
 
-def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_data():
+def test_expected_coverage_is_monotone():
     sizes = torch.tensor([1.0, 3.0, 10.0, 100.0, 1000.0]).double()
     limits = torch.stack([largest_tail_index(S, sizes) for S in (25, 100, 1000, 10_000)])
     assert (limits.diff(dim=0) >= 0).all() and (limits.diff(dim=1) >= 0).all()
@@ -212,8 +212,8 @@ def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_da
             assert 0.9 <= float(at) < 0.951
 
 
-def test_standard_errors_are_pooled_over_data_that_are_alike():
-    """Of a narrow guide they scatter much less than a datum's own, whose large ones are rare."""
+def test_standard_errors_are_pooled_over_similar_data():
+    """They vary much less than the errors from each datum's own weights."""
     ppca = model_of()
     x = ppca.sample(100, seed=6)
     _, covered, found = cell(ppca, mixed(ppca, 100, (0.5, 0.0)), x, 400, 6)
@@ -223,7 +223,7 @@ def test_standard_errors_are_pooled_over_data_that_are_alike():
     assert covered.double().mean() > (errors <= 1.96 * own).double().mean()
 
 
-def test_each_standard_error_is_its_own_where_data_are_not_alike():
+def test_standard_errors_of_dissimilar_data_are_not_pooled():
     """Weights whose spreads differ by much: a slow loop in numpy pools them the same."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(24, 30)) * np.geomspace(1e-3, 1, 30)
