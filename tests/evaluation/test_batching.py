@@ -14,7 +14,7 @@ from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelih
 from ppl_vae.capture.compiled import MOST_SIGNATURES, Compiled, Replay
 from ppl_vae.capture.graph import CaptureError, record
 from ppl_vae.capture.matmul import with_fastest_products
-from ppl_vae.core.batch import Batch as DataBatch
+from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import isolated_store, mode, precision, seeded
@@ -22,7 +22,7 @@ from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LogWeig
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import Captured
-from ppl_vae.inference.svi.minibatch import Batch, Update, WeightedObjective
+from ppl_vae.inference.svi.minibatch import MinibatchObjective, OptimizerStep, WeightedObjective
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.schedule import Schedule
 
@@ -56,7 +56,7 @@ def own_loop(kind, name, loss, optimizer, **options):
             for _ in range(5):
                 rows = torch.randperm(len(x), generator=generator)[:8]
                 # Stock SVI passes each keyword to both programs.
-                batch = DataBatch(x).rows(rows)
+                batch = Batch(x).rows(rows)
                 keywords = filter_kwargs(model, filter_kwargs(guide, batch.keywords))
                 losses.append(svi.step(batch.x, **keywords))
             losses += [svi.evaluate_loss(x) for _ in range(3)]
@@ -227,7 +227,7 @@ def test_captured_weights_and_refined_guides_equal_eager_ones(name, float64, mon
     monkeypatch.setattr(
         "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 40}
     )
-    pair, data, results = Pair(model, guide), DataBatch(x, mask), []
+    pair, data, results = Pair(model, guide), Batch(x, mask), []
     with isolated_store(), pair.eval_mode():
         for capture in (False, True):
             runners = [BlockRunner(capture, 9, compiled=False) for _ in range(3)]
@@ -458,9 +458,9 @@ def test_draws_of_the_compiler_have_the_right_mean(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(40, seed=1)
     weighted = WeightedObjective(ELBO(kl="sampled"), None)
-    batch = Batch(vae.model, vae.guide, weighted, x, None)
+    batch = MinibatchObjective(vae.model, vae.guide, weighted, x, None)
     named = find_parameters(vae.model, vae.guide, lambda: batch.value(None, 1))
-    update = Update(named, [vae], 1e-12, torch.optim.SGD, None)
+    update = OptimizerStep(named, [vae], 1e-12, torch.optim.SGD, None)
     with isolated_store(), seeded(0):
         eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])
         fast = Captured(batch, update, named, 8, options={"fallback_random": False})
