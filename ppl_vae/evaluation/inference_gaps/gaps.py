@@ -31,7 +31,7 @@ from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_su
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 ELBO_DRAWS = 200
 """The approximate number of draws per datum for each ELBO."""
@@ -107,7 +107,7 @@ def gaps(
     size = min(block_size(data.x, num_samples, refined=True), most_rows)
     with isolated_store(), seeded(seed), pair.eval_mode():
         batches = list(data.split(rows, size))
-        check_importance_samplable(model, guide, batches[0].x, batches[0].keywords)
+        check_importance_samplable(pair, batches[0])
         family = family_of(pair, batches[0], covariance)
         estimator = _GapEstimator(pair, family, best, steps, num_samples, tolerance)
         for batch in batches:

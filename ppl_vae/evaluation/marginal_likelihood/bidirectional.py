@@ -28,7 +28,7 @@ from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
 from ppl_vae.evaluation.marginal_likelihood.batching import check_no_nan
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +152,7 @@ def _bounds(
     sampler: AISWeights, pair: Pair, template: Batch, num_chains: int
 ) -> tuple[Tensor, ...]:
     """Lower bounds, upper bounds, each with its errors, and the data that were drawn."""
-    check_importance_samplable(pair.model, pair.guide, template.x, template.keywords)
+    check_importance_samplable(pair, template)
     drawn, latents = _draw(pair.model, template)
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)

@@ -34,7 +34,7 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     summarize,
 )
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 METHODS = ("importance", "prior", "annealed")
 
@@ -120,8 +120,7 @@ def log_likelihood(
     )
     diagnostics = None
     with isolated_store(), seeded(seed), pair.eval_mode():
-        first = batches[0]
-        check_importance_samplable(pair.model, pair.guide, first.x, first.keywords)
+        check_importance_samplable(pair, batches[0])
         parts = [
             weight_summary(sampler, local_vi(pair, batch) if refine else pair, batch, num_samples)
             for batch in batches

@@ -35,7 +35,7 @@ from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @torch.no_grad()
@@ -107,9 +107,9 @@ def impute(
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
-            check_importance_samplable(model, guide, *told)
-            pair = Pair(model, guide)
-            pair = refiner(pair, Batch(told[0], **told[1])) if refine else pair
+            pair, batch = Pair(model, guide), Batch(told[0], **told[1])
+            check_importance_samplable(pair, batch)
+            pair = refiner(pair, batch) if refine else pair
             block = _Block(model, pair.guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled
