@@ -16,7 +16,6 @@ import oracles
 from ppl_vae import (
     PPCA,
     VAE,
-    Annealing,
     ExactGuide,
     Gaussian,
     bidirectional,
@@ -27,6 +26,7 @@ from ppl_vae import (
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.evaluation import Annealing
 from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath

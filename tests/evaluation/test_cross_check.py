@@ -14,12 +14,11 @@ import oracles
 from ppl_vae import (
     PPCA,
     VAE,
-    Annealing,
-    EstimatorComparison,
     ExactGuide,
     cross_check,
     log_likelihood,
 )
+from ppl_vae.evaluation import Annealing, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
 
 METHODS = ["importance", "refined", "annealed"]

@@ -167,7 +167,7 @@ class _GapEstimator:
             best = self.best or self.pair
         else:
             best, last_gain = self.local_optimum(self.pair, batch)
-        self.elbos.append(_ELBOs(*_elbos(self.pair, best, batch), last_gain))
+        self.elbos.append(_ELBOs._make((*_elbos(self.pair, best, batch), last_gain)))
         if estimates_log_p:
             self._estimate_log_p(best, batch)
 
