@@ -1,7 +1,7 @@
 """Importance sampling of log p(x) by several ways: the package's, and loops written by hand.
 
 Each contender is a function of (x, draws, hidden) that makes a function which estimates log p of
-every row of x from so many draws.
+every row of x from this number of draws.
 """
 
 import math

@@ -161,10 +161,10 @@ def test_steps_that_pyro_must_run_warn_once(loss, optimizer, match, float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
     pyro.clear_param_store()
-    with pytest.warns(UserWarning, match=match) as told:
+    with pytest.warns(UserWarning, match=match) as caught:
         svi = CapturedSVI(vae.model, vae.guide, optimizer(), loss())
         losses = [svi.step(x) for _ in range(5)]
-    assert len([w for w in told if "could not be captured" in str(w.message)]) == 1
+    assert len([w for w in caught if "could not be captured" in str(w.message)]) == 1
     assert match in svi.path and len(set(losses)) == 5
     pyro.clear_param_store()
 

@@ -51,13 +51,13 @@ class Conjugate:
     def guide(self, q, covariance=None):
         """A guide that draws z from ``q(means)``, optionally with an attribute ``covariance``."""
 
-        class Stranger:
+        class UserGuide:
             def __call__(_, x, index=None, num_data=None):
                 rows = torch.arange(len(x)) if index is None else index
                 with pyro.plate("data", num_data or len(x), subsample=rows):
                     pyro.sample("z", q(self.means[rows]))
 
-        guide = Stranger()
+        guide = UserGuide()
         if covariance is not None:
             guide.covariance = covariance
         return guide

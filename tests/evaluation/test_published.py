@@ -1,7 +1,7 @@
-"""Published numbers met: what a VAE of MNIST must reach, trained here for minutes.
+"""VAEs of MNIST reach published log-likelihoods within minutes of training.
 
-Run with ``-m slow -s`` to see what each reaches; the networks are small, and a bound that training
-of this length meets has room to every side.
+Run with ``-m slow -s`` to print the values. The networks are small, and the bounds leave a margin
+for training of this length.
 """
 
 import math

@@ -166,9 +166,9 @@ class StickTheLanding(TorchDistribution):
     but positive variance: at q = p(z | x) the gradient is exactly zero for every draw.
 
     :func:`ppl_vae.objectives.gradients.sticking_the_landing` gives the same estimator for any
-    guide, at the price of a second backward pass through the draws. Local guides need none, because
-    they can build their distributions from detached parameters. Both are kept, since their
-    gradients differ by rounding.
+    guide, at the price of a second backward pass through the draws. Local guides need none,
+    because they can build their distributions from detached parameters. Both are kept, since
+    their gradients differ by rounding.
 
     Args:
         q: the distribution.

@@ -145,7 +145,7 @@ def cross_check(
 
     Args:
         model, guide: any pair under the contract.
-        x: the whole data, (N, D); guides with a table look rows up by their index in it.
+        x: the whole data, (N, D); guides with a table identify rows by their index in it.
         num_samples: draws per datum of the first two methods.
         refine: optimization steps of each datum's q.
         num_chains: chains per datum of the third method.

@@ -64,7 +64,7 @@ def log_likelihood(
         model, guide: any pair under the contract; it is run in evaluation mode. The guide is the
             proposal. With ``method="prior"`` it is not used and may be None; with
             ``"annealed"``, chains start from the prior if it is None.
-        x: the whole data, (N, D); guides with a table look rows up by their index in it.
+        x: the whole data, (N, D); guides with a table identify rows by their index in it.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
             weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the
