@@ -135,6 +135,8 @@ from .likelihoods.discrete import (
 )
 from .likelihoods.gaussian import (
     Gaussian as Gaussian,
+)
+from .likelihoods.gaussian import (
     OptimalGaussian as OptimalGaussian,
 )
 from .lineage.run import (
@@ -174,7 +176,6 @@ from .objectives.bounds import (
 __all__ = [
     "ELBO",
     "IWAE",
-    "OptimalGaussian",
     "PPCA",
     "VAE",
     "AmortizedGuide",
@@ -186,6 +187,7 @@ __all__ = [
     "ExactGuide",
     "Gaussian",
     "Multinomial",
+    "OptimalGaussian",
     "PPCATransformer",
     "PerDatumGuide",
     "Poisson",

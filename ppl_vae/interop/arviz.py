@@ -23,12 +23,12 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
+from ppl_vae.evaluation.marginal_likelihood.coverage import MAX_TAIL_INDEX
 from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import (
     log_likelihood as estimate_log_likelihood,
 )
-from ppl_vae.evaluation.marginal_likelihood.reliability import LARGEST_TAIL_INDEX
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import (
     GROUP_ATTRS,
@@ -263,7 +263,7 @@ def elpd(value: LogLikelihood | ArrayLike) -> ElpdData:
         values,
         warning=not bool(value.reliable.all()),
         num_samples=value.num_samples,
-        good_k=LARGEST_TAIL_INDEX if value.limit is None else float(value.limit.max()),
+        good_k=MAX_TAIL_INDEX if value.limit is None else float(value.limit.max()),
         pareto_k=index.double().where(~index.isnan(), unknown),
     )
 

@@ -18,6 +18,8 @@ from .discrete import (
 )
 from .gaussian import (
     Gaussian as Gaussian,
+)
+from .gaussian import (
     OptimalGaussian as OptimalGaussian,
 )
 

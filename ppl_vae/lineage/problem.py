@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike, modules_of
 from ppl_vae.core.results import FitResult
-from ppl_vae.evaluation.inference_gaps.ascent import Recording
+from ppl_vae.evaluation.inference_gaps.ascent import BoundMonitor
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.svi.convergence import Convergence, fit_in_cycles
 from ppl_vae.inference.svi.fit import fit_svi
@@ -148,7 +148,7 @@ class Task:
         guide: ProgramLike,
         lr: float,
         value: Callable[[], float] | None = None,
-        recording: Recording | None = None,
+        recording: BoundMonitor | None = None,
     ) -> tuple[FitResult, Convergence]:
         """Fit a pair by SVI until the objective on the training rows settles.
 

@@ -25,7 +25,7 @@ from ppl_vae.evaluation.latent_space.traversal import (
 )
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
-from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, EstimatorComparison
+from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.problem import Settings, Task
@@ -269,7 +269,7 @@ class _Builder:
 
         def look(pair: FittedPair) -> EstimatorComparison:
             x = self.data.test[:number]
-            annealed = pair.annealed(x, CHAINS, annealing, self.seed)
+            annealed = pair.annealed(x, NUM_CHAINS, annealing, self.seed)
             return EstimatorComparison.of(
                 {"importance": estimated[pair.name], "annealed": annealed}
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
-from ppl_vae.evaluation.inference_gaps.ascent import Ascent, Recording, em_ascent, exact_bound
+from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
@@ -133,7 +133,7 @@ def _svi(
     def run(task: Task) -> Fitted:
         ppca = task.ppca()
         guide = make_guide(task, ppca)
-        recording = Recording(ppca, guide, task.train)
+        recording = BoundMonitor(ppca, guide, task.train)
         recording(0, 0.0)
         lr = task.settings.encoder_lr if hidden else task.settings.linear_lr
 

@@ -124,6 +124,10 @@ def sticking_the_landing(
 
     At the exact posterior the gradient in the guide's parameters is zero for every draw.
 
+    It applies to any guide, at the price of a second backward pass through the draws. Guides that
+    can build their distributions from detached parameters need none:
+    ``ppl_vae.evaluation.local_guides.local_guide.StickTheLanding``.
+
     Args:
         terms: log p(x | z) + beta (log p(z) - log q(z | x)), at detached draws.
         log_q: of the draws.

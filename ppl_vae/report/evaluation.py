@@ -14,7 +14,7 @@ from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
-from ppl_vae.evaluation.marginal_likelihood.cross_check import CHAINS, EstimatorComparison
+from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.guides import ExactGuide
@@ -119,7 +119,7 @@ def _second_opinion(
         plain = log_likelihood(*pair, x, at_hand.num_samples, **how, seed=seed + 1)
         found = {"importance": plain, "refined": at_hand}
     how |= {"method": "annealed", "annealing": annealing}
-    found["annealed"] = log_likelihood(*pair, x, CHAINS, **how, seed=seed + 2)
+    found["annealed"] = log_likelihood(*pair, x, NUM_CHAINS, **how, seed=seed + 2)
     return EstimatorComparison.of(found)
 
 

@@ -1,7 +1,7 @@
 """Importance sampling of log p(x) by several ways: the package's, and loops written by hand.
 
 Each contender is a function of (x, draws, hidden) that makes a function which estimates log p of
-every row of x from so many draws.
+every row of x from this number of draws.
 """
 
 import math
@@ -10,6 +10,8 @@ import torch
 from contenders import HandWritten, vae_of, wait
 
 from ppl_vae import log_likelihood
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     DRAWS_AT_ONCE,
     BlockRunner,
@@ -23,11 +25,12 @@ def package(capture):
 
     def make(x, draws, hidden):
         vae = vae_of(hidden, x.device).requires_grad_(False)
-        weigher = LogWeightSampler(vae.model, BlockRunner(capture, 10**9))
+        pair = Pair(vae.model, vae.guide)
+        sampler = LogWeightSampler(BlockRunner(capture, 10**9))
         blocks = x.split(block_size(x, draws, refined=False))
 
         def run():
-            values = [torch.logsumexp(weigher(vae.guide, b, {}, draws), 0) for b in blocks]
+            values = [torch.logsumexp(sampler(pair, Batch(b), draws), 0) for b in blocks]
             wait(x.device)
             return torch.cat(values) - math.log(draws)
 

@@ -16,7 +16,6 @@ import oracles
 from ppl_vae import (
     PPCA,
     VAE,
-    Annealing,
     ExactGuide,
     Gaussian,
     bidirectional,
@@ -24,11 +23,13 @@ from ppl_vae import (
     fit_svi,
     log_likelihood,
 )
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.evaluation.marginal_likelihood import annealed as module
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
+from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
-from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
+from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 
 D, K = 4, 2
@@ -47,17 +48,17 @@ def log_weights_of(model, guide, x, num_chains, annealing, seed=0):
     """The log weights of chains per datum, (S, N)."""
     x = torch.as_tensor(x)
     with torch.no_grad(), isolated_store(), seeded(seed), mode(model, guide, training=False):
-        annealer = AISWeights(model, annealing, x, len(x), num_chains, capture="auto")
-        return annealer(guide, x, {}, num_chains)
+        sampler = AISWeights(annealing, x, len(x), num_chains, capture="auto")
+        return sampler(Pair(model, guide), Batch(x), num_chains)
 
 
 def agrees(estimates, truth, num_assertions=1):
-    """That a mean of independent numbers is the truth, within its standard error."""
+    """Whether a mean of independent values agrees with the exact value within its error."""
     error = estimates.std(ddof=1) / len(estimates) ** 0.5
     return abs(estimates.mean() - truth) < oracles.z_limit(num_assertions) * error
 
 
-# Where every chain is exact
+# Exact chains
 
 
 @pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
@@ -186,7 +187,9 @@ def test_the_mean_weight_is_the_likelihood(name, float64):
     guide = guide or prior_guide(model)
     annealing = Annealing(6, "linear", leapfrog=2)
     weights = log_weights_of(model, guide, x, 4000, annealing).numpy() - truth(x)
-    assert np.exp(weights).std(0).max() < 1.5  # so that 4,000 show some per cent
+    assert (
+        np.exp(weights).std(0).max() < 1.5
+    )  # so that 4,000 chains show differences of some per cent
     assert np.exp(weights).std(0).min() > 0.02  # what is exact for every chain shows nothing
     for n, column in enumerate(weights.T):
         print(
@@ -195,7 +198,7 @@ def test_the_mean_weight_is_the_likelihood(name, float64):
         assert agrees(np.exp(column), 1, len(x))
 
 
-def test_backwards_the_mean_reciprocal_is_that_of_the_likelihood():
+def test_the_mean_weight_of_reverse_chains_is_the_reciprocal_likelihood():
     ppca, parameters = make()
     template = np.zeros((500, D))
     found = bidirectional(
@@ -227,14 +230,14 @@ def exact_gap(x, parameters, num_temperatures):
     return np.mean(costs) / (2 * num_temperatures)
 
 
-def test_with_exact_moves_the_gap_is_known(monkeypatch):
-    """Draws of f_b itself, a Gaussian here, in the place of moves: no constant is off."""
+def test_the_gap_of_exact_moves_agrees_with_the_formula(monkeypatch):
+    """Draws of f_b itself, which is Gaussian here, replace the moves."""
     ppca, (loc, loadings, noise) = make(noise=0.2)
-    x = ppca.sample(120, seed=0)
+    x = ppca.sample(60, seed=0)
     W, centred = torch.tensor(loadings), x - torch.tensor(loc)
 
     def exact(self, points, beta, step):
-        weight, *_ = self.annealer.slopes(self.path, points, beta)
+        weight = self.sampler.log_prob_and_grad(self.path, points, beta).log_weight
         covariance = torch.linalg.inv(torch.eye(K) + beta * W.T @ W / noise)
         mean = beta / noise * centred @ W @ covariance
         tril = torch.linalg.cholesky(covariance)
@@ -279,10 +282,10 @@ def test_enough_temperatures_come_within_a_hundredth_of_a_nat():
     assert abs(float(estimate.mean()) - truth) < 0.01
 
 
-# The estimate and its verdict
+# The estimate and its reliability
 
 
-def test_annealing_reaches_what_the_prior_alone_does_not():
+def test_annealing_is_reliable_where_prior_draws_are_not():
     ppca, parameters = make(K=4, D=8, noise=0.2)
     x = ppca.sample(40, seed=0).numpy()
     truth = oracles.log_density(x, *parameters)
@@ -298,7 +301,7 @@ def test_annealing_reaches_what_the_prior_alone_does_not():
     assert found.value.dtype == torch.float64
 
 
-def test_a_refined_guide_is_a_start():
+def test_chains_start_from_a_refined_guide():
     ppca, parameters = make()
     x = ppca.sample(10, seed=0).numpy()
     options = {"method": "annealed", "annealing": Annealing(3, leapfrog=2), "seed": 0}
@@ -318,18 +321,18 @@ def two_sided(ppca):
     return guide
 
 
-def test_few_chains_and_few_temperatures_are_called_unreliable():
+def test_few_chains_and_few_temperatures_are_unreliable():
     ppca, _ = make(K=6, D=10, noise=0.001)
     x = ppca.sample(5, seed=0)
     options = {"method": "annealed", "annealing": Annealing(2, leapfrog=1), "seed": 0}
     found = log_likelihood(ppca.model, None, x, 30, **options)
     assert not found.reliable.any()
-    assert "would help: annealing=Annealing(temperatures=...)" in repr(found)
+    assert "remedy: more chains, or more temperatures" in repr(found)
     few = log_likelihood(ppca.model, None, x, 3, **options)
-    assert "3 draws are too few to tell" in repr(few)
+    assert "3 draws are too few to assess it" in repr(few)
 
 
-def test_holes_are_marginalised():
+def test_missing_values_are_marginalized():
     ppca, parameters = make()
     x = oracles.with_holes(ppca.sample(20, seed=0).numpy(), 0.4, seed=0)
     options = {"method": "annealed", "annealing": Annealing(10, leapfrog=2), "seed": 0}
@@ -339,51 +342,52 @@ def test_holes_are_marginalised():
     assert float(found.standard_error.mean()) < 0.1
 
 
-def test_data_and_chains_are_streamed(monkeypatch):
-    """However few rows go through at once, every chain has the numbers that it should."""
+def test_data_and_chains_are_processed_in_batches(monkeypatch):
+    """Estimates are exact for any number of rows at once."""
     ppca, parameters = make()
-    x, seen = ppca.sample(3, seed=0).numpy(), []
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 6)
-    monkeypatch.setattr(module, "FIRST_MOVES", 1)
+    x, sizes = ppca.sample(3, seed=0).numpy(), []
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 6)
+    monkeypatch.setattr(annealed, "FIRST_TUNING_MOVES", 1)
 
     def model(x, index=None, num_data=None):
-        seen.append(0 if index is None else len(index))
+        sizes.append(0 if index is None else len(index))
         return ppca.model(x, index=index, num_data=num_data)
 
     options = {"method": "annealed", "annealing": Annealing(2, leapfrog=1), "seed": 0}
     found = log_likelihood(model, ExactGuide(ppca), x, 13, **options)
     np.testing.assert_allclose(found.value, oracles.log_density(x, *parameters), atol=1e-9)
-    assert max(seen) == 1
+    assert max(sizes) == 1
     bounds = bidirectional(ppca.model, ExactGuide(ppca), x, 13, annealing=Annealing(2, leapfrog=1))
     np.testing.assert_allclose(
         bounds.upper, oracles.log_density(bounds.x.numpy(), *parameters), atol=1e-9
     )
 
 
-def test_step_sizes_stay_while_chains_measure():
+def test_step_sizes_of_measured_chains_are_fixed():
     ppca, _ = make(noise=0.05)
     x = ppca.sample(20, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = AISWeights(ppca.model, Annealing(15, leapfrog=2), x, 20, 8)
-        walk = AISChains(annealer, Path(ppca.model, prior_guide(ppca.model), x, {}))
-        before = walk.steps.clone()
-        walk.forward(8)
-    assert torch.equal(walk.steps, before)
-    assert walk.steps.shape == (14, 20)
-    # Narrower as the posterior gets nearer, which here is much narrower than the prior.
-    assert (walk.steps[-1] < 0.7 * walk.steps[0]).all()
-    share = float(torch.stack(annealer.filter_kwargs).mean())
-    assert share == pytest.approx(module.ACCEPTANCE, abs=0.1)
+        sampler = AISWeights(Annealing(15, leapfrog=2), x, 20, 8)
+        pair = Pair(ppca.model, prior_guide(ppca.model))
+        chains = AISChains(sampler, AnnealingPath(pair, Batch(x)))
+        before = chains.steps.clone()
+        chains.forward(8)
+    assert torch.equal(chains.steps, before)
+    assert chains.steps.shape == (14, 20)
+    # Steps become smaller towards the posterior, which is much narrower than the prior here.
+    assert (chains.steps[-1] < 0.7 * chains.steps[0]).all()
+    acceptance = float(torch.stack(sampler.acceptance).mean())
+    assert acceptance == pytest.approx(annealed.TARGET_ACCEPTANCE, abs=0.1)
 
 
-def test_more_temperatures_than_are_tuned_take_the_nearest(monkeypatch):
-    monkeypatch.setattr(module, "TUNING_STOPS", 4)
+def test_temperatures_without_tuning_use_the_nearest_step_size(monkeypatch):
+    monkeypatch.setattr(annealed, "MAX_TUNED_TEMPERATURES", 4)
     ppca, _ = make()
     x = ppca.sample(3, seed=0)
     with torch.no_grad(), isolated_store(), seeded(0):
-        annealer = AISWeights(ppca.model, Annealing(12, leapfrog=2), x, 3, 8)
-        path = Path(ppca.model, prior_guide(ppca.model), x, {})
-        steps = AISChains(annealer, path).steps
+        sampler = AISWeights(Annealing(12, leapfrog=2), x, 3, 8)
+        path = AnnealingPath(Pair(ppca.model, prior_guide(ppca.model)), Batch(x))
+        steps = AISChains(sampler, path).steps
     assert steps.shape == (11, 3)
     assert [len(np.unique(column)) for column in steps.numpy().T] == [4, 4, 4]
 
@@ -391,32 +395,34 @@ def test_more_temperatures_than_are_tuned_take_the_nearest(monkeypatch):
 # Any pair
 
 
-def measured(name):
+def first_rows(name):
     model, guide, x = foreign.PAIRS[name]()
     return model, guide, x[:4]
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-@pytest.mark.parametrize("from_prior", [False, True], ids=["guide", "prior"])
-def test_densities_on_the_way_are_those_of_a_slow_loop(name, from_prior, float64):
+@pytest.mark.parametrize(
+    "from_prior", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["guide", "prior"]
+)
+def test_densities_along_the_path_agree_with_a_slow_loop(name, from_prior, float64):
     """log w at points of unconstrained space, and log q there, up to the Jacobian of exp."""
-    model, guide, x = measured(name)
+    model, guide, x = first_rows(name)
     guide = prior_guide(model) if from_prior else guide
     with torch.no_grad(), isolated_store(), mode(model, guide, training=False):
-        annealer = AISWeights(model, Annealing(), x, len(x), 3)
+        sampler = AISWeights(Annealing(), x, len(x), 3)
         with seeded(0), loops.Recorder() as recorder:
-            path = Path(model, guide, x, {})
+            path = AnnealingPath(Pair(model, guide), Batch(x))
             recorder.values.clear()
-            points = path.start(3)
-        start, weights = path.densities(path.tensors, points)
+            points = path.draw(3)
+        log_q, weights = path.log_q_and_weight(path.batch.tensors, points)
         expected = loops.slow_log_weights(model, guide, x, recorder, 3)
         q = sum(slow_guide(guide, x, recorder, s) for s in range(3))
         beta = torch.tensor(0.3)
-        eager = annealer.slopes(path, points, beta)
+        density = sampler.log_prob_and_grad(path, points, beta)
     torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-9)
     jacobian = points.sum((-2, -1)) if name == "positive_latent" else torch.zeros(3)
-    torch.testing.assert_close(start.sum(), q + jacobian.sum(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(eager[1], start + 0.3 * weights)
+    torch.testing.assert_close(log_q.sum(), q + jacobian.sum(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(density.log_prob, log_q + 0.3 * weights)
 
 
 def slow_guide(guide, x, recorder, s):
@@ -426,12 +432,12 @@ def slow_guide(guide, x, recorder, s):
 
 
 @pytest.mark.parametrize("name", foreign.PAIRS)
-def test_every_pair_is_annealed_and_left_as_it_was(name, float64):
-    model, guide, x = measured(name)
-    world = torch.get_rng_state()
+def test_every_pair_can_be_annealed(name, float64):
+    model, guide, x = first_rows(name)
+    rng_state = torch.get_rng_state()
     options = {"method": "annealed", "annealing": Annealing(4, leapfrog=1), "seed": 0}
     found = log_likelihood(model, guide, x, 30, **options)
-    assert torch.equal(world, torch.get_rng_state())
+    assert torch.equal(rng_state, torch.get_rng_state())
     plain = log_likelihood(model, guide, x, 8000, seed=1)
     error = (found.standard_error.square() + plain.standard_error.square()).sqrt()
     z = ((found.value - plain.value) / error)[plain.ess > 100]
@@ -446,19 +452,19 @@ QUICK = ("two_level", "features_first", "naive_conv", "positive_latent")
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in foreign.PAIRS]
 )
-def test_every_pair_is_held_between_bounds(name, float64):
+def test_every_pair_has_bounds(name, float64):
     model, guide, x = foreign.PAIRS[name]()
     found = bidirectional(model, guide, x, 4, annealing=Annealing(3, leapfrog=1), seed=0)
     print(name, found)
     assert found.x.shape == x.shape
     assert found.gap > -4 * found.gap_error
-    # Between the bounds lies what importance sampling says of the same data.
+    # The importance-sampling estimate of the same data is between the bounds.
     plain = log_likelihood(model, guide, found.x, 1000, seed=1).value
     for side in (plain - found.lower, found.upper - plain):
         assert float(side.mean()) > -4 * float(side.std()) / len(x) ** 0.5
 
 
-def test_a_guide_with_auxiliary_sites_is_a_start(float64):
+def test_chains_start_from_a_guide_with_auxiliary_sites(float64):
     model, guide, x = foreign.auto_normal()
     options = {"method": "annealed", "annealing": Annealing(6, leapfrog=2), "seed": 0}
     found = log_likelihood(model, guide, x, 50, **options)
@@ -472,7 +478,7 @@ def test_a_guide_with_auxiliary_sites_is_a_start(float64):
 # Bidirectional
 
 
-def test_the_bounds_hold_the_exact_mean_between_them():
+def test_the_exact_mean_is_between_the_bounds():
     ppca, parameters = make(noise=0.2)
     found = bidirectional(
         ppca.model, None, np.zeros((250, D)), 4, annealing=Annealing(10, leapfrog=2), seed=0
@@ -486,7 +492,7 @@ def test_the_bounds_hold_the_exact_mean_between_them():
     assert found.gap == pytest.approx((below + above).mean())
 
 
-def test_the_data_drawn_are_the_models():
+def test_the_data_are_drawn_from_the_model():
     ppca, (loc, loadings, noise) = make()
     template = np.ones((4000, D))
     found = bidirectional(ppca.model, None, template, 1, annealing=Annealing(1), seed=0)
@@ -497,7 +503,7 @@ def test_the_data_drawn_are_the_models():
     np.testing.assert_allclose(np.cov(white.T), np.eye(D), atol=0.12)
 
 
-def test_holes_of_the_template_are_holes_of_the_draws():
+def test_the_draws_have_the_missing_values_of_the_template():
     ppca, parameters = make()
     template = oracles.with_holes(np.zeros((60, D)), 0.3, seed=0)
     annealing = Annealing(12, leapfrog=2)
@@ -509,7 +515,7 @@ def test_holes_of_the_template_are_holes_of_the_draws():
     np.testing.assert_allclose(found.upper.mean(), truth.mean(), atol=0.1)
 
 
-def test_bounds_are_read_by_a_person_and_kept_by_a_program():
+def test_bounds_print_and_convert():
     ppca, _ = make()
     found = bidirectional(
         ppca.model, None, np.zeros((9, D)), 3, annealing=Annealing(4, leapfrog=2), seed=0
@@ -542,7 +548,7 @@ def test_schedules_run_from_zero_to_one():
     assert float(Annealing(4, "sigmoid").betas()[1]) == pytest.approx(quarter)
 
 
-def test_seeds_repeat_and_leave_the_generators_alone():
+def test_seeds_repeat_and_leave_the_generators_unchanged():
     ppca, _ = make()
     x, before = ppca.sample(5, seed=0), torch.get_rng_state()
     options = {"method": "annealed", "annealing": Annealing(2, leapfrog=1)}
@@ -574,11 +580,11 @@ def test_single_precision_is_near_double():
     ("name", "from_prior", "refine"),
     [("functions", False, 2), ("positive_latent", True, 0), ("naive_conv", False, 0)],
 )
-def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, monkeypatch):
-    """In two blocks, each with a refined q of its own where asked for."""
-    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 64)
-    model, guide, x = measured(name)
+def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monkeypatch):
+    """In two batches, each with its own refined q if there is one."""
+    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 64)
+    model, guide, x = first_rows(name)
     options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
     found = [
         log_likelihood(
@@ -590,8 +596,8 @@ def test_recorded_moves_are_the_eager_ones(name, from_prior, refine, float64, mo
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
-def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
-    monkeypatch.setattr(module, "FEWEST_RECORDED", 1)
+def test_models_that_cannot_be_recorded_run_eagerly(float64, monkeypatch):
+    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
     branches, guide, x = foreign.functions()
 
     def model(x, index=None, num_data=None):
@@ -608,7 +614,7 @@ def test_what_cannot_be_recorded_runs_eagerly(float64, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_moves_are_the_eager_ones():
+def test_compiled_moves_equal_eager_ones():
     ppca, _ = make()
     x = ppca.sample(9, seed=0)
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
@@ -617,7 +623,7 @@ def test_compiled_moves_are_the_eager_ones():
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 
-# What is refused
+# Errors
 
 
 def refuse(match, *arguments, **options):
@@ -625,7 +631,7 @@ def refuse(match, *arguments, **options):
         log_likelihood(*arguments, method="annealed", **options)
 
 
-def test_bad_arguments_are_refused():
+def test_invalid_arguments_raise():
     for options, match in (
         ({"num_temperatures": 0}, "temperatures must be a whole number >= 1; got 0"),
         ({"leapfrog": 0}, "leapfrog must be a whole number >= 1; got 0"),
@@ -642,7 +648,7 @@ def test_bad_arguments_are_refused():
         bidirectional(ppca.model, None, x, 0)
 
 
-def test_discrete_sites_are_refused():
+def test_discrete_sites_raise():
     def model(x):
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Bernoulli(0.3))
@@ -651,7 +657,7 @@ def test_discrete_sites_are_refused():
     refuse(r"site 'k' \(Bernoulli\) is discrete", model, None, np.zeros((3, 1)), 10)
 
 
-def test_point_masses_are_refused():
+def test_point_masses_raise():
     ppca, _ = make()
 
     def point(x):
@@ -666,11 +672,11 @@ def test_point_masses_are_refused():
 
     x = ppca.sample(3, seed=0)
     refuse("site 'z' of the guide is a Delta: a point has no density", ppca.model, point, x, 10)
-    match = r"draws 1 numbers per datum and the model has 2.*point masses: \['z'\]"
+    match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
     refuse(match, ppca.model, line, x, 10)
 
 
-def test_models_that_do_not_draw_x_are_refused():
+def test_models_that_do_not_observe_x_raise():
     def factor(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
@@ -682,12 +688,15 @@ def test_models_that_do_not_draw_x_are_refused():
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=2 * x)
 
-    for model, match in ((factor, r"has factors, \['penalty'\]"), (doubled, r"hold x as it is")):
+    for model, match in (
+        (factor, r"has factors, \['penalty'\]"),
+        (doubled, r"do not observe the columns of x"),
+    ):
         with pytest.raises(ValueError, match=match):
             bidirectional(model, None, np.ones((4, 1)))
 
 
-def test_densities_that_are_nan_are_reported(float64):
+def test_nan_densities_raise(float64):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
@@ -728,7 +737,7 @@ def test_three_estimates_of_a_vaes_log_likelihood_agree():
         z = difference / errors
         print(f"{one} - {other}: {difference.mean():.5f} +- {error:.5f} nats per datum")
         both = first.reliable & second.reliable
-        print(f"  a datum: z from {z.min():.2f} to {z.max():.2f}, sd {z.std():.2f}")
+        print(f"  per datum: z from {z.min():.2f} to {z.max():.2f}, sd {z.std():.2f}")
         print(f"  reliable: {both.sum()}, z {z[both].min():.2f} to {z[both].max():.2f}")
         assert abs(float(difference.mean())) < 4 * error
         assert z[both].abs().max() < 4

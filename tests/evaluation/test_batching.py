@@ -1,4 +1,4 @@
-"""What else runs as captured code: loops of people's own, evaluation; and what it stands on."""
+"""Captured code in users' own training loops and in evaluation, and its parts."""
 
 import warnings
 
@@ -14,9 +14,12 @@ from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelih
 from ppl_vae.capture.compiled import MAX_SIGNATURES, CompiledFunction, GraphReplay
 from ppl_vae.capture.graph import CaptureError, capture_graph
 from ppl_vae.capture.matmul import select_fastest_matmul
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import isolated_store, mode, precision, seeded
-from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LocalVI, LogWeightSampler
+from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LogWeightSampler
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
@@ -24,10 +27,9 @@ from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import Optimization
-from ppl_vae.objectives.bounds import batch_keywords
 
 
-def stranger(name):
+def external_pair(name):
     model, guide, x = foreign.PAIRS[name]()
     for module in modules_of(model, guide):
         module.double()
@@ -40,24 +42,25 @@ def parameters_of(model, guide):
     return [p.detach().clone() for p in (*own, *bare)]
 
 
-# Loops of people's own
+# Users' own training loops
 
 
-def own_loop(kind, name, loss, optimizer, **how):
-    """Losses and parameters after some steps on batches, and what the optimizer remembers."""
+def own_loop(kind, name, loss, optimizer, **options):
+    """Losses, parameters and the optimizer's state after some steps on batches."""
     pyro.clear_param_store()
-    model, guide, x = stranger(name)
+    model, guide, x = external_pair(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pyro's, of frozen parameters
-        svi = kind(model, guide, optimizer(), loss, **how)
+        svi = kind(model, guide, optimizer(), loss, **options)
         generator = torch.Generator().manual_seed(0)
         losses = []
         with seeded(3):
             for _ in range(5):
                 rows = torch.randperm(len(x), generator=generator)[:8]
                 # Stock SVI passes each keyword to both programs.
-                told = filter_kwargs(model, filter_kwargs(guide, batch_keywords(x, None, rows)))
-                losses.append(svi.step(x[rows], **told))
+                batch = Batch(x).rows(rows)
+                keywords = filter_kwargs(model, filter_kwargs(guide, batch.keywords))
+                losses.append(svi.step(batch.x, **keywords))
             losses += [svi.evaluate_loss(x) for _ in range(3)]
     state = {n: s.get("optimizer", s)["state"] for n, s in svi.optim.get_state().items()}
     found = losses, parameters_of(model, guide), state
@@ -65,13 +68,16 @@ def own_loop(kind, name, loss, optimizer, **how):
     return found, svi
 
 
-# Stock SVI trains what it is told of by pyro.module or pyro.param; these tell it of nothing.
+# Pyro's SVI trains what pyro.module or pyro.param registers; these pairs register nothing.
 UNREGISTERED = {"functions", "two_level", "normalized_over_dim_one", "positive_latent"}
 REGISTERED = [name for name in foreign.PAIRS if name not in UNREGISTERED]
 
 
-@pytest.mark.parametrize("name", REGISTERED)
-def test_a_captured_svi_is_pyros_own(name, float64):
+@pytest.mark.parametrize(
+    "name",
+    [n if n in REGISTERED[::3] else pytest.param(n, marks=pytest.mark.slow) for n in REGISTERED],
+)
+def test_captured_svi_equals_pyros(name, float64):
     optimizer = lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9})  # noqa: E731
     (losses, ours, state), _ = own_loop(SVI, name, Trace_ELBO(), optimizer)
     (other, theirs, later), svi = own_loop(
@@ -86,8 +92,8 @@ def test_a_captured_svi_is_pyros_own(name, float64):
         torch.testing.assert_close(held, later[key], rtol=1e-6, atol=1e-9)
 
 
-def test_parameters_that_pyro_does_not_know_of_are_named_as_the_reason(float64):
-    model, guide, x = stranger("functions")
+def test_unregistered_parameters_are_the_reason_in_the_warning(float64):
+    model, guide, x = external_pair("functions")
     optimizer = pyro.optim.Adam({"lr": 1e-3})
     with pytest.warns(UserWarning, match="Pyro has found no parameters: pyro.module registers"):
         svi = CapturedSVI(model, guide, optimizer, Trace_ELBO(), compiled=False)
@@ -114,14 +120,14 @@ def test_other_losses_and_optimizers(loss, optimizer, float64):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-def test_steps_are_told_of_holes(float64):
+def test_steps_take_masks(float64):
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
     masks = [torch.rand(8, 6, generator=torch.Generator().manual_seed(s)) < 0.7 for s in range(5)]
     losses = {}
-    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+    for kind, options in ((SVI, {}), (CapturedSVI, {"compiled": False})):
         pyro.clear_param_store()
         vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
-        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(), **how)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(), **options)
         with seeded(1):
             losses[kind] = [svi.step(torch.where(m, x, 0.0), mask=m) for m in masks]
             losses[kind].append(svi.evaluate_loss(x, mask=masks[0]))
@@ -153,19 +159,19 @@ def test_several_particles_are_captured_too(float64):
         ),
     ],
 )
-def test_what_pyro_must_run_it_runs_and_says_so_once(loss, optimizer, match, float64):
+def test_steps_that_pyro_must_run_warn_once(loss, optimizer, match, float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
     pyro.clear_param_store()
-    with pytest.warns(UserWarning, match=match) as told:
+    with pytest.warns(UserWarning, match=match) as caught:
         svi = CapturedSVI(vae.model, vae.guide, optimizer(), loss())
         losses = [svi.step(x) for _ in range(5)]
-    assert len([w for w in told if "could not be captured" in str(w.message)]) == 1
+    assert len([w for w in caught if "could not be captured" in str(w.message)]) == 1
     assert match in svi.execution and len(set(losses)) == 5
     pyro.clear_param_store()
 
 
-def test_numbers_that_change_from_step_to_step_are_refused_in_words(float64):
+def test_numbers_that_change_between_steps_warn(float64):
     def model(x, weight=1.0):
         vae.model(x)
 
@@ -179,16 +185,16 @@ def test_numbers_that_change_from_step_to_step_are_refused_in_words(float64):
     pyro.clear_param_store()
 
 
-def test_modes_and_shapes_are_told_apart(float64):
+def test_modes_and_shapes_are_distinguished(float64):
     net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)).double()
     shape = {"data_dim": 6, "latent_dim": 2, "likelihood": Gaussian("shared")}
     vae = VAE(decoder=mlp(2, 6, (5,), seed=0), encoder=net, **shape).double()
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).double()
     found = {}
-    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+    for kind, options in ((SVI, {}), (CapturedSVI, {"compiled": False})):
         pyro.clear_param_store()
         optim = pyro.optim.Adam({"lr": 1e-12})
-        svi = kind(vae.model, vae.guide, optim, TraceMeanField_ELBO(), **how)
+        svi = kind(vae.model, vae.guide, optim, TraceMeanField_ELBO(), **options)
         with seeded(1):
             losses = []
             for training in (True, True, False, False, True):
@@ -202,47 +208,53 @@ def test_modes_and_shapes_are_told_apart(float64):
 
 # Evaluation
 
+REFINED_BY_DEFAULT = ("two_level", "naive_conv", "param_only", "missing")
 
-def with_holes():
+
+def with_missing_values():
     vae = VAE.mlp(6, 2, hidden=(5,), missing="zeros+mask", seed=0).double()
     return vae.model, vae.guide, vae.sample(24, seed=0)
 
 
-@pytest.mark.parametrize("name", [*foreign.PAIRS, "holes"])
-def test_captured_weights_and_refined_guides_are_the_eager_ones(name, float64, monkeypatch):
-    model, guide, x = stranger(name) if name != "holes" else with_holes()
-    mask = None if name != "holes" else x < x.mean(0) + 0.5 * x.std(0)
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in REFINED_BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow)
+        for n in (*foreign.PAIRS, "missing")
+    ],
+)
+def test_captured_weights_and_refined_guides_equal_eager_ones(name, float64, monkeypatch):
+    model, guide, x = external_pair(name) if name != "missing" else with_missing_values()
+    mask = None if name != "missing" else x < x.mean(0) + 0.5 * x.std(0)
     monkeypatch.setattr(
         "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 40}
     )
-    found = []
-    with isolated_store(), mode(model, guide, training=False):
-        for wanted in (False, True):
-            runner = [BlockRunner(wanted, 9, compiled=False) for _ in range(3)]
-            weigher, again = LogWeightSampler(model, runner[0]), LogWeightSampler(model, runner[1])
-            refiner = LocalVI(
-                model, steps=4, covariance="diagonal", num_samples=2, runner=runner[2]
-            )
+    pair, data, results = Pair(model, guide), Batch(x, mask), []
+    with isolated_store(), pair.eval_mode():
+        for capture in (False, True):
+            runners = [BlockRunner(capture, 9, compiled=False) for _ in range(3)]
+            sampler, refined_sampler = LogWeightSampler(runners[0]), LogWeightSampler(runners[1])
+            local_vi = LocalVI(steps=4, covariance="diagonal", num_samples=2, runner=runners[2])
             with seeded(5), torch.no_grad():
-                kept = []
-                for rows in torch.arange(len(x)).split(12):
-                    block = x[rows], batch_keywords(x, mask, rows)
-                    kept.append(weigher(guide, *block, 12))
+                tensors = []
+                for batch in data.split(torch.arange(len(x)), 12):
+                    tensors.append(sampler(pair, batch, 12))
                     try:
-                        local = refiner(guide, *block)
-                    except ValueError as error:  # a guide that has no density to refine
-                        assert "no density that could be refined" in str(error)
+                        refined = local_vi(pair, batch)
+                    except ValueError as error:  # a guide without a density to refine
+                        assert "no density that can be refined" in str(error)
                         continue
-                    kept += [p.detach() for p in local.parameters()]
-                    kept.append(again(local, *block, 12))
-            found.append(kept)
-            assert runner[0].why == ("captured" if wanted else "eager: as asked")
-            assert runner[1].why == runner[2].why  # neither, for a guide that cannot be refined
-    for a, b in zip(*found, strict=True):
+                    tensors += [p.detach() for p in refined.guide.parameters()]
+                    tensors.append(refined_sampler(refined, batch, 12))
+            results.append(tensors)
+            assert runners[0].execution == ("captured" if capture else "eager: as requested")
+            # They agree, too, if the guide cannot be refined and neither runs.
+            assert runners[1].execution == runners[2].execution
+    for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
-def test_a_compiled_estimate_is_the_eager_one():
+def test_a_compiled_estimate_equals_the_eager_one():
     vae = VAE.mlp(16, 3, hidden=(12,), seed=0)
     x = vae.sample(70, seed=1)
     found = [
@@ -255,7 +267,7 @@ def test_a_compiled_estimate_is_the_eager_one():
     assert torch.equal(found[0].value, found[2].value)
 
 
-def test_what_cannot_be_captured_is_estimated_eagerly(float64):
+def test_models_that_cannot_be_captured_are_estimated_eagerly(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(10, seed=1)
 
@@ -271,10 +283,10 @@ def test_what_cannot_be_captured_is_estimated_eagerly(float64):
     )
 
 
-# What it stands on
+# Graphs, shapes and precision
 
 
-def test_a_graph_is_fed_by_copies_and_gives_each_call_its_own_result():
+def test_a_replayed_graph_copies_its_inputs():
     calls = []
 
     def run(flat):
@@ -288,23 +300,23 @@ def test_a_graph_is_fed_by_copies_and_gives_each_call_its_own_result():
     assert not torch.equal(first[1], second[1])
 
 
-def test_shapes_are_cached_and_too_many_refused():
-    seen = []
+def test_shapes_are_cached_and_too_many_raise():
+    shapes = []
 
     def double(x):
-        seen.append(x.shape)
+        shapes.append(x.shape)
         return 2 * x
 
     twice = CompiledFunction(lambda x: capture_graph(double, (x,), (x + 1,)), compiled=False)
     for size in range(1, MAX_SIGNATURES + 1):
         for _ in range(2):
             assert torch.equal(twice(torch.ones(size)), torch.full((size,), 2.0))
-    assert len(seen) == 2 * MAX_SIGNATURES  # each recorded twice, and run never again
+    assert len(shapes) == 2 * MAX_SIGNATURES  # each recorded twice, and run never again
     with pytest.raises(CaptureError, match="already been compiled for 8 combinations of shapes"):
         twice(torch.ones(3, dtype=torch.float64))
 
 
-def test_the_faster_product_is_the_same_product(monkeypatch):
+def test_both_matrix_products_give_the_same_result(monkeypatch):
     def products(x, w, b, e):
         return torch.addmm(b, x, w.t()), e.t() @ x, e @ w, x.double() @ w.double().t()
 
@@ -323,7 +335,7 @@ def test_the_faster_product_is_the_same_product(monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
-def test_bfloat16_rounds_factors_and_nothing_else():
+def test_bfloat16_rounds_factors_only():
     a, b = torch.full((2, 3), 1 + 2**-9), torch.full((3, 2), 1.0)
     a.requires_grad_()
     with precision("bf16", a.device):
@@ -338,7 +350,7 @@ def test_bfloat16_rounds_factors_and_nothing_else():
     assert float(exact.sum()) == pytest.approx(12 * (1 + 2**-9))
 
 
-def test_a_precision_of_other_machines_is_refused():
+def test_an_unsupported_precision_raises():
     with pytest.raises(ValueError, match="'tf32' is a format of NVIDIA's GPUs"):
         fit_svi(*tiny(), steps=1, device="cpu", precision="tf32")
     with pytest.raises(ValueError, match="precision must be one of"):
@@ -352,16 +364,16 @@ def tiny():
 
 @pytest.fixture
 def recorded_only(monkeypatch):
-    """What is captured is recorded and not compiled, which is quick and gives the same."""
+    """Captured code is recorded and not compiled, which is faster and gives the same results."""
     compiled = CompiledFunction.__init__
 
-    def without(self, *args, **how):
-        compiled(self, *args, **(how | {"compiled": False}))
+    def not_compiled(self, *args, **options):
+        compiled(self, *args, **(options | {"compiled": False}))
 
-    monkeypatch.setattr(CompiledFunction, "__init__", without)
+    monkeypatch.setattr(CompiledFunction, "__init__", not_compiled)
 
 
-def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, monkeypatch):
+def test_auto_captures_long_fits_and_estimates(recorded_only, monkeypatch):
     monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.COMPILE_SECONDS", 0.0)
     model, guide, x = tiny()
     fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
@@ -376,7 +388,7 @@ def test_auto_captures_a_fit_and_an_estimate_that_are_worth_it(recorded_only, mo
     torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
 
 
-def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
+def test_a_captured_fit_resumes_from_a_checkpoint(recorded_only, tmp_path):
     ends = []
     for stop in (False, True):
         vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
@@ -386,13 +398,13 @@ def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
             if stop and step == 54:  # the checkpoint is of step 27
                 raise KeyboardInterrupt
 
-        how = {"steps": 100, "batch_size": 25, "lr": 1e-2, "seed": 0, "capture": True}
-        how["checkpoint"] = tmp_path / f"{stop}.pt"
+        options = {"steps": 100, "batch_size": 25, "lr": 1e-2, "seed": 0, "capture": True}
+        options["checkpoint"] = tmp_path / f"{stop}.pt"
         if stop:
             with pytest.raises(KeyboardInterrupt):
-                fit_svi(vae.model, vae.guide, x, progress=halt, **how)
+                fit_svi(vae.model, vae.guide, x, progress=halt, **options)
             vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
-        fit = fit_svi(vae.model, vae.guide, x, **how)
+        fit = fit_svi(vae.model, vae.guide, x, **options)
         ends.append(fit.objective)
     assert fit.execution.startswith("captured") and fit.execution.endswith(
         "as before the checkpoint"
@@ -400,20 +412,21 @@ def test_a_captured_fit_that_was_stopped_goes_on(recorded_only, tmp_path):
     torch.testing.assert_close(*ends, rtol=0, atol=1e-9)
 
 
-def test_bfloat16_steps_are_captured_as_they_run_eagerly(recorded_only):
+@pytest.mark.slow
+def test_captured_bfloat16_steps_equal_eager_ones(recorded_only):
     fits = {}
-    for numbers, capture in (("bf16", False), ("bf16", True), ("float32", True)):
+    for name, capture in (("bf16", False), ("bf16", True), ("float32", True)):
         fit = fit_svi(
-            *tiny(), steps=13, lr=1e-2, seed=0, batch_size=20, capture=capture, precision=numbers
+            *tiny(), steps=13, lr=1e-2, seed=0, batch_size=20, capture=capture, precision=name
         )
-        fits[numbers, capture] = fit.objective
+        fits[name, capture] = fit.objective
         assert fit.execution.startswith("captured" if capture else "eager")
     eager, captured, full = fits.values()
     torch.testing.assert_close(eager, captured, rtol=0, atol=1e-4)
     assert 1e-5 < float((captured - full).abs().max()) < 0.5
 
 
-def test_auto_knows_steps_that_are_read_together():
+def test_auto_measures_steps_that_are_read_together():
     """On a GPU fifty steps are read at once, so that only every fiftieth has a time of its own."""
     fast = type("Fast", (), {"unroll": 8})()
     choice = CapturePolicy("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
@@ -423,6 +436,7 @@ def test_auto_knows_steps_that_are_read_together():
     assert choice.captured is fast and "about 999.0 s of eager work were left" in choice.reason
 
 
+@pytest.mark.slow
 def test_dead_units_leave_no_denormal_numbers():
     vae = VAE.mlp(6, 2, hidden=(50,), seed=0)
     x = vae.sample(64, seed=1)
@@ -446,14 +460,13 @@ def test_dead_units_leave_no_denormal_numbers():
 
 
 @pytest.mark.slow
-def test_the_compilers_own_draws_have_the_right_mean(float64):
+def test_draws_of_the_compiler_have_the_right_mean(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(40, seed=1)
     weighted = WeightedObjective(ELBO(kl="sampled"), None)
     batch = MinibatchObjective(vae.model, vae.guide, weighted, x, None)
     named = find_parameters(vae.model, vae.guide, lambda: batch.value(None, 1))
-    settings = Optimization(lr=1e-12, optimizer=torch.optim.SGD)
-    update = OptimizerStep(named, [vae], settings)
+    update = OptimizerStep(named, [vae], Optimization(lr=1e-12, optimizer=torch.optim.SGD))
     with isolated_store(), seeded(0):
         eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])
         fast = CapturedSteps(batch, update, named, 8, options={"fallback_random": False})

@@ -1,4 +1,4 @@
-"""The bound beside what it bounds: where they touch, and how far apart they are elsewhere."""
+"""The bound and the log-likelihood along fits: where they touch, and their distance elsewhere."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,12 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, AmortizedGuide, ExactGuide, fit_closed_form, fit_em, fit_svi, mlp
-from ppl_vae.evaluation.inference_gaps.ascent import Recording, bound_slice, em_ascent, exact_bound
+from ppl_vae.evaluation.inference_gaps.ascent import (
+    BoundMonitor,
+    bound_slice,
+    em_ascent,
+    exact_bound,
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +20,7 @@ def table():
 
 
 @pytest.mark.parametrize("accelerate", [True, False])
-def test_em_touches_after_every_e_step_and_nowhere_else(table, accelerate):
+def test_the_bound_of_em_touches_after_e_steps_only(table, accelerate):
     ppca = PPCA.like(table, 3, seed=0)
     ascent = em_ascent(fit_em(ppca, table, accelerate=accelerate))
     e_steps = ascent.at == ascent.at.floor()
@@ -61,16 +66,14 @@ def test_the_exact_bound_against_numpy(table, covariance):
     assert float(bound) == pytest.approx(exact - np.mean(kl), abs=1e-8)
 
 
-def test_a_recording_of_svi(table):
+def test_a_monitor_of_svi(table):
     ppca = PPCA.like(table, 2, seed=0)
     guide = AmortizedGuide(mlp(7, 4, seed=0).double(), 2)
-    recording = Recording(ppca, guide, table)
-    recording(0, 0.0)
+    monitor = BoundMonitor(ppca, guide, table)
+    monitor(0, 0.0)
     start = exact_bound(ppca, guide, table)
-    fit_svi(
-        ppca.model, guide, table, steps=120, batch_size=40, lr=1e-2, seed=0, progress=recording
-    )
-    ascent = recording.ascent()
+    fit_svi(ppca.model, guide, table, steps=120, batch_size=40, lr=1e-2, seed=0, progress=monitor)
+    ascent = monitor.ascent()
     assert ascent.unit == "steps" and ascent.at[0] == 0 and ascent.at[-1] <= 120
     assert (ascent.at[1:] > ascent.at[:-1]).all()
     assert float(ascent.bound[0]) == pytest.approx(float(start[0]), abs=1e-12)
@@ -79,7 +82,7 @@ def test_a_recording_of_svi(table):
     assert ascent.bound[-1] > ascent.bound[0]
 
 
-def test_an_exact_guide_has_no_distance(table):
+def test_the_bound_of_an_exact_guide_is_the_log_likelihood(table):
     ppca = PPCA.like(table, 2, seed=0)
     bound, log_p = exact_bound(ppca, ExactGuide(ppca), table)
     assert float(bound) == pytest.approx(float(log_p), abs=1e-9)

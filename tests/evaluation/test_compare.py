@@ -57,7 +57,7 @@ def test_numpy_by_hand():
     assert all(getattr(found, n).dtype == torch.float64 for n in (*NUMBERS, "pointwise"))
 
 
-def test_any_kind_of_numbers_is_taken():
+def test_values_may_be_arrays_of_any_kind():
     values = scores()
     a, b, c = values.values()
     found = compare({"model 0": a.tolist(), "model 1": torch.tensor(b), "model 2": c})
@@ -70,7 +70,7 @@ def test_any_kind_of_numbers_is_taken():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(2, 40), st.integers(0, 1000))
-def test_what_all_models_share_changes_no_difference(num_models, num_data, seed):
+def test_a_common_term_changes_no_difference(num_models, num_data, seed):
     values = scores(num_models, num_data, seed)
     before = compare(values)
     shared = 100 * np.random.default_rng(seed + 1).normal(size=num_data)
@@ -91,7 +91,7 @@ def test_the_order_of_data_and_of_models_does_not_matter(num_models, num_data, s
     assert_same(again, compare(values), rtol=1e-9, atol=1e-12)
 
 
-def test_pairing_takes_out_what_models_have_in_common():
+def test_pairing_removes_common_variation():
     found = compare(scores(num_data=400))
     unpaired = (found.error[1:].square() + found.error[0] ** 2).sqrt()
     # Common sd 10 against own sd 1: sqrt(2 * 101) against sqrt(2) over sqrt(N).
@@ -99,7 +99,7 @@ def test_pairing_takes_out_what_models_have_in_common():
     assert torch.allclose(ratio, torch.tensor(math.sqrt(101), dtype=ratio.dtype), rtol=0.15)
 
 
-def test_a_paired_error_is_the_error():
+def test_the_paired_error_agrees_with_repetitions():
     """Over many data sets, difference / error has mean 0 and variance 1 for equal models."""
     z = []
     for seed in range(400):
@@ -119,7 +119,7 @@ def test_one_model_and_ties():
     assert tied.names == ("first", "second") and tied.difference_error.tolist() == [0.0, 0.0]
 
 
-def test_estimates_bring_their_reliability():
+def test_the_reliability_of_estimates_is_reported():
     good = [True] * 6 + [False]
     found = compare(
         {
@@ -164,7 +164,7 @@ def test_stacking_weights_are_those_of_the_most_probable_mixture(size):
     assert weights["c"] < 0.02 and 0.6 < weights["a"] < 0.8
 
 
-def test_weights_do_not_depend_on_units_and_favour_nobody_without_reason():
+def test_weights_do_not_depend_on_units_and_are_equal_for_equal_models():
     values = scores()
     found, moved = compare(values), compare({k: v + 500.0 for k, v in values.items()})
     torch.testing.assert_close(found.weight, moved.weight, atol=1e-6, rtol=0)
@@ -172,7 +172,7 @@ def test_weights_do_not_depend_on_units_and_favour_nobody_without_reason():
     assert compare({"alone": [1.0, 2.0]}).weight.tolist() == [1]
 
 
-def test_it_reads_well():
+def test_a_comparison_prints():
     text = repr(
         compare(
             {
@@ -191,7 +191,7 @@ def test_it_reads_well():
     assert "≥" not in repr(compare({"exact": [1.0, 2.0]}))
 
 
-def test_a_frame_has_a_row_a_model():
+def test_a_frame_has_one_row_per_model():
     found = compare(scores())
     frame = found.to_frame()
     assert tuple(frame.index) == found.names and frame.index.name == "model"
@@ -199,7 +199,7 @@ def test_a_frame_has_a_row_a_model():
     assert np.array_equal(frame["difference"], found.difference)
 
 
-def test_it_is_frozen_and_survives_json():
+def test_a_comparison_is_frozen_and_converts_to_json():
     found = compare(scores())
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.mean = None
@@ -219,6 +219,6 @@ def test_it_is_frozen_and_survives_json():
         ({"a": 3.0}, r"'a' must be 1-d.*\(\)"),
     ],
 )
-def test_bad_arguments(estimates, message):
+def test_invalid_arguments_raise(estimates, message):
     with pytest.raises(ValueError, match=message):
         compare(estimates)

@@ -1,4 +1,4 @@
-"""log p of the same data by several methods: what they say where the truth is known."""
+"""Estimates of log p by several methods, where the exact value is known."""
 
 import itertools
 import json
@@ -14,15 +14,15 @@ import oracles
 from ppl_vae import (
     PPCA,
     VAE,
-    Annealing,
-    EstimatorComparison,
     ExactGuide,
     cross_check,
     log_likelihood,
 )
+from ppl_vae.evaluation import Annealing, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
 
 METHODS = ["importance", "refined", "annealed"]
+REPETITIONS = 40
 SHORT = {"refine": 60, "num_chains": 30, "annealing": Annealing(10, leapfrog=4), "seed": 0}
 
 
@@ -32,7 +32,7 @@ def ppca(seed=0):
 
 
 def narrow(model, c=0.3):
-    """The posterior, its standard deviations times c: misses what lies outside."""
+    """The posterior with its standard deviations times c, which misses the tails."""
 
     def guide(x, *, index=None, num_data=None):
         posterior = model.posterior(x)
@@ -52,47 +52,48 @@ def test_under_the_exact_guide_all_methods_are_exact():
     assert list(found.estimates) == METHODS
     for name in ("importance", "annealed"):
         torch.testing.assert_close(found.estimates[name].value, truth, rtol=0, atol=1e-8)
-    refined = found.estimates["refined"]  # its search takes noisy steps away from the exact q
+    refined = found.estimates[
+        "refined"
+    ]  # whose optimization takes noisy steps away from the exact q
     assert ((refined.value - truth) / refined.standard_error).abs().max() < oracles.z_limit(20)
     assert (refined.value - truth).abs().max() < 0.02
 
 
-def test_a_narrow_guide_is_seen_to_fall_short():
+def test_a_narrow_guide_falls_short():
     model = ppca()
-    x = model.sample(60, seed=1)
+    x = model.sample(40, seed=1)
     truth = float(model.log_likelihood(x).detach().mean())
-    found = cross_check(
-        model.model, narrow(model), x, 1000, **(SHORT | {"annealing": Annealing(60)})
-    )
-    behind, error = found.short["importance"]
+    options = SHORT | {"annealing": Annealing(30, leapfrog=5)}
+    found = cross_check(model.model, narrow(model), x, 1000, **options)
+    behind, error = found.shortfalls["importance"]
     assert found.highest in ("refined", "annealed") and behind > 5 * error
     for name in ("refined", "annealed"):
         estimate = found.estimates[name]
         error = float(estimate.standard_error.square().sum().sqrt()) / len(x)
         assert abs(estimate.mean - truth) < oracles.z_limit() * error + 1e-3
     text = repr(found)
-    assert text.startswith("log p of 60 data by each method, nats per datum ± Monte Carlo error")
+    assert text.startswith("log p of 40 data by each method, nats per datum ± Monte Carlo error")
     assert f"importance falls short of {found.highest} by {behind:.3f} ± " in text
     assert "refined and annealed agree: " in text
     row = next(line for line in text.splitlines() if line.startswith("  importance"))
     assert "≥" in row and "% reliable  1000 draws" in row and "30 chains" in text
 
 
-def test_a_difference_has_the_error_of_repetition():
-    """Over seeds, the difference of two methods scatters as its Monte Carlo error says."""
+def test_the_error_of_a_difference_agrees_with_repetitions():
+    """The standard deviation of a difference over seeds is its Monte Carlo error."""
     model = ppca()
     x = model.sample(10, seed=1)
     wide, differences = narrow(model, 1.3), []
-    for seed in range(60):
-        pair = {
+    for seed in range(REPETITIONS):
+        estimates = {
             "importance": log_likelihood(model.model, wide, x, 400, seed=2 * seed),
             "more": log_likelihood(model.model, wide, x, 800, seed=2 * seed + 1),
         }
-        differences.append(EstimatorComparison.of(pair).difference("importance", "more"))
+        differences.append(EstimatorComparison.of(estimates).difference("importance", "more"))
     values, errors = np.array(differences).T
-    ratio = (values**2 / errors**2).mean()  # of 60: chi squared over 60, but for the bias
-    assert abs(ratio - 1) < oracles.z_limit() * np.sqrt(2 / 60)
-    means = np.abs(values.mean()) / (errors.mean() / np.sqrt(60))
+    ratio = (values**2 / errors**2).mean()  # chi squared / n, but for the bias
+    assert abs(ratio - 1) < oracles.z_limit() * np.sqrt(2 / REPETITIONS)
+    means = np.abs(values.mean()) / (errors.mean() / np.sqrt(REPETITIONS))
     assert means < oracles.z_limit()
 
 
@@ -103,19 +104,20 @@ QUICK = sorted(foreign.PAIRS)[::4]
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(foreign.PAIRS)],
 )
-def test_of_every_pair(name, float64):
+def test_every_pair(name, float64):
     model, guide, x = foreign.PAIRS[name]()
-    found = cross_check(model, guide, x[:6], 40, **SHORT)
+    options = SHORT | {"refine": 5, "annealing": Annealing(4, leapfrog=2)}
+    found = cross_check(model, guide, x[:6], 40, **options)
     assert list(found.estimates) == METHODS
     for one, other in itertools.combinations(METHODS, 2):
         difference, error = found.difference(one, other)
         assert np.isfinite([difference, error]).all()
-    first = cross_check(model, guide, x[:6], 40, **SHORT)
+    again = cross_check(model, guide, x[:6], 40, **options)
     for method in METHODS:
-        assert torch.equal(found.estimates[method].value, first.estimates[method].value)
+        assert torch.equal(found.estimates[method].value, again.estimates[method].value)
 
 
-def test_it_is_read_by_a_program_too():
+def test_a_comparison_converts_to_frames_and_json():
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(8, seed=0)
     found = cross_check(vae.model, vae.guide, x, 40, **SHORT, rows=torch.arange(2, 7))
@@ -128,13 +130,15 @@ def test_it_is_read_by_a_program_too():
     assert repr(again) == repr(found)
 
 
-def test_bad_arguments():
+def test_invalid_arguments_raise():
     model = ppca()
     x = model.sample(5, seed=0)
-    with pytest.raises(ValueError, match="there is no estimate; give at least one by its method"):
+    with pytest.raises(ValueError, match="there is no estimate; pass at least one"):
         EstimatorComparison.of({})
     two = {"a": exact_result(torch.zeros(3)), "b": exact_result(torch.zeros(4))}
-    with pytest.raises(ValueError, match=r"of the same data; their numbers: {'a': 3, 'b': 4}"):
+    with pytest.raises(
+        ValueError, match=r"the same data; the numbers of data are {'a': 3, 'b': 4}"
+    ):
         EstimatorComparison.of(two)
     with pytest.raises(ValueError, match="refine must be a whole number >= 1; got 0"):
         cross_check(model.model, ExactGuide(model), x, refine=0)

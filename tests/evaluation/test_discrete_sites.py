@@ -11,7 +11,9 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from ppl_vae import collapse, log_likelihood
-from ppl_vae.evaluation.marginal_likelihood.discrete_sites import missed_values
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.evaluation.marginal_likelihood.discrete_sites import undersampled_values
 
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 MEANS = np.array([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
@@ -60,7 +62,7 @@ def guide_of(probabilities):
 
 
 def without_second(r):
-    """A probability of 1e-4 for what holds the second most of the posterior."""
+    """A probability of 1e-4 for the second most probable class of the posterior."""
     q = r.scatter(1, r.argsort(1)[:, 1:2], 1e-4)
     return q / q.sum(1, keepdim=True)
 
@@ -95,8 +97,8 @@ def test_a_guide_near_the_posterior_is_reliable_and_covers(power, num_samples):
 
 @pytest.mark.parametrize("num_samples", [25, 100, 1000])
 @pytest.mark.parametrize("num_data", [1, 200])
-def test_a_class_that_the_guide_hardly_draws_is_found(num_samples, num_data):
-    """Most data have equal weights and are wrong by as much as the class holds: up to 47 %."""
+def test_a_class_that_the_guide_rarely_draws_is_found(num_samples, num_data):
+    """Most data have equal weights and miss the posterior probability of the class, up to 47 %."""
     x = data(num_data, seed=1)
     estimate = log_likelihood(mixture, guide_of(without_second), x, num_samples, seed=0)
     held = posterior(torch.from_numpy(x)).sort(1).values[:, 1]
@@ -104,28 +106,28 @@ def test_a_class_that_the_guide_hardly_draws_is_found(num_samples, num_data):
     assert errors(estimate, x)[estimate.reliable].sum() < 0.05 * num_data
     rare = num_samples * 1e-4 * torch.ones_like(held) < 10
     excess = torch.where(rare, held - 1e-4, 0.0)
-    assert (estimate.missed[held > 0.1] - excess[held > 0.1]).abs().max() < 1e-2
+    assert (estimate.undersampled_mass[held > 0.1] - excess[held > 0.1]).abs().max() < 1e-2
     text = repr(estimate)
-    share = f"{estimate.missed[~estimate.reliable].max():.0%}"
+    share = f"{estimate.undersampled_mass[~estimate.reliable].max():.0%}"
     assert f"that the guide draws fewer than 10 times hold up to {share} of the posterior" in text
-    assert "would help: more draws, or a guide that is nearer to the posterior" in text
+    assert "remedy: more draws, or a guide that is closer to the posterior" in text
     assert "refine" not in text.split("refine=0)")[1]
 
 
-def test_what_is_advised_is_not_refused():
+def test_the_remedy_works():
     x = data(20, seed=1)
-    with pytest.raises(ValueError, match="no density that could be refined"):
+    with pytest.raises(ValueError, match="no density that can be refined"):
         log_likelihood(mixture, guide_of(without_second), x, 100, refine=10, seed=0)
     many = log_likelihood(mixture, guide_of(without_second), x[:3], 150_000, seed=0)
     assert many.reliable.all() and errors(many, x[:3]).max() < 0.3
 
 
-def test_missed_values_are_the_exact_ones():
+def test_undersampled_values_agree_with_the_exact_ones():
     x = torch.from_numpy(data(30))
     r = posterior(x)
     q = without_second(r)
-    told = {"index": torch.arange(30), "num_data": 30}
-    found = missed_values(mixture, guide_of(without_second), x, told, 1000)
+    batch = Batch(x, index=torch.arange(30), num_data=30)
+    found = undersampled_values(Pair(mixture, guide_of(without_second)), batch, 1000)
     rare = q * 1000 < 10
     excess = torch.where(rare, (r - q).clamp(min=0), 0.0)
     torch.testing.assert_close(found.mass, excess.sum(1), rtol=1e-6, atol=1e-12)
@@ -141,7 +143,7 @@ def test_draws_from_the_prior_of_a_discrete_variable_are_reliable():
     assert covered[estimate.reliable].double().mean() > 0.9
 
 
-# Beside continuous variables, and several binary ones
+# Together with continuous variables, and several binary ones
 
 
 def switching(x=None, index=None, num_data=None):
@@ -155,7 +157,8 @@ def switching(x=None, index=None, num_data=None):
 
 
 def switching_guide(wrong):
-    """The exact posterior; or one whose c is drawn with 1e-4 where it is the less probable."""
+    """The exact posterior, or a q that gives the less probable value of c a probability of
+    1e-4."""
 
     def guide(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -170,8 +173,8 @@ def switching_guide(wrong):
     return guide
 
 
-def test_a_discrete_variable_beside_a_continuous_one():
-    # Where the classes overlap: the less probable one holds 19 to 46 % of the posterior.
+def test_a_discrete_and_a_continuous_variable():
+    # The classes overlap: the less probable one has 19 to 46 % of the posterior.
     x = single(np.linspace(1.7, 2.9, 40)[:, None])
     parts = [stats.norm(m, math.sqrt(2)).logpdf(x[:, 0]) for m in (0, 4)]
     truth = logsumexp(np.stack(parts, 1) + np.log([0.6, 0.4]), axis=1)
@@ -182,8 +185,8 @@ def test_a_discrete_variable_beside_a_continuous_one():
     assert not bad.refinable and "refine=300" not in repr(bad)
 
 
-def test_each_of_several_binary_variables_is_looked_at():
-    """Three of them in one site; the guide never tries the second, which x leaves open."""
+def test_each_of_several_binary_variables_is_evaluated():
+    """Three in one site; the guide never draws the second, which x does not determine."""
 
     def model(x=None, index=None, num_data=None):
         rows = torch.arange(num_data if x is None else len(x)) if index is None else index
@@ -203,14 +206,14 @@ def test_each_of_several_binary_variables_is_looked_at():
     x = np.array([[0.0, 0.3, 9.0], [9.0, -0.2, 0.0]])
     estimate = log_likelihood(model, guide, x, 100, seed=0)
     assert not estimate.reliable.any()
-    assert estimate.missed.tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert estimate.undersampled_mass.tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
-# What codes hold
+# Mutual information
 
 
 def test_collapse_does_not_contradict_its_mutual_information():
-    """Classes 0 and 2 trade places around 1: the mean of c stays, and c depends on x."""
+    """Classes 0 and 2 exchange probability: the mean of c is constant, and c depends on x."""
 
     def guide(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -235,7 +238,7 @@ def test_collapse_does_not_contradict_its_mutual_information():
     )
 
 
-def test_a_continuous_code_whose_spread_alone_depends_on_x():
+def test_a_continuous_code_of_which_only_the_variance_depends_on_x():
     def guide(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
         scale = torch.where(x[:, :1] > 2, 0.2, 1.0)

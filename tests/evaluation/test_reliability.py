@@ -1,4 +1,4 @@
-"""The verdict on estimates of log p: calibrated where log p is exact, on PPCA."""
+"""The reliability of estimates of log p, calibrated on PPCA, where log p is exact."""
 
 import itertools
 
@@ -10,13 +10,15 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, ExactGuide, log_likelihood
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
-from ppl_vae.evaluation.marginal_likelihood.reliability import (
-    FEWEST_DRAWS,
+from ppl_vae.evaluation.marginal_likelihood import batching
+from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
-    judge,
     largest_tail_index,
-    summarise,
+)
+from ppl_vae.evaluation.marginal_likelihood.reliability import (
+    MIN_DRAWS,
+    assess_reliability,
+    summarize,
 )
 
 FACTORS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 4.0)
@@ -32,7 +34,7 @@ def model_of(K=5, D=12, seed=0):
 
 
 def proposal(ppca, factors, shifts):
-    """The posterior of each datum, its covariance times a factor, moved by so many sds."""
+    """The posterior of each datum, with scaled covariance, shifted by standard deviations."""
 
     def guide(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -98,7 +100,7 @@ def table(ppca, x, named, draws, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("K", "D", "seed"), [(5, 12, 0), (2, 6, 1), (10, 20, 2)])
-def test_what_is_called_reliable_covers_and_what_is_good_is_called_reliable(K, D, seed):
+def test_reliable_intervals_cover_and_small_errors_are_reliable(K, D, seed):
     ppca = model_of(K, D, seed)
     x = ppca.sample(300, seed=seed)
     # Ten thousand draws of 300 data for each of twelve guides: once.
@@ -109,20 +111,20 @@ def test_what_is_called_reliable_covers_and_what_is_good_is_called_reliable(K, D
 
 @pytest.mark.parametrize("factor", [0.3, 0.9, 1.1])
 @pytest.mark.parametrize("num_samples", [25, 100])
-def test_the_bounds_hold_for_few_draws(factor, num_samples):
+def test_coverage_with_few_draws(factor, num_samples):
     ppca = model_of()
     x = ppca.sample(200, seed=3)
     errors, covered, found = cell(ppca, mixed(ppca, 200, (factor, 0.0)), x, num_samples, 3)
     assert holds(errors, covered, found.reliable)
     assert found.reliable.all() if factor > 0.5 else not found.reliable.any()
-    # Where a datum's own k-hat decided, many of 25 draws would be called what they are not.
+    # If the k-hat of each datum decided, many assessments with 25 draws would be wrong.
     own = (found.k_hat <= 0.5).double().mean()
     assert num_samples > 25 or factor > 1 or 0.2 < own < 0.8
 
 
 @pytest.mark.parametrize("other", [(0.3, 0.0), (1.0, 2.0)])
 @pytest.mark.parametrize("first", [1.0, 1.1])
-def test_a_guide_that_is_good_for_half_of_the_data_only(first, other):
+def test_a_guide_that_is_good_for_half_of_the_data(first, other):
     ppca = model_of()
     x = ppca.sample(200, seed=4)
     guide = mixed(ppca, 200, (first, 0.0), other)
@@ -136,8 +138,8 @@ def test_a_guide_that_is_good_for_half_of_the_data_only(first, other):
 
 
 @pytest.mark.parametrize("num_data", [1, 2, 5])
-def test_of_few_data_only_what_is_near_the_exact_guide_is_reliable(num_data):
-    """There is little to pool: whatever k-hats happen to be, a narrow guide is not believed."""
+def test_with_few_data_only_nearly_exact_guides_are_reliable(num_data):
+    """With little to pool, a narrow guide is unreliable for any k-hats."""
     ppca = model_of()
     narrow, near = [], []
     for seed in range(20):
@@ -148,24 +150,24 @@ def test_of_few_data_only_what_is_near_the_exact_guide_is_reliable(num_data):
     assert np.mean(narrow) <= 0.05 and np.mean(near) == 1
 
 
-def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
-    """Draws differ from block to block, so the same weights are judged in two ways."""
+def test_reliability_does_not_depend_on_batches(monkeypatch):
+    """The same weights are assessed in batches and at once."""
     ppca = model_of()
     x = ppca.sample(60, seed=5)
     guide = mixed(ppca, 60, (0.5, 0.0), (1.2, 0.0))
     weights = []
-    real = runner.LogWeightSampler.__call__
+    real = batching.LogWeightSampler.__call__
 
     def recorded(self, *args):
         weights.append(real(self, *args))
         return weights[-1]
 
-    monkeypatch.setattr(runner.LogWeightSampler, "__call__", recorded)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 7 * runner.DRAWS_AT_ONCE)
+    monkeypatch.setattr(batching.LogWeightSampler, "__call__", recorded)
+    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 7 * batching.DRAWS_AT_ONCE)
     found = log_likelihood(ppca.model, guide, x, 200, seed=5)
     assert len(weights) == 9
     whole = torch.cat(weights, 1)
-    again = judge(summarise(whole, whole.logsumexp(0)[:, None]), 200)
+    again = assess_reliability(summarize(whole, whole.logsumexp(0)[:, None]), 200)
     for name in ("standard_error", "tail_index", "limit", "coverage", "reliable"):
         torch.testing.assert_close(getattr(found, name), getattr(again, name), rtol=1e-12, atol=0)
     some = found.first(10)
@@ -173,33 +175,35 @@ def test_the_verdict_does_not_depend_on_how_data_are_streamed(monkeypatch):
     assert torch.equal(some.reliable, found.reliable[:10])
 
 
-def test_rows_in_another_order_get_the_same_verdicts():
+def test_reliability_does_not_depend_on_the_order_of_rows():
     weights = torch.randn(100, 40, generator=torch.Generator().manual_seed(0)).double()
     weights = weights * torch.linspace(0.1, 3, 40).double()
     turned = torch.arange(39, -1, -1)
-    one, other = (judge(summarise(w, w[:1].T), 100) for w in (weights, weights[:, turned]))
+    one, other = (
+        assess_reliability(summarize(w, w[:1].T), 100) for w in (weights, weights[:, turned])
+    )
     torch.testing.assert_close(one.tail_index, other.tail_index[turned])
     torch.testing.assert_close(one.standard_error, other.standard_error[turned])
     assert torch.equal(one.reliable, other.reliable[turned])
 
 
-def test_a_part_of_many_data_stands_for_all(monkeypatch):
-    """With as many references as data, and with a quarter of them, within sampling error."""
+def test_a_subset_of_many_data_is_representative(monkeypatch):
+    """With all data as references, and with a quarter of them, up to sampling error."""
     weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
-    whole = judge(summarise(weights, weights[:1].T), 100)
-    monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.REFERENCES", 50)
-    part = judge(summarise(weights, weights[:1].T), 100)
+    whole = assess_reliability(summarize(weights, weights[:1].T), 100)
+    monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.MAX_REFERENCES", 50)
+    part = assess_reliability(summarize(weights, weights[:1].T), 100)
     assert (whole.tail_index - part.tail_index).abs().max() < 0.15
     torch.testing.assert_close(whole.standard_error, part.standard_error, rtol=0.15, atol=0)
     assert whole.reliable.all() and part.reliable.all()
 
 
-def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_data():
+def test_expected_coverage_is_monotone():
     sizes = torch.tensor([1.0, 3.0, 10.0, 100.0, 1000.0]).double()
     limits = torch.stack([largest_tail_index(S, sizes) for S in (25, 100, 1000, 10_000)])
     assert (limits.diff(dim=0) >= 0).all() and (limits.diff(dim=1) >= 0).all()
     assert limits.max() == 0.7
-    for S in (FEWEST_DRAWS, 1000):
+    for S in (MIN_DRAWS, 1000):
         for size in sizes:
             tails = torch.linspace(-1, 1.5, 200).double()
             found = expected_coverage(tails, S, size.expand(200))
@@ -208,8 +212,8 @@ def test_expected_coverage_falls_with_the_tail_index_and_rises_with_draws_and_da
             assert 0.9 <= float(at) < 0.951
 
 
-def test_standard_errors_are_pooled_over_data_that_are_alike():
-    """Of a narrow guide they scatter much less than a datum's own, whose large ones are rare."""
+def test_standard_errors_are_pooled_over_similar_data():
+    """They vary much less than the errors from each datum's own weights."""
     ppca = model_of()
     x = ppca.sample(100, seed=6)
     _, covered, found = cell(ppca, mixed(ppca, 100, (0.5, 0.0)), x, 400, 6)
@@ -219,12 +223,12 @@ def test_standard_errors_are_pooled_over_data_that_are_alike():
     assert covered.double().mean() > (errors <= 1.96 * own).double().mean()
 
 
-def test_each_standard_error_is_its_own_where_data_are_not_alike():
+def test_standard_errors_of_dissimilar_data_are_not_pooled():
     """Weights whose spreads differ by much: a slow loop in numpy pools them the same."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(24, 30)) * np.geomspace(1e-3, 1, 30)
     torched = torch.from_numpy(weights)
-    found = judge(summarise(torched, torched[:1].T), 24).standard_error.numpy()
+    found = assess_reliability(summarize(torched, torched[:1].T), 24).standard_error.numpy()
     np.testing.assert_allclose(found, oracles.pooled_standard_error(weights), rtol=1e-9)
     own = np.exp(weights).std(0, ddof=1) / np.exp(weights).mean(0) / np.sqrt(24)
     assert np.abs(np.log(found / own)).max() < 1

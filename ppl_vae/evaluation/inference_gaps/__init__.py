@@ -1,1 +1,1 @@
-"""What a guide loses: the approximation gap and the amortization gap."""
+"""The approximation gap and the amortization gap of a guide."""

@@ -1,6 +1,7 @@
-"""The bound and what it bounds, side by side, for PPCA, where both are known exactly.
+"""The ELBO and the log-likelihood of PPCA along a fit, where both are known exactly.
 
-log p(x) = ELBO + KL(q || p(z|x)): an E-step closes the gap, an M-step or a gradient raises both.
+log p(x) = ELBO + KL(q || p(z|x)): an E-step closes the gap, an M-step or a gradient step increases
+both.
 """
 
 from dataclasses import dataclass, field
@@ -18,20 +19,21 @@ from ppl_vae.core.validation import ArrayLike
 from ppl_vae.guides.guides import GaussianGuide
 from ppl_vae.models.ppca import PPCA
 
-RECORD_EVERY = 1.15
-"""A recording's next look is at so many times the steps of the one before."""
+STEP_RATIO = 1.15
+"""The ratio of the steps of successive evaluations of a :class:`BoundMonitor`."""
 TOUCHING = (0.15, 0.45, 0.75)
+"""The default positions at which bounds touch log p, between the two ends of a slice."""
 
 
 @dataclass(frozen=True)
 class Ascent(Result):
-    """Bound and log-likelihood along a fit, in nats per datum.
+    """The bound and the log-likelihood along a fit, in nats per datum.
 
     Attributes:
-        unit: what is counted: ``"iterations"`` of EM or ``"steps"`` of SVI.
-        at: how many were done, (T,); EM's E-steps at t, its M-steps at t + 1/2.
+        unit: ``"iterations"`` of EM or ``"steps"`` of SVI.
+        at: the number of units completed, (T,); E-steps of EM are at t, M-steps at t + 1/2.
         bound: the ELBO, (T,).
-        log_likelihood: what it bounds, (T,).
+        log_likelihood: the log-likelihood that it bounds, (T,).
     """
 
     unit: str
@@ -40,15 +42,15 @@ class Ascent(Result):
     log_likelihood: Float[Tensor, " T"]
 
     def shifted(self, nats: float) -> "Ascent":
-        """The same in other units of the data, in which log densities are so many nats higher."""
+        """The ascent in other units of the data, which add ``nats`` to each log density."""
         return Ascent(self.unit, self.at, self.bound + nats, self.log_likelihood + nats)
 
 
 def em_ascent(fit: FitResult) -> Ascent:
-    """Bound and log-likelihood after each E- and each M-step, as EM's result holds them.
+    """The bound and the log-likelihood after each E-step and each M-step of a fit by EM.
 
     Raises:
-        ValueError: if the fit is none by EM.
+        ValueError: if the fit is not by EM.
     """
     if fit.log_likelihood is None or len(fit.objective) != 2 * fit.steps:
         raise ValueError(f"an ascent by E- and M-steps needs a fit by EM, not by {fit.algorithm}")
@@ -60,7 +62,7 @@ def em_ascent(fit: FitResult) -> Ascent:
 def exact_bound(
     ppca: PPCA, guide: GaussianGuide, x: Float[Tensor, "N D"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The ELBO of a Gaussian guide under PPCA, and log p(x), without draws, in nats per datum."""
+    """The exact ELBO of a Gaussian guide under PPCA, and log p(x), in nats per datum."""
     x, mask = as_data_and_mask(x, model=ppca.model, guide=guide)
     log_p = ppca.log_likelihood(x, mask=mask).mean()
     q = guide.distribution(x, mask=mask)
@@ -75,12 +77,14 @@ def _full(q: Any) -> dist.MultivariateNormal:
 
 
 @dataclass
-class Recording:
-    """Looks at a pair while it is fitted: pass it to ``fit_svi`` as ``progress``.
+class BoundMonitor:
+    """Evaluates the bound while a pair is fitted; it is passed to ``fit_svi`` as ``progress``.
 
     Attributes:
-        ppca, guide: the pair; its guide has ``distribution(x)``, a Gaussian.
-        x: the rows it is fitted to, (N, D).
+        ppca, guide: the pair; ``guide.distribution(x)`` is Gaussian.
+        x: the rows that the pair is fitted to, (N, D).
+        at: the steps at which the bound was evaluated.
+        values: the bound and the log-likelihood at these steps.
     """
 
     ppca: PPCA
@@ -90,27 +94,27 @@ class Recording:
     values: list[tuple[float, float]] = field(default_factory=list)
 
     def __call__(self, step: int, value: float) -> None:
-        """Record, if enough steps have passed since the last time."""
-        if not self.at or step >= RECORD_EVERY * self.at[-1]:
+        """Evaluate the bound if enough steps have passed since the last evaluation."""
+        if not self.at or step >= STEP_RATIO * self.at[-1]:
             bound, log_p = exact_bound(self.ppca, self.guide, self.x)
             self.at.append(float(step))
             self.values.append((float(bound), float(log_p)))
 
     def ascent(self) -> Ascent:
-        """What was recorded."""
+        """The values recorded so far."""
         columns = torch.tensor(self.values, dtype=torch.float64).reshape(-1, 2).unbind(1)
         return Ascent("steps", torch.tensor(self.at, dtype=torch.float64), *columns)
 
 
 @dataclass(frozen=True)
 class BoundSlice(Result):
-    """log p and bounds along a line through PPCA's parameters, in nats per datum.
+    """log p and bounds of it along a line in the parameter space of PPCA, in nats per datum.
 
     Attributes:
         at: positions on the line, (A,).
-        log_likelihood: there, (A,).
-        touching: positions whose posterior is the q of a bound, (J,).
-        bounds: E_q[log p(x, z)] + H[q] for each of these, (J, A).
+        log_likelihood: log p at these positions, (A,).
+        touching: the positions whose posterior is the q of a bound, (J,).
+        bounds: E_q[log p(x, z)] + H[q] of each of these q, (J, A).
     """
 
     at: Float[Tensor, " A"]
@@ -130,29 +134,30 @@ def bound_slice(
 ) -> BoundSlice:
     """The log-likelihood on the line from ``start`` (0) to ``end`` (1), and bounds touching it.
 
-    W, mu and sigma move linearly. A bound's q is p(z | x) at the point where it touches, where it
-    has the value and the slope of log p; elsewhere it lies KL(q || p(z|x)) below.
+    W, mu and sigma are interpolated linearly. The q of a bound is p(z | x) at the position where
+    the bound touches log p, and has its value and slope; elsewhere the bound is KL(q || p(z|x))
+    below log p.
 
     Args:
-        start, end: PPCA models of one shape.
+        start, end: PPCA models with the same dimensions.
         x: data, (N, D).
-        touching: where.
-        points: on the line, from 0 to 1; the places of ``touching`` are added.
+        touching: the positions at which bounds touch log p.
+        points: the number of equally spaced positions; those of ``touching`` are added.
     """
     x = as_rows(x, start.loc, start.data_dim)
     at = torch.cat([torch.linspace(0, 1, points), torch.tensor(touching)]).double().unique()
-    places = [_between(start, end, float(place)) for place in at]
-    posteriors = [place.posterior(x) for place in places]
-    log_p = torch.stack([place.log_likelihood(x).mean() for place in places]).double()
+    models = [_interpolate(start, end, float(position)) for position in at]
+    posteriors = [model.posterior(x) for model in models]
+    log_p = torch.stack([model.log_likelihood(x).mean() for model in models]).double()
     bounds = []
-    for place in touching:
-        q = _between(start, end, place).posterior(x)
+    for position in touching:
+        q = _interpolate(start, end, position).posterior(x)
         gaps = [kl_divergence(q, posterior).mean().double() for posterior in posteriors]
         bounds.append(log_p - torch.stack(gaps))
     return BoundSlice(at, log_p, torch.tensor(touching).double(), torch.stack(bounds))
 
 
-def _between(start: PPCA, end: PPCA, place: float) -> PPCA:
+def _interpolate(start: PPCA, end: PPCA, position: float) -> PPCA:
     names = ("loadings", "loc", "noise_scale")
     ends = [(getattr(start, name).detach(), getattr(end, name).detach()) for name in names]
-    return PPCA.from_parameters(*(torch.lerp(a, b, place) for a, b in ends))
+    return PPCA.from_parameters(*(torch.lerp(a, b, position) for a, b in ends))

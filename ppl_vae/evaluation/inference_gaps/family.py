@@ -1,24 +1,24 @@
-"""Which family a guide's q is of, read off the guide: whether its best member can be sought."""
+"""The parametric family of a guide's q, and whether its best member can be searched for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import distributions as dist
-from torch import Tensor
 from torch import distributions as td
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair, run_guide
-from ppl_vae.core.program import ProgramLike, bound_object
-from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import PairTraces, sites
-from ppl_vae.evaluation.local_guides.distribution_forms import Form, NoForm
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
+from ppl_vae.evaluation.local_guides.parametrization import (
+    Parametrization,
+    ParametrizationError,
+)
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_latents
 
+"""Classes of Gaussians, and of exponentials of them, by their covariance."""
 DIAGONAL = (dist.Normal, td.Normal, dist.LogNormal, td.LogNormal)
 FULL = (dist.MultivariateNormal, td.MultivariateNormal)
 LOW_RANK = (dist.LowRankMultivariateNormal, td.LowRankMultivariateNormal)
@@ -26,90 +26,84 @@ LOW_RANK = (dist.LowRankMultivariateNormal, td.LowRankMultivariateNormal)
 
 @dataclass(frozen=True)
 class Family:
-    """The family that the best q of each datum is sought in.
+    """The family among whose members the best q of each datum is searched for.
 
     Attributes:
         name: a covariance of :mod:`ppl_vae.guides.families`, or the class of the guide's
             distributions.
-        why: why log p - ELBO is not split by it, as the end of a sentence; empty where it is.
-        sought: whether its best member can be sought.
-        gaussian: whether a Gaussian can be started at the guide's q, to draw from for log p.
+        unsplit_reason: why log p - ELBO is not split, as a clause; empty where it is split.
+        searchable: whether its best member can be searched for.
+        gaussian: whether a Gaussian can be initialized at the guide's q, as a proposal for log p.
     """
 
     name: str
-    why: str
-    sought: bool
+    unsplit_reason: str
+    searchable: bool
     gaussian: bool
 
 
-def family_of(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: Mapping[str, Any],
-    asked: str | None = None,
-) -> Family:
-    """The family of a guide, or the one asked for.
+def family_of(pair: Pair, batch: Batch, requested: str | None = None) -> Family:
+    """The family of a pair's guide, or the requested one.
 
-    What a guide says of itself (``covariance``) is believed if its q is of that family. Else the
-    family is the class of the distributions it samples from, with parameters free for each datum.
+    The guide's own attribute ``covariance`` is used if its q is of that family. Otherwise the
+    family is the class of the distributions that it samples from, with parameters that are free
+    for each datum.
 
     Args:
-        model, guide: the pair.
-        x: a block of data.
-        keywords: what the pair is told of it.
-        asked: a covariance of :mod:`ppl_vae.guides.families`.
+        pair: the pair.
+        batch: data on which the guide is run.
+        requested: a covariance of :mod:`ppl_vae.guides.families`.
     """
-    with dry_run(model, guide):
-        run = Pair(model, guide).run(Batch(x, **keywords))
+    with pair.dry_run():
+        run = pair.run(batch)
         check_latents(run)
-        again = run_guide(guide, Batch(x, **keywords))
+        repeated = run_guide(pair.guide, batch)
     found = sites(run.guide)
     gaussian = found.keys() == run.latent.keys() and all(
         can_be_refined(site["fn"]) for site in found.values()
     )
-    why = _unsplit(run, again)
-    if asked is not None:
-        if not why and not _all_are(asked, run):
-            why = f"the guide's own q is not of the family asked for ({asked})"
-        return Family(asked, why, True, gaussian)
-    stated = getattr(bound_object(guide), "covariance", None)
+    reason = _unsplit_reason(run, repeated)
+    if requested is not None:
+        if not reason and not _all_are(requested, run):
+            reason = f"the guide's own q is not of the requested family ({requested})"
+        return Family(requested, reason, True, gaussian)
+    stated = getattr(pair.guide_owner, "covariance", None)
     declared = stated if isinstance(stated, str) else ""
-    if not why and declared in COVARIANCES and _all_are(declared, run):
+    if not reason and declared in COVARIANCES and _all_are(declared, run):
         return Family(declared, "", True, True)
     kinds = {type(_inner(site["fn"])) for site in found.values()}
     for covariance, classes in (("diagonal", DIAGONAL), ("full", FULL)):
-        if not why and kinds <= set(classes):
+        if not reason and kinds <= set(classes):
             return Family(covariance, "", True, True)
-    return Family(_named(run), why, not why, gaussian)
+    return Family(_class_names(run), reason, not reason, gaussian)
 
 
-def _unsplit(run: PairTraces, again: PairTraces) -> str:
-    """Why no best member is sought in the family of a guide that was run twice."""
-    found, other = sites(run.guide), sites(again.guide)
+def _unsplit_reason(run: PairTraces, repeated: PairTraces) -> str:
+    """Why no best member can be searched for, from two runs of a guide; empty if it can."""
+    found, other = sites(run.guide), sites(repeated.guide)
     if auxiliary := sorted(found.keys() - run.latent.keys()):
-        return f"the guide makes its draws from others, at the auxiliary sites {auxiliary}"
+        return f"the guide transforms draws of the auxiliary sites {auxiliary}"
     for name, site in found.items():
         try:
-            form, repeated = Form.of(site["fn"]), Form.of(other[name]["fn"])
-        except NoForm as error:
+            first, second = (Parametrization.of(s["fn"]) for s in (site, other[name]))
+        except ParametrizationError as error:
             return f"the guide's site {name!r} {error}"
-        if not _same(form, repeated):
-            return f"the guide's q of site {name!r} depends on what it draws before"
+        if not _same(first, second):
+            return f"the guide's q of site {name!r} depends on its earlier draws"
     return ""
 
 
-def _same(form: Form, other: Form) -> bool:
-    pairs = zip(form.parameters, other.parameters, strict=True)
+def _same(one: Parametrization, other: Parametrization) -> bool:
+    pairs = zip(one.parameters, other.parameters, strict=True)
     return all(torch.allclose(a.start, b.start, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
-def _named(run: PairTraces) -> str:
+def _class_names(run: PairTraces) -> str:
     names = {}
     for site in sites(run.guide).values():
         try:
-            names[Form.of(site["fn"]).name] = None
-        except NoForm:
+            names[Parametrization.of(site["fn"]).name] = None
+        except ParametrizationError:
             names[type(_inner(site["fn"])).__name__] = None
     return ", ".join(names)
 

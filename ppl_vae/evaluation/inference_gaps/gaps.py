@@ -1,8 +1,8 @@
-"""Where the ELBO loses its nats: log p - ELBO = approximation gap + amortization gap."""
+"""The gap of the ELBO, log p - ELBO = approximation gap + amortization gap."""
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,24 +10,33 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, notes_of
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
-from ppl_vae.evaluation.inference_gaps.local_optimum import POINTS, CommonNoiseELBO, LocalOptimum
+from ppl_vae.evaluation.inference_gaps.local_optimum import (
+    MAX_POINTS,
+    CommonNoiseELBO,
+    LocalOptimum,
+)
 from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean, monte_carlo_error
-from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.batching import (
+    BlockRunner,
+    LogWeightSampler,
+    block_size,
+    rows_at_once,
+)
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
-from ppl_vae.evaluation.marginal_likelihood.importance import collect, estimate
+from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_summary
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_importance_samplable
 
 ELBO_DRAWS = 200
-"""Draws per datum, about, for each ELBO."""
-ROWS = 8
-"""Times as many rows go together here as elsewhere, as in the search of a :class:`LocalVI`."""
+"""The approximate number of draws per datum for each ELBO."""
+ROWS_FACTOR = 8
+"""The number of rows at once relative to other evaluations, as in :class:`LocalVI`."""
 
 
 def gaps(
@@ -45,178 +54,199 @@ def gaps(
     rows: Int[Tensor, " R"] | None = None,
     seed: int | None = None,
 ) -> Gaps:
-    """Split log p - ELBO of a pair into approximation and amortization gap.
+    """Split log p - ELBO of a pair into the approximation gap and the amortization gap.
 
     The family is that of the guide's own q: a Gaussian with one of the covariances of
     :mod:`ppl_vae.guides.families`, or any class of distributions with parameters and
     reparameterized draws, all of whose parameters are then free for each datum (low-rank
     Gaussians, Gamma and Student distributions, Gaussians through affine maps, a product of
-    several). The gap is not split, and :attr:`Gaps.unsplit` says why, where the guide's q is none
-    of these: a flow with weights that all data share, a site whose q depends on the draw of
-    another, auxiliary sites, mixtures and discrete sites.
+    several). For any other q the gap is not split, and :attr:`Gaps.unsplit_reason` states why: a
+    flow with weights that all data share, a site whose q depends on the draw of another,
+    auxiliary sites, mixtures and discrete sites.
 
-    All ELBOs are estimated at the same points, so that their difference is less noisy; see
-    :class:`ppl_vae.evaluation.inference_gaps.local_optimum.SphericalRadialRule`. Where log p(x, z)
-    is quadratic in z and q Gaussian, with at most 16 numbers to draw per datum, they are exact.
+    All ELBOs are estimated with common noise, which reduces the variance of their difference; see
+    :class:`ppl_vae.evaluation.inference_gaps.local_optimum.SphericalRadialRule`. If log p(x, z)
+    is quadratic in z and q is Gaussian with at most 16 dimensions per datum, they are exact.
 
     Args:
         model, guide: any pair under the contract.
         x: the whole data, (N, D).
-        log_p: exact log p(x_n) of the rows looked at, if it is known; else it is estimated by
-            importance sampling with a full-covariance Gaussian refined from q*, or, where q* is
-            no such Gaussian, with that or with q* (the guide itself, if none was sought): the
-            one with the smaller error, unless the other's mean is higher by more than both errors
-            (they are lower bounds in expectation).
-        best: a guide known to be the best of the family for each datum; else it is sought.
+        log_p: exact log p(x_n) of the evaluated rows, if it is known. Otherwise it is estimated
+            by importance sampling with a full-covariance Gaussian refined from q*. If q* is not
+            such a Gaussian, q* itself is a second proposal (or the guide, if there is no q*). The
+            estimate with the smaller error is used unless the mean of the other is higher by more
+            than both errors, since both are lower bounds in expectation.
+        best: a guide that is known to be the best of the family for each datum; by default it is
+            searched for.
         covariance: the family, a covariance; by default the guide's own family.
-        steps: of the search for q*, and of the further refinement.
+        steps: the number of steps of the search for q*, and of the refinement for log p.
         num_samples: draws per datum for log p.
-        tolerance: the search goes on, in blocks of 50 steps, until one gains less than this, in
-            nats per datum (or for 20 blocks); ``gained`` and ``remaining`` say what the last one
-            gained. None: not at all.
-        mask: True where x is observed; NaN in x says the same.
-        rows: look at these rows of x only; by default at all.
-        seed: of the draws.
+        tolerance: the search continues, in rounds of 50 steps, until a round gains less than
+            this, in nats per datum, or for 20 rounds; ``last_gain`` and ``remaining`` report the
+            gain of the last round. None: there are no rounds.
+        mask: True where x is observed; NaN in x has the same meaning.
+        rows: the rows of x to evaluate; by default all.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: as :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`; a
-            tolerance that is not positive.
+        ValueError: as :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`,
+            and if the tolerance is not positive.
 
     References:
         Cremer, Li, Duvenaud: Inference suboptimality in variational autoencoders (2018).
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    pair = Pair(model, guide)
+    data = pair.observe(x, mask)
     check_int("steps", steps)
     check_int("num_samples", num_samples)
     if covariance is not None:
         check_option("covariance", covariance, COVARIANCES)
-    rows = torch.arange(len(x)) if rows is None else rows
+    rows = torch.arange(len(data)) if rows is None else rows
     _check(log_p, len(rows), tolerance)
-    size = min(block_size(x, num_samples, refined=True), max(1, ROWS * rows_at_once(x) // POINTS))
-    with isolated_store(), seeded(seed), eval_mode(model, guide):
-        blocks = rows.to(x.device).split(size)
-        first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
-        check_importance_samplable(Pair(model, guide), Batch(first[0], **first[1]))
-        family = family_of(model, guide, *first, covariance)
-        work = _Work(model, guide, family, best, steps, num_samples, tolerance)
-        for block_rows in blocks:
-            work.do(x[block_rows], batch_keywords(x, mask, block_rows), log_p is None)
-    return work.result(log_p)
+    most_rows = max(1, ROWS_FACTOR * rows_at_once(data.x) // MAX_POINTS)
+    size = min(block_size(data.x, num_samples, refined=True), most_rows)
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        batches = list(data.split(rows, size))
+        check_importance_samplable(pair, batches[0])
+        family = family_of(pair, batches[0], covariance)
+        estimator = _GapEstimator(pair, family, best, steps, num_samples, tolerance)
+        for batch in batches:
+            estimator.evaluate(batch, estimates_log_p=log_p is None)
+    return estimator.result(log_p)
 
 
-class _Work:
-    """The search for q*, the ELBOs and the estimates of log p, block by block.
+class _ELBOs(NamedTuple):
+    """The ELBOs of a batch under the guide's own q and under q*, with Monte Carlo errors, in nats.
+
+    Attributes:
+        own, best: the ELBOs.
+        own_error, best_error, difference_error: standard errors of both and of their difference.
+        last_gain: the gain of the last round of the search for q*.
+    """
+
+    own: Float[Tensor, " B"]
+    best: Float[Tensor, " B"]
+    own_error: Float[Tensor, " B"]
+    best_error: Float[Tensor, " B"]
+    difference_error: Float[Tensor, " B"]
+    last_gain: Float[Tensor, " B"]
+
+
+class _GapEstimator:
+    """Searches for q* and estimates the ELBOs and log p, batch by batch.
 
     Args:
-        model, guide: the pair.
-        family: of q*.
-        best: a guide known to be q*, if there is one.
+        pair: the pair.
+        family: the family of q*.
+        best: a guide that is known to be q*, if there is one.
         steps, num_samples, tolerance: see :func:`gaps`.
     """
 
     def __init__(
         self,
-        model: ProgramLike,
-        guide: ProgramLike,
+        pair: Pair,
         family: Family,
         best: ProgramLike | None,
         steps: int,
         num_samples: int,
         tolerance: float | None,
     ) -> None:
-        self.model, self.guide, self.family, self.best = model, guide, family, best
+        self.pair, self.family = pair, family
+        self.best = None if best is None else pair.with_guide(best)
         self.steps, self.num_samples = steps, num_samples
-        self.search = LocalOptimum(model, steps=steps, covariance=family.name, tolerance=tolerance)
-        self.widen = LocalVI(model, steps=steps, covariance="full")
-        self.sought = best is not None or family.sought
-        self.parts: list[tuple[Tensor, ...]] = []
-        self.weighed: dict[str, list[WeightSummary]] = {}
+        self.local_optimum = LocalOptimum(steps=steps, covariance=family.name, tolerance=tolerance)
+        self.full_covariance = LocalVI(steps=steps, covariance="full")
+        self.has_best = best is not None or family.searchable
+        self.elbos: list[_ELBOs] = []
+        self.summaries: dict[str, list[WeightSummary]] = {}
 
-    def do(self, x: Tensor, keywords: dict[str, Any], estimating: bool) -> None:
-        """All that there is to do for a block of data."""
-        gained = torch.zeros(len(x)).double()
-        if self.best is not None or not self.sought:
-            optimum = self.best or self.guide
+    def evaluate(self, batch: Batch, *, estimates_log_p: bool) -> None:
+        """Estimate the ELBOs of a batch and, on request, log p."""
+        last_gain = torch.zeros(len(batch)).double()
+        if self.best is not None or not self.has_best:
+            best = self.best or self.pair
         else:
-            optimum, gained = self.search(self.guide, x, keywords)
-        values = _elbos(self.model, (self.guide, optimum), x, keywords)
-        self.parts.append((*values, gained))
-        if estimating:
-            self._estimate(optimum, x, keywords)
+            best, last_gain = self.local_optimum(self.pair, batch)
+        self.elbos.append(_ELBOs._make((*_elbos(self.pair, best, batch), last_gain)))
+        if estimates_log_p:
+            self._estimate_log_p(best, batch)
 
-    def _estimate(self, optimum: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> None:
-        proposals: dict[str, ProgramLike] = {}
+    def _estimate_log_p(self, best: Pair, batch: Batch) -> None:
+        proposals: dict[str, Pair] = {}
         if self.family.gaussian:
-            proposals["refined"] = self.widen(optimum, x, keywords)
+            proposals["refined"] = self.full_covariance(best, batch)
         if not self.family.gaussian or self.family.name not in COVARIANCES:
-            proposals["own"] = optimum
+            proposals["own"] = best
         for name, proposal in proposals.items():
-            found = estimate(self.model, proposal, x, keywords, self.num_samples)
-            self.weighed.setdefault(name, []).append(found)
+            sampler = LogWeightSampler(BlockRunner(False, 1))
+            summary = weight_summary(sampler, proposal, batch, self.num_samples)
+            self.summaries.setdefault(name, []).append(summary)
 
     def result(self, log_p: Any) -> Gaps:
-        """The blocks together; log p as it was given, if it was."""
-        estimated = None if log_p is not None else self._best_estimate()
-        value = torch.as_tensor(log_p if estimated is None else estimated.value)
-        error = torch.zeros(()) if estimated is None else estimated.standard_error
-        ours, top, noise, best_noise, between, gained = map(
-            torch.cat, zip(*self.parts, strict=True)
-        )
-        unsplit = "" if self.best is not None else self.family.why
-        kept = torch.zeros(len(ours), dtype=torch.bool)
-        if not self.sought:
-            top, best_noise, between = (torch.full_like(ours, math.nan) for _ in range(3))
-        elif not unsplit:
-            kept = _failed(top - ours, between, each=self.best is None)
+        """The gaps of all batches, with the given log p or else the estimated one."""
+        estimate = None if log_p is not None else self._best_estimate()
+        value = torch.as_tensor(log_p if estimate is None else estimate.value)
+        error = torch.zeros(()) if estimate is None else estimate.standard_error.double()
+        elbos = _ELBOs._make(map(torch.cat, zip(*self.elbos, strict=True)))
+        reason = "" if self.best is not None else self.family.unsplit_reason
+        kept = torch.zeros(len(elbos.own), dtype=torch.bool)
+        if not self.has_best:
+            nan = torch.full_like(elbos.own, math.nan)
+            elbos = elbos._replace(best=nan, best_error=nan, difference_error=nan)
+        elif not reason:
+            kept = _failed(elbos.best - elbos.own, elbos.difference_error, each=self.best is None)
         return Gaps(
             log_likelihood=value.detach().double().cpu(),
-            elbo=ours,
-            best_elbo=torch.where(kept, ours, top),
+            elbo=elbos.own,
+            best_elbo=torch.where(kept, elbos.own, elbos.best),
             covariance=self.family.name,
-            estimate=estimated,
-            approximation_noise=torch.where(kept, noise, best_noise).hypot(error.double()),
-            amortization_noise=torch.where(kept, 0.0, between),
-            gained=gained,
-            total_noise=noise.hypot(error.double()),
-            kept=kept,
-            unsplit=unsplit,
+            estimate=estimate,
+            approximation_mc_error=torch.where(kept, elbos.own_error, elbos.best_error).hypot(
+                error.double()
+            ),
+            amortization_mc_error=torch.where(kept, 0.0, elbos.difference_error),
+            last_gain=elbos.last_gain,
+            total_mc_error=elbos.own_error.hypot(error.double()),
+            kept_own_q=kept,
+            unsplit_reason=reason,
         )
 
     def _best_estimate(self) -> LogLikelihood:
-        found = [
-            collect(parts, self.num_samples, "importance", self.steps if name == "refined" else 0)
-            for name, parts in self.weighed.items()
+        estimates = [
+            combine(parts, self.num_samples, "importance", self.steps if name == "refined" else 0)
+            for name, parts in self.summaries.items()
         ]
-        return replace(_closest(found), notes=notes_of(self.model, self.guide))
+        return replace(_closest(estimates), notes=self.pair.notes())
 
 
-def _closest(found: list[LogLikelihood]) -> LogLikelihood:
+def _closest(estimates: list[LogLikelihood]) -> LogLikelihood:
     """The estimate with the smallest error, unless another is higher by more than the errors.
 
-    Each is a lower bound in expectation, so that the higher is the closer.
+    Each is a lower bound in expectation, so that a higher one is closer to log p.
     """
-    best, *others = sorted(found, key=_noise)
+    best, *others = sorted(estimates, key=_error)
     for other in others:
-        if float((other.value - best.value).mean()) > Z * math.hypot(_noise(other), _noise(best)):
+        if float((other.value - best.value).mean()) > Z * math.hypot(_error(other), _error(best)):
             best = other
     return best
 
 
-def _noise(found: LogLikelihood) -> float:
-    return monte_carlo_error(found.standard_error.double())
+def _error(estimate: LogLikelihood) -> float:
+    return monte_carlo_error(estimate.standard_error.double())
 
 
 def _failed(
-    gain: Float[Tensor, " N"], noise: Float[Tensor, " N"], *, each: bool
+    gain: Float[Tensor, " N"], error: Float[Tensor, " N"], *, each: bool
 ) -> Bool[Tensor, " N"]:
-    """For which data what was found is worse than the guide's own q, by more than its error.
+    """The data for which the q that was found is significantly worse than the guide's own.
 
-    That is ``each`` datum for which it is by three errors, and all of them if it is on average.
+    With ``each``, these are the data with a loss of three errors; they are all data if the mean
+    over the remaining ones is significantly negative.
     """
-    failed = gain < -3 * noise if each else torch.zeros_like(gain, dtype=torch.bool)
-    rest, left = torch.where(failed, 0.0, gain), torch.where(failed, 0.0, noise)
-    error = min(error_of_mean(rest, left), monte_carlo_error(left))
-    return failed | bool(rest.mean() < -Z * error)
+    failed = gain < -3 * error if each else torch.zeros_like(gain, dtype=torch.bool)
+    rest, rest_error = torch.where(failed, 0.0, gain), torch.where(failed, 0.0, error)
+    mean_error = min(error_of_mean(rest, rest_error), monte_carlo_error(rest_error))
+    return failed | bool(rest.mean() < -Z * mean_error)
 
 
 def _check(log_p: Any, number: int, tolerance: float | None) -> None:
@@ -227,22 +257,20 @@ def _check(log_p: Any, number: int, tolerance: float | None) -> None:
         )
     if tolerance is not None and not tolerance > 0:
         raise ValueError(
-            f"tolerance must be positive, in nats per datum; got {tolerance}. None: search once"
+            f"tolerance must be positive, in nats per datum; got {tolerance}. With None there are "
+            "no further rounds"
         )
 
 
 @torch.no_grad()
-def _elbos(
-    model: ProgramLike,
-    guides: tuple[ProgramLike, ProgramLike],
-    x: Tensor,
-    keywords: dict[str, Any],
-) -> tuple[Float[Tensor, " B"], ...]:
-    # Of the guide and of the best one; the errors of both and of their difference. The KL is
-    # sampled too: where q is close to the posterior the log weights hardly vary, and a
-    # closed-form KL would.
-    bounds = CommonNoiseELBO(model, guides, x, keywords)
-    looks = -(-ELBO_DRAWS // bounds.points().number)
-    values = torch.cat([bounds.at(bounds.points()) for _ in range(looks)], 1).cpu()
+def _elbos(own: Pair, best: Pair, batch: Batch) -> tuple[Float[Tensor, " B"], ...]:
+    """The ELBOs of both pairs, their errors and that of their difference.
+
+    The KL is sampled too: where q is close to the posterior, the log weights have little variance,
+    which would be lost with a closed-form KL.
+    """
+    elbo = CommonNoiseELBO([own, best], batch)
+    num_rules = -(-ELBO_DRAWS // elbo.rule().num_points)
+    values = torch.cat([elbo.estimates(elbo.rule()) for _ in range(num_rules)], 1).cpu()
     errors = torch.cat([values, values[1:] - values[:1]]).std(1) / math.sqrt(values.shape[1])
     return *values.mean(1), *errors

@@ -1,4 +1,4 @@
-"""ELBOs at common points with their Monte Carlo errors, and the best q to a tolerance."""
+"""ELBOs with common random numbers, and the q that maximizes each datum's ELBO."""
 
 import math
 from collections.abc import Sequence
@@ -12,42 +12,43 @@ from torch import distributions as td
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import dry_run, seeded
+from ppl_vae.core.state import seeded
 from ppl_vae.core.traces import sites
-from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
+from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
+from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
 from ppl_vae.evaluation.local_guides.site_override import (
-    Imposed,
+    SiteOverride,
     from_noise,
-    laid_out,
     noise_shape,
+    to_site_shape,
 )
-from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.objectives.divergences import is_delta
 
-MOST_DIRECTIONS = 16
-"""Of the noise, looked along at once."""
-POINTS = 2 * MOST_DIRECTIONS + 1
-"""At most so many points per datum go together."""
+MAX_DIRECTIONS = 16
+"""The largest number of directions of the noise in one integration rule."""
+MAX_POINTS = 2 * MAX_DIRECTIONS + 1
+"""The largest number of points per datum in one integration rule."""
 
 
 @dataclass(frozen=True)
 class SphericalRadialRule:
-    """Standard normal noise for each datum, chosen so that little of a mean is left to chance.
+    """A randomized integration rule for expectations over standard normal noise.
 
-    The centre, and k orthogonal directions u in d dimensions, at random, to a random distance r
-    both ways, r chi-distributed with d + 2 degrees of freedom. Then
+    Its points are the centre and, along k random orthogonal directions u in d dimensions, two
+    opposite points at a random distance r, which is chi-distributed with d + 2 degrees of
+    freedom. Then
 
-        E f(noise) = E [f(0) + d / r^2 (mean_j (f(r u_j) + f(-r u_j)) / 2 - f(0))],
+        E f(noise) = E [f(0) + d / r^2 (mean_j (f(r u_j) + f(-r u_j)) / 2 - f(0))]
 
-    whatever f, and for a quadratic f and k = d there is no chance left at all.
+    for any f. For a quadratic f and k = d the rule is exact.
 
     Attributes:
         noise: G independent groups of 2 k + 1 points, (P, B, d) with P = (2 k + 1) G, centres
-            first; None: draws are left to chance.
+            first; None: draws are random.
         square: r^2 of each group and datum, (G, B).
-        seed: of what is left to chance.
+        seed: the seed of random draws.
 
     References:
         Genz, Monahan: Stochastic integration rules for infinite regions (1998), degree three.
@@ -59,88 +60,78 @@ class SphericalRadialRule:
 
     @classmethod
     def draw(cls, size: int, x: Float[Tensor, "B D"]) -> "SphericalRadialRule":
-        """Points of noise of d = ``size`` dimensions, for each row of x."""
+        """A new rule for noise of d = ``size`` dimensions, for each row of x."""
         seed = int(torch.randint(2**31, ()))
         if not size:
-            return cls(None, x.new_zeros(POINTS, len(x)), seed)
-        k = min(size, MOST_DIRECTIONS)
-        shape = torch.Size([POINTS // (2 * k + 1), len(x)])
+            return cls(None, x.new_zeros(MAX_POINTS, len(x)), seed)
+        k = min(size, MAX_DIRECTIONS)
+        shape = torch.Size([MAX_POINTS // (2 * k + 1), len(x)])
         directions = torch.linalg.qr(torch.randn(*shape, size, k).to(x))[0].permute(3, 0, 1, 2)
         square = td.Gamma(x.new_tensor(size / 2 + 1), x.new_tensor(0.5)).sample(shape)
-        arms = square.sqrt()[..., None] * directions
-        noise = torch.cat([torch.zeros_like(arms[:1]), arms, -arms])
+        offsets = square.sqrt()[..., None] * directions
+        noise = torch.cat([torch.zeros_like(offsets[:1]), offsets, -offsets])
         return cls(noise.flatten(0, 1), square, seed)
 
     @property
-    def number(self) -> int:
-        """P, points per datum."""
-        return POINTS if self.noise is None else len(self.noise)
+    def num_points(self) -> int:
+        """The number of points per datum, P."""
+        return MAX_POINTS if self.noise is None else len(self.noise)
 
     def means(self, values: Float[Tensor, "P B"]) -> Float[Tensor, "G B"]:
-        """Independent estimates of a mean, one a group (or draw), from values at these points."""
+        """Independent estimates of a mean, one per group (or draw), from values at the points."""
         if self.noise is None:
             return values
         grouped = values.reshape(-1, *self.square.shape)
-        centre, arms = grouped[0], grouped[1:].mean(0)
-        return centre + self.noise.shape[-1] / self.square * (arms - centre)
+        centre, mean = grouped[0], grouped[1:].mean(0)
+        return centre + self.noise.shape[-1] / self.square * (mean - centre)
 
 
 class CommonNoiseELBO:
-    """ELBOs of guides for the same data, at points of noise that they have in common.
+    """ELBOs of several guides of a model on the same data, with common noise.
 
-    Guides whose sites are not all made from normal noise draw as they do, from common seeds.
+    If some guide's draws are not transforms of normal noise, all guides draw with common seeds.
 
     Args:
-        model: of the pairs.
-        guides: to be compared.
-        x: a block of data.
-        keywords: what the programs are told of it.
+        pairs: the pairs to compare.
+        batch: the data.
     """
 
-    def __init__(
-        self,
-        model: ProgramLike,
-        guides: Sequence[ProgramLike],
-        x: Tensor,
-        keywords: dict[str, Any],
-    ) -> None:
-        self.model, self.guides, self.x, self.keywords = model, guides, x, keywords
-        self.dims = [Pair(model, guide).sample_dim(Batch(x, **keywords)) for guide in guides]
-        sizes = [self._noise_size(guide) for guide in guides]
+    def __init__(self, pairs: Sequence[Pair], batch: Batch) -> None:
+        self.pairs, self.batch = pairs, batch
+        sizes = [_noise_size(pair, batch) for pair in pairs]
         self.size = max(sizes) if all(sizes) else 0
 
-    def _noise_size(self, guide: ProgramLike) -> int:
-        with dry_run(self.model, guide):
-            run = Pair(self.model, guide).run(Batch(self.x, **self.keywords))
-        drawn = [s["fn"] for s in sites(run.guide).values() if not is_delta(s["fn"])]
-        shapes = [noise_shape(fn) for fn in drawn]
-        return sum(shape.numel() for shape in shapes if shape) // len(self.x) * all(shapes)
+    def rule(self) -> SphericalRadialRule:
+        """A new integration rule."""
+        return SphericalRadialRule.draw(self.size, self.batch.x)
 
-    def points(self) -> SphericalRadialRule:
-        """New points."""
-        return SphericalRadialRule.draw(self.size, self.x)
+    def estimates(self, rule: SphericalRadialRule) -> Float[Tensor, "P G B"]:
+        """Independent estimates of each pair's ELBO by this rule, in nats per datum."""
+        return torch.stack([rule.means(self._log_weights(pair, rule)) for pair in self.pairs])
 
-    def at(self, points: SphericalRadialRule) -> Float[Tensor, "guides G B"]:
-        """Estimates of each guide's ELBO from these points, in nats per datum."""
-        pairs = zip(self.guides, self.dims, strict=True)
-        return torch.stack([points.means(self._weights(g, dim, points)) for g, dim in pairs])
-
-    def _weights(
-        self, guide: ProgramLike, dim: int | None, points: SphericalRadialRule
-    ) -> Float[Tensor, "P B"]:
-        told, seed = (self.x, self.keywords), points.seed if points.noise is None else None
-        with seeded(seed), Imposed(_Reader(points)):
-            run = Pair(self.model, guide).run(
-                Batch(told[0], **told[1]), num_samples=points.number, dim=dim
-            )
-        return run.log_weights().double().expand(points.number, -1)
+    def _log_weights(self, pair: Pair, rule: SphericalRadialRule) -> Float[Tensor, "P B"]:
+        dim, seed = pair.sample_dim(self.batch), rule.seed if rule.noise is None else None
+        with seeded(seed), SiteOverride(_NoiseReader(rule)):
+            run = pair.run(self.batch, num_samples=rule.num_points, dim=dim)
+        return run.log_weights().double().expand(rule.num_points, -1)
 
 
-class _Reader:
-    """Reads the values of a guide's sites, one after another, off points of noise."""
+def _noise_size(pair: Pair, batch: Batch) -> int:
+    """The normal noise values of a draw per datum; 0 if some site uses other noise."""
+    with pair.dry_run():
+        run = pair.run(batch)
+    random = [s["fn"] for s in sites(run.guide).values() if not is_delta(s["fn"])]
+    shapes = [noise_shape(fn) for fn in random]
+    if not all(shapes):
+        return 0
+    return sum(shape.numel() for shape in shapes if shape) // len(batch)
 
-    def __init__(self, points: SphericalRadialRule) -> None:
-        self.noise, self.used = points.noise, 0
+
+class _NoiseReader:
+    """Assigns consecutive columns of the noise of a rule to the sites of a guide."""
+
+    def __init__(self, rule: SphericalRadialRule) -> None:
+        self.noise, self.used = rule.noise, 0
 
     def __call__(self, site: Any) -> Tensor | None:
         fn = site["fn"]
@@ -149,70 +140,59 @@ class _Reader:
         width = shape.numel() // (self.noise.shape[0] * self.noise.shape[1])
         noise = self.noise[..., self.used : self.used + width]
         self.used += width
-        return from_noise(fn, laid_out(noise, site, shape, len(shape) - len(fn.batch_shape)))
+        return from_noise(fn, to_site_shape(noise, site, shape, len(shape) - len(fn.batch_shape)))
 
 
 class LocalOptimum:
-    """The q of a family that maximises each datum's ELBO, to a tolerance.
+    """Maximizes the ELBO of each datum over a family of q, to a tolerance.
 
-    Adam from the guide's own q; then, in blocks of steps with the gradients at
-    :class:`SphericalRadialRule`, until a block gains less than the tolerance. Each block starts in
-    units of the q it finds, and one that loses is undone.
+    Adam runs from the guide's own q; then in rounds of steps, with gradients by
+    :class:`SphericalRadialRule`, until a round gains less than the tolerance. Each round starts
+    from the q found so far and scales its parameters by it; a round that loses is discarded.
 
     Args:
-        model: of the pair.
-        steps: of the first search.
+        steps: the number of steps before the first round.
         covariance: the family, see
-            :func:`ppl_vae.evaluation.local_guides.distribution_forms.per_datum`.
-        tolerance: in nats per datum; None ends with the first search.
+            :func:`ppl_vae.evaluation.local_guides.parametrization.make_local_guide`.
+        tolerance: the smallest gain of a round, in nats per datum; None: there are no rounds.
     """
 
     STEPS = 50
-    RATE = 0.05
-    BLOCKS = 20
-    LOOKS = 4
+    LEARNING_RATE = 0.05
+    MAX_ROUNDS = 20
+    RULES = 4
 
-    def __init__(
-        self, model: ProgramLike, *, steps: int, covariance: str, tolerance: float | None
-    ) -> None:
-        self.model, self.covariance, self.tolerance = model, covariance, tolerance
-        self.refiner = LocalVI(model, steps=steps, covariance=covariance)
+    def __init__(self, *, steps: int, covariance: str, tolerance: float | None) -> None:
+        self.covariance, self.tolerance = covariance, tolerance
+        self.local_vi = LocalVI(steps=steps, covariance=covariance)
 
-    def __call__(
-        self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any]
-    ) -> tuple[LocalGuide, Float[Tensor, " B"]]:
-        """The best guide of these rows, and what the last block gained for each, in nats."""
-        local = self.refiner(guide, x, keywords)
-        gained = torch.full((len(x),), math.nan).double()
+    def __call__(self, pair: Pair, batch: Batch) -> tuple[Pair, Float[Tensor, " B"]]:
+        """The model with the best guide of these rows, and each datum's last gain, in nats."""
+        best = self.local_vi(pair, batch)
+        gain = torch.full((len(batch),), math.nan).double()
         if self.tolerance is None:
-            return local, gained
-        for _ in range(self.BLOCKS):
-            further = per_datum(self.model, local, x, keywords, self.covariance)
-            bounds = CommonNoiseELBO(self.model, [local, further], x, keywords)
-            self._climb(further, CommonNoiseELBO(self.model, [further], x, keywords))
-            gained = self._gain(bounds)
-            if float(gained.mean()) > 0:
-                local = further
-            if float(gained.mean()) < self.tolerance:
+            return best, gain
+        for _ in range(self.MAX_ROUNDS):
+            guide = make_local_guide(best, batch, self.covariance)
+            candidate = pair.with_guide(guide)
+            self._maximize(guide, CommonNoiseELBO([candidate], batch))
+            gain = self._gain(CommonNoiseELBO([best, candidate], batch))
+            if float(gain.mean()) > 0:
+                best = candidate
+            if float(gain.mean()) < self.tolerance:
                 break
-        return local, gained
+        return best, gain
 
-    def _climb(self, local: LocalGuide, bounds: CommonNoiseELBO) -> None:
-        parameters = [p for p in local.parameters() if p.numel()]
-        optimizer = torch.optim.Adam(parameters, lr=self.RATE)
+    def _maximize(self, guide: LocalGuide, elbo: CommonNoiseELBO) -> None:
+        parameters = [p for p in guide.parameters() if p.numel()]
+        optimizer = torch.optim.Adam(parameters, lr=self.LEARNING_RATE)
+        rates = cosine_rates(self.LEARNING_RATE, self.STEPS)
         with torch.enable_grad():
-            for step in range(self.STEPS):
-                rate = self.RATE * (1 + math.cos(math.pi * step / self.STEPS)) / 2
-                optimizer.param_groups[0]["lr"] = rate
-                loss = -bounds.at(bounds.points()).mean(1).sum()
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-        local.requires_grad_(False).eval()
+            descend(optimizer, rates, lambda: -elbo.estimates(elbo.rule()).mean(1).sum())
+        guide.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def _gain(self, bounds: CommonNoiseELBO) -> Float[Tensor, " B"]:
-        looks = torch.cat([bounds.at(bounds.points()) for _ in range(self.LOOKS)], 1)
-        before, after = looks.mean(1)
+    def _gain(self, elbo: CommonNoiseELBO) -> Float[Tensor, " B"]:
+        values = torch.cat([elbo.estimates(elbo.rule()) for _ in range(self.RULES)], 1)
+        before, after = values.mean(1)
         return (after - before).cpu()

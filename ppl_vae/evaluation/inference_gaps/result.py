@@ -1,4 +1,4 @@
-"""What the gaps of a pair are, as a result: the total, its two parts and their errors."""
+"""The gaps of a pair as a result: the total, its two parts and their errors."""
 
 import math
 from collections.abc import Iterator
@@ -8,45 +8,47 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
 Z = 1.96
+"""The 97.5 % quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True, repr=False)
 class Gaps(Result):
-    """log p - ELBO of each datum, split in two where that can be done.
+    """log p - ELBO of each datum, split in two parts where possible.
 
     With q* the member of the guide's family that is best for each datum,
     log p - ELBO[q] = (log p - ELBO[q*]) + (ELBO[q*] - ELBO[q]).
 
-    Both parts are at least zero. Their estimates have an error of either sign, and may be off to
-    one side: where the search for q* left something to gain, as much belongs to the amortization
-    gap instead of the approximation gap; where log p is no more than a lower bound, so is the
-    approximation gap. The search starts at the guide's own q, which is q* for data for which it
-    found nothing better. Where the best member of the guide's family cannot be sought, ``unsplit``
-    says why, the parts are NaN, and each of them lies between zero and the total.
+    Both parts are at least zero. Their estimates have errors of either sign, and two one-sided
+    errors: if the search for q* stops short of the optimum, the difference is counted in the
+    approximation gap instead of the amortization gap; and if log p is only a lower bound, so is
+    the approximation gap. The search starts at the guide's own q, which is q* for data for which
+    it finds nothing better. If the best member of the guide's family cannot be searched for,
+    ``unsplit_reason`` states why, the parts are NaN, and each is between zero and the total.
 
     Attributes:
         log_likelihood: log p(x_n), exact if it was given, else estimated, in nats.
-        elbo: the guide's, in nats.
-        best_elbo: ELBO[q*], in nats; NaN if no q* was sought.
+        elbo: the ELBO of the guide, in nats.
+        best_elbo: ELBO[q*], in nats; NaN without q*.
         covariance: the family of q*: a covariance of :mod:`ppl_vae.guides.families`, or the class
             of the guide's distributions, whose parameters are then all free for each datum.
-        estimate: how log p was estimated; None if it was given.
-        approximation_noise: Monte Carlo standard error of log p(x_n) - ELBO[q*] of each datum,
-            of both, in nats.
-        amortization_noise: the same of ELBO[q*] - ELBO[q], whose draws are common.
-        gained: by each datum in the last block of the search, in nats; a block that lost on
-            average was undone. On average less than ``tolerance`` unless the search ended after 20
-            blocks. 0 if the best guide was given, NaN if no block was asked for
+        estimate: the estimate of log p; None if log p was given.
+        approximation_mc_error: Monte Carlo standard error of log p(x_n) - ELBO[q*] of each datum,
+            in nats.
+        amortization_mc_error: Monte Carlo standard error of ELBO[q*] - ELBO[q] of each datum,
+            which have common noise, in nats.
+        last_gain: the gain of each datum in the last round of the search, in nats; a round with a
+            negative mean gain was discarded. The mean is below ``tolerance`` unless the search
+            ended after 20 rounds. 0 if the best guide was given, NaN if there was no round
             (``tolerance=None``).
-        total_noise: Monte Carlo standard error of log p(x_n) - ELBO[q] of each datum, in nats.
-        kept: True for data whose q* is the guide's own q, since what was found in its place (or
-            given as ``best``) has a lower ELBO by more than its error.
-        unsplit: why there is no amortization gap here, as the end of a sentence; empty where
-            there is one.
+        total_mc_error: Monte Carlo standard error of log p(x_n) - ELBO[q] of each datum, in nats.
+        kept_own_q: True for data whose q* is the guide's own q, because the q that was found (or
+            given as ``best``) has a significantly lower ELBO.
+        unsplit_reason: why there is no amortization gap, as a clause; empty if there is one.
     """
 
     log_likelihood: Float[Tensor, " N"]
@@ -54,116 +56,115 @@ class Gaps(Result):
     best_elbo: Float[Tensor, " N"]
     covariance: str
     estimate: LogLikelihood | None
-    approximation_noise: Float[Tensor, " N"]
-    amortization_noise: Float[Tensor, " N"]
-    gained: Float[Tensor, " N"]
-    total_noise: Float[Tensor, " N"]
-    kept: Bool[Tensor, " N"]
-    unsplit: str = ""
+    approximation_mc_error: Float[Tensor, " N"]
+    amortization_mc_error: Float[Tensor, " N"]
+    last_gain: Float[Tensor, " N"]
+    total_mc_error: Float[Tensor, " N"]
+    kept_own_q: Bool[Tensor, " N"]
+    unsplit_reason: str = ""
 
     @property
     def total(self) -> float:
-        """Mean of log p - ELBO[q]: both gaps together, in nats per datum."""
+        """Mean of log p - ELBO[q], the sum of both gaps, in nats per datum."""
         return float((self.log_likelihood - self.elbo).mean())
 
     @property
     def total_error(self) -> float:
-        """Standard error of :attr:`total`: over the data, Monte Carlo part included."""
-        return error_of_mean(self.log_likelihood - self.elbo, self.total_noise)
+        """Standard error of :attr:`total` over the data, including Monte Carlo error."""
+        return error_of_mean(self.log_likelihood - self.elbo, self.total_mc_error)
 
     @property
     def total_monte_carlo(self) -> float:
-        """The part of :attr:`total_error` that more draws would take away."""
-        return monte_carlo_error(self.total_noise)
+        """The Monte Carlo part of :attr:`total_error`, which more draws reduce."""
+        return monte_carlo_error(self.total_mc_error)
 
     @property
     def approximation(self) -> float:
-        """Mean of log p - ELBO[q*]: what the family costs, in nats per datum."""
+        """Mean of log p - ELBO[q*], the loss due to the family, in nats per datum."""
         return float((self.log_likelihood - self.best_elbo).mean())
 
     @property
     def amortization(self) -> float:
-        """Mean of ELBO[q*] - ELBO[q]: what reading q off a network costs, in nats per datum."""
-        return math.nan if self.unsplit else float((self.best_elbo - self.elbo).mean())
+        """Mean of ELBO[q*] - ELBO[q], the loss due to amortization, in nats per datum."""
+        return math.nan if self.unsplit_reason else float((self.best_elbo - self.elbo).mean())
 
     @property
     def approximation_error(self) -> float:
-        """Standard error of :attr:`approximation`: over the data, Monte Carlo part included.
+        """Standard error of :attr:`approximation` over the data, including Monte Carlo error.
 
-        Draws are independent from datum to datum, so that the spread over data holds theirs.
+        Draws of different data are independent, so that the variance over data includes theirs.
         """
-        return error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_noise)
+        return error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_mc_error)
 
     @property
     def amortization_error(self) -> float:
-        """Standard error of :attr:`amortization`: over the data, Monte Carlo part included."""
-        return (
-            math.nan
-            if self.unsplit
-            else error_of_mean(self.best_elbo - self.elbo, self.amortization_noise)
-        )
+        """Standard error of :attr:`amortization` over the data, including Monte Carlo error."""
+        if self.unsplit_reason:
+            return math.nan
+        return error_of_mean(self.best_elbo - self.elbo, self.amortization_mc_error)
 
     @property
     def approximation_monte_carlo(self) -> float:
-        """The part of :attr:`approximation_error` that more draws would take away."""
-        return monte_carlo_error(self.approximation_noise)
+        """The Monte Carlo part of :attr:`approximation_error`, which more draws reduce."""
+        return monte_carlo_error(self.approximation_mc_error)
 
     @property
     def amortization_monte_carlo(self) -> float:
-        """The part of :attr:`amortization_error` that more draws would take away."""
-        return math.nan if self.unsplit else monte_carlo_error(self.amortization_noise)
+        """The Monte Carlo part of :attr:`amortization_error`, which more draws reduce."""
+        return math.nan if self.unsplit_reason else monte_carlo_error(self.amortization_mc_error)
 
     @property
     def remaining(self) -> float:
-        """How many nats per datum the last block of the search moved ELBO[q*].
+        """The change of ELBO[q*] in the last round of the search, in nats per datum.
 
-        About as much may be left to gain: the approximation gap may be too large by it, and the
-        amortization gap too small.
+        The distance to the optimum may be about as large: by it the approximation gap may be too
+        large and the amortization gap too small.
         """
-        return abs(float(self.gained.mean()))
+        return abs(float(self.last_gain.mean()))
 
     @property
     def approximation_range(self) -> tuple[float, float]:
-        """From the lowest to the highest that is plausible: 1.96 errors, and what is one-sided.
+        """The plausible range: 1.96 errors to both sides, and the one-sided errors.
 
-        The search may have left something; and with log p reliable for less than 85 % of the
-        data there is no highest. Where no q* was sought, from zero to the total.
+        The lower end allows for a search that stopped short of the optimum; if log p is reliable
+        for less than 85 % of the data, the upper end is infinite. Without q* the range is from
+        zero to the total.
         """
-        if not self._sought:
+        if not self._has_best:
             return 0.0, self._highest_total()
-        width, left = Z * self.approximation_error, _known(self.remaining)
-        highest = math.inf if self._bounded else self.approximation + width
+        width, left = Z * self.approximation_error, _zero_if_nan(self.remaining)
+        highest = math.inf if self._is_lower_bound else self.approximation + width
         return self.approximation - width - left, highest
 
     @property
     def amortization_range(self) -> tuple[float, float]:
-        """From the lowest to the highest that is plausible: 1.96 errors, and what was left.
+        """The plausible range: 1.96 errors to both sides, and the distance to the optimum.
 
-        Where no q* was sought, from zero to the total; NaN for the best q of a family that the
-        guide's own q is not of.
+        Without q* it is from zero to the total; it is NaN for the best q of a family to which the
+        guide's own q does not belong.
         """
-        if not self._sought:
+        if not self._has_best:
             return 0.0, self._highest_total()
-        width, left = Z * self.amortization_error, _known(self.remaining)
+        width, left = Z * self.amortization_error, _zero_if_nan(self.remaining)
         return self.amortization - width, self.amortization + width + left
 
     @property
-    def _sought(self) -> bool:
+    def _has_best(self) -> bool:
         return not bool(self.best_elbo.isnan().any())
 
     @property
-    def _bounded(self) -> bool:
-        """Whether log p is no more than a lower bound for many data."""
+    def _is_lower_bound(self) -> bool:
+        """Whether log p is only a lower bound for many data."""
         return self.estimate is not None and self.estimate.share_reliable < FEW_RELIABLE
 
     def _highest_total(self) -> float:
-        return math.inf if self._bounded else self.total + Z * self.total_error
+        return math.inf if self._is_lower_bound else self.total + Z * self.total_error
 
     def __repr__(self) -> str:
-        how = "given" if self.estimate is None else "estimated"
+        source = "given" if self.estimate is None else "estimated"
         return "\n".join(
             [
-                f"Gaps in nats per datum: log p {self.log_likelihood.mean():.3f} ({how}), "
+                f"Gaps in nats per datum: log p {self.log_likelihood.mean():.3f} ({source}), "
                 f"ELBO {self.elbo.mean():.3f}",
                 f"  total {_nats(self.total)} +- {self.total_error:.3f}",
                 *(f"  {line}" for line in self._parts()),
@@ -172,57 +173,55 @@ class Gaps(Result):
         )
 
     def _parts(self) -> Iterator[str]:
-        if self._sought:
+        if self._has_best:
             yield (
                 f"approximation {_nats(self.approximation)} +- {self.approximation_error:.3f} "
                 f"(best {self.covariance} q per datum)"
             )
-        if not self.unsplit:
+        if not self.unsplit_reason:
             yield f"amortization  {_nats(self.amortization)} +- {self.amortization_error:.3f}"
-        elif self._sought:
-            yield f"there is no amortization gap to give, because {self.unsplit}"
+        elif self._has_best:
+            yield f"the amortization gap is not defined, because {self.unsplit_reason}"
         else:
-            yield f"the gap is not split, because {self.unsplit}:"
+            yield f"the gap is not split, because {self.unsplit_reason}:"
             yield "the approximation and the amortization gap are each between 0 and the total"
 
     def _notes(self) -> Iterator[str]:
-        if self.unsplit:
-            yield f"of this error Monte Carlo: {self.total_monte_carlo:.2g}"
+        if self.unsplit_reason:
+            yield f"Monte Carlo part of this error: {self.total_monte_carlo:.2g}"
         else:
             parts = self.approximation_monte_carlo, self.amortization_monte_carlo
-            yield "of these errors Monte Carlo: {:.2g} and {:.2g}".format(*parts)
-        if self.remaining > 0 and not self.unsplit:
+            yield "Monte Carlo parts of these errors: {:.2g} and {:.2g}".format(*parts)
+        if self.remaining > 0 and not self.unsplit_reason:
             yield (
-                f"the search's last block moved it by {self.remaining:.2g}: about so much of the "
-                "approximation gap may belong to the amortization gap"
+                f"the last round of the search changed the best ELBO by {self.remaining:.2g}: "
+                "about as much of the approximation gap may belong to the amortization gap"
             )
-        if number := int(self.kept.sum()):
+        if number := int(self.kept_own_q.sum()):
             yield (
-                f"for {number} of {len(self.kept)} data no better q was found than the guide's "
-                "own, which is taken for the best"
+                f"for {number} of {len(self.kept_own_q)} data no better q was found than the "
+                "guide's own, which is used as the best"
             )
-        if self._bounded:
+        if self._is_lower_bound:
             yield "log p is a lower bound for many data, and so is the approximation gap"
         if self.estimate is not None:
             yield from (f"note: {note}" for note in self.estimate.notes)
 
 
-def error_of_mean(values: Float[Tensor, " N"], noise: Float[Tensor, " N"]) -> float:
-    """Standard error of a mean over data; of one datum, its own Monte Carlo error."""
-    if len(values) > 1:
-        return float(values.std() / math.sqrt(len(values)))
-    return monte_carlo_error(noise)
+def error_of_mean(values: Float[Tensor, " N"], mc_error: Float[Tensor, " N"]) -> float:
+    """Standard error of a mean over data; for one datum, its Monte Carlo error."""
+    return mean_and_error(values)[1] if len(values) > 1 else monte_carlo_error(mc_error)
 
 
 def _nats(value: float) -> str:
-    """Three decimals, and no minus before a zero."""
+    """A number with three decimals, without a minus sign before zero."""
     return f"{round(value, 3) + 0.0:.3f}"
 
 
-def _known(value: float) -> float:
+def _zero_if_nan(value: float) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def monte_carlo_error(noise: Float[Tensor, " N"]) -> float:
-    """Monte Carlo error of a mean over data, whose draws are independent."""
-    return float(noise.square().sum().sqrt() / len(noise))
+def monte_carlo_error(mc_error: Float[Tensor, " N"]) -> float:
+    """Monte Carlo error of a mean over data with independent draws."""
+    return float(mc_error.square().sum().sqrt() / len(mc_error))

@@ -22,7 +22,7 @@ from ppl_vae.core.traces import (
     log_prob,
     sites,
 )
-from ppl_vae.evaluation.local_guides.site_override import Imposed, laid_out
+from ppl_vae.evaluation.local_guides.site_override import SiteOverride, to_site_shape
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
 from ppl_vae.objectives.divergences import check_latents, is_delta, kl_by_dimension, kl_terms
 
@@ -219,9 +219,9 @@ def _log_q(
         fn, plates = site["fn"], frames(site)
         size = plates[DATA_PLATE].size // (1 if SAMPLE_PLATE in plates else number)
         each = codes[site["name"]].unsqueeze(1).expand(-1, size, -1)
-        return laid_out(each, site, fn.batch_shape + fn.event_shape, len(fn.event_shape))
+        return to_site_shape(each, site, fn.batch_shape + fn.event_shape, len(fn.event_shape))
 
-    with Imposed(read):
+    with SiteOverride(read):
         run = run_guide(guide, batch, num_samples=number, dim=dim)
     return _joint_log_prob(run, sites(run.guide)).expand(number, len(batch))
 

@@ -1,1 +1,1 @@
-"""Guides with free parameters for each datum, fitted where a pair is evaluated."""
+"""Guides with free parameters for each datum, which evaluations fit and discard."""

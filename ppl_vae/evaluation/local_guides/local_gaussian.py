@@ -1,6 +1,5 @@
-"""The best Gaussian for each datum: a guide's own q taken as a start and optimised, q*."""
+"""Gaussian guides with free parameters for each datum, initialized at another guide's q."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +12,21 @@ from torch.distributions import biject_to, constraints
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import Density, ProgramLike
-from ppl_vae.core.state import dry_run
+from ppl_vae.core.program import Density
 from ppl_vae.core.traces import Site, sites
-from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, Place
+from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, SitePlates
 from ppl_vae.guides.families import gaussian
 from ppl_vae.objectives.divergences import check_latents, is_delta
 
 MOMENT_DRAWS = 256
+"""The number of draws from which the moments of a q that is not Gaussian are estimated."""
 
 
 @dataclass(frozen=True)
 class _Latent:
-    """What a local guide must know of a site: its place, support and starting point."""
+    """A latent site: its plates and support, and the moments of the initial q."""
 
-    place: Place
+    plates: SitePlates
     support: constraints.Constraint
     event_shape: torch.Size
     loc: Tensor
@@ -35,74 +34,65 @@ class _Latent:
 
     @property
     def direct(self) -> bool:
-        """Whether the site is a real vector, so that its q is a Gaussian itself."""
+        """Whether the site is a real vector, so that its q is Gaussian without a transform."""
         return len(self.event_shape) == 1 and _is_real(self.support)
 
 
 class LocalGaussianGuide(LocalGuide):
-    """One Gaussian for every datum and latent site, started from another guide's.
+    """One Gaussian per datum and latent site, initialized at another guide's distributions.
 
-    Sites with another support than real vectors get a Gaussian in unconstrained space. Several
-    sites are independent of one another.
+    For sites whose support is not a real vector, the Gaussian is in unconstrained space. Sites
+    are independent of one another.
 
     Args:
-        model, guide: the pair that it is for.
-        x: the rows that it is for, and no others.
-        keywords: what the pair is told of these rows.
+        pair: the pair whose guide gives the initial distributions.
+        batch: the rows that the guide is for; it takes no others.
         covariance: the family of each site, see :mod:`ppl_vae.guides.families`.
 
     Raises:
-        ValueError: if a site has no density to start from (a Delta, a discrete variable).
+        ValueError: if a site has no continuous density (a Delta, a discrete variable).
     """
 
-    def __init__(
-        self,
-        model: ProgramLike,
-        guide: ProgramLike,
-        x: Tensor,
-        keywords: Mapping[str, Any],
-        covariance: str,
-    ) -> None:
-        if isinstance(guide, LocalGaussianGuide):
-            latents = guide.latents()
+    def __init__(self, pair: Pair, batch: Batch, covariance: str) -> None:
+        if isinstance(pair.guide, LocalGaussianGuide):
+            latents = pair.guide.latents()
         else:
-            with dry_run(model, guide):
-                run = Pair(model, guide).run(Batch(x, **keywords))
+            with pair.dry_run():
+                run = pair.run(batch)
                 check_latents(run)
                 latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
-        held = [{"loc": v.loc, "scale_tril": v.scale_tril} for v in latents]
-        super().__init__(len(x), [v.place for v in latents], held)
+        fixed = [{"loc": v.loc, "scale_tril": v.scale_tril} for v in latents]
+        super().__init__(len(batch), [v.plates for v in latents], fixed)
         self.covariance = covariance
         self._latents = [(v.direct, v.support, v.event_shape) for v in latents]
-        # Both move in units of the starting standard deviation, so that one step size fits all.
+        # Both are in units of the initial standard deviation, so that one learning rate fits all.
         self.shifts = nn.ParameterList(torch.zeros_like(v.loc) for v in latents)
         self.raws = nn.ParameterList(_start(v.scale_tril, covariance) for v in latents)
 
-    def density(self, which: int, *, repeats: int = 1, still: bool = False) -> Density:
-        """The Gaussian of a site, in unconstrained space if need be."""
-        place, held = self._place(which), self._fixed(which)
-        shift, raw = self.shifts[which], self.raws[which]
-        if still:
+    def density(self, k: int, *, repeats: int = 1, detached: bool = False) -> Density:
+        """The Gaussian of the k-th site, in unconstrained space where necessary."""
+        plates, fixed = self._site(k), self._fixed(k)
+        shift, raw = self.shifts[k], self.raws[k]
+        if detached:
             shift, raw = shift.detach(), raw.detach()
-        scale = held["scale_tril"].diagonal(dim1=-2, dim2=-1)
-        loc = held["loc"] + scale * shift
+        scale = fixed["scale_tril"].diagonal(dim1=-2, dim2=-1)
+        loc = fixed["loc"] + scale * shift
         units = _units(scale, self.covariance)
-        parts = loc, raw * _stride(loc.shape[-1], raw), units
-        loc, raw, units = (place.stretched(part, repeats, rank=1) for part in parts)
+        parts = loc, raw * _step_sizes(loc.shape[-1], raw), units
+        loc, raw, units = (plates.repeat_rows(part, repeats, event_dim=1) for part in parts)
         return gaussian(loc, raw, self.covariance, units)
 
     def latents(self) -> list[_Latent]:
-        """Where its Gaussians stand, for another local guide to start from."""
+        """Its Gaussians, from which another local guide is initialized."""
         latents = []
-        for which, (_, support, event_shape) in enumerate(self._latents):
-            loc, scale_tril = _moments(self.density(which, still=True), constraints.real)
-            place = self._place(which)
-            latents.append(_Latent(place, support, event_shape, loc, scale_tril))
+        for k, (_, support, event_shape) in enumerate(self._latents):
+            loc, scale_tril = _moments(self.density(k, detached=True), constraints.real)
+            latents.append(_Latent(self._site(k), support, event_shape, loc, scale_tril))
         return latents
 
-    def _sample(self, which: int, q: Density) -> None:
-        direct, support, event_shape = self._latents[which]
-        name = self._places[which].name
+    def _sample(self, k: int, q: Density) -> None:
+        direct, support, event_shape = self._latents[k]
+        name = self._sites[k].name
         if direct:
             pyro.sample(name, q)
         else:
@@ -131,9 +121,9 @@ def _is_real(support: constraints.Constraint) -> bool:
 
 
 def can_be_refined(fn: Density) -> bool:
-    """Whether a Gaussian can be started at a distribution: it is continuous, on a known support.
+    """Whether a Gaussian can be initialized at a distribution.
 
-    The support may not differ from datum to datum.
+    It must be continuous, and its support must be known and the same for all data.
     """
     if not fn.has_rsample or is_delta(fn):
         return False
@@ -146,15 +136,15 @@ def _latent(trace: Any, site: Site) -> _Latent:
     support = fn.support
     if not can_be_refined(fn):
         raise ValueError(
-            f"site {name!r} of the guide ({type(fn).__name__}) has no density that could be "
-            "refined; use refine=0, or a guide with a continuous density, on one support for all "
-            "data"
+            f"site {name!r} of the guide ({type(fn).__name__}) has no density that can be "
+            "refined; use refine=0, or a guide with a continuous density whose support is the "
+            "same for all data"
         )
-    return _Latent(Place.of(trace, site), support, fn.event_shape, *_moments(fn, support))
+    return _Latent(SitePlates.of(trace, site), support, fn.event_shape, *_moments(fn, support))
 
 
 def _moments(fn: Density, support: constraints.Constraint) -> tuple[Tensor, Tensor]:
-    # Mean and scale_tril of the flattened, unconstrained site.
+    """Mean and Cholesky factor of the flattened site in unconstrained space."""
     if isinstance(fn, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return fn.mean, fn.scale_tril
     if _is_normal(fn):
@@ -178,8 +168,7 @@ def _is_normal(fn: Any) -> bool:
 
 
 def _start(scale_tril: Tensor, covariance: str) -> Tensor:
-    """The free numbers of :func:`~ppl_vae.guides.families.gaussian` that make this scale in its
-    units."""
+    """The free parameters that give :func:`~ppl_vae.guides.families.gaussian` this factor."""
     scale = scale_tril.diagonal(dim1=-2, dim2=-1)
     if covariance == "unit":
         return torch.zeros_like(scale[..., :0])
@@ -191,23 +180,24 @@ def _start(scale_tril: Tensor, covariance: str) -> Tensor:
     rows, columns = torch.tril_indices(dim, dim, -1, device=scale.device)
     below = (scale_tril / scale.unsqueeze(-1))[..., rows, columns]
     raw = torch.cat([torch.zeros_like(scale), below], -1)
-    return raw / _stride(dim, raw)
+    return raw / _step_sizes(dim, raw)
 
 
 def _units(scale: Tensor, covariance: str) -> Tensor:
-    """The standard deviations that log-variances are relative to; one for all if isotropic."""
+    """The standard deviations that log-variances are relative to; equal ones if isotropic."""
     if covariance != "isotropic":
         return scale
     return scale.log().mean(-1, keepdim=True).exp().expand_as(scale)
 
 
-def _stride(dim: int, raw: Tensor) -> Tensor:
-    """By how much each unconstrained number moves where its parameter moves by one, (R,).
+def _step_sizes(dim: int, raw: Tensor) -> Tensor:
+    """The change of each unconstrained value per unit change of its free parameter, (R,).
 
-    Adam moves all of them alike. Of K dimensions a row of the factor has up to K - 1 entries
-    beside its diagonal; moved by as much as that each, they would turn the row by sqrt(K - 1)
-    times as much, and of 50 dimensions make a factor that single precision cannot solve with.
-    So a row is turned by three times as much at most.
+    Adam changes all parameters at about the same rate. In K dimensions a row of the Cholesky
+    factor has up to K - 1 off-diagonal entries. With equal step sizes they would change the row
+    sqrt(K - 1) times as fast as its diagonal, which in 50 dimensions leads to factors that are
+    singular in single precision. Their joint change is therefore limited to three times that of
+    the diagonal.
     """
-    place = torch.arange(raw.shape[-1], device=raw.device)
-    return torch.where(place < dim, 1.0, min(1.0, 3 * max(dim - 1, 1) ** -0.5)).to(raw)
+    position = torch.arange(raw.shape[-1], device=raw.device)
+    return torch.where(position < dim, 1.0, min(1.0, 3 * max(dim - 1, 1) ** -0.5)).to(raw)

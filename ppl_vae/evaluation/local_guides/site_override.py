@@ -1,4 +1,4 @@
-"""Guides run on values, or on noise, that are given in place of draws."""
+"""Running guides with given values, or with given noise, instead of random draws."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,46 +15,50 @@ from ppl_vae.core.traces import SAMPLE_PLATE, frames
 from ppl_vae.evaluation.local_guides.local_guide import StickTheLanding
 
 
-class Imposed(Messenger):
-    """Gives the sites of a guide the values that a function reads off, where it gives one.
+class SiteOverride(Messenger):
+    """Replaces the draw of each site by ``value_of(site)``; sites for which that is None are
+    drawn.
 
-    It must be entered before a pair's plates, to see each site as they have expanded it. Sites
-    that have a value already (observed, replayed) keep it.
+    It must be entered before a pair's plates, so that ``value_of`` receives each site as expanded
+    by them. Sites that have a value already (observed or replayed) keep it.
 
     Args:
-        read: the value of a site, or None to let it be drawn.
+        value_of: the value of a site, or None for a random draw.
     """
 
-    def __init__(self, read: Callable[[Any], Tensor | None]) -> None:
+    def __init__(self, value_of: Callable[[Any], Tensor | None]) -> None:
         super().__init__()
-        self.read = read
+        self.value_of = value_of
 
     def _pyro_sample(self, msg: Any) -> None:
-        taken = msg["done"] or msg["is_observed"] or msg["value"] is not None
-        if not taken and not site_is_subsample(msg) and (value := self.read(msg)) is not None:
+        has_value = msg["done"] or msg["is_observed"] or msg["value"] is not None
+        if has_value or site_is_subsample(msg):
+            return
+        if (value := self.value_of(msg)) is not None:
             msg["value"], msg["done"] = value, True
 
 
-def laid_out(
-    values: Num[Tensor, "S B n"], site: Any, shape: torch.Size, event: int
+def to_site_shape(
+    values: Num[Tensor, "S B n"], site: Any, shape: torch.Size, event_dim: int
 ) -> Num[Tensor, "..."]:
-    """Numbers by draw and datum in the shape that a site has under its plates.
+    """Reshape values that are arranged by draw and datum to the shape of a site under its plates.
 
     Args:
-        values: all numbers of a draw and a datum in one row.
-        site: with its plates; without a plate of samples its rows are repeated, draw by draw.
-        shape: to be had.
-        event: how many dimensions on the right of it stand in no plate.
+        values: the values of each draw and datum, flattened.
+        site: the site; without a plate of samples, its rows are the data of one draw after
+            another.
+        shape: the shape of the result.
+        event_dim: the number of dimensions of the result that are right of all plates.
     """
     plates = frames(site)
-    axes = [plates[n].dim - event for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
+    axes = [plates[n].dim - event_dim for n in (SAMPLE_PLATE, DATA_PLATE) if n in plates]
     rest = [size for k, size in enumerate(shape) if k - len(shape) not in axes]
     front = values.shape[:2] if len(axes) == 2 else [values.shape[0] * values.shape[1]]
     return values.reshape(*front, *rest).movedim(list(range(len(axes))), axes)
 
 
 def noise_shape(fn: Density) -> torch.Size | None:
-    """The shape of the standard normal numbers that a draw is made from; None if of others."""
+    """The shape of the standard normal noise of a draw; None for draws that use other noise."""
     if isinstance(fn, StickTheLanding):
         return noise_shape(fn.q)
     if isinstance(fn, td.Normal | td.MultivariateNormal):
@@ -68,7 +72,7 @@ def noise_shape(fn: Density) -> torch.Size | None:
 
 
 def from_noise(fn: Density, noise: Tensor) -> Tensor:
-    """The draw that these standard normal numbers make, differentiable in fn's parameters."""
+    """The draw with this standard normal noise, differentiable in the parameters of ``fn``."""
     if isinstance(fn, StickTheLanding):
         return from_noise(fn.q, noise)
     if isinstance(fn, td.Normal):

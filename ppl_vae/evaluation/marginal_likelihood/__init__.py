@@ -1,1 +1,1 @@
-"""Estimates of log p(x), and whether they are reliable."""
+"""Estimates of the marginal log-likelihood log p(x), and their reliability."""

@@ -1,14 +1,15 @@
-"""Annealed importance sampling: log weights of chains that walk from a start to the posterior.
+"""Annealed importance sampling (AIS) with Hamiltonian Monte Carlo.
 
-With q the start (a guide's own, or the prior) and w(z) = p(x, z) / q(z), the distributions on the
-way are the geometric f_b(z) = q(z) w(z)^b, 0 = b_0 < ... < b_T = 1. A chain starts at z_0 ~ q and
-moves by Hamiltonian Monte Carlo, z_t ~ H_t(. | z_{t-1}), each H_t leaving f_{b_t} as it is. Its
-log weight is sum_t (b_t - b_{t-1}) log w(z_{t-1}). The mean of the weight is p(x) for any T; that
-of its logarithm is less than log p(x), by a gap that halves as T doubles. Of a chain that walks
-backwards from a draw of the posterior the same sum has E[exp(-sum)] = 1 / p(x).
+With q the initial distribution (a guide's own, or the prior) and w(z) = p(x, z) / q(z), the
+annealed distributions are the geometric f_b(z) = q(z) w(z)^b, 0 = b_0 < ... < b_T = 1. A chain
+starts at z_0 ~ q and moves by Hamiltonian Monte Carlo, z_t ~ H_t(. | z_{t-1}), where each H_t
+leaves f_{b_t} invariant. Its log weight is sum_t (b_t - b_{t-1}) log w(z_{t-1}). The mean of the
+weight is p(x) for any T; that of its logarithm is below log p(x), by a gap that halves as T
+doubles. For a reverse chain, from a draw of the posterior to q, the same sum has
+E[exp(-sum)] = 1 / p(x).
 
-Chains move in unconstrained space: that of ``biject_to(support)`` for each site which the guide
-draws, taken anew at every step; its log-Jacobian is part of q there.
+Chains move in unconstrained space, which is that of ``biject_to(support)`` for each site of the
+guide, determined at every step; the log-Jacobian is part of q there.
 
 References:
     Neal: Annealed importance sampling (2001). Wu, Burda, Salakhutdinov, Grosse: On the
@@ -16,6 +17,7 @@ References:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,56 +27,59 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.capture.compiled import CompiledFunction
-from ppl_vae.capture.graph import CaptureError, ModuleTensors, capture_graph, permuted, perturbed
-from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import precision, validation
+from ppl_vae.capture.graph import CaptureError, ModuleTensors
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.state import precision as matmul_precision
+from ppl_vae.core.state import validation
 from ppl_vae.core.validation import check_int, check_option
-from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
+from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath, PathDensity
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
     LogWeightSampler,
     block_size,
+    record_with_modules,
     rows_at_once,
 )
 
 SCHEDULES = ("linear", "sigmoid")
 SIGMOID_END = 4.0
-"""The sigmoid schedule is the logistic function between minus and plus this."""
-FEWEST_TUNING, MOST_TUNING = 8, 32
-"""Chains per datum that find the step sizes: as many as go together to measure, within these."""
-TUNING_STOPS = 100
-"""Temperatures at most at which step sizes are found; others take the nearest one's."""
-FEWEST_RECORDED = 400
-"""Evaluations of densities for which recording them is worth its second."""
-FIRST_MOVES = 10
-"""Moves at the first of them, so that the step size gets there; two at each other."""
-ACCEPTANCE = 0.8
-"""The share of moves that step sizes are tuned to have accepted.
+"""The sigmoid schedule is the logistic function between minus and plus this value."""
+MIN_TUNING_CHAINS, MAX_TUNING_CHAINS = 8, 32
+"""Bounds on the number of chains per datum that tune the step sizes."""
+MAX_TUNED_TEMPERATURES = 100
+"""The number of temperatures at which step sizes are tuned; others use the nearest one's."""
+MIN_RECORDED_EVALUATIONS = 400
+"""The number of density evaluations from which recording them as a graph is worth its cost."""
+FIRST_TUNING_MOVES, TUNING_MOVES = 10, 2
+"""Tuning moves at the first temperature, so that the step size converges, and at each other."""
+TARGET_ACCEPTANCE = 0.8
+"""The acceptance rate to which step sizes are tuned.
 
-More than the 0.65 at which a single long chain is cheapest: a move rejected with chance r leaves
-the gap (1 + r) / (1 - r) times as wide as one that is exact.
+It is higher than the 0.65 at which a single long chain is most efficient: with rejection rate r
+the gap is (1 + r) / (1 - r) times that of exact moves.
 """
 JITTER = 0.2
-"""Each move's step size varies by so much of itself, so that orbits are not walked in circles."""
+"""The relative random variation of each move's step size, which avoids periodic orbits."""
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How chains walk from the start to the posterior.
+    """The settings of annealed importance sampling.
 
     Attributes:
-        temperatures: T, the steps on the way; the gap of a chain's mean log weight is about
-            proportional to 1/T. With one, this is importance sampling.
-        schedule: ``"linear"``: b_t = t/T; ``"sigmoid"``: b_t goes like the logistic function of
-            4 (2 t/T - 1), moved and scaled to run from 0 to 1: slow at both ends.
-        leapfrog: steps of a Hamiltonian move, each of which runs the pair forth and back once.
+        num_temperatures: T, the number of temperatures; the gap of a chain's mean log weight is
+            about proportional to 1/T. With T = 1, this is importance sampling.
+        schedule: ``"linear"``: b_t = t/T; ``"sigmoid"``: b_t is the logistic function of
+            4 (2 t/T - 1), shifted and scaled to the range from 0 to 1: dense at both ends.
+        leapfrog: leapfrog steps per move, each of which takes one gradient of the densities.
 
     Raises:
-        ValueError: if a number is no whole one >= 1, or the schedule is not known.
+        ValueError: if a number is not an integer >= 1, or the schedule is unknown.
 
     References:
         Grosse, Ghahramani, Adams: Sandwiching the marginal likelihood using bidirectional Monte
-        Carlo (2015), of the schedule.
+        Carlo (2015), for the schedule.
     """
 
     num_temperatures: int = 500
@@ -94,196 +99,214 @@ class Annealing:
         curve = torch.sigmoid(SIGMOID_END * (2 * even - 1))
         return (curve - curve[0]) / (curve[-1] - curve[0])
 
-    def num_evaluations(self, chunks: int) -> int:
-        """How often a block's densities are computed, with its chains in so many chunks."""
-        tuning = FIRST_MOVES + 2 * min(self.num_temperatures, TUNING_STOPS)
-        return (self.leapfrog + 1) * (tuning + chunks * self.num_temperatures)
+    def num_evaluations(self, num_chunks: int) -> int:
+        """The number of density evaluations for a batch, with chains in ``num_chunks`` parts."""
+        tuned = min(self.num_temperatures, MAX_TUNED_TEMPERATURES)
+        tuning = FIRST_TUNING_MOVES + TUNING_MOVES * tuned
+        return (self.leapfrog + 1) * (tuning + num_chunks * self.num_temperatures)
 
 
 class AISWeights(LogWeightSampler):
-    """Log weights of chains for blocks of data, in the place of those of single draws.
+    """Computes log weights of AIS chains, as :class:`LogWeightSampler` does of single draws.
 
     Args:
-        model: of the pair.
-        annealing: how chains walk.
-        like: data.
-        num_data: how many data there are.
-        num_chains: a datum.
-        capture: compile densities and gradients: True, False, or ``"auto"``, if it pays.
-        numbers: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
+        annealing: the settings of the chains.
+        x: the data, or a part of them, for the batch size.
+        num_data: the number of data.
+        num_chains: chains per datum.
+        capture: whether to compile densities and gradients: True, False, or ``"auto"``, if the
+            remaining work is worth it.
+        precision: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
 
     Attributes:
-        block_size: how many data make a block.
-        num_tuning: how many chains per datum find the step sizes.
-        records: whether what is not compiled is run as recorded tensor code, without Pyro's
-            handlers, which takes no compiling and is a few times as fast.
-        accepted: the mean chance of each move, while measuring, to be accepted.
+        block_size: the number of data in a batch.
+        num_tuning_chains: the number of chains per datum that tune the step sizes.
+        uses_graph: whether densities that are not compiled are run as a recorded graph, without
+            Pyro's handlers, which needs no compilation and is a few times as fast.
+        acceptance: the mean acceptance probability of each move of the measured chains.
     """
 
     def __init__(
         self,
-        model: ProgramLike,
         annealing: Annealing,
-        like: Tensor,
+        x: Tensor,
         num_data: int,
         num_chains: int,
         *,
         capture: bool | str = False,
-        numbers: str = "float32",
+        precision: str = "float32",
     ) -> None:
         self.annealing = annealing
-        whole = block_size(like, max(num_chains, MOST_TUNING), refined=False)
-        self.block_size = min(whole, num_data)
-        sizes = _chunks(num_chains, self.block_size, rows_at_once(like))
-        calls = math.ceil(num_data / self.block_size) * annealing.num_evaluations(len(sizes))
-        super().__init__(model, BlockRunner(capture, calls), numbers)
-        self.num_tuning = min(max(sizes[0], FEWEST_TUNING), MOST_TUNING)
-        self._usual = {sizes[0], self.num_tuning}
-        self.records = capture is not False and calls >= FEWEST_RECORDED
-        self.filter_kwargs: list[Tensor] = []
+        size = block_size(x, max(num_chains, MAX_TUNING_CHAINS), refined=False)
+        self.block_size = min(size, num_data)
+        chunks = _chunk_sizes(num_chains, self.block_size, rows_at_once(x))
+        num_batches = math.ceil(num_data / self.block_size)
+        num_calls = num_batches * annealing.num_evaluations(len(chunks))
+        super().__init__(BlockRunner(capture, num_calls), precision)
+        self.num_tuning_chains = min(max(chunks[0], MIN_TUNING_CHAINS), MAX_TUNING_CHAINS)
+        self._usual_sizes = {chunks[0], self.num_tuning_chains}
+        self.uses_graph = capture is not False and num_calls >= MIN_RECORDED_EVALUATIONS
+        self.acceptance: list[Tensor] = []
 
     @property
-    def why(self) -> str:
-        """The way and the reason, and how many moves were accepted."""
-        way = self.runner.why.replace("eager:", "recorded:") if self.records else self.runner.why
-        if not self.filter_kwargs:
-            return way
-        return f"{way}; {float(torch.stack(self.filter_kwargs).mean()):.0%} of moves accepted"
+    def execution(self) -> str:
+        """Whether the weights were computed eagerly or compiled, and the acceptance rate."""
+        text = self.runner.execution
+        text = text.replace("eager:", "recorded:") if self.uses_graph else text
+        if not self.acceptance:
+            return text
+        return f"{text}; {float(torch.stack(self.acceptance).mean()):.0%} of moves accepted"
 
-    def __call__(
-        self, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
-    ) -> Float[Tensor, "S B"]:
+    def __call__(self, pair: Pair, batch: Batch, num_samples: int) -> Float[Tensor, "S B"]:
         """The log weights of S chains for each of B data, in float64."""
-        return AISChains(self, Path(self.model, guide, x, keywords)).forward(num_samples)
+        return AISChains(self, AnnealingPath(pair, batch)).forward(num_samples)
 
-    def slopes(
-        self, path: Path, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`Path.slopes` at the block's own tensors: eagerly, recorded or compiled."""
+    def log_prob_and_grad(
+        self, path: AnnealingPath, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
+    ) -> PathDensity:
+        """:meth:`AnnealingPath.log_prob_and_grad` on the batch, eagerly, recorded or compiled."""
+        tensors = path.batch.tensors
 
-        def eager() -> Any:
-            with precision(self.numbers, points.device), validation(False):
-                return path.slopes(path.tensors, points, beta)
+        def eager() -> PathDensity:
+            with matmul_precision(self.precision, points.device), validation(False):
+                return path.log_prob_and_grad(tensors, points, beta)
 
-        def recorded(compiled: bool) -> Any:
-            held, key = self._held(path.guide, eager), (compiled, points.shape, *path.key)
-            if key not in self._runs:
-                how = {"compiled": compiled, "precision": self.numbers}
-                self._runs[key] = CompiledFunction(partial(_record, path, held), **how)
-            values = [p.detach() for p in held.parameters]
-            tensors = [*path.tensors, points, beta]
-            return tuple(t.clone() for t in self._runs[key](values, held.buffers, tensors))
+        def recorded(compiled: bool) -> PathDensity:
+            module_tensors = self._module_tensors(path.pair, eager)
+            key = compiled, points.shape, *path.key
+            if key not in self._compiled:
+                self._compiled[key] = CompiledFunction(
+                    partial(_record_density, path, module_tensors),
+                    compiled=compiled,
+                    precision=self.precision,
+                )
+            parameters = [p.detach() for p in module_tensors.parameters]
+            inputs = [*tensors, points, beta]
+            results = self._compiled[key](parameters, module_tensors.buffers, inputs)
+            return PathDensity(*(result.clone() for result in results))
 
-        def plain() -> Any:
-            if self.records:
+        def not_compiled() -> PathDensity:
+            if self.uses_graph:
                 try:
                     return recorded(False)
                 except CaptureError:
-                    self.records = False
+                    self.uses_graph = False
             return eager()
 
-        # A last block, or a last few chains, are not worth compiling for.
-        usual = len(points) in self._usual and points.shape[1] == self.block_size
-        return self.runner.do(lambda: recorded(self.runner.compiled), plain) if usual else eager()
+        # Code is compiled for the usual shapes alone, not for the remaining data or chains.
+        if len(points) not in self._usual_sizes or points.shape[1] != self.block_size:
+            return eager()
+        return self.runner.run(lambda: recorded(self.runner.compiled), not_compiled)
 
 
-def _record(
-    path: Path, held: ModuleTensors, parameters: Any, buffers: Any, tensors: list[Tensor]
+def _record_density(
+    path: AnnealingPath,
+    module_tensors: ModuleTensors,
+    parameters: Any,
+    buffers: Any,
+    tensors: list[Tensor],
 ) -> Any:
-    def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         *given, points, beta = tensors
-        with held.substituted(parameters, [buffer.clone() for buffer in buffers]):
-            return path.slopes(given, points, beta)
+        return tuple(path.log_prob_and_grad(given, points, beta))
 
-    others = perturbed(parameters), buffers, permuted(tensors)
-    return capture_graph(pure, (parameters, buffers, tensors), others)
+    return record_with_modules(run, module_tensors, parameters, buffers, tensors)
 
 
 class AISChains:
-    """Chains for one block of data, with step sizes that are found first and then stay.
+    """AIS chains for one batch of data, with step sizes that are tuned first and then fixed.
 
-    Chains of their own find the step sizes, so that those which measure are independent of them:
-    moves that adapt to where a chain is would leave no f_b as it is, and bias the weights.
+    Separate chains tune the step sizes, so that the measured chains are independent of them.
+    Step sizes that adapt to the state of a chain would leave no f_b invariant, and bias the
+    weights.
 
     Args:
-        annealer: how to walk.
-        path: where.
+        sampler: computes densities, and holds the settings.
+        path: the annealed distributions.
 
     Attributes:
-        scale: q's standard deviations, (B, K), the units of step sizes.
-        steps: the step sizes at b_1, ..., b_{T-1}, (T-1, B); with T = 1 there are none to use.
+        scale: the standard deviations of q, (B, K), which are the units of step sizes.
+        steps: the step sizes at b_1, ..., b_{T-1}, (T-1, B).
     """
 
-    def __init__(self, annealer: AISWeights, path: Path) -> None:
-        self.annealer, self.path = annealer, path
-        points = path.start(MOST_TUNING)
-        self.betas = annealer.annealing.betas().to(points.device)
+    def __init__(self, sampler: AISWeights, path: AnnealingPath) -> None:
+        self.sampler, self.path = sampler, path
+        points = path.draw(MAX_TUNING_CHAINS)
+        self.betas = sampler.annealing.betas().to(points.device)
         self.scale = points.std(0).clamp(min=torch.finfo(points.dtype).tiny)
-        self.steps = self._tuned(points[: annealer.num_tuning])
+        self.steps = self._tune(points[: sampler.num_tuning_chains])
 
-    def forward(self, number: int) -> Float[Tensor, "S B"]:
-        """Log weights of so many chains per datum, from draws of q."""
-        return torch.cat([self._weights(self.path.start(size)) for size in self._sizes(number)])
+    def forward(self, num_chains: int) -> Float[Tensor, "S B"]:
+        """Log weights of chains per datum, from draws of q to the posterior."""
+        chunks = self._chunk_sizes(num_chains)
+        return torch.cat([self._log_weights(self.path.draw(size)) for size in chunks])
 
-    def backward(self, number: int, point: Float[Tensor, "1 B K"]) -> Float[Tensor, "S B"]:
-        """The same sums for chains that start at a draw of the posterior and walk to q."""
-        starts = (point.repeat(size, 1, 1) for size in self._sizes(number))
-        return torch.cat([self._weights(start, reverse=True) for start in starts])
+    def backward(self, num_chains: int, point: Float[Tensor, "1 B K"]) -> Float[Tensor, "S B"]:
+        """The same sums for reverse chains, from a draw of the posterior to q."""
+        starts = (point.repeat(size, 1, 1) for size in self._chunk_sizes(num_chains))
+        return torch.cat([self._log_weights(start, reverse=True) for start in starts])
 
-    def _sizes(self, number: int) -> list[int]:
-        x = self.path.tensors[0]
-        return _chunks(number, len(x), rows_at_once(x))
+    def _chunk_sizes(self, num_chains: int) -> list[int]:
+        x = self.path.batch.x
+        return _chunk_sizes(num_chains, len(x), rows_at_once(x))
 
-    def _weights(self, points: Float[Tensor, "S B K"], *, reverse: bool = False) -> Tensor:
-        stops, widths, steps = self.betas[1:-1], self.betas.diff(), self.steps
+    def _log_weights(self, points: Float[Tensor, "S B K"], *, reverse: bool = False) -> Tensor:
+        betas, increments, steps = self.betas[1:-1], self.betas.diff(), self.steps
         if reverse:
-            stops, widths, steps = stops.flip(0), widths.flip(0), steps.flip(0)
+            betas, increments, steps = betas.flip(0), increments.flip(0), steps.flip(0)
         total = torch.zeros(points.shape[:2], dtype=torch.float64, device=points.device)
-        for beta, width, step in zip(stops, widths[:-1], steps, strict=True):
-            points, weight, chance = self._move(points, beta, step)
-            total = total + width * weight.double()
-            self.annealer.filter_kwargs.append(chance.mean())
-        weight, *_ = self.annealer.slopes(self.path, points, self.betas[-1].to(points.dtype))
-        return total + widths[-1] * weight.double()
+        for beta, increment, step in zip(betas, increments[:-1], steps, strict=True):
+            points, log_weight, acceptance = self._move(points, beta, step)
+            total = total + increment * log_weight.double()
+            self.sampler.acceptance.append(acceptance.mean())
+        last = self.sampler.log_prob_and_grad(self.path, points, self.betas[-1].to(points.dtype))
+        return total + increments[-1] * last.log_weight.double()
 
     def _move(
         self, points: Float[Tensor, "S B K"], beta: Tensor, step: Float[Tensor, " B"]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A Hamiltonian move; also log w where it began, and the chance that it is accepted."""
+        """A Hamiltonian move: new points, log w of the old ones, and acceptance probabilities."""
         beta = beta.to(points.dtype)
-        momentum = kick = torch.randn_like(points)
+        momentum = initial_momentum = torch.randn_like(points)
         jitter = 1 + JITTER * (2 * torch.rand_like(points[..., :1]) - 1)
         step = self.scale * step[:, None] * jitter
-        weight, value, slope = self.annealer.slopes(self.path, points, beta)
-        new, new_value = points, value
-        for _ in range(self.annealer.annealing.leapfrog):
-            kick = kick + step / 2 * slope
-            new = new + step * kick
-            _, new_value, slope = self.annealer.slopes(self.path, new, beta)
-            kick = kick + step / 2 * slope
-        gain = new_value - value - (kick.square() - momentum.square()).sum(-1) / 2
-        # NaN: the move left where densities are finite.
-        gain = torch.where(gain.isnan(), -torch.inf, gain)
-        filter_kwargs = torch.rand_like(gain).log() < gain
-        chance = gain.clamp(max=0).exp()
-        return torch.where(filter_kwargs[..., None], new, points), weight, chance
+        log_weight, initial_log_prob, grad = self.sampler.log_prob_and_grad(
+            self.path, points, beta
+        )
+        proposal, log_prob = points, initial_log_prob
+        for _ in range(self.sampler.annealing.leapfrog):
+            momentum = momentum + step / 2 * grad
+            proposal = proposal + step * momentum
+            _, log_prob, grad = self.sampler.log_prob_and_grad(self.path, proposal, beta)
+            momentum = momentum + step / 2 * grad
+        kinetic_change = (momentum.square() - initial_momentum.square()).sum(-1) / 2
+        log_ratio = log_prob - initial_log_prob - kinetic_change
+        # It is NaN where the proposal has no finite density.
+        log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
+        accepted = torch.rand_like(log_ratio).log() < log_ratio
+        acceptance = log_ratio.clamp(max=0).exp()
+        return torch.where(accepted[..., None], proposal, points), log_weight, acceptance
 
-    def _tuned(self, points: Float[Tensor, "S B K"]) -> Float[Tensor, "T B"]:
-        """Step sizes at each stop, in units of q's standard deviations, that meet ACCEPTANCE."""
-        num_stops = len(self.betas) - 2
-        grid = torch.linspace(0, num_stops - 1, min(num_stops, TUNING_STOPS)).round().long()
+    def _tune(self, points: Float[Tensor, "S B K"]) -> Float[Tensor, "T B"]:
+        """Step sizes at each temperature, in units of q's standard deviations."""
+        num_inner = len(self.betas) - 2
+        if num_inner == 0:  # importance sampling: there are no moves
+            return self.scale.new_empty(0, len(self.scale))
+        num_tuned = min(num_inner, MAX_TUNED_TEMPERATURES)
+        grid = torch.linspace(0, num_inner - 1, num_tuned).round().long()
         log_step = self.scale.new_full(self.scale.shape[:1], -math.log(points.shape[-1]) / 4)
-        found = [log_step] * (num_stops == 0)
-        for place, stop in enumerate(grid.tolist()):
-            for _ in range(FIRST_MOVES if place == 0 else 2):
-                points, _, chance = self._move(points, self.betas[1 + stop], log_step.exp())
-                log_step = log_step + (chance.mean(0) - ACCEPTANCE) / 2
-            found.append(log_step)
-        nearest = (torch.arange(num_stops)[:, None] - grid).abs().argmin(-1) if num_stops else []
-        return torch.stack(found)[nearest].exp()
+        tuned = []
+        for position, inner in enumerate(grid.tolist()):
+            for _ in range(TUNING_MOVES if position else FIRST_TUNING_MOVES):
+                points, _, acceptance = self._move(points, self.betas[1 + inner], log_step.exp())
+                log_step = log_step + (acceptance.mean(0) - TARGET_ACCEPTANCE) / 2
+            tuned.append(log_step)
+        nearest = (torch.arange(num_inner)[:, None] - grid).abs().argmin(-1)
+        return torch.stack(tuned)[nearest].exp()
 
 
-def _chunks(number: int, num_rows: int, at_once: int) -> list[int]:
-    """So many chains of these rows, in parts of which each may go through a pair at once."""
-    size = max(1, min(number, at_once // num_rows))
-    return [size] * (number // size) + [number % size] * (number % size > 0)
+def _chunk_sizes(num_chains: int, num_rows: int, at_once: int) -> list[int]:
+    """The sizes of chunks of chains for these rows, each of which may run at once."""
+    size = max(1, min(num_chains, at_once // num_rows))
+    sizes = [size] * (num_chains // size)
+    return [*sizes, num_chains % size] if num_chains % size else sizes

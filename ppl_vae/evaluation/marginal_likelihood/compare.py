@@ -1,4 +1,4 @@
-"""Several models ranked by the held-out log-likelihood of the same data, with paired errors."""
+"""The ranking of several models by their held-out log-likelihood, with paired errors."""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
 FEW_RELIABLE = 0.85
-"""Below this share of reliable data a mean is shown as a lower bound."""
+"""With a smaller share of reliable data, a mean is reported as a lower bound."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,20 +26,21 @@ class Comparison(Result):
     """Models ranked by their mean log p(x_n) over the same held-out data, the best first.
 
     With l_mn = log p_m(x_n) and b the best model, the difference is mean_n(l_mn - l_bn) and its
-    error sd_n(l_mn - l_bn) / sqrt(N): what makes a datum hard for all models cancels. All are in
-    nats per datum.
+    error sd_n(l_mn - l_bn) / sqrt(N), in which variation that all models share cancels. All
+    values are in nats per datum.
 
     Attributes:
-        names: of the models.
-        mean: of log p over the data.
-        error: its standard error, sd over the data / sqrt(N); it holds the Monte Carlo part.
-        difference: to the best model's mean; 0 for the best, else <= 0.
+        names: the names of the models.
+        mean: the mean of log p over the data.
+        error: its standard error, sd over the data / sqrt(N), which includes the Monte Carlo
+            error.
+        difference: the difference from the best model's mean; 0 for the best, else <= 0.
         difference_error: the paired standard error of the difference; 0 for the best.
-        reliable: the share of data whose estimate is reliable; 1 for exact values.
-        weight: in the mixture of the models under which these data are most probable (stacking,
-            by ArviZ): who is needed beside the others, not who is best alone.
-        pointwise: log p of each datum by each model.
-        notes: what else a person should know of a model's numbers, its name first.
+        reliable: the share of the data whose estimate is reliable; 1 for exact values.
+        weight: the stacking weight (by ArviZ): the model's weight in the mixture of the models
+            under which these data are most probable, which measures what it adds to the others.
+        pointwise: log p of each datum under each model.
+        notes: the caveats of each model's estimates, preceded by its name.
     """
 
     names: tuple[str, ...]
@@ -53,11 +55,11 @@ class Comparison(Result):
 
     @property
     def num_data(self) -> int:
-        """N, the data that all models were scored on."""
+        """The number of data that all models were evaluated on, N."""
         return self.pointwise.shape[1]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a model, indexed by its name; all but ``pointwise`` as columns."""
+        """One row per model, indexed by its name; all attributes but ``pointwise`` as columns."""
         columns = ("mean", "error", "difference", "difference_error", "reliable", "weight")
         index = pd.Index(self.names, name="model")
         return pd.DataFrame({key: getattr(self, key).numpy() for key in columns}, index=index)
@@ -88,12 +90,13 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     """Rank models by the mean of their held-out *marginal* log-likelihoods of the same data.
 
     Args:
-        estimates: log p(x_n) of each datum by the name of the model, in nats, the data in the
-            same order and units for all: a :class:`LogLikelihood`, or N numbers taken as exact.
+        estimates: log p(x_n) of each datum, in nats, by the name of the model: a
+            :class:`LogLikelihood`, or N exact values. The data must have the same order and units
+            for all models.
 
     Raises:
-        ValueError: if there are no models, fewer than two data, different numbers of data, values
-            that are not 1-d, or NaN or infinite ones; it names the models.
+        ValueError: if there are no models, fewer than two data or different numbers of data, or
+            if values are not 1-d, NaN or infinite; the message names the models.
 
     References:
         Vehtari, Gelman, Gabry: Practical Bayesian model evaluation using leave-one-out
@@ -102,7 +105,7 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
         (2018).
     """
     if not estimates:
-        raise ValueError("there is nothing to compare: give at least one model's log p(x_n)")
+        raise ValueError("there is nothing to compare; pass log p(x_n) of at least one model")
     values = {name: _values(name, estimate) for name, estimate in estimates.items()}
     _check_lengths(values)
     reliable = torch.tensor([_share_reliable(e) for e in estimates.values()], dtype=torch.float64)
@@ -113,18 +116,14 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     return Comparison(
         names=tuple(list(values)[k] for k in order),
         mean=mean,
-        error=_error_of_mean(pointwise),
+        error=standard_error(pointwise),
         difference=mean - mean[0],
-        difference_error=_error_of_mean(pointwise - pointwise[0]),
+        difference_error=standard_error(pointwise - pointwise[0]),
         reliable=reliable[order],
         weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
         notes=tuple(f"{name}: {note}" for name, e in estimates.items() for note in _notes(e)),
     )
-
-
-def _error_of_mean(values: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
-    return values.std(1) / math.sqrt(values.shape[1])
 
 
 def _notes(estimate: Any) -> tuple[str, ...]:
@@ -142,7 +141,8 @@ def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
     values = values.detach().double().cpu()
     if values.dim() != 1:
         raise ValueError(
-            f"log p of {name!r} must be 1-d, a number a datum; it has shape {tuple(values.shape)}"
+            f"log p of {name!r} must be 1-d, one value per datum; it has shape "
+            f"{tuple(values.shape)}"
         )
     if wrong := int((~values.isfinite()).sum()):
         raise ValueError(
@@ -155,6 +155,10 @@ def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
 def _check_lengths(values: Mapping[str, Tensor]) -> None:
     lengths = {name: len(value) for name, value in values.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"all models must be scored on the same data; their numbers: {lengths}")
+        raise ValueError(
+            f"all models must be evaluated on the same data; the numbers of data are {lengths}"
+        )
     if min(lengths.values()) < 2:
-        raise ValueError(f"a standard error needs at least 2 data; there is {lengths}")
+        raise ValueError(
+            f"a standard error needs at least 2 data; the numbers of data are {lengths}"
+        )

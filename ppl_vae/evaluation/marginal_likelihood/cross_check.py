@@ -1,10 +1,11 @@
-"""log p of the same data by several methods, side by side: do they agree?"""
+"""Estimates of log p of the same data by several methods, and whether they agree."""
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Self
 
 import pandas as pd
 from jaxtyping import Int
@@ -18,41 +19,43 @@ from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 
-CHAINS = 32
-"""A datum, enough to tell whether their weights are reliable."""
-APART = 3.0
-"""Means that differ by more of their Monte Carlo errors than this are told apart."""
+NUM_CHAINS = 32
+"""Default AIS chains per datum; enough for a Pareto k-hat."""
+SIGNIFICANT_ERRORS = 3.0
+"""Means differ significantly if they do by more than this many Monte Carlo errors."""
 
 
 @dataclass(frozen=True, repr=False)
 class EstimatorComparison(Result):
     """Estimates of log p(x_n) of the same data by several methods.
 
-    Each is a lower bound in expectation, so that where two differ by more than their errors the
-    higher is nearer the truth.
+    Each is a lower bound in expectation. Where two differ by more than their errors, the higher
+    one is therefore closer to the true value.
 
     Attributes:
-        estimates: by method.
+        estimates: the estimates by the name of the method.
     """
 
     estimates: dict[str, LogLikelihood]
 
     @classmethod
     def of(cls, estimates: Mapping[str, LogLikelihood]) -> Self:
-        """Of estimates at hand.
+        """Compare estimates that were computed before.
 
         Raises:
-            ValueError: if there are none, or they are not of equally many data.
+            ValueError: if there are none, or if they have different numbers of data.
         """
         lengths = {name: len(estimate.value) for name, estimate in estimates.items()}
         if not lengths:
-            raise ValueError("there is no estimate; give at least one by its method")
+            raise ValueError("there is no estimate; pass at least one by the name of its method")
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"all must be of the same data; their numbers: {lengths}")
+            raise ValueError(
+                f"all estimates must be of the same data; the numbers of data are {lengths}"
+            )
         return cls(dict(estimates))
 
     def difference(self, one: str, other: str) -> tuple[float, float]:
-        """Mean over the data of one less the other, and its Monte Carlo error, nats per datum."""
+        """The mean of one minus the other, and its Monte Carlo error, in nats per datum."""
         first, second = self.estimates[one], self.estimates[other]
         mean = float((first.value - second.value).mean())
         return mean, math.hypot(_monte_carlo(first), _monte_carlo(second))
@@ -63,17 +66,17 @@ class EstimatorComparison(Result):
         return max(self.estimates, key=lambda name: self.estimates[name].mean)
 
     @property
-    def short(self) -> dict[str, tuple[float, float]]:
-        """By how much each method falls short of the highest, and the error, where it is told."""
+    def shortfalls(self) -> dict[str, tuple[float, float]]:
+        """The significant differences from the highest mean, and their errors, by method."""
         top, found = self.highest, {}
         for name in self.estimates:
             behind, error = self.difference(top, name)
-            if behind > APART * error:
+            if behind > SIGNIFICANT_ERRORS * error:
                 found[name] = behind, error
         return found
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a method: mean, error over the data, its Monte Carlo part, share reliable."""
+        """One row per method: mean, standard error, its Monte Carlo part, share reliable."""
         rows = {
             name: {
                 "mean": estimate.mean,
@@ -108,10 +111,10 @@ class EstimatorComparison(Result):
         )
 
     def _verdict(self) -> Iterator[str]:
-        short, top = self.short, self.highest
-        for name, (behind, error) in short.items():
+        shortfalls, top = self.shortfalls, self.highest
+        for name, (behind, error) in shortfalls.items():
             yield f"{name} falls short of {top} by {behind:.3f} ± {error:.3f}: a lower bound"
-        agreeing = [name for name in self.estimates if name not in short]
+        agreeing = [name for name in self.estimates if name not in shortfalls]
         if len(agreeing) > 1:
             pairs = itertools.combinations(agreeing, 2)
             widest = max((self.difference(*pair) for pair in pairs), key=lambda d: abs(d[0]))
@@ -127,7 +130,7 @@ def cross_check(
     num_samples: int = 1000,
     *,
     refine: int = 300,
-    num_chains: int = CHAINS,
+    num_chains: int = NUM_CHAINS,
     annealing: Annealing | None = None,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
@@ -135,42 +138,50 @@ def cross_check(
     precision: str = "float32",
     seed: int | None = None,
 ) -> EstimatorComparison:
-    """Estimate log p(x_n) by three methods that err in different ways.
+    """Estimate log p(x_n) by three methods with different sources of error.
 
-    ``"importance"`` draws from the guide's own q, ``"refined"`` from a q refined for each datum,
-    ``"annealed"`` walks chains from the guide's q to the posterior.
+    ``"importance"`` draws from the guide's own q, ``"refined"`` from a q that is refined for each
+    datum, and ``"annealed"`` anneals chains from the guide's q to the posterior.
 
     Args:
         model, guide: any pair under the contract.
-        x: the whole data, (N, D); rows are looked up by their place in it.
-        num_samples: draws per datum, of the first two.
-        refine: steps of the search for each datum's q.
-        num_chains: chains per datum, of the third.
-        annealing: how they walk; by default ``Annealing()``.
-        mask: True where x is observed; NaN in x says the same.
-        rows: look at these rows of x only; by default at all.
+        x: the whole data, (N, D); guides with a table identify rows by their index in it.
+        num_samples: draws per datum of the first two methods.
+        refine: optimization steps of each datum's q.
+        num_chains: chains per datum of the third method.
+        annealing: the settings of the chains; by default ``Annealing()``.
+        mask: True where x is observed; NaN in x has the same meaning.
+        rows: the rows of x to evaluate; by default all.
         capture, precision: as in
             :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`.
-        seed: of the draws; each method has its own.
+        seed: seed of the draws; each method has its own.
 
     Raises:
-        ValueError: what :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`
-            refuses.
+        ValueError: if :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`
+            rejects the arguments.
     """
     check_int("refine", refine)
-
-    common = {"mask": mask, "rows": rows, "capture": capture, "precision": precision}
-    methods: dict[str, dict[str, Any]] = {
-        "importance": {"num_samples": num_samples},
-        "refined": {"num_samples": num_samples, "refine": refine},
-        "annealed": {"num_samples": num_chains, "method": "annealed", "annealing": annealing},
-    }
-    found = {}
-    for place, (name, how) in enumerate(methods.items()):
-        # Draws of their own, so that errors of differences are those of independent means.
-        own = None if seed is None else seed + place
-        found[name] = log_likelihood(model, guide, x, **how, **common, seed=own)
-    return EstimatorComparison.of(found)
+    estimate = partial(
+        log_likelihood,
+        model,
+        guide,
+        x,
+        mask=mask,
+        rows=rows,
+        capture=capture,
+        precision=precision,
+    )
+    # With different seeds the draws, and so the errors of the means, are independent.
+    seeds = [None if seed is None else seed + k for k in range(3)]
+    return EstimatorComparison.of(
+        {
+            "importance": estimate(num_samples, seed=seeds[0]),
+            "refined": estimate(num_samples, refine=refine, seed=seeds[1]),
+            "annealed": estimate(
+                num_chains, method="annealed", annealing=annealing, seed=seeds[2]
+            ),
+        }
+    )
 
 
 def _monte_carlo(estimate: LogLikelihood) -> float:

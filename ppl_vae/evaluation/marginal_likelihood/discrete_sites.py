@@ -1,18 +1,18 @@
-"""Values of discrete latent variables that a guide seldom draws although the posterior has them.
+"""Values of discrete latent variables that a guide rarely draws but that the posterior favours.
 
-Weights of a discrete variable take few values. Those drawn say nothing of a value that was not
-drawn: a guide that gives a probability of 1e-4 to a class which holds 30 % of the posterior makes
-equal weights with hardly an exception. So each value is looked at in turn. With the site c fixed
-at a value and all other sites drawn from the guide, the mean of
+The weights of a discrete variable take few values, and those that were drawn carry no information
+about a value that was not: a guide that gives a probability of 1e-4 to a class with 30 % of the
+posterior produces equal weights almost always. Therefore each value is evaluated. With the site c
+fixed at a value and all other sites drawn from the guide, the mean of
 
     p(x, c, z) / q(z | x, c)
 
-is p(x, c) whatever the guide; its share in the sum over values is the posterior probability of
-that value, and the guide says with which probability it draws it.
+is p(x, c) for any guide. Its share in the sum over all values is the posterior probability of the
+value, which is compared with the guide's.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,20 +24,19 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
-from ppl_vae.core.state import dry_run
+from ppl_vae.core.program import DATA_PLATE, Density
 from ppl_vae.core.traces import PairTraces, Site, frames, sites
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
-from ppl_vae.evaluation.marginal_likelihood.reliability import FEWEST_COUNT
+from ppl_vae.evaluation.marginal_likelihood.reliability import MIN_COUNT
 
-MOST_RUNS = 1024
-"""So often at most the pair is run on a block of data."""
-DRAWS_EACH = 16
+MAX_RUNS = 1024
+"""The largest number of runs of the pair on a batch."""
+DRAWS_PER_VALUE = 16
 """Draws of the other sites for each value of a discrete one."""
 
 
 def discrete_sites(run: PairTraces) -> dict[str, Site]:
-    """The sites of the guide that draw discrete latent variables of the model."""
+    """The guide's sites of the discrete latent variables of the model."""
     guide = sites(run.guide)
     return {
         name: guide[name]
@@ -48,12 +47,12 @@ def discrete_sites(run: PairTraces) -> dict[str, Site]:
 
 @dataclass(frozen=True)
 class _Variable:
-    """One discrete variable for each datum: a site, or one of its entries.
+    """One discrete variable per datum: a site, or one of its entries.
 
     Attributes:
-        name: of the site.
-        entry: where the variable stands in the batch of the innermost distribution.
-        values: those it can take, (C, ...), each broadcastable to that batch.
+        name: the name of the site.
+        entry: True at the variable's entries in the batch of the innermost distribution.
+        values: the values that it can take, (C, ...), each broadcastable to that batch.
     """
 
     name: str
@@ -61,15 +60,15 @@ class _Variable:
     values: Tensor
 
     def fixed(self, site: Site, value: Tensor) -> poutine.Trace:
-        """The site alone, with this variable at a value, for a guide to replay."""
+        """A trace of the site with this variable at a value, for a guide to replay."""
         base = _innermost(site["fn"])
-        where = self.entry[(..., *[None] * len(base.event_shape))]
+        entry = self.entry[(..., *[None] * len(base.event_shape))]
         trace = poutine.Trace()
-        trace.add_node(self.name, **(site | {"value": torch.where(where, value, site["value"])}))
+        trace.add_node(self.name, **(site | {"value": torch.where(entry, value, site["value"])}))
         return trace
 
     def log_prob(self, run: PairTraces) -> Float[Tensor, " B"]:
-        """The guide's log probability of the value at which the variable was fixed."""
+        """The guide's log probability of the value at which the variable is fixed."""
         site = sites(run.guide)[self.name]
         base = _innermost(site["fn"])
         values = torch.where(self.entry, base.log_prob(site["value"]), 0.0)
@@ -78,126 +77,111 @@ class _Variable:
         return run.per_datum(site, values).squeeze(0)
 
 
-class Missed(NamedTuple):
-    """What values of discrete variables add that S draws are likely to miss.
+class Undersampled(NamedTuple):
+    """The values of discrete variables that the guide is expected to draw fewer than ten times.
 
-    Of each discrete variable these are the values which the guide is expected to draw fewer than
-    ten times; of several variables the worst counts.
+    Of several discrete variables, the maximum over variables is given.
 
     Attributes:
-        mass: their posterior probability, as far as it is more than the guide's own.
+        mass: their posterior probability in excess of the guide's.
         error: the standard error that they add to log p(x_n), in nats: with posterior
-            probabilities r and the guide's q, sqrt(sum (r - q)^2 / (S q)).
+            probabilities r and those of the guide q, sqrt(sum (r - q)^2 / (S q)).
     """
 
     mass: Float[Tensor, " N"]
     error: Float[Tensor, " N"]
 
 
-class Examined(NamedTuple):
-    """What the sites of a pair say of its estimates.
+class LatentDiagnostics(NamedTuple):
+    """Properties of the latent sites of a pair that affect the reliability of its estimates.
 
     Attributes:
-        refinable: whether a Gaussian can be refined for each of them.
-        missed: None if no site is discrete.
-        complete: whether there is one discrete variable alone, all of whose values were looked
-            at, so that nothing else can be missed.
-        notes: which sites could not be looked at.
+        refinable: whether a Gaussian can be refined for each site.
+        undersampled: the rarely drawn values; None if no site is discrete.
+        complete: whether the only latent site is one discrete variable all of whose values were
+            evaluated, so that no others can be missed.
+        notes: the sites whose values could not be evaluated.
     """
 
     refinable: bool
-    missed: Missed | None
+    undersampled: Undersampled | None
     complete: bool
     notes: tuple[str, ...]
 
 
-def examine(
-    model: ProgramLike,
-    guide: ProgramLike,
-    blocks: Sequence[tuple[Tensor, Mapping[str, Any]]],
-    num_samples: int,
-) -> Examined:
-    """Look at the latent sites of a pair, and at the values of the discrete ones.
+def diagnose_latents(pair: Pair, batches: Sequence[Batch], num_samples: int) -> LatentDiagnostics:
+    """Examine the latent sites of a pair, and evaluate the values of the discrete ones.
 
     Args:
-        model, guide: the pair.
-        blocks: of data, and what the pair is told of each.
-        num_samples: S.
+        pair: the pair.
+        batches: the data.
+        num_samples: draws per datum of the estimates, S.
     """
-    with dry_run(model, guide):
-        run = Pair(model, guide).run(Batch(blocks[0][0], **blocks[0][1]))
+    with pair.dry_run():
+        run = pair.run(batches[0])
     drawn, found = sites(run.guide), discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}
     notes = tuple(
-        f"site {name!r} has too many values to look for those that the guide hardly draws"
-        for name, those in variables.items()
-        if not those
+        f"site {name!r} has too many values to evaluate those that the guide rarely draws"
+        for name, found_variables in variables.items()
+        if not found_variables
     )
-    missed = [missed_values(model, guide, *b, num_samples) for b in blocks] if found else []
-    whole = Missed(*(torch.cat(part) for part in zip(*missed, strict=True))) if found else None
+    undersampled = None
+    if found:
+        parts = [undersampled_values(pair, batch, num_samples) for batch in batches]
+        undersampled = Undersampled(*(torch.cat(part) for part in zip(*parts, strict=True)))
     complete = sum(map(len, variables.values())) == 1 == len(found)
-    return Examined(refinable, whole, complete, notes)
+    return LatentDiagnostics(refinable, undersampled, complete, notes)
 
 
-def missed_values(
-    model: ProgramLike,
-    guide: ProgramLike,
-    x: Float[Tensor, "B D"],
-    keywords: Mapping[str, Any],
-    num_samples: int,
-) -> Missed:
-    """What S draws of the guide are likely to miss of each datum in a block.
+def undersampled_values(pair: Pair, batch: Batch, num_samples: int) -> Undersampled:
+    """The values of discrete variables that S draws of the guide are likely to miss.
 
     Args:
-        model, guide: the pair.
-        x: a block of data.
-        keywords: what the pair is told of it.
-        num_samples: S.
+        pair: the pair.
+        batch: the data.
+        num_samples: draws per datum of the estimates, S.
 
     Returns:
         Zeros where there is no discrete variable, and for sites with more than 1,024 values.
     """
-    mass, error = torch.zeros(2, len(x), dtype=torch.float64)
-    with dry_run(model, guide):
-        run = Pair(model, guide).run(Batch(x, **keywords))
+    mass, error = torch.zeros(2, len(batch), dtype=torch.float64)
+    with pair.dry_run():
+        run = pair.run(batch)
         for name, site in discrete_sites(run).items():
             for variable in _variables(name, site):
-                posterior, chance = _probabilities(variable, (model, guide), x, keywords, run)
-                rare = chance * num_samples < FEWEST_COUNT
-                excess = torch.where(rare, (posterior - chance).clamp(min=0), 0.0)
-                ratio = (excess.square() / (chance * num_samples)).nan_to_num(nan=0.0)
+                posterior, q = _probabilities(variable, pair, batch, run)
+                rare = q * num_samples < MIN_COUNT
+                excess = torch.where(rare, (posterior - q).clamp(min=0), 0.0)
+                ratio = (excess.square() / (q * num_samples)).nan_to_num(nan=0.0)
                 mass = torch.maximum(mass, excess.sum(0).cpu())
                 error = torch.maximum(error, ratio.sum(0).sqrt().cpu())
-    return Missed(mass, error)
+    return Undersampled(mass, error)
 
 
 def _probabilities(
-    variable: _Variable,
-    pair: tuple[ProgramLike, ProgramLike],
-    x: Tensor,
-    keywords: Mapping[str, Any],
-    run: PairTraces,
+    variable: _Variable, pair: Pair, batch: Batch, run: PairTraces
 ) -> tuple[Float[Tensor, "C B"], Float[Tensor, "C B"]]:
-    """Of each value: its posterior probability, and that with which the guide draws it."""
+    """The posterior probability of each value, and the guide's probability of it."""
     site = sites(run.guide)[variable.name]
-    number = len(variable.values)
-    alone = len(run.latent) == 1 and bool(variable.entry.all())
-    draws = 1 if alone else max(1, min(DRAWS_EACH, MOST_RUNS // number))
-    masses, chances = [], []
+    only_latent = len(run.latent) == 1 and bool(variable.entry.all())
+    limit = max(1, min(DRAWS_PER_VALUE, MAX_RUNS // len(variable.values)))
+    draws = 1 if only_latent else limit
+    log_joint, q = [], []
     for value in variable.values:
-        guide = poutine.replay(pair[1], trace=variable.fixed(site, value))
-        runs = [Pair(pair[0], guide).run(Batch(x, **keywords)) for _ in range(draws)]
-        chance = torch.stack([variable.log_prob(each) for each in runs]).double()
-        weights = torch.stack([each.log_weights().squeeze(0) for each in runs]).double()
-        masses.append((weights + chance).logsumexp(0) - math.log(draws))
-        chances.append(chance.exp().mean(0))
-    posterior = torch.stack(masses).softmax(0).nan_to_num(nan=0.0)
-    return posterior, torch.stack(chances)
+        guide = poutine.replay(pair.guide, trace=variable.fixed(site, value))
+        runs = [pair.with_guide(guide).run(batch) for _ in range(draws)]
+        log_q = torch.stack([variable.log_prob(each) for each in runs]).double()
+        log_weights = torch.stack([each.log_weights().squeeze(0) for each in runs]).double()
+        log_joint.append((log_weights + log_q).logsumexp(0) - math.log(draws))
+        q.append(log_q.exp().mean(0))
+    posterior = torch.stack(log_joint).softmax(0).nan_to_num(nan=0.0)
+    return posterior, torch.stack(q)
 
 
 def _variables(name: str, site: Site) -> Iterator[_Variable]:
-    """The variables of a site that have few enough values to look at each."""
+    """The variables of a site, if they have few enough values to evaluate each."""
     base = _innermost(site["fn"])
     if not base.has_enumerate_support:
         return
@@ -206,7 +190,7 @@ def _variables(name: str, site: Site) -> Iterator[_Variable]:
     data = frames(site)[DATA_PLATE].dim - (len(shape) - len(site["fn"].batch_shape))
     entries = [1 if dim - len(shape) == data else size for dim, size in enumerate(shape)]
     number = math.prod(entries)
-    if number * len(values) > MOST_RUNS:
+    if number * len(values) > MAX_RUNS:
         return
     eye = torch.eye(number, dtype=torch.bool, device=values.device)
     yield from (_Variable(name, row.reshape(entries).expand(shape), values) for row in eye)

@@ -1,4 +1,4 @@
-"""Pointwise held-out log-likelihoods in ArviZ's form, and the stacking weights it gives them."""
+"""Pointwise held-out log-likelihoods as ArviZ's ``ELPDData``, and ArviZ's stacking weights."""
 
 import inspect
 import math
@@ -13,18 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 ElpdData: TypeAlias = Any
-"""The installed ArviZ's ``ELPDData``."""
+"""The class ``ELPDData`` of the installed ArviZ."""
 
 
 def stacking_weights(names: Sequence[str], pointwise: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
-    """The mixture of the models under which held-out data are most probable, by ArviZ.
+    """Weights of the mixture of models under which held-out data are most probable, by ArviZ.
 
-    The weights w >= 0, sum w = 1, that maximise sum_n log sum_m w_m p_m(x_n): by how much each
-    model is needed beside the others, where ranks say who is best alone.
+    The weights w >= 0, sum w = 1, maximize sum_n log sum_m w_m p_m(x_n). They measure what each
+    model adds to the others, while a ranking compares single models.
 
     Args:
-        names: of the models.
-        pointwise: log p of each datum by each model, in nats.
+        names: the names of the models.
+        pointwise: log p of each datum under each model, in nats.
 
     References:
         Yao, Vehtari, Simpson, Gelman: Using stacking to average Bayesian predictive distributions
@@ -32,12 +32,12 @@ def stacking_weights(names: Sequence[str], pointwise: Float[Tensor, "M N"]) -> F
     """
     if len(names) == 1:
         return torch.ones(1, dtype=pointwise.dtype)
-    # What all models have in common moves no weight, and might leave the range of exp.
+    # A term that all models share changes no weight, and might overflow in exp.
     rows = zip(names, pointwise - pointwise.amax(0), strict=True)
     compared, models = installed_arviz().compare, {n: elpd_data(v, warning=False) for n, v in rows}
     exact = {"round_to": "none"} if "round_to" in inspect.signature(compared).parameters else {}
     with warnings.catch_warnings():
-        # What ArviZ itself does that pandas deprecates is no fault of the caller.
+        # ArviZ uses features that pandas deprecates; the caller cannot change that.
         warnings.simplefilter("ignore")
         table = compared(models, method="stacking", **exact)
     return torch.tensor([float(table.loc[n, "weight"]) for n in names], dtype=pointwise.dtype)
@@ -51,17 +51,17 @@ def elpd_data(
     good_k: float = 0.7,
     pareto_k: Float[Tensor, " N"] | None = None,
 ) -> ElpdData:
-    """log p(x_n) of a model in the form of the installed ArviZ.
+    """log p(x_n) of a model as ``ELPDData`` of the installed ArviZ.
 
     Args:
         values: log p(x_n), in nats.
-        warning: whether ArviZ is to warn of them.
-        num_samples: draws that they were estimated from; 0 where they are exact.
-        good_k: up to which k-hat is good.
+        warning: whether ArviZ should warn that the values are unreliable.
+        num_samples: the number of draws of the estimates; 0 for exact values.
+        good_k: the largest k-hat with which estimates are reliable.
         pareto_k: k-hat of each datum.
     """
-    form = installed_arviz().ELPDData
-    # The names of ArviZ 1.x; 0.x has a pandas Series, its names with the estimator in them.
+    elpd_class = installed_arviz().ELPDData
+    # Names of ArviZ 1.x; 0.x has a pandas Series with other names.
     content: dict[str, Any] = {
         "elpd": float(values.sum()),
         "se": math.sqrt(len(values) * float(values.var(correction=0))),
@@ -75,17 +75,18 @@ def elpd_data(
     }
     if pareto_k is not None:
         content["pareto_k"] = xr.DataArray(pareto_k.numpy(), dims=("datum",))
-    if issubclass(form, pd.Series):
+    if issubclass(elpd_class, pd.Series):
         old = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
-        return form(list(content.values()), index=[old.get(name, name) for name in content])
-    told = {"kind": "loo"} if "kind" in inspect.signature(form).parameters else {}
-    return form(**told, **content)
+        return elpd_class(list(content.values()), index=[old.get(name, name) for name in content])
+    if "kind" in inspect.signature(elpd_class).parameters:
+        return elpd_class(kind="loo", **content)
+    return elpd_class(**content)
 
 
 def installed_arviz() -> Any:
-    """The module, imported when it is asked for, since that takes long."""
+    """The module ArviZ, which is imported only when it is used because that is slow."""
     with warnings.catch_warnings():
-        # Once a day ArviZ 0.x announces 1.x, for which this module is ready.
+        # ArviZ 0.x announces 1.x, which this module supports, once a day.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz

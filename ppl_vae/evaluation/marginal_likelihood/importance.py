@@ -1,37 +1,39 @@
-"""Marginal log-likelihoods of any pair, by importance sampling or annealed, with a verdict."""
+"""Estimates of the marginal log-likelihood of any pair, with their reliability."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import (
-    ProgramLike,
-    as_data_and_mask,
-    bound_object,
-    check_support,
-    notes_of,
-)
-from ppl_vae.core.state import eval_mode, isolated_store, seeded
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
-    LocalVI,
     LogWeightSampler,
     block_size,
+    check_no_nan,
     rows_at_once,
 )
-from ppl_vae.evaluation.marginal_likelihood.discrete_sites import Examined, examine
+from ppl_vae.evaluation.marginal_likelihood.discrete_sites import (
+    LatentDiagnostics,
+    diagnose_latents,
+)
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, log_mean_weights
-from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary, judge, summarise
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
+from ppl_vae.evaluation.marginal_likelihood.reliability import (
+    WeightSummary,
+    assess_reliability,
+    summarize,
+)
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.bounds import batch_keywords
 from ppl_vae.objectives.divergences import check_importance_samplable
 
 METHODS = ("importance", "prior", "annealed")
@@ -56,112 +58,130 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x_n) of each datum by log (1/S sum_s p(x_n, z_s) / q(z_s | x_n)).
 
-    Draws and data are streamed, so that memory does not grow with either.
+    Draws and data are processed in batches, so that memory grows with neither.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode. The guide is the
-            proposal; ``method="prior"`` does without one (None), ``"annealed"`` then starts from
-            the prior.
-        x: the whole data, (N, D); rows are looked up by their place in it.
+        model, guide: any pair under the contract; it is run in evaluation mode. The guide is the
+            proposal. With ``method="prior"`` it is not used and may be None; with
+            ``"annealed"``, chains start from the prior if it is None.
+        x: the whole data, (N, D); guides with a table identify rows by their index in it.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
-        method: ``"importance"``; ``"prior"``: draws from the prior, weights p(x | z);
-            ``"annealed"``: chains that walk from the guide's q, refined or not, to the posterior
-            (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors that no guide
-            comes near.
-        refine: optimise a copy of the guide's Gaussian for every datum by so many steps first
-            (:func:`ppl_vae.evaluation.local_guides.local_gaussian.refine`). The guide itself stays
-            as it is.
+        method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
+            weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the
+            posterior (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors
+            that no guide approximates well.
+        refine: the number of steps for which a copy of the guide's Gaussian is first optimized
+            for every datum (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`).
+            The guide itself is left unchanged.
         covariance: the family of the refined Gaussian; by default ``"full"``.
-        annealing: how chains walk; by default ``Annealing()``.
-        mask: True where x is observed; NaN in x says the same.
-        rows: look at these rows of x only; by default at all.
-        capture: run as compiled tensor code: ``"auto"`` if the time left is worth compiling;
-            True from the start. Draws are those of an eager run from the same seed. What cannot
-            be captured runs eagerly, with a warning.
-        precision: of float32 matrix products, see :func:`ppl_vae.core.state.precision`. Weights
-            are summed in float64 in any case.
-        seed: of the draws.
+        annealing: the settings of the chains; by default ``Annealing()``.
+        mask: True where x is observed; NaN in x has the same meaning.
+        rows: the rows of x to evaluate; by default all.
+        capture: run as compiled tensor code: ``"auto"`` if the remaining work is worth compiling;
+            True from the start. Draws are those of an eager run with the same seed. Pairs that
+            cannot be captured run eagerly, with a warning.
+        precision: precision of float32 matrix products, see
+            :func:`ppl_vae.core.state.precision`. Weights are summed in float64 in any case.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: bad data or arguments; what :func:`ppl_vae.core.traces.check_pair` refuses; a
-            flat prior or a point for a guide (an autoencoder's); a site that chains cannot move
-            (:class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.Path`).
+        ValueError: if data or arguments are invalid; if :func:`ppl_vae.core.traces.check_pair`
+            rejects the pair; with a flat prior, or a guide that is a point mass (those of an
+            autoencoder); or if chains cannot move a site
+            (:class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
-    num_samples = check_int("num_samples", num_samples)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    check_support(model, x, mask)
-    rows = torch.arange(len(x)) if rows is None else rows
-    size = block_size(x, num_samples, refined=refine > 0)
-    weigher = LogWeightSampler(
-        model, BlockRunner(capture, num_samples * len(rows) // rows_at_once(x)), precision
-    )
+    num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
+    data = pair.observe(x, mask)
+    pair.check_support(data)
+    rows = (torch.arange(len(data)) if rows is None else rows).to(data.x.device)
     if method == "annealed":
-        how = {"capture": capture, "numbers": precision}
-        weigher = AISWeights(model, annealing or Annealing(), x, len(rows), num_samples, **how)
-        size = weigher.block_size
-    blocks = rows.to(x.device).split(size)
-    how = {"steps": max(refine, 1), "covariance": covariance or "full", "numbers": precision}
-    refiner = LocalVI(model, runner=BlockRunner(capture, len(blocks)), **how)
-    parts: list[WeightSummary] = []
-    with isolated_store(), seeded(seed), eval_mode(model, proposal):
-        check_importance_samplable(Pair(model, proposal), Batch(x, mask).rows(blocks[0]))
-        for block_rows in blocks:
-            block = x[block_rows], batch_keywords(x, mask, block_rows)
-            local = refiner(proposal, *block) if refine else proposal
-            parts.append(_estimate(weigher, local, *block, num_samples))
-        examined = None
+        sampler = AISWeights(
+            annealing or Annealing(),
+            data.x,
+            len(rows),
+            num_samples,
+            capture=capture,
+            precision=precision,
+        )
+        size = sampler.block_size
+    else:
+        num_calls = num_samples * len(rows) // rows_at_once(data.x)
+        sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+        size = block_size(data.x, num_samples, refined=refine > 0)
+    batches = list(data.split(rows, size))
+    local_vi = LocalVI(
+        steps=max(refine, 1),
+        covariance=covariance or "full",
+        runner=BlockRunner(capture, len(batches)),
+        precision=precision,
+    )
+    diagnostics = None
+    with isolated_store(), seeded(seed), pair.eval_mode():
+        check_importance_samplable(pair, batches[0])
+        parts = [
+            weight_summary(sampler, local_vi(pair, batch) if refine else pair, batch, num_samples)
+            for batch in batches
+        ]
         if method != "annealed" and not refine:
-            told = [
-                (x[part], batch_keywords(x, mask, part))
-                for part in rows.to(x.device).split(rows_at_once(x))
-            ]
-            examined = examine(model, proposal, told, num_samples)
-    found = collect(parts, num_samples, method, refine, examined)
-    columns = getattr(bound_object(model), "scored_columns", slice(None))  # of a conditional model
-    cells = torch.full_like(found.value, x[:, columns].shape[1])
-    if mask is not None:
-        cells = mask[rows.to(x.device), columns].sum(1).to(cells)
-    notes = *notes_of(model, proposal), *found.notes
-    return replace(found, execution=weigher.why, cells=cells, notes=notes)
+            large_batches = list(data.split(rows, rows_at_once(data.x)))
+            diagnostics = diagnose_latents(pair, large_batches, num_samples)
+    estimate = combine(parts, num_samples, method, refine, diagnostics)
+    cells = _num_observed(pair, data, rows).to(estimate.value)
+    notes = *pair.notes(), *estimate.notes
+    return replace(estimate, execution=sampler.execution, cells=cells, notes=notes)
 
 
-def collect(
-    parts: list[WeightSummary],
+def _num_observed(
+    pair: Pair, data: Batch, rows: Int[Tensor, " R"]
+) -> Float[Tensor, " R"] | Int[Tensor, " R"]:
+    """The number of observed entries of each row, among the columns that the model scores."""
+    columns = getattr(pair.model_owner, "scored_columns", slice(None))  # of a conditional model
+    if data.mask is not None:
+        return data.mask[rows, columns].sum(1)
+    return torch.full((len(rows),), data.x[:, columns].shape[1])
+
+
+def combine(
+    parts: Sequence[WeightSummary],
     num_samples: int,
     method: str,
     refine: int,
-    examined: Examined | None = None,
+    diagnostics: LatentDiagnostics | None = None,
 ) -> LogLikelihood:
-    """The estimates of several blocks of data as one result, judged in the light of all.
+    """The estimates of several batches as one result, whose reliability is assessed jointly.
 
     Args:
-        parts: what is known of the weights of each block.
-        num_samples, method, refine: how they were drawn.
-        examined: what the sites of the pair say, where they were looked at.
+        parts: the statistics of the weights of each batch.
+        num_samples, method, refine: the settings of the estimates.
+        diagnostics: of the latent sites of the pair, where they were computed.
     """
     summary = WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    missed = None if examined is None else examined.missed
-    complete = examined is not None and examined.complete
-    found = judge(summary, num_samples, None if missed is None else missed.error, complete)
-    return LogLikelihood(
-        summary.value,
-        found.standard_error,
-        summary.ess,
-        summary.k_hat,
-        found.reliable,
+    undersampled = None if diagnostics is None else diagnostics.undersampled
+    reliability = assess_reliability(
+        summary,
         num_samples,
-        method,
-        refine,
+        None if undersampled is None else undersampled.error,
+        complete=diagnostics is not None and diagnostics.complete,
+    )
+    return LogLikelihood(
+        value=summary.value,
+        standard_error=reliability.standard_error,
+        ess=summary.ess,
+        k_hat=summary.k_hat,
+        reliable=reliability.reliable,
+        num_samples=num_samples,
+        method=method,
+        refine=refine,
         curve=summary.curve,
-        notes=() if examined is None else examined.notes,
-        tail_index=found.tail_index,
-        limit=found.limit,
-        coverage=found.coverage,
-        missed=None if missed is None else missed.mass,
-        refinable=examined is None or examined.refinable,
+        notes=() if diagnostics is None else diagnostics.notes,
+        tail_index=reliability.tail_index,
+        limit=reliability.limit,
+        coverage=reliability.coverage,
+        undersampled_mass=None if undersampled is None else undersampled.mass,
+        refinable=diagnostics is None or diagnostics.refinable,
     )
 
 
@@ -180,10 +200,10 @@ def _proposal(
 
 
 def check_refinement(refine: int, family: str | None) -> None:
-    """Check how many steps each datum's own q is to be refined, and in which family.
+    """Check the number of refinement steps of each datum's q, and its family.
 
     Raises:
-        ValueError: if refine is no whole number >= 0, or the family is not known or not needed.
+        ValueError: if refine is not an integer >= 0, or the family is unknown or not used.
     """
     check_int("refine", refine, 0)
     if family is not None:
@@ -193,7 +213,7 @@ def check_refinement(refine: int, family: str | None) -> None:
 
 
 def prior_guide(model: ProgramLike) -> ProgramLike:
-    """A guide that draws from the model's prior: the model with its observed sites hidden."""
+    """A guide that draws from the model's prior: the model without its observed sites."""
 
     def hide(site: Any) -> bool:
         return site["type"] == "sample" and bool(site["is_observed"])
@@ -201,29 +221,15 @@ def prior_guide(model: ProgramLike) -> ProgramLike:
     return poutine.block(model, hide_fn=hide)
 
 
-def estimate(
-    model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: dict[str, Any], num_samples: int
+@torch.no_grad()
+def weight_summary(
+    sampler: LogWeightSampler, pair: Pair, batch: Batch, num_samples: int
 ) -> WeightSummary:
-    """What :func:`collect` needs of a block of data.
+    """Draw the log weights of a batch, and compute the statistics that :func:`combine` needs.
 
     Raises:
         FloatingPointError: if a log weight is NaN.
     """
-    weigher = LogWeightSampler(model, BlockRunner(False, 1))
-    return _estimate(weigher, guide, x, keywords, num_samples)
-
-
-@torch.no_grad()
-def _estimate(
-    weigher: LogWeightSampler,
-    guide: ProgramLike,
-    x: Tensor,
-    keywords: dict[str, Any],
-    num_samples: int,
-) -> WeightSummary:
-    weights = weigher(guide, x, keywords, num_samples)
-    if bool(weights.isnan().any()):
-        raise FloatingPointError(
-            "log weights are NaN; do the model and the guide give finite densities on these data?"
-        )
-    return summarise(weights, log_mean_weights(weights))
+    log_weights = sampler(pair, batch, num_samples)
+    check_no_nan(log_weights)
+    return summarize(log_weights, log_mean_weights(log_weights))

@@ -30,8 +30,9 @@ from ppl_vae.core.traces import (
     sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.objectives.divergences import check_importance_samplable
 
 
@@ -67,7 +68,7 @@ def impute(
         draws: number of joint draws of the missing values of each row: z is resampled by its
             weights (from S values), and x given z is drawn for each.
         refine: number of optimisation steps for a copy of the guide's Gaussian for each row
-            (:class:`ppl_vae.evaluation.marginal_likelihood.batching.LocalVI`). The guide itself
+            (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`). The guide itself
             is not changed.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
@@ -100,13 +101,12 @@ def impute(
         return result
     size = block_size(data.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
-    local_vi = LocalVI(model, steps=max(refine, 1), covariance=covariance or "full")
+    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     with isolated_store(), seeded(seed), pair.eval_mode():
         for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
             batch = data.rows(rows)
             check_importance_samplable(pair, batch)
-            refined = local_vi(guide, batch.x, batch.keywords) if refine else guide
-            sampler = _Sampler(pair.with_guide(refined), batch)
+            sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     return result
 

@@ -24,7 +24,7 @@ from ppl_vae.core.program import (
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
-from ppl_vae.evaluation.local_guides.site_override import Imposed
+from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.objectives.divergences import is_improper
 
 
@@ -106,7 +106,7 @@ def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
     def zeros_for_flat(site: Any) -> Tensor | None:  # a flat prior has no draws
         return torch.zeros(site["fn"].shape(), **place) if is_improper(site["fn"]) else None
 
-    with isolated_store(), dry_run(model), eval_mode(model), Imposed(zeros_for_flat):
+    with isolated_store(), dry_run(model), eval_mode(model), SiteOverride(zeros_for_flat):
         trace = _trace(model, rows, mask)
     return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
 
