@@ -46,7 +46,8 @@ from ppl_vae.likelihoods.discrete import (
     Poisson,
 )
 from ppl_vae.likelihoods.gaussian import Gaussian
-from ppl_vae.lineage.run import Lineage, run_lineage
+from ppl_vae.lineage.result import Lineage
+from ppl_vae.lineage.run import run_lineage
 from ppl_vae.lineage.sparse_run import SparseLineage, run_sparse_lineage
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA

@@ -17,8 +17,8 @@ from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.imputation import FilledTable, check_suffix
-from ppl_vae.report.lineage_run import LineageRun, described
-from ppl_vae.report.terminal import say
+from ppl_vae.report.lineage_run import LineageRun, describe_table
+from ppl_vae.report.terminal import print_line
 
 HELP = "From probabilistic PCA to the variational autoencoder, measured."
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -157,17 +157,17 @@ def impute(
     if check_suffix(out).resolve() == data.resolve():
         raise ValueError(f"--out must be another file than the table itself; got {out}")
     table = _read(data, header, delimiter, label, missing)
-    say(f"{described(table)}, seed {seed}\n")
+    print_line(f"{describe_table(table)}, seed {seed}\n")
     for note in table.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     with threads(1):
         filled = FilledTable.of(table, latent_dim, noise, seed=seed)
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
-        say(text)
+        print_line(text)
     for note in filled.notes():
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     filled.write(out)
-    say(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 @app.command(short_help="Look at a saved model with a table.")
@@ -194,13 +194,13 @@ def evaluate(
     looks["annealing"] = Annealing(num_temperatures)
     table = _read(data, header, delimiter, label, missing)
     for note in table.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     with threads(1):
         found = Evaluation.of(model, table, draws=draws, refine=refine, **looks, seed=seed)
     for text in found.sentences():
-        say(text)
+        print_line(text)
     write_whole(out, (json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n").encode())
-    say(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 def _read(

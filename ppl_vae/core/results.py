@@ -1,6 +1,7 @@
-"""What fits and estimates return: frozen dataclasses of tensors that a person can read."""
+"""Results of fits and estimates: frozen dataclasses of tensors with a readable representation."""
 
 import dataclasses
+import html
 import types
 import typing
 from collections.abc import Iterator
@@ -24,23 +25,25 @@ ESS_FLOOR = 10.0
 """With a smaller effective sample size an estimate from weighted draws is not to be trusted."""
 
 
+UNSAVED = {"saved": False}
+"""Metadata of a dataclass field with live objects, which :meth:`Result.to_dict` leaves out."""
+
+
 class Result:
-    """Base of the result dataclasses: conversion to plain Python and to pandas."""
+    """Base of the result dataclasses: conversion to plain Python, to pandas and to HTML."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as numbers, strings and lists; what JSON cannot hold (NaN, inf) is None."""
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        return {field.name: plain(getattr(self, field.name)) for field in fields}
+        """The fields as numbers, strings and lists; values outside JSON (NaN, inf) are None."""
+        return {field.name: plain(getattr(self, field.name)) for field in _saved(self)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The result that :meth:`to_dict` was taken of; what was infinite there is NaN here.
+        """The inverse of :meth:`to_dict`; infinite values come back as NaN.
 
         Raises:
             ValueError: if a field is missing.
         """
-        hints = typing.get_type_hints(cls)
-        fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        hints, fields = typing.get_type_hints(cls), _saved(cls)
         if missing := [field.name for field in fields if field.name not in content]:
             raise ValueError(f"this is no {cls.__name__}: it has no {missing}")
         return cls(
@@ -48,8 +51,7 @@ class Result:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """The fields with one value per row (a datum, a step) as columns; NaN ends shorter
-        ones."""
+        """The 1-d fields as columns; shorter ones are padded with NaN."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         columns = {field.name: getattr(self, field.name) for field in fields}
         return pd.DataFrame(
@@ -60,17 +62,17 @@ class Result:
             }
         )
 
+    def _repr_html_(self) -> str:
+        """The representation in a notebook."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines with columns under each other, all but the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
+
+def _saved(result: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(result) if field.metadata != UNSAVED]
 
 
 def plain(value: Any) -> Any:
-    """Tensors, results and containers of them as what JSON can hold."""
+    """Convert tensors, results and containers of them to values that JSON can hold."""
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, Result):
@@ -85,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def revived(value: Any, hint: Any) -> Any:
-    """What :func:`plain` was taken of, given the type it had."""
+    """The inverse of :func:`plain`, given the type of the value."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         present = next(kind for kind in inner if kind is not types.NoneType)

@@ -1,4 +1,4 @@
-"""Rows of data to be drawn beside one another: originals, reconstructions, samples."""
+"""Grids of rows of data that are drawn together, such as originals above reconstructions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,47 +14,54 @@ from ppl_vae.core.results import Result
 
 @dataclass(frozen=True)
 class ImageGrid(Result):
-    """Rows of data to be drawn beside one another, as images or as profiles over the columns.
+    """A grid of rows of data, drawn as images or as profiles over the columns.
 
     Attributes:
-        values: (R, C, D), in the data's units; NaN in missing values.
-        down: what each of the R rows of tiles is.
-        across: what each of the C columns of tiles is.
-        image_shape: height and width, if a datum is an image.
+        values: (R, C, D), in the units of the data; NaN marks a missing value.
+        row_labels: labels of the R rows of the grid.
+        column_labels: labels of its C columns.
+        image_shape: height and width, if rows of data are images.
         loc, scale: mean and standard deviation of each column over the training rows, (D,).
-        limits: smallest and largest entry of the training rows.
+        limits: smallest and largest entry of the training rows, the range of the grey values.
     """
 
     values: Float[Tensor, "R C D"]
-    down: tuple[str, ...]
-    across: tuple[str, ...]
+    row_labels: tuple[str, ...]
+    column_labels: tuple[str, ...]
     image_shape: tuple[int, int] | None
     loc: Float[Tensor, " D"]
     scale: Float[Tensor, " D"]
     limits: tuple[float, float]
 
     @property
-    def holed(self) -> bool:
-        """Whether something is missing in a row that is drawn."""
+    def has_missing(self) -> bool:
+        """Whether a value is missing in the grid."""
         return bool(self.values.isnan().any())
 
     @classmethod
     def of(
         cls,
         values: Float[Tensor, "R C D"],
-        down: Sequence[str],
-        across: Sequence[str],
+        row_labels: Sequence[str],
+        column_labels: Sequence[str],
         train: Float[Tensor, "N D"],
         image_shape: tuple[int, int] | None,
     ) -> Self:
-        """Tiles beside the training rows that give them their scale."""
+        """The grid of these values, with the scales of the columns taken from training rows.
+
+        Args:
+            values: (R, C, D), in the units of the data.
+            row_labels, column_labels: labels of the rows and columns of the grid.
+            train: the training rows, (N, D).
+            image_shape: height and width, if rows of data are images.
+        """
         train = train.double()
         loc = train.nanmean(0)
         scale = (train - loc).square().nanmean(0).sqrt()
         return cls(
             values=values.double(),
-            down=tuple(down),
-            across=tuple(across),
+            row_labels=tuple(row_labels),
+            column_labels=tuple(column_labels),
             image_shape=image_shape,
             loc=loc,
             scale=torch.where(scale > 0, scale, torch.ones_like(scale)),

@@ -30,7 +30,7 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import LARGEST_TAIL_INDE
 from ppl_vae.interop.draws import Arrays, PairDraws, pair_draws
 from ppl_vae.interop.labelled import ABOUT, Groups, grouped, labelled_tree, labels_of, pointwise
 from ppl_vae.lineage.metrics import is_per_datum
-from ppl_vae.lineage.run import Lineage
+from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 
 ArvizData: TypeAlias = Any

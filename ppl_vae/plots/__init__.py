@@ -1,1 +1,1 @@
-"""Plots of what the package computes."""
+"""Plots of results, one module per subject; every plotting function is named ``plot_...``."""

@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 
@@ -85,7 +86,7 @@ class Embeddings(Result):
             f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - its mean "
             "given its place|^2, in squared units of x"
         )
-        return "\n".join([count, *aligned([head, *rows])])
+        return "\n".join([count, render(rows, head)])
 
 
 def compare_embeddings(

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.program import as_data_and_mask, check_support
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.text_table import render
 from ppl_vae.core.traces import PairTraces, log_prob, run_pair, sample_dim, sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
@@ -68,7 +69,7 @@ class VAELimit(Result):
         first, code = self.point_reconstruction, self.autoencoder - self.point_reconstruction
         point = ("point", "", f"{first:.4f}", f"{code:.4f}", "", f"{0:g}")
         lines = ["one pair of networks as a VAE, q = N(f(x), sigma_q^2 I), and as an autoencoder"]
-        return "\n".join([*lines, *(f"  {line}" for line in aligned([titles, *rows, point]))])
+        return "\n".join([*lines, render([*rows, point], titles, indent="  ")])
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
@@ -128,8 +129,8 @@ class LabelEfficiency(Result):
             f"scored on {self.num_test} held-out rows; ±: sd over draws; paired differences to "
             f"the network from scratch, with {LEVEL:.0%} intervals"
         )
-        cells = [("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")]
-        lines = [head, *aligned([*cells, *map(self._cells, self.ways)]), self.verdict]
+        titles = ("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")
+        lines = [head, render([*map(self._cells, self.ways)], titles), self.verdict]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _cells(self, way: str) -> tuple[str, ...]:
