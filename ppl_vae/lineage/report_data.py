@@ -1,5 +1,4 @@
-"""The data of the report's figures, computed once from a lineage, so that plots compute
-nothing."""
+"""The data of the report's figures, computed once from a lineage: plots compute nothing."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

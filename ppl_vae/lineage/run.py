@@ -111,9 +111,10 @@ def run_lineage(
         metadata |= _describe_fits(problem, len(data.test)) | dict(about or {})
         metadata |= {"stages": [stage.name for stage, _ in steps], "left_out": skipped}
         metadata |= _describe_scaling(scaling, bool(extra))
-        result = Lineage((), math.nan, metadata, data=data, units=scaling.units)
+        empty = Lineage((), math.nan, metadata, data=data, units=scaling.units)
         references = _References.of(internal, external, list(extra))
-        for result in _partial_results(result, steps, references, progress or no_progress):
+        result = empty
+        for result in _partial_results(empty, steps, references, progress or no_progress):
             result.about["seconds"] = time.perf_counter() - started
             if on_stage is not None:
                 on_stage(result)
