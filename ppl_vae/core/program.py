@@ -19,6 +19,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
+from ppl_vae.core.closures import used_modules
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 ProgramLike: TypeAlias = Callable[..., Any]
@@ -211,37 +212,13 @@ def own_modules(*programs: ProgramLike) -> list[nn.Module]:
 
 
 def modules_of(*programs: ProgramLike) -> list[nn.Module]:
-    """:func:`own_modules`, and the modules that a plain function reads from around it."""
-    around = [part for p in programs for part in _surroundings(bound_object(p), set())]
+    """:func:`own_modules`, and the modules that a plain function uses from around it."""
+    around = [part for p in programs for part in used_modules(p, _home(p))]
     return _distinct([*own_modules(*programs), *around])
 
 
-_HOLDERS = (nn.Module, dict, list, tuple)
-
-
-def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    owner = bound_object(value) if callable(value) else value
-    if isinstance(owner, nn.Module):
-        yield owner
-    if isinstance(owner, nn.Module | type) or id(owner) in seen:
-        return
-    seen.add(id(owner))
-    for inner in _inside(owner):
-        yield from _surroundings(inner, seen)
-
-
-def _inside(owner: Any) -> list[Any]:
-    if inspect.isfunction(owner):
-        names = inspect.getclosurevars(owner)
-        values = (*names.nonlocals.values(), *names.globals.values())
-        # Functions and objects are followed within the program's own module, not into libraries.
-        home = owner.__module__
-        return [
-            v for v in values if isinstance(v, _HOLDERS) or getattr(v, "__module__", 0) == home
-        ]
-    parts = owner if isinstance(owner, list | tuple | dict) else getattr(owner, "__dict__", {})
-    parts = parts.values() if isinstance(parts, Mapping) else parts
-    return [part for part in parts if isinstance(part, _HOLDERS)]
+def _home(program: ProgramLike) -> str | None:
+    return getattr(bound_object(program), "__module__", None)
 
 
 def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:

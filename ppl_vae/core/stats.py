@@ -1,4 +1,4 @@
-"""The mean of values over data and its standard error."""
+"""The mean of independent values and its standard error."""
 
 import math
 
@@ -6,10 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
-    """The mean and its standard error, sd / sqrt(N) with N - 1 in the variance.
+def standard_error(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
+    """The standard error of the mean along the last dimension: s / sqrt(N), s with N - 1.
 
-    The error is NaN for a single value.
+    It is NaN for a single value.
     """
-    spread = values.std() if len(values) > 1 else math.nan
-    return float(values.mean()), float(spread) / math.sqrt(len(values))
+    return values.std(-1) / math.sqrt(values.shape[-1])
+
+
+def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
+    """The mean of N independent values and its :func:`standard_error`."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

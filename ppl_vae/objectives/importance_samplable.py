@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval
-from ppl_vae.core.traces import run_pair
 from ppl_vae.objectives.divergences import check_densities
 
 WAY_OUT = (
@@ -30,5 +31,5 @@ def check_importance_samplable(
             :func:`ppl_vae.core.traces.check_pair` refuses.
     """
     with dry_run_eval(model, guide):
-        run = run_pair(model, guide, x, keywords)
+        run = Pair(model, guide).run(Batch(x, **keywords))
     check_densities(run, WAY_OUT)
