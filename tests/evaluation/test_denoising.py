@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_plots import check_texts
 
 import oracles
+from figures import check_texts
 from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
 from ppl_vae.plots import images as tile_plots
 
@@ -99,14 +99,19 @@ def test_bad_arguments():
 
 def test_tiles_hold_the_rows_and_their_picture_is_readable(found):
     image_grid = found.image_grid([3, 7], (2, 3))
-    assert image_grid.down == ("clean", "noisy", "half", "zero") and image_grid.across == (
+    assert image_grid.row_labels == (
+        "clean",
+        "noisy",
+        "half",
+        "zero",
+    ) and image_grid.column_labels == (
         "3",
         "7",
     )
     rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
     torch.testing.assert_close(image_grid.values, torch.stack(rows)[:, [3, 7]])
     for shape in ((2, 3), None):
-        axes = tile_plots.denoised(found.image_grid(range(8), shape))
+        axes = tile_plots.plot_denoised(found.image_grid(range(8), shape))
         check_texts(axes.figure)
         assert axes.get_title(loc="left") == "Held-out data, denoised"
         assert axes.get_ylabel() == "denoiser"

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from test_plots import check_texts
 
 import oracles
+from figures import check_texts
 from ppl_vae import (
     PPCA,
     VAE,
@@ -110,7 +110,7 @@ def test_the_picture_is_readable_and_draws_what_is_stored(found):
     for number in (1, 2, 3):
         part = dataclasses.replace(found[2], maps=found[2].maps[:number])
         stored = Embeddings.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
-        figure = latent_plots.maps(stored)
+        figure = latent_plots.plot_embeddings(stored)
         check_texts(figure)
         assert len(figure.axes) == number and len(figure.legends) == 1
         for ax, each in zip(figure.axes, found[2].maps, strict=False):
@@ -126,7 +126,7 @@ def test_the_picture_is_readable_and_draws_what_is_stored(found):
 
 
 def test_one_map_is_drawn_on_ones_own_axes(found):
-    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
-    assert latent_plots.one_map(found[2].maps[0], found[2].labels, 3, ax) is ax
+    figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
+    assert latent_plots.plot_embedding(found[2].maps[0], found[2].labels, 3, ax) is ax
     check_texts(figure)
     plt.close(figure)

@@ -13,8 +13,8 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
-from test_plots import check_texts
 
+from figures import check_texts
 from ppl_vae import (
     VAE,
     Autoencoder,
@@ -27,7 +27,7 @@ from ppl_vae import (
     label_efficiency,
 )
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
-from ppl_vae.plots import labels as label_plots
+from ppl_vae.plots import label_efficiency as label_plots
 
 N, D, K, C = 90, 6, 4, 3
 NAMES = np.array(["a", "b", "c"])
@@ -233,7 +233,7 @@ def test_fifty_labels_of_digits():
 
 def test_the_picture_is_readable_and_draws_every_draw(found):
     stored = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
-    figure = label_plots.label_efficiency(stored)
+    figure = label_plots.plot_label_efficiency(stored)
     check_texts(figure)
     left, right = figure.axes
     assert left.get_ylabel().endswith("%")
@@ -251,7 +251,7 @@ def test_the_picture_is_readable_and_draws_every_draw(found):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("draw", [label_plots.accuracies, label_plots.differences])
+@pytest.mark.parametrize("draw", [label_plots.plot_accuracy, label_plots.plot_accuracy_gain])
 def test_each_is_drawn_alone(found, draw):
     axes = draw(found)
     check_texts(axes.figure)
