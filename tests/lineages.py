@@ -23,6 +23,15 @@ SHORT = Settings(
     cross_check_rows=10,
     num_temperatures=20,
 )
+TINY = Settings(
+    steps=5,
+    batch_size=8,
+    num_samples=100,
+    refine=10,
+    cross_check_rows=4,
+    num_temperatures=5,
+)
+"""For tests that need no convergence."""
 USER_PAIR = "a user's pair"
 LABELS = tuple("abc"[k % 3] for k in range(200))
 

@@ -108,8 +108,8 @@ def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     assert better.updated(again, model) is better
     told = verdict(dataclasses.replace(found, reference="em", reference_gain=1.2))
     assert (
-        "The reference is the result of em, which exceeds that of PX-EM by 1.2 nats per datum: PX-EM "
-        "did not attain the optimum." in told
+        "The reference is the result of em, which exceeds that of PX-EM by 1.2 nats per datum: "
+        "PX-EM did not attain the optimum." in told
     )
     assert all(math.isnan(row.expected_loss) for row in found.rows)  # unknown with missing values
 

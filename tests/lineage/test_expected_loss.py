@@ -69,7 +69,7 @@ def test_axes_below_the_noise_of_a_unit_q_have_zero_columns():
     naive = oracles.optimal_unit_q(np.array(eigenvalues), K)
     assert naive[1].min() < 0  # the formula for all axes would need a negative column norm
     best = oracles.closed_form_log_likelihood(np.array(eigenvalues), K)
-    assert expected_ppca_loss(eigenvalues, K, "unit").bound > best - naive[2] + 1e-3
+    assert expected_ppca_loss(eigenvalues, K, "unit").loss > best - naive[2] + 1e-3
     active, K = SPECTRA["two large axes"]
     best = oracles.closed_form_log_likelihood(np.array(active), K)
     expected = expected_ppca_loss(active, K, "unit")

@@ -12,9 +12,11 @@ import torch
 
 import oracles
 from figures import check_texts
-from ppl_vae import SparseLineage, best_codes, elbo, run_sparse_lineage
+from ppl_vae import elbo
 from ppl_vae.data.transforms import split
 from ppl_vae.evaluation.latent_space.atoms import Atoms, atoms
+from ppl_vae.inference import best_codes
+from ppl_vae.lineage import SparseLineage, run_sparse_lineage
 from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_STAGES, SparseProblem, SparseSettings
 from ppl_vae.plots.dictionary import plot_atoms, plot_sparse_lineage
 
