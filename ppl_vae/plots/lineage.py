@@ -1,7 +1,7 @@
 """Plots of the lineage: the loss of each stage, and its objective during the fit.
 
 Each function takes a stored result and, optionally, the axes to draw on; by default it creates a
-figure of the size that its texts need. It computes nothing but positions.
+figure of the size that its texts need.
 """
 
 import math

@@ -41,7 +41,7 @@ class LineageRun:
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`ppl_vae.data.transforms.choose_scaling`.
         out: the folder of the files.
-        as_json: whether to print nothing but results.json on standard output.
+        as_json: whether standard output has the content of results.json only.
     """
 
     table: Table

@@ -144,16 +144,16 @@ def test_units_of_the_data_change_every_number_by_the_jacobian_of_observed_entri
     }
     assert len({round(shift, 6) for shift in shifts.values()}) > 1  # the parts differ
     for name in names:
-        mine, other = lineage.row(name), again.row(name)
-        moved = other.log_p.value - mine.log_p.value
+        base, other = lineage.row(name), again.row(name)
+        moved = other.log_p.value - base.log_p.value
         assert moved == pytest.approx(shifts["train"], abs=1e-3), name
-        assert other.elbo - mine.elbo == pytest.approx(shifts["train"], abs=1e-3), name
-        moved = (other.held_out.value - mine.held_out.value).mean()
+        assert other.elbo - base.elbo == pytest.approx(shifts["train"], abs=1e-3), name
+        moved = (other.held_out.value - base.held_out.value).mean()
         assert float(moved) == pytest.approx(shifts["test"], abs=1e-3), name
-        moved = other.fit.objective[-1] - mine.fit.objective[-1]
+        moved = other.fit.objective[-1] - base.fit.objective[-1]
         assert float(moved) == pytest.approx(shifts["train"], abs=1e-3), name
-        if mine.fit.validation is not None:
-            moved = (other.fit.validation - mine.fit.validation).mean()
+        if base.fit.validation is not None:
+            moved = (other.fit.validation - base.fit.validation).mean()
             assert float(moved) == pytest.approx(shifts["val"], abs=1e-3), name
 
 
@@ -161,8 +161,8 @@ def test_the_spectrum_is_that_of_the_covariance_expected_at_the_optimum(lineage,
     ppca, split_data = optimum
     named = parameters(ppca)
     dense = oracles.expected_covariance(split_data.train.numpy(), *named)
-    mine = expected_covariance(ppca, split_data.train)
-    np.testing.assert_allclose(mine.numpy(), dense, rtol=0, atol=1e-9)
+    found = expected_covariance(ppca, split_data.train)
+    np.testing.assert_allclose(found.numpy(), dense, rtol=0, atol=1e-9)
     values = np.linalg.eigvalsh(dense)[::-1]
     np.testing.assert_allclose(data.spectrum.eigenvalues.numpy(), values, rtol=1e-4)
     # At the optimum of EM the model is the closed form for this covariance.

@@ -36,7 +36,7 @@ def lineage():
     return run(data(), x_test=data(1, 20), seed=0)
 
 
-def numbers(autoencoder, x, codes):
+def dense_metrics(autoencoder, x, codes):
     """Minus the loss and the squared error at these codes, by numpy."""
     layer = autoencoder.decoder[0]
     W, b = layer.weight.detach().numpy(), layer.bias.detach().numpy()
@@ -73,12 +73,12 @@ def test_the_loss_is_decomposed_and_agrees_with_numpy(lineage, part):
     for row in lineage.rows:
         found, model = getattr(row, part), lineage.pairs[row.stage]
         best = best_codes(model, x[order], tolerance=1e-7)
-        log_joint, error, zeros = numbers(model, x[order], best.codes)
+        log_joint, error, zeros = dense_metrics(model, x[order], best.codes)
         assert found.best == pytest.approx(log_joint, abs=1e-6)
         assert found.best_zeros == pytest.approx(zeros, abs=2e-3)
         assert found.dictionary == pytest.approx(float(reference.mean()) - log_joint, abs=1e-6)
         if row.stage in AMORTIZED:
-            log_joint, error, zeros = numbers(model, x, model.features(x))
+            log_joint, error, zeros = dense_metrics(model, x, model.features(x))
             assert found.log_joint == pytest.approx(log_joint, rel=1e-9)
             assert found.zeros == pytest.approx(zeros)
             losses = best.log_joint - elbo(model.model, model.guide, x[order])
@@ -107,7 +107,7 @@ def test_free_codes_exist_for_training_rows_only(lineage):
     # Gradient steps do not attain exact zeros.
     free, model = lineage.row("per-datum-svi").train, lineage.pairs["per-datum-svi"]
     x = data_in_order(lineage)
-    _, error, zeros = numbers(model, x.numpy(), model.guide.loc)
+    _, error, zeros = dense_metrics(model, x.numpy(), model.guide.loc)
     assert (free.squared_error, free.zeros) == pytest.approx((error, zeros))
     assert free.amortization > 0 and free.zeros < 0.01 < free.best_zeros
 

@@ -217,8 +217,8 @@ def test_the_pooled_tail_index_of_every_datum_is_shown_with_its_limit(figures):
 
 def test_a_comparison_marks_lower_bounds():
     first = lineages.small_lineage().row("vae").held_out
-    unsure = dataclasses.replace(first, reliable=torch.zeros_like(first.reliable))
-    axes = plot_comparison(compare({"sure": first.value + 1, "unsure": unsure}))
+    unreliable = dataclasses.replace(first, reliable=torch.zeros_like(first.reliable))
+    axes = plot_comparison(compare({"reliable": first.value + 1, "unreliable": unreliable}))
     assert "lower bound" in axes.get_legend_handles_labels()[1]
     plt.close(axes.figure)
 

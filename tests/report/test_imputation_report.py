@@ -105,7 +105,7 @@ def run(*arguments):
 @pytest.fixture
 def file(tmp_path):
     x = incomplete(spread=100)
-    path = tmp_path / "mine.csv"
+    path = tmp_path / "table.csv"
     names = ["wool", "silk", "flax", "hemp", "jute", "felt", "tulle", "voile", "lawn", "lawn sd"]
     frame = pd.DataFrame(x, columns=names, index=[f"row {n}" for n in range(len(x))])
     frame["count"] = np.arange(len(x))
@@ -206,7 +206,7 @@ def test_metabolites_are_imputed_better_than_by_column_means(tmp_path):
     )
     where = incomplete_table.isna().to_numpy()
     assert not filled.isna().to_numpy().any() and where.sum() == 419
-    np.testing.assert_array_equal(filled.to_numpy()[~where], holes.to_numpy()[~where])
+    np.testing.assert_array_equal(filled.to_numpy()[~where], incomplete_table.to_numpy()[~where])
     by_model, by_means = (
         np.sqrt((table - truth).to_numpy()[where] @ (table - truth).to_numpy()[where] / 419)
         for table in (filled, incomplete_table.fillna(incomplete_table.mean()))

@@ -145,8 +145,10 @@ def scored(rows, values):
         held_out = exact_result(torch.as_tensor(value))
         reliable = row.test_log_p.share_reliable
         if row.log_p.method != "exact":
-            sure = torch.arange(len(held_out.value)) < round(reliable * len(held_out.value))
-            held_out = dataclasses.replace(held_out, method="importance", reliable=sure)
+            reliable_rows = torch.arange(len(held_out.value)) < round(
+                reliable * len(held_out.value)
+            )
+            held_out = dataclasses.replace(held_out, method="importance", reliable=reliable_rows)
         method = "exact" if held_out.method == "exact" else "estimated"
         mean = MeanEstimate(held_out.mean, held_out.mean_error, held_out.share_reliable, method)
         found.append(dataclasses.replace(row, held_out=held_out, test_log_p=mean))
@@ -184,8 +186,8 @@ def test_the_paired_comparison_of_vae_and_ppca(shift, start):
 
 def test_unreliable_estimates_and_few_rows_are_reported():
     rows = scored([EXACT[0], NEURAL[0]], [NOISE, NOISE + 5])
-    unsure = dataclasses.replace(rows[1].test_log_p, share_reliable=0.5)
-    rows[1] = dataclasses.replace(rows[1], test_log_p=unsure)
+    unreliable = dataclasses.replace(rows[1].test_log_p, share_reliable=0.5)
+    rows[1] = dataclasses.replace(rows[1], test_log_p=unreliable)
     sentences = verdict_of(rows, num_rows=6)
     assert "at least" in sentences[0] and "50 % reliable" in sentences[0]
     assert sentences[1].startswith("Held-out log p of vae is only a lower bound: fewer")
@@ -198,8 +200,8 @@ def test_a_lower_bound_below_ppca_is_not_significant_and_few_rows_are_less_so():
     spread = torch.linspace(-1, 1, 100).double()
     rows = scored([EXACT[0], NEURAL[0]], [NOISE, NOISE - 5 + spread])
     assert verdict_of(rows)[0].startswith("On held-out rows PPCA has a higher log p than vae")
-    unsure = dataclasses.replace(rows[1].test_log_p, share_reliable=0.5)
-    rows[1] = dataclasses.replace(rows[1], test_log_p=unsure)
+    unreliable = dataclasses.replace(rows[1].test_log_p, share_reliable=0.5)
+    rows[1] = dataclasses.replace(rows[1], test_log_p=unreliable)
     assert "do not differ significantly" in verdict_of(rows)[0]
     # 2.2 standard errors are significant for many rows, not for six.
     for number, significant in ((100, True), (6, False)):
