@@ -143,8 +143,11 @@ def _bar(ax: Axes, metrics: CodeMetrics, at: float, alpha: float, edge: float) -
     bar(codes, left=start, color=CODES_COLOUR)
     end = start + codes
     text = "0" if abs(metrics.loss) < 5e-3 else f"{metrics.loss:.2f}"
-    text += " (truncated)" if end > 1.2 * edge else ""
-    ax.text(min(end, 1.2 * edge) + 0.015 * edge, at, text, va="center", fontsize=8, clip_on=True)
+    if end > 1.2 * edge:
+        text, x, align = f"{text} (truncated)", 0.99 * WIDTH_FACTOR * edge, "right"
+    else:
+        x, align = end + 0.015 * edge, "left"
+    ax.text(x, at, text, ha=align, va="center", fontsize=8, clip_on=True)
 
 
 def _legend(ax: Axes) -> None:

@@ -133,7 +133,7 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="black", lw=1, ls=":")
     ax.set_yticks(at, comparison.names)
     ax.set_ylim(len(at) - 0.5, -0.5)
-    ax.set_xlabel(f"held-out log p minus that of the best, {NATS}")
+    ax.set_xlabel(f"held-out log p minus the best, {NATS}")
     ax.set_ylabel("model")
     title(ax, "Held-out log p")
     legend_below(ax, side="right")

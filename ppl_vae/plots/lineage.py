@@ -5,7 +5,6 @@ figure of the size that its texts need.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -56,9 +55,10 @@ def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     for part, (name, part_colour) in enumerate(PARTS.items()):
         ax.barh(np.arange(len(rows)), losses[:, part], left=left, color=part_colour, label=name)
         left += losses[:, part]
-    _error_bars(ax, rows, losses.cumsum(1))
-    # The number is placed to the right of the error bar.
-    ends = left + np.nan_to_num([row.amortization_error for row in rows])
+    # The number is placed to the right of the error bars.
+    errors = np.array([(row.approximation_error, row.amortization_error) for row in rows])
+    ends = (losses.cumsum(1)[:, 1:] + np.nan_to_num(errors)).max(1)
+    _error_bars(ax, errors, losses.cumsum(1))
     ax.set_xlim(0, 1.25 * max(ends.max(), 1e-3))
     for place, (total, row) in enumerate(zip(left, rows, strict=True)):
         ax.text(ends[place] + 0.015 * ax.get_xlim()[1], place, _loss_text(row, total), va="center")
@@ -76,10 +76,11 @@ def _losses(row: Row) -> list[float]:
     return [0.0 if math.isnan(part) else max(part, 0.0) for part in parts]
 
 
-def _error_bars(ax: Axes, rows: Sequence[Row], ends: Float[np.ndarray, "M 3"]) -> None:
+def _error_bars(
+    ax: Axes, errors: Float[np.ndarray, "M 2"], ends: Float[np.ndarray, "M 3"]
+) -> None:
     # The bars of the first gap are above the middle of the row, those of the second below it;
     # bars shorter than the width of their line are not drawn.
-    errors = np.array([(row.approximation_error, row.amortization_error) for row in rows])
     shortest = 2e-3 * max(float(ends.max()), 1e-3)
     for part, offset in ((1, -0.18), (2, 0.18)):
         error = errors[:, part - 1]

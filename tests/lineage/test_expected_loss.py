@@ -81,7 +81,7 @@ def test_half_of_the_loss_of_an_isotropic_q_is_in_log_p():
     expected = expected_ppca_loss(eigenvalues, K, "isotropic")
     assert expected.loss == pytest.approx(oracles.isotropic_price(eigenvalues[:K]), abs=1e-12)
     assert expected.shortfall == pytest.approx(expected.loss / 2, abs=1e-12)
-    assert expected_ppca_loss([4.0, 4.0, 1.0], 2, "isotropic").bound == pytest.approx(0, abs=1e-12)
+    assert expected_ppca_loss([4.0, 4.0, 1.0], 2, "isotropic").loss == pytest.approx(0, abs=1e-12)
 
 
 def test_pca_as_a_density_counts_the_noise_twice():
