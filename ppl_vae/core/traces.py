@@ -1,8 +1,8 @@
-"""What a model/guide pair did, read from its traces: the one source of every objective.
+"""The traces of a pair, from which every objective is computed.
 
-A pair is run under an outer plate of samples; each site's ``fn.log_prob(value)`` is taken with its
-mask and without its scale, and summed to one number a draw and a datum. What cannot be read so is
-refused by name.
+A pair is run under an outer plate of samples. Each site's ``fn.log_prob(value)`` is taken with its
+mask and without its scale, and summed to one number per draw and datum. Sites for which that is
+not possible are refused by name.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class PairTraces:
 
     Attributes:
         model, guide: the traces.
-        stated_num_data: the size of the whole data, if the model was told of it.
-        repeats: how often each row was run, see :meth:`ppl_vae.core.pair.Pair.run`.
+        stated_num_data: the size of the data set, if it was passed to the model.
+        repeats: the number of copies of each row, see :meth:`ppl_vae.core.pair.Pair.run`.
     """
 
     model: Trace
@@ -61,7 +61,7 @@ class PairTraces:
         return torch.stack(torch.broadcast_tensors(*joint, *guide)).sum(0)
 
     def per_datum(self, site: Site, value: Tensor) -> Float[Tensor, "S B"]:
-        """A site's value summed over all but samples and data, wherever these stand."""
+        """A site's value summed over all dimensions but those of samples and data."""
         plates = frames(site)
         rank = max(value.dim(), *(-frame.dim for frame in plates.values()))
         shape = [1] * rank
@@ -88,12 +88,13 @@ def sites(trace: Trace) -> dict[str, Site]:
 
 
 def frames(site: Site) -> dict[str, Any]:
-    """The vectorized plates that a site stands in, by name."""
+    """The vectorized plates around a site, by name."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
 def data_sites(run: PairTraces) -> dict[str, Site]:
-    """The observed sites that hold data. (A ``pyro.factor`` is one too, with an empty value.)
+    """The observed sites that hold data. (A ``pyro.factor`` is an observed site with an empty
+    value.)
 
     Raises:
         ValueError: if there is none.
@@ -105,7 +106,7 @@ def data_sites(run: PairTraces) -> dict[str, Site]:
 
 
 def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
-    """A site's value with its draws first and its data second, whatever plates it stands in.
+    """A site's value with its draws first and its data second, whatever its plates are.
 
     Returns:
         (S, B, ...): other plates and the event's dimensions follow, in their order; S is 1 where
@@ -120,10 +121,10 @@ def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
         for dim in range(-value.dim(), 0)
         if dim not in front and (dim >= -event or dim in plates.values() or value.shape[dim] > 1)
     ]
-    blank = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
+    unit = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
     num_rows = frames(site)[DATA_PLATE].size // run.repeats
     shape = [value.shape[dim] for dim in rest]
-    return value.permute(*front, *rest, *blank).reshape(-1, num_rows, *shape)
+    return value.permute(*front, *rest, *unit).reshape(-1, num_rows, *shape)
 
 
 def log_prob(site: Site) -> Tensor:
@@ -174,7 +175,7 @@ def _check_plates(who: str, site: Site, num_rows: int) -> None:
     plates = frames(site)
     if DATA_PLATE not in plates:
         raise ValueError(
-            f"{who} stands outside the plate {DATA_PLATE!r}, so it has no value per datum; put it "
+            f"{who} is outside the plate {DATA_PLATE!r}, so it has no value per datum; put it "
             f"under pyro.plate({DATA_PLATE!r}, len(x)). (Latent variables that all data share "
             "are not supported.)"
         )
@@ -187,15 +188,15 @@ def _check_plates(who: str, site: Site, num_rows: int) -> None:
     size = plates[DATA_PLATE].size
     if size != num_rows:
         raise ValueError(
-            f"{who} stands in a plate {DATA_PLATE!r} of size {size}, and x has {num_rows} rows; "
+            f"{who} is in a plate {DATA_PLATE!r} of size {size}, and x has {num_rows} rows; "
             "pass x's own rows to the plate (subsample=index)"
         )
-    # Scales are compared only where that costs no synchronisation with a device.
+    # Scales are compared only where that needs no synchronisation with a device.
     scale, explained = site["scale"], _plate_scale(plates.values())
     if isinstance(scale, Tensor) or abs(scale / explained - 1) > 1e-6:
         raise ValueError(
             f"{who} has scale {scale}, where its plates explain {explained:g} "
-            "(poutine.scale?), so what it adds is no log density; remove the scale "
+            "(poutine.scale?), so its term is not a log density; remove the scale "
             "(for a weighted KL: ELBO(beta=...))"
         )
 

@@ -27,7 +27,7 @@ from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,7 +127,7 @@ def bidirectional(
     with isolated_store(), seeded(seed), eval_mode(model, start):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
             keywords = batch_keywords(x, mask, rows)
-            check_importance_samplable(model, start, x[rows], keywords)
+            check_importance_samplable(Pair(model, start), Batch(x[rows], **keywords))
             drawn, values = _draw(model, x[rows], keywords)
             path = Path(model, start, drawn, keywords)
             point, walk = path.place(values), AISChains(annealer, path)

@@ -34,7 +34,7 @@ from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def impute(
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
-            check_importance_samplable(model, guide, *told)
+            check_importance_samplable(Pair(model, guide), Batch(told[0], **told[1]))
             block = _Block(model, refiner(guide, *told) if refine else guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled
