@@ -65,12 +65,12 @@ def test_scores_are_those_of_masked_values():
 def test_no_row_and_no_column_loses_all_values(shape):
     rng = np.random.default_rng(0)
     for seed in range(20):
-        seen = rng.random(shape) < 0.5
-        seen[0], seen[:, 0] = True, True
-        hidden = _hidden(torch.from_numpy(seen), 0.9, seed).numpy()
-        left = seen & ~hidden
-        assert left.any(1).all() and (left.sum(0) >= np.minimum(seen.sum(0), 2)).all()
-        assert hidden.any() or seen.sum() < 8
+        observed = rng.random(shape) < 0.5
+        observed[0], observed[:, 0] = True, True
+        hidden = _hidden(torch.from_numpy(observed), 0.9, seed).numpy()
+        left = observed & ~hidden
+        assert left.any(1).all() and (left.sum(0) >= np.minimum(observed.sum(0), 2)).all()
+        assert hidden.any() or observed.sum() < 8
 
 
 def test_its_text_lists_models_that_cannot_be_fitted():
