@@ -1,5 +1,6 @@
-"""A small lineage with every stage and a hand-written pair, climbed once for many tests."""
+"""Small lineages, fitted once per process for several test files."""
 
+import dataclasses
 import functools
 
 import pyro
@@ -17,12 +18,21 @@ SHORT = Settings(
     batch_size=64,
     lr=2e-2,
     patience=3,
-    draws=200,
+    num_samples=200,
     refine=40,
-    annealed_rows=10,
+    cross_check_rows=10,
     num_temperatures=20,
 )
-MINE = "a pair of mine"
+TINY = Settings(
+    steps=5,
+    batch_size=8,
+    num_samples=100,
+    refine=10,
+    cross_check_rows=4,
+    num_temperatures=5,
+)
+"""For tests that need no convergence."""
+USER_PAIR = "a user's pair"
 LABELS = tuple("abc"[k % 3] for k in range(200))
 
 
@@ -31,7 +41,7 @@ def table():
     return oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0)
 
 
-def hand_written_pair(width=6, latent_dim=2):
+def user_written_pair(width=6, latent_dim=2):
     """A pair as a user writes it: two functions around two networks."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -55,28 +65,37 @@ def hand_written_pair(width=6, latent_dim=2):
 
 
 @functools.cache
-def ladder():
-    extra = {MINE: hand_written_pair()}
+def small_lineage():
+    """All stages and a user-written pair."""
+    extra = {USER_PAIR: user_written_pair()}
     about = {"data": "a <small> table", "notes": ["found: a note"]}
     return run_lineage(table(), latent_dim=2, extra=extra, settings=SHORT, seed=1, about=about)
 
 
 def bounded(lineage):
-    """The rows of a lineage with a bound on log p: all but the autoencoders'."""
+    """The rows of a lineage with a bound on log p: all except the autoencoders."""
     return [row for row in lineage.rows if row.q != POINT]
 
 
 @functools.cache
-def shown():
-    return report_data(ladder(), labels=LABELS, label="letter", image_shape=(2, 3))
+def small_report_data():
+    return report_data(small_lineage(), labels=LABELS, label="letter", image_shape=(2, 3))
+
+
+def subset(lineage, names):
+    """The lineage as if only these stages had been requested."""
+    rows = tuple(row for row in lineage.rows if row.stage in names)
+    pairs = {name: lineage.pairs[name] for name in names}
+    about = lineage.about | {"stages": [row.stage for row in rows]}
+    return dataclasses.replace(lineage, rows=rows, pairs=pairs, about=about)
 
 
 @functools.cache
-def plain_ladder():
+def single_stage_lineage():
     """One stage, no classes, no images."""
     return run_lineage(table(), latent_dim=1, stages=["px-em"], settings=SHORT, seed=1)
 
 
 @functools.cache
-def plain_shown():
-    return report_data(plain_ladder())
+def single_stage_report_data():
+    return report_data(single_stage_lineage())

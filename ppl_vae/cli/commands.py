@@ -13,8 +13,8 @@ from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.imputation import FilledTable, check_suffix
-from ppl_vae.report.lineage_run import LineageRun, described
-from ppl_vae.report.terminal import say
+from ppl_vae.report.lineage_run import LineageRun, describe_table
+from ppl_vae.report.terminal import print_line
 
 
 def run_lineage(
@@ -60,17 +60,17 @@ def impute(
         check_option("noise", noise, NOISES)
     if check_suffix(out).resolve() == source.resolve():
         raise ValueError(f"--out must be another file than the table itself; got {out}")
-    say(f"{described(table)}, seed {seed}\n")
+    print_line(f"{describe_table(table)}, seed {seed}\n")
     for note in table.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     with threads(1):
         filled = FilledTable.of(table, latent_dim, noise, seed=seed)
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
-        say(text)
+        print_line(text)
     for note in filled.notes():
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     filled.write(out)
-    say(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 def evaluate(
@@ -93,7 +93,7 @@ def evaluate(
     check_int("rows", rows)
     check_int("annealed", annealed, 0)
     for note in table.notes:
-        say(f"note: {note}")
+        print_line(f"note: {note}")
     with threads(1):
         found = Evaluation.of(
             model,
@@ -106,9 +106,9 @@ def evaluate(
             seed=seed,
         )
     for text in found.sentences():
-        say(text)
+        print_line(text)
     write_whole(out, (json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n").encode())
-    say(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 def read(

@@ -89,7 +89,7 @@ def _print_version(asked: bool) -> None:
 @app.callback(epilog=EXAMPLES)
 def _group(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--version", help="print the version", is_eager=True, callback=_print_version
         ),

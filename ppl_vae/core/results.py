@@ -1,6 +1,7 @@
-"""What fits and estimates return: frozen dataclasses of tensors that a person can read."""
+"""Results of fits and estimates: frozen dataclasses of tensors with a readable representation."""
 
 import dataclasses
+import html
 import types
 import typing
 from collections.abc import Iterator
@@ -21,26 +22,28 @@ COVERAGE = (
 )
 """Measured by ``tests/test_imputed_intervals.py``."""
 ESS_FLOOR = 10.0
-"""With a smaller effective sample size an estimate from weighted draws is not to be trusted."""
+"""Estimates from weighted draws with a smaller effective sample size are called unreliable."""
+
+
+UNSAVED = {"saved": False}
+"""Metadata of a dataclass field with live objects, which :meth:`Result.to_dict` leaves out."""
 
 
 class Result:
-    """Base of the result dataclasses: conversion to plain Python and to pandas."""
+    """Base of the result dataclasses: conversion to plain Python, to pandas and to HTML."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as numbers, strings and lists; what JSON cannot hold (NaN, inf) is None."""
-        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        return {field.name: plain(getattr(self, field.name)) for field in fields}
+        """The fields as numbers, strings and lists; values outside JSON (NaN, inf) are None."""
+        return {field.name: plain(getattr(self, field.name)) for field in _saved(self)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """The result that :meth:`to_dict` was taken of; what was infinite there is NaN here.
+        """The inverse of :meth:`to_dict`; infinite values come back as NaN.
 
         Raises:
             ValueError: if a field is missing.
         """
-        hints = typing.get_type_hints(cls)
-        fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        hints, fields = typing.get_type_hints(cls), _saved(cls)
         if missing := [field.name for field in fields if field.name not in content]:
             raise ValueError(f"this is no {cls.__name__}: it has no {missing}")
         return cls(
@@ -48,8 +51,7 @@ class Result:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """The fields with one value per row (a datum, a step) as columns; NaN ends shorter
-        ones."""
+        """The 1-d fields as columns; shorter ones are padded with NaN."""
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         columns = {field.name: getattr(self, field.name) for field in fields}
         return pd.DataFrame(
@@ -60,17 +62,17 @@ class Result:
             }
         )
 
+    def _repr_html_(self) -> str:
+        """The representation in a notebook."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines with columns under each other, all but the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
+
+def _saved(result: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(result) if field.metadata != UNSAVED]
 
 
 def plain(value: Any) -> Any:
-    """Tensors, results and containers of them as what JSON can hold."""
+    """Convert tensors, results and containers of them to values that JSON can hold."""
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, Result):
@@ -85,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def revived(value: Any, hint: Any) -> Any:
-    """What :func:`plain` was taken of, given the type it had."""
+    """The inverse of :func:`plain`, given the type of the value."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         present = next(kind for kind in inner if kind is not types.NoneType)
@@ -116,12 +118,12 @@ def _without_none(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Curve(Result):
-    """An objective as it rose, for the eye: means over at most so many spans of equal length.
+    """An objective along a fit, averaged over spans of equal length, for plots.
 
     Attributes:
-        steps: done at each span's end.
-        seconds: passed by then.
-        value: mean objective over the span, in nats per datum.
+        steps: the number of steps at the end of each span.
+        seconds: the time at the end of each span.
+        value: the mean objective over each span, in nats per datum.
     """
 
     steps: Tensor
@@ -131,26 +133,26 @@ class Curve(Result):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FitResult(Result):
-    """How a fit went.
+    """The result of a fit.
 
     Attributes:
-        algorithm: what fitted.
-        objective: what was maximised, in nats per datum. SVI: its estimate at each step. EM: the
-            bound after each E- and each M-step in turn, (2 T,).
+        algorithm: its name.
+        objective: the maximised objective, in nats per datum. SVI: its estimate at each step. EM:
+            the bound after each E-step and each M-step in turn, (2 T,).
         elapsed: seconds since the start, one for each entry of ``objective``.
-        steps: iterations done.
-        seconds: in all.
-        stopped: why it stopped.
+        steps: the number of iterations.
+        seconds: the total time.
+        stopped: the reason why the fit stopped.
         log_likelihood: EM: exact log p where ``objective`` has the bound; equal after E-steps.
         validation: SVI with ``x_val``: the ELBO (beta = 1) of its rows at ``validation_steps``.
-        validation_steps: after how many steps.
-        restored: whether the state with the best validation ELBO was put back.
-        notes: what else a person should know.
-        converged: whether it ended where theory says that it should, up to the tolerance; None
-            where nothing is known of that, as of SVI.
-        certificate: EM: by how much the objective is below that at the best parameters for the
-            covariance of the data (with missing values, for the expected one), in nats per datum:
-            it is zero at a maximum, and positive at a saddle point.
+        validation_steps: the numbers of steps before these evaluations.
+        restored: whether the state with the best validation ELBO was restored.
+        notes: caveats.
+        converged: whether the result satisfies the optimality condition up to the tolerance; None
+            where no condition is known, as for SVI.
+        certificate: EM: the objective at the best parameters for the covariance of the data (with
+            missing values, for the expected one), minus the objective, in nats per datum: it is
+            zero at a maximum and positive at a saddle point.
         execution: SVI: whether steps were captured or ran eagerly, and why.
     """
 
@@ -170,12 +172,12 @@ class FitResult(Result):
     execution: str = ""
 
     def shifted(self, nats: float, validation: float) -> Self:
-        """The same fit with its objectives in other units of the data, so many nats higher.
+        """The same fit with its objectives converted to other units of the data.
 
         Args:
-            nats: of the rows it was fitted to.
-            validation: of the validation rows; with missing values they may have fewer cells or
-                more.
+            nats: what to add to the mean log density of the training rows.
+            validation: what to add to that of the validation rows; with missing values the two
+                differ.
         """
         moved = {"objective": self.objective + nats}
         if self.log_likelihood is not None:
@@ -185,7 +187,7 @@ class FitResult(Result):
         return dataclasses.replace(self, **moved)
 
     def curve(self, points: int = 100) -> Curve:
-        """The objective for the eye. EM's entries after M-steps are left to ``objective``."""
+        """The objective averaged over at most ``points`` spans; for EM, after E-steps only."""
         value, elapsed = self.objective.double(), self.elapsed.double()
         if len(value) == 2 * self.steps:
             value, elapsed = value[::2], elapsed[::2]
@@ -212,24 +214,24 @@ class FitResult(Result):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Imputation(Result):
-    """Data with their missing values filled, each with what is known of it given its row.
+    """Imputed data: the conditional distribution of each missing value given its row.
 
-    Standard deviations and draws take the parameters of the model as known. Where these were
-    fitted to few rows, intervals are too narrow: mean +- 1.96 sd of PPCA with D = 12, K = 3 and
+    Standard deviations and draws take the parameters of the model as known. If these were fitted
+    to few rows, intervals are too narrow: mean +- 1.96 sd of PPCA with D = 12, K = 3 and
     30 % missing, fitted by PX-EM to the table itself, covered 80 % at N = 20, 91 % at N = 50 and
     94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %. Under the true parameters they
     covered 95 % (``tests/test_imputed_intervals.py``).
 
     Attributes:
         mean: the data where observed, untouched; the conditional mean where missing; (N, D).
-        sd: zero where observed; where missing the standard deviation of the cell, noise included,
-            (N, D). NaN where it is not known, because the cell rests on a covariance that the
+        sd: the conditional standard deviation where missing, noise included; zero where observed;
+            (N, D). NaN where it is unknown, because the value depends on a covariance that the
             data of the fit did not determine; the mean there is arbitrary.
-        draws: the data where observed; where missing draws given the row, jointly, (S, N, D), and
-            NaN where the standard deviation is; None if none were asked for.
-        ess: of how many equally weighted draws of z what was imputed in a row is worth, (N,),
-            float64; NaN for complete rows, of which nothing was estimated. None if all is exact.
-        notes: what else a person should know.
+        draws: joint draws given the row where missing; the data where observed; (S, N, D). NaN
+            where the standard deviation is; None if no draws were requested.
+        ess: the effective sample size of the weighted draws of z in each row, (N,), float64; NaN
+            for complete rows. None if the result is exact.
+        notes: caveats.
     """
 
     mean: Tensor

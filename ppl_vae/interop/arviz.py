@@ -39,7 +39,7 @@ from ppl_vae.interop.labelled import (
     pointwise,
 )
 from ppl_vae.lineage.metrics import is_per_datum
-from ppl_vae.lineage.run import Lineage
+from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 
 ArvizData: TypeAlias = Any

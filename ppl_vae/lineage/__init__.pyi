@@ -1,3 +1,6 @@
+from .common import (
+    Stage as Stage,
+)
 from .names import (
     STAGE_NAMES as STAGE_NAMES,
 )
@@ -10,7 +13,7 @@ from .report_data import (
 from .report_data import (
     report_data as report_data,
 )
-from .run import (
+from .result import (
     Lineage as Lineage,
 )
 from .run import (
@@ -24,9 +27,6 @@ from .sparse_run import (
 )
 from .stages import (
     STAGES as STAGES,
-)
-from .stages import (
-    Stage as Stage,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A pair of the lineage seen from the data's units."""
+"""A fitted pair with the conversion between its internal units and the data's."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from ppl_vae.evaluation.prediction.predictive import draw_data, latent_means, re
 
 @dataclass(frozen=True)
 class FittedPair:
-    """A pair with the units that it was fitted in: data go in and come out in those given.
+    """A pair with the units of its fit; all its methods take and return data in the data's units.
 
     Attributes:
-        name: what pictures call it.
+        name: its label in figures.
         model, guide: the pair.
-        units: the pair's.
+        units: the units of the fit.
     """
 
     name: str
@@ -33,17 +33,24 @@ class FittedPair:
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of x given the means of q."""
-        inner = reconstruct(self.model, self.guide, self.units.apply(x))
-        return self.units.undo(inner).to(x)
+        reconstruction = reconstruct(self.model, self.guide, self.units.apply(x))
+        return self.units.undo(reconstruction).to(x)
 
     def sample(self, like: Tensor, seed: int) -> Tensor:
         """Draws of x, as many as there are rows in ``like``."""
         return self.units.undo(draw_data(self.model, self.units.apply(like), seed=seed)).to(like)
 
-    def annealed(
+    def annealed_log_likelihood(
         self, x: Tensor, num_chains: int, annealing: Annealing, seed: int
     ) -> LogLikelihood:
-        """log p of each row by annealing from the guide's q."""
-        how = {"method": "annealed", "annealing": annealing, "seed": seed}
-        found = log_likelihood(self.model, self.guide, self.units.apply(x), num_chains, **how)
-        return found.shifted(self.units.log_jacobian(x))
+        """log p of each row by annealed importance sampling that starts from q."""
+        estimate = log_likelihood(
+            self.model,
+            self.guide,
+            self.units.apply(x),
+            num_chains,
+            method="annealed",
+            annealing=annealing,
+            seed=seed,
+        )
+        return estimate.shifted(self.units.log_jacobian(x))

@@ -1,4 +1,4 @@
-"""A stage measured: its row of the table, in nats per datum, in the units of the data as given."""
+"""The evaluation of a stage: its row of the table, in nats per datum, in the data's units."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,16 +19,16 @@ from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.convergence import Convergence
-from ppl_vae.lineage.expected_loss import UNKNOWN, Price, ppca_price
-from ppl_vae.lineage.problem import Task
-from ppl_vae.lineage.stages import NONLINEAR, Fitted, Stage
+from ppl_vae.lineage.common import Stage
+from ppl_vae.lineage.expected_loss import UNKNOWN, ExpectedLoss, expected_ppca_loss
+from ppl_vae.lineage.problem import ELBO_SAMPLES, LineageProblem
+from ppl_vae.lineage.stages import NONLINEAR, StageFit
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 from ppl_vae.objectives.bounds import elbo
 
-ELBO_DRAWS = 20
 ROUNDING = 1e-9
-"""A fit is better than the reference if log p is more than so many nats per datum above it."""
+"""A fit replaces the reference if its log p is higher by more than this, in nats per datum."""
 
 
 @dataclass(frozen=True)
@@ -37,45 +37,47 @@ class MeanEstimate(Result):
 
     Attributes:
         value: the mean.
-        error: its standard error: of the estimation on training rows, over the data on held-out
-            rows (the Monte Carlo part included); None where it is exact.
-        reliable: the share of data whose estimate is reliable; 1 where it is exact.
-        how: ``"exact"``, ``"estimated"`` or why there is none.
+        error: its standard error. On training rows it is that of the Monte Carlo estimate, on
+            held-out rows that of the mean over the data, Monte Carlo error included; None where
+            the value is exact.
+        share_reliable: the share of data whose estimate is reliable; 1 where it is exact.
+        method: ``"exact"``, ``"estimated"`` or the reason why there is no value.
     """
 
     value: float
     error: float | None = None
-    reliable: float = 1.0
-    how: str = "exact"
+    share_reliable: float = 1.0
+    method: str = "exact"
 
 
 @dataclass(frozen=True)
 class Row(Result):
-    """One stage: what it is, and what it gave, in nats per datum.
+    """The metrics of one stage, in nats per datum.
 
     Attributes:
-        stage, model, q, algorithm: what it is.
-        elbo: on the training rows; NaN, as are the gaps, where what was fitted has no bound, and
-            log p is that of the Gaussian that it implies.
+        stage, model, q, algorithm: the stage and its labels.
+        elbo: on the training rows. It is NaN, as are the gaps, where the fitted objective is no
+            bound; log p is then that of the implied Gaussian.
         log_p: on the training rows.
-        approximation: log p - ELBO[q*], the price of q's family; NaN, as is the next, where the
-            best q of the family cannot be sought.
-        amortization: ELBO[q*] - ELBO[q], the price of how q is found.
-        approximation_error, amortization_error: their standard errors, over the rows they are
-            measured on, Monte Carlo part included.
-        shortfall: by how much log p falls short of the best that PPCA of this latent_dim is known
-            to reach on the training rows; NaN for other models.
-        price: what theory says that :attr:`loss` is at the optimum of q's family; NaN where
-            nothing is known.
-        log_p_price: the same of ``shortfall``.
+        approximation: log p - ELBO[q*], the approximation gap, with q* the best q of the family
+            for each datum; NaN, as is the next, where q* cannot be computed.
+        amortization: ELBO[q*] - ELBO[q], the amortization gap.
+        approximation_error, amortization_error: their standard errors over the rows on which they
+            are measured, Monte Carlo error included.
+        shortfall: the highest log p of PPCA with this latent_dim that is known on the training
+            rows, minus log p; NaN for other models.
+        expected_loss: the value of :attr:`loss` at the optimum within q's family; NaN where
+            theory gives no value.
+        expected_shortfall: the same for ``shortfall``.
         test_log_p: on the held-out rows.
-        noise_scale: of x given z, in the data's units; where each column was standardised, in
-            standard deviations of the columns; NaN if the model has no such number.
+        noise_scale: the standard deviation of x given z, in the data's units; in standard
+            deviations of the columns where these were standardised; NaN if the model has no
+            common noise scale.
         angle: largest principal angle to PPCA's optimum, in degrees; NaN for nonlinear decoders.
-        fit: how the fit went, its objectives in the data's units.
-        convergence: whether it went on until its tolerance was met.
-        curve: the fit's objective for the eye.
-        ascent: bound and log p as they rose, for stages in which both are exact.
+        fit: the fit, with its objectives in the data's units.
+        convergence: whether the fit met its tolerance.
+        curve: the fit's objective, averaged over spans of steps.
+        ascent: bound and log p along the fit, for stages in which both are exact.
         held_out: log p of each scored test row; None where the guide has no q for them.
     """
 
@@ -90,8 +92,8 @@ class Row(Result):
     approximation_error: float
     amortization_error: float
     shortfall: float
-    price: float
-    log_p_price: float
+    expected_loss: float
+    expected_shortfall: float
     test_log_p: MeanEstimate
     noise_scale: float
     angle: float
@@ -103,27 +105,29 @@ class Row(Result):
 
     @property
     def loss(self) -> float:
-        """By how much the ELBO falls short of the best log p that PPCA is known to reach; log p,
-        where there is no bound. NaN where that best log p is not known.
+        """The highest known log p of PPCA, minus the ELBO, or minus log p if there is no bound.
+
+        It is NaN for models other than PPCA.
         """
         gap = self.approximation + self.amortization
         return self.shortfall + (0.0 if math.isnan(gap) else gap)
 
     @property
     def excess(self) -> float:
-        """The loss beyond what theory says that q's family costs; NaN where that is unknown."""
-        return self.loss - (self.log_p_price if math.isnan(self.elbo) else self.price)
+        """The loss, minus its expected value for q's family; NaN where that is unknown."""
+        no_bound = math.isnan(self.elbo)
+        return self.loss - (self.expected_shortfall if no_bound else self.expected_loss)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The best fit of PPCA to the training rows that is known.
+    """The best known fit of PPCA to the training rows.
 
     Attributes:
-        name: of the stage whose fit it is.
-        ppca: the fit.
+        name: the stage of the fit.
+        ppca: the fitted model.
         log_p: its exact log p, in nats per datum, in the data's units.
-        gain: how far that is above the fit which was the reference at first.
+        gain: ``log_p`` minus that of the initial reference.
     """
 
     name: str
@@ -131,8 +135,8 @@ class Reference:
     log_p: float
     gain: float = 0.0
 
-    def or_better(self, row: Row, model: ProgramLike) -> "Reference":
-        """This one, or the fit of a row, if that is better."""
+    def updated(self, row: Row, model: ProgramLike) -> "Reference":
+        """The better one of this reference and the fit of a row."""
         if not row.shortfall < -ROUNDING:
             return self
         return Reference(
@@ -142,63 +146,70 @@ class Reference:
             self.gain + row.log_p.value - self.log_p,
         )
 
-    def seen_by(self, row: Row, model: ProgramLike) -> Row:
-        """The row with its distances to this reference."""
+    def compare(self, row: Row, model: ProgramLike) -> Row:
+        """The row with its shortfall and angle relative to this reference."""
         ppca = bound_object(model)
         if not isinstance(ppca, PPCA):
             return row
-        same = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
-        shortfall = self.log_p - row.log_p.value if same else math.nan
+        comparable = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
+        shortfall = self.log_p - row.log_p.value if comparable else math.nan
         return replace(row, shortfall=shortfall, angle=subspace(self.ppca, ppca).largest_angle)
 
 
 def is_per_datum(guide: ProgramLike) -> bool:
-    """Whether a guide has a q for training rows only."""
-    # A guide with a q for each training row has none for validation or test rows.
+    """Whether a guide has one q per training row, and none for validation or test rows."""
     return callable(getattr(bound_object(guide), "tables", None))
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The data in the units that a pair is fitted in, and the way back to those of the data."""
+    """The data in the units of a fit, with the conversion of results to the data's units.
 
-    task: Task
+    Attributes:
+        problem: training and validation rows, in the units of the fit.
+        test: held-out rows, in the same units.
+        units: the units of the fit.
+    """
+
+    problem: LineageProblem
     test: Tensor
     units: Units
 
     @classmethod
-    def of(cls, task: Task, test: Tensor, units: Units) -> Self:
-        """The ground in these units, of rows in the data's."""
-        train, val = units.apply(task.train), units.apply(task.val)
-        return cls(replace(task, train=train, val=val), units.apply(test), units)
+    def of(cls, problem: LineageProblem, test: Tensor, units: Units) -> Self:
+        """The context for fits in these units; the arguments are in the data's units."""
+        train, val = units.apply(problem.train), units.apply(problem.val)
+        return cls(replace(problem, train=train, val=val), units.apply(test), units)
 
     def reference(self) -> Reference:
-        """The one to begin with: the closed form, or with missing values PX-EM's end."""
-        ppca = self.task.optimum()
-        log_p = float(ppca.log_likelihood(self.task.train).detach().mean())
-        return Reference(self.task.reference, ppca, log_p + self._shift(self.task.train))
+        """The initial reference: the closed form, or with missing values the result of PX-EM."""
+        problem = self.problem
+        ppca = problem.optimal_ppca()
+        log_p = float(ppca.log_likelihood(problem.train).detach().mean())
+        log_p += self._log_jacobian(problem.train)
+        return Reference(problem.reference_stage, ppca, log_p)
 
     @cached_property
     def eigenvalues(self) -> Tensor:
-        """Of the sample covariance of the training rows, which are complete, (D,)."""
-        return SampleCovariance.of(self.task.train).eigh()[0]
+        """The eigenvalues of the sample covariance of the (complete) training rows, (D,)."""
+        return SampleCovariance.of(self.problem.train).eigh()[0]
 
-    def price(self, family: str) -> Price:
-        """What theory says that this family of q costs PPCA."""
-        if family == NONLINEAR or self.task.holes:
+    def expected_loss(self, family: str) -> ExpectedLoss:
+        """The expected loss of PPCA with this family of q."""
+        if family == NONLINEAR or self.problem.num_missing:
             return UNKNOWN
-        return ppca_price(self.eigenvalues, self.task.latent_dim, family)
+        return expected_ppca_loss(self.eigenvalues, self.problem.latent_dim, family)
 
-    def measure(self, stage: Stage, fitted: Fitted) -> Row:
-        """The stage's row of the table, which no reference has seen."""
+    def evaluate(self, stage: Stage[StageFit], fitted: StageFit) -> Row:
+        """The stage's row of the table, without its distances to a reference."""
         owner = bound_object(fitted.model)
         ppca = owner if isinstance(owner, PPCA) else None
-        exact = None if ppca is None else ppca.log_likelihood(self.task.train).detach()
+        exact = None if ppca is None else ppca.log_likelihood(self.problem.train).detach()
         found = self._gaps(fitted, exact)
-        log_p, elbo = self._training(fitted, found, exact)
+        log_p, elbo = self._training_metrics(fitted, found, exact)
         bounded = 0.0 if fitted.bounded else math.nan
         held_out = self._held_out(fitted, ppca)
-        price = self.price(stage.family)
+        expected = self.expected_loss(stage.family)
         fit = self._in_data_units(fitted.fit)
         return Row(
             stage=stage.name,
@@ -212,66 +223,72 @@ class EvaluationContext:
             approximation_error=found.approximation_error + bounded,
             amortization_error=found.amortization_error + bounded,
             shortfall=math.nan,
-            price=price.bound,
-            log_p_price=price.log_p,
-            test_log_p=_mean_held_out(held_out),
+            expected_loss=expected.loss,
+            expected_shortfall=expected.shortfall,
+            test_log_p=_mean_estimate(held_out),
             noise_scale=_noise_scale(owner) * self.units.common_scale,
             angle=math.nan,
             fit=fit,
             convergence=fitted.convergence,
             curve=fit.curve(),
-            ascent=fitted.ascent and fitted.ascent.shifted(self._shift(self.task.train)),
+            ascent=fitted.ascent and fitted.ascent.shifted(self._log_jacobian(self.problem.train)),
             held_out=held_out,
         )
 
-    def _shift(self, x: Tensor) -> float:
-        # From the mean log density of these rows in the ground's units to that in the data's.
+    def _log_jacobian(self, x: Tensor) -> float:
+        # Converts the mean log density of these rows to the data's units.
         return float(self.units.log_jacobian(x).mean())
 
     def _in_data_units(self, fit: FitResult) -> FitResult:
-        # Constant columns are the data's, and told once for all stages, by name; so are the
+        # The lineage reports constant columns once for all stages, by name; it also reports the
         # columns' scales, unless the pair was fitted in the data's own units.
-        moved = bool(self.units.loc.any())
-        told = (CONSTANT_COLUMNS, MIXED_COLUMNS) if moved else (CONSTANT_COLUMNS,)
-        notes = tuple(note for note in fit.notes if not note.startswith(told))
-        shifts = self._shift(self.task.train), self._shift(self.task.val)
+        rescaled = bool(self.units.loc.any())
+        reported = (CONSTANT_COLUMNS, MIXED_COLUMNS) if rescaled else (CONSTANT_COLUMNS,)
+        notes = tuple(note for note in fit.notes if not note.startswith(reported))
+        problem = self.problem
+        shifts = self._log_jacobian(problem.train), self._log_jacobian(problem.val)
         return replace(fit.shifted(*shifts), notes=notes)
 
-    def _gaps(self, fitted: Fitted, exact: Tensor | None) -> Gaps:
-        rows = torch.arange(min(self.task.settings.gap_rows, len(self.task.train)))
+    def _gaps(self, fitted: StageFit, exact: Tensor | None) -> Gaps:
+        settings = self.problem.settings
+        rows = torch.arange(min(settings.gap_rows, len(self.problem.train)))
         return gaps(
             fitted.model,
             fitted.guide,
-            self.task.train,
+            self.problem.train,
             log_p=None if exact is None else exact[rows],
             best=fitted.best,
-            steps=self.task.settings.refine,
-            tolerance=None,  # as long as the estimates of held-out log p search, and no longer
-            num_samples=self.task.settings.draws,
+            steps=settings.refine,
+            tolerance=None,  # exactly as many steps as the estimate of held-out log p takes
+            num_samples=settings.num_samples,
             rows=rows,
-            seed=self.task.seed,
+            seed=self.problem.seed,
         )
 
-    def _training(
-        self, fitted: Fitted, found: Gaps, exact: Tensor | None
+    def _training_metrics(
+        self, fitted: StageFit, found: Gaps, exact: Tensor | None
     ) -> tuple[MeanEstimate, float]:
-        """log p and the ELBO on all training rows: one is cheap there, the gap gives the other."""
-        shift = self._shift(self.task.train)
-        gap = found.total
+        """log p and the ELBO on all training rows.
+
+        log p of PPCA and the ELBO of the others are computed on all rows; the gap, measured on
+        some of the rows, gives the other number.
+        """
+        x, gap = self.problem.train, found.total
+        shift = self._log_jacobian(x)
         if exact is not None:
             log_p = float(exact.mean()) + shift
             return MeanEstimate(log_p), log_p - gap
-        draws = {"num_samples": ELBO_DRAWS, "seed": self.task.seed}
-        values = elbo(fitted.model, fitted.guide, self.task.train, **draws)
+        values = elbo(
+            fitted.model, fitted.guide, x, num_samples=ELBO_SAMPLES, seed=self.problem.seed
+        )
         bound = float(values.mean()) + shift
         assert found.estimate is not None
-        return MeanEstimate(
-            bound + gap, found.total_error, found.estimate.share_reliable, "estimated"
-        ), bound
+        reliable = found.estimate.share_reliable
+        return MeanEstimate(bound + gap, found.total_error, reliable, "estimated"), bound
 
-    def _held_out(self, fitted: Fitted, ppca: PPCA | None) -> LogLikelihood | None:
+    def _held_out(self, fitted: StageFit, ppca: PPCA | None) -> LogLikelihood | None:
         """log p of the scored test rows, in the data's units."""
-        settings = self.task.settings
+        settings = self.problem.settings
         test = self.test[: settings.gap_rows]
         if ppca is not None:
             estimate = exact_result(ppca.log_likelihood(test).detach())
@@ -282,24 +299,24 @@ class EvaluationContext:
                 fitted.model,
                 fitted.guide,
                 test,
-                settings.draws,
+                settings.num_samples,
                 refine=settings.refine,
-                seed=self.task.seed,
+                seed=self.problem.seed,
             )
         return estimate.shifted(self.units.log_jacobian(test))
 
 
-def _mean_held_out(estimate: LogLikelihood | None) -> MeanEstimate:
+def _mean_estimate(estimate: LogLikelihood | None) -> MeanEstimate:
     if estimate is None:
         return MeanEstimate(math.nan, None, math.nan, "the guide has a q for training rows only")
-    how = "exact" if estimate.method == "exact" else "estimated"
-    return MeanEstimate(estimate.mean, estimate.mean_error, estimate.share_reliable, how)
+    method = "exact" if estimate.method == "exact" else "estimated"
+    return MeanEstimate(estimate.mean, estimate.mean_error, estimate.share_reliable, method)
 
 
 def _noise_scale(owner: Any) -> float:
     likelihood = getattr(owner, "likelihood", None)
     if getattr(likelihood, "relative", False):
-        return math.nan  # one number in units of the columns, and none in those of x
+        return math.nan  # relative to the columns' scales: there is no number in units of x
     scale = getattr(owner, "noise_scale", getattr(likelihood, "scale", None))
     if isinstance(scale, float):
         return scale

@@ -1,4 +1,4 @@
-"""The names of the lineage's stages, for the command line, which is to start without torch."""
+"""The names of the stages, for the command line, which starts without importing torch."""
 
 STAGE_NAMES = (
     "pca",

@@ -1,7 +1,8 @@
-"""What pictures show, computed once from a climbed lineage, so that drawing computes nothing."""
+"""The data of the report's figures, computed once from a lineage: plots compute nothing."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,28 +28,29 @@ from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.guides.guides import ExactGuide
+from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
-from ppl_vae.lineage.problem import Settings, Task
-from ppl_vae.lineage.run import Lineage, Watch
+from ppl_vae.lineage.problem import LineageProblem, Settings
+from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import PPCA
 
-ACROSS = 8
-"""Data, draws and positions side by side."""
-LEAPFROG = 5
-"""Steps of a move of the chains that give held-out data a cross-check."""
-FOR_PICTURES = "two latents, for pictures only"
+NUM_COLUMNS = 8
+"""The number of data, draws or positions in a row of images."""
+LEAPFROG_STEPS = 5
+"""Leapfrog steps per transition of the annealed importance sampling of held-out data."""
+FOR_FIGURES = "two latents, for figures only"
 
 
 @dataclass(frozen=True)
 class LatentMeans(Result):
-    """Means of q(z | x) of a pair with two latents.
+    """Means of q(z | x) of a pair with two latent dimensions.
 
     Attributes:
         means: (N, 2), in standard deviations of the prior.
-        labels: a class for each, or None.
-        label: what the classes are called.
-        about: what else to know of the pair.
+        labels: the class of each datum, or None.
+        label: the name of the class variable.
+        about: a remark on the pair.
     """
 
     means: Float[Tensor, "N 2"]
@@ -59,21 +61,21 @@ class LatentMeans(Result):
 
 @dataclass(frozen=True)
 class ReportData(Result):
-    """The contents of the pictures that the lineage's rows do not hold themselves.
+    """The data of figures that the lineage's rows do not contain.
 
     Attributes:
-        bound_slice: from PPCA's start to its maximum.
+        bound_slice: from PPCA's initial parameters to its maximum likelihood.
         spectrum: of the training rows.
-        kl: KL a latent dimension over the training rows, by model.
+        kl: KL of each latent dimension over the training rows, by model.
         comparison: of held-out log p; None for fewer than two models.
-        cross-checks: by model whose log p is estimated, of some held-out rows: importance sampling
-            with a refined q, and annealing.
-        latent_means: of pairs with two latents, by model, over the training rows.
-        reconstructions: held-out rows over their reconstructions from the mean of q.
+        cross_check: for each model whose log p is estimated, log p of some held-out rows by
+            importance sampling with an optimized q and by annealed importance sampling.
+        latent_means: of pairs with two latent dimensions, by model, over the training rows.
+        reconstructions: held-out rows above their reconstructions from the mean of q.
         samples: draws of x, noise included.
-        manifold: mean of x over the latent plane of a VAE with two latents.
+        manifold: mean of x over the latent plane of a VAE with two latent dimensions.
         interpolation: mean of x between the codes of held-out rows, in the same VAE.
-        left_out: what is not there, and why.
+        left_out: what could not be computed, with the reason.
     """
 
     bound_slice: BoundSlice
@@ -95,31 +97,31 @@ def report_data(
     labels: Iterable[Any] | None = None,
     label: str = "class",
     image_shape: tuple[int, int] | None = None,
-    watch: Watch | None = None,
+    progress: StageProgress | None = None,
 ) -> ReportData:
-    """Compute what the pictures show.
+    """Compute the data of the report's figures.
 
-    A PPCA and a VAE with two latents are fitted for pictures only, if the lineage has a VAE.
+    If the lineage has a VAE, a PPCA and a VAE with two latent dimensions are fitted for figures.
 
     Args:
-        lineage: what :func:`ppl_vae.lineage.run.run_lineage` gave.
-        labels: a class for each row of the data; only pictures see them.
-        label: what the classes are called.
+        lineage: a result of :func:`ppl_vae.lineage.run.run_lineage`.
+        labels: the class of each row of the data, used in figures only.
+        label: the name of the class variable.
         image_shape: height and width, if a datum is an image.
-        watch: called while the VAE for pictures is fitted.
+        progress: a callback that receives the progress of the fit of that VAE.
 
     Raises:
-        ValueError: if the lineage was read from a file and holds no data, if there are not as
-            many labels as rows, or if image_shape does not hold a row's entries.
+        ValueError: if the lineage was read from a file and has no data, if there are fewer labels
+            than rows, or if image_shape does not match the number of columns.
     """
     if lineage.data is None:
-        raise ValueError("this lineage was read from a file and holds no data to look at")
+        raise ValueError("this lineage was read from a file and has no data; run it again")
     labels = None if labels is None else list(labels)
     _check(lineage, labels, image_shape)
     if labels is not None:
         chosen = (labels[row] for row in lineage.data.train_rows.tolist())
         labels = tuple(v.item() if isinstance(v, np.generic) else v for v in chosen)
-    builder = _Builder(lineage, labels, label, image_shape, watch)
+    builder = _Builder(lineage, labels, label, image_shape, progress or no_progress)
     with threads(1):
         return builder.build()
 
@@ -134,11 +136,11 @@ def _check(
         raise ValueError(f"labels has {len(labels)} entries for at least {num_rows} rows of data")
     width = data.train.shape[1]
     if image_shape is not None and image_shape[0] * image_shape[1] != width:
-        raise ValueError(f"image_shape {image_shape} does not hold the {width} columns of a row")
+        raise ValueError(f"image_shape {image_shape} does not match the {width} columns of x")
 
 
 class _Builder:
-    """Computes exhibits one by one; what cannot be had is noted and left out."""
+    """Computes the data of each figure; what cannot be computed is noted in ``left_out``."""
 
     def __init__(
         self,
@@ -146,36 +148,35 @@ class _Builder:
         labels: tuple[Any, ...] | None,
         label: str,
         image_shape: tuple[int, int] | None,
-        watch: Watch | None,
+        progress: StageProgress,
     ) -> None:
         assert lineage.data is not None and lineage.units is not None
         self.lineage, self.data, self.units = lineage, lineage.data, lineage.units
-        self.labels, self.label, self.image_shape, self.watch = labels, label, image_shape, watch
+        self.labels, self.label, self.image_shape = labels, label, image_shape
+        self.progress = progress
         self.seed = int(lineage.about["seed"])
-        settings = Settings(**lineage.about["settings"])
-        self.task = Task(
-            self.units.apply(self.data.train),
-            self.units.apply(self.data.val),
-            int(lineage.about["latent_dim"]),
-            settings,
-            self.seed,
+        self.problem = LineageProblem(
+            train=self.units.apply(self.data.train),
+            val=self.units.apply(self.data.val),
+            latent_dim=int(lineage.about["latent_dim"]),
+            settings=Settings(**lineage.about["settings"]),
+            seed=self.seed,
         )
-        reference = lineage.pairs.get(lineage.reference) if lineage.reference in STAGES else None
-        self.best: PPCA = bound_object(reference[0]) if reference else self.task.optimum()
+        self.ppca = self._reference_ppca()
         self.left_out: list[str] = []
-        self.fitted_pair = self._pictured()
+        self.pairs = self._select_pairs()
 
     def build(self) -> ReportData:
-        """All of them."""
-        plane = self._plane()
-        vae = next((p for p in plane if p.name == "VAE"), None)
+        """The data of all figures."""
+        planar = self._planar_pairs()
+        vae = next((pair for pair in planar if pair.name == "VAE"), None)
         return ReportData(
-            bound_slice=self._slice(),
+            bound_slice=self._bound_slice(),
             spectrum=self._spectrum(),
-            kl=self._kl(),
+            kl=self._for_each(self.pairs, self._kl, "KL per dimension"),
             comparison=self._comparison(),
-            cross_check=self._opinions(),
-            latent_means=self._latent_means(plane),
+            cross_check=self._cross_checks(),
+            latent_means=self._latent_means(planar),
             reconstructions=self._reconstructions(),
             samples=self._samples(),
             manifold=self._manifold(vae) if vae else None,
@@ -183,70 +184,75 @@ class _Builder:
             left_out=tuple(self.left_out),
         )
 
-    def _pictured(self) -> list[FittedPair]:
+    def _reference_ppca(self) -> PPCA:
+        name = self.lineage.reference
+        if name in STAGES and name in self.lineage.pairs:
+            return bound_object(self.lineage.pairs[name][0])
+        return self.problem.optimal_ppca()
+
+    def _select_pairs(self) -> list[FittedPair]:
+        """The best PPCA, the VAE and the user's pairs."""
         rows = [row for row in self.lineage.rows if row.stage in STAGES]
         linear = [row for row in rows if row.model == "PPCA"]
         found = []
         if linear:
             best = min(linear, key=lambda row: row.shortfall).stage
-            found.append(self._of_pair("PPCA", *self.lineage.pairs[best]))
+            found.append(self._internal_pair("PPCA", *self.lineage.pairs[best]))
         else:
-            self.left_out.append("PPCA: no stage with it was climbed")
+            self.left_out.append("PPCA: none of its stages was run")
         if any(row.stage == "vae" for row in rows):
-            found.append(self._of_pair("VAE", *self.lineage.pairs["vae"]))
+            found.append(self._internal_pair("VAE", *self.lineage.pairs["vae"]))
         else:
-            self.left_out.append("VAE and its latent plane: the stage vae was not climbed")
-        mine = [name for name in self.lineage.pairs if name not in STAGES]
-        return found + [self._of_rung(name) for name in mine]
+            self.left_out.append("VAE and its latent plane: the stage vae was not run")
+        extra = [name for name in self.lineage.pairs if name not in STAGES]
+        return found + [self._pair_of_stage(name) for name in extra]
 
-    def _of_rung(self, name: str) -> FittedPair:
-        # Pairs of one's own were fitted to the data as given.
+    def _pair_of_stage(self, name: str) -> FittedPair:
+        # The user's pairs were fitted in the units of the data.
         units = self.units if name in STAGES else Units.none(self.data.train)
         return FittedPair(name, *self.lineage.pairs[name], units)
 
-    def _of_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> FittedPair:
+    def _internal_pair(self, name: str, model: ProgramLike, guide: ProgramLike) -> FittedPair:
         return FittedPair(name, model, guide, self.units)
 
-    def _each(
-        self, pairs: list[FittedPair], look: Callable[[FittedPair], Any], what: str
+    def _for_each(
+        self, pairs: list[FittedPair], compute: Callable[[FittedPair], Any], what: str
     ) -> dict[str, Any]:
         found = {}
         for pair in pairs:
             try:
-                found[pair.name] = look(pair)
+                found[pair.name] = compute(pair)
             except (ValueError, RuntimeError, NotImplementedError, IndexError) as error:
                 self.left_out.append(f"{what} of {pair.name}: {error}")
         return found
 
-    def _slice(self) -> BoundSlice:
-        shown = bound_slice(self.task.ppca(), self.best, self.task.train)
-        shift = self.units.log_jacobian(self.task.train).mean()
-        log_p, bounds = shown.log_likelihood + shift, shown.bounds + shift
-        return replace(shown, log_likelihood=log_p, bounds=bounds)
+    def _bound_slice(self) -> BoundSlice:
+        x = self.problem.train
+        found = bound_slice(self.problem.initial_ppca(), self.ppca, x)
+        shift = self.units.log_jacobian(x).mean()
+        log_p, bounds = found.log_likelihood + shift, found.bounds + shift
+        return replace(found, log_likelihood=log_p, bounds=bounds)
 
     def _spectrum(self) -> Spectrum:
-        scales = {"PPCA": float(self.best.noise_scale.detach()) * self.units.common_scale}
+        scales = {"PPCA": float(self.ppca.noise_scale.detach()) * self.units.common_scale}
         for row in self.lineage.rows:
             if row.stage == "vae":
                 scales["VAE"] = row.noise_scale
         noise = {name: scale**2 for name, scale in scales.items()}
-        # Eigenvalues do not see the shift of the units, and see their scale squared.
-        model = self.best if self.task.holes else None
-        found = spectrum(self.task.train, self.task.latent_dim, noise, ppca=model)
+        problem = self.problem
+        model = self.ppca if problem.num_missing else None
+        found = spectrum(problem.train, problem.latent_dim, noise, ppca=model)
+        # Eigenvalues are invariant to the shift of the units and proportional to scale^2.
         values = found.eigenvalues * self.units.common_scale**2
         return replace(found, eigenvalues=values, standardized=self.units.per_column)
 
-    def _kl(self) -> dict[str, Tensor]:
-        def look(pair: FittedPair) -> Tensor:
-            model, guide, owner = pair.model, pair.guide, bound_object(pair.model)
-            if isinstance(owner, PPCA) and isinstance(guide, ExactGuide):
-                # On the principal axes the posterior is a product, and nowhere else.
-                turned = owner.canonical()
-                model, guide = turned.model, ExactGuide(turned, covariance="diagonal")
-            x = pair.units.apply(self.data.train)
-            return kl_by_dimension(model, guide, x, seed=self.seed)
-
-        return self._each(self.fitted_pair, look, "KL per dimension")
+    def _kl(self, pair: FittedPair) -> Tensor:
+        model, guide, owner = pair.model, pair.guide, bound_object(pair.model)
+        if isinstance(owner, PPCA) and isinstance(guide, ExactGuide):
+            # The posterior is a product on the principal axes only.
+            canonical = owner.canonical()
+            model, guide = canonical.model, ExactGuide(canonical, covariance="diagonal")
+        return kl_by_dimension(model, guide, pair.units.apply(self.data.train), seed=self.seed)
 
     def _comparison(self) -> Comparison | None:
         estimates = {}
@@ -260,92 +266,90 @@ class _Builder:
             return None
         return compare(estimates)
 
-    def _opinions(self) -> dict[str, EstimatorComparison]:
-        settings = self.task.settings
-        number = settings.annealed_rows
+    def _cross_checks(self) -> dict[str, EstimatorComparison]:
+        num_rows = self.problem.settings.cross_check_rows
         scored = {row.stage: row.held_out for row in self.lineage.rows if row.held_out is not None}
-        estimated = {n: found.first(number) for n, found in scored.items() if found.num_samples}
-        annealing = Annealing(settings.num_temperatures, leapfrog=LEAPFROG)
+        estimates = {n: found.first(num_rows) for n, found in scored.items() if found.num_samples}
+        annealing = Annealing(self.problem.settings.num_temperatures, leapfrog=LEAPFROG_STEPS)
+        x = self.data.test[:num_rows]
 
-        def look(pair: FittedPair) -> EstimatorComparison:
-            x = self.data.test[:number]
-            annealed = pair.annealed(x, NUM_CHAINS, annealing, self.seed)
-            return EstimatorComparison.of(
-                {"importance": estimated[pair.name], "annealed": annealed}
-            )
+        def cross_check(pair: FittedPair) -> EstimatorComparison:
+            annealed = pair.annealed_log_likelihood(x, NUM_CHAINS, annealing, self.seed)
+            by_method = {"importance": estimates[pair.name], "annealed": annealed}
+            return EstimatorComparison.of(by_method)
 
-        pairs = [self._of_rung(name) for name in estimated]
-        return self._each(pairs, look, "annealing")
+        pairs = [self._pair_of_stage(name) for name in estimates]
+        return self._for_each(pairs, cross_check, "annealing")
 
-    def _plane(self) -> list[FittedPair]:
-        """Pairs with two latents."""
-        if "VAE" not in (pair.name for pair in self.fitted_pair):
+    def _planar_pairs(self) -> list[FittedPair]:
+        """A PPCA and a VAE with two latent dimensions, if the lineage has a VAE."""
+        if "VAE" not in (pair.name for pair in self.pairs):
             return []
-        return [pair for pair in (self._plane_ppca(), self._plane_vae()) if pair is not None]
+        ppca = self._planar_ppca()
+        return [*([] if ppca is None else [ppca]), self._planar_vae()]
 
-    def _plane_ppca(self) -> FittedPair | None:
+    def _planar_ppca(self) -> FittedPair | None:
         try:
-            ppca = replace(self.task, latent_dim=2).optimum().canonical()
+            ppca = replace(self.problem, latent_dim=2).optimal_ppca().canonical()
         except ValueError as error:
             self.left_out.append(f"latent plane of PPCA: {error}")
             return None
-        return self._of_pair("PPCA", ppca.model, ExactGuide(ppca))
+        return self._internal_pair("PPCA", ppca.model, ExactGuide(ppca))
 
-    def _plane_vae(self) -> FittedPair:
-        def report(step: int, value: float) -> None:
-            if self.watch is not None:
-                total = self.task.settings.steps
-                self.watch("a VAE with two latents, for pictures", "fitting", step, total)
+    def _planar_vae(self) -> FittedPair:
+        def report_step(step: int, value: float) -> None:
+            total = self.problem.settings.steps
+            self.progress("a VAE with two latents, for figures", "fitting", step, total)
 
-        fitted = STAGES["vae"].run(replace(self.task, latent_dim=2, report=report))
-        return self._of_pair("VAE", fitted.model, fitted.guide)
+        problem = replace(self.problem, latent_dim=2, progress=report_step)
+        fitted = STAGES["vae"].run(problem)
+        return self._internal_pair("VAE", fitted.model, fitted.guide)
 
-    def _latent_means(self, plane: list[FittedPair]) -> dict[str, LatentMeans]:
+    def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}
-        mine = [pair for pair in self.fitted_pair if pair.name not in ("PPCA", "VAE")]
-        for pairs, about in ((plane, FOR_PICTURES), (mine, "its own two latents")):
-            means = self._each(pairs, self._mean_of_site, "latent means")
+        extra = [pair for pair in self.pairs if pair.name not in ("PPCA", "VAE")]
+        for pairs, about in ((planar, FOR_FIGURES), (extra, "its own two latents")):
+            means = self._for_each(pairs, self._first_latent_means, "latent means")
             for name, values in means.items():
                 if values.shape[1:] == (2,):
                     found[name] = LatentMeans(values.double(), self.labels, self.label, about)
         return found
 
-    def _mean_of_site(self, pair: FittedPair) -> Tensor:
+    def _first_latent_means(self, pair: FittedPair) -> Tensor:
         return next(iter(pair.latent_means(self.data.train).values()))
 
-    def _tiles(self, values: Tensor, down: Sequence[str], across: Sequence[str]) -> ImageGrid:
-        return ImageGrid.of(values, down, across, self.data.train, self.image_shape)
+    def _grid(self, values: Tensor, rows: Sequence[str], columns: Sequence[str]) -> ImageGrid:
+        return ImageGrid.of(values, rows, columns, self.data.train, self.image_shape)
 
     def _reconstructions(self) -> ImageGrid | None:
-        x = self.data.test[:ACROSS]
-        found = self._each(self.fitted_pair, lambda pair: pair.reconstruct(x), "reconstructions")
+        x = self.data.test[:NUM_COLUMNS]
+        found = self._for_each(self.pairs, partial(FittedPair.reconstruct, x=x), "reconstructions")
         if not found:
             return None
         values = torch.stack([x, *found.values()])
-        rows = [str(row) for row in self.data.test_rows[:ACROSS].tolist()]
-        return self._tiles(values, ["original", *found], rows)
+        columns = [str(row) for row in self.data.test_rows[:NUM_COLUMNS].tolist()]
+        return self._grid(values, ["original", *found], columns)
 
     def _samples(self) -> ImageGrid | None:
-        like = self.data.train[:1].expand(ACROSS, -1)
-        found = self._each(self.fitted_pair, lambda p: p.sample(like, self.seed), "samples")
+        like = self.data.train[:1].expand(NUM_COLUMNS, -1)
+        sample = partial(FittedPair.sample, like=like, seed=self.seed)
+        found = self._for_each(self.pairs, sample, "samples")
         if not found:
             return None
-        numbers = [str(number + 1) for number in range(ACROSS)]
-        return self._tiles(torch.stack(list(found.values())), list(found), numbers)
+        columns = [str(number + 1) for number in range(NUM_COLUMNS)]
+        return self._grid(torch.stack(list(found.values())), list(found), columns)
 
     def _manifold(self, vae: FittedPair) -> ImageGrid:
         at = normal_quantiles(GRID_SIZE)
-        inner = decode_grid(vae.model, vae.units.apply(self.data.train[:1]), values=at)
-        values = vae.units.undo(inner)
+        means = decode_grid(vae.model, vae.units.apply(self.data.train[:1]), values=at)
         ticks = [f"{float(value):.1f}" for value in at]
-        return self._tiles(values, ticks[::-1], ticks)
+        return self._grid(vae.units.undo(means), ticks[::-1], ticks)
 
     def _interpolation(self, vae: FittedPair) -> ImageGrid:
-        pairs = min(3, len(self.data.test) // 2)
-        x = vae.units.apply(self.data.test[: 2 * pairs])
-        ends, how = (x[::2], x[1::2]), {"guide": vae.guide, "num_steps": ACROSS}
-        values = vae.units.undo(interpolate(vae.model, *ends, **how))
+        num_pairs = min(3, len(self.data.test) // 2)
+        x = vae.units.apply(self.data.test[: 2 * num_pairs])
+        means = interpolate(vae.model, x[::2], x[1::2], guide=vae.guide, num_steps=NUM_COLUMNS)
         rows = self.data.test_rows.tolist()
-        names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(pairs)]
-        place = torch.linspace(0, 1, ACROSS)
-        return self._tiles(values, names, [f"{float(p):.2f}" for p in place])
+        names = [f"{rows[2 * i]} to {rows[2 * i + 1]}" for i in range(num_pairs)]
+        fractions = [f"{float(p):.2f}" for p in torch.linspace(0, 1, NUM_COLUMNS)]
+        return self._grid(vae.units.undo(means), names, fractions)

@@ -1,4 +1,4 @@
-"""A stage of the lineage of sparse codes, measured: its row of the table, in nats per datum."""
+"""The evaluation of a stage of the sparse lineage: its row of the table, in nats per datum."""
 
 import math
 from dataclasses import dataclass
@@ -7,26 +7,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.stats import mean_and_error
+from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.metrics import is_per_datum
-from ppl_vae.lineage.sparse_stages import SparseStage, SparseTask
+from ppl_vae.lineage.sparse_stages import SparseFit, SparseProblem
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.objectives.bounds import elbo
 
 
 @dataclass(frozen=True)
-class Coded(Result):
-    """What a stage makes of some rows; means over them, in nats per datum unless said otherwise.
+class CodeMetrics(Result):
+    """Means over some rows of the metrics of a stage's codes, in nats per datum.
 
     Attributes:
         log_joint: log p(x, f(x)) at the stage's own codes; NaN if it has none for these rows.
-        best: log p(x, z*) at the best codes under its dictionary.
-        dictionary: what these lose against the best codes under the reference's dictionary;
-            negative where the stage's own is the better one.
-        amortization: best - log_joint, the price of how codes are found: a point has no family,
-            so nothing else is lost.
+        best: log p(x, z*) at the MAP codes z* under its dictionary.
+        dictionary: ``best`` of the reference's dictionary minus that of the stage's own; negative
+            where the stage's own is the better one.
+        amortization: best - log_joint, the amortization gap. Since q is a point, there is no
+            approximation gap.
         dictionary_error, amortization_error: their standard errors over the rows.
-        zeros, best_zeros: shares of exact zeros of the stage's own codes and of the best.
-        squared_error: |x - G(f(x))|^2 a datum, in squared units of x; at the best codes, if the
+        zeros, best_zeros: shares of exact zeros in the stage's own codes and in the MAP codes.
+        squared_error: |x - G(f(x))|^2 per datum, in squared units of x; at the MAP codes if the
             stage has none of its own.
     """
 
@@ -41,47 +43,47 @@ class Coded(Result):
     squared_error: float
 
     @property
-    def lost(self) -> float:
-        """What the stage loses in all, against the best codes under the reference's dictionary."""
+    def loss(self) -> float:
+        """log p(x, z*) of the reference's dictionary, minus log p(x, z) at the stage's codes."""
         return self.dictionary + (0.0 if math.isnan(self.amortization) else self.amortization)
 
 
 @dataclass(frozen=True)
 class SparseRow(Result):
-    """One stage of the lineage.
+    """The metrics of one stage.
 
     Attributes:
-        stage, codes, algorithm: what it is.
-        train, test: what it makes of the training rows and of held-out ones.
-        fit: how the fit went; None if nothing was fitted.
+        stage, codes, algorithm: the stage and its labels.
+        train, test: metrics on the training rows and on held-out ones.
+        fit: the fit; None if nothing was fitted.
     """
 
     stage: str
     codes: str
     algorithm: str
-    train: Coded
-    test: Coded
+    train: CodeMetrics
+    test: CodeMetrics
     fit: FitResult | None
 
     @property
     def steps(self) -> int:
-        """Iterations done."""
+        """The number of iterations or steps of the fit."""
         return 0 if self.fit is None else self.fit.steps
 
     @property
     def seconds(self) -> float:
-        """What the fit took."""
+        """The duration of the fit."""
         return 0.0 if self.fit is None else self.fit.seconds
 
 
 @dataclass(frozen=True)
-class Look:
-    """What codes make of some rows, each by itself.
+class CodeEvaluation:
+    """The codes of some rows, evaluated row by row.
 
     Attributes:
         own: log p(x_n, f(x_n)); None if the stage has no codes of its own for these rows.
         best: log p(x_n, z*_n).
-        zeros, best_zeros, squared_error: as in :class:`Coded`.
+        zeros, best_zeros, squared_error: as in :class:`CodeMetrics`.
     """
 
     own: Float[Tensor, " N"] | None
@@ -90,12 +92,13 @@ class Look:
     best_zeros: float
     squared_error: float
 
-    def coded(self, reference: "Look") -> Coded:
-        """The means, and what is lost against the reference's best codes of the same rows."""
-        dictionary, dictionary_error = _mean(reference.best - self.best)
-        gap = None if self.own is None else self.best - self.own
-        amortization, amortization_error = (math.nan, math.nan) if gap is None else _mean(gap)
-        return Coded(
+    def metrics(self, reference: "CodeEvaluation") -> CodeMetrics:
+        """Means over the rows, relative to the reference's MAP codes of the same rows."""
+        dictionary, dictionary_error = mean_and_error(reference.best - self.best)
+        amortization, amortization_error = math.nan, math.nan
+        if self.own is not None:
+            amortization, amortization_error = mean_and_error(self.best - self.own)
+        return CodeMetrics(
             log_joint=math.nan if self.own is None else float(self.own.mean()),
             best=float(self.best.mean()),
             dictionary=dictionary,
@@ -108,55 +111,60 @@ class Look:
         )
 
 
-def _mean(values: Float[Tensor, " N"]) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
-
-
 @dataclass(frozen=True)
-class FittedStage:
-    """A stage after its fit.
+class EvaluatedStage:
+    """A fitted stage with the evaluation of its codes.
 
     Attributes:
-        autoencoder: what was fitted.
-        fit: how it went; None if nothing was fitted.
-        train, test: what it makes of the rows.
+        autoencoder: the fitted model.
+        fit: the fit; None if nothing was fitted.
+        train, test: evaluations of the codes of training and held-out rows.
     """
 
     autoencoder: Autoencoder
     fit: FitResult | None
-    train: Look
-    test: Look
+    train: CodeEvaluation
+    test: CodeEvaluation
 
-    def row(self, stage: SparseStage, reference: "FittedStage") -> SparseRow:
+    def row(self, stage: Stage[SparseFit], reference: "EvaluatedStage") -> SparseRow:
         """The stage's row of the table."""
-        parts = self.train.coded(reference.train), self.test.coded(reference.test)
-        return SparseRow(stage.name, stage.codes, stage.algorithm, *parts, self.fit)
+        train, test = self.train.metrics(reference.train), self.test.metrics(reference.test)
+        return SparseRow(stage.name, stage.q, stage.algorithm, train, test, self.fit)
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
-    """The task and the held-out rows that every stage is measured on.
+class SparseEvaluationContext:
+    """The problem, and the held-out rows on which every stage is evaluated.
 
     Attributes:
-        task: what the stages are fitted to.
+        problem: the problem that the stages are fitted to.
         test: held-out rows.
     """
 
-    task: SparseTask
+    problem: SparseProblem
     test: Float[Tensor, "N D"]
 
-    def run(self, stage: SparseStage) -> FittedStage:
-        """Fit a stage, and look at what it makes of training and held-out rows."""
-        autoencoder, fit = stage.run(self.task)
-        own = not is_per_datum(autoencoder.guide)
-        looks = self._look(autoencoder, self.task.train), self._look(autoencoder, self.test, own)
-        return FittedStage(autoencoder, fit, *looks)
+    def fit_and_evaluate(self, stage: Stage[SparseFit]) -> EvaluatedStage:
+        """Fit a stage, and evaluate its codes of training and held-out rows."""
+        fitted = stage.run(self.problem)
+        autoencoder = fitted.autoencoder
+        has_test_codes = not is_per_datum(autoencoder.guide)
+        train = self._evaluate(autoencoder, self.problem.train)
+        test = self._evaluate(autoencoder, self.test, has_test_codes)
+        return EvaluatedStage(autoencoder, fitted.fit, train, test)
 
-    def _look(self, autoencoder: Autoencoder, x: Tensor, own: bool = True) -> Look:
-        best = self.task.best(autoencoder, x)
-        codes = autoencoder.features(x) if own else best.codes
+    def _evaluate(
+        self, autoencoder: Autoencoder, x: Tensor, has_codes: bool = True
+    ) -> CodeEvaluation:
+        best = self.problem.map_codes(autoencoder, x)
+        codes = autoencoder.features(x) if has_codes else best.codes
         error = (autoencoder.decode(codes).mean - x.to(codes)).square().sum(1).mean()
-        values = elbo(autoencoder.model, autoencoder.guide, x).cpu() if own else None
-        zeros = float((codes == 0).double().mean()) if own else math.nan
-        found = best.log_joint.cpu(), zeros, best.share_of_zeros, float(error)
-        return Look(values, *found)
+        own = elbo(autoencoder.model, autoencoder.guide, x).cpu() if has_codes else None
+        zeros = float((codes == 0).double().mean()) if has_codes else math.nan
+        return CodeEvaluation(
+            own=own,
+            best=best.log_joint.cpu(),
+            zeros=zeros,
+            best_zeros=best.share_of_zeros,
+            squared_error=float(error),
+        )

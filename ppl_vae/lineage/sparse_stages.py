@@ -1,4 +1,4 @@
-"""The stages of the lineage of sparse codes: one dictionary model, and who finds its codes."""
+"""The stages of the sparse lineage: one dictionary model, with codes from different methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,164 +13,142 @@ from ppl_vae.core.state import seeded
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.sparse.dictionary import fit_dictionary
 from ppl_vae.inference.sparse.map_codes import best_codes
-from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.lineage.common import Stage, StageProblem, SVISettings
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.networks.sparse_layers import LISTA, NormalizedColumns, SoftThreshold
 
-TOLERANCE = 1e-4
-"""The slope that is left at the best codes, in units of the penalty."""
+RELATIVE_TOLERANCE = 1e-4
+"""The largest slope of the objective at the MAP codes, in units of the penalty."""
 
 
 @dataclass(frozen=True)
-class SparseSettings:
-    """How the stages are fitted: every one by SVI in the same way.
+class SparseSettings(SVISettings):
+    """Settings of the fits, the same for every stage.
 
     Attributes:
-        steps: of SVI.
-        batch_size: at most.
-        lr: of Adam, falling to zero along a cosine.
+        steps: maximal number of steps of SVI.
+        batch_size: maximal number of rows per step.
+        lr: initial learning rate of Adam, which decreases to zero along a cosine.
         hidden: widths of the hidden layers of the MLP encoder.
-        unrolled: steps of the unrolled encoder.
-        iterations: of the alternation, at most.
+        unrolled: number of unrolled steps of the LISTA encoder.
+        iterations: maximal number of iterations of alternating minimization.
     """
 
-    steps: int = 1500
-    batch_size: int = 256
-    lr: float = 1e-2
     hidden: tuple[int, ...] = (256,)
     unrolled: int = 3
     iterations: int = 1000
 
 
-@dataclass(frozen=True)
-class SparseTask:
-    """What all stages are fitted to, and where all of them start.
+@dataclass(frozen=True, kw_only=True)
+class SparseProblem(StageProblem):
+    """The data, the model and the settings that every stage is fitted with.
 
     Attributes:
         train: (N, D), float64.
         latent_dim: K, the number of atoms.
         penalty: lambda, in nats for each unit of |z_k|.
         noise_scale: sigma, in units of x.
-        settings: how it is fitted.
-        seed: of starts and data order.
+        settings: of the fits.
+        seed: of initial values and data order.
     """
 
-    train: Float[Tensor, "N D"]
-    latent_dim: int
     penalty: float
     noise_scale: float
     settings: SparseSettings = field(default_factory=SparseSettings)
-    seed: int = 0
 
     def decoder(self) -> nn.Sequential:
-        """Random unit atoms, the same for every stage."""
+        """A decoder with random atoms of length one, the same for every stage."""
         with seeded(self.seed):
             linear = nn.Linear(self.latent_dim, self.train.shape[1])
         return nn.Sequential(NormalizedColumns(linear, "unit"))
 
-    def autoencoder(self, decoder: nn.Module | None = None, **parts: Any) -> Autoencoder:
-        """The model with an encoder or guide, its bias at the means of x's columns.
+    def autoencoder(self, encoder: nn.Module | None = None) -> Autoencoder:
+        """The model with this encoder, its bias initialized at the means of x's columns.
 
         Args:
-            decoder: by default a new one.
-            **parts: ``encoder`` or ``guide``; by default a guide with a free code per datum.
+            encoder: maps x to codes; by default a guide with a free code per datum replaces it.
         """
-        if not parts:
+        guide = None
+        if encoder is None:
             guide = PerDatumGuide(len(self.train), self.latent_dim, covariance="delta")
-            parts = {"guide": guide}
-        made = Autoencoder(
-            decoder=self.decoder() if decoder is None else decoder,
+        autoencoder = Autoencoder(
+            decoder=self.decoder(),
             data_dim=self.train.shape[1],
             latent_dim=self.latent_dim,
             likelihood=Gaussian(self.noise_scale),
             prior="laplace",
             penalty=self.penalty,
-            **parts,
+            encoder=encoder,
+            guide=guide,
         )
-        return made.to(self.train).center(self.train)
+        return autoencoder.to(self.train).center(self.train)
 
-    def best(self, autoencoder: Autoencoder, x: Float[Tensor, "N D"]) -> Any:
-        """The best codes of rows under the autoencoder's dictionary."""
-        return best_codes(autoencoder, x, tolerance=TOLERANCE * self.penalty)
-
-    def svi(self, autoencoder: Autoencoder) -> FitResult:
-        """Fit dictionary and codes, or encoder, by SVI under the settings."""
-        settings = self.settings
-        return fit_svi(
-            autoencoder.model,
-            autoencoder.guide,
-            self.train,
-            steps=settings.steps,
-            batch_size=min(settings.batch_size, len(self.train)),
-            lr=settings.lr,
-            scheduler=torch.optim.lr_scheduler.CosineAnnealingLR,
-            seed=self.seed,
-        )
+    def map_codes(self, autoencoder: Autoencoder, x: Float[Tensor, "N D"]) -> Any:
+        """The MAP codes of rows under the autoencoder's dictionary."""
+        return best_codes(autoencoder, x, tolerance=RELATIVE_TOLERANCE * self.penalty)
 
 
 @dataclass(frozen=True)
-class SparseStage:
-    """A stage: what the table says of it, and how it is climbed.
+class SparseFit:
+    """A fitted stage.
 
     Attributes:
-        name: by which it is asked for.
-        codes: who finds the codes.
-        algorithm: what fits the dictionary.
-        climb: the fitted autoencoder, and how the fit went; None if nothing was fitted.
+        autoencoder: the fitted model.
+        fit: the result of the algorithm; None if nothing was fitted.
     """
 
-    name: str
-    codes: str
-    algorithm: str
-    run: Callable[[SparseTask], tuple[Autoencoder, FitResult | None]]
+    autoencoder: Autoencoder
+    fit: FitResult | None
 
 
-def _random(task: SparseTask) -> tuple[Autoencoder, None]:
-    autoencoder = task.autoencoder()
+def _random_atoms(problem: SparseProblem) -> SparseFit:
+    autoencoder = problem.autoencoder()
     with torch.no_grad():
-        autoencoder.guide.loc.copy_(task.best(autoencoder, task.train).codes)
-    return autoencoder, None
+        autoencoder.guide.loc.copy_(problem.map_codes(autoencoder, problem.train).codes)
+    return SparseFit(autoencoder, None)
 
 
-def _alternating(task: SparseTask) -> tuple[Autoencoder, FitResult]:
-    autoencoder = task.autoencoder()
-    fit = fit_dictionary(autoencoder, task.train, max_iterations=task.settings.iterations)
-    return autoencoder, fit
+def _alternating(problem: SparseProblem) -> SparseFit:
+    autoencoder = problem.autoencoder()
+    iterations = problem.settings.iterations
+    fit = fit_dictionary(autoencoder, problem.train, max_iterations=iterations)
+    return SparseFit(autoencoder, fit)
 
 
-def _by_svi(make: Callable[[SparseTask], Autoencoder]) -> Any:
-    def run(task: SparseTask) -> tuple[Autoencoder, FitResult]:
-        autoencoder = make(task)
-        return autoencoder, task.svi(autoencoder)
+def _svi(make: Callable[[SparseProblem], Autoencoder]) -> Callable[[SparseProblem], SparseFit]:
+    def run(problem: SparseProblem) -> SparseFit:
+        autoencoder = make(problem)
+        fit = problem.fit_svi(autoencoder.model, autoencoder.guide, problem.settings)
+        return SparseFit(autoencoder, fit)
 
     return run
 
 
-def _thresholded(hidden: bool) -> Callable[[SparseTask], Autoencoder]:
-    def make(task: SparseTask) -> Autoencoder:
-        widths = task.settings.hidden if hidden else ()
-        encoder = mlp(task.train.shape[1], task.latent_dim, widths, seed=task.seed)
-        return task.autoencoder(encoder=encoder.append(SoftThreshold(task.latent_dim)))
+def _soft_threshold_encoder(hidden: bool) -> Callable[[SparseProblem], Autoencoder]:
+    def make(problem: SparseProblem) -> Autoencoder:
+        widths = problem.settings.hidden if hidden else ()
+        encoder = mlp(problem.train.shape[1], problem.latent_dim, widths, seed=problem.seed)
+        return problem.autoencoder(encoder.append(SoftThreshold(problem.latent_dim)))
 
     return make
 
 
-def _unrolled(task: SparseTask) -> Autoencoder:
-    start: Any = task.autoencoder().decoder
-    threshold = task.penalty * task.noise_scale**2
-    lista = LISTA(start[0], threshold, steps=task.settings.unrolled)
-    return task.autoencoder(encoder=lista)
+def _lista_encoder(problem: SparseProblem) -> Autoencoder:
+    initial: Any = problem.autoencoder().decoder
+    threshold = problem.penalty * problem.noise_scale**2
+    return problem.autoencoder(LISTA(initial[0], threshold, steps=problem.settings.unrolled))
 
 
 REFERENCE = "alternating"
+MODEL = "dictionary"
 _STAGES = (
-    SparseStage("random-atoms", "lasso", "none", _random),
-    SparseStage(REFERENCE, "lasso", "alternation", _alternating),
-    SparseStage("per-datum-svi", "free z_n", "SVI", _by_svi(SparseTask.autoencoder)),
-    SparseStage("linear-encoder", "linear", "SVI", _by_svi(_thresholded(hidden=False))),
-    SparseStage("mlp-encoder", "MLP", "SVI", _by_svi(_thresholded(hidden=True))),
-    SparseStage("unrolled-encoder", "LISTA", "SVI", _by_svi(_unrolled)),
+    Stage("random-atoms", MODEL, "lasso", "none", _random_atoms),
+    Stage(REFERENCE, MODEL, "lasso", "alternation", _alternating),
+    Stage("per-datum-svi", MODEL, "free z_n", "SVI", _svi(SparseProblem.autoencoder)),
+    Stage("linear-encoder", MODEL, "linear", "SVI", _svi(_soft_threshold_encoder(hidden=False))),
+    Stage("mlp-encoder", MODEL, "MLP", "SVI", _svi(_soft_threshold_encoder(hidden=True))),
+    Stage("unrolled-encoder", MODEL, "LISTA", "SVI", _svi(_lista_encoder)),
 )
-SPARSE_STAGES: Mapping[str, SparseStage] = {stage.name: stage for stage in _STAGES}
+SPARSE_STAGES: Mapping[str, Stage[SparseFit]] = {stage.name: stage for stage in _STAGES}

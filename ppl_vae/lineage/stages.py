@@ -1,10 +1,9 @@
-"""The stages of the lineage: which model, which guide, which algorithm."""
+"""The stages of the lineage: the model, the guide and the algorithm of each."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyro.infer
 from torch import Tensor
@@ -13,12 +12,13 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
+from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, GaussianGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.likelihoods.gaussian import Gaussian
-from ppl_vae.lineage.problem import Task
+from ppl_vae.lineage.common import Stage
+from ppl_vae.lineage.problem import LineageProblem
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -27,28 +27,29 @@ from ppl_vae.objectives.bounds import ELBO, IWAE
 
 HIDDEN = (256,)
 IWAE_SAMPLES = 8
-SCORE = ELBO(gradient="score")
-"""The same ELBO by its score: what gradients through the draws are worth."""
+SCORE_ELBO = ELBO(gradient="score")
+"""The ELBO with the score-function gradient, for comparison with the pathwise gradient."""
 POINT = "a point"
-"""The q of an autoencoder, which makes no bound."""
+"""The label of an autoencoder's q, a point mass, for which there is no bound."""
 POINT_FAMILY, NONLINEAR = "delta", ""
-"""The family of an autoencoder's q; that of pairs in which no price is known."""
-NO_PCA = "PCA has no place for missing values"
-NO_CLOSED_FORM = "with missing values the likelihood has no maximum in closed form"
+"""The family of an autoencoder's q; the family of pairs whose expected loss is unknown."""
+NO_PCA = "PCA does not support missing values"
+NO_CLOSED_FORM = "with missing values the maximum of the likelihood has no closed form"
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A stage after its fit.
+class StageFit:
+    """A fitted stage.
 
     Attributes:
         model, guide: the pair.
-        fit: how it went.
-        convergence: whether it went on until its tolerance was met.
-        best: a guide known to be the best of the guide's family for each datum, if there is one.
-        ascent: bound and log p as they rose, where both are exact.
-        bounded: whether what was fitted has a bound on log p. An autoencoder has none: its pair
-            is the Gaussian it implies, with the exact posterior.
+        fit: the result of the algorithm.
+        convergence: whether the fit met its tolerance.
+        best: a guide known to be optimal within the guide's family for each datum, if there is
+            one.
+        ascent: bound and log p along the fit, where both are exact.
+        bounded: whether the fitted objective is a bound on log p. That of an autoencoder is not:
+            its pair is the Gaussian that it implies, with the exact posterior.
     """
 
     model: ProgramLike
@@ -60,126 +61,120 @@ class Fitted:
     bounded: bool = True
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A row of the lineage's table.
-
-    Attributes:
-        name: by which it is asked for.
-        model, q, algorithm: what the table says.
-        climb: fits it.
-        family: of q, if the model is PPCA, see :mod:`ppl_vae.guides.families`: what its price is
-            known by.
-        complete: why it needs data without missing values; empty if it does not.
-    """
-
-    name: str
-    model: str
-    q: str
-    algorithm: str
-    run: Callable[[Task], Fitted]
-    family: str = NONLINEAR
-    complete: str = ""
-
-
 def _implied(
-    fit: Callable[[Task, Autoencoder], tuple[FitResult, Convergence]],
-) -> Callable[[Task], Fitted]:
-    def run(task: Task) -> Fitted:
-        made = Autoencoder.linear(task.train.shape[1], task.latent_dim, seed=task.seed)
-        autoencoder = made.to(task.train)
-        result, convergence = fit(task, autoencoder)
-        ppca = implied_gaussian(autoencoder, task.train).to(task.train)
+    fit: Callable[[LineageProblem, Autoencoder], tuple[FitResult, Convergence]],
+) -> Callable[[LineageProblem], StageFit]:
+    def run(problem: LineageProblem) -> StageFit:
+        data_dim = problem.train.shape[1]
+        autoencoder = Autoencoder.linear(data_dim, problem.latent_dim, seed=problem.seed)
+        autoencoder = autoencoder.to(problem.train)
+        result, convergence = fit(problem, autoencoder)
+        ppca = implied_gaussian(autoencoder, problem.train).to(problem.train)
         guide = ExactGuide(ppca)
-        return Fitted(ppca.model, guide, result, convergence, best=guide, bounded=False)
+        return StageFit(ppca.model, guide, result, convergence, best=guide, bounded=False)
 
     return run
 
 
-def _by_itself(fit: FitResult) -> Convergence:
-    """Of a closed form, or of EM, which has a tolerance of its own."""
+def _own_convergence(fit: FitResult) -> Convergence:
+    """The convergence of a closed form or of EM, which has its own tolerance."""
     return Convergence(fit.converged is not False, math.nan, math.nan, fit.steps, fit.stopped)
 
 
-def _pca(task: Task, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
-    fit = fit_pca(autoencoder, task.train)
-    return fit, _by_itself(fit)
+def _pca(problem: LineageProblem, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
+    fit = fit_pca(autoencoder, problem.train)
+    return fit, _own_convergence(fit)
 
 
-def _squares(task: Task, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
+def _least_squares(
+    problem: LineageProblem, autoencoder: Autoencoder
+) -> tuple[FitResult, Convergence]:
     def value() -> float:
-        implied = implied_gaussian(autoencoder, task.train)
-        return float(implied.log_likelihood(task.train).detach().mean())
+        implied = implied_gaussian(autoencoder, problem.train)
+        return float(implied.log_likelihood(problem.train).detach().mean())
 
-    lr = task.settings.linear_lr
-    return task.to_tolerance(autoencoder.model, autoencoder.guide, lr, value)
+    lr = problem.settings.linear_lr
+    return problem.fit_to_tolerance(autoencoder.model, autoencoder.guide, lr, value)
 
 
-def _exact(fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full") -> Any:
-    def run(task: Task) -> Fitted:
-        ppca = task.ppca()
-        result = fit(ppca, task.train)
+def _exact(
+    fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full"
+) -> Callable[[LineageProblem], StageFit]:
+    def run(problem: LineageProblem) -> StageFit:
+        ppca = problem.initial_ppca()
+        result = fit(ppca, problem.train)
         guide = ExactGuide(ppca, covariance=covariance)
         ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
-        convergence = _by_itself(result)
-        return Fitted(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
+        convergence = _own_convergence(result)
+        return StageFit(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
 
     return run
 
 
 def _svi(
-    make_guide: Callable[[Task, PPCA], Any], covariance: str, *, hidden: bool = False
-) -> Callable[[Task], Fitted]:
-    def run(task: Task) -> Fitted:
-        ppca = task.ppca()
-        guide = make_guide(task, ppca)
-        recording = BoundMonitor(ppca, guide, task.train)
+    make_guide: Callable[[LineageProblem, PPCA], GaussianGuide],
+    covariance: str,
+    *,
+    hidden: bool = False,
+) -> Callable[[LineageProblem], StageFit]:
+    def run(problem: LineageProblem) -> StageFit:
+        ppca = problem.initial_ppca()
+        guide = make_guide(problem, ppca)
+        recording = BoundMonitor(ppca, guide, problem.train)
         recording(0, 0.0)
-        lr = task.settings.encoder_lr if hidden else task.settings.linear_lr
+        settings = problem.settings
+        lr = settings.encoder_lr if hidden else settings.linear_lr
 
         def value() -> float:
-            return float(exact_bound(ppca, guide, task.train)[0])
+            return float(exact_bound(ppca, guide, problem.train)[0])
 
-        fit, convergence = task.to_tolerance(ppca.model, guide, lr, value, recording)
+        fit, convergence = problem.fit_to_tolerance(ppca.model, guide, lr, value, recording)
         best = ExactGuide(ppca, covariance=covariance)
         ascent = recording.ascent()
-        return Fitted(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
+        return StageFit(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
 
     return run
 
 
-def _per_datum(task: Task, ppca: PPCA) -> PerDatumGuide:
-    return PerDatumGuide(len(task.train), task.latent_dim).to(task.train)
+def _per_datum_guide(problem: LineageProblem, ppca: PPCA) -> PerDatumGuide:
+    return PerDatumGuide(len(problem.train), problem.latent_dim).to(problem.train)
 
 
-def _exact_guide(task: Task, ppca: PPCA) -> ExactGuide:
+def _exact_guide(problem: LineageProblem, ppca: PPCA) -> ExactGuide:
     return ExactGuide(ppca)
 
 
-def _linear(covariance: str) -> Callable[[Task, PPCA], AmortizedGuide]:
-    def make(task: Task, ppca: PPCA) -> AmortizedGuide:
-        encoder = mlp(ppca.data_dim, task.latent_dim, seed=task.seed)
-        shape = {"covariance": covariance, "homoscedastic": True}
-        return AmortizedGuide(encoder, task.latent_dim, **shape)
+def _linear_encoder(covariance: str) -> Callable[[LineageProblem, PPCA], AmortizedGuide]:
+    def make(problem: LineageProblem, ppca: PPCA) -> AmortizedGuide:
+        k = problem.latent_dim
+        encoder = mlp(ppca.data_dim, k, seed=problem.seed)
+        return AmortizedGuide(encoder, k, covariance=covariance, homoscedastic=True)
 
     return make
 
 
-def _deep(task: Task, ppca: PPCA) -> AmortizedGuide:
-    k = task.latent_dim
-    # relu(y) - relu(-y) = y: with 2 K hidden units it can be the linear posterior mean.
+def _deep_encoder(problem: LineageProblem, ppca: PPCA) -> AmortizedGuide:
+    k = problem.latent_dim
+    # relu(y) - relu(-y) = y: with 2 K hidden units it can represent the linear posterior mean.
     hidden = (max(HIDDEN[0], 2 * k),)
-    encoder = mlp(ppca.data_dim, k + num_scale_outputs("diagonal", k), hidden, seed=task.seed)
-    return AmortizedGuide(encoder, k).to(task.train)
+    num_outputs = k + num_scale_outputs("diagonal", k)
+    encoder = mlp(ppca.data_dim, num_outputs, hidden, seed=problem.seed)
+    return AmortizedGuide(encoder, k).to(problem.train)
 
 
-def _vae(objective: pyro.infer.ELBO | None) -> Callable[[Task], Fitted]:
-    def run(task: Task) -> Fitted:
-        # With average variance one, noise of a half leaves the latents something to explain.
-        likelihood = Gaussian("shared", initial=0.5**0.5)
-        shape = {"hidden": HIDDEN, "activation": "gelu", "likelihood": likelihood}
-        vae = VAE.mlp(task.train.shape[1], task.latent_dim, seed=task.seed, **shape)
-        return Fitted(vae.model, vae.guide, *task.stopped_early(vae.model, vae.guide, objective))
+def _vae(objective: pyro.infer.ELBO | None) -> Callable[[LineageProblem], StageFit]:
+    def run(problem: LineageProblem) -> StageFit:
+        vae = VAE.mlp(
+            problem.train.shape[1],
+            problem.latent_dim,
+            hidden=HIDDEN,
+            activation="gelu",
+            # The average variance of x is one: noise of one half leaves some to the latents.
+            likelihood=Gaussian("shared", initial=0.5**0.5),
+            seed=problem.seed,
+        )
+        fit = problem.fit_early_stopping(vae.model, vae.guide, objective)
+        return StageFit(vae.model, vae.guide, *fit)
 
     return run
 
@@ -188,7 +183,7 @@ _plain_em = partial(fit_em, accelerate=False)
 _STAGES = (
     Stage("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
     Stage(
-        "linear-autoencoder", "PPCA", POINT, "SVI, squares", _implied(_squares), POINT_FAMILY
+        "linear-autoencoder", "PPCA", POINT, "SVI, MSE", _implied(_least_squares), POINT_FAMILY
     ),
     Stage(
         "closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), "full",
@@ -197,34 +192,36 @@ _STAGES = (
     Stage("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
     Stage("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
     Stage(
-        "variational-em", "PPCA", "q_i, diag", "rotating VEM",
+        "variational-em", "PPCA", "q_i, diag", "variational EM",
         _exact(variational_em, "diagonal"), "diagonal",
     ),
     Stage(
-        "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum, "diagonal"), "diagonal"
+        "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum_guide, "diagonal"), "diagonal"
     ),
     Stage("exact-svi", "PPCA", "exact", "SVI", _svi(_exact_guide, "full"), "full"),
     Stage(
         "linear-amortized", "PPCA", "linear, diag", "SVI",
-        _svi(_linear("diagonal"), "diagonal"), "diagonal",
+        _svi(_linear_encoder("diagonal"), "diagonal"), "diagonal",
     ),
     Stage(
         "deep-amortized", "PPCA", "MLP, diag", "SVI",
-        _svi(_deep, "diagonal", hidden=True), "diagonal",
+        _svi(_deep_encoder, "diagonal", hidden=True), "diagonal",
     ),
     Stage(
         "isotropic-q", "PPCA", "linear, v I", "SVI",
-        _svi(_linear("isotropic"), "isotropic"), "isotropic",
+        _svi(_linear_encoder("isotropic"), "isotropic"), "isotropic",
     ),
-    Stage("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear("unit"), "unit"), "unit"),
+    Stage("unit-q", "PPCA", "linear, I", "SVI", _svi(_linear_encoder("unit"), "unit"), "unit"),
     Stage("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
     Stage("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
-    Stage("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE)),
+    Stage("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE_ELBO)),
 )  # fmt: skip
-STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _STAGES}
+STAGES: Mapping[str, Stage[StageFit]] = {stage.name: stage for stage in _STAGES}
 
 
-def left_out(names: Iterable[str], holes: bool) -> dict[str, str]:
-    """Which of these stages data with missing values, or without, leave out, and why."""
-    known = (STAGES[name] for name in names if holes and name in STAGES)
-    return {stage.name: stage.complete for stage in known if stage.complete}
+def skipped_stages(names: Iterable[str], has_missing: bool) -> dict[str, str]:
+    """The stages among these that are skipped for data with missing values, with the reason."""
+    if not has_missing:
+        return {}
+    chosen = (STAGES[name] for name in names if name in STAGES)
+    return {stage.name: stage.needs_complete for stage in chosen if stage.needs_complete}

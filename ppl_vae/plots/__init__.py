@@ -1,4 +1,4 @@
-"""Plots of what the package computes."""
+"""Plots of results, one module per subject; every plotting function is named ``plot_...``."""
 
 import lazy_loader
 

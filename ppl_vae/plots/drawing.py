@@ -1,4 +1,4 @@
-"""What the pictures have in common: axes, colours, legends, tiles."""
+"""Shared parts of the plots: axes, colours, legends, grids of images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,20 +15,20 @@ from matplotlib.transforms import offset_copy
 from ppl_vae.data.image_grid import ImageGrid
 
 SIZE = (5.2, 3.9)
-"""Width and height of a picture in inches: narrow, so that its letters are legible on a phone."""
+"""Width and height of a figure in inches, narrow enough for its text to be legible on a phone."""
 NATS = "nats per datum"
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#3b75af", "#ef8636", "#519e3e"
 PALETTE = (BLUE, ORANGE, GREEN, "#c53a32", "#8d69b8", "#84584e", "#d57dbe", "#616161", "#bcbd3a")
 MISSING_COLOUR = "#f3d3b5"
 """The colour of a missing pixel."""
 LEGEND_OFFSET = -36
-"""Where a legend begins under its axes, in points: below the ticks and the label."""
+"""Vertical offset of a legend from its axes, in points: below the ticks and the label."""
 SMALL = 8.5
-"""Size of letters in legends and notes, in points."""
+"""Font size of legends and notes, in points."""
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
-    """The axes themselves, or those of a new figure."""
+    """These axes, or those of a new figure, without spines on the top and on the right."""
     if ax is None:
         ax = plt.figure(figsize=size, layout="constrained").add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
@@ -36,14 +36,17 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = SIZE) -> Axes:
 
 
 def title(ax: Axes, text: str) -> None:
-    """The title, on the left, where a page's headings are."""
+    """Set a left-aligned title."""
     ax.set_title(text, loc="left", fontsize=11)
 
 
 def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
-    """A legend under the axes and their label, where it hides nothing.
+    """Draw a legend below the axes and their label.
 
-    ``side="right"`` is for axes with long names on their left, under which there is room.
+    Args:
+        ax: the axes, after everything is drawn on them.
+        columns: maximal number of columns.
+        side: ``"center"``, or ``"right"`` for axes with long tick labels on the left.
     """
     _, labels = ax.get_legend_handles_labels()
     place: Any = f"upper {side}"
@@ -63,20 +66,20 @@ def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
 
 
 def colour(place: int) -> str:
-    """The colour of a line among others."""
+    """The colour of the line number ``place``."""
     return PALETTE[place % len(PALETTE)]
 
 
 def log_scale(ax: Axes, axis: str) -> None:
-    """A logarithmic axis with few ticks; for less than a factor 10 a linear one.
+    """Set a logarithmic axis with few ticks; a linear one if the range is below a factor of 10.
 
     Args:
-        ax: after everything is drawn on it.
+        ax: the axes, after everything is drawn on them.
         axis: ``"x"`` or ``"y"``.
     """
     one: Any = getattr(ax, f"{axis}axis")
     low, high = getattr(ax.dataLim, f"interval{axis}")
-    if not 0 < 10 * low <= high:  # fewer than two ticks at 1, 2, 5 would be filled up with others
+    if not 0 < 10 * low <= high:  # with fewer than two ticks at 1, 2, 5 Matplotlib adds others
         one.set_major_locator(MaxNLocator(5))
         return
     getattr(ax, f"set_{axis}scale")("log")
@@ -90,12 +93,15 @@ def log_scale(ax: Axes, axis: str) -> None:
 def scatter_by_class(
     ax: Axes, points: Float[np.ndarray, "N 2"], labels: Sequence[Any] | None
 ) -> bool:
-    """Points in the colours of their classes; whether there are 1 to 20, so that they have names.
+    """Draw points in the colours of their classes, if these are at most 20.
 
     Args:
-        ax: where to draw.
-        points: with the coordinates across and up.
-        labels: a class for each, or None.
+        ax: the axes to draw on.
+        points: their horizontal and vertical coordinates.
+        labels: the class of each point, or None.
+
+    Returns:
+        Whether there are 1 to 20 classes, so that a legend is useful.
     """
     size = min(max(4000 / len(points), 9.0), 30.0)
     classes = [] if labels is None else sorted(set(labels), key=_order)
@@ -104,41 +110,43 @@ def scatter_by_class(
         return False
     number = np.array([classes.index(label) for label in labels])
     for place, value in enumerate(classes):
-        shade = _class_colour(place, len(classes))
-        ax.scatter(*points[number == place].T, s=size, color=shade, label=str(value), lw=0)
+        class_colour = _class_colour(place, len(classes))
+        members = points[number == place]
+        ax.scatter(*members.T, s=size, color=class_colour, label=str(value), lw=0)
     return True
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    # Numbers before texts, each in their own order.
+    # Numbers are sorted before strings.
     return isinstance(value, str), value
 
 
 def _class_colour(place: int, count: int) -> Any:
-    wide: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
-    assert isinstance(wide, ListedColormap)
-    return wide.colors[place]  # pyright: ignore[reportIndexIssue]
+    colormap: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+    assert isinstance(colormap, ListedColormap)
+    return colormap.colors[place]  # pyright: ignore[reportIndexIssue]
 
 
-LOWEST, HIGHEST = 0.24, 2.0
-"""Inches that a row of tiles may be high: room for its name, and for others."""
+MIN_ROW_HEIGHT, MAX_ROW_HEIGHT = 0.24, 2.0
+"""Limits of the height of a row of images, in inches: space for its label, and for other rows."""
 
 
 def _row_height(image_grid: ImageGrid) -> tuple[float, bool]:
-    # In inches, and whether pixels are square at this height.
+    # The height in inches, and whether pixels are square at this height.
     shape = image_grid.image_shape or (3, 4)
     height = (SIZE[0] - 0.9) / image_grid.values.shape[1] * shape[0] / shape[1]
-    return min(max(height, LOWEST), HIGHEST), LOWEST <= height <= HIGHEST
+    limited = min(max(height, MIN_ROW_HEIGHT), MAX_ROW_HEIGHT)
+    return limited, limited == height
 
 
-def tile_size(image_grid: ImageGrid) -> tuple[float, float]:
-    """Width and height that tiles need, in inches."""
+def image_grid_size(image_grid: ImageGrid) -> tuple[float, float]:
+    """Width and height that :func:`draw_image_grid` needs, in inches."""
     labels = 0.95 + 0.2 * (image_grid.image_shape is None) + 0.2 * image_grid.has_missing
     return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
-def draw_tiles(image_grid: ImageGrid, ax: Axes) -> None:
-    """Images on one grey scale, or profiles over the columns in their standard deviations."""
+def draw_image_grid(image_grid: ImageGrid, ax: Axes) -> None:
+    """Draw images on a common grey scale, or standardised profiles over the columns of x."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     (_draw_images if image_grid.image_shape else _draw_profiles)(image_grid, ax)
@@ -146,38 +154,43 @@ def draw_tiles(image_grid: ImageGrid, ax: Axes) -> None:
 
 def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     assert image_grid.image_shape is not None
-    (rows, columns, _), (high, wide) = image_grid.values.shape, image_grid.image_shape
-    low, top = image_grid.limits
-    canvas = np.full((rows * (high + 1) - 1, columns * (wide + 1) - 1), low)
+    (rows, columns, _), (height, width) = image_grid.values.shape, image_grid.image_shape
+    low, high = image_grid.limits
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), low)
     for r in range(rows):
         for c in range(columns):
-            place = (
-                slice(r * (high + 1), r * (high + 1) + high),
-                slice(c * (wide + 1), c * (wide + 1) + wide),
-            )
-            canvas[place] = image_grid.values[r, c].reshape(high, wide).numpy()
+            top, left = r * (height + 1), c * (width + 1)
+            image = image_grid.values[r, c].reshape(height, width).numpy()
+            canvas[top : top + height, left : left + width] = image
     aspect = "equal" if _row_height(image_grid)[1] else "auto"
     grey = matplotlib.colormaps["gray_r"].with_extremes(bad=MISSING_COLOUR)
-    ax.imshow(canvas, grey, aspect=aspect, vmin=low, vmax=top, interpolation="nearest")
-    ax.set_xticks(
-        [c * (wide + 1) + (wide - 1) / 2 for c in range(columns)], image_grid.column_labels
-    )
-    ax.set_yticks([r * (high + 1) + (high - 1) / 2 for r in range(rows)], image_grid.row_labels)
+    ax.imshow(canvas, grey, aspect=aspect, vmin=low, vmax=high, interpolation="nearest")
+    centres = [c * (width + 1) + (width - 1) / 2 for c in range(columns)]
+    ax.set_xticks(centres, image_grid.column_labels)
+    centres = [r * (height + 1) + (height - 1) / 2 for r in range(rows)]
+    ax.set_yticks(centres, image_grid.row_labels)
 
 
 def _draw_profiles(image_grid: ImageGrid, ax: Axes) -> None:
     rows, columns, width = image_grid.values.shape
-    heights = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
-    reach = max(float(np.nanmax(np.abs(heights))), 1e-12)
+    profiles = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
+    largest = max(float(np.nanmax(np.abs(profiles))), 1e-12)
     along = np.linspace(0.06, 0.94, width) if width > 1 else np.array([0.5])
     for r in range(rows):
         for c in range(columns):
             ax.plot([c + 0.06, c + 0.94], [r + 0.5] * 2, color="#cccccc", linewidth=0.6)
-            line = r + 0.5 - 0.45 * heights[r, c] / reach
-            holes = np.pad(np.isnan(line), 1, constant_values=True)
-            alone = ~holes[1:-1] & holes[:-2] & holes[2:]  # points of no line
-            style = {"color": BLUE, "linewidth": 0.9, "marker": ".", "ms": 3}
-            ax.plot(c + along, line, markevery=alone.nonzero()[0].tolist(), **style)
+            line = r + 0.5 - 0.45 * profiles[r, c] / largest
+            missing = np.pad(np.isnan(line), 1, constant_values=True)
+            isolated = ~missing[1:-1] & missing[:-2] & missing[2:]  # not part of a line
+            ax.plot(
+                c + along,
+                line,
+                color=BLUE,
+                linewidth=0.9,
+                marker=".",
+                ms=3,
+                markevery=isolated.nonzero()[0].tolist(),
+            )
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
     ax.set_xticks(np.arange(columns) + 0.5, image_grid.column_labels)

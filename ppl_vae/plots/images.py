@@ -1,62 +1,91 @@
-"""Pictures of rows of data as the models see them: images, or profiles over the columns."""
+"""Plots of rows of data and of model outputs: images, or profiles over the columns of x."""
 
 from matplotlib.axes import Axes
 
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.plots.drawing import draw_tiles, new_axes, tile_size, title
+from ppl_vae.plots.drawing import draw_image_grid, image_grid_size, new_axes, title
 
 PROFILES = "(lines: the columns in order, in their standard deviations)"
-OF_ALL = "Held-out data, reconstructed"
-OF_LADDER = (
-    "The plane of a second VAE, for pictures only",
-    "From datum to datum in that second VAE",
-)
-MISSING_LABELS = ("(tinted: missing)", "(gaps: missing)")
+MISSING_PIXELS, MISSING_IN_PROFILES = "(tinted: missing)", "(gaps: missing)"
 
 
-def reconstructions(
-    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = OF_ALL
+def plot_reconstructions(
+    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = "Held-out reconstructions"
 ) -> Axes:
-    """Held-out data over what each model makes of them."""
-    rows = "row of the data (the first is 0)"
-    return _tiled(image_grid, ax, heading, rows)
+    """Plot held-out data above their reconstructions by each model.
+
+    Args:
+        image_grid: the data and the reconstructions, one row per model.
+        ax: the axes to draw on.
+        heading: the title.
+    """
+    return _plot_grid(image_grid, ax, heading, "row of the data (the first is 0)")
 
 
-def denoised(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
-    """Held-out data, clean and with noise on them, over what each denoiser makes of the latter."""
+def plot_denoised(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
+    """Plot held-out data, clean and noisy, above the output of each denoiser.
+
+    Args:
+        image_grid: the data and the outputs, one row per denoiser.
+        ax: the axes to draw on.
+    """
     rows = "row of the held-out data (the first is 0)"
-    return _tiled(image_grid, ax, "Held-out data, denoised", rows, "denoiser")
+    return _plot_grid(image_grid, ax, "Held-out data, denoised", rows, "denoiser")
 
 
-def samples(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
-    """Draws of x from each model, noise included."""
-    return _tiled(image_grid, ax, "Drawn from the models", "draw")
+def plot_samples(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
+    """Plot draws of x, noise included, one row per model.
+
+    Args:
+        image_grid: the draws.
+        ax: the axes to draw on.
+    """
+    return _plot_grid(image_grid, ax, "Samples", "draw")
 
 
-def manifold(
-    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = OF_LADDER[0]
+def plot_manifold(
+    image_grid: ImageGrid,
+    ax: Axes | None = None,
+    *,
+    heading: str = "Latent plane of a second VAE, for figures only",
 ) -> Axes:
-    """The mean of x over the plane of two latents."""
-    names = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
-    return _tiled(image_grid, ax, heading, *names)
+    """Plot the mean of x over the plane of two latent dimensions.
+
+    Args:
+        image_grid: the means on a grid of the plane.
+        ax: the axes to draw on.
+        heading: the title.
+    """
+    first, second = (f"$z_{k}$, standard deviations of the prior" for k in (1, 2))
+    return _plot_grid(image_grid, ax, heading, first, second)
 
 
-def interpolation(
-    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = OF_LADDER[1]
+def plot_interpolation(
+    image_grid: ImageGrid,
+    ax: Axes | None = None,
+    *,
+    heading: str = "Interpolation in that second VAE",
 ) -> Axes:
-    """The mean of x on the way from the code of one datum to that of another."""
-    way = "position between the two codes, 0 to 1"
-    return _tiled(image_grid, ax, heading, way, "rows of the data")
+    """Plot the mean of x along the line between the codes of two data.
+
+    Args:
+        image_grid: the means, one row per pair of data.
+        ax: the axes to draw on.
+        heading: the title.
+    """
+    position = "position between the two codes, 0 to 1"
+    return _plot_grid(image_grid, ax, heading, position, "rows of the data")
 
 
-def _tiled(
-    image_grid: ImageGrid, ax: Axes | None, heading: str, across: str, down: str = "model"
+def _plot_grid(
+    image_grid: ImageGrid, ax: Axes | None, heading: str, xlabel: str, ylabel: str = "model"
 ) -> Axes:
-    ax = new_axes(ax, tile_size(image_grid))
-    draw_tiles(image_grid, ax)
-    lines = "" if image_grid.image_shape else f"\n{PROFILES}"
-    holes = f"\n{MISSING_LABELS[image_grid.image_shape is None]}" if image_grid.has_missing else ""
-    ax.set_xlabel(across + lines + holes)
-    ax.set_ylabel(down)
+    ax = new_axes(ax, image_grid_size(image_grid))
+    draw_image_grid(image_grid, ax)
+    notes = [] if image_grid.image_shape else [PROFILES]
+    if image_grid.has_missing:
+        notes.append(MISSING_PIXELS if image_grid.image_shape else MISSING_IN_PROFILES)
+    ax.set_xlabel("\n".join([xlabel, *notes]))
+    ax.set_ylabel(ylabel)
     title(ax, heading)
     return ax

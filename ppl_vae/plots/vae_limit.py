@@ -1,4 +1,4 @@
-"""Pictures of autoencoders, whose q is a point."""
+"""A plot of the limit in which a VAE becomes an autoencoder."""
 
 from matplotlib.axes import Axes
 
@@ -6,27 +6,28 @@ from ppl_vae.evaluation.latent_space.vae_limit import VAELimit
 from ppl_vae.plots.drawing import BLUE, NATS, ORANGE, legend_below, log_scale, new_axes, title
 
 
-def vae_limit(seen: VAELimit, ax: Axes | None = None) -> Axes:
-    """How far a VAE's loss is above the autoencoder's, as the width of its q vanishes.
+def plot_vae_limit(limit: VAELimit, ax: Axes | None = None) -> Axes:
+    """Plot a VAE's loss minus the autoencoder's, as the scale of q vanishes.
 
-    Less the entropy of q, in which no parameter stands; the loss with it grows without end.
+    The loss excludes the entropy of q, which depends on no parameter and diverges.
+
+    Args:
+        limit: a result of :func:`ppl_vae.vae_limit`.
+        ax: the axes to draw on.
     """
     ax = new_axes(ax)
+    code = limit.autoencoder - limit.autoencoder_reconstruction
     parts = (
-        ("-log p(x, z)", seen.difference, BLUE),
-        (
-            "its part -log p(z)",
-            seen.cross_entropy - (seen.autoencoder - seen.autoencoder_reconstruction),
-            ORANGE,
-        ),
+        ("-log p(x, z)", limit.difference, BLUE),
+        ("-log p(z)", limit.cross_entropy - code, ORANGE),
     )
-    for name, above, shade in parts:
-        ax.plot(seen.scales, above.abs(), "o-", ms=4, lw=1.2, color=shade, label=name)
+    for name, excess, part_colour in parts:
+        ax.plot(limit.scales, excess.abs(), "o-", ms=4, lw=1.2, color=part_colour, label=name)
     log_scale(ax, "x")
     log_scale(ax, "y")
     ax.invert_xaxis()
     ax.set_xlabel("sigma_q, standard deviations of the prior")
-    ax.set_ylabel(f"above the autoencoder's loss, {NATS}")
-    title(ax, "A VAE whose q narrows to a point")
+    ax.set_ylabel(f"loss minus the autoencoder's, {NATS}")
+    title(ax, "From the VAE to the autoencoder")
     legend_below(ax, 2)
     return ax

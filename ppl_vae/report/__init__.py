@@ -1,1 +1,1 @@
-"""What a person sees: tables and pictures."""
+"""Output for readers: tables on a terminal, reports in HTML, files of results."""

@@ -1,4 +1,4 @@
-"""The folder that a climbed lineage is kept in: numbers, pictures, page, draws."""
+"""The folder of a lineage's results: numbers, figures, report, draws."""
 
 import json
 from pathlib import Path
@@ -7,36 +7,36 @@ from typing import Any
 from ppl_vae.core.files import write_whole
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
 from ppl_vae.lineage.report_data import ReportData
-from ppl_vae.lineage.run import Lineage
-from ppl_vae.report.figures import pictures
-from ppl_vae.report.html import page
+from ppl_vae.lineage.result import Lineage
+from ppl_vae.report.figures import report_figures
+from ppl_vae.report.html import render_page
 
 RESULTS = "results.json"
 
 
-def results(lineage: Lineage, shown: ReportData | None = None) -> dict[str, Any]:
-    """Every number of the table and the pictures, as JSON can hold them."""
-    return lineage.to_dict() | {"report_data": None if shown is None else shown.to_dict()}
+def results(lineage: Lineage, data: ReportData | None = None) -> dict[str, Any]:
+    """All numbers of the table and the figures, in a form that JSON can hold."""
+    return lineage.to_dict() | {"report_data": None if data is None else data.to_dict()}
 
 
-def write_results(folder: Path, lineage: Lineage, shown: ReportData | None = None) -> Path:
-    """Write ``results.json``; at any moment the file there is a complete one.
+def write_results(folder: Path, lineage: Lineage, data: ReportData | None = None) -> Path:
+    """Write ``results.json`` atomically: at any moment the file is complete.
 
     Returns:
         its path.
     """
     path = folder / RESULTS
-    text = json.dumps(results(lineage, shown), indent=1, allow_nan=False)
+    text = json.dumps(results(lineage, data), indent=1, allow_nan=False)
     write_whole(path, text.encode() + b"\n")
     return path
 
 
 def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
-    """The table and what its pictures show, from a ``results.json`` or the folder it is in.
+    """The lineage and the data of its figures, from a ``results.json`` or its folder.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is another file.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if its content is not that of a lineage.
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
@@ -44,28 +44,28 @@ def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        shown = content["report_data"]
-        found = Lineage.from_dict(content)
+        data = content["report_data"]
+        lineage = Lineage.from_dict(content)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no results of a lineage: {error}") from error
-    return found, None if shown is None else ReportData.from_dict(shown)
+        raise ValueError(f"{path} does not contain results of a lineage: {error}") from error
+    return lineage, None if data is None else ReportData.from_dict(data)
 
 
-def write_report(folder: Path, lineage: Lineage, shown: ReportData) -> list[Path]:
-    """Write ``report.html``, and its pictures as files of their own.
+def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]:
+    """Write ``report.html``, and its figures as separate files.
 
     Returns:
-        the page's path and the pictures' folder.
+        the path of the page and the folder of the figures.
     """
-    drawn = [(picture, picture.png()) for picture in pictures(lineage, shown)]
-    for picture, png in drawn:
-        write_whole(folder / "pictures" / f"{picture.name}.png", png)
-    write_whole(folder / "report.html", page(lineage, shown, drawn).encode())
-    return [folder / "report.html", folder / "pictures"]
+    drawn = [(figure, figure.png()) for figure in report_figures(lineage, data)]
+    for figure, png in drawn:
+        write_whole(folder / "figures" / f"{figure.name}.png", png)
+    write_whole(folder / "report.html", render_page(lineage, data, drawn).encode())
+    return [folder / "report.html", folder / "figures"]
 
 
 def write_draws(folder: Path, lineage: Lineage) -> Path:
-    """Write ``lineage.nc``: draws of every stage and held-out log p, for ArviZ.
+    """Write ``lineage.nc`` for ArviZ: draws of every stage and held-out log p.
 
     Returns:
         its path.

@@ -1,9 +1,9 @@
-"""A saved model on a table: how well it explains rows, where its bound loses, what codes hold."""
+"""The command ``ppl-vae evaluate``: log p, gaps and posterior collapse of a saved model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,14 +25,15 @@ from ppl_vae.models.vae import VAE
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """What a saved model says of a table's rows.
+    """The evaluation of a saved model on the rows of a table.
 
     Attributes:
         model, data: their names.
         log_likelihood: log p of each row, exact for PPCA.
-        cross-checks: log p of some rows by three methods; None where it is exact, or not wanted.
-        gaps: where the ELBO loses its nats.
-        collapse: what the codes hold.
+        cross_check: log p of some rows by several methods; None where it is exact or not
+            requested.
+        gaps: the approximation and amortization gaps.
+        collapse: the information that the codes carry.
     """
 
     model: str
@@ -55,21 +56,21 @@ class Evaluation(Result):
         annealing: Annealing | None = None,
         seed: int = 0,
     ) -> Self:
-        """Load the model and look at the first rows of the table.
+        """Load the model and evaluate it on the first rows of the table.
 
         Args:
-            folder: what :func:`~ppl_vae.models.storage.save` wrote, a PPCA or a VAE.
+            folder: written by :func:`~ppl_vae.models.storage.save`, with a PPCA or a VAE.
             table: in the units that the model was fitted in; missing values are integrated out.
-            draws: a row, where log p is estimated.
-            refine: steps of the search for each row's own q.
-            rows: at most so many are looked at.
-            annealed: at most so many get a cross-check, if log p is estimated.
-            annealing: of their chains.
+            draws: draws per row, where log p is estimated.
+            refine: steps of the optimization of each row's q.
+            rows: maximal number of rows.
+            annealed: maximal number of rows of the cross-check, if log p is estimated.
+            annealing: the settings of its chains.
             seed: of the draws.
 
         Raises:
             FileNotFoundError: if there is no such folder.
-            ValueError: if it holds anything else, or the table another number of columns.
+            ValueError: if it holds another object, or the table has another number of columns.
         """
         program = load(folder)
         if not isinstance(program, PPCA | VAE):
@@ -83,46 +84,46 @@ class Evaluation(Result):
                 f"data_dim={program.data_dim}"
             )
         if isinstance(program, PPCA):
-            pair = program.model, ExactGuide(program)
-            told, exact = None, exact_result(program.log_likelihood(x))
+            pair, checked = (program.model, ExactGuide(program)), None
+            exact = exact_result(program.log_likelihood(x))
             cells = torch.from_numpy((~np.isnan(x)).sum(1)).to(exact.value)
             estimate = replace(exact, cells=cells)
             split = gaps(*pair, x, log_p=exact.value, best=pair[1], seed=seed)
         else:
             pair = program.model, program.guide
             estimate = log_likelihood(*pair, x, draws, refine=refine, seed=seed)
-            told = None
+            checked = None
             if annealed:
-                told = _second_opinion(pair, x, estimate.first(annealed), annealing, seed)
+                checked = _cross_check(pair, x, estimate.first(annealed), annealing, seed)
             split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
         found = collapse(*pair, x, seed=seed)
-        return cls(_described(program, folder), table.name, estimate, told, split, found)
+        return cls(_label(program, folder), table.name, estimate, checked, split, found)
 
     def sentences(self) -> Iterator[str]:
-        """What there is to say, the verdict on log p first."""
+        """The findings, the reliability of log p first."""
         yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
         parts = (self.log_likelihood, self.cross_check, self.gaps, self.collapse)
         yield from (str(part) for part in parts if part is not None)
 
 
-def _second_opinion(
+def _cross_check(
     pair: tuple[ProgramLike, ProgramLike],
     x: np.ndarray,
-    at_hand: LogLikelihood,
+    estimate: LogLikelihood,
     annealing: Annealing | None,
     seed: int,
 ) -> EstimatorComparison:
-    """Of the first rows, whose estimate by importance sampling is at hand."""
-    how: dict[str, Any] = {"rows": torch.arange(len(at_hand.value))}
-    found = {"importance": at_hand}
-    if at_hand.refine:
-        plain = log_likelihood(*pair, x, at_hand.num_samples, **how, seed=seed + 1)
-        found = {"importance": plain, "refined": at_hand}
-    how |= {"method": "annealed", "annealing": annealing}
-    found["annealed"] = log_likelihood(*pair, x, NUM_CHAINS, **how, seed=seed + 2)
+    """Compare an importance sampling estimate for the first rows with other methods."""
+    rows, found = torch.arange(len(estimate.value)), {"importance": estimate}
+    if estimate.refine:
+        plain = log_likelihood(*pair, x, estimate.num_samples, rows=rows, seed=seed + 1)
+        found = {"importance": plain, "refined": estimate}
+    found["annealed"] = log_likelihood(
+        *pair, x, NUM_CHAINS, rows=rows, method="annealed", annealing=annealing, seed=seed + 2
+    )
     return EstimatorComparison.of(found)
 
 
-def _described(program: PPCA | VAE, folder: Path) -> str:
+def _label(program: PPCA | VAE, folder: Path) -> str:
     sizes = f"D = {program.data_dim}, K = {program.latent_dim}"
     return f"{type(program).__name__} in {folder} ({sizes})"

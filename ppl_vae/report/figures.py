@@ -1,4 +1,4 @@
-"""Which pictures a lineage has, each with its size and a sentence that says what to see."""
+"""The figures of a lineage's report, each with its size and a caption."""
 
 import io
 import re
@@ -14,131 +14,142 @@ from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent
 from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
 from ppl_vae.lineage.report_data import ReportData
-from ppl_vae.lineage.run import Lineage
-from ppl_vae.plots import estimates as estimate_plots
-from ppl_vae.plots import images as tile_plots
-from ppl_vae.plots import lineage as plots
-from ppl_vae.plots.drawing import SIZE, tile_size
+from ppl_vae.lineage.result import Lineage
+from ppl_vae.plots.bounds import plot_bound_slice, plot_em, plot_svi
+from ppl_vae.plots.drawing import SIZE, image_grid_size
+from ppl_vae.plots.estimates import (
+    comparison_size,
+    plot_comparison,
+    plot_convergence,
+    plot_cross_check,
+    plot_tail_index,
+)
+from ppl_vae.plots.images import (
+    plot_interpolation,
+    plot_manifold,
+    plot_reconstructions,
+    plot_samples,
+)
+from ppl_vae.plots.latent_spaces import (
+    MEANS_SIZE,
+    plot_kl_by_dimension,
+    plot_latent_means,
+    plot_spectrum,
+)
+from ppl_vae.plots.lineage import OBJECTIVE_SIZE, gaps_size, plot_gaps, plot_objective
 
 DOTS_PER_INCH = 160
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to be drawn.
+class ReportFigure:
+    """A figure of the report.
 
     Attributes:
         name: of its file.
-        sentence: what to see.
+        caption: what it shows, and how to read it.
         size: width and height in inches.
-        draw: draws it on axes.
-        group: pictures of one group stand together under this heading.
+        plot: draws it on axes.
+        group: the heading under which it is placed.
     """
 
     name: str
-    sentence: str
+    caption: str
     size: tuple[float, float]
-    draw: Callable[[Axes], Axes]
+    plot: Callable[[Axes], Axes]
     group: str
 
-    def figure(self) -> Figure:
-        """The picture drawn."""
+    def draw(self) -> Figure:
+        """The figure, drawn."""
         figure = Figure(figsize=self.size, layout="constrained")
         FigureCanvasAgg(figure)
-        self.draw(figure.add_subplot())
+        self.plot(figure.add_subplot())
         return figure
 
     def png(self) -> bytes:
-        """The picture as a file's content."""
+        """The figure as the content of a PNG file."""
         target = io.BytesIO()
-        self.figure().savefig(target, dpi=DOTS_PER_INCH)
+        self.draw().savefig(target, dpi=DOTS_PER_INCH)
         return target.getvalue()
 
 
-def pictures(lineage: Lineage, shown: ReportData) -> list[Picture]:
-    """The pictures that these results have, in the order of the page."""
-    groups = (_ladder, _bounds, _latents, _estimates, _data, _plane)
-    found: dict[str, Picture] = {}
-    for picture in (picture for group in groups for picture in group(lineage, shown)):
-        name = re.sub(r"[^\w]+", "-", picture.name)
+def report_figures(lineage: Lineage, data: ReportData) -> list[ReportFigure]:
+    """The figures for these results, in the order of the page, with unique names."""
+    groups = (_lineage, _bounds, _latent_dimensions, _reliability, _data, _latent_plane)
+    found: dict[str, ReportFigure] = {}
+    for figure in (figure for group in groups for figure in group(lineage, data)):
+        name = re.sub(r"[^\w]+", "-", figure.name)
         while name in found:
             name += "-"
-        found[name] = replace(picture, name=name)
+        found[name] = replace(figure, name=name)
     return list(found.values())
 
 
-def _ladder(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
+def _lineage(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     group = "The lineage"
-    yield Picture(
-        "gap-staircase",
-        "What each step away from the exact posterior costs: zero where q is exact and the fit "
-        "has converged. Lines at the ends of the gaps are one standard error to each side.",
-        plots.gaps_size(lineage),
-        partial(plots.plot_gaps, lineage),
+    yield ReportFigure(
+        "gaps",
+        "The loss of each stage: the shortfall of log p, the approximation gap and the "
+        "amortization gap. It is zero where q is exact and the fit has converged. Error bars are "
+        "plus and minus one standard error.",
+        gaps_size(lineage),
+        partial(plot_gaps, lineage),
         group,
     )
-    if shown.comparison is not None:
-        yield Picture(
+    if data.comparison is not None:
+        yield ReportFigure(
             "comparison",
-            "Held-out log p, row by row against the best model's; bars are one paired standard "
-            "error.",
-            plots.comparison_size(shown.comparison),
-            partial(plots.comparison, shown.comparison),
+            "Held-out log p minus that of the best model; the differences are paired by row, and "
+            "the error bars are their standard errors.",
+            comparison_size(data.comparison),
+            partial(plot_comparison, data.comparison),
             group,
         )
-    size = (SIZE[0], 4.4)
-    for against, sentence in (
-        (
-            "steps",
-            "Each stage's objective against its own count of work; EM needs few iterations.",
-        ),
-        ("seconds", "The same against the clock: what an iteration costs is part of the answer."),
+    for against, caption in (
+        ("steps", "The objective of each stage against iterations of EM or steps of SVI."),
+        ("seconds", "The objective of each stage against the time of the fit, in seconds."),
     ):
-        draw = partial(plots.objective, lineage, against=against)
-        yield Picture(f"objective-{against}", sentence, size, draw, group)
+        plot = partial(plot_objective, lineage, against=against)
+        yield ReportFigure(f"objective-{against}", caption, OBJECTIVE_SIZE, plot, group)
 
 
-def _bounds(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
+def _bounds(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     group = "The bound"
     em, svi = _first_ascent(lineage, "iterations"), _first_ascent(lineage, "steps")
     if em is not None:
-        sentence = (
-            "After each E-step the bound is log p (dots); each M-step raises both, log p more. "
-            "The shaded distance is KL(q || p(z|x))."
+        caption = (
+            "After each E-step the bound equals log p (dots); each M-step increases both, log p "
+            "by more. The shaded distance is KL(q || p(z|x))."
         )
-        yield Picture(
-            "em-staircase", sentence, SIZE, _on_one_scale(plots.plot_em, em, em, svi), group
-        )
+        yield ReportFigure("em", caption, SIZE, _on_common_scale(plot_em, em, em, svi), group)
     if svi is not None:
-        sentence = (
-            "Stochastic gradients move model and guide at once: no step closes the gap, and a "
-            "restricted q leaves one at the end."
+        caption = (
+            "Stochastic gradients update model and guide jointly: no step closes the gap, and a "
+            "restricted q leaves a gap at convergence."
         )
-        yield Picture(
-            "svi-ascent", sentence, SIZE, _on_one_scale(plots.plot_svi, svi, em, svi), group
-        )
-    yield Picture(
+        yield ReportFigure("svi", caption, SIZE, _on_common_scale(plot_svi, svi, em, svi), group)
+    yield ReportFigure(
         "bound-slice",
-        "With q fixed, the bound touches log p where q is exact, with the same slope there, and "
-        "stays below it elsewhere: that is why raising the bound raises log p.",
+        "With q fixed, the bound is tangent to log p at the parameters where q is exact, and "
+        "below it elsewhere: therefore a step that increases this bound increases log p.",
         SIZE,
-        partial(plots.bound_slice, shown.bound_slice),
+        partial(plot_bound_slice, data.bound_slice),
         group,
     )
 
 
 def _first_ascent(lineage: Lineage, unit: str) -> Ascent | None:
-    """EM's own; of SVI's, one whose q is not the exact posterior, so that there is a gap."""
+    """Plain EM, or SVI with a q that is not the exact posterior, so that there is a gap."""
     found = [r for r in lineage.rows if r.ascent is not None and r.ascent.unit == unit]
-    wanted = {"iterations": ("em",), "steps": ("linear-amortized", "deep-amortized")}[unit]
-    ranked = sorted(found, key=lambda row: row.stage not in wanted)
+    preferred = {"iterations": ("em",), "steps": ("linear-amortized", "deep-amortized")}[unit]
+    ranked = sorted(found, key=lambda row: row.stage not in preferred)
     return ranked[0].ascent if ranked else None
 
 
-def _on_one_scale(
+def _on_common_scale(
     plot: Callable[..., Axes], ascent: Ascent, em: Ascent | None, svi: Ascent | None
 ) -> Callable[[Axes], Axes]:
-    def draw(ax: Axes) -> Axes:
+    def plot_with_limits(ax: Axes) -> Axes:
         plot(ascent, ax)
         both = [part for part in (em, svi) if part is not None]
         low = min(float(part.bound[part.at > 0].min()) for part in both)
@@ -146,113 +157,106 @@ def _on_one_scale(
         ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         return ax
 
-    return draw
+    return plot_with_limits
 
 
-def _latents(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
+def _latent_dimensions(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     group = "The latent dimensions"
-    holes = ", expected given what was observed" if lineage.about["num_missing"] else ""
-    yield Picture(
+    missing = ", expected given the observed entries" if lineage.about["num_missing"] else ""
+    yield ReportFigure(
         "spectrum",
-        f"Variance along each principal axis{holes}. An axis below a model's noise variance "
-        "(dashed) has nothing to gain and should collapse: by theorem for PPCA, as a guide for "
-        "the VAE.",
+        f"Variance along each principal axis{missing}. An axis whose variance is below a model's "
+        "noise variance (dashed) is expected to collapse: this is a theorem for PPCA and a "
+        "heuristic for the VAE.",
         SIZE,
-        partial(plots.spectrum, shown.spectrum),
+        partial(plot_spectrum, data.spectrum),
         group,
     )
-    if shown.kl:
-        yield Picture(
+    if data.kl:
+        yield ReportFigure(
             "kl-by-dimension",
-            "How many nats each latent dimension carries. One at zero has collapsed: its q is the "
-            "prior, whatever the datum.",
+            "KL of each latent dimension, averaged over the training rows. A dimension with zero "
+            "KL has collapsed: its q equals the prior for every datum.",
             SIZE,
-            partial(plots.kl_by_dimension, shown.kl),
+            partial(plot_kl_by_dimension, data.kl),
             group,
         )
 
 
-def _estimates(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
-    group = "Whether estimates are to be believed"
+def _reliability(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
+    group = "Reliability of the estimates of log p"
     scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
     estimates = {name: found for name, found in scored.items() if found.method != "exact"}
     if estimates:
-        yield Picture(
-            "k-hat",
-            "The Pareto tail index of each held-out datum's weights under the refined q, pooled "
-            "over data whose weights are alike: above the dotted line log p is no more than a "
-            "lower bound.",
+        yield ReportFigure(
+            "tail-index",
+            "The Pareto tail index of each held-out datum's importance weights under the "
+            "optimized q, pooled over data with similar weights: above the dotted line the "
+            "estimate of log p is only a lower bound.",
             SIZE,
-            partial(estimate_plots.tail_index, estimates),
+            partial(plot_tail_index, estimates),
             group,
         )
-        yield Picture(
+        yield ReportFigure(
             "convergence",
             "Held-out log p from the first 1/64, 1/16 and 1/4 of the draws, and from all. A curve "
-            "that still rises at its end is a lower bound still.",
+            "that still increases at its end indicates an estimate that is too low.",
             SIZE,
-            partial(estimate_plots.convergence, estimates),
+            partial(plot_convergence, estimates),
             group,
         )
-    if shown.cross_check:
-        yield Picture(
-            "annealing",
-            f"Log p of {_most(shown.cross_check)} held-out rows by annealed importance sampling, "
-            "less that by importance sampling from the refined q. Both are lower bounds in "
-            "expectation: above zero importance sampling falls short, below zero annealing.",
+    if data.cross_check:
+        yield ReportFigure(
+            "cross-check",
+            f"log p of {_max_rows(data.cross_check)} held-out rows by annealed importance "
+            "sampling, minus that by importance sampling from the optimized q. Both are lower "
+            "bounds in expectation: positive values mean that importance sampling is too low, "
+            "negative values that annealing is.",
             SIZE,
-            partial(estimate_plots.annealing, shown.cross_check),
+            partial(plot_cross_check, data.cross_check),
             group,
         )
 
 
-def _most(told: Mapping[str, EstimatorComparison]) -> int:
-    return max(len(pair.estimates["annealed"].value) for pair in told.values())
+def _max_rows(comparisons: Mapping[str, EstimatorComparison]) -> int:
+    return max(len(pair.estimates["annealed"].value) for pair in comparisons.values())
 
 
-def _data(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
-    group = "The data as the models see them"
-    sentence = "Held-out rows over the mean of x at q's mean. What K numbers do not hold is gone."
-    yield from _tiles("reconstructions", shown.reconstructions, sentence, group)
-    sentence = "New rows: z from the prior, x from the model, its noise included."
-    yield from _tiles("samples", shown.samples, sentence, group)
+def _data(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
+    group = "Reconstructions and samples"
+    caption = "Held-out rows above the mean of x given the mean of q."
+    yield from _grid("reconstructions", data.reconstructions, plot_reconstructions, caption, group)
+    caption = "Draws of z from the prior and of x given z, noise included."
+    yield from _grid("samples", data.samples, plot_samples, caption, group)
 
 
-def _tiles(
-    name: str, image_grid: ImageGrid | None, sentence: str, group: str
-) -> Iterator[Picture]:
+def _grid(
+    name: str,
+    image_grid: ImageGrid | None,
+    plot: Callable[[ImageGrid, Axes], Axes],
+    caption: str,
+    group: str,
+) -> Iterator[ReportFigure]:
     if image_grid is not None:
-        yield Picture(
-            name, sentence, tile_size(image_grid), partial(TILED[name], image_grid), group
-        )
+        size = image_grid_size(image_grid)
+        yield ReportFigure(name, caption, size, partial(plot, image_grid), group)
 
 
-TILED = {
-    plot.__name__: plot
-    for plot in (
-        tile_plots.reconstructions,
-        tile_plots.samples,
-        tile_plots.manifold,
-        tile_plots.interpolation,
-    )
-}
-
-
-def _plane(lineage: Lineage, shown: ReportData) -> Iterator[Picture]:
-    group = "Two latents, for pictures only"
-    for name, means in shown.latent_means.items():
-        blind = "" if means.labels is None else " It was not told the classes."
-        yield Picture(
+def _latent_plane(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
+    group = "Two latent dimensions, for figures only"
+    for name, means in data.latent_means.items():
+        unlabelled = "" if means.labels is None else " The fit did not use the classes."
+        yield ReportFigure(
             f"latent-means-{name}",
-            f"Where the training rows lie: means of q(z|x) of {name} ({means.about}).{blind}",
-            (SIZE[0], 4.6),
-            partial(plots.latent_means, means, name=name),
+            f"Means of q(z|x) of {name} for the training rows ({means.about}).{unlabelled}",
+            MEANS_SIZE,
+            partial(plot_latent_means, means, name=name),
             group,
         )
-    sentence = (
-        "The mean of x over the middle nine tenths of the prior in both directions, from a second "
-        "VAE with two latents that was fitted for pictures only."
+    caption = (
+        "The mean of x over the central nine tenths of the prior in both directions, from a "
+        "second VAE with two latent dimensions that was fitted for figures only."
     )
-    yield from _tiles("manifold", shown.manifold, sentence, group)
-    sentence = "The mean of x on straight lines between codes of held-out rows, in the same VAE."
-    yield from _tiles("interpolation", shown.interpolation, sentence, group)
+    yield from _grid("manifold", data.manifold, plot_manifold, caption, group)
+    caption = "The mean of x on straight lines between codes of held-out rows, in the same VAE."
+    yield from _grid("interpolation", data.interpolation, plot_interpolation, caption, group)

@@ -1,4 +1,4 @@
-"""A table with its missing values filled: which model, how sure, and the file."""
+"""The command ``ppl-vae impute``: a table with its missing values filled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class FilledTable:
-    """A table and what its missing values hold, given their rows.
+    """A table with the conditional distribution of its missing values.
 
     Attributes:
-        table: as it was read.
+        table: the table, with missing values.
         ppca: the model, PPCA or factor analysis.
-        fit: how it was fitted.
-        imputation: means and standard deviations.
-        search: how the model was chosen; None if nothing was left to choose.
+        fit: the fit of the model.
+        imputation: conditional means and standard deviations.
+        search: the selection of the model by cross-validation; None if the user chose it.
     """
 
     table: Table
@@ -46,12 +46,13 @@ class FilledTable:
         *,
         seed: int = 0,
     ) -> Self:
-        """Fit to what was observed, and fill the rest.
+        """Fit the model to the observed entries, and impute the missing ones.
 
         Args:
             table: with missing values.
-            latent_dim, noise: of the model; what is None is chosen on hidden cells.
-            seed: of the choice and of the start.
+            latent_dim, noise: of the model; None is selected by cross-validation on masked
+                entries.
+            seed: of the selection and of the initial values.
 
         Raises:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`.
@@ -67,32 +68,32 @@ class FilledTable:
         return cls(table, ppca, fit, ppca.impute(table.values), search)
 
     def frame(self) -> pd.DataFrame:
-        """The table as text: row names, columns, labels, and ``<column> sd`` of filled ones.
+        """The table as text: row names, columns, labels, and ``<column> sd`` of imputed ones.
 
-        Observed cells are written with all their digits, filled ones with six. A standard
-        deviation is empty where the cell was observed, and where it is not known because the
-        observed cells do not determine a covariance it rests on.
+        Observed values are written with all digits, imputed ones with six. A standard deviation
+        is empty where the value was observed, and where it is unknown because it depends on a
+        covariance that the observed entries do not determine.
         """
-        holes = np.isnan(self.table.values)
+        missing = np.isnan(self.table.values)
         mean, sd = self.imputation.mean.numpy(), self.imputation.sd.numpy()
         found: dict[str, list[str]] = {}
         for k, name in enumerate(self.table.columns):
-            cells = zip(mean[:, k], holes[:, k], strict=True)
-            found[name] = [f"{v:.6g}" if hole else _exact(v) for v, hole in cells]
+            cells = zip(mean[:, k], missing[:, k], strict=True)
+            found[name] = [f"{v:.6g}" if imputed else _exact(v) for v, imputed in cells]
         if self.table.labels is not None:
-            found[_free(self.table.label or "label", found)] = list(map(str, self.table.labels))
-        for k in np.flatnonzero(holes.any(axis=0)):
-            cells = zip(sd[:, k], holes[:, k], strict=True)
-            name = _free(f"{self.table.columns[k]} sd", found)
-            known = ((v, hole and not np.isnan(v)) for v, hole in cells)
+            found[_unused(self.table.label or "label", found)] = list(map(str, self.table.labels))
+        for k in np.flatnonzero(missing.any(axis=0)):
+            cells = zip(sd[:, k], missing[:, k], strict=True)
+            name = _unused(f"{self.table.columns[k]} sd", found)
+            known = ((v, imputed and not np.isnan(v)) for v, imputed in cells)
             found[name] = [f"{v:.6g}" if written else "" for v, written in known]
         return pd.DataFrame(found, index=self.table.row_names)
 
     def write(self, path: Path) -> None:
-        """Write the table, by its suffix with commas or tabs.
+        """Write the table, separated by commas or tabs according to the suffix.
 
         Raises:
-            ValueError: if the suffix is another.
+            ValueError: if the suffix is neither .csv nor .tsv.
         """
         separator = SEPARATORS[check_suffix(path).suffix.lower()]
         named = self.table.row_names is not None
@@ -100,43 +101,46 @@ class FilledTable:
         write_whole(path, text.encode())
 
     def sentences(self) -> Iterator[str]:
-        """What was done."""
-        holes = np.isnan(self.table.values)
+        """The fit, and the number and the precision of the imputed values."""
+        missing = np.isnan(self.table.values)
         name = "PPCA" if self.ppca.noise == "isotropic" else "factor analysis"
-        how = f"{self.fit.algorithm}, {self.fit.steps} iterations, {self.fit.stopped}"
-        yield f"{name} with K = {self.ppca.latent_dim}: {how}"
-        if not holes.any():
-            yield "nothing is missing: the table is written as it is"
+        fit = f"{self.fit.algorithm}, {self.fit.steps} iterations, {self.fit.stopped}"
+        yield f"{name} with K = {self.ppca.latent_dim}: {fit}"
+        if not missing.any():
+            yield "no values are missing: the table is written unchanged"
             return
-        usual = np.nanstd(self.table.values, axis=0)
-        columns = holes.any(0) & (usual > 0)
-        shares = (self.imputation.sd.numpy() / np.where(usual > 0, usual, 1))[:, columns]
-        shares = shares[holes[:, columns]]
-        shares = shares[~np.isnan(shares)]
-        number, wide = int(holes.sum()), int(holes.any(0).sum())
-        said = f"filled {number} cells in {wide} columns"
-        if len(shares):
-            low, middle, high = np.quantile(shares, [0, 0.5, 1])
-            said += (
-                f"; their standard deviations are {low:.2f} to {high:.2f} of the column's, "
-                f"{middle:.2f} in the middle"
+        summary = f"imputed {int(missing.sum())} values in {int(missing.any(0).sum())} columns"
+        ratios = self._relative_sds(missing)
+        if len(ratios):
+            low, median, high = np.quantile(ratios, [0, 0.5, 1])
+            summary += (
+                f"; their standard deviations are {low:.2f} to {high:.2f} of the column's, with "
+                f"median {median:.2f}"
             )
-        yield said
+        yield summary
         yield f"{CONDITIONAL} ({COVERAGE})"
         yield from self._unknown(np.isnan(self.imputation.sd.numpy()).sum(axis=0).tolist())
 
-    def _unknown(self, cells: list[int]) -> Iterator[str]:
-        # Of how many cells the standard deviation is not known, column by column.
-        named = zip(self.table.columns, cells, strict=True)
+    def _relative_sds(self, missing: np.ndarray) -> np.ndarray:
+        """Known standard deviations of imputed values, relative to those of their columns."""
+        column_sd = np.nanstd(self.table.values, axis=0)
+        columns = missing.any(0) & (column_sd > 0)
+        ratios = (self.imputation.sd.numpy() / np.where(column_sd > 0, column_sd, 1))[:, columns]
+        ratios = ratios[missing[:, columns]]
+        return ratios[~np.isnan(ratios)]
+
+    def _unknown(self, counts: list[int]) -> Iterator[str]:
+        # The number of imputed values with unknown standard deviation, by column.
+        named = zip(self.table.columns, counts, strict=True)
         columns = ", ".join(f"{name!r} ({number})" for name, number in named if number)
         if columns:
             yield (
-                f"of {sum(cells)} filled cells the standard deviation is not known and left "
-                f"empty, and the mean is arbitrary: in columns {columns}"
+                f"the standard deviation of {sum(counts)} imputed values is unknown and left "
+                f"empty, and their mean is arbitrary: in columns {columns}"
             )
 
     def notes(self) -> tuple[str, ...]:
-        """What else a person should know of the fit, with the names of columns."""
+        """The notes of the fit, with the names of columns."""
         pairs, latent_dim = self.ppca.undetermined, self.ppca.latent_dim
         numbered = describe_undetermined(pairs, latent_dim)
         others = tuple(note for note in self.fit.notes if note not in numbered)
@@ -144,10 +148,10 @@ class FilledTable:
 
 
 def check_suffix(path: Path) -> Path:
-    """The path itself.
+    """Return the path.
 
     Raises:
-        ValueError: if it does not say how a table is to be written.
+        ValueError: if its suffix is neither .csv nor .tsv.
     """
     if path.suffix.lower() not in SEPARATORS:
         raise ValueError(f"--out must end in {' or '.join(SEPARATORS)}; got {path}")
@@ -158,7 +162,7 @@ def _exact(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def _free(name: str, taken: dict[str, list[str]]) -> str:
+def _unused(name: str, taken: dict[str, list[str]]) -> str:
     while name in taken:
         name += "_"
     return name

@@ -1,4 +1,4 @@
-"""The lineage on a terminal, from a table to the files."""
+"""The command ``ppl-vae lineage``: from a table to the files of results."""
 
 import json
 import sys
@@ -10,35 +10,38 @@ from rich.console import Console
 
 from ppl_vae.data.tables import Table
 from ppl_vae.lineage.report_data import ReportData, report_data
-from ppl_vae.lineage.run import Lineage, run_lineage
-from ppl_vae.lineage.stages import left_out
+from ppl_vae.lineage.result import Lineage
+from ppl_vae.lineage.run import run_lineage
+from ppl_vae.lineage.stages import skipped_stages
+from ppl_vae.lineage.table import legend
 from ppl_vae.report.archive import results, write_draws, write_report, write_results
-from ppl_vae.report.table import filled, legend, lineage_table
-from ppl_vae.report.terminal import PIPED_WIDTH, Display
+from ppl_vae.report.table import lineage_table, wrap
+from ppl_vae.report.terminal import NON_TERMINAL_WIDTH, Display
 from ppl_vae.report.verdict import verdict
 
 
-def described(table: Table) -> str:
-    """Its name, size and missing values."""
+def describe_table(table: Table) -> str:
+    """The name, the size and the number of missing values of a table."""
     num_rows, width = table.values.shape
-    missing = table.num_missing
-    holes = f", {missing} of {num_rows * width} cells missing" if missing else ""
-    return f"{table.name}: {num_rows} rows, {width} columns{holes}"
+    missing = ""
+    if table.num_missing:
+        missing = f", {table.num_missing} of {num_rows * width} values missing"
+    return f"{table.name}: {num_rows} rows, {width} columns{missing}"
 
 
 @dataclass
 class LineageRun:
-    """One run of the command, from the table to the files.
+    """One run of the command.
 
     Attributes:
         table: the data.
         latent_dim: K.
-        names: of the stages asked for.
-        seed: of everything that is drawn.
+        names: of the requested stages.
+        seed: of the split, initial values and all draws.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`ppl_vae.data.transforms.choose_scaling`.
-        out: folder for what is written.
-        as_json: print results.json on standard output and nothing else.
+        out: the folder of the files.
+        as_json: whether standard output has the content of results.json only.
     """
 
     table: Table
@@ -51,42 +54,46 @@ class LineageRun:
 
     def __post_init__(self) -> None:
         terminal = sys.stderr if self.as_json else sys.stdout
-        width = None if terminal.isatty() else PIPED_WIDTH
+        width = None if terminal.isatty() else NON_TERMINAL_WIDTH
         self.console = Console(width=width, highlight=False, stderr=self.as_json)
-        without = left_out(self.names, self.table.num_missing > 0)
-        self.display = Display(self.console, [n for n in self.names if n not in without])
+        skipped = skipped_stages(self.names, self.table.num_missing > 0)
+        self.display = Display(self.console, [n for n in self.names if n not in skipped])
 
     def run(self) -> bool:
-        """Climb, show, write; False after an interrupt, with what was finished kept."""
-        self._say(f"{self._opening()}\n")
+        """Fit, show and write the lineage.
+
+        Returns:
+            False after an interrupt; the finished stages are written then.
+        """
+        self._print(f"{self._opening()}\n")
         for note in self.table.notes:
-            self._say(f"note: {note}")
+            self._print(f"note: {note}")
         try:
-            with self.display.shown(table=True):
-                found = self._climb()
-            self._show(found)
-            with self.display.shown(table=False):
-                shown = self._exhibits(found)
-                self.display.watch("report", "written", 0, 0)
-                files = self._write(found, shown)
+            with self.display.live(table=True):
+                lineage = self._fit()
+            self._show(lineage)
+            with self.display.live(table=False):
+                data = self._report_data(lineage)
+                self.display.update("report", "writing", 0, 0)
+                files = self._write(lineage, data)
         except KeyboardInterrupt:
             self._interrupted()
             return False
         for file in files:
-            self._say(f"wrote {file}")
-        self._say(f"climbed in {found.about['seconds']:.0f} s on one thread")
+            self._print(f"wrote {file}")
+        self._print(f"fitted in {lineage.about['seconds']:.0f} s on one thread")
         if self.as_json:
-            sys.stdout.write(json.dumps(results(found, shown), allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(results(lineage, data), allow_nan=False) + "\n")
         return True
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print(self, text: str, style: str | None = None) -> None:
         if not self.as_json:
             self.console.print(text, style=style, soft_wrap=True, markup=False)
 
     def _opening(self) -> str:
-        return f"{described(self.table)}; K = {self.latent_dim}, seed {self.seed}"
+        return f"{describe_table(self.table)}; K = {self.latent_dim}, seed {self.seed}"
 
-    def _climb(self) -> Lineage:
+    def _fit(self) -> Lineage:
         about: dict[str, Any] = {"data": self.table.name, "notes": list(self.table.notes)}
         return run_lineage(
             self.table.values,
@@ -97,45 +104,46 @@ class LineageRun:
             image_shape=self.table.image_shape,
             about=about,
             seed=self.seed,
-            on_rung=self._keep,
-            watch=self.display.watch,
+            on_stage=self._save,
+            progress=self.display.update,
         )
 
-    def _keep(self, found: Lineage) -> None:
-        self.display.add(found)
-        write_results(self.out, found)
+    def _save(self, lineage: Lineage) -> None:
+        self.display.add(lineage)
+        write_results(self.out, lineage)
 
-    def _show(self, found: Lineage) -> None:
+    def _show(self, lineage: Lineage) -> None:
         if self.as_json:
             return
         width = self.console.width
-        self.console.print(lineage_table(found.rows, width=width))
-        self._say(f"\n{filled(legend(found.about), width)}\n", "dim")
-        for sentence in verdict(found):
-            self._say(filled(sentence, width))
-        self._say("")
-        for note in found.notes():
-            self._say(f"note: {note}")
+        self.console.print(lineage_table(lineage.rows, width=width))
+        self._print(f"\n{wrap(legend(lineage.about), width)}\n", "dim")
+        for sentence in verdict(lineage):
+            self._print(wrap(sentence, width))
+        self._print("")
+        for note in lineage.notes():
+            self._print(f"note: {note}")
 
-    def _exhibits(self, found: Lineage) -> ReportData:
+    def _report_data(self, lineage: Lineage) -> ReportData:
         table = self.table
         return report_data(
-            found,
+            lineage,
             labels=table.labels,
             label=table.label or "class",
             image_shape=table.image_shape,
-            watch=self.display.watch,
+            progress=self.display.update,
         )
 
-    def _write(self, found: Lineage, shown: ReportData) -> list[Path]:
-        results_file = write_results(self.out, found, shown)
-        return [results_file, *write_report(self.out, found, shown), write_draws(self.out, found)]
+    def _write(self, lineage: Lineage, data: ReportData) -> list[Path]:
+        files = [write_results(self.out, lineage, data)]
+        files += write_report(self.out, lineage, data)
+        return [*files, write_draws(self.out, lineage)]
 
     def _interrupted(self) -> None:
-        found = self.display.lineage
-        finished = 0 if found is None else len(found.rows)
-        kept = f"kept in {self.out / 'results.json'}" if finished else "so nothing is written"
-        if found is not None:
-            self._show(found)
+        lineage = self.display.lineage
+        finished = 0 if lineage is None else len(lineage.rows)
+        saved = f"saved in {self.out / 'results.json'}" if finished else "nothing is saved"
+        if lineage is not None:
+            self._show(lineage)
         number = len(self.display.names)
-        sys.stderr.write(f"interrupted: {finished} of {number} stages are finished, {kept}\n")
+        sys.stderr.write(f"interrupted: {finished} of {number} stages are finished, {saved}\n")

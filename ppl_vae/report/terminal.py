@@ -1,9 +1,9 @@
-"""The lineage on a terminal while it is climbed."""
+"""The lineage's table and progress on a terminal during the run."""
 
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -11,26 +11,27 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ppl_vae.lineage.run import Lineage
+from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.table import lineage_table
 
-PIPED_WIDTH = 160
-REFRESH_EVERY = 0.25
-"""Seconds."""
+NON_TERMINAL_WIDTH = 160
+"""The width of the output, in characters, if it is not a terminal."""
+REFRESH_INTERVAL = 0.25
+"""Seconds between updates of the display."""
 
 
-def say(text: str) -> None:
-    """A line on standard output."""
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
+def print_line(text: str) -> None:
+    """Print a line on standard output."""
+    width = None if sys.stdout.isatty() else NON_TERMINAL_WIDTH
     Console(width=width, highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 class Display:
-    """The table as it grows and, under it, how far the present stage is; nothing when piped.
+    """The growing table and, below it, the progress of the current stage; only on a terminal.
 
     Args:
-        console: where to show it.
-        names: of the stages that will be climbed.
+        console: the console to draw on.
+        names: of the requested stages.
     """
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
@@ -39,70 +40,72 @@ class Display:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[remaining]}"),
         )
         self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("", total=None, left="")
-        self._doing = ""
-        self._lock = threading.Lock()  # the picture is drawn in a thread of its own
+        self._task = self._progress.add_task("", total=None, remaining="")
+        self._description = ""
+        self._lock = threading.Lock()  # the display is drawn in a separate thread
 
     @contextmanager
-    def shown(self, *, table: bool) -> Iterator[None]:
-        """Show it while the block runs, with or without the table, if there is a terminal."""
+    def live(self, *, table: bool) -> Iterator[None]:
+        """Show the display while the block runs, with or without the table, on a terminal."""
         if not self.console.is_terminal:
             yield
             return
-        what = self._with_table if table else self._only_progress
-        options = {"transient": True, "auto_refresh": False, "get_renderable": what}
-        with Live(console=self.console, **options) as live, _refreshed(live):
+        draw: Callable[[], RenderableType] = self._with_table if table else self._only_progress
+        display = Live(
+            console=self.console, transient=True, auto_refresh=False, get_renderable=draw
+        )
+        with display as live, _refreshed(live):
             yield
 
     def add(self, lineage: Lineage) -> None:
-        """Take the lineage as it is now."""
+        """Replace the lineage by its present state."""
         self.lineage = lineage
 
-    def watch(self, stage: str, doing: str, done: int, total: int) -> None:
-        """Say how far a stage is."""
+    def update(self, stage: str, phase: str, step: int, num_steps: int) -> None:
+        """Update the progress of a stage, see :class:`ppl_vae.lineage.common.StageProgress`."""
         number = self.names.index(stage) + 1 if stage in self.names else None
         place = f"stage {number} of {len(self.names)}, " if number else ""
-        doing = f"{place}{stage}: {doing}"
-        if doing != self._doing:
-            self._doing = doing
+        description = f"{place}{stage}: {phase}"
+        if description != self._description:
+            self._description = description
             with self._lock:
                 self._progress.remove_task(self._task)
-                self._task = self._progress.add_task(doing, total=None, left="")
-        if total:
-            self._progress.update(self._task, completed=done, total=total)
+                self._task = self._progress.add_task(description, total=None, remaining="")
+        if num_steps:
+            self._progress.update(self._task, completed=step, total=num_steps)
 
-    def _left(self) -> str:
+    def _remaining(self) -> str:
         (task,) = self._progress.tasks
         if not task.total:
             return f"{task.elapsed or 0:.0f} s"
         if task.time_remaining is None:
             return f"{task.percentage:.0f} %"
-        # An early stop may come before the last step.
+        # Early stopping may end the fit before its last step.
         left = timedelta(seconds=math.ceil(task.time_remaining))
         return f"{task.percentage:.0f} %, at most {left} left"
 
     def _only_progress(self) -> RenderableType:
         with self._lock:
-            self._progress.update(self._task, left=self._left())
+            self._progress.update(self._task, remaining=self._remaining())
         return self._progress
 
     def _with_table(self) -> RenderableType:
         rows = self.lineage.rows if self.lineage is not None else ()
-        waiting = self.names[len(rows)] if len(rows) < len(self.names) else ""
-        table = lineage_table(rows, width=self.console.width, waiting=waiting)
+        pending = self.names[len(rows)] if len(rows) < len(self.names) else ""
+        table = lineage_table(rows, width=self.console.width, pending=pending)
         return Group(table, "", self._only_progress())
 
 
 @contextmanager
 def _refreshed(live: Live) -> Iterator[None]:
-    # rich's own thread is not waited for, and may meet the interpreter's end.
-    done = threading.Event()
+    # rich does not join its own refresh thread, which may still run at the interpreter's exit.
+    finished = threading.Event()
 
     def run() -> None:
-        while not done.wait(REFRESH_EVERY):
+        while not finished.wait(REFRESH_INTERVAL):
             live.refresh()
 
     thread = threading.Thread(target=run)
@@ -110,5 +113,5 @@ def _refreshed(live: Live) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        finished.set()
         thread.join()

@@ -1,30 +1,32 @@
-"""What a lineage says, in sentences: who explains new data best, by how much, and how sure."""
+"""The main findings of a lineage, in sentences."""
 
 import math
 from collections.abc import Iterator, Sequence
 
 from scipy.stats import t as student_t
 
+from ppl_vae.core.stats import mean_and_error
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.lineage.metrics import Row
-from ppl_vae.lineage.run import Lineage
-from ppl_vae.report.table import number
+from ppl_vae.lineage.result import Lineage
+from ppl_vae.lineage.table import format_number, format_percent
 
 CONFIDENCE = 0.95
-"""A difference is called one if Student's interval of this confidence does not hold zero."""
+"""A difference is significant if Student's interval with this confidence excludes zero."""
 FEW_ROWS = 30
-"""Errors over fewer held-out rows than these are called rough."""
-REACHED = 0.005
-"""A stage so close to the exact optimum, in nats per datum, is said to reach it."""
-OTHER_OPTIMUM = 1e-6
-"""A reference so far above the one at first, in nats per datum, is another optimum: EM's fits end
-closer to theirs than that."""
+"""With fewer held-out rows than this, standard errors over them are called imprecise."""
+NEGLIGIBLE = 0.005
+"""A stage within this distance of the exact optimum, in nats per datum, is said to attain it."""
+DISTINCT_OPTIMUM = 1e-6
+"""A reference that exceeds the initial one by this, in nats per datum, is a different optimum: the
+fits of EM end closer to theirs."""
 
 
 def verdict(lineage: Lineage) -> tuple[str, ...]:
-    """The sentences that a reader wants first, most important first."""
-    parts = (_held_out(lineage), _reference(lineage), _exact(lineage), _theory(lineage.rows))
-    parts += (_hidden(lineage.rows), _unconverged(lineage.rows))
+    """The main findings, the most important first."""
+    rows = lineage.rows
+    parts = (_held_out(lineage), _reference(lineage), _optimum(lineage), _theory(rows))
+    parts += (_largest_gap(rows), _not_converged(rows))
     return tuple(sentence for part in parts for sentence in part)
 
 
@@ -34,114 +36,115 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
         return
     linear = [row for row in scored if not math.isnan(row.shortfall)]
     others = [row for row in scored if math.isnan(row.shortfall)]
-    best = max(others, key=_mean, default=None)
+    best = max(others, key=_test_log_p, default=None)
     if linear and best is not None:
-        yield _against(best, min(linear, key=lambda row: row.shortfall))
+        yield _compare(best, min(linear, key=lambda row: row.shortfall))
     else:
-        top = max(scored, key=_mean)
-        yield f"On held-out rows {top.stage} does best: {_value(top)}."
-    unsure = [row.stage for row in scored if row.test_log_p.reliable < FEW_RELIABLE]
-    if unsure:
+        top = max(scored, key=_test_log_p)
+        yield f"On held-out rows {top.stage} has the highest log p: {_format_value(top)}."
+    unreliable = [row.stage for row in scored if row.test_log_p.share_reliable < FEW_RELIABLE]
+    if unreliable:
         yield (
-            f"Held-out log p of {_listed(unsure)} is no more than a lower bound: fewer than "
+            f"Held-out log p of {_join(unreliable)} is only a lower bound: fewer than "
             f"{FEW_RELIABLE:.0%} of the estimates are reliable."
         )
     num_rows = lineage.about["num_scored"]
     if num_rows < FEW_ROWS:
-        yield f"There are only {num_rows} held-out rows, so all errors over them are rough."
+        yield f"There are only {num_rows} held-out rows: standard errors over them are imprecise."
 
 
-def _mean(row: Row) -> float:
+def _test_log_p(row: Row) -> float:
     return row.test_log_p.value
 
 
-def _against(other: Row, ppca: Row) -> str:
+def _compare(other: Row, ppca: Row) -> str:
     assert other.held_out is not None and ppca.held_out is not None
     differences = other.held_out.value - ppca.held_out.value
-    mean = float(differences.mean())
-    error = float(differences.std()) / math.sqrt(len(differences))
-    reach = error * float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-    is_bound = other.test_log_p.reliable < FEW_RELIABLE
-    if mean > reach:
-        found = f"On held-out rows {other.stage} does better than PPCA"
-    elif mean < -reach and not is_bound:
-        found = f"On held-out rows PPCA does better than {other.stage}"
+    mean, error = mean_and_error(differences)
+    half_width = error * float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    is_bound = other.test_log_p.share_reliable < FEW_RELIABLE
+    if mean > half_width:
+        finding = f"On held-out rows {other.stage} has a higher log p than PPCA"
+    elif mean < -half_width and not is_bound:
+        finding = f"On held-out rows PPCA has a higher log p than {other.stage}"
     else:
-        found = f"On held-out rows {other.stage} and PPCA cannot be told apart"
+        finding = f"On held-out rows {other.stage} and PPCA do not differ significantly"
     return (
-        f"{found}: {_value(other)} against {_value(ppca)}; row by row the difference is "
-        f"{number(mean, 2)} ± {number(error, 2)}."
+        f"{finding}: {_format_value(other)} against {_format_value(ppca)}; the paired difference "
+        f"is {format_number(mean, 2)} ± {format_number(error, 2)}."
     )
 
 
-def _value(row: Row) -> str:
+def _format_value(row: Row) -> str:
     value = row.test_log_p
-    sign = (
-        "" if value.how == "exact" else "at least " if value.reliable < FEW_RELIABLE else "about "
-    )
-    how = "exact" if value.how == "exact" else f"{math.floor(100 * value.reliable)} % reliable"
+    sign = "at least " if value.share_reliable < FEW_RELIABLE else "about "
+    remark = f"{format_percent(value.share_reliable)} reliable"
+    if value.method == "exact":
+        sign, remark = "", "exact"
     error = 0.0 if value.error is None else value.error
-    return f"{sign}{number(value.value, 2)} ± {number(error, 2)} nats per datum ({how})"
+    mean = format_number(value.value, 2)
+    return f"{sign}{mean} ± {format_number(error, 2)} nats per datum ({remark})"
 
 
 def _reference(lineage: Lineage) -> Iterator[str]:
-    if lineage.reference_gain < OTHER_OPTIMUM:
+    if lineage.reference_gain < DISTINCT_OPTIMUM:
         return
-    first = "PX-EM's" if lineage.about["num_missing"] else "the closed form's"
+    initial = "PX-EM" if lineage.about["num_missing"] else "the closed form"
     yield (
-        f"The reference is {lineage.reference}'s end, {lineage.reference_gain:.2g} nats per datum "
-        f"above {first}, which therefore is not the optimum."
+        f"The reference is the result of {lineage.reference}, which exceeds that of {initial} by "
+        f"{lineage.reference_gain:.2g} nats per datum: {initial} did not attain the optimum."
     )
+
+
+def _optimum(lineage: Lineage) -> Iterator[str]:
+    linear = [row for row in lineage.rows if not math.isnan(row.shortfall)]
+    attained = [row.stage for row in linear if row.shortfall < NEGLIGIBLE]
+    short = [row for row in linear if row.shortfall >= NEGLIGIBLE]
+    if attained:
+        optimum = "exact optimum"
+        if not lineage.exact_optimum:
+            optimum = f"best known optimum, {lineage.about['reference']},"
+        yield f"PPCA's {optimum} is attained by {_join(attained)}."
+    if short:
+        values = _join([f"{row.stage} ({format_number(row.shortfall, 2)})" for row in short])
+        yield f"Shortfall of log p on the training rows, in nats per datum: {values}."
 
 
 def _theory(rows: Sequence[Row]) -> Iterator[str]:
     known = [row for row in rows if not math.isnan(row.excess)]
-    if not known:
-        return
-    beyond = [row for row in known if row.excess >= REACHED]
-    costly = [row for row in known if row.loss - row.excess >= REACHED]
+    costly = [row for row in known if row.loss - row.excess >= NEGLIGIBLE]
+    exceeding = [row for row in known if row.excess >= NEGLIGIBLE]
     if costly:
-        listed = _listed([f"{number(row.loss - row.excess, 2)} for {row.stage}" for row in costly])
-        yield f"Theory prices what q is restricted to, in nats per datum at the optimum: {listed}."
-    if beyond:
-        listed = _listed([f"{row.stage} ({number(row.excess, 2)})" for row in beyond])
-        yield f"Beyond these prices, for want of training, these lose nats per datum: {listed}."
+        values = [f"{format_number(row.loss - row.excess, 2)} for {row.stage}" for row in costly]
+        yield (
+            "Expected loss due to the restriction of q, in nats per datum at the optimum: "
+            f"{_join(values)}."
+        )
+    if exceeding:
+        values = _join([f"{row.stage} ({format_number(row.excess, 2)})" for row in exceeding])
+        yield f"Loss above the expected one, due to incomplete convergence: {values}."
 
 
-def _unconverged(rows: Sequence[Row]) -> Iterator[str]:
-    unmet = [row for row in rows if not row.convergence.met]
-    if unmet:
-        listed = _listed([f"{row.stage} ({row.convergence})" for row in unmet])
-        yield f"Not trained until their tolerance was met: {listed}."
-
-
-def _exact(lineage: Lineage) -> Iterator[str]:
-    linear = [row for row in lineage.rows if not math.isnan(row.shortfall)]
-    reached = [row.stage for row in linear if row.shortfall < REACHED]
-    short = [row for row in linear if row.shortfall >= REACHED]
-    if reached:
-        found = "exact optimum"
-        if not lineage.exact_optimum:
-            found = f"best known optimum, {lineage.about['reference']},"
-        yield f"PPCA's {found} is reached by {_listed(reached)}."
-    if short:
-        listed = _listed([f"{row.stage} ({number(row.shortfall, 2)})" for row in short])
-        it = "it" if reached else "PPCA's optimum"
-        yield f"Short of {it}, in nats per datum of log p on the training rows: {listed}."
-
-
-def _hidden(rows: Sequence[Row]) -> Iterator[str]:
-    hiding = [row for row in rows if row.approximation + row.amortization >= REACHED]
-    if not hiding:
+def _largest_gap(rows: Sequence[Row]) -> Iterator[str]:
+    with_gap = [row for row in rows if row.approximation + row.amortization >= NEGLIGIBLE]
+    if not with_gap:
         return
-    most = max(hiding, key=lambda row: row.approximation + row.amortization)
-    total = most.approximation + most.amortization
+    largest = max(with_gap, key=lambda row: row.approximation + row.amortization)
+    total = largest.approximation + largest.amortization
     yield (
-        f"The ELBO hides most at {most.stage}: it is {number(total, 2)} nats per datum below log "
-        f"p, {number(most.approximation, 2)} for the family of q and "
-        f"{number(most.amortization, 2)} for how q is found."
+        f"The gap between log p and the ELBO is largest at {largest.stage}: "
+        f"{format_number(total, 2)} nats per datum, of which "
+        f"{format_number(largest.approximation, 2)} is the approximation gap and "
+        f"{format_number(largest.amortization, 2)} the amortization gap."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _not_converged(rows: Sequence[Row]) -> Iterator[str]:
+    unmet = [row for row in rows if not row.convergence.met]
+    if unmet:
+        reasons = _join([f"{row.stage} ({row.convergence})" for row in unmet])
+        yield f"These stages did not meet their tolerance: {reasons}."
+
+
+def _join(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

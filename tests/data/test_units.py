@@ -18,9 +18,9 @@ from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.interop.arviz import lineage_to_arviz
 from ppl_vae.lineage.report_data import report_data
+from ppl_vae.lineage.table import legend
 from ppl_vae.models.sufficient_statistics import summarize
 from ppl_vae.report.archive import read_results
-from ppl_vae.report.table import legend
 
 SCALES = np.array([0.02, 0.2, 1.0, 30.0, 654.0, 2000.0])
 
@@ -147,7 +147,7 @@ def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
     assert row.test_log_p.value == pytest.approx(held_out, abs=1e-8)
     assert row.noise_scale == pytest.approx(model.noise_scale.item(), abs=1e-12)
     assert "standard deviations of the columns" in legend(mixed.about)
-    assert "standard deviations of" not in legend(lineages.plain_ladder().about)
+    assert "standard deviations of" not in legend(lineages.single_stage_lineage().about)
 
 
 def test_columns_in_other_units_move_every_log_p_by_the_jacobian(mixed):

@@ -7,12 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_plots import check_texts
 
 import oracles
-from ppl_vae import PPCA, fit_closed_form
-from ppl_vae.evaluation import Denoising, compare_denoisers
-from ppl_vae.networks import GaussianNoise
+from figures import check_texts
+from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
 from ppl_vae.plots import images as tile_plots
 
 N, D = 50, 6
@@ -113,7 +111,7 @@ def test_the_image_grid_has_the_rows_and_its_plot_is_readable(found):
     rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
     torch.testing.assert_close(image_grid.values, torch.stack(rows)[:, [3, 7]])
     for shape in ((2, 3), None):
-        axes = tile_plots.denoised(found.image_grid(range(8), shape))
+        axes = tile_plots.plot_denoised(found.image_grid(range(8), shape))
         check_texts(axes.figure)
         assert axes.get_title(loc="left") == "Held-out data, denoised"
         assert axes.get_ylabel() == "denoiser"

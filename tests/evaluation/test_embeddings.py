@@ -7,11 +7,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
-from test_plots import check_texts
 
 import oracles
-from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, fit_closed_form
-from ppl_vae.evaluation import Embeddings, compare_embeddings
+from figures import check_texts
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Autoencoder,
+    Embeddings,
+    ExactGuide,
+    compare_embeddings,
+    fit_closed_form,
+)
 from ppl_vae.plots import latent_spaces as latent_plots
 
 N, D = 60, 5
@@ -103,7 +110,7 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
     for number in (1, 2, 3):
         part = dataclasses.replace(found[2], embeddings=found[2].embeddings[:number])
         stored = Embeddings.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
-        figure = latent_plots.maps(stored)
+        figure = latent_plots.plot_embeddings(stored)
         check_texts(figure)
         assert len(figure.axes) == number and len(figure.legends) == 1
         for ax, each in zip(figure.axes, found[2].embeddings, strict=False):
@@ -118,8 +125,8 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
         plt.close(figure)
 
 
-def test_a_single_embedding_is_plotted_on_given_axes(found):
-    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
-    assert latent_plots.one_map(found[2].embeddings[0], found[2].labels, 3, ax) is ax
+def test_one_map_is_drawn_on_ones_own_axes(found):
+    figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
+    assert latent_plots.plot_embedding(found[2].embeddings[0], found[2].labels, 3, ax) is ax
     check_texts(figure)
     plt.close(figure)

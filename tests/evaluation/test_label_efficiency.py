@@ -13,14 +13,21 @@ from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
-from test_plots import check_texts
 
-from ppl_vae import VAE, Autoencoder, Categorical, digits, fit_svi
-from ppl_vae.evaluation import LabelEfficiency, label_efficiency
+from figures import check_texts
+from ppl_vae import (
+    VAE,
+    Autoencoder,
+    Categorical,
+    GaussianNoise,
+    LabelEfficiency,
+    SupervisedEncoder,
+    digits,
+    fit_svi,
+    label_efficiency,
+)
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
-from ppl_vae.models import SupervisedEncoder
-from ppl_vae.networks import GaussianNoise
-from ppl_vae.plots import labels as label_plots
+from ppl_vae.plots import label_efficiency as label_plots
 
 N, D, K, C = 90, 6, 4, 3
 NAMES = np.array(["a", "b", "c"])
@@ -235,7 +242,7 @@ def test_fifty_labels_of_digits():
 
 def test_the_plot_is_readable_and_shows_every_draw(found):
     stored = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
-    figure = label_plots.label_efficiency(stored)
+    figure = label_plots.plot_label_efficiency(stored)
     check_texts(figure)
     left, right = figure.axes
     assert left.get_ylabel().endswith("%")
@@ -253,8 +260,8 @@ def test_the_plot_is_readable_and_shows_every_draw(found):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("draw", [label_plots.accuracies, label_plots.differences])
-def test_each_plot_stands_alone(found, draw):
+@pytest.mark.parametrize("draw", [label_plots.plot_accuracy, label_plots.plot_accuracy_gain])
+def test_each_is_drawn_alone(found, draw):
     axes = draw(found)
     check_texts(axes.figure)
     plt.close(axes.figure)

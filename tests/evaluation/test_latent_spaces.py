@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_plots import UNITS, check_texts, texts
 
 import foreign
 import oracles
+from figures import UNITS, check_texts, texts
 from ppl_vae import PPCA, VAE, ExactGuide, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpaces, latent_spaces
 from ppl_vae.evaluation.prediction.predictive import code_width, encode
@@ -110,7 +110,7 @@ def test_bad_arguments(ppcas, table):
 
 
 def drawn(spaces):
-    figure = latent_plots.latent_spaces(spaces)
+    figure = latent_plots.plot_latent_spaces(spaces)
     yield figure
     plt.close(figure)
 
@@ -153,8 +153,8 @@ def test_lower_bounds_are_marked(four):
     assert text.startswith("≥") and text.endswith("(0 % reliable)")
 
 
-def test_a_single_latent_space_is_plotted_on_given_axes(four):
-    figure, ax = plt.subplots(figsize=latent_plots.EACH, layout="constrained")
-    assert latent_plots.latent_space(four.spaces[2], four.labels, ax) is ax
+def test_one_space_alone_is_drawn_on_ones_own_axes(four):
+    figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
+    assert latent_plots.plot_latent_space(four.spaces[2], four.labels, ax) is ax
     check_texts(figure)
     plt.close(figure)

@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_plots import check_texts
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
+from figures import check_texts
 from ppl_vae import (
     VAE,
     Autoencoder,
@@ -207,9 +207,9 @@ def test_bad_arguments():
             call()
 
 
-def test_the_plot_shows_the_excess_over_the_autoencoder():
-    found = vae_limit(make(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
-    ax = point_plots.vae_limit(found)
+def test_the_picture_shows_how_far_above_the_autoencoder_each_width_is():
+    seen = vae_limit(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
+    ax = point_plots.plot_vae_limit(seen)
     above, code = ax.get_lines()
     np.testing.assert_allclose(above.get_ydata(), found.difference.abs())
     np.testing.assert_allclose(above.get_xdata(), [1, 0.1, 0.01])

@@ -540,7 +540,9 @@ def lineage():
         stages=["px-em", "per-datum-svi", "linear-amortized", "vae"],
         extra=extra,
         columns=list("abcdef"),
-        settings=Settings(steps=25, batch_size=64, lr=2e-2, patience=3, draws=100, refine=15),
+        settings=Settings(
+            steps=25, batch_size=64, lr=2e-2, patience=3, num_samples=100, refine=15
+        ),
         seed=1,
     )
 

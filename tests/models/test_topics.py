@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy import stats
 from test_capture import agree, both_ways
-from test_plots import check_texts
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
+from figures import check_texts
 from ppl_vae import (
     ELBO,
     Multinomial,
@@ -29,8 +29,7 @@ from ppl_vae import (
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 from ppl_vae.models.topics import TopicDecoder
-from ppl_vae.plots.topics import gradation
-from simulated_topics import match_topics, simulate_topics
+from ppl_vae.plots.topics import plot_topic_interpolation
 
 K, D = 3, 7
 VARIANTS = ("lda", "prodlda")
@@ -327,11 +326,11 @@ def test_invalid_topic_arguments_are_refused():
             make()
 
 
-def test_the_gradation_shows_every_proportion_and_is_readable():
+def test_the_interpolation_of_topics_shows_every_share_and_is_readable():
     rng = np.random.default_rng(0)
     shares = torch.as_tensor(rng.dirichlet(np.ones(8), size=5))
     words = [[f"word{k}{n}" for n in range(3)] for k in range(8)]
-    ax = gradation(shares, words, ("first.document", "second.document"))
+    ax = plot_topic_interpolation(shares, words, ("first.document", "second.document"))
     areas = [area.get_paths()[0].vertices for area in ax.collections]
     assert len(areas) == 6  # five topics and the others
     tops = [area[:, 1].max() for area in areas]

@@ -1,4 +1,4 @@
-"""The command that looks at a saved model with a table."""
+"""The command ``ppl-vae evaluate``, which evaluates a saved model on a table."""
 
 import json
 
@@ -9,8 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 import oracles
-from ppl_vae import PPCA, VAE, Annealing, PerDatumGuide, fit_em, fit_svi, log_likelihood, save
+from ppl_vae import PPCA, VAE, PerDatumGuide, fit_em, fit_svi, log_likelihood, save
 from ppl_vae.cli.main import app, main
+from ppl_vae.evaluation import Annealing
 
 D = 6
 
@@ -36,61 +37,70 @@ def test_a_ppca_is_exact(data, tmp_path):
     fit_em(ppca, table())
     save(ppca, tmp_path / "ppca")
     out = tmp_path / "found" / "evaluation.json"
-    shown = run(tmp_path / "ppca", data, "--out", out, "--rows", 50)
-    assert shown.exit_code == 0, shown.output
+    result = run(tmp_path / "ppca", data, "--out", out, "--rows", 50)
+    assert result.exit_code == 0, result.output
     log_p = ppca.log_likelihood(table(seed=1)[:50]).detach()
-    assert "PPCA in" in shown.output and "on 50 rows of test.csv" in shown.output
-    assert f"{float(log_p.mean()):.3f} +- " in shown.output and "(exact" in shown.output
-    assert "bits per dimension" in shown.output and f"wrote {out}" in shown.output
+    assert "PPCA in" in result.output and "on 50 rows of test.csv" in result.output
+    assert f"{float(log_p.mean()):.3f} +- " in result.output and "(exact" in result.output
+    assert "bits per dimension" in result.output and f"wrote {out}" in result.output
     found = json.loads(out.read_text())
     np.testing.assert_allclose(found["log_likelihood"]["value"], log_p.numpy(), atol=1e-9)
-    lost = np.array(found["gaps"]["log_likelihood"]) - np.array(found["gaps"]["elbo"])
-    assert np.abs(lost).max() < 1e-6  # the exact guide loses nothing
+    gap = np.array(found["gaps"]["log_likelihood"]) - np.array(found["gaps"]["elbo"])
+    assert np.abs(gap).max() < 1e-6  # the guide is exact
 
 
-def test_a_vae_is_estimated_as_the_function_does(data, tmp_path):
+def test_a_vae_is_evaluated_like_by_the_functions(data, tmp_path):
     vae = VAE.mlp(D, 2, hidden=(16,), seed=0)
-    fit_svi(vae.model, vae.guide, table(), steps=150, batch_size=40, lr=1e-2, seed=0)
+    fit_svi(vae.model, vae.guide, table(), steps=60, batch_size=40, lr=1e-2, seed=0)
     save(vae, tmp_path / "vae")
     out = tmp_path / "evaluation.json"
-    how = ["--draws", 200, "--refine", 60, "--seed", 3]
-    how += ["--annealed", 20, "--num-temperatures", 10]
-    shown = run(tmp_path / "vae", data, "--out", out, *how)
-    assert shown.exit_code == 0, shown.output
-    x = table(seed=1)
-    mine = log_likelihood(vae.model, vae.guide, x, 200, refine=60, seed=3)
+    options = ["--draws", 100, "--refine", 20, "--seed", 3, "--rows", 40]
+    options += ["--annealed", 8, "--num-temperatures", 5]
+    result = run(tmp_path / "vae", data, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    x = table(seed=1)[:40]
+    expected = log_likelihood(vae.model, vae.guide, x, 100, refine=20, seed=3)
     found = json.loads(out.read_text())
-    np.testing.assert_allclose(found["log_likelihood"]["value"], mine.value.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found["log_likelihood"]["value"], expected.value.numpy(), atol=1e-5)
     for part in ("log-likelihood:", "Gaps in nats", "amortization"):
-        assert part in shown.output
+        assert part in result.output
     assert len(found["collapse"]["kl_by_dimension"]) == 2
-    told = found["cross_check"]["estimates"]
-    assert set(told) == {"importance", "refined", "annealed"}
-    assert told["refined"]["value"] == found["log_likelihood"]["value"][:20]
-    annealing = {"method": "annealed", "annealing": Annealing(10), "seed": 5}
-    chains = log_likelihood(vae.model, vae.guide, x, 32, **annealing, rows=torch.arange(20))
-    np.testing.assert_allclose(told["annealed"]["value"], chains.value.numpy(), atol=1e-5)
-    assert "log p of 20 data by each method" in shown.output
-    again = run(tmp_path / "vae", data, "--out", tmp_path / "again.json", *how)
-    assert again.output.splitlines()[:-1] == shown.output.splitlines()[:-1]
+    estimates = found["cross_check"]["estimates"]
+    assert set(estimates) == {"importance", "refined", "annealed"}
+    assert estimates["refined"]["value"] == found["log_likelihood"]["value"][:8]
+    chains = log_likelihood(
+        vae.model,
+        vae.guide,
+        x,
+        32,
+        method="annealed",
+        annealing=Annealing(5),
+        seed=5,
+        rows=torch.arange(8),
+    )
+    np.testing.assert_allclose(estimates["annealed"]["value"], chains.value.numpy(), atol=1e-5)
+    assert "log p of 8 data by each method" in result.output
+    again = run(tmp_path / "vae", data, "--out", tmp_path / "again.json", *options)
+    assert again.output.splitlines()[:-1] == result.output.splitlines()[:-1]
     again = json.loads((tmp_path / "again.json").read_text())
     assert without_paths(again) == without_paths(found)
-    how += ["--rows", 5, "--refine", 0]
-    assert run(tmp_path / "vae", data, "--out", out, *how).exit_code == 0
-    told = json.loads(out.read_text())["cross_check"]["estimates"]
-    assert set(told) == {"importance", "annealed"} and len(told["annealed"]["value"]) == 5
-    assert run(tmp_path / "vae", data, "--out", out, *how, "--annealed", 0).exit_code == 0
+    options += ["--rows", 5, "--refine", 0]
+    assert run(tmp_path / "vae", data, "--out", out, *options).exit_code == 0
+    estimates = json.loads(out.read_text())["cross_check"]["estimates"]
+    assert set(estimates) == {"importance", "annealed"}
+    assert len(estimates["annealed"]["value"]) == 5
+    assert run(tmp_path / "vae", data, "--out", out, *options, "--annealed", 0).exit_code == 0
     assert json.loads(out.read_text())["cross_check"] is None
 
 
 def without_paths(content):
-    """What was found, less how it was computed, which says how long it took."""
+    """The results, without the remarks on execution, which contain times."""
     if not isinstance(content, dict):
         return content
     return {k: without_paths(v) for k, v in content.items() if k != "path"}
 
 
-def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys):
+def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
     save(PPCA(4, 2, seed=0), tmp_path / "narrow")
     save(PerDatumGuide(10, 2), tmp_path / "guide")
     cases = (

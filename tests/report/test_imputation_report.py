@@ -1,5 +1,4 @@
-"""Missing values of a table filled by a model that hidden cells choose: search, command and
-file."""
+"""Imputation of a table by a model selected by cross-validation: selection, command and file."""
 
 import os
 import re
@@ -27,25 +26,25 @@ def table(spread=1.0, num_rows=150):
     return x * np.geomspace(1, spread, 10)
 
 
-def holed(**how):
-    x = table(**how)
+def incomplete(spread=1.0, num_rows=150):
+    x = table(spread, num_rows)
     return np.where(np.random.default_rng(0).random(x.shape) < 0.15, np.nan, x)
 
 
-# The search
+# Selection of the model
 
 
-def test_hidden_cells_find_the_number_of_latent_dimensions_and_the_noise():
-    found = select_by_masked_cv(holed(), seed=0)
+def test_masked_cv_selects_the_number_of_latent_dimensions_and_the_noise():
+    found = select_by_masked_cv(incomplete(), seed=0)
     best = found.best
     assert (found.noise[best], found.latent_dim[best]) == ("isotropic", 3)
     assert 0.92 < found.coverage[best] < 0.98 and found.rmse[best] < 0.7
-    found = select_by_masked_cv(holed(spread=1e4), seed=0)
+    found = select_by_masked_cv(incomplete(spread=1e4), seed=0)
     assert (found.noise[found.best], found.latent_dim[found.best]) == ("diagonal", 3)
 
 
-def test_scores_are_those_of_cells_that_the_fit_did_not_see():
-    x = holed()
+def test_scores_are_those_of_masked_values():
+    x = incomplete()
     found = select_by_masked_cv(x, noises=["isotropic"], latent_dims=[2], fraction=0.2, seed=5)
     hidden = _draw_masked(torch.from_numpy(~np.isnan(x)), 0.2, 5).numpy()
     assert found.num_masked == hidden.sum() and not np.isnan(x[hidden]).any()
@@ -63,22 +62,22 @@ def test_scores_are_those_of_cells_that_the_fit_did_not_see():
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (40, 3), (6, 30), (200, 2)])
-def test_no_row_and_no_column_loses_everything(shape):
+def test_no_row_and_no_column_loses_all_values(shape):
     rng = np.random.default_rng(0)
     for seed in range(20):
-        seen = rng.random(shape) < 0.5
-        seen[0], seen[:, 0] = True, True
-        hidden = _draw_masked(torch.from_numpy(seen), 0.9, seed).numpy()
-        left = seen & ~hidden
-        assert left.any(1).all() and (left.sum(0) >= np.minimum(seen.sum(0), 2)).all()
-        assert hidden.any() or seen.sum() < 8
+        observed = rng.random(shape) < 0.5
+        observed[0], observed[:, 0] = True, True
+        hidden = _draw_masked(torch.from_numpy(observed), 0.9, seed).numpy()
+        left = observed & ~hidden
+        assert left.any(1).all() and (left.sum(0) >= np.minimum(observed.sum(0), 2)).all()
+        assert hidden.any() or observed.sum() < 8
 
 
-def test_what_it_says_and_what_it_cannot_fit():
-    found = select_by_masked_cv(holed(), latent_dims=[1, 3, 8], seed=0)
+def test_its_text_lists_models_that_cannot_be_fitted():
+    found = select_by_masked_cv(incomplete(), latent_dims=[1, 3, 8], seed=0)
     assert found.latent_dim == (1, 3, 8) * 2
-    assert re.search(r"isotropic   3 .*% <- best", str(found))
-    x = holed()
+    assert re.search(r"isotropic +3 .*% +<- best", str(found))
+    x = incomplete()
     x[:, 4] = 1.5
     found = select_by_masked_cv(x, latent_dims=[2], seed=0)
     assert found.noise == ("isotropic",)
@@ -87,13 +86,13 @@ def test_what_it_says_and_what_it_cannot_fit():
     assert again.to_dict() == found.to_dict()
 
 
-def test_what_cannot_be_searched_is_refused():
+def test_invalid_searches_are_rejected():
     with pytest.raises(ValueError, match=r"fraction must lie between 0 and 1; got 1\.5"):
-        select_by_masked_cv(holed(), fraction=1.5)
+        select_by_masked_cv(incomplete(), fraction=1.5)
     with pytest.raises(ValueError, match="can be masked without a row or column losing all"):
         select_by_masked_cv(np.eye(3)[:, :1])
     with pytest.raises(ValueError, match="K = 10: latent_dim must be smaller than the rank"):
-        select_by_masked_cv(holed(), latent_dims=[10])
+        select_by_masked_cv(incomplete(), latent_dims=[10])
 
 
 # The command
@@ -105,8 +104,8 @@ def run(*arguments):
 
 @pytest.fixture
 def file(tmp_path):
-    x = holed(spread=100)
-    path = tmp_path / "mine.csv"
+    x = incomplete(spread=100)
+    path = tmp_path / "table.csv"
     names = ["wool", "silk", "flax", "hemp", "jute", "felt", "tulle", "voile", "lawn", "lawn sd"]
     frame = pd.DataFrame(x, columns=names, index=[f"row {n}" for n in range(len(x))])
     frame["count"] = np.arange(len(x))
@@ -115,10 +114,10 @@ def file(tmp_path):
     return path
 
 
-def test_holes_are_filled_and_nothing_else_is_touched(file, tmp_path):
+def test_only_missing_values_are_changed(file, tmp_path):
     out = tmp_path / "filled.csv"
-    shown = run(file, "--out", out, "--latent-dim", 3, "--noise", "diagonal")
-    assert shown.exit_code == 0, shown.output
+    result = run(file, "--out", out, "--latent-dim", 3, "--noise", "diagonal")
+    assert result.exit_code == 0, result.output
     before = pd.read_csv(file, index_col=0, dtype=str, keep_default_na=False)
     after = pd.read_csv(out, index_col=0, dtype=str, keep_default_na=False)
     data = [name for name in before.columns if name != "kind"]
@@ -131,36 +130,36 @@ def test_holes_are_filled_and_nothing_else_is_touched(file, tmp_path):
     fit_em(ppca, x)
     expected = ppca.impute(x)
     for name, sd_name in zip(filled_names, sds, strict=True):
-        hole, k = (before[name] == "").to_numpy(), data.index(name)
-        assert after[name][~hole].equals(before[name][~hole])
-        assert (after[sd_name][~hole] == "").all()
+        missing, k = (before[name] == "").to_numpy(), data.index(name)
+        assert after[name][~missing].equals(before[name][~missing])
+        assert (after[sd_name][~missing] == "").all()
         for column, values in ((name, expected.mean), (sd_name, expected.sd)):
-            mine = after[column][hole].astype(float).to_numpy()
-            np.testing.assert_allclose(mine, values.numpy()[hole, k], rtol=1e-5)
+            written = after[column][missing].astype(float).to_numpy()
+            np.testing.assert_allclose(written, values.numpy()[missing, k], rtol=1e-5)
     assert after["count"].equals(before["count"])
-    assert f"filled {int(np.isnan(x).sum())} cells in 10 columns" in shown.output
-    assert "factor analysis with K = 3: PX-EM" in shown.output and f"wrote {out}" in shown.output
+    assert f"imputed {int(np.isnan(x).sum())} values in 10 columns" in result.output
+    assert "factor analysis with K = 3: PX-EM" in result.output and f"wrote {out}" in result.output
 
 
-def test_the_model_is_chosen_and_said(file, tmp_path):
+def test_the_selected_model_is_reported(file, tmp_path):
     out = tmp_path / "new" / "filled.tsv"
-    shown = run(file, "--out", out)
-    assert shown.exit_code == 0, shown.output
-    assert "observed values, masked and predicted from the rest of their rows" in shown.output
-    assert re.search(r"diagonal +3 .*<- best", shown.output)
-    assert "factor analysis with K = 3" in shown.output
+    result = run(file, "--noise", "diagonal", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "observed values, masked and predicted from the rest of their rows" in result.output
+    assert re.search(r"diagonal +3 .*<- best", result.output)
+    assert "factor analysis with K = 3" in result.output
     after = pd.read_csv(out, sep="\t", index_col=0)
     assert not after[["wool", "silk"]].isna().any().any()
-    again = run(file, "--out", tmp_path / "again.tsv")
-    assert again.output.splitlines()[:-1] == shown.output.splitlines()[:-1]
+    again = run(file, "--noise", "diagonal", "--out", tmp_path / "again.tsv")
+    assert again.output.splitlines()[:-1] == result.output.splitlines()[:-1]
     assert (tmp_path / "again.tsv").read_bytes() == out.read_bytes()
 
 
-def test_a_complete_table_is_written_as_it_is(tmp_path):
+def test_a_complete_table_is_written_unchanged(tmp_path):
     path, out = tmp_path / "whole.csv", tmp_path / "filled.csv"
     pd.DataFrame(table(), columns=list("abcdefghij")).to_csv(path, index=False)
-    shown = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic")
-    assert shown.exit_code == 0 and "nothing is missing" in shown.output
+    result = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic")
+    assert result.exit_code == 0 and "no values are missing" in result.output
     assert out.read_text() == path.read_text()
 
 
@@ -173,7 +172,7 @@ def test_a_complete_table_is_written_as_it_is(tmp_path):
         (["--latent-dim", "0"], "latent_dim must be a whole number >= 1; got 0"),
     ],
 )
-def test_mistakes_are_one_line(file, arguments, message, monkeypatch, capsys, tmp_path):
+def test_errors_are_one_line(file, arguments, message, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["ppl-vae", "impute", str(file), *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -193,21 +192,23 @@ def test_the_table_itself_is_never_overwritten(file, monkeypatch, capsys):
 
 @pytest.mark.data
 @NEEDS_DATA
-def test_metabolites_are_filled_better_than_by_column_means(tmp_path):
+def test_metabolites_are_imputed_better_than_by_column_means(tmp_path):
     folder, out = DATA / "pcaMethods", tmp_path / "filled.csv"
-    shown = run(folder / "metaboliteData.csv", "--out", out)
-    assert shown.exit_code == 0, shown.output
-    print(shown.output)
-    holes = pd.read_csv(folder / "metaboliteData.csv", index_col=0)
+    result = run(folder / "metaboliteData.csv", "--out", out)
+    assert result.exit_code == 0, result.output
+    print(result.output)
+    incomplete_table = pd.read_csv(folder / "metaboliteData.csv", index_col=0)
     truth = pd.read_csv(folder / "metaboliteDataComplete.csv", index_col=0)
     after = pd.read_csv(out, index_col=0)
     filled = after.iloc[:, :52]
-    assert list(filled.columns) == list(holes.columns) and list(after.index) == list(holes.index)
-    where = holes.isna().to_numpy()
-    assert not filled.isna().to_numpy().any() and where.sum() == 419
-    np.testing.assert_array_equal(filled.to_numpy()[~where], holes.to_numpy()[~where])
-    mine, by_means = (
-        np.sqrt((table - truth).to_numpy()[where] @ (table - truth).to_numpy()[where] / 419)
-        for table in (filled, holes.fillna(holes.mean()))
+    assert list(filled.columns) == list(incomplete_table.columns) and list(after.index) == list(
+        incomplete_table.index
     )
-    assert mine < by_means / 2
+    where = incomplete_table.isna().to_numpy()
+    assert not filled.isna().to_numpy().any() and where.sum() == 419
+    np.testing.assert_array_equal(filled.to_numpy()[~where], incomplete_table.to_numpy()[~where])
+    by_model, by_means = (
+        np.sqrt((table - truth).to_numpy()[where] @ (table - truth).to_numpy()[where] / 419)
+        for table in (filled, incomplete_table.fillna(incomplete_table.mean()))
+    )
+    assert by_model < by_means / 2

@@ -12,8 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 
@@ -81,7 +82,7 @@ class Embeddings(Result):
             f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - E[x | z]|^2 "
             "at the mean z of q(z | x), in squared units of x"
         )
-        return "\n".join([count, *aligned([head, *rows])])
+        return "\n".join([count, render(rows, head)])
 
 
 def compare_embeddings(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.latent_space.collapse_statistics import ACTIVE_VARIANCE
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
@@ -69,12 +70,15 @@ class LatentSpaces(Result):
     labels: tuple[Any, ...] | None
 
     def __repr__(self) -> str:
-        wide = max(len(space.name) for space in self.spaces)
-        return "\n".join(
-            f"{space.name:{wide}}  log p {space.log_p}, "
-            f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
+        rows = [
+            (
+                space.name,
+                f"log p {space.log_p}",
+                f"{int(space.active.sum())} of {space.latent_dim} dimensions active",
+            )
             for space in self.spaces
-        )
+        ]
+        return render(rows)
 
 
 def latent_spaces(

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.text_table import render
 from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
@@ -68,13 +69,10 @@ class VAELimit(Result):
             for scale, *values, excess in zip(self.scales, *columns, self.difference, strict=True)
         ]
         reconstruction = self.autoencoder_reconstruction
-        terms = (f"{reconstruction:.4f}", f"{self.autoencoder - reconstruction:.4f}")
-        point = ("point", "", *terms, "", f"{0:g}")
-        head = (
-            "the same networks as a VAE with q = N(f(x), sigma_q^2 I), and as an autoencoder "
-            "(point); nats per datum"
-        )
-        return "\n".join([head, *(f"  {line}" for line in aligned([titles, *rows, point]))])
+        code = self.autoencoder - reconstruction
+        point = ("point", "", f"{reconstruction:.4f}", f"{code:.4f}", "", f"{0:g}")
+        lines = ["one pair of networks as a VAE, q = N(f(x), sigma_q^2 I), and as an autoencoder"]
+        return "\n".join([*lines, render([*rows, point], titles, indent="  ")])
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -68,7 +69,7 @@ class Comparison(Result):
         lines = [
             f"held-out log p of {self.num_data} data, nats per datum ± standard error; "
             "differences to the best are paired",
-            *aligned([self._cells(row) for row in range(len(self.names))]),
+            render([self._cells(row) for row in range(len(self.names))], indent="  "),
         ]
         if bool((self.reliable < FEW_RELIABLE).any()):
             lines.append(f"  ≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation")
@@ -78,7 +79,7 @@ class Comparison(Result):
         bound = "≥" if self.reliable[row] < FEW_RELIABLE else ""
         behind = f"{self.difference[row]:.3f} ± {self.difference_error[row]:.3f}"
         return (
-            f"  {self.names[row]}",
+            self.names[row],
             f"{bound}{self.mean[row]:.3f} ± {self.error[row]:.3f}",
             behind if row else "best",
             f"{math.floor(100 * self.reliable[row])} % reliable",

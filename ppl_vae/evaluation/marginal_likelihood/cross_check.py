@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
@@ -94,7 +95,7 @@ class EstimatorComparison(Result):
         return "\n".join(
             [
                 f"log p of {number} data by each method, nats per datum ± Monte Carlo error",
-                *aligned([self._cells(name) for name in self.estimates]),
+                render([self._cells(name) for name in self.estimates], indent="  "),
                 *(f"  {line}" for line in self._verdict()),
             ]
         )
@@ -104,7 +105,7 @@ class EstimatorComparison(Result):
         bound = "≥" if estimate.share_reliable < FEW_RELIABLE else ""
         drawn = "chains" if estimate.method == "annealed" else "draws"
         return (
-            f"  {name}",
+            name,
             f"{bound}{estimate.mean:.3f} ± {_monte_carlo(estimate):.3f}",
             f"{math.floor(100 * estimate.share_reliable)} % reliable",
             f"{estimate.num_samples} {drawn}",

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import Result, aligned
+from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.data.image_grid import ImageGrid
 
@@ -54,7 +55,7 @@ class Denoising(Result):
     def image_grid(
         self, rows: Sequence[int], image_shape: tuple[int, int] | None = None
     ) -> ImageGrid:
-        """Selected rows, clean, noisy and denoised, for a plot.
+        """Some rows, clean, noisy and denoised, for :func:`ppl_vae.plots.images.plot_denoised`.
 
         Args:
             rows: the indices of the rows.
@@ -74,7 +75,7 @@ class Denoising(Result):
             f"{number} rows of {width} columns; |x - denoised|^2 per row, in squared units of x, "
             "± standard error; paired differences to the smallest"
         )
-        return "\n".join([head, *aligned([self._cells(name) for name in self.names])])
+        return "\n".join([head, render([self._cells(name) for name in self.names])])
 
     def _cells(self, name: str) -> tuple[str, ...]:
         error = self.error[self.names.index(name)]

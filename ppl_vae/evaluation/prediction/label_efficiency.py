@@ -13,8 +13,9 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult, Result, aligned
+from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
@@ -127,8 +128,8 @@ class LabelEfficiency(Result):
             f"scored on {self.num_test} held-out rows; ± standard deviation over draws; paired "
             f"differences to the network from scratch, with {CONFIDENCE_LEVEL:.0%} intervals"
         )
-        cells = [("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")]
-        lines = [head, *aligned([*cells, *map(self._cells, self.methods)]), self.verdict]
+        titles = ("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")
+        lines = [head, render([*map(self._cells, self.methods)], titles), self.verdict]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def _cells(self, method: str) -> tuple[str, ...]:

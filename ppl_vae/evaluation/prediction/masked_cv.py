@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.core.results import CONDITIONAL, Result
+from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_em
@@ -62,17 +63,24 @@ class MaskedCV(Result):
         return int(self.log_density.argmax())
 
     def __repr__(self) -> str:
+        titles = ("noise", "K", "nats per value", "RMSE", "within 1.96 sd", "")
         lines = [
             f"{self.num_masked} observed values, masked and predicted from the rest of their "
             "rows:",
-            f"  {'noise':9s}   K  nats per value   RMSE  within 1.96 sd",
+            render([*map(self._cells, range(len(self.noise)))], titles, indent="  "),
+            f"  ({CONDITIONAL})",
         ]
-        columns = self.noise, self.latent_dim, self.log_density, self.rmse, self.coverage
-        for place, (noise, k, nats, rmse, share) in enumerate(zip(*columns, strict=True)):
-            best = " <- best" if place == self.best else ""
-            lines.append(f"  {noise:9s} {k:3d} {nats:14.3f} {rmse:6.3f} {share:15.1%}{best}")
-        lines.append(f"  ({CONDITIONAL})")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _cells(self, place: int) -> tuple[str, ...]:
+        return (
+            self.noise[place],
+            str(self.latent_dim[place]),
+            f"{self.log_density[place]:.3f}",
+            f"{self.rmse[place]:.3f}",
+            f"{self.coverage[place]:.1%}",
+            "<- best" if place == self.best else "",
+        )
 
 
 def select_by_masked_cv(
