@@ -12,6 +12,7 @@ dimension should collapse, and those of a VAE do. With sigma learned, they are u
 import sys
 
 import matplotlib.pyplot as plt
+import torch
 
 from ppl_vae import VAE, Gaussian, collapse, digits, fit_svi, spectrum
 from ppl_vae.plots import lineage as plots
@@ -28,7 +29,7 @@ for name, likelihood in {"sigma = 1": Gaussian(1.0), "sigma learned": Gaussian("
     codes = collapse(vae.model, vae.guide, x, seed=0)
     print(f"{name}: {codes}")
     kl[name] = codes.kl_by_dimension
-    noise[name] = vae.likelihood.scale.item() ** 2
+    noise[name] = torch.as_tensor(vae.likelihood.scale).item() ** 2
 
 # %%
 eigenvalues = spectrum(x, LATENT_DIM, noise)
