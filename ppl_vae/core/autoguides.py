@@ -1,8 +1,8 @@
-"""Pyro's automatic guides: which can be used here, and when.
+"""Pyro's automatic guides: which of them can be used, and when.
 
-A guide is read per datum: log w_n = log p(x_n, z_n) - log q(z_n | x_n), with rows given by
-``index``. ``AutoNormal``, ``AutoDelta`` and the messengers have one q per datum and can be read
-so; guides that draw the latent variables of all data as one site cannot.
+Log weights are per datum, log w_n = log p(x_n, z_n) - log q(z_n | x_n), with rows given by
+``index``. ``AutoNormal``, ``AutoDelta`` and the messengers have one q per datum and can be used;
+guides that draw the latent variables of all data as one site cannot.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import DATA_PLATE, ProgramLike, bound_object, filter_kwargs
 
-ONE_OF_OURS = (
+PER_DATUM_GUIDES = (
     "PerDatumGuide(num_data, latent_dim), with covariance='full' for correlations within a "
     "datum, or AmortizedGuide(encoder, latent_dim)"
 )
@@ -47,7 +47,7 @@ def plate_of_rows(
     ``AutoNormal(model, create_plates=plate_of_rows)`` has one q per datum, in batches, too.
 
     Args:
-        x, index, num_data: as the model gets them.
+        x, index, num_data: the arguments of the model.
         dim: of the plate, where the model names it (by ``functools.partial``).
     """
     rows = torch.arange(len(x), device=x.device) if index is None else index
@@ -55,13 +55,13 @@ def plate_of_rows(
 
 
 def automatic_guide(guide: ProgramLike) -> AutoGuide | GuideMessenger | None:
-    """The automatic guide that a program is, seen through Pyro's handlers; or None."""
+    """The automatic guide under a program's Pyro handlers, or None."""
     owner = bound_object(guide)
     return owner if isinstance(owner, AutoGuide | GuideMessenger) else None
 
 
 def is_per_datum(guide: ProgramLike) -> bool:
-    """Whether a guide is automatic and holds parameters of each row of its training data."""
+    """Whether a guide is automatic and has parameters for each row of its training data."""
     owner = automatic_guide(guide)
     if isinstance(owner, GuideMessenger):
         known = type(owner).__module__ == AutoNormalMessenger.__module__
@@ -75,10 +75,10 @@ def check_automatic(
     """Check that an automatic guide has one q per datum, for these rows.
 
     Args:
-        guide: of a pair; one that is not automatic passes.
+        guide: of a pair; one that is not automatic is accepted.
         num_rows: of x.
-        keywords: that the pair is run with.
-        repeats: how often each row is run.
+        keywords: the keyword arguments of the run.
+        repeats: the number of copies of each row.
 
     Raises:
         ValueError: naming the guide and the way out.
@@ -93,11 +93,11 @@ def check_automatic(
 
 
 def check_automatic_batch(guide: ProgramLike, keywords: Mapping[str, Any]) -> None:
-    """Check that an automatic guide looks its parameters up for a batch, if this is one.
+    """Check that an automatic guide selects the parameters of a batch's rows, if it is run on one.
 
     Args:
-        guide: of a pair; one that is not automatic passes.
-        keywords: that the pair is run with; with ``index`` it is a batch.
+        guide: of a pair; one that is not automatic is accepted.
+        keywords: the keyword arguments of the run; with ``index`` it is a batch.
 
     Raises:
         ValueError: naming the guide and the way out.
@@ -109,23 +109,23 @@ def check_automatic_batch(guide: ProgramLike, keywords: Mapping[str, Any]) -> No
         if isinstance(part, AutoContinuous | AutoGaussian | AutoStructured | AutoDiscreteParallel):
             raise ValueError(
                 f"{_name(part)} cannot be used in batches: its parameters are those of one batch, "
-                "and it would take them for the rows of each other one. Train on all rows at "
+                "and it would use them for the rows of every other batch. Train on all rows at "
                 f"once, or use {_instead(part, batches=True)}"
             )
-    told = filter_kwargs(owner.model, {"index": 0, "num_data": 0})
-    if missing := {"index", "num_data"} - told.keys():
+    passed = filter_kwargs(owner.model, {"index": 0, "num_data": 0})
+    if missing := {"index", "num_data"} - passed.keys():
         raise ValueError(
             f"{_name(owner)} cannot be used in batches: its model takes no keyword "
-            f"{' and no '.join(map(repr, sorted(missing)))}, so it is not told which rows of how "
-            "many a batch holds, and would use the parameters of one batch for all. Let the "
-            f"model pass both on to its plate, pyro.plate({DATA_PLATE!r}, num_data, "
-            f"subsample=index), train on all rows at once, or use {ONE_OF_OURS}"
+            f"{' and no '.join(map(repr, sorted(missing)))}, so it does not know which rows of "
+            "the data set a batch holds, and would use the parameters of one batch for all. Let "
+            f"the model pass both on to its plate, pyro.plate({DATA_PLATE!r}, num_data, "
+            f"subsample=index), train on all rows at once, or use {PER_DATUM_GUIDES}"
         )
     if isinstance(owner, AutoGuide) and owner.create_plates is None:
         raise ValueError(
-            f"{_name(owner)} without create_plates draws rows of its own in place of a batch's, "
-            f"so each q would be trained on other data. Use {_name(owner)}(model, ..., "
-            f"{WITH_PLATES}), train on all rows at once, or use {ONE_OF_OURS}"
+            f"{_name(owner)} without create_plates subsamples rows of its own instead of a "
+            f"batch's, so each q would be trained on other data. Use {_name(owner)}(model, ..., "
+            f"{WITH_PLATES}), train on all rows at once, or use {PER_DATUM_GUIDES}"
         )
 
 
@@ -157,9 +157,9 @@ def _check_one_per_datum(part: Any) -> None:
 
 def _instead(part: Any, *, batches: bool = False) -> str:
     if isinstance(part, AutoDiscreteParallel):
-        return "a guide of your own that looks its probabilities up, as probs[index]"
+        return "a guide of your own that indexes its probabilities, as probs[index]"
     how = f", {WITH_PLATES}" if batches else ""
-    return f"AutoNormal(model{how}), which has independent normals, {ONE_OF_OURS}"
+    return f"AutoNormal(model{how}), which has independent normals, {PER_DATUM_GUIDES}"
 
 
 def _check_number(owner: Any, num_rows: int, keywords: Mapping[str, Any], repeats: int) -> None:
@@ -168,7 +168,7 @@ def _check_number(owner: Any, num_rows: int, keywords: Mapping[str, Any], repeat
         raise ValueError(
             f"{_name(owner)} needs a model that can be run for several draws under a plate around "
             "it, and this one cannot (a network that takes 2-d input alone?), so its rows are "
-            f"repeated; use {ONE_OF_OURS}, or num_samples=1"
+            f"repeated; use {PER_DATUM_GUIDES}, or num_samples=1"
         )
     if DATA_PLATE not in frames:
         return
@@ -176,13 +176,13 @@ def _check_number(owner: Any, num_rows: int, keywords: Mapping[str, Any], repeat
     size = known.full_size or known.size
     if size != given:
         raise ValueError(
-            f"{_name(owner)} has one q per datum for the {size} rows that it was first run with, "
-            f"and here are {given}; for new data use AmortizedGuide(encoder, latent_dim)"
+            f"{_name(owner)} has one q per datum for the {size} rows of its first run, "
+            f"and this run has {given}; for new data use AmortizedGuide(encoder, latent_dim)"
         )
 
 
 def without_data(guide: ProgramLike) -> ProgramLike:
-    """A messenger runs the whole model; its guide is that without the observed sites."""
+    """A messenger runs the whole model; the guide is its latent sites."""
     if not isinstance(automatic_guide(guide), GuideMessenger):
         return guide
     hidden: ProgramLike = poutine.block(guide, hide_fn=_is_data)

@@ -1,4 +1,4 @@
-"""Pyro handlers that refuse, by name, what a pair may not do while it runs."""
+"""Pyro handlers that raise an error, naming the site, where a pair breaks the contract."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_subsample
 
 
 class DistinctNames(Messenger):
-    """Refuses a program in which a parameter and a sample site have one name."""
+    """Refuses a program in which a parameter and a sample site share a name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class DistinctNames(Messenger):
 
 
 class CheckedReplay(ReplayMessenger):
-    """Replays a guide's draws in the model, and refuses those that would broadcast there."""
+    """Replays a guide's draws in the model, and refuses those that would be broadcast there."""
 
     def _pyro_sample(self, msg: Any) -> None:
         site: Any = self.trace.nodes.get(msg["name"]) if self.trace is not None else None

@@ -1,8 +1,8 @@
 """The contract of models and guides: base class, plate over data, names, dtypes and devices.
 
-A *program* is anything that can be called as ``program(x, ...)`` and speaks Pyro: a function, a
-bound method or a ``PyroModule``. A *model* and a *guide* are programs whose sites stand in the
-plate ``"data"``. Everything in the package takes such pairs; its own derive from :class:`Program`.
+A *program* is a callable ``program(x, ...)`` that consists of Pyro statements: a function, a bound
+method or a ``PyroModule``. A *model* and a *guide* are programs whose sites are in the plate
+``"data"``. Everything in the package takes such pairs; its own derive from :class:`Program`.
 """
 
 import inspect
@@ -19,6 +19,7 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
+from ppl_vae.core.closures import used_modules
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 ProgramLike: TypeAlias = Callable[..., Any]
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
 
     Density: TypeAlias = TorchDistribution
-else:  # what Pyro's distributions have in common when they run
+else:  # the common base of Pyro's distributions at run time
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 
     Density = TorchDistributionMixin
@@ -84,15 +85,15 @@ def _refuse_random(program: Program, name: str, value: Any) -> None:
     if random is not None:
         raise ValueError(
             f"{type(program).__name__}.{random} may not be a PyroSample: the program reads it "
-            f"inside the plate {DATA_PLATE!r}, where it would be drawn anew for each row, and not "
-            "once for all data. (Latent variables that all data share are not supported.) Leave "
-            "it a parameter, which fit_svi estimates; a prior on it can be a penalty, by weight "
-            "decay in the optimizer"
+            f"inside the plate {DATA_PLATE!r}, where it would be drawn for each row separately, "
+            "not once for all data. (Latent variables that all data share are not supported.) "
+            "Keep it a parameter, which fit_svi estimates; weight decay in the optimizer acts as "
+            "a prior on it"
         )
 
 
 def check_parameters_not_random(*programs: ProgramLike) -> None:
-    """Check that no part of the package's programs has become a ``PyroSample`` since it was made.
+    """Check that no attribute of the package's programs was replaced by a ``PyroSample``.
 
     Raises:
         ValueError: naming the attribute.
@@ -149,7 +150,7 @@ def fold_rows(
     """Apply a network made for 2-d input (rows, K) to values with any leading dimensions.
 
     Raises:
-        ValueError: if it does not return (rows, width); ``name`` is what the message calls it.
+        ValueError: if it does not return (rows, width); ``name`` is its name in the message.
     """
     rows = values.reshape(-1, values.shape[-1])
     out = network(rows)
@@ -162,10 +163,10 @@ def fold_rows(
 
 
 def accepted_kwargs(program: ProgramLike) -> tuple[set[str], bool]:
-    """The keywords that a program names, and whether it takes any other (``**kwargs``)."""
+    """The keywords in a program's signature, and whether it takes any others (``**kwargs``)."""
     program = _inside_handlers(program)
     if isinstance(program, AutoGuide | GuideMessenger) and program._model is not None:
-        return accepted_kwargs(program.model)  # to which they pass all that they get
+        return accepted_kwargs(program.model)  # they pass all keywords on to it
     target = program.forward if isinstance(program, nn.Module) else program
     parameters = inspect.signature(target).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -173,15 +174,15 @@ def accepted_kwargs(program: ProgramLike) -> tuple[set[str], bool]:
 
 
 def filter_kwargs(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``keywords`` that are not None and that the program's signature takes."""
+    """The entries of ``keywords`` that are not None and that the program's signature takes."""
     named, anything = accepted_kwargs(program)
     return {k: v for k, v in keywords.items() if v is not None and (anything or k in named)}
 
 
 def bound_object(program: ProgramLike) -> Any:
-    """What a program belongs to: the object of a bound method, a module, or the function itself.
+    """The object of a bound method, a module, or the function itself.
 
-    Sees through ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``).
+    ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``) are unwrapped.
     """
     while not isinstance(program := _inside_handlers(program), nn.Module):
         bound_to = getattr(program, "__self__", None)
@@ -211,37 +212,13 @@ def own_modules(*programs: ProgramLike) -> list[nn.Module]:
 
 
 def modules_of(*programs: ProgramLike) -> list[nn.Module]:
-    """:func:`own_modules`, and the modules that a plain function reads from around it."""
-    around = [part for p in programs for part in _surroundings(bound_object(p), set())]
+    """:func:`own_modules`, and the modules that a plain function uses from around it."""
+    around = [part for p in programs for part in used_modules(p, _home(p))]
     return _distinct([*own_modules(*programs), *around])
 
 
-_HOLDERS = (nn.Module, dict, list, tuple)
-
-
-def _surroundings(value: Any, seen: set[int]) -> Iterator[nn.Module]:
-    owner = bound_object(value) if callable(value) else value
-    if isinstance(owner, nn.Module):
-        yield owner
-    if isinstance(owner, nn.Module | type) or id(owner) in seen:
-        return
-    seen.add(id(owner))
-    for inner in _inside(owner):
-        yield from _surroundings(inner, seen)
-
-
-def _inside(owner: Any) -> list[Any]:
-    if inspect.isfunction(owner):
-        names = inspect.getclosurevars(owner)
-        values = (*names.nonlocals.values(), *names.globals.values())
-        # Functions and objects are followed within the program's own module, not into libraries.
-        home = owner.__module__
-        return [
-            v for v in values if isinstance(v, _HOLDERS) or getattr(v, "__module__", 0) == home
-        ]
-    parts = owner if isinstance(owner, list | tuple | dict) else getattr(owner, "__dict__", {})
-    parts = parts.values() if isinstance(parts, Mapping) else parts
-    return [part for part in parts if isinstance(part, _HOLDERS)]
+def _home(program: ProgramLike) -> str | None:
+    return getattr(bound_object(program), "__module__", None)
 
 
 def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
@@ -249,11 +226,12 @@ def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
-    """What programs and their parts say that a person should know of their numbers, once each."""
+    """The caveats (``notes()``) that the programs' modules state about their numbers, each
+    once."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     owners = [bound_object(program) for program in programs]
-    told: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
-    lists: list[Any] = [notes() for notes in told if callable(notes)]
+    methods: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
+    lists: list[Any] = [notes() for notes in methods if callable(notes)]
     return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
 
 
@@ -286,10 +264,10 @@ def as_data_and_mask(
         x: the data; NaN marks a missing value.
         mask: True where observed, of x's shape; missing values are where it is False or x is NaN.
         model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
-        name: what messages call x.
+        name: the name of x in messages.
 
     Returns:
-        x with zeros in place of missing values, and the mask, or None where nothing is missing.
+        x with zeros in place of missing values, and the mask, or None if nothing is missing.
 
     Raises:
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
@@ -300,38 +278,41 @@ def as_data_and_mask(
     place = placement(*programs)
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
-    x = as_matrix(x, name=name, look=True, **place)
+    x = as_matrix(x, name=name, check_finite=True, **place)
     width = getattr(bound_object(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(
             f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
         )
-    seen = observed_mask(x, mask, name=name)
-    return (x, None) if seen is None else _with_holes(x, seen, model, name)
+    observed = observed_mask(x, mask, name=name)
+    return (x, None) if observed is None else _with_zeros(x, observed, model, name)
 
 
-def _with_holes(x: Tensor, seen: Tensor, model: ProgramLike, name: str) -> tuple[Tensor, Tensor]:
-    if "mask" not in filter_kwargs(model, {"mask": seen}):
+def _with_zeros(
+    x: Tensor, observed: Tensor, model: ProgramLike, name: str
+) -> tuple[Tensor, Tensor]:
+    if "mask" not in filter_kwargs(model, {"mask": observed}):
         raise ValueError(
-            f"{name} has {int((~seen).sum())} missing entries, but the model takes no keyword "
+            f"{name} has {int((~observed).sum())} missing entries, but the model takes no keyword "
             "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the missing "
             "values"
         )
-    check_rows_observed(seen, name=name)
-    return torch.where(seen, x, torch.zeros_like(x)), seen
+    check_rows_observed(observed, name=name)
+    return torch.where(observed, x, torch.zeros_like(x)), observed
 
 
 def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
-    """Let a model that has ``check_data(x, mask)`` refuse data outside its support."""
+    """Call the model's ``check_data(x, mask)``, if it has one: it refuses data outside its
+    support."""
     check = getattr(bound_object(model), "check_data", None)
     if check is not None:
         check(x, mask)
 
 
 def notes_on(model: ProgramLike, x: Tensor, mask: Tensor | None) -> tuple[str, ...]:
-    """What a model that has ``notes_on(x, mask)`` says of a fit to these data."""
-    tell = getattr(bound_object(model), "notes_on", None)
-    return () if tell is None else tuple(tell(x, mask))
+    """The caveats of a model's ``notes_on(x, mask)`` about a fit to these data, if it has one."""
+    notes = getattr(bound_object(model), "notes_on", None)
+    return () if notes is None else tuple(notes(x, mask))
 
 
 def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Process-wide state, borrowed and given back: generators, parameter store, validation, modes.
+"""Process-wide state, changed within a ``with`` block and restored after it.
 
-Nothing in the package changes any of these for longer than a ``with`` block.
+This is random number generators, the parameter store, validation of arguments, training mode.
 """
 
 import random
@@ -22,9 +22,9 @@ from ppl_vae.core.validation import check_option
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws inside repeat for a seed, and the global generators are left as they were found.
+    """Draws inside repeat for a seed; the global generators are restored.
 
-    ``None`` draws from the global generators, as any torch code does.
+    With ``None`` draws come from the global generators, as in any torch code.
     """
     if seed is None:
         yield
@@ -39,7 +39,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def kept_generators(devices: list[Any]) -> Iterator[None]:
-    """Generators end as they began: Python's, numpy's, torch's on the CPU and these devices."""
+    """Restore the generators of Python, numpy and torch (on the CPU and these devices)."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         try:
@@ -53,9 +53,9 @@ def kept_generators(devices: list[Any]) -> Iterator[None]:
 def isolated_store() -> Iterator[None]:
     """Run programs in a parameter store of their own.
 
-    Parameters of modules live in the modules: the block sees none that the store held before, so
-    names cannot collide, and leaves none behind. Parameters made by a bare ``pyro.param`` have
-    no home but the store: the block starts from them and gives them back, trained or new.
+    Parameters of modules live in the modules: none that the store held before is visible inside,
+    so names cannot collide, and none is left behind. Parameters made by a bare ``pyro.param`` live
+    in the store alone: they are visible inside, and trained or new ones are kept.
     """
     store = pyro.get_param_store()
     inside: Any = _bare_parameters(store.get_state())
@@ -78,7 +78,7 @@ def _bare_parameters(state: Any) -> Any:
 
 @contextmanager
 def validation(enabled: bool) -> Iterator[None]:
-    """Pyro's and torch's argument checks on or off; all flags are given back as they were."""
+    """Pyro's and torch's argument checks on or off; all flags are restored."""
     torch_flag = Distribution._validate_args
     try:
         with pyro.validation_enabled(enabled):
@@ -88,13 +88,13 @@ def validation(enabled: bool) -> Iterator[None]:
 
 
 def validation_enabled() -> bool:
-    """Whether arguments are checked here, which costs time and reads values."""
+    """Whether distributions check their arguments now, which costs time and reads values."""
     return bool(Distribution._validate_args)
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Run torch on so many threads: where tensors are small, a second one is only waited for."""
+    """Run torch on this number of threads: with small tensors a second one does not pay."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -109,7 +109,7 @@ _ROUNDED = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """How float32 matrix products and convolutions are rounded inside; all else stays float32.
+    """The precision of float32 matrix products and convolutions; all else stays float32.
 
     Args:
         name: ``"float32"``: not at all. ``"tf32"``: NVIDIA's tensor cores round the factors to
@@ -170,9 +170,9 @@ def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
 
 @contextmanager
 def dry_run_eval(*programs: ProgramLike) -> Iterator[None]:
-    """Run a pair in evaluation mode for the shapes of its sites: see :func:`dry_run`.
+    """Run programs in evaluation mode for the shapes of their sites, see :func:`dry_run`.
 
-    Modules that cannot be evaluated yet (which have ``dummy_scale()``, a context) get by there.
+    Modules that cannot be evaluated yet (those with a context ``dummy_scale()``) use a dummy.
     """
     with (
         dry_run(*programs),
@@ -184,9 +184,9 @@ def dry_run_eval(*programs: ProgramLike) -> Iterator[None]:
 
 @contextmanager
 def disable_patch_masking(*programs: ProgramLike) -> Iterator[None]:
-    """Nothing of x is hidden by the programs themselves in runs inside.
+    """Programs that mask parts of x (masked autoencoders) do not do so inside.
 
-    So what masked autoencoders score is x, and their codes are those of all that was observed.
+    They score all of x, and their codes are those of everything that is observed.
     """
     with _each_in("disable_patch_masking", *programs):
         yield
@@ -194,7 +194,7 @@ def disable_patch_masking(*programs: ProgramLike) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(*programs: ProgramLike) -> Iterator[None]:
-    """Evaluation mode, and nothing hidden: what is measured inside is of x, and not of parts."""
+    """Evaluation mode, in which programs do not mask parts of x."""
     with mode(*programs, training=False), disable_patch_masking(*programs):
         yield
 
@@ -212,7 +212,7 @@ def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
 
 @contextmanager
 def dry_run(*programs: ProgramLike) -> Iterator[None]:
-    """Run a pair only to look at it: generators and buffers (batch norm) end as they began."""
+    """Run programs for their shapes: generators and buffers (batch norm) are restored."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
     before = [b.clone() for b in buffers]
     devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}

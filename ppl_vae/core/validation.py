@@ -1,4 +1,4 @@
-"""Plain arguments checked and converted, with messages that say what would do."""
+"""Checks and conversions of arguments; the messages name the argument, the rule and a way out."""
 
 import warnings
 from collections.abc import Mapping
@@ -38,20 +38,21 @@ def check_int(name: str, value: int, smallest: int = 1) -> int:
 
 
 def as_matrix(
-    x: ArrayLike, *, name: str = "x", look: bool = True, **place: Any
+    x: ArrayLike, *, name: str = "x", check_finite: bool = True, **place: Any
 ) -> Float[Tensor, "N D"]:
-    """Numbers of any kind as a floating-point matrix, one row a datum; NaN marks a missing value.
+    """Numbers of any kind as a floating-point matrix, one row per datum; NaN marks a missing
+    value.
 
     Args:
         x: numpy array, pandas DataFrame, nested list or tensor; integers and booleans too.
-        name: what messages call it.
-        look: whether to look for infinite entries, which is one pass over all of them.
+        name: the argument's name in messages.
+        check_finite: whether to refuse infinite entries, which is one pass over all of them.
         **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
-            without it, but for float16 and bfloat16, which are raised to float32; others get
+            without it, but for float16 and bfloat16, which are converted to float32; others get
             torch's default dtype.
 
     Warns:
-        UserWarning: if x is of float16 or bfloat16 and is raised to another dtype.
+        UserWarning: if x is of float16 or bfloat16 and is converted to another dtype.
 
     Raises:
         TypeError: if the entries are not real numbers.
@@ -64,17 +65,21 @@ def as_matrix(
         place = {"dtype": torch.get_default_dtype()} | place
     elif tensor.dtype in HALF_DTYPES:
         place = {"dtype": torch.float32} | place
-        _say_raised(tensor.dtype, place["dtype"], name)
+        _warn_of_conversion(tensor.dtype, place["dtype"], name)
     tensor = tensor.to(**place) if place else tensor
     if tensor.dim() != 2:
         raise ValueError(
-            f"{name} must be 2-d, one flat row a datum; it has shape {tuple(tensor.shape)}. "
+            f"{name} must be 2-d, one flat row per datum; it has shape {tuple(tensor.shape)}. "
             f"For one datum write {name}[None], for images {name}.reshape(len({name}), -1)"
         )
     if not tensor.numel():
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
-    # A finite sum has no infinite term, and is read off in one pass.
-    if look and not bool(tensor.sum().isfinite()) and (num_infinite := int(tensor.isinf().sum())):
+    # A finite sum has no infinite term, so that one pass suffices.
+    if (
+        check_finite
+        and not bool(tensor.sum().isfinite())
+        and (num_infinite := int(tensor.isinf().sum()))
+    ):
         raise ValueError(
             f"{name} has {num_infinite} infinite entries; remove those rows, "
             "or write NaN where a value is missing"
@@ -85,12 +90,12 @@ def as_matrix(
 def observed_mask(
     x: Float[Tensor, "N D"], mask: ArrayLike | None = None, *, name: str = "x"
 ) -> Bool[Tensor, "N D"] | None:
-    """Which cells of x are there: True in the mask, and not NaN. None if all are.
+    """Which entries of x are observed: True in the mask, and not NaN. None if all are.
 
     Args:
         x: the data.
         mask: True where observed, of x's shape.
-        name: what messages call x.
+        name: the name of x in messages.
 
     Raises:
         ValueError: if mask is not boolean or has another shape.
@@ -99,12 +104,12 @@ def observed_mask(
         mask = as_mask(mask, tuple(x.shape), name=name).to(x.device)
     elif bool(x.sum().isfinite()):
         return None
-    seen = ~x.isnan() if mask is None else ~x.isnan() & mask
-    return None if bool(seen.all()) else seen
+    observed = ~x.isnan() if mask is None else ~x.isnan() & mask
+    return None if bool(observed.all()) else observed
 
 
 def as_mask(mask: ArrayLike, shape: tuple[int, ...], *, name: str = "x") -> Bool[Tensor, "N D"]:
-    """A mask as a tensor, of the stated shape; ``name`` is what messages call the data.
+    """A mask as a tensor, of the stated shape; ``name`` is the name of the data in messages.
 
     Raises:
         ValueError: if it is not boolean or has another shape.
@@ -118,26 +123,26 @@ def as_mask(mask: ArrayLike, shape: tuple[int, ...], *, name: str = "x") -> Bool
     return mask
 
 
-def check_rows_observed(seen: Bool[Tensor, "N D"], *, name: str = "x", first: int = 0) -> None:
-    """Check that every row has something observed; ``first`` is the number of the first row.
+def check_rows_observed(observed: Bool[Tensor, "N D"], *, name: str = "x", first: int = 0) -> None:
+    """Check that every row has an observed entry; ``first`` is the number of the first row.
 
     Raises:
-        ValueError: if a row has not.
+        ValueError: naming the rows that have none.
     """
-    empty = (~seen.any(1)).nonzero().flatten().tolist()
+    empty = (~observed.any(1)).nonzero().flatten().tolist()
     if empty:
         listed = [first + row for row in empty[:5]]
         raise ValueError(f"{name} has rows with nothing observed: {listed}; drop them")
 
 
-def _say_raised(given: torch.dtype, taken: torch.dtype, name: str) -> None:
-    if taken in HALF_DTYPES:  # as a model of such a dtype wants it
+def _warn_of_conversion(given: torch.dtype, taken: torch.dtype, name: str) -> None:
+    if taken in HALF_DTYPES:  # the dtype of the model
         return
     digits = {torch.float16: "three to four", torch.bfloat16: "two to three"}[given]
     given_name, taken_name = (str(dtype).removeprefix("torch.") for dtype in (given, taken))
     warnings.warn(
-        f"{name} is of {given_name}, which holds {digits} digits and is too coarse to compute in; "
-        f"it is raised to {taken_name}. Convert it yourself to be silent",
+        f"{name} is of {given_name}, which holds {digits} digits, too few to compute with; "
+        f"it is converted to {taken_name}. Convert it yourself to avoid this warning",
         stacklevel=3,
     )
 

@@ -1,1 +1,5 @@
 """Tables, images, texts, their transforms, and tables read in blocks of rows."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -133,7 +133,7 @@ class RowBlocks:
             if mask is not None and np.shape(mask) != x.shape:
                 as_mask(mask, x.shape)
         elif _is_matrix(x):
-            self._source = x = as_matrix(x, look=False)
+            self._source = x = as_matrix(x, check_finite=False)
             self._mask = None if mask is None else as_mask(mask, tuple(x.shape))
         elif mask is not None:
             raise ValueError(
@@ -186,7 +186,7 @@ class RowBlocks:
         else:
             for number, block in enumerate(self._anew(x)):
                 name = f"block {number} of x"
-                yield name, as_matrix(block, name=name, look=False), None
+                yield name, as_matrix(block, name=name, check_finite=False), None
 
     def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:
         if not x.size:
@@ -195,7 +195,7 @@ class RowBlocks:
             rows = slice(low, low + size)
             name = f"x (its rows from {low} on)"
             mask = None if self._mask is None else np.array(self._mask[rows])
-            yield name, as_matrix(np.array(x[rows]), name=name, look=False), mask
+            yield name, as_matrix(np.array(x[rows]), name=name, check_finite=False), mask
             for mapped in (x, self._mask):
                 _release(mapped)
 

@@ -1,1 +1,5 @@
 """What is handed over to other libraries, in their own words."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,17 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, check_support
 from ppl_vae.core.state import eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import (
-    PairTraces,
-    by_draw_and_datum,
-    data_sites,
-    log_prob,
-    run_pair,
-    sample_dim,
-    sites,
-)
+from ppl_vae.core.traces import PairTraces, by_draw_and_datum, data_sites, log_prob, sites
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.objectives.bounds import batch_keywords
@@ -104,11 +98,13 @@ def _runs(
     for first in range(0, len(rows), rows_at_once(x)):
         block = rows[first : first + rows_at_once(x)]
         batch = x[block], batch_keywords(x, mask, block)
-        dim = sample_dim(model, guide, *batch) if num_samples > 1 else None
+        dim = (
+            Pair(model, guide).sample_dim(Batch(batch[0], **batch[1])) if num_samples > 1 else None
+        )
         step = max(1, rows_at_once(x) // len(block))
         for start in range(0, num_samples, step):
             number = min(step, num_samples - start)
-            run = run_pair(model, guide, *batch, num_samples=number, dim=dim)
+            run = Pair(model, guide).run(Batch(batch[0], **batch[1]), num_samples=number, dim=dim)
             yield (slice(start, start + number), slice(first, first + len(block))), run
 
 
@@ -134,7 +130,7 @@ def _keep_prior(draws: PairDraws, model: ProgramLike, x: Tensor, num_samples: in
     for block in rows.split(rows_at_once(x)):
         which = block.remainder(len(x))
         told = {"index": which, "num_data": len(x)}
-        run = run_pair(model, prior_guide(model), x[which], told)
+        run = Pair(model, prior_guide(model)).run(Batch(x[which], **told))
         place = (slice(int(block[0]), int(block[-1]) + 1),)
         for name, site in data_sites(run).items():
             drawn = by_draw_and_datum(run, site, site["fn"].sample())[0]

@@ -1,1 +1,5 @@
 """The models from probabilistic PCA to the VAE, fitted and compared."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

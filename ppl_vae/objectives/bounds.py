@@ -6,7 +6,6 @@ All are in nats per datum, unscaled; only a training loss sums them over the dat
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pyro.infer
@@ -14,15 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
-from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.core.traces import (
-    PairTraces,
-    log_prob,
-    run_pair,
-    sample_dim,
-    sites,
-)
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.objectives.divergences import floored_kl, kl_terms
 from ppl_vae.objectives.gradients import (
@@ -63,11 +58,12 @@ def log_weights(
         ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses, and bad data.
     """
     num_samples = check_int("num_samples", num_samples)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    keywords = {"mask": mask, "index": index, "num_data": num_data}
+    pair = Pair(model, guide)
+    whole = pair.observe(x, mask)
+    batch = Batch(whole.x, whole.mask, index, num_data)
     with isolated_store(), seeded(seed):
-        dim = sample_dim(model, guide, x, keywords) if num_samples > 1 else None
-        return run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim).log_weights()
+        dim = pair.sample_dim(batch) if num_samples > 1 else None
+        return pair.run(batch, num_samples=num_samples, dim=dim).log_weights()
 
 
 @torch.no_grad()
@@ -91,16 +87,14 @@ def elbo(
         batch_size: rows held at once.
         seed: of the draws.
     """
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    objective, num_data = ELBO(num_samples), len(x)
+    pair = Pair(model, guide)
+    whole = pair.observe(x, mask)
+    objective, rows = ELBO(num_samples), torch.arange(len(whole))
     values = []
-    with isolated_store(), seeded(seed), mode(model, guide, training=False):
-        for rows in torch.arange(num_data, device=x.device).split(
-            check_int("batch_size", batch_size)
-        ):
-            keywords = batch_keywords(x, mask, rows)
-            reconstruction, kl = objective.terms(model, guide, x[rows], **keywords)
-            values.append((reconstruction - kl).expand(len(rows)))
+    with isolated_store(), seeded(seed), pair.train_mode(False):
+        for batch in whole.split(rows, check_int("batch_size", batch_size)):
+            reconstruction, kl = objective.terms_of(pair, batch)
+            values.append((reconstruction - kl).expand(len(batch)))
     return torch.cat(values)
 
 
@@ -121,17 +115,21 @@ class _Objective(pyro.infer.ELBO):
     def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
         super().__init__(num_particles=check_int("num_samples", num_samples))
         self.gradient = check_option("gradient", gradient, known)
-        self._dims: dict[tuple[Any, ...], tuple[Any, int | None]] = {}
+        self._pairs: dict[tuple[Any, ...], tuple[Any, Pair]] = {}
 
     def mean_value(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
         """The objective in nats per datum, and the size of the whole data."""
+        return self.value_of(self._pair(model, guide), Batch(x, **keywords))
+
+    def value_of(self, pair: Pair, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+        """:meth:`mean_value` of a pair on a batch."""
         if self.gradient == PLAIN or not torch.is_grad_enabled():
-            run = self._run(model, guide, x, keywords)
+            run = self._run(pair, batch)
             return self._value(run, None), run.num_data
         with DetachedSamples() as draws:
-            run = self._run(model, guide, x, keywords, by_score=self.gradient in SCORES)
+            run = self._run(pair, batch, by_score=self.gradient in SCORES)
         return self._value(run, draws if sites(run.guide) else None), run.num_data
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
@@ -139,10 +137,10 @@ class _Objective(pyro.infer.ELBO):
         raise NotImplementedError
 
     def differentiable_loss(
-        self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any
+        self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> Tensor:
         """Minus the objective, summed over the whole data (as Pyro's losses are)."""
-        mean, num_data = self.mean_value(model, guide, *args, **kwargs)
+        mean, num_data = self.mean_value(model, guide, x, **keywords)
         return -mean * num_data
 
     def loss(self, model: ProgramLike, guide: ProgramLike, *args: Any, **kwargs: Any) -> float:
@@ -160,34 +158,24 @@ class _Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError("traces are read by ppl_vae.core.traces.run_pair")
+        raise NotImplementedError("traces are read by ppl_vae.core.pair.Pair.run")
 
-    def _run(
-        self,
-        model: ProgramLike,
-        guide: ProgramLike,
-        x: Tensor,
-        keywords: Mapping[str, Any],
-        *,
-        by_score: bool = False,
-    ) -> PairTraces:
-        dim = self._sample_dim(model, guide, x, keywords) if self.num_particles > 1 else None
-        run = run_pair(model, guide, x, keywords, num_samples=self.num_particles, dim=dim)
+    def _run(self, pair: Pair, batch: Batch, *, by_score: bool = False) -> PairTraces:
+        dim = pair.sample_dim(batch) if self.num_particles > 1 else None
+        run = pair.run(batch, num_samples=self.num_particles, dim=dim)
         if torch.is_grad_enabled() and not by_score:
             _check_reparameterized(run)
         return run
 
-    def _sample_dim(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
-    ) -> int | None:
-        # A pair's nesting does not change, and finding it costs two runs.
+    def _pair(self, model: ProgramLike, guide: ProgramLike) -> Pair:
+        # pyro.infer.SVI passes the programs in each step; facts about them are found once.
         owners = [bound_object(program) for program in (model, guide)]
         names = [getattr(program, "__name__", "") for program in (model, guide)]
         key = (*map(id, owners), *names)
-        if key not in self._dims:
+        if key not in self._pairs:
             # The owners are kept, so that no other object can have their ids.
-            self._dims[key] = owners, sample_dim(model, guide, x, keywords)
-        return self._dims[key][1]
+            self._pairs[key] = owners, Pair(model, guide)
+        return self._pairs[key][1]
 
 
 def _check_reparameterized(run: PairTraces) -> None:
@@ -260,8 +248,14 @@ class ELBO(_Objective):
     def terms(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """E_q[log p(x | z)] and KL(q || p) a datum, in nats, averaged over the draws."""
-        run = self._run(model, guide, x, keywords)
+        """E_q[log p(x | z)] and KL(q || p) per datum, in nats, averaged over the draws."""
+        return self.terms_of(self._pair(model, guide), Batch(x, **keywords))
+
+    def terms_of(
+        self, pair: Pair, batch: Batch
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """:meth:`terms` of a pair on a batch."""
+        run = self._run(pair, batch)
         return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:

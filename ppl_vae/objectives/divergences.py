@@ -1,7 +1,7 @@
-"""The KL divergence of a site, in closed form where it is known, in total or a dimension.
+"""The KL divergence of a site, in closed form where it is known, in total or per dimension.
 
-Points and flat priors have no density that integrates to one, and so none:
-:func:`check_densities`.
+Point masses and flat priors have no normalised density, and so no KL divergence and no importance
+weights: :func:`check_densities` refuses them.
 """
 
 import pyro.distributions as dist
@@ -10,12 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
+from ppl_vae.core.state import dry_run_eval
 from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, masked, sites
 
 
 def same_order(run: PairTraces) -> bool:
-    """Whether model and guide sample their latent sites in one order.
+    """Whether model and guide sample their latent sites in the same order.
 
     Then no site's parents in the model descend from it in the guide, and the closed-form KL of
     each site, conditional on those before it, is unbiased.
@@ -28,7 +31,7 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     q, p = guide_site["fn"], model_site["fn"]
     if guide_site["mask"] is not model_site["mask"]:
         return None
-    if is_delta(q):  # whose own log density, if it carries one, a KL would drop
+    if is_delta(q):  # a KL would drop the log density that it may carry
         return None
     if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
         return _kl_full_diagonal(q, p)
@@ -39,11 +42,11 @@ def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
 
 
 def kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "S B"]]:
-    """KL(q || p) per draw and datum, as terms to add up, in nats.
+    """KL(q || p) per draw and datum as a list of terms whose sum it is, in nats.
 
-    In closed form for each site where it is known and the order of the sites allows it, else from
-    the draws. Terms that do not depend on the draws have S = 1; without latent variables there
-    are none.
+    Each site's term is in closed form where that is known and the order of the sites allows it,
+    and is estimated from the draws elsewhere. Terms that do not depend on the draws have S = 1;
+    without latent variables the list is empty.
     """
     closed = closed and same_order(run)
     terms = []
@@ -60,25 +63,26 @@ def kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "S B
 
 
 def is_delta(q: Density) -> bool:
-    """Whether a distribution is a point; it may carry a log density (as a flow's end does)."""
+    """Whether a distribution is a point mass; it may carry a log density, as a flow's last site
+    does."""
     while isinstance(q, dist.Independent | dist.MaskedDistribution):
         q = q.base_dist
     return isinstance(q, dist.Delta)
 
 
 def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") -> None:
-    """Check that latent sites have densities that integrate to one.
+    """Check that the latent sites have normalised densities.
 
-    A flat prior's does not, and a bare point in the guide has none. (A point made from auxiliary
-    sites, as a flow's end, has theirs.) Nor is the density of auxiliary sites and latent ones
-    together that of the latent ones.
+    A flat prior has none, and neither has a point mass in the guide. (A point made from auxiliary
+    sites, as the last site of a flow, has the density of these.) The joint density of auxiliary
+    and latent sites is not the density of the latent ones either.
 
     Args:
         run: traces of a pair.
-        way_out: from a point.
+        way_out: what the message advises for a point mass.
 
     Raises:
-        ValueError: if one has not.
+        ValueError: naming the site without a density.
     """
     for name, site in run.latent.items():
         if is_improper(site["fn"]):
@@ -88,13 +92,29 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
                 "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
             )
     _check_auxiliary(run)
-    made = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
+    transformed = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
     for name in run.latent:
-        if is_delta(sites(run.guide)[name]["fn"]) and not made:
+        if is_delta(sites(run.guide)[name]["fn"]) and not transformed:
             raise ValueError(
-                f"site {name!r} of the guide is a Delta: a point has no density, so its KL, "
+                f"site {name!r} of the guide is a Delta: a point mass has no density, so its KL, "
                 f"mutual information and importance weights are not defined; {way_out}"
             )
+
+
+def check_importance_samplable(pair: Pair, batch: Batch) -> None:
+    """Check that the log weights of a pair on a batch are importance weights.
+
+    Raises:
+        ValueError: if the model's prior is improper, or the guide is a point mass; as
+            :func:`ppl_vae.core.traces.check_pair`.
+    """
+    with dry_run_eval(pair.model, pair.guide):
+        run = pair.run(batch)
+    check_densities(
+        run,
+        "use a guide with a scale, or log_likelihood(model, None, x, method='annealed'), which "
+        "needs no guide",
+    )
 
 
 def _check_auxiliary(run: PairTraces) -> None:
@@ -109,21 +129,21 @@ def _check_auxiliary(run: PairTraces) -> None:
 
 
 def check_latents(run: PairTraces) -> None:
-    """Check that there is something latent, and that it has densities: :func:`check_densities`.
+    """Check that there are latent sites and that they have densities: :func:`check_densities`.
 
     Raises:
-        ValueError: if not.
+        ValueError: if there are none, or one has no density.
     """
     if not run.latent:
         raise ValueError(
-            "the model has no latent variables, so there are no codes to look at, no gap and "
+            "the model has no latent variables, so there are no codes, no gap and "
             "nothing to refine or anneal: elbo(model, guide, x) is log p itself, exactly"
         )
     check_densities(run)
 
 
 def is_improper(p: Density) -> bool:
-    """Whether a distribution is no density: flat over all of its support."""
+    """Whether a distribution is improper: flat over all of its support."""
     while isinstance(p, dist.Independent | dist.MaskedDistribution):
         p = p.base_dist
     return isinstance(p, dist.ImproperUniform)
@@ -140,7 +160,7 @@ def _is_diagonal(p: Density) -> bool:
 def _kl_full_diagonal(q: dist.MultivariateNormal, p: dist.Independent) -> Tensor:
     """KL(N(m, L L') || N(m0, diag(s^2))).
 
-    = 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
+    It is 1/2 sum_k [(|L_k|^2 + (m - m0)_k^2) / s_k^2 - 1] - sum_k log L_kk / s_k.
     """
     loc, scale, tril = p.base_dist.loc, p.base_dist.scale, q.scale_tril
     second_moment = (tril.square().sum(-1) + (q.loc - loc).square()) / scale.square()
@@ -152,12 +172,12 @@ def floored_kl(run: PairTraces, floor: float, *, closed: bool = True) -> Tensor:
     """Sum over latent dimensions of max(floor, mean KL over data and draws).
 
     Raises:
-        ValueError: if the KL is no sum over the dimensions of the model's latent sites.
+        ValueError: if the KL is not a sum over the dimensions of the model's latent sites.
     """
     if auxiliary := sorted(sites(run.guide).keys() - run.latent.keys()):
         raise ValueError(
             f"free_bits needs a KL that is a sum over latent dimensions, and the guide's "
-            f"auxiliary sites {auxiliary} are no latent dimensions of the model; use free_bits=0"
+            f"auxiliary sites {auxiliary} are not latent dimensions of the model; use free_bits=0"
         )
     by_name = [kl_by_dimension(run, name, closed=closed) for name in run.latent]
     return torch.cat(by_name).clamp(min=floor).sum()
@@ -168,18 +188,18 @@ def kl_by_dimension(
 ) -> Float[Tensor, " K"]:
     """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
 
-    In closed form where it is known and the order of the sites allows it, else from the draws. An
-    inner plate and an event both count as latent dimensions.
+    It is in closed form where that is known and the order of the sites allows it, and estimated
+    from the draws elsewhere. Dimensions of an inner plate and of an event both count.
 
     Args:
         run: traces of the pair.
         name: of the site.
         closed: take the closed form where there is one.
-        marginal: take a Gaussian with a full covariance by its marginals; they add up to less
-            than its KL, by what its dimensions say of each other.
+        marginal: use the marginals of a Gaussian with a full covariance. Their KL divergences add
+            up to less than its KL; the difference is the dependence between its dimensions.
 
     Raises:
-        ValueError: if q or p is no product over dimensions.
+        ValueError: if q or p is not a product over dimensions.
     """
     site = sites(run.guide)[name]
     q, p = site["fn"], run.latent[name]["fn"]

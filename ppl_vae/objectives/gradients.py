@@ -1,9 +1,9 @@
 """Estimators of a bound's gradient other than plain reparameterization.
 
-A bound depends on the parameters of a pair in three ways: by the densities of the model, by that
-of the guide, and by the draws, which are made from the guide's parameters. Estimators differ in
-what they make of each. A guide's draws are cut here from what made them, so that each way can be
-had alone; which parameters belong to which program is never asked, and they may share some.
+A bound depends on the parameters of a pair in three ways: through the density of the model,
+through that of the guide, and through the draws, which are functions of the guide's parameters.
+Estimators combine these three parts of the gradient differently. Here the draws are detached from
+the graph, so that each part can be computed alone; the model and the guide may share parameters.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from ppl_vae.objectives.divergences import is_delta
 
 
 class DetachedSamples(Messenger):
-    """A context in which draws are cut: programs go on with values that come from nowhere.
+    """A context in which draws are detached: downstream sites see leaf tensors.
 
-    A point (``Delta``) is no draw: it goes on with its gradient. Replayed values are none either.
+    A point mass (``Delta``) keeps its gradient, and so do replayed values.
 
     Attributes:
-        made: by site, in order, the draws as they were made, with their gradients.
-        seen: by site, the cut ones, which is what programs and traces see; they are leaves.
+        pathwise: by site, in order, the draws as functions of the parameters.
+        detached: by site, the leaf tensors that programs and traces see in their place.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: dict[str, Tensor] = {}
-        self.seen: dict[str, Tensor] = {}
+        self.pathwise: dict[str, Tensor] = {}
+        self.detached: dict[str, Tensor] = {}
         self._drawing: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -41,44 +41,48 @@ class DetachedSamples(Messenger):
             self._drawing.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        # This context is the outermost: it acts before the trace takes the value down.
+        # This context is the outermost: it acts before the trace records the value.
         name, value = msg["name"], msg["value"]
         if name in self._drawing:
             self._drawing.remove(name)
-            cut = value.detach()
-            cut = cut.requires_grad_() if cut.is_floating_point() else cut
-            self.made[name], self.seen[name] = value, cut
-            msg["value"] = cut
+            leaf = value.detach()
+            leaf = leaf.requires_grad_() if leaf.is_floating_point() else leaf
+            self.pathwise[name], self.detached[name] = value, leaf
+            msg["value"] = leaf
 
     def log_q(self, run: PairTraces) -> Float[Tensor, "S B"]:
-        """The guide's log density of all cut draws, in nats."""
+        """The guide's log density of all detached draws, in nats."""
         guide = sites(run.guide)
-        terms = [run.per_datum(guide[name], log_prob(guide[name])) for name in self.seen]
+        terms = [run.per_datum(guide[name], log_prob(guide[name])) for name in self.detached]
         if not terms:
             return next(iter(sites(run.model).values()))["value"].new_zeros(1, 1)
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
 
-    def along(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """A scalar whose gradient is that of ``total`` by way of the draws alone.
+    def pathwise_surrogate(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """A scalar whose gradient is the part of ``total``'s that passes through the draws.
 
-        The value means nothing. Draws made from earlier draws hand their slopes on to them.
+        Its value is arbitrary. Draws that depend on earlier draws pass their gradients on to
+        these.
         """
-        seen, made = list(self.seen.values()), list(self.made.values())
-        slopes = _slopes(total, seen, None)
-        for place in reversed(range(1, len(made))):
-            further = _slopes(made[place], seen[:place], slopes[place])
-            for earlier, slope in enumerate(further):
-                slopes[earlier] = slopes[earlier] + slope
-        parts = [(slope * value).sum() for slope, value in zip(slopes, made, strict=True)]
+        detached, pathwise = list(self.detached.values()), list(self.pathwise.values())
+        gradients = _gradients(total, detached, None)
+        for place in reversed(range(1, len(pathwise))):
+            further = _gradients(pathwise[place], detached[:place], gradients[place])
+            for earlier, gradient in enumerate(further):
+                gradients[earlier] = gradients[earlier] + gradient
+        pairs = zip(gradients, pathwise, strict=True)
+        parts = [(gradient * value).sum() for gradient, value in pairs]
         return torch.stack(parts).sum() if parts else torch.zeros_like(total)
 
 
-def _slopes(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None) -> list[Tensor]:
+def _gradients(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None) -> list[Tensor]:
     if not inputs or not output.requires_grad:
         return [torch.zeros_like(tensor) for tensor in inputs]
     found = torch.autograd.grad(output, inputs, weights, retain_graph=True, allow_unused=True)
     pairs = zip(found, inputs, strict=True)
-    return [torch.zeros_like(tensor) if slope is None else slope for slope, tensor in pairs]
+    return [
+        torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs
+    ]
 
 
 def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -89,24 +93,25 @@ def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Flo
 def score(
     terms: Float[Tensor, "#S B"], log_q: Float[Tensor, "#S #B"], *, leave_one_out: bool
 ) -> Float[Tensor, ""]:
-    """What has the score-function gradient of E_q[terms], at cut draws.
+    """A scalar with the score-function gradient of E_q[terms].
 
-    It is E[d terms + (terms - baseline) d log q], d at the draws; no draw needs a gradient.
+    The gradient is E[d terms + (terms - baseline) d log q] at fixed draws, so that no draw needs a
+    pathwise gradient.
 
     Args:
-        terms: what is averaged, with its gradient.
+        terms: at detached draws.
         log_q: of the draws.
-        leave_one_out: for each draw the mean of the datum's other terms is its baseline.
+        leave_one_out: the baseline of a draw is the mean of the datum's other terms.
 
     References:
         Ranganath, Gerrish, Blei: Black box variational inference (2014); Mnih, Rezende:
-        Variational inference for Monte Carlo objectives (2016), of the baseline.
+        Variational inference for Monte Carlo objectives (2016), for the baseline.
     """
     terms, log_q = torch.broadcast_tensors(terms, log_q)
-    learned = terms.detach()
+    signal = terms.detach()
     if leave_one_out:
-        learned = learned - (learned.sum(0) - learned) / (len(learned) - 1)
-    return (terms + learned * log_q).mean()
+        signal = signal - (signal.sum(0) - signal) / (len(signal) - 1)
+    return (terms + signal * log_q).mean()
 
 
 def sticking_the_landing(
@@ -115,39 +120,47 @@ def sticking_the_landing(
     draws: DetachedSamples,
     beta: float | Tensor,
 ) -> Float[Tensor, ""]:
-    """What has the gradient of E_q[terms] without the guide's score, which is zero in the mean.
+    """A scalar with the gradient of E_q[terms] less the guide's score, whose mean is zero.
 
-    At the exact posterior every draw has the same gradient, zero in the guide's parameters.
+    At the exact posterior the gradient in the guide's parameters is zero for every draw.
 
     Args:
-        terms: log p(x | z) + beta (log p(z) - log q(z | x)), at cut draws.
+        terms: log p(x | z) + beta (log p(z) - log q(z | x)), at detached draws.
         log_q: of the draws.
-        draws: that were cut.
+        draws: their record.
         beta: the weight of log q in the terms.
 
     References:
         Roeder, Wu, Duvenaud: Sticking the landing (2017).
     """
-    return (terms + beta * log_q).mean() + draws.along(terms.mean())
+    return (terms + beta * log_q).mean() + draws.pathwise_surrogate(terms.mean())
 
 
 def doubly_reparameterized(
     log_weights: Float[Tensor, "S B"], log_q: Float[Tensor, "#S #B"], draws: DetachedSamples
 ) -> Float[Tensor, ""]:
-    """What has the doubly reparameterized gradient of the importance-weighted bound.
+    """A scalar with the doubly reparameterized gradient of the importance-weighted bound.
 
-    With w~ the weights over their sum: E[sum_s w~_s d log p(x, z_s)], d at the draws, and by way
-    of the draws E[sum_s w~_s^2 d log w_s / dz_s dz_s].
+    With normalised weights v_s = w_s / sum_t w_t and draws z_s(phi), the gradient of
+    E log (1/S sum_s w_s) is, in the model's parameters theta,
+
+        E[sum_s v_s d log p(x, z_s) / d theta],
+
+    and in the guide's parameters phi, instead of E[sum_s v_s d log w_s / d phi],
+
+        E[sum_s v_s^2 (d log w_s / d z_s) (d z_s / d phi)],
+
+    which has the same mean and, unlike it, a signal-to-noise ratio that grows with S.
 
     Args:
-        log_weights: at cut draws.
+        log_weights: at detached draws.
         log_q: of the draws.
-        draws: that were cut.
+        draws: their record.
 
     References:
         Tucker, Lawson, Gu, Maddison: Doubly reparameterized gradient estimators for Monte Carlo
         objectives (2019).
     """
-    shares = torch.softmax(log_weights.detach(), 0)
-    of_model = (shares * (log_weights + log_q)).sum(0).mean()
-    return of_model + draws.along((shares.square() * log_weights).sum(0).mean())
+    normalised = torch.softmax(log_weights.detach(), 0)
+    of_model = (normalised * (log_weights + log_q)).sum(0).mean()
+    return of_model + draws.pathwise_surrogate((normalised.square() * log_weights).sum(0).mean())

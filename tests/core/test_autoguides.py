@@ -229,7 +229,7 @@ def test_a_discrete_guide(x):
 def test_new_data_are_refused(ppca, x):
     guide = autoguide.AutoNormal(ppca.model, create_plates=plate_of_rows)
     guide(x)
-    match = "AutoNormal has one q per datum for the 30 rows that it was first run with, and here"
+    match = "AutoNormal has one q per datum for the 30 rows of its first run, and this run has"
     with pytest.raises(ValueError, match=match):
         elbo(ppca.model, guide, x[:9])
     for make in (autoguide.AutoNormal, autoguide.AutoDelta, autoguide.AutoNormalMessenger):

@@ -31,6 +31,7 @@ from ppl_vae.core.program import (
     modules_of,
     placement,
 )
+from ppl_vae.core.state import mode
 from ppl_vae.core.validation import as_matrix, check_int, check_option
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Gaussian
@@ -381,6 +382,89 @@ def test_modules_are_found_around_functions_and_behind_guides():
     guide = ExactGuide(ppca)
     assert modules_of(guide) == [guide, ppca]
     assert modules_of(ppca.model, guide) == [ppca, guide]
+
+
+NETS = {"mine": nn.Linear(2, 5), "other": nn.Linear(3, 3)}
+LAYERS, KEY = [nn.Linear(1, 1), nn.Linear(2, 2)], "mine"
+
+
+class Holder:
+    def __init__(self):
+        self.nets, self.unused, self.depth = dict(NETS), nn.Linear(4, 4), LAYERS
+
+    def program(self, x):
+        return self.helper(x)
+
+    def helper(self, x):
+        return self.nets["mine"](self.depth[1](x))
+
+    def __call__(self, x):
+        return self.program(x)
+
+
+def by_key(x):
+    return NETS["mine"](x)
+
+
+def by_named_key(x):
+    return NETS[KEY](x)
+
+
+def by_loop(x):
+    return sum(net(x) for net in NETS.values())
+
+
+def by_unknown_key(x, key="mine"):
+    return NETS[key](x)
+
+
+def by_place(x):
+    return [LAYERS[1](value) for value in x]
+
+
+def by_default(x, net=LAYERS[0]):
+    return net(x)
+
+
+HOLDER = Holder()
+
+
+@pytest.mark.parametrize(
+    ("program", "used"),
+    [
+        (by_key, [NETS["mine"]]),
+        (by_named_key, [NETS["mine"]]),
+        (by_loop, list(NETS.values())),
+        (by_unknown_key, list(NETS.values())),
+        (by_place, [LAYERS[1]]),
+        (by_default, [LAYERS[0]]),
+        (HOLDER.program, [NETS["mine"], LAYERS[1]]),
+        (HOLDER, [NETS["mine"], LAYERS[1]]),
+        (functools.partial(by_default, net=LAYERS[1]), LAYERS),
+        (poutine.scale(by_key, scale=2.0), [NETS["mine"]]),
+        (lambda x: HOLDER.nets["other"](x), [NETS["other"]]),
+    ],
+    ids=[
+        "key",
+        "named key",
+        "loop",
+        "unknown key",
+        "place",
+        "default",
+        "method",
+        "object",
+        "partial",
+        "handler",
+        "attribute",
+    ],
+)
+def test_only_the_networks_that_a_program_uses_are_its_own(program, used):
+    assert set(modules_of(program)) == set(used)
+
+
+def test_a_network_that_is_not_used_stays_in_training_mode():
+    with mode(by_key, training=False):
+        assert not NETS["mine"].training and NETS["other"].training
 
 
 def test_a_function_may_refer_to_itself():

@@ -33,7 +33,6 @@ from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.interop import arviz as interop
-from ppl_vae.interop import draws
 from ppl_vae.interop.arviz import (
     compare_elpds,
     elpd,
@@ -319,12 +318,13 @@ def test_blocks_change_nothing_but_memory(name, monkeypatch):
     monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
     at_once = []
 
-    def spy(model, guide, x, keywords, *, num_samples=1, dim=None):
-        at_once.append(len(x) * num_samples)
-        return run_pair(model, guide, x, keywords, num_samples=num_samples, dim=dim)
+    run = Pair.run
 
-    run_pair = draws.run_pair
-    monkeypatch.setattr(draws, "run_pair", spy)
+    def recorded(pair, batch, *, num_samples=1, dim=None):
+        at_once.append(len(batch) * num_samples)
+        return run(pair, batch, num_samples=num_samples, dim=dim)
+
+    monkeypatch.setattr(Pair, "run", recorded)
     found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)

@@ -15,6 +15,8 @@ import oracles
 from foreign import PAIRS, auto_normal
 from loops import Recorder, slow_log_joints
 from ppl_vae import VAE, CapturedSVI, ExactGuide
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import mode
 from ppl_vae.objectives.bounds import ELBO, IWAE
 
@@ -361,7 +363,7 @@ def test_importance_weighted_bounds_rise_with_the_number_of_draws():
         torch.manual_seed(num_samples)
         with torch.no_grad():
             # Rows are equal, so that their mean is one bound, and their spread its error.
-            log_w = IWAE(num_samples)._run(model, guide, x, {}).log_weights()
+            log_w = IWAE(num_samples)._run(Pair(model, guide), Batch(x)).log_weights()
             values = torch.logsumexp(log_w, 0) - math.log(num_samples)
             torch.manual_seed(num_samples)
             mean, _ = IWAE(num_samples).mean_value(model, guide, x)

@@ -949,7 +949,7 @@ def two_latent_model(x):
 
 
 SCALE = r"has scale 0.5, where its plates explain 1 \(poutine.scale\?\).*remove the scale"
-OUTSIDE = "stands outside the plate 'data'"
+OUTSIDE = "is outside the plate 'data'"
 REFUSED = {
     "scale": (scaled_model, GOOD_GUIDE, f"site 'z' of the model {SCALE}"),
     "tensor scale": (GOOD_MODEL, tensor_scaled_guide, "site 'z' of the guide has scale"),

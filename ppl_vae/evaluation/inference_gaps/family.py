@@ -9,9 +9,11 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch import distributions as td
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair, run_guide
 from ppl_vae.core.program import ProgramLike, bound_object
 from ppl_vae.core.state import dry_run
-from ppl_vae.core.traces import PairTraces, run_guide, run_pair, sites
+from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.evaluation.local_guides.distribution_forms import Form, NoForm
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.guides.families import COVARIANCES
@@ -59,9 +61,9 @@ def family_of(
         asked: a covariance of :mod:`ppl_vae.guides.families`.
     """
     with dry_run(model, guide):
-        run = run_pair(model, guide, x, keywords)
+        run = Pair(model, guide).run(Batch(x, **keywords))
         check_latents(run)
-        again = run_guide(guide, x, keywords)
+        again = run_guide(guide, Batch(x, **keywords))
     found = sites(run.guide)
     gaussian = found.keys() == run.latent.keys() and all(
         can_be_refined(site["fn"]) for site in found.values()

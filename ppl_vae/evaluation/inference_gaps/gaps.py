@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, as_data_and_mask, notes_of
 from ppl_vae.core.state import eval_mode, isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -20,7 +22,7 @@ from ppl_vae.evaluation.marginal_likelihood.importance import collect, estimate
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 ELBO_DRAWS = 200
 """Draws per datum, about, for each ELBO."""
@@ -94,7 +96,7 @@ def gaps(
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         blocks = rows.to(x.device).split(size)
         first = x[blocks[0]], batch_keywords(x, mask, blocks[0])
-        check_importance_samplable(model, guide, *first)
+        check_importance_samplable(Pair(model, guide), Batch(first[0], **first[1]))
         family = family_of(model, guide, *first, covariance)
         work = _Work(model, guide, family, best, steps, num_samples, tolerance)
         for block_rows in blocks:

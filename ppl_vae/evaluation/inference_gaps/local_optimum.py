@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributions as td
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, seeded
-from ppl_vae.core.traces import run_pair, sample_dim, sites
+from ppl_vae.core.traces import sites
 from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.site_override import (
@@ -103,13 +105,13 @@ class CommonNoiseELBO:
         keywords: dict[str, Any],
     ) -> None:
         self.model, self.guides, self.x, self.keywords = model, guides, x, keywords
-        self.dims = [sample_dim(model, guide, x, keywords) for guide in guides]
+        self.dims = [Pair(model, guide).sample_dim(Batch(x, **keywords)) for guide in guides]
         sizes = [self._noise_size(guide) for guide in guides]
         self.size = max(sizes) if all(sizes) else 0
 
     def _noise_size(self, guide: ProgramLike) -> int:
         with dry_run(self.model, guide):
-            run = run_pair(self.model, guide, self.x, self.keywords)
+            run = Pair(self.model, guide).run(Batch(self.x, **self.keywords))
         drawn = [s["fn"] for s in sites(run.guide).values() if not is_delta(s["fn"])]
         shapes = [noise_shape(fn) for fn in drawn]
         return sum(shape.numel() for shape in shapes if shape) // len(self.x) * all(shapes)
@@ -128,7 +130,9 @@ class CommonNoiseELBO:
     ) -> Float[Tensor, "P B"]:
         told, seed = (self.x, self.keywords), points.seed if points.noise is None else None
         with seeded(seed), Imposed(_Reader(points)):
-            run = run_pair(self.model, guide, *told, num_samples=points.number, dim=dim)
+            run = Pair(self.model, guide).run(
+                Batch(told[0], **told[1]), num_samples=points.number, dim=dim
+            )
         return run.log_weights().double().expand(points.number, -1)
 
 

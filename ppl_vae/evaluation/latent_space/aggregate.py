@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair, run_guide
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -18,9 +20,6 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     frames,
     log_prob,
-    run_guide,
-    run_pair,
-    sample_dim,
     sites,
 )
 from ppl_vae.evaluation.local_guides.site_override import Imposed, laid_out
@@ -156,11 +155,11 @@ def coded(
         FloatingPointError: if a density is NaN.
     """
     blocks = rows.split(max(1, math.isqrt(PAIRS_AT_ONCE) // num_samples))
-    dim = sample_dim(model, guide, x[blocks[0]], batch_keywords(x, mask, blocks[0]))
+    dim = Pair(model, guide).sample_dim(Batch(x[blocks[0]], **batch_keywords(x, mask, blocks[0])))
     pairs = rows_at_once(x) if dim is None else PAIRS_AT_ONCE
     for block in blocks:
         told = batch_keywords(x, mask, block)
-        run = run_pair(model, guide, x[block], told, num_samples=num_samples, dim=dim)
+        run = Pair(model, guide).run(Batch(x[block], **told), num_samples=num_samples, dim=dim)
         check_latents(run)
         total = torch.full((num_samples * len(block),), -math.inf).to(x).double()
         values = _values(run)
@@ -201,7 +200,7 @@ def _densities(
         return laid_out(each, site, fn.batch_shape + fn.event_shape, len(fn.event_shape))
 
     with Imposed(read):
-        run = run_guide(guide, x, told, num_samples=number, dim=dim)
+        run = run_guide(guide, Batch(x, **told), num_samples=number, dim=dim)
     return _total(run, sites(run.guide)).expand(number, len(x))
 
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
 from ppl_vae.core.state import eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import run_pair
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.latent_space.aggregate import coded
 from ppl_vae.evaluation.latent_space.collapse_result import (
@@ -56,7 +57,7 @@ def kl_by_dimension(
     total = torch.zeros(())
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in torch.arange(len(x), device=x.device).split(batch_size):
-            run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
+            run = Pair(model, guide).run(Batch(x[rows], **batch_keywords(x, mask, rows)))
             check_latents(run)
             kl = torch.cat([kl_of_site(run, name) for name in run.latent])
             total = total + kl.double().cpu() * len(rows) / len(x)

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import as_data_and_mask, check_support
 from ppl_vae.core.results import Result, aligned
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.core.traces import PairTraces, log_prob, run_pair, sample_dim, sites
+from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.models.autoencoder import Autoencoder, refuse_hiding
@@ -136,10 +138,9 @@ def _terms(
     spread = FixedScaleEncoder(autoencoder.encoder, scale)
     own, size = autoencoder.guide, autoencoder.latent_dim
     guide = AmortizedGuide(spread, size, missing=own.missing, inputs=own.inputs)
-    keywords = {} if mask is None else {"mask": mask}
+    pair, batch = Pair(autoencoder.model, guide), Batch(x, mask)
     with isolated_store(), seeded(seed), mode(autoencoder, training=False):
-        dim = sample_dim(autoencoder.model, guide, x, keywords)
-        run = run_pair(autoencoder.model, guide, x, keywords, num_samples=num_samples, dim=dim)
+        run = pair.run(batch, num_samples=num_samples, dim=pair.sample_dim(batch))
         return torch.stack([_mean(run, name) for name in ("x", "z")])
 
 

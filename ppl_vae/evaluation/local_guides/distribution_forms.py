@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch import distributions as td
 from torch.distributions import biject_to, constraints
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import dry_run
-from ppl_vae.core.traces import run_pair, sites
+from ppl_vae.core.traces import sites
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, Place, StickTheLanding
 from ppl_vae.guides.families import COVARIANCES
@@ -238,7 +240,7 @@ class LocalFamilyGuide(LocalGuide):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, keywords: Mapping[str, Any]
     ) -> None:
         with dry_run(model, guide):
-            run = run_pair(model, guide, x, keywords)
+            run = Pair(model, guide).run(Batch(x, **keywords))
             check_latents(run)
             found = sites(run.guide)
             forms = [Form.of(site["fn"]) for site in found.values()]

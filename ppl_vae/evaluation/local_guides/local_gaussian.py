@@ -11,9 +11,11 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import dry_run
-from ppl_vae.core.traces import Site, run_pair, sites
+from ppl_vae.core.traces import Site, sites
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, Place
 from ppl_vae.guides.families import gaussian
 from ppl_vae.objectives.divergences import check_latents, is_delta
@@ -65,7 +67,7 @@ class LocalGaussianGuide(LocalGuide):
             latents = guide.latents()
         else:
             with dry_run(model, guide):
-                run = run_pair(model, guide, x, keywords)
+                run = Pair(model, guide).run(Batch(x, **keywords))
                 check_latents(run)
                 latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
         held = [{"loc": v.loc, "scale_tril": v.scale_tril} for v in latents]

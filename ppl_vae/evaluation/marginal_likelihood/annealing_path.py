@@ -12,8 +12,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, run_pair, sites
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, sites
 from ppl_vae.evaluation.marginal_likelihood.batching import Block
 from ppl_vae.objectives.divergences import check_latents
 
@@ -136,8 +138,8 @@ class Path(Block):
         self, guide: ProgramLike, tensors: list[Tensor], number: int, dim: int | None
     ) -> PairTraces:
         x, *given = tensors
-        told = self.others | dict(zip(self.names, given, strict=True))
-        return run_pair(self.model, guide, x, told, num_samples=number, dim=dim)
+        told: dict[str, Any] = self.others | dict(zip(self.names, given, strict=True))
+        return Pair(self.model, guide).run(Batch(x, **told), num_samples=number, dim=dim)
 
     def _drawn(self, run: PairTraces) -> list[_Coordinates]:
         found = [s for s in sites(run.guide).values() if not _is_point(s["fn"])]

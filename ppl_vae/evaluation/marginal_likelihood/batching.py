@@ -26,9 +26,10 @@ from ppl_vae.capture.graph import (
     perturbed,
     record,
 )
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, modules_of
 from ppl_vae.core.state import dry_run, eval_mode, precision
-from ppl_vae.core.traces import run_pair, sample_dim
 from ppl_vae.evaluation.local_guides.distribution_forms import per_datum
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.inference.svi.capture_policy import check_capture, weighed
@@ -278,7 +279,7 @@ class Block:
         named = {name: value for name, value in keywords.items() if isinstance(value, Tensor)}
         self.others = {name: value for name, value in keywords.items() if name not in named}
         self.names, self.tensors = list(named), [x, *named.values()]
-        self.dim = sample_dim(model, guide, x, keywords) if several else None
+        self.dim = Pair(model, guide).sample_dim(Batch(x, **keywords)) if several else None
         # Local guides are of one make; only their tensors differ from block to block.
         kind = LocalGuide if isinstance(guide, LocalGuide) else guide
         self.key = kind, len(x), self.dim, *named, *self.others.items()
@@ -286,8 +287,8 @@ class Block:
     def log_weights(self, tensors: Sequence[Tensor], number: int) -> Float[Tensor, "S B"]:
         """log p(x, z) - log q(z | x) for so many draws, at other tensors of the same shapes."""
         x, *given = tensors
-        told = self.others | dict(zip(self.names, given, strict=True))
-        run = run_pair(self.model, self.guide, x, told, num_samples=number, dim=self.dim)
+        told: dict[str, Any] = self.others | dict(zip(self.names, given, strict=True))
+        run = Pair(self.model, self.guide).run(Batch(x, **told), num_samples=number, dim=self.dim)
         return run.log_weights()
 
 

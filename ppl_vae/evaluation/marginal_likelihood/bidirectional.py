@@ -15,17 +15,19 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, as_data_and_mask, filter_kwargs
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites, run_pair
+from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import Path
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +127,7 @@ def bidirectional(
     with isolated_store(), seeded(seed), eval_mode(model, start):
         for rows in torch.arange(len(x), device=x.device).split(annealer.block_size):
             keywords = batch_keywords(x, mask, rows)
-            check_importance_samplable(model, start, x[rows], keywords)
+            check_importance_samplable(Pair(model, start), Batch(x[rows], **keywords))
             drawn, values = _draw(model, x[rows], keywords)
             path = Path(model, start, drawn, keywords)
             point, walk = path.place(values), AISChains(annealer, path)
@@ -153,7 +155,7 @@ def _bound(weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:
 def _draw(model: ProgramLike, x: Tensor, keywords: dict[str, Any]) -> tuple[Tensor, Any]:
     """Rows drawn from the model, in x's form, and the trace that holds what made them."""
     mask = keywords.get("mask")
-    run = run_pair(model, prior_guide(model), x, keywords)
+    run = Pair(model, prior_guide(model)).run(Batch(x, **keywords))
     _check_observes(run, x, mask)
     names = list(data_sites(run))
     made: Any = poutine.trace(poutine.uncondition(model)).get_trace(

@@ -22,9 +22,11 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.state import dry_run
-from ppl_vae.core.traces import PairTraces, Site, frames, run_pair, sites
+from ppl_vae.core.traces import PairTraces, Site, frames, sites
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.evaluation.marginal_likelihood.reliability import FEWEST_COUNT
 
@@ -123,7 +125,7 @@ def examine(
         num_samples: S.
     """
     with dry_run(model, guide):
-        run = run_pair(model, guide, *blocks[0])
+        run = Pair(model, guide).run(Batch(blocks[0][0], **blocks[0][1]))
     drawn, found = sites(run.guide), discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}
@@ -158,7 +160,7 @@ def missed_values(
     """
     mass, error = torch.zeros(2, len(x), dtype=torch.float64)
     with dry_run(model, guide):
-        run = run_pair(model, guide, x, keywords)
+        run = Pair(model, guide).run(Batch(x, **keywords))
         for name, site in discrete_sites(run).items():
             for variable in _variables(name, site):
                 posterior, chance = _probabilities(variable, (model, guide), x, keywords, run)
@@ -185,7 +187,7 @@ def _probabilities(
     masses, chances = [], []
     for value in variable.values:
         guide = poutine.replay(pair[1], trace=variable.fixed(site, value))
-        runs = [run_pair(pair[0], guide, x, keywords) for _ in range(draws)]
+        runs = [Pair(pair[0], guide).run(Batch(x, **keywords)) for _ in range(draws)]
         chance = torch.stack([variable.log_prob(each) for each in runs]).double()
         weights = torch.stack([each.log_weights().squeeze(0) for each in runs]).double()
         masses.append((weights + chance).logsumexp(0) - math.log(draws))

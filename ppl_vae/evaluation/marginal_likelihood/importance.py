@@ -8,6 +8,8 @@ from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import (
     ProgramLike,
     as_data_and_mask,
@@ -30,7 +32,7 @@ from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, log_m
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary, judge, summarise
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 METHODS = ("importance", "prior", "annealed")
 
@@ -105,9 +107,7 @@ def log_likelihood(
     refiner = LocalVI(model, runner=BlockRunner(capture, len(blocks)), **how)
     parts: list[WeightSummary] = []
     with isolated_store(), seeded(seed), eval_mode(model, proposal):
-        check_importance_samplable(
-            model, proposal, x[blocks[0]], batch_keywords(x, mask, blocks[0])
-        )
+        check_importance_samplable(Pair(model, proposal), Batch(x, mask).rows(blocks[0]))
         for block_rows in blocks:
             block = x[block_rows], batch_keywords(x, mask, block_rows)
             local = refiner(proposal, *block) if refine else proposal

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike, as_data_and_mask, check_support
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import eval_mode, isolated_store, seeded
@@ -26,15 +28,13 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     data_sites,
     frames,
-    run_pair,
-    sample_dim,
     sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import LocalVI, block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.objectives.bounds import batch_keywords
-from ppl_vae.objectives.importance_samplable import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def impute(
     with isolated_store(), seeded(seed), eval_mode(model, guide):
         for rows in (~seen.all(1)).nonzero().flatten().split(size):
             told = x[rows], batch_keywords(x, seen, rows)
-            check_importance_samplable(model, guide, *told)
+            check_importance_samplable(Pair(model, guide), Batch(told[0], **told[1]))
             block = _Block(model, refiner(guide, *told) if refine else guide, *told)
             _fill(filled, rows, seen[rows], block.estimate(num_samples, draws))
     return filled
@@ -194,7 +194,7 @@ class _Block:
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, told: dict[str, Any]
     ) -> None:
         self.model, self.guide, self.x, self.told = model, guide, x, told
-        self.dim = sample_dim(model, guide, x, told)
+        self.dim = Pair(model, guide).sample_dim(Batch(x, **told))
 
     def estimate(self, num_samples: int, draws: int) -> _Found:
         """What S draws of z say of x, and so many draws of x."""
@@ -215,7 +215,9 @@ class _Block:
             yield self._run(self.guide, min(step, num_samples - start))
 
     def _run(self, guide: ProgramLike, number: int) -> PairTraces:
-        return run_pair(self.model, guide, self.x, self.told, num_samples=number, dim=self.dim)
+        return Pair(self.model, guide).run(
+            Batch(self.x, **self.told), num_samples=number, dim=self.dim
+        )
 
     def _log_weights(self, run: PairTraces) -> Float[Tensor, "S B"]:
         weights = run.log_weights().double()

@@ -92,7 +92,7 @@ def decode(
 
 
 def _one_row(like: ArrayLike) -> Float[Tensor, "1 D"]:
-    return as_matrix(like, name="like", look=False)[:1].nan_to_num()
+    return as_matrix(like, name="like", check_finite=False)[:1].nan_to_num()
 
 
 def _latent_sites(model: ProgramLike, like: ArrayLike) -> dict[str, Site]:

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, as_data_and_mask, check_support, modules_of
 from ppl_vae.core.state import isolated_store, mode, seeded
-from ppl_vae.core.traces import run_pair
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian
@@ -78,7 +79,7 @@ def calibrate(
             for rows in torch.arange(len(x), device=x.device).split(ROWS_AT_ONCE):
                 # Rows are repeated, which programs can have that no plate of samples fits around.
                 told = batch_keywords(x, mask, rows)
-                run_pair(model, guide, x[rows], told, num_samples=draws)
+                Pair(model, guide).run(Batch(x[rows], **told), num_samples=draws)
             left -= draws
 
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval, validation
-from ppl_vae.core.traces import run_pair
 from ppl_vae.objectives.bounds import batch_keywords
 
 POSITIONS = 16
@@ -45,7 +46,7 @@ def check_lookup(
     owners = []
     with dry_run_eval(model, guide), torch.enable_grad(), validation(False):
         for rows in (first, second, first):
-            run = run_pair(model, guide, x[rows], batch_keywords(x, mask, rows))
+            run = Pair(model, guide).run(Batch(x[rows], **batch_keywords(x, mask, rows)))
             owners.append(_owners(run.log_weights()[0, :POSITIONS], list(named.values())))
     for name, before, other, again in zip(named, *owners, strict=True):
         if not _is_table(before, min(POSITIONS, batch_size)):

@@ -11,9 +11,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
-from ppl_vae.core.traces import log_prob, run_pair, sites
+from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
 from ppl_vae.inference.svi.schedule import PerDatumUpdate, table_rate
 from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable, batch_keywords
@@ -194,7 +196,7 @@ class MinibatchObjective:
         x, keywords = self._of(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
-                run = run_pair(self.model, self.guide, x, keywords)
+                run = Pair(self.model, self.guide).run(Batch(x, **keywords))
         except (RuntimeError, ValueError) as error:
             return f"the programs cannot run any more ({type(error).__name__})"
         for program, trace in (("guide", run.guide), ("model", run.model)):

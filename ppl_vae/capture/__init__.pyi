@@ -1,0 +1,7 @@
+from .graph import (
+    CaptureError as CaptureError,
+)
+
+__all__ = [
+    "CaptureError",
+]

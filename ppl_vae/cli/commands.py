@@ -1,0 +1,145 @@
+"""What each command does; imported when one is run, so that ``--help`` needs no torch."""
+
+import json
+from pathlib import Path
+
+from ppl_vae.core.files import write_whole
+from ppl_vae.core.state import threads
+from ppl_vae.core.validation import check_int, check_option
+from ppl_vae.data.tables import Table, digits_table, read_table
+from ppl_vae.data.transforms import SCALES
+from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.lineage.stages import STAGES
+from ppl_vae.models.ppca import NOISES
+from ppl_vae.report.evaluation import Evaluation
+from ppl_vae.report.imputation import FilledTable, check_suffix
+from ppl_vae.report.lineage_run import LineageRun, described
+from ppl_vae.report.terminal import say
+
+
+def run_lineage(
+    path: Path | None,
+    latent_dim: int | None,
+    stages: str | None,
+    out: Path,
+    seed: int,
+    scale: str,
+    as_json: bool,
+    *,
+    header: bool | None,
+    delimiter: str | None,
+    label: str | None,
+    missing: str | None,
+    image_shape: str | None,
+) -> bool:
+    """``ppl-vae lineage``; whether it was finished.
+
+    Raises:
+        ValueError: arguments or data that cannot be used.
+    """
+    check_option("--scale", scale, SCALES)
+    shape = None if image_shape is None else _shape(image_shape)
+    if path is None:
+        table = digits_table()
+    else:
+        table = read(path, header, delimiter, label, missing, shape)
+    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
+    k = latent_dim if latent_dim is not None else _default_latent_dim(table)
+    return LineageRun(table, k, names, seed, scale, out, as_json).run()
+
+
+def impute(
+    table: Table, source: Path, out: Path, latent_dim: int | None, noise: str | None, seed: int
+) -> None:
+    """``ppl-vae impute``: fill a table read from ``source``, and write it to ``out``.
+
+    Raises:
+        ValueError: arguments or data that cannot be used.
+    """
+    if noise is not None:
+        check_option("noise", noise, NOISES)
+    if check_suffix(out).resolve() == source.resolve():
+        raise ValueError(f"--out must be another file than the table itself; got {out}")
+    say(f"{described(table)}, seed {seed}\n")
+    for note in table.notes:
+        say(f"note: {note}")
+    with threads(1):
+        filled = FilledTable.of(table, latent_dim, noise, seed=seed)
+    for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
+        say(text)
+    for note in filled.notes():
+        say(f"note: {note}")
+    filled.write(out)
+    say(f"wrote {out}")
+
+
+def evaluate(
+    model: Path,
+    table: Table,
+    out: Path,
+    *,
+    draws: int,
+    refine: int,
+    rows: int,
+    annealed: int,
+    num_temperatures: int,
+    seed: int,
+) -> None:
+    """``ppl-vae evaluate``: evaluate a saved model on a table, and write every number to ``out``.
+
+    Raises:
+        ValueError: arguments or data that cannot be used.
+    """
+    check_int("rows", rows)
+    check_int("annealed", annealed, 0)
+    for note in table.notes:
+        say(f"note: {note}")
+    with threads(1):
+        found = Evaluation.of(
+            model,
+            table,
+            draws=draws,
+            refine=refine,
+            rows=rows,
+            annealed=annealed,
+            annealing=Annealing(num_temperatures),
+            seed=seed,
+        )
+    for text in found.sentences():
+        say(text)
+    write_whole(out, (json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+    say(f"wrote {out}")
+
+
+def read(
+    path: Path,
+    header: bool | None,
+    delimiter: str | None,
+    label: str | None,
+    missing: str | None,
+    image_shape: tuple[int, int] | None = None,
+) -> Table:
+    """A table by the options of the command line; ``missing`` lists markers, by commas."""
+    return read_table(
+        path,
+        header=header,
+        delimiter=delimiter,
+        label=label,
+        missing=None if missing is None else missing.split(","),
+        image_shape=image_shape,
+    )
+
+
+def _shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--image-shape must be HEIGHTxWIDTH, such as 28x28; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _default_latent_dim(table: Table) -> int:
+    # Below the rank of the training rows, which are three quarters of all, and below half of the
+    # cells that a row has.
+    num_rows, width = table.values.shape
+    observed = width - table.num_missing // num_rows
+    return max(1, min(10, observed // 2, num_rows // 3))

@@ -1,0 +1,43 @@
+from .autoguides import (
+    plate_of_rows as plate_of_rows,
+)
+from .batch import (
+    Batch as Batch,
+)
+from .pair import (
+    Pair as Pair,
+)
+from .program import (
+    Program as Program,
+)
+from .program import (
+    data_plate as data_plate,
+)
+from .results import (
+    FitResult as FitResult,
+)
+from .results import (
+    Imputation as Imputation,
+)
+from .results import (
+    Result as Result,
+)
+from .stats import (
+    mean_and_error as mean_and_error,
+)
+from .stats import (
+    standard_error as standard_error,
+)
+
+__all__ = [
+    "Batch",
+    "FitResult",
+    "Imputation",
+    "Pair",
+    "Program",
+    "Result",
+    "data_plate",
+    "mean_and_error",
+    "plate_of_rows",
+    "standard_error",
+]

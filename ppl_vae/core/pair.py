@@ -1,0 +1,206 @@
+"""A pair: a model and a guide as one object, with what is known of both.
+
+Everything that takes ``model, guide`` makes one :class:`Pair` of them, and passes it on. A fact
+about a pair that costs runs of its programs, such as the dimension at which a plate of samples
+fits, is then found once.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from ppl_vae.core.autoguides import check_automatic, without_data
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.handlers import CheckedReplay, DistinctNames
+from ppl_vae.core.program import (
+    ProgramLike,
+    accepted_kwargs,
+    as_data_and_mask,
+    bound_object,
+    check_support,
+    filter_kwargs,
+    modules_of,
+    notes_of,
+    placement,
+)
+from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, mode
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, check_pair, frames, sites
+from ppl_vae.core.validation import ArrayLike
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and a guide, and the facts about them that evaluation and inference need.
+
+    Two pairs of the same programs are equal. Facts are computed when they are first asked for.
+
+    Attributes:
+        model: a program, see :mod:`ppl_vae.core.program`.
+        guide: a program that draws the model's latent variables.
+    """
+
+    model: ProgramLike
+    guide: ProgramLike
+    _sample_dim: list[int | None] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The modules of both programs."""
+        return modules_of(self.model, self.guide)
+
+    @cached_property
+    def placement(self) -> dict[str, Any]:
+        """``dtype`` and ``device`` of the pair's tensors; empty without one."""
+        return placement(self.model, self.guide)
+
+    @cached_property
+    def model_owner(self) -> Any:
+        """The object whose method the model is, or the model itself."""
+        return bound_object(self.model)
+
+    @cached_property
+    def guide_owner(self) -> Any:
+        """The object whose method the guide is, or the guide itself."""
+        return bound_object(self.guide)
+
+    @cached_property
+    def takes_mask(self) -> bool:
+        """Whether the model has a keyword ``mask``, so that x may have missing values."""
+        named, any_other = accepted_kwargs(self.model)
+        return any_other or "mask" in named
+
+    def notes(self) -> tuple[str, ...]:
+        """The caveats that the pair's modules state about numbers of it, each once."""
+        return notes_of(self.model, self.guide)
+
+    def observe(self, x: ArrayLike, mask: ArrayLike | None = None, *, name: str = "x") -> Batch:
+        """Data as a batch on the pair's device, checked at the boundary.
+
+        Raises:
+            ValueError: as :func:`ppl_vae.core.program.as_data_and_mask`.
+        """
+        values, observed = as_data_and_mask(x, mask, model=self.model, guide=self.guide, name=name)
+        return Batch(values, observed)
+
+    def check_support(self, batch: Batch) -> None:
+        """Let the model refuse data outside its support.
+
+        Raises:
+            ValueError: as the model's ``check_data``.
+        """
+        check_support(self.model, batch.x, batch.mask)
+
+    def with_guide(self, guide: ProgramLike) -> "Pair":
+        """The same model under another guide."""
+        return Pair(self.model, guide)
+
+    def eval_mode(self) -> AbstractContextManager[None]:
+        """Evaluation mode in which nothing is masked, see :func:`ppl_vae.core.state.eval_mode`."""
+        return eval_mode(self.model, self.guide)
+
+    def train_mode(self, training: bool = True) -> AbstractContextManager[None]:
+        """Training or evaluation mode of the pair's modules."""
+        return mode(self.model, self.guide, training=training)
+
+    def dry_run(self) -> AbstractContextManager[None]:
+        """Runs inside leave generators and buffers as they were."""
+        return dry_run(self.model, self.guide)
+
+    def run(self, batch: Batch, *, num_samples: int = 1, dim: int | None = None) -> PairTraces:
+        """Run the guide, and the model replayed on its draws; check both against the contract.
+
+        Args:
+            batch: of which each program is given the keywords that its signature takes.
+            num_samples: draws per datum: under a plate of samples, or, for programs that cannot
+                have one (``dim`` None), by running each row that often.
+            dim: the dimension of the plate of samples, see :meth:`sample_dim`.
+
+        Raises:
+            ValueError: as :func:`ppl_vae.core.traces.check_pair`.
+        """
+        repeats = num_samples if dim is None else 1
+        num_data = filter_kwargs(self.model, batch.keywords).get("num_data")
+        rows = len(batch)
+        guide_trace, batch = _traced_guide(self.guide, batch, num_samples, dim)
+        with CheckedReplay(trace=guide_trace):
+            model_trace = _traced(self.model, batch, num_samples, dim)
+        traces = PairTraces(model_trace, guide_trace, num_data, repeats)
+        check_pair(traces, rows * repeats)
+        return traces
+
+    def sample_dim(self, batch: Batch) -> int | None:
+        """The dimension at which a plate of samples fits: one left of the programs' own nesting.
+
+        It is found once, with the first batch, since the nesting is a property of the programs.
+
+        Returns:
+            The dimension, or None if the programs run alone but not under a further plate, or
+            have other densities there (a network that takes 2-d input only, a ``softmax(dim=1)``):
+            such a pair is run on repeated rows.
+        """
+        if not self._sample_dim:
+            with dry_run_eval(self.model, self.guide):
+                self._sample_dim.append(_find_sample_dim(self, batch))
+        return self._sample_dim[0]
+
+
+def run_guide(
+    guide: ProgramLike, batch: Batch, *, num_samples: int = 1, dim: int | None = None
+) -> PairTraces:
+    """Run a guide alone, as :meth:`Pair.run` does; its trace stands for the model's, too."""
+    trace, _ = _traced_guide(guide, batch, num_samples, dim)
+    return PairTraces(trace, trace, None, num_samples if dim is None else 1)
+
+
+def _traced_guide(
+    guide: ProgramLike, batch: Batch, num_samples: int, dim: int | None
+) -> tuple[Trace, Batch]:
+    """The guide's trace, and the batch it was run on: with repeated rows where ``dim`` is None."""
+    repeats = num_samples if dim is None else 1
+    check_automatic(guide, len(batch), batch.keywords, repeats)
+    batch = batch.repeated(repeats) if repeats > 1 else batch
+    return _traced(without_data(guide), batch, num_samples, dim), batch
+
+
+def _traced(program: ProgramLike, batch: Batch, num_samples: int, dim: int | None) -> Trace:
+    under = program if dim is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
+    with DistinctNames():
+        return poutine.trace(under).get_trace(batch.x, **filter_kwargs(program, batch.keywords))
+
+
+def _find_sample_dim(pair: Pair, batch: Batch) -> int | None:
+    alone = [pair.run(batch), pair.run(batch)]
+    plates = [frames(s) for t in (alone[0].model, alone[0].guide) for s in sites(t).values()]
+    dim = min(frame.dim for found in plates for frame in found.values()) - 1
+    try:
+        same = _same_draw_by_draw(pair, batch, alone, dim)
+    except Exception:  # any error that a user's program raises on a further dimension
+        same = False
+    if not same:
+        pair.run(batch, num_samples=2)
+    return dim if same else None
+
+
+def _same_draw_by_draw(pair: Pair, batch: Batch, alone: list[PairTraces], dim: int) -> bool:
+    """Whether two draws have the log weights under a plate at ``dim`` that they have alone."""
+    separate: Float[Tensor, "2 B"] = torch.cat([run.log_weights() for run in alone])
+    first, second = (run.guide for run in alone)
+    for name, site in sites(first).items():
+        values = site["value"], sites(second)[name]["value"]
+        rank = -dim - 1 + len(site["fn"].event_shape)
+        site["value"] = torch.stack([v.reshape((1,) * (rank - v.dim()) + v.shape) for v in values])
+    replayed = pair.with_guide(poutine.replay(pair.guide, trace=first))
+    together = replayed.run(batch, num_samples=2, dim=dim).log_weights()
+    return together.shape == separate.shape and torch.allclose(
+        together, separate, rtol=1e-3, atol=1e-3, equal_nan=True
+    )

@@ -1,0 +1,19 @@
+"""The mean of independent values and its standard error."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def standard_error(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
+    """The standard error of the mean along the last dimension: s / sqrt(N), s with N - 1.
+
+    It is NaN for a single value.
+    """
+    return values.std(-1) / math.sqrt(values.shape[-1])
+
+
+def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
+    """The mean of N independent values and its :func:`standard_error`."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))

@@ -1,0 +1,31 @@
+from .base import (
+    Likelihood as Likelihood,
+)
+from .discrete import (
+    Bernoulli as Bernoulli,
+)
+from .discrete import (
+    Categorical as Categorical,
+)
+from .discrete import (
+    ContinuousBernoulli as ContinuousBernoulli,
+)
+from .discrete import (
+    Multinomial as Multinomial,
+)
+from .discrete import (
+    Poisson as Poisson,
+)
+from .gaussian import (
+    Gaussian as Gaussian,
+)
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "ContinuousBernoulli",
+    "Gaussian",
+    "Likelihood",
+    "Multinomial",
+    "Poisson",
+]

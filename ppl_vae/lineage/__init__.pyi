@@ -1,0 +1,43 @@
+from .names import (
+    STAGE_NAMES as STAGE_NAMES,
+)
+from .problem import (
+    Settings as Settings,
+)
+from .report_data import (
+    ReportData as ReportData,
+)
+from .report_data import (
+    report_data as report_data,
+)
+from .run import (
+    Lineage as Lineage,
+)
+from .run import (
+    run_lineage as run_lineage,
+)
+from .sparse_run import (
+    SparseLineage as SparseLineage,
+)
+from .sparse_run import (
+    run_sparse_lineage as run_sparse_lineage,
+)
+from .stages import (
+    STAGES as STAGES,
+)
+from .stages import (
+    Stage as Stage,
+)
+
+__all__ = [
+    "STAGES",
+    "STAGE_NAMES",
+    "Lineage",
+    "ReportData",
+    "Settings",
+    "SparseLineage",
+    "Stage",
+    "report_data",
+    "run_lineage",
+    "run_sparse_lineage",
+]
