@@ -17,8 +17,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import PPCA, Autoencoder, Gaussian, digits, fit_closed_form, fit_svi, image_set
-from ppl_vae.evaluation.prediction.denoising import compare_denoisers
-from ppl_vae.networks.corruption import GaussianNoise
+from ppl_vae.evaluation import compare_denoisers
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import images as image_plots
 
 SMOKE = "--smoke" in sys.argv

@@ -16,8 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Gaussian, digits, fit_closed_form, fit_svi
-from ppl_vae.evaluation.latent_space.embeddings import compare_embeddings
-from ppl_vae.networks.corruption import GaussianNoise
+from ppl_vae.evaluation import compare_embeddings
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import latent_spaces as latent_plots
 
 EPOCHS = 2 if "--smoke" in sys.argv else 300

@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from ppl_vae import Autoencoder, digits, fit_svi
-from ppl_vae.evaluation.prediction.label_efficiency import label_efficiency
-from ppl_vae.interop.encoders import FeatureTransformer
-from ppl_vae.networks.corruption import GaussianNoise
+from ppl_vae.evaluation import label_efficiency
+from ppl_vae.interop import FeatureTransformer
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import labels as label_plots
 
 SMOKE = "--smoke" in sys.argv

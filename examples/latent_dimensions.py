@@ -16,9 +16,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from ppl_vae import VAE, Gaussian, digits, fit_svi
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.evaluation.latent_space.latent_spaces import latent_spaces
-from ppl_vae.evaluation.latent_space.traversal import interpolate, manifold, positions
+from ppl_vae.data import ImageGrid
+from ppl_vae.evaluation import interpolate, latent_spaces, manifold, positions
 from ppl_vae.plots import images as image_plots
 from ppl_vae.plots import latent_spaces as latent_plots
 

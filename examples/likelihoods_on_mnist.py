@@ -15,9 +15,8 @@ from functools import partial
 import torch
 
 import ppl_vae as pv
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.data.transforms import Dequantization
-from ppl_vae.evaluation.prediction.predictive import draw_data
+from ppl_vae.data import Dequantization, ImageGrid
+from ppl_vae.evaluation import draw_data
 from ppl_vae.plots import images as image_plots
 from ppl_vae.plots import lineage as plots
 

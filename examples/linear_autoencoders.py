@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
-from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
+from ppl_vae.inference import fit_pca, implied_gaussian
 
 K, STEPS = 10, 30 if "--smoke" in sys.argv else 1500
 fit = partial(pv.fit_svi, scheduler=CosineAnnealingLR, steps=STEPS, seed=0)

@@ -15,8 +15,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import PPCA, Autoencoder, digits, fit_closed_form, fit_svi
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.networks.patches import HiddenPatches
+from ppl_vae.data import ImageGrid
+from ppl_vae.networks import HiddenPatches
 from ppl_vae.plots import images as image_plots
 
 EPOCHS, DRAWS, LARGEST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)

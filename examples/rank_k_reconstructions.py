@@ -14,7 +14,7 @@ import sys
 import torch
 
 from ppl_vae import PPCA, digits, fit_closed_form
-from ppl_vae.data.image_grid import ImageGrid
+from ppl_vae.data import ImageGrid
 from ppl_vae.plots import images as image_plots
 
 RANKS = (1, 5, 20) if "--smoke" in sys.argv else (1, 2, 5, 10, 20, 40, 55)

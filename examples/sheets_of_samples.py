@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from ppl_vae import VAE, Gaussian, digits, fit_svi, log_likelihood
-from ppl_vae.data.image_grid import ImageGrid
+from ppl_vae.data import ImageGrid
 from ppl_vae.plots import images as image_plots
 
 SMOKE = "--smoke" in sys.argv

@@ -16,9 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from ppl_vae import Autoencoder, Gaussian, digits, image_set
-from ppl_vae.evaluation.latent_space.atoms import atoms
-from ppl_vae.inference.sparse.dictionary import fit_dictionary
-from ppl_vae.lineage.sparse_run import run_sparse_lineage
+from ppl_vae.evaluation import atoms
+from ppl_vae.inference import fit_dictionary
+from ppl_vae.lineage import run_sparse_lineage
 from ppl_vae.lineage.sparse_stages import SparseSettings
 from ppl_vae.plots import dictionary as dictionary_plots
 

@@ -14,14 +14,14 @@ import sys
 from functools import partial
 
 import numpy as np
+import torch
 from sklearn.model_selection import train_test_split
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
-from ppl_vae.data.texts import count_words
-from ppl_vae.evaluation.latent_space.traversal import interpolate, path
-from ppl_vae.evaluation.prediction.predictive import encode
-from ppl_vae.models.topics import top_words, topic_vae
+from ppl_vae.data import count_words
+from ppl_vae.evaluation import encode, interpolate
+from ppl_vae.models import top_words, topic_vae
 from ppl_vae.plots.topics import gradation
 
 EPOCHS, K = 2 if "--smoke" in sys.argv else 100, 10
@@ -55,6 +55,7 @@ ends = [counts.counts[[counts.names.index(name)]] for name in names]
 means = interpolate(vae.model, *ends, guide=vae.guide, num_steps=9)[0]
 print(f"\nfrom {names[0]} to {names[1]}:")
 print(*(" ".join(line) for line in top_words(means, counts.words, 7, base=frequencies)), sep="\n")
-codes = path(*(encode(vae.model, vae.guide, end) for end in ends), 9)[0]
+first, last = (encode(vae.model, vae.guide, end) for end in ends)
+codes = first + torch.linspace(0, 1, 9)[:, None] * (last - first)
 ax = gradation(vae.decoder.proportions(codes), [line[:4] for line in words], names)
 ax.figure.savefig("topics.png", dpi=150)

@@ -16,8 +16,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import Autoencoder, Gaussian, digits, fit_svi, log_likelihood
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.evaluation.latent_space.vae_limit import vae_limit
+from ppl_vae.data import ImageGrid
+from ppl_vae.evaluation import vae_limit
 from ppl_vae.plots import images as image_plots
 from ppl_vae.plots import vae_limit as limit_plots
 

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 
 from ppl_vae import VAE, Bernoulli, binarize, fit_svi, image_set, log_likelihood
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.evaluation.prediction.predictive import draw_data, reconstruct
+from ppl_vae.data import ImageGrid
+from ppl_vae.evaluation import draw_data, reconstruct
 from ppl_vae.plots import images as image_plots
 
 SMOKE = "--smoke" in sys.argv
