@@ -4,8 +4,10 @@ Everything is written where git does not see it: ``_build``, ``gallery`` and ``r
 """
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +91,8 @@ def connect(app: Any) -> None:
     """Have the sources written when a build begins, and MathJax copied when it ends."""
     app.connect("config-inited", _write_sources, priority=1)
     app.connect("build-finished", _copy_mathjax)
+    app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", _skip_inherited)
 
 
 def _write_sources(app: Any, config: Any) -> None:
@@ -103,6 +107,52 @@ def _copy_mathjax(app: Any, exception: Exception | None) -> None:
         target = Path(app.outdir) / "_static" / "mathjax"
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(script, target)
+
+
+def _skip_inherited(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    return True if name.startswith("set_") and name.endswith("_request") else None  # scikit-learn
+
+
+SECTION = re.compile(r"[A-Z][a-z]+:$")
+"""The first line of a section of a Google docstring."""
+
+
+def _prepare_docstring(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Set indented formulas of a description as literal blocks, and escape what RST would read."""
+    prepared: list[str] = []
+    section = literal = False
+    for line in lines:
+        section = section or bool(SECTION.match(line))
+        starts = not section and line.startswith("    ") and _last(prepared) == "paragraph"
+        if starts and not prepared[-1].strip():
+            prepared += ["::", ""]
+            literal = True
+        literal = literal and (not line.strip() or line.startswith("    "))
+        prepared.append(
+            line if literal or (not section and line.startswith("    ")) else _escaped(line)
+        )
+    lines[:] = prepared
+
+
+def _last(lines: list[str]) -> str:
+    """Whether the last line that is not empty ends an ordinary paragraph."""
+    filled = [line for line in lines if line.strip()]
+    if not filled or filled[-1].startswith(" ") or filled[-1].endswith("::"):
+        return "block"
+    return "list" if re.match(r"([*+-]|\d+\.|\.\.) ", filled[-1]) else "paragraph"
+
+
+def _escaped(line: str) -> str:
+    """A line whose bars and trailing underscores, outside of literals, are plain text."""
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    for place in range(0, len(parts), 2):
+        text = re.sub(r"\|(?=\S)|(?<=\S)\|", r"\\|", parts[place])
+        parts[place] = re.sub(r"(?<=\w)_(?=[\s,.;:)]|$)", r"\\_", text)
+    return "".join(parts)
 
 
 def write_examples(folder: Path) -> None:

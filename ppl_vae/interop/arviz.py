@@ -59,8 +59,8 @@ def to_arviz(
 
     ====================  =============================  =========================================
     posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide
-    posterior_predictive  chain, draw, datum, column     a draw of x for each, missing values
-    filled prior_predictive      chain, draw, column            one datum a draw
+    posterior_predictive  chain, draw, datum, column     a draw of x, missing values imputed
+    prior_predictive      chain, draw, column            one datum per draw
     observed_data         datum, column                  x, NaN where missing
     log_likelihood        chain (1), draw (1), datum     the *marginal* log p(x_n), nothing else
     sample_stats          chain, draw, datum             ``lp`` = log p(x, z), ``log_weight`` =
