@@ -71,9 +71,9 @@ scripts run to the results that their text describes.
 """
 
 SUBPACKAGES = {
-    "models": "p(x, z)",
-    "guides": "q(z given x)",
-    "likelihoods": "p(x given z)",
+    "models": "models, p(x, z)",
+    "guides": "guides, q(z given x)",
+    "likelihoods": "likelihoods, p(x given z)",
     "networks": "encoders and decoders",
     "objectives": "bounds and estimators of their gradients",
     "inference": "fitting",
@@ -148,6 +148,7 @@ def _last(lines: list[str]) -> str:
 
 def _escaped(line: str) -> str:
     """A line whose bars and trailing underscores, outside of literals, are plain text."""
+    line = re.sub(r"(: [A-Z])\.$", r"\1\\.", line)  # "data_dim: D." is no enumeration
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
     for place in range(0, len(parts), 2):
         text = re.sub(r"\|(?=\S)|(?<=\S)\|", r"\\|", parts[place])
@@ -220,6 +221,7 @@ def _page(name: str, subject: str) -> Iterator[str]:
     yield from (title, "=" * len(title), "", f"{subject[0].upper()}{subject[1:]}.", "")
     for module, names in _public(f"ppl_vae.{name}").items():
         heading = _summary(importlib.import_module(module))
+        shown = f"ppl_vae.{name}" if _offered(f"ppl_vae.{name}") is not None else module
         short = module.removeprefix(f"ppl_vae.{name}").lstrip(".") or name
         yield from (short, "-" * len(short), "", heading, "")
         for each in names:
@@ -228,7 +230,7 @@ def _page(name: str, subject: str) -> Iterator[str]:
                 if inspect.isclass(getattr(importlib.import_module(module), each))
                 else "function"
             )
-            yield from (f".. auto{kind}:: {module}.{each}", "")
+            yield from (f".. auto{kind}:: {shown}.{each}", "")
 
 
 def _summary(module: ModuleType) -> str:
@@ -241,7 +243,7 @@ def _public(package: str) -> dict[str, list[str]]:
 
     They are those of its ``__all__``, or all without a leading underscore where it has none.
     """
-    offered = getattr(importlib.import_module(package), "__all__", None)
+    offered = _offered(package)
     found: dict[str, list[str]] = {}
     for module in _modules(package):
         own = [
@@ -255,6 +257,10 @@ def _public(package: str) -> dict[str, list[str]]:
         if own:
             found[module.__name__] = own
     return found
+
+
+def _offered(package: str) -> list[str] | None:
+    return getattr(importlib.import_module(package), "__all__", None)
 
 
 def _modules(package: str) -> Iterator[ModuleType]:

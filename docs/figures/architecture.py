@@ -12,8 +12,8 @@ LAYERS = (
     (("core", "pair, batch, traces, state, results"),),
     (
         ("networks", "encoders, decoders"),
-        ("data", "tables, images, texts"),
-        ("objectives", "ELBO, IWAE, gradients"),
+        ("data", "tables, images"),
+        ("objectives", "ELBO, IWAE"),
         ("capture", "recorded steps"),
     ),
     (("likelihoods", "p(x given z)"), ("guides", "q(z given x)")),
@@ -26,10 +26,10 @@ LAYERS = (
 STEPS = (
     ("x", "a table, NaN where missing"),
     ("Batch", "zeros, mask, index, N (core)"),
-    ("model and guide", "run under a plate of samples (core)"),
-    ("log weights", "log p(x, z) - log q(z given x) (objectives)"),
+    ("model and guide", "run with S samples of z (core)"),
+    ("log weights", "log p(x, z) - log q(z) (objectives)"),
     ("fit", "their mean is ascended (inference)"),
-    ("estimate", "log mean exp, with a verdict (evaluation)"),
+    ("estimate", "with a verdict (evaluation)"),
     ("row", "beside the exact answer (lineage)"),
     ("report", "table, figures, page (report)"),
 )
@@ -40,12 +40,12 @@ def box(ax: Axes, x: float, y: float, width: float, name: str, text: str) -> Non
     shape = "round,pad=0,rounding_size=0.1"
     ax.add_patch(FancyBboxPatch((x, y), width, 0.72, shape, fc=LIGHT, ec=BLUE, lw=1))
     middle = x + width / 2
-    ax.text(middle, y + 0.46, name, ha="center", va="center", weight="bold", size=9.5)
-    ax.text(middle, y + 0.2, text, ha="center", va="center", size=7, color=GREY)
+    ax.text(middle, y + 0.46, name, ha="center", va="center", weight="bold", size=11)
+    ax.text(middle, y + 0.2, text, ha="center", va="center", size=8, color=GREY)
 
 
 figure, (left, right) = plt.subplots(
-    1, 2, figsize=(11, 5.6), width_ratios=(1.75, 1), layout="constrained"
+    1, 2, figsize=(10.5, 7), width_ratios=(1.6, 1), layout="constrained"
 )
 for row, layer in enumerate(LAYERS):
     width = 8 / len(layer)
