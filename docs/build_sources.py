@@ -45,6 +45,7 @@ SECTIONS = {
             "pushforward",
             "ring",
             "topics",
+            "topic_recovery",
         ],
     ),
     "autoencoders": (
