@@ -2,8 +2,8 @@
 Recovery of simulated topics
 ============================
 
-Documents are simulated from latent Dirichlet allocation, and a VAE with a topic decoder is fitted to
-their word counts. Each fitted topic is matched to a true one by the cosine of the two.
+Documents are simulated from latent Dirichlet allocation, and a VAE with a topic decoder is fitted
+to their word counts. Each fitted topic is matched to a true one by the cosine of the two.
 """
 
 # %%
@@ -40,7 +40,7 @@ print("cosine of each true topic with its match:", cosines[true, fitted].numpy()
 
 # %%
 ax = plt.figure(figsize=(5, 4), layout="constrained").gca()
-image = ax.imshow(cosines[:, fitted], vmin=0, vmax=1, cmap="Blues")
+image = ax.imshow(cosines[:, fitted].numpy(), vmin=0, vmax=1, cmap="Blues")
 ax.set(xlabel="fitted topic, matched", ylabel="true topic", title="Cosines of topics")
 ax.figure.colorbar(image, ax=ax, label="cosine")
 ax.figure.savefig("topic_recovery.png", dpi=150)
