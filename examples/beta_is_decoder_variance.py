@@ -54,7 +54,6 @@ for beta in (0.005, 0.01, 0.03, 0.1, 0.3, 1.0):
 vae = fit_vae(Gaussian("shared", initial=0.5))
 variance, (fit_s, rate) = vae.likelihood.scale.item() ** 2, held_out(vae)
 print(f"sigma learned, no beta: sigma^2 = {variance:.4f}, ELBO {fit_s - rate:.2f}")
-# %%
 ax.plot(variance, fit_s - rate, "*", ms=13, color="tab:orange", label="sigma learned, no beta")
 ax.set(xlabel="sigma² = beta", ylabel="held-out ELBO, nats per datum", xscale="log")
 ax.legend()

@@ -49,7 +49,6 @@ for name, fit in fits.items():
         ax.loglog(at[1:], below[1:], label=name)
 for a, b in itertools.combinations(models, 2):
     print(f"{a}, {b}: {subspace(models[a], models[b])}")
-# %%
 axes[0].set(xlabel="iterations or steps", ylabel="log p below the best, nats per datum")
 axes[1].set(xlabel="seconds", ylim=(1e-6, None))
 axes[0].legend()

@@ -9,6 +9,7 @@ likelihood, so the distance of each fit from it is known.
 # %%
 import sys
 
+import matplotlib.pyplot as plt
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
@@ -50,7 +51,14 @@ fits = {
 maximum = best.log_likelihood(x).mean().item()
 print(f"closed form: log p {maximum:.4f} nats per datum, sigma {best.noise_scale.item():.4f}\n")
 print(f"{'algorithm':20s} {'below it':>9s} {'angle':>8s} {'steps':>6s} {'seconds':>8s}")
+ax = plt.figure(figsize=(6.4, 4.2), layout="constrained").gca()
 for name, fit in fits.items():
     below = maximum - models[name].log_likelihood(x).mean().item()
     angle = pv.subspace(best, models[name]).largest_angle
     print(f"{name:20s} {below:9.6f} {angle:7.3f}° {fit.steps:6d} {fit.seconds:8.2f}")
+    ax.plot(range(1, 1 + len(fit.objective)), fit.objective, lw=1, label=name)
+ax.axhline(maximum, color="black", ls=":", lw=1, label="maximum")
+ax.set(xscale="log", xlabel="E- and M-steps, or steps of SVI", ylim=(maximum - 40, maximum + 5))
+ax.set_ylabel("objective, nats per datum")
+ax.legend()
+ax.figure.savefig("ppca_em_vs_svi.png", dpi=150)

@@ -22,7 +22,7 @@ NUM_DATA = 20
 
 # %%
 # Data are drawn from PPCA models of growing size, so that nothing but the estimator is at fault.
-ax = plt.figure(figsize=(6.4, 4.4), layout="constrained").gca()
+all_errors = {}
 print(f"exact log p minus estimate, nats per datum, with S = {SIZES}")
 for data_dim, latent_dim in ((4, 1), (16, 2), (64, 4), (256, 8)):
     ppca = PPCA(data_dim, latent_dim, seed=0).double()
@@ -36,7 +36,7 @@ for data_dim, latent_dim in ((4, 1), (16, 2), (64, 4), (256, 8)):
     reliable = estimates[-1].share_reliable
     print(f"D = {data_dim:3d}, K = {latent_dim}:", *(f"{error:9.2f}" for error in errors), end="")
     print(f"   reliable at the last S: {reliable:.0%}")
-    ax.plot(SIZES, errors, "o-", label=f"D = {data_dim}, K = {latent_dim}")
+    all_errors[f"D = {data_dim}, K = {latent_dim}"] = errors
 
 # %%
 # The same with a linear encoder as the proposal, at the largest of these models.
@@ -49,6 +49,9 @@ amortized = log_likelihood(ppca.model, guide, x, 100, seed=0)
 print(f"with a guide and S = 100: {(exact - amortized.value).mean():.2f}\n{amortized}")
 
 # %%
+ax = plt.figure(figsize=(6.4, 4.4), layout="constrained").gca()
+for name, errors in all_errors.items():
+    ax.plot(SIZES, errors, "o-", label=name)
 ax.set(xscale="log", yscale="symlog", xlabel="samples per datum")
 ax.set(ylabel="exact log p minus estimate, nats per datum", title="Sampling z from the prior")
 ax.legend()

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, VAE, Gaussian, digits, fit_svi
 
-EPOCHS = 3 if "--smoke" in sys.argv else 150
+EPOCHS = 15 if "--smoke" in sys.argv else 150
 x, labels = torch.as_tensor(digits(), dtype=torch.float32), load_digits().target
 fit = partial(fit_svi, epochs=EPOCHS, batch_size=100, lr=3e-3, seed=0, capture=False)
 SHOWN = (0.0001, 0.02, 1.0)
@@ -46,7 +46,6 @@ for beta in (0.0001, 0.001, 0.005, 0.02, 0.1, 0.3, 1.0):
         ax.add_patch(plt.Circle((0, 0), 2.4477, fill=False, ls=":"))
         ax.set(xlabel="$z_1$", ylabel="$z_2$", title=f"q(z given x) at beta = {beta:g}")
         ax.set_aspect("equal", "datalim")
-# %%
 curve.set(xlabel="KL, nats per datum", ylabel="squared error per datum", ylim=0)
 curve.set_title("The trade-off; beta at each point")
 figure.colorbar(points, ax=axes[:, 1], label="digit", ticks=range(10))

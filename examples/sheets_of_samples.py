@@ -18,7 +18,7 @@ from ppl_vae.data import ImageGrid
 from ppl_vae.plots import images as image_plots
 
 SMOKE = "--smoke" in sys.argv
-EPOCHS, NUM_SCORED, SAMPLES, REFINE = (2, 40, 50, 5) if SMOKE else (300, 300, 500, 150)
+EPOCHS, NUM_SCORED, SAMPLES, REFINE = (15, 40, 50, 5) if SMOKE else (300, 300, 500, 150)
 ROWS, COLUMNS = 6, 12
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, x_val, x_test = torch.as_tensor(digits()).float()[order].split([1347, 150, 300])
@@ -43,8 +43,7 @@ for latent_dim, vae in vaes.items():
     means = vae.decode(z).mean.detach()
     names = [str(row + 1) for row in range(ROWS)], [str(column + 1) for column in range(COLUMNS)]
     ax = image_plots.samples(ImageGrid.of(means, *names, x, (8, 8)))
-    ax.set(
-        title=f"K = {latent_dim}: decoded samples from the prior", ylabel="row", xlabel="column"
-    )
+    ax.set_title(f"K = {latent_dim}: decoded samples from the prior", loc="left")
+    ax.set(xlabel="column", ylabel="row")
     ax.figure.savefig(f"samples_{latent_dim}.png", dpi=150)
 print("wrote samples_2.png, samples_5.png, samples_10.png and samples_20.png")

@@ -9,6 +9,7 @@ A VAE is a model and a guide
 # %%
 import sys
 
+import matplotlib.pyplot as plt
 import pyro
 import torch
 from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
@@ -36,6 +37,14 @@ for epoch in range(EPOCHS):
 new = Predictive(vae.model, num_samples=1)(num_data=9)["x"][0]
 again = Predictive(vae.model, guide=vae.guide, num_samples=100)(x_test[:5], observe=False)["x"]
 print(f"\n{tuple(new.shape)} new digits; {tuple(again.shape)} replicates of five test digits")
+shown = torch.cat([x_test[:5], again.mean(0), new[:5].detach()])
+axes = plt.figure(figsize=(5, 3.2), layout="constrained").subplots(3, 5)
+for ax, image in zip(axes.flat, shown, strict=True):
+    ax.imshow(image.detach().reshape(8, 8).numpy(), cmap="gray_r")
+    ax.set(xticks=[], yticks=[])
+for ax, name in zip(axes[:, 0], ("test digit", "replicates,\nmean", "sample"), strict=True):
+    ax.set_ylabel(name)
+axes[0, 0].figure.savefig("vae_as_model_and_guide.png", dpi=150)
 print(f"sigma {vae.likelihood.scale.item():.3f}")
 
 # %%
