@@ -1,34 +1,38 @@
-# %% [markdown]
-# # One bound, many gradients
-# Estimators of one gradient: their means agree, their variances do not. The score function needs
-# nothing of q but its density, and pays; draws that are functions of noise and parameters (the
-# reparameterization trick) let SGD fit a VAE. With more draws the importance-weighted bound is
-# tighter, its encoder's gradient *noisier*, unless it is doubly reparameterized (DReG).
+"""
+Estimators of the ELBO's gradient
+=================================
+
+Estimators of one gradient have the same mean and different variances: that of the score function
+is much larger than that of the reparameterization trick. With more samples the
+importance-weighted bound is tighter, but its gradient for the encoder has a lower signal-to-noise
+ratio, unless it is doubly reparameterized (DReG).
+"""
+
 # %%
 import sys
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 
 from ppl_vae import ELBO, IWAE, VAE, digits, elbo, fit_svi
-from ppl_vae.plots.drawing import NATS, PALETTE, legend_below, new_axes, title
 
 STEPS, REPEATS = (20, 10) if "--smoke" in sys.argv else (600, 200)
-DRAWS, x = (1, 4, 16, 64), torch.as_tensor(digits())
+SAMPLES, x = (1, 4, 16, 64), torch.as_tensor(digits())
+fit = partial(fit_svi, batch_size=100, lr=3e-3, seed=0, capture=False)
 
 
 def trained(steps, objective=None):
     vae = VAE.mlp(data_dim=64, latent_dim=5, hidden=(64,), seed=0).double()
-    how = {"batch_size": 100, "lr": 3e-3, "seed": 0, "capture": False, "objective": objective}
-    return vae, fit_svi(vae.model, vae.guide, x, steps=steps, **how)
+    return vae, fit(vae.model, vae.guide, x, steps=steps, objective=objective)
 
 
-def gradients(vae, objective):  # of the encoder, on the same rows again and again
-    weights, found = list(vae.guide.parameters()), []
+def gradient_moments(vae, objective):  # of the encoder's gradient, on the same rows each time
+    weights, gradients = list(vae.guide.parameters()), []
     for _ in range(REPEATS):
         value, _ = objective.mean_value(vae.model, vae.guide, x[:50])
-        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, weights)]))
-    mean, variance = torch.stack(found).mean(0), torch.stack(found).var(0).sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, weights)]))
+    mean, variance = torch.stack(gradients).mean(0), torch.stack(gradients).var(0).sum()
     return mean, variance, (mean.square().sum() - variance / REPEATS).clamp(min=0)
 
 
@@ -36,24 +40,21 @@ def gradients(vae, objective):  # of the encoder, on the same rows again and aga
 torch.manual_seed(0)
 vae, _ = trained(STEPS // 20)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.6), layout="constrained")
-print(f"4 draws           variance  mean's distance, in errors  after {STEPS} steps: ELBO, {NATS}")
-for place, way in enumerate(("reparameterized", "stl", "score-loo", "score")):
-    mean, variance, _ = gradients(vae, objective := ELBO(4, kl="sampled", gradient=way))
-    plain = plain if place else (mean, variance)
-    off = (mean - plain[0]).norm() / ((variance + plain[1]) / REPEATS).sqrt()
-    end, fit = trained(STEPS, objective)
+print(f"4 samples        variance  bias / standard error  ELBO, nats per datum, at step {STEPS}")
+for name in ("reparameterized", "stl", "score-loo", "score"):
+    mean, variance, _ = gradient_moments(vae, objective := ELBO(4, kl="sampled", gradient=name))
+    reference = (mean, variance) if name == "reparameterized" else reference
+    off = (mean - reference[0]).norm() / ((variance + reference[1]) / REPEATS).sqrt()
+    end, result = trained(STEPS, objective)
     bound = elbo(end.model, end.guide, x, num_samples=4, seed=0).mean()
-    print(f"{way:15s}{variance:11.3g}{off:28.2f}{bound:37.2f}")
-    new_axes(left).plot(fit.objective, color=PALETTE[place], lw=0.8, label=way)
-for place, way in enumerate(("reparameterized", "dreg")):
-    ratios = [(s / v).sqrt() for _, v, s in (gradients(vae, IWAE(n, way)) for n in DRAWS)]
-    print(f"IWAE, {way:15s} signal to noise with {DRAWS} draws:", *(f"{r:.3f}" for r in ratios))
-    new_axes(right).loglog(DRAWS, ratios, "o-", color=PALETTE[place], label=way)
-# %%
-left.set(xlabel="steps", ylabel=f"objective, {NATS}")
-right.set(xlabel="draws per datum", ylabel="|mean| / sd of the encoder's gradient")
-right.set_xticks(DRAWS, DRAWS)
-for ax, text in ((left, "ELBO by each gradient"), (right, "Importance-weighted bound")):
-    title(ax, text)
-    legend_below(ax, 4)
+    print(f"{name:15s}{variance:11.3g}{off:23.2f}{bound:23.2f}")
+    left.plot(result.objective, lw=0.8, label=name)
+for name in ("reparameterized", "dreg"):
+    moments = [gradient_moments(vae, IWAE(number, name)) for number in SAMPLES]
+    ratios = [(signal / variance).sqrt().item() for _, variance, signal in moments]
+    print(f"IWAE, {name}, {SAMPLES} samples: signal to noise", *(f"{r:.3f}" for r in ratios))
+    right.loglog(SAMPLES, ratios, "o-", label=name)
+left.set(xlabel="steps", ylabel="ELBO, nats per datum", title="Training with each estimator")
+right.set(xlabel="samples per datum", ylabel="IWAE: |mean| / sd of the encoder's gradient")
+_ = left.legend(), right.legend()
 figure.savefig("gradient_estimators.png", dpi=150)

@@ -1,61 +1,60 @@
-# %% [markdown]
-# # Three quarters of a digit hidden
-# From 4 of 16 patches the others are filled in: by a masked autoencoder, and by PPCA's conditional
-# mean given the same 4, which is exact; its K and the moment to stop by validation digits.
+"""
+A masked autoencoder fills in digits
+====================================
+
+Given 4 of 16 patches of a held-out digit, a masked autoencoder predicts the other 12. It is
+compared with the conditional mean of PPCA given the same 4 patches, which is exact. K and the
+stopping time are chosen on validation digits.
+"""
+
 # %%
 import sys
+from functools import partial
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import PPCA, Autoencoder, HiddenPatches, digits, fit_closed_form, fit_svi
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.plots import images as tile_plots
+from ppl_vae import PPCA, Autoencoder, digits, fit_closed_form, fit_svi, plots
+from ppl_vae.data import ImageGrid
+from ppl_vae.networks import HiddenPatches
 
-EPOCHS, DRAWS, MOST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
+EPOCHS, DRAWS, LARGEST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, x_val, x_test = torch.as_tensor(digits()).float()[order].split([1297, 200, 300])
-patch_mask = HiddenPatches((1, 8, 8), patch=2, share=0.75)
+patches = HiddenPatches((1, 8, 8), patch=2, share=0.75)
 
 
-def error(fill, rows, first_seed):
-    """The squared error a hidden cell of each digit, over several draws of what is hidden."""
-    masks = [patch_mask.visible(len(rows), seed=first_seed + draw) for draw in range(DRAWS)]
-    missed = [(fill(rows, m) - rows)[~m].reshape(len(rows), -1) for m in masks]
-    return torch.stack(missed).square().mean((0, 2))
+def squared_error(fill, rows, first_seed):
+    """The squared error per hidden pixel of each digit, over several draws of the mask."""
+    masks = [patches.visible(len(rows), seed=first_seed + draw) for draw in range(DRAWS)]
+    errors = [(fill(rows, mask) - rows)[~mask].reshape(len(rows), -1) for mask in masks]
+    return torch.stack(errors).square().mean((0, 2))
 
 
-def by_ppca(latent_dim):
+def fill_by_ppca(latent_dim):
     ppca = PPCA.like(x.double(), latent_dim)
     fit_closed_form(ppca, x)
-    return lambda rows, seen: ppca.impute(rows, mask=seen).mean
+    return lambda rows, mask: ppca.impute(rows, mask=mask).mean
 
 
-scores = {K: error(by_ppca(K), x_val, 0).mean().item() for K in range(1, MOST)}
+scores = {K: squared_error(fill_by_ppca(K), x_val, 0).mean().item() for K in range(1, LARGEST)}
 best = min(scores, key=scores.get)
 # %%
 masked = Autoencoder.masked((1, 8, 8), 2, width=32, depth=2, decoder_width=32, seed=0).center(x)
-how = {"epochs": EPOCHS, "batch_size": 100, "lr": 2e-3, "scheduler": CosineAnnealingLR, "seed": 0}
-print(fit_svi(masked.model, masked.guide, x, x_val=x_val, **how))
+fit = partial(fit_svi, batch_size=100, lr=2e-3, scheduler=CosineAnnealingLR, seed=0)
+print(fit(masked.model, masked.guide, x, x_val=x_val, epochs=EPOCHS))
 # %%
-fills = {
-    f"PPCA (K = {best})": by_ppca(best),
-    "masked": lambda rows, seen: masked.reconstruct(rows, mask=seen),
-}
-errors = {name: error(fill, x_test, 100) for name, fill in fills.items()}
-text = (f"{name} {each.mean():.5f}" for name, each in errors.items())
-print("squared error a hidden cell of held-out digits (cells in [0, 1]):", ", ".join(text))
-off = errors["masked"] - errors[f"PPCA (K = {best})"]
-print(f"masked - PPCA: {off.mean():+.5f} +- {off.std() / len(off) ** 0.5:.5f} (standard error)")
+by_ppca = fill_by_ppca(best)
+errors = squared_error(by_ppca, x_test, 100)
+difference = squared_error(lambda rows, m: masked.reconstruct(rows, mask=m), x_test, 100) - errors
+standard_error = difference.std() / len(difference) ** 0.5
+print(f"squared error per hidden pixel, PPCA with K = {best}: {errors.mean():.5f}")
+print(f"masked autoencoder minus PPCA: {difference.mean():+.5f} ± {standard_error:.5f}")
 # %%
-rows, seen = x_test[:8], patch_mask.visible(8, seed=0)
-filled = [torch.where(seen, rows, fill(rows, seen)) for fill in fills.values()]
-shown = torch.stack([rows.where(seen, torch.nan), *filled, rows])
-down = "not seen", f"by PPCA (K = {best})", "by masked", "true"
-image_grid = ImageGrid.of(shown, down, list(map(str, range(8))), x, (8, 8))
-ax = tile_plots.reconstructions(
-    image_grid, heading="Held-out digits, filled in from 4 of 16 patches"
-)
-ax.set_ylabel("hidden cells")
+rows, mask = x_test[:8], patches.visible(8, seed=0)
+fills = [by_ppca(rows, mask), masked.reconstruct(rows, mask=mask)]
+shown = torch.stack([rows.where(mask, torch.nan), *(rows.where(mask, f) for f in fills), rows])
+names = "observed", f"PPCA (K = {best})", "masked", "original"
+grid = ImageGrid.of(shown, names, list("12345678"), x, (8, 8))
+ax = plots.plot_reconstructions(grid, heading="Held-out digits from 4 of 16 patches")
 ax.figure.savefig("masked_autoencoder.png", dpi=150)
-print("wrote masked_autoencoder.png")

@@ -1,9 +1,15 @@
-# %% [markdown]
-# # A VAE is a model and a guide
-# Nothing here but Pyro: `vae.model` and `vae.guide` are a pair like any other.
+"""
+A VAE is a model and a guide
+============================
+
+``vae.model`` and ``vae.guide`` are Pyro programs like any other: Pyro's own ``SVI`` and
+``Predictive`` take them. The package is needed only for the evaluation at the end.
+"""
+
 # %%
 import sys
 
+import matplotlib.pyplot as plt
 import pyro
 import torch
 from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
@@ -25,19 +31,26 @@ for epoch in range(EPOCHS):
     if epoch % 25 == 0 or epoch == EPOCHS - 1:
         print(f"epoch {epoch + 1:3d}: ELBO {-loss:7.2f} nats per datum")
 
-# %% [markdown]
-# The prior predictive runs the model alone; the posterior predictive runs it on the guide's draws
-# and draws x anew (`observe=False`).
 # %%
+# The prior predictive runs the model alone. The posterior predictive runs the model on the
+# guide's samples of z and draws x anew (``observe=False``).
 new = Predictive(vae.model, num_samples=1)(num_data=9)["x"][0]
 again = Predictive(vae.model, guide=vae.guide, num_samples=100)(x_test[:5], observe=False)["x"]
-print(f"\nnew digits {tuple(new.shape)}, five test digits anew {tuple(again.shape)}")
+print(f"\n{tuple(new.shape)} new digits; {tuple(again.shape)} replicates of five test digits")
+shown = torch.cat([x_test[:5], again.mean(0), new[:5].detach()])
+axes = plt.figure(figsize=(5, 3.2), layout="constrained").subplots(3, 5)
+for ax, image in zip(axes.flat, shown, strict=True):
+    ax.imshow(image.detach().reshape(8, 8).numpy(), cmap="gray_r")
+    ax.set(xticks=[], yticks=[])
+for ax, name in zip(axes[:, 0], ("test digit", "replicates,\nmean", "sample"), strict=True):
+    ax.set_ylabel(name)
+axes[0, 0].figure.savefig("vae_as_model_and_guide.png", dpi=150)
 print(f"sigma {vae.likelihood.scale.item():.3f}")
 
-# %% [markdown]
-# The ELBO of held-out digits is a lower bound of their log p. How far below it lies, and why:
 # %%
+# The ELBO of held-out digits is a lower bound on their log-likelihood. Importance sampling
+# estimates the log-likelihood itself, and the gap between the two is split into its causes.
 plain = log_likelihood(vae.model, vae.guide, x_test, 1000, seed=0)
 refined = log_likelihood(vae.model, vae.guide, x_test, 1000, refine=150, seed=0)
-print(f"\nthe guide as a proposal\n{plain}\n\na proposal refined for every digit\n{refined}\n")
+print(f"\nthe guide as the proposal\n{plain}\n\na proposal refined for each digit\n{refined}\n")
 print(gaps(vae.model, vae.guide, x_test, seed=0, steps=150))

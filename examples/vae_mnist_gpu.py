@@ -1,23 +1,28 @@
-# %% [markdown]
-# # A VAE on MNIST, on a GPU if there is one
-# Each pixel is a coin of its grey value, so that a Bernoulli decoder is a density; training rows
-# are tossed anew for each epoch. MNIST comes from the folder PPL_VAE_DATA (`MNIST/raw/*.gz`), else
-# from the user's cache, to which it is downloaded. `--smoke`: a few made-up images, without data.
+"""
+A VAE on binarized MNIST, on a GPU if there is one
+==================================================
+
+Pixels are binarized stochastically with their grey values as probabilities, anew in each epoch,
+so that a Bernoulli decoder is a density. MNIST is read from the folder PPL_VAE_DATA
+(``MNIST/raw/*.gz``), or from the user's cache, to which it is downloaded. ``--smoke`` uses
+simulated images.
+"""
+
 # %%
 import sys
+from functools import partial
 
 import torch
 
-from ppl_vae import VAE, Bernoulli, binarize, fit_svi, image_set, log_likelihood
-from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.evaluation.prediction.predictive import draw_data, reconstruct
-from ppl_vae.plots import images as tile_plots
+from ppl_vae import VAE, Bernoulli, binarize, fit_svi, image_set, log_likelihood, plots
+from ppl_vae.data import ImageGrid
+from ppl_vae.evaluation import draw_data, reconstruct
 
 SMOKE = "--smoke" in sys.argv
-EPOCHS, NUM_SCORED, DRAWS, REFINE = (2, 20, 100, 5) if SMOKE else (50, 500, 1000, 200)
+EPOCHS, NUM_SCORED, SAMPLES, REFINE = (2, 20, 100, 5) if SMOKE else (50, 500, 1000, 200)
 
 
-def grey(part):  # (N, 784), in 0..1
+def grey(part):  # (N, 784), in [0, 1]
     if not SMOKE:
         return image_set("MNIST", part, download=True).x
     smooth = torch.nn.functional.interpolate(torch.rand(300, 1, 4, 4), (28, 28), mode="bicubic")
@@ -29,22 +34,20 @@ x, x_test = grey("train"), binarize(grey("test"))
 x, x_val = x[: -len(x) // 10], binarize(x[-len(x) // 10 :])
 # %%
 vae = VAE.mlp(784, 20, hidden=(400,), likelihood=Bernoulli(), seed=0)
-how = {"epochs": EPOCHS, "batch_size": 128, "patience": 10, "device": "auto", "seed": 0}
-how["epoch_transform"] = binarize
-fit = fit_svi(vae.model, vae.guide, x, x_val=x_val, **how)
+fit_mnist = partial(fit_svi, batch_size=128, epoch_transform=binarize, device="auto", seed=0)
+fit = fit_mnist(vae.model, vae.guide, x, x_val=x_val, epochs=EPOCHS, patience=10)
 device = next(vae.parameters()).device
 print(f"{fit}\n{fit.steps / fit.seconds:.0f} steps per second on {device}")
 # %%
 scored = x_test[torch.randperm(len(x_test))[:NUM_SCORED]]
-print(log_likelihood(vae.model, vae.guide, scored, DRAWS, refine=REFINE, seed=0))
+print(log_likelihood(vae.model, vae.guide, scored, SAMPLES, refine=REFINE, seed=0))
 
 # %%
-rows = {"held out": scored[:8], "rebuilt": reconstruct(vae.model, vae.guide, scored[:8]).cpu()}
-rows["drawn"] = draw_data(vae.model, scored[:8], seed=0).cpu()
-image_grid = ImageGrid.of(
-    torch.stack(list(rows.values())), list(rows), "12345678", x[:1000], (28, 28)
-)
-picture = tile_plots.reconstructions(image_grid)
-picture.set(xlabel="number of the image or draw", ylabel="")
-picture.figure.savefig("vae_mnist.png", dpi=150)
+rows = {"held out": scored[:8]}
+rows["reconstructed"] = reconstruct(vae.model, vae.guide, scored[:8]).cpu()
+rows["sampled"] = draw_data(vae.model, scored[:8], seed=0).cpu()
+grid = ImageGrid.of(torch.stack(list(rows.values())), list(rows), "12345678", x, (28, 28))
+ax = plots.plot_reconstructions(grid, heading="Held-out images, reconstructions and samples")
+ax.set(xlabel="number of the image or sample", ylabel="")
+ax.figure.savefig("vae_mnist.png", dpi=150)
 print("wrote vae_mnist.png")

@@ -1,0 +1,271 @@
+"""Sources of the documentation that are generated: the examples in sections, the API reference.
+
+Everything is written where git does not see it: ``_build``, ``gallery`` and ``reference``.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
+
+SECTIONS = {
+    "ppca": (
+        "Probabilistic PCA",
+        [
+            "ppca_em_vs_svi",
+            "rank_k_reconstructions",
+            "prior_monte_carlo",
+            "one_table_em_px_svi",
+            "impute_metabolites",
+            "tobamovirus_map",
+        ],
+    ),
+    "vae": (
+        "Variational autoencoders",
+        [
+            "vae_as_model_and_guide",
+            "rate_and_distortion",
+            "beta_is_decoder_variance",
+            "collapse",
+            "latent_dimensions",
+            "sheets_of_samples",
+            "gradient_estimators",
+            "likelihoods_on_mnist",
+            "vae_mnist_gpu",
+            "port_an_encoder",
+            "pushforward",
+            "ring",
+            "topics",
+            "topic_recovery",
+        ],
+    ),
+    "autoencoders": (
+        "Autoencoders",
+        [
+            "linear_autoencoders",
+            "vae_limit",
+            "denoising",
+            "masked_autoencoder",
+            "sparse_coding",
+            "embeddings",
+            "label_efficiency",
+        ],
+    ),
+}
+"""The sections of the gallery: folder, title, and the examples in their order."""
+
+HEADER = """Gallery
+=======
+
+Each example is a short script that imports the package. The figures on these pages come from
+short runs, ``python examples/NAME.py --smoke``, which take seconds; without ``--smoke`` the
+scripts run to the results that their text describes.
+"""
+
+SUBPACKAGES = {
+    "models": "models, p(x, z)",
+    "guides": "guides, q(z given x)",
+    "likelihoods": "likelihoods, p(x given z)",
+    "networks": "encoders and decoders",
+    "objectives": "bounds and estimators of their gradients",
+    "inference": "fitting",
+    "evaluation": "log-likelihood, gaps, latent space, prediction",
+    "data": "tables, images, texts",
+    "lineage": "the stages from PCA to the VAE in one table",
+    "plots": "one function per figure",
+    "interop": "ArviZ and scikit-learn",
+    "core": "the contract of a pair, and results",
+}
+"""The sub-packages of the reference and their subjects."""
+
+
+def connect(app: Any) -> None:
+    """Have the sources written when a build begins, and MathJax copied when it ends."""
+    app.connect("config-inited", _write_sources, priority=1)
+    app.connect("build-finished", _copy_mathjax)
+    app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-skip-member", _skip_inherited)
+
+
+def _write_sources(app: Any, config: Any) -> None:
+    write_examples(DOCS / "_build" / "examples")
+    write_reference(DOCS / "reference")
+
+
+def _copy_mathjax(app: Any, exception: Exception | None) -> None:
+    found = importlib.util.find_spec("sphinx-mathjax-offline")
+    if exception is None and found is not None and found.origin is not None:
+        script = Path(found.origin).parent / "static" / "mathjax" / "tex-svg.js"
+        target = Path(app.outdir) / "_static" / "mathjax"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(script, target)
+
+
+def _skip_inherited(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    return True if name.startswith("set_") and name.endswith("_request") else None  # scikit-learn
+
+
+SECTION = re.compile(r"[A-Z][a-z]+:$")
+"""The first line of a section of a Google docstring."""
+
+
+def _prepare_docstring(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Set indented formulas of a description as literal blocks, and escape what RST would read."""
+    prepared: list[str] = []
+    section = literal = False
+    for line in lines:
+        section = section or bool(SECTION.match(line))
+        starts = not section and line.startswith("    ") and _last(prepared) == "paragraph"
+        if starts and not prepared[-1].strip():
+            prepared += ["::", ""]
+            literal = True
+        literal = literal and (not line.strip() or line.startswith("    "))
+        prepared.append(
+            line if literal or (not section and line.startswith("    ")) else _escaped(line)
+        )
+    lines[:] = prepared
+
+
+def _last(lines: list[str]) -> str:
+    """Whether the last line that is not empty ends an ordinary paragraph."""
+    filled = [line for line in lines if line.strip()]
+    if not filled or filled[-1].startswith(" ") or filled[-1].endswith("::"):
+        return "block"
+    return "list" if re.match(r"([*+-]|\d+\.|\.\.) ", filled[-1]) else "paragraph"
+
+
+def _escaped(line: str) -> str:
+    """A line whose bars and trailing underscores, outside of literals, are plain text."""
+    line = re.sub(r"(: [A-Z])\.$", r"\1\\.", line)  # "data_dim: D." is no enumeration
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    for place in range(0, len(parts), 2):
+        text = re.sub(r"\|(?=\S)|(?<=\S)\|", r"\\|", parts[place])
+        parts[place] = re.sub(r"(?<=\w)_(?=[\s,.;:)]|$)", r"\\_", text)
+    return "".join(parts)
+
+
+def write_examples(folder: Path) -> None:
+    """Copy the examples into one folder per section.
+
+    Raises:
+        ValueError: if an example is in no section, or a section names one that does not exist.
+    """
+    there = {path.stem for path in EXAMPLES.glob("*.py")}
+    listed = {name for _, names in SECTIONS.values() for name in names}
+    if there != listed:
+        raise ValueError(
+            f"SECTIONS in {__file__} and {EXAMPLES} differ: not listed {sorted(there - listed)}, "
+            f"not there {sorted(listed - there)}"
+        )
+    _replace(folder / "GALLERY_HEADER.rst", HEADER)
+    for section, (title, names) in SECTIONS.items():
+        _replace(folder / section / "GALLERY_HEADER.rst", f"{title}\n{'-' * len(title)}\n")
+        for name in names:
+            _replace(folder / section / f"{name}.py", (EXAMPLES / f"{name}.py").read_text())
+
+
+def _replace(path: Path, text: str) -> None:
+    # An unchanged file keeps its time, so that its example does not run again.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def listed_order(filename: str) -> int:
+    """The place of an example in its section."""
+    names = [name for _, listed in SECTIONS.values() for name in listed]
+    return names.index(Path(filename).stem)
+
+
+def section_order(folder: str) -> int:
+    """The place of a section in the gallery."""
+    return list(SECTIONS).index(Path(folder).name)
+
+
+def smoke_arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
+    """The command line that examples run with."""
+    return ["--smoke"]
+
+
+def reset_pyro(gallery_conf: dict[str, Any], filename: str) -> None:
+    """Empty Pyro's parameter store between examples."""
+    import pyro
+
+    pyro.clear_param_store()
+
+
+def write_reference(folder: Path) -> None:
+    """Write one page per sub-package: its public classes and functions, module by module."""
+    for name, subject in SUBPACKAGES.items():
+        _replace(folder / f"{name}.rst", "\n".join(_page(name, subject)) + "\n")
+    wanted = {f"{name}.rst" for name in SUBPACKAGES}
+    for path in folder.glob("*.rst"):
+        if path.name not in wanted:
+            path.unlink()
+
+
+def _page(name: str, subject: str) -> Iterator[str]:
+    title = f"ppl_vae.{name}"
+    yield from (title, "=" * len(title), "", f"{subject[0].upper()}{subject[1:]}.", "")
+    for module, names in _public(f"ppl_vae.{name}").items():
+        heading = _summary(importlib.import_module(module))
+        shown = f"ppl_vae.{name}" if _offered(f"ppl_vae.{name}") is not None else module
+        short = module.removeprefix(f"ppl_vae.{name}").lstrip(".") or name
+        yield from (short, "-" * len(short), "", heading, "")
+        for each in names:
+            kind = (
+                "class"
+                if inspect.isclass(getattr(importlib.import_module(module), each))
+                else "function"
+            )
+            yield from (f".. auto{kind}:: {shown}.{each}", "")
+
+
+def _summary(module: ModuleType) -> str:
+    lines = inspect.getdoc(module) or ""
+    return lines.split("\n\n")[0].replace("\n", " ")
+
+
+def _public(package: str) -> dict[str, list[str]]:
+    """The public names of a package under the modules that define them.
+
+    They are those of its ``__all__``, or all without a leading underscore where it has none.
+    """
+    offered = _offered(package)
+    found: dict[str, list[str]] = {}
+    for module in _modules(package):
+        own = [
+            name
+            for name, value in vars(module).items()
+            if getattr(value, "__module__", None) == module.__name__
+            and (inspect.isclass(value) or inspect.isfunction(value))
+            and not name.startswith("_")
+            and (offered is None or name in offered)
+        ]
+        if own:
+            found[module.__name__] = own
+    return found
+
+
+def _offered(package: str) -> list[str] | None:
+    return getattr(importlib.import_module(package), "__all__", None)
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = importlib.import_module(package)
+    yield root
+    for each in pkgutil.walk_packages(root.__path__, f"{package}."):
+        yield importlib.import_module(each.name)
