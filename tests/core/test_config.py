@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from ppl_vae import Gaussian, GaussianNoise
+from ppl_vae import Gaussian
 from ppl_vae.core.config import (
     ConstructorCall,
     OpaqueValue,
@@ -15,6 +15,7 @@ from ppl_vae.core.config import (
     describe,
 )
 from ppl_vae.core.program import Program
+from ppl_vae.networks import GaussianNoise
 
 
 class Model(Program):

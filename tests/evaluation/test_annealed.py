@@ -13,16 +13,7 @@ from scipy import integrate, special, stats
 import foreign
 import loops
 import oracles
-from ppl_vae import (
-    PPCA,
-    VAE,
-    ExactGuide,
-    Gaussian,
-    bidirectional,
-    digits,
-    fit_svi,
-    log_likelihood,
-)
+from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, bidirectional, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, mode, seeded

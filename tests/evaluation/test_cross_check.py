@@ -11,13 +11,7 @@ import torch
 
 import foreign
 import oracles
-from ppl_vae import (
-    PPCA,
-    VAE,
-    ExactGuide,
-    cross_check,
-    log_likelihood,
-)
+from ppl_vae import PPCA, VAE, ExactGuide, cross_check, log_likelihood
 from ppl_vae.evaluation import Annealing, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
 

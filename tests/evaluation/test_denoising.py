@@ -10,7 +10,9 @@ import torch
 
 import oracles
 from figures import check_texts
-from ppl_vae import PPCA, Denoising, GaussianNoise, compare_denoisers, fit_closed_form
+from ppl_vae import PPCA, fit_closed_form
+from ppl_vae.evaluation import Denoising, compare_denoisers
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import images as tile_plots
 
 N, D = 50, 6

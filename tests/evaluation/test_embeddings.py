@@ -10,15 +10,8 @@ from sklearn.decomposition import PCA
 
 import oracles
 from figures import check_texts
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
-    Embeddings,
-    ExactGuide,
-    compare_embeddings,
-    fit_closed_form,
-)
+from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, fit_closed_form
+from ppl_vae.evaluation import Embeddings, compare_embeddings
 from ppl_vae.plots import latent_spaces as latent_plots
 
 N, D = 60, 5

@@ -15,18 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 
 from figures import check_texts
-from ppl_vae import (
-    VAE,
-    Autoencoder,
-    Categorical,
-    GaussianNoise,
-    LabelEfficiency,
-    SupervisedEncoder,
-    digits,
-    fit_svi,
-    label_efficiency,
-)
+from ppl_vae import VAE, Autoencoder, Categorical, digits, fit_svi
+from ppl_vae.evaluation import LabelEfficiency, label_efficiency
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
+from ppl_vae.models import SupervisedEncoder
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import label_efficiency as label_plots
 
 N, D, K, C = 90, 6, 4, 3

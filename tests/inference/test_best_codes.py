@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
-from ppl_vae import Autoencoder, Gaussian, best_codes, digits
+from ppl_vae import Autoencoder, Gaussian, digits
+from ppl_vae.inference import best_codes
 
 
 def test_best_codes_of_digits_match_scikit_learn():

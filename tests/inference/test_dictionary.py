@@ -10,7 +10,8 @@ from sklearn.decomposition import dict_learning
 
 import oracles
 from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
-from ppl_vae import Autoencoder, Bernoulli, Gaussian, best_codes, elbo, fit_dictionary
+from ppl_vae import Autoencoder, Bernoulli, Gaussian, elbo
+from ppl_vae.inference import best_codes, fit_dictionary
 from ppl_vae.inference.sparse.dictionary import CODE_SWEEPS
 
 # Alternating updates

@@ -18,11 +18,10 @@ from ppl_vae import (
     digits,
     elbo,
     fit_closed_form,
-    fit_pca,
-    implied_gaussian,
     mlp,
     subspace,
 )
+from ppl_vae.inference import fit_pca, implied_gaussian
 
 X = oracles.simulate_ppca([6.0, 4.0, 2.5], 0.4, 120, 8, 0) + 3
 KINDS = [{}, {"tied": True}, {"tied": True, "columns": "orthonormal"}, {"columns": "unit"}]

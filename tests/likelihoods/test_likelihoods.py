@@ -19,7 +19,6 @@ from ppl_vae import (
     ELBO,
     IWAE,
     VAE,
-    Annealing,
     Bernoulli,
     CapturedSVI,
     Categorical,
@@ -31,7 +30,6 @@ from ppl_vae import (
     compare,
     elbo,
     fit_svi,
-    freeze_scale,
     gaps,
     impute,
     load,
@@ -41,7 +39,9 @@ from ppl_vae import (
     save,
 )
 from ppl_vae.core.config import constructor_call
+from ppl_vae.evaluation import Annealing
 from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
+from ppl_vae.inference import freeze_scale
 from ppl_vae.inference.svi.calibration import calibrate
 from ppl_vae.likelihoods import distributions as densities
 from ppl_vae.likelihoods.discrete import LIKELIHOODS

@@ -24,14 +24,10 @@ from ppl_vae import (
     IWAE,
     PPCA,
     AmortizedGuide,
-    Annealing,
     Autoencoder,
     Bernoulli,
     Gaussian,
-    GaussianNoise,
-    MaskingNoise,
     PerDatumGuide,
-    best_codes,
     bidirectional,
     collapse,
     elbo,
@@ -39,7 +35,6 @@ from ppl_vae import (
     fit_svi,
     gaps,
     impute,
-    kl_by_dimension,
     load,
     log_likelihood,
     log_weights,
@@ -47,7 +42,10 @@ from ppl_vae import (
     save,
 )
 from ppl_vae.data.tables import read_table
+from ppl_vae.evaluation import Annealing, kl_by_dimension
 from ppl_vae.evaluation.prediction.predictive import decode, encode, reconstruct
+from ppl_vae.inference import best_codes
+from ppl_vae.networks import GaussianNoise, MaskingNoise
 from ppl_vae.networks.sparse_layers import NormalizedColumns, SoftThreshold
 
 N, D, K = 40, 6, 3

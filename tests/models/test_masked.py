@@ -22,18 +22,12 @@ from ppl_vae import (
     PPCA,
     VAE,
     AmortizedGuide,
-    Annealing,
     Autoencoder,
     Bernoulli,
     Categorical,
     Gaussian,
-    GaussianNoise,
-    HiddenPatches,
     Multinomial,
     OptimalGaussian,
-    PatchDecoder,
-    PatchTransformer,
-    best_codes,
     collapse,
     digits,
     elbo,
@@ -48,8 +42,11 @@ from ppl_vae import (
     save,
 )
 from ppl_vae.core.state import eval_mode, seeded, validation
+from ppl_vae.evaluation import Annealing
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import decode, encode, latent_means, reconstruct
+from ppl_vae.inference import best_codes
+from ppl_vae.networks import GaussianNoise, HiddenPatches, PatchDecoder, PatchTransformer
 from ppl_vae.networks.mlp_conv import conv_encoder
 from ppl_vae.networks.patches import Patches, UniformSubsets
 

@@ -18,15 +18,14 @@ from ppl_vae import (
     Categorical,
     ExactGuide,
     Gaussian,
-    GaussianNoise,
-    MaskingNoise,
     PerDatumGuide,
     load,
     log_weights,
     save,
-    topic_vae,
 )
+from ppl_vae.models import topic_vae
 from ppl_vae.models.storage import FORMAT
+from ppl_vae.networks import GaussianNoise, MaskingNoise
 
 IMAGES = (1, 4, 4)
 PROGRAMS = {

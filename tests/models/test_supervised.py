@@ -24,18 +24,18 @@ from ppl_vae import (
     Categorical,
     ExactGuide,
     Gaussian,
-    GaussianNoise,
-    SupervisedEncoder,
     collapse,
     elbo,
     fit_svi,
     gaps,
-    kl_by_dimension,
     load,
     log_likelihood,
     log_weights,
     save,
 )
+from ppl_vae.evaluation import kl_by_dimension
+from ppl_vae.models import SupervisedEncoder
+from ppl_vae.networks import GaussianNoise
 from ppl_vae.networks.mlp_conv import Bias, mlp, reset
 from ppl_vae.networks.sparse_layers import SoftThreshold
 

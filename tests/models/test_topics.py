@@ -14,20 +14,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
 from figures import check_texts
-from ppl_vae import (
-    ELBO,
-    Multinomial,
-    count_words,
-    elbo,
-    fit_svi,
-    load,
-    log_likelihood,
-    save,
-    top_words,
-    topic_vae,
-)
+from ppl_vae import ELBO, Multinomial, elbo, fit_svi, load, log_likelihood, save
+from ppl_vae.data import count_words
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
+from ppl_vae.models import top_words, topic_vae
 from ppl_vae.models.topics import TopicDecoder
 from ppl_vae.plots.topics import plot_topic_interpolation
 

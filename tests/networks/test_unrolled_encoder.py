@@ -6,7 +6,7 @@ import torch
 
 import oracles
 from dictionaries import SIGMA, K, parts, planted, with_free_codes
-from ppl_vae import best_codes
+from ppl_vae.inference import best_codes
 from ppl_vae.networks.sparse_layers import LISTA
 
 
