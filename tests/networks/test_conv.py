@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from pyro.infer import Predictive
-from test_capture import agree, both_ways
 from torch import nn
 
+from captured import assert_equal, both_fits
 from ppl_vae import VAE, Bernoulli, Gaussian, fit_svi, load, log_likelihood, log_weights, mlp, save
 from ppl_vae.networks.mlp_conv import Bias, conv_decoder, conv_encoder
 
@@ -136,7 +136,7 @@ def test_captured_steps_of_a_convolutional_pair_equal_eager_steps():
         vae = VAE.conv((1, 4, 5), 2, channels=(3, 4), seed=0).double()
         return vae.model, vae.guide
 
-    agree(both_ways(make, draw(24, 20).double()))
+    assert_equal(both_fits(make, draw(24, 20).double()))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"missing": "zeros+mask", "covariance": "full"}])
