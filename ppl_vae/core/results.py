@@ -5,12 +5,15 @@ import html
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas
+
 
 CONDITIONAL = (
     "standard deviations take the fitted parameters as known, so that intervals are too narrow "
@@ -50,8 +53,10 @@ class Result:
             **{field.name: revived(content[field.name], hints[field.name]) for field in fields}
         )
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """The 1-d fields as columns; shorter ones are padded with NaN."""
+        import pandas as pd
+
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
         columns = {field.name: getattr(self, field.name) for field in fields}
         return pd.DataFrame(

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from sklearn.datasets import load_digits
 
 from ppl_vae.core.validation import as_matrix
 from ppl_vae.data.csv_sniffing import NUMBER, SAMPLE_LINES, TextTable, quoted
@@ -75,6 +74,8 @@ class Table:
 
 def digits_table() -> Table:
     """scikit-learn's handwritten digits, each pixel in 0..1 (sixteenths), labelled 0..9."""
+    from sklearn.datasets import load_digits
+
     pixels, digit = map(np.asarray, load_digits(return_X_y=True))
     names = tuple(f"r{i}c{j}" for i in range(8) for j in range(8))
     return Table("digits / 16", pixels / 16, names, None, tuple(digit.tolist()), "digit", (8, 8))

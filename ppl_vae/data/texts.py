@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor
 
 from ppl_vae.core.validation import check_int
@@ -56,6 +55,8 @@ def count_words(
     Raises:
         ValueError: if no words are left.
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+
     named = texts if isinstance(texts, Mapping) else {str(n): t for n, t in enumerate(texts)}
     counter = CountVectorizer(
         stop_words=stop_words

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
@@ -16,6 +14,8 @@ from ppl_vae.data.column_stats import LARGEST_RATIO, ColumnStats, may_be_grey_va
 
 def digits() -> Float[np.ndarray, "1797 64"]:
     """scikit-learn's handwritten digits, 8 x 8 pixels, each in 0..1 (sixteenths)."""
+    from sklearn.datasets import load_digits
+
     return np.asarray(load_digits(return_X_y=True)[0]) / 16
 
 
@@ -71,6 +71,8 @@ def split(
 
 
 def _split_off(rows: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    from sklearn.model_selection import train_test_split
+
     if len(rows) - size < 3:
         raise ValueError(f"{len(rows)} rows are too few to hold out {size} and fit the rest")
     kept, held_out = train_test_split(rows.numpy(), test_size=size, random_state=seed)

@@ -10,9 +10,8 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +24,10 @@ from ppl_vae.lineage.common import StageTable, select_stages
 from ppl_vae.lineage.sparse_metrics import CodeMetrics, SparseEvaluationContext, SparseRow
 from ppl_vae.lineage.sparse_stages import REFERENCE, SPARSE_STAGES, SparseProblem, SparseSettings
 from ppl_vae.models.autoencoder import Autoencoder
+
+if TYPE_CHECKING:
+    import pandas
+
 
 TEXT_WIDTH = 110
 """Maximal length of the lines of prose below the tables."""
@@ -53,8 +56,10 @@ class SparseLineage(StageTable[SparseRow]):
     about: dict[str, Any]
     pairs: dict[str, Autoencoder] = field(default_factory=dict, compare=False, metadata=UNSAVED)
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per stage: train_... and test_... of each metric, steps and seconds."""
+        import pandas as pd
+
         records = []
         for row in self.rows:
             metrics = {

@@ -121,7 +121,7 @@ class _Objective(pyro.infer.ELBO):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, ""], int]:
         """The objective in nats per datum, and the size of the whole data."""
-        return self.value_of(self._pair(model, guide), Batch(x, **keywords))
+        return self.value_of(self._pair(model, guide), Batch.of(x, keywords))
 
     def value_of(self, pair: Pair, batch: Batch) -> tuple[Float[Tensor, ""], int]:
         """:meth:`mean_value` of a pair on a batch."""
@@ -249,7 +249,7 @@ class ELBO(_Objective):
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """E_q[log p(x | z)] and KL(q || p) per datum, in nats, averaged over the draws."""
-        return self.terms_of(self._pair(model, guide), Batch(x, **keywords))
+        return self.terms_of(self._pair(model, guide), Batch.of(x, keywords))
 
     def terms_of(
         self, pair: Pair, batch: Batch

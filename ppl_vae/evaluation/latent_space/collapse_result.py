@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ppl_vae.evaluation.latent_space.collapse_statistics import (
     ACTIVE_VARIANCE,
     NEGLIGIBLE_BIAS,
     CollapseStatistics,
 )
+
+if TYPE_CHECKING:
+    import pandas
+
 
 NEGLIGIBLE_KL = 0.05
 """A KL per dimension below this, in nats, is treated as zero."""
@@ -51,8 +54,10 @@ class Collapse(CollapseStatistics):
             return f"{LOOKUP_TABLE}: {self._retrieval()}, and q(z) is far from the prior"
         return self._active() if bool(self.active.any()) else self._inactive()
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per latent dimension, indexed by its name."""
+        import pandas as pd
+
         columns = {
             "kl": self.kl_by_dimension.numpy(),
             "mean_variance": self.mean_variances.numpy(),

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
@@ -17,6 +15,10 @@ from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
+
+if TYPE_CHECKING:
+    import pandas
+    import sklearn.neighbors
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Embeddings(Result):
     labels: tuple[Any, ...]
     neighbours: int
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per embedding: mean error and accuracy, each with its standard error."""
+        import pandas as pd
+
         rows = [(*each.mean_error, *each.accuracy) for each in self.embeddings]
         columns = ["error", "error_se", "accuracy", "accuracy_se"]
         names = pd.Index([each.name for each in self.embeddings], name="embedding")
@@ -112,6 +116,8 @@ def compare_embeddings(
             number of labels differs from that of rows.
         NotImplementedError: if the distribution of a guide's site has no mean in closed form.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     if not pairs:
         raise ValueError("give at least one pair")
     check_int("neighbours", neighbours)
@@ -136,7 +142,7 @@ def _embed(
     classes: np.ndarray,
     x_test: Tensor,
     labels: np.ndarray,
-    classifier: KNeighborsClassifier,
+    classifier: "sklearn.neighbors.KNeighborsClassifier",
 ) -> Embedding:
     train_codes, codes = (encode(*pair, rows).double().cpu() for rows in (x, x_test))
     if codes.shape[1] != 2:

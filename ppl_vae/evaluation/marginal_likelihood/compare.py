@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +16,10 @@ from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
+
+if TYPE_CHECKING:
+    import pandas
+
 
 FEW_RELIABLE = 0.85
 """With a smaller share of reliable data, a mean is reported as a lower bound."""
@@ -59,8 +62,10 @@ class Comparison(Result):
         """The number of data that all models were evaluated on, N."""
         return self.pointwise.shape[1]
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per model, indexed by its name; all attributes but ``pointwise`` as columns."""
+        import pandas as pd
+
         columns = ("mean", "error", "difference", "difference_error", "reliable", "weight")
         index = pd.Index(self.names, name="model")
         return pd.DataFrame({key: getattr(self, key).numpy() for key in columns}, index=index)

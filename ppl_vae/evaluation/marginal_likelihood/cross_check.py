@@ -5,9 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
@@ -19,6 +18,10 @@ from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
+
+if TYPE_CHECKING:
+    import pandas
+
 
 NUM_CHAINS = 32
 """Default AIS chains per datum; enough for a Pareto k-hat."""
@@ -76,8 +79,10 @@ class EstimatorComparison(Result):
                 found[name] = behind, error
         return found
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per method: mean, standard error, its Monte Carlo part, share reliable."""
+        import pandas as pd
+
         rows = {
             name: {
                 "mean": estimate.mean,

@@ -6,9 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import pandas as pd
 import torch
-import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -60,6 +58,9 @@ def elpd_data(
         good_k: the largest k-hat with which estimates are reliable.
         pareto_k: k-hat of each datum.
     """
+    import pandas as pd
+    import xarray as xr
+
     elpd_class = installed_arviz().ELPDData
     # Names of ArviZ 1.x; 0.x has a pandas Series with other names.
     content: dict[str, Any] = {

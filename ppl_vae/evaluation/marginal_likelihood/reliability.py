@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -127,6 +126,8 @@ def k_hat(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
 
 
 def _k_hat(log_weights: np.ndarray) -> float:
+    from arviz_stats.base.array import array_stats
+
     with np.errstate(all="ignore"):
         try:
             # ArviZ takes log-likelihoods here, whose importance weights are their reciprocals.

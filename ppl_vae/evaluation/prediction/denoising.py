@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,10 @@ from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.data.image_grid import ImageGrid
+
+if TYPE_CHECKING:
+    import pandas
+
 
 NO_DENOISING = "no denoising"
 
@@ -65,8 +69,10 @@ class Denoising(Result):
         labels = ("clean", "noisy", *self.names[1:])
         return ImageGrid.of(images, labels, [str(row) for row in rows], self.clean, image_shape)
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """The errors, with one row per datum and one column per denoiser."""
+        import pandas as pd
+
         return pd.DataFrame(self.error.T.numpy(), columns=pd.Index(self.names, name="denoiser"))
 
     def __repr__(self) -> str:

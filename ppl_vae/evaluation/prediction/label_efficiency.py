@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
@@ -21,6 +18,10 @@ from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.discrete import Categorical
 from ppl_vae.models.decoder_model import DecoderModel
 from ppl_vae.models.supervised import SupervisedEncoder
+
+if TYPE_CHECKING:
+    import pandas
+
 
 NETWORKS = ("scratch", "fine-tuned", "frozen")
 LOGISTIC = "logistic regression"
@@ -45,6 +46,8 @@ class PairedDifference(Result):
     @classmethod
     def of(cls, differences: Float[Tensor, " S"]) -> "PairedDifference":
         """mean +- t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
+        from scipy import stats
+
         mean, error = mean_and_error(differences)
         half_width = float(stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, len(differences) - 1)) * error
         return cls(mean, mean - half_width, mean + half_width)
@@ -116,8 +119,10 @@ class LabelEfficiency(Result):
             f"{self.methods[int(means.argmax())]}, {100 * means.max():.1f} %."
         )
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pandas.DataFrame":
         """One row per method and draw: method, seed, accuracy, log_loss."""
+        import pandas as pd
+
         index = pd.MultiIndex.from_product([self.methods, self.seeds], names=["method", "seed"])
         columns = {name: getattr(self, name).flatten().numpy() for name in METRICS}
         return pd.DataFrame(columns, index=index).reset_index()
@@ -277,6 +282,8 @@ def _log_p(
     fit: Callable[..., FitResult],
 ) -> Float[Tensor, "M C"]:
     """log p(y | x) of every class for held-out rows, after training on x and their classes."""
+    from sklearn.linear_model import LogisticRegression
+
     if method == LOGISTIC:
         fitted = LogisticRegression(max_iter=10_000).fit(x.numpy(), classes.numpy())
         return torch.as_tensor(fitted.predict_log_proba(x_test.numpy())).double()
