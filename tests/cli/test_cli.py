@@ -54,7 +54,7 @@ def test_a_table_of_ones_own(table, tmp_path):
     assert stages == ["closed-form", "px-em", "variational-em"]
     assert "…" not in shown.output and "━" not in shown.output
     assert "constant columns: jute" in shown.output and "kind" in shown.output
-    assert "PPCA's exact optimum is reached by closed-form, px-em and" in shown.output
+    assert "PPCA's exact optimum is attained by closed-form, px-em and" in shown.output
 
 
 def test_what_is_written(table, tmp_path):
@@ -69,14 +69,14 @@ def test_what_is_written(table, tmp_path):
     assert "mine.csv: 60 rows" in page and "jute" in page
     draws = read_netcdf(folder / "lineage.nc")
     assert draws["posterior_predictive"]["px-em"].column.values.tolist() == found.about["columns"]
-    pictures = list((folder / "pictures").glob("*.png"))
-    assert len(pictures) >= 7
-    for picture in pictures:
-        assert min(matplotlib.image.imread(picture).shape[:2]) > 200
-    for file in ("results.json", "report.html", "pictures", "lineage.nc"):
+    figures = list((folder / "figures").glob("*.png"))
+    assert len(figures) >= 7
+    for figure in figures:
+        assert min(matplotlib.image.imread(figure).shape[:2]) > 200
+    for file in ("results.json", "report.html", "figures", "lineage.nc"):
         assert f"wrote {folder / file}" in shown.output
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("lineage.nc", "pictures", "report.html", "results.json")
+        *("figures", "lineage.nc", "report.html", "results.json")
     ]
 
 
@@ -174,7 +174,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
     finished = len(found.rows)
     assert 1 <= finished < len(STAGES) and not found.finished and report_data is None
     assert [row.stage for row in found.rows] == found.about["stages"][:finished]
-    message = f"interrupted: {finished} of {len(STAGES)} stages are finished, kept in"
+    message = f"interrupted: {finished} of {len(STAGES)} stages are finished, saved in"
     assert errors.startswith(message) and len(errors.splitlines()) == 1
     assert found.rows[-1].stage in output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]
@@ -201,7 +201,7 @@ def test_a_terminal_shows_how_far_a_rung_is(table, tmp_path):
     assert process.returncode == 0, text
     assert "stage 2 of 2, exact-svi: fitting" in text
     assert "left" in text and "%" in text and "━" in text
-    assert "stage 2 of 2, exact-svi: measuring" in text
+    assert "stage 2 of 2, exact-svi: evaluating" in text
 
 
 def test_help_lists_what_there_is():
