@@ -244,7 +244,7 @@ def _public(package: str) -> dict[str, list[str]]:
 
     They are those of its ``__all__``, or all without a leading underscore where it has none.
     """
-    offered = _offered(package)
+    root, offered = importlib.import_module(package), _offered(package)
     found: dict[str, list[str]] = {}
     for module in _modules(package):
         own = [
@@ -253,7 +253,7 @@ def _public(package: str) -> dict[str, list[str]]:
             if getattr(value, "__module__", None) == module.__name__
             and (inspect.isclass(value) or inspect.isfunction(value))
             and not name.startswith("_")
-            and (offered is None or name in offered)
+            and (offered is None or (name in offered and getattr(root, name) is value))
         ]
         if own:
             found[module.__name__] = own
