@@ -98,13 +98,6 @@ def elbo(
     return torch.cat(values)
 
 
-def batch_keywords(x: Tensor, mask: Tensor | None, rows: Tensor) -> dict[str, Any]:
-    """What a pair is told of a batch: its mask, and which rows of how many, unless it is all."""
-    whole = len(rows) == len(x) and torch.equal(rows, torch.arange(len(x), device=rows.device))
-    where = {} if whole else {"index": rows, "num_data": len(x)}
-    return where | ({} if mask is None else {"mask": mask[rows]})
-
-
 PLAIN = "reparameterized"
 SCORES = ("score", "score-loo")
 

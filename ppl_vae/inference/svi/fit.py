@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
+from ppl_vae.core.batch import Batch
 from ppl_vae.core.program import (
     ProgramLike,
     as_data_and_mask,
@@ -36,7 +37,7 @@ from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import Optimization, Runtime, Stopping
 from ppl_vae.inference.svi.trainer import Trainer
-from ppl_vae.objectives.bounds import ELBO, batch_keywords
+from ppl_vae.objectives.bounds import ELBO
 
 
 def fit_svi(
@@ -175,7 +176,7 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     """The parameters of the pair by name, after the checks that need a first batch."""
     model, guide, x, mask = minibatch.model, minibatch.guide, minibatch.x, minibatch.mask
     rows = torch.arange(schedule.batch_size, device=x.device)
-    check_automatic_batch(guide, batch_keywords(x, mask, rows))
+    check_automatic_batch(guide, Batch(x, mask).rows(rows).keywords)
     with _hint_at_index(schedule.batch_size < len(x)):
         named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and schedule.batch_size < len(x):

@@ -15,7 +15,7 @@ from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
-from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable, batch_keywords
+from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable
 
 
 class WeightedObjective:
@@ -169,13 +169,12 @@ class MinibatchObjective:
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective of these rows (None: all) in nats per datum."""
-        x, keywords = self._batch(rows)
-        return self.objective(self.model, self.guide, x, step, **keywords)
+        batch = self._batch(rows)
+        return self.objective(self.model, self.guide, batch.x, step, **batch.keywords)
 
-    def _batch(self, rows: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
-        if rows is None:
-            return self.x, {} if self.mask is None else {"mask": self.mask}
-        return self.x[rows], batch_keywords(self.x, self.mask, rows)
+    def _batch(self, rows: Tensor | None) -> Batch:
+        whole = Batch(self.x, self.mask)
+        return whole if rows is None else whole.rows(rows)
 
     @property
     def shared_tensors(self) -> list[Tensor]:
@@ -207,10 +206,9 @@ class MinibatchObjective:
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
-        x, keywords = self._batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
-                run = Pair(self.model, self.guide).run(Batch(x, **keywords))
+                run = Pair(self.model, self.guide).run(self._batch(rows))
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
         for program, trace in (("guide", run.guide), ("model", run.model)):
