@@ -7,7 +7,7 @@ import oracles
 from ppl_vae import PPCA
 
 SPECTRUM, N, D, K = (9.0, 4.0, 2.5), 60, 7, 3
-MECHANISMS = {"MCAR": oracles.with_holes, "MAR": oracles.drop_high}
+MECHANISMS = {"MCAR": oracles.with_missing_values, "MAR": oracles.drop_high}
 NOISES = ("isotropic", "diagonal")
 
 

@@ -40,13 +40,13 @@ def simulate_ppca(eigenvalues, noise, N, D, seed):
     return (white * np.sqrt(spectrum)) @ axes.T + rng.normal(size=D)
 
 
-def with_holes(x, fraction, seed):
+def with_missing_values(x, fraction, seed):
     """A copy of x with NaN in about this fraction of its cells; no row or column is left empty."""
     rng = np.random.default_rng(seed)
-    holes = rng.random(x.shape) < fraction
-    holes[np.arange(len(x)), rng.integers(x.shape[1], size=len(x))] = False
-    holes[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
-    return np.where(holes, np.nan, x)
+    missing = rng.random(x.shape) < fraction
+    missing[np.arange(len(x)), rng.integers(x.shape[1], size=len(x))] = False
+    missing[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
+    return np.where(missing, np.nan, x)
 
 
 def sample_spectrum(x):
@@ -74,9 +74,9 @@ def log_density(x, loc, loadings, noise):
     covariance = ppca_covariance(loadings, noise)
     values = []
     for row in np.atleast_2d(x):
-        seen = ~np.isnan(row)
-        block = covariance[np.ix_(seen, seen)]
-        values.append(stats.multivariate_normal.logpdf(row[seen], loc[seen], block))
+        observed = ~np.isnan(row)
+        block = covariance[np.ix_(observed, observed)]
+        values.append(stats.multivariate_normal.logpdf(row[observed], loc[observed], block))
     return np.array(values)
 
 
@@ -101,11 +101,11 @@ def posterior(x, loc, loadings, noise):
     noise = np.broadcast_to(noise, len(loadings))
     means, covariances = [], []
     for row in np.atleast_2d(x):
-        seen = ~np.isnan(row)
-        weighted = loadings[seen] / noise[seen, None]
-        precision = np.eye(loadings.shape[1]) + loadings[seen].T @ weighted
+        observed = ~np.isnan(row)
+        weighted = loadings[observed] / noise[observed, None]
+        precision = np.eye(loadings.shape[1]) + loadings[observed].T @ weighted
         covariances.append(np.linalg.inv(precision))
-        means.append(covariances[-1] @ weighted.T @ (row - loc)[seen])
+        means.append(covariances[-1] @ weighted.T @ (row - loc)[observed])
     return np.array(means), np.array(covariances)
 
 
@@ -182,13 +182,13 @@ def exact_given_observed(row, loc, loadings, scale):
         inner = sum((a * b for a, b in zip(numbers[i], numbers[j], strict=True)), Fraction(0))
         return inner + (noise[i] if i == j else 0)
 
-    seen, missing = np.flatnonzero(~np.isnan(row)), np.flatnonzero(np.isnan(row))
-    order = [*seen, *missing]
+    observed, missing = np.flatnonzero(~np.isnan(row)), np.flatnonzero(np.isnan(row))
+    order = [*observed, *missing]
     left = [[covariance(i, j) for j in order] for i in order]
-    offset = [Fraction(float(row[i])) - Fraction(float(loc[i])) for i in seen]
+    offset = [Fraction(float(row[i])) - Fraction(float(loc[i])) for i in observed]
     offset += [Fraction(0)] * len(missing)
-    log_p, mahalanobis = -0.5 * len(seen) * math.log(2 * math.pi), Fraction(0)
-    for k in range(len(seen)):
+    log_p, mahalanobis = -0.5 * len(observed) * math.log(2 * math.pi), Fraction(0)
+    for k in range(len(observed)):
         pivot = left[k][k]
         log_p -= 0.5 * (math.log(pivot.numerator) - math.log(pivot.denominator))
         mahalanobis += offset[k] ** 2 / pivot
@@ -197,7 +197,7 @@ def exact_given_observed(row, loc, loadings, scale):
             offset[i] -= factor * offset[k]
             left[i] = [a - factor * b for a, b in zip(left[i], left[k], strict=True)]
     # What is left of a missing cell's row is minus its conditional mean, and its variance.
-    places = range(len(seen), len(order))
+    places = range(len(observed), len(order))
     means = [float(Fraction(float(loc[order[i]])) - offset[i]) for i in places]
     roots = [
         math.exp(0.5 * (math.log(left[i][i].numerator) - math.log(left[i][i].denominator)))
@@ -497,7 +497,7 @@ def mean_log_density(x, loc, loadings, noise):
 # Missing values
 
 
-def holed_step(x, loc, loadings, noise, diagonal=False, expand=True, family="full"):
+def em_step_missing(x, loc, loadings, noise, diagonal=False, expand=True, family="full"):
     """One step of EM, or of PX-EM (``expand``), row by row and column by column.
 
     With another family of q than "full" V_n is that of :func:`best_q_variances`.
@@ -544,9 +544,9 @@ def holed_step(x, loc, loadings, noise, diagonal=False, expand=True, family="ful
 
 
 def expected_covariance(x, loc, loadings, noise):
-    """The sample covariance expected under PPCA given what is seen, row by row.
+    """The sample covariance expected under PPCA given what is observed, row by row.
 
-    Of the joint Gaussian with covariance C: missing values h given seen s have mean
+    Of the joint Gaussian with covariance C: missing values h given observed s have mean
     mu_h + C_hs C_ss^-1 (x_s - mu_s) and covariance C_hh - C_hs C_ss^-1 C_sh.
     """
     covariance, (N, D) = ppca_covariance(loadings, noise), x.shape
@@ -560,17 +560,17 @@ def expected_covariance(x, loc, loadings, noise):
 
 
 def drop_high(x, fraction, seed):
-    """Missing values at random given what is seen (MAR): a high first column loses more of the
+    """Missing values at random given what is observed (MAR): a high first column loses more of the
     others.
 
     The first column is complete, so no row is left empty.
     """
     rng = np.random.default_rng(seed)
     rank = stats.rankdata(x[:, 0]) / len(x)
-    holes = rng.random(x.shape) < 2 * fraction * rank[:, None]
-    holes[:, 0] = False
-    holes[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
-    return np.where(holes, np.nan, x)
+    missing = rng.random(x.shape) < 2 * fraction * rank[:, None]
+    missing[:, 0] = False
+    missing[rng.integers(len(x), size=x.shape[1]), np.arange(x.shape[1])] = False
+    return np.where(missing, np.nan, x)
 
 
 def iterative_svd(x, K, tol=1e-6, iterations=1000):
@@ -579,14 +579,14 @@ def iterative_svd(x, K, tol=1e-6, iterations=1000):
     Starts from the column means; the mean is that of the filled table, too. Stops when the filled
     cells move by less than ``tol`` of their size.
     """
-    holes = np.isnan(x)
-    filled = np.where(holes, np.nanmean(x, 0), x)
+    missing = np.isnan(x)
+    filled = np.where(missing, np.nanmean(x, 0), x)
     for _ in range(iterations):
         mean = filled.mean(0)
         u, s, v = np.linalg.svd(filled - mean, full_matrices=False)
-        before = filled[holes]
-        filled[holes] = ((u[:, :K] * s[:K]) @ v[:K] + mean)[holes]
-        if np.linalg.norm(filled[holes] - before) < tol * np.linalg.norm(before):
+        before = filled[missing]
+        filled[missing] = ((u[:, :K] * s[:K]) @ v[:K] + mean)[missing]
+        if np.linalg.norm(filled[missing] - before) < tol * np.linalg.norm(before):
             break
     return filled
 

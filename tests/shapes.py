@@ -6,8 +6,8 @@ from typing import Any, Self
 import beartype
 from beartype._check.code import codemain
 
-# beartype looks at one entry of a list, at random: by a generator of its own, not Python's global
-# one, which tests compare.
+# beartype evaluations at one entry of a list, at random: by a generator of its own, not Python's
+# global one, which tests compare.
 assert codemain.getrandbits.__self__ is random._inst
 codemain.getrandbits = random.Random(0).getrandbits
 

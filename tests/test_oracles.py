@@ -21,8 +21,8 @@ def test_simulated_data_repeat_with_the_seed():
     assert not np.allclose(first, other)
 
 
-def test_no_row_or_column_of_holes_is_empty():
-    x = oracles.with_holes(np.ones((30, 4)), fraction=0.9, seed=0)
+def test_no_row_or_column_of_missing_values_is_empty():
+    x = oracles.with_missing_values(np.ones((30, 4)), fraction=0.9, seed=0)
     assert np.isnan(x).mean() > 0.5
     assert (~np.isnan(x)).any(0).all()
     assert (~np.isnan(x)).any(1).all()
@@ -47,26 +47,26 @@ def test_the_spectral_density_is_the_dense_one(model):
 
 def test_the_posterior_is_the_conditional_of_the_joint(model):
     loadings, loc, noise = model
-    x = oracles.with_holes(np.random.default_rng(5).normal(size=(6, 5)), 0.3, seed=0)
+    x = oracles.with_missing_values(np.random.default_rng(5).normal(size=(6, 5)), 0.3, seed=0)
     means, covariances = oracles.posterior(x, loc, loadings, noise)
     for row, mean, covariance in zip(x, means, covariances, strict=True):
-        seen = ~np.isnan(row)
-        block = oracles.ppca_covariance(loadings[seen], noise)
-        gain = loadings[seen].T @ np.linalg.inv(block)
-        np.testing.assert_allclose(mean, gain @ (row - loc)[seen], rtol=1e-10)
-        np.testing.assert_allclose(covariance, np.eye(2) - gain @ loadings[seen], rtol=1e-10)
+        observed = ~np.isnan(row)
+        block = oracles.ppca_covariance(loadings[observed], noise)
+        gain = loadings[observed].T @ np.linalg.inv(block)
+        np.testing.assert_allclose(mean, gain @ (row - loc)[observed], rtol=1e-10)
+        np.testing.assert_allclose(covariance, np.eye(2) - gain @ loadings[observed], rtol=1e-10)
 
 
 def test_imputation_is_the_posterior_predictive(model):
     loadings, loc, noise = model
-    x = oracles.with_holes(np.random.default_rng(6).normal(size=(6, 5)), 0.4, seed=1)
+    x = oracles.with_missing_values(np.random.default_rng(6).normal(size=(6, 5)), 0.4, seed=1)
     mean, sd = oracles.impute(x, loc, loadings, noise)
     z, covariances = oracles.posterior(x, loc, loadings, noise)
-    holes = np.isnan(x)
-    np.testing.assert_allclose(mean[holes], (z @ loadings.T + loc)[holes], rtol=1e-10)
+    missing = np.isnan(x)
+    np.testing.assert_allclose(mean[missing], (z @ loadings.T + loc)[missing], rtol=1e-10)
     variances = np.einsum("dk,nkl,dl->nd", loadings, covariances, loadings) + noise
-    np.testing.assert_allclose(sd[holes], np.sqrt(variances)[holes], rtol=1e-10)
-    assert (sd[~holes] == 0).all()
+    np.testing.assert_allclose(sd[missing], np.sqrt(variances)[missing], rtol=1e-10)
+    assert (sd[~missing] == 0).all()
 
 
 def test_the_closed_form_has_its_stated_likelihood():

@@ -158,8 +158,8 @@ def _check_one_per_datum(part: Any) -> None:
 def _instead(part: Any, *, batches: bool = False) -> str:
     if isinstance(part, AutoDiscreteParallel):
         return "a guide of your own that indexes its probabilities, as probs[index]"
-    how = f", {WITH_PLATES}" if batches else ""
-    return f"AutoNormal(model{how}), which has independent normals, {PER_DATUM_GUIDES}"
+    plates = f", {WITH_PLATES}" if batches else ""
+    return f"AutoNormal(model{plates}), which has independent normals, {PER_DATUM_GUIDES}"
 
 
 def _check_number(owner: Any, num_rows: int, keywords: Mapping[str, Any], repeats: int) -> None:

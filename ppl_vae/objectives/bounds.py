@@ -47,7 +47,7 @@ def log_weights(
         x: data, (N, D).
         num_samples: draws per datum, S.
         mask: True where x is observed; NaN in x says the same.
-        index: which rows of the whole data x holds, for programs that look data up.
+        index: which rows of the whole data x holds, for guides with per-datum parameters.
         num_data: the size of the whole data.
         seed: of the draws.
 

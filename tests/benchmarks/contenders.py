@@ -50,7 +50,7 @@ def stock(loss, checked=False, kind=SVI):
 
 
 def ours(unroll, numbers="float32"):
-    """The step of ``fit_svi``: eager (0), or captured with so many steps per call."""
+    """The step of ``fit_svi``: eager (0), or captured with this many steps per call."""
 
     def make(x, rows, hidden):
         vae = vae_of(hidden, x.device)

@@ -50,7 +50,7 @@ def data(given, seed=0):
 
 
 def start(given):
-    """PPCA from random loadings, no data looked at."""
+    """PPCA from random loadings, no data inspected."""
     return PPCA(given.columns, given.latent_dim, seed=0).double()
 
 
@@ -138,20 +138,20 @@ def factors(given):
     return against(medians, "fit_em, noise='diagonal'", **{"nats per datum": values})
 
 
-def holed(given):
+def incomplete(given):
     """The rows with cells missing at random."""
     x = data(given)
     return np.where(np.random.default_rng(2).random(x.shape) < MISSING, np.nan, x)
 
 
-def holes(given):
+def missing(given):
     """Seconds an iteration, from the difference of a longer and a shorter fit."""
-    x = holed(given)
+    x = incomplete(given)
     runs = {}
     for name, accelerate in (("fit_em, PX-EM", True), ("fit_em, EM", False)):
         for steps in (1, 4):
-            how = {"accelerate": accelerate, "max_iterations": steps, "tol": 0.0}
-            runs[name, steps] = lambda how=how: fit_em(start(given), x, **how)
+            options = {"accelerate": accelerate, "max_iterations": steps, "tol": 0.0}
+            runs[name, steps] = lambda options=options: fit_em(start(given), x, **options)
     if ppca_rs is not None:
         dataset = ppca_rs.Dataset(x)
         model = ppca_rs.PPCAModel.init(given.latent_dim, dataset)
@@ -168,13 +168,13 @@ def holes(given):
 
 def race(given):
     """When each comes within 0.01 nats of the best value that either reaches in the budget."""
-    x = holed(given)
+    x = incomplete(given)
     begun = time.perf_counter()
     fit = fit_em(PPCA.like(x, given.latent_dim, seed=0), x, tol=1e-6)
     whole = time.perf_counter() - begun
-    late = whole - fit.seconds  # PPCA.like looks at the data, too
-    looks = zip((fit.elapsed + late).tolist(), fit.log_likelihood.tolist(), strict=True)
-    curves = {"fit_em, PX-EM": list(looks)}
+    late = whole - fit.seconds  # PPCA.like evaluations at the data, too
+    checks = zip((fit.elapsed + late).tolist(), fit.log_likelihood.tolist(), strict=True)
+    curves = {"fit_em, PX-EM": list(checks)}
     if ppca_rs is not None:
         curves["ppca_rs"] = theirs_against_time(x, given)
     best = max(value for curve in curves.values() for _, value in curve)
@@ -190,7 +190,7 @@ def race(given):
 
 
 def theirs_against_time(x, given):
-    """(seconds of iterating, exact log p) of ppca_rs, looked at ever more seldom."""
+    """(seconds of iterating, exact log p) of ppca_rs, inspected ever more seldom."""
     begun = time.perf_counter()
     dataset = ppca_rs.Dataset(x)
     model = ppca_rs.PPCAModel.init(given.latent_dim, dataset)
@@ -210,7 +210,7 @@ def theirs_against_time(x, given):
 
 
 def memory(given):
-    """MiB that a process holds at most: nothing fitted, and a memory map of so many rows."""
+    """MiB that a process holds at most: nothing fitted, and a memory map of this many rows."""
     table = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
@@ -250,7 +250,7 @@ def memory_of(what, path):
     print(json.dumps(found | {"noise scale": float(ppca.noise_scale.detach())}))
 
 
-PARTS = {f.__name__: f for f in (complete, factors, holes, race, memory)}
+PARTS = {f.__name__: f for f in (complete, factors, missing, race, memory)}
 
 
 def main():

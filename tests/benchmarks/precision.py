@@ -14,8 +14,8 @@ def nats(device, steps):
     fitted, found = {}, {}
     for name in names:
         vae = VAE.mlp(train.shape[1], 8, hidden=(128,), seed=0)
-        how = {"steps": steps, "batch_size": 128, "lr": 1e-3, "seed": 0, "precision": name}
-        fit_svi(vae.model, vae.guide, train, device=device, capture=False, **how)
+        options = {"steps": steps, "batch_size": 128, "lr": 1e-3, "seed": 0, "precision": name}
+        fit_svi(vae.model, vae.guide, train, device=device, capture=False, **options)
         fitted[name] = vae
         estimate = log_likelihood(vae.model, vae.guide, test, 1000, seed=0)
         found[f"trained in {name}"] = estimate.value

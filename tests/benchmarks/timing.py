@@ -29,7 +29,7 @@ def show(title, table):
 
 
 def processor():
-    """The processor's name, where Linux tells it."""
+    """The processor's name, where Linux states it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

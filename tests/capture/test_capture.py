@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-import foreign
 import oracles
+import user_pairs
 from captured import OPTIMIZERS, B, Steps, assert_equal, both_fits
 from ppl_vae import (
     ELBO,
@@ -145,7 +145,7 @@ ROUNDING = {"regularized": "sgd"}
 
 def external_pair(name):
     def make():
-        model, guide, _ = foreign.PAIRS[name]()
+        model, guide, _ = user_pairs.PAIRS[name]()
         for module in modules_of(model, guide):
             module.double()
         return model, guide
@@ -154,9 +154,9 @@ def external_pair(name):
 
 
 @pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_captured_steps_of_external_pairs(name, steps, float64):
-    _, _, x = foreign.PAIRS[name]()
+    _, _, x = user_pairs.PAIRS[name]()
     x = torch.as_tensor(x).double()
 
     optimizer = ROUNDING.get(name, "adam")
@@ -165,7 +165,7 @@ def test_captured_steps_of_external_pairs(name, steps, float64):
 
 @pytest.mark.parametrize("name", ["two_level", pytest.param("naive_conv", marks=pytest.mark.slow)])
 def test_captured_steps_of_external_pairs_with_dreg(name, float64):
-    _, _, x = foreign.PAIRS[name]()
+    _, _, x = user_pairs.PAIRS[name]()
     assert_equal(both_fits(external_pair(name), x, size=8, objective=IWAE(2, gradient="dreg")))
 
 
@@ -180,7 +180,7 @@ MISSING = [
 
 @pytest.mark.parametrize(("guide", "objective"), MISSING)
 def test_captured_steps_with_missing_values(guide, objective, data):
-    mask = torch.from_numpy(~np.isnan(oracles.with_holes(data.numpy(), 0.3, seed=0)))
+    mask = torch.from_numpy(~np.isnan(oracles.with_missing_values(data.numpy(), 0.3, seed=0)))
     x, objective = torch.where(mask, data, 0.0), OBJECTIVES[objective]
     found = both_fits(lambda: pair_of(guide), x, steps=6, unroll=2, objective=objective, mask=mask)
     assert_equal(found)

@@ -1,4 +1,4 @@
-"""The command: what a person sees, what is written, and what a mistake looks like."""
+"""The command: what a person sees, what is written, and what a mistake evaluations like."""
 
 import json
 import os
@@ -180,7 +180,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]
 
 
-def test_a_terminal_shows_how_far_a_rung_is(table, tmp_path):
+def test_a_terminal_shows_the_progress_of_a_stage(table, tmp_path):
     ours, theirs = pty.openpty()
     command = [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"]
     command += ["--stages", "px-em,exact-svi"]
@@ -246,7 +246,7 @@ def test_real_tables_as_they_are(file, says, tmp_path):
         "pcaMethods/metaboliteData.csv",
     ],
 )
-def test_the_whole_ladder_on_real_tables(file, tmp_path):
+def test_the_whole_lineage_on_real_tables(file, tmp_path):
     shown = run(DATA / file, "--out", tmp_path)
     print(shown.output)
     assert shown.exit_code == 0

@@ -66,17 +66,17 @@ WHOLE_ONLY = {
 }
 
 
-def listed(model, **how):
-    guides = autoguide.AutoGuideList(model, **how)
+def listed(model, **options):
+    guides = autoguide.AutoGuideList(model, **options)
     guides.append(autoguide.AutoNormal(model))
     return guides
 
 
-def trained(ppca, guide, x, batch_size, **how):
+def trained(ppca, guide, x, batch_size, **options):
     steps = 250 if batch_size is None else 450
-    how = {"lr": 0.1, "scheduler": CosineAnnealingLR, "capture": False, "seed": 0} | how
-    how = {"objective": ELBO(10)} | how
-    return fit_svi(ppca.model, guide, x, steps=steps, batch_size=batch_size, **how)
+    options = {"lr": 0.1, "scheduler": CosineAnnealingLR, "capture": False, "seed": 0} | options
+    options = {"objective": ELBO(10)} | options
+    return fit_svi(ppca.model, guide, x, steps=steps, batch_size=batch_size, **options)
 
 
 def check_optimum(kind, ppca, guide, x):
@@ -185,7 +185,7 @@ def test_a_joint_guide_trains_on_all_rows_with_the_objective_of_pyro(ppca, x):
     assert fit.objective[-50:].mean() == pytest.approx(optima(ppca, x)[1].mean(), abs=0.05)
 
 
-def test_a_model_that_is_not_told_of_its_rows(x):
+def test_a_model_that_is_not_given_its_rows(x):
     """A tutorial's ``model(x)``: what AutoNormal holds are the rows of one batch."""
 
     def model(x):
@@ -211,10 +211,10 @@ def test_a_discrete_guide(x):
             px = dist.Normal(loc.expand(*loc.shape[:-1], D), 2.0)
             pyro.sample("x", px.to_event(1), obs=x)
 
-    def fit(**how):
+    def fit(**options):
         guide = autoguide.AutoDiscreteParallel(model)
-        how |= {"objective": ELBO(20, gradient="score-loo"), "capture": False, "seed": 0}
-        fit_svi(model, guide, x, lr=0.1, scheduler=CosineAnnealingLR, **how)
+        options |= {"objective": ELBO(20, gradient="score-loo"), "capture": False, "seed": 0}
+        fit_svi(model, guide, x, lr=0.1, scheduler=CosineAnnealingLR, **options)
         return guide
 
     guide = fit(steps=150)

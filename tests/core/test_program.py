@@ -17,7 +17,6 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from foreign import PAIRS
 from ppl_vae.core.program import (
     Program,
     accepted_kwargs,
@@ -39,6 +38,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.objectives.bounds import log_weights
+from user_pairs import PAIRS
 
 # Names
 
@@ -272,16 +272,16 @@ def test_rows_are_those_of_x_or_the_number_asked_for():
 
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (4, 2, 5, 3), (0, 3)])
 def test_a_network_sees_rows_and_its_output_is_folded_back(shape):
-    seen = []
+    observed = []
 
     def network(rows):
-        seen.append(rows.shape)
+        observed.append(rows.shape)
         return rows @ torch.arange(6.0).reshape(3, 2)
 
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     out = fold_rows(network, values, 2, "decoder")
     torch.testing.assert_close(out, values @ torch.arange(6.0).reshape(3, 2))
-    assert [len(s) for s in seen] == [2]
+    assert [len(s) for s in observed] == [2]
 
 
 @pytest.mark.parametrize(
@@ -590,15 +590,15 @@ def test_messages_call_the_data_by_its_name():
         as_matrix(np.ones(3), name="x_val")
 
 
-def test_holes_are_nan_or_what_the_mask_says():
+def test_missing_values_are_nan_or_false_in_the_mask():
     x = torch.tensor([[1.0, float("nan"), 3.0], [4.0, 5.0, 6.0]])
     mask = torch.tensor([[False, True, True], [True, True, True]])
-    filled, seen = as_data_and_mask(x, mask, model=keyword_eater)
-    assert seen.tolist() == [[False, False, True], [True, True, True]]
+    filled, observed = as_data_and_mask(x, mask, model=keyword_eater)
+    assert observed.tolist() == [[False, False, True], [True, True, True]]
     assert filled.tolist() == [[0.0, 0.0, 3.0], [4.0, 5.0, 6.0]]
 
 
-def test_without_holes_there_is_no_mask():
+def test_without_missing_values_there_is_no_mask():
     x, mask = as_data_and_mask(np.ones((2, 3)), np.ones((2, 3), dtype=bool), model=keyword_eater)
     assert mask is None
     assert x.tolist() == [[1.0] * 3] * 2
@@ -624,7 +624,7 @@ def test_bad_masks_are_refused(x, mask, match):
         as_data_and_mask(x, mask, model=keyword_eater)
 
 
-def test_holes_need_a_model_that_takes_a_mask():
+def test_missing_values_need_a_model_that_takes_a_mask():
     x = torch.tensor([[1.0, float("nan")]])
     match = "x has 1 missing entries, but the model takes no keyword 'mask'"
     with pytest.raises(ValueError, match=match):

@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from conftest import global_state
-from foreign import PAIRS, regularized
 from ppl_vae.core.state import dry_run, isolated_store, mode, seeded, validation
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
+from user_pairs import PAIRS, regularized
 
 
 def generators():
@@ -274,7 +274,7 @@ def test_a_probe_leaves_generators_and_buffers():
     assert generators() == before[0]
 
 
-def test_a_probe_is_not_seen_by_handlers_outside():
+def test_a_dry_run_is_invisible_to_handlers_outside():
     model, guide, x = PAIRS["functions"]()
     with pyro.poutine.trace() as trace, dry_run(model, guide):
         guide(x)

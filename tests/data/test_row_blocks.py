@@ -21,7 +21,7 @@ N, D, K = 90, 7, 3
 
 def table(missing=False, N=N, seed=0):
     x = oracles.simulate_ppca((9.0, 4.0, 2.5), 0.8, N, D, seed) + 10 * np.arange(D)
-    return oracles.with_holes(x, 0.2, seed) if missing else x
+    return oracles.with_missing_values(x, 0.2, seed) if missing else x
 
 
 class Reiterable:

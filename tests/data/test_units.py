@@ -27,7 +27,7 @@ SCALES = np.array([0.02, 0.2, 1.0, 30.0, 654.0, 2000.0])
 
 def table(missing=0.0):
     x = lineages.table() * SCALES + 5 * SCALES
-    return oracles.with_holes(x, missing, seed=3) if missing else x
+    return oracles.with_missing_values(x, missing, seed=3) if missing else x
 
 
 def columns_of(x):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-import foreign
 import loops
 import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, bidirectional, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
@@ -325,7 +325,7 @@ def test_few_chains_and_few_temperatures_are_unreliable():
 
 def test_missing_values_are_marginalized():
     ppca, parameters = make()
-    x = oracles.with_holes(ppca.sample(20, seed=0).numpy(), 0.4, seed=0)
+    x = oracles.with_missing_values(ppca.sample(20, seed=0).numpy(), 0.4, seed=0)
     options = {"method": "annealed", "annealing": Annealing(10, leapfrog=2), "seed": 0}
     found = log_likelihood(ppca.model, None, x, 200, **options)
     z = (found.value.numpy() - oracles.log_density(x, *parameters)) / found.standard_error.numpy()
@@ -387,11 +387,11 @@ def test_temperatures_without_tuning_use_the_nearest_step_size(monkeypatch):
 
 
 def first_rows(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     return model, guide, x[:4]
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 @pytest.mark.parametrize(
     "from_prior", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["guide", "prior"]
 )
@@ -422,7 +422,7 @@ def slow_guide(guide, x, recorder, s):
     return sum(loops.log_joint(guide, recorder.row(draw, n), x[n : n + 1]) for n in range(len(x)))
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_can_be_annealed(name, float64):
     model, guide, x = first_rows(name)
     rng_state = torch.get_rng_state()
@@ -441,10 +441,11 @@ QUICK = ("two_level", "features_first", "naive_conv", "positive_latent")
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in foreign.PAIRS]
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in user_pairs.PAIRS],
 )
 def test_every_pair_has_bounds(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     found = bidirectional(model, guide, x, 4, annealing=Annealing(3, leapfrog=1), seed=0)
     print(name, found)
     assert found.x.shape == x.shape
@@ -456,7 +457,7 @@ def test_every_pair_has_bounds(name, float64):
 
 
 def test_chains_start_from_a_guide_with_auxiliary_sites(float64):
-    model, guide, x = foreign.auto_normal()
+    model, guide, x = user_pairs.auto_normal()
     options = {"method": "annealed", "annealing": Annealing(6, leapfrog=2), "seed": 0}
     found = log_likelihood(model, guide, x, 50, **options)
     plain = log_likelihood(model, guide, x, 10_000, seed=1)
@@ -496,7 +497,7 @@ def test_the_data_are_drawn_from_the_model():
 
 def test_the_draws_have_the_missing_values_of_the_template():
     ppca, parameters = make()
-    template = oracles.with_holes(np.zeros((60, D)), 0.3, seed=0)
+    template = oracles.with_missing_values(np.zeros((60, D)), 0.3, seed=0)
     annealing = Annealing(12, leapfrog=2)
     found = bidirectional(ppca.model, None, template, 20, annealing=annealing, seed=0)
     drawn = np.where(np.isnan(template), np.nan, found.x.numpy())
@@ -589,7 +590,7 @@ def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monk
 
 def test_models_that_cannot_be_recorded_run_eagerly(float64, monkeypatch):
     monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
-    branches, guide, x = foreign.functions()
+    branches, guide, x = user_pairs.functions()
 
     def model(x, index=None, num_data=None):
         assert float(x.sum()) != torch.inf

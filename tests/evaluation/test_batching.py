@@ -8,8 +8,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
 from ppl_vae.capture.compiled import MAX_SIGNATURES, CompiledFunction, GraphReplay
 from ppl_vae.capture.graph import CaptureError, capture_graph
@@ -30,7 +30,7 @@ from ppl_vae.inference.svi.settings import Optimization
 
 
 def external_pair(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     for module in modules_of(model, guide):
         module.double()
     return model, guide, torch.as_tensor(x).double()
@@ -70,7 +70,7 @@ def own_loop(kind, name, loss, optimizer, **options):
 
 # Pyro's SVI trains what pyro.module or pyro.param registers; these pairs register nothing.
 UNREGISTERED = {"functions", "two_level", "normalized_over_dim_one", "positive_latent"}
-REGISTERED = [name for name in foreign.PAIRS if name not in UNREGISTERED]
+REGISTERED = [name for name in user_pairs.PAIRS if name not in UNREGISTERED]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def with_missing_values():
     "name",
     [
         n if n in REFINED_BY_DEFAULT else pytest.param(n, marks=pytest.mark.slow)
-        for n in (*foreign.PAIRS, "missing")
+        for n in (*user_pairs.PAIRS, "missing")
     ],
 )
 def test_captured_weights_and_refined_guides_equal_eager_ones(name, float64, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import (
     PPCA,
     VAE,
@@ -71,9 +71,9 @@ def test_a_full_covariance_is_rejected():
         kl_by_dimension(ppca.model, guide, torch.randn(9, 5))
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     kl = kl_by_dimension(model, guide, x, seed=0)
     assert kl.dim() == 1 and kl.isfinite().all()
 
@@ -252,7 +252,7 @@ def test_the_terms_for_few_data_agree_with_quadrature():
 
 def test_the_aggregate_posterior_is_the_mixture_over_all_rows_for_any_block_size(monkeypatch):
     x = oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0)[:20]
-    x = oracles.with_holes(x, 0.3, seed=0)
+    x = oracles.with_missing_values(x, 0.3, seed=0)
     ppca = PPCA.from_parameters(normal(5, 2), normal(5, seed=1), 0.7)
     guide, rows = ExactGuide(ppca), torch.tensor([3, 0, 7, 8, 15, 19, 2, 11])
     parameters = (*(p.detach().numpy() for p in (ppca.loc, ppca.loadings)), 0.49)
@@ -298,9 +298,9 @@ def test_on_principal_axes_posterior_means_vary_by_one_minus_a_ratio():
         assert codes.failure is None and codes.verdict.startswith("3 of 3 dimensions active")
 
 
-@pytest.mark.parametrize("name", [*foreign.PAIRS, "param_table", "auto_normal"])
+@pytest.mark.parametrize("name", [*user_pairs.PAIRS, "param_table", "auto_normal"])
 def test_the_terms_of_external_pairs_add_up(name, float64):
-    model, guide, x = (foreign.PAIRS.get(name) or getattr(foreign, name))()
+    model, guide, x = (user_pairs.PAIRS.get(name) or getattr(user_pairs, name))()
     codes = collapse(model, guide, x, num_samples=3, seed=0)
     assert codes.mean_kl == pytest.approx(codes.mutual_information + codes.aggregate_kl, abs=1e-12)
     assert len(codes.kl) == len(x) and len(codes.names) == len(codes.mean_variances)
@@ -315,10 +315,10 @@ def test_the_terms_of_external_pairs_add_up(name, float64):
     assert repr(codes).startswith(f"collapse: {codes.verdict}\n  KL ")
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_codes_of_identical_data_have_no_mutual_information(name, float64):
     """Each code has the same density under all data, for any plates and sites."""
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     codes = collapse(model, guide, x[:1].repeat(5, 1), num_samples=4, seed=0)
     assert float(codes.information.abs().max()) < 1e-9
     assert float((codes.retrieval_prob - 0.2).abs().max()) < 1e-9
@@ -326,7 +326,7 @@ def test_codes_of_identical_data_have_no_mutual_information(name, float64):
 
 def test_the_kl_of_levels_in_opposite_order_is_estimated_from_draws(float64):
     """q(z2 | z1): the closed form of a site given the other is wrong, and the mean is noisy."""
-    model, guide, x = foreign.two_level()
+    model, guide, x = user_pairs.two_level()
     codes = collapse(model, guide, x, num_samples=5, seed=0)
     assert codes.names == ("z2[0]", "z2[1]", "z1[0]", "z1[1]", "z1[2]")
     assert float(codes.kl_by_dimension.sum()) == pytest.approx(codes.mean_kl, abs=1e-12)
@@ -418,7 +418,9 @@ def test_the_threshold_of_ppca_is_printed_if_there_is_a_noise_variance():
     binary = VAE.mlp(64, 2, hidden=(8,), likelihood=Bernoulli(), seed=0)
     codes = collapse(binary.model, binary.guide, (digits()[:50] > 0.5).astype(float))
     assert codes.spectrum is None and "PPCA" not in repr(codes)
-    incomplete = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0), 0.2, seed=0)
+    incomplete = oracles.with_missing_values(
+        oracles.simulate_ppca((16, 8), 1, 60, 5, seed=0), 0.2, seed=0
+    )
     ppca = PPCA.like(incomplete, 2, seed=0)
     assert len(collapse(ppca.model, ExactGuide(ppca), incomplete).spectrum.eigenvalues) == 5
 
@@ -524,7 +526,7 @@ def test_the_upper_bound_has_no_monte_carlo_error(name, num_samples):
 
 
 def test_the_upper_bound_is_from_draws_if_the_kl_has_no_closed_form():
-    model, guide, x = foreign.auto_normal()
+    model, guide, x = user_pairs.auto_normal()
     codes = collapse(model, guide, x, seed=0)
     assert torch.equal(codes.closed_kl, codes.kl)
 

@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, ExactGuide, cross_check, log_likelihood
 from ppl_vae.evaluation import Annealing, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
@@ -91,15 +91,18 @@ def test_the_error_of_a_difference_agrees_with_repetitions():
     assert means < oracles.z_limit()
 
 
-QUICK = sorted(foreign.PAIRS)[::4]
+QUICK = sorted(user_pairs.PAIRS)[::4]
 
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in sorted(foreign.PAIRS)],
+    [
+        n if n in QUICK else pytest.param(n, marks=pytest.mark.slow)
+        for n in sorted(user_pairs.PAIRS)
+    ],
 )
 def test_every_pair(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     options = SHORT | {"refine": 5, "annealing": Annealing(4, leapfrog=2)}
     found = cross_check(model, guide, x[:6], 40, **options)
     assert list(found.estimates) == METHODS

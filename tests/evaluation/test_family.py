@@ -9,8 +9,8 @@ import pytest
 import torch
 from pyro.distributions import transforms as T
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.inference_gaps import gaps as gaps_module
@@ -381,7 +381,7 @@ def test_discrete_sites_are_not_split(float64):
 
 
 def test_a_guide_with_auxiliary_sites_is_not_split(float64):
-    model, guide, x = foreign.auto_normal()
+    model, guide, x = user_pairs.auto_normal()
     found = gaps(model, guide, x, num_samples=200, seed=0)
     assert "transforms draws of the auxiliary sites" in found.unsplit_reason
     assert found.total > 0 and found.best_elbo.isnan().all()

@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import Gaussian, fit_svi
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import seeded
@@ -125,9 +125,9 @@ def test_rows_of_a_table_are_looked_up_by_their_index():
     )
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_has_an_elbo_below_its_log_likelihood(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     values = elbo(model, guide, x, num_samples=1, seed=0)
     assert values.shape == (24,)
     assert values.isfinite().all()
@@ -290,7 +290,7 @@ def test_rows_select_data():
 
 def test_missing_values_are_marginalized():
     ppca, x, parameters = make(K=1)
-    x = oracles.with_holes(x, 0.3, seed=0)
+    x = oracles.with_missing_values(x, 0.3, seed=0)
     guide = AmortizedGuide(zero_output(mlp(D, 2, seed=0)), 1).double()
     truth = log_p(x, parameters)
     options = {"log_p": truth, "steps": 50, "seed": 0}
@@ -444,9 +444,9 @@ def test_guides_without_normal_noise_share_their_seeds():
 # Any pair
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_has_gaps_and_is_left_unchanged(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     pyro.param("another program's", torch.tensor(3.0))
     modules = modules_of(model, guide)
     flags = [part.training for module in modules for part in module.modules()]
@@ -470,7 +470,7 @@ def test_every_pair_has_gaps_and_is_left_unchanged(name, float64):
     assert found.approximation > -0.1
 
 
-ONE_LEVEL = sorted(foreign.PAIRS.keys() - {"two_level"})
+ONE_LEVEL = sorted(user_pairs.PAIRS.keys() - {"two_level"})
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_the_search_starts_at_the_guides_own_q(name, float64):
 
     With two levels the second level's q depends on a draw of the first, so that there is no q*.
     """
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     found = gaps(model, guide, x[:8], steps=1, num_samples=2, tolerance=None, seed=0)
     assert found.amortization > -0.5
 
@@ -551,7 +551,7 @@ def test_invalid_arguments_raise(options, match):
 
 
 def test_a_point_mass_raises(float64):
-    model, _, x = foreign.positive_latent()
+    model, _, x = user_pairs.positive_latent()
 
     def point(x):
         with pyro.plate("data", len(x)):

@@ -13,9 +13,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-import foreign
 import loops
 import oracles
+import user_pairs
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import modules_of
@@ -146,7 +146,7 @@ def test_rows_select_data():
     rows = torch.tensor([5, 0, 29])
     estimate = log_likelihood(ppca.model, ExactGuide(ppca), x, 3, rows=rows)
     agree(estimate, oracles.log_density(x, *parameters)[rows])
-    missing = oracles.with_holes(x, 0.3, seed=0)
+    missing = oracles.with_missing_values(x, 0.3, seed=0)
     options = {"rows": rows, "refine": 2, "seed": 0}
     some = log_likelihood(ppca.model, ExactGuide(ppca), missing, 100, **options)
     agree_within_errors(some, oracles.log_density(missing, *parameters)[rows])
@@ -253,9 +253,9 @@ print(peak() - before)
 # Any pair
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_agrees_with_a_slow_loop(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     x, num_samples = x[:5], 4
     with loops.Recorder() as recorder:
         estimate = log_likelihood(model, guide, x, num_samples, seed=0)
@@ -267,9 +267,9 @@ def test_every_pair_agrees_with_a_slow_loop(name, float64):
     torch.testing.assert_close(estimate.value, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_can_be_refined_and_is_left_unchanged(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     pyro.param("another program's", torch.tensor(3.0))
     modules = modules_of(model, guide)
     flags = [part.training for module in modules for part in module.modules()]
@@ -288,9 +288,9 @@ def test_every_pair_can_be_refined_and_is_left_unchanged(name, float64):
     assert refined.mean > plain.mean - 0.1
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_prior_draws_of_every_pair_agree_with_a_slow_loop(name, float64):
-    model, _, x = foreign.PAIRS[name]()
+    model, _, x = user_pairs.PAIRS[name]()
     x, num_samples = x[:5], 4
     with loops.Recorder() as recorder:
         estimate = log_likelihood(model, None, x, num_samples, method="prior", seed=0)
@@ -304,7 +304,7 @@ def test_prior_draws_of_every_pair_agree_with_a_slow_loop(name, float64):
 
 
 def test_a_table_of_pyro_parameters(float64):
-    model, guide, x = foreign.param_table()
+    model, guide, x = user_pairs.param_table()
     with loops.Recorder() as recorder:
         estimate = log_likelihood(model, guide, x, 3, seed=0)
     weights = torch.stack([weights_of_draw(x, draw["z"]) for draw in recorder.draws(3)])
@@ -315,7 +315,7 @@ def test_a_table_of_pyro_parameters(float64):
 
 
 def weights_of_draw(x, z):
-    """log p(x_n, z_n) - log q(z_n) of ``foreign.param_table`` from its parameters."""
+    """log p(x_n, z_n) - log q(z_n) of ``user_pairs.param_table`` from its parameters."""
     table = {name: p.detach().numpy() for name, p in pyro.get_param_store().items()}
     x, z = x.numpy(), z.numpy()
     joint = stats.norm(z @ table["W"].T, 1.0).logpdf(x).sum(1) + stats.norm.logpdf(z).sum(1)
@@ -666,7 +666,7 @@ def test_refining_starts_from_the_guide():
 
 
 def test_a_guide_without_a_density_cannot_be_refined(float64):
-    model, guide, x = foreign.auto_normal()
+    model, guide, x = user_pairs.auto_normal()
     with pytest.raises(ValueError, match=r"site 'z' of the guide \(Delta\) has no density"):
         log_likelihood(model, guide, x, 10, refine=5)
     assert log_likelihood(model, guide, x, 10, seed=0).value.isfinite().all()
@@ -677,7 +677,7 @@ def test_a_guide_without_a_density_cannot_be_refined(float64):
 
 def test_missing_values_are_marginalized():
     ppca, parameters = make()
-    x = oracles.with_holes(rows_of(ppca, N), 0.3, seed=0)
+    x = oracles.with_missing_values(rows_of(ppca, N), 0.3, seed=0)
     guide, options = centred_guide(D, K), {"refine": 250, "seed": 0}
     estimate = log_likelihood(ppca.model, guide, x, 200, **options)
     agree_within_errors(estimate, oracles.log_density(x, *parameters))
@@ -744,7 +744,7 @@ def test_float32_programs_are_summed_in_float64():
 
 
 def test_pairs_run_in_evaluation_mode(float64):
-    model, guide, x = foreign.regularized()
+    model, guide, x = user_pairs.regularized()
     estimates = [log_likelihood(model, guide, x, 20, seed=0) for _ in range(2)]
     model.__self__.eval()
     estimates.append(log_likelihood(model, guide, x, 20, seed=0))

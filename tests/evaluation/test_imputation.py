@@ -14,9 +14,9 @@ from pyro.poutine.messenger import Messenger
 from scipy import stats
 from torch import nn
 
-import foreign
 import loops
 import oracles
+import user_pairs
 from ppl_vae import (
     PPCA,
     VAE,
@@ -60,7 +60,7 @@ def make(noise=0.6, seed=0):
 
 
 def incomplete_rows(ppca, num_rows=N, seed=1, fraction=0.4):
-    return oracles.with_holes(ppca.sample(num_rows, seed=seed).numpy(), fraction, seed)
+    return oracles.with_missing_values(ppca.sample(num_rows, seed=seed).numpy(), fraction, seed)
 
 
 def widened(ppca, c2=2.0, shift=0.7):
@@ -392,11 +392,11 @@ def with_mask_keyword(model):
     return program
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs_agree_with_a_loop_over_rows_and_draws(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     model, S = with_mask_keyword(model), 4
-    x = oracles.with_holes(x.numpy().astype(float), 0.3, seed=0)
+    x = oracles.with_missing_values(x.numpy().astype(float), 0.3, seed=0)
     x = torch.from_numpy(x[np.isnan(x).any(1)][:4])
     with loops.Recorder() as recorder:
         found = impute(model, guide, x, S, seed=0)
@@ -431,9 +431,9 @@ def test_external_pairs_agree_with_a_loop_over_rows_and_draws(name, float64):
         )
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_draws_of_external_pairs_are_resampled_independently_per_datum(name, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     x = torch.as_tensor(x).double()[:5]
     pair = Pair(model, guide)
     sampler = _Sampler(pair, Batch(x, torch.ones_like(x).bool()))
@@ -527,8 +527,8 @@ def test_complete_rows_are_unchanged():
 
 
 def test_results_are_reproducible_and_global_state_is_unchanged():
-    model, guide, x = foreign.regularized()
-    x = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
+    model, guide, x = user_pairs.regularized()
+    x = torch.from_numpy(oracles.with_missing_values(x.numpy(), 0.3, seed=0))
     buffers = [b.clone() for b in model.__self__.buffers()]
     before = torch.get_rng_state()
     first, again, other = (impute(model, guide, x, 8, draws=2, seed=s) for s in (1, 1, 2))
@@ -740,7 +740,7 @@ BAD = [
     ({"x": np.ones((2, D + 1))}, rf"x must have shape \(rows, {D}\) for this model"),
     ({"x": np.full((2, D), np.nan)}, "x has rows with nothing observed"),
     ({"x": np.full((2, D), np.inf)}, "x has 14 infinite entries"),
-    ({"model": foreign.tutorial()[0]}, "the model takes no keyword 'mask'"),
+    ({"model": user_pairs.tutorial()[0]}, "the model takes no keyword 'mask'"),
 ]
 
 

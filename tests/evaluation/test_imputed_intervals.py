@@ -24,7 +24,7 @@ def coverage(noise, num_rows, fitted):
         whole = rng.normal(size=(num_rows, K)) @ loadings.T + scale * rng.normal(
             size=(num_rows, D)
         )
-        x = oracles.with_holes(whole, MISSING, seed)
+        x = oracles.with_missing_values(whole, MISSING, seed)
         ppca = PPCA.like(x, K, noise=noise, seed=0)
         if fitted:
             fit_em(ppca, x, tol=1e-6)

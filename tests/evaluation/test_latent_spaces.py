@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import foreign
 import oracles
+import user_pairs
 from figures import UNITS, check_texts, texts
 from ppl_vae import PPCA, VAE, ExactGuide, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpaces, latent_spaces
@@ -86,9 +86,9 @@ def test_estimates_equal_those_of_log_likelihood(four):
     assert torch.equal(four.spaces[1].estimate.value, expected.value)
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     if code_width(model, x) == 1:
         with pytest.raises(ValueError, match="mine has one latent dimension; two are needed"):
             latent_spaces({"mine": (model, guide)}, x, num_samples=10, refine=0, seed=0)

@@ -69,7 +69,7 @@ def test_bits_per_dimension_count_observed_entries():
     bits = -float(whole.value.mean()) / 6 / math.log(2)
     assert whole.bits_per_dimension == pytest.approx(bits, rel=1e-12)
     assert f"{bits:.4f} bits per dimension" in repr(whole)
-    incomplete = torch.from_numpy(oracles.with_holes(x.numpy(), 0.3, seed=0))
+    incomplete = torch.from_numpy(oracles.with_missing_values(x.numpy(), 0.3, seed=0))
     part = log_likelihood(
         model.model, ExactGuide(model), incomplete, 20, rows=torch.arange(10, 30), seed=0
     )

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide
 from ppl_vae.evaluation.prediction.predictive import (
     draw_data,
@@ -60,7 +60,7 @@ def test_binary_data_and_per_datum_guides():
 
 def test_rows_with_missing_values_have_means_of_all_their_values(table):
     ppca = PPCA.like(table, 2, seed=0)
-    x = oracles.with_holes(table.numpy(), 0.3, seed=0)
+    x = oracles.with_missing_values(table.numpy(), 0.3, seed=0)
     mask, guide = ~np.isnan(x), ExactGuide(ppca)
     arbitrary = np.where(mask, x, 1e6)
     for values, observed in ((x, None), (arbitrary, mask)):
@@ -70,9 +70,9 @@ def test_rows_with_missing_values_have_means_of_all_their_values(table):
         assert (rebuilt - ppca.reconstruct(x)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     rows = torch.as_tensor(x)
     means = latent_means(model, guide, x)
     assert all(v.dim() == 2 and len(v) == len(rows) and v.isfinite().all() for v in means.values())

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide
 from ppl_vae.evaluation.latent_space.traversal import (
     decode_grid,
@@ -38,9 +38,9 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_decoded_codes_of_external_pairs_are_their_reconstructions(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     codes = encode(model, guide, x)
     assert codes.shape == (len(torch.as_tensor(x)), code_width(model, x))
     again = decode(model, codes, x)
@@ -49,10 +49,10 @@ def test_decoded_codes_of_external_pairs_are_their_reconstructions(name):
     assert torch.allclose(decode(model, codes.flip(0), x), again.flip(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 @pytest.mark.parametrize("method", ["linear", "spherical"])
 def test_interpolations_of_external_pairs_start_and_end_at_reconstructions(name, method):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     rows = torch.as_tensor(x)
     found = interpolate(model, x[:4], x[4:8], guide=guide, num_steps=5, method=method)
     assert found.shape == (4, 5, rows.shape[1]) and found.isfinite().all()
@@ -64,9 +64,9 @@ def test_interpolations_of_external_pairs_start_and_end_at_reconstructions(name,
     assert torch.allclose(found, again, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_a_grid_of_codes_of_external_pairs(name):
-    model, _, x = foreign.PAIRS[name]()
+    model, _, x = user_pairs.PAIRS[name]()
     width = code_width(model, x)
     if width == 1:
         with pytest.raises(
@@ -141,7 +141,7 @@ def test_means_stay_in_the_support():
 
 
 def test_rows_with_missing_values_have_codes(ppca, table):
-    x = torch.from_numpy(oracles.with_holes(table.numpy(), 0.3, seed=0))
+    x = torch.from_numpy(oracles.with_missing_values(table.numpy(), 0.3, seed=0))
     codes = encode(ppca.model, ExactGuide(ppca), x)
     assert torch.equal(codes, latent_means(ppca.model, ExactGuide(ppca), x)["z"])
     expected = mean_data(ppca.model, {"z": codes}, x)

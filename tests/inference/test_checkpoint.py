@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -276,7 +276,7 @@ def test_with_a_seed_resuming_does_not_change_the_global_generators(x, file):
 def test_external_pairs_are_resumed(name, file, float64):
     def fit(scheduler=CosineAnnealingLR, **options):
         pyro.clear_param_store()
-        model, guide, x = foreign.PAIRS[name]()
+        model, guide, x = user_pairs.PAIRS[name]()
         options |= {"scheduler": scheduler, "batch_size": 7, "lr": 0.02, "seed": 0}
         result = fit_svi(model, guide, x, steps=60, **options)
         tensors = list(pyro.get_param_store().values())

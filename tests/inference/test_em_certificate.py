@@ -157,7 +157,7 @@ def test_em_escapes_an_exact_saddle_point():
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
 def test_scaling_all_columns_shifts_log_p_by_the_log_scale(exponent, missing, noise):
-    x = oracles.with_holes(gaussian((60, 5), 3, np.array([5, 3, 1, 1, 1])), missing, 1)
+    x = oracles.with_missing_values(gaussian((60, 5), 3, np.array([5, 3, 1, 1, 1])), missing, 1)
     unit = 2.0 ** round(exponent / math.log10(2))
     plain, scaled = (
         PPCA.like(x, 1, noise=noise, seed=0),
@@ -173,7 +173,7 @@ def test_scaling_all_columns_shifts_log_p_by_the_log_scale(exponent, missing, no
 
 
 def test_missing_values_in_a_table_of_size_1e300():
-    x = oracles.with_holes(gaussian((60, 5), 3), 0.3, 1) * 1e300
+    x = oracles.with_missing_values(gaussian((60, 5), 3), 0.3, 1) * 1e300
     ppca = PPCA.like(x, 2, seed=0)
     result = fit_em(ppca, x)
     assert result.converged and bool(result.log_likelihood.isfinite().all())
@@ -184,7 +184,7 @@ def test_missing_values_in_a_table_of_size_1e300():
 
 
 def test_a_start_without_a_finite_likelihood_is_rejected():
-    x = oracles.with_holes(gaussian((60, 5), 3), 0.3, 1)
+    x = oracles.with_missing_values(gaussian((60, 5), 3), 0.3, 1)
     ppca = PPCA.like(x, 2, seed=0).assign(noise_scale=1e-200)
     with pytest.raises((FloatingPointError, ValueError), match=r"start from PPCA\.like\(x\)"):
         fit_em(ppca, x)
@@ -194,7 +194,7 @@ def test_a_start_without_a_finite_likelihood_is_rejected():
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
 @pytest.mark.parametrize("missing", [0.0, 0.05])
 def test_the_bound_is_monotone_with_collinear_columns(size, fit, missing):
-    x = oracles.with_holes(collinear(size), missing, 3)
+    x = oracles.with_missing_values(collinear(size), missing, 3)
     for latent_dim in (1, 3):
         result = fit(PPCA.like(x, latent_dim, seed=0), x)
         assert (result.objective[::2].diff() > -TOLERANCE).all()
@@ -206,7 +206,7 @@ def test_the_bound_is_monotone_with_collinear_columns(size, fit, missing):
 @pytest.mark.parametrize("missing", [0.0, 0.05])
 def test_noise_of_the_size_of_rounding_is_noted(size, fit, missing):
     """With K = 4 the noise is the tiny difference of two columns."""
-    x = oracles.with_holes(collinear(size), missing, 3)
+    x = oracles.with_missing_values(collinear(size), missing, 3)
     try:
         result = fit(PPCA.like(x, 4, seed=0), x)
     except ValueError as error:
@@ -305,7 +305,7 @@ MISSING = {
 @pytest.mark.parametrize("name", MISSING)
 def test_with_missing_values_seeds_agree_and_lbfgs_finds_no_improvement(name):
     table, fraction, latent_dim = MISSING[name]
-    x = oracles.with_holes(table(), fraction, 42)
+    x = oracles.with_missing_values(table(), fraction, 42)
     assert np.ptp(log_likelihoods_with_missing(x, latent_dim, "isotropic", 3)) < TOLERANCE
 
 
@@ -314,7 +314,7 @@ def test_with_missing_values_seeds_agree_and_lbfgs_finds_no_improvement(name):
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
 @pytest.mark.parametrize("load", [load_wine, load_iris, load_diabetes])
 def test_with_missing_values_twenty_starts_and_lbfgs(load, noise, fraction):
-    x = oracles.with_holes(load().data, fraction, 42)
+    x = oracles.with_missing_values(load().data, fraction, 42)
     for latent_dim in (1, 2, 3):
         if latent_dim >= x.shape[1] - 1:
             continue
@@ -327,7 +327,7 @@ def test_with_missing_values_twenty_starts_and_lbfgs(load, noise, fraction):
 
 
 def test_the_expected_covariance_matches_a_loop_over_rows():
-    x = oracles.with_holes(gaussian((30, 6), 1), 0.3, 2)
+    x = oracles.with_missing_values(gaussian((30, 6), 1), 0.3, 2)
     ppca = PPCA.like(x, 2, noise="diagonal", seed=0)
     loadings, loc, variance = parameters(ppca)
     C, total = loadings @ loadings.T + np.diag(variance), np.zeros((6, 6))
@@ -354,7 +354,7 @@ def test_em_escapes_a_saddle_point_with_missing_values_in_many_columns():
     x = rng.normal(size=(120, 3)) * [6, 4, 3] @ rng.normal(size=(3, 300)) + rng.normal(
         size=(120, 300)
     )
-    x = oracles.with_holes(x, 0.2, 1)
+    x = oracles.with_missing_values(x, 0.2, 1)
     filled = np.where(np.isnan(x), np.nanmean(x, 0), x)
     axes = np.linalg.svd(filled - filled.mean(0))[2]
     ppca = PPCA.like(x, 2, seed=0)

@@ -23,7 +23,7 @@ def test_results_do_not_depend_on_the_block_size(size, monkeypatch):
     """For rows with many and with few patterns."""
     ppca, truth = make()
     x = data()
-    x[20:] = np.where(np.isnan(x[20]), np.nan, oracles.with_holes(x, 0.0, 0)[20:])
+    x[20:] = np.where(np.isnan(x[20]), np.nan, oracles.with_missing_values(x, 0.0, 0)[20:])
     x = x[~np.isnan(x).all(1)]
     x[:, 0] = np.where(np.isnan(x[:, 0]), 1.0, x[:, 0])
     monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
@@ -33,7 +33,7 @@ def test_results_do_not_depend_on_the_block_size(size, monkeypatch):
     close(ppca.impute(x).mean, mean)
     close(ppca.impute(x).sd, sd)
     fit_em(ppca, x, max_iterations=1)
-    close(parameters(ppca)[1], oracles.holed_step(x, *truth)[1], 1e-9)
+    close(parameters(ppca)[1], oracles.em_step_missing(x, *truth)[1], 1e-9)
 
 
 # One step
@@ -47,7 +47,7 @@ def test_one_step_matches_the_dense_oracle(noise, mechanism, accelerate):
     for _ in range(3):
         before = truth
         result = fit_em(ppca, x, accelerate=accelerate, max_iterations=1)
-        truth = oracles.holed_step(x, *before, noise == "diagonal", accelerate)
+        truth = oracles.em_step_missing(x, *before, noise == "diagonal", accelerate)
         for mine, its in zip(parameters(ppca), truth, strict=True):
             close(mine, its, 1e-9)
         ends = [oracles.log_density(x, *p).mean() for p in (before, truth)]
@@ -153,7 +153,9 @@ def test_em_and_px_em_reach_the_same_maximum(noise, mechanism):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("ratio", [1e4, 1e8])
 def test_px_em_converges_fast_with_small_noise(noise, ratio):
-    x = oracles.with_holes(oracles.simulate_ppca([ratio] * 3, 1.0, 200, 30, seed=0), 0.3, 1)
+    x = oracles.with_missing_values(
+        oracles.simulate_ppca([ratio] * 3, 1.0, 200, 30, seed=0), 0.3, 1
+    )
     ends = []
     for seed in (0, 1):
         ppca = PPCA.like(x, 3, noise=noise, seed=seed)
@@ -264,7 +266,7 @@ def test_columns_without_observed_entries_are_rejected():
 
 def test_too_many_latent_dimensions_are_detected():
     rng = np.random.default_rng(0)
-    x = oracles.with_holes(rng.normal(size=(80, 2)) @ rng.normal(size=(2, 9)), 0.2, 0)
+    x = oracles.with_missing_values(rng.normal(size=(80, 2)) @ rng.normal(size=(2, 9)), 0.2, 0)
     ppca = PPCA.like(x, 3, seed=0)
     before = parameters(ppca)
     with pytest.raises(ValueError, match=r"latent_dim=3 leaves no noise.*smaller latent_dim"):

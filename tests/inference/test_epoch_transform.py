@@ -11,8 +11,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.data.transforms import Dequantization, binarize
@@ -186,9 +186,9 @@ def test_dequantization_is_an_epoch_transform():
     assert fit.objective.isfinite().all()
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs_with_an_epoch_transform(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     draws = []
 
     def same(rows, generator):

@@ -106,7 +106,7 @@ def test_a_factor_model_can_be_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_initial_model_has_the_scale_of_each_column(missing):
     x = simulate(N, D, K, 1) * 10.0 ** np.arange(D)
-    x = oracles.with_holes(x, 0.2, 0) if missing else x
+    x = oracles.with_missing_values(x, 0.2, 0) if missing else x
     ppca = PPCA.like(x, K, noise="diagonal", seed=0)
     close(ppca.noise_scale, np.sqrt(np.nanvar(x, 0) / 2))
     close(ppca.loc, np.nanmean(x, 0))
@@ -141,7 +141,7 @@ def test_one_step_on_complete_data_matches_explicit_posteriors():
     for accelerate in (True, False):
         ppca.assign(loadings=torch.tensor(loadings), noise_scale=torch.tensor(variance).sqrt())
         fit_em(ppca, x, accelerate=accelerate, max_iterations=1)
-        expected = oracles.holed_step(x, *truth, diagonal=True, expand=accelerate)
+        expected = oracles.em_step_missing(x, *truth, diagonal=True, expand=accelerate)
         for mine, its in zip(parameters(ppca), expected, strict=True):
             close(mine, its, 1e-9)
 
@@ -218,7 +218,7 @@ def test_an_accelerated_noise_variance_maximizes_the_density_in_it_alone(d):
 def heywood(missing):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 2)) @ rng.normal(size=(2, 6)) * 2 + rng.normal(size=(40, 6))
-    return oracles.with_holes(x, 0.1, 1) if missing else x
+    return oracles.with_missing_values(x, 0.1, 1) if missing else x
 
 
 @pytest.mark.parametrize("missing", [False, True])

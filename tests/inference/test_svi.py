@@ -17,8 +17,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
-import foreign
 import oracles
+import user_pairs
 from ppl_vae.core.program import modules_of
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
@@ -198,9 +198,9 @@ def generators():
 
 
 @pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_every_pair_trains_without_side_effects(name, batch_size, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     pyro.module("other", nn.Linear(2, 2))
     kept = {key: id(p) for key, p in pyro.get_param_store().named_parameters()}
     before, states = run_once(model, guide, x), generators()
@@ -222,7 +222,7 @@ def test_every_pair_trains_without_side_effects(name, batch_size, float64):
 
 
 def test_parameters_of_another_pair_in_the_store_are_ignored(float64, small):
-    model, guide, x = foreign.param_only()
+    model, guide, x = user_pairs.param_only()
     fit_svi(model, guide, x, steps=3, seed=0)
     left = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
     ppca, guide = linear_pair(small)
@@ -232,7 +232,7 @@ def test_parameters_of_another_pair_in_the_store_are_ignored(float64, small):
 
 
 def test_bare_parameters_stay_in_the_store_and_continue_to_train(float64):
-    model, guide, x = foreign.param_only()
+    model, guide, x = user_pairs.param_only()
     first = fit_svi(model, guide, x, lr=0.05, steps=100, seed=0)
     trained = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
     assert set(trained) == {"W", "loc", "psi", "V", "scale"}
@@ -257,20 +257,20 @@ OBJECTIVES = {
 # By default each pair with two or three objectives; slow, with all.
 PAIRS_AND_OBJECTIVES = [
     pytest.param(name, objective, marks=() if (i + j) % 3 == 0 else pytest.mark.slow)
-    for i, name in enumerate(foreign.PAIRS)
+    for i, name in enumerate(user_pairs.PAIRS)
     for j, objective in enumerate(OBJECTIVES)
 ]
 
 
 @pytest.mark.parametrize(("name", "objective"), PAIRS_AND_OBJECTIVES)
 def test_every_pair_trains_with_every_objective(name, objective, float64):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     result = fit_svi(model, guide, x, objective=OBJECTIVES[objective], lr=0.01, steps=2, seed=0)
     assert result.objective.isfinite().all()
     assert len(result.objective) == 2
 
 
-@pytest.mark.parametrize("make", [foreign.param_table, foreign.auto_normal])
+@pytest.mark.parametrize("make", [user_pairs.param_table, user_pairs.auto_normal])
 def test_user_written_per_datum_parameters_train(make, float64):
     model, guide, x = make()
     result = fit_svi(model, guide, x, lr=0.05, steps=80, seed=0)
@@ -278,7 +278,7 @@ def test_user_written_per_datum_parameters_train(make, float64):
 
 
 def test_training_modes_and_buffers_are_preserved(float64):
-    model, guide, x = foreign.regularized()
+    model, guide, x = user_pairs.regularized()
     module = model.__self__
     module.decoder.eval()
     flags = [part.training for part in module.modules()]
@@ -326,7 +326,7 @@ def test_a_parameter_that_would_not_train_is_named(encoder, parameter, small):
 
 
 def test_a_parameter_in_the_store_that_would_not_train_is_named(float64):
-    model, guide, x = foreign.param_only()
+    model, guide, x = user_pairs.param_only()
 
     def with_spare(x):
         pyro.param("spare", torch.ones(2))
@@ -347,7 +347,7 @@ def test_frozen_parameters_are_allowed_and_do_not_change(small):
 
 
 def test_colliding_names_are_rejected_every_time(float64):
-    model, guide, x = foreign.colliding_names()
+    model, guide, x = user_pairs.colliding_names()
     for _ in range(2):
         with pytest.raises(ValueError, match=r"'.*noise_unconstrained' was replaced by another"):
             fit_svi(model, guide, x, steps=3, seed=0)
@@ -801,7 +801,7 @@ def test_infinite_parameters_after_the_last_step_are_detected(small):
 
 
 def test_bare_parameters_are_restored_after_a_failure(float64):
-    model, guide, x = foreign.param_only()
+    model, guide, x = user_pairs.param_only()
     fit_svi(model, guide, x, lr=0.05, steps=30, seed=0)
     before = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
@@ -811,7 +811,7 @@ def test_bare_parameters_are_restored_after_a_failure(float64):
 
 
 def test_new_bare_parameters_are_kept_after_a_failure(float64):
-    model, guide, x = foreign.param_only()
+    model, guide, x = user_pairs.param_only()
     with pytest.raises(FloatingPointError, match="not finite at step 2"):
         fit_svi(model, guide, x, steps=5, lr=1e300, seed=0)
     assert set(pyro.get_param_store().keys()) == {"W", "loc", "psi", "V", "scale"}
@@ -831,7 +831,7 @@ MISSING_LABELS = {
 @pytest.mark.parametrize("batch_size", [None, 15])
 @pytest.mark.parametrize("name", MISSING_LABELS)
 def test_missing_values_equal_a_mask_written_by_hand(name, batch_size, small):
-    x = oracles.with_holes(small, 0.3, seed=0)
+    x = oracles.with_missing_values(small, 0.3, seed=0)
     observed, filled = torch.from_numpy(~np.isnan(x)), torch.from_numpy(np.nan_to_num(x))
     options = {"batch_size": batch_size, "lr": 0.05, "steps": 6, "seed": 0}
 
@@ -866,7 +866,7 @@ def test_missing_values_equal_a_mask_written_by_hand(name, batch_size, small):
 
 def test_missing_values_in_validation_rows(small):
     ppca, guide = linear_pair(small)
-    incomplete = oracles.with_holes(small, 0.3, seed=0)
+    incomplete = oracles.with_missing_values(small, 0.3, seed=0)
     result = fit_svi(ppca.model, guide, small, x_val=incomplete, steps=2, lr=1e-9, seed=0)
     draws = {"num_samples": VALIDATION_DRAWS, "seed": VALIDATION_SEED}
     expected = elbo(ppca.model, guide, incomplete, **draws).mean()
@@ -896,7 +896,7 @@ def test_data_of_any_type(convert, small):
 
 
 def test_the_users_data_are_not_changed(small):
-    x = oracles.with_holes(small, 0.2, seed=0)
+    x = oracles.with_missing_values(small, 0.2, seed=0)
     before = x.copy()
     ppca, guide = linear_pair(small)
     fit_svi(ppca.model, guide, x, x_val=x, steps=3, seed=0)
@@ -989,7 +989,7 @@ def test_invalid_data_are_rejected(x, error, match, small):
 
 
 def test_missing_values_need_a_model_that_takes_a_mask(float64):
-    model, guide, x = foreign.tutorial()
+    model, guide, x = user_pairs.tutorial()
     x[0, 0] = torch.nan
     with pytest.raises(
         ValueError, match="x has 1 missing entries, but the model takes no keyword"
@@ -1016,7 +1016,7 @@ def test_a_per_datum_guide_for_other_data_is_rejected(num_data, small):
 
 
 def test_an_exact_guide_fits_rows_with_missing_values(small):
-    ppca, x = PPCA.like(small, K, seed=0), oracles.with_holes(small, 0.1, seed=0)
+    ppca, x = PPCA.like(small, K, seed=0), oracles.with_missing_values(small, 0.1, seed=0)
     before = float(ppca.log_likelihood(x).mean().detach())
     fit_svi(ppca.model, ExactGuide(ppca), x, steps=30, batch_size=10, lr=0.01, seed=0)
     assert float(ppca.log_likelihood(x).mean().detach()) > before

@@ -94,9 +94,9 @@ def test_per_datum_guides_in_minibatches_approach_the_optimum(x):
 
 
 def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
-    x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
-    seen = []
-    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_stage=seen.append)
+    x = oracles.with_missing_values(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
+    observed = []
+    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_stage=observed.append)
     assert found.reference_gain < 1e-6
     assert found.optimum == pytest.approx(max(row.log_p.value for row in found.rows), abs=1e-9)
     row, model = found.row("em"), found.pairs["em"][0]
@@ -108,10 +108,10 @@ def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     again = better.compare(row, model)
     assert again.shortfall == 0 and again.angle == pytest.approx(0, abs=1e-5)
     assert better.updated(again, model) is better
-    told = verdict(dataclasses.replace(found, reference="em", reference_gain=1.2))
+    given = verdict(dataclasses.replace(found, reference="em", reference_gain=1.2))
     assert (
         "The reference is the result of em, which exceeds that of PX-EM by 1.2 nats per datum: "
-        "PX-EM did not attain the optimum." in told
+        "PX-EM did not attain the optimum." in given
     )
     assert all(math.isnan(row.expected_loss) for row in found.rows)  # unknown with missing values
 

@@ -20,7 +20,7 @@ NOISES = ("isotropic", "diagonal")
 
 def incomplete_data(seed=0, num_data=N):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, num_data, D, seed)
-    return oracles.with_holes(x, 0.3, seed)
+    return oracles.with_missing_values(x, 0.3, seed)
 
 
 def bound(x, loc, loadings, noise, family):
@@ -45,7 +45,7 @@ def test_steps_and_bounds_match_the_dense_oracle(noise, family):
     for _ in range(3):
         before = truth
         fit = variational_em(ppca, x, covariance=family, rotate=False, max_iterations=1)
-        truth = oracles.holed_step(x, *before, noise == "diagonal", False, family)
+        truth = oracles.em_step_missing(x, *before, noise == "diagonal", False, family)
         for mine, its in zip(parameters(ppca), truth, strict=True):
             close(mine, its, 1e-9)
         assert float(fit.objective[0]) == pytest.approx(bound(x, *before, family), abs=1e-10)
@@ -96,7 +96,9 @@ def test_the_bound_is_stationary_at_the_end_and_em_can_still_raise_log_p(noise, 
     latent_dim = 2 if noise == "isotropic" else 1
     x = incomplete_data(seed=2, num_data=150)
     if noise == "diagonal":  # one factor, so that no noise variance converges to zero
-        x = oracles.with_holes(oracles.simulate_ppca((9,), 0.8, 150, D, seed=2), 0.3, seed=2)
+        x = oracles.with_missing_values(
+            oracles.simulate_ppca((9,), 0.8, 150, D, seed=2), 0.3, seed=2
+        )
     ppca = PPCA.like(x, latent_dim, noise=noise, seed=0)
     fit = variational_em(ppca, x, covariance=family, tol=1e-13)
     assert fit.stopped.startswith("converged")

@@ -17,9 +17,9 @@ import pytest
 import torch
 from pyro import poutine
 
-import foreign
 import oracles
 import ppl_vae
+import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
@@ -77,8 +77,8 @@ def make_per_datum_guide():
     """One q per datum, each with its own means and scales."""
     guide = PerDatumGuide(N, K).double()
     with torch.no_grad():
-        guide.loc.copy_(foreign.draw(N, K, seed=2))
-        guide.unconstrained_scale.copy_(0.3 * foreign.draw(N, K, seed=3) - 1)
+        guide.loc.copy_(user_pairs.draw(N, K, seed=2))
+        guide.unconstrained_scale.copy_(0.3 * user_pairs.draw(N, K, seed=3) - 1)
     return guide
 
 
@@ -182,7 +182,7 @@ def test_a_per_datum_guide_finds_rows_by_position():
 @pytest.mark.parametrize("masked", [False, True])
 def test_missing_values_are_nan_in_the_data_and_drawn_in_the_predictive(masked):
     ppca, guide = make_ppca(), make_per_datum_guide()
-    x = oracles.with_holes(make_x(), 0.3, seed=4)
+    x = oracles.with_missing_values(make_x(), 0.3, seed=4)
     missing, mask = np.isnan(x), None
     if masked:
         x, mask = np.where(missing, 99.0, x), ~missing
@@ -215,9 +215,9 @@ def test_a_bernoulli_vae():
 # External pairs
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_external_pairs(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
     (site,) = found["observed_data"]
     assert list(found["log_likelihood"]) == [site]
@@ -265,7 +265,7 @@ def test_several_sites_plates_and_shapes():
             pyro.sample("a/scale", dist.LogNormal(torch.zeros(2), 0.1).to_event(1))
             pyro.sample("k", dist.Bernoulli(0.5))
 
-    x = foreign.draw(N, D, seed=1)
+    x = user_pairs.draw(N, D, seed=1)
     found = groups(to_arviz(model, guide, x, num_samples=8, seed=0))
     assert set(found["posterior"]) == {"a.scale", "k"}
     assert found["posterior"]["a.scale"].dims == ("chain", "draw", "datum", "a.scale_dim_0")
@@ -287,7 +287,7 @@ def test_several_sites_plates_and_shapes():
 
 
 def test_results_are_reproducible_and_global_state_is_unchanged():
-    model, guide, x = foreign.regularized()
+    model, guide, x = user_pairs.regularized()
     module = model.__self__
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     buffers = [b.clone() for b in module.buffers()]
@@ -308,7 +308,7 @@ def test_results_are_reproducible_and_global_state_is_unchanged():
 
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
     at_once = []
 
@@ -483,7 +483,7 @@ def assert_identical(ours, theirs):
 
 
 def test_files_preserve_the_data(tmp_path):
-    ppca, x = make_ppca(), oracles.with_holes(make_x(), 0.3, seed=4)
+    ppca, x = make_ppca(), oracles.with_missing_values(make_x(), 0.3, seed=4)
     data = to_arviz(
         ppca.model,
         make_per_datum_guide(),
@@ -532,7 +532,7 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path):
 def lineage():
     x = 0.2 * oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0) + 1
     ppca = PPCA.like(x, K, seed=0)
-    model, guide, _ = foreign.two_level()
+    model, guide, _ = user_pairs.two_level()
     extra = {"mine": (model, guide), "a ppca": (ppca.model, ExactGuide(ppca))}
     return run_lineage(
         x,

@@ -35,7 +35,7 @@ def x():
 
 @pytest.fixture
 def incomplete(x):
-    return oracles.with_holes(x, 0.2, seed=1)
+    return oracles.with_missing_values(x, 0.2, seed=1)
 
 
 def factors(N=400, seed=0):
@@ -250,7 +250,7 @@ def small_data():
             x = np.random.default_rng(rows + 10 * width).normal(size=(rows, width)) + 1
             yield x
             for seed in range(2 if width > 1 else 0):
-                yield oracles.with_holes(x, 0.3, seed)
+                yield oracles.with_missing_values(x, 0.3, seed)
 
 
 @pytest.mark.parametrize("noise", NOISES)

@@ -43,7 +43,7 @@ NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not s
 
 
 def table():
-    return oracles.with_holes(lineages.table(), 0.15, seed=3)
+    return oracles.with_missing_values(lineages.table(), 0.15, seed=3)
 
 
 def masked_pair(width=6):
@@ -219,7 +219,7 @@ def test_missing_values_in_held_out_rows_do_not_change_the_fits():
     names = ("px-em", "linear-amortized")
     data, incomplete = split(x, seed=1), x.copy()
     rows = data.test_rows.numpy()
-    incomplete[rows] = oracles.with_holes(x[rows], 0.3, seed=0)
+    incomplete[rows] = oracles.with_missing_values(x[rows], 0.3, seed=0)
     one, other = (
         run_lineage(values, latent_dim=2, stages=names, settings=FAST, seed=1)
         for values in (x, incomplete)
@@ -230,7 +230,7 @@ def test_missing_values_in_held_out_rows_do_not_change_the_fits():
 
 
 def test_the_default_number_of_latent_dimensions_depends_on_the_observed_entries(tmp_path):
-    x = oracles.with_holes(oracles.simulate_ppca((16, 8), 1, 60, 8, seed=0), 0.5, seed=0)
+    x = oracles.with_missing_values(oracles.simulate_ppca((16, 8), 1, 60, 8, seed=0), 0.5, seed=0)
     path = tmp_path / "half.csv"
     pd.DataFrame(x).to_csv(path, index=False)
     arguments = ["lineage", str(path), "--stages", "px-em", "--out", str(tmp_path / "out")]

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-import foreign
 import lineages
 import oracles
+import user_pairs
 from lineages import LABELS, SHORT, TINY, USER_PAIR
 from ppl_vae import run_lineage
 from ppl_vae.core.program import bound_object
@@ -147,9 +147,9 @@ def test_report_data_are_reproducible_and_leave_the_generators_unchanged(lineage
         assert ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("name", foreign.PAIRS)
+@pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_user_written_programs(name):
-    model, guide, x = foreign.PAIRS[name]()
+    model, guide, x = user_pairs.PAIRS[name]()
     extra = {"user": (model, guide)}
     found = run_lineage(x, latent_dim=1, stages=["closed-form"], extra=extra, settings=TINY)
     row = found.row("user")

@@ -588,8 +588,8 @@ def test_dictionary_learning_has_a_free_code_for_each_datum():
         x,
         **SHORT,
     )
-    ladder = best_codes(amortized, x, tolerance=1e-7).log_joint
-    gap = ladder - elbo(amortized.model, amortized.guide, x)
+    best = best_codes(amortized, x, tolerance=1e-7).log_joint
+    gap = best - elbo(amortized.model, amortized.guide, x)
     assert float(gap.min()) > -1e-9
     assert float(gap.mean()) > 0
 

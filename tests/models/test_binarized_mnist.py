@@ -11,7 +11,7 @@ import pytest
 from ppl_vae import VAE, Bernoulli, cross_check, fit_svi, image_set, save
 from ppl_vae.evaluation import Annealing
 
-NUM_TOLD = 100
+NUM_GIVEN = 100
 """Images that all three methods are evaluated on."""
 SCORE = """
 import json, resource, sys
@@ -49,7 +49,7 @@ def test_log_p_by_three_methods_in_two_gigabytes(tmp_path):
     comparison = cross_check(
         vae.model,
         vae.guide,
-        test[:NUM_TOLD],
+        test[:NUM_GIVEN],
         5000,
         annealing=Annealing(500, leapfrog=8),
         seed=0,

@@ -144,7 +144,7 @@ def test_undetermined_covariances_can_change_without_changing_the_likelihood(num
 def test_ordinary_tables_are_determined(share):
     for shape, sizes in (((178, 13), (1, 3, 8, 12)), ((20, 12), (1, 3, 8)), ((38, 18), (1, 3, 8))):
         for seed in range(5):
-            mask = ~np.isnan(oracles.with_holes(np.zeros(shape), share, seed))
+            mask = ~np.isnan(oracles.with_missing_values(np.zeros(shape), share, seed))
             for latent_dim in sizes:
                 assert pairs_of(mask, latent_dim) == set(), (shape, seed, latent_dim)
 
@@ -166,7 +166,7 @@ def test_metabolites_are_determined():
 
 
 def test_wine_is_determined_where_it_is_used():
-    x = oracles.with_holes(load_wine().data, 0.3, 0)
+    x = oracles.with_missing_values(load_wine().data, 0.3, 0)
     transformer = PPCATransformer(n_components=3).fit(x)
     assert transformer.model_.undetermined is None
     transformer.impute(x[:2])  # warnings are errors
@@ -281,7 +281,7 @@ def test_the_command_names_the_columns_and_leaves_standard_deviations_empty(halv
 
 
 def test_an_imputation_reports_what_its_intervals_assume():
-    x = oracles.with_holes(np.random.default_rng(0).normal(size=(30, 5)), 0.2, 0)
+    x = oracles.with_missing_values(np.random.default_rng(0).normal(size=(30, 5)), 0.2, 0)
     filled = FilledTable.of(Table("t", x, tuple("abcde")), 1, "isotropic")
     text = " ".join(filled.sentences())
     assert "take the fitted parameters as known" in text and "80 % at 20 rows" in text

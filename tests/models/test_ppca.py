@@ -389,7 +389,7 @@ def test_a_constant_column_is_accepted():
         "single",
         "zero",
         "no column",
-        "holes",
+        "missing",
         "1-d",
         "inf",
     ],

@@ -176,7 +176,7 @@ def test_imputation_intervals_have_nominal_coverage(noise):
         scale = 0.7 if noise == "isotropic" else rng.uniform(0.4, 1.2, size=20)
         whole = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 20))
         whole = whole + scale * rng.normal(size=(500, 20))
-        x = oracles.with_holes(whole, 0.2, seed)
+        x = oracles.with_missing_values(whole, 0.2, seed)
         ppca = PPCA.like(x, 3, noise=noise, seed=0)
         fit_em(ppca, x)
         found, missing = ppca.impute(x), np.isnan(x)

@@ -26,7 +26,7 @@ def drawn(scales, K, noise, N=5, seed=0, missing=0.3):
     loc = rng.normal(size=len(scales)) * scales
     scale = np.broadcast_to(np.asarray(noise, dtype=float), len(scales))
     x = loc + rng.normal(size=(N, K)) @ loadings.T + scale * rng.normal(size=(N, len(scales)))
-    return oracles.with_holes(x, missing, seed), (loc, loadings, scale)
+    return oracles.with_missing_values(x, missing, seed), (loc, loadings, scale)
 
 
 def made(loc, loadings, scale):
@@ -153,7 +153,7 @@ def heywood():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(200, 6))
     x[:, 0] = x[:, 1] + 1e-4 * rng.normal(size=200)
-    return oracles.with_holes(x, 0.2, 0).astype("f4")
+    return oracles.with_missing_values(x, 0.2, 0).astype("f4")
 
 
 def test_factor_analysis_at_a_heywood_case_imputes_in_float32_as_in_float64():

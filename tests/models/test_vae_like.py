@@ -45,7 +45,7 @@ GAUSSIANS = {
 
 def table(missing=0.0):
     x = lineages.table() / lineages.table().std(0) + 3
-    x = oracles.with_holes(x, missing, seed=3) if missing else x
+    x = oracles.with_missing_values(x, missing, seed=3) if missing else x
     return torch.from_numpy(x)
 
 

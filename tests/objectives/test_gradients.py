@@ -12,13 +12,13 @@ from scipy import stats
 from test_objectives import draw, parameters_of, ppca_pair, value_and_gradients
 
 import oracles
-from foreign import PAIRS, auto_normal
 from loops import Recorder, slow_log_joints
 from ppl_vae import VAE, CapturedSVI, ExactGuide
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import mode
 from ppl_vae.objectives.bounds import ELBO, IWAE
+from user_pairs import PAIRS, auto_normal
 
 S = 2
 SLOW = {
@@ -46,7 +46,7 @@ def slow_surrogate(name, model, guide, x):
     made = [value for values in recorder.values.values() for value in values]
     cut = {k: [v.detach().requires_grad_() for v in vs] for k, vs in recorder.values.items()}
     recorder.values = cut
-    seen = [value for values in cut.values() for value in values]
+    observed = [value for values in cut.values() for value in values]
     log_p, log_q = (slow_log_joints(program, x, recorder, S) for program in (model, guide))
     weights = log_p - log_q
     if name == "dreg":
@@ -63,7 +63,7 @@ def slow_surrogate(name, model, guide, x):
                 rest = [torch.cat([learned[:s], learned[s + 1 :]]).mean(0) for s in range(S)]
                 learned = learned - torch.stack(rest)
             return (terms + learned * log_q).sum() / S
-    slopes = torch.autograd.grad(by_draws, seen, retain_graph=True)
+    slopes = torch.autograd.grad(by_draws, observed, retain_graph=True)
     return direct + sum((slope * value).sum() for slope, value in zip(slopes, made, strict=True))
 
 
@@ -432,10 +432,10 @@ def test_a_step_of_stock_svi_follows_the_gradient(objective, float64):
 
 def test_captured_steps_of_svi_are_its_own(float64):
     losses = []
-    for kind, how in ((SVI, {}), (CapturedSVI, {"compiled": False})):
+    for kind, options in ((SVI, {}), (CapturedSVI, {"compiled": False})):
         pyro.clear_param_store()
         vae, x = VAE.mlp(6, 2, hidden=(5,), seed=0).double(), draw(8, 6)
-        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), SLOW["dreg"], **how)
+        svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), SLOW["dreg"], **options)
         torch.manual_seed(0)
         losses.append([svi.step(x) for _ in range(4)])
     assert svi.execution == "captured"

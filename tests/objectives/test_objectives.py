@@ -13,7 +13,6 @@ from test_state import generators, store_names
 from torch import nn
 
 import oracles
-from foreign import PAIRS, auto_normal, param_table
 from loops import Recorder, slow_joint_log_weights, slow_log_weights
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import mode
@@ -24,6 +23,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.objectives.bounds import ELBO, IWAE, elbo, log_weights
+from user_pairs import PAIRS, auto_normal, param_table
 
 WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]
 each_pair = pytest.mark.parametrize("name", PAIRS)
@@ -54,9 +54,9 @@ def parameters_of(model, guide, x, **keywords):
     with torch.random.fork_rng(), torch.no_grad(), poutine.trace(param_only=True) as trace:
         guide(x, **keywords)
         model(x, **keywords)
-    seen = [site["value"].unconstrained() for site in trace.trace.nodes.values()]
+    observed = [site["value"].unconstrained() for site in trace.trace.nodes.values()]
     around = [p for module in modules_of(model, guide) for p in module.parameters()]
-    return list({id(p): p for p in (*seen, *around) if p.requires_grad}.values())
+    return list({id(p): p for p in (*observed, *around) if p.requires_grad}.values())
 
 
 def value_and_gradients(objective, model, guide, x, **keywords):
@@ -216,11 +216,11 @@ def test_a_masked_column_is_a_column_left_out():
         ppca.loadings.detach()[kept], ppca.loc.detach()[kept], ppca.noise_scale.detach()
     )
     expected = log_weights(smaller.model, guide, x[:, kept], 3, seed=0)
-    holes = torch.where(mask, x, torch.nan)
+    missing = torch.where(mask, x, torch.nan)
     for weights in (
         log_weights(ppca.model, guide, x, 3, mask=mask, seed=0),
-        log_weights(ppca.model, guide, holes, 3, seed=0),
-        log_weights(ppca.model, guide, holes.numpy(), 3, mask=mask.numpy(), seed=0),
+        log_weights(ppca.model, guide, missing, 3, seed=0),
+        log_weights(ppca.model, guide, missing.numpy(), 3, mask=mask.numpy(), seed=0),
     ):
         torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-10)
 
@@ -228,23 +228,23 @@ def test_a_masked_column_is_a_column_left_out():
 @pytest.mark.parametrize("name", ["functions", "regularized"])
 def test_masked_cells_are_dropped_one_by_one(name, float64):
     model, guide, x = PAIRS[name]()
-    x = torch.from_numpy(oracles.with_holes(x.numpy(), 0.4, seed=0))
-    seen = ~x.isnan()
+    x = torch.from_numpy(oracles.with_missing_values(x.numpy(), 0.4, seed=0))
+    observed = ~x.isnan()
     with mode(model, guide, training=False):
         with Recorder() as recorder:
             weights = log_weights(model, guide, x, 3, seed=0)
-        filled = torch.where(seen, x, 0.0)
+        filled = torch.where(observed, x, 0.0)
         complete = slow_log_weights(model, guide, filled, recorder, 3)
         for s, values in enumerate(recorder.draws(3)):
             with poutine.condition(data=values):
                 fn = poutine.trace(model).get_trace(filled).nodes["x"]["fn"]
-            unseen = (fn.base_dist.log_prob(filled) * ~seen).sum(-1)
+            unseen = (fn.base_dist.log_prob(filled) * ~observed).sum(-1)
             torch.testing.assert_close(weights[s], complete[s] - unseen, rtol=1e-9, atol=1e-9)
 
 
-def test_holes_leave_finite_gradients():
+def test_missing_values_leave_finite_gradients():
     vae = VAE.mlp(D, K, hidden=(8,), seed=0).double()
-    x = torch.from_numpy(oracles.with_holes(draw(N, D).numpy(), 0.4, seed=0))
+    x = torch.from_numpy(oracles.with_missing_values(draw(N, D).numpy(), 0.4, seed=0))
     for objective in (ELBO(), ELBO(3), IWAE(3), *CUT, ELBO(2, gradient="score-loo")):
         vae.zero_grad()
         filled, mask = torch.where(x.isnan(), 0.0, x), ~x.isnan()
@@ -563,7 +563,7 @@ def test_the_elbo_of_each_datum_is_unbiased():
 @pytest.mark.parametrize("batch_size", [1, 5, N, 100])
 def test_rows_are_looked_up_by_their_place_in_the_data(batch_size, fraction):
     ppca, table, x = ppca_pair()
-    x = torch.from_numpy(oracles.with_holes(x.numpy(), fraction, seed=0))
+    x = torch.from_numpy(oracles.with_missing_values(x.numpy(), fraction, seed=0))
     centres = table.loc.detach()
 
     def guide(x, index=None, num_data=None):
@@ -1061,7 +1061,7 @@ def test_a_latent_size_that_broadcasts_is_refused():
         log_weights(GOOD_MODEL, narrow_guide, draw(N, D))
 
 
-def test_holes_need_a_model_that_takes_a_mask():
+def test_missing_values_need_a_model_that_takes_a_mask():
     x = draw(N, D)
     x[0, 0] = torch.nan
     match = "x has 1 missing entries, but the model takes no keyword 'mask'"

@@ -38,7 +38,7 @@ BANNED = {
     r"leaps?": "several steps",
     r"culprits?": "the site at fault",
     r"deja[ _]vu": "the limit of a VAE",
-    r"beliefs?|believed?": "reliable",
+    r"believed?": "reliable",
 }
 # Parts of names, between underscores and capitals.
 NAMES = {

@@ -18,7 +18,7 @@ D = 6
 
 def table(seed=0, rows=80):
     x = oracles.simulate_ppca((16, 8), 1, rows, D, seed=seed)
-    return oracles.with_holes(x, 0.1, seed=seed)
+    return oracles.with_missing_values(x, 0.1, seed=seed)
 
 
 @pytest.fixture

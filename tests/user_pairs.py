@@ -1,4 +1,4 @@
-"""Pairs that the package has never seen, in the styles in which strangers write them.
+"""Pairs that the package has never observed, in the styles in which user-written pairs write them.
 
 ``PAIRS`` maps a name to a function that makes a fresh ``(model, guide, x)``: tensors of the
 default dtype, N = 24 rows. Whatever takes a pair must take all of them. A network with dropout
