@@ -37,9 +37,6 @@ from . import (
 from . import (
     plots as plots,
 )
-from . import (
-    report as report,
-)
 
 __version__: str
 

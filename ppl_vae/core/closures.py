@@ -54,7 +54,7 @@ def _parts(value: Any, home: str | None, visited: set[int]) -> list[Any]:
         return list(value)
     if isinstance(value, Mapping):
         return list(value.values())
-    if isinstance(value, types.MethodType):
+    if isinstance(value, types.MethodType) and inspect.isfunction(value.__func__):
         return [*_read_by(value.__func__, value.__self__), *_defaults(value.__func__)]
     if inspect.isfunction(value):
         # Functions are followed within the program's own Python module, not into libraries.

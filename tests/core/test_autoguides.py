@@ -124,7 +124,7 @@ def test_in_batches_they_reach_the_known_optimum(name, ppca, x):
 def test_in_batches_others_are_refused(name, objective, ppca, x):
     guide = WHOLE_ONLY[name][0](ppca.model)
     kind = type(guide).__name__
-    match = f"{kind} (without create_plates draws rows of its own|cannot be used in batches)"
+    match = f"{kind} (without create_plates subsamples rows of its own|cannot be used in batches)"
     with pytest.raises(ValueError, match=match) as refused:
         trained(ppca, guide, x, 10, objective=objective)
     assert "create_plates=ppl_vae.core.autoguides.plate_of_rows" in str(refused.value)
@@ -136,7 +136,9 @@ def test_in_batches_others_are_refused(name, objective, ppca, x):
 def test_an_evaluation_in_batches_is_refused_too(ppca, x):
     guide = autoguide.AutoNormal(ppca.model)
     guide(x)
-    with pytest.raises(ValueError, match="AutoNormal without create_plates draws rows of its own"):
+    with pytest.raises(
+        ValueError, match="AutoNormal without create_plates subsamples rows of its own"
+    ):
         elbo(ppca.model, guide, x, batch_size=7)
 
 
@@ -303,7 +305,9 @@ BY_INDEX = {
 def test_parameters_of_places_in_a_batch_are_refused(batch_size, x):
     for read in BY_PLACE.values():
         pyro.clear_param_store()
-        with pytest.raises(ValueError, match="parameter 'loc' has a part for each place in a bat"):
+        with pytest.raises(
+            ValueError, match="parameter 'loc' has entries for each position in a bat"
+        ):
             fit_svi(*pair_of(read), x, steps=2, batch_size=batch_size)
     for read in BY_INDEX.values():
         pyro.clear_param_store()
@@ -315,7 +319,9 @@ def test_parameters_of_places_in_a_batch_are_refused(batch_size, x):
 
 def test_a_plate_that_draws_rows_of_its_own(x):
     pyro.clear_param_store()
-    with pytest.raises(ValueError, match="parameter 'loc' has a part for each datum, but other"):
+    with pytest.raises(
+        ValueError, match="parameter 'loc' has entries for each datum, but different"
+    ):
         fit_svi(*pair_of(BY_INDEX["looked up"], "own"), x, steps=2, batch_size=10)
     pyro.clear_param_store()
     fit_svi(*pair_of(BY_INDEX["amortized"], "own"), x, steps=2, batch_size=10, capture=False)

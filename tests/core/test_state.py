@@ -241,7 +241,7 @@ class PlainObject:
         self.nets = {"more": [nn.Dropout()]}
 
     def model(self, x):
-        return self.net(x)
+        return self.nets["more"][0](self.net(x))
 
 
 def test_modes_reach_modules_in_containers_and_plain_objects():

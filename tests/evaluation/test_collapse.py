@@ -456,7 +456,7 @@ def test_bad_arguments_of_collapse():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(x).to_event(1))
 
-    with pytest.raises(ValueError, match="site 'z' of the guide is a Delta: a point has no dens"):
+    with pytest.raises(ValueError, match="guide is a Delta: a point mass has no dens"):
         collapse(model, point, normal(5, 1))
 
 

@@ -62,7 +62,7 @@ def test_latent_spaces_of_ppca_agree_with_the_closed_form(ppcas, table):
             == f"{exact:.2f} ± {space.estimate.mean_error:.2f} nats per datum (100 %"
             + (" reliable)")
         )
-        assert f"{name}  log p {space.log_p}, {K} of {K} dimensions active" in repr(found)
+        assert f"{name}  log p {space.log_p}  {K} of {K} dimensions active" in repr(found)
 
 
 def test_the_leading_dimensions_are_those_with_the_largest_variance(table):

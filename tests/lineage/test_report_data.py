@@ -124,7 +124,7 @@ def without_paths(data):
     content = data.to_dict()
     for comparison in content["cross_check"].values():
         for estimate in comparison["estimates"].values():
-            del estimate["path"]
+            del estimate["execution"]
     return content
 
 

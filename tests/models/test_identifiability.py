@@ -247,7 +247,7 @@ def test_a_loaded_model_keeps_the_undetermined_pairs(halves, tmp_path):
 def test_masked_cross_validation_reports_undetermined_entries(halves):
     found = select_by_masked_cv(halves, latent_dims=[1], seed=0)
     assert found.log_density.isfinite().all()
-    assert "400 missing cells, in 4 columns, rest on covariances" in str(found)
+    assert "400 missing values, in 4 columns, depend on covariances" in str(found)
     assert "standard deviations take the fitted parameters as known" in str(found)
     whole = np.random.default_rng(0).normal(size=(50, 4))
     assert not select_by_masked_cv(whole, latent_dims=[1], seed=0).notes
@@ -257,7 +257,7 @@ def test_the_transformer_warns(halves):
     transformer = PPCATransformer(n_components=1).fit(halves)
     assert any("not determined" in note for note in transformer.notes_)
     with pytest.warns(
-        UserWarning, match=r"4 of the values imputed are arbitrary: .*\(0, 1\) with"
+        UserWarning, match=r"4 of the imputed values are arbitrary: .*\(0, 1\) with"
     ):
         transformer.impute(halves[:2])
     with warnings.catch_warnings():
@@ -271,7 +271,7 @@ def test_the_command_names_the_columns_and_leaves_standard_deviations_empty(halv
     arguments = ["impute", path, "--out", out, "--latent-dim", 1, "--noise", "isotropic"]
     shown = CliRunner().invoke(app, [str(word) for word in arguments])
     assert shown.exit_code == 0, shown.output
-    assert "of 400 filled cells the standard deviation is not known and left empty" in shown.output
+    assert "the standard deviation of 400 imputed values is unknown and left empty" in shown.output
     assert "in columns 'wool' (100), 'silk' (100), 'flax' (100), 'hemp' (100)" in shown.output
     assert "covariances of columns (wool, silk) with (flax, hemp)" in shown.output
     assert "(0, 1)" not in shown.output

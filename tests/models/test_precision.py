@@ -303,17 +303,17 @@ def test_the_scikit_learn_transformer_names_the_result_that_overflows():
 def test_half_precision_is_raised_with_a_warning(dtype):
     x = torch.randn(20, 3, generator=torch.manual_seed(0)).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    with pytest.warns(UserWarning, match=f"x is of {name}, .*it is raised to float32") as caught:
+    with pytest.warns(UserWarning, match=f"x is of {name}, .*is converted to float32") as caught:
         assert as_matrix(x).dtype == torch.float32
     assert len(caught) == 1
-    with pytest.warns(UserWarning, match=f"rows is of {name}, .*it is raised to float64"):
+    with pytest.warns(UserWarning, match=f"rows is of {name}, .*it is converted to float64"):
         assert as_matrix(x, name="rows", dtype=torch.float64).dtype == torch.float64
     assert as_matrix(x, dtype=dtype).dtype == dtype  # for a model of that dtype
-    with pytest.warns(UserWarning, match="raised to float32"):
+    with pytest.warns(UserWarning, match="converted to float32"):
         ppca = PPCA.like(x, 1, seed=0)
     assert ppca.loc.dtype == torch.float32
     for method in (ppca.log_likelihood, ppca.impute, lambda x: fit_em(ppca, x)):
-        with pytest.warns(UserWarning, match="raised to float32") as caught:
+        with pytest.warns(UserWarning, match="converted to float32") as caught:
             method(x)
         assert len(caught) == 1
     half = copy.deepcopy(ppca).to(dtype)
@@ -339,5 +339,5 @@ def test_half_precision_in_a_file_and_in_scikit_learn(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "note: the numbers are float16" in shown.output
     assert not pd.read_csv(out)["x3"].isna().any()
-    with pytest.warns(UserWarning, match="X is of float16, .*raised to float64"):
+    with pytest.warns(UserWarning, match="X has dtype float16, .*cast to float64"):
         PPCATransformer(n_components=1).fit(x)

@@ -1110,7 +1110,7 @@ def test_free_bits_need_a_kl_that_is_a_sum():
 
 def test_free_bits_do_not_go_with_auxiliary_sites(float64):
     model, guide, x = auto_normal()
-    match = "the guide's auxiliary sites .* are no latent dimensions of the model"
+    match = "the guide's auxiliary sites .* are not latent dimensions of the model"
     with pytest.raises(ValueError, match=match):
         ELBO(free_bits=0.1).loss(model, guide, x)
 

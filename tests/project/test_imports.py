@@ -37,7 +37,7 @@ HEAVY = (
     "rich",
     "matplotlib",
 )
-BRIDGES = ("to_arviz", "PPCATransformer", "cli", "report", "plots")
+BRIDGES = ("to_arviz", "PPCATransformer", "plots", "read_table")
 
 
 def public(package):

@@ -1,12 +1,10 @@
 """Progress bars on the terminal."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -25,7 +23,8 @@ def progress_bar(
 
     Args:
         total: number of steps.
-        show: ``"auto"`` shows the bar if standard error is a terminal; a callable is called
+        show: ``"auto"`` shows the bar if standard error is a terminal, or in a notebook with
+            ipywidgets; a callable is called
             instead of it.
         label: the name of what is fitted.
 
@@ -40,18 +39,41 @@ def progress_bar(
             f"progress must be one of True, False, 'auto', or a callable of the steps made and "
             f"the objective; got {show!r}"
         )
-    if not (sys.stderr.isatty() if show == "auto" else show):
+    if not (sys.stderr.isatty() or _in_notebook() if show == "auto" else show):
         yield lambda step, value: None
         return
-    columns = (
+    with _rich_bar() as bar:
+        task = bar.add_task(label, total=total, value="")
+        yield lambda step, value: bar.update(
+            task, completed=step, value=f"{value:.3f} nats per datum"
+        )
+
+
+def _in_notebook() -> bool:
+    """Whether the code runs in a Jupyter kernel, where rich draws bars with ipywidgets."""
+    shell = sys.modules.get("IPython")
+    running = shell.get_ipython() if shell is not None else None
+    if type(running).__name__ != "ZMQInteractiveShell":
+        return False
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[value]}"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, value="")
-        yield lambda step, value: bar.update(
-            task, completed=step, value=f"{value:.3f} nats per datum"
-        )
