@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 PANDAS_MARKERS = ("", "nan", "NaN", "NAN", "NA", "N/A", "null", "NULL")
 """Spellings of missing cells that pandas is asked to parse itself, which is faster."""
@@ -305,3 +306,18 @@ class TextTable:
         return pd.DataFrame(
             {name: c if c.dtype.kind in "iuf" else _strip_cells(c) for name, c in columns}
         )
+
+
+def parse_numbers(
+    cells: pd.Series, na_markers: Sequence[str], decimal_comma: bool
+) -> tuple[Float[np.ndarray, "N"], pd.Series]:
+    """Numbers (NaN elsewhere), and the cells that are neither numbers nor missing."""
+    values, words = cells, cells.head(0)
+    if cells.dtype == object:
+        plain = cells.str.replace(",", ".") if decimal_comma else cells
+        numeric = pd.Series(pd.to_numeric(plain, errors="coerce"), index=cells.index).notna()
+        values = plain.where(numeric, "nan")
+        words = cells.loc[~numeric & ~cells.str.casefold().isin(na_markers)]
+    array = values.to_numpy().astype(np.float64)
+    numbers = [float(marker) for marker in na_markers if re.fullmatch(NUMBER, marker)]
+    return (np.where(np.isin(array, numbers), np.nan, array) if numbers else array), words

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from ppl_vae.core.validation import as_matrix
-from ppl_vae.data.csv_sniffing import NUMBER, SAMPLE_LINES, TextTable, quoted
+from ppl_vae.data.csv_sniffing import SAMPLE_LINES, TextTable, parse_numbers, quoted
 
 NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
 """Texts that mark a missing cell by default, in any case."""
@@ -158,15 +158,6 @@ class _TableBuilder:
     """The cells of a file, of which row names, labels and the matrix of numbers are made.
 
     Attributes:
-        name: name of the file.
-        cells: numbers or text, one column per column of the file.
-        na_markers: casefolded texts that mark a missing cell.
-        decimal_comma: whether numbers have decimal commas.
-        has_names: whether the file names its columns.
-        first_unnamed: whether it does, but not the first one.
-        line_number: the line of the file in which a row begins.
-        image_shape: height and width, if the rows are images.
-        notes: what was detected.
         numbers: the columns as numbers, NaN elsewhere.
         words: the cells of each column that are neither numbers nor missing.
     """
@@ -185,7 +176,7 @@ class _TableBuilder:
         self.numbers: dict[str, np.ndarray] = {}
         self.words: dict[str, pd.Series] = {}
         for key, cells in self.cells.items():
-            self.numbers[str(key)], self.words[str(key)] = _parse_numbers(
+            self.numbers[str(key)], self.words[str(key)] = parse_numbers(
                 cells, self.na_markers, self.decimal_comma
             )
 
@@ -306,21 +297,6 @@ class _TableBuilder:
                 f"{self.name} has no column of numbers besides row names and labels; if it "
                 "should, give header, delimiter or label"
             )
-
-
-def _parse_numbers(
-    cells: pd.Series, na_markers: Sequence[str], decimal_comma: bool
-) -> tuple[Float[np.ndarray, "N"], pd.Series]:
-    """Numbers (NaN elsewhere), and the cells that are neither numbers nor missing."""
-    values, words = cells, cells.head(0)
-    if cells.dtype == object:
-        plain = cells.str.replace(",", ".") if decimal_comma else cells
-        numeric = pd.Series(pd.to_numeric(plain, errors="coerce"), index=cells.index).notna()
-        values = plain.where(numeric, "nan")
-        words = cells.loc[~numeric & ~cells.str.casefold().isin(na_markers)]
-    array = values.to_numpy().astype(np.float64)
-    numbers = [float(marker) for marker in na_markers if re.fullmatch(NUMBER, marker)]
-    return (np.where(np.isin(array, numbers), np.nan, array) if numbers else array), words
 
 
 def _builder_from_array(path: Path, na_markers: Sequence[str]) -> _TableBuilder:

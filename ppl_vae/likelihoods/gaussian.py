@@ -17,27 +17,11 @@ from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
 from ppl_vae.likelihoods.base import Likelihood, Mask, Outputs, Rows, row_density
 from ppl_vae.likelihoods.distributions import StandardizedNormal
+from ppl_vae.likelihoods.running_mean import RunningMean, sum_and_count
 
 SCALES = ("shared", "per-dim", "network")
 NEAR_FLOOR = 1.01
 """Scales below this multiple of their floor count as having reached it."""
-
-
-class RunningMean:
-    """The mean of values that are added batch by batch, in float64.
-
-    Args:
-        device: device of the values.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, values: Tensor, mask: Tensor | None) -> None:
-        """Add the values where the mask is True."""
-        total, count = _sum_and_count(values.double(), mask)
-        self.total, self.count = self.total + total, self.count + count
 
 
 class NormalLikelihood(Likelihood):
@@ -309,7 +293,7 @@ class OptimalGaussian(NormalLikelihood):
             if self._running_mean is not None:
                 self._running_mean.add(squares, mask)
             # Selected by torch.where: reading the value would synchronise with the device.
-            optimal = self._root_mean(*_sum_and_count(squares, mask))
+            optimal = self._root_mean(*sum_and_count(squares, mask))
             return torch.where(self.scale.isnan(), optimal, self.scale)
         if not self._frozen:
             raise ValueError(
@@ -360,9 +344,3 @@ class OptimalGaussian(NormalLikelihood):
         )
         at_floor = bool(self.scale <= NEAR_FLOOR * self.floor)
         return [note, *self._floor_notes("the noise scale has" if at_floor else "")]
-
-
-def _sum_and_count(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    if mask is None:
-        return values.sum(), torch.full_like(values.sum(), values.numel())
-    return torch.where(mask, values, 0.0).sum(), mask.expand_as(values).sum()
