@@ -522,7 +522,7 @@ def test_bounds_print_and_convert():
     )
     text = repr(found)
     assert "log-likelihood of 9 data that the model drew: between" in text
-    assert "3 chains each way, 4 temperatures" in text
+    assert "3 chains in each direction, 4 temperatures" in text
     content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     again = type(found).from_dict(content)
     assert torch.equal(again.lower, found.lower)
@@ -671,7 +671,7 @@ def test_point_masses_raise():
             pyro.sample("z", dist.Delta(t.unsqueeze(-1).expand(-1, K), event_dim=1))
 
     x = ppca.sample(3, seed=0)
-    refuse("site 'z' of the guide is a Delta: a point has no density", ppca.model, point, x, 10)
+    refuse("site 'z' of the guide is a Delta: a point mass has no density", ppca.model, point, x, 10)
     match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
     refuse(match, ppca.model, line, x, 10)
 

@@ -100,7 +100,7 @@ class Annealing:
         return (curve - curve[0]) / (curve[-1] - curve[0])
 
     def num_evaluations(self, num_chunks: int) -> int:
-        """The number of density evaluations for a batch, with its chains in ``num_chunks`` parts."""
+        """The number of density evaluations for a batch with chains in ``num_chunks`` chunks."""
         tuned = min(self.num_temperatures, MAX_TUNED_TEMPERATURES)
         tuning = FIRST_TUNING_MOVES + TUNING_MOVES * tuned
         return (self.leapfrog + 1) * (tuning + num_chunks * self.num_temperatures)
