@@ -283,7 +283,7 @@ def test_rows_select_data():
         found = gaps(ppca.model, guide, x, steps=3, seed=0, **given)
         np.testing.assert_allclose(found.elbo, truth[rows], atol=1e-9)
         estimated = gaps(
-            ppca.model, guide, x, rows=rows, steps=40, num_samples=30, tolerance=None, seed=0
+            ppca.model, guide, x, rows=rows, steps=100, num_samples=30, tolerance=None, seed=0
         )
         np.testing.assert_allclose(estimated.log_likelihood, truth[rows], atol=1e-3)
 
