@@ -671,7 +671,9 @@ def test_point_masses_raise():
             pyro.sample("z", dist.Delta(t.unsqueeze(-1).expand(-1, K), event_dim=1))
 
     x = ppca.sample(3, seed=0)
-    refuse("site 'z' of the guide is a Delta: a point mass has no density", ppca.model, point, x, 10)
+    refuse(
+        "site 'z' of the guide is a Delta: a point mass has no density", ppca.model, point, x, 10
+    )
     match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
     refuse(match, ppca.model, line, x, 10)
 

@@ -557,7 +557,9 @@ def test_a_point_mass_raises(float64):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Delta(torch.ones(len(x), 2), event_dim=1))
 
-    with pytest.raises(ValueError, match="site 'z' of the guide is a Delta: a point mass has no dens"):
+    with pytest.raises(
+        ValueError, match="site 'z' of the guide is a Delta: a point mass has no dens"
+    ):
         gaps(model, point, x, steps=2)
 
 
