@@ -328,7 +328,7 @@ def uniform(exact):
 
 UNSPLIT = {
     flow: "site 'z' is a flow, whose AffineAutoregressive has parameters that all data share",
-    mixture: "site 'z' is a MixtureSameFamily, whose draws have no gradient to search along",
+    mixture: "site 'z' is a MixtureSameFamily, whose draws have no gradient",
     uniform: "site 'z' is a Uniform, whose low is bounded by its other parameters",
 }
 

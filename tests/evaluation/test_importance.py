@@ -839,7 +839,7 @@ def test_a_result_prints_and_converts():
     assert isinstance(estimate, LogLikelihood)
     text = repr(estimate)
     unreliable = int((~estimate.reliable).sum())
-    assert f"NOT reliable for {unreliable} of 20 data: for which it is a lower bound" in text
+    assert f"NOT reliable for {unreliable} of 20 data, for which it is a lower bound" in text
     assert f"{estimate.mean:.3f} +- {estimate.mean_error:.3f} nats per datum" in text
     assert "(importance, 500 draws, refine=0)" in text
     high, allowed = float(estimate.tail_index.median()), float(estimate.limit.median())

@@ -98,13 +98,9 @@ def log_likelihood(
     pair.check_support(data)
     rows = (torch.arange(len(data)) if rows is None else rows).to(data.x.device)
     if method == "annealed":
+        settings = annealing or Annealing()
         sampler = AISWeights(
-            annealing or Annealing(),
-            data.x,
-            len(rows),
-            num_samples,
-            capture=capture,
-            precision=precision,
+            settings, data.x, len(rows), num_samples, capture=capture, precision=precision
         )
         size = sampler.block_size
     else:
