@@ -1,4 +1,4 @@
-"""What a pair of a model and a guide is, and what every module needs."""
+"""Model/guide pairs, their traces, validation of arguments, results."""
 
 import lazy_loader
 

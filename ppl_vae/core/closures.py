@@ -1,8 +1,8 @@
-"""The modules that a plain function uses: found in its code, not in all that its names hold.
+"""Finds the torch modules that a plain function uses, from its bytecode.
 
 A user's program may be a function that reads its networks from around it, as ``decoder(z)`` or
 ``nets["mine"](z)``. Each such reading is a chain in the function's code: a name, then attributes
-and constant subscripts. What stands at the end of the chain is used; what lies beside it is not.
+and constant subscripts. Only the object at the end of the chain counts as used.
 """
 
 import dis

@@ -1,4 +1,4 @@
-"""Files that are complete or not there."""
+"""Atomic writing of files: a reader finds the old file or the new one."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Pyro handlers that raise an error, naming the site, where a pair breaks the contract."""
+"""Pyro handlers that raise an error, naming the site, where a pair violates the contract of
+programs."""
 
 from typing import Any
 

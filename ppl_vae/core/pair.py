@@ -1,4 +1,4 @@
-"""A pair: a model and a guide as one object, with what is known of both.
+"""A pair: a model and a guide as one object, with cached facts about both.
 
 Everything that takes ``model, guide`` makes one :class:`Pair` of them, and passes it on. A fact
 about a pair that costs runs of its programs, such as the dimension at which a plate of samples
@@ -52,6 +52,15 @@ class Pair:
     _sample_dim: list[int | None] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        for name, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, nn.Module) and _holds_programs(program):
+                kind = type(program).__name__
+                raise TypeError(
+                    f"{name} must be a Pyro program; got the {kind} object, which holds two: pass "
+                    f"its .{name}, as {kind.lower()}.{name}"
+                )
 
     @cached_property
     def modules(self) -> list[nn.Module]:
@@ -152,6 +161,12 @@ class Pair:
             with dry_run_eval(self.model, self.guide):
                 self._sample_dim.append(_find_sample_dim(self, batch))
         return self._sample_dim[0]
+
+
+def _holds_programs(module: nn.Module) -> bool:
+    """Whether a module is no program itself, but has a method ``model``."""
+    unimplemented = type(module).forward is nn.Module.forward
+    return unimplemented and callable(getattr(module, "model", None))
 
 
 def run_guide(

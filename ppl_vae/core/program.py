@@ -2,7 +2,8 @@
 
 A *program* is a callable ``program(x, ...)`` that consists of Pyro statements: a function, a bound
 method or a ``PyroModule``. A *model* and a *guide* are programs whose sites are in the plate
-``"data"``. Everything in the package takes such pairs; its own derive from :class:`Program`.
+``"data"``. Everything in the package takes such pairs; its own models and guides derive from
+:class:`Program`.
 """
 
 import inspect

@@ -23,7 +23,7 @@ COVERAGE = (
     "with 12 columns, K = 3 and 30 % missing, PPCA's 95 % intervals covered 80 % at 20 rows, 91 % "
     "at 50 and 94 % at 200; those of factor analysis 66, 88 and 94 %"
 )
-"""Measured by ``tests/test_imputed_intervals.py``."""
+"""Measured by ``tests/evaluation/test_imputed_intervals.py``."""
 ESS_FLOOR = 10.0
 """Estimates from weighted draws with a smaller effective sample size are called unreliable."""
 
@@ -225,7 +225,7 @@ class Imputation(Result):
     to few rows, intervals are too narrow: mean +- 1.96 sd of PPCA with D = 12, K = 3 and
     30 % missing, fitted by PX-EM to the table itself, covered 80 % at N = 20, 91 % at N = 50 and
     94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %. Under the true parameters they
-    covered 95 % (``tests/test_imputed_intervals.py``).
+    covered 95 % (``tests/evaluation/test_imputed_intervals.py``).
 
     Attributes:
         mean: the data where observed, untouched; the conditional mean where missing; (N, D).

@@ -1,4 +1,4 @@
-"""Checks and conversions of arguments; the messages name the argument, the rule and a way out."""
+"""Checks and conversions of arguments; the messages name the argument, the rule and a remedy."""
 
 import warnings
 from collections.abc import Mapping

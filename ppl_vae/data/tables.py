@@ -328,8 +328,7 @@ def _builder_from_text(
     first, *rest = (row for _, row in islice(table.rows(), SAMPLE_LINES))
     short = len(first) < width
     first = [re.sub(r"Unnamed: \d+", "", cell.strip()) for cell in first]
-    if short:
-        first = ["", *first]
+    first = ["", *first] if short else first
     if not rest and (header or not all(map(table.is_number, first))):
         raise ValueError(f"{path} has column names and no rows")
     detected = short or (bool(rest) and table.has_header(first, rest))

@@ -1,4 +1,4 @@
-"""How good it is: log-likelihoods, gaps, subspaces."""
+"""Evaluation: log-likelihoods, inference gaps, latent codes, predictions."""
 
 import lazy_loader
 

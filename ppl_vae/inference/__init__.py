@@ -1,4 +1,4 @@
-"""How it is fitted: closed form, EM, variational EM, SVI."""
+"""Inference: EM, SVI, and sparse codes."""
 
 import lazy_loader
 

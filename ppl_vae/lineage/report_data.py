@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike, bound_object
@@ -30,6 +29,7 @@ from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, Estim
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
+from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
@@ -40,23 +40,6 @@ NUM_COLUMNS = 8
 LEAPFROG_STEPS = 5
 """Leapfrog steps per transition of the annealed importance sampling of held-out data."""
 FOR_FIGURES = "two latents, for figures only"
-
-
-@dataclass(frozen=True)
-class LatentMeans(Result):
-    """Means of q(z | x) of a pair with two latent dimensions.
-
-    Attributes:
-        means: (N, 2), in standard deviations of the prior.
-        labels: the class of each datum, or None.
-        label: the name of the class variable.
-        about: a remark on the pair.
-    """
-
-    means: Float[Tensor, "N 2"]
-    labels: tuple[Any, ...] | None
-    label: str
-    about: str
 
 
 @dataclass(frozen=True)

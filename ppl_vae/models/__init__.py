@@ -1,4 +1,4 @@
-"""What is assumed: the generative models."""
+"""Generative models p(x, z)."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
 """Objectives read from any pair's traces: log weights, ELBO, IWAE.
 
 With log w_sn = log p(x_n, z_sn) - log q(z_sn | x_n), the mean over S is the ELBO, the log of the
-mean of the exponentials the importance-weighted bound, and everything else a reduction of these.
-All are in nats per datum, unscaled; only a training loss sums them over the data.
+mean of the exponentials the importance-weighted bound, and other objectives are functions of
+these. All are in nats per datum, unscaled; only a training loss sums them over the data.
 """
 
 import math
@@ -285,18 +285,21 @@ def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
 class IWAE(_Objective):
     """The importance-weighted bound, E log (1/S sum_s w_s), a ``pyro.infer.ELBO``.
 
-    Weights are reduced a datum and unscaled, so that minibatches keep it a bound. S = 1 is the
-    ELBO; it tightens with S.
+    Weights are reduced per datum and unscaled, so that it is a bound on minibatches, too. S = 1 is
+    the ELBO; it tightens with S.
 
     Args:
         num_samples: S.
-        gradient: how its gradient is estimated; the means agree. ``"reparameterized"``: through
-            the draws; for the guide, the larger S, the more of it is noise. ``"dreg"``: doubly
-            reparameterized (Tucker et al. 2019): the larger S, the less.
+        gradient: the estimator of its gradient. ``"reparameterized"``: through the draws,
+            E[sum_s v_s d log w_s] with the normalised weights v_s = w_s / sum_t w_t; the
+            guide's part has a signal-to-noise ratio that falls with S. ``"dreg"``: doubly
+            reparameterized (Tucker et al. 2019), whose ratio rises with S, see
+            :func:`ppl_vae.objectives.gradients.doubly_reparameterized`. The means agree.
 
     References:
         Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders (2016); Rainforth et al.:
-        Tighter variational bounds are not necessarily better (2018), of the noise.
+        Tighter variational bounds are not necessarily better (2018), for the noise of the
+        gradient.
     """
 
     def __init__(self, num_samples: int = 8, gradient: str = PLAIN) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_vae.evaluation.latent_space.embeddings import Embedding, Embeddings
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpace, LatentSpaces
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum
-from ppl_vae.lineage.report_data import LatentMeans
+from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.plots.drawing import (
     BLUE,
     GREY,

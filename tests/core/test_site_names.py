@@ -31,7 +31,9 @@ def x():
 def test_parameters_of_a_program_are_not_random(name, x):
     ppca = PPCA(D, K, seed=0)
     before = ppca.log_likelihood(x)
-    match = f"PPCA.{name} may not be a PyroSample: .* drawn for each row separately.*Keep it a parame"
+    match = (
+        f"PPCA.{name} may not be a PyroSample: .* drawn for each row separately.*Keep it a parame"
+    )
     with pytest.raises(ValueError, match=match):
         setattr(ppca, name, PRIOR)
     assert torch.equal(ppca.log_likelihood(x), before)

@@ -19,7 +19,8 @@ from figures import check_readable, texts
 from lineage_rows import TABLES, lineage
 from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
-from ppl_vae.lineage.report_data import LatentMeans, ReportData, report_data
+from ppl_vae.lineage.latent_means import LatentMeans
+from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.plots.bounds import NUM_ITERATIONS
 from ppl_vae.plots.drawing import image_grid_size, log_scale

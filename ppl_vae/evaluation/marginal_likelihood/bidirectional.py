@@ -75,10 +75,12 @@ class Bidirectional(Result):
     def __repr__(self) -> str:
         low, high = float(self.lower.mean()), float(self.upper.mean())
         return (
-            f"log-likelihood of {len(self.lower)} data that the model drew: between {low:.3f} and "
-            f"{high:.3f} nats per datum\n"
+            f"log-likelihood of {len(self.lower)} data that the model drew: lower bound "
+            f"{low:.3f}, upper bound {high:.3f} nats per datum\n"
             f"  gap {self.gap:.3f} +- {self.gap_error:.3f} ({self.num_chains} chains in each "
             f"direction, {self.num_temperatures} temperatures)"
+            + "\n  the bounds are in reverse order, within their Monte Carlo error"
+            * (low > high)
         )
 
 

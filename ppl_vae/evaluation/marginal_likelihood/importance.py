@@ -104,8 +104,7 @@ def log_likelihood(
         )
         size = sampler.block_size
     else:
-        num_calls = num_samples * len(rows) // rows_at_once(data.x)
-        sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+        sampler = _importance_sampler(data.x, len(rows), num_samples, capture, precision)
         size = block_size(data.x, num_samples, refined=refine > 0)
     batches = list(data.split(rows, size))
     local_vi = LocalVI(
@@ -117,10 +116,8 @@ def log_likelihood(
     diagnostics = None
     with isolated_store(), seeded(seed), pair.eval_mode():
         check_importance_samplable(pair, batches[0])
-        parts = [
-            weight_summary(sampler, local_vi(pair, batch) if refine else pair, batch, num_samples)
-            for batch in batches
-        ]
+        proposals = ((local_vi(pair, batch) if refine else pair, batch) for batch in batches)
+        parts = [weight_summary(sampler, q, batch, num_samples) for q, batch in proposals]
         if method != "annealed" and not refine:
             large_batches = list(data.split(rows, rows_at_once(data.x)))
             diagnostics = diagnose_latents(pair, large_batches, num_samples)
@@ -128,6 +125,13 @@ def log_likelihood(
     cells = _num_observed(pair, data, rows).to(estimate.value)
     notes = *pair.notes(), *estimate.notes
     return replace(estimate, execution=sampler.execution, cells=cells, notes=notes)
+
+
+def _importance_sampler(
+    x: Tensor, num_rows: int, num_samples: int, capture: bool | str, precision: str
+) -> LogWeightSampler:
+    num_calls = num_samples * num_rows // rows_at_once(x)
+    return LogWeightSampler(BlockRunner(capture, num_calls), precision)
 
 
 def _num_observed(

@@ -58,6 +58,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999), equations 7 and 8.
     """
+    _check_ppca("fit_closed_form", ppca)
     start_time = time.perf_counter()
     if ppca.noise != "isotropic":
         raise ValueError(
@@ -87,6 +88,13 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         converged=True,
         certificate=0.0,
     ).shifted(_log_jacobian(columns, unit), 0.0)
+
+
+def _check_ppca(name: str, ppca: PPCA) -> None:
+    if not isinstance(ppca, PPCA):
+        raise TypeError(
+            f"{name} fits PPCA and factor analysis; ppca is a {type(ppca).__name__}. Use fit_svi"
+        )
 
 
 def fit_em(
@@ -149,6 +157,7 @@ def fit_em(
         Rubin, Thayer: EM algorithms for ML factor analysis (1982).
         Liu, Rubin, Wu: Parameter expansion to accelerate EM: the PX-EM algorithm (1998).
     """
+    _check_ppca("fit_em", ppca)
     algorithm = "PX-EM" if accelerate else "EM"
     settings = _Settings(tol, max_iterations, starts, noise_floor, accelerated=accelerate)
     prior_update = "expand" if accelerate else "fixed"
@@ -193,6 +202,7 @@ def variational_em(
     Raises:
         ValueError, FloatingPointError: as :func:`fit_em`; if ``rotate`` is set for another family.
     """
+    _check_ppca("variational_em", ppca)
     check_option("covariance", covariance, COVARIANCES)
     if rotate and covariance != "diagonal":
         raise ValueError(

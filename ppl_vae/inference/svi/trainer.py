@@ -108,7 +108,7 @@ class Trainer:
     def _finish(self) -> None:
         if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
             self._fail(len(self.values), None)
-        self.stopped = self.stopped or f"after {len(self.values)} steps, as requested"
+        self.stopped = self.stopped or "all requested"
         if self.stopping.best is not None:
             self.stopping.best.restore()
         minibatch = self.minibatch
