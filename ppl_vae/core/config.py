@@ -1,4 +1,4 @@
-"""Constructor calls: recorded when an object is made, printed by ``repr``, repeated by loading."""
+"""Recording of constructor arguments, for ``repr`` and for loading."""
 
 import dataclasses
 import functools

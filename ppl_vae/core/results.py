@@ -266,7 +266,7 @@ class Imputation(Result):
         yield f"effective draws of z per row: median {ess.median():.0f}, fewest {ess.min():.1f}"
         if few:
             yield (
-                f"NOT to be trusted in {few} of {len(ess)} rows with missing values, whose "
+                f"NOT reliable in {few} of {len(ess)} rows with missing values, whose "
                 f"effective draws are fewer than {ESS_FLOOR:.0f}"
             )
-            yield "would help: refine=300, a q of its own for every row; more draws (num_samples)"
+            yield "remedy: refine=300, which optimizes q for each row, or more draws (num_samples)"

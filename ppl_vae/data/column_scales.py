@@ -1,4 +1,4 @@
-"""Whether the columns of a table are on such different scales that they should be standardised."""
+"""Tests whether the columns of a table have so different scales that they need standardising."""
 
 import torch
 from jaxtyping import Bool, Float

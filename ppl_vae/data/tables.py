@@ -1,4 +1,4 @@
-"""Reading tables from files; what a file leaves open is detected, and noted for the user."""
+"""Reading tables from files; unspecified details of the format are detected, and noted."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The sparse lineage: from a free code per datum to codes computed by an encoder.
+"""The sparse lineage: from separately optimized codes to codes computed by an encoder.
 
 Every stage has the same model, a dictionary of unit-length atoms under a Laplace prior, and the
 same objective, log p(x, z) in nats per datum, normalizing constants included. Its loss relative to

@@ -1,4 +1,4 @@
-"""Covariances of z from precisions P = I + A'A, computed on axes where no precision is lost.
+"""Numerically stable covariances of z from precisions P = I + A'A.
 
 A Cholesky factorization of P, with factor R, loses the relative precision max_k P_kk / R_kk^2,
 which is about the condition number of P after its diagonal is scaled to one. On the principal axes

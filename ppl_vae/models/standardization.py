@@ -1,4 +1,4 @@
-"""Encoder inputs near zero and of order one, whatever the units of x, and initial statistics."""
+"""Standardization of encoder inputs, and the statistics that initialize a VAE."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -306,9 +306,7 @@ def test_refining_the_guide_increases_the_effective_sample_size():
     print("ESS of 400 draws: amortized {:.0f}, diagonal {:.0f}, full {:.0f}".format(*ess))
     assert ess[0] < 20 and ess[0] < ess[1] / 2 and ess[1] < ess[2]
     assert full.ess[incomplete].min() > 100
-    assert "NOT to be trusted in" in repr(amortized) and "would help: refine=300" in repr(
-        amortized
-    )
+    assert "NOT reliable in" in repr(amortized) and "remedy: refine=300" in repr(amortized)
     assert "trusted" not in repr(full) and "effective draws of z per row: median" in repr(full)
     spread = oracles.impute(x, *truth)[1].max()
     assert (full.mean - ppca.impute(x).mean).abs().max() < 6 * spread / 100**0.5

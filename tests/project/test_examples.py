@@ -7,8 +7,18 @@ import sys
 import pytest
 from files import ONE_THREAD, ROOT
 
+# The others take longer than these, and run with the slow tests and when the gallery is built.
+QUICK = """
+beta_is_decoder_variance embeddings gradient_estimators impute_metabolites label_efficiency
+latent_dimensions ring sparse_coding tobamovirus_map topics
+""".split()
+EXAMPLES = [
+    pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.name)
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_run(path, tmp_path):
     _, title, script = path.read_text().split('"""', 2)
     assert title.count("\n") < 16 and script.count("\n") < 60

@@ -1,4 +1,4 @@
-"""The gap of the ELBO, log p - ELBO = approximation gap + amortization gap."""
+"""The inference gap, log p - ELBO = approximation gap + amortization gap."""
 
 import math
 from dataclasses import replace

@@ -1,5 +1,4 @@
-"""The information in codes: KL per dimension, mutual information, and PPCA's threshold for
-collapse.
+"""The information in latent codes: KL per dimension, mutual information, posterior collapse.
 
 Two failures are opposite. Posterior collapse: q(z | x) is the prior for every x. A lookup table:
 q(z | x) of each datum is narrow and far from all others and from the prior, so that z identifies

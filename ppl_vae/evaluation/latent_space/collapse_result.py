@@ -1,4 +1,4 @@
-"""What a ``Collapse`` concludes and prints: posterior collapse, a lookup table, or neither."""
+"""The diagnosis of latent codes: posterior collapse, a lookup table, or neither."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

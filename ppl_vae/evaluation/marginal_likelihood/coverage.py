@@ -1,6 +1,7 @@
 """The calibrated map from the pooled tail index of the weights to the coverage of the intervals.
 
-Crossing and width, functions of the numbers of draws and of data pooled, were fitted to the grid
+Two functions of the numbers of draws and of data pooled, the tail index at which coverage is
+90 % and the scale of its decrease, were fitted to the grid
 that ``docs/reliability.md`` describes.
 """
 

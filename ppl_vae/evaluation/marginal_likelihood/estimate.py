@@ -1,4 +1,4 @@
-"""Estimates of log p(x_n) with their errors, their reliability and the reasons against it."""
+"""Estimates of log p(x_n) with their errors, their reliability, and reasons for unreliability."""
 
 import math
 from collections.abc import Iterator

@@ -12,10 +12,10 @@ and, in each case, at least 25 draws were made of which at least 10 are effectiv
 
 All data are assessed together. Under a proposal that is too narrow or shifted, the data whose
 large weights were *not* drawn show a small k-hat, a large effective sample size and the largest
-error, so that an assessment of each datum alone selects the worst. The tail of the weights is a
-property of the pair and varies slowly over data; the tail index and the variance of the weights
-are therefore pooled over data whose log weights have similar quantiles, which a few draws
-determine already. The calibration and the coverage of the intervals are documented in
+error, so that an assessment of each datum alone calls the worst estimates reliable. The tail of
+the weights is a property of the pair and varies slowly over data; the tail index and the variance
+of the weights are therefore pooled over data whose log weights have similar quantiles, which a few
+draws determine already. The calibration and the coverage of the intervals are documented in
 ``docs/reliability.md``.
 
 References:

@@ -1,7 +1,7 @@
-"""The iterations of EM, up to an end that is certified.
+"""The iterations of EM, with a certificate of the maximum.
 
 Gains that shrink indicate a limit, except near a saddle point, where they shrink before they grow
-again. Therefore the bound is compared, when little seems left to gain, with the bound at the best
+again. Therefore the bound is compared, near convergence, with the bound at the best
 parameters for the covariance of the data. If that is higher, EM restarts from these parameters.
 """
 

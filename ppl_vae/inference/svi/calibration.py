@@ -1,4 +1,4 @@
-"""Passes over all training rows that some likelihoods need before they can be evaluated."""
+"""Calibration of likelihoods on all training rows, before they are evaluated."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""The decision whether a fit captures its steps, and how many per call, from measured times."""
+"""Decides from measured times whether a fit compiles its steps, and how many per call."""
 
 import math
 import warnings

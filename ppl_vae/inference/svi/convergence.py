@@ -1,4 +1,4 @@
-"""Stochastic fits until a tolerance is met: cosine cycles, each twice as long as the last."""
+"""SVI stopped at a tolerance: cosine cycles, each twice as long as the last."""
 
 import math
 from collections.abc import Callable
