@@ -8,7 +8,18 @@ import pytest
 from files import ONE_THREAD, ROOT
 
 # The others take longer than these, and run with the slow tests and when the gallery is built.
-QUICK = ["beta_is_decoder_variance", "embeddings", "gradient_estimators", "impute_metabolites", "label_efficiency", "latent_dimensions", "ring", "sparse_coding", "tobamovirus_map", "topics"]
+QUICK = [
+    "beta_is_decoder_variance",
+    "embeddings",
+    "gradient_estimators",
+    "impute_metabolites",
+    "label_efficiency",
+    "latent_dimensions",
+    "ring",
+    "sparse_coding",
+    "tobamovirus_map",
+    "topics",
+]
 EXAMPLES = [
     pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.name)
     for path in sorted((ROOT / "examples").glob("*.py"))
