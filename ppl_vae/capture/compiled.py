@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_vae.capture.graph import CaptureError, summarize_error
 from ppl_vae.capture.matmul import select_fastest_matmul
-from ppl_vae.core.state import kept_generators, precision
+from ppl_vae.core.state import kept_generators, precision, validation, validation_enabled
 
 MAX_SIGNATURES = 8
 """Shapes for which one function is compiled; further ones are refused, since each takes long."""
@@ -101,8 +101,17 @@ def _compile(graph: GraphModule, options: dict[str, Any] | None) -> FlatFunction
     # With fallback_random, draws are those of an eager run with the same seed; the compiler's
     # own generator is also slower.
     options = {"fallback_random": True} | (options or {})
-    function: Any = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=options)
-    return lambda tensors: function(*tensors)
+    # Dynamo switches the validation of distributions off for the whole process when it starts.
+    with validation(validation_enabled()):
+        function: Any = torch.compile(
+            graph.forward, fullgraph=True, dynamic=False, options=options
+        )
+
+    def run(tensors: Sequence[Tensor]) -> Any:
+        with validation(validation_enabled()):
+            return function(*tensors)
+
+    return run
 
 
 def cuda_graph(call: Callable[[], Any]) -> Callable[[], None]:

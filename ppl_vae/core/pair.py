@@ -21,6 +21,7 @@ from ppl_vae.core.autoguides import check_automatic, without_data
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
 from ppl_vae.core.program import (
+    Program,
     ProgramLike,
     accepted_kwargs,
     as_data_and_mask,
@@ -55,7 +56,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         for name, program in (("model", self.model), ("guide", self.guide)):
-            if isinstance(program, nn.Module) and _holds_programs(program):
+            if isinstance(program, Program) and _holds_programs(program):
                 kind = type(program).__name__
                 raise TypeError(
                     f"{name} must be a Pyro program; got the {kind} object, which holds two: pass "
@@ -164,7 +165,7 @@ class Pair:
 
 
 def _holds_programs(module: nn.Module) -> bool:
-    """Whether a module is no program itself, but has a method ``model``."""
+    """Whether an object of the package is no program itself, but has a method ``model``."""
     unimplemented = type(module).forward is nn.Module.forward
     return unimplemented and callable(getattr(module, "model", None))
 

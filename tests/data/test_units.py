@@ -239,7 +239,7 @@ def test_the_command_standardises_and_reports_it(wine, tmp_path):
     assert shown.exit_code == 0, shown.output
     text = " ".join(shown.output.split())
     assert "the columns are standardised for every fit (scale='auto')" in text
-    assert "Sigma is in standard deviations of the columns" in text
+    assert "sigma is in standard deviations of the columns" in text
     page = (tmp_path / "a" / "report.html").read_text()
     assert "the columns are standardised for every fit" in page
     about = json.loads((tmp_path / "a" / "results.json").read_text())["about"]

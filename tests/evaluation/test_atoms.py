@@ -21,9 +21,8 @@ def test_atoms_are_sorted_by_use():
     signs = np.where(codes.sum(0) < 0, -1, 1)
     np.testing.assert_allclose(found.atoms, (W * signs).T[order], rtol=1e-12)
     assert (signs < 0).any() and (signs > 0).any()
-    assert f"a datum uses {(codes != 0).sum(1).mean():.1f} of them, 0 are used by none" in repr(
-        found
-    )
+    used = (codes != 0).sum(1).mean()
+    assert f"{used:.1f} atoms are used per datum, 0 are never used" in repr(found)
 
 
 def test_deep_decoders_have_no_atoms():

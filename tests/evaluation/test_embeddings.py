@@ -109,9 +109,10 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
         for ax, each in zip(figure.axes, found[2].embeddings, strict=False):
             across, error, named = ax.get_xlabel().splitlines()
             assert across == "$z_1$, units of the code"
-            assert error == "squared error {:.3f} ± {:.3f} a datum".format(*each.mean_error)
-            assert named.startswith(f"{100 * each.accuracy[0]:.1f} ± ")
-            assert named.endswith(" % rightly named by 3 neighbours")
+            assert error == "squared error {:.3f} ± {:.3f} per datum".format(*each.mean_error)
+            accuracy = f"{100 * each.accuracy[0]:.1f} ± "
+            assert named.startswith(f"accuracy of 3 neighbours {accuracy}")
+            assert named.endswith(" %")
             points = np.concatenate([c.get_offsets() for c in ax.collections])
             order = np.argsort(np.array(found[2].labels), kind="stable")
             np.testing.assert_allclose(points, each.codes.numpy()[order])

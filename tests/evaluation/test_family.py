@@ -298,7 +298,10 @@ def test_the_exact_posterior_of_two_sites_by_the_chain_rule_has_a_total_of_zero(
     assert shifted.total == pytest.approx(0.5 * 0.09 * float(precision[1, 1]), abs=1e-9)
     assert shifted.approximation_range == pytest.approx((0, shifted.total), abs=1e-8)
     text = repr(shifted)
-    assert "the gap is not split, because the guide's q of site 'z2' depends on what" in text
+    assert (
+        "the gap is not split, because the guide's q of site 'z2' depends on its earlier draws"
+        in text
+    )
     assert f"total {shifted.total:.3f} +- 0.000" in text and "nan" not in text
 
 

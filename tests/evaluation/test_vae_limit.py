@@ -208,8 +208,8 @@ def test_bad_arguments():
 
 
 def test_the_plot_shows_the_excess_of_each_width_over_the_autoencoder():
-    observed = vae_limit(made(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
-    ax = point_plots.plot_vae_limit(observed)
+    found = vae_limit(make(), draw(N, D), scales=[1, 0.1, 0.01], seed=0)
+    ax = point_plots.plot_vae_limit(found)
     above, code = ax.get_lines()
     np.testing.assert_allclose(above.get_ydata(), found.difference.abs())
     np.testing.assert_allclose(above.get_xdata(), [1, 0.1, 0.01])

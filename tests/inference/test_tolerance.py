@@ -139,7 +139,7 @@ def test_stages_that_met_their_tolerance_are_that_close_to_theory(names):
     x = oracles.simulate_ppca((16, 8), 1, 120, 6, seed=0)
     settings = Settings(steps=350, gap_rows=120, num_samples=50, refine=5)
     found = excesses(x, 2, settings, QUICK)
-    check(found, settings.tolerance)
+    assert_close_to_theory(found, settings.tolerance)
     assert all(row.convergence.met for row in found.rows)
 
 

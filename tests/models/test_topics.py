@@ -21,6 +21,7 @@ from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
 from ppl_vae.models import top_words, topic_vae
 from ppl_vae.models.topics import TopicDecoder
 from ppl_vae.plots.topics import plot_topic_interpolation
+from simulated_topics import match_topics, simulate_topics
 
 K, D = 3, 7
 VARIANTS = ("lda", "prodlda")

@@ -38,7 +38,7 @@ def test_every_parameter_of_an_unrolled_encoder_has_a_gradient():
     encoder = LISTA(model.decoder[0], SIGMA**2)
     encoder(torch.as_tensor(x)).square().sum().backward()
     assert {n for n, _ in encoder.named_parameters()} == {
-        *("read.weight", "read.bias", "mix", "log_threshold")
+        *("input_map.weight", "input_map.bias", "lateral", "log_threshold")
     }
     assert all(float(p.grad.abs().sum()) > 0 for p in encoder.parameters())
     assert model.decoder[0].free.grad is None

@@ -97,7 +97,7 @@ def without_paths(content):
     """The results, without the remarks on execution, which contain times."""
     if not isinstance(content, dict):
         return content
-    return {k: without_paths(v) for k, v in content.items() if k != "path"}
+    return {k: without_paths(v) for k, v in content.items() if k != "execution"}
 
 
 def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
