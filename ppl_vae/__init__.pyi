@@ -142,6 +142,9 @@ from .lineage.run import (
 from .models.autoencoder import (
     Autoencoder as Autoencoder,
 )
+from .models.bayesian_ppca import (
+    BayesianPPCA as BayesianPPCA,
+)
 from .models.ppca import (
     PPCA as PPCA,
 )
@@ -177,6 +180,7 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Autoencoder",
+    "BayesianPPCA",
     "Bernoulli",
     "CapturedSVI",
     "Categorical",

@@ -1,8 +1,14 @@
 from .autoencoder import (
     Autoencoder as Autoencoder,
 )
+from .bayesian_ppca import (
+    BayesianPPCA as BayesianPPCA,
+)
 from .ppca import (
     PPCA as PPCA,
+)
+from .priors import (
+    InverseGammaScale as InverseGammaScale,
 )
 from .storage import (
     load as load,
@@ -30,6 +36,8 @@ __all__ = [
     "PPCA",
     "VAE",
     "Autoencoder",
+    "BayesianPPCA",
+    "InverseGammaScale",
     "SupervisedEncoder",
     "TopicDecoder",
     "load",
