@@ -1,7 +1,7 @@
 """The density of the observed entries of x ~ N(mu, W W' + Psi), for any batch of parameters."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +24,7 @@ class ObservedGaussian(dist.TorchDistribution):
         mask: True where observed, (B, D); all of them if None.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -47,7 +47,7 @@ class ObservedGaussian(dist.TorchDistribution):
         wide = ObservedGaussian(self.loadings, self.loc.expand(*shape, -1), self.scale, self.mask_)
         return wide
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Complete rows: W z + mu + sigma * noise."""
         shape = torch.Size(sample_shape) + self.batch_shape
         z = self.loc.new_empty(*shape, self.loadings.shape[-1]).normal_()

@@ -1,11 +1,10 @@
 """Priors on parameters: distributions whose own parameters move with a model."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -22,7 +21,7 @@ class InverseGammaScale(dist.TorchDistribution):
         concentration, rate: those of the precision 1 / sigma^2 ~ Gamma(concentration, rate).
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar = {
         "concentration": constraints.positive,
         "rate": constraints.positive,
     }
@@ -46,7 +45,7 @@ class InverseGammaScale(dist.TorchDistribution):
             self.concentration.expand(shape), self.rate.expand(shape), validate_args=False
         )
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with a gradient to the parameters, those of a gamma variable to the power -1/2."""
         return self._precision.rsample(torch.Size(sample_shape)).rsqrt()
 
