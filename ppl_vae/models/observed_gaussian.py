@@ -24,8 +24,8 @@ class ObservedGaussian(dist.TorchDistribution):
         mask: True where observed, (B, D); all of them if None.
     """
 
-    arg_constraints: ClassVar = {}
-    support = constraints.real_vector
+    arg_constraints: ClassVar[Any] = {}  # pyright: ignore
+    support: Any = constraints.real_vector  # pyright: ignore
     has_rsample = True
 
     def __init__(

@@ -21,11 +21,11 @@ class InverseGammaScale(dist.TorchDistribution):
         concentration, rate: those of the precision 1 / sigma^2 ~ Gamma(concentration, rate).
     """
 
-    arg_constraints: ClassVar = {
+    arg_constraints: ClassVar[Any] = {  # pyright: ignore
         "concentration": constraints.positive,
         "rate": constraints.positive,
     }
-    support = constraints.positive
+    support: Any = constraints.positive  # pyright: ignore
     has_rsample = True
 
     def __init__(
@@ -87,7 +87,8 @@ class ParameterPrior(nn.Module):
 
     def forward(self) -> Density:
         """The distribution of the parameter, with all of its dimensions in the event."""
-        prior = self.family(**dict(self.named_buffers()))
+        family: Any = self.family
+        prior = family(**dict(self.named_buffers()))
         return prior.expand(self.shape).to_event(len(self.shape))
 
     def is_normal_about_zero(self) -> bool:
