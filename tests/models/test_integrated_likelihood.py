@@ -1,10 +1,10 @@
 """The integrated likelihood of PPCA and factor analysis, from the statistics of a table."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
 from ppl_vae.models.table_statistics import TableStatistics
 
