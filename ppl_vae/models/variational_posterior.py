@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
+from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.config import configurable
@@ -164,8 +165,8 @@ class VBPosterior(GaussianGuide):
         mean, tril = self.row_mean[:, :-1], self.row_tril[:, :-1, :-1]
         rows = dist.MultivariateNormal(mean, scale_tril=tril)
         loadings = pyro.sample("loadings", rows.to_event(1))
-        # With L = row_tril, mu_d given w_d has mean E mu_d + l' (w_d - E w_d) and scale L_KK, where
-        # l' is the last row of L times the inverse of its leading block.
+        # With L = row_tril, mu_d given w_d has mean E mu_d + l' (w_d - E w_d) and scale L_KK: l' is
+        # the last row of L times the inverse of its leading block.
         last = self.row_tril[:, -1, :-1, None]
         slope = torch.linalg.solve_triangular(tril.mT, last, upper=True)[..., 0]
         conditional_mean = self.row_mean[:, -1] + ((loadings - mean) * slope).sum(-1)
@@ -181,9 +182,9 @@ class VBPosterior(GaussianGuide):
     def draw_parameters(self, num_samples: int, *, seed: int | None = None) -> Parameters:
         """Independent draws of the parameters, with a leading dimension of this length."""
         check_int("num_samples", num_samples)
-        with torch.no_grad(), seeded(seed), pyro.poutine.block():
-            with pyro.plate("draws", num_samples):
-                return self.sample_parameters()
+        draws = pyro.plate("draws", num_samples)
+        with torch.no_grad(), seeded(seed), poutine.block(), draws:
+            return self.sample_parameters()
 
     def moments(self) -> ParameterMoments:
         """The moments of the parameters that q(z | x) depends on."""

@@ -19,7 +19,13 @@ from ppl_vae.inference.variational_bayes.parameters import (
     expected_log,
 )
 from ppl_vae.inference.variational_bayes.reparametrization import best_inverse_map
-from ppl_vae.inference.variational_bayes.result import VBResult, describe_posterior, guide_of
+from ppl_vae.inference.variational_bayes.result import (
+    MIN_ACTIVE_SHARE,
+    VBResult,
+    active_share,
+    guide_of,
+    scale_moments,
+)
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.table_statistics import TableStatistics
@@ -91,20 +97,7 @@ def fit_vb(
     prior = ConjugatePrior.of(model, statistics.mean)
     ascent = CoordinateAscent(statistics, prior, rotate, start_time)
     stopped = ascent.run(_initial(statistics, prior, model, seed), tol, max_iterations)
-    posterior, centre = ascent.state.posterior.with_positive_columns(), statistics.mean
-    return VBResult(
-        algorithm="variational Bayes" + (", rotating" if rotate else ""),
-        objective=torch.tensor(ascent.bounds, dtype=torch.float64),
-        elapsed=torch.tensor(ascent.elapsed, dtype=torch.float64),
-        steps=len(ascent.bounds),
-        seconds=time.perf_counter() - start_time,
-        stopped=stopped,
-        notes=statistics.columns.notes(),
-        converged=ascent.converged,
-        guide=guide_of(model, posterior, centre),
-        num_data=statistics.num_data,
-        **describe_posterior(posterior, prior, centre),
-    )
+    return _result(model, ascent, stopped)
 
 
 def _check_model(model: BayesianPPCA) -> None:
@@ -154,6 +147,53 @@ def _initial(
     tril = mean.new_zeros(*mean.shape, mean.shape[1])
     noise = dist.Gamma(torch.ones_like(variance), variance)
     return prior.update_relevance(ParameterPosterior(mean, tril, noise, None))
+
+
+def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VBResult:
+    statistics, prior = ascent.statistics, ascent.prior
+    posterior, centre = ascent.state.posterior.with_positive_columns(), statistics.mean
+    sd = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    noise_scale, noise_scale_sd = scale_moments(posterior.noise)
+    relevance, share = posterior.relevance, active_share(posterior, prior)
+    return VBResult(
+        algorithm=f"variational Bayes{', rotating' if ascent.rotate else ''}",
+        objective=torch.tensor(ascent.bounds, dtype=torch.float64),
+        elapsed=torch.tensor(ascent.elapsed, dtype=torch.float64),
+        steps=len(ascent.bounds),
+        seconds=ascent.elapsed[-1],
+        stopped=stopped,
+        notes=_notes(model, ascent),
+        converged=ascent.converged,
+        guide=guide_of(model, posterior, centre),
+        num_data=statistics.num_data,
+        loadings=posterior.mean[:, :-1],
+        loadings_sd=sd[:, :-1],
+        loc=posterior.mean[:, -1] + centre,
+        loc_sd=sd[:, -1],
+        noise_scale=noise_scale,
+        noise_scale_sd=noise_scale_sd,
+        relevance=None if relevance is None else relevance.mean,
+        relevance_sd=None if relevance is None else relevance.stddev,
+        active_share=share,
+        active=share >= MIN_ACTIVE_SHARE,
+    )
+
+
+def _notes(model: BayesianPPCA, ascent: "CoordinateAscent") -> tuple[str, ...]:
+    columns = ascent.statistics.columns
+    notes, rank = columns.notes(), columns.rank()
+    if model.latent_dim >= rank:
+        notes += (
+            f"latent_dim is {model.latent_dim}, and the centred data have a rank of at most "
+            f"{rank}: of sigma = 0 the likelihood is unbounded, and only the prior keeps it away",
+        )
+    if not ascent.converged:
+        gain = ascent.bounds[-1] - ascent.bounds[max(-2, -len(ascent.bounds))]
+        notes += (
+            f"not converged: the last iteration still gained {gain:.2g} nats per datum; raise "
+            "max_iterations",
+        )
+    return notes
 
 
 class VBState(NamedTuple):

@@ -51,41 +51,24 @@ class VBResult(FitResult):
     active: Bool[Tensor, " K"]
 
     @property
-    def evidence_bound(self) -> float:
-        """The lower bound of log p(x), the log evidence of the whole table, in nats."""
+    def bound(self) -> float:
+        """The lower bound of the log evidence, log p(x) of the whole table, in nats."""
         return float(self.objective[-1]) * self.num_data
 
     def __repr__(self) -> str:
         lines = [
             f"{self.algorithm}: {self.steps} iterations in {self.seconds:.2f} s, {self.stopped}",
-            f"  log evidence >= {self.evidence_bound:.2f} nats "
+            f"  log evidence >= {self.bound:.2f} nats "
             f"({float(self.objective[-1]):.4f} nats per datum)",
             f"  {int(self.active.sum())} of {len(self.active)} columns of W are active",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def describe_posterior(
-    posterior: ParameterPosterior, prior: ConjugatePrior, centre: Float[Tensor, " D"]
-) -> dict[str, Any]:
-    """Fields of :class:`VBResult`: moments of a posterior relative to ``centre``."""
-    sd = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    loadings, relevance = posterior.mean[:, :-1], posterior.relevance
-    squares = (loadings / prior.loadings_scale[:, None]).square().sum(0)
-    share = squares / prior.scaled_squares(posterior).diagonal()
-    noise_mean, noise_sd = _scale_moments(posterior.noise)
-    return {
-        "loadings": loadings,
-        "loadings_sd": sd[:, :-1],
-        "loc": posterior.mean[:, -1] + centre,
-        "loc_sd": sd[:, -1],
-        "noise_scale": noise_mean,
-        "noise_scale_sd": noise_sd,
-        "relevance": None if relevance is None else relevance.mean,
-        "relevance_sd": None if relevance is None else relevance.stddev,
-        "active_share": share,
-        "active": share >= MIN_ACTIVE_SHARE,
-    }
+def active_share(posterior: ParameterPosterior, prior: ConjugatePrior) -> Float[Tensor, " K"]:
+    """For each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior mean has."""
+    scaled = posterior.mean[:, :-1] / prior.loadings_scale[:, None]
+    return scaled.square().sum(0) / prior.scaled_squares(posterior).diagonal()
 
 
 def guide_of(
@@ -108,9 +91,12 @@ def guide_of(
     )
 
 
-def _scale_moments(noise: dist.Gamma) -> tuple[Tensor, Tensor]:
-    # Mean and standard deviation of sigma, with sigma^-2 ~ Gamma(a, b): E sigma =
-    # b^1/2 Gamma(a - 1/2) / Gamma(a), E sigma^2 = b / (a - 1). Infinite if a is too small.
+def scale_moments(noise: dist.Gamma) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of sigma, given the distribution of sigma^-2.
+
+    With sigma^-2 ~ Gamma(a, b), E sigma = b^1/2 Gamma(a - 1/2) / Gamma(a) and
+    E sigma^2 = b / (a - 1). They are infinite if a is too small.
+    """
     a, b = noise.concentration, noise.rate
     mean = torch.where(a > 0.5, b.sqrt() * ((a - 0.5).lgamma() - a.lgamma()).exp(), torch.inf)
     variance = torch.where(a > 1, b / (a - 1) - mean.square(), torch.inf)
