@@ -141,8 +141,8 @@ def log_evidence_by_quadrature(x, prior, sizes=(121, 121, 121), reach=4.0):
     """
     N, mean = len(x), x.mean(0)
     scatter = (x - mean).T @ (x - mean)
-    limits = [prior["s"][0] * reach, prior["s"][1] * reach]
-    first, second = (np.linspace(-l, l, n) for l, n in zip(limits, sizes, strict=False))
+    ends = reach * prior["s"]
+    first, second = (np.linspace(-ends[d], ends[d], sizes[d]) for d in (0, 1))
     spread = 0.5 * np.log(np.trace(scatter) / N)
     log_sigma = np.linspace(spread - 4.5, spread + 1.5, sizes[2])
     w1, w2, eta = np.meshgrid(first, second, log_sigma, indexing="ij")
@@ -163,5 +163,5 @@ def log_evidence_by_quadrature(x, prior, sizes=(121, 121, 121), reach=4.0):
     )
     log_p += stats.gamma.logpdf(1 / variance, prior["a"], scale=1 / prior["b"])
     log_p += np.log(2) - 2 * eta
-    steps = [g[1] - g[0] for g in (first, second, log_sigma)]
+    steps = [values[1] - values[0] for values in (first, second, log_sigma)]
     return special.logsumexp(log_p) + np.log(np.prod(steps))

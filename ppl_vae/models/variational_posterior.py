@@ -165,8 +165,8 @@ class VBPosterior(GaussianGuide):
         mean, tril = self.row_mean[:, :-1], self.row_tril[:, :-1, :-1]
         rows = dist.MultivariateNormal(mean, scale_tril=tril)
         loadings = pyro.sample("loadings", rows.to_event(1))
-        # With L = row_tril, mu_d given w_d has mean E mu_d + l' (w_d - E w_d) and scale L_KK: l' is
-        # the last row of L times the inverse of its leading block.
+        # With L = row_tril, mu_d given w_d is N(E mu_d + l' (w_d - E w_d), L_KK^2): l' is the last
+        # row of L times the inverse of its leading block.
         last = self.row_tril[:, -1, :-1, None]
         slope = torch.linalg.solve_triangular(tril.mT, last, upper=True)[..., 0]
         conditional_mean = self.row_mean[:, -1] + ((loadings - mean) * slope).sum(-1)

@@ -1,7 +1,7 @@
 """Variational Bayes in closed form: the public function and its iterations."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -100,7 +100,7 @@ def fit_vb(
     return _result(model, ascent, stopped)
 
 
-def _check_model(model: BayesianPPCA) -> None:
+def _check_model(model: Any) -> None:
     if not isinstance(model, BayesianPPCA):
         raise TypeError(
             f"fit_vb fits BayesianPPCA; model is a {type(model).__name__}. Use fit_svi, or "

@@ -32,9 +32,9 @@ class VBResult(FitResult):
         noise_scale, noise_scale_sd: of sigma, () or (D,).
         relevance, relevance_sd: of the relevances, (K,); None without ARD.
         active_share: for each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior
-            mean has, (K,); zero if the data do not determine the column, which then has its prior
-            as its posterior.
-        active: whether this share is at least 1 %, (K,); a column where it is not is switched off.
+            mean has, (K,).
+        active: whether this share is at least 1 %, (K,). Otherwise the column is switched off: its
+            mean approaches zero, and z_k has its prior as its posterior.
     """
 
     guide: VBPosterior = field(default=cast(Any, None), compare=False, metadata=UNSAVED)
