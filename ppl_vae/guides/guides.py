@@ -60,7 +60,13 @@ class GaussianGuide(Program):
     ) -> Tensor:
         """The guide as a Pyro program: sample ``"z"`` in the plate ``"data"``."""
         with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
-            return pyro.sample("z", self.distribution(x, index, mask))
+            return pyro.sample("z", self._sampling_distribution(x, index, mask))
+
+    def _sampling_distribution(
+        self, x: ArrayLike, index: Tensor | None, mask: Tensor | None
+    ) -> Density:
+        """The distribution of ``"z"`` in the program; a subclass may sample other sites here."""
+        return self.distribution(x, index, mask)
 
 
 def _device(x: Any) -> torch.device | None:
@@ -238,26 +244,18 @@ class AmortizedGuide(GaussianGuide):
         )
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
-    def forward(
-        self,
-        x: ArrayLike,
-        *,
-        mask: Tensor | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """The guide as a Pyro program: sample ``"hidden"``, if there is a patch mask, and
-        ``"z"``."""
+    def _sampling_distribution(
+        self, x: ArrayLike, index: Tensor | None, mask: Tensor | None
+    ) -> Density:
+        """Sample the site ``"hidden"`` first, if there is a patch mask."""
         if self.patch_mask is None:
-            return super().forward(x, mask=mask, index=index, num_data=num_data)
+            return super()._sampling_distribution(x, index, mask)
         x = as_rows(x, self._like(x), self.patch_mask.data_dim)
-        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
-            hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
-            visible = ~self.patch_mask.to_entries(hidden.bool())
-            visible = visible if mask is None else visible & mask
-            keywords = filter_kwargs(self.encoder, {"num_visible": self.patch_mask.num_visible})
-            return pyro.sample("z", self._encode(x.expand_as(visible), visible, **keywords))
+        hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
+        visible = ~self.patch_mask.to_entries(hidden.bool())
+        visible = visible if mask is None else visible & mask
+        keywords = filter_kwargs(self.encoder, {"num_visible": self.patch_mask.num_visible})
+        return self._encode(x.expand_as(visible), visible, **keywords)
 
     @contextmanager
     def disable_patch_masking(self) -> Iterator[None]:
@@ -273,7 +271,7 @@ class AmortizedGuide(GaussianGuide):
     ) -> Density:
         """q(z | x) for rows x; entries where the mask is False are not used.
 
-        No patches are hidden: :meth:`forward` does that.
+        No patches are hidden: only the program does that.
 
         Raises:
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask

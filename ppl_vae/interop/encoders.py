@@ -1,6 +1,7 @@
 """scikit-learn estimators from the encoders of pairs: codes as features, and classifiers."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ DEFAULT_COMPONENTS = 8
 """The largest default latent dimension of the autoencoder that is built if no pair is given."""
 
 
+@dataclass(eq=False, repr=False)
 class FeatureTransformer(CodeTransformer, BaseEstimator):
     """The codes of an autoencoder, a VAE or another pair, for pipelines and searches.
 
@@ -67,37 +69,15 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairFactory | None
-    n_components: int | None
-    epochs: int
-    batch_size: int
-    lr: float
-    device: str | torch.device
-    random_state: int | np.random.RandomState | None
-    model_: DecoderModel
-    n_components_: int
-    n_features_in_: int
-    fit_result_: FitResult | None
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        model: Any = None,
-        n_components: Any = None,
-        *,
-        epochs: Any = 50,
-        batch_size: Any = 128,
-        lr: Any = 1e-3,
-        device: Any = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        self.model = model
-        self.n_components = n_components
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.device = device
-        self.random_state = random_state
+    model: Any = None
+    n_components: Any = None
+    _: KW_ONLY
+    epochs: Any = 50
+    batch_size: Any = 128
+    lr: Any = 1e-3
+    device: Any = "auto"
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit the pair to the observed values of X; a pair fitted already is only checked.
@@ -132,6 +112,7 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         return as_array(self.model_.decode(torch.as_tensor(X)).mean)
 
 
+@dataclass(eq=False, repr=False)
 class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
     """A classifier that is initialised with the encoder of a pair, trained without labels.
 
@@ -164,37 +145,15 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairFactory | None
-    encoder: str
-    epochs: int
-    batch_size: int
-    lr: float
-    device: str | torch.device
-    random_state: int | np.random.RandomState | None
-    classes_: np.ndarray
-    network_: SupervisedEncoder
-    n_features_in_: int
-    fit_result_: FitResult
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        encoder: Any = "fine-tuned",
-        epochs: Any = 100,
-        batch_size: Any = 32,
-        lr: Any = 3e-3,
-        device: Any = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        self.model = model
-        self.encoder = encoder
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.device = device
-        self.random_state = random_state
+    model: Any = None
+    _: KW_ONLY
+    encoder: Any = "fine-tuned"
+    epochs: Any = 100
+    batch_size: Any = 32
+    lr: Any = 3e-3
+    device: Any = "auto"
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the classifier to rows and their classes.

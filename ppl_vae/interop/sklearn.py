@@ -1,6 +1,7 @@
 """PPCA and factor analysis as a scikit-learn transformer."""
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 
+@dataclass(eq=False, repr=False)
 class PPCATransformer(CodeTransformer, BaseEstimator):
     """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have missing
     values.
@@ -73,35 +75,13 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         (50, 2)
     """
 
-    n_components: int | None
-    noise: str
-    tol: float
-    max_iter: int
-    random_state: int | np.random.RandomState | None
-    components_: Float[np.ndarray, "K D"]
-    mean_: Float[np.ndarray, " D"]
-    noise_variance_: float | Float[np.ndarray, " D"]
-    n_components_: int
-    n_features_in_: int
-    n_iter_: int
-    notes_: tuple[str, ...]
-    model_: PPCA
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        n_components: Any = None,
-        *,
-        noise: Any = "isotropic",
-        tol: Any = 1e-6,
-        max_iter: Any = 10_000,
-        random_state: Any = 0,
-    ) -> None:
-        self.n_components = n_components
-        self.noise = noise
-        self.tol = tol
-        self.max_iter = max_iter
-        self.random_state = random_state
+    n_components: Any = None
+    _: KW_ONLY
+    noise: Any = "isotropic"
+    tol: Any = 1e-6
+    max_iter: Any = 10_000
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit the model to the observed values of X.
@@ -137,7 +117,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             ppca = _with_half_variance(X, columns, noise)
             self.n_iter_, self.notes_ = 1, columns.notes()
         elif covariance is not None and noise == "isotropic":
-            ppca = PPCA(self.n_features_in_, latent_dim, seed=0).double()
+            ppca = PPCA(X.shape[1], latent_dim, seed=0).double()
             found = fit_closed_form(ppca, X)
             self.n_iter_, self.notes_ = found.steps, found.notes
         else:

@@ -8,6 +8,7 @@ from functools import partial
 import pyro.infer
 from torch import Tensor
 
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
@@ -42,7 +43,7 @@ class StageFit:
     """A fitted stage.
 
     Attributes:
-        model, guide: the pair.
+        pair: the model and its guide.
         fit: the result of the algorithm.
         convergence: whether the fit met its tolerance.
         best: a guide known to be optimal within the guide's family for each datum, if there is
@@ -52,8 +53,7 @@ class StageFit:
             its pair is the Gaussian that it implies, with the exact posterior.
     """
 
-    model: ProgramLike
-    guide: ProgramLike
+    pair: Pair
     fit: FitResult
     convergence: Convergence
     best: ProgramLike | None = None
@@ -71,7 +71,7 @@ def _implied(
         result, convergence = fit(problem, autoencoder)
         ppca = implied_gaussian(autoencoder, problem.train).to(problem.train)
         guide = ExactGuide(ppca)
-        return StageFit(ppca.model, guide, result, convergence, best=guide, bounded=False)
+        return StageFit(Pair(ppca.model, guide), result, convergence, best=guide, bounded=False)
 
     return run
 
@@ -106,7 +106,7 @@ def _exact(
         guide = ExactGuide(ppca, covariance=covariance)
         ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
         convergence = _own_convergence(result)
-        return StageFit(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
+        return StageFit(Pair(ppca.model, guide), result, convergence, best=guide, ascent=ascent)
 
     return run
 
@@ -131,7 +131,7 @@ def _svi(
         fit, convergence = problem.fit_to_tolerance(ppca.model, guide, lr, value, recording)
         best = ExactGuide(ppca, covariance=covariance)
         ascent = recording.ascent()
-        return StageFit(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
+        return StageFit(Pair(ppca.model, guide), fit, convergence, best=best, ascent=ascent)
 
     return run
 
@@ -174,7 +174,7 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[LineageProblem], StageF
             seed=problem.seed,
         )
         fit = problem.fit_early_stopping(vae.model, vae.guide, objective)
-        return StageFit(vae.model, vae.guide, *fit)
+        return StageFit(Pair(vae.model, vae.guide), *fit)
 
     return run
 

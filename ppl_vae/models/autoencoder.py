@@ -16,7 +16,7 @@ from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder_networks import mlp_networks
-from ppl_vae.models.decoder_model import DecoderModel
+from ppl_vae.models.decoder_model import DecoderModel, given_or_amortized
 from ppl_vae.models.latent_variable_model import reference_tensor
 from ppl_vae.models.standardization import encoder_inputs
 from ppl_vae.models.vae import VAE
@@ -98,7 +98,6 @@ class Autoencoder(DecoderModel):
     ) -> None:
         if guide is not None:
             _check_not_given(corruption=corruption, inputs=inputs, patch_mask=patch_mask)
-        likelihood = Gaussian(1.0) if likelihood is None else likelihood
         amortize = partial(
             AmortizedGuide,
             latent_dim=latent_dim,
@@ -108,7 +107,8 @@ class Autoencoder(DecoderModel):
             corruption=corruption,
             patch_mask=patch_mask,
         )
-        super().__init__(decoder, likelihood, data_dim, latent_dim, encoder, guide, amortize)
+        guide = given_or_amortized(guide, encoder, amortize)
+        super().__init__(decoder, likelihood or Gaussian(1.0), guide, data_dim, latent_dim)
         self.prior_kind = check_option("prior", prior, PRIORS)
         self.penalty = check_penalty(prior, penalty)
 

@@ -117,7 +117,7 @@ class LinearGaussianModel(LatentVariableModel):
             FloatingPointError: if the loadings are too large relative to the noise for float64.
         """
         blocks = list(self._posteriors(x, mask))
-        tril = torch.cat([block.patterns.gather_rows(block.tril) for block in blocks])
+        tril = torch.cat([block.patterns.gather_rows(block.covariances.tril) for block in blocks])
         mean = torch.cat([block.mean for block in blocks])
         mean = self._to_model_dtype(mean, "the posterior means of z")
         return dist.MultivariateNormal(mean, scale_tril=tril.to(mean.dtype))

@@ -56,12 +56,7 @@ class PPCA(LinearGaussianModel):
 
     @configurable
     def __init__(
-        self,
-        data_dim: int,
-        latent_dim: int,
-        *,
-        noise: str = "isotropic",
-        seed: int | None = None,
+        self, data_dim: int, latent_dim: int, *, noise: str = "isotropic", seed: int | None = None
     ) -> None:
         super().__init__()
         self.data_dim = check_int("data_dim", data_dim)

@@ -21,7 +21,44 @@ PRINT_TOLERANCE = 0.0005
 
 
 @dataclass(frozen=True, repr=False)
-class CollapseStatistics(Result):
+class CodeKL(Result):
+    """The KL of the codes of N data from the prior, in nats per datum.
+
+    Attributes:
+        names: the latent dimensions.
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
+            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
+            q does not factorize over dimensions.
+        mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
+            from draws, their Monte Carlo variance is subtracted.
+        kl: KL of each datum, estimated from its draws, (N,).
+        closed_kl: the same in closed form where it is known, else from the draws, (N,).
+    """
+
+    names: tuple[str, ...]
+    kl_by_dimension: Float[Tensor, " K"]
+    mean_variances: Float[Tensor, " K"]
+    kl: Float[Tensor, " N"]
+    closed_kl: Float[Tensor, " N"]
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean of KL(q(z | x) || p(z))."""
+        return float(self.kl.mean())
+
+    @property
+    def active(self) -> Bool[Tensor, " K"]:
+        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        return self.mean_variances > ACTIVE_VARIANCE
+
+    @property
+    def mean_kl_error(self) -> float:
+        """Standard error of :attr:`mean_kl` over the data."""
+        return mean_and_error(self.kl)[1]
+
+
+@dataclass(frozen=True, repr=False)
+class CollapseStatistics(CodeKL):
     """The mean KL of the codes of N data, split into two terms, in nats per datum.
 
     With q(z) = 1/N sum_m q(z | x_m), the mixture over the same N data,
@@ -38,14 +75,7 @@ class CollapseStatistics(Result):
     KL: see :attr:`saturated`.
 
     Attributes:
-        names: the latent dimensions.
-        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
-            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
-            q does not factorize over dimensions.
-        mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
-            from draws, their Monte Carlo variance is subtracted.
-        kl: KL of each datum, estimated from its draws, (N,).
-        closed_kl: the same in closed form where it is known, else from the draws, (N,).
+        names, kl_by_dimension, mean_variances, kl, closed_kl: as in :class:`CodeKL`.
         information: mean of log q(z | x_n) - log q(z) over the draws of each datum, (N,).
         aggregate: mean of log q(z) - log p(z) over the draws of each datum, (N,).
         retrieval_prob: the probability of retrieving the datum from its code when all data are
@@ -60,27 +90,12 @@ class CollapseStatistics(Result):
         num_samples: draws per datum.
     """
 
-    names: tuple[str, ...]
-    kl_by_dimension: Float[Tensor, " K"]
-    mean_variances: Float[Tensor, " K"]
-    kl: Float[Tensor, " N"]
-    closed_kl: Float[Tensor, " N"]
     information: Float[Tensor, " N"]
     aggregate: Float[Tensor, " N"]
     retrieval_prob: Float[Tensor, " N"]
     moment_kl: float
     spectrum: Spectrum | None
     num_samples: int
-
-    @property
-    def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
-        return self.mean_variances > ACTIVE_VARIANCE
-
-    @property
-    def mean_kl(self) -> float:
-        """Mean of KL(q(z | x) || p(z))."""
-        return float(self.kl.mean())
 
     @property
     def mutual_information(self) -> float:
@@ -91,11 +106,6 @@ class CollapseStatistics(Result):
     def aggregate_kl(self) -> float:
         """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
         return float(self.aggregate.mean())
-
-    @property
-    def mean_kl_error(self) -> float:
-        """Standard error of :attr:`mean_kl` over the data."""
-        return mean_and_error(self.kl)[1]
 
     @property
     def mutual_information_error(self) -> float:

@@ -63,14 +63,18 @@ class Bidirectional(Result):
     @property
     def gap(self) -> float:
         """The mean of upper - lower over the data, in nats per datum; it bounds both errors."""
-        return float((self.upper - self.lower).mean())
+        return float(self._gaps.mean())
 
     @property
     def gap_error(self) -> float:
         """Standard error of :attr:`gap`: the standard deviation over data / sqrt(N)."""
         if len(self.lower) < 2:
             return math.nan
-        return mean_and_error(self.upper - self.lower)[1]
+        return mean_and_error(self._gaps)[1]
+
+    @property
+    def _gaps(self) -> Float[Tensor, " N"]:
+        return self.upper - self.lower
 
     def __repr__(self) -> str:
         low, high = float(self.lower.mean()), float(self.upper.mean())
@@ -137,13 +141,8 @@ def bidirectional(
             _bounds(sampler, pair, batch, num_chains)
             for batch in template.split(torch.arange(num_data), sampler.block_size)
         ]
-    lower, lower_error, upper, upper_error, drawn = map(torch.cat, zip(*parts, strict=True))
     return Bidirectional(
-        lower=lower,
-        upper=upper,
-        lower_error=lower_error,
-        upper_error=upper_error,
-        x=drawn,
+        *map(torch.cat, zip(*parts, strict=True)),
         num_chains=num_chains,
         num_temperatures=annealing.num_temperatures,
         execution=sampler.execution,
@@ -153,14 +152,14 @@ def bidirectional(
 def _bounds(
     sampler: AISWeights, pair: Pair, template: Batch, num_chains: int
 ) -> tuple[Tensor, ...]:
-    """Lower bounds, upper bounds, each with its errors, and the data that were drawn."""
+    """Lower bounds, upper bounds, the errors of both, and the data that were drawn."""
     check_importance_samplable(pair, template)
     drawn, latents = _draw(pair.model, template)
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)
     lower, lower_error = _bound(chains.forward(num_chains))
     upper, upper_error = _bound(-chains.backward(num_chains, point))
-    return lower, lower_error, -upper, upper_error, drawn.x.cpu()
+    return lower, -upper, lower_error, upper_error, drawn.x.cpu()
 
 
 def _bound(log_weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,8 @@ CURVE = (64, 16, 4, 1)
 
 
 @dataclass(frozen=True, repr=False)
-class LogLikelihood(Result):
-    """Estimates of log p(x_n), one per datum.
-
-    An estimate is reliable if the interval ``value +- 1.96 standard_error`` is expected to cover
-    log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
-    of all data of the call; the criteria are stated in
-    :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
+class DatumEstimates(Result):
+    """Estimates of log p(x_n), one per datum, with their errors and their reliability.
 
     Attributes:
         value: log of the mean weight, in nats: log p(x_n) up to its error where ``reliable``;
@@ -41,6 +36,52 @@ class LogLikelihood(Result):
             :func:`ppl_vae.evaluation.marginal_likelihood.reliability.k_hat`.
         reliable: whether each estimate is reliable, see
             :func:`ppl_vae.evaluation.marginal_likelihood.reliability.assess_reliability`.
+    """
+
+    value: Float[Tensor, " N"]
+    standard_error: Float[Tensor, " N"]
+    ess: Float[Tensor, " N"]
+    k_hat: Float[Tensor, " N"]
+    reliable: Bool[Tensor, " N"]
+
+    def first(self, number: int) -> Self:
+        """The estimates of the first ``number`` data."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns = {name: v[:number] for name, v in found.items() if isinstance(v, Tensor)}
+        return replace(self, **columns)
+
+    @property
+    def mean(self) -> float:
+        """The mean over the data, in nats per datum."""
+        return float(self.value.mean())
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of :attr:`mean` as an estimate for the population of the data.
+
+        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error.
+        """
+        if len(self.value) < 2:
+            return float(self.standard_error.mean())
+        return mean_and_error(self.value)[1]
+
+    @property
+    def share_reliable(self) -> float:
+        """The share of the data whose estimate is reliable."""
+        return float(self.reliable.double().mean())
+
+
+@dataclass(frozen=True, repr=False)
+class LogLikelihood(DatumEstimates):
+    """Estimates of log p(x_n), one per datum.
+
+    An estimate is reliable if the interval ``value +- 1.96 standard_error`` is expected to cover
+    log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
+    of all data of the call; the criteria are stated in
+    :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
+
+    Attributes:
+        value, standard_error, ess, k_hat, reliable: as in :class:`DatumEstimates`.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``, ``"prior"`` or ``"annealed"``; ``"exact"`` if the values were
             not estimated.
@@ -63,11 +104,6 @@ class LogLikelihood(Result):
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
     """
 
-    value: Float[Tensor, " N"]
-    standard_error: Float[Tensor, " N"]
-    ess: Float[Tensor, " N"]
-    k_hat: Float[Tensor, " N"]
-    reliable: Bool[Tensor, " N"]
     num_samples: int
     method: str
     refine: int
@@ -86,12 +122,6 @@ class LogLikelihood(Result):
         curve = None if self.curve is None else self.curve + nats[:, None]
         return replace(self, value=self.value + nats, curve=curve)
 
-    def first(self, number: int) -> Self:
-        """The estimates of the first ``number`` data."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        columns = {name: v[:number] for name, v in found.items() if isinstance(v, Tensor)}
-        return replace(self, **columns)
-
     @property
     def convergence(self) -> tuple[tuple[int, float], ...]:
         """Pairs of a number of draws and the mean estimate from them; empty without a curve."""
@@ -109,26 +139,6 @@ class LogLikelihood(Result):
         if self.cells is None:
             raise ValueError("it is not known how many cells the data had; cells= is missing")
         return -float(self.value.sum() / self.cells.sum()) / math.log(2)
-
-    @property
-    def mean(self) -> float:
-        """The mean over the data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_error(self) -> float:
-        """Standard error of :attr:`mean` as an estimate for the population of the data.
-
-        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error.
-        """
-        if len(self.value) < 2:
-            return float(self.standard_error.mean())
-        return mean_and_error(self.value)[1]
-
-    @property
-    def share_reliable(self) -> float:
-        """The share of the data whose estimate is reliable."""
-        return float(self.reliable.double().mean())
 
     @property
     def expected_coverage(self) -> float:

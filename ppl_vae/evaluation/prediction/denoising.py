@@ -39,11 +39,6 @@ class Denoising(Result):
     noisy: Float[Tensor, "N D"]
     denoised: Float[Tensor, "M N D"]
 
-    @property
-    def best(self) -> str:
-        """The name of the denoiser with the smallest mean error."""
-        return self.names[int(self.error.mean(1).argmin())]
-
     def difference(self, name: str, other: str) -> tuple[float, float]:
         """The mean error of one denoiser minus that of another, and its paired standard error.
 
@@ -55,6 +50,11 @@ class Denoising(Result):
                 raise KeyError(f"no denoiser is called {each!r}; the names are {self.names}")
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
         return mean_and_error(values)
+
+    @property
+    def best(self) -> str:
+        """The name of the denoiser with the smallest mean error."""
+        return self.names[int(self.error.mean(1).argmin())]
 
     def image_grid(
         self, rows: Sequence[int], image_shape: tuple[int, int] | None = None

@@ -54,13 +54,7 @@ def encode(
 ) -> Float[Tensor, "N K"]:
     """The code of each row: the means of q(z | x), concatenated over all latent sites.
 
-    Args:
-        model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data set, (N, D).
-        mask: True where x is observed; NaN in x is equivalent.
-
-    Raises:
-        NotImplementedError: if the distribution of a site has no mean in closed form.
+    Args, raises: as :func:`latent_means`.
     """
     means = latent_means(model, guide, x, mask=mask)
     return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
@@ -122,9 +116,7 @@ def reconstruct(
     """The mean of x given the mean of q(z | x) of each row, also for missing values.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data set, (N, D).
-        mask: True where x is observed; NaN in x is equivalent.
+        model, guide, x, mask: as for :func:`latent_means`.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.

@@ -267,8 +267,9 @@ def _fit(
         fits.append(fit)
     state, result = best_of_starts(fits)
     ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
-    scale, unit = noise.scale(state.variance), blocks.unit
-    ppca.assign(loadings=state.loadings * unit, loc=state.loc * unit, noise_scale=scale * unit)
+    (loadings, loc, variance), unit = state.parameters, blocks.unit
+    scale = noise.scale(variance)
+    ppca.assign(loadings=loadings * unit, loc=loc * unit, noise_scale=scale * unit)
     return result.shifted(_log_jacobian(columns, unit), 0.0)
 
 

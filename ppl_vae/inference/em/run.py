@@ -160,7 +160,7 @@ def run_em(
         )
     run = EMRun(state, EMHistory(start_time), tol, max_iterations)
     stopped = run.run()
-    notes = notes + run.state.noise.notes(run.state.variance) + run.notes()
+    notes = notes + run.state.noise.notes(run.state.parameters.variance) + run.notes()
     result = run.history.result(
         algorithm, stopped, notes, converged=run.converged, certificate=max(run.gap, 0.0)
     )
