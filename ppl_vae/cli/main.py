@@ -25,7 +25,7 @@ Examples:
   ppl-vae lineage mine.csv --scale none
       columns of very different scales are not standardised
   ppl-vae lineage mine.csv --json | jq .about.seconds
-      print only the numbers
+      the results as JSON, for another program to read; here, the seconds they took
   ppl-vae impute mine.csv --out filled.csv
       missing values are filled, with standard deviations
   ppl-vae evaluate vae-folder test.csv
@@ -126,7 +126,12 @@ def lineage(
         ),
     ] = "auto",
     as_json: Annotated[
-        bool, typer.Option("--json", help="print results.json and nothing else")
+        bool,
+        typer.Option(
+            "--json",
+            help="print the content of results.json instead of the table and the sentences; "
+            "progress is shown on standard error",
+        ),
     ] = False,
 ) -> None:
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""

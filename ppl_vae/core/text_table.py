@@ -11,7 +11,7 @@ def render(
     indent: str = "",
     text_columns: int = 1,
 ) -> str:
-    """Lines of text with aligned columns, two spaces apart.
+    """Lines of text with aligned columns, two spaces apart, without spaces at their ends.
 
     Args:
         rows: the cells, as many in each row.
@@ -23,11 +23,13 @@ def render(
     lines = [header, *rows] if header else list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        indent
-        + "  ".join(
-            cell.ljust(width) if place < text_columns else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        (
+            indent
+            + "  ".join(
+                cell.ljust(width) if place < text_columns else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        ).rstrip()
         for line in lines
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.results import CONDITIONAL, COVERAGE, FitResult, Imputation
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
 from ppl_vae.inference.em.fit import fit_em
@@ -109,7 +110,8 @@ class FilledTable:
         if not missing.any():
             yield "no values are missing: the table is written unchanged"
             return
-        summary = f"imputed {int(missing.sum())} values in {int(missing.any(0).sum())} columns"
+        values, columns = int(missing.sum()), int(missing.any(0).sum())
+        summary = f"imputed {counted(values, 'value')} in {counted(columns, 'column')}"
         ratios = self._relative_sds(missing)
         if len(ratios):
             low, median, high = np.quantile(ratios, [0, 0.5, 1])

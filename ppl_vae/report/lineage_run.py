@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
@@ -26,7 +27,8 @@ def describe_table(table: Table) -> str:
     missing = ""
     if table.num_missing:
         missing = f", {table.num_missing} of {num_rows * width} values missing"
-    return f"{table.name}: {num_rows} rows, {width} columns{missing}"
+    size = f"{counted(num_rows, 'row')}, {counted(width, 'column')}"
+    return f"{table.name}: {size}{missing}"
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
@@ -164,9 +165,9 @@ class Gaps(Result):
         source = "given" if self.estimate is None else "estimated"
         return "\n".join(
             [
-                f"Gaps in nats per datum: log p {self.log_likelihood.mean():.3f} ({source}), "
-                f"ELBO {self.elbo.mean():.3f}",
-                f"  total {_nats(self.total)} +- {self.total_error:.3f}",
+                f"Gaps in nats per datum, ± one standard error: log p "
+                f"{self.log_likelihood.mean():.3f} ({source}), ELBO {self.elbo.mean():.3f}",
+                f"  total {_nats(self.total)} ± {self.total_error:.3f}",
                 *(f"  {line}" for line in self._parts()),
                 *(f"  {line}" for line in self._notes()),
             ]
@@ -175,11 +176,11 @@ class Gaps(Result):
     def _parts(self) -> Iterator[str]:
         if self._has_best:
             yield (
-                f"approximation {_nats(self.approximation)} +- {self.approximation_error:.3f} "
+                f"approximation {_nats(self.approximation)} ± {self.approximation_error:.3f} "
                 f"(best {self.covariance} q per datum)"
             )
         if not self.unsplit_reason:
-            yield f"amortization  {_nats(self.amortization)} +- {self.amortization_error:.3f}"
+            yield f"amortization  {_nats(self.amortization)} ± {self.amortization_error:.3f}"
         elif self._has_best:
             yield f"the amortization gap is not defined, because {self.unsplit_reason}"
         else:
@@ -199,8 +200,8 @@ class Gaps(Result):
             )
         if number := int(self.kept_own_q.sum()):
             yield (
-                f"for {number} of {len(self.kept_own_q)} data no better q was found than the "
-                "guide's own, which is used as the best"
+                f"for {number} of {counted(len(self.kept_own_q), 'datum')} no better q was found "
+                "than the guide's own, which is used as the best"
             )
         if self._is_lower_bound:
             yield "log p is a lower bound for many data, and so is the approximation gap"

@@ -93,13 +93,15 @@ class Reliability(NamedTuple):
         standard_error: the standard error of the log of the mean weight, in nats.
         tail_index: the tail index pooled over data; NaN where no tail could be fitted.
         limit: the largest tail index with which estimates are reliable.
-        coverage: the expected coverage of ``value +- 1.96 standard_error``; NaN if not known.
+        pool_size: the effective number of data that the tail index is pooled over.
+        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN if not known.
         reliable: whether the estimate is reliable.
     """
 
     standard_error: Float[Tensor, " N"]
     tail_index: Float[Tensor, " N"]
     limit: Float[Tensor, " N"]
+    pool_size: Float[Tensor, " N"]
     coverage: Float[Tensor, " N"]
     reliable: Bool[Tensor, " N"]
 
@@ -237,7 +239,7 @@ def assess_reliability(
         reliable, known = reliable & well_sampled, known & well_sampled
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
     coverage = coverage.where(reliable | known, torch.nan)
-    return Reliability(error, pools.tail_index, limit, coverage, reliable)
+    return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 
 
 def _coverage(
