@@ -37,6 +37,9 @@ from . import (
 from . import (
     plots as plots,
 )
+from . import (
+    report as report,
+)
 
 __version__: str
 

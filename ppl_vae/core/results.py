@@ -1,7 +1,6 @@
 """Results of fits and estimates: frozen dataclasses of tensors with a readable representation."""
 
 import dataclasses
-import html
 import types
 import typing
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.text import counted
+from ppl_vae.core.text_table import preformatted_html
 
 if TYPE_CHECKING:
     import pandas
@@ -71,7 +71,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The representation in a notebook."""
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return preformatted_html(repr(self))
 
 
 def _saved(result: Any) -> list[dataclasses.Field[Any]]:

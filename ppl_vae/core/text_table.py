@@ -1,4 +1,4 @@
-"""Tables of text, for a terminal and for a notebook."""
+"""Texts and tables, for a terminal and for a notebook."""
 
 import html
 from collections.abc import Sequence
@@ -32,6 +32,11 @@ def render(
         ).rstrip()
         for line in lines
     )
+
+
+def preformatted_html(text: str) -> str:
+    """A text as it is, in HTML: its lines and spaces are kept."""
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def render_html(

@@ -154,7 +154,8 @@ class LogLikelihood(Result):
         lines = [
             f"log-likelihood: {verdict}",
             f"  {self.mean:.3f} ± {self.mean_error:.3f} nats per datum (± one standard error)"
-            f"{self._bits()} ({self._settings()})",
+            f"{self._bits()}",
+            f"  by {self._settings()}",
         ]
         if fewer := self.convergence[:-1]:
             means = ", ".join(f"{mean:.3f} with {number}" for number, mean in fewer)
@@ -165,7 +166,7 @@ class LogLikelihood(Result):
 
     def _settings(self) -> str:
         if self.method == "exact":
-            return self.method
+            return "a closed form"
         drawn = counted(self.num_samples, "chain" if self.method == "annealed" else "draw")
         return f"{self.method}, {drawn}, refine={self.refine}"
 
@@ -196,11 +197,8 @@ class LogLikelihood(Result):
     def _reasons(self) -> Iterator[str]:
         """The reasons why estimates are unreliable; for each datum the first that applies."""
         if self.num_samples < MIN_DRAWS:
-            drawn, verb = (
-                counted(self.num_samples, "draw"),
-                "is" if self.num_samples == 1 else "are",
-            )
-            yield f"{drawn} {verb} too few to assess it; use at least {MIN_DRAWS}"
+            number = self.num_samples
+            yield f"too few draws were made to assess it, {number}; use at least {MIN_DRAWS}"
             return
         left = ~self.reliable
         mass = self.undersampled_mass
