@@ -81,10 +81,12 @@ class LatentVariableModel(Program):
 
 
 def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:
-    # Pyro stores the logarithm of a positive parameter; its value is that of the attribute.
-    name = name.removesuffix("_unconstrained")
     path, _, attribute = name.rpartition(".")
-    value = getattr(module.get_submodule(path), attribute)
+    owner = module.get_submodule(path)
+    # A PyroParam is stored without its constraint, under another name.
+    if attribute.removesuffix("_unconstrained") in getattr(owner, "_pyro_params", ()):
+        name, attribute = (text.removesuffix("_unconstrained") for text in (name, attribute))
+    value = getattr(owner, attribute)
     shape = " × ".join(map(str, value.shape)) or "one number"
     return name, shape, "" if value.dim() else f"{float(value.detach()):.4g}"
 

@@ -59,7 +59,8 @@ class LogLikelihood(Result):
             number of draws and of the data pooled.
         pool_size: the effective number of data over which each tail index is pooled, which
             ``limit`` depends on.
-        coverage: the expected coverage of the interval; NaN where it is not known.
+        coverage: the expected coverage of the interval; NaN where the estimate is not reliable,
+            since it is not known there.
         undersampled_mass: posterior probability of the values of discrete latent variables that
             the guide is expected to draw fewer than ten times in S, in excess of the guide's own
             probability; their error is part of ``standard_error``, see
@@ -138,8 +139,7 @@ class LogLikelihood(Result):
 
     @property
     def expected_coverage(self) -> float:
-        """The mean of :attr:`coverage` over the data for which it is known; NaN if there are
-        none."""
+        """The mean of :attr:`coverage` over the reliable data; NaN if there are none."""
         return math.nan if self.coverage is None else float(self.coverage.nanmean())
 
     def __repr__(self) -> str:
@@ -175,7 +175,10 @@ class LogLikelihood(Result):
 
     def _coverage(self) -> Iterator[str]:
         if not math.isnan(covered := self.expected_coverage):
-            yield f"95 % intervals (1.96 standard errors) are expected to cover {covered:.0%}"
+            intervals = "95 % intervals (1.96 standard errors)"
+            if not bool(self.reliable.all()):
+                intervals += " of the reliable estimates"
+            yield f"{intervals} are expected to cover {covered:.0%}"
 
     def _reasons_and_advice(self) -> Iterator[str]:
         if bool(self.reliable.all()):

@@ -94,7 +94,8 @@ class Reliability(NamedTuple):
         tail_index: the tail index pooled over data; NaN where no tail could be fitted.
         limit: the largest tail index with which estimates are reliable.
         pool_size: the effective number of data that the tail index is pooled over.
-        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN if not known.
+        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN where the
+            estimate is not reliable, since it is not known there.
         reliable: whether the estimate is reliable.
     """
 
@@ -232,13 +233,13 @@ def assess_reliability(
         reliable = nearly_constant & (summary.k_hat == 0) & (num_samples > 1)
     else:
         reliable = reliable & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
-    known = pools.tail_index.isfinite() & ~summary.tied
     if undersampled_error is not None:
         error = error.hypot(undersampled_error)
-        well_sampled = undersampled_error <= MAX_UNDERSAMPLED_ERROR
-        reliable, known = reliable & well_sampled, known & well_sampled
+        reliable = reliable & (undersampled_error <= MAX_UNDERSAMPLED_ERROR)
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
-    coverage = coverage.where(reliable | known, torch.nan)
+    # In one dimension all very narrow guides have weights with nearly the same distribution,
+    # whatever their width, while the coverage falls to zero: the tail does not determine it.
+    coverage = coverage.where(reliable, torch.nan)
     return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 
 
