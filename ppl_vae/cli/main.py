@@ -66,6 +66,9 @@ Label = Annotated[
     str | None,
     typer.Option(help="column of classes, or 'none'; by default detected. It is not modelled"),
 ]
+Starts = Annotated[
+    int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
+]
 Missing = Annotated[
     str | None, typer.Option(help="markers of missing values, separated by commas")
 ]
@@ -125,6 +128,7 @@ def lineage(
             "deviations differ by more than ten times and rows are not images"
         ),
     ] = "auto",
+    starts: Starts = 1,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -145,6 +149,7 @@ def lineage(
         seed,
         scale,
         as_json,
+        starts,
         header=header,
         delimiter=delimiter,
         label=label,
@@ -166,6 +171,7 @@ def impute(
         str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of masks and of starting values")] = 0,
+    starts: Starts = 1,
     header: Header = None,
     delimiter: Delimiter = None,
     label: Label = None,
@@ -175,7 +181,7 @@ def impute(
     from ppl_vae.cli import commands
 
     table = commands.read(data, header, delimiter, label, missing)
-    commands.impute(table, data, out, latent_dim, noise, seed)
+    commands.impute(table, data, out, latent_dim, noise, seed, starts)
 
 
 @app.command(short_help="Evaluate a saved model on a table.")

@@ -24,7 +24,7 @@ from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
-from ppl_vae.networks.mlp_conv import output_bias
+from ppl_vae.networks.mlp_conv import Network, output_bias
 from ppl_vae.networks.patches import HiddenPatches
 
 
@@ -38,13 +38,13 @@ class DecoderModel(LatentVariableModel):
 
     def __init__(
         self,
-        decoder: Callable[..., Any],
+        decoder: Network,
         likelihood: Likelihood,
         data_dim: int,
         latent_dim: int,
-        encoder: Callable[..., Any] | None,
+        encoder: Network | None,
         guide: ProgramLike | None,
-        amortize: Callable[[Callable[..., Any]], AmortizedGuide],
+        amortize: Callable[[Network], AmortizedGuide],
     ) -> None:
         super().__init__()
         if (encoder is None) == (guide is None):

@@ -46,6 +46,7 @@ class FilledTable:
         noise: str | None = None,
         *,
         seed: int = 0,
+        starts: int = 1,
     ) -> Self:
         """Fit the model to the observed entries, and impute the missing ones.
 
@@ -54,6 +55,7 @@ class FilledTable:
             latent_dim, noise: of the model; None is selected by cross-validation on masked
                 entries.
             seed: of the selection and of the initial values.
+            starts: the number of starts of EM, of which the best is kept.
 
         Raises:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`.
@@ -65,7 +67,7 @@ class FilledTable:
             search = select_by_masked_cv(table.values, noises=noises, latent_dims=sizes, seed=seed)
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
         ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
-        fit = fit_em(ppca, table.values)
+        fit = fit_em(ppca, table.values, starts=starts)
         return cls(table, ppca, fit, ppca.impute(table.values), search)
 
     def frame(self) -> pd.DataFrame:

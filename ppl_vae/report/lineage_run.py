@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
+from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.run import run_lineage
@@ -44,6 +45,7 @@ class LineageRun:
             :func:`ppl_vae.data.transforms.choose_scaling`.
         out: the folder of the files.
         as_json: whether standard output has the content of results.json only.
+        starts: the number of starts of EM, of which the best is kept.
     """
 
     table: Table
@@ -53,6 +55,7 @@ class LineageRun:
     scale: str
     out: Path
     as_json: bool
+    starts: int = 1
 
     def __post_init__(self) -> None:
         terminal = sys.stderr if self.as_json else sys.stdout
@@ -106,6 +109,7 @@ class LineageRun:
             image_shape=self.table.image_shape,
             about=about,
             seed=self.seed,
+            settings=Settings(starts=self.starts),
             on_stage=self._save,
             progress=self.display.update,
         )

@@ -197,10 +197,10 @@ class _DictionaryLearning:
         num_unused, num_atoms = int((self.codes == 0).all(1).sum()), len(self.codes)
         notes = []
         if num_unused:
-            notes.append(f"no datum uses {num_unused} of {counted(num_atoms, 'atom')}")
+            notes.append(f"unused atoms: {num_unused} of {num_atoms}")
         if self.num_resets:
             notes.append(
-                "an atom that no datum used was reset to the largest residual "
+                "an unused atom was reset to the largest residual "
                 f"{counted(self.num_resets, 'time')}"
             )
         return tuple(notes)
