@@ -5,6 +5,7 @@ Log weights are per datum, log w_n = log p(x_n, z_n) - log q(z_n | x_n), with ro
 guides that draw the latent variables of all data as one site cannot.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -178,12 +179,11 @@ def _has_latents_per_datum(
 ) -> bool:
     with isolated_store(), dry_run(guide):
         trace = poutine.trace(without_data(guide)).get_trace(*args, **kwargs)
-    return any(
-        frame.name == DATA_PLATE
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and not site_is_subsample(site)
-        for frame in site["cond_indep_stack"]
-    )
+    sites: list[Any] = list(trace.nodes.values())
+    stacks = [
+        s["cond_indep_stack"] for s in sites if s["type"] == "sample" and not site_is_subsample(s)
+    ]
+    return any(frame.name == DATA_PLATE for frame in itertools.chain(*stacks))
 
 
 def _same_rows(rows: Tensor, first: Tensor) -> bool:
