@@ -11,6 +11,7 @@ from . import models as models
 from . import networks as networks
 from . import objectives as objectives
 from . import plots as plots
+from . import report as report
 
 __version__: str
 

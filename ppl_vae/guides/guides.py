@@ -26,6 +26,7 @@ from ppl_vae.guides.families import (
     kl_projection,
     num_scale_outputs,
 )
+from ppl_vae.networks.mlp_conv import Network
 from ppl_vae.networks.patches import HiddenPatches
 
 MISSING_ENCODINGS = ("zeros", "zeros+mask")
@@ -220,7 +221,7 @@ class AmortizedGuide(GaussianGuide):
     @configurable
     def __init__(
         self,
-        encoder: Callable[..., Any],
+        encoder: Network,
         latent_dim: int,
         *,
         covariance: str = "diagonal",

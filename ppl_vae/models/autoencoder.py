@@ -20,7 +20,7 @@ from ppl_vae.models.decoder_model import DecoderModel, given_or_amortized
 from ppl_vae.models.latent_variable_model import reference_tensor
 from ppl_vae.models.standardization import encoder_inputs
 from ppl_vae.models.vae import VAE
-from ppl_vae.networks.mlp_conv import FixedScaleEncoder
+from ppl_vae.networks.mlp_conv import FixedScaleEncoder, Network
 from ppl_vae.networks.patches import HiddenPatches
 from ppl_vae.networks.sparse_layers import PRIORS, FlatPrior, check_penalty
 from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
@@ -83,10 +83,10 @@ class Autoencoder(DecoderModel):
     def __init__(
         self,
         *,
-        decoder: Callable[..., Any],
+        decoder: Network,
         data_dim: int,
         latent_dim: int,
-        encoder: Callable[..., Any] | None = None,
+        encoder: Network | None = None,
         guide: ProgramLike | None = None,
         likelihood: Likelihood | None = None,
         prior: str = "flat",

@@ -24,7 +24,7 @@ from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
-from ppl_vae.networks.mlp_conv import output_bias
+from ppl_vae.networks.mlp_conv import Network, output_bias
 from ppl_vae.networks.patches import HiddenPatches
 
 
@@ -37,7 +37,7 @@ class DecoderModel(LatentVariableModel):
 
     def __init__(
         self,
-        decoder: Callable[..., Any],
+        decoder: Network,
         likelihood: Likelihood,
         guide: ProgramLike,
         data_dim: int,

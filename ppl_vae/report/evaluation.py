@@ -10,6 +10,7 @@ import torch
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse
@@ -101,7 +102,8 @@ class Evaluation(Result):
 
     def sentences(self) -> Iterator[str]:
         """The findings, the reliability of log p first."""
-        yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
+        rows = counted(len(self.log_likelihood.value), "row")
+        yield f"{self.model} on {rows} of {self.data}"
         parts = (self.log_likelihood, self.cross_check, self.gaps, self.collapse)
         yield from (str(part) for part in parts if part is not None)
 

@@ -141,7 +141,7 @@ def test_the_exact_posterior_of_any_class_has_no_gaps(exact, name):
     assert abs(found.approximation) < 1e-9 > found.approximation_error
     assert 0 <= found.amortization < 1e-9 > found.amortization_error
     text = repr(found)
-    assert "approximation 0.000 +- 0.000" in text and "amortization  0.000 +- 0.000" in text
+    assert "approximation 0.000 ± 0.000" in text and "amortization  0.000 ± 0.000" in text
 
 
 @pytest.mark.parametrize("write", [normal, affine], ids=["normal", "affine flow"])
@@ -302,7 +302,7 @@ def test_the_exact_posterior_of_two_sites_by_the_chain_rule_has_a_total_of_zero(
         "the gap is not split, because the guide's q of site 'z2' depends on its earlier draws"
         in text
     )
-    assert f"total {shifted.total:.3f} +- 0.000" in text and "nan" not in text
+    assert f"total {shifted.total:.3f} ± 0.000" in text and "nan" not in text
 
 
 def flow(exact):

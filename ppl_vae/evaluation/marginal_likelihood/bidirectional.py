@@ -21,6 +21,7 @@ from ppl_vae.core.program import ProgramLike, filter_kwargs
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
@@ -78,14 +79,16 @@ class Bidirectional(Result):
 
     def __repr__(self) -> str:
         low, high = float(self.lower.mean()), float(self.upper.mean())
-        return (
-            f"log-likelihood of {len(self.lower)} data that the model drew: lower bound "
-            f"{low:.3f}, upper bound {high:.3f} nats per datum\n"
-            f"  gap {self.gap:.3f} +- {self.gap_error:.3f} ({self.num_chains} chains in each "
-            f"direction, {self.num_temperatures} temperatures)"
-            + "\n  the bounds are in reverse order, within their Monte Carlo error"
-            * (low > high)
-        )
+        chains = counted(self.num_chains, "chain")
+        lines = [
+            f"log-likelihood of {counted(len(self.lower), 'datum')} that the model drew: lower "
+            f"bound {low:.3f}, upper bound {high:.3f} nats per datum",
+            f"  gap {self.gap:.3f} ± {self.gap_error:.3f} (± one standard error; {chains} in each "
+            f"direction, {counted(self.num_temperatures, 'temperature')})",
+        ]
+        if low > high:
+            lines.append("  the bounds are in reverse order, within their Monte Carlo error")
+        return "\n".join(lines)
 
 
 @torch.no_grad()

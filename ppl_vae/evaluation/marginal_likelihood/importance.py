@@ -179,6 +179,7 @@ def combine(
         notes=() if diagnostics is None else diagnostics.notes,
         tail_index=reliability.tail_index,
         limit=reliability.limit,
+        pool_size=reliability.pool_size,
         coverage=reliability.coverage,
         undersampled_mass=None if undersampled is None else undersampled.mass,
         refinable=diagnostics is None or diagnostics.refinable,

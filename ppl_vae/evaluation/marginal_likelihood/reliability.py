@@ -93,13 +93,16 @@ class Reliability(NamedTuple):
         standard_error: the standard error of the log of the mean weight, in nats.
         tail_index: the tail index pooled over data; NaN where no tail could be fitted.
         limit: the largest tail index with which estimates are reliable.
-        coverage: the expected coverage of ``value +- 1.96 standard_error``; NaN if not known.
+        pool_size: the effective number of data that the tail index is pooled over.
+        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN where the
+            estimate is not reliable, since it is not known there.
         reliable: whether the estimate is reliable.
     """
 
     standard_error: Float[Tensor, " N"]
     tail_index: Float[Tensor, " N"]
     limit: Float[Tensor, " N"]
+    pool_size: Float[Tensor, " N"]
     coverage: Float[Tensor, " N"]
     reliable: Bool[Tensor, " N"]
 
@@ -230,14 +233,14 @@ def assess_reliability(
         reliable = nearly_constant & (summary.k_hat == 0) & (num_samples > 1)
     else:
         reliable = reliable & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
-    known = pools.tail_index.isfinite() & ~summary.tied
     if undersampled_error is not None:
         error = error.hypot(undersampled_error)
-        well_sampled = undersampled_error <= MAX_UNDERSAMPLED_ERROR
-        reliable, known = reliable & well_sampled, known & well_sampled
+        reliable = reliable & (undersampled_error <= MAX_UNDERSAMPLED_ERROR)
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
-    coverage = coverage.where(reliable | known, torch.nan)
-    return Reliability(error, pools.tail_index, limit, coverage, reliable)
+    # In one dimension all very narrow guides have weights with nearly the same distribution,
+    # whatever their width, while the coverage falls to zero: the tail does not determine it.
+    coverage = coverage.where(reliable, torch.nan)
+    return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 
 
 def _coverage(
