@@ -26,7 +26,8 @@ from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.core.program import DATA_PLATE, ProgramLike, bound_object, filter_kwargs
+from ppl_vae.core.introspection import bound_object, filter_kwargs
+from ppl_vae.core.program import DATA_PLATE, ProgramLike
 
 PER_DATUM_GUIDES = (
     "PerDatumGuide(num_data, latent_dim), with covariance='full' for correlations within a "

@@ -20,19 +20,17 @@ from torch import Tensor, nn
 from ppl_vae.core.autoguides import check_automatic, without_data
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
-from ppl_vae.core.program import (
-    Program,
-    ProgramLike,
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import (
     accepted_kwargs,
-    as_data_and_mask,
     bound_object,
-    check_support,
     filter_kwargs,
     modules_of,
     notes_of,
     placement,
 )
-from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, mode
+from ppl_vae.core.program import Program, ProgramLike
+from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, train_mode
 from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, check_pair, frames, sites
 from ppl_vae.core.validation import ArrayLike
 
@@ -97,7 +95,7 @@ class Pair:
         """Data as a batch on the pair's device, checked at the boundary.
 
         Raises:
-            ValueError: as :func:`ppl_vae.core.program.as_data_and_mask`.
+            ValueError: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
         """
         values, observed = as_data_and_mask(x, mask, model=self.model, guide=self.guide, name=name)
         return Batch(values, observed)
@@ -110,9 +108,18 @@ class Pair:
         """
         check_support(self.model, batch.x, batch.mask)
 
-    def with_guide(self, guide: ProgramLike) -> "Pair":
-        """The same model under another guide."""
-        return Pair(self.model, guide)
+    def with_guide(self, guide: ProgramLike, *, sample_dim: int | None = None) -> "Pair":
+        """The same model under another guide.
+
+        Args:
+            guide: the other guide.
+            sample_dim: the :meth:`sample_dim` of the new pair, where it is known, since the guide
+                has the plates of the present one; None: it is found when it is first needed.
+        """
+        pair = Pair(self.model, guide)
+        if sample_dim is not None:
+            pair._sample_dim.append(sample_dim)
+        return pair
 
     def eval_mode(self) -> AbstractContextManager[None]:
         """Evaluation mode in which nothing is masked, see :func:`ppl_vae.core.state.eval_mode`."""
@@ -120,7 +127,7 @@ class Pair:
 
     def train_mode(self, training: bool = True) -> AbstractContextManager[None]:
         """Training or evaluation mode of the pair's modules."""
-        return mode(self.model, self.guide, training=training)
+        return train_mode(self.model, self.guide, training=training)
 
     def dry_run(self) -> AbstractContextManager[None]:
         """Runs inside leave generators and buffers as they were."""

@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Curve, FitResult, Result
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option

@@ -12,7 +12,7 @@ import torch
 import oracles
 import user_pairs
 from ppl_vae import Gaussian, fit_svi
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import seeded
 from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
 from ppl_vae.evaluation.inference_gaps.local_optimum import SphericalRadialRule

@@ -17,8 +17,8 @@ import loops
 import oracles
 import user_pairs
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import modules_of
 from ppl_vae.data.transforms import digits
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.marginal_likelihood import batching

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import oracles
 import user_pairs
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form

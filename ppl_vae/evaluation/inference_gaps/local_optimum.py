@@ -174,7 +174,7 @@ class LocalOptimum:
             return best, gain
         for _ in range(self.MAX_ROUNDS):
             guide = make_local_guide(best, batch, self.covariance)
-            candidate = pair.with_guide(guide)
+            candidate = pair.with_guide(guide, sample_dim=pair.sample_dim(batch))
             self._maximize(guide, CommonNoiseELBO([candidate], batch))
             gain = self._gain(CommonNoiseELBO([best, candidate], batch))
             if float(gain.mean()) > 0:

@@ -16,8 +16,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, filter_kwargs
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import mean_and_error

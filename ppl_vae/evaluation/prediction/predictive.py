@@ -13,14 +13,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import (
-    DATA_PLATE,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    placement,
-)
+from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
 from ppl_vae.core.traces import Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix

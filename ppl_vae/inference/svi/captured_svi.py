@@ -15,7 +15,8 @@ from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import CaptureError, capture_graph, permuted, perturbed
-from ppl_vae.core.program import ProgramLike, modules_of
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
 from ppl_vae.objectives.bounds import as_capturable
 

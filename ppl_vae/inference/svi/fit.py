@@ -12,15 +12,11 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.program import (
-    ProgramLike,
-    as_data_and_mask,
-    bound_object,
-    check_support,
-    modules_of,
-)
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -189,7 +185,7 @@ def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) 
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         stack.enter_context(isolated_store())
-        stack.enter_context(mode(model, guide, training=True))
+        stack.enter_context(train_mode(model, guide, training=True))
         # Pyro warns at every step about parameters that the user has frozen on purpose.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.inputs import check_support
+from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
