@@ -896,14 +896,10 @@ def outside_model(x):
         x_site(x)
 
 
-def global_model(x):
-    pyro.sample("w", dist.Normal(0.0, 1.0))
-    GOOD_MODEL(x)
-
-
-def global_guide(x):
-    pyro.sample("w", dist.Normal(0.0, 1.0))
-    GOOD_GUIDE(x)
+def outside_data_model(x):
+    with pyro.plate("data", len(x)):
+        z_site(x)
+    pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0).to_event(2), obs=x)
 
 
 def other_name_model(x):
@@ -951,7 +947,6 @@ def two_latent_model(x):
 
 
 SCALE = r"has scale 0.5, where its plates explain 1 \(poutine.scale\?\).*remove the scale"
-OUTSIDE = "is outside the plate 'data'"
 REFUSED = {
     "scale": (scaled_model, GOOD_GUIDE, f"site 'z' of the model {SCALE}"),
     "tensor scale": (GOOD_MODEL, tensor_scaled_guide, "site 'z' of the guide has scale"),
@@ -971,11 +966,31 @@ REFUSED = {
         guide_with(two_latent_guide),
         r"site 'y' of the guide is not in the model.*is_auxiliary",
     ),
-    "outside": (outside_model, GOOD_GUIDE, f"site 'z' of the model {OUTSIDE}"),
-    "outside guide": (GOOD_MODEL, z_site, f"site 'z' of the guide {OUTSIDE}"),
-    "global": (global_model, global_guide, f"site 'w' of the model {OUTSIDE}.*all data share"),
-    "other plate": (other_name_model, other_name_guide, f"site 'z' of the model {OUTSIDE}"),
-    "sequential": (sequential_model, sequential_guide, f"site 'z_0' of the model {OUTSIDE}"),
+    "outside": (
+        outside_model,
+        GOOD_GUIDE,
+        "site 'z' is outside the plate 'data' in the model and inside it in the guide",
+    ),
+    "outside guide": (
+        GOOD_MODEL,
+        z_site,
+        "site 'z' is inside the plate 'data' in the model and outside it in the guide",
+    ),
+    "data outside": (
+        outside_data_model,
+        GOOD_GUIDE,
+        r"sites \['x'\] of the model are observed outside the plate 'data', and none inside",
+    ),
+    "other plate": (
+        other_name_model,
+        other_name_guide,
+        r"sites \['x', 'z'\] of the model are outside the plate 'data', and none is inside",
+    ),
+    "sequential": (
+        sequential_model,
+        sequential_guide,
+        "sites .*'z_0'.* of the model are outside the plate 'data', and none is inside",
+    ),
     "size": (
         oversized_model,
         oversized_guide,

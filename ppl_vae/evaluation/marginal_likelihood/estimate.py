@@ -61,6 +61,8 @@ class LogLikelihood(Result):
             :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Undersampled`. None if
             no variable is discrete.
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
+        global_error: the Monte Carlo error of :attr:`mean`, in nats, where draws of global latent
+            variables are shared by the data, whose errors are then dependent; else None.
     """
 
     value: Float[Tensor, " N"]
@@ -80,6 +82,7 @@ class LogLikelihood(Result):
     coverage: Float[Tensor, " N"] | None = None
     undersampled_mass: Float[Tensor, " N"] | None = None
     refinable: bool = True
+    global_error: float | None = None
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
         """The estimates in other units of the data, which add ``nats`` to each log density."""
@@ -119,11 +122,13 @@ class LogLikelihood(Result):
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` as an estimate for the population of the data.
 
-        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error.
+        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error of
+        independent draws. Where draws of global latent variables are shared by all data,
+        :attr:`global_error` is added, as a second variance.
         """
         if len(self.value) < 2:
             return float(self.standard_error.mean())
-        return mean_and_error(self.value)[1]
+        return math.hypot(mean_and_error(self.value)[1], self.global_error or 0.0)
 
     @property
     def share_reliable(self) -> float:

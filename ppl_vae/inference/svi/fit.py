@@ -172,7 +172,7 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     """The parameters of the pair by name, after the checks that need a first batch."""
     model, guide, x, mask = minibatch.model, minibatch.guide, minibatch.x, minibatch.mask
     rows = torch.arange(schedule.batch_size, device=x.device)
-    check_automatic_batch(guide, Batch(x, mask).rows(rows).keywords)
+    check_automatic_batch(guide, Batch(x, mask).rows(rows))
     with _hint_at_index(schedule.batch_size < len(x)):
         named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and schedule.batch_size < len(x):
@@ -213,12 +213,12 @@ def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) 
             f"per datum for {getattr(owner, 'num_data', None)} training rows and none for others. "
             "Use an AmortizedGuide"
         )
-    if is_per_datum(guide):
+    rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
+    if is_per_datum(guide, Batch(rows, mask)):
         raise ValueError(
             f"x_val needs a guide that computes q from x; {type(automatic_guide(guide)).__name__} "
             "has one q per datum for the training rows and none for others. Use an AmortizedGuide"
         )
-    rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
     try:
         check_support(model, rows, mask)
     except ValueError as error:

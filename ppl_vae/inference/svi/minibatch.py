@@ -17,7 +17,8 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
-from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable
+from ppl_vae.objectives.bounds import ELBO, IWAE
+from ppl_vae.objectives.pyro_objectives import as_capturable
 
 
 class WeightedObjective:
