@@ -16,7 +16,9 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.program import Density, Program, as_rows, data_plate, filter_kwargs
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import Density, Program, data_plate
 from ppl_vae.core.state import validation_enabled
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.guides.families import (
@@ -198,9 +200,8 @@ class AmortizedGuide(GaussianGuide):
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
             model has; the encoder then returns means only, (rows, K).
-        missing: how missing values are presented to the encoder: ``"zeros"``, as zeros;
-            ``"zeros+mask"``, as zeros, with the mask appended as D more columns, 1 where observed
-            (all ones for complete rows), which distinguishes missing values from zeros.
+        missing: how missing values are presented to the encoder: ``"zeros"``, or ``"zeros+mask"``,
+            zeros and the mask as D more columns, 1 where observed (everywhere in complete rows).
         inputs: transformation of x before the encoder, in training and evaluation, such as
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
             the same shape; missing values are zero after it. None by default.

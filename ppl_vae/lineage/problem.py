@@ -9,7 +9,8 @@ from functools import partial
 import pyro.infer
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, modules_of
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import BoundMonitor
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em

@@ -10,14 +10,10 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_vae.core.program import (
-    Density,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    fold_rows,
-)
-from ppl_vae.core.state import dry_run, eval_mode, isolated_store, mode, seeded
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import Density, ProgramLike, fold_rows
+from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
@@ -185,7 +181,7 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, or a row with nothing observed.
         """
         x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
-        with mode(self, training=False):
+        with train_mode(self, training=False):
             return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from ppl_vae.core.program import as_rows
+from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import (

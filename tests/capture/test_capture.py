@@ -30,7 +30,7 @@ from ppl_vae import (
     mlp,
 )
 from ppl_vae.capture.functional_optim import functional_optimizer
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.inference.svi import fit as svi

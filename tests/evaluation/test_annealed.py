@@ -16,7 +16,7 @@ import user_pairs
 from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, bidirectional, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.evaluation import Annealing
 from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
@@ -38,7 +38,7 @@ def make(K=K, D=D, noise=0.8, seed=0):
 def log_weights_of(model, guide, x, num_chains, annealing, seed=0):
     """The log weights of chains per datum, (S, N)."""
     x = torch.as_tensor(x)
-    with torch.no_grad(), isolated_store(), seeded(seed), mode(model, guide, training=False):
+    with torch.no_grad(), isolated_store(), seeded(seed), train_mode(model, guide, training=False):
         sampler = AISWeights(annealing, x, len(x), num_chains, capture="auto")
         return sampler(Pair(model, guide), Batch(x), num_chains)
 
@@ -399,7 +399,7 @@ def test_densities_along_the_path_agree_with_a_slow_loop(name, from_prior, float
     """log w at points of unconstrained space, and log q there, up to the Jacobian of exp."""
     model, guide, x = first_rows(name)
     guide = prior_guide(model) if from_prior else guide
-    with torch.no_grad(), isolated_store(), mode(model, guide, training=False):
+    with torch.no_grad(), isolated_store(), train_mode(model, guide, training=False):
         sampler = AISWeights(Annealing(), x, len(x), 3)
         with seeded(0), loops.Recorder() as recorder:
             path = AnnealingPath(Pair(model, guide), Batch(x))

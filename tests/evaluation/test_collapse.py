@@ -30,7 +30,8 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation import Collapse
 from ppl_vae.evaluation.latent_space import aggregate_posterior
-from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension, spectrum
+from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension
+from ppl_vae.evaluation.latent_space.spectrum import spectrum
 from ppl_vae.objectives.bounds import ELBO
 
 

@@ -12,10 +12,11 @@ import torch
 import oracles
 import user_pairs
 from ppl_vae import Gaussian, fit_svi
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import seeded
-from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
+from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.local_optimum import SphericalRadialRule
+from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.guides.families import COVARIANCES

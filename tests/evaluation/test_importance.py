@@ -17,8 +17,8 @@ import loops
 import oracles
 import user_pairs
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import modules_of
 from ppl_vae.data.transforms import digits
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.marginal_likelihood import batching
@@ -34,7 +34,8 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp, zero_output

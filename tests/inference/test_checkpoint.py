@@ -24,7 +24,7 @@ from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp

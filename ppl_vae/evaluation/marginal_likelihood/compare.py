@@ -32,7 +32,8 @@ class Comparison(Result):
 
     With l_mn = log p_m(x_n) and b the best model, the difference is mean_n(l_mn - l_bn) and its
     error sd_n(l_mn - l_bn) / sqrt(N), in which variation that all models share cancels. All
-    values are in nats per datum.
+    values are in nats per datum. The Monte Carlo error of draws of global latent variables, which
+    the data share, is added to both errors.
 
     Attributes:
         names: the names of the models.
@@ -120,12 +121,15 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     order = pointwise.mean(1).argsort(descending=True, stable=True)
     pointwise = pointwise[order]
     mean = pointwise.mean(1)
+    shared = torch.tensor([_global_error(e) for e in estimates.values()], dtype=torch.float64)
+    shared = shared[order]
+    both = torch.where(torch.arange(len(shared)) > 0, shared.hypot(shared[0]), 0.0)
     return Comparison(
         names=tuple(list(values)[k] for k in order),
         mean=mean,
-        error=standard_error(pointwise),
+        error=standard_error(pointwise).hypot(shared),
         difference=mean - mean[0],
-        difference_error=standard_error(pointwise - pointwise[0]),
+        difference_error=standard_error(pointwise - pointwise[0]).hypot(both),
         reliable=reliable[order],
         weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
@@ -135,6 +139,10 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
 
 def _notes(estimate: Any) -> tuple[str, ...]:
     return estimate.notes if isinstance(estimate, LogLikelihood) else ()
+
+
+def _global_error(estimate: Any) -> float:
+    return (estimate.global_error or 0.0) if isinstance(estimate, LogLikelihood) else 0.0
 
 
 def _share_reliable(estimate: Any) -> float:

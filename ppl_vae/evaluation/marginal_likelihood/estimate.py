@@ -66,11 +66,17 @@ class DatumEstimates(Result):
     def mean_error(self) -> float:
         """Standard error of :attr:`mean` as an estimate for the population of the data.
 
-        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error.
+        It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error of
+        independent draws. The error of draws of global latent variables, which all data share, is
+        added as a second variance.
         """
         if len(self.value) < 2:
             return float(self.standard_error.mean())
-        return mean_and_error(self.value)[1]
+        return math.hypot(mean_and_error(self.value)[1], self._shared_error())
+
+    def _shared_error(self) -> float:
+        # The Monte Carlo error of the mean that all data share.
+        return 0.0
 
     @property
     def share_reliable(self) -> float:
@@ -82,7 +88,7 @@ class DatumEstimates(Result):
 class LogLikelihood(DatumEstimates):
     """Estimates of log p(x_n), one per datum.
 
-    An estimate is reliable if the interval ``value +- 1.96 standard_error`` is expected to cover
+    An estimate is reliable if the interval ``value ± 1.96 standard_error`` is expected to cover
     log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
     of all data of the call; the criteria are stated in
     :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
@@ -113,6 +119,8 @@ class LogLikelihood(DatumEstimates):
             :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Undersampled`. None if
             no variable is discrete.
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
+        global_error: the Monte Carlo error of :attr:`mean`, in nats, where draws of global latent
+            variables are shared by the data, whose errors are then dependent; else None.
     """
 
     num_samples: int
@@ -128,6 +136,10 @@ class LogLikelihood(DatumEstimates):
     coverage: Float[Tensor, " N"] | None = None
     undersampled_mass: Float[Tensor, " N"] | None = None
     refinable: bool = True
+    global_error: float | None = None
+
+    def _shared_error(self) -> float:
+        return self.global_error or 0.0
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
         """The estimates in other units of the data, which add ``nats`` to each log density."""

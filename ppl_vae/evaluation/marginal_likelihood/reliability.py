@@ -74,6 +74,9 @@ class WeightSummary(NamedTuple):
         above, below: log of the distances in nats from the median of the log weights to their
             80 % and 20 % quantiles, from ``TIED`` to 50 nats.
         curve: log of the mean weight of the first draws, for several numbers of draws.
+        joint_variance: the variance, over draws, of the mean over the B data of a batch of
+            ``value``, times B: it differs from that of independent draws where the data share
+            global variables. It is the same for all data of a batch.
     """
 
     value: Float[Tensor, " N"]
@@ -84,6 +87,7 @@ class WeightSummary(NamedTuple):
     above: Float[Tensor, " N"]
     below: Float[Tensor, " N"]
     curve: Float[Tensor, "N C"]
+    joint_variance: Float[Tensor, " N"]
 
 
 class Reliability(NamedTuple):
@@ -162,12 +166,22 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     """
     pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
     parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    return WeightSummary(*(torch.cat(part) for part in parts))
+    return WeightSummary(*(torch.cat(part) for part in parts), _joint_variance(log_weights).cpu())
+
+
+def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
+    # By the delta method, log mean_s w_sn varies as mean_s w_sn / E[w_n].
+    relative = torch.zeros_like(log_weights[:, 0])
+    for part in log_weights.split(DATA_AT_ONCE, 1):
+        relative = relative + (part - part.logsumexp(0)).exp().sum(1)
+    num_samples, num_data = log_weights.shape
+    variance = num_samples * relative.var() / num_data
+    return variance.expand(num_data)
 
 
 def _summarize_few(
     log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]
-) -> WeightSummary:
+) -> tuple[Tensor, ...]:
     ordered = log_weights.sort(0).values
     low, middle, high = (ordered[round(p * (len(ordered) - 1))] for p in (0.2, 0.5, 0.8))
     parts = (
@@ -180,7 +194,7 @@ def _summarize_few(
         _log_distance(middle - low),
         curve,
     )
-    return WeightSummary(*(part.cpu() for part in parts))
+    return tuple(part.cpu() for part in parts)
 
 
 def _log_distance(nats: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

@@ -27,7 +27,6 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     data_sites,
     frames,
-    sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
@@ -106,6 +105,12 @@ def impute(
         for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
             batch = data.rows(rows)
             check_importance_samplable(pair, batch)
+            if draws and pair.has_globals(batch):
+                raise ValueError(
+                    "joint draws of missing values need a model without global latent variables; "
+                    "use draws=0 for means and standard deviations, or fix them at a draw of the "
+                    "guide: model, guide = condition_on_globals(model, guide, x)"
+                )
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     return result
@@ -297,8 +302,8 @@ def _resample(
     probs = torch.where(run_total > 0, weights, 1.0).mT
     which = torch.multinomial(probs, draws, replacement=True).mT
     replaced = torch.rand_like(which, dtype=run_total.dtype) < run_total / total
-    for name, site in sites(resampled.guide).items():
-        site["value"] = _with_replaced(site, sites(run.guide)[name], which, replaced)
+    for name, site in resampled.drawn.items():
+        site["value"] = _with_replaced(site, run.drawn[name], which, replaced)
 
 
 def _with_replaced(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_data_and_mask
+from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int

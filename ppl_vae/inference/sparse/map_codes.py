@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.program import as_data_and_mask, check_support
+from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.results import Result
-from ppl_vae.core.state import isolated_store, mode
+from ppl_vae.core.state import isolated_store, train_mode
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.sparse.lasso import CHECK_INTERVAL, Lasso, lasso_mismatch
@@ -106,7 +106,7 @@ def best_codes(
         log_prob = autoencoder.conditional(z, x, mask, observe=True).log_prob(x)
         return -log_prob if laplace else -log_prob - prior.log_prob(z)
 
-    with isolated_store(), mode(autoencoder, training=False):
+    with isolated_store(), train_mode(autoencoder, training=False):
         if mask is None and not lasso_mismatch(autoencoder):
             z, slope, steps = _coordinate_descent(autoencoder, x, tolerance, max_iterations)
             return BestCodes(z, prior.log_prob(z) - loss(z), slope <= tolerance, steps)

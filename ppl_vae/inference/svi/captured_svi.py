@@ -16,9 +16,10 @@ from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_sta
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import CaptureError, capture_graph, permuted, perturbed
 from ppl_vae.core.autoguides import RowCheck
-from ppl_vae.core.program import ProgramLike, modules_of
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
-from ppl_vae.objectives.bounds import as_capturable
+from ppl_vae.objectives.pyro_objectives import as_capturable
 
 MAX_SIGNATURES = 8
 """Kinds of arguments (shapes, numbers) for which steps are captured; more disable capturing."""
