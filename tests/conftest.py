@@ -15,6 +15,8 @@ import torch  # noqa: E402
 from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
+from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
+
 
 def pytest_configure(config):
     # Tensors are small here: a second thread would only be waited for.
@@ -81,3 +83,14 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield torch.float64
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Captured code is recorded and not compiled, which is faster and gives the same results."""
+    compiled = CompiledFunction.__init__
+
+    def not_compiled(self, *args, **options):
+        compiled(self, *args, **(options | {"compiled": False}))
+
+    monkeypatch.setattr(CompiledFunction, "__init__", not_compiled)

@@ -16,19 +16,7 @@ from torch import nn
 import oracles
 import user_pairs
 from captured import OPTIMIZERS, B, Steps, assert_equal, both_fits
-from ppl_vae import (
-    ELBO,
-    IWAE,
-    PPCA,
-    VAE,
-    AmortizedGuide,
-    Bernoulli,
-    ExactGuide,
-    Gaussian,
-    PerDatumGuide,
-    fit_svi,
-    mlp,
-)
+from ppl_vae import ELBO, IWAE, PPCA, VAE, AmortizedGuide, ExactGuide, PerDatumGuide, fit_svi, mlp
 from ppl_vae.capture.functional_optim import functional_optimizer
 from ppl_vae.core.program import modules_of
 from ppl_vae.core.state import isolated_store, seeded
@@ -37,6 +25,7 @@ from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.likelihoods import Bernoulli, Gaussian
 
 N, D, K = 48, 8, 3
 
@@ -222,13 +211,7 @@ def hand_written(x, kind):
                 mean = mean + random.random()
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
-        with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc, log_scale = encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
+    return model, user_pairs.normal_guide(encode)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import oracles
+from draws import draw
 from figures import check_texts
 from ppl_vae import PPCA, fit_closed_form
 from ppl_vae.evaluation import Denoising, compare_denoisers
@@ -16,10 +17,6 @@ from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import images as tile_plots
 
 N, D = 50, 6
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.fixture(scope="module")

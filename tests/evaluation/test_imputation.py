@@ -17,6 +17,7 @@ from torch import nn
 import loops
 import oracles
 import user_pairs
+from incomplete import assert_draws_of_missing_values
 from ppl_vae import (
     PPCA,
     VAE,
@@ -187,24 +188,11 @@ def test_draws_are_from_the_joint_conditional_distribution():
     loc, loadings, noise = truth
     x = incomplete_rows(ppca, 40)
     x, S = x[np.isnan(x).sum(1) > 1][:2], 1500
-    C = oracles.ppca_covariance(loadings, noise)
     many, by_replicate = replicates(x, S)
     found = impute(ppca.model, widened(ppca, 1.5, 0.3), many, 200, draws=1, seed=0)
     assert found.draws.shape == (1, *many.shape)
     draws = by_replicate(found.draws.numpy())
-    for n, row in enumerate(x):
-        m, s = np.isnan(row), ~np.isnan(row)
-        assert (draws[:, n, s] == row[s]).all()
-        gain = C[np.ix_(m, s)] @ np.linalg.inv(C[np.ix_(s, s)])
-        inverse = np.linalg.inv(C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)])
-        deviation = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
-        size = np.einsum("si,ij,sj->", deviation, inverse, deviation)
-        tails = [
-            stats.chi2(m.sum() * S).sf(size),
-            stats.chi2(m.sum() * S).cdf(size),
-            stats.chi2(m.sum()).sf(S * deviation.mean(0) @ inverse @ deviation.mean(0)),
-        ]
-        assert min(tails) > oracles.FAILURE_RATE / 6
+    assert_draws_of_missing_values(draws, x, loc, oracles.ppca_covariance(loadings, noise), 6)
 
 
 def test_draws_with_the_same_z_have_independent_noise():

@@ -7,6 +7,7 @@ from scipy import stats
 
 import oracles
 import user_pairs
+from draws import draw
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide
 from ppl_vae.evaluation.latent_space.traversal import (
     decode_grid,
@@ -32,10 +33,6 @@ def table():
 @pytest.fixture(scope="module")
 def ppca(table):
     return PPCA.like(table, 3, seed=0)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.mark.parametrize("name", user_pairs.PAIRS)

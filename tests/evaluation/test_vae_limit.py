@@ -10,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
+from draws import draw
 from figures import check_texts
 from ppl_vae import (
     VAE,
@@ -30,10 +31,6 @@ from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import vae_limit as point_plots
 
 N, D, K = 40, 6, 3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def make(**options):

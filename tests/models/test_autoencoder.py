@@ -20,39 +20,27 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
-from ppl_vae import (
-    IWAE,
-    PPCA,
-    AmortizedGuide,
-    Autoencoder,
-    Bernoulli,
-    Gaussian,
-    PerDatumGuide,
+from draws import draw
+from ppl_vae import AmortizedGuide, PerDatumGuide, fit_closed_form, fit_svi, mlp
+from ppl_vae.data.tables import read_table
+from ppl_vae.evaluation import (
+    Annealing,
     bidirectional,
     collapse,
-    elbo,
-    fit_closed_form,
-    fit_svi,
     gaps,
     impute,
-    load,
+    kl_by_dimension,
     log_likelihood,
-    log_weights,
-    mlp,
-    save,
 )
-from ppl_vae.data.tables import read_table
-from ppl_vae.evaluation import Annealing, kl_by_dimension
 from ppl_vae.evaluation.prediction.predictive import decode, encode, reconstruct
 from ppl_vae.inference import best_codes
+from ppl_vae.likelihoods import Bernoulli, Gaussian
+from ppl_vae.models import PPCA, Autoencoder, load, save
 from ppl_vae.networks import GaussianNoise, MaskingNoise
 from ppl_vae.networks.sparse_layers import NormalizedColumns, SoftThreshold
+from ppl_vae.objectives import IWAE, elbo, log_weights
 
 N, D, K = 40, 6, 3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def squares(x, y):

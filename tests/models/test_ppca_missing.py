@@ -11,7 +11,17 @@ from scipy import stats
 
 import oracles
 from fitted import close
-from incomplete import MECHANISMS, NOISES, SPECTRUM, D, K, N, data, make
+from incomplete import (
+    MECHANISMS,
+    NOISES,
+    SPECTRUM,
+    D,
+    K,
+    N,
+    assert_draws_of_missing_values,
+    data,
+    make,
+)
 from ppl_vae import PPCA, ExactGuide, fit_em, log_weights
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
 
@@ -126,21 +136,11 @@ def test_draws_of_the_missing_values_of_a_row_are_joint(noise):
     """The squared Mahalanobis distances of the draws and of their mean are chi^2."""
     (ppca, (loc, loadings, variance)), x = make(noise), data("MAR")
     x = x[np.isnan(x).sum(1) > 1][:2]
-    S, C = 4000, oracles.ppca_covariance(loadings, variance)
+    S = 4000
     draws = ppca.impute(x, num_samples=S, seed=0).draws.numpy()
     assert draws.shape == (S, *x.shape)
-    for n, row in enumerate(x):
-        m, s = np.isnan(row), ~np.isnan(row)
-        assert (draws[:, n, s] == row[s]).all()
-        gain = C[np.ix_(m, s)] @ np.linalg.inv(C[np.ix_(s, s)])
-        inverse = np.linalg.inv(C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)])
-        off = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
-        tails = [
-            stats.chi2(m.sum() * S).sf(np.einsum("si,ij,sj->", off, inverse, off)),
-            stats.chi2(m.sum()).sf(S * off.mean(0) @ inverse @ off.mean(0)),
-        ]
-        assert min(tails) > oracles.FAILURE_RATE / 8
-        assert tails[0] < 1 - oracles.FAILURE_RATE / 8
+    # Two rows for each of the two noises, with three tails each.
+    assert_draws_of_missing_values(draws, x, loc, oracles.ppca_covariance(loadings, variance), 12)
 
 
 def test_draws_repeat_with_a_seed():

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
 from captured import assert_equal, both_fits
+from draws import draw
 from figures import check_texts
 from ppl_vae import ELBO, Multinomial, elbo, fit_svi, load, log_likelihood, save
 from ppl_vae.data import count_words
@@ -25,10 +26,6 @@ from simulated_topics import match_topics, simulate_topics
 
 K, D = 3, 7
 VARIANTS = ("lda", "prodlda")
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def decoder(variant, scale=1.0, concentration=0.3):

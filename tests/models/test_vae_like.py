@@ -10,10 +10,9 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 import lineages
 import oracles
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
+from ppl_vae import fit_closed_form, fit_svi
+from ppl_vae.evaluation import collapse, impute, log_likelihood
+from ppl_vae.likelihoods import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
@@ -21,18 +20,11 @@ from ppl_vae import (
     Multinomial,
     OptimalGaussian,
     Poisson,
-    collapse,
-    elbo,
-    fit_closed_form,
-    fit_svi,
-    impute,
-    load,
-    log_likelihood,
-    log_weights,
-    save,
 )
 from ppl_vae.likelihoods.distributions import StandardizedNormal
+from ppl_vae.models import PPCA, VAE, Autoencoder, load, save
 from ppl_vae.models.topics import topic_vae
+from ppl_vae.objectives import elbo, log_weights
 
 UNITS = torch.tensor([1e-6, 0.2, 1.0, 30.0, 654.0, 1e6]).double()
 GAUSSIANS = {
