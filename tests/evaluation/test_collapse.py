@@ -162,7 +162,7 @@ def standardized_errors(slope, variance, K, N, num_samples, repetitions):
     return np.array(found), saturated / repetitions
 
 
-def check_errors(z, repetitions):
+def assert_calibrated_errors(z, repetitions):
     limit = stats.norm.isf(5e-7)
     assert abs(z.mean()) < limit / repetitions**0.5 + 0.3  # the allowed bias
     low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], repetitions - 1) / (repetitions - 1)
@@ -176,7 +176,7 @@ def test_standard_errors_are_calibrated_although_the_mixture_is_shared():
     z, saturated = standardized_errors(1.5, 0.36, 1, 150, 2, 80)
     assert saturated == 0
     for column in z.T:
-        check_errors(column, 80)
+        assert_calibrated_errors(column, 80)
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_intervals_have_nominal_coverage(slope, variance, K, N, num_samples):
     z, saturated = standardized_errors(slope, variance, K, N, num_samples, 400)
     assert saturated < 0.05
     for column in z.T[:2]:  # where the aggregate is the prior its estimate is all bias
-        check_errors(column, 400)
+        assert_calibrated_errors(column, 400)
 
 
 def test_estimates_without_nominal_coverage_are_saturated():

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 import oracles
-from fitted import close
+from fitted import assert_close
 from incomplete import (
     MECHANISMS,
     NOISES,
@@ -33,10 +33,10 @@ def test_posterior_and_log_likelihood_match_the_observed_marginals(noise, mechan
     means, covariances = oracles.posterior(x, *truth)
     posterior = ppca.posterior(x)
     assert (posterior.batch_shape, posterior.event_shape) == ((N,), (K,))
-    close(posterior.mean, means)
-    close(posterior.covariance_matrix, covariances)
-    close(ppca.log_likelihood(x), oracles.log_density(x, *truth))
-    close(ppca.reconstruct(x), means @ truth[1].T + truth[0])
+    assert_close(posterior.mean, means)
+    assert_close(posterior.covariance_matrix, covariances)
+    assert_close(ppca.log_likelihood(x), oracles.log_density(x, *truth))
+    assert_close(ppca.reconstruct(x), means @ truth[1].T + truth[0])
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -47,14 +47,14 @@ def test_a_mask_and_nan_are_equivalent_for_any_hidden_value(noise):
     for filler in (0.0, 1e6, np.nan):
         filled = np.where(mask, x, filler)
         for form in (mask, torch.from_numpy(mask), mask.tolist()):
-            close(ppca.log_likelihood(filled, mask=form), expected)
-        close(ppca.posterior(filled, mask=mask).mean, ppca.posterior(x).mean.detach())
-        close(ppca.reconstruct(filled, mask=mask), ppca.reconstruct(x).detach())
-        close(ppca.impute(filled, mask=mask).mean, ppca.impute(x).mean)
+            assert_close(ppca.log_likelihood(filled, mask=form), expected)
+        assert_close(ppca.posterior(filled, mask=mask).mean, ppca.posterior(x).mean.detach())
+        assert_close(ppca.reconstruct(filled, mask=mask), ppca.reconstruct(x).detach())
+        assert_close(ppca.impute(filled, mask=mask).mean, ppca.impute(x).mean)
     both = x.copy()
     both[0, 1], mask[0, 1] = 3.0, False
     x[0, 1] = np.nan
-    close(ppca.log_likelihood(both, mask=mask), oracles.log_density(x, *truth))
+    assert_close(ppca.log_likelihood(both, mask=mask), oracles.log_density(x, *truth))
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -66,10 +66,10 @@ def test_a_complete_mask_changes_nothing(noise):
     # One missing value: the other rows, now solved by pattern, have the same results.
     incomplete = x.copy()
     incomplete[0, 0] = np.nan
-    close(ppca.log_likelihood(incomplete)[1:], ppca.log_likelihood(x)[1:].detach())
-    close(ppca.posterior(incomplete).mean[1:], ppca.posterior(x).mean[1:].detach())
+    assert_close(ppca.log_likelihood(incomplete)[1:], ppca.log_likelihood(x)[1:].detach())
+    assert_close(ppca.posterior(incomplete).mean[1:], ppca.posterior(x).mean[1:].detach())
     tril = ppca.posterior(x).scale_tril[1:]
-    close(ppca.posterior(incomplete).scale_tril[1:], tril.detach())
+    assert_close(ppca.posterior(incomplete).scale_tril[1:], tril.detach())
 
 
 def test_gradients_match_the_dense_density():
@@ -101,7 +101,7 @@ def test_rows_that_share_a_pattern_are_solved_once():
 def test_weights_of_the_exact_guide_equal_the_observed_likelihood(noise):
     (ppca, truth), x = make(noise), data()
     weights = log_weights(ppca.model, ExactGuide(ppca), x, 3, seed=0)
-    close(weights, np.tile(oracles.log_density(x, *truth), (3, 1)), 1e-9)
+    assert_close(weights, np.tile(oracles.log_density(x, *truth), (3, 1)), 1e-9)
 
 
 def test_a_projection_needs_complete_rows():
@@ -121,8 +121,8 @@ def test_missing_values_are_imputed_by_conditional_mean_and_sd(noise):
     (ppca, truth), x = make(noise), data("MAR")
     found = ppca.impute(x)
     mean, sd = oracles.impute(x, *truth)
-    close(found.mean, mean)
-    close(found.sd, sd)
+    assert_close(found.mean, mean)
+    assert_close(found.sd, sd)
     observed = ~np.isnan(x)
     assert np.array_equal(found.mean.numpy()[observed], x[observed])
     assert found.draws is None
