@@ -2,10 +2,10 @@
 
 import logging
 
-from jaxtyping import install_import_hook
+from shapes import check_package
 
 # Before the package is imported for the first time.
-install_import_hook("ppl_vae", "shapes.checked")
+check_package("ppl_vae")
 
 import numpy as np  # noqa: E402
 import pyro  # noqa: E402

@@ -142,8 +142,18 @@ def external_pair(name):
     return make
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
+# Bare parameters, dropout and batch norm, a plate of features, and two levels; slow, all.
+QUICK_PAIRS = {"param_only", "regularized", "feature_plate", "two_level"}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        pytest.param(name, steps, marks=() if quick else pytest.mark.slow)
+        for name in user_pairs.PAIRS
+        for steps, quick in ((4, name in QUICK_PAIRS), (100, False))
+    ],
+)
 def test_captured_steps_of_external_pairs(name, steps, float64):
     _, _, x = user_pairs.PAIRS[name]()
     x = torch.as_tensor(x).double()

@@ -208,7 +208,7 @@ def test_modes_and_shapes_are_distinguished(float64):
 
 # Evaluation
 
-REFINED_BY_DEFAULT = ("two_level", "naive_conv", "param_only", "missing")
+REFINED_BY_DEFAULT = ("two_level", "param_only", "missing")
 
 
 def with_missing_values():
