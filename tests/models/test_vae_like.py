@@ -95,7 +95,7 @@ def test_a_standardized_normal_is_a_normal_that_does_not_overflow():
     assert large.log_prob(torch.tensor([1e30])).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_single_precision_of_any_scale_trains(factor):
     x = (table() * factor).float()
     vae = like(x)
@@ -213,7 +213,7 @@ def rates(top=2000.0):
     return rng.poisson(np.minimum(np.exp(0.6 * z @ w + rng.uniform(0, 7, 8)), top)).astype("f4")
 
 
-@pytest.mark.parametrize("lr", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
 @pytest.mark.parametrize("make", [Poisson, Multinomial])
 def test_counts_up_to_thousands_train_at_any_learning_rate(make, lr):
     x = rates()
