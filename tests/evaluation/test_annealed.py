@@ -618,7 +618,7 @@ def test_compiled_moves_equal_eager_ones():
 # Errors
 
 
-def refuse(match, *arguments, **options):
+def assert_refused(match, *arguments, **options):
     with pytest.raises(ValueError, match=match):
         log_likelihood(*arguments, method="annealed", **options)
 
@@ -635,7 +635,7 @@ def test_invalid_arguments_raise():
     x = ppca.sample(3, seed=0)
     with pytest.raises(ValueError, match=r"annealing= is for method='annealed'.*'importance'"):
         log_likelihood(ppca.model, ExactGuide(ppca), x, annealing=Annealing(3))
-    refuse("refine= needs .* a guide to start from", ppca.model, None, x, 10, refine=5)
+    assert_refused("refine= needs .* a guide to start from", ppca.model, None, x, 10, refine=5)
     with pytest.raises(ValueError, match="num_chains must be a whole number >= 1; got 0"):
         bidirectional(ppca.model, None, x, 0)
 
@@ -646,7 +646,7 @@ def test_discrete_sites_raise():
             k = pyro.sample("k", dist.Bernoulli(0.3))
             pyro.sample("x", dist.Normal(k.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
-    refuse(r"site 'k' \(Bernoulli\) is discrete", model, None, np.zeros((3, 1)), 10)
+    assert_refused(r"site 'k' \(Bernoulli\) is discrete", model, None, np.zeros((3, 1)), 10)
 
 
 def test_point_masses_raise():
@@ -663,11 +663,11 @@ def test_point_masses_raise():
             pyro.sample("z", dist.Delta(t.unsqueeze(-1).expand(-1, K), event_dim=1))
 
     x = ppca.sample(3, seed=0)
-    refuse(
+    assert_refused(
         "site 'z' of the guide is a Delta: a point mass has no density", ppca.model, point, x, 10
     )
     match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
-    refuse(match, ppca.model, line, x, 10)
+    assert_refused(match, ppca.model, line, x, 10)
 
 
 def test_models_that_do_not_observe_x_raise():

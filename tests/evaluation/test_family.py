@@ -11,6 +11,7 @@ from pyro.distributions import transforms as T
 
 import oracles
 import user_pairs
+from draws import generator
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.inference_gaps.family import family_of
@@ -25,10 +26,6 @@ from ppl_vae.objectives.bounds import log_weights
 
 N, D, K = 8, 6, 3
 SHIFT = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 class Conjugate:
