@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import ppl_vae as pv
 from ppl_vae.inference import fit_pca, implied_gaussian
 
-K, STEPS = 10, 30 if "--smoke" in sys.argv else 1500
-fit = partial(pv.fit_svi, scheduler=CosineAnnealingLR, steps=STEPS, seed=0)
+K, STEPS = 10, 400 if "--smoke" in sys.argv else 1500
+fit = partial(pv.fit_svi, scheduler=CosineAnnealingLR, steps=STEPS, seed=0, capture=False)
 linear = partial(pv.Autoencoder.linear, seed=0)
 # %%
 # Digits: one affine map each way, or one nonlinear layer and an affine map.

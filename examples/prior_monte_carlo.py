@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from ppl_vae import PPCA, AmortizedGuide, fit_svi, log_likelihood, mlp
 
 SMOKE = "--smoke" in sys.argv
-SIZES, STEPS = ((10, 100, 1000), 100) if SMOKE else ((10, 100, 1000, 10_000, 100_000), 1500)
+SIZES, STEPS = ((10, 100, 1000, 10_000), 800) if SMOKE else ((10, 100, 1000, 10_000, 100_000), 1500)
 NUM_DATA = 20
 
 # %%

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, VAE, Gaussian, digits, fit_svi
 
-EPOCHS = 15 if "--smoke" in sys.argv else 150
+EPOCHS = 25 if "--smoke" in sys.argv else 150
 x, labels = torch.as_tensor(digits(), dtype=torch.float32), load_digits().target
 fit = partial(fit_svi, epochs=EPOCHS, batch_size=100, lr=3e-3, seed=0, capture=False)
 SHOWN = (0.0001, 0.02, 1.0)

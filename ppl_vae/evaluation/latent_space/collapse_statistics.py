@@ -39,7 +39,7 @@ class CollapseStatistics(Result):
 
     Attributes:
         names: the latent dimensions.
-        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`ppl_vae.evaluation.kl_by_dimension`
             computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
             q does not factorize over dimensions.
         mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
@@ -74,7 +74,7 @@ class CollapseStatistics(Result):
 
     @property
     def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        """Which dimensions have a variance of the posterior mean above 0.01 (active units)."""
         return self.mean_variances > ACTIVE_VARIANCE
 
     @property
@@ -84,12 +84,12 @@ class CollapseStatistics(Result):
 
     @property
     def mutual_information(self) -> float:
-        """I(x; z): a lower bound in expectation, at most :attr:`max_mutual_information`."""
+        """I(x; z), a lower bound in expectation, at most :attr:`max_mutual_information`."""
         return float(self.information.mean())
 
     @property
     def aggregate_kl(self) -> float:
-        """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
+        """KL(q(z) || p(z)), an upper bound in expectation, too large by about :attr:`bias`."""
         return float(self.aggregate.mean())
 
     @property
@@ -114,7 +114,7 @@ class CollapseStatistics(Result):
 
     @property
     def upper_bound(self) -> float:
-        """An upper bound on the mutual information: mean :attr:`closed_kl` - :attr:`moment_kl`.
+        """An upper bound on the mutual information, mean ``closed_kl`` - ``moment_kl``.
 
         It has no Monte Carlo error where both are known in closed form.
         """

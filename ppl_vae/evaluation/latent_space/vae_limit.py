@@ -53,7 +53,7 @@ class VAELimit(Result):
 
     @property
     def without_entropy(self) -> Float[Tensor, " T"]:
-        """E_q[-log p(x, z)]: the loss of the VAE without the entropy of q."""
+        """E_q[-log p(x, z)], the loss of the VAE without the entropy of q."""
         return self.reconstruction + self.cross_entropy
 
     @property

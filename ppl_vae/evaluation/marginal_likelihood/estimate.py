@@ -101,7 +101,7 @@ class LogLikelihood(Result):
 
     @property
     def bits_per_dimension(self) -> float:
-        """-log2 p of all data over the number of their observed cells: less is better.
+        """-log2 p of all data over the number of their observed cells; less is better.
 
         Raises:
             ValueError: if it is not known how many cells there were.
@@ -132,7 +132,7 @@ class LogLikelihood(Result):
 
     @property
     def expected_coverage(self) -> float:
-        """The mean of :attr:`coverage` over the data for which it is known; NaN if there are
+        """The mean of ``coverage`` over the data for which it is known; NaN if there are
         none."""
         return math.nan if self.coverage is None else float(self.coverage.nanmean())
 
