@@ -74,6 +74,7 @@ def connect(app: Any) -> None:
     app.connect("config-inited", _write_sources, priority=1)
     app.connect("build-finished", _copy_mathjax)
     app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _join_names, priority=600)  # after napoleon
     app.connect("autodoc-skip-member", _skip_inherited)
 
 
@@ -118,6 +119,18 @@ def _prepare_docstring(
             line if literal or (not section and line.startswith("    ")) else _escaped(line)
         )
     lines[:] = prepared
+
+
+def _join_names(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Write ``:ivar a, b:`` without spaces, since Sphinx takes what stands before one as a type."""
+    lines[:] = [
+        f":ivar {found[1].replace(' ', '')}:{line[found.end() :]}"
+        if (found := re.match(r":ivar ([^:]*, [^:]*):", line))
+        else line
+        for line in lines
+    ]
 
 
 def _last(lines: list[str]) -> str:

@@ -35,7 +35,8 @@ OTHERS = "collections|contextlib|jaxtyping|matplotlib|numpy|pandas|pathlib|pyro|
 nitpick_ignore_regex = [
     ("py:.*", rf"({OTHERS})\..*"),
     ("py:class", "Tensor|ndarray"),  # inside the annotations of jaxtyping
-    ("py:(class|obj)", r"ppl_vae\.(lineage\.common\.Fitted|models\.storage\.P)"),  # type variables
+    # Type variables.
+    ("py:(class|obj)", r"ppl_vae\.(lineage\.common\.(Fitted|Row)|models\.storage\.P)"),
 ]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

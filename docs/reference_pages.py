@@ -52,14 +52,13 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             "EM and variational EM": ["em.fit"],
             "Missing values in EM": ["em.missing_data"],
-            "Stochastic variational inference": ["svi.fit", "svi.progress"],
+            "Stochastic variational inference": ["svi.fit", "svi.progress", "svi.convergence"],
             "Captured steps": ["svi.captured_svi"],
             "Optimal noise scales": ["svi.calibration"],
             "PCA": ["sparse.pca"],
             "Dictionaries and sparse codes": [
                 "sparse.dictionary",
                 "sparse.map_codes",
-                "sparse.lasso",
             ],
         },
     ),
@@ -69,7 +68,6 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Marginal likelihood": [
                 "marginal_likelihood.importance",
                 "marginal_likelihood.estimate",
-                "marginal_likelihood.local_vi",
             ],
             "Reliability of an estimate": [
                 "marginal_likelihood.reliability",
@@ -77,7 +75,6 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             ],
             "Annealing and bounds from both sides": [
                 "marginal_likelihood.annealed",
-                "marginal_likelihood.annealing_path",
                 "marginal_likelihood.bidirectional",
             ],
             "Several estimators": ["marginal_likelihood.cross_check"],
@@ -175,27 +172,29 @@ ALSO = {
     "ppl_vae.evaluation.latent_space.collapse_statistics": ["CollapseStatistics"],
     "ppl_vae.evaluation.latent_space.embeddings": ["Embedding"],
     "ppl_vae.evaluation.latent_space.latent_spaces": ["LatentSpace"],
-    "ppl_vae.evaluation.marginal_likelihood.annealing_path": ["AnnealingPath"],
     "ppl_vae.evaluation.marginal_likelihood.discrete_sites": ["Undersampled"],
-    "ppl_vae.evaluation.marginal_likelihood.local_vi": ["LocalVI"],
-    "ppl_vae.evaluation.marginal_likelihood.reliability": ["assess_reliability"],
+    "ppl_vae.evaluation.marginal_likelihood.reliability": [
+        "WeightSummary",
+        "Reliability",
+        "assess_reliability",
+    ],
     "ppl_vae.evaluation.prediction.label_efficiency": ["PairedDifference"],
-    "ppl_vae.inference.sparse.lasso": ["Lasso"],
+    "ppl_vae.inference.svi.convergence": ["Convergence"],
     "ppl_vae.inference.svi.progress": ["ProgressCallback"],
-    "ppl_vae.interop.draws": ["pair_draws"],
+    "ppl_vae.interop.draws": ["PairDraws", "pair_draws"],
     "ppl_vae.interop.estimators": ["CodeTransformer", "RowsWithMissingValues"],
     "ppl_vae.likelihoods.gaussian": ["NormalLikelihood"],
     "ppl_vae.lineage.common": ["StageTable", "StageProgress", "SVISettings"],
     "ppl_vae.lineage.latent_means": ["LatentMeans"],
-    "ppl_vae.lineage.metrics": ["Row"],
-    "ppl_vae.lineage.sparse_metrics": ["SparseRow"],
+    "ppl_vae.lineage.metrics": ["MeanEstimate", "Row"],
+    "ppl_vae.lineage.sparse_metrics": ["CodeMetrics", "SparseRow"],
     "ppl_vae.lineage.sparse_stages": ["SparseSettings"],
     "ppl_vae.models.decoder_model": ["DecoderModel"],
     "ppl_vae.models.latent_variable_model": ["LatentVariableModel"],
+    "ppl_vae.guides.families": ["num_scale_outputs"],
     "ppl_vae.models.linear_gaussian_model": ["LinearGaussianModel"],
     "ppl_vae.models.standardization": ["Standardization"],
-    "ppl_vae.networks.mlp_conv": ["reset"],
-    "ppl_vae.objectives.gradients": ["doubly_reparameterized"],
+    "ppl_vae.objectives.gradients": ["DetachedSamples", "doubly_reparameterized"],
 }
 """Names that no package exports, documented because signatures and descriptions refer to them."""
 
@@ -229,10 +228,14 @@ def _page(name: str, subject: str, sections: dict[str, list[str]]) -> Iterator[s
 
 
 def _entries(package: str, module: ModuleType) -> Iterator[str]:
-    yield from (f".. automodule:: {module.__name__}", "   :no-members:", "")
-    for name in _documented(package, module):
+    names = {_shown(package, module, name): name for name in _documented(package, module)}
+    yield from (f".. automodule:: {module.__name__}", "   :no-members:")
+    if module.__name__ in names:  # a function has the name of its module
+        yield "   :no-index:"
+    yield ""
+    for shown, name in names.items():
         kind = "class" if inspect.isclass(getattr(module, name)) else "function"
-        yield from (f".. auto{kind}:: {_shown(package, module, name)}", "")
+        yield from (f".. auto{kind}:: {shown}", "")
 
 
 def _in_words(module: ModuleType) -> str:

@@ -38,7 +38,7 @@ class LinearGaussianModel(LatentVariableModel):
 
     Attributes:
         undetermined: pairs of columns whose covariance the data of the last exact fit did not
-            determine, (P, 2), from :func:`~ppl_vae.models.identifiability.undetermined_pairs`;
+            determine, (P, 2), from ``ppl_vae.models.identifiability``;
             None if there are none, or if no such fit was made. Saved with the parameters.
     """
 
