@@ -2,9 +2,10 @@
 Linear autoencoders and PCA
 ===========================
 
-A linear autoencoder finds the axes of PCA, and one nonlinear layer does no better; only a
-nonlinear decoder does. In nats, by the Gaussian that codes and squared error imply, PCA falls
-short of PPCA, which takes into account that a code is not known exactly.
+A linear autoencoder finds the subspace of PCA: soon if its two maps share their weights, and
+slowly if they do not. One nonlinear layer before the code does no better; only a nonlinear decoder
+does. In nats, by the Gaussian that codes and squared error imply, PCA falls short of PPCA, which
+takes into account that a code is not known exactly.
 """
 
 # %%
