@@ -13,6 +13,7 @@ import reference_pages
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
+FULL_RUNS = DOCS / "_static" / "full"
 
 SECTIONS = {
     "ppca": (
@@ -63,10 +64,11 @@ SECTIONS = {
 HEADER = """Gallery
 =======
 
-Each example is a short script that imports the package. The figures on these pages come from
-short runs, ``python examples/NAME.py --smoke``, which take seconds; without ``--smoke`` the
-scripts run to the results that their text describes.
+Each example is a short script that imports the package. The outputs and figures on these pages are
+those of runs at reduced size, ``python examples/NAME.py --smoke``, which need no data sets.
+Without ``--smoke`` the scripts fit longer, to more data, and take seconds to minutes.
 """
+
 
 def connect(app: Any) -> None:
     """Have the sources written when a build begins, and MathJax copied when it ends."""
@@ -121,10 +123,8 @@ def _prepare_docstring(
     lines[:] = prepared
 
 
-def _join_names(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """Write ``:ivar a, b:`` without spaces, since Sphinx takes what stands before one as a type."""
+def _join_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Write ``:ivar a, b:`` without spaces: Sphinx takes what stands before one as a type."""
     lines[:] = [
         f":ivar {found[1].replace(' ', '')}:{line[found.end() :]}"
         if (found := re.match(r":ivar ([^:]*, [^:]*):", line))
@@ -168,7 +168,30 @@ def write_examples(folder: Path) -> None:
     for section, (title, names) in SECTIONS.items():
         _replace(folder / section / "GALLERY_HEADER.rst", f"{title}\n{'-' * len(title)}\n")
         for name in names:
-            _replace(folder / section / f"{name}.py", (EXAMPLES / f"{name}.py").read_text())
+            script = (EXAMPLES / f"{name}.py").read_text() + _full_run(name)
+            _replace(folder / section / f"{name}.py", script)
+
+
+def _full_run(name: str) -> str:
+    """A last cell with the results of a full run, if ``FULL_RUNS`` has its figure and output."""
+    if not (FULL_RUNS / f"{name}.png").exists():
+        return ""
+    output = (FULL_RUNS / f"{name}.txt").read_text().rstrip().splitlines()
+    text = [
+        "The full run",
+        "------------",
+        "",
+        f"The results above are those of a run at reduced size. ``python examples/{name}.py``",
+        "prints:",
+        "",
+        ".. code-block:: text",
+        "",
+        *(f"   {line}".rstrip() for line in output),
+        "",
+        f".. image:: /_static/full/{name}.png",
+        f"   :alt: The figure of the full run of {name}",
+    ]
+    return "\n# %%\n" + "\n".join(f"# {line}".rstrip() for line in text) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
+SECONDS = re.compile(r"\d+\.\d+ s\b")
 MARK = "<end of block>"
 
 
@@ -22,12 +23,12 @@ def pages() -> list[Path]:
 
 
 def shown(page: Path) -> list[str]:
-    """The output of each ``python`` block of a page, as the page shows it; "" where it has none."""
+    """The output of each ``python`` block of a page, as the page shows it; or ""."""
     return [block["output"] or "" for block in BLOCK.finditer(page.read_text())]
 
 
 def printed(page: Path) -> list[str]:
-    """What each ``python`` block of a page prints, with all of them run as one script.
+    """What each ``python`` block of a page prints, durations excepted, as parts of one script.
 
     Raises:
         RuntimeError: if a block fails or warns.
@@ -46,7 +47,7 @@ def printed(page: Path) -> list[str]:
         )
     if run.returncode != 0:
         raise RuntimeError(f"{page.name}: {run.stderr}")
-    return [output.removeprefix("\n") for output in run.stdout.split(f"{MARK}\n")]
+    return [SECONDS.sub("... s", output) for output in run.stdout.split(f"{MARK}\n")]
 
 
 def _rewrite(page: Path) -> None:

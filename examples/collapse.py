@@ -22,7 +22,10 @@ x = digits()
 
 # %%
 kl, noise = {}, {}
-for name, likelihood in {"sigma = 1": Gaussian(1.0), "sigma learned": Gaussian("shared", initial=0.2)}.items():
+for name, likelihood in {
+    "sigma = 1": Gaussian(1.0),
+    "sigma learned": Gaussian("shared", initial=0.2),
+}.items():
     vae = VAE.mlp(64, LATENT_DIM, hidden=(64,), likelihood=likelihood, seed=0)
     fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, batch_size=150, lr=3e-3, seed=0)
     codes = collapse(vae.model, vae.guide, x, seed=0)

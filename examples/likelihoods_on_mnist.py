@@ -20,7 +20,7 @@ from ppl_vae.data import Dequantization, ImageGrid
 from ppl_vae.evaluation import draw_data
 
 SMOKE = "--smoke" in sys.argv
-EPOCHS, NUM_SCORED, SAMPLES, REFINE = (15, 50, 50, 20) if SMOKE else (20, 200, 500, 200)
+EPOCHS, NUM_SCORED, SAMPLES, REFINE = (8, 50, 50, 20) if SMOKE else (20, 200, 500, 200)
 torch.manual_seed(0)
 
 
@@ -37,14 +37,16 @@ grey, x, x_test = Dequantization(), pixels("train"), pixels("test")
 x_test = x_test[torch.randperm(len(x_test))[:NUM_SCORED]]
 y_test, no_density = grey.apply(x_test), "Bernoulli, no density"
 likelihoods = {
-    "one sigma": pv.Gaussian("shared"),
+    "one sigma": pv.Gaussian("shared", initial=0.3),
     "optimal sigma": pv.OptimalGaussian(),
-    "sigma per pixel": pv.Gaussian("per-dim", floor=1e-3),
+    "sigma per pixel": pv.Gaussian("per-dim", initial=0.3, floor=1e-3),
     "sigma by a network": pv.Gaussian("network", initial=0.3, floor=1e-3),
     "continuous Bernoulli": pv.ContinuousBernoulli(),
     no_density: pv.Bernoulli(soft_targets=True),
 }
-fit = partial(pv.fit_svi, epochs=EPOCHS, batch_size=256, lr=1e-3, grad_clip=1e3, seed=0)
+fit = partial(
+    pv.fit_svi, epochs=EPOCHS, batch_size=100 if SMOKE else 256, lr=1e-3, grad_clip=1e3, seed=0
+)
 # %%
 estimates, draws = {}, {"held out": y_test[:8]}
 for name, likelihood in likelihoods.items():
