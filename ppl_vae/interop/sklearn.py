@@ -189,7 +189,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
                 determine, so that they are arbitrary.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         X = self._validated(X)
@@ -205,7 +205,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """The exact log density of the observed values of each row, in nats.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         with torch.no_grad():
@@ -219,7 +219,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             y: ignored.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         return float(self.score_samples(X).mean())
 

@@ -40,7 +40,7 @@ class Lineage(StageTable[Row]):
         data: the split, in the data's units.
         units: the internal units.
 
-    The last three are None or empty in a lineage that :meth:`from_dict` returns.
+    The last three are None or empty in a lineage that ``from_dict`` returns.
     """
 
     rows: tuple[Row, ...]

@@ -50,7 +50,7 @@ class SparseLineage(StageTable[SparseRow]):
     Attributes:
         rows: one per stage, in order.
         about: sizes, penalty, noise scale, settings.
-        pairs: the fitted autoencoders by stage; empty in a lineage that :meth:`from_dict` returns.
+        pairs: the fitted autoencoders by stage; empty in a lineage that ``from_dict`` returns.
     """
 
     rows: tuple[SparseRow, ...]

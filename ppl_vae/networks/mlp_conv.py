@@ -225,7 +225,7 @@ def conv_decoder(
         channels: input channels of each transposed convolution (3 x 3, stride 2).
         outputs_per_dim: number of outputs for each entry of an image, adjacent in a row.
         activation: one of ``ACTIVATIONS``.
-        seed: seed of the initial weights (torch's defaults, and a :class:`Bias` of zero).
+        seed: seed of the initial weights (torch's defaults, and a bias of zero).
     """
     activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
     shapes = _halved_shapes(image_shape, channels[::-1])[::-1]

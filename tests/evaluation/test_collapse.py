@@ -197,7 +197,7 @@ def test_intervals_have_nominal_coverage(slope, variance, K, N, num_samples):
         assert_calibrated_errors(column, 400)
 
 
-def test_estimates_without_nominal_coverage_are_saturated():
+def test_estimates_without_nominal_coverage_are_underestimates():
     z, underestimated = standardized_errors(0.9, 0.19, 8, 400, 2, 3)
     assert underestimated == 1 and z[:, 1].max() < -4
     # Both bounds hold: the lower one by the estimate, the upper one by the moments.

@@ -127,7 +127,7 @@ class Gaps(Result):
 
     @property
     def approximation_range(self) -> tuple[float, float]:
-        """The plausible range: 1.96 errors to both sides, and the one-sided errors.
+        """The plausible range, with 1.96 errors to both sides and the one-sided errors.
 
         The lower end allows for a search that stopped short of the optimum; if log p is reliable
         for less than 85 % of the data, the upper end is infinite. Without q* the range is from
@@ -141,7 +141,7 @@ class Gaps(Result):
 
     @property
     def amortization_range(self) -> tuple[float, float]:
-        """The plausible range: 1.96 errors to both sides, and the distance to the optimum.
+        """The plausible range, with 1.96 errors to both sides and the distance to the optimum.
 
         Without q* it is from zero to the total; it is NaN for the best q of a family to which the
         guide's own q does not belong.

@@ -51,7 +51,7 @@ def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) ->
     Args:
         autoencoder: an autoencoder whose decoder is one linear layer.
         x: (N, D); NaN marks a missing value.
-        tolerance: the tolerance of :func:`ppl_vae.best_codes`.
+        tolerance: the tolerance of :func:`ppl_vae.inference.best_codes`.
 
     Raises:
         ValueError: if the decoder is not one linear layer, or the data are invalid.

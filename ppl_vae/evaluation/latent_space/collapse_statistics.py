@@ -99,12 +99,12 @@ class CollapseStatistics(CodeKL):
 
     @property
     def mutual_information(self) -> float:
-        """I(x; z): a lower bound in expectation, at most :attr:`max_mutual_information`."""
+        """I(x; z), a lower bound in expectation, at most :attr:`max_mutual_information`."""
         return float(self.information.mean())
 
     @property
     def aggregate_kl(self) -> float:
-        """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
+        """KL(q(z) || p(z)), an upper bound in expectation, too large by about :attr:`bias`."""
         return float(self.aggregate.mean())
 
     @property
@@ -124,7 +124,7 @@ class CollapseStatistics(CodeKL):
 
     @property
     def upper_bound(self) -> float:
-        """An upper bound on the mutual information: mean :attr:`closed_kl` - :attr:`moment_kl`.
+        """An upper bound on the mutual information, mean ``closed_kl`` - ``moment_kl``.
 
         It has no Monte Carlo error where both are known in closed form.
         """

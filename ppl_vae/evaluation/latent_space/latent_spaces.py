@@ -46,7 +46,7 @@ class LatentSpace(Result):
 
     @property
     def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        """Which dimensions have a variance of the posterior mean above 0.01 (active units)."""
         return self.mean_variances > ACTIVE_VARIANCE
 
     @property

@@ -125,7 +125,7 @@ def bidirectional(
         ValueError: if data or arguments are invalid; if the model observes anything else than x,
             or has factors (``pyro.factor``), of which no data can be drawn; if the guide has
             sites that the model has not; or if
-            :class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath` rejects
+            :mod:`ppl_vae.evaluation.marginal_likelihood.annealed` rejects
             the pair.
         FloatingPointError: if a log weight is NaN.
 

@@ -155,7 +155,7 @@ class LogLikelihood(DatumEstimates):
 
     @property
     def bits_per_dimension(self) -> float:
-        """-log2 p of all data over the number of their observed cells: less is better.
+        """-log2 p of all data over the number of their observed cells; less is better.
 
         Raises:
             ValueError: if it is not known how many cells there were.

@@ -4,7 +4,7 @@
 cover log p(x_n) with a probability of at least 90 %, which is so if either
 
 * the Pareto tail index of the weights, pooled over data, is at most
-  :func:`~ppl_vae.evaluation.marginal_likelihood.coverage.largest_tail_index`; or
+  the calibrated limit (``largest_tail_index`` in ``coverage.py``); or
 * the weights hardly vary: the effective sample size is at least 95 % of the draws; or
 * the weights take few values (discrete latent variables), each of which was drawn often;
 
@@ -66,7 +66,7 @@ class WeightSummary(NamedTuple):
 
     Attributes:
         value: log of the mean weight, in nats.
-        ess: the effective sample size, see :func:`effective_sample_size`.
+        ess: the effective sample size, see :func:`ppl_vae.evaluation.effective_sample_size`.
         k_hat: the Pareto tail index, see :func:`k_hat`.
         tied: whether the largest weights have few distinct values, as with discrete variables.
         rare_variance: the part of the weights' relative variance that comes from values drawn

@@ -2,7 +2,7 @@
 
 All EM variants are one coordinate ascent on E_q[log p(x, z)] + H[q], with one Gaussian q of a
 given family per datum. Complete data enter through their sample covariance alone
-(:mod:`ppl_vae.inference.em.complete_data`); data with missing values are read in each iteration,
+(``complete_data.py``); data with missing values are read in each iteration,
 block by block (:mod:`ppl_vae.inference.em.missing_data`).
 """
 

@@ -69,7 +69,7 @@ def best_codes(
     one.
 
     Complete data with unit columns and a Laplace prior are solved by coordinate descent, in
-    float64 (:class:`~ppl_vae.inference.sparse.lasso.Lasso`). All other cases use proximal gradient
+    float64. All other cases use proximal gradient
     steps (FISTA): a gradient step on -log p(x | z), or on -log p(x, z) if the prior is smooth,
     followed by soft thresholding. Step sizes are found by backtracking, and the momentum is reset
     where it would raise the loss, for each datum separately.
