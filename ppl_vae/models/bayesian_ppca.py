@@ -10,7 +10,8 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from ppl_vae.core.config import ConstructorCall, configurable
-from ppl_vae.core.program import Density, Program, as_rows, count_rows, data_plate
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.program import Density, Program, count_rows, data_plate
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density

@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.program import Density, as_rows
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.guides.guides import GaussianGuide
