@@ -32,14 +32,8 @@ class CanonicalLoadings(NamedTuple):
 
 def covariance(parameters: Parameters) -> Float[Tensor, "*S D D"]:
     """W W' + Psi."""
-    loadings, scale = parameters.loadings, column_scale(parameters)
+    loadings, scale = parameters.loadings, parameters.column_scale
     return loadings @ loadings.mT + torch.diag_embed(scale.square())
-
-
-def column_scale(parameters: Parameters) -> Float[Tensor, "*S D"]:
-    """sigma as one number per column."""
-    loc, scale = parameters.loc, parameters.noise_scale
-    return (scale if scale.dim() == loc.dim() else scale.unsqueeze(-1)).expand_as(loc)
 
 
 def subspace(parameters: Parameters) -> Float[Tensor, "*S D D"]:
@@ -55,7 +49,7 @@ def canonical_loadings(parameters: Parameters) -> CanonicalLoadings:
     direction varies over draws, since its singular value is close to another or to zero, are left
     out.
     """
-    scale = column_scale(parameters).unsqueeze(-1)
+    scale = parameters.column_scale.unsqueeze(-1)
     axes, values, _ = torch.linalg.svd(parameters.loadings / scale, full_matrices=False)
     flat = axes.reshape(-1, *axes.shape[-2:])
     # The leading eigenvector of the mean of u u' does not depend on signs.
