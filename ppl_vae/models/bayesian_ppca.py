@@ -37,6 +37,10 @@ class Parameters(NamedTuple):
     noise_scale: Tensor
     relevance: Tensor | None
 
+    def sites(self) -> dict[str, Tensor]:
+        """The draws by the names of the model's sites."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
     @property
     def column_scale(self) -> Float[Tensor, "*S D"]:
         """sigma as one number per column."""
