@@ -7,6 +7,7 @@ zeros. A table of any length with U patterns becomes at most U (D + 1) rows.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
@@ -44,7 +45,7 @@ class TableStatistics:
     num_data: int
     columns: ColumnStats
     mean: Float[Tensor, " D"]
-    rows: Float[Tensor, "M D"]
+    rows: Float[Tensor, "*S M D"]
     weight: Float[Tensor, " M"]
     pattern: Int[Tensor, " M"]
     observed: Float[Tensor, "U D"]
@@ -115,10 +116,15 @@ class TableStatistics:
             num_zero=counts - lengths,
         )
 
-    @property
+    @cached_property
     def is_complete(self) -> bool:
         """Whether nothing is missing."""
         return len(self.observed) == 1 and bool(self.observed.all())
+
+    @cached_property
+    def has_zero(self) -> Bool[Tensor, " U"]:
+        """Which patterns have further rows, of zeros."""
+        return self.num_zero > 0
 
     @property
     def scatter(self) -> Float[Tensor, "D D"]:
