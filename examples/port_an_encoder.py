@@ -56,10 +56,8 @@ with torch.no_grad():
     ported = vae.likelihood(vae.decoder(q.mean + q.stddev * noise)).log_prob(x_test) - kl
     by_hand = elbo(x_test, noise)
 print(f"ELBO {by_hand.mean():.4f} in plain PyTorch, {ported.mean():.4f} nats per datum ported")
-print(f"largest difference of a datum: {(ported - by_hand).abs().max():.1e} nats")
+print(f"largest difference over the data: {(ported - by_hand).abs().max():.1e} nats")
 ax = plt.figure(figsize=(4.4, 4), layout="constrained").gca()
 ax.plot(by_hand, ported, ".")
-ax.set(
-    xlabel="ELBO in plain PyTorch, nats", ylabel="ELBO ported, nats", title="Each held-out datum"
-)
+ax.set(xlabel="ELBO in plain PyTorch, nats", ylabel="ELBO ported, nats", title="Each held-out row")
 print(log_likelihood(vae.model, vae.guide, x_test, SAMPLES, refine=REFINE, seed=0))

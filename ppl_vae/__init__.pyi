@@ -11,6 +11,7 @@ from . import models as models
 from . import networks as networks
 from . import objectives as objectives
 from . import plots as plots
+from . import report as report
 
 __version__: str
 
@@ -48,6 +49,7 @@ from .likelihoods.gaussian import Gaussian as Gaussian
 from .likelihoods.gaussian import OptimalGaussian as OptimalGaussian
 from .lineage.run import run_lineage as run_lineage
 from .models.autoencoder import Autoencoder as Autoencoder
+from .models.bayesian_ppca import BayesianPPCA as BayesianPPCA
 from .models.ppca import PPCA as PPCA
 from .models.storage import load as load
 from .models.storage import save as save
@@ -65,6 +67,7 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Autoencoder",
+    "BayesianPPCA",
     "Bernoulli",
     "CapturedSVI",
     "Categorical",

@@ -16,7 +16,9 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.program import Density, Program, as_rows, data_plate, filter_kwargs
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import Density, Program, data_plate
 from ppl_vae.core.state import validation_enabled
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.guides.families import (
@@ -26,6 +28,7 @@ from ppl_vae.guides.families import (
     kl_projection,
     num_scale_outputs,
 )
+from ppl_vae.networks.mlp_conv import Network
 from ppl_vae.networks.patches import HiddenPatches
 
 MISSING_ENCODINGS = ("zeros", "zeros+mask")
@@ -191,21 +194,21 @@ class AmortizedGuide(GaussianGuide):
     Args:
         encoder: a network of rows of x, (rows, D), or (rows, 2D) with ``missing="zeros+mask"``.
             It returns (rows, K + R), the mean followed by the R unconstrained parameters of the
-            covariance (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair
-            (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
+            covariance (:func:`ppl_vae.guides.families.num_scale_outputs`), so (rows, 2K) for
+            ``"diagonal"``; or a pair (loc, scale): standard deviations, or ``scale_tril`` for
+            ``"full"``.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
             model has; the encoder then returns means only, (rows, K).
-        missing: how missing values are presented to the encoder: ``"zeros"``, as zeros;
-            ``"zeros+mask"``, as zeros, with the mask appended as D more columns, 1 where observed
-            (all ones for complete rows), which distinguishes missing values from zeros.
+        missing: how missing values are presented to the encoder: ``"zeros"``, or ``"zeros+mask"``,
+            zeros and the mask as D more columns, 1 where observed (everywhere in complete rows).
         inputs: transformation of x before the encoder, in training and evaluation, such as
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
             the same shape; missing values are zero after it. None by default.
         corruption: corruption of x before the encoder, in training only, e.g.
-            :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in place of missing
-            values, which stay zeros. The model scores x itself.
+            :class:`~ppl_vae.networks.GaussianNoise`: a callable of the rows with zeros in place of
+            missing values, which stay zeros. The model scores x itself.
         patch_mask: patches of x that are hidden from the encoder, in training and evaluation: they
             are missing values for it, and the model scores only them. An encoder with a keyword
             ``num_visible`` is passed the number of visible patches.
@@ -220,7 +223,7 @@ class AmortizedGuide(GaussianGuide):
     @configurable
     def __init__(
         self,
-        encoder: Callable[..., Any],
+        encoder: Network,
         latent_dim: int,
         *,
         covariance: str = "diagonal",

@@ -50,6 +50,8 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         noise: ``"isotropic"``: PPCA, or ``"diagonal"``: factor analysis.
         tol: PX-EM stops when the remaining gain, in nats per datum, is below this.
         max_iter: largest number of iterations of PX-EM.
+        n_init: number of starts of PX-EM, of which the fit with the highest likelihood is kept;
+            more than one is useful for ``noise="diagonal"`` and for missing values.
         random_state: seed of the initial loadings of PX-EM; an integer, a ``RandomState``, or
             ``None`` for numpy's global one.
 
@@ -81,6 +83,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     noise: Any = "isotropic"
     tol: Any = 1e-6
     max_iter: Any = 10_000
+    n_init: Any = 1
     random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -105,6 +108,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """
         noise = check_option("noise", self.noise, NOISES)
         check_int("max_iter", self.max_iter)
+        check_int("n_init", self.n_init)
         if not self.tol >= 0:
             raise ValueError(f"tol must be >= 0, in nats per datum; got {self.tol!r}")
         X = self._validated(X, reset=True, ensure_min_samples=2)
@@ -147,7 +151,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         seed = drawn_seed(self.random_state)
         ppca = PPCA.like(X, latent_dim, noise=self.noise, seed=seed).double()
         try:
-            found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
+            found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter, starts=self.n_init)
         except ValueError as error:  # which names the argument of PPCA
             raise ValueError(str(error).replace("latent_dim", "n_components")) from error
         if not found.converged:
@@ -185,7 +189,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
                 determine, so that they are arbitrary.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         X = self._validated(X)
@@ -201,7 +205,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """The exact log density of the observed values of each row, in nats.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         with torch.no_grad():
@@ -215,7 +219,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             y: ignored.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         return float(self.score_samples(X).mean())
 

@@ -8,13 +8,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Curve, FitResult, Result
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent
-from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
+from ppl_vae.evaluation.inference_gaps.gaps import gaps
+from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import threads
 from ppl_vae.data.image_grid import ImageGrid

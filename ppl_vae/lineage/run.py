@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
 from ppl_vae.data.column_stats import ColumnStats

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyro.infer
-from torch import Tensor
 
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
@@ -98,11 +97,11 @@ def _least_squares(
 
 
 def _exact(
-    fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full"
+    fit: Callable[[LineageProblem, PPCA], FitResult], covariance: str = "full"
 ) -> Callable[[LineageProblem], StageFit]:
     def run(problem: LineageProblem) -> StageFit:
         ppca = problem.initial_ppca()
-        result = fit(ppca, problem.train)
+        result = fit(problem, ppca)
         guide = ExactGuide(ppca, covariance=covariance)
         ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
         convergence = _own_convergence(result)
@@ -179,21 +178,32 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[LineageProblem], StageF
     return run
 
 
-_plain_em = partial(fit_em, accelerate=False)
+def _closed_form(problem: LineageProblem, ppca: PPCA) -> FitResult:
+    return fit_closed_form(ppca, problem.train)
+
+
+def _em(problem: LineageProblem, ppca: PPCA, *, accelerate: bool) -> FitResult:
+    return fit_em(ppca, problem.train, accelerate=accelerate, starts=problem.settings.starts)
+
+
+def _variational_em(problem: LineageProblem, ppca: PPCA) -> FitResult:
+    return variational_em(ppca, problem.train, starts=problem.settings.starts)
+
+
 _STAGES = (
     Stage("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
     Stage(
         "linear-autoencoder", "PPCA", POINT, "SVI, MSE", _implied(_least_squares), POINT_FAMILY
     ),
     Stage(
-        "closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), "full",
+        "closed-form", "PPCA", "exact", "closed form", _exact(_closed_form), "full",
         NO_CLOSED_FORM,
     ),
-    Stage("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
-    Stage("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
+    Stage("em", "PPCA", "exact", "EM", _exact(partial(_em, accelerate=False)), "full"),
+    Stage("px-em", "PPCA", "exact", "PX-EM", _exact(partial(_em, accelerate=True)), "full"),
     Stage(
         "variational-em", "PPCA", "q_i, diag", "variational EM",
-        _exact(variational_em, "diagonal"), "diagonal",
+        _exact(_variational_em, "diagonal"), "diagonal",
     ),
     Stage(
         "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum_guide, "diagonal"), "diagonal"

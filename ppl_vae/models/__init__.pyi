@@ -1,5 +1,7 @@
 from .autoencoder import Autoencoder as Autoencoder
+from .bayesian_ppca import BayesianPPCA as BayesianPPCA
 from .ppca import PPCA as PPCA
+from .priors import InverseGammaScale as InverseGammaScale
 from .storage import load as load
 from .storage import save as save
 from .supervised import SupervisedEncoder as SupervisedEncoder
@@ -12,6 +14,8 @@ __all__ = [
     "PPCA",
     "VAE",
     "Autoencoder",
+    "BayesianPPCA",
+    "InverseGammaScale",
     "SupervisedEncoder",
     "TopicDecoder",
     "load",

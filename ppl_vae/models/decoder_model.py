@@ -10,21 +10,17 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_vae.core.program import (
-    Density,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    fold_rows,
-)
-from ppl_vae.core.state import dry_run, eval_mode, isolated_store, mode, seeded
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import Density, ProgramLike, fold_rows
+from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
-from ppl_vae.networks.mlp_conv import output_bias
+from ppl_vae.networks.mlp_conv import Network, output_bias
 from ppl_vae.networks.patches import HiddenPatches
 
 
@@ -37,7 +33,7 @@ class DecoderModel(LatentVariableModel):
 
     def __init__(
         self,
-        decoder: Callable[..., Any],
+        decoder: Network,
         likelihood: Likelihood,
         guide: ProgramLike,
         data_dim: int,
@@ -185,7 +181,7 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, or a row with nothing observed.
         """
         x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
-        with mode(self, training=False):
+        with train_mode(self, training=False):
             return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:

@@ -66,7 +66,7 @@ def test_a_narrow_guide_falls_short():
         error = float(estimate.standard_error.square().sum().sqrt()) / len(x)
         assert abs(estimate.mean - truth) < oracles.z_limit() * error + 1e-3
     text = repr(found)
-    assert text.startswith("log p of 40 data by each method, nats per datum ± Monte Carlo error")
+    assert text.startswith("log p of 40 data by each method, nats per datum, ± one Monte")
     assert f"importance falls short of {found.highest} by {behind:.3f} ± " in text
     assert "refined and annealed agree: " in text
     row = next(line for line in text.splitlines() if line.startswith("  importance"))

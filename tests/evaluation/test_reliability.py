@@ -137,7 +137,7 @@ def test_a_guide_that_is_good_for_half_of_the_data(first, other):
     assert "the weights' variance is not finite" in text
 
 
-@pytest.mark.parametrize("num_data", [1, 2, 5])
+@pytest.mark.parametrize("num_data", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_with_few_data_only_nearly_exact_guides_are_reliable(num_data):
     """With little to pool, a narrow guide is unreliable for any k-hats."""
     ppca = model_of()

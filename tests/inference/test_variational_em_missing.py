@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import oracles
-from fitted import close, parameters
+from fitted import assert_close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
@@ -47,7 +47,7 @@ def test_steps_and_bounds_match_the_dense_oracle(noise, family):
         fit = variational_em(ppca, x, covariance=family, rotate=False, max_iterations=1)
         truth = oracles.em_step_missing(x, *before, noise == "diagonal", False, family)
         for mine, its in zip(parameters(ppca), truth, strict=True):
-            close(mine, its, 1e-9)
+            assert_close(mine, its, 1e-9)
         assert float(fit.objective[0]) == pytest.approx(bound(x, *before, family), abs=1e-10)
         log_p = oracles.log_density(x, *before).mean()
         assert float(fit.log_likelihood[0]) == pytest.approx(log_p, abs=1e-10)

@@ -72,7 +72,7 @@ class CollapseStatistics(CodeKL):
     all data share the mixture adds nothing to first order: a change d of q(z) changes the mean of
     log q(z) under q(z) itself by the integral of d, which is zero. What remains is a bias of
     second order, downwards for the mutual information and upwards by as much for the aggregate's
-    KL: see :attr:`saturated`.
+    KL: see :attr:`underestimated`.
 
     Attributes:
         names, kl_by_dimension, mean_variances, kl, closed_kl: as in :class:`CodeKL`.
@@ -99,17 +99,17 @@ class CollapseStatistics(CodeKL):
 
     @property
     def mutual_information(self) -> float:
-        """I(x; z): a lower bound in expectation, at most :attr:`max_mutual_information`."""
+        """I(x; z), a lower bound in expectation, at most :attr:`max_mutual_information`."""
         return float(self.information.mean())
 
     @property
     def aggregate_kl(self) -> float:
-        """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
+        """KL(q(z) || p(z)), an upper bound in expectation, too large by about :attr:`bias`."""
         return float(self.aggregate.mean())
 
     @property
     def mutual_information_error(self) -> float:
-        """Standard error of :attr:`mutual_information`; not meaningful if that is saturated."""
+        """Standard error of :attr:`mutual_information`, which does not include :attr:`bias`."""
         return mean_and_error(self.information)[1]
 
     @property
@@ -124,7 +124,7 @@ class CollapseStatistics(CodeKL):
 
     @property
     def upper_bound(self) -> float:
-        """An upper bound on the mutual information: mean :attr:`closed_kl` - :attr:`moment_kl`.
+        """An upper bound on the mutual information, mean ``closed_kl`` - ``moment_kl``.
 
         It has no Monte Carlo error where both are known in closed form.
         """
@@ -137,7 +137,9 @@ class CollapseStatistics(CodeKL):
 
     @property
     def bias(self) -> float:
-        """Estimated downward bias of the mutual information; a lower bound on it if saturated.
+        """Estimated downward bias of the mutual information, in nats per datum.
+
+        It is only a lower bound on the bias if the mutual information is :attr:`underestimated`.
 
         With r = q(z | x) / q(z), the datum's own component in the mixture makes log q(z) too large
         by E[r - 1] / N, and the finite mixture makes it too small by half of that; E[r] is N times
@@ -146,13 +148,22 @@ class CollapseStatistics(CodeKL):
         return 0.5 * (float(self.retrieval_prob.mean()) - 1 / len(self.kl))
 
     @property
-    def saturated(self) -> bool:
+    def underestimated(self) -> bool:
         """Whether the estimated mutual information is only a lower bound.
 
         Its bias then exceeds both 0.01 nats and a quarter of its standard error, which is always
-        so where it is near log N.
+        so where it is :attr:`saturated`.
         """
         return self.bias > max(NEGLIGIBLE_BIAS, 0.25 * self.mutual_information_error)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the estimated mutual information is within log 2 of its largest value, log N.
+
+        The difference is minus the mean log probability of retrieving a datum from its code, so
+        that the geometric mean of this probability then exceeds one half.
+        """
+        return self.mutual_information > self.max_mutual_information - math.log(2)
 
     @property
     def depends_on_x(self) -> bool:

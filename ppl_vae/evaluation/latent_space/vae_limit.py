@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.results import Result
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.text_table import render
 from ppl_vae.core.traces import PairTraces, log_prob, sites
 from ppl_vae.core.validation import ArrayLike, check_int
@@ -148,7 +148,7 @@ def _terms(
     point, size = autoencoder.guide, autoencoder.latent_dim
     guide = AmortizedGuide(encoder, size, missing=point.missing, inputs=point.inputs)
     pair = Pair(autoencoder.model, guide)
-    with isolated_store(), seeded(seed), mode(autoencoder, training=False):
+    with isolated_store(), seeded(seed), train_mode(autoencoder, training=False):
         run = pair.run(data, num_samples=num_samples, dim=pair.sample_dim(data))
         return torch.stack([_mean_loss(run, name) for name in ("x", "z")])
 

@@ -59,7 +59,9 @@ class LocalVI:
     def __call__(self, pair: Pair, batch: Batch) -> Pair:
         """The model with the refined guide of this batch, whose parameters are frozen."""
         guide = make_local_guide(pair, batch, self.covariance)
-        local = _LocalELBO(pair.with_guide(guide), guide, batch, self.num_samples)
+        # Local guides have the plates of the guide, so that its sample dimension is theirs.
+        refined = pair.with_guide(guide, sample_dim=pair.sample_dim(batch))
+        local = _LocalELBO(refined, guide, batch, self.num_samples)
         with pair.eval_mode(), torch.enable_grad():
             # Code is compiled for the first shape alone; a smaller last batch runs eagerly.
             if not self._compiled or local.key in self._compiled:

@@ -1,6 +1,9 @@
 """Codes and predictions of any pair: means of q(z | x), and means and draws of x.
 
 The *code* of a datum is the flattened values of its latent sites, in the order of the model.
+Latent variables that all data share are no part of it; if q(z | x) depends on them, codes are
+those of one draw. Decoding needs a pair in which they are fixed, see
+:func:`ppl_vae.core.global_sites.condition_on_globals`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,16 +16,13 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import (
-    DATA_PLATE,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    placement,
-)
+from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import Site, frames, sites
+from ppl_vae.core.traces import PairTraces, Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.objectives.divergences import is_improper
@@ -102,7 +102,12 @@ def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
 
     with isolated_store(), dry_run(model), eval_mode(model), SiteOverride(zeros_for_flat):
         trace = _trace(model, rows, mask)
-    return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
+    return {name: site for name, site in _local(trace).items() if not site["is_observed"]}
+
+
+def _local(trace: Trace) -> dict[str, Site]:
+    """The sites of a datum; global latent variables are no part of its code."""
+    return {name: s for name, s in sites(trace).items() if DATA_PLATE in frames(s)}
 
 
 def _widths(latents: Mapping[str, Site]) -> dict[str, int]:
@@ -133,7 +138,7 @@ def _guide_sites(
     pair = Pair(model, guide)
     data = pair.observe(x, mask)
     with isolated_store(), pair.dry_run(), pair.eval_mode():
-        return sites(_trace(guide, data.x, data.mask))
+        return _local(_trace(guide, data.x, data.mask))
 
 
 @torch.no_grad()
@@ -148,7 +153,8 @@ def mean_data(
         template: N rows of data; only their shape is used.
 
     Raises:
-        ValueError: if the observed sites together do not have the columns of x.
+        ValueError: if the observed sites together do not have the columns of x; if the model has
+            global latent variables.
     """
     values = {name: value.to(**placement(model)) for name, value in latents.items()}
     with dry_run(model):
@@ -183,7 +189,9 @@ def _data(
     rows, mask = as_data_and_mask(template, model=model)
     with isolated_store(), eval_mode(model):
         trace = _trace(model, rows, mask)
-        observed = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
+        if latents:
+            check_no_globals(PairTraces(trace, trace), "decoding")
+        observed = [s for n, s in _local(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_to_rows(site, read(site)) for site in observed], -1)
     if values.shape != rows.shape:
         raise ValueError(

@@ -4,7 +4,7 @@ This is where missing values enter EM. The E-step conditions each row on its obs
 q_n = N(m_n, V_n), with m_n the posterior mean and V_n the covariance, of a given family, that is
 closest to the posterior's. For EM and PX-EM it is the posterior's, for variational EM it is not.
 The M-step regresses each column on (z, 1) over the rows in which the column is observed. It needs
-sums over rows alone (:class:`ExpectedStatistics`), so that blocks of rows add up. All of these but
+sums over rows alone (``ExpectedStatistics``), so that blocks of rows add up. All of these but
 the residuals are one matrix product with the patterns of missing values.
 
 The regression is of the residuals at the current parameters, r_n = x_n - mu - W m_n, and returns

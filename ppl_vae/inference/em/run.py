@@ -111,10 +111,11 @@ class EMRun:
     def notes(self) -> tuple[str, ...]:
         """Caveats on this run: restarts, a lack of convergence, and rounding errors."""
         notes: tuple[str, ...] = ()
-        if self.restart_gains:
-            count = len(self.restart_gains)
-            times = "once" if count == 1 else f"{count} times"
-            gains = ", ".join(f"{gain:.2g}" for gain in self.restart_gains)
+        # Smaller gains are of the size of the tolerance and of rounding errors.
+        notable = [gain for gain in self.restart_gains if gain > max(self.tol, 10 * NEGLIGIBLE)]
+        if notable:
+            times = "once" if len(notable) == 1 else f"{len(notable)} times"
+            gains = ", ".join(f"{gain:.2g}" for gain in notable)
             notes = (
                 f"{RESTARTED} for the covariance of the data, as at a saddle point, {times}, and "
                 f"was restarted from these (a gain of {gains} nats per datum)",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.program import as_data_and_mask, notes_of, notes_on
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import notes_of, notes_on
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
