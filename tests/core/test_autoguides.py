@@ -262,7 +262,8 @@ def test_batches_with_an_index_run_in_own_loops(ppca, x):
     rows = torch.arange(30).split(10)
     batches = [((x[part],), {"index": part, "num_data": 30}) for part in rows]
     guide = autoguide.AutoNormal(ppca.model, create_plates=plate_of_rows)
-    assert own_loop(ppca.model, guide, batches) == "captured"
+    with pytest.warns(UserWarning, match="could not be captured"):  # rows differ in their steps
+        assert own_loop(ppca.model, guide, batches).startswith("eager: ")
     with pytest.raises(ValueError, match="AutoNormal without create_plates subsamples rows"):
         own_loop(ppca.model, autoguide.AutoNormal(ppca.model), batches)
 
