@@ -185,8 +185,9 @@ class AmortizedGuide(GaussianGuide):
     Args:
         encoder: a network of rows of x, (rows, D), or (rows, 2D) with ``missing="zeros+mask"``.
             It returns (rows, K + R), the mean followed by the R unconstrained parameters of the
-            covariance (:func:`ppl_vae.guides.families.num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair
-            (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
+            covariance (:func:`ppl_vae.guides.families.num_scale_outputs`), so (rows, 2K) for
+            ``"diagonal"``; or a pair (loc, scale): standard deviations, or ``scale_tril`` for
+            ``"full"``.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
@@ -198,8 +199,8 @@ class AmortizedGuide(GaussianGuide):
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
             the same shape; missing values are zero after it. None by default.
         corruption: corruption of x before the encoder, in training only, e.g.
-            :class:`~ppl_vae.networks.GaussianNoise`: a callable of the rows with zeros in place of missing
-            values, which stay zeros. The model scores x itself.
+            :class:`~ppl_vae.networks.GaussianNoise`: a callable of the rows with zeros in place of
+            missing values, which stay zeros. The model scores x itself.
         patch_mask: patches of x that are hidden from the encoder, in training and evaluation: they
             are missing values for it, and the model scores only them. An encoder with a keyword
             ``num_visible`` is passed the number of visible patches.

@@ -59,7 +59,8 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         n_components_: K.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
-        fit_result_: the :class:`~ppl_vae.core.FitResult` of the fit; None if the pair was not trained.
+        fit_result_: the :class:`~ppl_vae.core.FitResult` of the fit; None if the pair was not
+            trained.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
@@ -136,8 +137,8 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
     """A classifier that is initialised with the encoder of a pair, trained without labels.
 
     p(y | x) = softmax(A f(x) + b), with f(x) the mean of the code, fitted by maximum likelihood
-    (:class:`~ppl_vae.models.SupervisedEncoder`). NaN in X is a missing value, which f receives in the way
-    that the pair specifies.
+    (:class:`~ppl_vae.models.SupervisedEncoder`). NaN in X is a missing value, which f receives in
+    the way that the pair specifies.
 
     Args:
         model: a fitted pair, which is not changed; a callable of (data_dim, seed) that returns
@@ -205,8 +206,8 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
 
         Raises:
             ValueError: if an argument of the constructor is invalid; if the pair has another data
-                dimension or is not supported by :class:`~ppl_vae.models.SupervisedEncoder`; if y has
-                fewer than two classes; if X is not 2-d, has infinite entries, or a row without
+                dimension or is not supported by :class:`~ppl_vae.models.SupervisedEncoder`; if y
+                has fewer than two classes; if X is not 2-d, has infinite entries, or a row without
                 observed values.
             TypeError: if model neither is nor returns a pair; if X is sparse.
         """

@@ -239,8 +239,8 @@ class OptimalGaussian(NormalLikelihood):
     In training, sigma^2 is the mean squared residual of the batch. Such a sigma depends on the x
     that it scores, so that it defines no density, and the objective is no bound. Before anything
     is evaluated it must be frozen at the root mean squared residual over data and draws of z
-    (:func:`ppl_vae.inference.freeze_scale`; ``fit_svi`` ends with it). It stays frozen, in training too,
-    until ``fit_svi`` starts again.
+    (:func:`ppl_vae.inference.freeze_scale`; ``fit_svi`` ends with it). It stays frozen, in
+    training too, until ``fit_svi`` starts again.
 
     In a VAE made from data (:meth:`ppl_vae.VAE.like`) outputs and sigma are in units of the
     columns, as for :class:`Gaussian`.

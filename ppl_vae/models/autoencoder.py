@@ -56,14 +56,15 @@ class Autoencoder(DecoderModel):
             if the decoder's weights grow as the codes shrink; use it with ``columns="unit"``.
         penalty: lambda, in nats for each unit of |z_k|, or of z_k^2 / 2; by default 1.
         corruption: a random map that is applied to the encoder's x in training only (the steps of
-            ``fit_svi``, not its evaluations of ``x_val``), e.g. :class:`~ppl_vae.networks.GaussianNoise`.
-            It makes a denoising autoencoder, because the model scores the clean x.
+            ``fit_svi``, not its evaluations of ``x_val``), e.g.
+            :class:`~ppl_vae.networks.GaussianNoise`. It makes a denoising autoencoder, because the
+            model scores the clean x.
         missing: how the guide encodes missing values, see
             :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map from rows of x to the rows that f is given; by default the identity.
         patch_mask: patches of x that are hidden from f, in training and evaluation, e.g.
-            :class:`~ppl_vae.networks.HiddenPatches`. It makes a masked autoencoder, because the model
-            scores the entries of hidden patches only. -log p(x, z, hidden) also contains
+            :class:`~ppl_vae.networks.HiddenPatches`. It makes a masked autoencoder, because the
+            model scores the entries of hidden patches only. -log p(x, z, hidden) also contains
             log(P over H), which cancels against the guide's log density. ``features`` and
             ``reconstruct`` hide no patch.
 
@@ -285,8 +286,8 @@ class Autoencoder(DecoderModel):
             patch: height and width of a patch, in pixels; one number for both.
             share: fraction of the P patches that are hidden.
             width, depth, heads: of the encoder, a :class:`~ppl_vae.networks.PatchTransformer`.
-            decoder_width, decoder_depth: of the :class:`~ppl_vae.networks.PatchDecoder`, which has as many
-                heads.
+            decoder_width, decoder_depth: of the :class:`~ppl_vae.networks.PatchDecoder`, which has
+                as many heads.
             likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
             seed: of the initial weights.
 

@@ -196,10 +196,10 @@ class LinearGaussianModel(LatentVariableModel):
         """The missing values of x, given the observed entries of their rows.
 
         Observed entries are unchanged. Standard deviations and draws treat the fitted parameters
-        as known, so that with few rows intervals based on them are too narrow (:class:`ppl_vae.core.Imputation`
-        quantifies this). Entries that depend on a covariance which the training data did not
-        determine (``undetermined``) have a mean, which is as arbitrary as that covariance, and NaN
-        as their standard deviation and in draws.
+        as known, so that with few rows intervals based on them are too narrow
+        (:class:`ppl_vae.core.Imputation` quantifies this). Entries that depend on a covariance
+        which the training data did not determine (``undetermined``) have a mean, which is as
+        arbitrary as that covariance, and NaN as their standard deviation and in draws.
 
         Args:
             x: (N, D); NaN is a missing value.

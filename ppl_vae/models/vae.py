@@ -116,7 +116,8 @@ class VAE(DecoderModel):
             inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
                 ``"auto"``, log(1 + x) for counts (``Poisson()``, ``Multinomial()``), which are
                 too large for it otherwise, and x for all other likelihoods; ``"standardized"``,
-                x standardised as :meth:`like` does it, once :meth:`~ppl_vae.models.decoder_model.DecoderModel.center` has read the data.
+                x standardised as :meth:`like` does it, once
+                :meth:`~ppl_vae.models.decoder_model.DecoderModel.center` has read the data.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood

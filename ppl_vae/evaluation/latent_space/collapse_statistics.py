@@ -39,9 +39,9 @@ class CollapseStatistics(Result):
 
     Attributes:
         names: the latent dimensions.
-        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`ppl_vae.evaluation.kl_by_dimension`
-            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
-            q does not factorize over dimensions.
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as
+            :func:`ppl_vae.evaluation.kl_by_dimension` computes it; that of the marginals if q is a
+            Gaussian with a full covariance; NaN where q does not factorize over dimensions.
         mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
             from draws, their Monte Carlo variance is subtracted.
         kl: KL of each datum, estimated from its draws, (N,).

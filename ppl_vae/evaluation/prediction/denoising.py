@@ -105,7 +105,8 @@ def compare_denoisers(
         denoisers: by name, functions from noisy rows to denoised ones, such as
             ``autoencoder.reconstruct`` or the posterior mean ``ppca.reconstruct``.
         x: clean rows to which no denoiser was fitted, (N, D).
-        noise: a function from rows to noisy rows, such as :class:`~ppl_vae.networks.GaussianNoise`.
+        noise: a function from rows to noisy rows, such as
+            :class:`~ppl_vae.networks.GaussianNoise`.
         seed: seed of the noise.
 
     Raises:
