@@ -139,7 +139,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "interop": (
         "ArviZ and scikit-learn",
         {
-            "ArviZ": ["arviz", "draws"],
+            "ArviZ": ["arviz"],
             "PPCA for scikit-learn": ["sklearn"],
             "Encoders for scikit-learn": ["encoders", "estimators"],
         },
@@ -183,7 +183,6 @@ ALSO = {
     "ppl_vae.evaluation.prediction.label_efficiency": ["PairedDifference"],
     "ppl_vae.inference.svi.convergence": ["Convergence"],
     "ppl_vae.inference.svi.progress": ["ProgressCallback"],
-    "ppl_vae.interop.draws": ["PairDraws", "pair_draws"],
     "ppl_vae.interop.estimators": ["CodeTransformer", "RowsWithMissingValues"],
     "ppl_vae.likelihoods.base": ["Support"],
     "ppl_vae.likelihoods.gaussian": ["NormalLikelihood"],
