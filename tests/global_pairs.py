@@ -188,9 +188,7 @@ def hierarchical():
             pyro.sample("offset", dist.Normal(loc.unsqueeze(-1), 0.3))
         with rows_of(x, index, num_data):
             shape = torch.broadcast_shapes(spread.shape, x.shape[:1])
-            inputs = torch.cat(
-                [x.expand(*shape, D), spread.log().expand(shape).unsqueeze(-1)], -1
-            )
+            inputs = torch.cat([x.expand(*shape, D), spread.log().expand(shape).unsqueeze(-1)], -1)
             mean, raw = encoder(inputs).unbind(-1)
             pyro.sample("z", dist.Normal(mean, (0.5 * raw).exp()))
 

@@ -80,8 +80,8 @@ def to_arviz(
 
     Log densities are in nats. With global latent variables theta those of ``sample_stats`` are
     given theta, ``global_log_weight`` = log p(theta) - log q(theta), (chain, draw), and
-    ``log_likelihood`` is the posterior predictive density. The predictive draws are S x B x D values: for large data choose
-    ``rows``.
+    ``log_likelihood`` is the posterior predictive density. The predictive draws are S x B x D
+    values: for large data choose ``rows``.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.

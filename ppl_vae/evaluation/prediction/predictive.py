@@ -1,8 +1,8 @@
 """Codes and predictions of any pair: means of q(z | x), and means and draws of x.
 
 The *code* of a datum is the flattened values of its latent sites, in the order of the model.
-Latent variables that all data share are no part of it; if q(z | x) depends on them, codes are those
-of one draw. Decoding needs a pair in which they are fixed, see
+Latent variables that all data share are no part of it; if q(z | x) depends on them, codes are
+those of one draw. Decoding needs a pair in which they are fixed, see
 :func:`ppl_vae.core.global_sites.condition_on_globals`.
 """
 
@@ -61,9 +61,13 @@ def encode(
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
+        ValueError: if the model has no latent variables of each datum.
     """
     means = latent_means(model, guide, x, mask=mask)
-    return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
+    names = list(_latent_sites(model, _one_row(x)))
+    if not names:
+        raise ValueError("the model has no latent variables of each datum, so there are no codes")
+    return torch.cat([means[name] for name in names], 1)
 
 
 def code_width(model: ProgramLike, template: ArrayLike) -> int:
