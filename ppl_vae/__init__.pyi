@@ -38,6 +38,7 @@ from .inference.em.fit import fit_em as fit_em
 from .inference.em.fit import variational_em as variational_em
 from .inference.svi.captured_svi import CapturedSVI as CapturedSVI
 from .inference.svi.fit import fit_svi as fit_svi
+from .inference.variational_bayes.fit import fit_vb as fit_vb
 from .interop.arviz import to_arviz as to_arviz
 from .interop.sklearn import PPCATransformer as PPCATransformer
 from .likelihoods.discrete import Bernoulli as Bernoulli
@@ -90,6 +91,7 @@ __all__ = [
     "fit_closed_form",
     "fit_em",
     "fit_svi",
+    "fit_vb",
     "gaps",
     "image_set",
     "impute",
