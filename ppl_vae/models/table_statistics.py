@@ -7,6 +7,7 @@ zeros. A table of any length with U patterns becomes at most U (D + 1) rows.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
@@ -95,7 +96,7 @@ class TableStatistics:
             num_zero=counts - lengths,
         )
 
-    @property
+    @cached_property
     def is_complete(self) -> bool:
         """Whether nothing is missing."""
         return len(self.observed) == 1 and bool(self.observed.all())

@@ -1,0 +1,2 @@
+"""NUTS for BayesianPPCA on its integrated likelihood."""
+
