@@ -37,6 +37,17 @@ class Parameters(NamedTuple):
     noise_scale: Tensor
     relevance: Tensor | None
 
+    def sites(self) -> dict[str, Tensor]:
+        """The draws by the names of the model's sites."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @property
+    def column_scale(self) -> Float[Tensor, "*S D"]:
+        """sigma as one number per column."""
+        scale = self.noise_scale
+        wide = scale if scale.dim() == self.loc.dim() else scale.unsqueeze(-1)
+        return wide.expand_as(self.loc)
+
 
 class BayesianPPCA(Program):
     """Probabilistic PCA whose parameters have priors and are drawn by the program.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -45,7 +45,7 @@ class TableStatistics:
     num_data: int
     columns: ColumnStats
     mean: Float[Tensor, " D"]
-    rows: Float[Tensor, "M D"]
+    rows: Float[Tensor, "*S M D"]
     weight: Float[Tensor, " M"]
     pattern: Int[Tensor, " M"]
     observed: Float[Tensor, "U D"]
@@ -78,6 +78,26 @@ class TableStatistics:
         return cls._of_groups(columns, groups, patterns)
 
     @classmethod
+    def of_rows(cls, block: RowBlock) -> Self:
+        """The rows themselves, not transformed, each with weight one."""
+        centred = block.values
+        observed = torch.ones_like(centred).bool() if block.observed is None else block.observed
+        patterns = MissingnessPatterns.shared(observed, centred)
+        index = patterns.gather_rows(torch.arange(len(patterns.observed), device=centred.device))
+        mean = torch.zeros_like(block.totals)
+        return cls(
+            num_data=len(centred),
+            columns=ColumnStats.from_block(block, mean, centred.square().sum(0)),
+            mean=mean,
+            rows=centred,
+            weight=torch.ones_like(centred[:, 0]),
+            pattern=index,
+            observed=patterns.observed,
+            counts=index.bincount().to(centred),
+            num_zero=torch.zeros_like(patterns.observed[:, 0]),
+        )
+
+    @classmethod
     def _of_groups(cls, columns: ColumnStats, groups: "list[_Group]", observed: Tensor) -> Self:
         parts = [group.transformed() for group in groups]
         lengths = torch.tensor([len(part) for part in parts], device=observed.device)
@@ -100,6 +120,11 @@ class TableStatistics:
     def is_complete(self) -> bool:
         """Whether nothing is missing."""
         return len(self.observed) == 1 and bool(self.observed.all())
+
+    @cached_property
+    def has_zero(self) -> Bool[Tensor, " U"]:
+        """Which patterns have further rows, of zeros."""
+        return self.num_zero > 0
 
     @property
     def scatter(self) -> Float[Tensor, "D D"]:
