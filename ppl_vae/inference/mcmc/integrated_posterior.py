@@ -5,7 +5,7 @@ import math
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.state import validation
@@ -66,6 +66,13 @@ class IntegratedPosterior:
         return sum(self.sizes.values())
 
     @property
+    def is_rotation(self) -> Bool[Tensor, " P"]:
+        """Which coordinates belong to the block ``rotation``."""
+        names = list(self.sizes)
+        sizes = torch.tensor(list(self.sizes.values()))
+        return torch.arange(len(names)).repeat_interleave(sizes) == names.index("rotation")
+
+    @property
     def _samples_relevance(self) -> bool:
         prior = self.model.relevance_prior
         return prior is not None and prior.family is not dist.Gamma
@@ -107,7 +114,7 @@ class IntegratedPosterior:
         if self.is_invariant:
             return loadings, self.trapezoid.log_prior(blocks["trapezoid"])
         normal = blocks["rotation"]
-        loadings = loadings @ orthogonal(self._square(normal)).mT
+        loadings = loadings @ orthogonal(self._square(normal))
         log_normal = -normal.square().sum(-1) / 2 - normal.shape[-1] * math.log(2 * math.pi) / 2
         log_volume = self.trapezoid.log_volume(blocks["trapezoid"]) + log_normal
         return loadings, log_volume + self._log_loadings_prior(loadings, blocks)
@@ -144,7 +151,7 @@ class IntegratedPosterior:
         if self.is_invariant:
             normal = torch.randn(*batch, self.model.latent_dim**2).to(position)
         loadings = self.trapezoid.loadings(blocks["trapezoid"])
-        loadings = loadings @ orthogonal(self._square(normal)).mT
+        loadings = loadings @ orthogonal(self._square(normal))
         relevance, prior = None, self.model.relevance_prior
         if self._samples_relevance:
             relevance = blocks["log_relevance"].exp()
