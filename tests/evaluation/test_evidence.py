@@ -85,8 +85,8 @@ def test_laplace_is_nan_without_a_mode() -> None:
 
 def test_minka_by_a_slow_obvious_version() -> None:
     """Equation 30 of Minka (2000), term by term in Python."""
-    values, num_data = [5.0, 3.0, 1.1, 0.9, 0.5], 40
-    for rank, found in enumerate(minka_log_evidence(torch.tensor(values), num_data), 1):
+    values, num_data = [5.0, 3.0, 1.25, 0.875, 0.5], 40
+    for rank, found in enumerate(minka_log_evidence(torch.tensor(values).double(), num_data), 1):
         noise = sum(values[rank:]) / (5 - rank)
         smoothed = [v if i < rank else noise for i, v in enumerate(values)]
         total = -rank * math.log(2) - rank / 2 * math.log(num_data)
@@ -104,8 +104,8 @@ def test_minka_by_a_slow_obvious_version() -> None:
 
 def test_minka_of_equal_eigenvalues_is_minus_infinity() -> None:
     found = minka_log_evidence(torch.tensor([2.0, 1.0, 1.0, 0.5]), 30)
-    assert found[1] == -math.inf
-    assert bool(found[[0, 2]].isfinite().all())
+    assert found[1:].tolist() == [-math.inf, -math.inf]
+    assert bool(found[0].isfinite())
 
 
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])

@@ -30,7 +30,7 @@ def laplace_log_evidence(log_density: LogDensity, start: Float[Tensor, " P"]) ->
     if len(start) > MAX_PARAMETERS:
         return math.nan
     mode = _mode(log_density, start)
-    hessian = -torch.func.hessian(lambda v: log_density(v[None])[0])(mode)
+    hessian = -torch.autograd.functional.hessian(lambda v: log_density(v[None])[0], mode)
     tril, info = torch.linalg.cholesky_ex((hessian + hessian.mT) / 2)
     if bool(info) or not bool(tril.isfinite().all()):
         return math.nan
