@@ -1,161 +1,39 @@
 """The comparison of numbers of latent dimensions: evidence, bounds, criteria and p(K | x)."""
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import UNSAVED, Result
-from ppl_vae.core.text_table import render
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.state import seeded
+from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
+from ppl_vae.evaluation.evidence.bridge_sampling import LogEvidence, bridge_sampling
+from ppl_vae.evaluation.evidence.laplace import (
+    bic_log_evidence,
+    laplace_log_evidence,
+    minka_log_evidence,
+    number_of_parameters,
+)
+from ppl_vae.evaluation.evidence.latent_dims_result import LatentDims, posterior_probabilities
+from ppl_vae.evaluation.evidence.log_evidence import evidence_coordinates, positions
+from ppl_vae.evaluation.evidence.loo import MAX_TAIL_INDEX, leave_one_out
+from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.sampling import sample_posterior
+from ppl_vae.inference.variational_bayes.fit import fit_vb
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.sufficient_statistics import SampleCovariance
+from ppl_vae.models.table_statistics import TableStatistics
 
-if TYPE_CHECKING:
-    import pandas
-
-CRITERIA = ("log_evidence", "vb_bound", "laplace", "minka", "bic", "held_out")
-
-
-@dataclass(frozen=True, repr=False)
-class LatentDims(Result):
-    """Numbers of latent dimensions K, and what the data say about them.
-
-    All values but ``held_out`` are in nats for the whole data set.
-
-    Attributes:
-        dims: the values of K, (M,).
-        log_evidence: log p(x | K) by bridge sampling, (M,).
-        evidence_error: its standard error, (M,).
-        vb_bound: the bound of variational Bayes, which is at most log p(x | K), (M,).
-        laplace: Laplace's approximation of log p(x | K) at the posterior mode; NaN where the
-            Hessian is not positive definite or has more than 2,000 rows, (M,).
-        minka: Minka's approximation, up to a constant that all K share and under a prior of its
-            own; NaN with missing values or diagonal noise, (M,).
-        bic: the maximal log-likelihood - 1/2 P log N, (M,).
-        held_out: log p(x_n | K, other data) in nats per datum, by Pareto-smoothed
-            leave-one-out importance sampling over the draws, or of ``x_test``, (M,).
-        held_out_error: its standard error over data, (M,).
-        probability: p(K | x) under equal prior probabilities, (M,).
-        probability_error: its Monte Carlo standard error, (M,).
-        num_data: N.
-        notes: caveats.
-        samples: draws of the posterior for each K; not saved.
-    """
-
-    dims: tuple[int, ...]
-    log_evidence: Float[Tensor, " M"]
-    evidence_error: Float[Tensor, " M"]
-    vb_bound: Float[Tensor, " M"]
-    laplace: Float[Tensor, " M"]
-    minka: Float[Tensor, " M"]
-    bic: Float[Tensor, " M"]
-    held_out: Float[Tensor, " M"]
-    held_out_error: Float[Tensor, " M"]
-    probability: Float[Tensor, " M"]
-    probability_error: Float[Tensor, " M"]
-    num_data: int
-    notes: tuple[str, ...] = ()
-    samples: tuple[PosteriorSamples, ...] = field(default=(), metadata=UNSAVED)
-
-    @property
-    def best(self) -> int:
-        """The K with the largest p(K | x)."""
-        return self.dims[int(self.probability.argmax())]
-
-    def chosen_by(self, criterion: str) -> int | None:
-        """The K that a criterion prefers; None if it has no value.
-
-        Args:
-            criterion: ``"log_evidence"``, ``"vb_bound"``, ``"laplace"``, ``"minka"``, ``"bic"`` or
-                ``"held_out"``.
-        """
-        values: Tensor = getattr(self, criterion)
-        if bool(values.isnan().all()):
-            return None
-        return self.dims[int(values.nan_to_num(-math.inf).argmax())]
-
-    def log_predictive(self, x: ArrayLike, mask: ArrayLike | None = None) -> Float[Tensor, " N"]:
-        """The model average: log sum_K p(K | x) p(x_new | K, x), in nats per datum.
-
-        Args:
-            x: new rows, (N, D); NaN marks a missing value.
-            mask: True where observed.
-
-        Raises:
-            ValueError: if the result was loaded from a file, which does not hold the draws.
-        """
-        if not self.samples:
-            raise ValueError(
-                "this result holds no draws of the posterior (they are not saved); run "
-                "compare_latent_dims again"
-            )
-        each = [samples.log_predictive(x, mask=mask)[0] for samples in self.samples]
-        weights = self.probability.log().unsqueeze(-1)
-        return torch.logsumexp(torch.stack(each) + weights, 0)
-
-    def to_frame(self) -> "pandas.DataFrame":
-        """One row for each K; all criteria and their errors as columns."""
-        import pandas as pd
-
-        names = (*CRITERIA, "evidence_error", "held_out_error", "probability", "probability_error")
-        columns = {name: getattr(self, name).numpy() for name in names}
-        return pd.DataFrame(columns, index=pd.Index(self.dims, name="latent_dim"))
-
-    def __repr__(self) -> str:
-        header = ("K", "p(K | x)", "log p(x | K)", "VB bound", "Laplace", "Minka", "BIC")
-        rows = [self._cells(place) for place in range(len(self.dims))]
-        lines = [
-            f"p(K | x) of {self.num_data} data under equal prior probabilities (± one standard "
-            "error); evidence, bounds and criteria in nats, held-out log p in nats per datum",
-            render(rows, (*header, "held-out log p"), indent="  "),
-            f"  {self.verdict}",
-        ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-    def _cells(self, row: int) -> tuple[str, ...]:
-        def number(values: Tensor, digits: int = 1) -> str:
-            value = float(values[row])
-            return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-        return (
-            str(self.dims[row]),
-            f"{number(self.probability, 3)} ± {number(self.probability_error, 3)}",
-            f"{number(self.log_evidence, 2)} ± {number(self.evidence_error, 2)}",
-            *(number(getattr(self, name)) for name in ("vb_bound", "laplace", "minka", "bic")),
-            f"{number(self.held_out, 3)} ± {number(self.held_out_error, 3)}",
-        )
-
-    @property
-    def verdict(self) -> str:
-        """How sure the data are of K, in one sentence."""
-        place = int(self.probability.argmax())
-        value, error = float(self.probability[place]), float(self.probability_error[place])
-        others = [
-            f"{name.replace('_', ' ')} prefers K = {found}"
-            for name in CRITERIA[1:]
-            if (found := self.chosen_by(name)) not in (None, self.best)
-        ]
-        text = f"K = {self.best} has probability {value:.3f} ± {error:.3f}"
-        if error > 0.1:
-            text += ", which is uncertain: draw more samples of the posterior"
-        if place in (0, len(self.dims) - 1) and len(self.dims) > 1:
-            text += "; it is at the end of the range that was compared, so compare more values"
-        return text + ("; " + ", ".join(others) if others else "")
-
-
-def posterior_probabilities(
-    log_evidence: Float[Tensor, " M"], error: Float[Tensor, " M"]
-) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """p(K | x) under equal prior probabilities, and its standard error by the delta method.
-
-    With p_i proportional to exp(l_i), d p_i / d l_j = p_i (1[i = j] - p_j).
-    """
-    probability = log_evidence.softmax(0)
-    derivative = probability.diag() - torch.outer(probability, probability)
-    return probability, (derivative.square() @ error.square()).sqrt()
+MAX_LEFT_OUT = 2000
+"""The largest number of data that are left out in turn."""
+MAX_UNRELIABLE = 0.1
+"""A note is made if a larger share of the leave-one-out estimates is unreliable."""
 
 
 def compare_latent_dims(
@@ -197,8 +75,8 @@ def compare_latent_dims(
     """
     values = _check_dims(dims)
     make = make_model or partial(_default_model, x, noise=noise, mask=mask)
-    sizes = Sampling(num_samples, warmup, chains)
-    found = [_one_dim(_checked(make(k), k), x, mask, x_test, sizes, seed) for k in values]
+    table = Table(x, mask, x_test, num_samples, warmup, chains, seed)
+    found = [_compare_one(table, _check_model(make(k), k)) for k in values]
     log_evidence = torch.tensor([one.evidence.value for one in found], dtype=torch.float64)
     error = torch.tensor([one.evidence.standard_error for one in found], dtype=torch.float64)
     probability, probability_error = posterior_probabilities(log_evidence, error)
@@ -206,10 +84,148 @@ def compare_latent_dims(
         values,
         log_evidence,
         error,
-        *(torch.tensor(column, dtype=torch.float64) for column in zip(*(one.criteria for one in found), strict=True)),
+        *_columns([one.criteria for one in found]),
         probability,
         probability_error,
-        found[0].samples.num_data,
+        table.statistics.num_data,
         tuple(dict.fromkeys(note for one in found for note in one.notes)),
         tuple(one.samples for one in found),
     )
+
+
+class Table:
+    """The data of a comparison and the settings of the sampler."""
+
+    def __init__(
+        self,
+        x: ArrayLike,
+        mask: ArrayLike | None,
+        x_test: ArrayLike | None,
+        num_samples: int,
+        warmup: int,
+        chains: int,
+        seed: int | None,
+    ) -> None:
+        self.x = as_matrix(x).double()
+        self.mask = observed_mask(self.x, mask)
+        self.x_test, self.seed = x_test, seed
+        self.statistics = TableStatistics.of(self.x, self.mask)
+        self.num_samples, self.warmup, self.chains = num_samples, warmup, chains
+
+    def sample(self, model: BayesianPPCA) -> PosteriorSamples:
+        """Draws of the posterior."""
+        return sample_posterior(
+            model,
+            self.x,
+            mask=self.mask,
+            num_samples=self.num_samples,
+            warmup=self.warmup,
+            chains=self.chains,
+            seed=self.seed,
+            progress=False,
+        )
+
+    def minka(self, noise: str, latent_dim: int) -> float:
+        """Minka's approximation, or NaN where it is not defined."""
+        if self.mask is not None or noise != "isotropic":
+            return math.nan
+        values, _ = SampleCovariance.of(self.x).eigh()
+        full = values.new_zeros(self.x.shape[1])
+        full[: len(values)] = values
+        return float(minka_log_evidence(full, len(self.x))[latent_dim - 1])
+
+    def maximal_log_likelihood(self, noise: str, latent_dim: int) -> float:
+        """log p of all data at the maximum-likelihood parameters, in nats."""
+        ppca = PPCA.like(self.x, latent_dim, noise=noise, mask=self.mask, seed=self.seed)
+        if self.mask is None and noise == "isotropic":
+            fit_closed_form(ppca, self.x)
+        else:
+            fit_em(ppca, self.x, mask=self.mask)
+        return float(ppca.log_likelihood(self.x, mask=self.mask).sum())
+
+    def left_out(self) -> tuple[Tensor, Tensor | None]:
+        """The rows that are left out in turn."""
+        if len(self.x) <= MAX_LEFT_OUT:
+            return self.x, self.mask
+        with seeded(self.seed):
+            rows = torch.randperm(len(self.x))[:MAX_LEFT_OUT]
+        return self.x[rows], None if self.mask is None else self.mask[rows]
+
+
+@dataclass(frozen=True)
+class OneDim:
+    """What is computed for one K; ``criteria`` are in the order of :class:`LatentDims`."""
+
+    evidence: LogEvidence
+    criteria: tuple[float, ...]
+    samples: PosteriorSamples
+    notes: tuple[str, ...]
+
+
+def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
+    latent_dim, noise, num_data = model.latent_dim, model.noise, table.statistics.num_data
+    posterior = evidence_coordinates(model, table.statistics)
+    samples = table.sample(model)
+    draws = positions(posterior, samples)
+    evidence = bridge_sampling(posterior.log_density, draws, seed=table.seed)
+    held_out, held_out_error, notes = _held_out(table, samples, latent_dim)
+    best = table.maximal_log_likelihood(noise, latent_dim)
+    number = number_of_parameters(model.data_dim, latent_dim, noise)
+    criteria = (
+        fit_vb(model, table.x, mask=table.mask).bound,
+        laplace_log_evidence(posterior.log_density, draws.flatten(0, 1).mean(0)),
+        table.minka(noise, latent_dim),
+        bic_log_evidence(best, number, num_data),
+        held_out,
+        held_out_error,
+    )
+    if not evidence.reliable:
+        notes += (f"K = {latent_dim}: {str(evidence).splitlines()[-1].strip()}",)
+    if not samples.converged:
+        notes += (f"K = {latent_dim}: {samples.verdict}",)
+    return OneDim(evidence, criteria, samples, notes)
+
+
+def _held_out(
+    table: Table, samples: PosteriorSamples, latent_dim: int
+) -> tuple[float, float, tuple[str, ...]]:
+    # The mean of held-out log p over data, its standard error, and caveats.
+    if table.x_test is not None:
+        values, _ = samples.log_predictive(table.x_test)
+        return *mean_and_error(values), ()
+    log_likelihood = samples.log_likelihood(*table.left_out()).flatten(0, 1)
+    values, k_hat = leave_one_out(log_likelihood)
+    unreliable = float((k_hat > MAX_TAIL_INDEX).double().mean())
+    notes: tuple[str, ...] = ()
+    if unreliable > MAX_UNRELIABLE:
+        notes = (
+            f"K = {latent_dim}: held-out log p is unreliable because {unreliable:.0%} of the data "
+            f"have a tail index above {MAX_TAIL_INDEX} when left out; pass x_test",
+        )
+    return *mean_and_error(values), notes
+
+
+def _columns(rows: list[tuple[float, ...]]) -> list[Tensor]:
+    return list(torch.tensor(rows, dtype=torch.float64).unbind(1))
+
+
+def _default_model(
+    x: ArrayLike, latent_dim: int, *, noise: str, mask: ArrayLike | None
+) -> BayesianPPCA:
+    return BayesianPPCA.like(x, latent_dim, noise=noise, mask=mask).double()
+
+
+def _check_model(model: BayesianPPCA, latent_dim: int) -> BayesianPPCA:
+    if not isinstance(model, BayesianPPCA) or model.latent_dim != latent_dim:
+        raise ValueError(
+            f"make_model({latent_dim}) must return a BayesianPPCA with latent_dim={latent_dim}; it "
+            f"returned {model!r}"
+        )
+    return model
+
+
+def _check_dims(dims: Iterable[int]) -> tuple[int, ...]:
+    values = tuple(check_int("dims", value) for value in dims)
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"dims must be distinct values of K, at least one; got {list(values)}")
+    return values
