@@ -65,8 +65,8 @@ class LogEvidence(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"log evidence {self.value:.3f} ± {self.standard_error:.3f} nats (± one standard error) "
-            f"by bridge sampling from {self.num_draws} draws of the posterior (effective "
+            f"log evidence {self.value:.3f} ± {self.standard_error:.3f} nats (± one standard "
+            f"error) by bridge sampling from {self.num_draws} draws of the posterior (effective "
             f"{self.ess:.0f})"
         ]
         if not self.reliable:
@@ -76,7 +76,8 @@ class LogEvidence(Result):
                 else f"its fixed point was not reached in {MAX_ITERATIONS} iterations"
             )
             lines.append(
-                f"  the estimate is unreliable because {reason}; draw more samples of the posterior"
+                f"  the estimate is unreliable because {reason}; draw more samples of the "
+                "posterior"
             )
         return "\n".join(lines)
 

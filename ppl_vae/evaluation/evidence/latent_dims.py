@@ -218,8 +218,8 @@ def _default_model(
 def _check_model(model: BayesianPPCA, latent_dim: int) -> BayesianPPCA:
     if not isinstance(model, BayesianPPCA) or model.latent_dim != latent_dim:
         raise ValueError(
-            f"make_model({latent_dim}) must return a BayesianPPCA with latent_dim={latent_dim}; it "
-            f"returned {model!r}"
+            f"make_model({latent_dim}) must return a BayesianPPCA with latent_dim={latent_dim}; "
+            f"it returned {model!r}"
         )
     return model
 

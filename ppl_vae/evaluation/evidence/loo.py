@@ -1,4 +1,5 @@
-"""Held-out log p of each datum from draws of one posterior, by leave-one-out importance sampling."""
+"""Held-out log p of each datum from draws of one posterior, by leave-one-out importance
+sampling."""
 
 import torch
 from jaxtyping import Float
