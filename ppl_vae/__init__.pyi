@@ -109,6 +109,9 @@ from .inference.svi.captured_svi import (
 from .inference.svi.fit import (
     fit_svi as fit_svi,
 )
+from .inference.variational_bayes.fit import (
+    fit_vb as fit_vb,
+)
 from .interop.arviz import (
     to_arviz as to_arviz,
 )
@@ -203,6 +206,7 @@ __all__ = [
     "fit_closed_form",
     "fit_em",
     "fit_svi",
+    "fit_vb",
     "gaps",
     "image_set",
     "impute",

@@ -31,6 +31,9 @@ from .topics import (
 from .vae import (
     VAE as VAE,
 )
+from .variational_posterior import (
+    VBPosterior as VBPosterior,
+)
 
 __all__ = [
     "PPCA",
@@ -40,6 +43,7 @@ __all__ = [
     "InverseGammaScale",
     "SupervisedEncoder",
     "TopicDecoder",
+    "VBPosterior",
     "load",
     "save",
     "top_words",

@@ -1,13 +1,14 @@
 """The likelihood of probabilistic PCA and factor analysis, with z integrated out, per draw."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.data.row_blocks import rows_per_block
+from ppl_vae.data.row_blocks import RowBlock, rows_per_block
 from ppl_vae.models.linear_gaussian import from_tril_vec
 from ppl_vae.models.table_statistics import TableStatistics
 
@@ -32,6 +33,28 @@ def integrated_log_likelihood(
         noise_scale: sigma, one for all columns or one for each; as many dimensions as ``loc``
             mean one for each.
     """
+    return _blockwise(_log_likelihood, statistics, loadings, loc, noise_scale)
+
+
+def row_log_likelihood(
+    block: RowBlock,
+    loadings: Float[Tensor, "*S D K"],
+    loc: Float[Tensor, "*S D"],
+    noise_scale: Float[Tensor, "*S"] | Float[Tensor, "*S D"],
+) -> Float[Tensor, "*S B"]:
+    """log p(x_n | W, mu, sigma) of each row and each draw of the parameters, in nats."""
+    rows = TableStatistics.of_rows(block)
+    return _blockwise(_row_log_likelihood, rows, loadings, loc, noise_scale)
+
+
+def _blockwise(
+    function: Callable[..., Tensor],
+    statistics: TableStatistics,
+    loadings: Tensor,
+    loc: Tensor,
+    noise_scale: Tensor,
+) -> Tensor:
+    # A function of statistics, W, mu and one sigma per column, for blocks of draws.
     shape, (data_dim, latent_dim) = loc.shape[:-1], loadings.shape[-2:]
     scale = noise_scale if noise_scale.dim() == loc.dim() else noise_scale.unsqueeze(-1)
     draws = (
@@ -41,7 +64,8 @@ def integrated_log_likelihood(
     )
     floats = len(statistics.rows) * (3 * data_dim + latent_dim**2)
     blocks = zip(*(part.split(rows_per_block(floats)) for part in draws), strict=True)
-    return torch.cat([_log_likelihood(statistics, *block) for block in blocks]).reshape(shape)
+    values = torch.cat([function(statistics, *block) for block in blocks])
+    return values.reshape((*shape, *values.shape[1:]))
 
 
 class RowPosterior(NamedTuple):
@@ -56,6 +80,11 @@ class RowPosterior(NamedTuple):
     mean: Float[Tensor, "S M K"]
     tril: Float[Tensor, "S U K K"]
     residual: Float[Tensor, "S M D"]
+
+    @property
+    def half_log_det(self) -> Float[Tensor, "S U"]:
+        """1/2 log det of the precisions."""
+        return self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def row_posterior(
@@ -82,6 +111,16 @@ def row_posterior(
     return RowPosterior(mean, tril, (rows - mean @ scaled.mT) * observed)
 
 
+def _row_log_likelihood(
+    statistics: TableStatistics, loadings: Tensor, loc: Tensor, scale: Tensor
+) -> Float[Tensor, "S M"]:
+    posterior = row_posterior(statistics, loadings, loc, scale)
+    quadratic = posterior.residual.square().sum(-1) + posterior.mean.square().sum(-1)
+    log_variances = (LOG_2PI + 2 * scale.log()) @ statistics.observed.mT
+    constants = log_variances + 2 * posterior.half_log_det
+    return -0.5 * (quadratic + constants[:, statistics.pattern])
+
+
 def _log_likelihood(
     statistics: TableStatistics, loadings: Tensor, loc: Tensor, scale: Tensor
 ) -> Float[Tensor, " S"]:
@@ -89,6 +128,5 @@ def _log_likelihood(
     # the minimum over m, so that errors of m enter squared.
     posterior = row_posterior(statistics, loadings, loc, scale)
     quadratic = posterior.residual.square().sum((-2, -1)) + posterior.mean.square().sum((-2, -1))
-    half_log_dets = posterior.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_variances = (LOG_2PI + 2 * scale.log()) @ statistics.columns.count
-    return -0.5 * (quadratic + log_variances) - half_log_dets @ statistics.counts
+    return -0.5 * (quadratic + log_variances) - posterior.half_log_det @ statistics.counts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -75,6 +75,26 @@ class TableStatistics:
             return cls._of_groups(columns, [group], torch.ones_like(columns.mean)[None])
         patterns, groups = _groups(blocks, columns.mean)
         return cls._of_groups(columns, groups, patterns)
+
+    @classmethod
+    def of_rows(cls, block: RowBlock) -> Self:
+        """The rows themselves, not transformed, each with weight one."""
+        centred = block.values
+        observed = torch.ones_like(centred).bool() if block.observed is None else block.observed
+        patterns = MissingnessPatterns.shared(observed, centred)
+        index = patterns.gather_rows(torch.arange(len(patterns.observed), device=centred.device))
+        mean = torch.zeros_like(block.totals)
+        return cls(
+            num_data=len(centred),
+            columns=ColumnStats.from_block(block, mean, centred.square().sum(0)),
+            mean=mean,
+            rows=centred,
+            weight=torch.ones_like(centred[:, 0]),
+            pattern=index,
+            observed=patterns.observed,
+            counts=index.bincount().to(centred),
+            num_zero=torch.zeros_like(patterns.observed[:, 0]),
+        )
 
     @classmethod
     def _of_groups(cls, columns: ColumnStats, groups: "list[_Group]", observed: Tensor) -> Self:

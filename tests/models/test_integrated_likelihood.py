@@ -1,11 +1,15 @@
 """The integrated likelihood of PPCA and factor analysis, from the statistics of a table."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
-from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
+import oracles
+from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.models.integrated_likelihood import (
+    integrated_log_likelihood,
+    row_log_likelihood,
+)
 from ppl_vae.models.table_statistics import TableStatistics
 
 # More rows than columns, as many, fewer; many rows per missingness pattern, and one.
@@ -95,3 +99,16 @@ def test_statistics_of_complete_and_of_incomplete_data():
     assert float(incomplete.counts.sum()) == 50
     with pytest.raises(ValueError, match=r"x has \d+ missing entries, and a scatter matrix needs"):
         _ = incomplete.scatter
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_rows_have_their_own_densities(missing):
+    x = table(12, 3, missing)
+    loadings, loc, scale = parameters(3, 2, "isotropic", shape=(4,))
+    (block,) = RowBlocks(x).read()
+    value = row_log_likelihood(block, loadings, loc, scale)
+    expected = [
+        oracles.log_density(x, m.numpy(), w.numpy(), float(s) ** 2)
+        for w, m, s in zip(loadings, loc, scale, strict=True)
+    ]
+    torch.testing.assert_close(value, torch.tensor(np.array(expected)), rtol=1e-12, atol=1e-12)
