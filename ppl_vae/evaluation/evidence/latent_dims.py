@@ -134,6 +134,7 @@ class Table:
         full[: len(values)] = values
         return float(minka_log_evidence(full, len(self.x))[latent_dim - 1])
 
+    @torch.no_grad()
     def maximal_log_likelihood(self, noise: str, latent_dim: int) -> float:
         """log p of all data at the maximum-likelihood parameters, in nats."""
         ppca = PPCA.like(self.x, latent_dim, noise=noise, mask=self.mask, seed=self.seed)
@@ -181,7 +182,7 @@ def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
     )
     if not evidence.reliable:
         notes += (f"K = {latent_dim}: {str(evidence).splitlines()[-1].strip()}",)
-    if not samples.converged:
+    if not samples.verdict.startswith("reliable"):
         notes += (f"K = {latent_dim}: {samples.verdict}",)
     return OneDim(evidence, criteria, samples, notes)
 
@@ -191,7 +192,7 @@ def _held_out(
 ) -> tuple[float, float, tuple[str, ...]]:
     # The mean of held-out log p over data, its standard error, and caveats.
     if table.x_test is not None:
-        values, _ = samples.log_predictive(table.x_test)
+        values = samples.log_predictive(table.x_test).value
         return *mean_and_error(values), ()
     log_likelihood = samples.log_likelihood(*table.left_out()).flatten(0, 1)
     values, k_hat = leave_one_out(log_likelihood)

@@ -92,7 +92,7 @@ class LatentDims(Result):
                 "this result holds no draws of the posterior (they are not saved); run "
                 "compare_latent_dims again"
             )
-        each = [samples.log_predictive(x, mask=mask)[0] for samples in self.samples]
+        each = [samples.log_predictive(x, mask=mask).value for samples in self.samples]
         weights = self.probability.log().unsqueeze(-1)
         return torch.logsumexp(torch.stack(each) + weights, 0)
 
