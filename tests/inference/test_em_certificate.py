@@ -1,6 +1,7 @@
 """The maxima and certificates of EM, PX-EM and variational EM, on tables of all scales."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ppl_vae.inference.em.expected_covariance import (
 )
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
-from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
+from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
 from ppl_vae.inference.em.state import ILL_CONDITIONED
 from ppl_vae.models import sufficient_statistics
 from ppl_vae.models.eigen import right_singular_vectors
@@ -425,6 +426,16 @@ def test_lbfgs_finds_no_improvement_of_factor_analysis(latent_dim):
     assert result.converged
     assert best - here == pytest.approx(result.certificate, abs=1e-9)
     assert best - here < TOLERANCE
+
+
+def test_gains_of_the_size_of_the_tolerance_are_not_noted():
+    state = types.SimpleNamespace(notes=tuple)
+    run = EMRun(state, None, tol=1e-9, max_iterations=10, converged=True)
+    run.restart_gains = (3e-9, 0.25)
+    (note,) = run.notes()
+    assert note.startswith(RESTARTED) and "once" in note and "(a gain of 0.25 nats" in note
+    run.restart_gains = (3e-9,)
+    assert run.notes() == ()
 
 
 def test_the_best_of_several_starts_is_returned():
