@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pyro
 import torch
 
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 
 
 @contextmanager

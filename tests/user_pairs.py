@@ -488,7 +488,7 @@ def plain_object():
 
 
 def auto_normal():
-    """``AutoNormal``: an auxiliary site and a Delta that carries a density, a row a datum."""
+    """``AutoNormal``: an auxiliary site and a Delta that carries a density, one row per datum."""
     model, _, x = positive_latent()
     start = init_to_value(values={"z": torch.full((N, 2), 2.0)})
     guide = AutoNormal(model, init_scale=0.4, init_loc_fn=start)

@@ -17,7 +17,7 @@ import user_pairs
 from captured import OPTIMIZERS, B, Steps, assert_equal, both_fits
 from ppl_vae import ELBO, IWAE, PPCA, VAE, AmortizedGuide, ExactGuide, PerDatumGuide, fit_svi, mlp
 from ppl_vae.capture.functional_optim import functional_optimizer
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll

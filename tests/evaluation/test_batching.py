@@ -15,9 +15,9 @@ from ppl_vae.capture.compiled import MAX_SIGNATURES, CompiledFunction, GraphRepl
 from ppl_vae.capture.graph import CaptureError, capture_graph
 from ppl_vae.capture.matmul import select_fastest_matmul
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import filter_kwargs, modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import filter_kwargs, modules_of
-from ppl_vae.core.state import isolated_store, mode, precision, seeded
+from ppl_vae.core.state import isolated_store, precision, seeded, train_mode
 from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LogWeightSampler
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
@@ -199,7 +199,7 @@ def test_modes_and_shapes_are_distinguished(float64):
             losses = []
             for training in (True, True, False, False, True):
                 for rows in (slice(0, 8), slice(0, 5)):
-                    with mode(vae.model, vae.guide, training=training):
+                    with train_mode(vae.model, vae.guide, training=training):
                         losses.append(svi.step(x[rows]))
         found[kind] = losses
     assert found[CapturedSVI] == pytest.approx(found[SVI], rel=1e-8)

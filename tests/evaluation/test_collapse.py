@@ -29,7 +29,8 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation import Collapse
 from ppl_vae.evaluation.latent_space import aggregate_posterior
-from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension, spectrum
+from ppl_vae.evaluation.latent_space.collapse import kl_by_dimension
+from ppl_vae.evaluation.latent_space.spectrum import spectrum
 from ppl_vae.likelihoods import Bernoulli, Gaussian
 from ppl_vae.objectives.bounds import ELBO
 
@@ -148,8 +149,8 @@ def of_linear_pair(slope, variance, K):
 
 
 def standardized_errors(slope, variance, K, N, num_samples, repetitions):
-    """(estimate - truth) / error of all three terms, and the share of saturated estimates."""
-    truth, found, saturated = of_linear_pair(slope, variance, K), [], 0
+    """(estimate - truth) / error of all three terms, and the share of underestimated estimates."""
+    truth, found, underestimated = of_linear_pair(slope, variance, K), [], 0
     for seed in range(repetitions):
         codes = collapse(
             *linear_pair(slope, variance, K), draw(N, K, seed=seed),
@@ -158,8 +159,8 @@ def standardized_errors(slope, variance, K, N, num_samples, repetitions):
         values = codes.mean_kl, codes.mutual_information, codes.aggregate_kl
         errors = codes.mean_kl_error, codes.mutual_information_error, codes.aggregate_kl_error
         found.append([(v - t) / e for v, t, e in zip(values, truth, errors, strict=True)])
-        saturated += codes.saturated
-    return np.array(found), saturated / repetitions
+        underestimated += codes.underestimated
+    return np.array(found), underestimated / repetitions
 
 
 def assert_calibrated_errors(z, repetitions):
@@ -173,8 +174,8 @@ def assert_calibrated_errors(z, repetitions):
 
 def test_standard_errors_are_calibrated_although_the_mixture_is_shared():
     """All data share one mixture; the standard deviation over data still gives the error."""
-    z, saturated = standardized_errors(1.5, 0.36, 1, 150, 2, 80)
-    assert saturated == 0
+    z, underestimated = standardized_errors(1.5, 0.36, 1, 150, 2, 80)
+    assert underestimated == 0
     for column in z.T:
         assert_calibrated_errors(column, 80)
 
@@ -190,22 +191,22 @@ def test_standard_errors_are_calibrated_although_the_mixture_is_shared():
     ],
 )
 def test_intervals_have_nominal_coverage(slope, variance, K, N, num_samples):
-    z, saturated = standardized_errors(slope, variance, K, N, num_samples, 400)
-    assert saturated < 0.05
+    z, underestimated = standardized_errors(slope, variance, K, N, num_samples, 400)
+    assert underestimated < 0.05
     for column in z.T[:2]:  # where the aggregate is the prior its estimate is all bias
         assert_calibrated_errors(column, 400)
 
 
-def test_estimates_without_nominal_coverage_are_saturated():
-    z, saturated = standardized_errors(0.9, 0.19, 8, 400, 2, 3)
-    assert saturated == 1 and z[:, 1].max() < -4
+def test_estimates_without_nominal_coverage_are_underestimates():
+    z, underestimated = standardized_errors(0.9, 0.19, 8, 400, 2, 3)
+    assert underestimated == 1 and z[:, 1].max() < -4
     # Both bounds hold: the lower one by the estimate, the upper one by the moments.
     codes = collapse(*linear_pair(0.9, 0.19, 8), draw(400, 8), seed=0)
     truth = of_linear_pair(0.9, 0.19, 8)[1]
     assert codes.mutual_information < codes.max_mutual_information == pytest.approx(math.log(400))
     width = 5 * codes.mean_kl_error
     assert codes.upper_bound == pytest.approx(truth, abs=width) and codes.moment_kl < 0.1
-    assert codes.failure is None and "400 data are too few to distinguish" in codes.verdict
+    assert codes.failure is None and "too few data, 400, to distinguish" in codes.verdict
     assert f"at most {codes.upper_bound:.3f}" in repr(codes)
 
 
@@ -222,7 +223,9 @@ def test_the_estimated_bias_has_the_right_size():
     assert 0.6 * stated < -bias < 2.5 * stated
     # It is small, but not relative to the error: intervals would have less than nominal coverage.
     errors = np.array([codes.mutual_information_error for codes in found])
-    assert 0.01 < stated < errors.mean() and np.mean([codes.saturated for codes in found]) > 0.5
+    assert (
+        0.01 < stated < errors.mean() and np.mean([codes.underestimated for codes in found]) > 0.5
+    )
 
 
 def test_the_terms_for_few_data_agree_with_quadrature():
@@ -356,7 +359,9 @@ def test_a_guide_equal_to_the_prior_is_posterior_collapse():
     for value in (codes.mean_kl, codes.mutual_information, codes.aggregate_kl, codes.bias):
         assert abs(value) < 1e-9
     assert float((codes.retrieval_prob - 1 / 30).abs().max()) < 1e-9
-    assert not codes.saturated and not codes.active.any() and codes.kl_by_dimension.max() < 1e-9
+    assert (
+        not codes.underestimated and not codes.active.any() and codes.kl_by_dimension.max() < 1e-9
+    )
 
 
 def test_a_constant_q_other_than_the_prior_is_no_posterior_collapse():
@@ -375,7 +380,7 @@ def test_a_constant_q_other_than_the_prior_is_no_posterior_collapse():
 def test_narrow_codes_far_from_the_prior_are_a_lookup_table():
     ppca, x = PPCA(5, 2, seed=0).double(), draw(40, 5)
     codes = collapse(ppca.model, per_datum_guide(30 * draw(40, 2), 1e-3), x, seed=0)
-    assert codes.failure == "lookup table" and codes.saturated
+    assert codes.failure == "lookup table" and codes.underestimated
     assert repr(codes).startswith(
         "collapse: lookup table: codes identify their datum with probability 1.00"
     )
@@ -390,9 +395,10 @@ def test_narrow_codes_far_from_the_prior_are_a_lookup_table():
     )
     # Narrow codes within the prior cannot be distinguished from good codes of a larger data set.
     near = collapse(ppca.model, per_datum_guide(draw(40, 2), 1e-3), x, seed=0)
-    assert near.failure is None and near.saturated
+    assert near.failure is None and near.underestimated
     assert (
-        "codes identify their datum with probability 1.00: 40 data are too few to" in near.verdict
+        "codes identify their datum with probability 1.00: there are too few data, 40,"
+        in near.verdict
     )
 
 
@@ -472,7 +478,7 @@ def test_a_vae_collapses_at_the_threshold_and_not_with_a_learned_noise(seed):
     unit, learned = found
     assert unit.failure == "posterior collapse" and float(unit.kl_by_dimension.max()) < 0.05
     assert unit.spectrum.collapsing(1.0) == list(range(8)) and unit.mutual_information < 0.05
-    assert int(learned.active.sum()) >= 5 and learned.failure is None and learned.saturated
+    assert int(learned.active.sum()) >= 5 and learned.failure is None and learned.underestimated
 
 
 # The upper bound on the mutual information

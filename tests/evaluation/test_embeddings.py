@@ -69,7 +69,7 @@ def test_codes_errors_and_accuracies_agree_with_numpy(found, table):
 def test_the_printed_table_and_storage(found):
     result = found[2]
     text = repr(result)
-    assert text.startswith("60 held-out rows, ± standard error")
+    assert text.startswith("60 held-out rows, ± one standard error")
     for each in result.embeddings:
         line = next(line for line in text.splitlines() if line.startswith(f"{each.name} "))
         assert "{:.3f} ± {:.3f}".format(*each.mean_error) in line

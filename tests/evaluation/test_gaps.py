@@ -13,8 +13,9 @@ import oracles
 import user_pairs
 from ppl_vae import Gaussian, fit_svi
 from ppl_vae.core.state import seeded
-from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
+from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.local_optimum import SphericalRadialRule
+from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.guides.families import COVARIANCES
@@ -567,9 +568,9 @@ def test_a_result_prints_and_converts():
         assert text.startswith("Gaps in nats per datum")
         assert f"log p {found.log_likelihood.mean():.3f} ({source})" in text
         assert f"ELBO {found.elbo.mean():.3f}" in text
-        line = f"approximation {found.approximation:.3f} +- {found.approximation_error:.3f}"
+        line = f"approximation {found.approximation:.3f} ± {found.approximation_error:.3f}"
         assert f"{line} (best diagonal q per datum)" in text
-        assert f"amortization  {found.amortization:.3f} +- {found.amortization_error:.3f}" in text
+        assert f"amortization  {found.amortization:.3f} ± {found.amortization_error:.3f}" in text
         assert "tensor(" not in text
         frame = found.to_frame()
         assert len(frame) == N

@@ -17,8 +17,8 @@ import loops
 import oracles
 import user_pairs
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import modules_of
 from ppl_vae.data.transforms import digits
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.marginal_likelihood import batching
@@ -34,7 +34,8 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp, zero_output
@@ -120,7 +121,7 @@ def test_one_draw_of_a_bad_guide_is_unreliable():
     ppca, _ = make()
     estimate = log_likelihood(ppca.model, scaled(ppca, 0.1), rows_of(ppca, N), 1, seed=0)
     assert not estimate.reliable.any()
-    assert "1 draws are too few to assess it" in repr(estimate)
+    assert "too few draws were made to assess it, 1;" in repr(estimate)
 
 
 def test_rows_of_a_table_are_looked_up_by_their_index(monkeypatch):
@@ -545,7 +546,8 @@ def test_few_draws_are_unreliable(num_samples):
     text = repr(estimate)
     assert "NOT reliable for 30 of 30 data" in text
     assert (
-        f"unreliable because {num_samples} draws are too few to assess it; use at least 25" in text
+        f"unreliable because too few draws were made to assess it, {num_samples}; use at least 25"
+        in text
     )
     enough = log_likelihood(ppca.model, scaled(ppca, 1.1), rows_of(ppca, N), 1000, seed=0)
     assert enough.reliable.all()
@@ -832,7 +834,7 @@ def test_a_result_prints_and_converts():
     text = repr(estimate)
     unreliable = int((~estimate.reliable).sum())
     assert f"NOT reliable for {unreliable} of 20 data, for which it is a lower bound" in text
-    assert f"{estimate.mean:.3f} +- {estimate.mean_error:.3f} nats per datum" in text
+    assert f"{estimate.mean:.3f} ± {estimate.mean_error:.3f} nats per datum" in text
     assert "(importance, 500 draws, refine=0)" in text
     high, allowed = float(estimate.tail_index.median()), float(estimate.limit.median())
     assert f"unreliable because the pooled tail index {high:.2f} is above {allowed:.2f}" in text
@@ -875,4 +877,4 @@ def test_a_single_datum():
     assert estimate.mean_error == float(estimate.standard_error[0])
     z = (estimate.mean - oracles.log_density(x, *parameters)[0]) / estimate.mean_error
     assert abs(z) < oracles.z_limit()
-    assert "+- 0.0" in repr(estimate)
+    assert "± 0.0" in repr(estimate)

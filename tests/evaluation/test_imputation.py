@@ -37,8 +37,8 @@ from ppl_vae import (
     to_arviz,
 )
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import filter_kwargs, modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import filter_kwargs, modules_of
 from ppl_vae.core.state import validation
 from ppl_vae.core.traces import by_draw_and_datum, sites
 from ppl_vae.evaluation import kl_by_dimension

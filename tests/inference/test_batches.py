@@ -8,7 +8,7 @@ from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi.capture_policy import best_unroll, captured_fraction, is_worth_compiling
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.schedule import Schedule
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 

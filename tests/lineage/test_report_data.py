@@ -13,7 +13,7 @@ import oracles
 import user_pairs
 from lineages import LABELS, SHORT, TINY, USER_PAIR
 from ppl_vae import run_lineage
-from ppl_vae.core.program import bound_object
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.evaluation.latent_space.traversal import GRID_SIZE
 from ppl_vae.lineage.report_data import NUM_COLUMNS, ReportData, report_data
 from ppl_vae.lineage.result import Lineage

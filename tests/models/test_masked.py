@@ -773,6 +773,6 @@ def test_digits_against_the_exact_conditional_mean_of_ppca(capsys):
         print(
             f"\nsquared error a hidden cell: column means {means.mean():.5f}, PPCA (K = {best}) "
             f"{exact.mean():.5f}, masked autoencoder {ours.mean():.5f}; difference "
-            f"{difference.mean():+.5f} +- {difference.std() / len(x_test) ** 0.5:.5f}"
+            f"{difference.mean():+.5f} ± {difference.std() / len(x_test) ** 0.5:.5f}"
         )
     assert max(float(ours.mean()), float(exact.mean())) < float(means.mean())

@@ -13,7 +13,8 @@ from torch import nn
 import draws
 from ppl_vae.guides.families import COVARIANCES, num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import ACTIVATIONS, last_linear, mlp, zero_output
