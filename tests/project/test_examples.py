@@ -9,7 +9,6 @@ from files import ROOT
 
 # The others take longer than these, and run with the slow tests and when the gallery is built.
 QUICK = [
-    "impute_metabolites",
     "port_an_encoder",
     "rank_k_reconstructions",
     "tobamovirus_map",
