@@ -20,6 +20,7 @@ from .data.images import image_set as image_set
 from .data.tables import read_table as read_table
 from .data.transforms import binarize as binarize
 from .data.transforms import digits as digits
+from .evaluation.evidence.latent_dims import compare_latent_dims as compare_latent_dims
 from .evaluation.inference_gaps.gaps import gaps as gaps
 from .evaluation.latent_space.collapse import collapse as collapse
 from .evaluation.latent_space.spectrum import spectrum as spectrum
@@ -38,6 +39,7 @@ from .inference.em.fit import fit_em as fit_em
 from .inference.em.fit import variational_em as variational_em
 from .inference.svi.captured_svi import CapturedSVI as CapturedSVI
 from .inference.svi.fit import fit_svi as fit_svi
+from .inference.variational_bayes.fit import fit_vb as fit_vb
 from .interop.arviz import to_arviz as to_arviz
 from .interop.sklearn import PPCATransformer as PPCATransformer
 from .likelihoods.discrete import Bernoulli as Bernoulli
@@ -84,12 +86,14 @@ __all__ = [
     "binarize",
     "collapse",
     "compare",
+    "compare_latent_dims",
     "cross_check",
     "digits",
     "elbo",
     "fit_closed_form",
     "fit_em",
     "fit_svi",
+    "fit_vb",
     "gaps",
     "image_set",
     "impute",

@@ -9,16 +9,20 @@ from .sparse.pca import implied_gaussian as implied_gaussian
 from .svi.calibration import freeze_scale as freeze_scale
 from .svi.captured_svi import CapturedSVI as CapturedSVI
 from .svi.fit import fit_svi as fit_svi
+from .variational_bayes.fit import fit_vb as fit_vb
+from .variational_bayes.result import VBResult as VBResult
 
 __all__ = [
     "BestCodes",
     "CapturedSVI",
+    "VBResult",
     "best_codes",
     "fit_closed_form",
     "fit_dictionary",
     "fit_em",
     "fit_pca",
     "fit_svi",
+    "fit_vb",
     "freeze_scale",
     "implied_gaussian",
     "variational_em",

@@ -9,6 +9,7 @@ from .topics import TopicDecoder as TopicDecoder
 from .topics import top_words as top_words
 from .topics import topic_vae as topic_vae
 from .vae import VAE as VAE
+from .variational_posterior import VBPosterior as VBPosterior
 
 __all__ = [
     "PPCA",
@@ -18,6 +19,7 @@ __all__ = [
     "InverseGammaScale",
     "SupervisedEncoder",
     "TopicDecoder",
+    "VBPosterior",
     "load",
     "save",
     "top_words",

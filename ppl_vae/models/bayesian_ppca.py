@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from ppl_vae.core.config import configurable
+from ppl_vae.core.config import ConstructorCall, configurable
 from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.program import Density, Program, count_rows, data_plate
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -37,6 +37,17 @@ class Parameters(NamedTuple):
     loc: Tensor
     noise_scale: Tensor
     relevance: Tensor | None
+
+    def sites(self) -> dict[str, Tensor]:
+        """The draws by the names of the model's sites."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    @property
+    def column_scale(self) -> Float[Tensor, "*S D"]:
+        """sigma as one number per column."""
+        scale = self.noise_scale
+        wide = scale if scale.dim() == self.loc.dim() else scale.unsqueeze(-1)
+        return wide.expand_as(self.loc)
 
 
 class BayesianPPCA(Program):
@@ -154,6 +165,16 @@ class BayesianPPCA(Program):
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
         )
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
+
+    def __repr__(self) -> str:
+        names = ("data_dim", "latent_dim", "noise", "prior", "marginal")
+        call = ConstructorCall(type(self).__name__, {name: getattr(self, name) for name in names})
+        lines = [repr(call), f"  loadings ~ {self.loadings_prior!r}"]
+        if self.relevance_prior is not None:
+            lines[1] += ", its scale divided by relevance^(1/2)"
+            lines.append(f"  relevance ~ {self.relevance_prior!r}")
+        lines += [f"  loc ~ {self.loc_prior!r}", f"  noise_scale ~ {self.noise_prior!r}"]
+        return "\n".join(lines)
 
     def sample_parameters(self) -> Parameters:
         """Draw the parameters, as sites of the program that calls it."""
