@@ -13,7 +13,6 @@ QUICK = [
     "rank_k_reconstructions",
     "tobamovirus_map",
     "topic_recovery",
-    "vae_as_model_and_guide",
 ]
 EXAMPLES = [
     pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.name)
