@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, VAE, Gaussian, digits, fit_svi
 
-EPOCHS, D, K = 2 if "--smoke" in sys.argv else 100, 64, 8
+EPOCHS, D, K = 20 if "--smoke" in sys.argv else 100, 64, 8
 x, x_test = torch.as_tensor(digits()).split((1400, 397))
 vae_like = partial(VAE, data_dim=D, latent_dim=K)
 fit = partial(fit_svi, epochs=EPOCHS, batch_size=100, lr=3e-3, seed=0, capture=False)

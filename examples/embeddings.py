@@ -15,21 +15,11 @@ from functools import partial
 import torch
 from sklearn.datasets import load_digits
 
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
-    ExactGuide,
-    Gaussian,
-    digits,
-    fit_closed_form,
-    fit_svi,
-    plots,
-)
+from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Gaussian, digits, fit_closed_form, fit_svi, plots
 from ppl_vae.evaluation import compare_embeddings
 from ppl_vae.networks import GaussianNoise
 
-EPOCHS = 2 if "--smoke" in sys.argv else 300
+EPOCHS = 60 if "--smoke" in sys.argv else 300
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, labels = torch.as_tensor(digits(), dtype=torch.float32)[order], load_digits().target[order]
 x, x_val, x_test = x[:1200], x[1200:1297], x[1297:]

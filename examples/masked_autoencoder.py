@@ -18,7 +18,7 @@ from ppl_vae import PPCA, Autoencoder, digits, fit_closed_form, fit_svi, plots
 from ppl_vae.data import ImageGrid
 from ppl_vae.networks import HiddenPatches
 
-EPOCHS, DRAWS, LARGEST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
+EPOCHS, DRAWS, LARGEST = (20, 2, 31) if "--smoke" in sys.argv else (300, 10, 61)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, x_val, x_test = torch.as_tensor(digits()).float()[order].split([1297, 200, 300])
 patches = HiddenPatches((1, 8, 8), patch=2, share=0.75)

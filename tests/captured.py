@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ppl_vae import ELBO
-from ppl_vae.core.program import modules_of
-from ppl_vae.core.state import isolated_store, mode, seeded, validation
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.state import isolated_store, seeded, train_mode, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
@@ -65,7 +65,7 @@ def both_fits(make, x, steps=4, unroll=1, *, compiled=False, size=B, **settings)
             with seeded(7):
                 model, guide = make()
                 run = Steps(model, guide, x, **settings)
-            with mode(model, guide, training=True):
+            with train_mode(model, guide, training=True):
                 values = run.run(rows[:1])
                 if capture:
                     captured = CapturedSteps(

@@ -12,28 +12,26 @@ from typing import Any
 
 import pyro
 import torch
-from jaxtyping import Float
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from ppl_vae.core.autoguides import check_automatic, without_data
+from ppl_vae.core.autoguides import check_automatic, check_parts_not_joint, without_data
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
-from ppl_vae.core.program import (
-    Program,
-    ProgramLike,
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import (
     accepted_kwargs,
-    as_data_and_mask,
     bound_object,
-    check_support,
     filter_kwargs,
     modules_of,
     notes_of,
     placement,
 )
-from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, mode
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, check_pair, frames, sites
+from ppl_vae.core.program import Program, ProgramLike
+from ppl_vae.core.stacked_draws import stack_runs
+from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, train_mode
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, check_pair, free_dim, global_sites, sites
 from ppl_vae.core.validation import ArrayLike
 
 
@@ -53,6 +51,7 @@ class Pair:
     _sample_dim: list[int | None] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
+    _has_globals: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, program in (("model", self.model), ("guide", self.guide)):
@@ -97,7 +96,7 @@ class Pair:
         """Data as a batch on the pair's device, checked at the boundary.
 
         Raises:
-            ValueError: as :func:`ppl_vae.core.program.as_data_and_mask`.
+            ValueError: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
         """
         values, observed = as_data_and_mask(x, mask, model=self.model, guide=self.guide, name=name)
         return Batch(values, observed)
@@ -110,9 +109,19 @@ class Pair:
         """
         check_support(self.model, batch.x, batch.mask)
 
-    def with_guide(self, guide: ProgramLike) -> "Pair":
-        """The same model under another guide."""
-        return Pair(self.model, guide)
+    def with_guide(self, guide: ProgramLike, *, sample_dim: int | None = None) -> "Pair":
+        """The same model under another guide.
+
+        Args:
+            guide: the other guide.
+            sample_dim: the :meth:`sample_dim` of the new pair, where it is known, since the guide
+                has the plates of the present one; None: it is found when it is first needed.
+        """
+        pair = Pair(self.model, guide)
+        pair._has_globals.extend(self._has_globals)
+        if sample_dim is not None:
+            pair._sample_dim.append(sample_dim)
+        return pair
 
     def eval_mode(self) -> AbstractContextManager[None]:
         """Evaluation mode in which nothing is masked, see :func:`ppl_vae.core.state.eval_mode`."""
@@ -120,7 +129,7 @@ class Pair:
 
     def train_mode(self, training: bool = True) -> AbstractContextManager[None]:
         """Training or evaluation mode of the pair's modules."""
-        return mode(self.model, self.guide, training=training)
+        return train_mode(self.model, self.guide, training=training)
 
     def dry_run(self) -> AbstractContextManager[None]:
         """Runs inside leave generators and buffers as they were."""
@@ -132,20 +141,30 @@ class Pair:
         Args:
             batch: of which each program is given the keywords that its signature takes.
             num_samples: draws per datum: under a plate of samples, or, for programs that cannot
-                have one (``dim`` None), by running each row that often.
+                have one (``dim`` None), by running each row that often, or, if they have global
+                latent variables too, by one run per draw.
             dim: the dimension of the plate of samples, see :meth:`sample_dim`.
 
         Raises:
             ValueError: as :func:`ppl_vae.core.traces.check_pair`.
         """
+        if num_samples > 1 and dim is None and self.has_globals(batch):
+            return stack_runs([self._run(batch, 1, None) for _ in range(num_samples)])
+        return self._run(batch, num_samples, dim)
+
+    def _run(self, batch: Batch, num_samples: int, dim: int | None) -> PairTraces:
         repeats = num_samples if dim is None else 1
         num_data = filter_kwargs(self.model, batch.keywords).get("num_data")
-        rows = len(batch)
+        rows, once = len(batch), batch
         guide_trace, batch = _traced_guide(self.guide, batch, num_samples, dim)
         with CheckedReplay(trace=guide_trace):
             model_trace = _traced(self.model, batch, num_samples, dim)
         traces = PairTraces(model_trace, guide_trace, num_data, repeats)
         check_pair(traces, rows * repeats)
+        if any(site["infer"].get("is_auxiliary") for site in global_sites(guide_trace).values()):
+            check_parts_not_joint(self.modules, once)
+        if not self._has_globals:
+            self._has_globals.append(bool(traces.global_latent))
         return traces
 
     def sample_dim(self, batch: Batch) -> int | None:
@@ -156,12 +175,23 @@ class Pair:
         Returns:
             The dimension, or None if the programs run alone but not under a further plate, or
             have other densities there (a network that takes 2-d input only, a ``softmax(dim=1)``):
-            such a pair is run on repeated rows.
+            such a pair is run on repeated rows, or once per draw.
         """
         if not self._sample_dim:
             with dry_run_eval(self.model, self.guide):
                 self._sample_dim.append(_find_sample_dim(self, batch))
         return self._sample_dim[0]
+
+    def has_globals(self, batch: Batch) -> bool:
+        """Whether latent variables are outside the plate over data.
+
+        It is found in the first run of the pair, or else by a run of the guide.
+        """
+        if not self._has_globals:
+            with dry_run_eval(self.guide):
+                trace, _ = _traced_guide(self.guide, batch, 1, None)
+            self._has_globals.append(bool(global_sites(trace)))
+        return self._has_globals[0]
 
 
 def _holds_programs(module: nn.Module) -> bool:
@@ -183,7 +213,7 @@ def _traced_guide(
 ) -> tuple[Trace, Batch]:
     """The guide's trace, and the batch it was run on: with repeated rows where ``dim`` is None."""
     repeats = num_samples if dim is None else 1
-    check_automatic(guide, len(batch), batch.keywords, repeats)
+    check_automatic(guide, batch, repeats)
     batch = batch.repeated(repeats) if repeats > 1 else batch
     return _traced(without_data(guide), batch, num_samples, dim), batch
 
@@ -196,8 +226,7 @@ def _traced(program: ProgramLike, batch: Batch, num_samples: int, dim: int | Non
 
 def _find_sample_dim(pair: Pair, batch: Batch) -> int | None:
     alone = [pair.run(batch), pair.run(batch)]
-    plates = [frames(s) for t in (alone[0].model, alone[0].guide) for s in sites(t).values()]
-    dim = min(frame.dim for found in plates for frame in found.values()) - 1
+    dim = free_dim(alone[0])
     try:
         same = _same_draw_by_draw(pair, batch, alone, dim)
     except Exception:  # any error that a user's program raises on a further dimension
@@ -209,14 +238,21 @@ def _find_sample_dim(pair: Pair, batch: Batch) -> int | None:
 
 def _same_draw_by_draw(pair: Pair, batch: Batch, alone: list[PairTraces], dim: int) -> bool:
     """Whether two draws have the log weights under a plate at ``dim`` that they have alone."""
-    separate: Float[Tensor, "2 B"] = torch.cat([run.log_weights() for run in alone])
+    local = torch.cat([run.log_weights() for run in alone])
+    shared = torch.cat([run.global_log_weights() for run in alone])
     first, second = (run.guide for run in alone)
     for name, site in sites(first).items():
         values = site["value"], sites(second)[name]["value"]
         rank = -dim - 1 + len(site["fn"].event_shape)
         site["value"] = torch.stack([v.reshape((1,) * (rank - v.dim()) + v.shape) for v in values])
     replayed = pair.with_guide(poutine.replay(pair.guide, trace=first))
-    together = replayed.run(batch, num_samples=2, dim=dim).log_weights()
+    together = replayed.run(batch, num_samples=2, dim=dim)
+    if not _close(together.log_weights(), local):
+        return False
+    return _close(together.global_log_weights().expand(2), shared)
+
+
+def _close(together: Tensor, separate: Tensor) -> bool:
     return together.shape == separate.shape and torch.allclose(
         together, separate, rtol=1e-3, atol=1e-3, equal_nan=True
     )

@@ -1,4 +1,4 @@
-"""The contract of models and guides: base class, plate over data, names, dtypes and devices.
+"""The contract of models and guides: base class, plate over data, names.
 
 A *program* is a callable ``program(x, ...)`` that consists of Pyro statements: a function, a bound
 method or a ``PyroModule``. A *model* and a *guide* are programs whose sites are in the plate
@@ -6,23 +6,17 @@ method or a ``PyroModule``. A *model* and a *guide* are programs whose sites are
 :class:`Program`.
 """
 
-import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyro
 import torch
-from jaxtyping import Bool, Float, Int
-from pyro.infer.autoguide import AutoGuide
+from jaxtyping import Float, Int
 from pyro.nn import PyroModule, PyroSample
-from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import _bound_partial
 from torch import Tensor, nn
 
-from ppl_vae.core.closures import used_modules
 from ppl_vae.core.config import ConstructorCall, constructor_call
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""
@@ -73,7 +67,7 @@ class Program(PyroModule):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _refuse_random(self, name, value)
+        refuse_random(self, name, value)
         super().__setattr__(name, value)
 
     @classmethod
@@ -89,7 +83,7 @@ class Program(PyroModule):
         _rename(self, name, context)
 
 
-def _refuse_random(program: Program, name: str, value: Any) -> None:
+def refuse_random(program: Program, name: str, value: Any) -> None:
     """Refuse a ``PyroSample``, or a module with one, as part of a program of the package."""
     random = name if isinstance(value, PyroSample) else None
     if isinstance(value, nn.Module):
@@ -106,18 +100,6 @@ def _refuse_random(program: Program, name: str, value: Any) -> None:
             "Keep it a parameter, which fit_svi estimates; weight decay in the optimizer acts as "
             "a prior on it"
         )
-
-
-def check_parameters_not_random(*programs: ProgramLike) -> None:
-    """Check that no attribute of the package's programs was replaced by a ``PyroSample``.
-
-    Raises:
-        ValueError: naming the attribute.
-    """
-    for program in own_modules(*programs):
-        if isinstance(program, Program):
-            for name, part in program.named_children():
-                _refuse_random(program, name, part)
 
 
 def _rename(module: PyroModule, name: str, context: Any) -> None:
@@ -176,170 +158,3 @@ def fold_rows(
             f"{tuple(out.shape)}"
         )
     return out.reshape(*values.shape[:-1], width)
-
-
-def accepted_kwargs(program: ProgramLike) -> tuple[set[str], bool]:
-    """The keywords in a program's signature, and whether it takes any others (``**kwargs``)."""
-    program = _inside_handlers(program)
-    if isinstance(program, AutoGuide | GuideMessenger) and program._model is not None:
-        return accepted_kwargs(program.model)  # they pass all keywords on to it
-    target = program.forward if isinstance(program, nn.Module) else program
-    parameters = inspect.signature(target).parameters.values()
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def filter_kwargs(program: ProgramLike, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``keywords`` that are not None and that the program's signature takes."""
-    named, anything = accepted_kwargs(program)
-    return {k: v for k, v in keywords.items() if v is not None and (anything or k in named)}
-
-
-def bound_object(program: ProgramLike) -> Any:
-    """The object of a bound method, a module, or the function itself.
-
-    ``functools.partial`` and Pyro's handlers (``poutine.condition(model, ...)``) are unwrapped.
-    """
-    while not isinstance(program := _inside_handlers(program), nn.Module):
-        bound_to = getattr(program, "__self__", None)
-        if bound_to is not None:
-            return bound_to
-        # A handler is a partial too, but of Pyro's own function: what it wraps comes first.
-        inner = getattr(program, "__wrapped__", None) or getattr(program, "func", None)
-        if inner is None:
-            return program
-        program = inner
-    return program
-
-
-def _inside_handlers(program: Any) -> Any:
-    # A handler or plate called on a program gives _bound_partial(partial(wrap, handler, program)).
-    while isinstance(program, _bound_partial):
-        inner: Any = program.func
-        program = inner.args[1]
-    return program
-
-
-def own_modules(*programs: ProgramLike) -> list[nn.Module]:
-    """The modules that programs are, are methods of, or hold (as an ``ExactGuide`` its model)."""
-    owners = [bound_object(program) for program in programs]
-    parts = [part for owner in owners for part in (owner, *getattr(owner, "_held", ()))]
-    return _distinct(part for part in parts if isinstance(part, nn.Module))
-
-
-def modules_of(*programs: ProgramLike) -> list[nn.Module]:
-    """:func:`own_modules`, and the modules that a plain function uses from around it."""
-    around = [part for p in programs for part in used_modules(p, _home(p))]
-    return _distinct([*own_modules(*programs), *around])
-
-
-def _home(program: ProgramLike) -> str | None:
-    return getattr(bound_object(program), "__module__", None)
-
-
-def _distinct(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    return list({id(module): module for module in modules}.values())
-
-
-def notes_of(*programs: ProgramLike) -> tuple[str, ...]:
-    """The caveats (``notes()``) that the programs' modules state about their numbers, each
-    once."""
-    parts = [part for module in modules_of(*programs) for part in module.modules()]
-    owners = [bound_object(program) for program in programs]
-    methods: list[Any] = [getattr(part, "notes", None) for part in (*owners, *parts)]
-    lists: list[Any] = [notes() for notes in methods if callable(notes)]
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(lists)))
-
-
-def tensors_of(*programs: ProgramLike) -> Iterator[Tensor]:
-    """Parameters and buffers of the programs' modules, in order."""
-    for module in modules_of(*programs):
-        yield from itertools.chain(module.parameters(), module.buffers())
-
-
-def placement(*programs: ProgramLike) -> dict[str, Any]:
-    """``dtype`` and ``device`` of the programs' first floating-point tensor; empty without one."""
-    for tensor in tensors_of(*programs):
-        if tensor.is_floating_point():
-            return {"dtype": tensor.dtype, "device": tensor.device}
-    return {}
-
-
-def as_data_and_mask(
-    x: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    model: ProgramLike,
-    guide: ProgramLike | None = None,
-    name: str = "x",
-) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N D"] | None]:
-    """Data where a pair can use them: zeros in place of missing values, and the mask that says
-    where they are.
-
-    Args:
-        x: the data; NaN marks a missing value.
-        mask: True where observed, of x's shape; missing values are where it is False or x is NaN.
-        model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
-        name: the name of x in messages.
-
-    Returns:
-        x with zeros in place of missing values, and the mask, or None if nothing is missing.
-
-    Raises:
-        ValueError: if something is missing and the model takes no ``mask``, if mask has another
-            shape, or if a row has nothing observed; and as :func:`as_matrix`.
-    """
-    programs = [model] if guide is None else [model, guide]
-    check_parameters_not_random(*programs)
-    place = placement(*programs)
-    if not place and not isinstance(x, Tensor):
-        place = {"dtype": torch.get_default_dtype()}
-    x = as_matrix(x, name=name, check_finite=True, **place)
-    width = getattr(bound_object(model), "data_dim", x.shape[1])
-    if x.shape[1] != width:
-        raise ValueError(
-            f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
-        )
-    observed = observed_mask(x, mask, name=name)
-    return (x, None) if observed is None else _with_zeros(x, observed, model, name)
-
-
-def _with_zeros(
-    x: Tensor, observed: Tensor, model: ProgramLike, name: str
-) -> tuple[Tensor, Tensor]:
-    if "mask" not in filter_kwargs(model, {"mask": observed}):
-        raise ValueError(
-            f"{name} has {int((~observed).sum())} missing entries, but the model takes no keyword "
-            "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the missing "
-            "values"
-        )
-    check_rows_observed(observed, name=name)
-    return torch.where(observed, x, torch.zeros_like(x)), observed
-
-
-def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
-    """Call the model's ``check_data(x, mask)``, if it has one: it refuses data outside its
-    support."""
-    check = getattr(bound_object(model), "check_data", None)
-    if check is not None:
-        check(x, mask)
-
-
-def notes_on(model: ProgramLike, x: Tensor, mask: Tensor | None) -> tuple[str, ...]:
-    """The caveats of a model's ``notes_on(x, mask)`` about a fit to these data, if it has one."""
-    notes = getattr(bound_object(model), "notes_on", None)
-    return () if notes is None else tuple(notes(x, mask))
-
-
-def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
-    """x as a program's own tensor: its dtype and device, 2-d, of the stated width.
-
-    Raises:
-        ValueError: if x is not 2-d or has another width.
-    """
-    x = x if isinstance(x, Tensor) else as_matrix(x)
-    if x.dim() != 2 or (width is not None and x.shape[1] != width):
-        raise ValueError(
-            f"x must have shape (rows, {width or 'columns'}) here; it has shape {tuple(x.shape)}"
-        )
-    return x.to(like)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.core.program import ProgramLike, modules_of
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import check_option
 
 
@@ -155,7 +156,7 @@ class _Rounded(TorchDispatchMode):
 
 
 @contextmanager
-def mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
+def train_mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
     """Training or evaluation mode (dropout, batch norm) for the programs' modules."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     before = [(part, part.training) for part in parts]
@@ -176,7 +177,7 @@ def dry_run_eval(*programs: ProgramLike) -> Iterator[None]:
     """
     with (
         dry_run(*programs),
-        mode(*programs, training=False),
+        train_mode(*programs, training=False),
         _each_in("dummy_scale", *programs),
     ):
         yield
@@ -195,7 +196,7 @@ def disable_patch_masking(*programs: ProgramLike) -> Iterator[None]:
 @contextmanager
 def eval_mode(*programs: ProgramLike) -> Iterator[None]:
     """Evaluation mode, in which programs do not mask parts of x."""
-    with mode(*programs, training=False), disable_patch_masking(*programs):
+    with train_mode(*programs, training=False), disable_patch_masking(*programs):
         yield
 
 

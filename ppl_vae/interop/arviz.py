@@ -65,7 +65,8 @@ def to_arviz(
     """Export draws of a pair to ArviZ.
 
     ====================  =============================  =========================================
-    posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide
+    posterior             chain, draw, datum, z_dim_0    latent sites, drawn from the guide; those
+                                                         that all data share without ``datum``
     posterior_predictive  chain, draw, datum, column     a draw of x for each draw of z, with
                                                          missing values drawn too
     prior_predictive      chain, draw, column            one datum per draw
@@ -75,8 +76,10 @@ def to_arviz(
                                                          log p(x, z) - log q(z | x)
     ====================  =============================  =========================================
 
-    Log densities are in nats. The predictive draws are S x B x D values: for large data choose
-    ``rows``.
+    Log densities are in nats. With global latent variables theta those of ``sample_stats`` are
+    given theta, ``global_log_weight`` = log p(theta) - log q(theta), (chain, draw), and
+    ``log_likelihood`` is the posterior predictive density. The predictive draws are S x B x D
+    values: for large data choose ``rows``.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
@@ -93,7 +96,8 @@ def to_arviz(
 
     Raises:
         ValueError: if num_samples is not a multiple of num_chains; if rows are out of range; if
-            the number of names or values is wrong; as :func:`ppl_vae.interop.draws.pair_draws`.
+            the number of names or values is wrong; if the model observes nothing; as
+            :func:`ppl_vae.core.traces.check_pair`.
     """
     _check_chains(num_samples, num_chains)
     if hasattr(x, "columns"):  # a pandas DataFrame

@@ -16,7 +16,8 @@ Groups: TypeAlias = dict[str, dict[str, xr.Variable]]
 GROUP_ATTRS = {
     "posterior": {
         "about": "independent draws of the guide q(z | x), divided into chains; unless the guide "
-        "is exact they are not draws of p(z | x): log_weight (sample_stats) reweights them"
+        "is exact they are not draws of p(z | x): log_weight (sample_stats) reweights them. "
+        "Variables that all data share have no dimension datum"
     },
     "posterior_predictive": {
         "about": "a draw of x given each draw of z in posterior, noise included"
@@ -29,7 +30,8 @@ GROUP_ATTRS = {
         "units": "nats",
     },
     "sample_stats": {
-        "about": "lp = log p(x, z), log_weight = log p(x, z) - log q(z | x), per draw and datum",
+        "about": "lp = log p(x, z), log_weight = log p(x, z) - log q(z | x), per draw and datum, "
+        "given the variables that all data share, whose log p - log q is global_log_weight",
         "units": "nats",
     },
 }
@@ -72,11 +74,11 @@ def grouped(draws: PairDraws, num_chains: int, width: int, stage: str = "") -> G
     """
 
     def named(
-        arrays: Arrays, lead: tuple[str, ...], entries: int | None = None
+        arrays: Arrays, lead: tuple[str, ...], entries: int | None = None, others: int = 0
     ) -> dict[str, xr.Variable]:
         variables = {}
         for site, values in arrays.items():
-            name = _name(site, stage, several=len(arrays) > 1)
+            name = _name(site, stage, several=len(arrays) + others > 1)
             dims = _dims(name, values.shape[len(lead) :], entries)
             variables[name] = xr.Variable((*lead, *dims), values)
         return variables
@@ -85,15 +87,19 @@ def grouped(draws: PairDraws, num_chains: int, width: int, stage: str = "") -> G
         return {k: v.reshape(num_chains, -1, *v.shape[1:]) for k, v in arrays.items()}
 
     each = ("chain", "draw", "datum")
-    stats = chained({"log_weight": draws.log_weight, "lp": draws.log_joint})
+    stats = {"log_weight": draws.log_weight, "lp": draws.log_joint}
+    if draws.global_latent:
+        stats["global_log_weight"] = draws.global_log_weight
+    local, shared = chained(draws.latent), chained(draws.global_latent)
     return {
-        "posterior": named(chained(draws.latent), each),
+        "posterior": named(local, each, others=len(shared))
+        | named(shared, each[:2], others=len(local)),
         "posterior_predictive": named(chained(draws.predictive), each, width),
         "prior_predictive": named(chained(draws.prior_predictive), each[:2], width),
         "observed_data": named(draws.observed, each[2:], width),
         "sample_stats": {
-            f"{name} {_name('', stage)}".strip(): xr.Variable(each, values)
-            for name, values in stats.items()
+            f"{name} {_name('', stage)}".strip(): xr.Variable(each[: values.ndim], values)
+            for name, values in chained(stats).items()
         },
     }
 

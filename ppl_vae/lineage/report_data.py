@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import threads
 from ppl_vae.data.image_grid import ImageGrid
@@ -286,7 +287,7 @@ class _Builder:
 
         problem = replace(self.problem, latent_dim=2, progress=report_step)
         fitted = STAGES["vae"].run(problem)
-        return self._internal_pair("VAE", fitted.model, fitted.guide)
+        return self._internal_pair("VAE", fitted.pair.model, fitted.pair.guide)
 
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from ppl_vae.core.config import configurable
-from ppl_vae.core.program import Density, Program, as_rows, count_rows, data_plate
+from ppl_vae.core.config import ConstructorCall, configurable
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.program import Density, Program, count_rows, data_plate
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
@@ -164,6 +165,16 @@ class BayesianPPCA(Program):
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
         )
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
+
+    def __repr__(self) -> str:
+        names = ("data_dim", "latent_dim", "noise", "prior", "marginal")
+        call = ConstructorCall(type(self).__name__, {name: getattr(self, name) for name in names})
+        lines = [repr(call), f"  loadings ~ {self.loadings_prior!r}"]
+        if self.relevance_prior is not None:
+            lines[1] += ", its scale divided by relevance^(1/2)"
+            lines.append(f"  relevance ~ {self.relevance_prior!r}")
+        lines += [f"  loc ~ {self.loc_prior!r}", f"  noise_scale ~ {self.noise_prior!r}"]
+        return "\n".join(lines)
 
     def sample_parameters(self) -> Parameters:
         """Draw the parameters, as sites of the program that calls it."""

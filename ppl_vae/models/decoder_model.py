@@ -10,21 +10,17 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_vae.core.program import (
-    Density,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    fold_rows,
-)
-from ppl_vae.core.state import dry_run, eval_mode, isolated_store, mode, seeded
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import Density, ProgramLike, fold_rows
+from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
-from ppl_vae.networks.mlp_conv import output_bias
+from ppl_vae.networks.mlp_conv import Network, output_bias
 from ppl_vae.networks.patches import HiddenPatches
 
 
@@ -32,30 +28,25 @@ class DecoderModel(LatentVariableModel):
     """Abstract: z ~ prior, x | z ~ likelihood(decoder(z)), and a guide.
 
     Args:
-        decoder, likelihood, data_dim, latent_dim, encoder, guide: as for :class:`ppl_vae.VAE`.
-        amortize: makes the guide from ``encoder``.
+        decoder, likelihood, guide, data_dim, latent_dim: as for :class:`ppl_vae.VAE`.
     """
 
     def __init__(
         self,
-        decoder: Callable[..., Any],
+        decoder: Network,
         likelihood: Likelihood,
+        guide: ProgramLike,
         data_dim: int,
         latent_dim: int,
-        encoder: Callable[..., Any] | None,
-        guide: ProgramLike | None,
-        amortize: Callable[[Callable[..., Any]], AmortizedGuide],
     ) -> None:
         super().__init__()
-        if (encoder is None) == (guide is None):
-            raise ValueError("give exactly one of encoder and guide")
-        _check_unused(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
+        _check_unused(decoder=decoder, likelihood=likelihood, guide=guide)
         self.data_dim = check_int("data_dim", data_dim)
         self.latent_dim = check_int("latent_dim", latent_dim)
         self.decoder = decoder
         self.likelihood = likelihood
         likelihood.set_data_dim(data_dim)
-        self.guide: Any = guide if encoder is None else amortize(encoder)
+        self.guide: Any = guide
         if isinstance(getattr(self.guide, "inputs", None), Standardization):
             likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
         _check_patch_mask(self.patch_mask, data_dim, likelihood)
@@ -190,13 +181,37 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, or a row with nothing observed.
         """
         x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
-        with mode(self, training=False):
+        with train_mode(self, training=False):
             return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         keywords = filter_kwargs(self.guide, {"mask": mask})
         with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):
             return poutine.trace(self.guide).get_trace(x, **keywords).nodes["z"]["fn"].mean
+
+
+def given_or_amortized(
+    guide: ProgramLike | None,
+    encoder: Callable[..., Any] | None,
+    amortize: Callable[[Callable[..., Any]], AmortizedGuide],
+) -> ProgramLike:
+    """The guide of a model: the given one, or one made from an encoder.
+
+    Args:
+        guide: a guide, or None.
+        encoder: an encoder, or None.
+        amortize: makes the guide from the encoder.
+
+    Raises:
+        ValueError: unless exactly one of guide and encoder is given; if the encoder belongs to
+            another model.
+    """
+    if encoder is None and guide is not None:
+        return guide
+    if encoder is not None and guide is None:
+        _check_unused(encoder=encoder)
+        return amortize(encoder)
+    raise ValueError("give exactly one of encoder and guide")
 
 
 def _check_patch_mask(

@@ -18,10 +18,11 @@ class ObservedGaussian(dist.TorchDistribution):
     log p = -1/2 (r'r - r'A P^-1 A'r + log det P + sum log(2 pi sigma^2)), by Woodbury's identity.
 
     Args:
-        loadings: W, (*S, D, K); ``*S`` and the shape of the mask's rows broadcast to the batch.
-        loc: mu, (*S, D).
-        scale: sigma, (*S, D).
-        mask: True where observed, (B, D); all of them if None.
+        loadings: W, (*S, D, K); the shapes before the last dimensions broadcast to that of the
+            batch.
+        loc: mu, (*L, D).
+        scale: sigma, (*P, D).
+        mask: True where observed, (*B, D); all entries are if None.
     """
 
     arg_constraints: ClassVar[Any] = {}  # pyright: ignore
@@ -31,8 +32,8 @@ class ObservedGaussian(dist.TorchDistribution):
     def __init__(
         self,
         loadings: Float[Tensor, "*S D K"],
-        loc: Float[Tensor, "*S D"],
-        scale: Float[Tensor, "*S D"],
+        loc: Float[Tensor, "*L D"],
+        scale: Float[Tensor, "*P D"],
         mask: Bool[Tensor, "*B D"] | None = None,
     ) -> None:
         self.loadings, self.loc, self.scale, self.mask_ = loadings, loc, scale, mask
@@ -73,6 +74,6 @@ class ObservedGaussian(dist.TorchDistribution):
         return -0.5 * (quadratic + log_det)
 
 
-def _times(rows: Float[Tensor, "*B M"], matrix: Float[Tensor, "*S M L"]) -> Float[Tensor, "*B L"]:
+def _times(rows: Float[Tensor, "*B M"], matrix: Float[Tensor, "*S M L"]) -> Float[Tensor, "*R L"]:
     # Rows times matrices of a batch that broadcasts against that of the rows.
     return (rows.unsqueeze(-2) @ matrix).squeeze(-2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_vae.core.config import describe
 from ppl_vae.core.program import Density
 
 
@@ -87,9 +88,12 @@ class ParameterPrior(nn.Module):
 
     def forward(self) -> Density:
         """The distribution of the parameter, with all of its dimensions in the event."""
+        return self.univariate().expand(self.shape).to_event(len(self.shape))
+
+    def univariate(self) -> Density:
+        """The distribution as it was given, with a batch shape that expands to the parameter's."""
         family: Any = self.family
-        prior = family(**dict(self.named_buffers()))
-        return prior.expand(self.shape).to_event(len(self.shape))
+        return family(**dict(self.named_buffers()))
 
     def is_normal_about_zero(self) -> bool:
         """Whether it is a normal distribution of mean zero."""
@@ -100,10 +104,24 @@ class ParameterPrior(nn.Module):
         wide = [value.expand(self.shape) for value in self.buffers()]
         return all(bool((value == value[..., :1]).all()) for value in wide)
 
-    def extra_repr(self) -> str:
-        """The family, and its parameters' shapes."""
-        parts = [f"{k}={tuple(v.shape) or v.item()}" for k, v in self.named_buffers()]
-        return f"{self.family.__name__}({', '.join(parts)})"
+    def __repr__(self) -> str:
+        return repr(describe(self.univariate()))
+
+
+PRIOR_FAMILIES: tuple[type[Density], ...] = (
+    dist.Cauchy,
+    dist.Exponential,
+    dist.Gamma,
+    dist.HalfCauchy,
+    dist.HalfNormal,
+    dist.InverseGamma,
+    dist.Laplace,
+    dist.LogNormal,
+    dist.Normal,
+    dist.StudentT,
+    InverseGammaScale,
+)
+"""Families that a saved model can have as priors."""
 
 
 def _check_prior(name: str, prior: Any, shape: tuple[int, ...], positive: bool) -> None:

@@ -10,8 +10,9 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.program import Density, Program, as_rows, data_plate, fold_rows
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.program import Density, Program, data_plate, fold_rows
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import (
     ArrayLike,
     as_matrix,
@@ -43,7 +44,7 @@ class SupervisedEncoder(Program):
         num_labels: columns of y, L.
         encoder: ``"fine-tuned"``: f starts at the model's weights and is trained with A and b;
             ``"frozen"``: f keeps these weights, and only A and b are trained; ``"scratch"``: the
-            same network is initialised again by :func:`~ppl_vae.networks.mlp_conv.reset`.
+            same network is initialised again.
             The corruption that the model applies to x in training is left out.
         seed: of the initial A and b, and of f from scratch. A and b do not depend on ``encoder``.
 
@@ -167,13 +168,13 @@ class SupervisedEncoder(Program):
         if (observed := observed_mask(x, mask)) is not None:
             check_rows_observed(observed)
             x = torch.where(observed, x, 0.0)
-        with mode(self, training=False):
+        with train_mode(self, training=False):
             return self.conditional(x, observed)
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         if self.encoder != "frozen":
             return self.code_guide.distribution(x, mask=mask).mean
-        with mode(self.code_guide, training=False), torch.no_grad():
+        with train_mode(self.code_guide, training=False), torch.no_grad():
             return self.code_guide.distribution(x, mask=mask).mean
 
     def _split(self, rows: Tensor | None) -> tuple[Any, Any]:
@@ -213,7 +214,7 @@ def _freeze_unused(guide: Any, width: int, *, freeze_all: bool) -> None:
     trainable = [p for p in guide.parameters() if p.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
-    with isolated_store(), mode(guide, training=False):
+    with isolated_store(), train_mode(guide, training=False):
         if _codes_of_zeros(guide, width).requires_grad:
             raise ValueError(
                 "the codes depend on parameters that are not the encoder's own (those of a tied "

@@ -3,6 +3,10 @@
 With log w_sn = log p(x_n, z_sn) - log q(z_sn | x_n), the mean over S is the ELBO, the log of the
 mean of the exponentials the importance-weighted bound, and other objectives are functions of
 these. All are in nats per datum, unscaled; only a training loss sums them over the data.
+
+Global latent variables theta, outside the plate over data, add E_q[log p(theta) - log q(theta)]
+once, whatever the size of a batch; per datum this is divided by N. Log weights are then those of
+z_sn given theta_s.
 """
 
 import math
@@ -14,19 +18,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, bound_object
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.core.traces import PairTraces, log_prob, sites
+from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.objectives.divergences import floored_kl, kl_terms
+from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
+    check_reparameterized,
     doubly_reparameterized,
     replace_gradient,
     score,
     sticking_the_landing,
 )
+from ppl_vae.objectives.terms import ELBOTerms
 
 
 def log_weights(
@@ -52,7 +59,9 @@ def log_weights(
         seed: of the draws.
 
     Returns:
-        (S, N), differentiable in the pair's parameters.
+        (S, N), differentiable in the pair's parameters. With global latent variables theta these
+        are log p(x_n, z_sn | theta_s) - log q(z_sn | x_n, theta_s), with draws theta_s of the
+        guide that all data share.
 
     Raises:
         ValueError: what :func:`ppl_vae.core.traces.check_pair` refuses, and bad data.
@@ -75,16 +84,23 @@ def elbo(
     num_samples: int = 1,
     mask: ArrayLike | None = None,
     batch_size: int = 4096,
+    global_kl: bool = True,
     seed: int | None = None,
 ) -> Float[Tensor, " N"]:
     """The ELBO (beta = 1) of each datum, in nats, its KL in closed form where possible.
+
+    With global latent variables theta, it is E_q(theta) of the ELBO of the datum given theta, less
+    KL(q(theta) || p(theta)) / N: the sum over the data is a lower bound on log p(x_1, ..., x_N).
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D); rows are looked up by their place in it.
         num_samples: draws per datum.
         mask: True where x is observed; NaN in x says the same.
-        batch_size: rows held at once.
+        batch_size: rows held at once; each batch has draws of theta of its own.
+        global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
+            bound on its posterior predictive log density, which is what counts for data that
+            theta was not fitted to.
         seed: of the draws.
     """
     pair = Pair(model, guide)
@@ -93,8 +109,9 @@ def elbo(
     values = []
     with isolated_store(), seeded(seed), pair.train_mode(False):
         for batch in whole.split(rows, check_int("batch_size", batch_size)):
-            reconstruction, kl = objective.terms_of(pair, batch)
-            values.append((reconstruction - kl).expand(len(batch)))
+            terms = objective.terms_of(pair, batch)
+            shared = terms.shared().mean() if global_kl else 0.0
+            values.append((terms.local().mean(0) + shared).expand(len(batch)))
     return torch.cat(values)
 
 
@@ -157,7 +174,7 @@ class _Objective(pyro.infer.ELBO):
         dim = pair.sample_dim(batch) if self.num_particles > 1 else None
         run = pair.run(batch, num_samples=self.num_particles, dim=dim)
         if torch.is_grad_enabled() and not by_score:
-            _check_reparameterized(run)
+            check_reparameterized(run)
         return run
 
     def _pair(self, model: ProgramLike, guide: ProgramLike) -> Pair:
@@ -171,31 +188,22 @@ class _Objective(pyro.infer.ELBO):
         return self._pairs[key][1]
 
 
-def _check_reparameterized(run: PairTraces) -> None:
-    for name, site in sites(run.guide).items():
-        if not site["fn"].has_rsample:
-            raise ValueError(
-                f"site {name!r} of the guide has no reparameterized gradient "
-                f"({type(site['fn']).__name__}); use ELBO(num_samples, gradient='score-loo') or "
-                "pyro.infer.TraceGraph_ELBO for it, or a continuous relaxation"
-            )
-
-
 class ELBO(_Objective):
     """The evidence lower bound, E_q[log p(x | z)] - beta KL(q || p), a ``pyro.infer.ELBO``.
 
     The KL is closed-form where it is known and the sites' order shows that it may be used (as in
     ``TraceMeanField_ELBO``), else estimated from the draws. Without latent variables it is 0, and
-    the bound is log p(x).
+    the bound is log p(x). The KL of global latent variables is subtracted once for all data.
 
     Args:
         num_samples: draws per datum.
-        beta: weight of the KL (Higgins et al.: beta-VAE, 2017); 1 is the bound.
+        beta: weight of the KL (Higgins et al.: beta-VAE, 2017), that of global latent variables
+            included; 1 is the bound.
         kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
         free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
-            dimensions, so no full covariance.
+            dimensions, so no full covariance. Global latent variables have no floor.
         gradient: how its gradient is estimated, see :mod:`ppl_vae.objectives.gradients`; the means
             agree.
 
@@ -241,45 +249,47 @@ class ELBO(_Objective):
     def terms(
         self, model: ProgramLike, guide: ProgramLike, x: Tensor, **keywords: Any
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """E_q[log p(x | z)] and KL(q || p) per datum, in nats, averaged over the draws."""
-        return self.terms_of(self._pair(model, guide), Batch.of(x, keywords))
+        """E_q[log p(x | z)] and KL(q || p) per datum, in nats, averaged over the draws.
 
-    def terms_of(
-        self, pair: Pair, batch: Batch
-    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """:meth:`terms` of a pair on a batch."""
-        run = self._run(pair, batch)
-        return _total(_reconstruction(run)).mean(0), _total(self._kl_terms(run)).mean(0)
+        Those of global latent variables are not among them.
+        """
+        terms = self.terms_of(self._pair(model, guide), Batch.of(x, keywords))
+        return terms.reconstruction.mean(0), terms.kl.mean(0)
+
+    def terms_of(self, pair: Pair, batch: Batch) -> ELBOTerms:
+        """The terms of a pair on a batch, per draw."""
+        return self._terms(self._run(pair, batch))
+
+    def _terms(self, run: PairTraces) -> ELBOTerms:
+        return ELBOTerms.of(run, closed=self.kl == "auto" and self.gradient != "stl")
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        reconstruction, kl = _total(_reconstruction(run)), _total(self._kl_terms(run))
+        terms = self._terms(run)
         if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
-            return reconstruction.mean() - self.beta * cost
-        terms = reconstruction - self.beta * kl
+            shared = terms.shared(self.beta).mean()
+            return terms.reconstruction.mean() - self.beta * cost + shared
+        value = terms.mean(self.beta)
         if draws is None:
-            return terms.mean()
-        log_q = draws.log_q(run)
+            return value
         if self.gradient == "stl":
-            source = sticking_the_landing(terms, log_q, draws, self.beta)
+            log_q = draws.log_q(run).mean() + draws.global_log_q(run).mean() / terms.num_data
+            source = sticking_the_landing(value, log_q, draws, self.beta)
         else:
-            source = score(terms, log_q, leave_one_out=self.gradient == "score-loo")
-        return replace_gradient(terms.mean(), source)
+            source = self._score(terms, run, draws)
+        return replace_gradient(value, source)
 
-    def _kl_terms(self, run: PairTraces) -> list[Float[Tensor, "S B"]]:
-        terms = kl_terms(run, closed=self.kl == "auto" and self.gradient != "stl")
-        return terms or [torch.zeros_like(part) for part in _reconstruction(run)]
-
-
-def _reconstruction(run: PairTraces) -> list[Float[Tensor, "S B"]]:
-    if not run.observed:
-        raise ValueError("the model observes nothing; pass its data on as obs=x")
-    return [run.per_datum(site, log_prob(site)) for site in run.observed.values()]
-
-
-def _total(terms: list[Tensor]) -> Float[Tensor, "S B"]:
-    # Terms that do not depend on the draws have S = 1.
-    return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+    def _score(
+        self, terms: ELBOTerms, run: PairTraces, draws: DetachedSamples
+    ) -> Float[Tensor, ""]:
+        local, shared = terms.local(self.beta), terms.shared(self.beta)
+        leave_one_out = self.gradient == "score-loo"
+        source = score(local, draws.log_q(run), leave_one_out=leave_one_out)
+        if not run.global_latent:
+            return source + shared.mean()
+        # On a draw of global variables the terms of all data depend.
+        every, log_q = local.mean(1) + shared, draws.global_log_q(run)
+        return source + score(shared, log_q, leave_one_out=leave_one_out, signal=every)
 
 
 class IWAE(_Objective):
@@ -287,6 +297,10 @@ class IWAE(_Objective):
 
     Weights are reduced per datum and unscaled, so that it is a bound on minibatches, too. S = 1 is
     the ELBO; it tightens with S.
+
+    With global latent variables theta, w_s = p(x_1, ..., x_N, z_s1, ..., z_sN, theta_s) /
+    q(z_s1, ..., z_sN, theta_s) is the weight of all data together, which a minibatch does not
+    determine: all rows must be passed at once. The bound is divided by N.
 
     Args:
         num_samples: S.
@@ -309,25 +323,26 @@ class IWAE(_Objective):
         return f"IWAE(num_samples={self.num_particles}, gradient={self.gradient!r})"
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        log_weights = run.log_weights()
-        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean()
-        if draws is None:
+        log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
+        unit = 1
+        if run.global_latent:
+            unit = _check_whole(log_weights.shape[1], run.num_data)
+            log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
+            if draws is not None and log_q is not None:
+                log_q = log_q.expand(-1, unit).sum(1) + draws.global_log_q(run)
+                log_q = log_q[:, None]
+        bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / unit
+        if draws is None or log_q is None:
             return bound
-        source = doubly_reparameterized(log_weights, draws.log_q(run), draws)
-        return replace_gradient(bound, source)
+        return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / unit)
 
 
-def as_capturable(objective: Any) -> ELBO | IWAE | None:
-    """The objective itself, or for two of Pyro's, whose code reads values, one of equal value.
-
-    ``Trace_ELBO`` and ``TraceMeanField_ELBO`` of a pair under the contract, with reparameterized
-    guides, are ELBOs of this package; for any other pair these refuse. None where there is none.
-    """
-    if isinstance(objective, ELBO | IWAE):
-        return objective
-    kinds: dict[type, str] = {
-        pyro.infer.Trace_ELBO: "sampled",
-        pyro.infer.TraceMeanField_ELBO: "auto",
-    }
-    kind = kinds.get(type(objective))
-    return None if kind is None else ELBO(objective.num_particles, kl=kind)
+def _check_whole(num_rows: int, num_data: int) -> int:
+    """The number of data, all of which must be in the batch."""
+    if num_rows != num_data:
+        raise ValueError(
+            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
+            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
+            "use ELBO(num_samples), which minibatches estimate without bias"
+        )
+    return num_data

@@ -4,6 +4,8 @@ Point masses and flat priors have no normalised density, and so no KL divergence
 weights: :func:`check_densities` refuses them.
 """
 
+from collections.abc import Callable, Mapping
+
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
@@ -13,58 +15,93 @@ from torch.distributions import kl_divergence
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
+from ppl_vae.core.stacked_draws import StackedDraws
 from ppl_vae.core.state import dry_run_eval
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, masked, sites
+from ppl_vae.core.traces import (
+    SAMPLE_PLATE,
+    PairTraces,
+    Site,
+    frames,
+    global_sites,
+    log_prob,
+    masked,
+    per_draw,
+    sites,
+)
 
 
 def same_order(run: PairTraces) -> bool:
-    """Whether model and guide sample their latent sites in the same order.
+    """Whether model and guide sample their latent sites, global ones included, in the same order.
 
     Then no site's parents in the model descend from it in the guide, and the closed-form KL of
     each site, conditional on those before it, is unbiased.
     """
-    return list(run.latent) == [name for name in sites(run.guide) if name in run.latent]
+    latent = [name for name, site in sites(run.model).items() if not site["is_observed"]]
+    return latent == [name for name in sites(run.guide) if name in latent]
 
 
 def closed_kl(guide_site: Site, model_site: Site) -> Tensor | None:
     """KL(q || p) of a site in closed form, batch-shaped and unmasked; None if it is not known."""
-    q, p = guide_site["fn"], model_site["fn"]
     if guide_site["mask"] is not model_site["mask"]:
         return None
-    if is_delta(q):  # a KL would drop the log density that it may carry
-        return None
-    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
-        return _kl_full_diagonal(q, p)
+    q, p = guide_site["fn"], model_site["fn"]
     try:
-        return kl_divergence(q, p)
+        if isinstance(q, StackedDraws):
+            return q.pairwise(p, _closed_kl)
+        return _closed_kl(q, p)
     except NotImplementedError:
         return None
+
+
+def _closed_kl(q: Density, p: Density) -> Tensor:
+    if is_delta(q):
+        raise NotImplementedError("a KL would drop the log density that a Delta may carry")
+    if isinstance(q, dist.MultivariateNormal) and _is_diagonal(p):
+        return _kl_full_diagonal(q, p)
+    return kl_divergence(q, p)
 
 
 def kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "S B"]]:
     """KL(q || p) per draw and datum as a list of terms whose sum it is, in nats.
 
-    Each site's term is in closed form where that is known and the order of the sites allows it,
-    and is estimated from the draws elsewhere. Terms that do not depend on the draws have S = 1;
-    without latent variables the list is empty.
+    Each local site's term is in closed form where that is known and the order of the sites allows
+    it, and is estimated from the draws elsewhere. Terms that do not depend on the draws have
+    S = 1; without local latent variables the list is empty.
     """
+    return _kl_terms(run, run.drawn, run.latent, run.per_datum, closed)
+
+
+def global_kl_terms(run: PairTraces, *, closed: bool = True) -> list[Float[Tensor, "#S"]]:
+    """KL(q || p) of the global variables per draw, as :func:`kl_terms`."""
+    return _kl_terms(run, global_sites(run.guide), run.global_latent, per_draw, closed)
+
+
+def _kl_terms(
+    run: PairTraces,
+    drawn: Mapping[str, Site],
+    latent: Mapping[str, Site],
+    reduced: Callable[[Site, Tensor], Tensor],
+    closed: bool,
+) -> list[Tensor]:
     closed = closed and same_order(run)
     terms = []
-    for name, guide_site in sites(run.guide).items():
-        model_site = run.latent.get(name)
+    for name, guide_site in drawn.items():
+        model_site = latent.get(name)
         value = closed_kl(guide_site, model_site) if closed and model_site else None
         if value is not None:
-            terms.append(run.per_datum(guide_site, masked(value, guide_site["mask"])))
+            terms.append(reduced(guide_site, masked(value, guide_site["mask"])))
             continue
-        terms.append(run.per_datum(guide_site, log_prob(guide_site)))
+        terms.append(reduced(guide_site, log_prob(guide_site)))
         if model_site:
-            terms.append(-run.per_datum(model_site, log_prob(model_site)))
+            terms.append(-reduced(model_site, log_prob(model_site)))
     return terms
 
 
 def is_delta(q: Density) -> bool:
     """Whether a distribution is a point mass; it may carry a log density, as a flow's last site
     does."""
+    if isinstance(q, StackedDraws):
+        return is_delta(q.parts[0])
     while isinstance(q, dist.Independent | dist.MaskedDistribution):
         q = q.base_dist
     return isinstance(q, dist.Delta)
@@ -92,9 +129,9 @@ def check_densities(run: PairTraces, way_out: str = "use a guide with a scale") 
                 "the loss of such an autoencoder; take prior='laplace' or a VAE for log p(x)"
             )
     _check_auxiliary(run)
-    transformed = any(site["infer"].get("is_auxiliary") for site in sites(run.guide).values())
+    transformed = any(site["infer"].get("is_auxiliary") for site in run.drawn.values())
     for name in run.latent:
-        if is_delta(sites(run.guide)[name]["fn"]) and not transformed:
+        if is_delta(run.drawn[name]["fn"]) and not transformed:
             raise ValueError(
                 f"site {name!r} of the guide is a Delta: a point mass has no density, so its KL, "
                 f"mutual information and importance weights are not defined; {way_out}"
@@ -118,8 +155,8 @@ def check_importance_samplable(pair: Pair, batch: Batch) -> None:
 
 
 def _check_auxiliary(run: PairTraces) -> None:
-    auxiliary = sorted(sites(run.guide).keys() - run.latent.keys())
-    if auxiliary and not any(is_delta(sites(run.guide)[name]["fn"]) for name in run.latent):
+    auxiliary = sorted(run.drawn.keys() - run.latent.keys())
+    if auxiliary and not any(is_delta(run.drawn[name]["fn"]) for name in run.latent):
         raise ValueError(
             f"the guide draws auxiliary sites, {auxiliary}, and the model scores none of them: "
             "q(z | x) is then a mixture over them, whose density is not known, and p(x, z) over "
@@ -134,6 +171,11 @@ def check_latents(run: PairTraces) -> None:
     Raises:
         ValueError: if there are none, or one has no density.
     """
+    if not run.latent and run.global_latent:
+        raise ValueError(
+            "the model has no latent variables of each datum, so there are no codes, no gap and "
+            f"nothing to refine or anneal: {sorted(run.global_latent)} are shared by all data"
+        )
     if not run.latent:
         raise ValueError(
             "the model has no latent variables, so there are no codes, no gap and "
@@ -174,7 +216,7 @@ def floored_kl(run: PairTraces, floor: float, *, closed: bool = True) -> Tensor:
     Raises:
         ValueError: if the KL is not a sum over the dimensions of the model's latent sites.
     """
-    if auxiliary := sorted(sites(run.guide).keys() - run.latent.keys()):
+    if auxiliary := sorted(run.drawn.keys() - run.latent.keys()):
         raise ValueError(
             f"free_bits needs a KL that is a sum over latent dimensions, and the guide's "
             f"auxiliary sites {auxiliary} are not latent dimensions of the model; use free_bits=0"
@@ -201,7 +243,7 @@ def kl_by_dimension(
     Raises:
         ValueError: if q or p is not a product over dimensions.
     """
-    site = sites(run.guide)[name]
+    site = run.drawn[name]
     q, p = site["fn"], run.latent[name]["fn"]
     if marginal and isinstance(q, dist.MultivariateNormal):
         q = dist.Normal(q.mean, q.variance.sqrt()).to_event(1)

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.core.traces import PairTraces, log_prob, sites
+from ppl_vae.core.traces import PairTraces, global_sites, log_prob, per_draw, sites
 from ppl_vae.objectives.divergences import is_delta
 
 
@@ -34,6 +34,7 @@ class DetachedSamples(Messenger):
         self.pathwise: dict[str, Tensor] = {}
         self.detached: dict[str, Tensor] = {}
         self._drawing: set[str] = set()
+        self._overwritten = False
 
     def _pyro_sample(self, msg: Any) -> None:
         given = msg["done"] or msg["is_observed"] or site_is_subsample(msg)
@@ -47,23 +48,37 @@ class DetachedSamples(Messenger):
             self._drawing.remove(name)
             leaf = value.detach()
             leaf = leaf.requires_grad_() if leaf.is_floating_point() else leaf
+            self._overwritten = self._overwritten or name in self.detached
             self.pathwise[name], self.detached[name] = value, leaf
             msg["value"] = leaf
 
-    def log_q(self, run: PairTraces) -> Float[Tensor, "S B"]:
-        """The guide's log density of all detached draws, in nats."""
-        guide = sites(run.guide)
-        terms = [run.per_datum(guide[name], log_prob(guide[name])) for name in self.detached]
-        if not terms:
-            return next(iter(sites(run.model).values()))["value"].new_zeros(1, 1)
-        return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+    def log_q(self, run: PairTraces) -> Float[Tensor, "#S #B"]:
+        """The guide's log density of all detached local draws, in nats; 0 without any."""
+        local = [site for name, site in run.drawn.items() if name in self.detached]
+        return _total([run.per_datum(site, log_prob(site)) for site in local], run, (1, 1))
+
+    def global_log_q(self, run: PairTraces) -> Float[Tensor, "#S"]:
+        """The guide's log density of all detached global draws, in nats; 0 without any."""
+        found = global_sites(run.guide)
+        shared = [site for name, site in found.items() if name in self.detached]
+        return _total([per_draw(site, log_prob(site)) for site in shared], run, (1,))
 
     def pathwise_surrogate(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """A scalar whose gradient is the part of ``total``'s that passes through the draws.
 
         Its value is arbitrary. Draws that depend on earlier draws pass their gradients on to
         these.
+
+        Raises:
+            ValueError: if the pair was run once per draw, as one whose programs read global
+                variables in a way that does not allow a plate of samples.
         """
+        if self._overwritten:
+            raise ValueError(
+                "this estimator of the gradient needs a pair that can be run under a plate of "
+                "samples, and this one is run once per draw of its global variables (a network "
+                "that reads its weights as one matrix?); use gradient='reparameterized'"
+            )
         detached, pathwise = list(self.detached.values()), list(self.pathwise.values())
         gradients = _gradients(total, detached, None)
         for place in reversed(range(1, len(pathwise))):
@@ -73,6 +88,12 @@ class DetachedSamples(Messenger):
         pairs = zip(gradients, pathwise, strict=True)
         parts = [(gradient * value).sum() for gradient, value in pairs]
         return torch.stack(parts).sum() if parts else torch.zeros_like(total)
+
+
+def _total(terms: Sequence[Tensor], run: PairTraces, shape: tuple[int, ...]) -> Tensor:
+    if not terms:
+        return next(iter(sites(run.model).values()))["value"].new_zeros(shape)
+    return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
 
 
 def _gradients(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None) -> list[Tensor]:
@@ -85,13 +106,32 @@ def _gradients(output: Tensor, inputs: Sequence[Tensor], weights: Tensor | None)
     ]
 
 
+def check_reparameterized(run: PairTraces) -> None:
+    """Check that each site of the guide has a gradient through its draws.
+
+    Raises:
+        ValueError: naming the site and the way out.
+    """
+    for name, site in sites(run.guide).items():
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"site {name!r} of the guide has no reparameterized gradient "
+                f"({type(site['fn']).__name__}); use ELBO(num_samples, gradient='score-loo') or "
+                "pyro.infer.TraceGraph_ELBO for it, or a continuous relaxation"
+            )
+
+
 def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """A value with the gradient of another scalar."""
     return value.detach() + (source - source.detach())
 
 
 def score(
-    terms: Float[Tensor, "#S B"], log_q: Float[Tensor, "#S #B"], *, leave_one_out: bool
+    terms: Float[Tensor, "*#S"],
+    log_q: Float[Tensor, "*#S"],
+    *,
+    leave_one_out: bool,
+    signal: Float[Tensor, "*#S"] | None = None,
 ) -> Float[Tensor, ""]:
     """A scalar with the score-function gradient of E_q[terms].
 
@@ -99,24 +139,25 @@ def score(
     pathwise gradient.
 
     Args:
-        terms: at detached draws.
+        terms: at detached draws, which are the first dimension.
         log_q: of the draws.
         leave_one_out: the baseline of a draw is the mean of the datum's other terms.
+        signal: all terms that depend on the draws, where they are more than ``terms``.
 
     References:
         Ranganath, Gerrish, Blei: Black box variational inference (2014); Mnih, Rezende:
         Variational inference for Monte Carlo objectives (2016), for the baseline.
     """
-    terms, log_q = torch.broadcast_tensors(terms, log_q)
-    signal = terms.detach()
+    signal = terms if signal is None else signal
+    terms, log_q, signal = torch.broadcast_tensors(terms, log_q, signal.detach())
     if leave_one_out:
         signal = signal - (signal.sum(0) - signal) / (len(signal) - 1)
     return (terms + signal * log_q).mean()
 
 
 def sticking_the_landing(
-    terms: Float[Tensor, "#S B"],
-    log_q: Float[Tensor, "#S #B"],
+    value: Float[Tensor, ""],
+    log_q: Float[Tensor, ""],
     draws: DetachedSamples,
     beta: float | Tensor,
 ) -> Float[Tensor, ""]:
@@ -129,15 +170,15 @@ def sticking_the_landing(
     ``ppl_vae.evaluation.local_guides.local_guide.StickTheLanding``.
 
     Args:
-        terms: log p(x | z) + beta (log p(z) - log q(z | x)), at detached draws.
-        log_q: of the draws.
+        value: the mean of log p(x | z) + beta (log p(z) - log q(z | x)), at detached draws.
+        log_q: the mean of log q(z | x) in it.
         draws: their record.
         beta: the weight of log q in the terms.
 
     References:
         Roeder, Wu, Duvenaud: Sticking the landing (2017).
     """
-    return (terms + beta * log_q).mean() + draws.pathwise_surrogate(terms.mean())
+    return value + beta * log_q + draws.pathwise_surrogate(value)
 
 
 def doubly_reparameterized(

@@ -17,23 +17,19 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from ppl_vae.core.program import (
-    Program,
+from ppl_vae.core.inputs import as_data_and_mask, as_rows
+from ppl_vae.core.introspection import (
     accepted_kwargs,
-    as_data_and_mask,
-    as_rows,
     bound_object,
-    count_rows,
-    data_plate,
     filter_kwargs,
-    fold_rows,
     modules_of,
     placement,
 )
-from ppl_vae.core.state import mode
+from ppl_vae.core.program import Program, count_rows, data_plate, fold_rows
+from ppl_vae.core.state import train_mode
 from ppl_vae.core.validation import as_matrix, check_int, check_option
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -467,7 +463,7 @@ def test_only_the_networks_that_a_program_uses_are_its_own(program, used):
 
 
 def test_a_network_that_is_not_used_stays_in_training_mode():
-    with mode(by_key, training=False):
+    with train_mode(by_key, training=False):
         assert not NETS["mine"].training and NETS["other"].training
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from conftest import global_state
-from ppl_vae.core.state import dry_run, isolated_store, mode, seeded, validation
+from ppl_vae.core.state import dry_run, isolated_store, seeded, train_mode, validation
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -224,10 +225,10 @@ def test_modes_are_set_for_every_module_of_a_pair_and_given_back():
         return encoder(x)
 
     before = flags(encoder, decoder)
-    with mode(model, guide, training=False):
+    with train_mode(model, guide, training=False):
         assert not any(flags(encoder, decoder))
     assert flags(encoder, decoder) == before
-    with pytest.raises(KeyError), mode(model, guide, training=True):
+    with pytest.raises(KeyError), train_mode(model, guide, training=True):
         assert all(flags(encoder, decoder))
         raise KeyError
     assert flags(encoder, decoder) == before
@@ -251,7 +252,7 @@ def test_modes_reach_modules_in_containers_and_plain_objects():
     def model(x):
         return nets["decoder"](x)
 
-    with mode(model, plain.model, training=False):
+    with train_mode(model, plain.model, training=False):
         assert flags(nets["decoder"], plain.net, plain.nets["more"][0]) == [False] * 3
     assert flags(nets["decoder"], plain.net, plain.nets["more"][0]) == [True] * 3
 

@@ -11,11 +11,12 @@ from pyro.distributions import transforms as T
 
 import oracles
 import user_pairs
+from draws import generator
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.evaluation.inference_gaps import gaps as gaps_module
 from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
+from ppl_vae.evaluation.inference_gaps.gaps import gaps as gaps_module
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
@@ -25,10 +26,6 @@ from ppl_vae.objectives.bounds import log_weights
 
 N, D, K = 8, 6, 3
 SHIFT = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 class Conjugate:
@@ -141,7 +138,7 @@ def test_the_exact_posterior_of_any_class_has_no_gaps(exact, name):
     assert abs(found.approximation) < 1e-9 > found.approximation_error
     assert 0 <= found.amortization < 1e-9 > found.amortization_error
     text = repr(found)
-    assert "approximation 0.000 +- 0.000" in text and "amortization  0.000 +- 0.000" in text
+    assert "approximation 0.000 ± 0.000" in text and "amortization  0.000 ± 0.000" in text
 
 
 @pytest.mark.parametrize("write", [normal, affine], ids=["normal", "affine flow"])
@@ -302,7 +299,7 @@ def test_the_exact_posterior_of_two_sites_by_the_chain_rule_has_a_total_of_zero(
         "the gap is not split, because the guide's q of site 'z2' depends on its earlier draws"
         in text
     )
-    assert f"total {shifted.total:.3f} +- 0.000" in text and "nan" not in text
+    assert f"total {shifted.total:.3f} ± 0.000" in text and "nan" not in text
 
 
 def flow(exact):

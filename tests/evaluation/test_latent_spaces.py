@@ -10,7 +10,7 @@ import torch
 
 import oracles
 import user_pairs
-from figures import UNITS, check_texts, texts
+from figures import UNITS, assert_texts_are_readable, texts
 from ppl_vae import PPCA, VAE, ExactGuide, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpaces, latent_spaces
 from ppl_vae.evaluation.prediction.predictive import code_width, encode
@@ -122,7 +122,7 @@ def test_the_plot_is_readable(number, labelled, four):
     part = part if labelled else dataclasses.replace(part, labels=None)
     stored = LatentSpaces.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
     for figure in drawn(stored):
-        check_texts(figure)
+        assert_texts_are_readable(figure)
         assert len(figure.axes) == number and len(figure.legends) == labelled
         for ax, space in zip(figure.axes, four.spaces, strict=False):
             assert UNITS.search(ax.get_ylabel().replace("sds", "standard deviations"))
@@ -156,5 +156,5 @@ def test_lower_bounds_are_marked(four):
 def test_one_space_alone_is_drawn_on_ones_own_axes(four):
     figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
     assert latent_plots.plot_latent_space(four.spaces[2], four.labels, ax) is ax
-    check_texts(figure)
+    assert_texts_are_readable(figure)
     plt.close(figure)

@@ -19,13 +19,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import oracles
 import user_pairs
-from ppl_vae.core.program import modules_of
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.trainer import VALIDATION_DRAWS, VALIDATION_SEED
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp

@@ -13,7 +13,7 @@ import lineages
 import oracles
 from lineages import SHORT, TINY, USER_PAIR, bounded
 from ppl_vae import PPCA, VAE, AmortizedGuide, PerDatumGuide, digits, mlp, run_lineage
-from ppl_vae.core.program import bound_object
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.data.transforms import split
 from ppl_vae.lineage import Lineage
 from ppl_vae.lineage.stages import STAGES

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import lineages
 import oracles
+import user_pairs
 from fitted import parameters
 from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli.main import app
@@ -46,11 +47,8 @@ def table():
     return oracles.with_missing_values(lineages.table(), 0.15, seed=3)
 
 
-def masked_pair(width=6):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        decode = torch.nn.Linear(2, width).double()
-        encode = torch.nn.Linear(width, 4).double()
+def masked_pair():
+    decode, encode = lineages.linear_networks()
 
     def model(x=None, *, mask=None, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -59,13 +57,7 @@ def masked_pair(width=6):
             fn = dist.Normal(decode(z), 1.5)
             pyro.sample("x", (fn if mask is None else fn.mask(mask)).to_event(1), obs=x)
 
-    def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
-        with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc, log_scale = encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
+    return model, user_pairs.normal_guide(encode)
 
 
 @pytest.fixture(scope="module")

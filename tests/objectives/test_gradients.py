@@ -16,7 +16,7 @@ from loops import Recorder, slow_log_joints
 from ppl_vae import VAE, CapturedSVI, ExactGuide
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.state import mode
+from ppl_vae.core.state import train_mode
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from user_pairs import PAIRS, auto_normal
 
@@ -81,7 +81,7 @@ def observes(msg):
 def test_gradients_are_those_of_the_slow_formula(name, estimator, float64):
     model, guide, x = PAIRS[name]()
     x = x[:3]
-    with mode(model, guide, training=False):
+    with train_mode(model, guide, training=False):
         parameters = parameters_of(model, guide, x)
         source = slow_surrogate(estimator, model, guide, x)
         expected = torch.autograd.grad(-source, parameters, allow_unused=True)

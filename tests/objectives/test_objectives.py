@@ -13,12 +13,13 @@ from test_state import generators, store_names
 from torch import nn
 
 import oracles
+from draws import draw
 from loops import Recorder, slow_joint_log_weights, slow_log_weights
-from ppl_vae.core.program import modules_of
-from ppl_vae.core.state import mode
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.state import train_mode
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -29,10 +30,6 @@ WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]
 each_pair = pytest.mark.parametrize("name", PAIRS)
 
 D, K, N = 6, 2, 12
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def ppca_pair(covariance="diagonal", N=N):
@@ -80,7 +77,7 @@ def assert_same(first, second, rtol=1e-9, atol=1e-9):
 @each_pair
 def test_log_weights_are_those_of_one_draw_and_one_datum_at_a_time(name, num_samples, float64):
     model, guide, x = PAIRS[name]()
-    with mode(model, guide, training=False):
+    with train_mode(model, guide, training=False):
         with Recorder() as recorder:
             weights = log_weights(model, guide, x, num_samples, seed=0)
         expected = slow_log_weights(model, guide, x, recorder, num_samples)
@@ -143,7 +140,7 @@ def test_weights_have_mean_p_and_the_variance_that_theory_gives():
 @each_pair
 def test_a_seed_repeats_and_nothing_is_left_behind(name, float64):
     model, guide, x = PAIRS[name]()
-    with mode(model, guide, training=False):
+    with train_mode(model, guide, training=False):
         log_weights(model, guide, x, seed=0)
         before, names = generators(), store_names()
         first, again = (log_weights(model, guide, x, 3, seed=7) for _ in range(2))
@@ -230,7 +227,7 @@ def test_masked_cells_are_dropped_one_by_one(name, float64):
     model, guide, x = PAIRS[name]()
     x = torch.from_numpy(oracles.with_missing_values(x.numpy(), 0.4, seed=0))
     observed = ~x.isnan()
-    with mode(model, guide, training=False):
+    with train_mode(model, guide, training=False):
         with Recorder() as recorder:
             weights = log_weights(model, guide, x, 3, seed=0)
         filled = torch.where(observed, x, 0.0)
@@ -258,7 +255,7 @@ def test_missing_values_leave_finite_gradients():
 @each_pair
 def test_the_sampled_elbo_is_the_mean_of_the_log_weights(name, float64):
     model, guide, x = PAIRS[name]()
-    with mode(model, guide, training=False), pyro.get_param_store().scope():
+    with train_mode(model, guide, training=False), pyro.get_param_store().scope():
         for num_samples in (1, 3):
             torch.manual_seed(0)
             with Recorder() as recorder:
@@ -408,7 +405,7 @@ def test_closed_and_sampled_kl_have_one_expectation(name, float64):
     # As many runs of one draw per datum each: x repeated, so that nothing needs a sample plate.
     repeats = 100
     x = x.repeat(repeats, 1)
-    with mode(model, guide, training=False), pyro.get_param_store().scope(), torch.no_grad():
+    with train_mode(model, guide, training=False), pyro.get_param_store().scope(), torch.no_grad():
         torch.manual_seed(0)
         reconstruction, kl = ELBO().terms(model, guide, x)
         weights = ELBO(kl="sampled").terms(model, guide, x)
@@ -602,7 +599,7 @@ def test_the_elbo_does_not_depend_on_the_mode_it_is_called_in(float64):
     model, guide, x = PAIRS["regularized"]()
     values = []
     for training in (True, False):
-        with mode(model, guide, training=training):
+        with train_mode(model, guide, training=training):
             values.append(elbo(model, guide, x, num_samples=2, seed=0))
     assert torch.equal(*values)
 
@@ -613,7 +610,7 @@ def test_the_elbo_does_not_depend_on_the_mode_it_is_called_in(float64):
 @each_pair
 def test_iwae_is_the_slow_log_mean_exp(name, float64):
     model, guide, x = PAIRS[name]()
-    with mode(model, guide, training=False), pyro.get_param_store().scope():
+    with train_mode(model, guide, training=False), pyro.get_param_store().scope():
         torch.manual_seed(0)
         with Recorder() as recorder:
             loss = IWAE(4).loss(model, guide, x)
@@ -896,14 +893,10 @@ def outside_model(x):
         x_site(x)
 
 
-def global_model(x):
-    pyro.sample("w", dist.Normal(0.0, 1.0))
-    GOOD_MODEL(x)
-
-
-def global_guide(x):
-    pyro.sample("w", dist.Normal(0.0, 1.0))
-    GOOD_GUIDE(x)
+def outside_data_model(x):
+    with pyro.plate("data", len(x)):
+        z_site(x)
+    pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0).to_event(2), obs=x)
 
 
 def other_name_model(x):
@@ -951,7 +944,6 @@ def two_latent_model(x):
 
 
 SCALE = r"has scale 0.5, where its plates explain 1 \(poutine.scale\?\).*remove the scale"
-OUTSIDE = "is outside the plate 'data'"
 REFUSED = {
     "scale": (scaled_model, GOOD_GUIDE, f"site 'z' of the model {SCALE}"),
     "tensor scale": (GOOD_MODEL, tensor_scaled_guide, "site 'z' of the guide has scale"),
@@ -971,11 +963,31 @@ REFUSED = {
         guide_with(two_latent_guide),
         r"site 'y' of the guide is not in the model.*is_auxiliary",
     ),
-    "outside": (outside_model, GOOD_GUIDE, f"site 'z' of the model {OUTSIDE}"),
-    "outside guide": (GOOD_MODEL, z_site, f"site 'z' of the guide {OUTSIDE}"),
-    "global": (global_model, global_guide, f"site 'w' of the model {OUTSIDE}.*all data share"),
-    "other plate": (other_name_model, other_name_guide, f"site 'z' of the model {OUTSIDE}"),
-    "sequential": (sequential_model, sequential_guide, f"site 'z_0' of the model {OUTSIDE}"),
+    "outside": (
+        outside_model,
+        GOOD_GUIDE,
+        "site 'z' is outside the plate 'data' in the model and inside it in the guide",
+    ),
+    "outside guide": (
+        GOOD_MODEL,
+        z_site,
+        "site 'z' is inside the plate 'data' in the model and outside it in the guide",
+    ),
+    "data outside": (
+        outside_data_model,
+        GOOD_GUIDE,
+        r"sites \['x'\] of the model are observed outside the plate 'data', and none inside",
+    ),
+    "other plate": (
+        other_name_model,
+        other_name_guide,
+        r"sites \['x', 'z'\] of the model are outside the plate 'data', and none is inside",
+    ),
+    "sequential": (
+        sequential_model,
+        sequential_guide,
+        "sites .*'z_0'.* of the model are outside the plate 'data', and none is inside",
+    ),
     "size": (
         oversized_model,
         oversized_guide,

@@ -9,7 +9,7 @@ from torch import distributions as td
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair, run_guide
-from ppl_vae.core.traces import PairTraces, sites
+from ppl_vae.core.traces import PairTraces
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.evaluation.local_guides.parametrization import (
     Parametrization,
@@ -58,7 +58,7 @@ def family_of(pair: Pair, batch: Batch, requested: str | None = None) -> Family:
         run = pair.run(batch)
         check_latents(run)
         repeated = run_guide(pair.guide, batch)
-    found = sites(run.guide)
+    found = run.drawn
     gaussian = found.keys() == run.latent.keys() and all(
         can_be_refined(site["fn"]) for site in found.values()
     )
@@ -80,7 +80,7 @@ def family_of(pair: Pair, batch: Batch, requested: str | None = None) -> Family:
 
 def _unsplit_reason(run: PairTraces, repeated: PairTraces) -> str:
     """Why no best member can be searched for, from two runs of a guide; empty if it can."""
-    found, other = sites(run.guide), sites(repeated.guide)
+    found, other = run.drawn, repeated.drawn
     if auxiliary := sorted(found.keys() - run.latent.keys()):
         return f"the guide transforms draws of the auxiliary sites {auxiliary}"
     for name, site in found.items():
@@ -100,7 +100,7 @@ def _same(one: Parametrization, other: Parametrization) -> bool:
 
 def _class_names(run: PairTraces) -> str:
     names = {}
-    for site in sites(run.guide).values():
+    for site in run.drawn.values():
         try:
             names[Parametrization.of(site["fn"]).name] = None
         except ParametrizationError:
@@ -115,7 +115,7 @@ def _inner(fn: Any) -> Any:
 
 
 def _all_are(covariance: str, run: PairTraces) -> bool:
-    return all(_is(site["fn"], covariance) for site in sites(run.guide).values())
+    return all(_is(site["fn"], covariance) for site in run.drawn.values())
 
 
 def _is(fn: Any, covariance: str) -> bool:

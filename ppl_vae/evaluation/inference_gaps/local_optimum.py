@@ -13,7 +13,6 @@ from torch import distributions as td
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import seeded
-from ppl_vae.core.traces import sites
 from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
@@ -120,7 +119,7 @@ def _noise_size(pair: Pair, batch: Batch) -> int:
     """The normal noise values of a draw per datum; 0 if some site uses other noise."""
     with pair.dry_run():
         run = pair.run(batch)
-    random = [s["fn"] for s in sites(run.guide).values() if not is_delta(s["fn"])]
+    random = [s["fn"] for s in run.drawn.values() if not is_delta(s["fn"])]
     shapes = [noise_shape(fn) for fn in random]
     if not all(shapes):
         return 0
@@ -174,7 +173,7 @@ class LocalOptimum:
             return best, gain
         for _ in range(self.MAX_ROUNDS):
             guide = make_local_guide(best, batch, self.covariance)
-            candidate = pair.with_guide(guide)
+            candidate = pair.with_guide(guide, sample_dim=pair.sample_dim(batch))
             self._maximize(guide, CommonNoiseELBO([candidate], batch))
             gain = self._gain(CommonNoiseELBO([best, candidate], batch))
             if float(gain.mean()) > 0:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
 from ppl_vae.core.pair import Pair, run_guide
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.traces import (
@@ -20,7 +21,6 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     frames,
     log_prob,
-    sites,
 )
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride, to_site_shape
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
@@ -149,10 +149,10 @@ class CodeDensities:
         return torch.cat(values)
 
     def _latents(self) -> list[tuple[str, Site]]:
-        return [(name, sites(self.run.guide)[name]) for name in self.run.latent]
+        return [(name, self.run.drawn[name]) for name in self.run.latent]
 
     def _flat(self, name: str, value: Tensor) -> Float[Tensor, "S B K"]:
-        value = by_draw_and_datum(self.run, sites(self.run.guide)[name], value)
+        value = by_draw_and_datum(self.run, self.run.drawn[name], value)
         value = value.reshape(*value.shape[:2], -1).double().cpu()
         return value.expand(len(self.log_q), -1, -1)
 
@@ -172,7 +172,7 @@ def code_densities(
 
     Raises:
         ValueError: if a site of the guide has no density (a Delta), or a site of the model has a
-            flat prior.
+            flat prior; if the model has global latent variables.
         FloatingPointError: if a density is NaN.
     """
     blocks = rows.split(max(1, math.isqrt(DENSITIES_PER_BLOCK) // num_samples))
@@ -180,6 +180,7 @@ def code_densities(
     per_block = rows_at_once(data.x) if dim is None else DENSITIES_PER_BLOCK
     for block in blocks:
         run = pair.run(data.rows(block), num_samples=num_samples, dim=dim)
+        check_no_globals(run, "the aggregate posterior")
         check_latents(run)
         total = torch.full((num_samples * len(block),), -math.inf).to(data.x).double()
         codes = _drawn_codes(run)
@@ -188,7 +189,7 @@ def code_densities(
             total = torch.logaddexp(total, torch.logsumexp(log_q, 1))
         shape = num_samples, len(block)
         densities = [
-            _joint_log_prob(run, sites(run.guide)),
+            _joint_log_prob(run, run.drawn),
             _joint_log_prob(run, run.latent),
             total.reshape(shape) - math.log(len(rows)),
         ]
@@ -202,7 +203,7 @@ def code_densities(
 
 def _drawn_codes(run: PairTraces) -> dict[str, Num[Tensor, "J n"]]:
     # The value of a Delta site is determined by the sites that it is computed from.
-    drawn = {n: s for n, s in sites(run.guide).items() if not is_delta(s["fn"])}
+    drawn = {n: s for n, s in run.drawn.items() if not is_delta(s["fn"])}
     flat = {n: by_draw_and_datum(run, s, s["value"]).flatten(0, 1) for n, s in drawn.items()}
     return {name: value.reshape(len(value), -1) for name, value in flat.items()}
 
@@ -223,7 +224,7 @@ def _log_q(
 
     with SiteOverride(read):
         run = run_guide(guide, batch, num_samples=number, dim=dim)
-    return _joint_log_prob(run, sites(run.guide)).expand(number, len(batch))
+    return _joint_log_prob(run, run.drawn).expand(number, len(batch))
 
 
 def _moments(site: Site) -> tuple[Tensor, Tensor]:

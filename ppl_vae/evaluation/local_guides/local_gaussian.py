@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import global_part
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import Density
-from ppl_vae.core.traces import Site, sites
+from ppl_vae.core.traces import Site
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, SitePlates
 from ppl_vae.guides.families import gaussian
 from ppl_vae.objectives.divergences import check_latents, is_delta
@@ -60,9 +61,10 @@ class LocalGaussianGuide(LocalGuide):
             with pair.dry_run():
                 run = pair.run(batch)
                 check_latents(run)
-                latents = [_latent(run.guide, sites(run.guide)[n]) for n in run.latent]
+                latents = [_latent(run.guide, run.drawn[n]) for n in run.latent]
         fixed = [{"loc": v.loc, "scale_tril": v.scale_tril} for v in latents]
-        super().__init__(len(batch), [v.plates for v in latents], fixed)
+        shared = global_part(pair.guide) if pair.has_globals(batch) else None
+        super().__init__(len(batch), [v.plates for v in latents], fixed, shared)
         self.covariance = covariance
         self._latents = [(v.direct, v.support, v.event_shape) for v in latents]
         # Both are in units of the initial standard deviation, so that one learning rate fits all.

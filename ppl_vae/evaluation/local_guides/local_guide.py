@@ -13,7 +13,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_vae.core.program import DATA_PLATE, Density, Program
+from ppl_vae.core.introspection import filter_kwargs, modules_of
+from ppl_vae.core.program import DATA_PLATE, Density, Program, ProgramLike
 from ppl_vae.core.traces import Site
 
 ROUND_TRIP_TOLERANCE = 0.03
@@ -86,13 +87,21 @@ class LocalGuide(Program):
         num_rows: the number of rows of data that it is for.
         sites: the plates of each site, in the order of the sites.
         fixed: the fixed tensors of each site, by name.
+        global_guide: a program that draws the global variables, if there are some.
     """
 
     def __init__(
-        self, num_rows: int, sites: Sequence[SitePlates], fixed: Sequence[Mapping[str, Tensor]]
+        self,
+        num_rows: int,
+        sites: Sequence[SitePlates],
+        fixed: Sequence[Mapping[str, Tensor]],
+        global_guide: ProgramLike | None = None,
     ) -> None:
         super().__init__()
         self._num_rows = num_rows
+        # In tuples, so that the modules of the other guide are no parts of this one.
+        self._global_guides = () if global_guide is None else (global_guide,)
+        self._held = tuple(modules_of(*self._global_guides))
         self._sites = list(sites)
         self._names = [list(tensors) for tensors in fixed]
         # Tensors are buffers, so that they are inputs of captured code.
@@ -111,8 +120,10 @@ class LocalGuide(Program):
             detached: whether the distribution has no gradient in the free parameters.
         """
 
-    def forward(self, x: Tensor, **_: Any) -> None:
+    def forward(self, x: Tensor, **keywords: Any) -> None:
         """The guide as a Pyro program, for the rows that it was constructed for."""
+        for global_guide in self._global_guides:
+            global_guide(x, **filter_kwargs(global_guide, keywords))
         repeats = len(x) // self._num_rows
         plates: dict[str, pyro.plate] = {}
         for k in range(len(self._sites)):

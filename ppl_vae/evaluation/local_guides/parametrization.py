@@ -12,9 +12,9 @@ from torch import distributions as td
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import global_part
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import Density
-from ppl_vae.core.traces import sites
 from ppl_vae.evaluation.local_guides.local_gaussian import LocalGaussianGuide
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide, SitePlates, StickTheLanding
 from ppl_vae.guides.families import COVARIANCES
@@ -251,10 +251,12 @@ class LocalFamilyGuide(LocalGuide):
         with pair.dry_run():
             run = pair.run(batch)
             check_latents(run)
-            found = sites(run.guide)
+            found = run.drawn
             families = [Parametrization.of(site["fn"]) for site in found.values()]
         plates = [SitePlates.of(run.guide, site) for site in found.values()]
-        super().__init__(len(batch), plates, [_fixed_tensors(family) for family in families])
+        fixed = [_fixed_tensors(family) for family in families]
+        shared = global_part(pair.guide) if pair.has_globals(batch) else None
+        super().__init__(len(batch), plates, fixed, shared)
         self._families = families
         self.free = nn.ParameterList(
             torch.zeros_like(p.start) for family in families for p in family.parameters

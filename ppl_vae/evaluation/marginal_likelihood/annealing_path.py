@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
-from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob, sites
+from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, Site, frames, log_prob
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.evaluation.marginal_likelihood.batching import PairFunction
 from ppl_vae.objectives.divergences import check_latents
@@ -134,18 +135,20 @@ class AnnealingPath(PairFunction):
 
     Raises:
         ValueError: if the guide has a site without an unconstrained space (a discrete variable),
-            or has no density over as many dimensions as the model's latent sites (a point mass).
+            or has no density over as many dimensions as the model's latent sites (a point mass);
+            if the model has global latent variables.
     """
 
     def __init__(self, pair: Pair, batch: Batch) -> None:
         super().__init__(pair, batch, several=True)
         run = self.run(batch.tensors, 2)
+        check_no_globals(run, "annealing")
         self.coordinates = _coordinates_of(run)
         check_latents(run)
         guide_dim = sum(c.width for c in self.coordinates)
         latent = (_Coordinates.of(site) for site in run.latent.values())
         if guide_dim != (latent_dim := sum(c.width for c in latent)):
-            points = [n for n, s in sites(run.guide).items() if _is_point(s["fn"])]
+            points = [n for n, s in run.drawn.items() if _is_point(s["fn"])]
             raise ValueError(
                 f"the guide draws {guide_dim} values per datum and the model has {latent_dim} "
                 f"latent ones, so q has no density to anneal from (point masses: {points}); use a "
@@ -171,7 +174,7 @@ class AnnealingPath(PairFunction):
         return self._flatten(replayed.run(self.batch))
 
     def _flatten(self, run: PairTraces) -> Float[Tensor, "S B K"]:
-        found, num_rows = sites(run.guide), len(self.batch)
+        found, num_rows = run.drawn, len(self.batch)
         points = [c.flatten(_unconstrained(found[c.name]), num_rows) for c in _coordinates_of(run)]
         return torch.cat(points, -1)
 
@@ -185,7 +188,7 @@ class AnnealingPath(PairFunction):
         )
         with SiteOverride(values):
             run = self.run(tensors, len(points))
-        found = sites(run.guide)
+        found = run.drawn
         terms = [
             run.per_datum(found[name], log_prob(found[name]) + log_jacobian)
             for name, log_jacobian in values.log_jacobians.items()
@@ -206,7 +209,7 @@ class AnnealingPath(PairFunction):
 
 
 def _coordinates_of(run: PairTraces) -> list[_Coordinates]:
-    found = [site for site in sites(run.guide).values() if not _is_point(site["fn"])]
+    found = [site for site in run.drawn.values() if not _is_point(site["fn"])]
     return [_Coordinates.of(site) for site in found]
 
 

@@ -16,12 +16,15 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
+from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, filter_kwargs
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import mean_and_error
-from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites
+from ppl_vae.core.text import counted
+from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites, global_sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
@@ -63,25 +66,31 @@ class Bidirectional(Result):
     @property
     def gap(self) -> float:
         """The mean of upper - lower over the data, in nats per datum; it bounds both errors."""
-        return float((self.upper - self.lower).mean())
+        return float(self._gaps.mean())
 
     @property
     def gap_error(self) -> float:
         """Standard error of :attr:`gap`: the standard deviation over data / sqrt(N)."""
         if len(self.lower) < 2:
             return math.nan
-        return mean_and_error(self.upper - self.lower)[1]
+        return mean_and_error(self._gaps)[1]
+
+    @property
+    def _gaps(self) -> Float[Tensor, " N"]:
+        return self.upper - self.lower
 
     def __repr__(self) -> str:
         low, high = float(self.lower.mean()), float(self.upper.mean())
-        return (
-            f"log-likelihood of {len(self.lower)} data that the model drew: lower bound "
-            f"{low:.3f}, upper bound {high:.3f} nats per datum\n"
-            f"  gap {self.gap:.3f} +- {self.gap_error:.3f} ({self.num_chains} chains in each "
-            f"direction, {self.num_temperatures} temperatures)"
-            + "\n  the bounds are in reverse order, within their Monte Carlo error"
-            * (low > high)
-        )
+        chains = counted(self.num_chains, "chain")
+        lines = [
+            f"log-likelihood of {counted(len(self.lower), 'datum')} that the model drew: lower "
+            f"bound {low:.3f}, upper bound {high:.3f} nats per datum",
+            f"  gap {self.gap:.3f} ± {self.gap_error:.3f} (± one standard error; {chains} in each "
+            f"direction, {counted(self.num_temperatures, 'temperature')})",
+        ]
+        if low > high:
+            lines.append("  the bounds are in reverse order, within their Monte Carlo error")
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -116,7 +125,7 @@ def bidirectional(
         ValueError: if data or arguments are invalid; if the model observes anything else than x,
             or has factors (``pyro.factor``), of which no data can be drawn; if the guide has
             sites that the model has not; or if
-            :class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath` rejects
+            :mod:`ppl_vae.evaluation.marginal_likelihood.annealed` rejects
             the pair.
         FloatingPointError: if a log weight is NaN.
 
@@ -137,13 +146,8 @@ def bidirectional(
             _bounds(sampler, pair, batch, num_chains)
             for batch in template.split(torch.arange(num_data), sampler.block_size)
         ]
-    lower, lower_error, upper, upper_error, drawn = map(torch.cat, zip(*parts, strict=True))
     return Bidirectional(
-        lower=lower,
-        upper=upper,
-        lower_error=lower_error,
-        upper_error=upper_error,
-        x=drawn,
+        *map(torch.cat, zip(*parts, strict=True)),
         num_chains=num_chains,
         num_temperatures=annealing.num_temperatures,
         execution=sampler.execution,
@@ -153,14 +157,14 @@ def bidirectional(
 def _bounds(
     sampler: AISWeights, pair: Pair, template: Batch, num_chains: int
 ) -> tuple[Tensor, ...]:
-    """Lower bounds, upper bounds, each with its errors, and the data that were drawn."""
+    """Lower bounds, upper bounds, the errors of both, and the data that were drawn."""
     check_importance_samplable(pair, template)
     drawn, latents = _draw(pair.model, template)
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)
     lower, lower_error = _bound(chains.forward(num_chains))
     upper, upper_error = _bound(-chains.backward(num_chains, point))
-    return lower, lower_error, -upper, upper_error, drawn.x.cpu()
+    return lower, -upper, lower_error, upper_error, drawn.x.cpu()
 
 
 def _bound(log_weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:
@@ -178,8 +182,11 @@ def _draw(model: ProgramLike, template: Batch) -> tuple[Batch, Any]:
     """A batch drawn from the model, and the trace that holds its latent values."""
     run = Pair(model, prior_guide(model)).run(template)
     _check_observes_x(run, template)
+    check_no_globals(run, "bidirectional")
     names = list(data_sites(run))
-    trace: Any = poutine.trace(poutine.uncondition(model)).get_trace(
+    fixed = {n: s["value"] for n, s in global_sites(run.model).items() if s["is_observed"]}
+    drawing = poutine.condition(poutine.uncondition(model), data=fixed)
+    trace: Any = poutine.trace(drawing).get_trace(
         template.x, **filter_kwargs(model, template.keywords)
     )
     x = _columns(run, [trace.nodes[name] for name in names]).to(template.x)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
@@ -31,7 +32,8 @@ class Comparison(Result):
 
     With l_mn = log p_m(x_n) and b the best model, the difference is mean_n(l_mn - l_bn) and its
     error sd_n(l_mn - l_bn) / sqrt(N), in which variation that all models share cancels. All
-    values are in nats per datum.
+    values are in nats per datum. The Monte Carlo error of draws of global latent variables, which
+    the data share, is added to both errors.
 
     Attributes:
         names: the names of the models.
@@ -72,7 +74,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"held-out log p of {self.num_data} data, nats per datum ± standard error; "
+            f"held-out log p of {self.num_data} data, nats per datum, ± one standard error; "
             "differences to the best are paired",
             render([self._cells(row) for row in range(len(self.names))], indent="  "),
         ]
@@ -119,12 +121,15 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
     order = pointwise.mean(1).argsort(descending=True, stable=True)
     pointwise = pointwise[order]
     mean = pointwise.mean(1)
+    shared = torch.tensor([_global_error(e) for e in estimates.values()], dtype=torch.float64)
+    shared = shared[order]
+    both = torch.where(torch.arange(len(shared)) > 0, shared.hypot(shared[0]), 0.0)
     return Comparison(
         names=tuple(list(values)[k] for k in order),
         mean=mean,
-        error=standard_error(pointwise),
+        error=standard_error(pointwise).hypot(shared),
         difference=mean - mean[0],
-        difference_error=standard_error(pointwise - pointwise[0]),
+        difference_error=standard_error(pointwise - pointwise[0]).hypot(both),
         reliable=reliable[order],
         weight=stacking_weights([list(values)[k] for k in order], pointwise),
         pointwise=pointwise,
@@ -134,6 +139,10 @@ def compare(estimates: Mapping[str, LogLikelihood | Tensor | ArrayLike]) -> Comp
 
 def _notes(estimate: Any) -> tuple[str, ...]:
     return estimate.notes if isinstance(estimate, LogLikelihood) else ()
+
+
+def _global_error(estimate: Any) -> float:
+    return (estimate.global_error or 0.0) if isinstance(estimate, LogLikelihood) else 0.0
 
 
 def _share_reliable(estimate: Any) -> float:
@@ -152,8 +161,9 @@ def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
         )
     if wrong := int((~values.isfinite()).sum()):
         raise ValueError(
-            f"log p of {name!r} is NaN or infinite for {wrong} of {len(values)} data; such models "
-            "cannot be ranked by a mean. Leave the model out, or those data for all models"
+            f"log p of {name!r} is NaN or infinite for {wrong} of "
+            f"{counted(len(values), 'datum')}; such models cannot be ranked by a mean. Leave the "
+            "model out, or those data for all models"
         )
     return values
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density
-from ppl_vae.core.traces import PairTraces, Site, frames, sites
+from ppl_vae.core.traces import PairTraces, Site, frames
 from ppl_vae.evaluation.local_guides.local_gaussian import can_be_refined
 from ppl_vae.evaluation.marginal_likelihood.reliability import MIN_COUNT
 
@@ -37,7 +37,7 @@ DRAWS_PER_VALUE = 16
 
 def discrete_sites(run: PairTraces) -> dict[str, Site]:
     """The guide's sites of the discrete latent variables of the model."""
-    guide = sites(run.guide)
+    guide = run.drawn
     return {
         name: guide[name]
         for name in run.latent
@@ -69,7 +69,7 @@ class _Variable:
 
     def log_prob(self, run: PairTraces) -> Float[Tensor, " B"]:
         """The guide's log probability of the value at which the variable is fixed."""
-        site = sites(run.guide)[self.name]
+        site = run.drawn[self.name]
         base = _innermost(site["fn"])
         values = torch.where(self.entry, base.log_prob(site["value"]), 0.0)
         inner = values.dim() - len(site["fn"].batch_shape)
@@ -119,7 +119,7 @@ def diagnose_latents(pair: Pair, batches: Sequence[Batch], num_samples: int) -> 
     """
     with pair.dry_run():
         run = pair.run(batches[0])
-    drawn, found = sites(run.guide), discrete_sites(run)
+    drawn, found = run.drawn, discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}
     notes = tuple(
@@ -164,7 +164,7 @@ def _probabilities(
     variable: _Variable, pair: Pair, batch: Batch, run: PairTraces
 ) -> tuple[Float[Tensor, "C B"], Float[Tensor, "C B"]]:
     """The posterior probability of each value, and the guide's probability of it."""
-    site = sites(run.guide)[variable.name]
+    site = run.drawn[variable.name]
     only_latent = len(run.latent) == 1 and bool(variable.entry.all())
     limit = max(1, min(DRAWS_PER_VALUE, MAX_RUNS // len(variable.values)))
     draws = 1 if only_latent else limit

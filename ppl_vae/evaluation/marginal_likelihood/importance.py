@@ -1,5 +1,6 @@
 """Estimates of the marginal log-likelihood of any pair, with their reliability."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import PriorProposal
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
@@ -60,10 +62,17 @@ def log_likelihood(
 
     Draws and data are processed in batches, so that memory grows with neither.
 
+    With global latent variables theta, the estimate is that of the *posterior predictive*
+    density, log E_q(theta) p(x_n | theta), with q(theta) the guide: the mean is over draws
+    theta_s, which the data share, and weights p(x_n, z_s | theta_s) / q(z_s | x_n, theta_s). It is
+    for data that theta was not fitted to. The error of the mean over data takes the shared draws
+    into account.
+
     Args:
         model, guide: any pair under the contract; it is run in evaluation mode. The guide is the
-            proposal. With ``method="prior"`` it is not used and may be None; with
-            ``"annealed"``, chains start from the prior if it is None.
+            proposal. With ``method="prior"`` only its global variables are used, and it may be
+            None: all draws are then from the prior, and global variables give the prior
+            predictive density. With ``"annealed"``, chains start from the prior if it is None.
         x: the whole data, (N, D); guides with a table identify rows by their index in it.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
@@ -71,8 +80,8 @@ def log_likelihood(
             posterior (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors
             that no guide approximates well.
         refine: the number of steps for which a copy of the guide's Gaussian is first optimized
-            for every datum (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`).
-            The guide itself is left unchanged.
+            for every datum by Adam, with a learning rate that falls to zero along a cosine. The
+            guide itself is left unchanged.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         annealing: the settings of the chains; by default ``Annealing()``.
         mask: True where x is observed; NaN in x has the same meaning.
@@ -88,7 +97,7 @@ def log_likelihood(
         ValueError: if data or arguments are invalid; if :func:`ppl_vae.core.traces.check_pair`
             rejects the pair; with a flat prior, or a guide that is a point mass (those of an
             autoencoder); or if chains cannot move a site
-            (:class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath`).
+            (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":
@@ -116,12 +125,15 @@ def log_likelihood(
     diagnostics = None
     with isolated_store(), seeded(seed), pair.eval_mode():
         check_importance_samplable(pair, batches[0])
+        has_globals = pair.has_globals(batches[0])
+        if has_globals and method == "prior" and guide is not None:
+            pair = pair.with_guide(PriorProposal(model, guide))
         proposals = ((local_vi(pair, batch) if refine else pair, batch) for batch in batches)
         parts = [weight_summary(sampler, q, batch, num_samples) for q, batch in proposals]
         if method != "annealed" and not refine:
             large_batches = list(data.split(rows, rows_at_once(data.x)))
             diagnostics = diagnose_latents(pair, large_batches, num_samples)
-    estimate = combine(parts, num_samples, method, refine, diagnostics)
+    estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     cells = _num_observed(pair, data, rows).to(estimate.value)
     notes = *pair.notes(), *estimate.notes
     return replace(estimate, execution=sampler.execution, cells=cells, notes=notes)
@@ -150,6 +162,8 @@ def combine(
     method: str,
     refine: int,
     diagnostics: LatentDiagnostics | None = None,
+    *,
+    has_globals: bool = False,
 ) -> LogLikelihood:
     """The estimates of several batches as one result, whose reliability is assessed jointly.
 
@@ -157,9 +171,11 @@ def combine(
         parts: the statistics of the weights of each batch.
         num_samples, method, refine: the settings of the estimates.
         diagnostics: of the latent sites of the pair, where they were computed.
+        has_globals: whether the data of a batch share draws of global variables.
     """
     summary = WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
     undersampled = None if diagnostics is None else diagnostics.undersampled
+    mean_variance = float(summary.joint_variance.sum()) / len(summary.value) ** 2
     reliability = assess_reliability(
         summary,
         num_samples,
@@ -179,9 +195,11 @@ def combine(
         notes=() if diagnostics is None else diagnostics.notes,
         tail_index=reliability.tail_index,
         limit=reliability.limit,
+        pool_size=reliability.pool_size,
         coverage=reliability.coverage,
         undersampled_mass=None if undersampled is None else undersampled.mass,
         refinable=diagnostics is None or diagnostics.refinable,
+        global_error=math.sqrt(mean_variance) if has_globals else None,
     )
 
 

@@ -4,7 +4,7 @@
 cover log p(x_n) with a probability of at least 90 %, which is so if either
 
 * the Pareto tail index of the weights, pooled over data, is at most
-  :func:`~ppl_vae.evaluation.marginal_likelihood.coverage.largest_tail_index`; or
+  the calibrated limit (``largest_tail_index`` in ``coverage.py``); or
 * the weights hardly vary: the effective sample size is at least 95 % of the draws; or
 * the weights take few values (discrete latent variables), each of which was drawn often;
 
@@ -66,7 +66,7 @@ class WeightSummary(NamedTuple):
 
     Attributes:
         value: log of the mean weight, in nats.
-        ess: the effective sample size, see :func:`effective_sample_size`.
+        ess: the effective sample size, see :func:`ppl_vae.evaluation.effective_sample_size`.
         k_hat: the Pareto tail index, see :func:`k_hat`.
         tied: whether the largest weights have few distinct values, as with discrete variables.
         rare_variance: the part of the weights' relative variance that comes from values drawn
@@ -74,6 +74,9 @@ class WeightSummary(NamedTuple):
         above, below: log of the distances in nats from the median of the log weights to their
             80 % and 20 % quantiles, from ``TIED`` to 50 nats.
         curve: log of the mean weight of the first draws, for several numbers of draws.
+        joint_variance: the variance, over draws, of the mean over the B data of a batch of
+            ``value``, times B: it differs from that of independent draws where the data share
+            global variables. It is the same for all data of a batch.
     """
 
     value: Float[Tensor, " N"]
@@ -84,6 +87,7 @@ class WeightSummary(NamedTuple):
     above: Float[Tensor, " N"]
     below: Float[Tensor, " N"]
     curve: Float[Tensor, "N C"]
+    joint_variance: Float[Tensor, " N"]
 
 
 class Reliability(NamedTuple):
@@ -93,13 +97,16 @@ class Reliability(NamedTuple):
         standard_error: the standard error of the log of the mean weight, in nats.
         tail_index: the tail index pooled over data; NaN where no tail could be fitted.
         limit: the largest tail index with which estimates are reliable.
-        coverage: the expected coverage of ``value +- 1.96 standard_error``; NaN if not known.
+        pool_size: the effective number of data that the tail index is pooled over.
+        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN where the
+            estimate is not reliable, since it is not known there.
         reliable: whether the estimate is reliable.
     """
 
     standard_error: Float[Tensor, " N"]
     tail_index: Float[Tensor, " N"]
     limit: Float[Tensor, " N"]
+    pool_size: Float[Tensor, " N"]
     coverage: Float[Tensor, " N"]
     reliable: Bool[Tensor, " N"]
 
@@ -159,12 +166,22 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     """
     pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
     parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    return WeightSummary(*(torch.cat(part) for part in parts))
+    return WeightSummary(*(torch.cat(part) for part in parts), _joint_variance(log_weights).cpu())
+
+
+def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
+    # By the delta method, log mean_s w_sn varies as mean_s w_sn / E[w_n].
+    relative = torch.zeros_like(log_weights[:, 0])
+    for part in log_weights.split(DATA_AT_ONCE, 1):
+        relative = relative + (part - part.logsumexp(0)).exp().sum(1)
+    num_samples, num_data = log_weights.shape
+    variance = num_samples * relative.var() / num_data
+    return variance.expand(num_data)
 
 
 def _summarize_few(
     log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]
-) -> WeightSummary:
+) -> tuple[Tensor, ...]:
     ordered = log_weights.sort(0).values
     low, middle, high = (ordered[round(p * (len(ordered) - 1))] for p in (0.2, 0.5, 0.8))
     parts = (
@@ -177,7 +194,7 @@ def _summarize_few(
         _log_distance(middle - low),
         curve,
     )
-    return WeightSummary(*(part.cpu() for part in parts))
+    return tuple(part.cpu() for part in parts)
 
 
 def _log_distance(nats: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -230,14 +247,14 @@ def assess_reliability(
         reliable = nearly_constant & (summary.k_hat == 0) & (num_samples > 1)
     else:
         reliable = reliable & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
-    known = pools.tail_index.isfinite() & ~summary.tied
     if undersampled_error is not None:
         error = error.hypot(undersampled_error)
-        well_sampled = undersampled_error <= MAX_UNDERSAMPLED_ERROR
-        reliable, known = reliable & well_sampled, known & well_sampled
+        reliable = reliable & (undersampled_error <= MAX_UNDERSAMPLED_ERROR)
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
-    coverage = coverage.where(reliable | known, torch.nan)
-    return Reliability(error, pools.tail_index, limit, coverage, reliable)
+    # In one dimension all very narrow guides have weights with nearly the same distribution,
+    # whatever their width, while the coverage falls to zero: the tail does not determine it.
+    coverage = coverage.where(reliable, torch.nan)
+    return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 
 
 def _coverage(

@@ -27,7 +27,6 @@ from ppl_vae.core.traces import (
     by_draw_and_datum,
     data_sites,
     frames,
-    sites,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
@@ -67,9 +66,8 @@ def impute(
         num_samples: draws of z per row with missing values, S.
         draws: number of joint draws of the missing values of each row: z is resampled by its
             weights (from S values), and x given z is drawn for each.
-        refine: number of optimisation steps for a copy of the guide's Gaussian for each row
-            (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`). The guide itself
-            is not changed.
+        refine: number of optimisation steps for a copy of the guide's Gaussian for each row,
+            as in :func:`ppl_vae.log_likelihood`. The guide itself is not changed.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
         seed: seed of the draws.
@@ -106,6 +104,12 @@ def impute(
         for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
             batch = data.rows(rows)
             check_importance_samplable(pair, batch)
+            if draws and pair.has_globals(batch):
+                raise ValueError(
+                    "joint draws of missing values need a model without global latent variables; "
+                    "use draws=0 for means and standard deviations, or fix them at a draw of the "
+                    "guide: model, guide = condition_on_globals(model, guide, x)"
+                )
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     return result
@@ -297,8 +301,8 @@ def _resample(
     probs = torch.where(run_total > 0, weights, 1.0).mT
     which = torch.multinomial(probs, draws, replacement=True).mT
     replaced = torch.rand_like(which, dtype=run_total.dtype) < run_total / total
-    for name, site in sites(resampled.guide).items():
-        site["value"] = _with_replaced(site, sites(run.guide)[name], which, replaced)
+    for name, site in resampled.drawn.items():
+        site["value"] = _with_replaced(site, run.drawn[name], which, replaced)
 
 
 def _with_replaced(

@@ -1,6 +1,9 @@
 """Codes and predictions of any pair: means of q(z | x), and means and draws of x.
 
 The *code* of a datum is the flattened values of its latent sites, in the order of the model.
+Latent variables that all data share are no part of it; if q(z | x) depends on them, codes are
+those of one draw. Decoding needs a pair in which they are fixed, see
+:func:`ppl_vae.core.global_sites.condition_on_globals`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,16 +16,13 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import (
-    DATA_PLATE,
-    ProgramLike,
-    as_data_and_mask,
-    filter_kwargs,
-    placement,
-)
+from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded
-from ppl_vae.core.traces import Site, frames, sites
+from ppl_vae.core.traces import PairTraces, Site, frames, sites
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride
 from ppl_vae.objectives.divergences import is_improper
@@ -61,9 +61,13 @@ def encode(
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
+        ValueError: if the model has no latent variables of each datum.
     """
     means = latent_means(model, guide, x, mask=mask)
-    return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
+    names = list(_latent_sites(model, _one_row(x)))
+    if not names:
+        raise ValueError("the model has no latent variables of each datum, so there are no codes")
+    return torch.cat([means[name] for name in names], 1)
 
 
 def code_width(model: ProgramLike, template: ArrayLike) -> int:
@@ -108,7 +112,12 @@ def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
 
     with isolated_store(), dry_run(model), eval_mode(model), SiteOverride(zeros_for_flat):
         trace = _trace(model, rows, mask)
-    return {name: site for name, site in sites(trace).items() if not site["is_observed"]}
+    return {name: site for name, site in _local(trace).items() if not site["is_observed"]}
+
+
+def _local(trace: Trace) -> dict[str, Site]:
+    """The sites of a datum; global latent variables are no part of its code."""
+    return {name: s for name, s in sites(trace).items() if DATA_PLATE in frames(s)}
 
 
 def _widths(latents: Mapping[str, Site]) -> dict[str, int]:
@@ -122,9 +131,7 @@ def reconstruct(
     """The mean of x given the mean of q(z | x) of each row, also for missing values.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data set, (N, D).
-        mask: True where x is observed; NaN in x is equivalent.
+        model, guide, x, mask: as for :func:`latent_means`.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.
@@ -141,7 +148,7 @@ def _guide_sites(
     pair = Pair(model, guide)
     data = pair.observe(x, mask)
     with isolated_store(), pair.dry_run(), pair.eval_mode():
-        return sites(_trace(guide, data.x, data.mask))
+        return _local(_trace(guide, data.x, data.mask))
 
 
 @torch.no_grad()
@@ -156,7 +163,8 @@ def mean_data(
         template: N rows of data; only their shape is used.
 
     Raises:
-        ValueError: if the observed sites together do not have the columns of x.
+        ValueError: if the observed sites together do not have the columns of x; if the model has
+            global latent variables.
     """
     values = {name: value.to(**placement(model)) for name, value in latents.items()}
     with dry_run(model):
@@ -191,7 +199,9 @@ def _data(
     rows, mask = as_data_and_mask(template, model=model)
     with isolated_store(), eval_mode(model):
         trace = _trace(model, rows, mask)
-        observed = [s for n, s in sites(trace).items() if s["is_observed"] and n not in latents]
+        if latents:
+            check_no_globals(PairTraces(trace, trace), "decoding")
+        observed = [s for n, s in _local(trace).items() if s["is_observed"] and n not in latents]
         values = torch.cat([_to_rows(site, read(site)) for site in observed], -1)
     if values.shape != rows.shape:
         raise ValueError(

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, check_support, modules_of
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
@@ -71,7 +73,7 @@ def calibrate(
     with ExitStack() as stack:
         for context in (torch.no_grad(), isolated_store(), seeded(seed)):
             stack.enter_context(context)
-        stack.enter_context(mode(model, guide, training=False))
+        stack.enter_context(train_mode(model, guide, training=False))
         for part in parts:
             stack.enter_context(part.calibrate())
         pair, whole = Pair(model, guide), Batch(x, mask)

@@ -1,7 +1,7 @@
 """Stochastic variational inference for any pair."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,11 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.program import (
-    ProgramLike,
-    as_data_and_mask,
-    bound_object,
-    check_support,
-    modules_of,
-)
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.state import isolated_store, mode, seeded
+from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -35,7 +31,13 @@ from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.schedule import Schedule
-from ppl_vae.inference.svi.settings import Optimization, Runtime, Stopping
+from ppl_vae.inference.svi.settings import (
+    Optimization,
+    OptimizerFactory,
+    Runtime,
+    SchedulerFactory,
+    Stopping,
+)
 from ppl_vae.inference.svi.trainer import Trainer
 from ppl_vae.objectives.bounds import ELBO
 
@@ -49,8 +51,8 @@ def fit_svi(
     mask: ArrayLike | None = None,
     objective: Any = None,
     lr: float = 1e-3,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-    scheduler: Callable[..., Any] | None = None,
+    optimizer: OptimizerFactory = torch.optim.Adam,
+    scheduler: SchedulerFactory | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -117,9 +119,9 @@ def fit_svi(
             gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
             the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU.
-        progress: whether to show a bar on standard error; ``"auto"`` does if that is a terminal.
-            A callable of the number of steps made and the objective is called after every
-            evaluation instead.
+        progress: whether to show a bar on standard error, or in the output of a notebook's cell;
+            ``"auto"`` does in a notebook, and if standard error is a terminal. A callable of the
+            number of steps made and the objective is called after every evaluation instead.
 
     Raises:
         ValueError: bad data or arguments; a parameter without a gradient; the cases of
@@ -176,7 +178,7 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     """The parameters of the pair by name, after the checks that need a first batch."""
     model, guide, x, mask = minibatch.model, minibatch.guide, minibatch.x, minibatch.mask
     rows = torch.arange(schedule.batch_size, device=x.device)
-    check_automatic_batch(guide, Batch(x, mask).rows(rows).keywords)
+    check_automatic_batch(guide, Batch(x, mask).rows(rows))
     with _hint_at_index(schedule.batch_size < len(x)):
         named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and schedule.batch_size < len(x):
@@ -189,7 +191,7 @@ def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) 
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         stack.enter_context(isolated_store())
-        stack.enter_context(mode(model, guide, training=True))
+        stack.enter_context(train_mode(model, guide, training=True))
         # Pyro warns at every step about parameters that the user has frozen on purpose.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
@@ -217,12 +219,12 @@ def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) 
             f"per datum for {getattr(owner, 'num_data', None)} training rows and none for others. "
             "Use an AmortizedGuide"
         )
-    if is_per_datum(guide):
+    rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
+    if is_per_datum(guide, Batch(rows, mask)):
         raise ValueError(
             f"x_val needs a guide that computes q from x; {type(automatic_guide(guide)).__name__} "
             "has one q per datum for the training rows and none for others. Use an AmortizedGuide"
         )
-    rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
     try:
         check_support(model, rows, mask)
     except ValueError as error:

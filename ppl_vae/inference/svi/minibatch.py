@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.inputs import check_support
+from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike, check_support, filter_kwargs
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
-from ppl_vae.objectives.bounds import ELBO, IWAE, as_capturable
+from ppl_vae.objectives.bounds import ELBO, IWAE
+from ppl_vae.objectives.pyro_objectives import as_capturable
 
 
 class WeightedObjective:

@@ -8,7 +8,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_vae.core.program import ProgramLike, modules_of, own_modules
+from ppl_vae.core.introspection import modules_of, own_modules
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, validation
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.program import as_data_and_mask, notes_of, notes_on
+from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.introspection import notes_of, notes_on
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
@@ -221,7 +222,13 @@ class Trainer:
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
         with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
             values = elbo(
-                model, guide, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED
+                model,
+                guide,
+                x,
+                mask=mask,
+                num_samples=VALIDATION_DRAWS,
+                global_kl=False,
+                seed=VALIDATION_SEED,
             )
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
