@@ -16,7 +16,7 @@ from torch import nn
 
 from ppl_vae import VAE, Gaussian, digits, log_likelihood
 
-EPOCHS, SAMPLES, REFINE = (2, 50, 10) if "--smoke" in sys.argv else (150, 1000, 150)
+EPOCHS, SAMPLES, REFINE = (60, 100, 50) if "--smoke" in sys.argv else (150, 1000, 150)
 D, K, HIDDEN, SIGMA = 64, 8, 128, 0.15
 torch.manual_seed(0)
 x_train, x_test = torch.as_tensor(digits()).float()[torch.randperm(1797)].split([1500, 297])

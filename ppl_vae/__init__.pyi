@@ -20,6 +20,7 @@ from .data.images import image_set as image_set
 from .data.tables import read_table as read_table
 from .data.transforms import binarize as binarize
 from .data.transforms import digits as digits
+from .evaluation.evidence.latent_dims import compare_latent_dims as compare_latent_dims
 from .evaluation.inference_gaps.gaps import gaps as gaps
 from .evaluation.latent_space.collapse import collapse as collapse
 from .evaluation.latent_space.spectrum import spectrum as spectrum
@@ -85,6 +86,7 @@ __all__ = [
     "binarize",
     "collapse",
     "compare",
+    "compare_latent_dims",
     "cross_check",
     "digits",
     "elbo",

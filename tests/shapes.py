@@ -22,7 +22,9 @@ codemain.getrandbits = random.Random(0).getrandbits
 
 with_shapes = jaxtyping.jaxtyped
 # An int will do where a float is asked for.
-with_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+with_types = beartype.beartype(
+    conf=beartype.BeartypeConf(is_pep484_tower=True, violation_type=TypeError)
+)
 
 
 def has_shape(hint):

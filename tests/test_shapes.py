@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +25,7 @@ def test_a_dimension_has_one_size_in_all_arguments_and_in_the_result():
         ((torch.ones(4), torch.ones(3, 2), 4), "parameter x"),
         ((torch.ones(4, 3), torch.ones(3, 2), "4"), "parameter size"),
     ):
-        with pytest.raises(BeartypeCallHintViolation, match=parameter):
+        with pytest.raises(TypeError, match=f"(?s){parameter}.* violates type hint"):
             product(*arguments)
 
 
@@ -36,12 +35,12 @@ def test_a_dimension_may_have_another_size_in_the_next_call():
 
 
 def test_the_functions_and_the_fields_of_the_package_are_checked():
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises(TypeError, match="violates type hint"):
         mlp("6", 2)
     ppca = PPCA(6, 2, seed=0)
-    with pytest.raises(BeartypeCallHintViolation):
+    with pytest.raises(TypeError, match="violates type hint"):
         elbo(ppca.model, ppca.model, torch.zeros(3, 6), num_samples="1")
     values, elapsed = torch.zeros(3), torch.arange(3.0)
     assert FitResult("SVI", values, elapsed, 3, 0.5, "after 3 steps").steps == 3
-    with pytest.raises(BeartypeCallHintViolation, match="parameter steps"):
+    with pytest.raises(TypeError, match="parameter steps"):
         FitResult("SVI", values, elapsed, "3", 0.5, "after 3 steps")

@@ -1,3 +1,10 @@
+from .evidence.bridge_sampling import LogEvidence as LogEvidence
+from .evidence.bridge_sampling import bridge_sampling as bridge_sampling
+from .evidence.laplace import minka_log_evidence as minka_log_evidence
+from .evidence.latent_dims import compare_latent_dims as compare_latent_dims
+from .evidence.latent_dims_result import LatentDims as LatentDims
+from .evidence.log_evidence import log_evidence as log_evidence
+from .evidence.loo import leave_one_out as leave_one_out
 from .inference_gaps.ascent import bound_slice as bound_slice
 from .inference_gaps.ascent import em_ascent as em_ascent
 from .inference_gaps.ascent import exact_bound as exact_bound
@@ -59,7 +66,9 @@ __all__ = [
     "EstimatorComparison",
     "Gaps",
     "LabelEfficiency",
+    "LatentDims",
     "LatentSpaces",
+    "LogEvidence",
     "LogLikelihood",
     "MaskedCV",
     "Spectrum",
@@ -68,10 +77,12 @@ __all__ = [
     "atoms",
     "bidirectional",
     "bound_slice",
+    "bridge_sampling",
     "collapse",
     "compare",
     "compare_denoisers",
     "compare_embeddings",
+    "compare_latent_dims",
     "cross_check",
     "decode",
     "decode_grid",
@@ -90,8 +101,11 @@ __all__ = [
     "label_efficiency",
     "latent_means",
     "latent_spaces",
+    "leave_one_out",
+    "log_evidence",
     "log_likelihood",
     "mean_data",
+    "minka_log_evidence",
     "normal_quantiles",
     "reconstruct",
     "select_by_masked_cv",

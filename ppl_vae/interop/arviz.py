@@ -96,7 +96,8 @@ def to_arviz(
 
     Raises:
         ValueError: if num_samples is not a multiple of num_chains; if rows are out of range; if
-            the number of names or values is wrong; as :func:`ppl_vae.interop.draws.pair_draws`.
+            the number of names or values is wrong; if the model observes nothing; as
+            :func:`ppl_vae.core.traces.check_pair`.
     """
     _check_chains(num_samples, num_chains)
     if hasattr(x, "columns"):  # a pandas DataFrame

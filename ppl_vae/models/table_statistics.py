@@ -163,6 +163,9 @@ class _Group(NamedTuple):
         # sqrt(n) times the mean; the factor in at most n - 1 rows; if only a few of the n rows are
         # left, which are zero, those too.
         factor = _short(self.factor, self.num_data - 1)
+        if len(factor) == factor.shape[1]:  # the same for any division into blocks
+            factor = torch.linalg.qr(factor, mode="r").R
+            factor = factor * factor.diagonal().sign().where(factor.diagonal() != 0, 1.0)[:, None]
         rows = torch.cat([self.mean[None] * self.num_data**0.5, factor])
         num_zero = self.num_data - len(rows)
         few = num_zero <= rows.shape[1]

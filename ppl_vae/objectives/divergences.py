@@ -171,6 +171,11 @@ def check_latents(run: PairTraces) -> None:
     Raises:
         ValueError: if there are none, or one has no density.
     """
+    if not run.latent and run.global_latent:
+        raise ValueError(
+            "the model has no latent variables of each datum, so there are no codes, no gap and "
+            f"nothing to refine or anneal: {sorted(run.global_latent)} are shared by all data"
+        )
     if not run.latent:
         raise ValueError(
             "the model has no latent variables, so there are no codes, no gap and "

@@ -15,6 +15,7 @@ from .images import plot_samples as plot_samples
 from .label_efficiency import plot_accuracy as plot_accuracy
 from .label_efficiency import plot_accuracy_gain as plot_accuracy_gain
 from .label_efficiency import plot_label_efficiency as plot_label_efficiency
+from .latent_dims import plot_latent_dims as plot_latent_dims
 from .latent_spaces import plot_embedding as plot_embedding
 from .latent_spaces import plot_embeddings as plot_embeddings
 from .latent_spaces import plot_kl_by_dimension as plot_kl_by_dimension
@@ -43,6 +44,7 @@ __all__ = [
     "plot_interpolation",
     "plot_kl_by_dimension",
     "plot_label_efficiency",
+    "plot_latent_dims",
     "plot_latent_means",
     "plot_latent_space",
     "plot_latent_spaces",

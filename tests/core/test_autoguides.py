@@ -13,9 +13,10 @@ from pyro.infer.autoguide import initialization
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
-from ppl_vae.core.autoguides import plate_of_rows
+from ppl_vae.core.autoguides import RowCheck, plate_of_rows
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.guides import PerDatumGuide
+from ppl_vae.inference.svi.captured_svi import CapturedSVI
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.bounds import ELBO, elbo, log_weights
@@ -226,6 +227,45 @@ def test_a_discrete_guide(x):
     assert joint.logsumexp(1).mean() == pytest.approx(float(found), abs=0.02)
     with pytest.raises(ValueError, match="AutoDiscreteParallel cannot be used in batches"):
         fit(steps=5, batch_size=10)
+
+
+LOOPS = {"normal": autoguide.AutoNormal, "messenger": autoguide.AutoNormalMessenger}
+
+
+def own_loop(model, guide, batches):
+    with pyro.get_param_store().scope():
+        optimizer = pyro.optim.Adam({"lr": 0.01})
+        svi = CapturedSVI(model, guide, optimizer, Trace_ELBO(), compiled=False)
+        for args, kwargs in batches:
+            svi.step(*args, **kwargs)
+    return svi.execution
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_batches_without_an_index_are_refused_in_own_loops(x, name):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(D), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    make = LOOPS[name]
+    match = f"{make.__name__} has one q per row of the first step, and this step is called with"
+    with pytest.raises(ValueError, match=match):
+        own_loop(model, make(model), [((x[:10],), {}), ((x[10:20],), {})])
+    x = x.clone()
+    x[0] = torch.nan  # missing values do not make the same rows others
+    assert RowCheck(make(model))((x,), {}) is None
+    assert own_loop(model, make(model), 3 * [((x.nan_to_num(),), {})]) == "captured"
+
+
+def test_batches_with_an_index_run_in_own_loops(ppca, x):
+    rows = torch.arange(30).split(10)
+    batches = [((x[part],), {"index": part, "num_data": 30}) for part in rows]
+    guide = autoguide.AutoNormal(ppca.model, create_plates=plate_of_rows)
+    with pytest.warns(UserWarning, match="could not be captured"):  # rows differ in their steps
+        assert own_loop(ppca.model, guide, batches).startswith("eager: ")
+    with pytest.raises(ValueError, match="AutoNormal without create_plates subsamples rows"):
+        own_loop(ppca.model, autoguide.AutoNormal(ppca.model), batches)
 
 
 def test_new_data_are_refused(ppca, x):

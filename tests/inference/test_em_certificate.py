@@ -1,6 +1,7 @@
 """The maxima and certificates of EM, PX-EM and variational EM, on tables of all scales."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from ppl_vae.inference.em.expected_covariance import (
 )
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
-from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
-from ppl_vae.inference.em.state import ILL_CONDITIONED
+from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
+from ppl_vae.inference.em.state import ILL_CONDITIONED, Parameters
 from ppl_vae.models import sufficient_statistics
 from ppl_vae.models.eigen import right_singular_vectors
 from ppl_vae.models.ppca import PPCA
@@ -342,7 +343,7 @@ def test_the_expected_covariance_matches_a_loop_over_rows():
         off[m] = gain @ off[s]
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
-    tensors = tuple(torch.from_numpy(v) for v in (loadings, loc, variance))
+    tensors = Parameters(*(torch.from_numpy(v) for v in (loadings, loc, variance)))
     factor = expected_covariance_factor(RowBlocks(x), tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)
     whitened = total / len(x) / np.sqrt(np.outer(variance, variance))
@@ -429,6 +430,16 @@ def test_lbfgs_finds_no_improvement_of_factor_analysis(latent_dim):
     assert result.converged
     assert best - here == pytest.approx(result.certificate, abs=1e-9)
     assert best - here < TOLERANCE
+
+
+def test_gains_of_the_size_of_the_tolerance_are_not_noted():
+    run = object.__new__(EMRun)  # the notes depend on these fields only
+    run.state, run.tol, run.converged = types.SimpleNamespace(notes=tuple), 1e-9, True
+    run.restart_gains = (3e-9, 0.25)
+    (note,) = run.notes()
+    assert note.startswith(RESTARTED) and "once" in note and "(a gain of 0.25 nats" in note
+    run.restart_gains = (3e-9,)
+    assert run.notes() == ()
 
 
 def test_the_best_of_several_starts_is_returned():

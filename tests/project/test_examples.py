@@ -9,15 +9,10 @@ from files import ROOT
 
 # The others take longer than these, and run with the slow tests and when the gallery is built.
 QUICK = [
-    "beta_is_decoder_variance",
-    "embeddings",
-    "gradient_estimators",
-    "label_efficiency",
-    "latent_dimensions",
-    "ring",
-    "sparse_coding",
+    "port_an_encoder",
+    "rank_k_reconstructions",
     "tobamovirus_map",
-    "topics",
+    "topic_recovery",
 ]
 EXAMPLES = [
     pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.name)

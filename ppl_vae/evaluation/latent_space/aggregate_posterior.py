@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import check_no_globals
 from ppl_vae.core.pair import Pair, run_guide
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
 from ppl_vae.core.traces import (
@@ -171,7 +172,7 @@ def code_densities(
 
     Raises:
         ValueError: if a site of the guide has no density (a Delta), or a site of the model has a
-            flat prior.
+            flat prior; if the model has global latent variables.
         FloatingPointError: if a density is NaN.
     """
     blocks = rows.split(max(1, math.isqrt(DENSITIES_PER_BLOCK) // num_samples))
@@ -179,6 +180,7 @@ def code_densities(
     per_block = rows_at_once(data.x) if dim is None else DENSITIES_PER_BLOCK
     for block in blocks:
         run = pair.run(data.rows(block), num_samples=num_samples, dim=dim)
+        check_no_globals(run, "the aggregate posterior")
         check_latents(run)
         total = torch.full((num_samples * len(block),), -math.inf).to(data.x).double()
         codes = _drawn_codes(run)

@@ -27,11 +27,6 @@ repeating a number where S is small."""
 class DatumEstimates(Result):
     """Estimates of log p(x_n), one per datum, with their errors and their reliability.
 
-    An estimate is reliable if the interval ``value ± 1.96 standard_error`` is expected to cover
-    log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
-    of all data of the call; the criteria are stated in
-    :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
-
     Attributes:
         value: log of the mean weight, in nats: log p(x_n) up to its error where ``reliable``;
             elsewhere only a lower bound in expectation.

@@ -54,10 +54,20 @@ def encode(
 ) -> Float[Tensor, "N K"]:
     """The code of each row: the means of q(z | x), concatenated over all latent sites.
 
-    Args, raises: as :func:`latent_means`.
+    Args:
+        model, guide: any pair under the contract; run in evaluation mode.
+        x: the whole data set, (N, D).
+        mask: True where x is observed; NaN in x is equivalent.
+
+    Raises:
+        NotImplementedError: if the distribution of a site has no mean in closed form.
+        ValueError: if the model has no latent variables of each datum.
     """
     means = latent_means(model, guide, x, mask=mask)
-    return torch.cat([means[name] for name in _latent_sites(model, _one_row(x))], 1)
+    names = list(_latent_sites(model, _one_row(x)))
+    if not names:
+        raise ValueError("the model has no latent variables of each datum, so there are no codes")
+    return torch.cat([means[name] for name in names], 1)
 
 
 def code_width(model: ProgramLike, template: ArrayLike) -> int:

@@ -222,7 +222,13 @@ class Trainer:
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
         with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
             values = elbo(
-                model, guide, x, mask=mask, num_samples=VALIDATION_DRAWS, seed=VALIDATION_SEED
+                model,
+                guide,
+                x,
+                mask=mask,
+                num_samples=VALIDATION_DRAWS,
+                global_kl=False,
+                seed=VALIDATION_SEED,
             )
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
