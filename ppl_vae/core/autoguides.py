@@ -74,8 +74,6 @@ def is_per_datum(guide: ProgramLike, batch: Batch) -> bool:
         batch: rows on which it can be run.
     """
     owner = automatic_guide(guide)
-    if owner is None:
-        return False
     if isinstance(owner, GuideMessenger):
         known = type(owner).__module__ == AutoNormalMessenger.__module__
         if not known or DATA_PLATE in getattr(owner, "amortized_plates", ()):
