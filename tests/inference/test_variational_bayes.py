@@ -146,7 +146,9 @@ def test_under_ard_rotation_does_not_change_the_end(noise):
     model = like(x, noise=noise, prior="ard")
     rotated = fit_vb(model, x, tol=tol, seed=0)
     plain = fit_vb(model, x, tol=tol, max_iterations=50_000, rotate=False, seed=0)
-    assert plain.converged and abs(float(rotated.objective[-1] - plain.objective[-1])) < 100 * tol
+    # Along rotations alone the gains of an iteration are a thousandth of those still to come.
+    assert plain.converged
+    assert 0 <= float(rotated.objective[-1] - plain.objective[-1]) < 1000 * tol
 
 
 @pytest.mark.parametrize("rotate", [True, False])
