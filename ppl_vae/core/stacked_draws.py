@@ -92,12 +92,14 @@ def stack_runs(runs: Sequence[PairTraces]) -> PairTraces:
 def _stack_traces(traces: Sequence[Trace], dim: int) -> Trace:
     frame = CondIndepStackFrame(SAMPLE_PLATE, dim, len(traces), 0)
     stacked = Trace()
-    for name in sites(traces[0]):
-        stacked.add_node(name, **_stack_sites([trace.nodes[name] for trace in traces], frame))
+    found = [sites(trace) for trace in traces]
+    for name in found[0]:
+        stacked.add_node(name, **_stack_sites([one[name] for one in found], frame))
     return stacked
 
 
 def _stack_sites(found: Sequence[Site], frame: CondIndepStackFrame) -> Site:
+    assert frame.dim is not None
     fn = StackedDraws([site["fn"] for site in found], -frame.dim)
     masks = [site["mask"] for site in found]
     if any(isinstance(mask, Tensor) for mask in masks):

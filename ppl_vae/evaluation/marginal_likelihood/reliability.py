@@ -24,7 +24,7 @@ References:
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -165,8 +165,9 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     A few data are processed at a time, since each step holds several copies of the weights.
     """
     pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
-    parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    return WeightSummary(*(torch.cat(part) for part in parts), _joint_variance(log_weights).cpu())
+    few: Any = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
+    columns = [torch.cat(part) for part in few]
+    return WeightSummary(*columns, joint_variance=_joint_variance(log_weights).cpu())
 
 
 def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:

@@ -77,7 +77,13 @@ class PosteriorSamples(Result):
                 :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
         """
         by_chain = self._by_chain("parameters")
-        return Parameters(*(None if p is None else p.flatten(0, 1) for p in by_chain))
+        relevance = by_chain.relevance
+        return Parameters(
+            by_chain.loadings.flatten(0, 1),
+            by_chain.loc.flatten(0, 1),
+            by_chain.noise_scale.flatten(0, 1),
+            None if relevance is None else relevance.flatten(0, 1),
+        )
 
     def invariants(self) -> dict[str, Tensor]:
         """The quantities that the data identify, (chains, S, ...).
