@@ -76,12 +76,11 @@ class PosteriorSamples(Result):
             ValueError: if the sites are not those of
                 :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
         """
-        by_chain = self._by_chain("parameters")
-        relevance = by_chain.relevance
+        loadings, loc, scale, relevance = self._by_chain("parameters")
         return Parameters(
-            by_chain.loadings.flatten(0, 1),
-            by_chain.loc.flatten(0, 1),
-            by_chain.noise_scale.flatten(0, 1),
+            loadings.flatten(0, 1),
+            loc.flatten(0, 1),
+            scale.flatten(0, 1),
             None if relevance is None else relevance.flatten(0, 1),
         )
 

@@ -69,8 +69,10 @@ def sample_posterior(
             seed=seed,
             progress=progress,
         )
+    if ppca is None or chosen == "nutpie":
+        raise NotImplementedError(chosen)
     samples = sample_nuts(
-        model if ppca is None else ppca,
+        ppca,
         x,
         mask,
         num_samples=num_samples,

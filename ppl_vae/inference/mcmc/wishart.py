@@ -1,13 +1,13 @@
-"""Draws of Wishart matrices."""
+"""Draws of gamma variables and of Wishart matrices."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def standard_gamma(concentration: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Draws from Gamma(concentration, 1)."""
-    return torch._standard_gamma(concentration)  # pyright: ignore[reportPrivateImportUsage]
+def standard_gamma(shape: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Gamma(shape, 1), without the checks of the distribution's class."""
+    return torch._standard_gamma(shape)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def bartlett_factor(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*S K K"]:
