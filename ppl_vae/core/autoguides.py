@@ -78,6 +78,8 @@ def is_per_datum(guide: ProgramLike, batch: Batch) -> bool:
         known = type(owner).__module__ == AutoNormalMessenger.__module__
         if not known or DATA_PLATE in getattr(owner, "amortized_plates", ()):
             return False
+    if owner is None:
+        return False
     return any(_draws_local_sites(part, batch) for part in _parts(owner))
 
 

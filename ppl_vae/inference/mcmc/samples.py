@@ -1,7 +1,7 @@
 """Draws from the posterior of parameters, by chain, with their diagnostics."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -224,7 +224,22 @@ class PosteriorSamples(Result):
             f"  {self.verdict}",
             *(f"  {line}" for line in repr(self._diagnostics).splitlines()),
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        notes = (*self.notes, *self._unidentified())
+        return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
+
+    def _unidentified(self) -> Iterator[str]:
+        # A note on canonical columns that are left out.
+        if not self._is_ppca:
+            return
+        size = self.draws["loadings"].shape[-1]
+        canonical = self.invariants().get("canonical_loadings")
+        count = 0 if canonical is None else canonical.shape[-1]
+        if count < size:
+            yield (
+                f"{size - count} of {size} canonical columns of the loadings are left out: their "
+                "directions vary over draws, because singular values are close to each other or "
+                "to zero"
+            )
 
 
 DIMENSIONS = {
