@@ -20,7 +20,7 @@ from ppl_vae.core.state import threads, validation
 MIN_COMPILED_ITERATIONS = 1000
 """The least number of iterations of all chains for which compiling takes less time than it saves:
 10 seconds of compiling against a millisecond per gradient and 10 gradients per iteration."""
-MAX_DENSE_SIZE = 500
+MAX_DENSE_SIZE = 100
 """The largest number of coordinates for which the mass matrix is dense."""
 
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
