@@ -3,19 +3,17 @@
 Everything is written where git does not see it: ``_build``, ``gallery`` and ``reference``.
 """
 
-import importlib
 import importlib.util
-import inspect
-import pkgutil
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import reference_pages
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
+FULL_RUNS = DOCS / "_static" / "full"
 
 SECTIONS = {
     "ppca": (
@@ -66,39 +64,25 @@ SECTIONS = {
 HEADER = """Gallery
 =======
 
-Each example is a short script that imports the package. The figures on these pages come from
-short runs, ``python examples/NAME.py --smoke``, which take seconds; without ``--smoke`` the
-scripts run to the results that their text describes.
+Each example is a short script that imports the package. The outputs and figures on these pages are
+those of runs at reduced size, ``python examples/NAME.py --smoke``, which need no data sets.
+Without ``--smoke`` the scripts fit longer, to more data, and take seconds to minutes.
 """
-
-SUBPACKAGES = {
-    "models": "models, p(x, z)",
-    "guides": "guides, q(z given x)",
-    "likelihoods": "likelihoods, p(x given z)",
-    "networks": "encoders and decoders",
-    "objectives": "bounds and estimators of their gradients",
-    "inference": "fitting",
-    "evaluation": "log-likelihood, gaps, latent space, prediction",
-    "data": "tables, images, texts",
-    "lineage": "the stages from PCA to the VAE in one table",
-    "plots": "one function per figure",
-    "interop": "ArviZ and scikit-learn",
-    "core": "the contract of a pair, and results",
-}
-"""The sub-packages of the reference and their subjects."""
 
 
 def connect(app: Any) -> None:
     """Have the sources written when a build begins, and MathJax copied when it ends."""
+    reference_pages.connect(app)
     app.connect("config-inited", _write_sources, priority=1)
     app.connect("build-finished", _copy_mathjax)
     app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _join_names, priority=600)  # after napoleon
     app.connect("autodoc-skip-member", _skip_inherited)
 
 
 def _write_sources(app: Any, config: Any) -> None:
     write_examples(DOCS / "_build" / "examples")
-    write_reference(DOCS / "reference")
+    reference_pages.write(DOCS / "reference", _replace)
 
 
 def _copy_mathjax(app: Any, exception: Exception | None) -> None:
@@ -139,6 +123,16 @@ def _prepare_docstring(
     lines[:] = prepared
 
 
+def _join_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Write ``:ivar a, b:`` without spaces: Sphinx takes what stands before one as a type."""
+    lines[:] = [
+        f":ivar {found[1].replace(' ', '')}:{line[found.end() :]}"
+        if (found := re.match(r":ivar ([^:]*, [^:]*):", line))
+        else line
+        for line in lines
+    ]
+
+
 def _last(lines: list[str]) -> str:
     """Whether the last line that is not empty ends an ordinary paragraph."""
     filled = [line for line in lines if line.strip()]
@@ -174,7 +168,30 @@ def write_examples(folder: Path) -> None:
     for section, (title, names) in SECTIONS.items():
         _replace(folder / section / "GALLERY_HEADER.rst", f"{title}\n{'-' * len(title)}\n")
         for name in names:
-            _replace(folder / section / f"{name}.py", (EXAMPLES / f"{name}.py").read_text())
+            script = (EXAMPLES / f"{name}.py").read_text() + _full_run(name)
+            _replace(folder / section / f"{name}.py", script)
+
+
+def _full_run(name: str) -> str:
+    """A last cell with the results of a full run, if ``FULL_RUNS`` has its figure and output."""
+    if not (FULL_RUNS / f"{name}.png").exists():
+        return ""
+    output = (FULL_RUNS / f"{name}.txt").read_text().rstrip().splitlines()
+    text = [
+        "The full run",
+        "------------",
+        "",
+        f"The results above are those of a run at reduced size. ``python examples/{name}.py``",
+        "prints:",
+        "",
+        ".. code-block:: text",
+        "",
+        *(f"   {line}".rstrip() for line in output),
+        "",
+        f".. image:: /_static/full/{name}.png",
+        f"   :alt: The figure of the full run of {name}",
+    ]
+    return "\n# %%\n" + "\n".join(f"# {line}".rstrip() for line in text) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:
@@ -205,67 +222,3 @@ def reset_pyro(gallery_conf: dict[str, Any], filename: str) -> None:
     import pyro
 
     pyro.clear_param_store()
-
-
-def write_reference(folder: Path) -> None:
-    """Write one page per sub-package: its public classes and functions, module by module."""
-    for name, subject in SUBPACKAGES.items():
-        _replace(folder / f"{name}.rst", "\n".join(_page(name, subject)) + "\n")
-    wanted = {f"{name}.rst" for name in SUBPACKAGES}
-    for path in folder.glob("*.rst"):
-        if path.name not in wanted:
-            path.unlink()
-
-
-def _page(name: str, subject: str) -> Iterator[str]:
-    title = f"ppl_vae.{name}"
-    yield from (title, "=" * len(title), "", f"{subject[0].upper()}{subject[1:]}.", "")
-    for module, names in _public(f"ppl_vae.{name}").items():
-        heading = _summary(importlib.import_module(module))
-        shown = f"ppl_vae.{name}" if _offered(f"ppl_vae.{name}") is not None else module
-        short = module.removeprefix(f"ppl_vae.{name}").lstrip(".") or name
-        yield from (short, "-" * len(short), "", heading, "")
-        for each in names:
-            kind = (
-                "class"
-                if inspect.isclass(getattr(importlib.import_module(module), each))
-                else "function"
-            )
-            yield from (f".. auto{kind}:: {shown}.{each}", "")
-
-
-def _summary(module: ModuleType) -> str:
-    lines = inspect.getdoc(module) or ""
-    return lines.split("\n\n")[0].replace("\n", " ")
-
-
-def _public(package: str) -> dict[str, list[str]]:
-    """The public names of a package under the modules that define them.
-
-    They are those of its ``__all__``, or all without a leading underscore where it has none.
-    """
-    root, offered = importlib.import_module(package), _offered(package)
-    found: dict[str, list[str]] = {}
-    for module in _modules(package):
-        own = [
-            name
-            for name, value in vars(module).items()
-            if getattr(value, "__module__", None) == module.__name__
-            and (inspect.isclass(value) or inspect.isfunction(value))
-            and not name.startswith("_")
-            and (offered is None or (name in offered and getattr(root, name) is value))
-        ]
-        if own:
-            found[module.__name__] = own
-    return found
-
-
-def _offered(package: str) -> list[str] | None:
-    return getattr(importlib.import_module(package), "__all__", None)
-
-
-def _modules(package: str) -> Iterator[ModuleType]:
-    root = importlib.import_module(package)
-    yield root
-    for each in pkgutil.walk_packages(root.__path__, f"{package}."):
-        yield importlib.import_module(each.name)

@@ -27,6 +27,17 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 highlight_language = "none"
+
+# Every reference to the package has a target. Other libraries are named without links, since the
+# inventories that links need come from a network.
+nitpicky = True
+OTHERS = "collections|contextlib|jaxtyping|matplotlib|numpy|pandas|pathlib|pyro|sklearn|torch"
+nitpick_ignore_regex = [
+    ("py:.*", rf"({OTHERS})\..*"),
+    ("py:class", "Tensor|ndarray"),  # inside the annotations of jaxtyping
+    # Type variables.
+    ("py:(class|obj)", r"ppl_vae\.(lineage\.common\.(Fitted|Row)|models\.storage\.P)"),
+]
 exclude_patterns = ["_build", "**/GALLERY_HEADER.rst", "sg_execution_times.rst"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 

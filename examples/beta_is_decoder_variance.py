@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, VAE, Gaussian, digits, fit_svi
 
-EPOCHS, D, K = 2 if "--smoke" in sys.argv else 100, 64, 8
+EPOCHS, D, K = 20 if "--smoke" in sys.argv else 100, 64, 8
 x, x_test = torch.as_tensor(digits()).split((1400, 397))
 vae_like = partial(VAE, data_dim=D, latent_dim=K)
 fit = partial(fit_svi, epochs=EPOCHS, batch_size=100, lr=3e-3, seed=0, capture=False)
@@ -51,7 +51,7 @@ for beta in (0.005, 0.01, 0.03, 0.1, 0.3, 1.0):
     off = abs(fit_1 - beta * rate - beta * (fit_b - rate) - constant)
     print(f"{beta:5g}{rate:8.2f}{fit_1 - rate:12.2f}{fit_b - rate:16.2f}{off:13.0e}")
     ax.plot(beta, fit_b - rate, "o", color="tab:blue")
-vae = fit_vae(Gaussian("shared", initial=0.5))
+vae = fit_vae(Gaussian("shared", initial=0.2))
 variance, (fit_s, rate) = vae.likelihood.scale.item() ** 2, held_out(vae)
 print(f"sigma learned, no beta: sigma^2 = {variance:.4f}, ELBO {fit_s - rate:.2f}")
 ax.plot(variance, fit_s - rate, "*", ms=13, color="tab:orange", label="sigma learned, no beta")

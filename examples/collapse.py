@@ -16,13 +16,16 @@ import torch
 
 from ppl_vae import VAE, Gaussian, collapse, digits, fit_svi, plots, spectrum
 
-EPOCHS = 3 if "--smoke" in sys.argv else 150
+EPOCHS = 40 if "--smoke" in sys.argv else 150
 LATENT_DIM = 8
 x = digits()
 
 # %%
 kl, noise = {}, {}
-for name, likelihood in {"sigma = 1": Gaussian(1.0), "sigma learned": Gaussian("shared")}.items():
+for name, likelihood in {
+    "sigma = 1": Gaussian(1.0),
+    "sigma learned": Gaussian("shared", initial=0.2),
+}.items():
     vae = VAE.mlp(64, LATENT_DIM, hidden=(64,), likelihood=likelihood, seed=0)
     fit_svi(vae.model, vae.guide, x, epochs=EPOCHS, batch_size=150, lr=3e-3, seed=0)
     codes = collapse(vae.model, vae.guide, x, seed=0)

@@ -24,7 +24,7 @@ SMOKE = "--smoke" in sys.argv
 SCALE = 0.4
 noise, order = GaussianNoise(SCALE), torch.Generator().manual_seed(0)
 rows = torch.as_tensor(digits(), dtype=torch.float32)[torch.randperm(1797, generator=order)]
-sets = {"digits": (rows, (8, 8), 2 if SMOKE else 400)}
+sets = {"digits": (rows, (8, 8), 100 if SMOKE else 400)}
 if os.environ.get("PPL_VAE_DATA") and not SMOKE:
     sets["MNIST"] = image_set("MNIST").shuffled(0).x[:13_000], (28, 28), 30
 fit = partial(fit_svi, batch_size=128, lr=1e-3, scheduler=CosineAnnealingLR, seed=0)

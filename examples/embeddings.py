@@ -29,7 +29,7 @@ from ppl_vae import (
 from ppl_vae.evaluation import compare_embeddings
 from ppl_vae.networks import GaussianNoise
 
-EPOCHS = 2 if "--smoke" in sys.argv else 300
+EPOCHS = 60 if "--smoke" in sys.argv else 300
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, labels = torch.as_tensor(digits(), dtype=torch.float32)[order], load_digits().target[order]
 x, x_val, x_test = x[:1200], x[1200:1297], x[1297:]

@@ -17,7 +17,7 @@ import torch
 
 from ppl_vae import ELBO, IWAE, VAE, digits, elbo, fit_svi
 
-STEPS, REPEATS = (20, 10) if "--smoke" in sys.argv else (600, 200)
+STEPS, REPEATS = (200, 40) if "--smoke" in sys.argv else (600, 200)
 SAMPLES, x = (1, 4, 16, 64), torch.as_tensor(digits())
 fit = partial(fit_svi, batch_size=100, lr=3e-3, seed=0, capture=False)
 

@@ -22,7 +22,7 @@ from ppl_vae.interop import FeatureTransformer
 from ppl_vae.networks import GaussianNoise
 
 SMOKE = "--smoke" in sys.argv
-EPOCHS, SEEDS, STEPS = (2, range(2), 10) if SMOKE else (200, range(10), 300)
+EPOCHS, SEEDS, STEPS = (30, range(5), 100) if SMOKE else (200, range(10), 300)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, labels = torch.as_tensor(digits(), dtype=torch.float32)[order], load_digits().target[order]
 x, x_val, x_test = x[:1200], x[1200:1297], x[1297:]

@@ -20,7 +20,7 @@ from ppl_vae.data import ImageGrid
 from ppl_vae.evaluation import decode_grid, interpolate, latent_spaces, normal_quantiles
 
 SMOKE = "--smoke" in sys.argv
-EPOCHS, NUM_SCORED, SAMPLES, REFINE = (2, 60, 50, 5) if SMOKE else (300, 300, 500, 200)
+EPOCHS, NUM_SCORED, SAMPLES, REFINE = (40, 100, 100, 30) if SMOKE else (300, 300, 500, 200)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, labels = torch.as_tensor(digits(), dtype=torch.float32)[order], load_digits().target[order]
 x, x_val, x_test = x[:1347], x[1347:1497], x[1497 : 1497 + NUM_SCORED]

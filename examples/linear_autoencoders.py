@@ -2,9 +2,10 @@
 Linear autoencoders and PCA
 ===========================
 
-A linear autoencoder finds the axes of PCA, and one nonlinear layer does no better; only a
-nonlinear decoder does. In nats, by the Gaussian that codes and squared error imply, PCA falls
-short of PPCA, which takes into account that a code is not known exactly.
+A linear autoencoder finds the subspace of PCA: soon if its two maps share their weights, and
+slowly if they do not. One nonlinear layer before the code does no better; only a nonlinear decoder
+does. In nats, by the Gaussian that codes and squared error imply, PCA falls short of PPCA, which
+takes into account that a code is not known exactly.
 """
 
 # %%
@@ -19,8 +20,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import ppl_vae as pv
 from ppl_vae.inference import fit_pca, implied_gaussian
 
-K, STEPS = 10, 30 if "--smoke" in sys.argv else 1500
-fit = partial(pv.fit_svi, scheduler=CosineAnnealingLR, steps=STEPS, seed=0)
+K, STEPS = 10, 400 if "--smoke" in sys.argv else 1500
+fit = partial(pv.fit_svi, scheduler=CosineAnnealingLR, steps=STEPS, seed=0, capture=False)
 linear = partial(pv.Autoencoder.linear, seed=0)
 # %%
 # Digits: one affine map each way, or one nonlinear layer and an affine map.

@@ -4,7 +4,8 @@ A masked autoencoder fills in digits
 
 Given 4 of 16 patches of a held-out digit, a masked autoencoder predicts the other 12. It is
 compared with the conditional mean of PPCA given the same 4 patches, which is exact. K and the
-stopping time are chosen on validation digits.
+stopping time are chosen on validation digits. The network is better than PPCA after 300 epochs,
+the default, and worse after the 20 of a run with ``--smoke``.
 """
 
 # %%
@@ -18,7 +19,7 @@ from ppl_vae import PPCA, Autoencoder, digits, fit_closed_form, fit_svi, plots
 from ppl_vae.data import ImageGrid
 from ppl_vae.networks import HiddenPatches
 
-EPOCHS, DRAWS, LARGEST = (2, 2, 4) if "--smoke" in sys.argv else (300, 10, 61)
+EPOCHS, DRAWS, LARGEST = (20, 2, 31) if "--smoke" in sys.argv else (300, 10, 61)
 order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
 x, x_val, x_test = torch.as_tensor(digits()).float()[order].split([1297, 200, 300])
 patches = HiddenPatches((1, 8, 8), patch=2, share=0.75)

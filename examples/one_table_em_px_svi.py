@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import ELBO, PPCA, ExactGuide, fit_em, fit_svi, read_table, subspace
 
-STEPS, K, TOLERANCE = 100 if "--smoke" in sys.argv else 3000, 5, 0.01
+STEPS, K, TOLERANCE = 1000 if "--smoke" in sys.argv else 3000, 5, 0.01
 if "PPL_VAE_DATA" in os.environ and "--smoke" not in sys.argv:
     x = read_table(f"{os.environ['PPL_VAE_DATA']}/pcaMethods/metaboliteData.csv").values.T
 else:

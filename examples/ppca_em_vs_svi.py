@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import ppl_vae as pv
 
-STEPS = 200 if "--smoke" in sys.argv else 3000
+STEPS = 1000 if "--smoke" in sys.argv else 3000
 K = 5
 x = pv.digits()
 best = pv.PPCA.like(x, K)

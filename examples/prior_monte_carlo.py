@@ -6,7 +6,8 @@ The marginal likelihood is an expectation over the prior, :math:`p(x) = E_{p(z)}
 the log of an average over samples of z from the prior estimates it. In PPCA the exact value is
 known, and the estimate can be compared with it: it is far too low, and the error grows with the
 number of latent and data dimensions, because the samples that matter are too rare to be drawn.
-More samples help only logarithmically. Importance sampling from q(z given x) has no such error.
+More samples help only slowly. Importance sampling from q(z given x) is far closer with 100 samples
+than sampling from the prior is with ten thousand.
 """
 
 # %%
@@ -17,7 +18,9 @@ import matplotlib.pyplot as plt
 from ppl_vae import PPCA, AmortizedGuide, fit_svi, log_likelihood, mlp
 
 SMOKE = "--smoke" in sys.argv
-SIZES, STEPS = ((10, 100, 1000), 100) if SMOKE else ((10, 100, 1000, 10_000, 100_000), 1500)
+SIZES, STEPS = (
+    ((10, 100, 1000, 10_000), 800) if SMOKE else ((10, 100, 1000, 10_000, 100_000), 1500)
+)
 NUM_DATA = 20
 
 # %%

@@ -17,7 +17,7 @@ import torch
 
 from ppl_vae import VAE, Gaussian, log_likelihood
 
-GRID, SAMPLES = (40, 500) if "--smoke" in sys.argv else (120, 50_000)
+GRID, SAMPLES = (60, 5000) if "--smoke" in sys.argv else (120, 50_000)
 network = VAE.mlp(2, 2, hidden=(16,), likelihood=Gaussian(0.1), seed=0)
 for parameter in network.decoder.parameters():
     parameter.data *= 2.5

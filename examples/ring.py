@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae import IWAE, VAE, Gaussian, fit_svi, log_likelihood
 
-STEPS, SAMPLES = (30, 50) if "--smoke" in sys.argv else (3000, 1000)
+STEPS, SAMPLES = (800, 200) if "--smoke" in sys.argv else (3000, 1000)
 z = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(0))
 s = z.norm(dim=2, keepdim=True)
 x, x_test = z / 10 + z / s

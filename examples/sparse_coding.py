@@ -23,7 +23,7 @@ from ppl_vae.lineage.sparse_stages import SparseSettings
 
 SMOKE = "--smoke" in sys.argv
 x, K = (digits()[::10], 70) if SMOKE else (digits(), 100)
-settings = SparseSettings(steps=20, iterations=5) if SMOKE else SparseSettings()
+settings = SparseSettings(steps=150, iterations=10) if SMOKE else SparseSettings()
 
 # %%
 lineage = run_sparse_lineage(

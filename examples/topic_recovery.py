@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from ppl_vae import fit_svi
 from ppl_vae.models import topic_vae
 
-EPOCHS = 2 if "--smoke" in sys.argv else 100
+EPOCHS = 60 if "--smoke" in sys.argv else 100
 N, D, K = 500, 100, 5
 rng = np.random.default_rng(0)
 topics = rng.dirichlet(np.full(D, 0.1), K)

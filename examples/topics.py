@@ -24,7 +24,7 @@ from ppl_vae.evaluation import encode, interpolate
 from ppl_vae.models import top_words, topic_vae
 from ppl_vae.plots import plot_topic_interpolation
 
-EPOCHS, K = 2 if "--smoke" in sys.argv else 100, 10
+EPOCHS, K = 30 if "--smoke" in sys.argv else 100, 10
 MODULES = "numpy numpy.linalg sklearn.metrics matplotlib.pyplot torch.nn torch.nn.functional"
 MODULES += " torch.distributions scipy.stats scipy.signal scipy.optimize scipy.special"
 texts = {}

@@ -16,7 +16,7 @@ from pyro.infer import SVI, Predictive, TraceMeanField_ELBO
 
 from ppl_vae import VAE, digits, gaps, log_likelihood
 
-EPOCHS = 2 if "--smoke" in sys.argv else 150
+EPOCHS = 40 if "--smoke" in sys.argv else 150
 pyro.set_rng_seed(0)
 x = torch.as_tensor(digits(), dtype=torch.float32)[torch.randperm(1797)]
 x_train, x_test = x[:1500], x[1500:]

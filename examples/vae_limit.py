@@ -19,7 +19,7 @@ from ppl_vae import Autoencoder, Gaussian, digits, fit_svi, log_likelihood, plot
 from ppl_vae.data import ImageGrid
 from ppl_vae.evaluation import vae_limit
 
-STEPS, DRAWS, REFINE = (30, 50, 5) if "--smoke" in sys.argv else (3000, 1000, 150)
+STEPS, DRAWS, REFINE = (500, 200, 20) if "--smoke" in sys.argv else (3000, 1000, 150)
 x, x_test = torch.as_tensor(digits()[:1500]).float(), torch.as_tensor(digits()[1500:])
 network = partial(Autoencoder.mlp, 64, 10, hidden=(128,), activation="gelu")
 start = network(likelihood=Gaussian(0.2), prior="normal", seed=0).center(x)

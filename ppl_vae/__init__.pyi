@@ -1,174 +1,66 @@
-from . import (
-    capture as capture,
-)
-from . import (
-    core as core,
-)
-from . import (
-    data as data,
-)
-from . import (
-    evaluation as evaluation,
-)
-from . import (
-    guides as guides,
-)
-from . import (
-    inference as inference,
-)
-from . import (
-    interop as interop,
-)
-from . import (
-    likelihoods as likelihoods,
-)
-from . import (
-    lineage as lineage,
-)
-from . import (
-    models as models,
-)
-from . import (
-    networks as networks,
-)
-from . import (
-    objectives as objectives,
-)
-from . import (
-    plots as plots,
-)
+from . import capture as capture
+from . import core as core
+from . import data as data
+from . import evaluation as evaluation
+from . import guides as guides
+from . import inference as inference
+from . import interop as interop
+from . import likelihoods as likelihoods
+from . import lineage as lineage
+from . import models as models
+from . import networks as networks
+from . import objectives as objectives
+from . import plots as plots
+from . import report as report
 
 __version__: str
 
-from .core.program import (
-    Program as Program,
-)
-from .data.images import (
-    image_set as image_set,
-)
-from .data.tables import (
-    read_table as read_table,
-)
-from .data.transforms import (
-    binarize as binarize,
-)
-from .data.transforms import (
-    digits as digits,
-)
-from .evaluation.inference_gaps.gaps import (
-    gaps as gaps,
-)
-from .evaluation.latent_space.collapse import (
-    collapse as collapse,
-)
-from .evaluation.latent_space.spectrum import (
-    spectrum as spectrum,
-)
-from .evaluation.latent_space.subspace import (
-    subspace as subspace,
-)
-from .evaluation.marginal_likelihood.bidirectional import (
-    bidirectional as bidirectional,
-)
-from .evaluation.marginal_likelihood.compare import (
-    compare as compare,
-)
-from .evaluation.marginal_likelihood.cross_check import (
-    cross_check as cross_check,
-)
-from .evaluation.marginal_likelihood.importance import (
-    log_likelihood as log_likelihood,
-)
-from .evaluation.prediction.imputation import (
-    impute as impute,
-)
-from .evaluation.prediction.masked_cv import (
-    select_by_masked_cv as select_by_masked_cv,
-)
-from .guides.guides import (
-    AmortizedGuide as AmortizedGuide,
-)
-from .guides.guides import (
-    ExactGuide as ExactGuide,
-)
-from .guides.guides import (
-    PerDatumGuide as PerDatumGuide,
-)
-from .inference.em.fit import (
-    fit_closed_form as fit_closed_form,
-)
-from .inference.em.fit import (
-    fit_em as fit_em,
-)
-from .inference.em.fit import (
-    variational_em as variational_em,
-)
-from .inference.svi.captured_svi import (
-    CapturedSVI as CapturedSVI,
-)
-from .inference.svi.fit import (
-    fit_svi as fit_svi,
-)
-from .interop.arviz import (
-    to_arviz as to_arviz,
-)
-from .interop.sklearn import (
-    PPCATransformer as PPCATransformer,
-)
-from .likelihoods.discrete import (
-    Bernoulli as Bernoulli,
-)
-from .likelihoods.discrete import (
-    Categorical as Categorical,
-)
-from .likelihoods.discrete import (
-    ContinuousBernoulli as ContinuousBernoulli,
-)
-from .likelihoods.discrete import (
-    Multinomial as Multinomial,
-)
-from .likelihoods.discrete import (
-    Poisson as Poisson,
-)
-from .likelihoods.gaussian import (
-    Gaussian as Gaussian,
-)
-from .likelihoods.gaussian import (
-    OptimalGaussian as OptimalGaussian,
-)
-from .lineage.run import (
-    run_lineage as run_lineage,
-)
-from .models.autoencoder import (
-    Autoencoder as Autoencoder,
-)
-from .models.ppca import (
-    PPCA as PPCA,
-)
-from .models.storage import (
-    load as load,
-)
-from .models.storage import (
-    save as save,
-)
-from .models.vae import (
-    VAE as VAE,
-)
-from .networks.mlp_conv import (
-    mlp as mlp,
-)
-from .objectives.bounds import (
-    ELBO as ELBO,
-)
-from .objectives.bounds import (
-    IWAE as IWAE,
-)
-from .objectives.bounds import (
-    elbo as elbo,
-)
-from .objectives.bounds import (
-    log_weights as log_weights,
-)
+from .core.program import Program as Program
+from .data.images import image_set as image_set
+from .data.tables import read_table as read_table
+from .data.transforms import binarize as binarize
+from .data.transforms import digits as digits
+from .evaluation.evidence.latent_dims import compare_latent_dims as compare_latent_dims
+from .evaluation.inference_gaps.gaps import gaps as gaps
+from .evaluation.latent_space.collapse import collapse as collapse
+from .evaluation.latent_space.spectrum import spectrum as spectrum
+from .evaluation.latent_space.subspace import subspace as subspace
+from .evaluation.marginal_likelihood.bidirectional import bidirectional as bidirectional
+from .evaluation.marginal_likelihood.compare import compare as compare
+from .evaluation.marginal_likelihood.cross_check import cross_check as cross_check
+from .evaluation.marginal_likelihood.importance import log_likelihood as log_likelihood
+from .evaluation.prediction.imputation import impute as impute
+from .evaluation.prediction.masked_cv import select_by_masked_cv as select_by_masked_cv
+from .guides.guides import AmortizedGuide as AmortizedGuide
+from .guides.guides import ExactGuide as ExactGuide
+from .guides.guides import PerDatumGuide as PerDatumGuide
+from .inference.em.fit import fit_closed_form as fit_closed_form
+from .inference.em.fit import fit_em as fit_em
+from .inference.em.fit import variational_em as variational_em
+from .inference.svi.captured_svi import CapturedSVI as CapturedSVI
+from .inference.svi.fit import fit_svi as fit_svi
+from .inference.variational_bayes.fit import fit_vb as fit_vb
+from .interop.arviz import to_arviz as to_arviz
+from .interop.sklearn import PPCATransformer as PPCATransformer
+from .likelihoods.discrete import Bernoulli as Bernoulli
+from .likelihoods.discrete import Categorical as Categorical
+from .likelihoods.discrete import ContinuousBernoulli as ContinuousBernoulli
+from .likelihoods.discrete import Multinomial as Multinomial
+from .likelihoods.discrete import Poisson as Poisson
+from .likelihoods.gaussian import Gaussian as Gaussian
+from .likelihoods.gaussian import OptimalGaussian as OptimalGaussian
+from .lineage.run import run_lineage as run_lineage
+from .models.autoencoder import Autoencoder as Autoencoder
+from .models.bayesian_ppca import BayesianPPCA as BayesianPPCA
+from .models.ppca import PPCA as PPCA
+from .models.storage import load as load
+from .models.storage import save as save
+from .models.vae import VAE as VAE
+from .networks.mlp_conv import mlp as mlp
+from .objectives.bounds import ELBO as ELBO
+from .objectives.bounds import IWAE as IWAE
+from .objectives.bounds import elbo as elbo
+from .objectives.bounds import log_weights as log_weights
 
 __all__ = [
     "ELBO",
@@ -177,6 +69,7 @@ __all__ = [
     "VAE",
     "AmortizedGuide",
     "Autoencoder",
+    "BayesianPPCA",
     "Bernoulli",
     "CapturedSVI",
     "Categorical",
@@ -193,12 +86,14 @@ __all__ = [
     "binarize",
     "collapse",
     "compare",
+    "compare_latent_dims",
     "cross_check",
     "digits",
     "elbo",
     "fit_closed_form",
     "fit_em",
     "fit_svi",
+    "fit_vb",
     "gaps",
     "image_set",
     "impute",

@@ -2,10 +2,10 @@
 
 import logging
 
-from jaxtyping import install_import_hook
+from shapes import check_package
 
 # Before the package is imported for the first time.
-install_import_hook("ppl_vae", "shapes.checked")
+check_package("ppl_vae")
 
 import numpy as np  # noqa: E402
 import pyro  # noqa: E402
@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
+
+from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 
 
 def pytest_configure(config):
@@ -81,3 +83,14 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield torch.float64
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Captured code is recorded and not compiled, which is faster and gives the same results."""
+    compiled = CompiledFunction.__init__
+
+    def not_compiled(self, *args, **options):
+        compiled(self, *args, **(options | {"compiled": False}))
+
+    monkeypatch.setattr(CompiledFunction, "__init__", not_compiled)

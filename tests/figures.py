@@ -27,7 +27,7 @@ def texts(figure):
     return [(t.get_text(), t.get_window_extent(renderer)) for t in found if t not in hidden]
 
 
-def check_texts(figure):
+def assert_texts_are_readable(figure):
     """Check that no two texts overlap, and that all are within the figure."""
     boxes = texts(figure)
     assert len(boxes) > 4
@@ -41,9 +41,9 @@ def check_texts(figure):
         assert box.y0 >= -0.5 and box.y1 <= whole.y1 + 0.5, text
 
 
-def check_readable(figure):
+def assert_readable(figure):
     """Check the texts of a figure with one pair of axes, its title and its units."""
-    check_texts(figure)
+    assert_texts_are_readable(figure)
     (ax,) = figure.axes
     assert ax.get_title(loc="left")
     assert UNITS.search(ax.get_xlabel()), ax.get_xlabel()

@@ -12,7 +12,7 @@ def parameters(ppca):
     return loc, loadings, scale**2
 
 
-def close(actual, expected, tolerance=1e-10):
+def assert_close(actual, expected, tolerance=1e-10):
     """Assert that two arrays agree, to a tolerance that is both relative and absolute."""
     actual = actual.detach().numpy() if isinstance(actual, torch.Tensor) else actual
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)

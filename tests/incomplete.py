@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy import stats
 
 import oracles
 from ppl_vae import PPCA
@@ -30,3 +31,26 @@ def ppca_from_arrays(loc, loadings, variance):
     return PPCA.from_parameters(
         torch.tensor(loadings), torch.tensor(loc), torch.tensor(variance).double().sqrt()
     )
+
+
+def assert_draws_of_missing_values(draws, x, loc, covariance, num_assertions):
+    """Assert that draws (S, N, D) are of N(loc, covariance) given the observed values of each row.
+
+    The sum over draws of squared Mahalanobis distances is chi^2 with S times as many degrees of
+    freedom as missing values, and S times that of their mean is chi^2 with as many as these.
+    """
+    for n, row in enumerate(x):
+        m, s = np.isnan(row), ~np.isnan(row)
+        assert (draws[:, n, s] == row[s]).all()
+        gain = covariance[np.ix_(m, s)] @ np.linalg.inv(covariance[np.ix_(s, s)])
+        precision = np.linalg.inv(covariance[np.ix_(m, m)] - gain @ covariance[np.ix_(s, m)])
+        deviation = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
+        distances = np.einsum("si,ij,sj->", deviation, precision, deviation)
+        mean = deviation.mean(0)
+        total = stats.chi2(m.sum() * len(draws))
+        tails = [
+            total.sf(distances),
+            total.cdf(distances),
+            stats.chi2(m.sum()).sf(len(draws) * mean @ precision @ mean),
+        ]
+        assert min(tails) > oracles.FAILURE_RATE / num_assertions

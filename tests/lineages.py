@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 
 import oracles
+import user_pairs
 from ppl_vae import run_lineage
 from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import report_data
@@ -41,12 +42,17 @@ def table():
     return oracles.simulate_ppca((16, 8), 1, 200, 6, seed=0)
 
 
-def user_written_pair(width=6, latent_dim=2):
-    """A pair as a user writes it: two functions around two networks."""
+def linear_networks(width=6, latent_dim=2):
+    """A decoder, and an encoder that gives a mean and a log scale."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         decode = torch.nn.Linear(latent_dim, width).double()
-        encode = torch.nn.Linear(width, 2 * latent_dim).double()
+        return decode, torch.nn.Linear(width, 2 * latent_dim).double()
+
+
+def user_written_pair(width=6, latent_dim=2):
+    """A pair as a user writes it: two functions around two networks."""
+    decode, encode = linear_networks(width, latent_dim)
 
     def model(x=None, *, index=None, num_data=None):
         rows = torch.arange(len(x), device=x.device) if index is None else index
@@ -55,13 +61,7 @@ def user_written_pair(width=6, latent_dim=2):
             z = pyro.sample("z", dist.Normal(prior, 1.0).to_event(1))
             pyro.sample("x", dist.Normal(decode(z), 1.5).to_event(1), obs=x)
 
-    def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x), device=x.device) if index is None else index
-        with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc, log_scale = encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
+    return model, user_pairs.normal_guide(encode)
 
 
 @functools.cache

@@ -21,15 +21,13 @@ from torch import nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from draws import generator
+
 N = 24
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
 def draw(*shape, seed):
-    """Standard normal numbers that leave the global generator alone."""
+    """Standard normal numbers of the default dtype."""
     return torch.randn(*shape, generator=generator(seed))
 
 
@@ -43,6 +41,18 @@ def network(*layers, seed=1):
             scale = 0.7 / math.sqrt(fan_in) if p.dim() > 1 else 0.1
             p.copy_(scale * torch.randn(p.shape, generator=source))
     return net
+
+
+def normal_guide(encode):
+    """The guide q(z | x) = N(loc, diag(scale^2)) of a network that gives loc and log scale."""
+
+    def guide(x=None, *, index=None, num_data=None):
+        rows = torch.arange(len(x), device=x.device) if index is None else index
+        with pyro.plate("data", num_data or len(x), subsample=rows):
+            loc, log_scale = encode(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return guide
 
 
 # A bare pair of functions, closing over networks
@@ -134,6 +144,10 @@ def tutorial():
 
 
 # Parameters that have no home but the parameter store
+
+
+BARE_PARAMETERS = ("W", "loc", "psi", "V", "scale")
+"""The names in the parameter store of ``param_only``."""
 
 
 def param_only():
@@ -474,7 +488,7 @@ def plain_object():
 
 
 def auto_normal():
-    """``AutoNormal``: an auxiliary site and a Delta that carries a density, a row a datum."""
+    """``AutoNormal``: an auxiliary site and a Delta that carries a density, one row per datum."""
     model, _, x = positive_latent()
     start = init_to_value(values={"z": torch.full((N, 2), 2.0)})
     guide = AutoNormal(model, init_scale=0.4, init_loc_fn=start)

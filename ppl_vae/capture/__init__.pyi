@@ -1,6 +1,4 @@
-from .graph import (
-    CaptureError as CaptureError,
-)
+from .graph import CaptureError as CaptureError
 
 __all__ = [
     "CaptureError",

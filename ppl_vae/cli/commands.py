@@ -25,6 +25,7 @@ def run_lineage(
     seed: int,
     scale: str,
     as_json: bool,
+    starts: int,
     *,
     header: bool | None,
     delimiter: str | None,
@@ -38,6 +39,7 @@ def run_lineage(
         ValueError: arguments or data that cannot be used.
     """
     check_option("--scale", scale, SCALES)
+    check_int("--starts", starts)
     shape = None if image_shape is None else _shape(image_shape)
     if path is None:
         table = digits_table()
@@ -45,17 +47,24 @@ def run_lineage(
         table = read(path, header, delimiter, label, missing, shape)
     names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
-    return LineageRun(table, k, names, seed, scale, out, as_json).run()
+    return LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
 
 
 def impute(
-    table: Table, source: Path, out: Path, latent_dim: int | None, noise: str | None, seed: int
+    table: Table,
+    source: Path,
+    out: Path,
+    latent_dim: int | None,
+    noise: str | None,
+    seed: int,
+    starts: int,
 ) -> None:
     """``ppl-vae impute``: fill a table read from ``source``, and write it to ``out``.
 
     Raises:
         ValueError: arguments or data that cannot be used.
     """
+    check_int("--starts", starts)
     if noise is not None:
         check_option("noise", noise, NOISES)
     if check_suffix(out).resolve() == source.resolve():
@@ -64,7 +73,7 @@ def impute(
     for note in table.notes:
         print_line(f"note: {note}")
     with threads(1):
-        filled = FilledTable.of(table, latent_dim, noise, seed=seed)
+        filled = FilledTable.of(table, latent_dim, noise, seed=seed, starts=starts)
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
         print_line(text)
     for note in filled.notes():

@@ -25,7 +25,7 @@ Examples:
   ppl-vae lineage mine.csv --scale none
       columns of very different scales are not standardised
   ppl-vae lineage mine.csv --json | jq .about.seconds
-      print only the numbers
+      the results as JSON, for another program to read; here, the seconds they took
   ppl-vae impute mine.csv --out filled.csv
       missing values are filled, with standard deviations
   ppl-vae evaluate vae-folder test.csv
@@ -65,6 +65,9 @@ Delimiter = Annotated[str | None, typer.Option(help="separates the cells; by def
 Label = Annotated[
     str | None,
     typer.Option(help="column of classes, or 'none'; by default detected. It is not modelled"),
+]
+Starts = Annotated[
+    int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
 ]
 Missing = Annotated[
     str | None, typer.Option(help="markers of missing values, separated by commas")
@@ -125,8 +128,14 @@ def lineage(
             "deviations differ by more than ten times and rows are not images"
         ),
     ] = "auto",
+    starts: Starts = 1,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print results.json and nothing else")
+        bool,
+        typer.Option(
+            "--json",
+            help="print the content of results.json instead of the table and the sentences; "
+            "progress is shown on standard error",
+        ),
     ] = False,
 ) -> None:
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
@@ -140,6 +149,7 @@ def lineage(
         seed,
         scale,
         as_json,
+        starts,
         header=header,
         delimiter=delimiter,
         label=label,
@@ -161,6 +171,7 @@ def impute(
         str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of masks and of starting values")] = 0,
+    starts: Starts = 1,
     header: Header = None,
     delimiter: Delimiter = None,
     label: Label = None,
@@ -170,7 +181,7 @@ def impute(
     from ppl_vae.cli import commands
 
     table = commands.read(data, header, delimiter, label, missing)
-    commands.impute(table, data, out, latent_dim, noise, seed)
+    commands.impute(table, data, out, latent_dim, noise, seed, starts)
 
 
 @app.command(short_help="Evaluate a saved model on a table.")

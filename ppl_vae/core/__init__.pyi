@@ -1,33 +1,13 @@
-from .autoguides import (
-    plate_of_rows as plate_of_rows,
-)
-from .batch import (
-    Batch as Batch,
-)
-from .pair import (
-    Pair as Pair,
-)
-from .program import (
-    Program as Program,
-)
-from .program import (
-    data_plate as data_plate,
-)
-from .results import (
-    FitResult as FitResult,
-)
-from .results import (
-    Imputation as Imputation,
-)
-from .results import (
-    Result as Result,
-)
-from .stats import (
-    mean_and_error as mean_and_error,
-)
-from .stats import (
-    standard_error as standard_error,
-)
+from .autoguides import plate_of_rows as plate_of_rows
+from .batch import Batch as Batch
+from .pair import Pair as Pair
+from .program import Program as Program
+from .program import data_plate as data_plate
+from .results import FitResult as FitResult
+from .results import Imputation as Imputation
+from .results import Result as Result
+from .stats import mean_and_error as mean_and_error
+from .stats import standard_error as standard_error
 
 __all__ = [
     "Batch",

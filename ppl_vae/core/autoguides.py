@@ -6,7 +6,8 @@ guides that draw the latent variables of all data as one site cannot. Of global 
 any of them can be the guide: ``AutoMultivariateNormal(poutine.block(model, hide=["z"]))``.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object, filter_kwargs
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
-from ppl_vae.core.state import dry_run
+from ppl_vae.core.state import dry_run, isolated_store
 from ppl_vae.core.traces import frames, sites
 
 PER_DATUM_GUIDES = (
@@ -152,6 +153,67 @@ def check_automatic_batch(guide: ProgramLike, batch: Batch) -> None:
             f"batch's, so each q would be trained on other data. Use {_name(owner)}(model, ..., "
             f"{WITH_PLATES}), train on all rows at once, or use {PER_DATUM_GUIDES}"
         )
+
+
+class RowCheck:
+    """The check that a loop of steps gives an automatic guide the rows that its parameters are of.
+
+    Args:
+        guide: of a pair; one that is not automatic is accepted.
+    """
+
+    def __init__(self, guide: ProgramLike) -> None:
+        self.guide = guide
+        self._first: Tensor | None = None
+        self._is_needed: bool | None = None if automatic_guide(guide) is not None else False
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Check the arguments of a step; those of the first one, which makes the guide's
+        parameters, are recorded.
+
+        Raises:
+            ValueError: if there is one q per row and the rows are others than in the first step,
+                or if the guide cannot be used in batches.
+        """
+        if self._is_needed is False:
+            return
+        rows = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if rows is None or self._first is None:
+            self._first = None if rows is None else rows.detach().clone()
+            return
+        if self._is_needed is None:
+            self._is_needed = _has_latents_per_datum(self.guide, args, kwargs)
+        if self._is_needed:
+            check_automatic_batch(self.guide, kwargs)
+            if kwargs.get("index") is None and not _same_rows(rows, self._first):
+                raise ValueError(self._message())
+
+    def _message(self) -> str:
+        name = _name(automatic_guide(self.guide))
+        return (
+            f"{name} has one q per row of the first step, and this step is called with other "
+            "rows, for which it would use the parameters of those. Train on all rows at once; or "
+            "state which rows a batch holds, step(x[rows], index=rows, num_data=len(x)), if the "
+            f"model takes both, with {name}(model, {WITH_PLATES}); or use {PER_DATUM_GUIDES}"
+        )
+
+
+def _has_latents_per_datum(
+    guide: ProgramLike, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    with isolated_store(), dry_run(guide):
+        trace = poutine.trace(without_data(guide)).get_trace(*args, **kwargs)
+    sites: list[Any] = list(trace.nodes.values())
+    stacks = [
+        s["cond_indep_stack"] for s in sites if s["type"] == "sample" and not site_is_subsample(s)
+    ]
+    return any(frame.name == DATA_PLATE for frame in itertools.chain(*stacks))
+
+
+def _same_rows(rows: Tensor, first: Tensor) -> bool:
+    if rows.shape != first.shape:
+        return False
+    return bool(((rows == first) | (rows.isnan() & first.isnan())).all())
 
 
 def _name(guide: Any) -> str:

@@ -47,7 +47,7 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """x, and of mask and index those that are given: the inputs of a captured function."""
+        """x, then mask and index where they are given, as inputs of a captured function."""
         return [t for t in (self.x, self.mask, self.index) if t is not None]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Batch":

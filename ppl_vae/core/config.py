@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
+import torch
+from torch.distributions import Distribution
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 Plain: TypeAlias = bool | int | float | str | None
 """Argument values that JSON can hold."""
 
+NUM_SHOWN = 3
+"""The number of entries of a tensor that ``repr`` shows."""
 UNRECORDED_ARGUMENTS = ("seed",)
 """Arguments that are not recorded: a seed only determines initial weights."""
 
@@ -33,6 +37,23 @@ class OpaqueValue:
 
 
 @dataclass(frozen=True)
+class ArrayValue:
+    """A parameter of a distribution: a number or an array.
+
+    Attributes:
+        values: the number, or the entries as nested tuples.
+    """
+
+    values: Any
+
+    def __repr__(self) -> str:
+        entries = np.asarray(self.values)
+        shown = ", ".join(f"{entry:.3g}" for entry in entries.ravel()[:NUM_SHOWN])
+        more = ", ..." if entries.size > NUM_SHOWN else ""
+        return f"[{shown}{more}]" if entries.ndim else shown
+
+
+@dataclass(frozen=True)
 class ConstructorCall:
     """A call that made an object: the name of the callable and its arguments, defaults included.
 
@@ -40,8 +61,8 @@ class ConstructorCall:
 
     Attributes:
         name: qualified name of a class, a class method or a function, such as ``"VAE.mlp"``.
-        arguments: by name; each is a plain value, a tuple of values, another call or an
-            :class:`OpaqueValue`.
+        arguments: by name; each is a plain value, a tuple of values, an :class:`ArrayValue`,
+            another call or an :class:`OpaqueValue`.
 
     Example:
         >>> ConstructorCall("PPCA", {"data_dim": 8, "latent_dim": 2, "noise": "isotropic"})
@@ -108,8 +129,14 @@ def _record(
 def constructor_call(value: Any) -> ConstructorCall | None:
     """The call that made an object, or None if it was not recorded.
 
-    A dataclass is described by its fields.
+    A dataclass is described by its fields, a distribution by its parameters.
     """
+    if isinstance(value, Distribution) and value.arg_constraints:
+        parameters = {
+            name: ArrayValue(_as_tuple(torch.as_tensor(getattr(value, name)).tolist()))
+            for name in value.arg_constraints
+        }
+        return ConstructorCall(type(value).__name__, parameters)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         arguments = {name: describe(getattr(value, name)) for name in fields}
@@ -127,6 +154,10 @@ def describe(value: Any) -> Any:
         return tuple(map(describe, value))
     call = constructor_call(value)
     return call if call is not None else OpaqueValue(_short_name(value))
+
+
+def _as_tuple(values: Any) -> Any:
+    return tuple(map(_as_tuple, values)) if isinstance(values, list) else values
 
 
 def _short_name(value: Any) -> str:

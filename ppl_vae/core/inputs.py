@@ -31,7 +31,8 @@ def as_data_and_mask(
 
     Raises:
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
-            shape, or if a row has nothing observed; and as :func:`as_matrix`.
+            shape, or if a row has nothing observed; and as
+            :func:`ppl_vae.core.validation.as_matrix`.
     """
     programs = [model] if guide is None else [model, guide]
     check_parameters_not_random(*programs)

@@ -1,7 +1,6 @@
 """Results of fits and estimates: frozen dataclasses of tensors with a readable representation."""
 
 import dataclasses
-import html
 import types
 import typing
 from collections.abc import Iterator
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppl_vae.core.text import counted
+from ppl_vae.core.text_table import preformatted_html
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +71,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The representation in a notebook."""
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return preformatted_html(repr(self))
 
 
 def _saved(result: Any) -> list[dataclasses.Field[Any]]:
@@ -206,10 +208,13 @@ class FitResult(Result):
 
     def __repr__(self) -> str:
         last = self.objective[-min(len(self.objective), 50) :] if self.steps else torch.zeros(0)
-        value = last.mean() if self.algorithm == "SVI" else last[-1:].sum()
+        value, mean = last[-1:].sum(), ""
+        if self.algorithm == "SVI" and len(last) > 1:
+            value, mean = last.mean(), f", the mean over the last {len(last)} steps"
+        steps = counted(self.steps, "step")
         lines = [
-            f"{self.algorithm}: {self.steps} steps in {self.seconds:.2f} s, {self.stopped}",
-            f"  objective {value:.4f} nats per datum",
+            f"{self.algorithm}: {steps} in {self.seconds:.2f} s, {self.stopped}",
+            f"  objective {value:.4f} nats per datum{mean}",
         ]
         if self.validation is not None and len(self.validation):
             best = f"  validation ELBO {self.validation.max():.4f} nats per datum at best"
@@ -222,7 +227,7 @@ class Imputation(Result):
     """Imputed data: the conditional distribution of each missing value given its row.
 
     Standard deviations and draws take the parameters of the model as known. If these were fitted
-    to few rows, intervals are too narrow: mean +- 1.96 sd of PPCA with D = 12, K = 3 and
+    to few rows, intervals are too narrow: mean ± 1.96 sd of PPCA with D = 12, K = 3 and
     30 % missing, fitted by PX-EM to the table itself, covered 80 % at N = 20, 91 % at N = 50 and
     94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %. Under the true parameters they
     covered 95 % (``tests/evaluation/test_imputed_intervals.py``).
@@ -247,14 +252,14 @@ class Imputation(Result):
 
     def __repr__(self) -> str:
         filled, known = self.sd != 0, self.sd[self.sd > 0]
-        lines = [f"Imputation: {int(filled.sum())} of {filled.numel()} cells filled"]
+        lines = [f"Imputation: {int(filled.sum())} of {counted(filled.numel(), 'cell')} filled"]
         if len(known):
             lines[0] += f", standard deviations {known.min():.3g}..{known.max():.3g}"
             lines.extend([f"  {CONDITIONAL}", f"  ({COVERAGE})"])
         if unknown := int(self.sd.isnan().sum()):
-            lines.append(f"  of {unknown} of these cells the standard deviation is not known")
+            lines.append(f"  the standard deviation of {unknown} of these is not known")
         if self.draws is not None:
-            lines.append(f"  {len(self.draws)} draws")
+            lines.append(f"  {counted(len(self.draws), 'draw')}")
         lines.extend(f"  {line}" for line in self._trust())
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -266,7 +271,7 @@ class Imputation(Result):
         yield f"effective draws of z per row: median {ess.median():.0f}, fewest {ess.min():.1f}"
         if few:
             yield (
-                f"NOT reliable in {few} of {len(ess)} rows with missing values, whose "
-                f"effective draws are fewer than {ESS_FLOOR:.0f}"
+                f"NOT reliable in {few} of {counted(len(ess), 'row')} with missing values, with "
+                f"fewer than {ESS_FLOOR:.0f} effective draws"
             )
             yield "remedy: refine=300, which optimizes q for each row, or more draws (num_samples)"

@@ -1,4 +1,4 @@
-"""Tables of text, for a terminal and for a notebook."""
+"""Texts and tables, for a terminal and for a notebook."""
 
 import html
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def render(
     indent: str = "",
     text_columns: int = 1,
 ) -> str:
-    """Lines of text with aligned columns, two spaces apart.
+    """Lines of text with aligned columns, two spaces apart, without spaces at their ends.
 
     Args:
         rows: the cells, as many in each row.
@@ -23,13 +23,20 @@ def render(
     lines = [header, *rows] if header else list(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        indent
-        + "  ".join(
-            cell.ljust(width) if place < text_columns else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        (
+            indent
+            + "  ".join(
+                cell.ljust(width) if place < text_columns else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        ).rstrip()
         for line in lines
     )
+
+
+def preformatted_html(text: str) -> str:
+    """A text as it is, in HTML: its lines and spaces are kept."""
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def render_html(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -58,6 +59,7 @@ def as_matrix(
         TypeError: if the entries are not real numbers.
         ValueError: if x is not 2-d, is empty, or has infinite entries.
     """
+    refuse_file_name(x, name=name)
     tensor = x if isinstance(x, Tensor) else torch.as_tensor(_as_array(x, name))
     if tensor.is_complex():
         raise TypeError(f"{name} has complex entries; it must have real ones")
@@ -85,6 +87,19 @@ def as_matrix(
             "or write NaN where a value is missing"
         )
     return tensor
+
+
+def refuse_file_name(x: Any, *, name: str = "x") -> None:
+    """Refuse the name of a file in place of its content.
+
+    Raises:
+        TypeError: showing how the file is read.
+    """
+    if isinstance(x, str | Path):
+        raise TypeError(
+            f"{name} is a file name, {str(x)!r}, and must hold the numbers themselves; read the "
+            f"file first: ppl_vae.read_table({str(x)!r}).values"
+        )
 
 
 def observed_mask(

@@ -1,51 +1,19 @@
-from .image_grid import (
-    ImageGrid as ImageGrid,
-)
-from .images import (
-    Images as Images,
-)
-from .images import (
-    image_set as image_set,
-)
-from .row_blocks import (
-    RowBlocks as RowBlocks,
-)
-from .tables import (
-    Table as Table,
-)
-from .tables import (
-    digits_table as digits_table,
-)
-from .tables import (
-    read_table as read_table,
-)
-from .texts import (
-    WordCounts as WordCounts,
-)
-from .texts import (
-    count_words as count_words,
-)
-from .transforms import (
-    Dequantization as Dequantization,
-)
-from .transforms import (
-    Split as Split,
-)
-from .transforms import (
-    Units as Units,
-)
-from .transforms import (
-    binarize as binarize,
-)
-from .transforms import (
-    choose_scaling as choose_scaling,
-)
-from .transforms import (
-    digits as digits,
-)
-from .transforms import (
-    split as split,
-)
+from .image_grid import ImageGrid as ImageGrid
+from .images import Images as Images
+from .images import image_set as image_set
+from .row_blocks import RowBlocks as RowBlocks
+from .tables import Table as Table
+from .tables import digits_table as digits_table
+from .tables import read_table as read_table
+from .texts import WordCounts as WordCounts
+from .texts import count_words as count_words
+from .transforms import Dequantization as Dequantization
+from .transforms import Split as Split
+from .transforms import Units as Units
+from .transforms import binarize as binarize
+from .transforms import choose_scaling as choose_scaling
+from .transforms import digits as digits
+from .transforms import split as split
 
 __all__ = [
     "Dequantization",

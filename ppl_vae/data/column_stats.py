@@ -20,14 +20,39 @@ LARGEST_RATIO = 10.0
 
 
 @dataclass(frozen=True)
-class ColumnStats:
-    """Statistics of the observed entries of each column; those of blocks are merged pairwise.
+class ColumnMoments:
+    """Moments of the observed entries of each column.
 
     Attributes:
-        rows: N.
         count: number of observed entries, (D,).
         mean: their mean, (D,).
         scatter: their sum of squared deviations from the mean, (D,).
+    """
+
+    count: Float[Tensor, " D"]
+    mean: Float[Tensor, " D"]
+    scatter: Float[Tensor, " D"]
+
+    @property
+    def variance(self) -> Float[Tensor, " D"]:
+        """Variances of the observed entries, normalised by their number, (D,)."""
+        return self.scatter / self.count
+
+    def _merged_moments(self, other: "ColumnMoments") -> tuple[Tensor, Tensor, Tensor]:
+        # Chan, Golub, LeVeque (1979): no cancellation.
+        count = self.count + other.count
+        share, gap = other.count / count.clamp(min=1), other.mean - self.mean
+        scatter = self.scatter + other.scatter + gap.square() * self.count * share
+        return count, self.mean + gap * share, scatter
+
+
+@dataclass(frozen=True)
+class ColumnStats(ColumnMoments):
+    """Statistics of the observed entries of each column; those of blocks are merged pairwise.
+
+    Attributes:
+        count, mean, scatter: their moments, see :class:`ColumnMoments`.
+        rows: N.
         first: one of them, (D,).
         constant: whether they are all equal, (D,); found by comparison, since rounding gives a
             constant column a variance.
@@ -35,9 +60,6 @@ class ColumnStats:
     """
 
     rows: int
-    count: Float[Tensor, " D"]
-    mean: Float[Tensor, " D"]
-    scatter: Float[Tensor, " D"]
     first: Float[Tensor, " D"]
     constant: Bool[Tensor, " D"]
     resolution: float
@@ -54,27 +76,18 @@ class ColumnStats:
         if block.observed is not None:
             same |= ~block.observed[:, constant]
         constant[constant.clone()] = same.all(0)
-        return cls(len(block.values), count, mean, scatter, first, constant, block.resolution)
+        return cls(count, mean, scatter, len(block.values), first, constant, block.resolution)
 
     def merge(self, other: "ColumnStats") -> "ColumnStats":
-        """Statistics of the rows of both (Chan, Golub, LeVeque 1979: no cancellation)."""
-        count = self.count + other.count
-        share, gap = other.count / count.clamp(min=1), other.mean - self.mean
+        """Statistics of the rows of both."""
         both = (self.count > 0) & (other.count > 0)
         return ColumnStats(
+            *self._merged_moments(other),
             rows=self.rows + other.rows,
-            count=count,
-            mean=self.mean + gap * share,
-            scatter=self.scatter + other.scatter + gap.square() * self.count * share,
             first=torch.where(self.count > 0, self.first, other.first),
             constant=self.constant & other.constant & (~both | (self.first == other.first)),
             resolution=max(self.resolution, other.resolution),
         )
-
-    @property
-    def variance(self) -> Float[Tensor, " D"]:
-        """Variances of the observed entries, normalised by their number, (D,)."""
-        return self.scatter / self.count
 
     @property
     def centre(self) -> Float[Tensor, " D"]:

@@ -94,7 +94,7 @@ def image_set(
         name: one of ``IMAGE_SETS``.
         part: name of the part.
         cache: the folder that is searched after the one that ``PPL_VAE_DATA`` names, and that
-            files are downloaded to; by default :func:`cache_folder`.
+            files are downloaded to; by default the user's cache folder.
         download: whether torchvision downloads files that are in neither folder.
 
     Raises:

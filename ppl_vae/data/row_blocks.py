@@ -20,6 +20,7 @@ from ppl_vae.core.validation import (
     as_matrix,
     check_rows_observed,
     observed_mask,
+    refuse_file_name,
 )
 
 RowSource: TypeAlias = Any
@@ -129,6 +130,7 @@ class RowBlocks:
         device: torch.device | None = None,
         rescale: bool = False,
     ) -> None:
+        refuse_file_name(x)
         self._source, self._mask, self._device = x, mask, device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale

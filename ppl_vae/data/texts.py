@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int
 
 
@@ -30,7 +31,8 @@ class WordCounts:
         total, empty = int(self.counts.sum()), int((self.counts.sum(1) == 0).sum())
         without = f", {empty} documents without any of the words" if empty else ""
         n, d = self.counts.shape
-        return f"WordCounts: {n} documents, {d} words, {total} occurrences{without}"
+        size = f"{counted(n, 'document')}, {counted(d, 'word')}, {counted(total, 'occurrence')}"
+        return f"WordCounts: {size}{without}"
 
 
 def count_words(

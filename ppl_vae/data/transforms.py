@@ -170,7 +170,7 @@ class Scaling:
 
     @property
     def applied(self) -> str:
-        """The choice made: ``"standardize"`` or ``"none"``."""
+        """Either ``"standardize"`` or ``"none"``."""
         return "standardize" if self.units.per_column else "none"
 
 

@@ -2,13 +2,13 @@
 
 For z of K dimensions:
 
-=============  ==============================  ====================================
-``"unit"``     q = N(m, I)                     no parameters
-``"isotropic"``  q = N(m, v I)                 one log-variance
-``"diagonal"``  q = N(m, diag(v))              K log-variances
-``"full"``     q = N(m, L L')                  lower triangle of L, with a log diagonal
-``"delta"``    z = m, a point mass             no parameters; no density, so no bound
-=============  ==============================  ====================================
+===============  ======================  ==========================================
+``"unit"``       q = N(m, I)             no parameters
+``"isotropic"``  q = N(m, v I)           one log-variance
+``"diagonal"``   q = N(m, diag(v))       K log-variances
+``"full"``       q = N(m, L L')          lower triangle of L, with a log diagonal
+``"delta"``      z = m, a point mass     no parameters; no density, so no bound
+===============  ======================  ==========================================
 """
 
 import pyro.distributions as dist

@@ -28,6 +28,7 @@ from ppl_vae.guides.families import (
     kl_projection,
     num_scale_outputs,
 )
+from ppl_vae.networks.mlp_conv import Network
 from ppl_vae.networks.patches import HiddenPatches
 
 MISSING_ENCODINGS = ("zeros", "zeros+mask")
@@ -62,7 +63,13 @@ class GaussianGuide(Program):
     ) -> Tensor:
         """The guide as a Pyro program: sample ``"z"`` in the plate ``"data"``."""
         with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
-            return pyro.sample("z", self.distribution(x, index, mask))
+            return pyro.sample("z", self._sampling_distribution(x, index, mask))
+
+    def _sampling_distribution(
+        self, x: ArrayLike, index: Tensor | None, mask: Tensor | None
+    ) -> Density:
+        """The distribution of ``"z"`` in the program; a subclass may sample other sites here."""
+        return self.distribution(x, index, mask)
 
 
 def _device(x: Any) -> torch.device | None:
@@ -187,8 +194,9 @@ class AmortizedGuide(GaussianGuide):
     Args:
         encoder: a network of rows of x, (rows, D), or (rows, 2D) with ``missing="zeros+mask"``.
             It returns (rows, K + R), the mean followed by the R unconstrained parameters of the
-            covariance (:func:`num_scale_outputs`), so (rows, 2K) for ``"diagonal"``; or a pair
-            (loc, scale): standard deviations, or ``scale_tril`` for ``"full"``.
+            covariance (:func:`ppl_vae.guides.families.num_scale_outputs`), so (rows, 2K) for
+            ``"diagonal"``; or a pair (loc, scale): standard deviations, or ``scale_tril`` for
+            ``"full"``.
         latent_dim: K.
         covariance: the family, see :mod:`ppl_vae.guides.families`.
         homoscedastic: one learned covariance for all data, as the exact posterior of a linear
@@ -199,8 +207,8 @@ class AmortizedGuide(GaussianGuide):
             :class:`~ppl_vae.models.standardization.Standardization`: a map of rows, (rows, D), to
             the same shape; missing values are zero after it. None by default.
         corruption: corruption of x before the encoder, in training only, e.g.
-            :class:`~ppl_vae.GaussianNoise`: a callable of the rows with zeros in place of missing
-            values, which stay zeros. The model scores x itself.
+            :class:`~ppl_vae.networks.GaussianNoise`: a callable of the rows with zeros in place of
+            missing values, which stay zeros. The model scores x itself.
         patch_mask: patches of x that are hidden from the encoder, in training and evaluation: they
             are missing values for it, and the model scores only them. An encoder with a keyword
             ``num_visible`` is passed the number of visible patches.
@@ -215,7 +223,7 @@ class AmortizedGuide(GaussianGuide):
     @configurable
     def __init__(
         self,
-        encoder: Callable[..., Any],
+        encoder: Network,
         latent_dim: int,
         *,
         covariance: str = "diagonal",
@@ -239,26 +247,18 @@ class AmortizedGuide(GaussianGuide):
         )
         self._encoder_width = latent_dim + (0 if homoscedastic else width)
 
-    def forward(
-        self,
-        x: ArrayLike,
-        *,
-        mask: Tensor | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        **_: Any,
-    ) -> Tensor:
-        """The guide as a Pyro program: sample ``"hidden"``, if there is a patch mask, and
-        ``"z"``."""
+    def _sampling_distribution(
+        self, x: ArrayLike, index: Tensor | None, mask: Tensor | None
+    ) -> Density:
+        """Sample the site ``"hidden"`` first, if there is a patch mask."""
         if self.patch_mask is None:
-            return super().forward(x, mask=mask, index=index, num_data=num_data)
+            return super()._sampling_distribution(x, index, mask)
         x = as_rows(x, self._like(x), self.patch_mask.data_dim)
-        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
-            hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
-            visible = ~self.patch_mask.to_entries(hidden.bool())
-            visible = visible if mask is None else visible & mask
-            keywords = filter_kwargs(self.encoder, {"num_visible": self.patch_mask.num_visible})
-            return pyro.sample("z", self._encode(x.expand_as(visible), visible, **keywords))
+        hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
+        visible = ~self.patch_mask.to_entries(hidden.bool())
+        visible = visible if mask is None else visible & mask
+        keywords = filter_kwargs(self.encoder, {"num_visible": self.patch_mask.num_visible})
+        return self._encode(x.expand_as(visible), visible, **keywords)
 
     @contextmanager
     def disable_patch_masking(self) -> Iterator[None]:
@@ -274,7 +274,7 @@ class AmortizedGuide(GaussianGuide):
     ) -> Density:
         """q(z | x) for rows x; entries where the mask is False are not used.
 
-        No patches are hidden: :meth:`forward` does that.
+        No patches are hidden: only the program does that.
 
         Raises:
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask

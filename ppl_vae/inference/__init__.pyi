@@ -1,46 +1,28 @@
-from .em.fit import (
-    fit_closed_form as fit_closed_form,
-)
-from .em.fit import (
-    fit_em as fit_em,
-)
-from .em.fit import (
-    variational_em as variational_em,
-)
-from .sparse.dictionary import (
-    fit_dictionary as fit_dictionary,
-)
-from .sparse.map_codes import (
-    BestCodes as BestCodes,
-)
-from .sparse.map_codes import (
-    best_codes as best_codes,
-)
-from .sparse.pca import (
-    fit_pca as fit_pca,
-)
-from .sparse.pca import (
-    implied_gaussian as implied_gaussian,
-)
-from .svi.calibration import (
-    freeze_scale as freeze_scale,
-)
-from .svi.captured_svi import (
-    CapturedSVI as CapturedSVI,
-)
-from .svi.fit import (
-    fit_svi as fit_svi,
-)
+from .em.fit import fit_closed_form as fit_closed_form
+from .em.fit import fit_em as fit_em
+from .em.fit import variational_em as variational_em
+from .sparse.dictionary import fit_dictionary as fit_dictionary
+from .sparse.map_codes import BestCodes as BestCodes
+from .sparse.map_codes import best_codes as best_codes
+from .sparse.pca import fit_pca as fit_pca
+from .sparse.pca import implied_gaussian as implied_gaussian
+from .svi.calibration import freeze_scale as freeze_scale
+from .svi.captured_svi import CapturedSVI as CapturedSVI
+from .svi.fit import fit_svi as fit_svi
+from .variational_bayes.fit import fit_vb as fit_vb
+from .variational_bayes.result import VBResult as VBResult
 
 __all__ = [
     "BestCodes",
     "CapturedSVI",
+    "VBResult",
     "best_codes",
     "fit_closed_form",
     "fit_dictionary",
     "fit_em",
     "fit_pca",
     "fit_svi",
+    "fit_vb",
     "freeze_scale",
     "implied_gaussian",
     "variational_em",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
+from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.coverage import MAX_TAIL_INDEX
-from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data, installed_arviz
+from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import (
     log_likelihood as estimate_log_likelihood,
@@ -41,9 +42,6 @@ from ppl_vae.interop.labelled import (
 from ppl_vae.lineage.metrics import is_per_datum
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
-
-ArvizData: TypeAlias = Any
-"""``arviz.InferenceData`` where ArviZ 0.x is installed, ``xarray.DataTree`` where 1.x is."""
 
 LINEAGE_CHAINS = 4
 MAX_GROUP_SIZE = 2**21
@@ -98,7 +96,8 @@ def to_arviz(
 
     Raises:
         ValueError: if num_samples is not a multiple of num_chains; if rows are out of range; if
-            the number of names or values is wrong; as :func:`ppl_vae.interop.draws.pair_draws`.
+            the number of names or values is wrong; if the model observes nothing; as
+            :func:`ppl_vae.core.traces.check_pair`.
     """
     _check_chains(num_samples, num_chains)
     if hasattr(x, "columns"):  # a pandas DataFrame
@@ -121,7 +120,7 @@ def to_arviz(
     groups = grouped(draws, num_chains, data.x.shape[1])
     names = list(groups["observed_data"])
     groups["log_likelihood"] = {names[0] if len(names) == 1 else "log_p": pointwise(log_p)}
-    return _as_installed(labelled_tree(groups, labels, {}))
+    return as_installed(labelled_tree(groups, labels, {}))
 
 
 def _check_chains(num_samples: int, num_chains: int) -> None:
@@ -203,7 +202,7 @@ def lineage_to_arviz(
         "datum": lineage.data.test_rows.numpy(),
         "column": coordinate("columns", lineage.about.get("columns"), width),
     }
-    return _as_installed(labelled_tree(groups, labels, {"left_out": _left_out(lineage)}))
+    return as_installed(labelled_tree(groups, labels, {"left_out": _left_out(lineage)}))
 
 
 def _left_out(lineage: Lineage) -> str:
@@ -295,9 +294,4 @@ def read_netcdf(path: str | Path) -> ArvizData:
         OSError: if it is not a netCDF file.
     """
     with xr.open_datatree(str(path), engine="h5netcdf") as tree:
-        return _as_installed(tree.load())
-
-
-def _as_installed(tree: xr.DataTree) -> ArvizData:
-    convert = getattr(installed_arviz(), "from_datatree", None)  # ArviZ 1.x uses trees
-    return tree if convert is None else convert(tree)
+        return as_installed(tree.load())

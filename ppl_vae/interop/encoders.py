@@ -1,6 +1,7 @@
 """scikit-learn estimators from the encoders of pairs: codes as features, and classifiers."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -32,6 +33,7 @@ DEFAULT_COMPONENTS = 8
 """The largest default latent dimension of the autoencoder that is built if no pair is given."""
 
 
+@dataclass(eq=False, repr=False)
 class FeatureTransformer(CodeTransformer, BaseEstimator):
     """The codes of an autoencoder, a VAE or another pair, for pipelines and searches.
 
@@ -59,7 +61,8 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         n_components_: K.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
-        fit_result_: the :class:`~ppl_vae.FitResult` of the fit; None if the pair was not trained.
+        fit_result_: the :class:`~ppl_vae.core.FitResult` of the fit; None if the pair was not
+            trained.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
@@ -67,37 +70,15 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairFactory | None
-    n_components: int | None
-    epochs: int
-    batch_size: int
-    lr: float
-    device: str | torch.device
-    random_state: int | np.random.RandomState | None
-    model_: DecoderModel
-    n_components_: int
-    n_features_in_: int
-    fit_result_: FitResult | None
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        model: Any = None,
-        n_components: Any = None,
-        *,
-        epochs: Any = 50,
-        batch_size: Any = 128,
-        lr: Any = 1e-3,
-        device: Any = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        self.model = model
-        self.n_components = n_components
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.device = device
-        self.random_state = random_state
+    model: Any = None
+    n_components: Any = None
+    _: KW_ONLY
+    epochs: Any = 50
+    batch_size: Any = 128
+    lr: Any = 1e-3
+    device: Any = "auto"
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit the pair to the observed values of X; a pair fitted already is only checked.
@@ -132,12 +113,13 @@ class FeatureTransformer(CodeTransformer, BaseEstimator):
         return as_array(self.model_.decode(torch.as_tensor(X)).mean)
 
 
+@dataclass(eq=False, repr=False)
 class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
     """A classifier that is initialised with the encoder of a pair, trained without labels.
 
     p(y | x) = softmax(A f(x) + b), with f(x) the mean of the code, fitted by maximum likelihood
-    (:class:`~ppl_vae.SupervisedEncoder`). NaN in X is a missing value, which f receives in the way
-    that the pair specifies.
+    (:class:`~ppl_vae.models.SupervisedEncoder`). NaN in X is a missing value, which f receives in
+    the way that the pair specifies.
 
     Args:
         model: a fitted pair, which is not changed; a callable of (data_dim, seed) that returns
@@ -153,10 +135,10 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
 
     Attributes:
         classes_: the classes, sorted.
-        network_: the :class:`~ppl_vae.SupervisedEncoder`.
+        network_: the :class:`~ppl_vae.models.SupervisedEncoder`.
         n_features_in_: D.
         feature_names_in_: the columns of a DataFrame.
-        fit_result_: the :class:`~ppl_vae.FitResult` of the fit.
+        fit_result_: the :class:`~ppl_vae.core.FitResult` of the fit.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 4))
@@ -164,37 +146,15 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
         (50, 2)
     """
 
-    model: DecoderModel | PairFactory | None
-    encoder: str
-    epochs: int
-    batch_size: int
-    lr: float
-    device: str | torch.device
-    random_state: int | np.random.RandomState | None
-    classes_: np.ndarray
-    network_: SupervisedEncoder
-    n_features_in_: int
-    fit_result_: FitResult
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        encoder: Any = "fine-tuned",
-        epochs: Any = 100,
-        batch_size: Any = 32,
-        lr: Any = 3e-3,
-        device: Any = "auto",
-        random_state: Any = 0,
-    ) -> None:
-        self.model = model
-        self.encoder = encoder
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.device = device
-        self.random_state = random_state
+    model: Any = None
+    _: KW_ONLY
+    encoder: Any = "fine-tuned"
+    epochs: Any = 100
+    batch_size: Any = 32
+    lr: Any = 3e-3
+    device: Any = "auto"
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the classifier to rows and their classes.
@@ -205,8 +165,8 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
 
         Raises:
             ValueError: if an argument of the constructor is invalid; if the pair has another data
-                dimension or is not supported by :class:`~ppl_vae.SupervisedEncoder`; if y has
-                fewer than two classes; if X is not 2-d, has infinite entries, or a row without
+                dimension or is not supported by :class:`~ppl_vae.models.SupervisedEncoder`; if y
+                has fewer than two classes; if X is not 2-d, has infinite entries, or a row without
                 observed values.
             TypeError: if model neither is nor returns a pair; if X is sparse.
         """

@@ -1,6 +1,7 @@
 """PPCA and factor analysis as a scikit-learn transformer."""
 
 import warnings
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 
+@dataclass(eq=False, repr=False)
 class PPCATransformer(CodeTransformer, BaseEstimator):
     """Probabilistic PCA, or factor analysis, for pipelines and searches; X may have missing
     values.
@@ -48,6 +50,8 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         noise: ``"isotropic"``: PPCA, or ``"diagonal"``: factor analysis.
         tol: PX-EM stops when the remaining gain, in nats per datum, is below this.
         max_iter: largest number of iterations of PX-EM.
+        n_init: number of starts of PX-EM, of which the fit with the highest likelihood is kept;
+            more than one is useful for ``noise="diagonal"`` and for missing values.
         random_state: seed of the initial loadings of PX-EM; an integer, a ``RandomState``, or
             ``None`` for numpy's global one.
 
@@ -73,35 +77,14 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         (50, 2)
     """
 
-    n_components: int | None
-    noise: str
-    tol: float
-    max_iter: int
-    random_state: int | np.random.RandomState | None
-    components_: Float[np.ndarray, "K D"]
-    mean_: Float[np.ndarray, " D"]
-    noise_variance_: float | Float[np.ndarray, " D"]
-    n_components_: int
-    n_features_in_: int
-    n_iter_: int
-    notes_: tuple[str, ...]
-    model_: PPCA
-
     # scikit-learn requires the constructor to store its arguments unchanged; fit checks them.
-    def __init__(
-        self,
-        n_components: Any = None,
-        *,
-        noise: Any = "isotropic",
-        tol: Any = 1e-6,
-        max_iter: Any = 10_000,
-        random_state: Any = 0,
-    ) -> None:
-        self.n_components = n_components
-        self.noise = noise
-        self.tol = tol
-        self.max_iter = max_iter
-        self.random_state = random_state
+    n_components: Any = None
+    _: KW_ONLY
+    noise: Any = "isotropic"
+    tol: Any = 1e-6
+    max_iter: Any = 10_000
+    n_init: Any = 1
+    random_state: Any = 0
 
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit the model to the observed values of X.
@@ -125,6 +108,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """
         noise = check_option("noise", self.noise, NOISES)
         check_int("max_iter", self.max_iter)
+        check_int("n_init", self.n_init)
         if not self.tol >= 0:
             raise ValueError(f"tol must be >= 0, in nats per datum; got {self.tol!r}")
         X = self._validated(X, reset=True, ensure_min_samples=2)
@@ -137,7 +121,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             ppca = _with_half_variance(X, columns, noise)
             self.n_iter_, self.notes_ = 1, columns.notes()
         elif covariance is not None and noise == "isotropic":
-            ppca = PPCA(self.n_features_in_, latent_dim, seed=0).double()
+            ppca = PPCA(X.shape[1], latent_dim, seed=0).double()
             found = fit_closed_form(ppca, X)
             self.n_iter_, self.notes_ = found.steps, found.notes
         else:
@@ -167,7 +151,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         seed = drawn_seed(self.random_state)
         ppca = PPCA.like(X, latent_dim, noise=self.noise, seed=seed).double()
         try:
-            found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter)
+            found = fit_em(ppca, X, tol=self.tol, max_iterations=self.max_iter, starts=self.n_init)
         except ValueError as error:  # which names the argument of PPCA
             raise ValueError(str(error).replace("latent_dim", "n_components")) from error
         if not found.converged:
@@ -205,7 +189,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
                 determine, so that they are arbitrary.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         X = self._validated(X)
@@ -221,7 +205,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         """The exact log density of the observed values of each row, in nats.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         check_is_fitted(self)
         with torch.no_grad():
@@ -235,7 +219,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             y: ignored.
 
         Raises:
-            ValueError: as :meth:`transform`.
+            ValueError: as ``transform``.
         """
         return float(self.score_samples(X).mean())
 

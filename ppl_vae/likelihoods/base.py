@@ -3,10 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program
@@ -14,14 +16,45 @@ from ppl_vae.core.program import Density, Program
 Outputs = Float[Tensor, "*B O"]
 Rows = Float[Tensor, "N D"]
 Mask = Bool[Tensor, "*M D"]
+Means = Float[Tensor, " E"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """The support of the entries of x.
+
+    Attributes:
+        constraint: the set of values.
+        name: its name in error messages.
+        advice: a remedy for data with other values.
+    """
+
+    constraint: constraints.Constraint
+    name: str
+    advice: str
+
+    def check(self, x: Rows, mask: Mask | None) -> None:
+        """Check that observed entries of x lie in the support.
+
+        Raises:
+            ValueError: if some do not.
+        """
+        inside = self.constraint.check(x)
+        observed = torch.ones_like(inside) if mask is None else mask
+        if num_wrong := int((~inside & observed).sum()):
+            low, high = x[observed].min(), x[observed].max()
+            raise ValueError(
+                f"x has {num_wrong} entries outside {self.name} (min {low:.2f}, max {high:.2f}); "
+                f"{self.advice}"
+            )
 
 
 class Likelihood(Program):
     """Abstract: maps the outputs of a decoder to the density of x given z.
 
     Outputs are (..., D * ``outputs_per_dim``): first those of the first dimension of x, then those
-    of the second, and so on. A subclass implements :meth:`forward`, :meth:`check` and
-    :meth:`initial_outputs`; everything else has a default.
+    of the second, and so on. A subclass implements :meth:`density` and :meth:`initial_outputs`;
+    everything else has a default.
     """
 
     outputs_per_dim: int = 1
@@ -30,6 +63,8 @@ class Likelihood(Program):
     """Whether the observed part of a row can be scored, given a mask."""
     counts: bool = False
     """Whether x holds counts, of which an encoder is given log(1 + x)."""
+    support: Support | None = None
+    """The support of the entries of x; None for all real numbers."""
     bounded: bool = False
     """Whether x lies in 0..1; inputs of an encoder are then centred but not rescaled."""
     needs_calibration: bool = False
@@ -39,7 +74,6 @@ class Likelihood(Program):
     def __init__(self) -> None:
         super().__init__()
 
-    @abstractmethod
     def forward(
         self,
         outputs: Outputs,
@@ -57,19 +91,25 @@ class Likelihood(Program):
                 dimensions than x it differs from draw to draw.
             observe: whether x is scored; otherwise only totals of its rows are used.
         """
+        return self.density(outputs, x, mask, observe)
 
     @abstractmethod
+    def density(
+        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+    ) -> Density:
+        """p(x | z), as :meth:`forward` returns it."""
+
     def check(self, x: Rows, mask: Mask | None = None) -> None:
         """Check that observed entries of x lie in the support.
 
         Raises:
             ValueError: if some do not; the message has their number and a remedy.
         """
+        if self.support is not None:
+            self.support.check(x, mask)
 
     @abstractmethod
-    def initial_outputs(
-        self, means: Float[Tensor, " E"], half_weight: Float[Tensor, " E"]
-    ) -> Float[Tensor, " O"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Outputs at which the mean of the features given z equals ``means``.
 
         No such outputs exist for a mean on the boundary of the support; it is moved inside by
@@ -109,27 +149,3 @@ class Likelihood(Program):
 def row_density(entries: Density, mask: Mask | None) -> Density:
     """The density of rows of independent entries, batch shape (..., D), without missing ones."""
     return (entries if mask is None else entries.mask(mask)).to_event(1)
-
-
-def check_in_support(
-    x: Rows, inside: Bool[Tensor, "N D"], mask: Mask | None, support: str, advice: str
-) -> None:
-    """Check that observed entries are inside the support.
-
-    Args:
-        x: the data.
-        inside: which entries lie in the support.
-        mask: True where observed.
-        support: name of the support, for the message.
-        advice: a remedy, for the message.
-
-    Raises:
-        ValueError: if some are not.
-    """
-    observed = torch.ones_like(inside) if mask is None else mask
-    if num_wrong := int((~inside & observed).sum()):
-        low, high = x[observed].min(), x[observed].max()
-        raise ValueError(
-            f"x has {num_wrong} entries outside {support} (min {low:.2f}, max {high:.2f}); "
-            f"{advice}"
-        )

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
@@ -17,27 +18,38 @@ from ppl_vae.likelihoods import distributions as densities
 from ppl_vae.likelihoods.base import (
     Likelihood,
     Mask,
+    Means,
     Outputs,
     Rows,
-    check_in_support,
+    Support,
     row_density,
 )
 from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 
-COUNTS = "the counts 0, 1, 2, ..."
-"""Name of the support of counts in error messages."""
+BINARY = Support(
+    constraints.boolean,
+    "{0, 1}",
+    "a Bernoulli has no density there. For grey values use ContinuousBernoulli() or "
+    "Gaussian('shared'), binarize: (x > t).float(), or, for a bound on a cross-entropy "
+    "rather than a density, Bernoulli(soft_targets=True)",
+)
+UNIT_INTERVAL = Support(
+    constraints.unit_interval,
+    "[0, 1]",
+    "rescale it (bytes: x / 255), or use Gaussian('shared')",
+)
+COUNTS = Support(
+    constraints.nonnegative_integer,
+    "the counts 0, 1, 2, ...",
+    "use Gaussian('shared') for other numbers, or pass the original counts",
+)
 
 
 class _IndependentEntries(Likelihood):
     """Abstract: entries of x are independent given z, each with its own outputs."""
 
-    def forward(
-        self,
-        outputs: Outputs,
-        x: Rows | None = None,
-        mask: Mask | None = None,
-        *,
-        observe: bool = True,
+    def density(
+        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent entries; x is not used."""
         return row_density(self.entry_density(outputs), mask)
@@ -62,31 +74,14 @@ class Bernoulli(_IndependentEntries):
     def __init__(self, soft_targets: bool = False) -> None:
         super().__init__()
         self.soft_targets = soft_targets
+        self.support = UNIT_INTERVAL if soft_targets else BINARY
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Bernoulli with these logits."""
         bernoulli = densities.SoftTargetBernoulli if self.soft_targets else dist.Bernoulli
         return bernoulli(logits=outputs)
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that observed entries are 0 or 1, or lie in [0, 1] with soft targets.
-
-        Raises:
-            ValueError: if not: a Bernoulli is no density of grey values.
-        """
-        if self.soft_targets:
-            _check_unit_interval(x, mask)
-            return
-        advice = (
-            "a Bernoulli has no density there. For grey values use ContinuousBernoulli() or "
-            "Gaussian('shared'), binarize: (x > t).float(), or, for a bound on a cross-entropy "
-            "rather than a density, Bernoulli(soft_targets=True)"
-        )
-        check_in_support(x, (x == 0) | (x == 1), mask, "{0, 1}", advice)
-
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " D"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logits of the means."""
         return torch.logit(_clamp_inside(means, half_weight))
 
@@ -108,23 +103,14 @@ class ContinuousBernoulli(_IndependentEntries):
         variational autoencoders (2019).
     """
 
+    support = UNIT_INTERVAL
     bounded = True
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Continuous Bernoulli with these logits."""
         return densities.ContinuousBernoulli(outputs)
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that observed entries lie in [0, 1].
-
-        Raises:
-            ValueError: if some do not.
-        """
-        _check_unit_interval(x, mask)
-
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " D"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logits at which the means are these."""
         return densities.continuous_bernoulli_logit(_clamp_inside(means, half_weight))
 
@@ -143,6 +129,13 @@ class Categorical(_IndependentEntries):
     def __init__(self, num_categories: int) -> None:
         super().__init__()
         self.outputs_per_dim = check_int("num_categories", num_categories, 2)
+        last = self.outputs_per_dim - 1
+        self.support = Support(
+            constraints.integer_interval(0, last),
+            f"the categories 0, 1, ..., {last}",
+            "use Categorical with more categories, Poisson() for unbounded counts, or "
+            "Gaussian('shared') for other numbers",
+        )
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Categorical with these logits, C for each dimension."""
@@ -150,29 +143,12 @@ class Categorical(_IndependentEntries):
             logits=outputs.unflatten(-1, (-1, self.outputs_per_dim))
         )
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that observed entries are whole numbers below C.
-
-        Raises:
-            ValueError: if some are not.
-        """
-        inside = (x >= 0) & (x < self.outputs_per_dim) & (x == x.floor())
-        advice = (
-            "use Categorical with more categories, Poisson() for unbounded counts, or "
-            "Gaussian('shared') for other numbers"
-        )
-        check_in_support(
-            x, inside, mask, f"the categories 0, 1, ..., {self.outputs_per_dim - 1}", advice
-        )
-
     def features(self, x: Rows) -> Float[Tensor, "N E"]:
         """One-hot encoding of each entry, C features."""
         categories = torch.arange(self.outputs_per_dim, device=x.device)
         return (x[..., None] == categories).to(x).flatten(1)
 
-    def initial_outputs(
-        self, means: Float[Tensor, " E"], half_weight: Float[Tensor, " E"]
-    ) -> Float[Tensor, " E"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Log probabilities of the categories of each column."""
         return torch.maximum(means, half_weight).log()
 
@@ -180,23 +156,14 @@ class Categorical(_IndependentEntries):
 class Poisson(_IndependentEntries):
     """x | z ~ Poisson(exp G(z)), for counts; encoders are given log(1 + x) by default."""
 
+    support = COUNTS
     counts = True
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Poisson with these log-rates."""
         return densities.Poisson(outputs)
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Check that observed entries are counts.
-
-        Raises:
-            ValueError: if some are not.
-        """
-        _check_counts(x, mask)
-
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " D"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logarithms of the means."""
         return torch.maximum(means, half_weight).log()
 
@@ -211,6 +178,7 @@ class Multinomial(Likelihood):
         total_count: n of draws without x (``sample``, ``decode``).
     """
 
+    support = COUNTS
     counts = True
     supports_mask = False
 
@@ -219,13 +187,8 @@ class Multinomial(Likelihood):
         super().__init__()
         self.total_count = None if total_count is None else check_int("total_count", total_count)
 
-    def forward(
-        self,
-        outputs: Outputs,
-        x: Rows | None = None,
-        mask: Mask | None = None,
-        *,
-        observe: bool = True,
+    def density(
+        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Rows of counts with these logits and the totals of x.
 
@@ -249,25 +212,13 @@ class Multinomial(Likelihood):
         """
         if mask is not None:
             _check_complete(mask)
-        _check_counts(x, mask)
+        super().check(x, mask)
 
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " D"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logarithms of the columns' shares of all counts."""
         return (
             torch.maximum(means, half_weight) / means.sum().clamp(min=2 * half_weight[0])
         ).log()
-
-
-def _check_unit_interval(x: Tensor, mask: Tensor | None) -> None:
-    advice = "rescale it (bytes: x / 255), or use Gaussian('shared')"
-    check_in_support(x, (x >= 0) & (x <= 1), mask, "[0, 1]", advice)
-
-
-def _check_counts(x: Tensor, mask: Tensor | None) -> None:
-    advice = "use Gaussian('shared') for other numbers, or pass the original counts"
-    check_in_support(x, (x >= 0) & (x == x.floor()), mask, COUNTS, advice)
 
 
 def _check_complete(mask: Tensor) -> None:

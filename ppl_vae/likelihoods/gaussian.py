@@ -15,7 +15,7 @@ from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
-from ppl_vae.likelihoods.base import Likelihood, Mask, Outputs, Rows, row_density
+from ppl_vae.likelihoods.base import Likelihood, Mask, Means, Outputs, Rows, row_density
 from ppl_vae.likelihoods.distributions import StandardizedNormal
 from ppl_vae.likelihoods.running_mean import RunningMean, sum_and_count
 
@@ -63,12 +63,7 @@ class NormalLikelihood(Likelihood):
         """x in the units of the outputs."""
         return x if self.loc is None or self.unit is None else (x - self.loc) / self.unit
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
-        """Do nothing: every real number is in the support."""
-
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " O"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """The means of the columns, in the units of the outputs."""
         return self.to_units(means)
 
@@ -169,13 +164,8 @@ class Gaussian(NormalLikelihood):
                 "make another one"
             )
 
-    def forward(
-        self,
-        outputs: Outputs,
-        x: Rows | None = None,
-        mask: Mask | None = None,
-        *,
-        observe: bool = True,
+    def density(
+        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent normal entries with means given by the outputs.
 
@@ -208,9 +198,7 @@ class Gaussian(NormalLikelihood):
         if mean.count > 0:
             self.share_at_floor.fill_(mean.total / mean.count)
 
-    def initial_outputs(
-        self, means: Float[Tensor, " D"], half_weight: Float[Tensor, " D"]
-    ) -> Float[Tensor, " O"]:
+    def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """The means of the columns; the scales of a network are ``initial``."""
         means = self.to_units(means)
         if self.kind != "network":
@@ -239,8 +227,8 @@ class OptimalGaussian(NormalLikelihood):
     In training, sigma^2 is the mean squared residual of the batch. Such a sigma depends on the x
     that it scores, so that it defines no density, and the objective is no bound. Before anything
     is evaluated it must be frozen at the root mean squared residual over data and draws of z
-    (:func:`ppl_vae.freeze_scale`; ``fit_svi`` ends with it). It stays frozen, in training too,
-    until ``fit_svi`` starts again.
+    (:func:`ppl_vae.inference.freeze_scale`; ``fit_svi`` ends with it). It stays frozen, in
+    training too, until ``fit_svi`` starts again.
 
     In a VAE made from data (:meth:`ppl_vae.VAE.like`) outputs and sigma are in units of the
     columns, as for :class:`Gaussian`.
@@ -270,13 +258,8 @@ class OptimalGaussian(NormalLikelihood):
         self._frozen = self._use_dummy = False
         self.register_buffer("scale", torch.tensor(torch.nan))
 
-    def forward(
-        self,
-        outputs: Outputs,
-        x: Rows | None = None,
-        mask: Mask | None = None,
-        *,
-        observe: bool = True,
+    def density(
+        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent normal entries with means given by the outputs.
 

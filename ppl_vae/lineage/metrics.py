@@ -15,7 +15,8 @@ from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent
-from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
+from ppl_vae.evaluation.inference_gaps.gaps import gaps
+from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
@@ -203,7 +204,7 @@ class EvaluationContext:
 
     def evaluate(self, stage: Stage[StageFit], fitted: StageFit) -> Row:
         """The stage's row of the table, without its distances to a reference."""
-        owner = bound_object(fitted.model)
+        owner = bound_object(fitted.pair.model)
         ppca = owner if isinstance(owner, PPCA) else None
         exact = None if ppca is None else ppca.log_likelihood(self.problem.train).detach()
         found = self._gaps(fitted, exact)
@@ -254,8 +255,8 @@ class EvaluationContext:
         settings = self.problem.settings
         rows = torch.arange(min(settings.gap_rows, len(self.problem.train)))
         return gaps(
-            fitted.model,
-            fitted.guide,
+            fitted.pair.model,
+            fitted.pair.guide,
             self.problem.train,
             log_p=None if exact is None else exact[rows],
             best=fitted.best,
@@ -279,9 +280,8 @@ class EvaluationContext:
         if exact is not None:
             log_p = float(exact.mean()) + shift
             return MeanEstimate(log_p), log_p - gap
-        values = elbo(
-            fitted.model, fitted.guide, x, num_samples=ELBO_SAMPLES, seed=self.problem.seed
-        )
+        pair, seed = fitted.pair, self.problem.seed
+        values = elbo(pair.model, pair.guide, x, num_samples=ELBO_SAMPLES, seed=seed)
         bound = float(values.mean()) + shift
         assert found.estimate is not None
         reliable = found.estimate.share_reliable
@@ -293,12 +293,12 @@ class EvaluationContext:
         test = self.test[: settings.gap_rows]
         if ppca is not None:
             estimate = exact_result(ppca.log_likelihood(test).detach())
-        elif is_per_datum(fitted.guide):
+        elif is_per_datum(fitted.pair.guide):
             return None
         else:
             estimate = log_likelihood(
-                fitted.model,
-                fitted.guide,
+                fitted.pair.model,
+                fitted.pair.guide,
                 test,
                 settings.num_samples,
                 refine=settings.refine,

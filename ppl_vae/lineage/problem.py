@@ -54,6 +54,8 @@ class Settings(SVISettings):
         cross_check_rows: maximal number of held-out data whose log p is also estimated by
             annealed importance sampling.
         num_temperatures: of its chains.
+        starts: the number of starts of EM, PX-EM and variational EM, of which the best is kept;
+            see :func:`~ppl_vae.inference.em.fit.fit_em`.
     """
 
     patience: int = 20
@@ -66,6 +68,7 @@ class Settings(SVISettings):
     refine: int = 150
     cross_check_rows: int = 40
     num_temperatures: int = 100
+    starts: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +192,10 @@ class LineageProblem(StageProblem):
     def optimal_ppca(self) -> PPCA:
         """PPCA at its maximum likelihood: in closed form, or by PX-EM with missing values."""
         ppca = self.initial_ppca()
-        fit = fit_em if self.num_missing else fit_closed_form
-        fit(ppca, self.train)
+        if self.num_missing:
+            fit_em(ppca, self.train, starts=self.settings.starts)
+        else:
+            fit_closed_form(ppca, self.train)
         return ppca
 
 

@@ -287,7 +287,7 @@ class _Builder:
 
         problem = replace(self.problem, latent_dim=2, progress=report_step)
         fitted = STAGES["vae"].run(problem)
-        return self._internal_pair("VAE", fitted.model, fitted.guide)
+        return self._internal_pair("VAE", fitted.pair.model, fitted.pair.guide)
 
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:
         found = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import UNSAVED
+from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Split, Units
 from ppl_vae.lineage.common import StageTable
@@ -39,7 +40,7 @@ class Lineage(StageTable[Row]):
         data: the split, in the data's units.
         units: the internal units.
 
-    The last three are None or empty in a lineage that :meth:`from_dict` returns.
+    The last three are None or empty in a lineage that ``from_dict`` returns.
     """
 
     rows: tuple[Row, ...]
@@ -92,8 +93,9 @@ class Lineage(StageTable[Row]):
 def heading(about: Mapping[str, Any]) -> str:
     """One line with the name and the size of the data, K and the seed."""
     num_rows = about["num_train"] + about["num_val"] + about["num_test"]
-    missing = f", {about['num_missing']} missing values" if about["num_missing"] else ""
+    missing = f", {counted(about['num_missing'], 'missing value')}" if about["num_missing"] else ""
     return (
-        f"{about.get('data', 'data')}: {num_rows} rows, {about['data_dim']} columns{missing}; "
+        f"{about.get('data', 'data')}: {counted(num_rows, 'row')}, "
+        f"{counted(about['data_dim'], 'column')}{missing}; "
         f"K = {about['latent_dim']}, seed {about['seed']}"
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
@@ -179,7 +180,7 @@ def _with_stage(
     fitted = stage.run(replace(context.problem, progress=report_step))
     progress(stage.name, "evaluating", 0, 0)
     row = context.evaluate(stage, fitted)
-    pairs = result.pairs | {stage.name: (fitted.model, fitted.guide)}
+    pairs = result.pairs | {stage.name: (fitted.pair.model, fitted.pair.guide)}
     return replace(result, rows=(*result.rows, row), pairs=pairs)
 
 
@@ -302,7 +303,7 @@ def _extra_stage(name: str, model: ProgramLike, guide: ProgramLike) -> Stage[Sta
             fit = problem.fit_to_tolerance(model, guide, problem.settings.encoder_lr)
         else:
             fit = problem.fit_early_stopping(model, guide)
-        return StageFit(model, guide, *fit)
+        return StageFit(Pair(model, guide), *fit)
 
     return Stage(name, _label(model), _label(guide), "SVI", run)
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import UNSAVED
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.transforms import split
@@ -49,7 +50,7 @@ class SparseLineage(StageTable[SparseRow]):
     Attributes:
         rows: one per stage, in order.
         about: sizes, penalty, noise scale, settings.
-        pairs: the fitted autoencoders by stage; empty in a lineage that :meth:`from_dict` returns.
+        pairs: the fitted autoencoders by stage; empty in a lineage that ``from_dict`` returns.
     """
 
     rows: tuple[SparseRow, ...]
@@ -75,8 +76,9 @@ class SparseLineage(StageTable[SparseRow]):
     def __repr__(self) -> str:
         about = self.about
         lines: list[str] = [
-            f"sparse codes of {about['data_dim']} columns by {about['latent_dim']} atoms, penalty "
-            f"{about['penalty']:g}, noise {about['noise_scale']:g}; nats per datum",
+            f"sparse codes of {counted(about['data_dim'], 'column')} by "
+            f"{counted(about['latent_dim'], 'atom')}, penalty {about['penalty']:g}, noise "
+            f"{about['noise_scale']:g}; nats per datum, ± one standard error",
             *(_table(self.rows, part, about[f"num_{part}"]) for part in PARTS),
             *_wrapped(LEGEND),
             *(line for text in self.sentences() for line in _wrapped(text)),
@@ -124,7 +126,7 @@ def _best_encoder(row: SparseRow) -> str:
 
 
 def _table(rows: tuple[SparseRow, ...], part: str, num_rows: int) -> str:
-    header = [f"{num_rows} {PARTS[part]} rows", "codes", *TITLES, "sq. error"]
+    header = [counted(num_rows, f"{PARTS[part]} row"), "codes", *TITLES, "sq. error"]
     cells = [[f"  {row.stage}", row.codes, *_cells(getattr(row, part))] for row in rows]
     if part == "train":
         header += ["steps", "s"]

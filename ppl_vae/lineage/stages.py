@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyro.infer
-from torch import Tensor
 
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
@@ -42,7 +42,7 @@ class StageFit:
     """A fitted stage.
 
     Attributes:
-        model, guide: the pair.
+        pair: the model and its guide.
         fit: the result of the algorithm.
         convergence: whether the fit met its tolerance.
         best: a guide known to be optimal within the guide's family for each datum, if there is
@@ -52,8 +52,7 @@ class StageFit:
             its pair is the Gaussian that it implies, with the exact posterior.
     """
 
-    model: ProgramLike
-    guide: ProgramLike
+    pair: Pair
     fit: FitResult
     convergence: Convergence
     best: ProgramLike | None = None
@@ -71,7 +70,7 @@ def _implied(
         result, convergence = fit(problem, autoencoder)
         ppca = implied_gaussian(autoencoder, problem.train).to(problem.train)
         guide = ExactGuide(ppca)
-        return StageFit(ppca.model, guide, result, convergence, best=guide, bounded=False)
+        return StageFit(Pair(ppca.model, guide), result, convergence, best=guide, bounded=False)
 
     return run
 
@@ -98,15 +97,15 @@ def _least_squares(
 
 
 def _exact(
-    fit: Callable[[PPCA, Tensor], FitResult], covariance: str = "full"
+    fit: Callable[[LineageProblem, PPCA], FitResult], covariance: str = "full"
 ) -> Callable[[LineageProblem], StageFit]:
     def run(problem: LineageProblem) -> StageFit:
         ppca = problem.initial_ppca()
-        result = fit(ppca, problem.train)
+        result = fit(problem, ppca)
         guide = ExactGuide(ppca, covariance=covariance)
         ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
         convergence = _own_convergence(result)
-        return StageFit(ppca.model, guide, result, convergence, best=guide, ascent=ascent)
+        return StageFit(Pair(ppca.model, guide), result, convergence, best=guide, ascent=ascent)
 
     return run
 
@@ -131,7 +130,7 @@ def _svi(
         fit, convergence = problem.fit_to_tolerance(ppca.model, guide, lr, value, recording)
         best = ExactGuide(ppca, covariance=covariance)
         ascent = recording.ascent()
-        return StageFit(ppca.model, guide, fit, convergence, best=best, ascent=ascent)
+        return StageFit(Pair(ppca.model, guide), fit, convergence, best=best, ascent=ascent)
 
     return run
 
@@ -174,26 +173,37 @@ def _vae(objective: pyro.infer.ELBO | None) -> Callable[[LineageProblem], StageF
             seed=problem.seed,
         )
         fit = problem.fit_early_stopping(vae.model, vae.guide, objective)
-        return StageFit(vae.model, vae.guide, *fit)
+        return StageFit(Pair(vae.model, vae.guide), *fit)
 
     return run
 
 
-_plain_em = partial(fit_em, accelerate=False)
+def _closed_form(problem: LineageProblem, ppca: PPCA) -> FitResult:
+    return fit_closed_form(ppca, problem.train)
+
+
+def _em(problem: LineageProblem, ppca: PPCA, *, accelerate: bool) -> FitResult:
+    return fit_em(ppca, problem.train, accelerate=accelerate, starts=problem.settings.starts)
+
+
+def _variational_em(problem: LineageProblem, ppca: PPCA) -> FitResult:
+    return variational_em(ppca, problem.train, starts=problem.settings.starts)
+
+
 _STAGES = (
     Stage("pca", "PPCA", POINT, "eigenvectors", _implied(_pca), POINT_FAMILY, NO_PCA),
     Stage(
         "linear-autoencoder", "PPCA", POINT, "SVI, MSE", _implied(_least_squares), POINT_FAMILY
     ),
     Stage(
-        "closed-form", "PPCA", "exact", "closed form", _exact(fit_closed_form), "full",
+        "closed-form", "PPCA", "exact", "closed form", _exact(_closed_form), "full",
         NO_CLOSED_FORM,
     ),
-    Stage("em", "PPCA", "exact", "EM", _exact(_plain_em), "full"),
-    Stage("px-em", "PPCA", "exact", "PX-EM", _exact(fit_em), "full"),
+    Stage("em", "PPCA", "exact", "EM", _exact(partial(_em, accelerate=False)), "full"),
+    Stage("px-em", "PPCA", "exact", "PX-EM", _exact(partial(_em, accelerate=True)), "full"),
     Stage(
         "variational-em", "PPCA", "q_i, diag", "variational EM",
-        _exact(variational_em, "diagonal"), "diagonal",
+        _exact(_variational_em, "diagonal"), "diagonal",
     ),
     Stage(
         "per-datum-svi", "PPCA", "q_i, diag", "SVI", _svi(_per_datum_guide, "diagonal"), "diagonal"

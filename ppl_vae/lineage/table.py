@@ -104,8 +104,8 @@ LEGEND = (
     "training rows. loss: the highest known log p of PPCA on the training rows, minus the ELBO "
     "(minus log p where there is no bound); theory: the expected loss at the optimum within the "
     "family of q, for complete data. conv.: whether the fit met its tolerance. held out: mean "
-    "log p of the test rows ± standard error over these. angle: the largest principal angle to "
-    "{reference}, in degrees."
+    "log p of the test rows. ±: one standard error over the rows. angle: the largest principal "
+    "angle to {reference}, in degrees."
 )
 STANDARDIZED = " sigma is in standard deviations of the columns, which were standardised."
 IMPLIED = (

@@ -16,11 +16,11 @@ from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.autoencoder_networks import mlp_networks
-from ppl_vae.models.decoder_model import DecoderModel
+from ppl_vae.models.decoder_model import DecoderModel, given_or_amortized
 from ppl_vae.models.latent_variable_model import reference_tensor
 from ppl_vae.models.standardization import encoder_inputs
 from ppl_vae.models.vae import VAE
-from ppl_vae.networks.mlp_conv import FixedScaleEncoder
+from ppl_vae.networks.mlp_conv import FixedScaleEncoder, Network
 from ppl_vae.networks.patches import HiddenPatches
 from ppl_vae.networks.sparse_layers import PRIORS, FlatPrior, check_penalty
 from ppl_vae.networks.transformers import PatchDecoder, PatchTransformer
@@ -56,14 +56,15 @@ class Autoencoder(DecoderModel):
             if the decoder's weights grow as the codes shrink; use it with ``columns="unit"``.
         penalty: lambda, in nats for each unit of |z_k|, or of z_k^2 / 2; by default 1.
         corruption: a random map that is applied to the encoder's x in training only (the steps of
-            ``fit_svi``, not its evaluations of ``x_val``), e.g. :class:`~ppl_vae.GaussianNoise`.
-            It makes a denoising autoencoder, because the model scores the clean x.
+            ``fit_svi``, not its evaluations of ``x_val``), e.g.
+            :class:`~ppl_vae.networks.GaussianNoise`. It makes a denoising autoencoder, because the
+            model scores the clean x.
         missing: how the guide encodes missing values, see
             :class:`~ppl_vae.guides.guides.AmortizedGuide`.
         inputs: a map from rows of x to the rows that f is given; by default the identity.
         patch_mask: patches of x that are hidden from f, in training and evaluation, e.g.
-            :class:`~ppl_vae.HiddenPatches`. It makes a masked autoencoder, because the model
-            scores the entries of hidden patches only. -log p(x, z, hidden) also contains
+            :class:`~ppl_vae.networks.HiddenPatches`. It makes a masked autoencoder, because the
+            model scores the entries of hidden patches only. -log p(x, z, hidden) also contains
             log(P over H), which cancels against the guide's log density. ``features`` and
             ``reconstruct`` hide no patch.
 
@@ -83,10 +84,10 @@ class Autoencoder(DecoderModel):
     def __init__(
         self,
         *,
-        decoder: Callable[..., Any],
+        decoder: Network,
         data_dim: int,
         latent_dim: int,
-        encoder: Callable[..., Any] | None = None,
+        encoder: Network | None = None,
         guide: ProgramLike | None = None,
         likelihood: Likelihood | None = None,
         prior: str = "flat",
@@ -98,7 +99,6 @@ class Autoencoder(DecoderModel):
     ) -> None:
         if guide is not None:
             _check_not_given(corruption=corruption, inputs=inputs, patch_mask=patch_mask)
-        likelihood = Gaussian(1.0) if likelihood is None else likelihood
         amortize = partial(
             AmortizedGuide,
             latent_dim=latent_dim,
@@ -108,7 +108,8 @@ class Autoencoder(DecoderModel):
             corruption=corruption,
             patch_mask=patch_mask,
         )
-        super().__init__(decoder, likelihood, data_dim, latent_dim, encoder, guide, amortize)
+        guide = given_or_amortized(guide, encoder, amortize)
+        super().__init__(decoder, likelihood or Gaussian(1.0), guide, data_dim, latent_dim)
         self.prior_kind = check_option("prior", prior, PRIORS)
         self.penalty = check_penalty(prior, penalty)
 
@@ -228,7 +229,7 @@ class Autoencoder(DecoderModel):
         """The VAE of the same networks, copied: z ~ N(0, I), q(z | x) = N(f(x), scale^2 I).
 
         Its loss is that of the autoencoder with ``prior="normal"``, except for the noise added to
-        the code and a constant, the entropy of q: see :func:`ppl_vae.vae_limit`.
+        the code and a constant, the entropy of q: see :func:`ppl_vae.evaluation.vae_limit`.
 
         Args:
             scale: standard deviation of q, fixed.
@@ -284,9 +285,8 @@ class Autoencoder(DecoderModel):
             image_shape: (C, H, W); D = C H W.
             patch: height and width of a patch, in pixels; one number for both.
             share: fraction of the P patches that are hidden.
-            width, depth, heads: of the encoder, a :class:`~ppl_vae.PatchTransformer`.
-            decoder_width, decoder_depth: of the :class:`~ppl_vae.PatchDecoder`, which has as many
-                heads.
+            width, depth, heads: of the encoder, a :class:`~ppl_vae.networks.PatchTransformer`.
+            decoder_width, decoder_depth: of a :class:`~ppl_vae.networks.PatchDecoder`; same heads.
             likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
             seed: of the initial weights.
 

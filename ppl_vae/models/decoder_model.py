@@ -20,7 +20,7 @@ from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
-from ppl_vae.networks.mlp_conv import output_bias
+from ppl_vae.networks.mlp_conv import Network, output_bias
 from ppl_vae.networks.patches import HiddenPatches
 
 
@@ -28,30 +28,25 @@ class DecoderModel(LatentVariableModel):
     """Abstract: z ~ prior, x | z ~ likelihood(decoder(z)), and a guide.
 
     Args:
-        decoder, likelihood, data_dim, latent_dim, encoder, guide: as for :class:`ppl_vae.VAE`.
-        amortize: makes the guide from ``encoder``.
+        decoder, likelihood, guide, data_dim, latent_dim: as for :class:`ppl_vae.VAE`.
     """
 
     def __init__(
         self,
-        decoder: Callable[..., Any],
+        decoder: Network,
         likelihood: Likelihood,
+        guide: ProgramLike,
         data_dim: int,
         latent_dim: int,
-        encoder: Callable[..., Any] | None,
-        guide: ProgramLike | None,
-        amortize: Callable[[Callable[..., Any]], AmortizedGuide],
     ) -> None:
         super().__init__()
-        if (encoder is None) == (guide is None):
-            raise ValueError("give exactly one of encoder and guide")
-        _check_unused(decoder=decoder, likelihood=likelihood, encoder=encoder, guide=guide)
+        _check_unused(decoder=decoder, likelihood=likelihood, guide=guide)
         self.data_dim = check_int("data_dim", data_dim)
         self.latent_dim = check_int("latent_dim", latent_dim)
         self.decoder = decoder
         self.likelihood = likelihood
         likelihood.set_data_dim(data_dim)
-        self.guide: Any = guide if encoder is None else amortize(encoder)
+        self.guide: Any = guide
         if isinstance(getattr(self.guide, "inputs", None), Standardization):
             likelihood.standardize(torch.zeros(data_dim), torch.ones(data_dim))
         _check_patch_mask(self.patch_mask, data_dim, likelihood)
@@ -193,6 +188,30 @@ class DecoderModel(LatentVariableModel):
         keywords = filter_kwargs(self.guide, {"mask": mask})
         with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):
             return poutine.trace(self.guide).get_trace(x, **keywords).nodes["z"]["fn"].mean
+
+
+def given_or_amortized(
+    guide: ProgramLike | None,
+    encoder: Callable[..., Any] | None,
+    amortize: Callable[[Callable[..., Any]], AmortizedGuide],
+) -> ProgramLike:
+    """The guide of a model: the given one, or one made from an encoder.
+
+    Args:
+        guide: a guide, or None.
+        encoder: an encoder, or None.
+        amortize: makes the guide from the encoder.
+
+    Raises:
+        ValueError: unless exactly one of guide and encoder is given; if the encoder belongs to
+            another model.
+    """
+    if encoder is None and guide is not None:
+        return guide
+    if encoder is not None and guide is None:
+        _check_unused(encoder=encoder)
+        return amortize(encoder)
+    raise ValueError("give exactly one of encoder and guide")
 
 
 def _check_patch_mask(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.program import Density, Program, count_rows, data_plate
+from ppl_vae.core.text_table import preformatted_html, render_html
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.likelihoods.base import Mask, Rows
 
@@ -69,9 +70,26 @@ class LatentVariableModel(Program):
             density = self.conditional(z.to(like.dtype), x, mask, observe)
             return pyro.sample("x", density, obs=x if observe else None)
 
+    def _repr_html_(self) -> str:
+        """The constructor call, and a table of the parameters, in a notebook."""
+        rows = [_parameter_cells(self, name) for name, _ in self.named_parameters()]
+        table = render_html(rows, ("parameter", "shape", "value")) if rows else ""
+        return preformatted_html(repr(self)) + table
+
     def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """The entries of x that p(x | z) scores; None for all of them."""
         return mask
+
+
+def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:
+    path, _, attribute = name.rpartition(".")
+    owner = module.get_submodule(path)
+    # A PyroParam is stored without its constraint, under another name.
+    if attribute.removesuffix("_unconstrained") in getattr(owner, "_pyro_params", ()):
+        name, attribute = (text.removesuffix("_unconstrained") for text in (name, attribute))
+    value = getattr(owner, attribute)
+    shape = " × ".join(map(str, value.shape)) or "one number"
+    return name, shape, "" if value.dim() else f"{float(value.detach()):.4g}"
 
 
 def reference_tensor(module: nn.Module) -> Tensor:

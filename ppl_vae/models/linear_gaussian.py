@@ -114,26 +114,42 @@ class MissingnessPatterns:
 
 
 @dataclass(frozen=True)
+class PatternCovariances:
+    """The covariance of z given the observed entries, one per missingness pattern.
+
+    Attributes:
+        tril: its Cholesky factors, (U, K, K).
+        precision: P, its inverses, (U, K, K).
+        half_log_det: 1/2 log det of it, (U,).
+    """
+
+    tril: Float[Tensor, "U K K"]
+    precision: Float[Tensor, "U K K"]
+    half_log_det: Float[Tensor, " U"]
+
+    @classmethod
+    def of(cls, tril: Float[Tensor, "U K K"], precision: Float[Tensor, "U K K"]) -> Self:
+        """The covariances with these Cholesky factors and inverses."""
+        return cls(tril, precision, half_log_det(tril))
+
+
+@dataclass(frozen=True)
 class LatentPosterior:
     """The posterior p(z | x) of each row.
 
     Attributes:
         patterns: of the rows.
         mean: of z, (B, K).
-        tril: Cholesky factors of the covariances of z, one per pattern, (U, K, K).
-        precision: P, the inverses of these covariances, (U, K, K).
+        covariances: of z, one per pattern.
         residual: x - mu - W mean, zero for missing entries, (B, D).
         scale: the noise standard deviations, (D,).
-        half_log_det: 1/2 log det of the covariance of z, one per pattern, (U,).
     """
 
     patterns: MissingnessPatterns
     mean: Float[Tensor, "B K"]
-    tril: Float[Tensor, "U K K"]
-    precision: Float[Tensor, "U K K"]
+    covariances: PatternCovariances
     residual: Float[Tensor, "B D"]
     scale: Float[Tensor, " D"]
-    half_log_det: Float[Tensor, " U"]
 
     @classmethod
     def of(
@@ -201,7 +217,8 @@ class LatentPosterior:
         weighted = loadings / scale[:, None] / scale[:, None]
         mean = rowwise_product(rowwise_product(offset @ weighted, factors), factors.mT)
         residual = patterns.zero_missing(offset - mean @ loadings.mT)
-        return cls(patterns, mean, tril, precision, residual, scale, half_log_det(tril))
+        covariances = PatternCovariances.of(tril, precision)
+        return cls(patterns, mean, covariances, residual, scale)
 
     def _with_pattern_axes(
         self,
@@ -213,7 +230,8 @@ class LatentPosterior:
         numbers = torch.arange(len(inaccurate), device=inaccurate.device)
         rows = torch.arange(len(self.mean), device=inaccurate.device)
         pattern = self.patterns.gather_rows(numbers).expand(len(rows))
-        mean, residual, tril, half = self.mean, self.residual, self.tril, self.half_log_det
+        mean, residual = self.mean, self.residual
+        tril, half = self.covariances.tril, self.covariances.half_log_det
         batch_size = rows_per_block(4 * scaled.numel())
         for chosen in inaccurate.nonzero().flatten().split(batch_size):
             axes = PatternAxes.of(scaled, self.patterns.observed[chosen])
@@ -224,7 +242,8 @@ class LatentPosterior:
                 solved = axes.solve(place[pattern[batch]], offset[batch] / self.scale)
                 mean = mean.index_copy(0, batch, solved[0])
                 residual = residual.index_copy(0, batch, solved[1] * self.scale)
-        return replace(self, mean=mean, residual=residual, tril=tril, half_log_det=half)
+        covariances = replace(self.covariances, tril=tril, half_log_det=half)
+        return replace(self, mean=mean, residual=residual, covariances=covariances)
 
     @property
     def variance(self) -> Float[Tensor, " D"]:
@@ -239,7 +258,7 @@ class LatentPosterior:
         """
         quadratic = (self.residual / self.scale).square().sum(1) + self.mean.square().sum(1)
         log_variances = LOG_2PI + 2 * self.scale.log()
-        constant = self.patterns.observed @ log_variances - 2 * self.half_log_det
+        constant = self.patterns.observed @ log_variances - 2 * self.covariances.half_log_det
         return -0.5 * (quadratic + self.patterns.gather_rows(constant))
 
     def predict(
@@ -251,13 +270,14 @@ class LatentPosterior:
             Its mean, its standard deviation, and joint draws for each row.
         """
         # The variance of w_d' z in units of the noise variance.
-        explained = ((loadings / self.scale[:, None]) @ self.tril).square().sum(-1)
+        tril = self.covariances.tril
+        explained = ((loadings / self.scale[:, None]) @ tril).square().sum(-1)
         sd = self.patterns.gather_rows(self.scale * (explained + 1).sqrt())
         sd = sd.expand_as(self.residual)
         shape = num_samples, len(self.mean), sum(loadings.shape)
         z, noise = (
             torch.randn(*shape, dtype=loadings.dtype).to(loadings).split(loadings.shape[::-1], -1)
         )
-        z = self.mean + (self.patterns.gather_rows(self.tril) @ z.unsqueeze(-1)).squeeze(-1)
+        z = self.mean + (self.patterns.gather_rows(tril) @ z.unsqueeze(-1)).squeeze(-1)
         draws = z @ loadings.mT + loc + noise * self.scale
         return self.mean @ loadings.mT + loc, sd, draws

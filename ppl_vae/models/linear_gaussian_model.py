@@ -38,7 +38,7 @@ class LinearGaussianModel(LatentVariableModel):
 
     Attributes:
         undetermined: pairs of columns whose covariance the data of the last exact fit did not
-            determine, (P, 2), from :func:`~ppl_vae.models.identifiability.undetermined_pairs`;
+            determine, (P, 2), from ``ppl_vae.models.identifiability``;
             None if there are none, or if no such fit was made. Saved with the parameters.
     """
 
@@ -117,7 +117,7 @@ class LinearGaussianModel(LatentVariableModel):
             FloatingPointError: if the loadings are too large relative to the noise for float64.
         """
         blocks = list(self._posteriors(x, mask))
-        tril = torch.cat([block.patterns.gather_rows(block.tril) for block in blocks])
+        tril = torch.cat([block.patterns.gather_rows(block.covariances.tril) for block in blocks])
         mean = torch.cat([block.mean for block in blocks])
         mean = self._to_model_dtype(mean, "the posterior means of z")
         return dist.MultivariateNormal(mean, scale_tril=tril.to(mean.dtype))
@@ -196,10 +196,10 @@ class LinearGaussianModel(LatentVariableModel):
         """The missing values of x, given the observed entries of their rows.
 
         Observed entries are unchanged. Standard deviations and draws treat the fitted parameters
-        as known, so that with few rows intervals based on them are too narrow (:class:`Imputation`
-        quantifies this). Entries that depend on a covariance which the training data did not
-        determine (``undetermined``) have a mean, which is as arbitrary as that covariance, and NaN
-        as their standard deviation and in draws.
+        as known, so that with few rows intervals based on them are too narrow
+        (:class:`ppl_vae.core.Imputation` quantifies this). Entries that depend on a covariance
+        which the training data did not determine (``undetermined``) have a mean, which is as
+        arbitrary as that covariance, and NaN as their standard deviation and in draws.
 
         Args:
             x: (N, D); NaN is a missing value.

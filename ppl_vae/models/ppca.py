@@ -6,7 +6,7 @@ from typing import Any, Self, cast
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.nn import PyroParam
+from pyro.nn import PyroParam, PyroSample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -41,7 +41,8 @@ class PPCA(LinearGaussianModel):
     Attributes:
         loadings: W, (D, K).
         loc: mu, (D,).
-        noise_scale: sigma, (), or (D,) if the noise is diagonal.
+        noise_scale: sigma, (), or (D,) if the noise is diagonal. A number or a tensor may be
+            assigned to it, as by :meth:`assign`.
 
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999).
@@ -56,12 +57,7 @@ class PPCA(LinearGaussianModel):
 
     @configurable
     def __init__(
-        self,
-        data_dim: int,
-        latent_dim: int,
-        *,
-        noise: str = "isotropic",
-        seed: int | None = None,
+        self, data_dim: int, latent_dim: int, *, noise: str = "isotropic", seed: int | None = None
     ) -> None:
         super().__init__()
         self.data_dim = check_int("data_dim", data_dim)
@@ -121,6 +117,14 @@ class PPCA(LinearGaussianModel):
         noise = "diagonal" if is_vector else "isotropic"
         ppca = cls(*loadings.shape, noise=noise, seed=0).to(loadings)
         return ppca.assign(loadings=loadings, loc=loc, noise_scale=noise_scale)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Pyro would let a number replace the parameter, and accept a scale that is not positive.
+        is_set = "noise_scale_unconstrained" in self.__dict__.get("_parameters", {})
+        if name == "noise_scale" and is_set and not isinstance(value, PyroParam | PyroSample):
+            self.assign(noise_scale=value)
+        else:
+            super().__setattr__(name, value)
 
     @torch.no_grad()
     def assign(

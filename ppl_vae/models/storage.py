@@ -11,20 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
-from ppl_vae.core.config import ConstructorCall, OpaqueValue, constructor_call
+from ppl_vae.core.config import ArrayValue, ConstructorCall, OpaqueValue, constructor_call
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.program import Program
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.priors import PRIOR_FAMILIES
 from ppl_vae.models.topics import topic_vae
 from ppl_vae.models.vae import VAE
+from ppl_vae.models.variational_posterior import VBPosterior
 from ppl_vae.networks.corruption import CORRUPTIONS
 
 P = TypeVar("P", bound=Program)
@@ -36,6 +40,8 @@ VARIABLE_LENGTH = {"undetermined"}
 
 _MODEL_CONSTRUCTORS: tuple[Callable[..., Any], ...] = (
     PPCA,
+    BayesianPPCA,
+    VBPosterior,
     VAE.mlp,
     VAE.conv,
     topic_vae,
@@ -47,6 +53,7 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     **{constructor.__qualname__: constructor for constructor in _MODEL_CONSTRUCTORS},
     **LIKELIHOODS,
     **CORRUPTIONS,
+    **{family.__name__: family for family in PRIOR_FAMILIES},
 }
 """The constructors that loading may call, by the names under which calls are recorded."""
 
@@ -92,10 +99,14 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, ConstructorCall):
         arguments = {name: _to_json(argument) for name, argument in value.arguments.items()}
         return {"name": value.name, "arguments": arguments}
+    if isinstance(value, ArrayValue):
+        return {"values": value.values}
     return list(map(_to_json, value)) if isinstance(value, tuple) else value
 
 
 def _from_json(value: Any) -> Any:
+    if isinstance(value, dict) and "values" in value:
+        return torch.tensor(value["values"], dtype=torch.float64)
     if isinstance(value, dict):
         arguments = {name: _from_json(argument) for name, argument in value["arguments"].items()}
         return _CONSTRUCTORS[value["name"]](**arguments)

@@ -44,7 +44,7 @@ class SupervisedEncoder(Program):
         num_labels: columns of y, L.
         encoder: ``"fine-tuned"``: f starts at the model's weights and is trained with A and b;
             ``"frozen"``: f keeps these weights, and only A and b are trained; ``"scratch"``: the
-            same network is initialised again by :func:`~ppl_vae.networks.mlp_conv.reset`.
+            same network is initialised again.
             The corruption that the model applies to x in training is left out.
         seed: of the initial A and b, and of f from scratch. A and b do not depend on ``encoder``.
 

@@ -20,7 +20,7 @@ from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
-from ppl_vae.models.decoder_model import DecoderModel
+from ppl_vae.models.decoder_model import DecoderModel, given_or_amortized
 from ppl_vae.models.latent_variable_model import reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, encoder_inputs
 from ppl_vae.networks.mlp_conv import as_image_shape, conv_decoder, conv_encoder, mlp
@@ -81,7 +81,8 @@ class VAE(DecoderModel):
             missing=missing,
             inputs=inputs,
         )
-        super().__init__(decoder, likelihood, data_dim, latent_dim, encoder, guide, amortize)
+        guide = given_or_amortized(guide, encoder, amortize)
+        super().__init__(decoder, likelihood, guide, data_dim, latent_dim)
         self._has_images = False
 
     def prior(self) -> Density:
@@ -116,7 +117,8 @@ class VAE(DecoderModel):
             inputs: what the encoder is given: ``"identity"``, x; ``"log1p"``, log(1 + x);
                 ``"auto"``, log(1 + x) for counts (``Poisson()``, ``Multinomial()``), which are
                 too large for it otherwise, and x for all other likelihoods; ``"standardized"``,
-                x standardised as :meth:`like` does it, once :meth:`center` has read the data.
+                x standardised as :meth:`like` does it, once
+                :meth:`~ppl_vae.models.decoder_model.DecoderModel.center` has read the data.
             seed: of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood

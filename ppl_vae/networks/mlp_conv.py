@@ -15,6 +15,8 @@ from ppl_vae.core.validation import check_int, check_option
 ImageShape: TypeAlias = tuple[int, int, int]
 """Channels, height and width of an image; data are flat rows of such images."""
 
+Network: TypeAlias = Callable[..., Any]
+"""A module, or another callable of tensors: an encoder or a decoder."""
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -69,7 +71,7 @@ def zero_output(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def output_bias(network: Callable[..., Any], width: int) -> nn.Parameter:
+def output_bias(network: Network, width: int) -> nn.Parameter:
     """The bias of the last layer of a network, one number per output, (width,).
 
     Raises:
@@ -154,7 +156,7 @@ class FixedScaleEncoder(nn.Module):
         ValueError: if scale is not positive.
     """
 
-    def __init__(self, network: Callable[..., Any], scale: float) -> None:
+    def __init__(self, network: Network, scale: float) -> None:
         super().__init__()
         if not scale > 0:
             raise ValueError(f"scale must be positive, the standard deviation of q; got {scale}")
@@ -223,7 +225,7 @@ def conv_decoder(
         channels: input channels of each transposed convolution (3 x 3, stride 2).
         outputs_per_dim: number of outputs for each entry of an image, adjacent in a row.
         activation: one of ``ACTIVATIONS``.
-        seed: seed of the initial weights (torch's defaults, and a :class:`Bias` of zero).
+        seed: seed of the initial weights (torch's defaults, and a bias of zero).
     """
     activate = ACTIVATIONS[check_option("activation", activation, ACTIVATIONS)]
     shapes = _halved_shapes(image_shape, channels[::-1])[::-1]

@@ -111,7 +111,7 @@ def plot_sparse_lineage(lineage: SparseLineage, ax: Axes | None = None) -> Axes:
     that were not fitted may be truncated; the numbers give the full loss.
 
     Args:
-        lineage: a result of :func:`ppl_vae.run_sparse_lineage`.
+        lineage: a result of :func:`ppl_vae.lineage.run_sparse_lineage`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax, sparse_lineage_size(lineage))

@@ -16,7 +16,7 @@ def plot_accuracy(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     """Plot the held-out accuracy of each method, one line per draw of labels.
 
     Args:
-        found: a result of :func:`ppl_vae.label_efficiency`.
+        found: a result of :func:`ppl_vae.evaluation.label_efficiency`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
@@ -39,7 +39,7 @@ def plot_accuracy_gain(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     Each draw of labels is a point; the mean has a 95 % confidence interval.
 
     Args:
-        found: a result of :func:`ppl_vae.label_efficiency`.
+        found: a result of :func:`ppl_vae.evaluation.label_efficiency`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)

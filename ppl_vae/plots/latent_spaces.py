@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.latent_space.embeddings import Embedding, Embeddings
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpace, LatentSpaces
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum
@@ -52,8 +53,8 @@ def plot_latent_space(
     ax = new_axes(ax, PANEL_SIZE)
     scatter_by_class(ax, space.codes.numpy(), labels)
     names = [f"$z_{{{dimension + 1}}}$, sds of the prior" for dimension in space.leading]
-    active = f"{int(space.active.sum())} of {space.latent_dim} dimensions active"
-    ax.set_xlabel(f"{names[0]}\nlog p {space.log_p}\n{active}", fontsize=SMALL)
+    active = f"{int(space.active.sum())} of {counted(space.latent_dim, 'dimension')} active"
+    ax.set_xlabel(f"{names[0]}\nlog p {space.log_p}, nats per datum\n{active}", fontsize=SMALL)
     ax.set_ylabel(names[1], fontsize=SMALL)
     ax.set_aspect("equal", adjustable="datalim")
     selected = "" if space.latent_dim == 2 else f": the most used 2 of {space.latent_dim}"

@@ -12,7 +12,7 @@ def plot_vae_limit(limit: VAELimit, ax: Axes | None = None) -> Axes:
     The loss excludes the entropy of q, which depends on no parameter and diverges.
 
     Args:
-        limit: a result of :func:`ppl_vae.vae_limit`.
+        limit: a result of :func:`ppl_vae.evaluation.vae_limit`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)

@@ -1,1 +1,8 @@
-"""Output for readers: tables on a terminal, reports in HTML, files of results."""
+"""Output for readers: tables on a terminal, reports in HTML, files of results.
+
+The functions that write the files of ``ppl-vae lineage``, and what the other two commands compute.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,9 +10,12 @@ import torch
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
-from ppl_vae.evaluation.inference_gaps.gaps import Gaps, gaps
-from ppl_vae.evaluation.latent_space.collapse import Collapse, collapse
+from ppl_vae.evaluation.inference_gaps.gaps import gaps
+from ppl_vae.evaluation.inference_gaps.result import Gaps
+from ppl_vae.evaluation.latent_space.collapse import collapse
+from ppl_vae.evaluation.latent_space.collapse_result import Collapse
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
@@ -101,7 +104,8 @@ class Evaluation(Result):
 
     def sentences(self) -> Iterator[str]:
         """The findings, the reliability of log p first."""
-        yield f"{self.model} on {len(self.log_likelihood.value)} rows of {self.data}"
+        rows = counted(len(self.log_likelihood.value), "row")
+        yield f"{self.model} on {rows} of {self.data}"
         parts = (self.log_likelihood, self.cross_check, self.gaps, self.collapse)
         yield from (str(part) for part in parts if part is not None)
 

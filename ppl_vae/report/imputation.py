@@ -10,6 +10,7 @@ import pandas as pd
 
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.results import CONDITIONAL, COVERAGE, FitResult, Imputation
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
 from ppl_vae.inference.em.fit import fit_em
@@ -45,6 +46,7 @@ class FilledTable:
         noise: str | None = None,
         *,
         seed: int = 0,
+        starts: int = 1,
     ) -> Self:
         """Fit the model to the observed entries, and impute the missing ones.
 
@@ -53,6 +55,7 @@ class FilledTable:
             latent_dim, noise: of the model; None is selected by cross-validation on masked
                 entries.
             seed: of the selection and of the initial values.
+            starts: the number of starts of EM, of which the best is kept.
 
         Raises:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`.
@@ -64,7 +67,7 @@ class FilledTable:
             search = select_by_masked_cv(table.values, noises=noises, latent_dims=sizes, seed=seed)
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
         ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
-        fit = fit_em(ppca, table.values)
+        fit = fit_em(ppca, table.values, starts=starts)
         return cls(table, ppca, fit, ppca.impute(table.values), search)
 
     def frame(self) -> pd.DataFrame:
@@ -109,7 +112,8 @@ class FilledTable:
         if not missing.any():
             yield "no values are missing: the table is written unchanged"
             return
-        summary = f"imputed {int(missing.sum())} values in {int(missing.any(0).sum())} columns"
+        values, columns = int(missing.sum()), int(missing.any(0).sum())
+        summary = f"imputed {counted(values, 'value')} in {counted(columns, 'column')}"
         ratios = self._relative_sds(missing)
         if len(ratios):
             low, median, high = np.quantile(ratios, [0, 0.5, 1])

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
+from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.run import run_lineage
@@ -26,7 +28,8 @@ def describe_table(table: Table) -> str:
     missing = ""
     if table.num_missing:
         missing = f", {table.num_missing} of {num_rows * width} values missing"
-    return f"{table.name}: {num_rows} rows, {width} columns{missing}"
+    size = f"{counted(num_rows, 'row')}, {counted(width, 'column')}"
+    return f"{table.name}: {size}{missing}"
 
 
 @dataclass
@@ -42,6 +45,7 @@ class LineageRun:
             :func:`ppl_vae.data.transforms.choose_scaling`.
         out: the folder of the files.
         as_json: whether standard output has the content of results.json only.
+        starts: the number of starts of EM, of which the best is kept.
     """
 
     table: Table
@@ -51,6 +55,7 @@ class LineageRun:
     scale: str
     out: Path
     as_json: bool
+    starts: int = 1
 
     def __post_init__(self) -> None:
         terminal = sys.stderr if self.as_json else sys.stdout
@@ -104,6 +109,7 @@ class LineageRun:
             image_shape=self.table.image_shape,
             about=about,
             seed=self.seed,
+            settings=Settings(starts=self.starts),
             on_stage=self._save,
             progress=self.display.update,
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from scipy.stats import t as student_t
 
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.lineage.metrics import Row
 from ppl_vae.lineage.result import Lineage
@@ -50,7 +51,9 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
         )
     num_rows = lineage.about["num_scored"]
     if num_rows < FEW_ROWS:
-        yield f"There are only {num_rows} held-out rows: standard errors over them are imprecise."
+        yield (
+            f"Standard errors are over {counted(num_rows, 'held-out row')} only, and imprecise."
+        )
 
 
 def _test_log_p(row: Row) -> float:

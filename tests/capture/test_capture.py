@@ -1,6 +1,5 @@
 """Captured steps equal eager ones, and steps that cannot be captured run eagerly with a reason."""
 
-import functools
 import itertools
 import random
 import re
@@ -16,27 +15,15 @@ from torch import nn
 import oracles
 import user_pairs
 from captured import OPTIMIZERS, B, Steps, assert_equal, both_fits
-from ppl_vae import (
-    ELBO,
-    IWAE,
-    PPCA,
-    VAE,
-    AmortizedGuide,
-    Bernoulli,
-    ExactGuide,
-    Gaussian,
-    PerDatumGuide,
-    fit_svi,
-    mlp,
-)
+from ppl_vae import ELBO, IWAE, PPCA, VAE, AmortizedGuide, ExactGuide, PerDatumGuide, fit_svi, mlp
 from ppl_vae.capture.functional_optim import functional_optimizer
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.inference.svi import fit as svi
 from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.likelihoods import Bernoulli, Gaussian
 
 N, D, K = 48, 8, 3
 
@@ -75,13 +62,18 @@ PAIRS = [
     *((g, p) for g in ("per-datum", "diagonal", "full") for p in ("gaussian", "bernoulli")),
 ]
 # By default each guide, likelihood and objective is tested in one combination; slow, in all.
-QUICK = {("exact", "elbo"), ("per-datum", "iwae"), ("diagonal", "elbo"), ("full", "iwae")}
+QUICK = {
+    ("exact", "gaussian", "elbo"),
+    ("per-datum", "gaussian", "iwae"),
+    ("diagonal", "bernoulli", "elbo"),
+    ("full", "bernoulli", "iwae"),
+}
 MATRIX = [
     pytest.param(
         *pair,
         objective,
         id=f"{pair[0]}, {pair[1]}, {name}",
-        marks=() if (pair[0], name) in QUICK else pytest.mark.slow,
+        marks=() if (*pair, name) in QUICK else pytest.mark.slow,
     )
     for pair in PAIRS
     for name, objective in (("elbo", ELBO()), ("iwae", IWAE(3)))
@@ -124,14 +116,21 @@ def test_captured_steps_of_every_optimizer(optimizer, guide, data):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"clip": 0.1},
-        {"warmup": 10},
-        {"objective": ELBO(2, beta=0.3)},
+        {"clip": 0.1, "unroll": 2},
+        {"objective": ELBO(2, beta=0.3, kl="sampled"), "warmup": 10},
         {"objective": ELBO(free_bits=0.2)},
-        {"objective": ELBO(kl="sampled")},
         {"objective": ELBO(2, beta=0.3, gradient="score-loo"), "warmup": 3},
-        {"unroll": 2},
-        pytest.param({"unroll": 4}, marks=pytest.mark.slow),
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in (
+                {"clip": 0.1},
+                {"warmup": 10},
+                {"unroll": 2},
+                {"unroll": 4},
+                {"objective": ELBO(2, beta=0.3)},
+                {"objective": ELBO(kl="sampled")},
+            )
+        ),
     ],
     ids=str,
 )
@@ -153,8 +152,18 @@ def external_pair(name):
     return make
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
+# Bare parameters, dropout and batch norm, a plate of features, and two levels; slow, all.
+QUICK_PAIRS = {"param_only", "regularized", "feature_plate", "two_level"}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        pytest.param(name, steps, marks=() if quick else pytest.mark.slow)
+        for name in user_pairs.PAIRS
+        for steps, quick in ((4, name in QUICK_PAIRS), (100, False))
+    ],
+)
 def test_captured_steps_of_external_pairs(name, steps, float64):
     _, _, x = user_pairs.PAIRS[name]()
     x = torch.as_tensor(x).double()
@@ -222,13 +231,7 @@ def hand_written(x, kind):
                 mean = mean + random.random()
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
-        with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc, log_scale = encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
+    return model, user_pairs.normal_guide(encode)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +263,10 @@ def test_steps_that_cannot_be_captured_run_eagerly_with_the_reason(kind, match, 
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("kind", [pyro.infer.Trace_ELBO, pyro.infer.TraceMeanField_ELBO])
-def test_objectives_of_pyro_with_an_equivalent_are_captured(kind, data):
-    assert_equal(both_fits(lambda: pair_of("diagonal"), data, objective=kind()))
+def test_objectives_of_pyro_with_an_equivalent_are_captured(data):
+    # Trace_ELBO is one of the objectives above.
+    objective = pyro.infer.TraceMeanField_ELBO()
+    assert_equal(both_fits(lambda: pair_of("diagonal"), data, objective=objective))
 
 
 def test_objectives_of_pyro_without_an_equivalent_run_eagerly(data):
@@ -313,8 +317,7 @@ def test_compiled_steps_equal_eager_steps_and_short_fits_are_not_compiled(data):
 
 
 @pytest.mark.slow
-def test_a_captured_fit_interrupted_in_its_warmup_is_resumed(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
+def test_a_captured_fit_interrupted_in_its_warmup_is_resumed(data, tmp_path, uncompiled):
     file, objective = tmp_path / "fit.pt", ELBO(2, beta=2.0)
 
     def fit(progress, **more):

@@ -29,7 +29,7 @@ from ppl_vae.core.program import Program, count_rows, data_plate, fold_rows
 from ppl_vae.core.state import train_mode
 from ppl_vae.core.validation import as_matrix, check_int, check_option
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp

@@ -10,7 +10,7 @@ from torch import nn
 
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.objectives.bounds import elbo, log_weights

@@ -14,7 +14,8 @@ from torch.distributions import Distribution, constraints
 from conftest import global_state
 from ppl_vae.core.state import dry_run, isolated_store, seeded, train_mode, validation
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp

@@ -22,6 +22,11 @@ def test_columns_are_aligned():
     assert render(ROWS, text_columns=2).splitlines()[0] == "first       1.0    <2>"
 
 
+def test_no_line_ends_with_spaces():
+    text = render([("first", "1", ""), ("second", "2", "<- best")], ("", "", "choice"))
+    assert [line.rstrip() for line in text.splitlines()] == text.splitlines()
+
+
 def test_html_is_escaped():
     text = render_html(ROWS, HEADER)
     assert "&lt;2&gt;" in text and "a &amp; b" in text and "<2>" not in text

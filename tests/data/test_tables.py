@@ -34,17 +34,17 @@ def read(tmp_path):
     return reader
 
 
-def has_values(table, values, columns=None):
+def assert_values(table, values, columns=None):
     assert table.values.dtype == np.float64
     np.testing.assert_array_equal(table.values, np.array(values, dtype=float))
     assert columns is None or table.columns == tuple(columns)
-    return True
 
 
-def has_notes(table, *patterns):
+def assert_notes(table, *patterns):
     """Each note matches its pattern, and there are no others."""
     assert len(table.notes) == len(patterns), table.notes
-    return all(re.search(p, note) for p, note in zip(patterns, table.notes, strict=True))
+    for pattern, note in zip(patterns, table.notes, strict=True):
+        assert re.search(pattern, note), note
 
 
 # Delimiters and headers
@@ -57,10 +57,10 @@ def test_delimiters_headers_and_line_ends(read, delimiter, header, newline):
     lines = [header.replace(" ", delimiter)] if header else []
     lines += [delimiter.join(map(str, row)) for row in VALUES]
     table = read(newline.join(lines) + newline)
-    has_values(table, VALUES, ("a", "b", "c") if header else ("x1", "x2", "x3"))
+    assert_values(table, VALUES, ("a", "b", "c") if header else ("x1", "x2", "x3"))
     assert table.name == "x.csv" and table.row_names is None and table.labels is None
     notes = [] if delimiter in ",\t" else ["delimiter detected: (semicolon|pipe|space)"]
-    assert has_notes(table, *notes, *([] if header else ["line 1 is used as data"]))
+    assert_notes(table, *notes, *([] if header else ["line 1 is used as data"]))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,17 @@ def test_delimiters_headers_and_line_ends(read, delimiter, header, newline):
 )
 def test_given_delimiters_and_headers_are_not_noted(read, name, text):
     table = read(text, delimiter=name, header=False)
-    assert has_values(table, [[1, 2], [3, 4]]) and has_notes(table)
+    assert_values(table, [[1, 2], [3, 4]])
+    assert_notes(table)
 
 
 def test_a_given_header_overrides_detection(read):
     text = "400,402\n1,2\n3,4\n"
-    assert has_notes(read(text), "line 1 is used as data, not as column names")
-    assert has_values(read(text, header=True), [[1, 2], [3, 4]], ("400", "402"))
-    assert has_notes(read(text, header=True))
-    assert has_values(read("a,1\n3,4\n5,6\n"), [[3, 4], [5, 6]], ("a", "1"))
-    assert has_notes(read("a,1\n3,4\n5,6\n"), "column names, although it has numbers")
+    assert_notes(read(text), "line 1 is used as data, not as column names")
+    assert_values(read(text, header=True), [[1, 2], [3, 4]], ("400", "402"))
+    assert_notes(read(text, header=True))
+    assert_values(read("a,1\n3,4\n5,6\n"), [[3, 4], [5, 6]], ("a", "1"))
+    assert_notes(read("a,1\n3,4\n5,6\n"), "column names, although it has numbers")
     with pytest.raises(
         ValueError, match=r"column 'x1': 1 of 3 cells are not numbers: 'a' \(line 1\)"
     ):
@@ -85,26 +86,27 @@ def test_a_given_header_overrides_detection(read):
 
 
 def test_delimiter_detection(read):
-    assert has_values(read("a;b\n1,5;2,5\n3,5;4,25\n"), [[1.5, 2.5], [3.5, 4.25]], "ab")
-    assert has_values(read("name of it,b\nx y,2\nz w,3\n"), [[2], [3]], ["b"])
-    assert has_values(read("1, 2\n3, 4\n"), [[1, 2], [3, 4]])
-    assert has_values(read("a\tb\tc\n1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
+    assert_values(read("a;b\n1,5;2,5\n3,5;4,25\n"), [[1.5, 2.5], [3.5, 4.25]], "ab")
+    assert_values(read("name of it,b\nx y,2\nz w,3\n"), [[2], [3]], ["b"])
+    assert_values(read("1, 2\n3, 4\n"), [[1, 2], [3, 4]])
+    assert_values(read("a\tb\tc\n1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
     table = read("day;v\n01.02.2020;1,5\n02.02.2020;2,5\n")
-    assert has_values(table, [[1.5], [2.5]], "v") and table.row_names == (
+    assert_values(table, [[1.5], [2.5]], "v")
+    assert table.row_names == (
         "01.02.2020",
         "02.02.2020",
     )
-    assert has_values(read("1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
+    assert_values(read("1\t\t3\n4\t5\t\n"), [[1, NAN, 3], [4, 5, NAN]])
     with pytest.raises(ValueError, match="one character or one of 'tab', 'semicolon'"):
         read("1,2\n", delimiter="::")
 
 
 def test_quoted_cells(read):
     table = read('who,"a, b",c\n"Smith, J",1,"2"\n"O ""K"" Hu",3,4\n')
-    assert has_values(table, [[1, 2], [3, 4]], ("a, b", "c"))
+    assert_values(table, [[1, 2], [3, 4]], ("a, b", "c"))
     assert table.row_names == ("Smith, J", 'O "K" Hu')
     table = read('"Sepal\nlength",b\n1,2\n3,4\n')
-    assert has_values(table, [[1, 2], [3, 4]], ("Sepal\nlength", "b"))
+    assert_values(table, [[1, 2], [3, 4]], ("Sepal\nlength", "b"))
     with pytest.raises(ValueError, match="fix the quotation marks in line 3"):
         read('a,b\n1,2\n3,"4\n5,6\n')
 
@@ -113,58 +115,59 @@ def test_one_column_and_byte_order_marks(read):
     text = "\ufeffvalue\n1\n2\n3\n"
     for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
         table = read(text, encoding=encoding)
-        assert has_values(table, [[1], [2], [3]], ["value"]) and has_notes(table)
-    assert has_values(read("1\n2\n"), [[1], [2]], ["x1"])
+        assert_values(table, [[1], [2], [3]], ["value"])
+        assert_notes(table)
+    assert_values(read("1\n2\n"), [[1], [2]], ["x1"])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".TSV", ".txt", ".dat", ".data", ".csv.gz", ".CSV.GZ"])
 def test_suffixes(read, suffix):
     text = b"a\tb\n1\t2\n3\t4\n"
     packed = gzip.compress(text) if suffix.lower().endswith("gz") else text
-    assert has_values(read(packed, name="x" + suffix), [[1, 2], [3, 4]], "ab")
+    assert_values(read(packed, name="x" + suffix), [[1, 2], [3, 4]], "ab")
 
 
 def test_column_names_are_made_distinct(read):
     table = read("a,a.1,a,,a\n1,2,3,4,5\n6,7,8,9,0\n")
     assert table.columns == ("a", "a.1", "a.2", "x4", "a.3")
-    assert has_notes(
-        table, "'a' is repeated; renamed to 'a.2'", "'a' is repeated; renamed to 'a.3'"
-    )
+    assert_notes(table, "'a' is repeated; renamed to 'a.2'", "'a' is repeated; renamed to 'a.3'")
 
 
 def test_column_numbers_of_pandas(read):
     frame = pd.DataFrame(VALUES)
     table = read(frame.to_csv(index=False))
-    assert has_values(table, VALUES, "012") and has_notes(table, "line 1 is used as column names")
+    assert_values(table, VALUES, "012")
+    assert_notes(table, "line 1 is used as column names")
     table = read(frame.to_csv())
-    assert has_values(table, VALUES, "012") and table.row_names == ("0", "1", "2")
+    assert_values(table, VALUES, "012")
+    assert table.row_names == ("0", "1", "2")
     again = pd.read_csv(io.StringIO(frame.to_csv())).to_csv(index=False)
     assert "Unnamed: 0" in again and read(again).row_names == ("0", "1", "2")
-    assert has_values(read("\t1\t2\n\t3\t4\n"), [[NAN, 1, 2], [NAN, 3, 4]])
+    assert_values(read("\t1\t2\n\t3\t4\n"), [[NAN, 1, 2], [NAN, 3, 4]])
 
 
 def test_numpy_savetxt(tmp_path):
     path = tmp_path / "x.txt"
     np.savetxt(path, VALUES)
-    assert has_values(read_table(path), VALUES, ("x1", "x2", "x3"))
+    assert_values(read_table(path), VALUES, ("x1", "x2", "x3"))
     np.savetxt(path, VALUES, header="a b c")
     table = read_table(path, delimiter="space")
-    assert has_values(table, VALUES, "abc")
-    assert has_notes(table, "lines with # .* skipped: 1", "names are read from line 1, after #")
+    assert_values(table, VALUES, "abc")
+    assert_notes(table, "lines with # .* skipped: 1", "names are read from line 1, after #")
     np.savetxt(path, VALUES, header="by me\na,b,c", delimiter=",")
-    assert has_values(read_table(path), VALUES, "abc")
-    assert has_values(read_table(path, header=False), VALUES, ("x1", "x2", "x3"))
+    assert_values(read_table(path), VALUES, "abc")
+    assert_values(read_table(path, header=False), VALUES, ("x1", "x2", "x3"))
     np.savetxt(path, VALUES, header="made yesterday", delimiter=",")
     table = read_table(path)
-    assert has_values(table, VALUES, ("x1", "x2", "x3"))
-    assert has_notes(table, "lines with # .* skipped: 1", "line 2 is used as data")
+    assert_values(table, VALUES, ("x1", "x2", "x3"))
+    assert_notes(table, "lines with # .* skipped: 1", "line 2 is used as data")
 
 
 def test_comments_above_a_header_and_blank_lines(read):
     table = read("# from the lab\n\na,b\n1,2\n\n3,4\n\n")
-    assert has_values(table, [[1, 2], [3, 4]], "ab")
-    assert has_notes(table, "blank lines .* skipped: 1", "lines with # .* skipped: 1")
-    assert has_values(read("#a,b\n1,2\n3,4\n", header=True), [[1, 2], [3, 4]], "ab")
+    assert_values(table, [[1, 2], [3, 4]], "ab")
+    assert_notes(table, "blank lines .* skipped: 1", "lines with # .* skipped: 1")
+    assert_values(read("#a,b\n1,2\n3,4\n", header=True), [[1, 2], [3, 4]], "ab")
 
 
 # Row names
@@ -173,22 +176,26 @@ def test_comments_above_a_header_and_blank_lines(read):
 def test_row_names(read):
     for text in (",a,b\nu,1,2\nu,3,4\n", "a,b\nu,1,2\nu,3,4\n"):
         table = read(text)
-        assert has_values(table, [[1, 2], [3, 4]], "ab") and table.row_names == ("u", "u")
-        assert has_notes(table, "first column is used as row names: it has text")
+        assert_values(table, [[1, 2], [3, 4]], "ab")
+        assert table.row_names == ("u", "u")
+        assert_notes(table, "first column is used as row names: it has text")
     table = read("id,a\nu,1\nv,2\n")
-    assert has_values(table, [[1], [2]], "a") and table.row_names == ("u", "v")
+    assert_values(table, [[1], [2]], "a")
+    assert table.row_names == ("u", "v")
     table = read("u,1,2\nv,3,4\n")
-    assert has_values(table, [[1, 2], [3, 4]], ("x2", "x3")) and table.row_names == ("u", "v")
+    assert_values(table, [[1, 2], [3, 4]], ("x2", "x3"))
+    assert table.row_names == ("u", "v")
 
 
 def test_row_names_of_r(read):
     table = read('"mpg" "cyl"\n"Mazda RX4" 21 6\n"Datsun 710" 22.8 4\n', name="x.txt")
-    assert has_values(table, [[21, 6], [22.8, 4]], ("mpg", "cyl"))
+    assert_values(table, [[21, 6], [22.8, 4]], ("mpg", "cyl"))
     assert table.row_names == ("Mazda RX4", "Datsun 710")
     table = read('"a","b"\n"1",1.5,2\n"2",3,4\n')
-    assert has_values(table, [[1.5, 2], [3, 4]], "ab") and table.row_names == ("1", "2")
+    assert_values(table, [[1.5, 2], [3, 4]], "ab")
+    assert table.row_names == ("1", "2")
     table = read('"","1","2"\n"001",1.5,2\n"002",3,4\n')
-    assert has_values(table, [[1.5, 2], [3, 4]], "12")
+    assert_values(table, [[1.5, 2], [3, 4]], "12")
     assert table.row_names == ("001", "002")
     with pytest.raises(ValueError, match=r"line 1 has 2 cell\(s\) where 3 are expected"):
         read("a,b\n1,2,3\n4,5,6\n", header=False)
@@ -200,12 +207,14 @@ def test_the_index_of_pandas(read):
     frame = pd.DataFrame(VALUES, columns=list("abc"))
     for index in (range(3), range(1, 4), [2, 0, 1]):
         table = read(frame.set_index(pd.Index(index)).to_csv())
-        assert has_values(table, VALUES, "abc") and table.row_names == tuple(map(str, index))
-        assert has_notes(table, "row names: it has distinct whole numbers and no name")
+        assert_values(table, VALUES, "abc")
+        assert table.row_names == tuple(map(str, index))
+        assert_notes(table, "row names: it has distinct whole numbers and no name")
     table = read(frame.set_index(pd.Index([1, 1, 2])).to_csv())
     assert table.columns == ("x1", "a", "b", "c") and table.row_names is None
     table = read(frame.set_index(pd.Index([1, 2, 3], name="id")).to_csv())
-    assert table.columns == ("id", "a", "b", "c") and has_notes(table)
+    assert table.columns == ("id", "a", "b", "c")
+    assert_notes(table)
 
 
 # Labels
@@ -215,36 +224,37 @@ def test_iris(read):
     iris = load_iris(as_frame=True)
     frame = iris.data.assign(species=iris.target_names[iris.target])
     table = read(frame.to_csv(index=False))
-    assert has_values(table, iris.data.to_numpy(), iris.feature_names)
+    assert_values(table, iris.data.to_numpy(), iris.feature_names)
     assert table.label == "species" and table.labels == tuple(frame.species)
-    assert has_notes(table, "'species' is used as labels: it is text that repeats")
+    assert_notes(table, "'species' is used as labels: it is text that repeats")
     table = read(frame.to_csv(index=False, header=False))
-    assert (
-        has_values(table, iris.data.to_numpy(), ("x1", "x2", "x3", "x4")) and table.label == "x5"
-    )
-    assert has_notes(table, "line 1 is used as data", "'x5' is used as labels")
+    assert_values(table, iris.data.to_numpy(), ("x1", "x2", "x3", "x4"))
+    assert table.label == "x5"
+    assert_notes(table, "line 1 is used as data", "'x5' is used as labels")
     both = frame.assign(target=iris.target).to_csv(index=False)
-    assert has_notes(read(both), "'species' is used as labels.*; 'target' is kept as data")
+    assert_notes(read(both), "'species' is used as labels.*; 'target' is kept as data")
     with pytest.raises(ValueError, match="columns of text, 'species'; choose one as label"):
         read(both, label="target")
     table = read(iris.frame.to_csv(index=False))
     assert table.labels == tuple(iris.target) and {type(k) for k in table.labels} == {int}
-    assert has_notes(table, "'target' is used as labels for its name; label 'none' keeps it")
+    assert_notes(table, "'target' is used as labels for its name; label 'none' keeps it")
     assert read(iris.frame.to_csv(index=False), label="none").values.shape == (150, 5)
-    assert has_notes(read(iris.frame.to_csv(index=False), label="target"))
+    assert_notes(read(iris.frame.to_csv(index=False), label="target"))
 
 
 def test_given_labels(read):
     text = "a,b,c\n1,u,2.5\n3,u,4\n5,v,6\n"
     for name in ("b", None):
         table = read(text, label=name)
-        assert has_values(table, [[1, 2.5], [3, 4], [5, 6]], "ac") and table.labels == (
+        assert_values(table, [[1, 2.5], [3, 4], [5, 6]], "ac")
+        assert table.labels == (
             "u",
             "u",
             "v",
         )
     table = read("a,c\n1,2.5\n3,4\n", label="c")
-    assert table.labels == (2.5, 4.0) and has_values(table, [[1], [3]], "a")
+    assert table.labels == (2.5, 4.0)
+    assert_values(table, [[1], [3]], "a")
     assert read("a,c\nu,2.5\nv,4\n", label="a").labels == ("u", "v")
     assert read("a,c\n1,2.5\n2a,4\n3,5\n", label="a").labels == ("1", "2a", "3")
     assert read("1,7\n2,8\n", label="2").labels == (7, 8)
@@ -285,13 +295,9 @@ def test_default_missing_markers(read):
     words = ["", "NA", "n/a", "NaN", "Null", "none", "?", ".", "-", "MISSING"]
     text = "a,b\n" + "".join(f"{k},{word}\n" for k, word in enumerate(words)) + "10,1\n"
     table = read(text)
-    assert (
-        has_values(table, [[k, NAN] for k in range(10)] + [[10, 1]], "ab")
-        and table.num_missing == 10
-    )
-    assert has_notes(
-        table, *(f"cells '{re.escape(w)}' are .* missing values: 1" for w in words[5:])
-    )
+    assert_values(table, [[k, NAN] for k in range(10)] + [[10, 1]], "ab")
+    assert table.num_missing == 10
+    assert_notes(table, *(f"cells '{re.escape(w)}' are .* missing values: 1" for w in words[5:]))
     with pytest.raises(
         ValueError, match=r"'b': 8 of 20 cells are not numbers: 'NA' \(line 3\), 'n/a' \(line 4\)"
     ):
@@ -302,28 +308,30 @@ def test_custom_missing_markers(read):
     text = "a,b,c\n1,-999,3\n-999.0,n.d.,-9990\n5,6, N.D. \n"
     values = [[1, NAN, 3], [NAN, NAN, -9990], [5, 6, NAN]]
     table = read(text, missing=["-999", "n.d."])
-    assert has_values(table, values) and has_notes(table)
-    assert has_values(read(text.replace("-999,", "-999.00,"), missing=("-999.0", "n.d.")), values)
+    assert_values(table, values)
+    assert_notes(table)
+    assert_values(read(text.replace("-999,", "-999.00,"), missing=("-999.0", "n.d.")), values)
     with pytest.raises(
         ValueError,
         match=r"column 'b': 1 of 3 cells are not numbers: 'n\.d\.' \(line 3\); give miss",
     ):
         read(text)
-    assert has_values(read("a\n1\nnan\n\n3\n", missing="n.d."), [[1], [NAN], [3]])
+    assert_values(read("a\n1\nnan\n\n3\n", missing="n.d."), [[1], [NAN], [3]])
 
 
 def test_empty_columns_and_rows_are_kept(read):
     table = read("a,b,c\n1,,3\n,,\n4,,5\n")
-    assert has_values(table, [[1, NAN, 3], [NAN] * 3, [4, NAN, 5]], "abc") and has_notes(table)
-    assert has_values(read("a\tb\n1\t2\n\t\n3\t4\n"), [[1, 2], [NAN, NAN], [3, 4]])
-    assert has_values(read('a\n1\n""\n3\n'), [[1], [NAN], [3]])
+    assert_values(table, [[1, NAN, 3], [NAN] * 3, [4, NAN, 5]], "abc")
+    assert_notes(table)
+    assert_values(read("a\tb\n1\t2\n\t\n3\t4\n"), [[1, 2], [NAN, NAN], [3, 4]])
+    assert_values(read('a\n1\n""\n3\n'), [[1], [NAN], [3]])
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", " ", "|"])
 def test_decimal_commas(read, delimiter):
     lines = ["id a b", "u 1,5 2", "v -,25 NA", "w 1,5e3 1,500"]
     table = read("\n".join(lines).replace(" ", delimiter), name="x.txt")
-    assert has_values(table, [[1.5, 2], [-0.25, NAN], [1500, 1.5]], "ab")
+    assert_values(table, [[1.5, 2], [-0.25, NAN], [1500, 1.5]], "ab")
     assert sum("decimal commas detected, as in 1,5" in note for note in table.notes) == 1
 
 
@@ -438,9 +446,8 @@ def test_arrays(tmp_path):
         with path.open("wb") as file:
             np.save(file, np.abs(VALUES).astype(dtype))
         table = read_table(path)
-        assert has_values(table, np.abs(VALUES).astype(dtype), ("x1", "x2", "x3")) and has_notes(
-            table
-        )
+        assert_values(table, np.abs(VALUES).astype(dtype), ("x1", "x2", "x3"))
+        assert_notes(table)
     assert read_table(path, label="3").labels == (3.0, 6.0, 9.25)
 
 
@@ -499,7 +506,7 @@ def test_files_that_are_not_arrays_raise(read, tmp_path):
 
 def test_digits():
     table = digits_table()
-    has_values(table, load_digits().data / 16)
+    assert_values(table, load_digits().data / 16)
     assert table.labels == tuple(load_digits().target) and table.label == "digit"
     assert table.image_shape == (8, 8) and table.name == "digits / 16"
     assert table.columns[8 * 3 + 5] == "r3c5" and len(set(table.columns)) == 64
@@ -609,7 +616,7 @@ def test_metabolite_tables():
         assert table.row_names is not None and len(table.row_names) == 154
         assert table.row_names[0] == "Xylose methoxyamine (4TMS)"
         assert table.columns[:2] == ("X0h", "X0h.1") and table.labels is None
-        assert has_notes(table, "first column is used as row names")
+        assert_notes(table, "first column is used as row names")
 
 
 @pytest.mark.data
@@ -619,7 +626,7 @@ def test_helix_table():
     assert table.values.shape == (1000, 3) and table.columns == ("1", "2", "3")
     assert table.row_names is not None and table.row_names[:2] == ("V1", "V2")
     assert table.values[0].tolist() == [-0.021628, -1.0833, -3.1353]
-    assert has_notes(table, "line 1 is used as column names, although", "row names")
+    assert_notes(table, "line 1 is used as column names, although", "row names")
 
 
 @pytest.mark.data

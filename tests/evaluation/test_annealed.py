@@ -239,7 +239,7 @@ def test_the_gap_of_exact_moves_agrees_with_the_formula(monkeypatch):
         annealing = Annealing(30, schedule, leapfrog=1)
         gap, error = gap_of(ppca, x, (loc, loadings, noise), annealing, 32)
         expected = exact_gap(x.numpy(), (loc, loadings, noise), 30)
-        print(f"{schedule}: gap {gap:.4f} +- {error:.4f}, expected {expected:.4f}")
+        print(f"{schedule}: gap {gap:.4f} ± {error:.4f}, expected {expected:.4f}")
         assert gap == pytest.approx(expected, rel=rel, abs=4 * error)
 
 
@@ -253,7 +253,7 @@ def test_the_gap_halves_as_temperatures_double(schedule):
         annealing = Annealing(num_temperatures, schedule, leapfrog=4)
         gap, error = gap_of(ppca, x, parameters, annealing, 32)
         expected = exact_gap(x, parameters, num_temperatures)
-        print(f"T = {num_temperatures}: gap {gap:.5f} +- {error:.5f}, exact linear {expected:.5f}")
+        print(f"T = {num_temperatures}: gap {gap:.5f} ± {error:.5f}, exact linear {expected:.5f}")
         assert error < 0.07 * gap
         gaps.append(gap)
     for first, second in itertools.pairwise(gaps):
@@ -320,7 +320,7 @@ def test_few_chains_and_few_temperatures_are_unreliable():
     assert not found.reliable.any()
     assert "remedy: more chains, or more temperatures" in repr(found)
     few = log_likelihood(ppca.model, None, x, 3, **options)
-    assert "3 draws are too few to assess it" in repr(few)
+    assert "too few draws were made to assess it, 3;" in repr(few)
 
 
 def test_missing_values_are_marginalized():
@@ -478,7 +478,7 @@ def test_the_exact_mean_is_between_the_bounds():
     truth = oracles.log_density(found.x.numpy(), *parameters)
     below, above = truth - found.lower.numpy(), found.upper.numpy() - truth
     for side in (below, above):
-        print(f"{side.mean():.4f} +- {side.std() / 250**0.5:.4f}")
+        print(f"{side.mean():.4f} ± {side.std() / 250**0.5:.4f}")
         assert side.mean() > -3 * side.std() / 250**0.5
         assert 0.005 < side.mean() < 1
     assert found.gap == pytest.approx((below + above).mean())
@@ -618,7 +618,7 @@ def test_compiled_moves_equal_eager_ones():
 # Errors
 
 
-def refuse(match, *arguments, **options):
+def assert_refused(match, *arguments, **options):
     with pytest.raises(ValueError, match=match):
         log_likelihood(*arguments, method="annealed", **options)
 
@@ -635,7 +635,7 @@ def test_invalid_arguments_raise():
     x = ppca.sample(3, seed=0)
     with pytest.raises(ValueError, match=r"annealing= is for method='annealed'.*'importance'"):
         log_likelihood(ppca.model, ExactGuide(ppca), x, annealing=Annealing(3))
-    refuse("refine= needs .* a guide to start from", ppca.model, None, x, 10, refine=5)
+    assert_refused("refine= needs .* a guide to start from", ppca.model, None, x, 10, refine=5)
     with pytest.raises(ValueError, match="num_chains must be a whole number >= 1; got 0"):
         bidirectional(ppca.model, None, x, 0)
 
@@ -646,7 +646,7 @@ def test_discrete_sites_raise():
             k = pyro.sample("k", dist.Bernoulli(0.3))
             pyro.sample("x", dist.Normal(k.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
-    refuse(r"site 'k' \(Bernoulli\) is discrete", model, None, np.zeros((3, 1)), 10)
+    assert_refused(r"site 'k' \(Bernoulli\) is discrete", model, None, np.zeros((3, 1)), 10)
 
 
 def test_point_masses_raise():
@@ -663,11 +663,11 @@ def test_point_masses_raise():
             pyro.sample("z", dist.Delta(t.unsqueeze(-1).expand(-1, K), event_dim=1))
 
     x = ppca.sample(3, seed=0)
-    refuse(
+    assert_refused(
         "site 'z' of the guide is a Delta: a point mass has no density", ppca.model, point, x, 10
     )
     match = r"draws 1 values per datum and the model has 2.*point masses: \['z'\]"
-    refuse(match, ppca.model, line, x, 10)
+    assert_refused(match, ppca.model, line, x, 10)
 
 
 def test_models_that_do_not_observe_x_raise():
@@ -729,7 +729,7 @@ def test_three_estimates_of_a_vaes_log_likelihood_agree():
         errors = (first.standard_error.square() + second.standard_error.square()).sqrt()
         error = float(errors.square().sum().sqrt()) / len(x_test)
         z = difference / errors
-        print(f"{one} - {other}: {difference.mean():.5f} +- {error:.5f} nats per datum")
+        print(f"{one} - {other}: {difference.mean():.5f} ± {error:.5f} nats per datum")
         both = first.reliable & second.reliable
         print(f"  per datum: z from {z.min():.2f} to {z.max():.2f}, sd {z.std():.2f}")
         print(f"  reliable: {both.sum()}, z {z[both].min():.2f} to {z[both].max():.2f}")

@@ -208,7 +208,7 @@ def test_modes_and_shapes_are_distinguished(float64):
 
 # Evaluation
 
-REFINED_BY_DEFAULT = ("two_level", "naive_conv", "param_only", "missing")
+REFINED_BY_DEFAULT = ("two_level", "param_only", "missing")
 
 
 def with_missing_values():
@@ -362,18 +362,7 @@ def tiny():
     return vae.model, vae.guide, vae.sample(40, seed=1)
 
 
-@pytest.fixture
-def recorded_only(monkeypatch):
-    """Captured code is recorded and not compiled, which is faster and gives the same results."""
-    compiled = CompiledFunction.__init__
-
-    def not_compiled(self, *args, **options):
-        compiled(self, *args, **(options | {"compiled": False}))
-
-    monkeypatch.setattr(CompiledFunction, "__init__", not_compiled)
-
-
-def test_auto_captures_long_fits_and_estimates(recorded_only, monkeypatch):
+def test_auto_captures_long_fits_and_estimates(uncompiled, monkeypatch):
     monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.COMPILE_SECONDS", 0.0)
     model, guide, x = tiny()
     fit = fit_svi(model, guide, x, steps=60, batch_size=20, lr=1e-2, seed=0)
@@ -388,7 +377,7 @@ def test_auto_captures_long_fits_and_estimates(recorded_only, monkeypatch):
     torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
 
 
-def test_a_captured_fit_resumes_from_a_checkpoint(recorded_only, tmp_path):
+def test_a_captured_fit_resumes_from_a_checkpoint(uncompiled, tmp_path):
     ends = []
     for stop in (False, True):
         vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
@@ -413,7 +402,7 @@ def test_a_captured_fit_resumes_from_a_checkpoint(recorded_only, tmp_path):
 
 
 @pytest.mark.slow
-def test_captured_bfloat16_steps_equal_eager_ones(recorded_only):
+def test_captured_bfloat16_steps_equal_eager_ones(uncompiled):
     fits = {}
     for name, capture in (("bf16", False), ("bf16", True), ("float32", True)):
         fit = fit_svi(

@@ -1,5 +1,6 @@
 """Estimates of log p by several methods, where the exact value is known."""
 
+import dataclasses
 import itertools
 import json
 
@@ -66,11 +67,33 @@ def test_a_narrow_guide_falls_short():
         error = float(estimate.standard_error.square().sum().sqrt()) / len(x)
         assert abs(estimate.mean - truth) < oracles.z_limit() * error + 1e-3
     text = repr(found)
-    assert text.startswith("log p of 40 data by each method, nats per datum ± Monte Carlo error")
+    assert text.startswith("log p of 40 data by each method, nats per datum, ± one Monte")
     assert f"importance falls short of {found.highest} by {behind:.3f} ± " in text
     assert "refined and annealed agree: " in text
     row = next(line for line in text.splitlines() if line.startswith("  importance"))
     assert "≥" in row and "% reliable  1000 draws" in row and "30 chains" in text
+
+
+def made_up(share, num_data=20):
+    """Estimates near zero, of which a share is reliable."""
+    noise = 0.01 * torch.randn(num_data, generator=torch.Generator().manual_seed(0)).double()
+    return dataclasses.replace(
+        exact_result(noise),
+        standard_error=torch.full((num_data,), 0.1).double(),
+        reliable=torch.arange(num_data) < share * num_data,
+        method="importance",
+        num_samples=100,
+    )
+
+
+def test_an_agreement_with_unreliable_estimates_is_not_trusted():
+    good, bad = made_up(1.0), made_up(0.0)
+    text = repr(EstimatorComparison.of({"one": good, "two": good, "three": bad}))
+    assert "one and two agree: 0.000 ± " in text
+    assert "left out of this agreement, because too few data are reliable: three" in text
+    text = repr(EstimatorComparison.of({"one": good, "two": bad, "three": bad}))
+    assert "agree:" not in text and "one, two and three differ by 0.000 ± " in text
+    assert "cannot be trusted, because too few data are reliable by two and three" in text
 
 
 def test_the_error_of_a_difference_agrees_with_repetitions():

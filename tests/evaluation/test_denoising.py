@@ -9,17 +9,14 @@ import pytest
 import torch
 
 import oracles
-from figures import check_texts
+from draws import draw
+from figures import assert_texts_are_readable
 from ppl_vae import PPCA, fit_closed_form
 from ppl_vae.evaluation import Denoising, compare_denoisers
 from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import images as tile_plots
 
 N, D = 50, 6
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +111,7 @@ def test_the_image_grid_has_the_rows_and_its_plot_is_readable(found):
     torch.testing.assert_close(image_grid.values, torch.stack(rows)[:, [3, 7]])
     for shape in ((2, 3), None):
         axes = tile_plots.plot_denoised(found.image_grid(range(8), shape))
-        check_texts(axes.figure)
+        assert_texts_are_readable(axes.figure)
         assert axes.get_title(loc="left") == "Held-out data, denoised"
         assert axes.get_ylabel() == "denoiser"
         plt.close(axes.figure)

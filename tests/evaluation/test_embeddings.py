@@ -9,7 +9,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import oracles
-from figures import check_texts
+from figures import assert_texts_are_readable
 from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, fit_closed_form
 from ppl_vae.evaluation import Embeddings, compare_embeddings
 from ppl_vae.plots import latent_spaces as latent_plots
@@ -69,7 +69,7 @@ def test_codes_errors_and_accuracies_agree_with_numpy(found, table):
 def test_the_printed_table_and_storage(found):
     result = found[2]
     text = repr(result)
-    assert text.startswith("60 held-out rows, ± standard error")
+    assert text.startswith("60 held-out rows, ± one standard error")
     for each in result.embeddings:
         line = next(line for line in text.splitlines() if line.startswith(f"{each.name} "))
         assert "{:.3f} ± {:.3f}".format(*each.mean_error) in line
@@ -104,7 +104,7 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
         part = dataclasses.replace(found[2], embeddings=found[2].embeddings[:number])
         stored = Embeddings.from_dict(json.loads(json.dumps(part.to_dict(), allow_nan=False)))
         figure = latent_plots.plot_embeddings(stored)
-        check_texts(figure)
+        assert_texts_are_readable(figure)
         assert len(figure.axes) == number and len(figure.legends) == 1
         for ax, each in zip(figure.axes, found[2].embeddings, strict=False):
             across, error, named = ax.get_xlabel().splitlines()
@@ -122,5 +122,5 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
 def test_one_map_is_drawn_on_ones_own_axes(found):
     figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
     assert latent_plots.plot_embedding(found[2].embeddings[0], found[2].labels, 3, ax) is ax
-    check_texts(figure)
+    assert_texts_are_readable(figure)
     plt.close(figure)

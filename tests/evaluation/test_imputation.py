@@ -17,6 +17,8 @@ from torch import nn
 import loops
 import oracles
 import user_pairs
+from fitted import assert_close
+from incomplete import assert_draws_of_missing_values
 from ppl_vae import (
     PPCA,
     VAE,
@@ -96,13 +98,7 @@ def encoder_near_the_prior(inputs):
     return encoder
 
 
-def close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), rtol=tolerance, atol=tolerance
-    )
-
-
-def same(a, b):
+def assert_same(a, b):
     for name in ("mean", "sd", "draws", "ess"):
         torch.testing.assert_close(
             getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True
@@ -119,7 +115,9 @@ def test_the_exact_guide_has_full_ess_and_the_moments_of_independent_draws():
     x = incomplete_rows(ppca)
     found = impute(ppca.model, ExactGuide(ppca), x, S, seed=0)
     incomplete = np.isnan(x).any(1)
-    close(found.ess[incomplete], torch.full((int(incomplete.sum()),), float(S)).double(), 1e-9)
+    assert_close(
+        found.ess[incomplete], torch.full((int(incomplete.sum()),), float(S)).double(), 1e-9
+    )
     assert found.ess[~incomplete].isnan().all()
     mean, _ = oracles.impute(x, *truth)
     _, covariances = oracles.posterior(x, *truth)
@@ -130,9 +128,9 @@ def test_the_exact_guide_has_full_ess_and_the_moments_of_independent_draws():
     spread = S * ((found.sd.numpy() ** 2 - noise) / of_mean)[missing]
     tails = np.minimum(stats.chi2(S - 1).sf(spread), stats.chi2(S - 1).cdf(spread))
     assert tails.min() > oracles.FAILURE_RATE / missing.sum() / 2
-    close(found.sd[~torch.from_numpy(missing)], torch.zeros(int((~missing).sum())).double())
+    assert_close(found.sd[~torch.from_numpy(missing)], torch.zeros(int((~missing).sum())).double())
     # The closed form agrees with the oracle.
-    close(mean, ppca.impute(x).mean)
+    assert_close(mean, ppca.impute(x).mean)
 
 
 def test_errors_decrease_with_the_number_of_draws():
@@ -187,24 +185,11 @@ def test_draws_are_from_the_joint_conditional_distribution():
     loc, loadings, noise = truth
     x = incomplete_rows(ppca, 40)
     x, S = x[np.isnan(x).sum(1) > 1][:2], 1500
-    C = oracles.ppca_covariance(loadings, noise)
     many, by_replicate = replicates(x, S)
     found = impute(ppca.model, widened(ppca, 1.5, 0.3), many, 200, draws=1, seed=0)
     assert found.draws.shape == (1, *many.shape)
     draws = by_replicate(found.draws.numpy())
-    for n, row in enumerate(x):
-        m, s = np.isnan(row), ~np.isnan(row)
-        assert (draws[:, n, s] == row[s]).all()
-        gain = C[np.ix_(m, s)] @ np.linalg.inv(C[np.ix_(s, s)])
-        inverse = np.linalg.inv(C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)])
-        deviation = draws[:, n, m] - (loc[m] + gain @ (row - loc)[s])
-        size = np.einsum("si,ij,sj->", deviation, inverse, deviation)
-        tails = [
-            stats.chi2(m.sum() * S).sf(size),
-            stats.chi2(m.sum() * S).cdf(size),
-            stats.chi2(m.sum()).sf(S * deviation.mean(0) @ inverse @ deviation.mean(0)),
-        ]
-        assert min(tails) > oracles.FAILURE_RATE / 6
+    assert_draws_of_missing_values(draws, x, loc, oracles.ppca_covariance(loadings, noise), 6)
 
 
 def test_draws_with_the_same_z_have_independent_noise():
@@ -213,7 +198,7 @@ def test_draws_with_the_same_z_have_independent_noise():
     found = impute(ppca.model, ExactGuide(ppca), x, 1, draws=S, seed=0)
     missing = np.isnan(x)
     deviation = (found.draws - found.mean).numpy()[:, missing]
-    close(found.sd.numpy()[missing], np.full(missing.sum(), noise**0.5))
+    assert_close(found.sd.numpy()[missing], np.full(missing.sum(), noise**0.5))
     size = (deviation**2).sum() / noise
     law = stats.chi2(deviation.size)
     assert min(law.sf(size), law.cdf(size)) > oracles.FAILURE_RATE / 2
@@ -237,9 +222,9 @@ def test_running_moments_equal_those_of_all_draws():
     w /= w.sum(0)
     mean = np.einsum("sb,sbd->bd", w, means)
     variance = np.einsum("sb,sbd->bd", w, variances + (means - mean) ** 2)
-    close(found.mean, mean, 1e-12)
-    close(found.variance, variance, 1e-9)
-    close(found.ess, 1 / (w**2).sum(0), 1e-9)
+    assert_close(found.mean, mean, 1e-12)
+    assert_close(found.variance, variance, 1e-9)
+    assert_close(found.ess, 1 / (w**2).sum(0), 1e-9)
 
 
 def test_draws_are_resampled_from_all_runs_in_proportion_to_their_weights(monkeypatch):
@@ -278,7 +263,7 @@ def test_a_linear_vae_agrees_with_ppca():
     expected = impute(ppca.model, ExactGuide(ppca), x, 300, draws=3, seed=0)
     found = impute(vae.model, vae.guide, x, 300, draws=3, seed=0)
     for name in ("mean", "sd", "draws"):
-        close(getattr(found, name), getattr(expected, name))
+        assert_close(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("missing", ["zeros", "zeros+mask"])
@@ -289,7 +274,7 @@ def test_log_likelihoods_of_a_linear_vae_with_missing_values_agree_with_ppca(mis
     vae = linear_vae(ppca, encoder=encoder, missing=missing)
     found = log_likelihood(vae.model, vae.guide, x, 2000, refine=100, seed=0)
     exact = ppca.log_likelihood(x).detach()
-    close(exact, oracles.log_density(x, *truth), 1e-9)
+    assert_close(exact, oracles.log_density(x, *truth), 1e-9)
     z = (found.value - exact) / found.standard_error
     assert found.reliable.all() and float(z.abs().max()) < oracles.z_limit(20)
 
@@ -336,7 +321,9 @@ def test_missing_binary_values_have_the_exact_probability(dtype):
     expected = weight * p[0, 1:] + (1 - weight) * p[1, 1:]
     assert found.mean.dtype == dtype
     assert (found.mean[0, 1:].double() - expected).abs().max() < 6 * 0.5 / 50_000**0.5
-    close(found.sd[0, 1:].double() ** 2, (found.mean * (1 - found.mean))[0, 1:].double(), 1e-5)
+    assert_close(
+        found.sd[0, 1:].double() ** 2, (found.mean * (1 - found.mean))[0, 1:].double(), 1e-5
+    )
     drawn = found.draws[:, 0, 1:].double()
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert (drawn.mean(0) - expected).abs().max() < 6 * 0.5 / 2000**0.5
@@ -503,8 +490,8 @@ def test_a_mask_is_equivalent_to_nan_for_any_masked_values():
     for arbitrary in (0.0, 1e6, np.nan):
         for form in (mask, torch.from_numpy(mask)):
             filled = np.where(mask, x, arbitrary)
-            same(run(vae.model, vae.guide, filled, 50, mask=form), expected)
-    same(run(vae.model, vae.guide, pd.DataFrame(x), 50), expected)
+            assert_same(run(vae.model, vae.guide, filled, 50, mask=form), expected)
+    assert_same(run(vae.model, vae.guide, pd.DataFrame(x), 50), expected)
 
 
 def test_complete_rows_are_unchanged():
@@ -530,7 +517,7 @@ def test_results_are_reproducible_and_global_state_is_unchanged():
     buffers = [b.clone() for b in model.__self__.buffers()]
     before = torch.get_rng_state()
     first, again, other = (impute(model, guide, x, 8, draws=2, seed=s) for s in (1, 1, 2))
-    same(first, again)
+    assert_same(first, again)
     assert not torch.equal(first.mean, other.mean)
     assert torch.equal(before, torch.get_rng_state())
     assert all(map(torch.equal, buffers, model.__self__.buffers()))

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 
-from figures import check_texts
+from figures import assert_texts_are_readable
 from ppl_vae import VAE, Autoencoder, Categorical, digits, fit_svi
 from ppl_vae.evaluation import LabelEfficiency, label_efficiency
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels
@@ -236,7 +236,7 @@ def test_fifty_labels_of_digits():
 def test_the_plot_is_readable_and_shows_every_draw(found):
     stored = LabelEfficiency.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     figure = label_plots.plot_label_efficiency(stored)
-    check_texts(figure)
+    assert_texts_are_readable(figure)
     left, right = figure.axes
     assert left.get_ylabel().endswith("%")
     assert right.get_xlabel().endswith("percentage points")
@@ -256,7 +256,7 @@ def test_the_plot_is_readable_and_shows_every_draw(found):
 @pytest.mark.parametrize("draw", [label_plots.plot_accuracy, label_plots.plot_accuracy_gain])
 def test_each_is_drawn_alone(found, draw):
     axes = draw(found)
-    check_texts(axes.figure)
+    assert_texts_are_readable(axes.figure)
     plt.close(axes.figure)
 
 

@@ -41,7 +41,11 @@ def wide_guide(model):
 def test_each_point_is_the_mean_weight_of_the_first_draws():
     weights = torch.randn(640, 5, generator=torch.Generator().manual_seed(0)).double() * 3 - 700
     curve = log_mean_weights(weights)
-    assert curve_draws(640) == (10, 40, 160, 640) and curve_draws(5) == (1, 1, 1, 5)
+    assert (
+        curve_draws(640) == (10, 40, 160, 640)
+        and curve_draws(5) == (1, 5)
+        and curve_draws(1) == (1,)
+    )
     for place, number in enumerate(curve_draws(640)):
         mean = np.log(np.exp(weights[:number].numpy() + 700).mean(0)) - 700
         np.testing.assert_allclose(curve[:, place].numpy(), mean, rtol=1e-12)

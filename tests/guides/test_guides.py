@@ -10,6 +10,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import oracles
+from draws import draw
 from ppl_vae.core.state import seeded
 from ppl_vae.guides.families import (
     COVARIANCES,
@@ -30,10 +31,6 @@ from ppl_vae.objectives.bounds import log_weights
 from ppl_vae.objectives.divergences import closed_kl
 
 D, K, N = 6, 3, 40
-
-
-def draw(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 @pytest.fixture

@@ -21,10 +21,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import oracles
 import user_pairs
 from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
-from ppl_vae.inference.svi import fit as svi
-from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -429,9 +427,8 @@ def test_a_fit_with_remaining_rows_is_continued(x, file):
 
 
 @pytest.mark.slow
-def test_a_captured_fit_is_continued_captured(x, file, monkeypatch):
+def test_a_captured_fit_is_continued_captured(x, file, uncompiled):
     """Steps that the shorter fit ran eagerly at its end are repeated as captured steps."""
-    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10, "capture": True})
     whole = case.fit(x, steps=69)
     shorter = case.fit(x, steps=43, checkpoint=file)
@@ -441,8 +438,7 @@ def test_a_captured_fit_is_continued_captured(x, file, monkeypatch):
     assert longer[1].execution.startswith("captured, 7 steps per call: as before the checkpoint")
 
 
-def test_the_execution_is_kept_unless_another_is_requested(x, file, monkeypatch):
-    monkeypatch.setattr(svi, "CapturedSteps", functools.partial(CapturedSteps, compiled=False))
+def test_the_execution_is_kept_unless_another_is_requested(x, file, uncompiled):
     case = Case(ppca_and_encoder, {"scheduler": None, "batch_size": 10})
     assert "no more than the 50 s" in case.fit(x, steps=30, checkpoint=file)[1].execution
     kept = case.fit(x, steps=40, checkpoint=file)[1].execution

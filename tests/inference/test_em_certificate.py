@@ -1,6 +1,7 @@
 """The maxima and certificates of EM, PX-EM and variational EM, on tables of all scales."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from ppl_vae.inference.em.expected_covariance import (
 )
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
-from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
-from ppl_vae.inference.em.state import ILL_CONDITIONED
+from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
+from ppl_vae.inference.em.state import ILL_CONDITIONED, Parameters
 from ppl_vae.models import sufficient_statistics
 from ppl_vae.models.eigen import right_singular_vectors
 from ppl_vae.models.ppca import PPCA
@@ -76,7 +77,7 @@ def has_note(result, beginning):
     return any(note.startswith(beginning) for note in result.notes)
 
 
-def check_optimum(result, best):
+def assert_optimum_or_certificate(result, best):
     """The fit is within 1e-8 of the maximum, or reports its shortfall or a lack of precision."""
     short, ill = best - float(result.log_likelihood[-1]), has_note(result, ILL_CONDITIONED)
     slack = 1e-6 if ill else TOLERANCE
@@ -102,7 +103,9 @@ def test_every_fit_reaches_the_closed_form_or_reports_its_distance(name, algorit
     for latent_dim in sorted({1, 2, rank // 2, rank - 1}):
         best = oracles.long_closed_form_log_likelihood(values, latent_dim)
         for seed in range(2):
-            check_optimum(ALGORITHMS[algorithm](PPCA.like(x, latent_dim, seed=seed), x), best)
+            assert_optimum_or_certificate(
+                ALGORITHMS[algorithm](PPCA.like(x, latent_dim, seed=seed), x), best
+            )
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -122,7 +125,9 @@ def test_the_closed_form_is_accurate(name):
 def test_ten_seeds_escape_the_saddle_point(seed):
     x = one_large_column()
     result = fit_em(PPCA.like(x, 3, seed=seed), x)
-    check_optimum(result, oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 3))
+    assert_optimum_or_certificate(
+        result, oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), 3)
+    )
     assert result.converged and has_note(result, RESTARTED)
 
 
@@ -131,7 +136,7 @@ def test_unscaled_breast_cancer_data(fit, latent_dim):
     x = load_breast_cancer().data
     result = fit(PPCA.like(x, latent_dim, seed=0), x)
     best = oracles.long_closed_form_log_likelihood(oracles.long_spectrum(x), latent_dim)
-    check_optimum(result, best)
+    assert_optimum_or_certificate(result, best)
     assert result.converged
 
 
@@ -264,7 +269,7 @@ def test_the_data_sets_of_scikit_learn(load, standard):
         for algorithm in ("PX-EM", "variational EM"):
             for seed in range(4):
                 result = ALGORITHMS[algorithm](PPCA.like(x, latent_dim, seed=seed), x)
-                check_optimum(result, best)
+                assert_optimum_or_certificate(result, best)
                 assert result.converged
                 worst = max(worst, best - float(result.log_likelihood[-1]))
                 saddles += has_note(result, RESTARTED)
@@ -280,7 +285,7 @@ def parameters(ppca):
     return ppca.loadings.detach().numpy(), ppca.loc.detach().numpy(), scale**2
 
 
-def log_likelihoods_with_missing(x, latent_dim, noise, seeds):
+def assert_no_improvement_by_lbfgs(x, latent_dim, noise, seeds):
     ends = []
     for seed in range(seeds):
         ppca = PPCA.like(x, latent_dim, noise=noise, seed=seed)
@@ -306,7 +311,7 @@ MISSING = {
 def test_with_missing_values_seeds_agree_and_lbfgs_finds_no_improvement(name):
     table, fraction, latent_dim = MISSING[name]
     x = oracles.with_missing_values(table(), fraction, 42)
-    assert np.ptp(log_likelihoods_with_missing(x, latent_dim, "isotropic", 3)) < TOLERANCE
+    assert np.ptp(assert_no_improvement_by_lbfgs(x, latent_dim, "isotropic", 3)) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -318,7 +323,7 @@ def test_with_missing_values_twenty_starts_and_lbfgs(load, noise, fraction):
     for latent_dim in (1, 2, 3):
         if latent_dim >= x.shape[1] - 1:
             continue
-        ends = log_likelihoods_with_missing(x, latent_dim, noise, 20)
+        ends = assert_no_improvement_by_lbfgs(x, latent_dim, noise, 20)
         num_lower = int((ends < ends.max() - TOLERANCE).sum())
         print(
             f"{load.__name__}, {noise}, {fraction:.0%}, K = {latent_dim}: {num_lower} of 20 "
@@ -338,7 +343,7 @@ def test_the_expected_covariance_matches_a_loop_over_rows():
         off[m] = gain @ off[s]
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
-    tensors = tuple(torch.from_numpy(v) for v in (loadings, loc, variance))
+    tensors = Parameters(*(torch.from_numpy(v) for v in (loadings, loc, variance)))
     factor = expected_covariance_factor(RowBlocks(x), tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)
     whitened = total / len(x) / np.sqrt(np.outer(variance, variance))
@@ -425,6 +430,16 @@ def test_lbfgs_finds_no_improvement_of_factor_analysis(latent_dim):
     assert result.converged
     assert best - here == pytest.approx(result.certificate, abs=1e-9)
     assert best - here < TOLERANCE
+
+
+def test_gains_of_the_size_of_the_tolerance_are_not_noted():
+    run = object.__new__(EMRun)  # the notes depend on these fields only
+    run.state, run.tol, run.converged = types.SimpleNamespace(notes=tuple), 1e-9, True
+    run.restart_gains = (3e-9, 0.25)
+    (note,) = run.notes()
+    assert note.startswith(RESTARTED) and "once" in note and "(a gain of 0.25 nats" in note
+    run.restart_gains = (3e-9,)
+    assert run.notes() == ()
 
 
 def test_the_best_of_several_starts_is_returned():

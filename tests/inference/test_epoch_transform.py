@@ -14,7 +14,6 @@ from torch import nn
 import oracles
 import user_pairs
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
-from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.data.transforms import Dequantization, binarize
 from ppl_vae.inference.svi.capture_policy import best_unroll
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
@@ -90,17 +89,6 @@ def test_all_rows_are_binarized_at_the_start_of_an_epoch():
     # Fits of the whole data and of minibatches have equal data in each epoch.
     whole, batches = data_of_epochs(grey().float(), 6, N), data_of_epochs(grey().float(), 6)
     assert torch.equal(whole, batches)
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Captured graphs are not compiled, which is faster here and gives the same results."""
-    original = CompiledFunction.__init__
-
-    def init(self, *args, **options):
-        original(self, *args, **(options | {"compiled": False}))
-
-    monkeypatch.setattr(CompiledFunction, "__init__", init)
 
 
 @pytest.mark.parametrize("size", [20, 15, None])

@@ -7,7 +7,7 @@ from pyro import poutine
 from sklearn.decomposition import FactorAnalysis
 
 import oracles
-from fitted import close, parameters
+from fitted import assert_close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, subspace, variational_em
 from ppl_vae.inference.em.noise import Noise
 
@@ -35,16 +35,16 @@ def test_every_exact_quantity_matches_the_dense_covariance():
     ppca, (loc, loadings, variance) = make()
     x, C = simulate(N, D, K, 1), oracles.ppca_covariance(loadings, variance)
     assert ppca.noise == "diagonal"
-    close(ppca.covariance(), C)
-    close(ppca.marginal().covariance_matrix, C)
-    close(ppca.log_likelihood(x), oracles.log_density(x, loc, loadings, variance))
+    assert_close(ppca.covariance(), C)
+    assert_close(ppca.marginal().covariance_matrix, C)
+    assert_close(ppca.log_likelihood(x), oracles.log_density(x, loc, loadings, variance))
     means, covariances = oracles.posterior(x, loc, loadings, variance)
-    close(ppca.posterior(x).mean, means)
-    close(ppca.posterior(x).covariance_matrix, covariances)
-    close(ppca.reconstruct(x), means @ loadings.T + loc)
+    assert_close(ppca.posterior(x).mean, means)
+    assert_close(ppca.posterior(x).covariance_matrix, covariances)
+    assert_close(ppca.reconstruct(x), means @ loadings.T + loc)
     weighted = loadings / variance[:, None]  # Bartlett scores
     scores = np.linalg.solve(loadings.T @ weighted, weighted.T @ (x - loc).T).T
-    close(ppca.reconstruct(x, shrink=False), scores @ loadings.T + loc)
+    assert_close(ppca.reconstruct(x, shrink=False), scores @ loadings.T + loc)
     draws = ppca.sample(20_000, seed=0).numpy()
     spread = np.linalg.eigvals(np.linalg.solve(C, np.cov(draws.T))).real
     assert np.abs(spread - 1).max() < 6 * np.sqrt(D / 20_000)
@@ -56,9 +56,9 @@ def test_isotropic_noise_is_a_special_case():
     ppca.assign(noise_scale=0.7)
     other = PPCA.from_parameters(torch.tensor(loadings), torch.tensor(loc), 0.7)
     assert other.noise == "isotropic"
-    close(ppca.log_likelihood(x), other.log_likelihood(x).detach())
-    close(ppca.reconstruct(x, shrink=False), other.reconstruct(x, shrink=False).detach())
-    close(ppca.canonical().loadings, other.canonical().loadings.detach())
+    assert_close(ppca.log_likelihood(x), other.log_likelihood(x).detach())
+    assert_close(ppca.reconstruct(x, shrink=False), other.reconstruct(x, shrink=False).detach())
+    assert_close(ppca.canonical().loadings, other.canonical().loadings.detach())
 
 
 def test_the_canonical_form_makes_the_latents_independent_given_x():
@@ -66,9 +66,9 @@ def test_the_canonical_form_makes_the_latents_independent_given_x():
     canonical = ppca.canonical()
     found = parameters(canonical)[1]
     inner = found.T @ (found / variance[:, None])
-    close(inner - np.diag(np.diag(inner)), 0)
+    assert_close(inner - np.diag(np.diag(inner)), 0)
     assert (np.diff(np.diag(inner)) < 0).all()
-    close(found @ found.T, loadings @ loadings.T)
+    assert_close(found @ found.T, loadings @ loadings.T)
     assert (found[np.abs(found).argmax(0), range(K)] > 0).all()
 
 
@@ -100,7 +100,7 @@ def test_a_factor_model_can_be_saved_and_loaded(tmp_path):
     ppca, _ = make()
     again = load(save(ppca, tmp_path / "fa"))
     assert again.noise == "diagonal"
-    close(again.covariance(), ppca.covariance().detach())
+    assert_close(again.covariance(), ppca.covariance().detach())
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -108,8 +108,8 @@ def test_the_initial_model_has_the_scale_of_each_column(missing):
     x = simulate(N, D, K, 1) * 10.0 ** np.arange(D)
     x = oracles.with_missing_values(x, 0.2, 0) if missing else x
     ppca = PPCA.like(x, K, noise="diagonal", seed=0)
-    close(ppca.noise_scale, np.sqrt(np.nanvar(x, 0) / 2))
-    close(ppca.loc, np.nanmean(x, 0))
+    assert_close(ppca.noise_scale, np.sqrt(np.nanvar(x, 0) / 2))
+    assert_close(ppca.loc, np.nanmean(x, 0))
     explained = ppca.loadings.detach().square().sum(1).numpy() / (np.nanvar(x, 0) / 2)
     assert ((explained > 0.01) & (explained < 10)).all()
 
@@ -143,7 +143,7 @@ def test_one_step_on_complete_data_matches_explicit_posteriors():
         fit_em(ppca, x, accelerate=accelerate, max_iterations=1)
         expected = oracles.em_step_missing(x, *truth, diagonal=True, expand=accelerate)
         for mine, its in zip(parameters(ppca), expected, strict=True):
-            close(mine, its, 1e-9)
+            assert_close(mine, its, 1e-9)
 
 
 @pytest.mark.parametrize("start", [(1e-3, 1.0), (1e3, 1.0), (1.0, 1e-6), (1.0, 1e6), (1e-3, 1e-4)])
@@ -179,7 +179,7 @@ def test_rotating_variational_em_reaches_the_optimum():
     rotating = variational_em(second, x, tol=1e-11)
     assert float(rotating.objective[-1]) == pytest.approx(best, abs=1e-8)
     q = ExactGuide(second, covariance="diagonal").distribution(x)
-    close(q.variance[0], second.posterior(x).variance[0].detach(), 1e-8)
+    assert_close(q.variance[0], second.posterior(x).variance[0].detach(), 1e-8)
 
 
 def test_scaling_a_column_changes_its_own_parameters_alone():
@@ -188,7 +188,7 @@ def test_scaling_a_column_changes_its_own_parameters_alone():
     ends = [fit_em(ppca, units * x) for ppca, units in ((first, 1), (second, scale))]
     shift = float(ends[0].log_likelihood[-1] - ends[1].log_likelihood[-1])
     assert shift == pytest.approx(np.log(scale).sum(), abs=1e-8)
-    close(second.noise_scale.detach().numpy() / scale, first.noise_scale.detach(), 1e-3)
+    assert_close(second.noise_scale.detach().numpy() / scale, first.noise_scale.detach(), 1e-3)
 
 
 @pytest.mark.parametrize("d", range(D))

@@ -25,7 +25,8 @@ from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.inference.em.fit import fit_closed_form
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.trainer import VALIDATION_DRAWS, VALIDATION_SEED
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp

@@ -15,48 +15,30 @@ from torch import nn
 
 import oracles
 from captured import assert_equal, both_fits
-from ppl_vae import (
-    ELBO,
-    IWAE,
-    VAE,
+from draws import draw, generator
+from ppl_vae import CapturedSVI, fit_svi, mlp
+from ppl_vae.core.config import constructor_call
+from ppl_vae.evaluation import Annealing, compare, gaps, impute, log_likelihood
+from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
+from ppl_vae.inference import freeze_scale
+from ppl_vae.inference.svi.calibration import calibrate
+from ppl_vae.likelihoods import (
     Bernoulli,
-    CapturedSVI,
     Categorical,
     ContinuousBernoulli,
     Gaussian,
     Multinomial,
     OptimalGaussian,
     Poisson,
-    compare,
-    elbo,
-    fit_svi,
-    gaps,
-    impute,
-    load,
-    log_likelihood,
-    log_weights,
-    mlp,
-    save,
 )
-from ppl_vae.core.config import constructor_call
-from ppl_vae.evaluation import Annealing
-from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
-from ppl_vae.inference import freeze_scale
-from ppl_vae.inference.svi.calibration import calibrate
 from ppl_vae.likelihoods import distributions as densities
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.likelihoods.gaussian import SCALES
+from ppl_vae.models import VAE, load, save
+from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 
 N, D, K, C = 24, 4, 2, 3
 LOGITS = (-700.0, -30.0, -1.0, -1e-3, -1e-9, 0.0, 1e-12, 1e-5, 0.3, 0.5, 2.0, 40.0, 500.0)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def counts(*shape, seed=0, rate=3.0):

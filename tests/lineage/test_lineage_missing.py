@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import lineages
 import oracles
+import user_pairs
 from fitted import parameters
 from ppl_vae import PPCA, fit_em, run_lineage, spectrum
 from ppl_vae.cli.main import app
@@ -46,11 +47,8 @@ def table():
     return oracles.with_missing_values(lineages.table(), 0.15, seed=3)
 
 
-def masked_pair(width=6):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        decode = torch.nn.Linear(2, width).double()
-        encode = torch.nn.Linear(width, 4).double()
+def masked_pair():
+    decode, encode = lineages.linear_networks()
 
     def model(x=None, *, mask=None, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index
@@ -59,13 +57,7 @@ def masked_pair(width=6):
             fn = dist.Normal(decode(z), 1.5)
             pyro.sample("x", (fn if mask is None else fn.mask(mask)).to_event(1), obs=x)
 
-    def guide(x=None, *, index=None, num_data=None):
-        rows = torch.arange(len(x)) if index is None else index
-        with pyro.plate("data", num_data or len(x), subsample=rows):
-            loc, log_scale = encode(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return model, guide
+    return model, user_pairs.normal_guide(encode)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +204,12 @@ def test_data_that_cannot_be_fitted_are_rejected_at_once():
     unobserved[split(x, seed=0).train_rows.numpy(), 4] = np.nan
     with pytest.raises(ValueError, match=r"training rows of x have nothing observed in .*'e'"):
         run_lineage(unobserved, latent_dim=2, columns=list("abcdef"))
+
+
+def test_several_starts_of_em():
+    settings = replace(FAST, starts=2)
+    found = run_lineage(table(), latent_dim=1, stages=["px-em"], settings=settings, seed=1)
+    assert any("2 starts" in note for note in found.rows[0].fit.notes)
 
 
 def test_missing_values_in_held_out_rows_do_not_change_the_fits():

@@ -147,7 +147,15 @@ def test_report_data_are_reproducible_and_leave_the_generators_unchanged(lineage
         assert ours[name] == theirs[name], name
 
 
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
+# One of bare parameters, of images, of a plate of features, and of two levels; slow, all.
+QUICK = {"param_only", "naive_conv", "feature_plate", "two_level"}
+PROGRAMS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in user_pairs.PAIRS
+]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_user_written_programs(name):
     model, guide, x = user_pairs.PAIRS[name]()
     extra = {"user": (model, guide)}

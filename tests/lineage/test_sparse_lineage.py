@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import oracles
-from figures import check_texts
+from figures import assert_texts_are_readable
 from ppl_vae import elbo
 from ppl_vae.data.transforms import split
 from ppl_vae.evaluation.latent_space.atoms import Atoms, atoms
@@ -217,7 +217,7 @@ def metrics_of(lineage):
 
 def test_the_bars_show_the_loss(lineage):
     ax = plot_sparse_lineage(lineage)
-    check_texts(ax.figure)
+    assert_texts_are_readable(ax.figure)
     assert "nats per datum" in ax.get_xlabel()
     bars = [patch for patch in ax.patches if abs(patch.get_width()) > 0]
     widths = sorted(bar.get_width() for bar in bars)
@@ -246,7 +246,7 @@ def test_long_bars_are_truncated_and_better_dictionaries_are_left_of_zero(lineag
 
     rows = (with_gap("random-atoms", 500.0), lineage.row(REFERENCE), with_gap("mlp-encoder", -0.7))
     ax = plot_sparse_lineage(dataclasses.replace(lineage, rows=rows))
-    check_texts(ax.figure)
+    assert_texts_are_readable(ax.figure)
     assert [text.get_text() for text in ax.texts][:2] == ["500.00 (truncated)"] * 2
     low, high = ax.get_xlim()
     assert low < -0.7 and high < 100
@@ -260,7 +260,7 @@ def test_atoms_are_drawn_in_order(number, shape):
     use = torch.linspace(1, 0, number).double()
     found = Atoms(values, use, use, torch.arange(number))
     ax = plot_atoms(found, image_shape=shape, num_columns=5)
-    check_texts(ax.figure)
+    assert_texts_are_readable(ax.figure)
     drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     if shape is None:
         np.testing.assert_array_equal(drawn, values)

@@ -20,39 +20,27 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
-from ppl_vae import (
-    IWAE,
-    PPCA,
-    AmortizedGuide,
-    Autoencoder,
-    Bernoulli,
-    Gaussian,
-    PerDatumGuide,
+from draws import draw
+from ppl_vae import AmortizedGuide, PerDatumGuide, fit_closed_form, fit_svi, mlp
+from ppl_vae.data.tables import read_table
+from ppl_vae.evaluation import (
+    Annealing,
     bidirectional,
     collapse,
-    elbo,
-    fit_closed_form,
-    fit_svi,
     gaps,
     impute,
-    load,
+    kl_by_dimension,
     log_likelihood,
-    log_weights,
-    mlp,
-    save,
 )
-from ppl_vae.data.tables import read_table
-from ppl_vae.evaluation import Annealing, kl_by_dimension
 from ppl_vae.evaluation.prediction.predictive import decode, encode, reconstruct
 from ppl_vae.inference import best_codes
+from ppl_vae.likelihoods import Bernoulli, Gaussian
+from ppl_vae.models import PPCA, Autoencoder, load, save
 from ppl_vae.networks import GaussianNoise, MaskingNoise
 from ppl_vae.networks.sparse_layers import NormalizedColumns, SoftThreshold
+from ppl_vae.objectives import IWAE, elbo, log_weights
 
 N, D, K = 40, 6, 3
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def squares(x, y):
@@ -369,7 +357,7 @@ GAPPED = torch.as_tensor(oracles.simulate_ppca([6.0, 4.0, 2.5], 0.2, 300, 8, 0))
 LINEAR = [{}, {"tied": True}, {"tied": True, "columns": "orthonormal"}]
 
 
-def check_is_pca(kind, seed):
+def assert_is_pca(kind, seed):
     spectrum, axes = oracles.sample_spectrum(GAPPED.numpy())
     autoencoder = Autoencoder.linear(8, 3, seed=seed, **kind).double().center(GAPPED)
     fitted(autoencoder, GAPPED, steps=250 if kind else 600, lr=0.05)
@@ -382,14 +370,14 @@ def check_is_pca(kind, seed):
 
 @pytest.mark.parametrize("kind", LINEAR, ids=["untied", "tied", "orthonormal"])
 def test_a_linear_autoencoder_is_pca(kind):
-    check_is_pca(kind, seed=0)
+    assert_is_pca(kind, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 21))
 @pytest.mark.parametrize("kind", LINEAR, ids=["untied", "tied", "orthonormal"])
 def test_a_linear_autoencoder_is_pca_from_any_start(kind, seed):
-    check_is_pca(kind, seed)
+    assert_is_pca(kind, seed)
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
@@ -408,7 +396,7 @@ def helix(number, seed):
     return torch.stack([angle.cos(), angle.sin(), 3 * (turns - 1)], 1)
 
 
-def check_four_layers(x, **options):
+def assert_four_layers_fit_better_than_a_line(x, **options):
     spectrum, _ = oracles.sample_spectrum(x.numpy())
     autoencoder = Autoencoder.mlp(
         3, 1, hidden=(50,), activation="sigmoid", likelihood=Gaussian(0.3), seed=0
@@ -418,7 +406,7 @@ def check_four_layers(x, **options):
 
 
 def test_four_layers_fit_a_curve_that_no_line_fits():
-    check_four_layers(helix(300, 0), steps=400)
+    assert_four_layers_fit_better_than_a_line(helix(300, 0), steps=400)
 
 
 @pytest.mark.data
@@ -426,7 +414,7 @@ def test_four_layers_fit_a_curve_that_no_line_fits():
 def test_four_layers_fit_the_helix_of_pcamethods():
     file = Path(os.environ["PPL_VAE_DATA"]) / "pcaMethods" / "helix.csv"
     x = torch.as_tensor(read_table(file).values).double()
-    check_four_layers((x - x.mean(0)) / x.std(0), steps=400)
+    assert_four_layers_fit_better_than_a_line((x - x.mean(0)) / x.std(0), steps=400)
 
 
 def test_an_over_complete_linear_autoencoder_learns_nothing():

@@ -16,48 +16,24 @@ from torch import nn
 
 import oracles
 from captured import assert_equal, both_fits
-from ppl_vae import (
-    ELBO,
-    IWAE,
-    PPCA,
-    VAE,
-    AmortizedGuide,
-    Autoencoder,
-    Bernoulli,
-    Categorical,
-    Gaussian,
-    Multinomial,
-    OptimalGaussian,
-    collapse,
-    digits,
-    elbo,
-    fit_closed_form,
-    fit_svi,
-    gaps,
-    impute,
-    load,
-    log_likelihood,
-    log_weights,
-    mlp,
-    save,
-)
+from draws import draw
+from ppl_vae import AmortizedGuide, digits, fit_closed_form, fit_svi, mlp
 from ppl_vae.core.state import eval_mode, seeded, validation
-from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation import Annealing, collapse, gaps, impute, log_likelihood
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import decode, encode, latent_means, reconstruct
 from ppl_vae.inference import best_codes
+from ppl_vae.likelihoods import Bernoulli, Categorical, Gaussian, Multinomial, OptimalGaussian
+from ppl_vae.models import PPCA, VAE, Autoencoder, load, save
 from ppl_vae.networks import GaussianNoise, HiddenPatches, PatchDecoder, PatchTransformer
 from ppl_vae.networks.mlp_conv import conv_encoder
 from ppl_vae.networks.patches import Patches, UniformSubsets
+from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 
 GRIDS = [((1, 8, 8), 2), ((3, 4, 6), (2, 3)), ((2, 6, 4), (3, 1)), ((1, 1, 6), (1, 2))]
 SHAPE, PATCH, D, P = (2, 4, 6), (2, 3), 48, 4
 PATCH_MASK = HiddenPatches(SHAPE, PATCH, share=0.5)
 N, K = 30, 5
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def made(**options):
@@ -797,6 +773,6 @@ def test_digits_against_the_exact_conditional_mean_of_ppca(capsys):
         print(
             f"\nsquared error a hidden cell: column means {means.mean():.5f}, PPCA (K = {best}) "
             f"{exact.mean():.5f}, masked autoencoder {ours.mean():.5f}; difference "
-            f"{difference.mean():+.5f} +- {difference.std() / len(x_test) ** 0.5:.5f}"
+            f"{difference.mean():+.5f} ± {difference.std() / len(x_test) ** 0.5:.5f}"
         )
     assert max(float(ours.mean()), float(exact.mean())) < float(means.mean())

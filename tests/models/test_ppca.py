@@ -31,7 +31,7 @@ def draw(*shape, seed=0):
     return np.random.default_rng(100 + seed).normal(size=shape) * 2
 
 
-def close(actual, expected, rtol=1e-10, atol=1e-10):
+def assert_close(actual, expected, rtol=1e-10, atol=1e-10):
     np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=rtol, atol=atol)
 
 
@@ -42,16 +42,18 @@ def test_the_log_likelihood_agrees_with_the_dense_covariance():
     ppca, parameters = make()
     x = draw(N, D)
     assert ppca.log_likelihood(x).shape == (N,)
-    close(ppca.log_likelihood(x), oracles.log_density(x, *parameters))
+    assert_close(ppca.log_likelihood(x), oracles.log_density(x, *parameters))
 
 
 def test_the_marginal_is_the_dense_gaussian():
     ppca, (loc, loadings, noise) = make()
     marginal, x = ppca.marginal(), draw(N, D)
     assert (marginal.batch_shape, marginal.event_shape) == ((), (D,))
-    close(marginal.mean, loc)
-    close(marginal.covariance_matrix, oracles.ppca_covariance(loadings, noise))
-    close(marginal.log_prob(torch.from_numpy(x)), oracles.log_density(x, loc, loadings, noise))
+    assert_close(marginal.mean, loc)
+    assert_close(marginal.covariance_matrix, oracles.ppca_covariance(loadings, noise))
+    assert_close(
+        marginal.log_prob(torch.from_numpy(x)), oracles.log_density(x, loc, loadings, noise)
+    )
 
 
 def test_the_posterior_agrees_with_the_dense_precision():
@@ -60,9 +62,9 @@ def test_the_posterior_agrees_with_the_dense_precision():
     posterior = ppca.posterior(x)
     means, covariances = oracles.posterior(x, *parameters)
     assert (posterior.batch_shape, posterior.event_shape) == ((N,), (K,))
-    close(posterior.mean, means)
-    close(posterior.covariance_matrix, covariances)
-    close(posterior.precision_matrix, np.linalg.inv(covariances), rtol=1e-9)
+    assert_close(posterior.mean, means)
+    assert_close(posterior.covariance_matrix, covariances)
+    assert_close(posterior.precision_matrix, np.linalg.inv(covariances), rtol=1e-9)
 
 
 def test_bayes_rule_holds_at_any_z():
@@ -91,10 +93,10 @@ def test_tiny_noise_costs_no_accuracy(noise):
     # x itself has an error of eps |x|, which contributes (eps |x| / sigma) |e| to the exponent.
     tolerance = 100 * D * np.finfo(float).eps / np.sqrt(noise) + 1e-10
     stated = oracles.spectral_log_density(x, loc, axes, eigenvalues, noise)
-    close(ppca.log_likelihood(x), stated, rtol=0, atol=tolerance)
+    assert_close(ppca.log_likelihood(x), stated, rtol=0, atol=tolerance)
     means, covariances = oracles.posterior(x, loc, loadings, noise)
-    close(ppca.posterior(x).mean, means, rtol=0, atol=1e-9)
-    close(ppca.posterior(x).covariance_matrix / noise, covariances / noise, rtol=1e-7)
+    assert_close(ppca.posterior(x).mean, means, rtol=0, atol=1e-9)
+    assert_close(ppca.posterior(x).covariance_matrix / noise, covariances / noise, rtol=1e-7)
 
 
 def test_single_precision_results_are_accurate_to_single_precision():
@@ -102,7 +104,7 @@ def test_single_precision_results_are_accurate_to_single_precision():
     x = draw(N, D)
     log_p = ppca.log_likelihood(x)
     assert log_p.dtype == torch.float32
-    close(log_p, oracles.log_density(x, *parameters), rtol=1e-4)
+    assert_close(log_p, oracles.log_density(x, *parameters), rtol=1e-4)
 
 
 def test_no_matrix_of_the_data_dimension_squared_is_allocated():
@@ -137,12 +139,12 @@ def test_the_closed_form_solution_has_its_stated_likelihood():
     )
     stated = oracles.closed_form_log_likelihood(oracles.sample_spectrum(x)[0], K)
     assert ppca.log_likelihood(x).mean().item() == pytest.approx(stated, rel=1e-12)
-    close(
+    assert_close(
         ppca.canonical().posterior(x).mean.var(0, correction=0),
         oracles.posterior_mean_variance([9.0, 4.0, 2.0], 0.5),
         rtol=1e-9,
     )
-    close(ppca.posterior(x).mean.mean(0), 0)
+    assert_close(ppca.posterior(x).mean.mean(0), 0)
 
 
 # Reconstruction, canonical form, samples
@@ -152,7 +154,7 @@ def test_reconstruction_shrinks_towards_the_mean():
     ppca, (loc, loadings, noise) = make()
     x = draw(N, D)
     means, _ = oracles.posterior(x, loc, loadings, noise)
-    close(ppca.reconstruct(x), means @ loadings.T + loc)
+    assert_close(ppca.reconstruct(x), means @ loadings.T + loc)
 
 
 def test_reconstruction_without_shrinkage_is_the_projection_of_pca():
@@ -160,25 +162,29 @@ def test_reconstruction_without_shrinkage_is_the_projection_of_pca():
     x = draw(N, D)
     projected = ppca.reconstruct(x, shrink=False)
     hat = loadings @ np.linalg.pinv(loadings)
-    close(projected, (x - loc) @ hat.T + loc)
-    close(ppca.reconstruct(projected.detach(), shrink=False), projected.detach().numpy())
+    assert_close(projected, (x - loc) @ hat.T + loc)
+    assert_close(ppca.reconstruct(projected.detach(), shrink=False), projected.detach().numpy())
 
 
 def test_both_reconstructions_agree_without_noise():
     ppca, _ = make(noise=1e-12)
     x = draw(N, D)
-    close(ppca.reconstruct(x), ppca.reconstruct(x, shrink=False).detach().numpy(), rtol=1e-8)
+    assert_close(
+        ppca.reconstruct(x), ppca.reconstruct(x, shrink=False).detach().numpy(), rtol=1e-8
+    )
 
 
 def test_the_canonical_loadings_lie_on_the_principal_axes():
     ppca, (_, loadings, _) = make()
     canonical = ppca.canonical()
     gram = (canonical.loadings.T @ canonical.loadings).detach()
-    close(gram - torch.diag(gram.diagonal()), 0, atol=1e-10)
+    assert_close(gram - torch.diag(gram.diagonal()), 0, atol=1e-10)
     assert (gram.diagonal().diff() < 0).all()
     largest = canonical.loadings.abs().argmax(0)
     assert (canonical.loadings[largest, range(K)] > 0).all()
-    close(canonical.loadings @ canonical.loadings.T, loadings @ loadings.T, rtol=1e-10, atol=1e-10)
+    assert_close(
+        canonical.loadings @ canonical.loadings.T, loadings @ loadings.T, rtol=1e-10, atol=1e-10
+    )
     assert torch.equal(canonical.loc, ppca.loc)
     assert torch.equal(canonical.noise_scale, ppca.noise_scale)
 
@@ -227,9 +233,9 @@ def test_a_rotation_of_the_latent_space_changes_no_marginal():
         torch.from_numpy(loadings @ turn), torch.from_numpy(loc), ppca.noise_scale.detach()
     )
     x = draw(N, D)
-    close(turned.log_likelihood(x), ppca.log_likelihood(x).detach().numpy())
-    close(turned.reconstruct(x), ppca.reconstruct(x).detach().numpy())
-    close(turned.posterior(x).mean, (ppca.posterior(x).mean.detach().numpy()) @ turn)
+    assert_close(turned.log_likelihood(x), ppca.log_likelihood(x).detach().numpy())
+    assert_close(turned.reconstruct(x), ppca.reconstruct(x).detach().numpy())
+    assert_close(turned.posterior(x).mean, (ppca.posterior(x).mean.detach().numpy()) @ turn)
 
 
 def test_rows_are_independent():
@@ -246,7 +252,7 @@ def test_a_change_of_unit_shifts_log_p_by_a_constant():
     scaled = PPCA.from_parameters(
         10 * ppca.loadings.detach(), 10 * ppca.loc.detach(), 10 * ppca.noise_scale.detach()
     )
-    close(
+    assert_close(
         scaled.log_likelihood(10 * x), ppca.log_likelihood(x).detach().numpy() - D * math.log(10)
     )
 
@@ -257,7 +263,7 @@ def test_a_shift_of_data_and_mean_changes_nothing():
     moved = PPCA.from_parameters(
         ppca.loadings.detach(), ppca.loc.detach() + shift, ppca.noise_scale.detach()
     )
-    close(moved.log_likelihood(x + shift.numpy()), ppca.log_likelihood(x).detach().numpy())
+    assert_close(moved.log_likelihood(x + shift.numpy()), ppca.log_likelihood(x).detach().numpy())
 
 
 def test_an_additional_dimension_of_zero_loadings_is_noise():
@@ -281,7 +287,7 @@ def test_assigning_keeps_the_parameter_objects():
     assert ppca.assign(loadings=new, noise_scale=0.1) is ppca
     assert [id(p) for p in ppca.parameters()] == before
     assert torch.equal(ppca.loadings, new)
-    close(ppca.loc, loc)
+    assert_close(ppca.loc, loc)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1e-8, 12345.678])
@@ -346,7 +352,7 @@ def test_a_model_like_the_data_starts_in_the_units_of_the_data(x):
     )
     assert ppca.loc.dtype == (torch.float32 if single else torch.float64)
     tolerance = 1e-5 if single else 1e-10
-    close(ppca.loc, array.mean(0), rtol=tolerance, atol=1e-5 if single else 1e-10)
+    assert_close(ppca.loc, array.mean(0), rtol=tolerance, atol=1e-5 if single else 1e-10)
     half = array.var(0).mean() / 2
     assert ppca.noise_scale.item() ** 2 == pytest.approx(half, rel=tolerance)
     assert ppca.log_likelihood(x).isfinite().all()
@@ -459,9 +465,9 @@ def test_the_conditional_has_the_decoded_mean_and_scores_observed_entries():
     z, x, mask = draw(4, K), draw(4, D, seed=1), draw(4, D, seed=2) > 0
     mean = z @ loadings.T + loc
     scored = ppca.conditional(*map(torch.from_numpy, (z, x, mask)))
-    close(scored.mean, mean)
+    assert_close(scored.mean, mean)
     entries = stats.norm.logpdf(x, mean, noise**0.5)
-    close(scored.log_prob(torch.from_numpy(x)), np.where(mask, entries, 0.0).sum(1))
+    assert_close(scored.log_prob(torch.from_numpy(x)), np.where(mask, entries, 0.0).sum(1))
 
 
 def test_a_minibatch_is_scaled_to_the_whole():
@@ -520,10 +526,10 @@ def test_the_cholesky_factor_of_an_inverse(size):
     root = draw(size, size)
     matrix = root @ root.T + 0.1 * np.eye(size)
     factor = tril_of_inverse(torch.from_numpy(matrix))
-    close(factor @ factor.T, np.linalg.inv(matrix), rtol=1e-8, atol=1e-8)
+    assert_close(factor @ factor.T, np.linalg.inv(matrix), rtol=1e-8, atol=1e-8)
     assert torch.equal(factor, factor.tril())
     batch = tril_of_inverse(torch.from_numpy(np.stack([matrix, 2 * matrix])))
-    close(batch[0], factor.numpy(), rtol=1e-12)
+    assert_close(batch[0], factor.numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(30, 7), (7, 30), (7, 7)])
@@ -531,17 +537,17 @@ def test_moments_are_divided_by_n(shape):
     x = draw(*shape) + 50
     moments = SampleCovariance.of(x)
     S = np.cov(x.T, bias=True)
-    close(moments.mean, x.mean(0))
+    assert_close(moments.mean, x.mean(0))
     assert moments.trace.item() == pytest.approx(np.trace(S), rel=1e-12)
     assert moments.data_dim == shape[1]
     other = draw(shape[1], 2, seed=1)
-    close(moments @ torch.from_numpy(other), S @ other, rtol=1e-9)
+    assert_close(moments @ torch.from_numpy(other), S @ other, rtol=1e-9)
     values, vectors = moments.eigh()
     rank = min(shape[1], shape[0] - 1)
-    close(values[:rank], np.linalg.eigvalsh(S)[::-1][:rank], rtol=1e-9)
+    assert_close(values[:rank], np.linalg.eigvalsh(S)[::-1][:rank], rtol=1e-9)
     vectors, values = vectors[:, :rank], values[:rank]
-    close(vectors.T @ vectors, np.eye(rank), atol=1e-9)
-    close(torch.from_numpy(S) @ vectors, (vectors * values).numpy(), atol=1e-9)
+    assert_close(vectors.T @ vectors, np.eye(rank), atol=1e-9)
+    assert_close(torch.from_numpy(S) @ vectors, (vectors * values).numpy(), atol=1e-9)
 
 
 def test_moments_are_summed_in_double_precision():

@@ -14,37 +14,18 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 import oracles
-from ppl_vae import (
-    ELBO,
-    IWAE,
-    PPCA,
-    VAE,
-    AmortizedGuide,
-    Autoencoder,
-    Categorical,
-    ExactGuide,
-    Gaussian,
-    collapse,
-    elbo,
-    fit_svi,
-    gaps,
-    load,
-    log_likelihood,
-    log_weights,
-    save,
-)
-from ppl_vae.evaluation import kl_by_dimension
-from ppl_vae.models import SupervisedEncoder
+from draws import draw
+from ppl_vae import AmortizedGuide, ExactGuide, fit_svi
+from ppl_vae.evaluation import collapse, gaps, kl_by_dimension, log_likelihood
+from ppl_vae.likelihoods import Categorical, Gaussian
+from ppl_vae.models import PPCA, VAE, Autoencoder, SupervisedEncoder, load, save
 from ppl_vae.networks import GaussianNoise
 from ppl_vae.networks.mlp_conv import Bias, mlp, reset
 from ppl_vae.networks.sparse_layers import SoftThreshold
+from ppl_vae.objectives import ELBO, IWAE, elbo, log_weights
 
 N, D, K, C = 60, 5, 3, 3
 SHORT = {"steps": 30, "lr": 0.01, "seed": 0}
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def classes(seed=1):

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import oracles
 from captured import assert_equal, both_fits
-from figures import check_texts
+from draws import draw
+from figures import assert_texts_are_readable
 from ppl_vae import ELBO, Multinomial, elbo, fit_svi, load, log_likelihood, save
 from ppl_vae.data import count_words
 from ppl_vae.evaluation.latent_space.traversal import interpolate
@@ -25,10 +26,6 @@ from simulated_topics import match_topics, simulate_topics
 
 K, D = 3, 7
 VARIANTS = ("lda", "prodlda")
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def decoder(variant, scale=1.0, concentration=0.3):
@@ -331,5 +328,5 @@ def test_the_interpolation_of_topics_shows_every_share_and_is_readable():
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names[0] == " ".join(words[largest]) and names[-1] == "all others"
     assert tops[0] == pytest.approx(float(shares[:, largest].max()))
-    check_texts(ax.figure)
+    assert_texts_are_readable(ax.figure)
     plt.close(ax.figure)

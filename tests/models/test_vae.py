@@ -1,6 +1,7 @@
 """VAEs, likelihoods and networks."""
 
 import copy
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -9,9 +10,11 @@ import torch
 from pyro import poutine
 from torch import nn
 
+import draws
 from ppl_vae.guides.families import COVARIANCES, num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Bernoulli, Gaussian
+from ppl_vae.likelihoods.discrete import Bernoulli
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import ACTIVATIONS, last_linear, mlp, zero_output
@@ -20,8 +23,7 @@ from ppl_vae.objectives.bounds import log_weights
 D, K, N = 6, 2, 10
 
 
-def draw(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+draw = partial(draws.draw, dtype=torch.float32)
 
 
 def vae_with(**changes):

@@ -10,10 +10,9 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 import lineages
 import oracles
-from ppl_vae import (
-    PPCA,
-    VAE,
-    Autoencoder,
+from ppl_vae import fit_closed_form, fit_svi
+from ppl_vae.evaluation import collapse, impute, log_likelihood
+from ppl_vae.likelihoods import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
@@ -21,18 +20,11 @@ from ppl_vae import (
     Multinomial,
     OptimalGaussian,
     Poisson,
-    collapse,
-    elbo,
-    fit_closed_form,
-    fit_svi,
-    impute,
-    load,
-    log_likelihood,
-    log_weights,
-    save,
 )
 from ppl_vae.likelihoods.distributions import StandardizedNormal
+from ppl_vae.models import PPCA, VAE, Autoencoder, load, save
 from ppl_vae.models.topics import topic_vae
+from ppl_vae.objectives import elbo, log_weights
 
 UNITS = torch.tensor([1e-6, 0.2, 1.0, 30.0, 654.0, 1e6]).double()
 GAUSSIANS = {
@@ -103,7 +95,7 @@ def test_a_standardized_normal_is_a_normal_that_does_not_overflow():
     assert large.log_prob(torch.tensor([1e30])).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_single_precision_of_any_scale_trains(factor):
     x = (table() * factor).float()
     vae = like(x)
@@ -221,7 +213,7 @@ def rates(top=2000.0):
     return rng.poisson(np.minimum(np.exp(0.6 * z @ w + rng.uniform(0, 7, 8)), top)).astype("f4")
 
 
-@pytest.mark.parametrize("lr", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
 @pytest.mark.parametrize("make", [Poisson, Multinomial])
 def test_counts_up_to_thousands_train_at_any_learning_rate(make, lr):
     x = rates()

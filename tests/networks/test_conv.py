@@ -1,11 +1,14 @@
 """Multilayer perceptrons, and convolutional pairs for flat rows of images of any size."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from pyro.infer import Predictive
 from torch import nn
 
+import draws
 from captured import assert_equal, both_fits
 from ppl_vae import VAE, Bernoulli, Gaussian, fit_svi, load, log_likelihood, log_weights, mlp, save
 from ppl_vae.networks.mlp_conv import Bias, conv_decoder, conv_encoder
@@ -13,8 +16,7 @@ from ppl_vae.networks.mlp_conv import Bias, conv_decoder, conv_encoder
 SHAPES = [(1, 28, 28), (1, 8, 8), (3, 5, 3), (1, 1, 7), (2, 9, 4)]
 
 
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+draw = partial(draws.draw, dtype=torch.float32)
 
 
 def test_one_hidden_layer_equals_its_formula():

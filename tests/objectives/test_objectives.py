@@ -13,12 +13,13 @@ from test_state import generators, store_names
 from torch import nn
 
 import oracles
+from draws import draw
 from loops import Recorder, slow_joint_log_weights, slow_log_weights
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import train_mode
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
-from ppl_vae.likelihoods.discrete import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
@@ -29,10 +30,6 @@ WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]
 each_pair = pytest.mark.parametrize("name", PAIRS)
 
 D, K, N = 6, 2, 12
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def ppca_pair(covariance="diagonal", N=N):

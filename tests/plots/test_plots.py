@@ -15,7 +15,7 @@ import torch
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 import lineages
-from figures import check_readable, texts
+from figures import assert_readable, texts
 from lineage_rows import TABLES, lineage
 from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
@@ -65,7 +65,7 @@ def test_all_figures_are_present(figures):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_texts_overlap_and_axes_have_units(figures, name):
-    check_readable(figures[name].draw())
+    assert_readable(figures[name].draw())
     assert len(figures[name].caption) > 40
 
 
@@ -73,7 +73,7 @@ def test_figures_of_autoencoders_alone_are_readable():
     found = lineages.subset(lineages.small_lineage(), ["pca", "linear-autoencoder"])
     drawn = {figure.name: figure for figure in report_figures(found, report_data(found))}
     for name in ("gaps", "comparison", "objective-steps", "reconstructions", "samples"):
-        check_readable(drawn[name].draw())
+        assert_readable(drawn[name].draw())
     assert len(verdict(found)) >= 2
 
 
@@ -104,7 +104,7 @@ def test_a_lineage_of_one_stage_without_classes_or_images():
     names = {figure.name for figure in figures}
     assert {"samples", "em"} <= names and names.isdisjoint({"comparison", "manifold", "svi"})
     for figure in figures:
-        check_readable(figure.draw())
+        assert_readable(figure.draw())
     assert any("fewer than two" in reason for reason in data.left_out)
     assert any("vae was not run" in reason for reason in data.left_out)
 
@@ -119,7 +119,7 @@ def test_logarithmic_axes_of_short_ranges_have_readable_ticks(low, factor):
         ax.set_ylabel("objective, nats per datum")
         ax.set_title("short", loc="left")
 
-    check_readable(ReportFigure("", "", (6.4, 4.4), draw, "").draw())
+    assert_readable(ReportFigure("", "", (6.4, 4.4), draw, "").draw())
 
 
 @pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
@@ -127,7 +127,7 @@ def test_gaps_of_tables_of_all_sizes(rows):
     result = lineage(rows)
     plot = functools.partial(plot_gaps, result)
     figure = ReportFigure("", "", gaps_size(result), plot, "").draw()
-    check_readable(figure)
+    assert_readable(figure)
     (axes,) = figure.axes
     stacked = [c for c in axes.containers if isinstance(c, BarContainer)]
     for part, bars in enumerate(stacked):
@@ -245,7 +245,7 @@ def test_image_grids_of_all_shapes(shape, grid):
     rows, columns = ([f"{k:.2f}" for k in range(n)] for n in grid)
     image_grid = ImageGrid.of(values, rows, columns, train, shape)
     plot = functools.partial(plot_samples, image_grid)
-    check_readable(ReportFigure("", "", image_grid_size(image_grid), plot, "").draw())
+    assert_readable(ReportFigure("", "", image_grid_size(image_grid), plot, "").draw())
 
 
 def test_without_axes_a_figure_is_created():

@@ -1,7 +1,6 @@
 """What is imported when: nothing at import, and each library when it is used."""
 
 import json
-import statistics
 import types
 
 import pytest
@@ -97,13 +96,15 @@ assert "torch" not in sys.modules and "pyro" not in sys.modules
     assert found.stdout.strip() == ppl_vae.__version__
 
 
-def seconds(statement):
-    script = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
-    return float(run("-c", script).stdout)
+TIMES = """
+import time
+import torch, pyro
+theirs = time.process_time()
+import ppl_vae
+print(time.process_time() / theirs)
+"""
 
 
 def test_import_costs_little_more_than_torch_and_pyro():
-    pairs = [
-        (seconds("import torch, pyro"), seconds("import torch, pyro, ppl_vae")) for _ in range(3)
-    ]
-    assert statistics.median(ours / theirs for theirs, ours in pairs) < 1.2, pairs
+    # The lower of two: the first may write byte code.
+    assert min(float(run("-c", TIMES).stdout) for _ in range(2)) < 1.2

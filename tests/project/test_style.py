@@ -1,7 +1,9 @@
-"""Style: ruff, pyright, short functions and files."""
+"""Style: ruff, types (slow), short functions and files."""
 
 import ast
+import sys
 
+import pytest
 from files import FILES, functions, module_name, run
 
 
@@ -24,9 +26,8 @@ def test_ruff():
         assert found.returncode == 0, found.stdout
 
 
-def test_pyright():
-    import sys
-
+@pytest.mark.slow
+def test_types():
     found = run("-m", "basedpyright", "--level", "error", "--pythonpath", sys.executable)
     assert found.returncode == 0, found.stdout
     assert "0 errors" in found.stdout

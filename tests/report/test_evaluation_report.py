@@ -41,7 +41,7 @@ def test_a_ppca_is_exact(data, tmp_path):
     assert result.exit_code == 0, result.output
     log_p = ppca.log_likelihood(table(seed=1)[:50]).detach()
     assert "PPCA in" in result.output and "on 50 rows of test.csv" in result.output
-    assert f"{float(log_p.mean()):.3f} +- " in result.output and "(exact" in result.output
+    assert f"{float(log_p.mean()):.3f} ± " in result.output and "closed form" in result.output
     assert "bits per dimension" in result.output and f"wrote {out}" in result.output
     found = json.loads(out.read_text())
     np.testing.assert_allclose(found["log_likelihood"]["value"], log_p.numpy(), atol=1e-9)

@@ -60,7 +60,7 @@ def gaps(
     :mod:`ppl_vae.guides.families`, or any class of distributions with parameters and
     reparameterized draws, all of whose parameters are then free for each datum (low-rank
     Gaussians, Gamma and Student distributions, Gaussians through affine maps, a product of
-    several). For any other q the gap is not split, and :attr:`Gaps.unsplit_reason` states why: a
+    several). For any other q the gap is not split, and ``Gaps.unsplit_reason`` states why: a
     flow with weights that all data share, a site whose q depends on the draw of another,
     auxiliary sites, mixtures and discrete sites.
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
 Z = 1.96
 """The 97.5 % quantile of the standard normal distribution."""
+ROUNDING = 1e-5
+"""Smaller differences, as a share of log p, count as zero: a hundred float32 rounding errors."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +127,7 @@ class Gaps(Result):
 
     @property
     def approximation_range(self) -> tuple[float, float]:
-        """The plausible range: 1.96 errors to both sides, and the one-sided errors.
+        """The plausible range, with 1.96 errors to both sides and the one-sided errors.
 
         The lower end allows for a search that stopped short of the optimum; if log p is reliable
         for less than 85 % of the data, the upper end is infinite. Without q* the range is from
@@ -138,7 +141,7 @@ class Gaps(Result):
 
     @property
     def amortization_range(self) -> tuple[float, float]:
-        """The plausible range: 1.96 errors to both sides, and the distance to the optimum.
+        """The plausible range, with 1.96 errors to both sides and the distance to the optimum.
 
         Without q* it is from zero to the total; it is NaN for the best q of a family to which the
         guide's own q does not belong.
@@ -164,22 +167,39 @@ class Gaps(Result):
         source = "given" if self.estimate is None else "estimated"
         return "\n".join(
             [
-                f"Gaps in nats per datum: log p {self.log_likelihood.mean():.3f} ({source}), "
-                f"ELBO {self.elbo.mean():.3f}",
-                f"  total {_nats(self.total)} +- {self.total_error:.3f}",
-                *(f"  {line}" for line in self._parts()),
-                *(f"  {line}" for line in self._notes()),
+                f"Gaps in nats per datum, ± one standard error: log p "
+                f"{self.log_likelihood.mean():.3f} ({source}), ELBO {self.elbo.mean():.3f}",
+                *(f"  {line}" for line in self._findings()),
+                *(f"  {line}" for line in self._caveats()),
             ]
+        )
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether log p - ELBO[q] is zero up to rounding for each datum, and so are both gaps."""
+        tolerance = ROUNDING * (1 + self.log_likelihood.abs())
+        return bool(((self.log_likelihood - self.elbo).abs() <= tolerance).all())
+
+    def _findings(self) -> Iterator[str]:
+        if not self.is_zero:
+            yield f"total {_nats(self.total)} ± {self.total_error:.3f}"
+            yield from self._parts()
+            yield from self._notes()
+            return
+        largest = float((self.log_likelihood - self.elbo).abs().max())
+        yield (
+            "q is the exact posterior: both gaps are zero up to rounding (log p and the ELBO "
+            f"differ by {largest:.1g} at most)"
         )
 
     def _parts(self) -> Iterator[str]:
         if self._has_best:
             yield (
-                f"approximation {_nats(self.approximation)} +- {self.approximation_error:.3f} "
+                f"approximation {_nats(self.approximation)} ± {self.approximation_error:.3f} "
                 f"(best {self.covariance} q per datum)"
             )
         if not self.unsplit_reason:
-            yield f"amortization  {_nats(self.amortization)} +- {self.amortization_error:.3f}"
+            yield f"amortization  {_nats(self.amortization)} ± {self.amortization_error:.3f}"
         elif self._has_best:
             yield f"the amortization gap is not defined, because {self.unsplit_reason}"
         else:
@@ -199,9 +219,11 @@ class Gaps(Result):
             )
         if number := int(self.kept_own_q.sum()):
             yield (
-                f"for {number} of {len(self.kept_own_q)} data no better q was found than the "
-                "guide's own, which is used as the best"
+                f"for {number} of {counted(len(self.kept_own_q), 'datum')} no better q was found "
+                "than the guide's own, which is used as the best"
             )
+
+    def _caveats(self) -> Iterator[str]:
         if self._is_lower_bound:
             yield "log p is a lower bound for many data, and so is the approximation gap"
         if self.estimate is not None:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.sparse.lasso import linear_layer
 from ppl_vae.inference.sparse.map_codes import best_codes
@@ -36,8 +37,9 @@ class Atoms(Result):
         number, width = self.atoms.shape
         shares = ", ".join(f"{float(share):.0%}" for share in self.usage[:PRINTED_ATOMS])
         return (
-            f"{number} atoms of {width} entries; {float(self.usage.sum()):.1f} atoms are used per "
-            f"datum, {int((self.usage == 0).sum())} are never used\n"
+            f"{counted(number, 'atom')} of {counted(width, 'entry')}: "
+            f"{float(self.usage.sum()):.1f} used per datum, {int((self.usage == 0).sum())} never "
+            "used\n"
             f"  the most used atoms occur in {shares} of the data"
         )
 
@@ -49,7 +51,7 @@ def atoms(autoencoder: Autoencoder, x: ArrayLike, *, tolerance: float = 1e-3) ->
     Args:
         autoencoder: an autoencoder whose decoder is one linear layer.
         x: (N, D); NaN marks a missing value.
-        tolerance: the tolerance of :func:`ppl_vae.best_codes`.
+        tolerance: the tolerance of :func:`ppl_vae.inference.best_codes`.
 
     Raises:
         ValueError: if the decoder is not one linear layer, or the data are invalid.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.latent_space.collapse_statistics import (
     ACTIVE_VARIANCE,
     NEGLIGIBLE_BIAS,
@@ -70,7 +71,7 @@ class Collapse(CollapseStatistics):
 
     @property
     def _codes_identify_data(self) -> bool:
-        return self.saturated and float(self.retrieval_prob.mean()) > HIGH_RETRIEVAL_PROB
+        return self.underestimated and float(self.retrieval_prob.mean()) > HIGH_RETRIEVAL_PROB
 
     @property
     def _without_means(self) -> bool:
@@ -85,11 +86,15 @@ class Collapse(CollapseStatistics):
         value = min(self.mutual_information, self.upper_bound)
         return f"mutual information {value:.3f} ± {self.mutual_information_error:.3f} nats"
 
+    def _dimensions(self, several: str = "") -> str:
+        number = len(self.names)
+        return f"{several if number > 1 else ''}{counted(number, 'dimension')}"
+
     def _collapsed(self) -> str:
         near = "the prior"
         if self.depends_on_x:
             near = f"within {self.mean_kl:.3f} nats of the prior, and hardly depends on x"
-        return f"q(z | x) is {near} in all {len(self.names)} dimensions"
+        return f"q(z | x) is {near} in {self._dimensions('all ')}"
 
     def _inactive(self) -> str:
         if not self.depends_on_x:
@@ -103,19 +108,20 @@ class Collapse(CollapseStatistics):
         return f"{text}, although no posterior mean has a variance above {ACTIVE_VARIANCE:g}"
 
     def _active(self) -> str:
-        text = f"{int(self.active.sum())} of {len(self.names)} dimensions active"
+        text = f"{int(self.active.sum())} of {self._dimensions()} active"
         if off := int((~self.active & (self.kl_by_dimension < NEGLIGIBLE_KL)).sum()):
             text += f", {off} collapsed to the prior"
         if self._codes_identify_data:
             text += (
-                f"; {self._retrieval()}: {len(self.kl)} data are too few to distinguish them from "
-                "a lookup table"
+                f"; {self._retrieval()}: there are too few data, {len(self.kl)}, to distinguish "
+                "them from a lookup table"
             )
         return text
 
     def _lines(self) -> Iterator[str]:
         yield (
-            f"KL {self.mean_kl:z.3f} ± {self.mean_kl_error:z.3f} nats per datum = "
+            f"KL in nats per datum, ± one standard error: {self.mean_kl:z.3f} ± "
+            f"{self.mean_kl_error:z.3f} = "
             f"mutual information {self.mutual_information:z.3f} ± "
             f"{self.mutual_information_error:z.3f} + KL(q(z) || p(z)) "
             f"{self.aggregate_kl:z.3f} ± {self.aggregate_kl_error:z.3f}"
@@ -129,7 +135,8 @@ class Collapse(CollapseStatistics):
         if self.spectrum is not None:
             (noise,) = self.spectrum.noise.values()
             off, k = len(self.spectrum.collapsing(noise)), self.spectrum.latent_dim
-            yield f"PPCA with this noise variance, {noise:.3g}, uses {k - off} of {k} axes"
+            used = f"{k - off} of {counted(k, 'axis')}"
+            yield f"PPCA with this noise variance, {noise:.3g}, uses {used}"
 
     def _bounds(self) -> Iterator[str]:
         bounds = f"at most {self.upper_bound:.3f}"
@@ -137,11 +144,13 @@ class Collapse(CollapseStatistics):
             yield f"the mutual information is {bounds}; the excess is Monte Carlo error"
         else:
             bounds = f"at least {self.mutual_information:.3f} and {bounds}"
-        if self.saturated:
+        if self.underestimated:
             yield (
-                f"saturated: {len(self.kl)} data cannot show more than log N = "
-                f"{self.max_mutual_information:.3f}; the mutual information is {bounds}"
+                f"there are too few data, {len(self.kl)}, to estimate the mutual information "
+                f"without bias: it is {bounds}"
             )
+            if self.saturated:
+                yield f"no estimate from N data exceeds log N = {self.max_mutual_information:.3f}"
         elif self.bias > NEGLIGIBLE_BIAS:
             yield (
                 f"bias: the mutual information is about {self.bias:.3f} too small, "

@@ -21,7 +21,44 @@ PRINT_TOLERANCE = 0.0005
 
 
 @dataclass(frozen=True, repr=False)
-class CollapseStatistics(Result):
+class CodeKL(Result):
+    """The KL of the codes of N data from the prior, in nats per datum.
+
+    Attributes:
+        names: the latent dimensions.
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
+            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
+            q does not factorize over dimensions.
+        mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
+            from draws, their Monte Carlo variance is subtracted.
+        kl: KL of each datum, estimated from its draws, (N,).
+        closed_kl: the same in closed form where it is known, else from the draws, (N,).
+    """
+
+    names: tuple[str, ...]
+    kl_by_dimension: Float[Tensor, " K"]
+    mean_variances: Float[Tensor, " K"]
+    kl: Float[Tensor, " N"]
+    closed_kl: Float[Tensor, " N"]
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean of KL(q(z | x) || p(z))."""
+        return float(self.kl.mean())
+
+    @property
+    def active(self) -> Bool[Tensor, " K"]:
+        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        return self.mean_variances > ACTIVE_VARIANCE
+
+    @property
+    def mean_kl_error(self) -> float:
+        """Standard error of :attr:`mean_kl` over the data."""
+        return mean_and_error(self.kl)[1]
+
+
+@dataclass(frozen=True, repr=False)
+class CollapseStatistics(CodeKL):
     """The mean KL of the codes of N data, split into two terms, in nats per datum.
 
     With q(z) = 1/N sum_m q(z | x_m), the mixture over the same N data,
@@ -35,17 +72,10 @@ class CollapseStatistics(Result):
     all data share the mixture adds nothing to first order: a change d of q(z) changes the mean of
     log q(z) under q(z) itself by the integral of d, which is zero. What remains is a bias of
     second order, downwards for the mutual information and upwards by as much for the aggregate's
-    KL: see :attr:`saturated`.
+    KL: see :attr:`underestimated`.
 
     Attributes:
-        names: the latent dimensions.
-        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
-            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
-            q does not factorize over dimensions.
-        mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
-            from draws, their Monte Carlo variance is subtracted.
-        kl: KL of each datum, estimated from its draws, (N,).
-        closed_kl: the same in closed form where it is known, else from the draws, (N,).
+        names, kl_by_dimension, mean_variances, kl, closed_kl: as in :class:`CodeKL`.
         information: mean of log q(z | x_n) - log q(z) over the draws of each datum, (N,).
         aggregate: mean of log q(z) - log p(z) over the draws of each datum, (N,).
         retrieval_prob: the probability of retrieving the datum from its code when all data are
@@ -60,11 +90,6 @@ class CollapseStatistics(Result):
         num_samples: draws per datum.
     """
 
-    names: tuple[str, ...]
-    kl_by_dimension: Float[Tensor, " K"]
-    mean_variances: Float[Tensor, " K"]
-    kl: Float[Tensor, " N"]
-    closed_kl: Float[Tensor, " N"]
     information: Float[Tensor, " N"]
     aggregate: Float[Tensor, " N"]
     retrieval_prob: Float[Tensor, " N"]
@@ -73,33 +98,18 @@ class CollapseStatistics(Result):
     num_samples: int
 
     @property
-    def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
-        return self.mean_variances > ACTIVE_VARIANCE
-
-    @property
-    def mean_kl(self) -> float:
-        """Mean of KL(q(z | x) || p(z))."""
-        return float(self.kl.mean())
-
-    @property
     def mutual_information(self) -> float:
-        """I(x; z): a lower bound in expectation, at most :attr:`max_mutual_information`."""
+        """I(x; z), a lower bound in expectation, at most :attr:`max_mutual_information`."""
         return float(self.information.mean())
 
     @property
     def aggregate_kl(self) -> float:
-        """KL(q(z) || p(z)): an upper bound in expectation, too large by about :attr:`bias`."""
+        """KL(q(z) || p(z)), an upper bound in expectation, too large by about :attr:`bias`."""
         return float(self.aggregate.mean())
 
     @property
-    def mean_kl_error(self) -> float:
-        """Standard error of :attr:`mean_kl` over the data."""
-        return mean_and_error(self.kl)[1]
-
-    @property
     def mutual_information_error(self) -> float:
-        """Standard error of :attr:`mutual_information`; not meaningful if that is saturated."""
+        """Standard error of :attr:`mutual_information`, which does not include :attr:`bias`."""
         return mean_and_error(self.information)[1]
 
     @property
@@ -114,7 +124,7 @@ class CollapseStatistics(Result):
 
     @property
     def upper_bound(self) -> float:
-        """An upper bound on the mutual information: mean :attr:`closed_kl` - :attr:`moment_kl`.
+        """An upper bound on the mutual information, mean ``closed_kl`` - ``moment_kl``.
 
         It has no Monte Carlo error where both are known in closed form.
         """
@@ -127,7 +137,9 @@ class CollapseStatistics(Result):
 
     @property
     def bias(self) -> float:
-        """Estimated downward bias of the mutual information; a lower bound on it if saturated.
+        """Estimated downward bias of the mutual information, in nats per datum.
+
+        It is only a lower bound on the bias if the mutual information is :attr:`underestimated`.
 
         With r = q(z | x) / q(z), the datum's own component in the mixture makes log q(z) too large
         by E[r - 1] / N, and the finite mixture makes it too small by half of that; E[r] is N times
@@ -136,13 +148,22 @@ class CollapseStatistics(Result):
         return 0.5 * (float(self.retrieval_prob.mean()) - 1 / len(self.kl))
 
     @property
-    def saturated(self) -> bool:
+    def underestimated(self) -> bool:
         """Whether the estimated mutual information is only a lower bound.
 
         Its bias then exceeds both 0.01 nats and a quarter of its standard error, which is always
-        so where it is near log N.
+        so where it is :attr:`saturated`.
         """
         return self.bias > max(NEGLIGIBLE_BIAS, 0.25 * self.mutual_information_error)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the estimated mutual information is within log 2 of its largest value, log N.
+
+        The difference is minus the mean log probability of retrieving a datum from its code, so
+        that the geometric mean of this probability then exceeds one half.
+        """
+        return self.mutual_information > self.max_mutual_information - math.log(2)
 
     @property
     def depends_on_x(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
@@ -83,8 +84,8 @@ class Embeddings(Result):
             for each in self.embeddings
         ]
         count = (
-            f"{len(self.labels)} held-out rows, ± standard error; squared error: |x - E[x | z]|^2 "
-            "at the mean z of q(z | x), in squared units of x"
+            f"{counted(len(self.labels), 'held-out row')}, ± one standard error; squared error: "
+            "|x - E[x | z]|^2 at the mean z of q(z | x), in squared units of x"
         )
         return "\n".join([count, render(rows, head)])
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.latent_space.collapse_statistics import ACTIVE_VARIANCE
@@ -45,7 +46,7 @@ class LatentSpace(Result):
 
     @property
     def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        """Which dimensions have a variance of the posterior mean above 0.01 (active units)."""
         return self.mean_variances > ACTIVE_VARIANCE
 
     @property
@@ -54,7 +55,7 @@ class LatentSpace(Result):
         bound = "≥" if self.estimate.share_reliable < FEW_RELIABLE else ""
         share = math.floor(100 * self.estimate.share_reliable)
         value = f"{bound}{self.estimate.mean:.2f} ± {self.estimate.mean_error:.2f}"
-        return f"{value} nats per datum ({share} % reliable)"
+        return f"{value} ({share} % reliable)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,11 +75,12 @@ class LatentSpaces(Result):
             (
                 space.name,
                 f"log p {space.log_p}",
-                f"{int(space.active.sum())} of {space.latent_dim} dimensions active",
+                f"{int(space.active.sum())} of {counted(space.latent_dim, 'dimension')} active",
             )
             for space in self.spaces
         ]
-        return render(rows)
+        head = "log p of the same data in nats per datum, ± one standard error"
+        return "\n".join([head, render(rows)])
 
 
 def latent_spaces(

@@ -116,7 +116,7 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
             found = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
             values = torch.where(block.observed, values, found.mean @ loadings.mT)
             missing = (~block.observed).to(loc)
-            spread = patterns.gather_rows(loadings @ found.tril) * missing[..., None]
+            spread = patterns.gather_rows(loadings @ found.covariances.tril) * missing[..., None]
             spread = spread.movedim(1, 0).flatten(1)
             second += spread @ spread.mT + (variance * missing.sum(0)).diag()
         total, second = total + values.sum(0), second + values.mT @ values

@@ -106,7 +106,8 @@ def _kl(first: LinearGaussian, second: LinearGaussian) -> float:
         torch.cat([w.mT, (loc - other_loc)[None]]), complete, v, zero, t
     )
     quadratic = (found.residual / t).square().sum() + found.mean.square().sum()
-    unexplained = 1 - (v / t[:, None] @ found.tril[0]).square().sum(1)
-    own = LatentPosterior.with_scale(zero[None], complete, w, zero, s)
-    log_det = 2 * ((t / s).log().sum() + own.half_log_det[0] - found.half_log_det[0])
+    other = found.covariances
+    unexplained = 1 - (v / t[:, None] @ other.tril[0]).square().sum(1)
+    own = LatentPosterior.with_scale(zero[None], complete, w, zero, s).covariances
+    log_det = 2 * ((t / s).log().sum() + own.half_log_det[0] - other.half_log_det[0])
     return 0.5 * float(quadratic + ((s / t).square() * unexplained).sum() - len(w) + log_det)

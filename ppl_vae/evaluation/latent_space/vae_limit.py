@@ -24,7 +24,31 @@ SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 
 
 @dataclass(frozen=True, repr=False)
-class VAELimit(Result):
+class VAELosses(Result):
+    """The loss of a VAE with q = N(f(x), s^2 I) and its terms, for several s, in nats per datum.
+
+    Attributes:
+        scales: s, the standard deviations of q, (T,).
+        loss: -ELBO, (T,); it is not a bound on -log p(x) if the prior is flat.
+        reconstruction: E_q[-log p(x | z)], (T,).
+        cross_entropy: E_q[-log p(z)], (T,).
+        entropy: H[q], (T,).
+    """
+
+    scales: Float[Tensor, " T"]
+    loss: Float[Tensor, " T"]
+    reconstruction: Float[Tensor, " T"]
+    cross_entropy: Float[Tensor, " T"]
+    entropy: Float[Tensor, " T"]
+
+    @property
+    def without_entropy(self) -> Float[Tensor, " T"]:
+        """E_q[-log p(x, z)]: the loss of the VAE without the entropy of q."""
+        return self.reconstruction + self.cross_entropy
+
+
+@dataclass(frozen=True, repr=False)
+class VAELimit(VAELosses):
     """Losses of the same networks as a VAE with q = N(f(x), s^2 I), and as an autoencoder.
 
         -ELBO = E_q[-log p(x | z)] + E_q[-log p(z)] - H[q],    H[q] = K/2 log(2 pi e s^2)
@@ -34,27 +58,13 @@ class VAELimit(Result):
     mass. All values are in nats per datum.
 
     Attributes:
-        scales: s, the standard deviations of q, (T,).
-        loss: -ELBO, (T,); it is not a bound on -log p(x) if the prior is flat.
-        reconstruction: E_q[-log p(x | z)], (T,).
-        cross_entropy: E_q[-log p(z)], (T,).
-        entropy: H[q], (T,).
+        scales, loss, reconstruction, cross_entropy, entropy: as in :class:`VAELosses`.
         autoencoder: -log p(x, f(x)), the loss of the autoencoder, ().
         autoencoder_reconstruction: the part -log p(x | f(x)) of it, ().
     """
 
-    scales: Float[Tensor, " T"]
-    loss: Float[Tensor, " T"]
-    reconstruction: Float[Tensor, " T"]
-    cross_entropy: Float[Tensor, " T"]
-    entropy: Float[Tensor, " T"]
     autoencoder: Float[Tensor, ""]
     autoencoder_reconstruction: Float[Tensor, ""]
-
-    @property
-    def without_entropy(self) -> Float[Tensor, " T"]:
-        """E_q[-log p(x, z)]: the loss of the VAE without the entropy of q."""
-        return self.reconstruction + self.cross_entropy
 
     @property
     def difference(self) -> Float[Tensor, " T"]:

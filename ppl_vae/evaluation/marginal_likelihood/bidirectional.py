@@ -23,6 +23,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites, global_sites
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
@@ -65,25 +66,31 @@ class Bidirectional(Result):
     @property
     def gap(self) -> float:
         """The mean of upper - lower over the data, in nats per datum; it bounds both errors."""
-        return float((self.upper - self.lower).mean())
+        return float(self._gaps.mean())
 
     @property
     def gap_error(self) -> float:
         """Standard error of :attr:`gap`: the standard deviation over data / sqrt(N)."""
         if len(self.lower) < 2:
             return math.nan
-        return mean_and_error(self.upper - self.lower)[1]
+        return mean_and_error(self._gaps)[1]
+
+    @property
+    def _gaps(self) -> Float[Tensor, " N"]:
+        return self.upper - self.lower
 
     def __repr__(self) -> str:
         low, high = float(self.lower.mean()), float(self.upper.mean())
-        return (
-            f"log-likelihood of {len(self.lower)} data that the model drew: lower bound "
-            f"{low:.3f}, upper bound {high:.3f} nats per datum\n"
-            f"  gap {self.gap:.3f} +- {self.gap_error:.3f} ({self.num_chains} chains in each "
-            f"direction, {self.num_temperatures} temperatures)"
-            + "\n  the bounds are in reverse order, within their Monte Carlo error"
-            * (low > high)
-        )
+        chains = counted(self.num_chains, "chain")
+        lines = [
+            f"log-likelihood of {counted(len(self.lower), 'datum')} that the model drew: lower "
+            f"bound {low:.3f}, upper bound {high:.3f} nats per datum",
+            f"  gap {self.gap:.3f} ± {self.gap_error:.3f} (± one standard error; {chains} in each "
+            f"direction, {counted(self.num_temperatures, 'temperature')})",
+        ]
+        if low > high:
+            lines.append("  the bounds are in reverse order, within their Monte Carlo error")
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -118,7 +125,7 @@ def bidirectional(
         ValueError: if data or arguments are invalid; if the model observes anything else than x,
             or has factors (``pyro.factor``), of which no data can be drawn; if the guide has
             sites that the model has not; or if
-            :class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath` rejects
+            :mod:`ppl_vae.evaluation.marginal_likelihood.annealed` rejects
             the pair.
         FloatingPointError: if a log weight is NaN.
 
@@ -139,13 +146,8 @@ def bidirectional(
             _bounds(sampler, pair, batch, num_chains)
             for batch in template.split(torch.arange(num_data), sampler.block_size)
         ]
-    lower, lower_error, upper, upper_error, drawn = map(torch.cat, zip(*parts, strict=True))
     return Bidirectional(
-        lower=lower,
-        upper=upper,
-        lower_error=lower_error,
-        upper_error=upper_error,
-        x=drawn,
+        *map(torch.cat, zip(*parts, strict=True)),
         num_chains=num_chains,
         num_temperatures=annealing.num_temperatures,
         execution=sampler.execution,
@@ -155,14 +157,14 @@ def bidirectional(
 def _bounds(
     sampler: AISWeights, pair: Pair, template: Batch, num_chains: int
 ) -> tuple[Tensor, ...]:
-    """Lower bounds, upper bounds, each with its errors, and the data that were drawn."""
+    """Lower bounds, upper bounds, the errors of both, and the data that were drawn."""
     check_importance_samplable(pair, template)
     drawn, latents = _draw(pair.model, template)
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)
     lower, lower_error = _bound(chains.forward(num_chains))
     upper, upper_error = _bound(-chains.backward(num_chains, point))
-    return lower, lower_error, -upper, upper_error, drawn.x.cpu()
+    return lower, -upper, lower_error, upper_error, drawn.x.cpu()
 
 
 def _bound(log_weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
@@ -73,7 +74,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         lines = [
-            f"held-out log p of {self.num_data} data, nats per datum ± standard error; "
+            f"held-out log p of {self.num_data} data, nats per datum, ± one standard error; "
             "differences to the best are paired",
             render([self._cells(row) for row in range(len(self.names))], indent="  "),
         ]
@@ -160,8 +161,9 @@ def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
         )
     if wrong := int((~values.isfinite()).sum()):
         raise ValueError(
-            f"log p of {name!r} is NaN or infinite for {wrong} of {len(values)} data; such models "
-            "cannot be ranked by a mean. Leave the model out, or those data for all models"
+            f"log p of {name!r} is NaN or infinite for {wrong} of "
+            f"{counted(len(values), 'datum')}; such models cannot be ranked by a mean. Leave the "
+            "model out, or those data for all models"
         )
     return values
 

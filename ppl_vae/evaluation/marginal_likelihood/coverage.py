@@ -35,8 +35,8 @@ def expected_coverage(
 ) -> Float[Tensor, " N"]:
     """The expected coverage of 95 % intervals, 0.95 - 0.05 exp((k - crossing) / width).
 
-    It decreases in the pooled tail index k, is 0.9 at the crossing and is at least 0.5. Far above
-    the crossing, guides with the same tail index differ widely.
+    It decreases in the pooled tail index k and is 0.9 at the crossing. Above the crossing it is
+    not used: guides with the same tail index differ widely there.
 
     Args:
         tail_index: the pooled tail index k.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
@@ -79,6 +80,11 @@ class EstimatorComparison(Result):
                 found[name] = behind, error
         return found
 
+    @property
+    def unreliable(self) -> tuple[str, ...]:
+        """The methods whose estimates are reliable for less than 85 % of the data."""
+        return tuple(n for n, e in self.estimates.items() if e.share_reliable < FEW_RELIABLE)
+
     def to_frame(self) -> "pandas.DataFrame":
         """One row per method: mean, standard error, its Monte Carlo part, share reliable."""
         import pandas as pd
@@ -99,7 +105,8 @@ class EstimatorComparison(Result):
         number = len(next(iter(self.estimates.values())).value)
         return "\n".join(
             [
-                f"log p of {number} data by each method, nats per datum ± Monte Carlo error",
+                f"log p of {counted(number, 'datum')} by each method, nats per datum, "
+                "± one Monte Carlo error",
                 render([self._cells(name) for name in self.estimates], indent="  "),
                 *(f"  {line}" for line in self._verdict()),
             ]
@@ -107,26 +114,43 @@ class EstimatorComparison(Result):
 
     def _cells(self, name: str) -> tuple[str, ...]:
         estimate = self.estimates[name]
-        bound = "≥" if estimate.share_reliable < FEW_RELIABLE else ""
-        drawn = "chains" if estimate.method == "annealed" else "draws"
+        bound = "≥" if name in self.unreliable else ""
+        drawn = "chain" if estimate.method == "annealed" else "draw"
         return (
             name,
             f"{bound}{estimate.mean:.3f} ± {_monte_carlo(estimate):.3f}",
             f"{math.floor(100 * estimate.share_reliable)} % reliable",
-            f"{estimate.num_samples} {drawn}",
+            counted(estimate.num_samples, drawn),
         )
 
     def _verdict(self) -> Iterator[str]:
-        shortfalls, top = self.shortfalls, self.highest
+        shortfalls, top, unreliable = self.shortfalls, self.highest, self.unreliable
         for name, (behind, error) in shortfalls.items():
             yield f"{name} falls short of {top} by {behind:.3f} ± {error:.3f}: a lower bound"
-        agreeing = [name for name in self.estimates if name not in shortfalls]
+        close = [name for name in self.estimates if name not in shortfalls]
+        agreeing = [name for name in close if name not in unreliable]
         if len(agreeing) > 1:
-            pairs = itertools.combinations(agreeing, 2)
-            widest = max((self.difference(*pair) for pair in pairs), key=lambda d: abs(d[0]))
-            yield f"{_listed(agreeing)} agree: {abs(widest[0]):.3f} ± {widest[1]:.3f} at most"
-        if any(e.share_reliable < FEW_RELIABLE for e in self.estimates.values()):
+            yield f"{_listed(agreeing)} agree: {self._widest(agreeing)} at most"
+        if len(close) > len(agreeing) and len(close) > 1:
+            yield from self._without_verdict(close, agreeing)
+        if unreliable:
             yield f"≥: under {FEW_RELIABLE:.0%} reliable, a lower bound in expectation"
+
+    def _without_verdict(self, close: list[str], agreeing: list[str]) -> Iterator[str]:
+        # Estimates that are not reliable may all fall short by the same amount.
+        unreliable = _listed([name for name in close if name not in agreeing])
+        if len(agreeing) > 1:
+            yield f"left out of this agreement, because too few data are reliable: {unreliable}"
+            return
+        yield (
+            f"{_listed(close)} differ by {self._widest(close)} at most, but this agreement cannot "
+            f"be trusted, because too few data are reliable by {unreliable}"
+        )
+
+    def _widest(self, names: list[str]) -> str:
+        pairs = itertools.combinations(names, 2)
+        mean, error = max((self.difference(*pair) for pair in pairs), key=lambda d: abs(d[0]))
+        return f"{abs(mean):.3f} ± {error:.3f}"
 
 
 def cross_check(
@@ -195,4 +219,4 @@ def _monte_carlo(estimate: LogLikelihood) -> float:
 
 
 def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])

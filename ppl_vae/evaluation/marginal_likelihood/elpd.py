@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.installed_arviz import installed_arviz
+
 ElpdData: TypeAlias = Any
 """The class ``ELPDData`` of the installed ArviZ."""
 
@@ -82,12 +84,3 @@ def elpd_data(
     if "kind" in inspect.signature(elpd_class).parameters:
         return elpd_class(kind="loo", **content)
     return elpd_class(**content)
-
-
-def installed_arviz() -> Any:
-    """The module ArviZ, which is imported only when it is used because that is slow."""
-    with warnings.catch_warnings():
-        # ArviZ 0.x announces 1.x, which this module supports, once a day.
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    return arviz

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import ESS_FLOOR, Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     CONSTANT_SPREAD,
     MIN_COUNT,
@@ -18,17 +19,13 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
 )
 
 CURVE = (64, 16, 4, 1)
-"""A convergence curve is computed from the first S/64, S/16, S/4 and S of the draws."""
+"""A convergence curve is computed from the first S/64, S/16, S/4 and S of the draws, without
+repeating a number where S is small."""
 
 
 @dataclass(frozen=True, repr=False)
-class LogLikelihood(Result):
-    """Estimates of log p(x_n), one per datum.
-
-    An estimate is reliable if the interval ``value +- 1.96 standard_error`` is expected to cover
-    log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
-    of all data of the call; the criteria are stated in
-    :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
+class DatumEstimates(Result):
+    """Estimates of log p(x_n), one per datum, with their errors and their reliability.
 
     Attributes:
         value: log of the mean weight, in nats: log p(x_n) up to its error where ``reliable``;
@@ -41,28 +38,6 @@ class LogLikelihood(Result):
             :func:`ppl_vae.evaluation.marginal_likelihood.reliability.k_hat`.
         reliable: whether each estimate is reliable, see
             :func:`ppl_vae.evaluation.marginal_likelihood.reliability.assess_reliability`.
-        num_samples: draws per datum, S; with ``method="annealed"``, chains.
-        method: ``"importance"``, ``"prior"`` or ``"annealed"``; ``"exact"`` if the values were
-            not estimated.
-        refine: optimization steps of each datum's own q before the draws were made from it.
-        execution: whether the estimate was computed eagerly or captured, and why.
-        curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, 4); it
-            increases towards log p in expectation. None for exact values.
-        cells: the number of observed entries of each datum, (N,); None where it is not known.
-        notes: the caveats that the pair attaches to these estimates.
-        tail_index: the k-hats shrunk towards those of data with similar weights; NaN where no
-            tail can be fitted.
-        limit: the largest tail index with which estimates are reliable; it increases in the
-            number of draws and of the data pooled.
-        coverage: the expected coverage of the interval; NaN where it is not known.
-        undersampled_mass: posterior probability of the values of discrete latent variables that
-            the guide is expected to draw fewer than ten times in S, in excess of the guide's own
-            probability; their error is part of ``standard_error``, see
-            :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Undersampled`. None if
-            no variable is discrete.
-        refinable: whether ``refine=`` applies, which it does not to discrete variables.
-        global_error: the Monte Carlo error of :attr:`mean`, in nats, where draws of global latent
-            variables are shared by the data, whose errors are then dependent; else None.
     """
 
     value: Float[Tensor, " N"]
@@ -70,48 +45,12 @@ class LogLikelihood(Result):
     ess: Float[Tensor, " N"]
     k_hat: Float[Tensor, " N"]
     reliable: Bool[Tensor, " N"]
-    num_samples: int
-    method: str
-    refine: int
-    execution: str = ""
-    curve: Float[Tensor, "N C"] | None = None
-    cells: Float[Tensor, " N"] | None = None
-    notes: tuple[str, ...] = ()
-    tail_index: Float[Tensor, " N"] | None = None
-    limit: Float[Tensor, " N"] | None = None
-    coverage: Float[Tensor, " N"] | None = None
-    undersampled_mass: Float[Tensor, " N"] | None = None
-    refinable: bool = True
-    global_error: float | None = None
-
-    def shifted(self, nats: Float[Tensor, " N"]) -> Self:
-        """The estimates in other units of the data, which add ``nats`` to each log density."""
-        curve = None if self.curve is None else self.curve + nats[:, None]
-        return replace(self, value=self.value + nats, curve=curve)
 
     def first(self, number: int) -> Self:
         """The estimates of the first ``number`` data."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         columns = {name: v[:number] for name, v in found.items() if isinstance(v, Tensor)}
         return replace(self, **columns)
-
-    @property
-    def convergence(self) -> tuple[tuple[int, float], ...]:
-        """Pairs of a number of draws and the mean estimate from them; empty without a curve."""
-        if self.curve is None:
-            return ()
-        return tuple(zip(curve_draws(self.num_samples), self.curve.mean(0).tolist(), strict=True))
-
-    @property
-    def bits_per_dimension(self) -> float:
-        """-log2 p of all data over the number of their observed cells: less is better.
-
-        Raises:
-            ValueError: if it is not known how many cells there were.
-        """
-        if self.cells is None:
-            raise ValueError("it is not known how many cells the data had; cells= is missing")
-        return -float(self.value.sum() / self.cells.sum()) / math.log(2)
 
     @property
     def mean(self) -> float:
@@ -123,37 +62,122 @@ class LogLikelihood(Result):
         """Standard error of :attr:`mean` as an estimate for the population of the data.
 
         It is the standard deviation over data / sqrt(N), which includes the Monte Carlo error of
-        independent draws. Where draws of global latent variables are shared by all data,
-        :attr:`global_error` is added, as a second variance.
+        independent draws. The error of draws of global latent variables, which all data share, is
+        added as a second variance.
         """
         if len(self.value) < 2:
             return float(self.standard_error.mean())
-        return math.hypot(mean_and_error(self.value)[1], self.global_error or 0.0)
+        return math.hypot(mean_and_error(self.value)[1], self._shared_error())
+
+    def _shared_error(self) -> float:
+        # The Monte Carlo error of the mean that all data share.
+        return 0.0
 
     @property
     def share_reliable(self) -> float:
         """The share of the data whose estimate is reliable."""
         return float(self.reliable.double().mean())
 
+
+@dataclass(frozen=True, repr=False)
+class LogLikelihood(DatumEstimates):
+    """Estimates of log p(x_n), one per datum.
+
+    An estimate is reliable if the interval ``value ± 1.96 standard_error`` is expected to cover
+    log p(x_n) with a probability of at least 90 %. The assessment of each datum uses the weights
+    of all data of the call; the criteria are stated in
+    :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
+
+    Attributes:
+        value, standard_error, ess, k_hat, reliable: as in :class:`DatumEstimates`.
+        num_samples: draws per datum, S; with ``method="annealed"``, chains.
+        method: ``"importance"``, ``"prior"`` or ``"annealed"``; ``"exact"`` if the values were
+            not estimated.
+        refine: optimization steps of each datum's own q before the draws were made from it.
+        execution: whether the estimate was computed eagerly or captured, and why.
+        curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, C)
+            with C = 4, or less where S is too small for four different numbers; it increases
+            towards log p in expectation. None for exact values.
+        cells: the number of observed entries of each datum, (N,); None where it is not known.
+        notes: the caveats that the pair attaches to these estimates.
+        tail_index: the k-hats shrunk towards those of data with similar weights; NaN where no
+            tail can be fitted.
+        limit: the largest tail index with which estimates are reliable; it increases in the
+            number of draws and of the data pooled.
+        pool_size: the effective number of data over which each tail index is pooled, which
+            ``limit`` depends on.
+        coverage: the expected coverage of the interval; NaN where the estimate is not reliable,
+            since it is not known there.
+        undersampled_mass: posterior probability of the values of discrete latent variables that
+            the guide is expected to draw fewer than ten times in S, in excess of the guide's own
+            probability; their error is part of ``standard_error``, see
+            :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Undersampled`. None if
+            no variable is discrete.
+        refinable: whether ``refine=`` applies, which it does not to discrete variables.
+        global_error: the Monte Carlo error of :attr:`mean`, in nats, where draws of global latent
+            variables are shared by the data, whose errors are then dependent; else None.
+    """
+
+    num_samples: int
+    method: str
+    refine: int
+    execution: str = ""
+    curve: Float[Tensor, "N C"] | None = None
+    cells: Float[Tensor, " N"] | None = None
+    notes: tuple[str, ...] = ()
+    tail_index: Float[Tensor, " N"] | None = None
+    limit: Float[Tensor, " N"] | None = None
+    pool_size: Float[Tensor, " N"] | None = None
+    coverage: Float[Tensor, " N"] | None = None
+    undersampled_mass: Float[Tensor, " N"] | None = None
+    refinable: bool = True
+    global_error: float | None = None
+
+    def _shared_error(self) -> float:
+        return self.global_error or 0.0
+
+    def shifted(self, nats: Float[Tensor, " N"]) -> Self:
+        """The estimates in other units of the data, which add ``nats`` to each log density."""
+        curve = None if self.curve is None else self.curve + nats[:, None]
+        return replace(self, value=self.value + nats, curve=curve)
+
+    @property
+    def convergence(self) -> tuple[tuple[int, float], ...]:
+        """Pairs of a number of draws and the mean estimate from them; empty without a curve."""
+        if self.curve is None:
+            return ()
+        return tuple(zip(curve_draws(self.num_samples), self.curve.mean(0).tolist(), strict=True))
+
+    @property
+    def bits_per_dimension(self) -> float:
+        """-log2 p of all data over the number of their observed cells; less is better.
+
+        Raises:
+            ValueError: if it is not known how many cells there were.
+        """
+        if self.cells is None:
+            raise ValueError("it is not known how many cells the data had; cells= is missing")
+        return -float(self.value.sum() / self.cells.sum()) / math.log(2)
+
     @property
     def expected_coverage(self) -> float:
-        """The mean of :attr:`coverage` over the data for which it is known; NaN if there are
-        none."""
+        """The mean of :attr:`coverage` over the reliable data; NaN if there are none."""
         return math.nan if self.coverage is None else float(self.coverage.nanmean())
 
     def __repr__(self) -> str:
         num_data, good = len(self.value), int(self.reliable.sum())
         if good == num_data:
-            verdict = f"reliable for all {num_data} data"
+            verdict = f"reliable for {'all ' if num_data > 1 else ''}{counted(num_data, 'datum')}"
         else:
             verdict = (
-                f"NOT reliable for {num_data - good} of {num_data} data, for which it is a lower "
-                "bound in expectation"
+                f"NOT reliable for {num_data - good} of {counted(num_data, 'datum')}, for which "
+                "it is a lower bound in expectation"
             )
         lines = [
             f"log-likelihood: {verdict}",
-            f"  {self.mean:.3f} +- {self.mean_error:.3f} nats per datum{self._bits()} "
-            f"({self.method}, {self.num_samples} draws, refine={self.refine})",
+            f"  {self.mean:.3f} ± {self.mean_error:.3f} nats per datum (± one standard error)"
+            f"{self._bits()}",
+            f"  by {self._settings()}",
         ]
         if fewer := self.convergence[:-1]:
             means = ", ".join(f"{mean:.3f} with {number}" for number, mean in fewer)
@@ -162,12 +186,21 @@ class LogLikelihood(Result):
         comments = *self._coverage(), *notes, *self._reasons_and_advice()
         return "\n".join([*lines, *(f"  {line}" for line in comments)])
 
+    def _settings(self) -> str:
+        if self.method == "exact":
+            return "a closed form"
+        drawn = counted(self.num_samples, "chain" if self.method == "annealed" else "draw")
+        return f"{self.method}, {drawn}, refine={self.refine}"
+
     def _bits(self) -> str:
         return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits per dimension"
 
     def _coverage(self) -> Iterator[str]:
         if not math.isnan(covered := self.expected_coverage):
-            yield f"95 % intervals (1.96 standard errors) are expected to cover {covered:.0%}"
+            intervals = "95 % intervals (1.96 standard errors)"
+            if not bool(self.reliable.all()):
+                intervals += " of the reliable estimates"
+            yield f"{intervals} are expected to cover {covered:.0%}"
 
     def _reasons_and_advice(self) -> Iterator[str]:
         if bool(self.reliable.all()):
@@ -189,7 +222,8 @@ class LogLikelihood(Result):
     def _reasons(self) -> Iterator[str]:
         """The reasons why estimates are unreliable; for each datum the first that applies."""
         if self.num_samples < MIN_DRAWS:
-            yield f"{self.num_samples} draws are too few to assess it; use at least {MIN_DRAWS}"
+            number = self.num_samples
+            yield f"too few draws were made to assess it, {number}; use at least {MIN_DRAWS}"
             return
         left = ~self.reliable
         mass = self.undersampled_mass
@@ -202,22 +236,28 @@ class LogLikelihood(Result):
         if self.tail_index is not None and self.limit is not None:
             heavy = left & (self.tail_index > self.limit)
             if bool(heavy.any()):
-                yield self._heavy(self.tail_index[heavy], self.limit[heavy]) + _of(heavy)
+                yield self._heavy(heavy) + _of(heavy)
             left = left & ~heavy
         if bool((few := left & ~(self.ess >= ESS_FLOOR)).any()):
             yield f"fewer than {ESS_FLOOR:.0f} of their draws are effective{_of(few)}"
         if bool((others := left & (self.ess >= ESS_FLOOR)).any()):
             yield f"a few draws decide the mean weight of data like them{_of(others)}"
 
-    def _heavy(self, index: Float[Tensor, " M"], limit: Float[Tensor, " M"]) -> str:
-        high, allowed = float(index.median()), float(limit.median())
-        text = f"the pooled tail index {high:.2f} is above {allowed:.2f}"
-        return text + (": the weights' variance is not finite" if high > 0.5 else "")
+    def _heavy(self, which: Bool[Tensor, " N"]) -> str:
+        medians = (
+            math.nan if values is None else float(values[which].median())
+            for values in (self.tail_index, self.limit, self.pool_size)
+        )
+        index, limit, pooled = medians
+        text = f"the tail index {index:.2f} of their weights is above {limit:.2f}, the limit"
+        if not math.isnan(pooled):
+            text += f" when it is pooled over {counted(round(pooled), 'datum')}"
+        return text + ("; the weights' variance is not finite" if index > 0.5 else "")
 
 
 def curve_draws(num_samples: int) -> tuple[int, ...]:
-    """The number of draws from which each point of a convergence curve is computed."""
-    return tuple(max(1, num_samples // part) for part in CURVE)
+    """The number of draws from which each point of a convergence curve is computed, ascending."""
+    return tuple(sorted({max(1, num_samples // part) for part in CURVE}))
 
 
 def log_mean_weights(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, "N C"]:
@@ -244,4 +284,4 @@ def exact_result(value: Float[Tensor, " N"]) -> LogLikelihood:
 
 
 def _of(which: Bool[Tensor, " N"]) -> str:
-    return f" (for {int(which.sum())} data)"
+    return f" (for {counted(int(which.sum()), 'datum')})"

@@ -80,8 +80,8 @@ def log_likelihood(
             posterior (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`), for posteriors
             that no guide approximates well.
         refine: the number of steps for which a copy of the guide's Gaussian is first optimized
-            for every datum (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`).
-            The guide itself is left unchanged.
+            for every datum by Adam, with a learning rate that falls to zero along a cosine. The
+            guide itself is left unchanged.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         annealing: the settings of the chains; by default ``Annealing()``.
         mask: True where x is observed; NaN in x has the same meaning.
@@ -97,7 +97,7 @@ def log_likelihood(
         ValueError: if data or arguments are invalid; if :func:`ppl_vae.core.traces.check_pair`
             rejects the pair; with a flat prior, or a guide that is a point mass (those of an
             autoencoder); or if chains cannot move a site
-            (:class:`ppl_vae.evaluation.marginal_likelihood.annealing_path.AnnealingPath`).
+            (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`).
     """
     proposal = _proposal(model, guide, method, refine, covariance)
     if annealing is not None and method != "annealed":
@@ -195,6 +195,7 @@ def combine(
         notes=() if diagnostics is None else diagnostics.notes,
         tail_index=reliability.tail_index,
         limit=reliability.limit,
+        pool_size=reliability.pool_size,
         coverage=reliability.coverage,
         undersampled_mass=None if undersampled is None else undersampled.mass,
         refinable=diagnostics is None or diagnostics.refinable,

@@ -22,6 +22,8 @@ from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
 from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, PairFunction
 
+LEARNING_RATE = 0.1
+"""The initial learning rate, in standard deviations of the initial q."""
 STEPS_AT_ONCE = 4
 """The number of optimization steps that are compiled together."""
 
@@ -36,7 +38,6 @@ class LocalVI:
         covariance: the family, see
             :func:`ppl_vae.evaluation.local_guides.parametrization.make_local_guide`.
         num_samples: draws per datum and step.
-        lr: the initial learning rate, in standard deviations of the initial q.
         runner: decides between eager and compiled execution.
         precision: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
     """
@@ -47,12 +48,11 @@ class LocalVI:
         steps: int,
         covariance: str,
         num_samples: int = 8,
-        lr: float = 0.1,
         runner: BlockRunner | None = None,
         precision: str = "float32",
     ) -> None:
         self.covariance, self.num_samples = covariance, num_samples
-        self.rates = cosine_rates(lr, steps)
+        self.rates = cosine_rates(LEARNING_RATE, steps)
         self.runner, self.precision = runner or BlockRunner(False, 1), precision
         self._compiled: dict[Any, CompiledFunction] = {}
 

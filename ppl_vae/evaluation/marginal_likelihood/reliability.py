@@ -4,7 +4,7 @@
 cover log p(x_n) with a probability of at least 90 %, which is so if either
 
 * the Pareto tail index of the weights, pooled over data, is at most
-  :func:`~ppl_vae.evaluation.marginal_likelihood.coverage.largest_tail_index`; or
+  the calibrated limit (``largest_tail_index`` in ``coverage.py``); or
 * the weights hardly vary: the effective sample size is at least 95 % of the draws; or
 * the weights take few values (discrete latent variables), each of which was drawn often;
 
@@ -66,7 +66,7 @@ class WeightSummary(NamedTuple):
 
     Attributes:
         value: log of the mean weight, in nats.
-        ess: the effective sample size, see :func:`effective_sample_size`.
+        ess: the effective sample size, see :func:`ppl_vae.evaluation.effective_sample_size`.
         k_hat: the Pareto tail index, see :func:`k_hat`.
         tied: whether the largest weights have few distinct values, as with discrete variables.
         rare_variance: the part of the weights' relative variance that comes from values drawn
@@ -97,13 +97,16 @@ class Reliability(NamedTuple):
         standard_error: the standard error of the log of the mean weight, in nats.
         tail_index: the tail index pooled over data; NaN where no tail could be fitted.
         limit: the largest tail index with which estimates are reliable.
-        coverage: the expected coverage of ``value +- 1.96 standard_error``; NaN if not known.
+        pool_size: the effective number of data that the tail index is pooled over.
+        coverage: the expected coverage of ``value ± 1.96 standard_error``; NaN where the
+            estimate is not reliable, since it is not known there.
         reliable: whether the estimate is reliable.
     """
 
     standard_error: Float[Tensor, " N"]
     tail_index: Float[Tensor, " N"]
     limit: Float[Tensor, " N"]
+    pool_size: Float[Tensor, " N"]
     coverage: Float[Tensor, " N"]
     reliable: Bool[Tensor, " N"]
 
@@ -246,14 +249,14 @@ def assess_reliability(
         reliable = nearly_constant & (summary.k_hat == 0) & (num_samples > 1)
     else:
         reliable = reliable & (torch.minimum(summary.ess, ess) >= ESS_FLOOR)
-    known = pools.tail_index.isfinite() & ~summary.tied
     if undersampled_error is not None:
         error = error.hypot(undersampled_error)
-        well_sampled = undersampled_error <= MAX_UNDERSAMPLED_ERROR
-        reliable, known = reliable & well_sampled, known & well_sampled
+        reliable = reliable & (undersampled_error <= MAX_UNDERSAMPLED_ERROR)
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
-    coverage = coverage.where(reliable | known, torch.nan)
-    return Reliability(error, pools.tail_index, limit, coverage, reliable)
+    # In one dimension all very narrow guides have weights with nearly the same distribution,
+    # whatever their width, while the coverage falls to zero: the tail does not determine it.
+    coverage = coverage.where(reliable, torch.nan)
+    return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 
 
 def _coverage(

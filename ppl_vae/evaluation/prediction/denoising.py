@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.data.image_grid import ImageGrid
@@ -39,11 +40,6 @@ class Denoising(Result):
     noisy: Float[Tensor, "N D"]
     denoised: Float[Tensor, "M N D"]
 
-    @property
-    def best(self) -> str:
-        """The name of the denoiser with the smallest mean error."""
-        return self.names[int(self.error.mean(1).argmin())]
-
     def difference(self, name: str, other: str) -> tuple[float, float]:
         """The mean error of one denoiser minus that of another, and its paired standard error.
 
@@ -55,6 +51,11 @@ class Denoising(Result):
                 raise KeyError(f"no denoiser is called {each!r}; the names are {self.names}")
         values = self.error[self.names.index(name)] - self.error[self.names.index(other)]
         return mean_and_error(values)
+
+    @property
+    def best(self) -> str:
+        """The name of the denoiser with the smallest mean error."""
+        return self.names[int(self.error.mean(1).argmin())]
 
     def image_grid(
         self, rows: Sequence[int], image_shape: tuple[int, int] | None = None
@@ -76,10 +77,10 @@ class Denoising(Result):
         return pd.DataFrame(self.error.T.numpy(), columns=pd.Index(self.names, name="denoiser"))
 
     def __repr__(self) -> str:
-        number, width = self.clean.shape
+        rows, columns = map(counted, self.clean.shape, ("row", "column"))
         head = (
-            f"{number} rows of {width} columns; |x - denoised|^2 per row, in squared units of x, "
-            "± standard error; paired differences to the smallest"
+            f"{rows} of {columns}; |x - denoised|^2 per row, in "
+            "squared units of x, ± one standard error; paired differences to the smallest"
         )
         return "\n".join([head, render([self._cells(name) for name in self.names])])
 
@@ -105,7 +106,8 @@ def compare_denoisers(
         denoisers: by name, functions from noisy rows to denoised ones, such as
             ``autoencoder.reconstruct`` or the posterior mean ``ppca.reconstruct``.
         x: clean rows to which no denoiser was fitted, (N, D).
-        noise: a function from rows to noisy rows, such as :class:`~ppl_vae.GaussianNoise`.
+        noise: a function from rows to noisy rows, such as
+            :class:`~ppl_vae.networks.GaussianNoise`.
         seed: seed of the noise.
 
     Raises:

@@ -66,9 +66,8 @@ def impute(
         num_samples: draws of z per row with missing values, S.
         draws: number of joint draws of the missing values of each row: z is resampled by its
             weights (from S values), and x given z is drawn for each.
-        refine: number of optimisation steps for a copy of the guide's Gaussian for each row
-            (:class:`ppl_vae.evaluation.marginal_likelihood.local_vi.LocalVI`). The guide itself
-            is not changed.
+        refine: number of optimisation steps for a copy of the guide's Gaussian for each row,
+            as in :func:`ppl_vae.log_likelihood`. The guide itself is not changed.
         covariance: the family of the refined Gaussian; by default ``"full"``.
         mask: True where x is observed.
         seed: seed of the draws.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
@@ -45,7 +46,7 @@ class PairedDifference(Result):
 
     @classmethod
     def of(cls, differences: Float[Tensor, " S"]) -> "PairedDifference":
-        """mean +- t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
+        """mean ± t_{S-1} sd / sqrt(S), with t the 97.5 % quantile of Student's distribution."""
         from scipy import stats
 
         mean, error = mean_and_error(differences)
@@ -129,9 +130,10 @@ class LabelEfficiency(Result):
 
     def __repr__(self) -> str:
         head = (
-            f"{len(self.seeds)} draws of {self.num_labels} labels of {self.num_classes} classes, "
-            f"scored on {self.num_test} held-out rows; ± standard deviation over draws; paired "
-            f"differences to the network from scratch, with {CONFIDENCE_LEVEL:.0%} intervals"
+            f"{counted(len(self.seeds), 'draw')} of {counted(self.num_labels, 'label')} of "
+            f"{self.num_classes} classes, scored on {counted(self.num_test, 'held-out row')}; "
+            "± one standard deviation over draws; paired differences to the network from scratch, "
+            f"with {CONFIDENCE_LEVEL:.0%} intervals"
         )
         titles = ("", "accuracy, %", "log loss, nats per datum", "accuracy, points", "log loss")
         lines = [head, render([*map(self._cells, self.methods)], titles), self.verdict]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.core.results import CONDITIONAL, Result
+from ppl_vae.core.text import counted, short_number
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.row_blocks import RowBlocks
@@ -65,8 +66,8 @@ class MaskedCV(Result):
     def __repr__(self) -> str:
         titles = ("noise", "K", "nats per value", "RMSE", "within 1.96 sd", "")
         lines = [
-            f"{self.num_masked} observed values, masked and predicted from the rest of their "
-            "rows:",
+            f"{counted(self.num_masked, 'observed value')}, masked and predicted from the rest of "
+            "their rows:",
             render([*map(self._cells, range(len(self.noise)))], titles, indent="  "),
             f"  ({CONDITIONAL})",
         ]
@@ -76,8 +77,8 @@ class MaskedCV(Result):
         return (
             self.noise[place],
             str(self.latent_dim[place]),
-            f"{self.log_density[place]:.3f}",
-            f"{self.rmse[place]:.3f}",
+            short_number(float(self.log_density[place])),
+            short_number(float(self.rmse[place])),
             f"{self.coverage[place]:.1%}",
             "<- best" if place == self.best else "",
         )
@@ -201,9 +202,9 @@ def _not_validated(x: Tensor, observed: Bool[Tensor, "N D"], latent_dim: int) ->
     if number := int(cells.sum()):
         columns = cells.any(0).nonzero().flatten().tolist()
         yield (
-            f"{number} missing values, in {len(columns)} columns, depend on covariances that the "
-            f"observed values do not determine at K = {latent_dim}; the scores do not apply to "
-            "them"
+            f"the observed values do not determine the covariances that {number} of the missing "
+            f"values, in {counted(len(columns), 'column')}, depend on at K = {latent_dim}; the "
+            "scores do not apply to these"
         )
 
 

@@ -131,9 +131,7 @@ def reconstruct(
     """The mean of x given the mean of q(z | x) of each row, also for missing values.
 
     Args:
-        model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data set, (N, D).
-        mask: True where x is observed; NaN in x is equivalent.
+        model, guide, x, mask: as for :func:`latent_means`.
 
     Raises:
         NotImplementedError: if the distribution of a site has no mean in closed form.

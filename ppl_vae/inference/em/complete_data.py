@@ -63,7 +63,7 @@ class CompleteDataEM(EMState):
         diagonal = self.family == "diagonal"
         self.stalls_in_rotation = diagonal and problem.prior_update == "fixed"
         loadings = loadings if diagonal else rotate_if_collinear(loadings, variance)
-        self.loadings, self.loc, self.variance = loadings, self.covariance.mean, variance
+        self.parameters = Parameters(loadings, self.covariance.mean, variance)
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1]).to(loadings)
         precision = loadings.mT @ weighted + self.prior
@@ -91,7 +91,8 @@ class CompleteDataEM(EMState):
 
     def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means over rows of r^2 and of w_d' V w_d."""
-        residual_variance = (self.loadings * (self.loadings @ self.posterior_covariance)).sum(1)
+        loadings = self.parameters.loadings
+        residual_variance = (loadings * (loadings @ self.posterior_covariance)).sum(1)
         return self.squared_residual, residual_variance
 
     def covariance_factor(self) -> Float[Tensor, "R D"]:
@@ -100,7 +101,8 @@ class CompleteDataEM(EMState):
 
     def leading_eigenpairs(self) -> LeadingEigenpairs:
         """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S the sample covariance."""
-        return self.covariance.leading(self.loadings.shape[1], self.variance.sqrt())
+        loadings, _, variance = self.parameters
+        return self.covariance.leading(loadings.shape[1], variance.sqrt())
 
     def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regression of x on z, and the update of z's prior."""
@@ -108,12 +110,13 @@ class CompleteDataEM(EMState):
         change = torch.cholesky_solve(self.residual_cross.mT, cholesky).mT
         squares = self._expected_squares(change)
         variance = self.noise.variance(squares, torch.ones_like(squares))
-        loadings, prior = self.loadings + change, self.prior
+        loadings, prior = self.parameters.loadings + change, self.prior
         if self.problem.prior_update != "fixed":
             prior, loadings = self.second_moment, loadings @ cholesky
         if self.problem.prior_update == "rotate":
             loadings = rotate_to_principal_axes(loadings, variance)
-        return self._bound(squares, variance, prior), (loadings, self.loc, variance)
+        parameters = Parameters(loadings, self.parameters.loc, variance)
+        return self._bound(squares, variance, prior), parameters
 
     def _expected_squares(self, change: Float[Tensor, "D K"]) -> Float[Tensor, " D"]:
         # The means of (x - mu - (W + change) z)^2, for a change of zero or that of the M-step.

@@ -124,7 +124,7 @@ def _completed_rows(
     posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
     centred = torch.where(block.observed, centred, posterior.mean @ loadings.mT)
     counts = patterns.sum_by_pattern(torch.ones_like(posterior.mean[:, :1]))
-    factors = posterior.tril * counts[..., None].sqrt()
+    factors = posterior.covariances.tril * counts[..., None].sqrt()
     latent_factors = (factors.mT @ loadings.mT) * (1 - patterns.observed)[:, None]
     num_missing = (~block.observed).sum(0).to(loc)
     return _CompletedRows(centred, latent_factors.reshape(-1, len(loc)), num_missing)

@@ -2,7 +2,7 @@
 
 All EM variants are one coordinate ascent on E_q[log p(x, z)] + H[q], with one Gaussian q of a
 given family per datum. Complete data enter through their sample covariance alone
-(:mod:`ppl_vae.inference.em.complete_data`); data with missing values are read in each iteration,
+(``complete_data.py``); data with missing values are read in each iteration,
 block by block (:mod:`ppl_vae.inference.em.missing_data`).
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
@@ -267,8 +268,9 @@ def _fit(
         fits.append(fit)
     state, result = best_of_starts(fits)
     ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
-    scale, unit = noise.scale(state.variance), blocks.unit
-    ppca.assign(loadings=state.loadings * unit, loc=state.loc * unit, noise_scale=scale * unit)
+    (loadings, loc, variance), unit = state.parameters, blocks.unit
+    scale = noise.scale(variance)
+    ppca.assign(loadings=loadings * unit, loc=loc * unit, noise_scale=scale * unit)
     return result.shifted(_log_jacobian(columns, unit), 0.0)
 
 
@@ -307,8 +309,8 @@ def _initial(
     if not bool(far.any()):
         return loadings, loc, variance, ()
     note = (
-        f"the initial mean of {int(far.sum())} columns was far from any data and was set to the "
-        "mean of the data"
+        f"the initial mean of {counted(int(far.sum()), 'column')} was far from any data and was "
+        "set to the mean of the data"
     )
     return loadings, torch.where(far, columns.mean, loc), variance, (note,)
 

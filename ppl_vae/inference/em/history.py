@@ -1,5 +1,6 @@
 """The objective along the iterations of a coordinate ascent, and the stopping rule."""
 
+import math
 import time
 
 import torch
@@ -47,8 +48,7 @@ class EMHistory:
     ) -> str:
         """The reason to stop after this iteration; an empty string to continue.
 
-        If gains g_t shrink by a constant ratio r, the gains still to come sum to
-        g_t r / (1 - r).
+        The gains still to come are extrapolated by :func:`remaining_gain`.
 
         Args:
             tol: the gain that may remain, in nats per datum.
@@ -60,11 +60,9 @@ class EMHistory:
             return iteration_limit(max_iterations)
         if self.iterations - since < 3:
             return ""
-        first, second, third = self.bounds[-5], self.bounds[-3], self.bounds[-1]
-        gain, ratio = third - second, (third - second) / max(second - first, 1e-300)
-        if abs(gain) <= rounding:
+        if abs(self.last_gain) <= rounding:
             return WITHIN_ROUNDING
-        if gain >= 0 and ratio < 1 and gain * ratio / (1 - ratio) < tol:
+        if remaining_gain(self.bounds[-5::2]) < tol:
             return f"converged: under {tol:g} nats per datum to gain"
         return ""
 
@@ -102,3 +100,16 @@ class EMHistory:
 def iteration_limit(max_iterations: int) -> str:
     """The reason of a fit that stopped at its largest number of iterations."""
     return f"after max_iterations={max_iterations}"
+
+
+def remaining_gain(bounds: list[float]) -> float:
+    """The gain still to come, extrapolated from the last three of an ascending sequence.
+
+    If gains g_t shrink by a constant ratio r, the gains still to come sum to g_t r / (1 - r). It
+    is infinite if gains do not shrink, or with fewer than three bounds.
+    """
+    if len(bounds) < 3:
+        return math.inf
+    first, second, third = bounds[-3:]
+    gain, ratio = third - second, (third - second) / max(second - first, 1e-300)
+    return gain * ratio / (1 - ratio) if gain >= 0 and ratio < 1 else math.inf

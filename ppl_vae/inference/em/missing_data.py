@@ -4,7 +4,7 @@ This is where missing values enter EM. The E-step conditions each row on its obs
 q_n = N(m_n, V_n), with m_n the posterior mean and V_n the covariance, of a given family, that is
 closest to the posterior's. For EM and PX-EM it is the posterior's, for variational EM it is not.
 The M-step regresses each column on (z, 1) over the rows in which the column is observed. It needs
-sums over rows alone (:class:`ExpectedStatistics`), so that blocks of rows add up. All of these but
+sums over rows alone (``ExpectedStatistics``), so that blocks of rows add up. All of these but
 the residuals are one matrix product with the patterns of missing values.
 
 The regression is of the residuals at the current parameters, r_n = x_n - mu - W m_n, and returns
@@ -34,6 +34,7 @@ from ppl_vae.models.linear_gaussian import (
     LOG_2PI,
     LatentPosterior,
     MissingnessPatterns,
+    PatternCovariances,
     from_tril_vec,
     outer_tril,
     tril_vec,
@@ -69,6 +70,10 @@ class ExpectedStatistics:
     scalars: Float[Tensor, " 3"]
     rotation: Float[Tensor, "3 K K"]
 
+    def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
+        pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
+        return ExpectedStatistics(*(mine + its for mine, its in pairs))
+
     @classmethod
     def of(
         cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
@@ -82,7 +87,7 @@ class ExpectedStatistics:
         posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(posterior.mean[:, :1])
         counts = patterns.sum_by_pattern(one)
-        covariance, half_log_det, kl = _best_covariance(posterior, family)
+        covariance, half_log_det, kl = _best_covariance(posterior.covariances, family)
         covariances = tril_vec(covariance) * counts
         mean_outer = patterns.sum_by_pattern(outer_tril(posterior.mean, posterior.mean))
         means = patterns.sum_by_pattern(posterior.mean)
@@ -94,12 +99,10 @@ class ExpectedStatistics:
             residual=posterior.residual.mT @ torch.cat([posterior.mean, one], 1),
             squares=posterior.residual.square().sum(0),
             scalars=torch.cat([posterior.log_likelihood().sum().reshape(1), totals]),
-            rotation=_rotation_sums(posterior.precision, counts * (family == "diagonal")),
+            rotation=_rotation_sums(
+                posterior.covariances.precision, counts * (family == "diagonal")
+            ),
         )
-
-    def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
-        pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
-        return ExpectedStatistics(*(mine + its for mine, its in pairs))
 
 
 class LatentMoments(NamedTuple):
@@ -130,16 +133,16 @@ class LatentMoments(NamedTuple):
         )
 
 
-def _best_covariance(posterior: LatentPosterior, family: str) -> tuple[Tensor, Tensor, Tensor]:
+def _best_covariance(exact: PatternCovariances, family: str) -> tuple[Tensor, Tensor, Tensor]:
     # V, 1/2 log det V and KL(q || p(z | x)) of each pattern.
     if family == "full":
-        half_log_det = posterior.half_log_det
-        return posterior.tril @ posterior.tril.mT, half_log_det, torch.zeros_like(half_log_det)
-    covariance = projected_covariance(posterior.precision, family)
+        no_kl = torch.zeros_like(exact.half_log_det)
+        return exact.tril @ exact.tril.mT, exact.half_log_det, no_kl
+    covariance = projected_covariance(exact.precision, family)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     half_log_det = variances.log().sum(-1) / 2
-    trace = (posterior.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
-    kl = posterior.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
+    trace = (exact.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
+    kl = exact.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
     return covariance, half_log_det, kl
 
 
@@ -224,7 +227,7 @@ class MissingDataEM(EMState):
         self.needs_refinement = problem.family == "diagonal"
         self.stalls_in_rotation = self.needs_refinement and problem.prior_update == "fixed"
         loadings = loadings if self.needs_refinement else rotate_if_collinear(loadings, variance)
-        self.loadings, self.loc, self.variance = loadings, loc, variance
+        self.parameters = Parameters(loadings, loc, variance)
         self.statistics, self.num_rows = self._statistics(), problem.columns.rows
         statistics = self.statistics
         if int(statistics.overall[-1]) != self.num_rows:
@@ -240,15 +243,14 @@ class MissingDataEM(EMState):
         self.rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
 
     def _statistics(self) -> ExpectedStatistics:
-        data_dim, latent_dim = self.loadings.shape
+        data_dim, latent_dim = self.parameters.loadings.shape
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
             try:
-                part = ExpectedStatistics.of(
-                    block, self.loadings, self.loc, self.variance, self.problem.family
-                )
+                part = ExpectedStatistics.of(block, *self.parameters, self.problem.family)
             except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-                largest, least = self.loadings.abs().max(), self.variance.min().sqrt()
+                largest = self.parameters.loadings.abs().max()
+                least = self.parameters.variance.min().sqrt()
                 raise ValueError(
                     "the loadings are too large relative to the noise for float64 (the largest "
                     f"loading is {float(largest):.3g}, the smallest noise scale "
@@ -264,20 +266,19 @@ class MissingDataEM(EMState):
 
     def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means of r^2 and of w_d' V w_d over the rows in which the column is observed."""
-        moments = LatentMoments.unpack(self.statistics.by_column, self.loadings.shape[1])
-        latent = (moments.covariance @ self.loadings[..., None])[..., 0]  # sum V w_d
-        residual_variance = (self.loadings * latent).sum(1) / moments.num_rows
+        loadings = self.parameters.loadings
+        moments = LatentMoments.unpack(self.statistics.by_column, loadings.shape[1])
+        latent = (moments.covariance @ loadings[..., None])[..., 0]  # sum V w_d
+        residual_variance = (loadings * latent).sum(1) / moments.num_rows
         return self.statistics.squares / moments.num_rows, residual_variance
 
     def covariance_factor(self) -> Float[Tensor, "R D"]:
         """F, with F'F the expected covariance of the completed data."""
-        parameters = self.loadings, self.loc, self.variance
-        return expected_covariance_factor(self.problem.blocks, parameters)
+        return expected_covariance_factor(self.problem.blocks, self.parameters)
 
     def leading_eigenpairs(self) -> LeadingEigenpairs:
         """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S that covariance."""
-        parameters = self.loadings, self.loc, self.variance
-        return expected_leading_eigenpairs(self.problem.blocks, parameters)
+        return expected_leading_eigenpairs(self.problem.blocks, self.parameters)
 
     def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regressions, and the update of z's prior.
@@ -285,11 +286,12 @@ class MissingDataEM(EMState):
         Raises:
             ValueError: if the noise has vanished: the likelihood has no maximum.
         """
-        fit = MStepRegression.of(self.statistics, self.loadings, self.loc)
+        latent_dim = self.parameters.loadings.shape[1]
+        fit = MStepRegression.of(self.statistics, self.parameters.loadings, self.parameters.loc)
         variance = self.noise.variance(fit.squares, fit.counts)
         self._check_noise(variance)
         overall = self.statistics.overall / self.num_rows
-        moments = LatentMoments.unpack(overall, self.loadings.shape[1])
+        moments = LatentMoments.unpack(overall, latent_dim)
         second_moment = moments.covariance + moments.mean_outer
         loadings, loc, prior = fit.loadings, fit.loc, None
         if self.problem.prior_update != "fixed":
@@ -299,7 +301,7 @@ class MissingDataEM(EMState):
             loc = loc + loadings @ moments.mean
             loadings = loadings @ torch.linalg.cholesky(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
-        return bound, (loadings, loc, variance)
+        return bound, Parameters(loadings, loc, variance)
 
     def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
         """For rotating variational EM, W rotated by a Newton step in every plane at once.
@@ -311,19 +313,21 @@ class MissingDataEM(EMState):
         """
         if self.problem.prior_update != "rotate":
             return super().accelerated_proposal(parameters)
-        loadings, loc, variance = parameters
         share, ratio, square = self.statistics.rotation
         slope = 2 * (share - share.mT)
         curvature = 2 * (ratio + ratio.mT - 2 * self.num_rows) - 4 * (square + square.mT)
         angle = -slope / curvature.abs().clamp(min=1e-9 * self.num_rows)
         rotation = torch.linalg.matrix_exp(angle.clamp(-MAX_ANGLE, MAX_ANGLE).mT)
-        return loadings @ rotation, loc, variance
+        return parameters._replace(loadings=parameters.loadings @ rotation)
 
     def _check_noise(self, variance: Tensor) -> None:
-        typical = self.problem.columns.variance.mean()
+        typical, latent_dim = (
+            self.problem.columns.variance.mean(),
+            self.parameters.loadings.shape[1],
+        )
         if not bool((variance > NEGLIGIBLE_NOISE * typical).all()):
             raise ValueError(
-                f"latent_dim={self.loadings.shape[1]} leaves no noise, or too little for float64 "
+                f"latent_dim={latent_dim} leaves no noise, or too little for float64 "
                 f"({float(variance.min()):.1g}, where the mean variance of a column is "
                 f"{float(typical):.1g}): the observed entries of x lie in a subspace of this "
                 "dimension, and the likelihood has no maximum; take a smaller latent_dim"
@@ -334,7 +338,7 @@ class MissingDataEM(EMState):
     ) -> Tensor:
         # E_q[log p(x, z)] + H[q] per datum at the M-step's parameters, for z ~ N(eta, prior).
         expected_x = fit.counts * (LOG_2PI + variance.log()) + fit.squares / variance
-        latent_dim = self.loadings.shape[1]
+        latent_dim = self.parameters.loadings.shape[1]
         entropy = self.statistics.scalars[1] / self.num_rows + 0.5 * latent_dim
         # At its maximum the quadratic form of the expanded prior is K.
         expected_z = second_moment if prior is None else torch.logdet(prior) + latent_dim

@@ -1,7 +1,7 @@
 """Noise variances of linear-Gaussian models: one for all columns, or one per column."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,8 @@ from torch import Tensor
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.models.ppca import PPCA
 
+Columns: TypeAlias = Float[Tensor, " D"]
+"""One number for each column."""
 FLOOR_REACHED = "noise at its floor"
 """The beginning of the note that lists columns without noise of their own (Heywood cases)."""
 
@@ -25,7 +27,7 @@ class Noise:
             :meth:`accelerate`.
     """
 
-    min_variance: Float[Tensor, " D"] | None
+    min_variance: Columns | None
     accelerated: bool = False
 
     @classmethod
@@ -46,20 +48,15 @@ class Noise:
             return cls(None)
         return cls(relative_floor * columns.variance, accelerated)
 
-    def variance(
-        self, squares: Float[Tensor, " D"], counts: Float[Tensor, " D"]
-    ) -> Float[Tensor, " D"]:
+    def variance(self, squares: Columns, counts: Columns) -> Columns:
         """The variances psi that maximize -1/2 sum_d (counts log psi + squares / psi)."""
         if self.min_variance is None:
             return (squares.sum() / counts.sum()).expand(len(squares))
         return torch.maximum(squares / counts, self.min_variance)
 
     def accelerate(
-        self,
-        variance: Float[Tensor, " D"],
-        squared_residual: Float[Tensor, " D"],
-        residual_variance: Float[Tensor, " D"],
-    ) -> Float[Tensor, " D"]:
+        self, variance: Columns, squared_residual: Columns, residual_variance: Columns
+    ) -> Columns:
         """Each noise variance at the maximum of log p in it alone, the others held fixed.
 
         With C the covariance of x, a = (C^-1)_dd and b = (C^-1 S C^-1)_dd, log p changes by
@@ -81,10 +78,7 @@ class Noise:
         return torch.maximum(variance + change, self.min_variance)
 
     def rounding(
-        self,
-        column_variance: Float[Tensor, " D"],
-        squared_residual: Float[Tensor, " D"],
-        variance: Float[Tensor, " D"],
+        self, column_variance: Columns, squared_residual: Columns, variance: Columns
     ) -> float:
         """The largest change of log p by rounding, in nats per datum.
 
@@ -101,11 +95,11 @@ class Noise:
         squares = ((2 * squared_residual.sqrt() + error) * error / variance).sum()
         return float(squares) + 4 * eps * len(column_variance)
 
-    def scale(self, variance: Float[Tensor, " D"]) -> Tensor:
+    def scale(self, variance: Columns) -> Tensor:
         """The ``noise_scale`` of the model for these variances."""
         return (variance[0] if self.min_variance is None else variance).sqrt()
 
-    def notes(self, variance: Float[Tensor, " D"]) -> tuple[str, ...]:
+    def notes(self, variance: Columns) -> tuple[str, ...]:
         """A note on the columns whose noise variance has reached its floor."""
         if self.min_variance is None or not (reached := variance <= self.min_variance).any():
             return ()

@@ -111,10 +111,11 @@ class EMRun:
     def notes(self) -> tuple[str, ...]:
         """Caveats on this run: restarts, a lack of convergence, and rounding errors."""
         notes: tuple[str, ...] = ()
-        if self.restart_gains:
-            count = len(self.restart_gains)
-            times = "once" if count == 1 else f"{count} times"
-            gains = ", ".join(f"{gain:.2g}" for gain in self.restart_gains)
+        # Smaller gains are of the size of the tolerance and of rounding errors.
+        notable = [gain for gain in self.restart_gains if gain > max(self.tol, 10 * NEGLIGIBLE)]
+        if notable:
+            times = "once" if len(notable) == 1 else f"{len(notable)} times"
+            gains = ", ".join(f"{gain:.2g}" for gain in notable)
             notes = (
                 f"{RESTARTED} for the covariance of the data, as at a saddle point, {times}, and "
                 f"was restarted from these (a gain of {gains} nats per datum)",
@@ -160,7 +161,7 @@ def run_em(
         )
     run = EMRun(state, EMHistory(start_time), tol, max_iterations)
     stopped = run.run()
-    notes = notes + run.state.noise.notes(run.state.variance) + run.notes()
+    notes = notes + run.state.noise.notes(run.state.parameters.variance) + run.notes()
     result = run.history.result(
         algorithm, stopped, notes, converged=run.converged, certificate=max(run.gap, 0.0)
     )

@@ -1,7 +1,7 @@
 """One iteration of EM and its certificate, for complete data and for data with missing values."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,8 +20,19 @@ EXACT_FAMILIES = ("full", "diagonal")
 REFINEMENT_STEPS = 10
 """EM iterations from the closed-form parameters, for diagonal q and missing values."""
 
-Parameters: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""W (D, K), mu (D,) and psi (D,), in float64."""
+
+class Parameters(NamedTuple):
+    """The parameters of a linear-Gaussian model, in float64.
+
+    Attributes:
+        loadings: W, (D, K).
+        loc: mu, (D,).
+        variance: psi, (D,).
+    """
+
+    loadings: Float[Tensor, "D K"]
+    loc: Float[Tensor, " D"]
+    variance: Float[Tensor, " D"]
 
 
 class EMState(ABC):
@@ -30,7 +41,7 @@ class EMState(ABC):
     Attributes:
         noise: the noise model.
         family: the family of q, see :mod:`ppl_vae.guides.families`.
-        loadings, loc, variance: W (D, K), mu (D,), psi (D,), in float64.
+        parameters: W, mu and psi.
         bound: E_q[log p(x, z)] + H[q], in nats per datum.
         log_likelihood: log p(x), in nats per datum.
         rounding: the largest rounding error of these two, in nats per datum.
@@ -45,9 +56,7 @@ class EMState(ABC):
 
     noise: Noise
     family: str
-    loadings: Float[Tensor, "D K"]
-    loc: Float[Tensor, " D"]
-    variance: Float[Tensor, " D"]
+    parameters: Parameters
     bound: Float[Tensor, ""]
     log_likelihood: Float[Tensor, ""]
     rounding: float
@@ -83,7 +92,8 @@ class EMState(ABC):
         With isotropic noise they have a closed form. Factor analysis has none: there psi is the
         limit of Newton's method from here, or is kept if q is restricted or the columns are many.
         """
-        k, min_variance, variance = self.loadings.shape[1], self.noise.min_variance, self.variance
+        k, variance = self.parameters.loadings.shape[1], self.parameters.variance
+        min_variance = self.noise.min_variance
         exact = self.family in EXACT_FAMILIES
         if min_variance is None or not exact or len(variance) > MAX_JACOBI_SIZE:
             leading = self.leading_eigenpairs()
@@ -94,7 +104,7 @@ class EMState(ABC):
         loadings, variance = best_parameters(
             leading, variance, isotropic=min_variance is None, family=self.family
         )
-        return loadings, self.loc, variance
+        return self.parameters._replace(loadings=loadings, variance=variance)
 
     def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
         """An accelerated proposal, accepted only if its bound is at least that of the M-step.
@@ -109,8 +119,8 @@ class EMState(ABC):
         """
         if not self.noise.accelerated:
             return None
-        loadings, loc, _ = parameters
-        return loadings, loc, self.noise.accelerate(self.variance, *self.residual_moments())
+        variance = self.noise.accelerate(self.parameters.variance, *self.residual_moments())
+        return parameters._replace(variance=variance)
 
     def step(self) -> tuple[Float[Tensor, ""], "EMState"]:
         """The bound after an M-step, and the state after the E-step that follows.
@@ -132,7 +142,7 @@ class EMState(ABC):
         """A note on the accuracy of the results, if rounding errors are not negligible."""
         if self.rounding <= NEGLIGIBLE:
             return ()
-        ratio = float((self.column_variance / self.variance).max().sqrt())
+        ratio = float((self.column_variance / self.parameters.variance).max().sqrt())
         return (
             f"{ILL_CONDITIONED}: rounding may move log p by {self.rounding:.1g} nats per datum "
             f"(a column's standard deviation is {ratio:.1g} times that of its noise)",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.results import FitResult
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.em.history import EMHistory
@@ -196,10 +197,10 @@ class _DictionaryLearning:
         num_unused, num_atoms = int((self.codes == 0).all(1).sum()), len(self.codes)
         notes = []
         if num_unused:
-            notes.append(f"{num_unused} of {num_atoms} atoms are used by no datum")
+            notes.append(f"unused atoms: {num_unused} of {num_atoms}")
         if self.num_resets:
             notes.append(
-                f"{self.num_resets} times an atom that no datum used was reset to the largest "
-                "residual of a datum"
+                "an unused atom was reset to the largest residual "
+                f"{counted(self.num_resets, 'time')}"
             )
         return tuple(notes)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, train_mode
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.sparse.lasso import CHECK_INTERVAL, Lasso, lasso_mismatch
 from ppl_vae.models.autoencoder import Autoencoder
@@ -46,9 +47,9 @@ class BestCodes(Result):
     def __repr__(self) -> str:
         converged, number = int(self.converged.sum()), len(self.codes)
         return (
-            f"best codes of {number} data: log p(x, z) {self.log_joint.mean():.4f} nats per "
-            f"datum, {self.share_of_zeros:.0%} of entries zero\n"
-            f"  {self.steps} steps, converged for {converged} of {number}"
+            f"best codes of {counted(number, 'datum')}: log p(x, z) {self.log_joint.mean():.4f} "
+            f"nats per datum, {self.share_of_zeros:.0%} of entries zero\n"
+            f"  {counted(self.steps, 'step')}, converged for {converged} of {number}"
         )
 
 
@@ -68,7 +69,7 @@ def best_codes(
     one.
 
     Complete data with unit columns and a Laplace prior are solved by coordinate descent, in
-    float64 (:class:`~ppl_vae.inference.sparse.lasso.Lasso`). All other cases use proximal gradient
+    float64. All other cases use proximal gradient
     steps (FISTA): a gradient step on -log p(x | z), or on -log p(x, z) if the prior is smooth,
     followed by soft thresholding. Step sizes are found by backtracking, and the momentum is reset
     where it would raise the loss, for each datum separately.

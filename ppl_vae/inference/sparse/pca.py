@@ -32,8 +32,8 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
     sum of the other eigenvalues, l_{K+1} + ... + l_D.
 
     Args:
-        autoencoder: made by :meth:`Autoencoder.linear`, tied or not, with any ``columns``, a flat
-            prior and a ``Gaussian`` of fixed scale; set in place.
+        autoencoder: made by :meth:`ppl_vae.Autoencoder.linear`, tied or not, with any ``columns``,
+            a flat prior and a ``Gaussian`` of fixed scale; set in place.
         x: complete data, (N, D).
 
     Returns:

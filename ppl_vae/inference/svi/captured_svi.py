@@ -15,6 +15,7 @@ from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import CaptureError, capture_graph, permuted, perturbed
+from ppl_vae.core.autoguides import RowCheck
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
@@ -71,6 +72,7 @@ class CapturedSVI(SVI):
         self.autotune_matmul = autotune_matmul
         self._objective = as_capturable(loss)
         self._modules = modules_of(model, guide)
+        self._check_rows = RowCheck(guide)
         self._signatures: set[Any] = set()
         self._train_state: TrainState | None = None
         self._functions: dict[Any, CompiledFunction] = {}
@@ -79,7 +81,12 @@ class CapturedSVI(SVI):
             self._disable(f"{type(loss).__name__} is none of the losses that can be captured")
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """Make a gradient step on the loss of the data, in place; returns the loss in nats."""
+        """Make a gradient step on the loss of the data, in place; returns the loss in nats.
+
+        Raises:
+            ValueError: if Pyro's automatic guide has one q per row of the first step, and the
+                rows are others, without ``index``.
+        """
         eager_step = super().step
         return self._run(self._step, eager_step, args, kwargs)
 
@@ -91,6 +98,7 @@ class CapturedSVI(SVI):
     def _run(
         self, captured: Callable[..., float], eager: Callable[..., Any], args: Any, kwargs: Any
     ) -> float:
+        self._check_rows(args, kwargs)
         if self._disabled:
             return eager(*args, **kwargs)
         call = _Call(captured.__name__, args, kwargs, self._modules)

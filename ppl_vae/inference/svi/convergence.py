@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.progress import ProgressCallback
@@ -44,7 +45,7 @@ class Convergence(Result):
     def __str__(self) -> str:
         if self.met or math.isnan(self.gained):
             return self.rule
-        return f"the last {self.steps} steps still gained {self.gained:.2g} nats per datum"
+        return f"the last {counted(self.steps, 'step')} gained {self.gained:.2g} nats per datum"
 
 
 def fit_in_cycles(

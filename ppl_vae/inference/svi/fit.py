@@ -1,7 +1,7 @@
 """Stochastic variational inference for any pair."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,13 @@ from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.schedule import Schedule
-from ppl_vae.inference.svi.settings import Optimization, Runtime, Stopping
+from ppl_vae.inference.svi.settings import (
+    Optimization,
+    OptimizerFactory,
+    Runtime,
+    SchedulerFactory,
+    Stopping,
+)
 from ppl_vae.inference.svi.trainer import Trainer
 from ppl_vae.objectives.bounds import ELBO
 
@@ -45,8 +51,8 @@ def fit_svi(
     mask: ArrayLike | None = None,
     objective: Any = None,
     lr: float = 1e-3,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-    scheduler: Callable[..., Any] | None = None,
+    optimizer: OptimizerFactory = torch.optim.Adam,
+    scheduler: SchedulerFactory | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -113,9 +119,9 @@ def fit_svi(
             gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
             the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU.
-        progress: whether to show a bar on standard error; ``"auto"`` does if that is a terminal.
-            A callable of the number of steps made and the objective is called after every
-            evaluation instead.
+        progress: whether to show a bar on standard error, or in the output of a notebook's cell;
+            ``"auto"`` does in a notebook, and if standard error is a terminal. A callable of the
+            number of steps made and the objective is called after every evaluation instead.
 
     Raises:
         ValueError: bad data or arguments; a parameter without a gradient; the cases of

@@ -3,13 +3,13 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.inference.svi.settings import Optimization
+from ppl_vae.inference.svi.settings import Optimization, SchedulerFactory
 
 MAX_TABLE_RATE = 10.0
 """The largest factor by which updates of per-datum parameters are multiplied."""
@@ -107,7 +107,7 @@ class OptimizerStep:
         rate = per_datum_rate(self.optimizer, steps_per_epoch)
         self.per_datum = PerDatumUpdate(self.optimizer, tables, rate)
 
-    def use_scheduler(self, scheduler: Callable[..., Any] | None, num_steps: int) -> None:
+    def use_scheduler(self, scheduler: SchedulerFactory | None, num_steps: int) -> None:
         """Create the scheduler from (optimizer, number of steps) or from (optimizer)."""
         if scheduler is None:
             return

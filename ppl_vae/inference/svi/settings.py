@@ -3,12 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.svi.progress import ProgressCallback
+
+OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
+"""A callable of (parameters, lr), such as the class ``torch.optim.Adam``."""
+SchedulerFactory: TypeAlias = Callable[..., Any]
+"""A callable of (optimizer, number of steps) or of (optimizer), such as the class
+``torch.optim.lr_scheduler.CosineAnnealingLR``."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,8 @@ class Optimization:
 
     objective: Any = None
     lr: float = 1e-3
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
-    scheduler: Callable[..., Any] | None = None
+    optimizer: OptimizerFactory = torch.optim.Adam
+    scheduler: SchedulerFactory | None = None
     grad_clip: float | None = None
     warmup: int | None = None
 

@@ -1,0 +1,66 @@
+"""The output of the code on the pages: ``python docs/page_outputs.py [PAGE ...]`` writes it again.
+
+The ``python`` blocks of a page form one script. A ``text`` block that follows a ``python`` block
+is its output. ``tests/docs/test_pages.py`` compares these blocks with what the code prints.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
+SECONDS = re.compile(r"\d+\.\d+ s\b")
+MARK = "<end of block>"
+
+
+def pages() -> list[Path]:
+    """The pages that have ``python`` blocks."""
+    return [path for path in sorted(DOCS.glob("*.md")) if "```python\n" in path.read_text()]
+
+
+def shown(page: Path) -> list[str]:
+    """The output of each ``python`` block of a page, as the page shows it; or ""."""
+    return [block["output"] or "" for block in BLOCK.finditer(page.read_text())]
+
+
+def printed(page: Path) -> list[str]:
+    """What each ``python`` block of a page prints, durations excepted, as parts of one script.
+
+    Raises:
+        RuntimeError: if a block fails or warns.
+    """
+    blocks = [block["code"] for block in BLOCK.finditer(page.read_text())]
+    script = f"\nprint({MARK!r})\n".join(blocks)
+    if "arviz" in script:  # the first import of ArviZ 0.x on a day warns of version 1.x
+        subprocess.run([sys.executable, "-c", "import arviz"], capture_output=True, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+        )
+    if run.returncode != 0:
+        raise RuntimeError(f"{page.name}: {run.stderr}")
+    return [SECONDS.sub("... s", output) for output in run.stdout.split(f"{MARK}\n")]
+
+
+def _rewrite(page: Path) -> None:
+    outputs = iter(printed(page))
+
+    def with_output(block: re.Match[str]) -> str:
+        output = next(outputs)
+        code = f"```python\n{block['code']}```\n"
+        return f"{code}\n```text\n{output}```\n" if output else code
+
+    page.write_text(BLOCK.sub(with_output, page.read_text()))
+
+
+if __name__ == "__main__":
+    for path in [DOCS / name for name in sys.argv[1:]] or pages():
+        _rewrite(path)

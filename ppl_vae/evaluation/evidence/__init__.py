@@ -1,0 +1,1 @@
+"""The evidence p(x) of Bayesian models, and the comparison of numbers of latent dimensions."""

@@ -1,0 +1,116 @@
+"""Conjugate priors of probabilistic PCA as tensors, and the draws of parameters given codes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+
+
+@dataclass(frozen=True)
+class ConjugatePriors:
+    """The priors W_dk ~ N(0, s_d^2 / relevance_k), mu_d ~ N(m_d, c_d^2),
+    sigma^2 ~ InverseGamma(a, b), relevance_k ~ Gamma(e_k, f_k).
+
+    Attributes:
+        loadings_scale: s, (D,).
+        loc_mean: m, (D,).
+        loc_scale: c, (D,).
+        noise: a and b, () each, or (D,) each for diagonal noise.
+        relevance: e and f, (K,) each; None without the ARD prior, and relevance_k is 1.
+    """
+
+    loadings_scale: Float[Tensor, " D"]
+    loc_mean: Float[Tensor, " D"]
+    loc_scale: Float[Tensor, " D"]
+    noise: tuple[Tensor, Tensor]
+    relevance: tuple[Tensor, Tensor] | None
+
+    @cached_property
+    def loc_strength(self) -> Float[Tensor, " D"]:
+        """1 / c^2."""
+        return self.loc_scale**-2
+
+    @cached_property
+    def loadings_strength(self) -> Float[Tensor, "D 1"]:
+        """1 / s^2."""
+        return self.loadings_scale[:, None] ** -2
+
+    @classmethod
+    def of(cls, model: BayesianPPCA) -> Self:
+        """The priors of a model, in float64.
+
+        Raises:
+            ValueError: if one of them is not conjugate.
+        """
+        if wrong := model.not_conjugate():
+            raise ValueError(
+                f"Gibbs sampling needs conjugate priors, and {', '.join(wrong)} of the model "
+                f"{'is' if len(wrong) == 1 else 'are'} not (see BayesianPPCA.not_conjugate); use "
+                "sampler='nuts', which takes any prior, or a normal prior with mean zero and one "
+                "scale per row for the loadings, a normal one for loc, InverseGammaScale for "
+                "noise and a gamma one for relevance"
+            )
+        loadings, loc = model.loadings_prior, model.loc_prior
+        noise, relevance = model.noise_prior, model.relevance_prior
+        gamma = ("concentration", "rate")
+        return cls(
+            _wide(loadings, "scale")[:, 0],
+            _wide(loc, "loc"),
+            _wide(loc, "scale"),
+            (_wide(noise, gamma[0]), _wide(noise, gamma[1])),
+            None
+            if relevance is None
+            else (_wide(relevance, gamma[0]), _wide(relevance, gamma[1])),
+        )
+
+    def log_loadings(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, " C"]:
+        """log p(W) up to a constant, the relevance integrated out."""
+        squares = self._half_squares(loadings)
+        if self.relevance is None:
+            return -squares.sum(-1)
+        concentration, rate = self.relevance
+        return -((concentration + loadings.shape[-2] / 2) * (rate + squares).log()).sum(-1)
+
+    def _half_squares(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"]:
+        return (loadings.square() * self.loadings_strength).sum(-2) / 2
+
+    def regression(
+        self, parameters: Parameters
+    ) -> tuple[Float[Tensor, " D"], Float[Tensor, "C D L"]]:
+        """The prior of (w_d, mu_d) given relevance: the mean of mu, and precisions of all
+        L = K + 1 of them."""
+        shape = parameters.loadings.shape
+        strength = self.loadings_strength.expand(shape)
+        if parameters.relevance is not None:
+            strength = strength * parameters.relevance.unsqueeze(-2)
+        loc_strength = self.loc_strength[:, None].expand(*shape[:-1], 1)
+        return self.loc_mean, torch.cat([strength, loc_strength], -1)
+
+    def draw_relevance(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"] | None:
+        """relevance given W."""
+        if self.relevance is None:
+            return None
+        concentration, rate = self.relevance
+        squares = self._half_squares(loadings)
+        shape = (concentration + loadings.shape[-2] / 2).expand_as(squares)
+        return torch._standard_gamma(shape) / (rate + squares)
+
+    def draw_noise_scale(
+        self, squares: Float[Tensor, "C D"], counts: Float[Tensor, " D"]
+    ) -> Float[Tensor, "C"] | Float[Tensor, "C D"]:
+        """sigma given sums of squared residuals of each column, and their numbers."""
+        concentration, rate = self.noise
+        if not concentration.dim():
+            squares, counts = squares.sum(-1), counts.sum()
+        shape = (concentration + counts / 2).expand_as(squares)
+        return ((rate + squares / 2) / torch._standard_gamma(shape)).sqrt()
+
+
+def _wide(prior: torch.nn.Module, name: str) -> Tensor:
+    # A parameter of a prior, for each element of what it is a prior of.
+    return prior.get_buffer(name).double().expand(prior.shape)

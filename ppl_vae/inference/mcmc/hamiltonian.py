@@ -1,0 +1,168 @@
+"""Chains of Pyro's NUTS for a density of one real vector, with its gradient captured as a
+graph."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.infer import NUTS
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ppl_vae.capture.compiled import CompiledFunction
+from ppl_vae.capture.graph import CaptureError, trace_graph
+from ppl_vae.core.state import threads, validation
+
+MIN_COMPILED_ITERATIONS = 1000
+"""The least number of iterations of all chains for which compiling takes less time than it saves:
+10 seconds of compiling against a millisecond per gradient and 10 gradients per iteration."""
+MAX_DENSE_SIZE = 500
+"""The largest number of coordinates for which the mass matrix is dense."""
+
+LogDensity = Callable[[Tensor], Tensor]
+"""A function from a position, (P,), to the logarithm of a density, ()."""
+
+
+class DensityGradient:
+    """The value and the gradient of a log density, captured as a graph of tensor operations.
+
+    Args:
+        log_density: a pure function.
+        position: a position of the shape and dtype to evaluate it at.
+        compiled: whether to compile the graph; without a compiler the graph itself is run.
+
+    Attributes:
+        num_calls: the number of evaluations.
+        value: the last value, a number.
+    """
+
+    def __init__(
+        self, log_density: LogDensity, position: Float[Tensor, " P"], *, compiled: bool
+    ) -> None:
+        def capture(position: Tensor) -> tuple[GraphModule, Any]:
+            return trace_graph(lambda p: value_and_gradient(log_density, p), (position,))
+
+        value_and_gradient(log_density, position)  # an error of the density is its own
+        self._function = CompiledFunction(capture, compiled=compiled)
+        try:
+            self._function(position)
+        except CaptureError:
+            self._function = CompiledFunction(capture, compiled=False)
+        self.num_calls, self.value = 0, float("nan")
+
+    def __call__(self, position: Float[Tensor, " P"]) -> tuple[Tensor, Float[Tensor, " P"]]:
+        """log p and its gradient at a position."""
+        self.num_calls += 1
+        value, gradient = self._function(position.detach())
+        self.value = float(value)
+        return value, gradient
+
+
+def value_and_gradient(
+    log_density: LogDensity, position: Float[Tensor, " P"]
+) -> tuple[Tensor, Float[Tensor, " P"]]:
+    """log p and its gradient by automatic differentiation."""
+    leaf = position.detach().requires_grad_()
+    with torch.enable_grad():
+        value = log_density(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+class _Potential(torch.autograd.Function):
+    """-log p, whose gradient is computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, position: Tensor, density: DensityGradient) -> Tensor:
+        value, gradient = density(position)
+        ctx.save_for_backward(gradient)
+        return -value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return -grad_outputs[0] * gradient, None
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Positions of several chains.
+
+    Attributes:
+        positions: (C, S, P).
+        divergences: the number of iterations whose trajectory diverged, warm-up excluded.
+        acceptance: the mean acceptance probability along trajectories, warm-up excluded.
+    """
+
+    positions: Float[Tensor, "C S P"]
+    divergences: int
+    acceptance: float
+
+
+def run_chains(
+    density: DensityGradient,
+    starts: Float[Tensor, "C P"],
+    *,
+    num_samples: int,
+    warmup: int,
+    progress: Callable[[int, float], None],
+) -> Chains:
+    """Run Pyro's NUTS from each start in turn, in this process.
+
+    The step size and the mass matrix are adapted during warm-up, and the mass matrix is dense for
+    up to ``MAX_DENSE_SIZE`` coordinates.
+
+    Args:
+        density: the target.
+        starts: one for each chain.
+        num_samples: iterations that are kept.
+        warmup: iterations before, which adapt the sampler.
+        progress: called with the number of iterations made and the last log density.
+
+    References:
+        Hoffman, Gelman: The No-U-Turn Sampler (2014).
+        Betancourt: A conceptual introduction to Hamiltonian Monte Carlo (2017).
+    """
+    results = [
+        _run_chain(density, start, num_samples, warmup, number * (num_samples + warmup), progress)
+        for number, start in enumerate(starts)
+    ]
+    positions, divergences, acceptance = zip(*results, strict=True)
+    return Chains(torch.stack(positions), sum(divergences), _mean(acceptance))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _run_chain(
+    density: DensityGradient,
+    start: Float[Tensor, " P"],
+    num_samples: int,
+    warmup: int,
+    before: int,
+    progress: Callable[[int, float], None],
+) -> tuple[Float[Tensor, "S P"], int, float]:
+    kernel = NUTS(
+        potential_fn=lambda params: _Potential.apply(params["position"], density),
+        full_mass=len(start) <= MAX_DENSE_SIZE,
+    )
+    params, kept = {"position": start.clone()}, []
+    with ExitStack() as stack:
+        for context in (poutine.block(), validation(False), threads(1)):
+            stack.enter_context(context)
+        kernel.initial_params = params
+        kernel.setup(warmup)
+        for iteration in range(warmup + num_samples):
+            params = kernel.sample(params)
+            if iteration >= warmup:
+                kept.append(params["position"].detach().clone())
+            progress(before + iteration + 1, density.value)
+        divergences = len(kernel.diagnostics()["divergences"])
+        acceptance = float(kernel.logging()["acc. prob"])
+        kernel.cleanup()
+    return torch.stack(kept), divergences, acceptance

@@ -1,0 +1,266 @@
+"""Variational Bayes in closed form: the public function and its iterations."""
+
+import time
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_vae.core.state import seeded, threads
+from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.inference.em.history import WITHIN_ROUNDING, iteration_limit, remaining_gain
+from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
+from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
+from ppl_vae.inference.variational_bayes.parameters import (
+    ConjugateUpdates,
+    ParameterPosterior,
+    expected_log,
+)
+from ppl_vae.inference.variational_bayes.reparametrization import best_inverse_map
+from ppl_vae.inference.variational_bayes.result import (
+    MIN_ACTIVE_SHARE,
+    VBResult,
+    active_share,
+    guide_of,
+    scale_moments,
+)
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
+from ppl_vae.models.linear_gaussian import LOG_2PI
+from ppl_vae.models.table_statistics import TableStatistics
+
+NUM_POWER_ITERATIONS = 4
+"""Subspace iterations for the initial loadings."""
+MIN_INITIAL_VARIANCE = 1e-6
+"""The smallest initial noise variance, as a share of the mode of its prior."""
+
+
+@threads(1)
+def fit_vb(
+    model: BayesianPPCA,
+    x: RowSource | TableStatistics,
+    *,
+    mask: ArrayLike | None = None,
+    rotate: bool = True,
+    tol: float = 1e-8,
+    max_iterations: int = 1000,
+    seed: int | None = None,
+) -> VBResult:
+    """The mean-field posterior of Bayesian PPCA or factor analysis, by coordinate ascent.
+
+    q(z) q(W, mu) q(sigma) q(relevance) maximizes a lower bound of the log evidence log p(x), each
+    factor in closed form given the others, so that the bound never decreases. The table is read
+    once; after that an iteration costs O(D^2 K + D K^3) for any number of complete rows. With
+    missing values the cost grows with the number of distinct missingness patterns.
+
+    The bound also depends on affine maps of z that leave W z + mu unchanged. ``rotate`` maximizes
+    it over these maps in each iteration, in closed form; without it convergence is slow. Under the
+    ARD prior the maximum has columns of W that are orthogonal in the metric of the prior, sorted
+    by their strength, and those that the data do not support are switched off (``active``).
+    The posterior of the parameters given by ``q`` is too narrow, because the factors are
+    independent.
+
+    Args:
+        model: the priors; it is not changed.
+        x: (N, D): a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing
+            value. Also the :class:`~ppl_vae.models.table_statistics.TableStatistics` of a table.
+        mask: True where observed, of the shape of a matrix or memory map.
+        rotate: whether to maximize the bound over affine maps of z.
+        tol: stop when the bound still to be gained falls below this many nats per datum.
+        max_iterations: the largest number of iterations.
+        seed: of the random directions from which the initial loadings are computed.
+
+    Raises:
+        TypeError: if the model is not a ``BayesianPPCA``.
+        ValueError: if a prior is not conjugate; if x does not have ``model.data_dim`` columns; if
+            K >= D; if a row or a column has nothing observed.
+
+    References:
+        Bishop: Variational principal components (1999).
+        Luttinen, Ilin: Transformations in variational Bayesian factor analysis to speed up
+        learning (2010).
+
+    Example:
+        >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+        >>> fit_vb(BayesianPPCA.like(x, 2, prior="ard"), x, seed=0).active.shape
+        torch.Size([2])
+    """
+    start_time = time.perf_counter()
+    _check_model(model)
+    check_int("max_iterations", max_iterations)
+    statistics = statistics_for(model, x, mask)
+    updates = ConjugateUpdates.of(model, statistics.mean)
+    ascent = CoordinateAscent(statistics, updates, rotate, start_time)
+    stopped = ascent.run(_initial(statistics, updates, model, seed), tol, max_iterations)
+    return _result(model, ascent, stopped)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, BayesianPPCA):
+        raise TypeError(
+            f"fit_vb fits BayesianPPCA; model is a {type(model).__name__}. Use fit_svi, or "
+            "sample_posterior"
+        )
+    if names := model.not_conjugate():
+        raise ValueError(
+            f"fit_vb needs conjugate priors, and {', '.join(names)} of the model "
+            f"{'is' if len(names) == 1 else 'are'} not (see BayesianPPCA.not_conjugate); use "
+            'sample_posterior(model, x, sampler="nuts"), or fit_svi, which take any priors'
+        )
+
+
+@torch.no_grad()
+def _initial(
+    statistics: TableStatistics, updates: ConjugateUpdates, model: BayesianPPCA, seed: int | None
+) -> ParameterPosterior:
+    # Half of the variance is noise, as in PPCA.like, and W has the leading principal axes of the
+    # data in units of the noise, from subspace iteration. Missing entries count as zero.
+    columns, shape = statistics.columns, (model.data_dim, model.latent_dim)
+    variance = columns.variance if model.noise == "diagonal" else columns.variance.mean()
+    concentration, rate = updates.priors.noise
+    mode = rate / (concentration + 1)
+    variance = torch.maximum(variance / 2, MIN_INITIAL_VARIANCE * mode)
+    scaled = statistics.rows / variance.sqrt() / statistics.num_data**0.5
+    with seeded(seed):
+        axes = torch.randn(shape, dtype=torch.float64).to(scaled)
+    for _ in range(NUM_POWER_ITERATIONS):
+        axes = torch.linalg.qr(scaled.mT @ (scaled @ axes)).Q
+    _, values, rotation = torch.linalg.svd(scaled @ axes, full_matrices=False)
+    loadings = variance.sqrt().reshape(-1, 1) * (axes @ rotation.mT) * values.clamp(min=1e-3)
+    mean = torch.nn.functional.pad(loadings, (0, 1))
+    tril = mean.new_zeros(*mean.shape, mean.shape[1])
+    noise = dist.Gamma(torch.ones_like(variance), variance)
+    return updates.update_relevance(ParameterPosterior(mean, tril, noise, None))
+
+
+def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VBResult:
+    statistics = ascent.statistics
+    posterior, centre = ascent.state.posterior.with_positive_columns(), statistics.mean
+    sd = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    noise_scale, noise_scale_sd = scale_moments(posterior.noise)
+    relevance, share = posterior.relevance, active_share(posterior, ascent.updates)
+    return VBResult(
+        algorithm=f"variational Bayes{', rotating' if ascent.rotate else ''}",
+        objective=torch.tensor(ascent.bounds, dtype=torch.float64),
+        elapsed=torch.tensor(ascent.elapsed, dtype=torch.float64),
+        steps=len(ascent.bounds),
+        seconds=ascent.elapsed[-1],
+        stopped=stopped,
+        notes=_notes(model, ascent),
+        converged=ascent.converged,
+        guide=guide_of(model, posterior, centre),
+        num_data=statistics.num_data,
+        loadings=posterior.mean[:, :-1],
+        loadings_sd=sd[:, :-1],
+        loc=posterior.mean[:, -1] + centre,
+        loc_sd=sd[:, -1],
+        noise_scale=noise_scale,
+        noise_scale_sd=noise_scale_sd,
+        relevance=None if relevance is None else relevance.mean,
+        relevance_sd=None if relevance is None else relevance.stddev,
+        active_share=share,
+        active=share >= MIN_ACTIVE_SHARE,
+    )
+
+
+def _notes(model: BayesianPPCA, ascent: "CoordinateAscent") -> tuple[str, ...]:
+    notes = prior_notes(model, ascent.statistics.columns)
+    if not ascent.converged:
+        gain = ascent.bounds[-1] - ascent.bounds[max(-2, -len(ascent.bounds))]
+        notes += (
+            f"not converged: the last iteration still gained {gain:.2g} nats per datum; raise "
+            "max_iterations",
+        )
+    return notes
+
+
+class VBState(NamedTuple):
+    """A posterior of the parameters, the best q(z) for it, and the bound.
+
+    Attributes:
+        posterior: q(W, mu) q(sigma) q(relevance).
+        latents: sums under q(z).
+        bound: of log p(x), in nats per datum.
+    """
+
+    posterior: ParameterPosterior
+    latents: LatentMoments
+    bound: Float[Tensor, ""]
+
+
+class CoordinateAscent:
+    """The iterations of variational Bayes, and the history of the bound.
+
+    Attributes:
+        bounds: the bound after each iteration, in nats per datum.
+        elapsed: seconds since the start, after each iteration.
+        state: the current state.
+        converged: whether the end satisfies the stopping rule.
+    """
+
+    state: VBState
+
+    def __init__(
+        self,
+        statistics: TableStatistics,
+        updates: ConjugateUpdates,
+        rotate: bool,
+        start_time: float,
+    ) -> None:
+        self.statistics, self.updates, self.rotate = statistics, updates, rotate
+        self.start_time = start_time
+        self.bounds: list[float] = []
+        self.elapsed: list[float] = []
+        self.converged = False
+
+    @torch.no_grad()
+    def run(self, initial: ParameterPosterior, tol: float, max_iterations: int) -> str:
+        """Iterate to the end.
+
+        Returns:
+            The reason to stop.
+        """
+        latents = LatentMoments.of(self.statistics, initial.moments)
+        self._accept(self._following(initial, latents))
+        while len(self.bounds) < max_iterations:
+            following = self._following(self.state.posterior, self.state.latents)
+            gain, rounding = float(following.bound - self.state.bound), self._rounding()
+            if gain <= rounding:  # of the order of rounding errors, or a decrease by them
+                self.converged = True
+                return WITHIN_ROUNDING
+            self._accept(following)
+            if remaining_gain(self.bounds) < tol:
+                self.converged = True
+                return f"converged: under {tol:g} nats per datum to gain"
+        return iteration_limit(max_iterations)
+
+    def _accept(self, state: VBState) -> None:
+        self.state = state
+        self.bounds.append(float(state.bound))
+        self.elapsed.append(time.perf_counter() - self.start_time)
+
+    def _following(self, posterior: ParameterPosterior, latents: LatentMoments) -> VBState:
+        # Updates all factors but q(z), the map of z, and q(z).
+        posterior = self.updates.update_rows(posterior, latents)
+        squares = latents.expected_squares(posterior.mean, posterior.second_moment)
+        posterior = self.updates.update_noise(posterior, squares, latents.counts)
+        if self.rotate:
+            inverse = best_inverse_map(self.updates, posterior, latents)
+            posterior = posterior.transformed(inverse)
+        posterior = self.updates.update_relevance(posterior)
+        latents = LatentMoments.of(self.statistics, posterior.moments)
+        return VBState(posterior, latents, self._bound(posterior, latents))
+
+    def _bound(self, posterior: ParameterPosterior, latents: LatentMoments) -> Float[Tensor, ""]:
+        squares = latents.expected_squares(posterior.mean, posterior.second_moment)
+        log_variance = -expected_log(posterior.noise)
+        terms = latents.counts * (LOG_2PI + log_variance) + posterior.noise.mean * squares
+        total = latents.expected_log_prior_and_entropy() - 0.5 * terms.sum()
+        return (total - self.updates.divergence(posterior)) / latents.num_data
+
+    def _rounding(self) -> float:
+        # A sum of squares loses the digits by which the variance exceeds that of the noise.
+        ratio = self.statistics.columns.variance * self.state.posterior.noise.mean
+        return torch.finfo(torch.float64).eps * float(ratio.sum() + self.state.bound.abs())
