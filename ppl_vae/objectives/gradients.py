@@ -148,8 +148,8 @@ def score(
         Ranganath, Gerrish, Blei: Black box variational inference (2014); Mnih, Rezende:
         Variational inference for Monte Carlo objectives (2016), for the baseline.
     """
-    dependent = terms if signal is None else signal
-    terms, log_q, weight = torch.broadcast_tensors(terms, log_q, dependent.detach())
+    weight = (terms if signal is None else signal).detach()
+    terms, log_q, weight = torch.broadcast_tensors(terms, log_q, weight)
     if leave_one_out:
         weight = weight - (weight.sum(0) - weight) / (len(weight) - 1)
     return (terms + weight * log_q).mean()

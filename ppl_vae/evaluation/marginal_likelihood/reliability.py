@@ -24,7 +24,7 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -165,8 +165,8 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     A few data are processed at a time, since each step holds several copies of the weights.
     """
     pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
-    few: Any = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    columns = [torch.cat(part) for part in few]
+    parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
+    columns = [torch.cat(part) for part in parts]
     return WeightSummary(*columns, joint_variance=_joint_variance(log_weights).cpu())
 
 
@@ -176,8 +176,9 @@ def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     for part in log_weights.split(DATA_AT_ONCE, 1):
         relative = relative + (part - part.logsumexp(0)).exp().sum(1)
     num_samples, num_data = log_weights.shape
-    variance = num_samples * relative.var() / num_data
-    return variance.expand(num_data)
+    if num_samples == 1:
+        return torch.full_like(log_weights[0], math.inf)
+    return (num_samples * relative.var() / num_data).expand(num_data)
 
 
 def _summarize_few(

@@ -45,9 +45,7 @@ class ProgramPosterior:
     starts: Float[Tensor, "C P"]
 
     @classmethod
-    def of(
-        cls, model: ProgramLike, x: Tensor, keywords: dict[str, Tensor], chains: int
-    ) -> Self:
+    def of(cls, model: ProgramLike, x: Tensor, keywords: dict[str, Tensor], chains: int) -> Self:
         """Check the program's sites and draw starting points, uniform on (-2, 2) in each
         coordinate.
 
