@@ -9,9 +9,9 @@ import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
-from ppl_vae import AmortizedGuide, ExactGuide, PerDatumGuide, log_weights
+from ppl_vae import AmortizedGuide, ExactGuide, PerDatumGuide, fit_vb, log_weights
 from ppl_vae.likelihoods import Bernoulli, Categorical, Gaussian
-from ppl_vae.models import PPCA, VAE, Autoencoder, load, save, topic_vae
+from ppl_vae.models import PPCA, VAE, Autoencoder, BayesianPPCA, load, save, topic_vae
 from ppl_vae.models.storage import FORMAT
 from ppl_vae.networks import GaussianNoise, MaskingNoise
 
