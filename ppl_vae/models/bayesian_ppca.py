@@ -70,7 +70,10 @@ class BayesianPPCA(Program):
             must be normal with mean zero, and its scale is divided by relevance_k^1/2.
         loc_prior: of mu, expandable to (D,); N(0, 10^2) if None.
         noise_prior: of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
-        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(1, 0.1) if None.
+        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(1, 0.001) if None.
+            With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so that
+            loadings smaller than s_d times the root of its inverse are not shrunk much: with a
+            larger b, columns that explain nothing but chance are kept.
 
     Raises:
         ValueError: if a prior is improper, multivariate, of another support or another shape; if
@@ -130,6 +133,7 @@ class BayesianPPCA(Program):
         noise: str = "isotropic",
         prior: str = "normal",
         marginal: bool = False,
+        relevance_prior: Density | None = None,
         mask: ArrayLike | None = None,
     ) -> Self:
         """A model with weakly informative priors in the units of x, of its width, dtype and
@@ -142,7 +146,7 @@ class BayesianPPCA(Program):
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             latent_dim: K.
-            noise, prior, marginal: as in the constructor.
+            noise, prior, marginal, relevance_prior: as in the constructor.
             mask: True where observed.
 
         Raises:
@@ -163,6 +167,7 @@ class BayesianPPCA(Program):
             loadings_prior=dist.Normal(torch.zeros_like(scale)[:, None], scale[:, None]),
             loc_prior=dist.Normal(columns.mean, 10 * scale),
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
+            relevance_prior=relevance_prior,
         )
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
 
@@ -249,7 +254,7 @@ def _relevance_prior(
     prior: str, relevance_prior: Density | None, rank: tuple[int]
 ) -> ParameterPrior | None:
     if prior == "ard":
-        default = dist.Gamma(1.0, 0.1)
+        default = dist.Gamma(1.0, 0.001)
         return ParameterPrior("relevance", relevance_prior or default, rank, positive=True)
     if relevance_prior is not None:
         raise ValueError(
