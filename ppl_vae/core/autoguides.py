@@ -6,7 +6,6 @@ guides that draw the latent variables of all data as one site cannot. Of global 
 any of them can be the guide: ``AutoMultivariateNormal(poutine.block(model, hide=["z"]))``.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object, filter_kwargs
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
-from ppl_vae.core.state import dry_run, isolated_store
+from ppl_vae.core.state import dry_run
 from ppl_vae.core.traces import frames, sites
 
 PER_DATUM_GUIDES = (
@@ -198,18 +197,6 @@ class RowCheck:
             "state which rows a batch holds, step(x[rows], index=rows, num_data=len(x)), if the "
             f"model takes both, with {name}(model, {WITH_PLATES}); or use {PER_DATUM_GUIDES}"
         )
-
-
-def _has_latents_per_datum(
-    guide: ProgramLike, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> bool:
-    with isolated_store(), dry_run(guide):
-        trace = poutine.trace(without_data(guide)).get_trace(*args, **kwargs)
-    sites: list[Any] = list(trace.nodes.values())
-    stacks = [
-        s["cond_indep_stack"] for s in sites if s["type"] == "sample" and not site_is_subsample(s)
-    ]
-    return any(frame.name == DATA_PLATE for frame in itertools.chain(*stacks))
 
 
 def _same_rows(rows: Tensor, first: Tensor) -> bool:
