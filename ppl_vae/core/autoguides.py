@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object, filter_kwargs
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
-from ppl_vae.core.state import dry_run
+from ppl_vae.core.state import dry_run, isolated_store
 from ppl_vae.core.traces import frames, sites
 
 PER_DATUM_GUIDES = (
@@ -180,12 +180,12 @@ class RowCheck:
         if rows is None or self._first is None:
             self._first = None if rows is None else rows.detach().clone()
             return
+        batch = Batch.of(rows, {name: v for name, v in kwargs.items() if v is not rows})
         if self._is_needed is None:
-            self._is_needed = _has_latents_per_datum(self.guide, args, kwargs)
+            with isolated_store():
+                self._is_needed = is_per_datum(self.guide, batch)
         if self._is_needed:
-            check_automatic_batch(
-                self.guide, Batch(rows, index=kwargs.get("index"), num_data=kwargs.get("num_data"))
-            )
+            check_automatic_batch(self.guide, batch)
             if kwargs.get("index") is None and not _same_rows(rows, self._first):
                 raise ValueError(self._message())
 
