@@ -8,6 +8,7 @@ from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.nuts import sample_nuts
+from ppl_vae.inference.mcmc.program_nuts import sample_program
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -69,8 +70,18 @@ def sample_posterior(
             seed=seed,
             progress=progress,
         )
-    if ppca is None or chosen == "nutpie":
-        raise NotImplementedError(chosen)
+    if ppca is None:
+        return sample_program(
+            model,
+            x,
+            mask,
+            num_samples=num_samples,
+            warmup=warmup,
+            chains=chains,
+            sampler=chosen,
+            seed=seed,
+            progress=progress,
+        )
     samples = sample_nuts(
         ppca,
         x,
@@ -78,6 +89,7 @@ def sample_posterior(
         num_samples=num_samples,
         warmup=warmup,
         chains=chains,
+        sampler=chosen,
         seed=seed,
         progress=progress,
     )
