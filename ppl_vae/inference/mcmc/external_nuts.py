@@ -73,7 +73,8 @@ def _compiled(
     def log_p(position: np.ndarray) -> tuple[float, np.ndarray]:
         try:
             value, gradient = density(torch.from_numpy(np.array(position)))
-        except torch.linalg.LinAlgError:  # far out, where a matrix is not positive definite
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            # Far out, where rounding leaves a matrix that is not positive definite.
             return float("nan"), np.zeros(size)
         last[0] = float(value)
         return last[0], gradient.numpy()

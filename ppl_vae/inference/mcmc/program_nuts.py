@@ -157,7 +157,7 @@ def sample_program(
             progress=lambda step, value: report(step, value / len(data)),
         )
         values = posterior.values(found.positions)
-    number = posterior.starts.shape[1]
+    note = f"sampled are all latent sites of the model: {', '.join(values)}"
     return PosteriorSamples(
         draws={name: value.double() for name, value in values.items()},
         sampler=NAMES[sampler],
@@ -165,8 +165,6 @@ def sample_program(
         num_data=len(data),
         divergences=found.divergences,
         acceptance=found.acceptance,
-        notes=(
-            f"{NAMES[sampler]} sampled all latent sites: {', '.join(values)} ({number} coordinates)",
-        ),
+        notes=(note,),
         model=model,
     )
