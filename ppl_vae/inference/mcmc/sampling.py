@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -70,20 +71,9 @@ def sample_posterior(
             seed=seed,
             progress=progress,
         )
-    if ppca is None:
-        return sample_program(
-            model,
-            x,
-            mask,
-            num_samples=num_samples,
-            warmup=warmup,
-            chains=chains,
-            sampler=chosen,
-            seed=seed,
-            progress=progress,
-        )
-    samples = sample_nuts(
-        ppca,
+    sample: Any = sample_program if ppca is None else sample_nuts
+    samples = sample(
+        model if ppca is None else ppca,
         x,
         mask,
         num_samples=num_samples,
