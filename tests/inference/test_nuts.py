@@ -26,6 +26,7 @@ PRIORS = {
         "loadings_prior": dist.Normal(0.0, 1 + torch.arange(10.0).reshape(5, 2))
     },
     "Laplace": {"loadings_prior": dist.Laplace(0.0, 1.0), "loc_prior": dist.Cauchy(0.0, 1.0)},
+    "not about zero": {"loadings_prior": dist.Normal(1.0, 1.0)},
     "half-normal noise": {"noise": "diagonal", "noise_prior": dist.HalfNormal(1.0)},
 }
 
@@ -65,7 +66,10 @@ def test_density_is_that_of_the_program(prior, missing):
         parameters = posterior.parameters(position)
         expected = log_joint(posterior, parameters, x)
         # Jacobians of the coordinates, and the density of what stands beside the parameters.
-        expected = expected + posterior.trapezoid.log_volume(blocks["trapezoid"])
+        if prior == "not about zero":
+            expected = expected + model.latent_dim * posterior.scale.log().sum()
+        else:
+            expected = expected + posterior.trapezoid.log_volume(blocks["trapezoid"])
         expected = expected + dist.Normal(0.0, 1.0).log_prob(blocks["rotation"]).sum()
         expected = expected + posterior.scale.log().sum() + blocks["log_noise"].sum()
         expected = expected + blocks["log_relevance"].sum()
