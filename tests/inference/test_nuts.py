@@ -74,8 +74,9 @@ def test_density_is_that_of_the_program(prior, missing):
         expected = expected + posterior.scale.log().sum() + blocks["log_noise"].sum()
         expected = expected + blocks["log_relevance"].sum()
         if prior == "ard":  # p(W) = p(W, relevance) / p(relevance | W)
-            rate = 0.1 + parameters.loadings.square().sum(0) / 2
-            conditional = dist.Gamma(1.0 + model.data_dim / 2, rate)
+            gamma = model.relevance_prior().base_dist
+            rate = gamma.rate + parameters.loadings.square().sum(0) / 2
+            conditional = dist.Gamma(gamma.concentration + model.data_dim / 2, rate)
             expected = expected - conditional.log_prob(parameters.relevance).sum()
         torch.testing.assert_close(posterior.log_density(position), expected)
 
@@ -209,7 +210,7 @@ def test_the_model_is_left_as_it_is():
     ("prior", "noise", "latent_dim", "missing"),
     [
         ("normal", "isotropic", 2, 0.0),
-        ("normal", "diagonal", 1, 0.1),  # with K = 2 both mix slowly here: noise has two modes
+        ("normal", "diagonal", 1, 0.1),  # with K = 2 both mix slowly here
         ("ard", "isotropic", 2, 0.1),
         ("ard", "diagonal", 1, 0.0),
     ],
