@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 
+from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.hamiltonian import DensityGradient, value_and_gradient
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.nuts import sample_nuts
@@ -130,23 +131,28 @@ def quadrature(x, model):
     }
 
 
+def mean_and_error(draws):
+    """Means over chains and draws, and their Monte Carlo errors, of values (C, S, ...)."""
+    draws = draws.reshape(*draws.shape[:2], -1)
+    ess = pyro.ops.stats.effective_sample_size(draws, chain_dim=0, sample_dim=1)
+    return draws.mean((0, 1)), draws.flatten(0, 1).std(0) / ess.sqrt()
+
+
 def test_posterior_means_are_those_of_quadrature():
     x = table(20, 2)
     model = BayesianPPCA(2, 1).double()
-    samples = sample_nuts(model, x, num_samples=250, warmup=150, chains=2, seed=0, progress=False)
+    samples = sample_nuts(model, x, num_samples=120, warmup=80, chains=2, seed=0, progress=False)
     expected = quadrature(x, model)
     loadings = samples.draws["loadings"]
     found = {"products": loadings @ loadings.mT, **samples.draws}
     for name, value in expected.items():
-        draws = found[name].reshape(2, 250, -1)
-        ess = pyro.ops.stats.effective_sample_size(draws, chain_dim=0, sample_dim=1)
-        error = draws.flatten(0, 1).std(0) / ess.sqrt()
-        z = (draws.mean((0, 1)) - value.flatten()) / error
+        mean, error = mean_and_error(found[name])
+        z = (mean - value.flatten()) / error
         assert z.abs().max() < 4, name
     assert samples.divergences == 0
     assert samples.acceptance is not None and 0.6 < samples.acceptance < 1
     # Both signs of a column are in the posterior, which NUTS draws afterwards.
-    assert abs(float((loadings > 0).double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 500)
+    assert abs(float((loadings > 0).double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 240)
 
 
 def short(**arguments):
@@ -192,3 +198,28 @@ def test_the_model_is_left_as_it_is():
     assert samples.model is model
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) and value.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prior", "noise", "missing"),
+    [
+        ("normal", "isotropic", 0.0),
+        ("normal", "diagonal", 0.1),
+        ("ard", "isotropic", 0.1),
+        ("ard", "diagonal", 0.0),
+    ],
+)
+def test_nuts_and_gibbs_agree(prior, noise, missing):
+    x = table(60, 6, missing)
+    model = BayesianPPCA.like(x, 2, prior=prior, noise=noise)
+    nuts = sample_nuts(model, x, num_samples=400, warmup=400, chains=2, seed=0, progress=False)
+    gibbs = sample_gibbs(model, x, num_samples=4000, warmup=1000, chains=4, seed=1, progress=False)
+    assert nuts.divergences == 0
+    for name in ("covariance", "noise_scale", "loc", "subspace"):
+        first, second = nuts.invariants()[name], gibbs.invariants()[name]
+        centre = second.mean((0, 1))
+        for values in ((first, second), ((first - centre) ** 2, (second - centre) ** 2)):
+            (mean, error), (other, other_error) = map(mean_and_error, values)
+            z = (mean - other) / torch.hypot(error, other_error)
+            assert z.abs().max() < 4.5, name
