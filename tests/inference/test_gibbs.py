@@ -302,3 +302,30 @@ def test_priors_in_other_units_than_the_data_are_noted():
     assert "noise_prior contradicts the units of the data" in large
     assert "loc_prior contradicts" in notes(BayesianPPCA(4, 1), x + 1e4)
     assert notes(BayesianPPCA.like(1e4 * x + 1e6, 1), 1e4 * x + 1e6) == ""
+
+
+def judged_data(name):
+    from sklearn.datasets import load_iris, load_wine
+    from sklearn.preprocessing import scale
+
+    if name == "a million rows":
+        rng = np.random.default_rng(0)
+        z, loadings = rng.normal(size=(1_000_000, 5)), rng.normal(size=(5, 20))
+        return z @ loadings + 0.5 * rng.normal(size=(1_000_000, 20)), 5
+    return (load_iris().data, 2) if name == "iris" else (scale(load_wine().data), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["normal", "ard"])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("iris", 0.0), ("iris", 0.1), ("wine", 0.0), ("wine", 0.1), ("a million rows", 0.0)],
+)
+def test_chains_mix(name, missing, prior):
+    x, latent_dim = judged_data(name)
+    x = oracles.with_missing_values(x, missing, 0) if missing else x
+    model = BayesianPPCA.like(x, latent_dim, prior=prior)
+    samples = sample_gibbs(model, x, num_samples=2000, seed=0, progress=False)
+    found = samples.diagnostics(max_elements=None)
+    assert float(found.r_hat.max()) < 1.005
+    assert float(torch.minimum(found.ess_bulk, found.ess_tail).min()) > 1000
