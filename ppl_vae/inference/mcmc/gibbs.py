@@ -108,6 +108,9 @@ def sample_gibbs(
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance under conjugate priors.
 
+    With diagonal noise chains mix slowly where the data hardly distinguish the noise of a column
+    from a factor of its own; the verdict on the draws says so, and NUTS is the alternative.
+
     Args:
         model: with conjugate priors.
         x: a matrix, a memory map, or an iterable of blocks of rows, read once if it is complete;

@@ -76,18 +76,17 @@ def expand_codes(
     for rows in [slice(size)] if whole else [slice(row, row + 1) for row in range(size)]:
         trial = factor.clone()
         trial[:, rows] = proposed[:, rows]
-        moved = torch.linalg.solve_triangular(trial, fixed, upper=False, left=False)
-        log_ratio = priors.log_loadings(moved) - log_prior
+        changed = torch.linalg.solve_triangular(trial, fixed, upper=False, left=False)
+        log_ratio = priors.log_loadings(changed) - log_prior
         log_det = _log_det(trial) - _log_det(factor)
         log_ratio = log_ratio + (excess - freedom) * log_det
         keep = log_ratio > -torch.empty_like(log_ratio).exponential_()
         factor = torch.where(keep[:, None, None], trial, factor)
-        loadings = torch.where(keep[:, None, None], moved, loadings)
+        loadings = torch.where(keep[:, None, None], changed, loadings)
         log_prior = priors.log_loadings(loadings)
         accepted.append(keep)
     g = torch.linalg.solve_triangular(tril, factor, upper=False, left=False)
-    moved = Codes(codes.rows @ g.mT, g.unsqueeze(1) @ codes.spread @ g.mT.unsqueeze(1))
-    return loadings, moved, torch.stack(accepted).to(tril).mean(0)
+    return loadings, codes.transform(g), torch.stack(accepted).to(tril).mean(0)
 
 
 def _log_det(tril: Float[Tensor, "C K K"]) -> Float[Tensor, " C"]:
@@ -102,9 +101,8 @@ def rotate_codes(
     The density of z and the likelihood do not change. The angle in each plane is chosen among the
     current one and others drawn uniformly, with probabilities proportional to the prior of W R'.
     """
-    r = _plane_rotations(priors, priors.gram(loadings), loadings.shape[-2])
-    spread = r.unsqueeze(1) @ codes.spread @ r.mT.unsqueeze(1)
-    return loadings @ r.mT, Codes(codes.rows @ r.mT, spread)
+    rotation = _plane_rotations(priors, priors.gram(loadings), loadings.shape[-2])
+    return loadings @ rotation.mT, codes.transform(rotation)
 
 
 def _plane_rotations(
