@@ -12,6 +12,8 @@ import torch
 import oracles
 from ppl_vae.data.row_blocks import RowBlock
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
+from ppl_vae.inference.mcmc.gibbs_codes import draw_codes
+from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.priors import InverseGammaScale
@@ -167,6 +169,32 @@ def test_many_sweeps_leave_the_prior_as_it_is(
         rounds=20,
     )
     assert z < limit
+
+
+@pytest.mark.parametrize("prior", ["normal", "ard"])
+def test_moves_leave_the_means_of_x_given_z_as_they_are(prior):
+    torch.manual_seed(0)
+    model = proper_model(4, 3, "isotropic", prior)
+    priors, parameters = ConjugatePriors.of(model), prior_draws(model, 50)
+    statistics = TableStatistics.of(torch.randn(30, 4).double())
+    codes = draw_codes(statistics, parameters)
+
+    def means(loadings, loc, codes):
+        rows = codes.rows @ loadings.mT + statistics.weight[:, None] * loc.unsqueeze(1)
+        return torch.cat([rows, (loadings @ codes.spread[:, 0] @ loadings.mT)], 1)
+
+    before = means(parameters.loadings, parameters.loc, codes)
+    loc, codes = translate_codes(statistics, priors, parameters, codes)
+    assert not torch.allclose(loc, parameters.loc)
+    torch.testing.assert_close(means(parameters.loadings, loc, codes), before)
+    loadings, codes, accepted = expand_codes(statistics, priors, parameters.loadings, codes)
+    assert 0.1 < float(accepted.mean()) < 1 and not torch.allclose(loadings, parameters.loadings)
+    torch.testing.assert_close(means(loadings, loc, codes), before)
+    if prior == "ard":
+        rotated, codes = rotate_codes(priors, loadings, codes)
+        torch.testing.assert_close(means(rotated, loc, codes), before)
+        torch.testing.assert_close(rotated @ rotated.mT, loadings @ loadings.mT)
+        assert not torch.allclose(rotated, loadings)
 
 
 @pytest.mark.parametrize(("noise", "missing"), [("isotropic", 0.0), ("diagonal", 0.3)])

@@ -47,7 +47,7 @@ def translate_codes(
     """z_n + t and mu - W t, with t drawn from its conditional, which is normal."""
     loadings, loc = parameters.loadings, parameters.loc
     weighted = loadings * priors.loc_strength[:, None]
-    eye = torch.eye(loadings.shape[-1]).to(loadings)
+    eye = torch.eye(loadings.shape[-1], dtype=loc.dtype, device=loc.device)
     tril = torch.linalg.cholesky(loadings.mT @ weighted + statistics.num_data * eye)
     total = statistics.weight @ codes.rows
     score = ((loc - priors.loc_mean).unsqueeze(-2) @ weighted).squeeze(-2) - total
