@@ -180,7 +180,7 @@ def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
     best = table.maximal_log_likelihood(noise, latent_dim)
     number = number_of_parameters(model.data_dim, latent_dim, noise)
     criteria = (
-        fit_vb(model, table.x, mask=table.mask).bound,
+        fit_vb(model, table.statistics, seed=table.seed).bound,
         laplace_log_evidence(posterior.log_density, draws.flatten(0, 1).mean(0)),
         table.minka(noise, latent_dim),
         bic_log_evidence(best, number, num_data),

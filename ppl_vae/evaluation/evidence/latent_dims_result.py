@@ -31,7 +31,8 @@ class LatentDims(Result):
         log_evidence: log p(x | K) by bridge sampling, (M,).
         evidence_error: its standard error, (M,).
         approximations: approximations of log p(x | K) by name, each (M,): ``"vb_bound"``, the
-            bound of variational Bayes, which is at most log p(x | K); ``"laplace"``, at the
+            bound of variational Bayes, which is at most log p(x | K) and, for K > 1, several nats
+            less, since its q covers one rotation of W; ``"laplace"``, at the
             posterior mode, NaN where the Hessian is not positive definite or has more than 2,000
             rows;
             ``"minka"``, up to a constant that all K share and under a prior of its own, NaN with
