@@ -1,3 +1,7 @@
+from .calibration.result import SimulationBasedCalibration as SimulationBasedCalibration
+from .calibration.simulation_based import (
+    simulation_based_calibration as simulation_based_calibration,
+)
 from .evidence.bridge_sampling import LogEvidence as LogEvidence
 from .evidence.bridge_sampling import bridge_sampling as bridge_sampling
 from .evidence.laplace import minka_log_evidence as minka_log_evidence
@@ -71,6 +75,7 @@ __all__ = [
     "LogEvidence",
     "LogLikelihood",
     "MaskedCV",
+    "SimulationBasedCalibration",
     "Spectrum",
     "Subspace",
     "VAELimit",
@@ -109,6 +114,7 @@ __all__ = [
     "normal_quantiles",
     "reconstruct",
     "select_by_masked_cv",
+    "simulation_based_calibration",
     "spectrum",
     "subspace",
     "vae_limit",

@@ -13,7 +13,18 @@ from scipy import stats
 import oracles
 import user_pairs
 from draws import draw
-from ppl_vae import PPCA, VAE, AmortizedGuide, ExactGuide, PerDatumGuide, collapse, digits, fit_closed_form, fit_svi, mlp
+from ppl_vae import (
+    PPCA,
+    VAE,
+    AmortizedGuide,
+    ExactGuide,
+    PerDatumGuide,
+    collapse,
+    digits,
+    fit_closed_form,
+    fit_svi,
+    mlp,
+)
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation import Collapse

@@ -19,7 +19,23 @@ import oracles
 import user_pairs
 from fitted import assert_close
 from incomplete import assert_draws_of_missing_values
-from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, Gaussian, PerDatumGuide, digits, elbo, fit_svi, gaps, impute, log_likelihood, log_weights, mlp, to_arviz
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Bernoulli,
+    ExactGuide,
+    Gaussian,
+    PerDatumGuide,
+    digits,
+    elbo,
+    fit_svi,
+    gaps,
+    impute,
+    log_likelihood,
+    log_weights,
+    mlp,
+    to_arviz,
+)
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import filter_kwargs, modules_of
 from ppl_vae.core.pair import Pair

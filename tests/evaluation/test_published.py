@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_vae import ELBO, IWAE, VAE, Bernoulli, Gaussian, binarize, elbo, fit_svi, image_set, log_likelihood
+from ppl_vae import (
+    ELBO,
+    IWAE,
+    VAE,
+    Bernoulli,
+    Gaussian,
+    binarize,
+    elbo,
+    fit_svi,
+    image_set,
+    log_likelihood,
+)
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import oracles
 from draws import draw
 from figures import assert_texts_are_readable
-from ppl_vae import VAE, Autoencoder, Bernoulli, Gaussian, PerDatumGuide, elbo, fit_svi, load, log_likelihood, mlp, save
+from ppl_vae import (
+    VAE,
+    Autoencoder,
+    Bernoulli,
+    Gaussian,
+    PerDatumGuide,
+    elbo,
+    fit_svi,
+    load,
+    log_likelihood,
+    mlp,
+    save,
+)
 from ppl_vae.evaluation import vae_limit
 from ppl_vae.inference import best_codes
 from ppl_vae.networks import GaussianNoise

@@ -10,7 +10,17 @@ from sklearn.decomposition import PCA
 from torch import nn
 
 import oracles
-from ppl_vae import PPCA, Autoencoder, Bernoulli, Gaussian, digits, elbo, fit_closed_form, mlp, subspace
+from ppl_vae import (
+    PPCA,
+    Autoencoder,
+    Bernoulli,
+    Gaussian,
+    digits,
+    elbo,
+    fit_closed_form,
+    mlp,
+    subspace,
+)
 from ppl_vae.inference import fit_pca, implied_gaussian
 
 X = oracles.simulate_ppca([6.0, 4.0, 2.5], 0.4, 120, 8, 0) + 3
