@@ -51,7 +51,7 @@ for beta in (0.005, 0.01, 0.03, 0.1, 0.3, 1.0):
     off = abs(fit_1 - beta * rate - beta * (fit_b - rate) - constant)
     print(f"{beta:5g}{rate:8.2f}{fit_1 - rate:12.2f}{fit_b - rate:16.2f}{off:13.0e}")
     ax.plot(beta, fit_b - rate, "o", color="tab:blue")
-vae = fit_vae(Gaussian("shared", initial=0.5))
+vae = fit_vae(Gaussian("shared", initial=0.2))
 variance, (fit_s, rate) = vae.likelihood.scale.item() ** 2, held_out(vae)
 print(f"sigma learned, no beta: sigma^2 = {variance:.4f}, ELBO {fit_s - rate:.2f}")
 ax.plot(variance, fit_s - rate, "*", ms=13, color="tab:orange", label="sigma learned, no beta")

@@ -15,7 +15,17 @@ from functools import partial
 import torch
 from sklearn.datasets import load_digits
 
-from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, Gaussian, digits, fit_closed_form, fit_svi, plots
+from ppl_vae import (
+    PPCA,
+    VAE,
+    Autoencoder,
+    ExactGuide,
+    Gaussian,
+    digits,
+    fit_closed_form,
+    fit_svi,
+    plots,
+)
 from ppl_vae.evaluation import compare_embeddings
 from ppl_vae.networks import GaussianNoise
 

@@ -4,7 +4,8 @@ A masked autoencoder fills in digits
 
 Given 4 of 16 patches of a held-out digit, a masked autoencoder predicts the other 12. It is
 compared with the conditional mean of PPCA given the same 4 patches, which is exact. K and the
-stopping time are chosen on validation digits.
+stopping time are chosen on validation digits. The network is better than PPCA after 300 epochs,
+the default, and worse after the 20 of a run with ``--smoke``.
 """
 
 # %%

@@ -132,7 +132,7 @@ def gamma_entropy(a, b):
     return stats.gamma.entropy(a, scale=1 / np.asarray(b))
 
 
-def log_evidence_by_quadrature(x, prior, sizes=(121, 121, 121), reach=4.0):
+def log_evidence_by_quadrature(x, prior, sizes=(81, 81, 81), reach=4.0):
     """log p(x) for D = 2, K = 1, isotropic noise and a normal prior on W, in nats.
 
     mu is integrated exactly: the sample mean is N(m, C / N + diag(c^2)). w and log sigma are on a

@@ -8,5 +8,5 @@ def generator(seed=0):
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    """Standard normal numbers, drawn in single precision: the same numbers in every dtype."""
+    """Standard normal numbers, drawn in the default dtype."""
     return torch.randn(*shape, generator=generator(seed)).to(dtype)

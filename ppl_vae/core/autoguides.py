@@ -74,10 +74,14 @@ def is_per_datum(guide: ProgramLike, batch: Batch) -> bool:
         batch: rows on which it can be run.
     """
     owner = automatic_guide(guide)
+    if owner is None:
+        return False
     if isinstance(owner, GuideMessenger):
         known = type(owner).__module__ == AutoNormalMessenger.__module__
         if not known or DATA_PLATE in getattr(owner, "amortized_plates", ()):
             return False
+    if owner is None:
+        return False
     return any(_draws_local_sites(part, batch) for part in _parts(owner))
 
 

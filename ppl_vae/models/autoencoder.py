@@ -286,8 +286,7 @@ class Autoencoder(DecoderModel):
             patch: height and width of a patch, in pixels; one number for both.
             share: fraction of the P patches that are hidden.
             width, depth, heads: of the encoder, a :class:`~ppl_vae.networks.PatchTransformer`.
-            decoder_width, decoder_depth: of the :class:`~ppl_vae.networks.PatchDecoder`, which has
-                as many heads.
+            decoder_width, decoder_depth: of a :class:`~ppl_vae.networks.PatchDecoder`; same heads.
             likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
             seed: of the initial weights.
 

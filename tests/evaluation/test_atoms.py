@@ -22,7 +22,7 @@ def test_atoms_are_sorted_by_use():
     np.testing.assert_allclose(found.atoms, (W * signs).T[order], rtol=1e-12)
     assert (signs < 0).any() and (signs > 0).any()
     used = (codes != 0).sum(1).mean()
-    assert f"{used:.1f} atoms are used per datum, 0 are never used" in repr(found)
+    assert f"{used:.1f} used per datum, 0 never used" in repr(found)
 
 
 def test_deep_decoders_have_no_atoms():

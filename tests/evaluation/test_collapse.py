@@ -197,7 +197,7 @@ def test_intervals_have_nominal_coverage(slope, variance, K, N, num_samples):
         assert_calibrated_errors(column, 400)
 
 
-def test_estimates_without_nominal_coverage_are_underestimates():
+def test_estimates_without_nominal_coverage_are_lower_bounds():
     z, underestimated = standardized_errors(0.9, 0.19, 8, 400, 2, 3)
     assert underestimated == 1 and z[:, 1].max() < -4
     # Both bounds hold: the lower one by the estimate, the upper one by the moments.
@@ -226,6 +226,10 @@ def test_the_estimated_bias_has_the_right_size():
     assert (
         0.01 < stated < errors.mean() and np.mean([codes.underestimated for codes in found]) > 0.5
     )
+    # Far below log N, that bound is no explanation.
+    low = next(codes for codes in found if codes.underestimated)
+    assert not low.saturated and low.mutual_information < math.log(200) - math.log(2)
+    assert "there are too few data, 200" in repr(low) and "log N" not in repr(low)
 
 
 def test_the_terms_for_few_data_agree_with_quadrature():
@@ -395,7 +399,8 @@ def test_narrow_codes_far_from_the_prior_are_a_lookup_table():
     )
     # Narrow codes within the prior cannot be distinguished from good codes of a larger data set.
     near = collapse(ppca.model, per_datum_guide(draw(40, 2), 1e-3), x, seed=0)
-    assert near.failure is None and near.underestimated
+    assert near.failure is None and near.underestimated and near.saturated
+    assert "no estimate from N data exceeds log N = 3.689" in repr(near)
     assert (
         "codes identify their datum with probability 1.00: there are too few data, 40,"
         in near.verdict

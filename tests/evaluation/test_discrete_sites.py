@@ -111,7 +111,7 @@ def test_a_class_that_the_guide_rarely_draws_is_found(num_samples, num_data):
     share = f"{estimate.undersampled_mass[~estimate.reliable].max():.0%}"
     assert f"that the guide draws fewer than 10 times hold up to {share} of the posterior" in text
     assert "remedy: more draws, or a guide that is closer to the posterior" in text
-    assert "refine" not in text.split("refine=0)")[1]
+    assert "refine" not in text.split("refine=0")[1]
 
 
 def test_the_remedy_works():

@@ -50,7 +50,7 @@ def test_decoded_codes_of_external_pairs_are_their_reconstructions(name):
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    zip(user_pairs.PAIRS, itertools.cycle(["linear", "spherical"]), strict=False),
+    list(zip(user_pairs.PAIRS, itertools.cycle(["linear", "spherical"]), strict=False)),
 )
 def test_interpolations_of_external_pairs_start_and_end_at_reconstructions(name, method):
     model, guide, x = user_pairs.PAIRS[name]()

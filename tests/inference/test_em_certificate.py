@@ -1,6 +1,7 @@
 """The maxima and certificates of EM, PX-EM and variational EM, on tables of all scales."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ppl_vae.inference.em.expected_covariance import (
 )
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
-from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED
+from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
 from ppl_vae.inference.em.state import ILL_CONDITIONED, Parameters
 from ppl_vae.models import sufficient_statistics
 from ppl_vae.models.eigen import right_singular_vectors
@@ -429,6 +430,16 @@ def test_lbfgs_finds_no_improvement_of_factor_analysis(latent_dim):
     assert result.converged
     assert best - here == pytest.approx(result.certificate, abs=1e-9)
     assert best - here < TOLERANCE
+
+
+def test_gains_of_the_size_of_the_tolerance_are_not_noted():
+    run = object.__new__(EMRun)  # the notes depend on these fields only
+    run.state, run.tol, run.converged = types.SimpleNamespace(notes=tuple), 1e-9, True
+    run.restart_gains = (3e-9, 0.25)
+    (note,) = run.notes()
+    assert note.startswith(RESTARTED) and "once" in note and "(a gain of 0.25 nats" in note
+    run.restart_gains = (3e-9,)
+    assert run.notes() == ()
 
 
 def test_the_best_of_several_starts_is_returned():

@@ -1,4 +1,4 @@
-"""Variational Bayes against a slow coordinate ascent, quadrature, and limits with known answers."""
+"""Variational Bayes against a slow coordinate ascent, quadrature, and known limits."""
 
 import inspect
 
@@ -102,13 +102,13 @@ def test_a_slow_coordinate_ascent_from_elsewhere_ends_at_the_same_bound():
     np.testing.assert_allclose(fit.loc, slow.rows[:, 1], atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_bound_is_below_the_log_evidence(seed):
     x = data(D=2, N=25, seed=seed)
     model = like(x, 1)
     prior = prior_arrays(model)
     evidence = bayesian_oracles.log_evidence_by_quadrature(x, prior)
-    coarse = bayesian_oracles.log_evidence_by_quadrature(x, prior, sizes=(81, 81, 81))
+    coarse = bayesian_oracles.log_evidence_by_quadrature(x, prior, sizes=(61, 61, 61))
     assert abs(evidence - coarse) < 1e-3  # the quadrature has converged
     gap = evidence - fit_vb(model, x, seed=0).bound
     # At least log 2, because q describes one of the two signs of W; each of the four pairs of
@@ -232,7 +232,7 @@ def test_ard_switches_off_the_columns_that_the_data_do_not_need(noise):
     assert fit.active.tolist() == [True, True, False, False, False]
     assert "2 of 5 columns of W are active" in repr(fit)
     assert fit.relevance[2:].min() > 5 * fit.relevance[:2].max()
-    white = np.random.default_rng(0).normal(size=(200, 6))
+    white = oracles.simulate_ppca((1.1,), 1.0, 200, 6, seed=1)
     assert not fit_vb(like(white, 3, noise=noise, prior="ard"), white, seed=0).active.any()
 
 
@@ -380,10 +380,10 @@ def test_the_guide_takes_minibatches_and_new_data():
 def test_priors_that_are_not_conjugate_are_named():
     x = data()
     model = BayesianPPCA(D, K, noise_prior=dist.HalfNormal(1.0), loc_prior=dist.Cauchy(0.0, 1.0))
-    with pytest.raises(ValueError, match=r"loc_prior, noise_prior are not.*nuts"):
+    with pytest.raises(ValueError, match=r"loc_prior, noise_prior of the model are not.*nuts"):
         fit_vb(model, x)
     slanted = BayesianPPCA(D, K, loadings_prior=dist.Normal(0.0, torch.tensor([1.0, 2.0])))
-    with pytest.raises(ValueError, match="loadings_prior is not"):
+    with pytest.raises(ValueError, match="loadings_prior of the model is not"):
         fit_vb(slanted, x)
 
 
@@ -391,10 +391,10 @@ def test_other_models_and_other_widths_are_refused():
     x = data()
     with pytest.raises(TypeError, match="model is a PPCA"):
         inspect.unwrap(fit_vb)(PPCA(D, K), x)
-    with pytest.raises(ValueError, match="x has 4 columns, the model data_dim=5"):
+    with pytest.raises(ValueError, match="x must have 5 columns, as the model has; it has 4"):
         fit_vb(BayesianPPCA(5, 2), x)
-    with pytest.raises(ValueError, match="latent_dim must be at most"):
-        fit_vb(BayesianPPCA(4, 5), x)
+    with pytest.raises(ValueError, match="latent_dim must be smaller than data_dim"):
+        fit_vb(BayesianPPCA(4, 4), x)
     with pytest.raises(ValueError, match="max_iterations must be a whole number"):
         fit_vb(BayesianPPCA(4, 2), x, max_iterations=0)
 
@@ -403,9 +403,10 @@ def test_what_limits_a_fit_is_noted():
     x = data()
     fit = fit_vb(like(x), x, max_iterations=2, seed=0)
     assert not fit.converged and fit.stopped == "after max_iterations=2"
-    assert "not converged: the last iteration still gained" in fit.notes[0]
-    few = fit_vb(BayesianPPCA(D, 3), x[:3], seed=0)
-    assert "a rank of at most 2" in few.notes[0]
+    assert "not converged: the last iteration still gained" in fit.notes[-1]
+    few = fit_vb(like(x, 3), x[:3], seed=0)
+    assert "is not smaller than the rank" in few.notes[0]
+    assert "contradicts the units" in fit_vb(like(1000 * x), x, seed=0).notes[0]
     constant = np.where(np.arange(D) == 1, 5.0, x)
     assert "constant columns: 1" in fit_vb(like(x), constant, seed=0).notes
 

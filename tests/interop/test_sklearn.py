@@ -141,6 +141,15 @@ def test_draws_have_the_covariance_of_the_model(x):
 # Agreement with scikit-learn's estimators
 
 
+def test_several_starts_of_px_em(incomplete):
+    several = PPCATransformer(2, noise="diagonal", n_init=3).fit(incomplete)
+    assert any("3 starts end" in note for note in several.notes_)
+    one = PPCATransformer(2, noise="diagonal").fit(incomplete)
+    assert several.score(incomplete) >= one.score(incomplete) - 1e-6
+    with pytest.raises(ValueError, match="n_init must be a whole number >= 1"):
+        PPCATransformer(2, n_init=0).fit(incomplete)
+
+
 def test_it_agrees_with_pca(x):
     """The noise variance of PCA has the denominator N - 1; otherwise the maxima are the same."""
     N = len(x)

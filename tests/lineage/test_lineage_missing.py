@@ -206,6 +206,12 @@ def test_data_that_cannot_be_fitted_are_rejected_at_once():
         run_lineage(unobserved, latent_dim=2, columns=list("abcdef"))
 
 
+def test_several_starts_of_em():
+    settings = replace(FAST, starts=2)
+    found = run_lineage(table(), latent_dim=1, stages=["px-em"], settings=settings, seed=1)
+    assert any("2 starts" in note for note in found.rows[0].fit.notes)
+
+
 def test_missing_values_in_held_out_rows_do_not_change_the_fits():
     x = lineages.table()
     names = ("px-em", "linear-amortized")

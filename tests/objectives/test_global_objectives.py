@@ -165,7 +165,7 @@ ESTIMATORS = {
 def test_each_estimator_of_the_gradient_has_the_same_mean(gradient, float64):
     model, guide, x = linear_decoder()
     x = x[:6]
-    exact, error = gradient_means(ELBO(400), model, guide, x, 10)
+    exact, error = gradient_means(ELBO(100), model, guide, x, 40)
     mean, other = gradient_means(ESTIMATORS[gradient], model, guide, x, 40)
     limit = oracles.z_limit(len(mean))
     assert bool(((mean - exact).abs() < limit * error.hypot(other) + 1e-12).all())
@@ -174,8 +174,8 @@ def test_each_estimator_of_the_gradient_has_the_same_mean(gradient, float64):
 def test_the_doubly_reparameterized_gradient_has_the_mean_of_the_plain_one(float64):
     model, guide, x = linear_decoder()
     x = x[:3]
-    mean, error = gradient_means(IWAE(4), model, guide, x, 150)
-    other, others = gradient_means(IWAE(4, gradient="dreg"), model, guide, x, 150)
+    mean, error = gradient_means(IWAE(4), model, guide, x, 60)
+    other, others = gradient_means(IWAE(4, gradient="dreg"), model, guide, x, 60)
     limit = oracles.z_limit(len(mean))
     assert bool(((mean - other).abs() < limit * error.hypot(others) + 1e-12).all())
 

@@ -9,12 +9,10 @@ from files import ROOT
 
 # The others take longer than these, and run with the slow tests and when the gallery is built.
 QUICK = [
-    "impute_metabolites",
     "port_an_encoder",
     "rank_k_reconstructions",
     "tobamovirus_map",
     "topic_recovery",
-    "vae_as_model_and_guide",
 ]
 EXAMPLES = [
     pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.name)

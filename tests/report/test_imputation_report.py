@@ -14,7 +14,9 @@ import oracles
 from fitted import parameters
 from ppl_vae import PPCA, fit_em, select_by_masked_cv
 from ppl_vae.cli.main import app, main
-from ppl_vae.evaluation.prediction.masked_cv import _draw_masked
+from ppl_vae.data.tables import Table
+from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, _draw_masked
+from ppl_vae.report.imputation import FilledTable
 
 DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
@@ -84,6 +86,22 @@ def test_its_text_lists_models_that_cannot_be_fitted():
     assert "noise='diagonal', K = 2: x has constant columns: [4]" in str(found)
     again = type(found).from_dict(found.to_dict())
     assert again.to_dict() == found.to_dict()
+
+
+def test_its_text_has_neither_long_numbers_nor_trailing_spaces():
+    density, rmse = torch.tensor([-1.5, -123456789.0]), torch.tensor([0.5, 2.5e9])
+    found = MaskedCV(("isotropic", "diagonal"), (1, 2), density, rmse, torch.ones(2), 1)
+    lines = repr(found).splitlines()
+    assert lines[0].startswith("1 observed value, masked")
+    assert lines[2].split() == ["isotropic", "1", "-1.500", "0.500", "100.0%", "<-", "best"]
+    assert lines[3].split() == ["diagonal", "2", "-1.23e+08", "2.5e+09", "100.0%"]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_several_starts_are_made():
+    data = Table("data", incomplete(num_rows=40), tuple(f"x{k}" for k in range(10)))
+    filled = FilledTable.of(data, 2, "diagonal", starts=2)
+    assert any("2 starts end" in note for note in filled.notes())
 
 
 def test_invalid_searches_are_rejected():

@@ -10,8 +10,7 @@ to Gibbs sampling what parameter expansion is to EM.
 With lower triangular g, S the sum of z z' over N data, and C its Cholesky factor, that density is
 |g|^(N - D) exp(-tr(g S g') / 2) p(W g^-1) prod_i g_ii^-i dg: without p, g C is the Bartlett factor
 of a Wishart matrix with N - D degrees of freedom. It is proposed with nu degrees of freedom and
-accepted with the ratio of |g|^(N - D - nu) p(W g^-1). The order of the latent dimensions is drawn
-anew each time.
+accepted with the ratio of |g|^(N - D - nu) p(W g^-1).
 
 References:
     Liu, Sabatti: Generalised Gibbs sampler and multigrid Monte Carlo for Bayesian computation
@@ -35,7 +34,7 @@ def translate_codes(
 ) -> tuple[Float[Tensor, "C D"], Codes]:
     """z_n + t and mu - W t, with t drawn from its conditional, which is normal."""
     loadings, loc = parameters.loadings, parameters.loc
-    weighted = loadings / priors.loc_scale.square()[:, None]
+    weighted = loadings * priors.loc_strength[:, None]
     eye = torch.eye(loadings.shape[-1]).to(loadings)
     tril = torch.linalg.cholesky(loadings.mT @ weighted + statistics.num_data * eye)
     total = statistics.weight @ codes.rows
@@ -52,28 +51,23 @@ def expand_codes(
     loadings: Float[Tensor, "C D K"],
     codes: Codes,
 ) -> tuple[Float[Tensor, "C D K"], Codes, Float[Tensor, " C"]]:
-    """W g^-1 and g z with g triangular in a random order of the latent dimensions, or the given W
-    and z if the proposal is rejected; and whether it was accepted."""
+    """W g^-1 and g z with g triangular, or the given W and z if the proposal is rejected; and
+    whether it was accepted."""
     data_dim, size = loadings.shape[-2:]
     excess = statistics.num_data - data_dim
     freedom = excess if excess >= size else statistics.num_data
-    order = torch.randperm(size, device=loadings.device)
-    back = order.argsort()
-    tril = torch.linalg.cholesky(codes.second_moment()[:, order][..., order])
+    tril = torch.linalg.cholesky(codes.second_moment())
     factor = bartlett_factor(tril.new_full((len(tril),), freedom), size)
-    # g = factor tril^-1 and its inverse tril factor^-1, in the given order.
-    g = torch.linalg.solve_triangular(tril, factor, upper=False, left=False)[:, back][..., back]
-    inverse = torch.linalg.solve_triangular(factor, tril, upper=False, left=False)
-    proposal = loadings @ inverse[:, back][..., back]
-    diagonals = (part.diagonal(dim1=-2, dim2=-1).log().sum(-1) for part in (factor, tril))
-    log_det = next(diagonals) - next(diagonals)
+    # g = factor tril^-1, W g^-1 = W tril factor^-1
+    g = torch.linalg.solve_triangular(tril, factor, upper=False, left=False)
+    proposal = torch.linalg.solve_triangular(factor, loadings @ tril, upper=False, left=False)
     log_ratio = priors.log_loadings(proposal) - priors.log_loadings(loadings)
-    log_ratio = log_ratio + (excess - freedom) * log_det
+    if excess != freedom:
+        log_det = g.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_ratio = log_ratio + (excess - freedom) * log_det
     accepted = log_ratio > -torch.empty_like(log_ratio).exponential_()
     keep = accepted[:, None, None]
+    # A rejected g is replaced by the identity.
+    g = torch.where(keep, g, torch.eye(size).to(g))
     moved = Codes(codes.rows @ g.mT, g.unsqueeze(1) @ codes.spread @ g.mT.unsqueeze(1))
-    kept = Codes(
-        torch.where(keep, moved.rows, codes.rows),
-        torch.where(keep.unsqueeze(1), moved.spread, codes.spread),
-    )
-    return torch.where(keep, proposal, loadings), kept, accepted.to(log_ratio)
+    return torch.where(keep, proposal, loadings), moved, accepted.to(log_ratio)

@@ -1,15 +1,20 @@
 """Conjugate priors of probabilistic PCA as tensors, and the draws of parameters given codes."""
 
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.inference.mcmc.wishart import standard_gamma
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.priors import ParameterPrior
 
 
-class ConjugatePriors(NamedTuple):
+@dataclass(frozen=True)
+class ConjugatePriors:
     """The priors W_dk ~ N(0, s_d^2 / relevance_k), mu_d ~ N(m_d, c_d^2),
     sigma^2 ~ InverseGamma(a, b), relevance_k ~ Gamma(e_k, f_k).
 
@@ -26,6 +31,16 @@ class ConjugatePriors(NamedTuple):
     loc_scale: Float[Tensor, " D"]
     noise: tuple[Tensor, Tensor]
     relevance: tuple[Tensor, Tensor] | None
+
+    @cached_property
+    def loc_strength(self) -> Float[Tensor, " D"]:
+        """1 / c^2."""
+        return self.loc_scale**-2
+
+    @cached_property
+    def loadings_strength(self) -> Float[Tensor, "D 1"]:
+        """1 / s^2."""
+        return self.loadings_scale[:, None] ** -2
 
     @classmethod
     def of(cls, model: BayesianPPCA) -> Self:
@@ -57,11 +72,14 @@ class ConjugatePriors(NamedTuple):
 
     def log_loadings(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, " C"]:
         """log p(W) up to a constant, the relevance integrated out."""
-        squares = (loadings / self.loadings_scale[:, None]).square().sum(-2) / 2
+        squares = self._half_squares(loadings)
         if self.relevance is None:
             return -squares.sum(-1)
         concentration, rate = self.relevance
         return -((concentration + loadings.shape[-2] / 2) * (rate + squares).log()).sum(-1)
+
+    def _half_squares(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"]:
+        return (loadings.square() * self.loadings_strength).sum(-2) / 2
 
     def regression(
         self, parameters: Parameters
@@ -69,10 +87,10 @@ class ConjugatePriors(NamedTuple):
         """The prior of (w_d, mu_d) given relevance: the mean of mu, and precisions of all
         L = K + 1 of them."""
         shape = parameters.loadings.shape
-        strength = (self.loadings_scale**-2)[:, None].expand(shape)
+        strength = self.loadings_strength.expand(shape)
         if parameters.relevance is not None:
             strength = strength * parameters.relevance.unsqueeze(-2)
-        loc_strength = (self.loc_scale**-2)[:, None].expand(*shape[:-1], 1)
+        loc_strength = self.loc_strength[:, None].expand(*shape[:-1], 1)
         return self.loc_mean, torch.cat([strength, loc_strength], -1)
 
     def draw_relevance(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"] | None:
@@ -80,9 +98,9 @@ class ConjugatePriors(NamedTuple):
         if self.relevance is None:
             return None
         concentration, rate = self.relevance
-        squares = (loadings / self.loadings_scale[:, None]).square().sum(-2) / 2
+        squares = self._half_squares(loadings)
         shape = (concentration + loadings.shape[-2] / 2).expand_as(squares)
-        return torch._standard_gamma(shape) / (rate + squares)
+        return standard_gamma(shape) / (rate + squares)
 
     def draw_noise_scale(
         self, squares: Float[Tensor, "C D"], counts: Float[Tensor, " D"]
@@ -92,9 +110,9 @@ class ConjugatePriors(NamedTuple):
         if not concentration.dim():
             squares, counts = squares.sum(-1), counts.sum()
         shape = (concentration + counts / 2).expand_as(squares)
-        return ((rate + squares / 2) / torch._standard_gamma(shape)).sqrt()
+        return ((rate + squares / 2) / standard_gamma(shape)).sqrt()
 
 
-def _wide(prior: torch.nn.Module, name: str) -> Tensor:
+def _wide(prior: ParameterPrior, name: str) -> Tensor:
     # A parameter of a prior, for each element of what it is a prior of.
     return prior.get_buffer(name).double().expand(prior.shape)

@@ -1,4 +1,5 @@
-"""Chains of Pyro's NUTS for a density of one real vector, with its gradient captured as a graph."""
+"""Chains of Pyro's NUTS for a density of one real vector, with its gradient captured as a
+graph."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,7 @@
 """Draws from the posterior of parameters, by chain, with their diagnostics."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -76,8 +76,13 @@ class PosteriorSamples(Result):
             ValueError: if the sites are not those of
                 :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
         """
-        by_chain = self._by_chain("parameters")
-        return Parameters(*(None if p is None else p.flatten(0, 1) for p in by_chain))
+        loadings, loc, scale, relevance = self._by_chain("parameters")
+        return Parameters(
+            loadings.flatten(0, 1),
+            loc.flatten(0, 1),
+            scale.flatten(0, 1),
+            None if relevance is None else relevance.flatten(0, 1),
+        )
 
     def invariants(self) -> dict[str, Tensor]:
         """The quantities that the data identify, (chains, S, ...).
@@ -224,7 +229,22 @@ class PosteriorSamples(Result):
             f"  {self.verdict}",
             *(f"  {line}" for line in repr(self._diagnostics).splitlines()),
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        notes = (*self.notes, *self._unidentified())
+        return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
+
+    def _unidentified(self) -> Iterator[str]:
+        # A note on canonical columns that are left out.
+        if not self._is_ppca:
+            return
+        size = self.draws["loadings"].shape[-1]
+        canonical = self.invariants().get("canonical_loadings")
+        count = 0 if canonical is None else canonical.shape[-1]
+        if count < size:
+            yield (
+                f"{size - count} of {size} canonical columns of the loadings are left out: their "
+                "directions vary over draws, because singular values are close to each other or "
+                "to zero"
+            )
 
 
 DIMENSIONS = {

@@ -18,9 +18,9 @@ MAX_UNIT_RATIO = 100.0
 
 
 def statistics_for(
-    model: BayesianPPCA, x: RowSource, mask: ArrayLike | None = None
+    model: BayesianPPCA, x: RowSource | TableStatistics, mask: ArrayLike | None = None
 ) -> TableStatistics:
-    """The statistics of x for a model.
+    """The statistics of x for a model; x may be the statistics themselves.
 
     Raises:
         ValueError: if x has another width than the model, or a column with nothing observed; if
@@ -31,7 +31,7 @@ def statistics_for(
             f"latent_dim must be smaller than data_dim, {model.data_dim}, to sample the posterior "
             f"(otherwise the loadings explain all variance); got {model.latent_dim}"
         )
-    statistics = TableStatistics.of(x, mask)
+    statistics = x if isinstance(x, TableStatistics) else TableStatistics.of(x, mask)
     if len(statistics.mean) != model.data_dim:
         raise ValueError(
             f"x must have {model.data_dim} columns, as the model has; it has "

@@ -12,9 +12,10 @@ from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.em.history import WITHIN_ROUNDING, iteration_limit, remaining_gain
+from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
 from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
 from ppl_vae.inference.variational_bayes.parameters import (
-    ConjugatePrior,
+    ConjugateUpdates,
     ParameterPosterior,
     expected_log,
 )
@@ -74,7 +75,7 @@ def fit_vb(
     Raises:
         TypeError: if the model is not a ``BayesianPPCA``.
         ValueError: if a prior is not conjugate; if x does not have ``model.data_dim`` columns; if
-            K > D; if a row or a column has nothing observed.
+            K >= D; if a row or a column has nothing observed.
 
     References:
         Bishop: Variational principal components (1999).
@@ -89,14 +90,10 @@ def fit_vb(
     start_time = time.perf_counter()
     _check_model(model)
     check_int("max_iterations", max_iterations)
-    statistics = x
-    if not isinstance(x, TableStatistics):
-        device = next(model.loc_prior.buffers()).device
-        statistics = TableStatistics.of(x, mask, device=device)
-    _check_width(model, statistics)
-    prior = ConjugatePrior.of(model, statistics.mean)
-    ascent = CoordinateAscent(statistics, prior, rotate, start_time)
-    stopped = ascent.run(_initial(statistics, prior, model, seed), tol, max_iterations)
+    statistics = statistics_for(model, x, mask)
+    updates = ConjugateUpdates.of(model, statistics.mean)
+    ascent = CoordinateAscent(statistics, updates, rotate, start_time)
+    stopped = ascent.run(_initial(statistics, updates, model, seed), tol, max_iterations)
     return _result(model, ascent, stopped)
 
 
@@ -108,33 +105,22 @@ def _check_model(model: Any) -> None:
         )
     if names := model.not_conjugate():
         raise ValueError(
-            f"fit_vb needs conjugate priors, and {', '.join(names)} "
-            f"{'is' if len(names) == 1 else 'are'} not: loadings_prior must be a normal "
-            "distribution about zero whose scale is the same within each row of W, loc_prior "
-            "normal, noise_prior an InverseGammaScale, relevance_prior a Gamma. Use "
-            'sample_posterior(model, x, sampler="nuts"), or fit_svi'
-        )
-
-
-def _check_width(model: BayesianPPCA, statistics: TableStatistics) -> None:
-    width = len(statistics.mean)
-    if width != model.data_dim:
-        raise ValueError(f"x has {width} columns, the model data_dim={model.data_dim}")
-    if model.latent_dim > width:
-        raise ValueError(
-            f"latent_dim must be at most the number of columns, {width}; got {model.latent_dim}"
+            f"fit_vb needs conjugate priors, and {', '.join(names)} of the model "
+            f"{'is' if len(names) == 1 else 'are'} not (see BayesianPPCA.not_conjugate); use "
+            'sample_posterior(model, x, sampler="nuts"), or fit_svi, which take any priors'
         )
 
 
 @torch.no_grad()
 def _initial(
-    statistics: TableStatistics, prior: ConjugatePrior, model: BayesianPPCA, seed: int | None
+    statistics: TableStatistics, updates: ConjugateUpdates, model: BayesianPPCA, seed: int | None
 ) -> ParameterPosterior:
     # Half of the variance is noise, as in PPCA.like, and W has the leading principal axes of the
     # data in units of the noise, from subspace iteration. Missing entries count as zero.
     columns, shape = statistics.columns, (model.data_dim, model.latent_dim)
     variance = columns.variance if model.noise == "diagonal" else columns.variance.mean()
-    mode = prior.noise.rate / (prior.noise.concentration + 1)
+    concentration, rate = updates.priors.noise
+    mode = rate / (concentration + 1)
     variance = torch.maximum(variance / 2, MIN_INITIAL_VARIANCE * mode)
     scaled = statistics.rows / variance.sqrt() / statistics.num_data**0.5
     with seeded(seed):
@@ -146,15 +132,15 @@ def _initial(
     mean = torch.nn.functional.pad(loadings, (0, 1))
     tril = mean.new_zeros(*mean.shape, mean.shape[1])
     noise = dist.Gamma(torch.ones_like(variance), variance)
-    return prior.update_relevance(ParameterPosterior(mean, tril, noise, None))
+    return updates.update_relevance(ParameterPosterior(mean, tril, noise, None))
 
 
 def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VBResult:
-    statistics, prior = ascent.statistics, ascent.prior
+    statistics = ascent.statistics
     posterior, centre = ascent.state.posterior.with_positive_columns(), statistics.mean
     sd = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     noise_scale, noise_scale_sd = scale_moments(posterior.noise)
-    relevance, share = posterior.relevance, active_share(posterior, prior)
+    relevance, share = posterior.relevance, active_share(posterior, ascent.updates)
     return VBResult(
         algorithm=f"variational Bayes{', rotating' if ascent.rotate else ''}",
         objective=torch.tensor(ascent.bounds, dtype=torch.float64),
@@ -180,13 +166,7 @@ def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VB
 
 
 def _notes(model: BayesianPPCA, ascent: "CoordinateAscent") -> tuple[str, ...]:
-    columns = ascent.statistics.columns
-    notes, rank = columns.notes(), columns.rank()
-    if model.latent_dim >= rank:
-        notes += (
-            f"latent_dim is {model.latent_dim}, and the centred data have a rank of at most "
-            f"{rank}: of sigma = 0 the likelihood is unbounded, and only the prior keeps it away",
-        )
+    notes = prior_notes(model, ascent.statistics.columns)
     if not ascent.converged:
         gain = ascent.bounds[-1] - ascent.bounds[max(-2, -len(ascent.bounds))]
         notes += (
@@ -223,9 +203,13 @@ class CoordinateAscent:
     state: VBState
 
     def __init__(
-        self, statistics: TableStatistics, prior: ConjugatePrior, rotate: bool, start_time: float
+        self,
+        statistics: TableStatistics,
+        updates: ConjugateUpdates,
+        rotate: bool,
+        start_time: float,
     ) -> None:
-        self.statistics, self.prior, self.rotate = statistics, prior, rotate
+        self.statistics, self.updates, self.rotate = statistics, updates, rotate
         self.start_time = start_time
         self.bounds: list[float] = []
         self.elapsed: list[float] = []
@@ -259,13 +243,13 @@ class CoordinateAscent:
 
     def _following(self, posterior: ParameterPosterior, latents: LatentMoments) -> VBState:
         # Updates all factors but q(z), the map of z, and q(z).
-        posterior = self.prior.update_rows(posterior, latents)
+        posterior = self.updates.update_rows(posterior, latents)
         squares = latents.expected_squares(posterior.mean, posterior.second_moment)
-        posterior = self.prior.update_noise(posterior, squares, latents.counts)
+        posterior = self.updates.update_noise(posterior, squares, latents.counts)
         if self.rotate:
-            inverse = best_inverse_map(self.prior, posterior, latents)
+            inverse = best_inverse_map(self.updates, posterior, latents)
             posterior = posterior.transformed(inverse)
-        posterior = self.prior.update_relevance(posterior)
+        posterior = self.updates.update_relevance(posterior)
         latents = LatentMoments.of(self.statistics, posterior.moments)
         return VBState(posterior, latents, self._bound(posterior, latents))
 
@@ -274,7 +258,7 @@ class CoordinateAscent:
         log_variance = -expected_log(posterior.noise)
         terms = latents.counts * (LOG_2PI + log_variance) + posterior.noise.mean * squares
         total = latents.expected_log_prior_and_entropy() - 0.5 * terms.sum()
-        return (total - self.prior.divergence(posterior)) / latents.num_data
+        return (total - self.updates.divergence(posterior)) / latents.num_data
 
     def _rounding(self) -> float:
         # A sum of squares loses the digits by which the variance exceeds that of the noise.

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.principal_axes import tril_of_inverse
-from ppl_vae.models.priors import ParameterPrior
 from ppl_vae.models.variational_posterior import ParameterMoments
 
 
@@ -72,47 +72,32 @@ class ParameterPosterior:
 
 
 @dataclass(frozen=True)
-class ConjugatePrior:
-    """The conjugate prior of :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`, in float64.
+class ConjugateUpdates:
+    """The updates of the factors of the posterior under conjugate priors.
 
     Attributes:
-        loadings_scale: s, with w_dk ~ N(0, s_d^2 / relevance_k), (D,).
-        loc_mean: of mu, relative to the means of the columns of the data, (D,).
-        loc_scale: (D,).
-        noise: the prior of sigma^-2, batch shape () or (D,).
-        relevance: that of the relevances, batch shape (K,); None without ARD.
+        priors: those of the model; that of mu is relative to the means of the columns of the data.
     """
 
-    loadings_scale: Float[Tensor, " D"]
-    loc_mean: Float[Tensor, " D"]
-    loc_scale: Float[Tensor, " D"]
-    noise: dist.Gamma
-    relevance: dist.Gamma | None
+    priors: ConjugatePriors
 
     @classmethod
     def of(cls, model: BayesianPPCA, centre: Float[Tensor, " D"]) -> Self:
-        """The priors of a model, for data relative to ``centre``."""
-        relevance = model.relevance_prior
-        loc = model.loc_prior
-        return cls(
-            loadings_scale=_values(model.loadings_prior, "scale")[:, 0],
-            loc_mean=_values(loc, "loc") - centre,
-            loc_scale=_values(loc, "scale"),
-            noise=_gamma(model.noise_prior),
-            relevance=None if relevance is None else _gamma(relevance),
-        )
+        """The updates under the priors of a model, for data relative to ``centre``."""
+        priors = ConjugatePriors.of(model)
+        return cls(priors._replace(loc_mean=priors.loc_mean - centre))
 
     def update_rows(
         self, posterior: ParameterPosterior, latents: LatentMoments
     ) -> ParameterPosterior:
         """The best q(W, mu), given all other factors."""
         relevance = posterior.expected_relevance
-        loadings = relevance / self.loadings_scale.square()[:, None]
-        prior_precision = torch.cat([loadings, self.loc_scale.pow(-2)[:, None]], 1)
-        noise = posterior.noise.mean.expand(len(self.loc_mean))
+        loadings = relevance / self.priors.loadings_scale.square()[:, None]
+        prior_precision = torch.cat([loadings, self.priors.loc_scale.pow(-2)[:, None]], 1)
+        noise = posterior.noise.mean.expand(len(self.priors.loc_mean))
         precision = torch.diag_embed(prior_precision) + noise[:, None, None] * latents.gram
         score = noise[:, None] * latents.cross
-        score[:, -1] += self.loc_mean * prior_precision[:, -1]
+        score[:, -1] += self.priors.loc_mean * prior_precision[:, -1]
         tril = tril_of_inverse(precision)
         mean = (tril @ (tril.mT @ score[:, :, None]))[..., 0]
         return replace(posterior, mean=mean, tril=tril)
@@ -121,38 +106,43 @@ class ConjugatePrior:
         self, posterior: ParameterPosterior, squares: Float[Tensor, " D"], counts: Tensor
     ) -> ParameterPosterior:
         """The best q(sigma), given E (x - w'z - mu)^2 and the numbers of terms in these sums."""
-        if not self.noise.batch_shape:
+        concentration, rate = self.priors.noise
+        if not concentration.dim():
             squares, counts = squares.sum(), counts.sum()
-        noise = dist.Gamma(self.noise.concentration + counts / 2, self.noise.rate + squares / 2)
+        noise = dist.Gamma(concentration + counts / 2, rate + squares / 2)
         return replace(posterior, noise=noise)
 
     def scaled_squares(self, posterior: ParameterPosterior) -> Float[Tensor, "K K"]:
         """The sum over rows of W of E w w' / s^2."""
         squares = posterior.second_moment[:, :-1, :-1]
-        return (squares / self.loadings_scale.square()[:, None, None]).sum(0)
+        return (squares / self.priors.loadings_scale.square()[:, None, None]).sum(0)
 
     def update_relevance(self, posterior: ParameterPosterior) -> ParameterPosterior:
         """The best q(relevance), given q(W)."""
-        if self.relevance is None:
+        if self.priors.relevance is None:
             return posterior
-        concentration = self.relevance.concentration + len(self.loc_mean) / 2
-        rate = self.relevance.rate + self.scaled_squares(posterior).diagonal() / 2
+        concentration, rate = self.priors.relevance
+        concentration = concentration + len(self.priors.loc_mean) / 2
+        rate = rate + self.scaled_squares(posterior).diagonal() / 2
         return replace(posterior, relevance=dist.Gamma(concentration, rate))
 
     def divergence(self, posterior: ParameterPosterior) -> Float[Tensor, ""]:
         """KL(q(W, mu, sigma, relevance) || p), in nats."""
-        total = kl_divergence(posterior.noise, self.noise).sum()
+        total = kl_divergence(posterior.noise, dist.Gamma(*self.priors.noise)).sum()
         log_relevance = torch.zeros_like(posterior.mean[0, :-1])
-        if posterior.relevance is not None:
-            total = total + kl_divergence(posterior.relevance, self.relevance).sum()
+        if posterior.relevance is not None and self.priors.relevance is not None:
+            prior = dist.Gamma(*self.priors.relevance)
+            total = total + kl_divergence(posterior.relevance, prior).sum()
             log_relevance = expected_log(posterior.relevance)
         rows, size = posterior.mean.shape
         squares = self.scaled_squares(posterior).diagonal()
-        deviation = (posterior.mean[:, -1] - self.loc_mean).square()
+        deviation = (posterior.mean[:, -1] - self.priors.loc_mean).square()
         deviation = deviation + posterior.covariance[:, -1, -1]
         quadratic = posterior.expected_relevance @ squares
-        quadratic = quadratic + (deviation / self.loc_scale.square()).sum()
-        log_det = 2 * ((size - 1) * self.loadings_scale.log() + self.loc_scale.log()).sum()
+        quadratic = quadratic + (deviation / self.priors.loc_scale.square()).sum()
+        log_det = (
+            2 * ((size - 1) * self.priors.loadings_scale.log() + self.priors.loc_scale.log()).sum()
+        )
         log_det = log_det - rows * log_relevance.sum()
         own = 2 * posterior.tril.diagonal(dim1=-2, dim2=-1).log().sum()
         return total + 0.5 * (quadratic + log_det - own - rows * size)
@@ -161,11 +151,3 @@ class ConjugatePrior:
 def expected_log(gamma: dist.Gamma) -> Tensor:
     """E log of a gamma-distributed variable."""
     return gamma.concentration.digamma() - gamma.rate.log()
-
-
-def _values(prior: ParameterPrior, name: str) -> Tensor:
-    return prior.get_buffer(name).double().expand(prior.shape)
-
-
-def _gamma(prior: ParameterPrior) -> dist.Gamma:
-    return dist.Gamma(_values(prior, "concentration"), _values(prior, "rate"))

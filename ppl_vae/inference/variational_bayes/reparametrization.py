@@ -28,46 +28,48 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
-from ppl_vae.inference.variational_bayes.parameters import ConjugatePrior, ParameterPosterior
+from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
 
 
 def best_inverse_map(
-    prior: ConjugatePrior, posterior: ParameterPosterior, latents: LatentMoments
+    updates: ConjugateUpdates, posterior: ParameterPosterior, latents: LatentMoments
 ) -> Float[Tensor, "L L"]:
     """U^-1 of the best map (z, 1) -> U (z, 1): the best translation, then the best R for it.
 
     If the relevances have priors that differ between columns, R is the best diagonal matrix.
     """
     size, num_data = len(latents.total), latents.num_data
-    shift = _best_translation(prior, posterior, latents)
+    shift = _best_translation(updates.priors, posterior, latents)
     outer = torch.outer(shift, latents.total)
     second_moment = latents.second_moment + outer + outer.mT + num_data * torch.outer(shift, shift)
-    inverse = _inverse_linear_map(prior, second_moment, prior.scaled_squares(posterior), num_data)
+    squares = updates.scaled_squares(posterior)
+    inverse = _inverse_linear_map(updates.priors, second_moment, squares, num_data)
     result = torch.eye(size + 1).to(inverse)
     result[:-1, :-1], result[:-1, -1] = inverse, -shift
     return result
 
 
 def _best_translation(
-    prior: ConjugatePrior, posterior: ParameterPosterior, latents: LatentMoments
+    priors: ConjugatePriors, posterior: ParameterPosterior, latents: LatentMoments
 ) -> Float[Tensor, " K"]:
-    weighted = posterior.second_moment[:, :-1] / prior.loc_scale.square()[:, None, None]
-    loadings = posterior.mean[:, :-1] / prior.loc_scale.square()[:, None]
-    score = weighted[..., -1].sum(0) - prior.loc_mean @ loadings - latents.total
+    weighted = posterior.second_moment[:, :-1] / priors.loc_scale.square()[:, None, None]
+    loadings = posterior.mean[:, :-1] / priors.loc_scale.square()[:, None]
+    score = weighted[..., -1].sum(0) - priors.loc_mean @ loadings - latents.total
     eye = torch.eye(len(score)).to(score)
     return torch.linalg.solve(latents.num_data * eye + weighted[..., :-1].sum(0), score)
 
 
 def _inverse_linear_map(
-    prior: ConjugatePrior,
+    priors: ConjugatePriors,
     second_moment: Float[Tensor, "K K"],
     squares: Float[Tensor, "K K"],
     num_data: int,
 ) -> Float[Tensor, "K K"]:
     # R^-1 = L V diag(y)^-1/2.
-    relevance, excess = prior.relevance, float(num_data - len(prior.loc_mean))
-    if relevance is None or _is_constant(relevance.concentration, relevance.rate):
+    relevance, excess = priors.relevance, float(num_data - len(priors.loc_mean))
+    if relevance is None or _is_constant(*relevance):
         lower = torch.linalg.cholesky(second_moment)
         values, axes = torch.linalg.eigh(lower.mT @ squares @ lower)
         values, axes = values.flip(0), lower @ axes.flip(1)
@@ -78,7 +80,7 @@ def _inverse_linear_map(
         one = torch.ones_like(values)
         lengths = _positive_root(one, -excess * one, values)
     else:
-        twice, total = 2 * relevance.rate, num_data + 2 * relevance.concentration
+        twice, total = 2 * relevance[1], num_data + 2 * relevance[0]
         lengths = _positive_root(twice, values - twice * excess, total * values)
     return axes / lengths.sqrt()
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.results import UNSAVED, FitResult
-from ppl_vae.inference.variational_bayes.parameters import ConjugatePrior, ParameterPosterior
+from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.variational_posterior import VBPosterior
 
@@ -65,10 +65,10 @@ class VBResult(FitResult):
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def active_share(posterior: ParameterPosterior, prior: ConjugatePrior) -> Float[Tensor, " K"]:
+def active_share(posterior: ParameterPosterior, updates: ConjugateUpdates) -> Float[Tensor, " K"]:
     """For each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior mean has."""
-    scaled = posterior.mean[:, :-1] / prior.loadings_scale[:, None]
-    return scaled.square().sum(0) / prior.scaled_squares(posterior).diagonal()
+    scaled = posterior.mean[:, :-1] / updates.priors.loadings_scale[:, None]
+    return scaled.square().sum(0) / updates.scaled_squares(posterior).diagonal()
 
 
 def guide_of(
