@@ -44,6 +44,7 @@ def posterior_draws(answer: Any, simulation: Simulation, num_draws: int) -> Post
     Raises:
         TypeError: if it is none of the kinds that a fit may return.
         ValueError: if it holds fewer draws, or draws of other shapes than the sites have.
+        FloatingPointError: if a draw is NaN or infinite.
     """
     if isinstance(answer, PosteriorSamples):
         chains = answer.num_chains
@@ -93,6 +94,8 @@ def _given(draws: Draws, simulation: Simulation, chains: int | None) -> Posterio
                 f"fit returned draws of {name!r} of shape {tuple(value.shape[1:])}; the site has "
                 f"shape {tuple(true[name].shape[1:])}"
             )
+        if not bool(value.isfinite().all()):
+            raise FloatingPointError(f"fit returned draws of {name!r} that are NaN or infinite")
     whole = draws.keys() == true.keys()
     model, batch = simulation.model, simulation.batch
     return PosteriorDraws(

@@ -19,6 +19,8 @@ MAX_POINTS = 100
 """The largest number of points at which the distribution function is compared."""
 NULL_DRAWS = 10_000
 """Simulated sets of uniform ranks."""
+ROUNDING = 1e-9
+"""Levels with a smaller relative difference are equal."""
 
 
 class RankBand(NamedTuple):
@@ -65,16 +67,21 @@ class UniformRanks:
 
         The deviation is the smallest two-sided tail probability over the points.
         """
-        levels = self._level(self.counts_below(ranks))
-        at_most = np.searchsorted(self._levels, levels, side="right")
-        return (at_most + 1) / (len(self._levels) + 1)
+        return self._probability_of(self._level(self.counts_below(ranks)))
 
     def band(self, level: float) -> RankBand:
-        """The band that uniform ranks leave with probability at most ``level``."""
-        place = int(level * (len(self._levels) + 1)) - 1
-        pointwise = self._levels[max(place, 0)]
+        """The band that holds the functions whose p-value is at least ``level``."""
+        distinct = np.unique(self._levels)
+        rejected = distinct[self._probability_of(distinct) < level]
+        pointwise = rejected[-1] * (1 + ROUNDING) if len(rejected) else 0.0
         lower, upper = stats.binom.interval(1 - pointwise, self.num_ranks, self.probability)
-        return RankBand(self.probability, lower / self.num_ranks, upper / self.num_ranks)
+        proportions = np.clip([lower, upper], 0, self.num_ranks) / self.num_ranks
+        return RankBand(self.probability, *proportions)
+
+    def _probability_of(self, levels: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+        # Of a level of uniform ranks that is as small; it is discrete, so that ties matter.
+        at_most = np.searchsorted(self._levels, levels * (1 + ROUNDING), side="right")
+        return (at_most + 1) / (len(self._levels) + 1)
 
     def _level(self, counts: Int[np.ndarray, "R P"]) -> Float[np.ndarray, " R"]:
         # The smallest over points of 2 min(P(X <= count), P(X >= count)).

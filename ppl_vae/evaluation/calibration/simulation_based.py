@@ -83,7 +83,7 @@ def simulation_based_calibration(
         ValueError: if an argument is out of range or missing; if the model has factors, or does
             not observe x itself; if ``fit`` returns fewer draws than ``num_draws``, or draws of
             other shapes than the sites.
-        FloatingPointError: if a quantity is NaN.
+        FloatingPointError: if a draw is NaN or infinite, or a quantity is NaN.
     """
     check_int("num_simulations", num_simulations, 10)
     check_int("num_draws", num_draws, 4)
