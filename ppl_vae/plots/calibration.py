@@ -60,8 +60,8 @@ def plot_rank_ecdf(
         name = result.quantities[place]
         ax.plot(at, closed(curves[place]), color=colour(order), lw=1.2, label=name)
     ax.axhline(0, color=GREY, lw=0.8)
-    ax.set_xlabel("rank of the true value (proportion of draws)")
-    ax.set_ylabel("difference from uniform (proportion)")
+    ax.set_xlabel("rank of the true value (proportion of draws, no unit)")
+    ax.set_ylabel("difference from uniform (no unit)")
     title(ax, "Ranks of simulation-based calibration")
     legend_below(ax)
     return ax
