@@ -80,16 +80,24 @@ def compare_latent_dims(
     log_evidence = torch.tensor([one.evidence.value for one in found], dtype=torch.float64)
     error = torch.tensor([one.evidence.standard_error for one in found], dtype=torch.float64)
     probability, probability_error = posterior_probabilities(log_evidence, error)
+    vb_bound, laplace, minka, bic, held_out, held_out_error = _columns(
+        [one.criteria for one in found]
+    )
     return LatentDims(
-        values,
-        log_evidence,
-        error,
-        *_columns([one.criteria for one in found]),
-        probability,
-        probability_error,
-        table.statistics.num_data,
-        tuple(dict.fromkeys(note for one in found for note in one.notes)),
-        tuple(one.samples for one in found),
+        dims=values,
+        log_evidence=log_evidence,
+        evidence_error=error,
+        vb_bound=vb_bound,
+        laplace=laplace,
+        minka=minka,
+        bic=bic,
+        held_out=held_out,
+        held_out_error=held_out_error,
+        probability=probability,
+        probability_error=probability_error,
+        num_data=table.statistics.num_data,
+        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        samples=tuple(one.samples for one in found),
     )
 
 
