@@ -52,6 +52,8 @@ from .prediction.label_efficiency import draw_labels as draw_labels
 from .prediction.label_efficiency import label_efficiency as label_efficiency
 from .prediction.masked_cv import MaskedCV as MaskedCV
 from .prediction.masked_cv import select_by_masked_cv as select_by_masked_cv
+from .prediction.pooling import PooledEstimate as PooledEstimate
+from .prediction.pooling import pool as pool
 from .prediction.predictive import decode as decode
 from .prediction.predictive import draw_data as draw_data
 from .prediction.predictive import encode as encode
@@ -75,6 +77,7 @@ __all__ = [
     "LogEvidence",
     "LogLikelihood",
     "MaskedCV",
+    "PooledEstimate",
     "SimulationBasedCalibration",
     "Spectrum",
     "Subspace",
@@ -112,6 +115,7 @@ __all__ = [
     "mean_data",
     "minka_log_evidence",
     "normal_quantiles",
+    "pool",
     "reconstruct",
     "select_by_masked_cv",
     "simulation_based_calibration",

@@ -13,7 +13,6 @@ from scipy import stats
 from global_pairs import NormalMean
 from ppl_vae import BayesianPPCA, ExactGuide, fit_vb, sample_posterior
 from ppl_vae import simulation_based_calibration as calibrate
-from ppl_vae.core.state import seeded
 from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks
 from ppl_vae.evaluation.calibration.result import SimulationBasedCalibration
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
