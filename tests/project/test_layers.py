@@ -23,8 +23,6 @@ LAYERS = (
 EVALUATION = (
     ("local_guides",),
     ("marginal_likelihood",),
-    ("inference_gaps", "prediction"),
-    ("latent_space",),
     ("evidence", "calibration"),
 )
 TOP_LEVEL = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed"}

@@ -106,8 +106,12 @@ class CoordinateAscent:
         # The gain of an iteration from extrapolated parameters, which is accepted if positive.
         first, second, third = (state.posterior for state in cycle)
         proposal, length = extrapolated(first, second, third, self.max_length)
-        state = self._iteration_from(proposal)
-        gain = float(state.bound - self.state.bound)
+        state = self.state
+        try:
+            state = self._iteration_from(proposal)
+            gain = float(state.bound - self.state.bound)
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            gain = math.nan  # far beyond the data a precision matrix overflows
         if not gain > 0:  # as NaN is not
             self.max_length = max(self.max_length / 2, 1.0)
             return 0.0
@@ -173,9 +177,14 @@ def extrapolated(
     )
     relevance = third.relevance
     if relevance is not None:
-        relevance = dist.Gamma(relevance.concentration, relevance_rate[0].exp())
-    noise = dist.Gamma(third.noise.concentration, noise_rate.exp())
+        relevance = _gamma(relevance.concentration, relevance_rate[0])
+    noise = _gamma(third.noise.concentration, noise_rate)
     return replace(third, mean=mean / unit, noise=noise, relevance=relevance), length
+
+
+def _gamma(concentration: Tensor, log_rate: Tensor) -> dist.Gamma:
+    # Not validated: a rate may overflow, and the proposal is then rejected.
+    return dist.Gamma(concentration, log_rate.exp(), validate_args=False)
 
 
 def _coordinates(posterior: ParameterPosterior, unit: Float[Tensor, "D 1"]) -> list[Tensor]:
