@@ -1,8 +1,9 @@
 """Variational Bayes for probabilistic PCA and factor analysis with conjugate priors.
 
 =====================  ====================================================================
-``fit``                the public function, ``fit_vb``, its result, and the iterations
-``parameters``         q(W, mu) q(sigma) q(relevance): updates, and the divergence from the prior
+``fit``, ``result``    the public function, ``fit_vb``, and its result
+``ascent``             the iterations, and their extrapolation
+``parameters``         q(W, mu) q(sigma) q(relevance): updates, and divergence from the prior
 ``latent_moments``     q(z), as sums over data
 ``reparametrization``  the affine map of z that maximizes the bound, in closed form
 =====================  ====================================================================

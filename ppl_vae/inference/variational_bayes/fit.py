@@ -1,25 +1,17 @@
-"""Variational Bayes in closed form: the public function and its iterations."""
+"""Variational Bayes in closed form: the public function."""
 
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.inference.em.history import WITHIN_ROUNDING, iteration_limit, remaining_gain
 from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
-from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
-from ppl_vae.inference.variational_bayes.parameters import (
-    ConjugateUpdates,
-    ParameterPosterior,
-    expected_log,
-)
-from ppl_vae.inference.variational_bayes.reparametrization import best_inverse_map
+from ppl_vae.inference.variational_bayes.ascent import CoordinateAscent
+from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
 from ppl_vae.inference.variational_bayes.result import (
     MIN_ACTIVE_SHARE,
     VBResult,
@@ -28,7 +20,6 @@ from ppl_vae.inference.variational_bayes.result import (
     scale_moments,
 )
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.table_statistics import TableStatistics
 
 NUM_POWER_ITERATIONS = 4
@@ -56,11 +47,14 @@ def fit_vb(
     missing values the cost grows with the number of distinct missingness patterns.
 
     The bound also depends on affine maps of z that leave W z + mu unchanged. ``rotate`` maximizes
-    it over these maps in each iteration, in closed form; without it convergence is slow. Under the
-    ARD prior the maximum has columns of W that are orthogonal in the metric of the prior, sorted
-    by their strength, and those that the data do not support are switched off (``active``).
-    The posterior of the parameters given by ``q`` is too narrow, because the factors are
-    independent.
+    it over these maps in each iteration, in closed form; without it convergence is slow. Every
+    third iteration starts from extrapolated parameters, unless that would lower the bound
+    (SQUAREM).
+
+    Under the ARD prior the maximum has columns of W that are orthogonal in units of their prior
+    scales and sorted by strength, and columns that the data do not support are switched off
+    (``active``). Variances under q are too small, because its factors are independent; rotations
+    of W that leave a normal prior unchanged are not part of q at all.
 
     Args:
         model: the priors; it is not changed.
@@ -81,6 +75,8 @@ def fit_vb(
         Bishop: Variational principal components (1999).
         Luttinen, Ilin: Transformations in variational Bayesian factor analysis to speed up
         learning (2010).
+        Varadhan, Roland: Simple and globally convergent methods for accelerating the convergence
+        of any EM algorithm (2008): SQUAREM.
 
     Example:
         >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
@@ -135,7 +131,7 @@ def _initial(
     return updates.update_relevance(ParameterPosterior(mean, tril, noise, None))
 
 
-def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VBResult:
+def _result(model: BayesianPPCA, ascent: CoordinateAscent, stopped: str) -> VBResult:
     statistics = ascent.statistics
     posterior, centre = ascent.state.posterior.with_positive_columns(), statistics.mean
     sd = posterior.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -165,7 +161,7 @@ def _result(model: BayesianPPCA, ascent: "CoordinateAscent", stopped: str) -> VB
     )
 
 
-def _notes(model: BayesianPPCA, ascent: "CoordinateAscent") -> tuple[str, ...]:
+def _notes(model: BayesianPPCA, ascent: CoordinateAscent) -> tuple[str, ...]:
     notes = prior_notes(model, ascent.statistics.columns)
     if not ascent.converged:
         gain = ascent.bounds[-1] - ascent.bounds[max(-2, -len(ascent.bounds))]
@@ -174,93 +170,3 @@ def _notes(model: BayesianPPCA, ascent: "CoordinateAscent") -> tuple[str, ...]:
             "max_iterations",
         )
     return notes
-
-
-class VBState(NamedTuple):
-    """A posterior of the parameters, the best q(z) for it, and the bound.
-
-    Attributes:
-        posterior: q(W, mu) q(sigma) q(relevance).
-        latents: sums under q(z).
-        bound: of log p(x), in nats per datum.
-    """
-
-    posterior: ParameterPosterior
-    latents: LatentMoments
-    bound: Float[Tensor, ""]
-
-
-class CoordinateAscent:
-    """The iterations of variational Bayes, and the history of the bound.
-
-    Attributes:
-        bounds: the bound after each iteration, in nats per datum.
-        elapsed: seconds since the start, after each iteration.
-        state: the current state.
-        converged: whether the end satisfies the stopping rule.
-    """
-
-    state: VBState
-
-    def __init__(
-        self,
-        statistics: TableStatistics,
-        updates: ConjugateUpdates,
-        rotate: bool,
-        start_time: float,
-    ) -> None:
-        self.statistics, self.updates, self.rotate = statistics, updates, rotate
-        self.start_time = start_time
-        self.bounds: list[float] = []
-        self.elapsed: list[float] = []
-        self.converged = False
-
-    @torch.no_grad()
-    def run(self, initial: ParameterPosterior, tol: float, max_iterations: int) -> str:
-        """Iterate to the end.
-
-        Returns:
-            The reason to stop.
-        """
-        latents = LatentMoments.of(self.statistics, initial.moments)
-        self._accept(self._following(initial, latents))
-        while len(self.bounds) < max_iterations:
-            following = self._following(self.state.posterior, self.state.latents)
-            gain, rounding = float(following.bound - self.state.bound), self._rounding()
-            if gain <= rounding:  # of the order of rounding errors, or a decrease by them
-                self.converged = True
-                return WITHIN_ROUNDING
-            self._accept(following)
-            if remaining_gain(self.bounds) < tol:
-                self.converged = True
-                return f"converged: under {tol:g} nats per datum to gain"
-        return iteration_limit(max_iterations)
-
-    def _accept(self, state: VBState) -> None:
-        self.state = state
-        self.bounds.append(float(state.bound))
-        self.elapsed.append(time.perf_counter() - self.start_time)
-
-    def _following(self, posterior: ParameterPosterior, latents: LatentMoments) -> VBState:
-        # Updates all factors but q(z), the map of z, and q(z).
-        posterior = self.updates.update_rows(posterior, latents)
-        squares = latents.expected_squares(posterior.mean, posterior.second_moment)
-        posterior = self.updates.update_noise(posterior, squares, latents.counts)
-        if self.rotate:
-            inverse = best_inverse_map(self.updates, posterior, latents)
-            posterior = posterior.transformed(inverse)
-        posterior = self.updates.update_relevance(posterior)
-        latents = LatentMoments.of(self.statistics, posterior.moments)
-        return VBState(posterior, latents, self._bound(posterior, latents))
-
-    def _bound(self, posterior: ParameterPosterior, latents: LatentMoments) -> Float[Tensor, ""]:
-        squares = latents.expected_squares(posterior.mean, posterior.second_moment)
-        log_variance = -expected_log(posterior.noise)
-        terms = latents.counts * (LOG_2PI + log_variance) + posterior.noise.mean * squares
-        total = latents.expected_log_prior_and_entropy() - 0.5 * terms.sum()
-        return (total - self.updates.divergence(posterior)) / latents.num_data
-
-    def _rounding(self) -> float:
-        # A sum of squares loses the digits by which the variance exceeds that of the noise.
-        ratio = self.statistics.columns.variance * self.state.posterior.noise.mean
-        return torch.finfo(torch.float64).eps * float(ratio.sum() + self.state.bound.abs())

@@ -73,6 +73,8 @@ def _inverse_linear_map(
         lower = torch.linalg.cholesky(second_moment)
         values, axes = torch.linalg.eigh(lower.mT @ squares @ lower)
         values, axes = values.flip(0), lower @ axes.flip(1)
+        # Signs are arbitrary: those that change the loadings least let iterations be extrapolated.
+        axes = axes * torch.where(axes.diagonal() < 0, -1.0, 1.0).to(axes)
     else:
         values, axes = second_moment.diagonal() * squares.diagonal(), second_moment.diagonal()
         axes = axes.sqrt().diag()

@@ -13,7 +13,7 @@ from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, Par
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.variational_posterior import VBPosterior
 
-MIN_ACTIVE_SHARE = 0.01
+MIN_ACTIVE_SHARE = 0.1
 """A column of W is switched off if its posterior mean has a smaller share of E w^2."""
 
 
@@ -33,8 +33,8 @@ class VBResult(FitResult):
         relevance, relevance_sd: of the relevances, (K,); None without ARD.
         active_share: for each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior
             mean has, (K,).
-        active: whether this share is at least 1 %, (K,). Otherwise the column is switched off: its
-            mean approaches zero, and z_k has its prior as its posterior.
+        active: whether this share is at least 10 %, (K,). Otherwise the column is switched off:
+            its mean approaches zero, and z_k has its prior as its posterior.
     """
 
     guide: VBPosterior = field(default=cast(Any, None), compare=False, metadata=UNSAVED)
