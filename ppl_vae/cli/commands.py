@@ -45,7 +45,8 @@ def run_lineage(
         table = digits_table()
     else:
         table = read(path, header, delimiter, label, missing, shape)
-    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
+    asked = None if stages is None else [name.strip() for name in stages.split(",")]
+    names = [stage.name for stage in select_stages(asked, STAGES)]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
     return LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
 

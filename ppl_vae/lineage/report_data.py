@@ -33,7 +33,7 @@ from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import Lineage
-from ppl_vae.lineage.stages import STAGES
+from ppl_vae.lineage.stages import STAGES, StageFit
 from ppl_vae.models.ppca import PPCA
 
 NUM_COLUMNS = 8
@@ -253,7 +253,7 @@ class _Builder:
     def _cross_checks(self) -> dict[str, EstimatorComparison]:
         num_rows = self.problem.settings.cross_check_rows
         scored = {row.stage: row.held_out for row in self.lineage.rows if row.held_out is not None}
-        estimates = {n: found.first(num_rows) for n, found in scored.items() if found.num_samples}
+        estimates = {n: found.first(num_rows) for n, found in scored.items() if found.is_weighted}
         annealing = Annealing(self.problem.settings.num_temperatures, leapfrog=LEAPFROG_STEPS)
         x = self.data.test[:num_rows]
 
@@ -287,6 +287,7 @@ class _Builder:
 
         problem = replace(self.problem, latent_dim=2, progress=report_step)
         fitted = STAGES["vae"].run(problem)
+        assert isinstance(fitted, StageFit)
         return self._internal_pair("VAE", fitted.pair.model, fitted.pair.guide)
 
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:

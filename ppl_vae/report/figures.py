@@ -186,7 +186,7 @@ def _latent_dimensions(lineage: Lineage, data: ReportData) -> Iterator[ReportFig
 def _reliability(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     group = "Reliability of the estimates of log p"
     scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
-    estimates = {name: found for name, found in scored.items() if found.method != "exact"}
+    estimates = {name: found for name, found in scored.items() if found.is_weighted}
     if estimates:
         yield ReportFigure(
             "tail-index",
