@@ -37,6 +37,7 @@ from .guides.guides import PerDatumGuide as PerDatumGuide
 from .inference.em.fit import fit_closed_form as fit_closed_form
 from .inference.em.fit import fit_em as fit_em
 from .inference.em.fit import variational_em as variational_em
+from .inference.mcmc.sampling import sample_posterior as sample_posterior
 from .inference.svi.captured_svi import CapturedSVI as CapturedSVI
 from .inference.svi.fit import fit_svi as fit_svi
 from .inference.variational_bayes.fit import fit_vb as fit_vb
@@ -103,6 +104,7 @@ __all__ = [
     "mlp",
     "read_table",
     "run_lineage",
+    "sample_posterior",
     "save",
     "select_by_masked_cv",
     "spectrum",

@@ -1,6 +1,8 @@
 from .em.fit import fit_closed_form as fit_closed_form
 from .em.fit import fit_em as fit_em
 from .em.fit import variational_em as variational_em
+from .mcmc.samples import PosteriorSamples as PosteriorSamples
+from .mcmc.sampling import sample_posterior as sample_posterior
 from .sparse.dictionary import fit_dictionary as fit_dictionary
 from .sparse.map_codes import BestCodes as BestCodes
 from .sparse.map_codes import best_codes as best_codes
@@ -15,6 +17,7 @@ from .variational_bayes.result import VBResult as VBResult
 __all__ = [
     "BestCodes",
     "CapturedSVI",
+    "PosteriorSamples",
     "VBResult",
     "best_codes",
     "fit_closed_form",
@@ -25,5 +28,6 @@ __all__ = [
     "fit_vb",
     "freeze_scale",
     "implied_gaussian",
+    "sample_posterior",
     "variational_em",
 ]

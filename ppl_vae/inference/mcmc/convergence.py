@@ -150,9 +150,11 @@ def _worst(
     if max_elements is not None and available > max_elements:
         chosen = np.sort(np.random.default_rng(0).permutation(available)[:max_elements])
         flat, labels = flat[chosen], [labels[i] for i in chosen]
-    r_hat = array_stats.rhat(flat, chain_axis=-2, draw_axis=-1)
-    bulk = array_stats.ess(flat, chain_axis=-2, draw_axis=-1, method="bulk")
-    tail = array_stats.ess(flat, chain_axis=-2, draw_axis=-1, method="tail", prob=(0.05, 0.95))
+    r_hat = np.asarray(array_stats.rhat(flat, chain_axis=-2, draw_axis=-1))
+    bulk, tail = (
+        np.asarray(array_stats.ess(flat, chain_axis=-2, draw_axis=-1, method=method, prob=prob))
+        for method, prob in (("bulk", None), ("tail", (0.05, 0.95)))
+    )
     if not len(labels) or np.isnan(r_hat).all():
         return len(labels), available, math.nan, math.nan, math.nan, ""
     worst = int(np.nanargmax(r_hat))

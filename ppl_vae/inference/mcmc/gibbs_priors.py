@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.inference.mcmc.wishart import standard_gamma
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.priors import ParameterPrior
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ConjugatePriors:
         concentration, rate = self.relevance
         squares = self._half_squares(loadings)
         shape = (concentration + loadings.shape[-2] / 2).expand_as(squares)
-        return torch._standard_gamma(shape) / (rate + squares)
+        return standard_gamma(shape) / (rate + squares)
 
     def draw_noise_scale(
         self, squares: Float[Tensor, "C D"], counts: Float[Tensor, " D"]
@@ -108,9 +110,9 @@ class ConjugatePriors:
         if not concentration.dim():
             squares, counts = squares.sum(-1), counts.sum()
         shape = (concentration + counts / 2).expand_as(squares)
-        return ((rate + squares / 2) / torch._standard_gamma(shape)).sqrt()
+        return ((rate + squares / 2) / standard_gamma(shape)).sqrt()
 
 
-def _wide(prior: torch.nn.Module, name: str) -> Tensor:
+def _wide(prior: ParameterPrior, name: str) -> Tensor:
     # A parameter of a prior, for each element of what it is a prior of.
     return prior.get_buffer(name).double().expand(prior.shape)

@@ -76,8 +76,13 @@ class PosteriorSamples(Result):
             ValueError: if the sites are not those of
                 :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
         """
-        by_chain = self._by_chain("parameters")
-        return Parameters(*(None if p is None else p.flatten(0, 1) for p in by_chain))
+        loadings, loc, scale, relevance = self._by_chain("parameters")
+        return Parameters(
+            loadings.flatten(0, 1),
+            loc.flatten(0, 1),
+            scale.flatten(0, 1),
+            None if relevance is None else relevance.flatten(0, 1),
+        )
 
     def invariants(self) -> dict[str, Tensor]:
         """The quantities that the data identify, (chains, S, ...).

@@ -7,6 +7,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
+from ppl_vae.inference.mcmc.nuts import sample_nuts
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -68,8 +69,10 @@ def sample_posterior(
             seed=seed,
             progress=progress,
         )
+    if ppca is None or chosen == "nutpie":
+        raise NotImplementedError(chosen)
     samples = sample_nuts(
-        model if ppca is None else ppca,
+        ppca,
         x,
         mask,
         num_samples=num_samples,

@@ -1,8 +1,13 @@
-"""Draws of Wishart matrices."""
+"""Draws of gamma variables and of Wishart matrices."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def standard_gamma(shape: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Gamma(shape, 1), without the checks of the distribution's class."""
+    return torch._standard_gamma(shape)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def bartlett_factor(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*S K K"]:
@@ -12,6 +17,6 @@ def bartlett_factor(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*
     below the diagonal are standard normal (Bartlett 1933).
     """
     degrees = freedom.unsqueeze(-1) - torch.arange(size).to(freedom)
-    diagonal = (2 * torch._standard_gamma(degrees / 2)).sqrt()
+    diagonal = (2 * standard_gamma(degrees / 2)).sqrt()
     below = torch.randn(*freedom.shape, size, size, dtype=freedom.dtype, device=freedom.device)
     return below.tril(-1) + torch.diag_embed(diagonal)
