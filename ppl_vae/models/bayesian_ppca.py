@@ -71,6 +71,10 @@ class BayesianPPCA(Program):
         loc_prior: of mu, expandable to (D,); N(0, 10^2) if None.
         noise_prior: of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
         relevance_prior: of the precisions of columns, expandable to (K,); Gamma(1, 0.1) if None.
+            With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so that
+            loadings smaller than s_d times the root of its inverse are not shrunk much. With a
+            smaller b, such as ``dist.Gamma(1.0, 0.001)``, columns of a large table that explain
+            nothing but chance are shrunk to zero as well.
 
     Raises:
         ValueError: if a prior is improper, multivariate, of another support or another shape; if
@@ -130,6 +134,7 @@ class BayesianPPCA(Program):
         noise: str = "isotropic",
         prior: str = "normal",
         marginal: bool = False,
+        relevance_prior: Density | None = None,
         mask: ArrayLike | None = None,
     ) -> Self:
         """A model with weakly informative priors in the units of x, of its width, dtype and
@@ -142,7 +147,7 @@ class BayesianPPCA(Program):
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             latent_dim: K.
-            noise, prior, marginal: as in the constructor.
+            noise, prior, marginal, relevance_prior: as in the constructor.
             mask: True where observed.
 
         Raises:
@@ -163,6 +168,7 @@ class BayesianPPCA(Program):
             loadings_prior=dist.Normal(torch.zeros_like(scale)[:, None], scale[:, None]),
             loc_prior=dist.Normal(columns.mean, 10 * scale),
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
+            relevance_prior=relevance_prior,
         )
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
 

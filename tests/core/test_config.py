@@ -4,10 +4,13 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
+import pyro.distributions as dist
+import torch
 from torch import nn
 
 from ppl_vae import Gaussian
 from ppl_vae.core.config import (
+    ArrayValue,
     ConstructorCall,
     OpaqueValue,
     configurable,
@@ -81,6 +84,10 @@ def test_arguments_are_described_by_plain_values_and_calls():
     assert repr(describe(Point(1.5))) == "Point(x=1.5)"
     assert describe(nn.Linear(2, 3)) == OpaqueValue("Linear(...)")
     assert describe(np.tanh) == OpaqueValue("tanh")
+    assert repr(describe(dist.Normal(0.0, 0.1))) == "Normal(loc=0, scale=0.1)"
+    wide = describe(dist.Gamma(torch.arange(1.0, 5.0)[:, None], 2.0))
+    assert repr(wide) == "Gamma(concentration=[1, 2, 3, ...], rate=[2, 2, 2, ...])"
+    assert wide.arguments["concentration"] == ArrayValue(((1.0,), (2.0,), (3.0,), (4.0,)))
 
 
 def test_a_call_prints_as_python_without_arguments_that_are_none():

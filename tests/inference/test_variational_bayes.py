@@ -14,9 +14,10 @@ from sklearn.datasets import load_iris
 
 import bayesian_oracles
 import oracles
-from ppl_vae import PPCA, BayesianPPCA, fit_closed_form, fit_vb
+from ppl_vae import ELBO, PPCA, BayesianPPCA, fit_closed_form, fit_vb, log_likelihood
 from ppl_vae.inference import VBResult
 from ppl_vae.models import InverseGammaScale
+from ppl_vae.models.observed_gaussian import ObservedGaussian
 from ppl_vae.models.table_statistics import TableStatistics
 
 N, D, K = 14, 4, 2
@@ -236,6 +237,15 @@ def test_ard_switches_off_the_columns_that_the_data_do_not_need(noise):
     assert not fit_vb(like(white, 3, noise=noise, prior="ard"), white, seed=0).active.any()
 
 
+def test_a_relevance_prior_of_small_rate_switches_columns_off_in_larger_tables():
+    x = oracles.simulate_ppca((9.0, 4.0), 0.5, 2000, 6, seed=1) * np.arange(1, 7)
+    x += np.random.default_rng(0).normal(size=x.shape)  # factors that explain chance alone
+    model = BayesianPPCA.like(x, 5, prior="ard", relevance_prior=dist.Gamma(1.0, 1e-3)).double()
+    sparse, default = (fit_vb(m, x, seed=0) for m in (model, like(x, 5, prior="ard")))
+    assert int(sparse.active.sum()) <= int(default.active.sum())
+    assert sparse.relevance.max() > 100 > default.relevance.max()
+
+
 def test_iris_keeps_its_axes():
     x = load_iris().data
     fit = fit_vb(like(x, 3, prior="ard"), x, seed=0)
@@ -316,6 +326,29 @@ def test_pyros_elbo_of_the_guide_is_the_bound(noise, prior, missing):
     # A t distribution of 19 degrees of freedom: 7.5 standard errors at the rate of failures.
     assert abs(np.mean(estimates) - fit.bound) < 7.5 * error
     assert error < 0.1
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_packages_elbo_and_predictive_density_take_the_guide(noise):
+    x, new = data(), torch.tensor(data(seed=1))
+    model = like(x, noise=noise)
+    fit = fit_vb(model, x, seed=0)
+    pyro.set_rng_seed(0)
+    elbo = ELBO(num_samples=500)
+    with torch.no_grad():
+        estimates = [-float(elbo.loss(model.model, fit.guide, torch.tensor(x))) for _ in range(20)]
+    error = np.std(estimates, ddof=1) / np.sqrt(len(estimates))
+    assert abs(np.mean(estimates) - fit.bound) < 7.5 * error
+    # The posterior predictive density, z integrated out by hand.
+    draws = fit.guide.draw_parameters(4000, seed=0)
+    scale = draws.noise_scale.reshape(4000, 1, -1).expand(4000, 1, D)
+    density = ObservedGaussian(draws.loadings[:, None], draws.loc[:, None], scale)
+    weights = density.log_prob(new).exp()
+    expected = weights.mean(0).log()
+    error = weights.std(0) / weights.mean(0) / 4000**0.5
+    found = log_likelihood(model.model, fit.guide, new, num_samples=4000, seed=0)
+    z = (found.value - expected) / (error.square() + found.standard_error.square()).sqrt()
+    assert z.abs().max() < oracles.z_limit(N)
 
 
 def test_a_guide_of_a_marginal_model_has_no_latent_variables():

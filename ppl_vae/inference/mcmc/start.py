@@ -31,7 +31,8 @@ def statistics_for(
             f"latent_dim must be smaller than data_dim, {model.data_dim}, to sample the posterior "
             f"(otherwise the loadings explain all variance); got {model.latent_dim}"
         )
-    statistics = x if isinstance(x, TableStatistics) else TableStatistics.of(x, mask)
+    device = next(model.loc_prior.buffers()).device
+    statistics = x if isinstance(x, TableStatistics) else TableStatistics.of(x, mask, device)
     if len(statistics.mean) != model.data_dim:
         raise ValueError(
             f"x must have {model.data_dim} columns, as the model has; it has "

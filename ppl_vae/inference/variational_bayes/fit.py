@@ -53,8 +53,9 @@ def fit_vb(
 
     Under the ARD prior the maximum has columns of W that are orthogonal in units of their prior
     scales and sorted by strength, and columns that the data do not support are switched off
-    (``active``). Variances under q are too small, because its factors are independent; rotations
-    of W that leave a normal prior unchanged are not part of q at all.
+    (``active``); in large tables this takes a relevance prior with a small rate. Variances under
+    q are too small, because its factors are independent; rotations of W that leave a normal prior
+    unchanged are not part of q at all.
 
     Args:
         model: the priors; it is not changed.

@@ -33,8 +33,8 @@ class VBResult(FitResult):
         relevance, relevance_sd: of the relevances, (K,); None without ARD.
         active_share: for each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior
             mean has, (K,).
-        active: whether this share is at least 10 %, (K,). Otherwise the column is switched off:
-            its mean approaches zero, and z_k has its prior as its posterior.
+        active: whether this share is at least 10 %, (K,). If not, the column is switched off: its
+            mean approaches zero, and z_k has its prior as its posterior.
     """
 
     guide: VBPosterior = field(default=cast(Any, None), compare=False, metadata=UNSAVED)
