@@ -9,6 +9,7 @@ from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.tables import Table, digits_table, read_table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.evaluation import Evaluation

@@ -1,17 +1,20 @@
 """The Bayesian stages of the lineage: PPCA whose parameters have priors, and their posterior.
 
-The priors are the defaults of :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA` with automatic
-relevance determination. They are weakly informative in the units of the fits, in which columns
-have mean zero and variance one on average.
+The priors are the defaults of :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`. They are weakly
+informative in the units of the fits, in which columns have mean zero and variance one on average.
+Variational Bayes has the ARD prior, which switches off columns of W that the data do not need;
+samplers have the normal prior, under which chains mix within a few iterations.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+from pyro import poutine
 
 from ppl_vae.core.results import FitResult
+from ppl_vae.core.state import seeded
 from ppl_vae.data.transforms import Units
 from ppl_vae.inference.mcmc.invariants import mean_parameters
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
@@ -24,6 +27,7 @@ from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.ppca import PPCA
 
 NUM_CHAINS = 4
+NUM_PRIOR_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -49,15 +53,14 @@ class PosteriorFit:
     diagnosis: str = ""
 
 
-def bayesian_ppca(problem: LineageProblem) -> BayesianPPCA:
-    """The model of all Bayesian stages."""
-    model = BayesianPPCA(problem.train.shape[1], problem.latent_dim, prior="ard")
+def _bayesian_ppca(problem: LineageProblem, prior: str = "normal") -> BayesianPPCA:
+    model = BayesianPPCA(problem.train.shape[1], problem.latent_dim, prior=prior)
     return model.to(problem.train)
 
 
 def fit_variational_bayes(problem: LineageProblem) -> PosteriorFit:
     """Variational Bayes, with independent draws from its posterior."""
-    model = bayesian_ppca(problem)
+    model = _bayesian_ppca(problem, "ard")
     found = fit_vb(model, problem.train, seed=problem.seed)
     number = NUM_CHAINS * problem.settings.posterior_draws
     draws = found.guide.draw_parameters(number, seed=problem.seed)
@@ -83,7 +86,7 @@ def fit_by_sampling(sampler: str) -> Callable[[LineageProblem], PosteriorFit]:
     """The stage that draws from the posterior with this sampler."""
 
     def run(problem: LineageProblem) -> PosteriorFit:
-        model, number = bayesian_ppca(problem), problem.settings.posterior_draws
+        model, number = _bayesian_ppca(problem), problem.settings.posterior_draws
         warmup = max(number // 2, 1)
         samples = sample_posterior(
             model,
@@ -114,22 +117,28 @@ def fit_by_sampling(sampler: str) -> Callable[[LineageProblem], PosteriorFit]:
 
 
 def in_data_units(samples: PosteriorSamples, units: Units) -> PosteriorSamples:
-    """Draws of the parameters for data in their own units.
+    """Draws of the parameters for data in their own units."""
+    sites = _in_data_units(Parameters(**{"relevance": None, **samples.draws}), units).sites()
+    return replace(samples, draws=sites, model=None)
 
-    Columns with scales of their own have noise scales of their own. Relevances have no unit.
-    """
-    draws = dict(samples.draws)
-    loc, scale = units.loc.to(draws["loc"]), units.scale.to(draws["loc"])
-    noise_scale = draws["noise_scale"]
-    draws["noise_scale"] = (noise_scale.unsqueeze(-1) if units.per_column else noise_scale) * scale
-    draws["loadings"] = draws["loadings"] * scale.reshape(-1, 1)
-    draws["loc"] = draws["loc"] * scale + loc
-    return PosteriorSamples(
-        draws=draws,
-        sampler=samples.sampler,
-        seconds=samples.seconds,
-        num_data=samples.num_data,
-        divergences=samples.divergences,
-        acceptance=samples.acceptance,
-        notes=samples.notes,
+
+def prior_draws(problem: LineageProblem, units: Units) -> Parameters:
+    """Draws from the prior of the stages that sample the posterior, (R, ...), in the data's units."""
+    model = _bayesian_ppca(problem)
+    with torch.no_grad(), seeded(problem.seed), poutine.block():
+        draws = [model.sample_parameters() for _ in range(NUM_PRIOR_DRAWS)]
+    loadings, loc, noise_scale = (
+        torch.stack([getattr(draw, name) for draw in draws])
+        for name in ("loadings", "loc", "noise_scale")
+    )
+    return _in_data_units(Parameters(loadings, loc, noise_scale, None), units)
+
+
+def _in_data_units(parameters: Parameters, units: Units) -> Parameters:
+    # Columns with scales of their own have noise scales of their own. Relevances have no unit.
+    loadings, loc, noise_scale, relevance = parameters
+    scale = units.scale.to(loc)
+    wide = noise_scale.unsqueeze(-1) if units.per_column else noise_scale
+    return Parameters(
+        loadings * scale.reshape(-1, 1), loc * scale + units.loc.to(loc), wide * scale, relevance
     )

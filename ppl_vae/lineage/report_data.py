@@ -27,10 +27,12 @@ from ppl_vae.evaluation.latent_space.traversal import (
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
+from ppl_vae.evaluation.prediction.predictive_checks import PredictiveCheck, predictive_check
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
+from ppl_vae.lineage.posterior_stages import prior_draws
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit
@@ -59,6 +61,8 @@ class ReportData(Result):
         samples: draws of x, noise included.
         manifold: mean of x over the latent plane of a VAE with two latent dimensions.
         interpolation: mean of x between the codes of held-out rows, in the same VAE.
+        covariance_check, quantile_check: of the training rows against data sets drawn from the
+            posterior and the prior of PPCA's parameters; None if no stage sampled the posterior.
         left_out: what could not be computed, with the reason.
     """
 
@@ -72,6 +76,8 @@ class ReportData(Result):
     samples: ImageGrid | None
     manifold: ImageGrid | None
     interpolation: ImageGrid | None
+    covariance_check: PredictiveCheck | None
+    quantile_check: PredictiveCheck | None
     left_out: tuple[str, ...]
 
 
@@ -165,6 +171,8 @@ class _Builder:
             samples=self._samples(),
             manifold=self._manifold(vae) if vae else None,
             interpolation=self._interpolation(vae) if vae else None,
+            covariance_check=self._predictive_check("covariance"),
+            quantile_check=self._predictive_check("quantiles"),
             left_out=tuple(self.left_out),
         )
 
@@ -323,6 +331,19 @@ class _Builder:
             return None
         columns = [str(number + 1) for number in range(NUM_COLUMNS)]
         return self._grid(torch.stack(list(found.values())), list(found), columns)
+
+    def _predictive_check(self, statistic: str) -> PredictiveCheck | None:
+        samples = next(iter(self.lineage.samples.values()), None)
+        if samples is None:
+            return None
+        return predictive_check(
+            self.data.train,
+            samples.parameters(),
+            statistic,
+            prior=prior_draws(self.problem, self.units),
+            columns=self.lineage.about["columns"],
+            seed=self.seed,
+        )
 
     def _manifold(self, vae: FittedPair) -> ImageGrid:
         at = normal_quantiles(GRID_SIZE)

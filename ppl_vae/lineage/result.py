@@ -38,7 +38,8 @@ class Lineage(StageTable[Row]):
         reference_gain: log p of the final reference minus that of the initial one, in nats per
             datum.
         pairs: the fitted pairs by stage, in the internal units (``extra`` pairs: in the data's).
-        samples: draws of the parameters by Bayesian stage, in the data's units.
+        samples: the chains of each stage that samples the posterior of the parameters, in the
+            data's units.
         data: the split, in the data's units.
         units: the internal units.
 

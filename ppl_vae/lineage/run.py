@@ -186,7 +186,9 @@ def _with_stage(
     progress(stage.name, "evaluating", 0, 0)
     if isinstance(fitted, PosteriorFit):
         row = posterior_row(context, stage, fitted)
-        samples = result.samples | {stage.name: in_data_units(fitted.samples, context.units)}
+        samples = dict(result.samples)
+        if fitted.diagnosis:
+            samples[stage.name] = in_data_units(fitted.samples, context.units)
         return replace(result, rows=(*result.rows, row), samples=samples)
     row = context.evaluate(stage, fitted)
     pairs = result.pairs | {stage.name: (fitted.pair.model, fitted.pair.guide)}

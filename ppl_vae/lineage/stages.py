@@ -33,7 +33,7 @@ HIDDEN = (256,)
 IWAE_SAMPLES = 8
 SCORE_ELBO = ELBO(gradient="score")
 """The ELBO with the score-function gradient, for comparison with the pathwise gradient."""
-BAYESIAN = "PPCA, ARD prior"
+BAYESIAN = "Bayesian PPCA"
 """The label of the model of stages in which the parameters of PPCA have a posterior."""
 POINT = "a point"
 """The label of an autoencoder's q, a point mass, for which there is no bound."""
@@ -227,7 +227,7 @@ _STAGES = (
     Stage("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
     Stage("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE_ELBO)),
     Stage(
-        "variational-bayes", BAYESIAN, "mean field", "variational Bayes", fit_variational_bayes
+        "variational-bayes", BAYESIAN, "mean field", "VB, ARD prior", fit_variational_bayes
     ),
     Stage("posterior", BAYESIAN, "exact", "Gibbs", fit_by_sampling("gibbs")),
     Stage("nuts", BAYESIAN, "exact", "NUTS", fit_by_sampling("nuts"), on_request=True),

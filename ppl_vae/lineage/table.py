@@ -146,10 +146,11 @@ IMPLIED = (
     "Gaussian implied by its codes and its squared error."
 )
 AVERAGED = (
-    " Bayesian stages have a posterior of the parameters of PPCA under a prior that switches "
-    "columns of W off (axes: the number left on). Their held-out log p averages the density over "
-    "draws of the parameters; over ML, over mean: this minus log p of PPCA at {reference} and at "
-    "the posterior mean. The ELBO of variational Bayes is a bound on the log evidence, per datum."
+    " Bayesian stages have a posterior of the parameters of PPCA. Their held-out log p averages "
+    "the density over draws of the parameters; over ML, over mean: this minus log p of PPCA at "
+    "{reference} and at the posterior mean. Variational Bayes (VB) has a prior that switches "
+    "columns of W off (axes: the number left on); its ELBO is a bound on the log evidence, per "
+    "datum."
 )
 INTEGRATED_OUT = " Missing values are integrated out: log p is that of the observed entries."
 

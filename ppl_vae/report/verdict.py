@@ -99,24 +99,24 @@ def _posterior(lineage: Lineage) -> Iterator[str]:
         gain, over_mean = row.posterior.over_optimum, row.posterior.over_mean
         if gain.error is not None:
             yield (
-                f"Averaged over the posterior of the parameters by {row.stage}, held-out log p "
-                f"{_significance(gain, row)} at the maximum of the likelihood: the paired "
-                f"difference is {_with_error(gain)} nats per datum. To log p at the posterior mean "
-                f"it is {_with_error(over_mean)}."
+                f"Averaging over the posterior of the parameters ({row.stage}) "
+                f"{_effect(gain, row)} relative to PPCA at the maximum of the likelihood: the "
+                f"paired difference is {_with_error(gain)} nats per datum, and "
+                f"{_with_error(over_mean)} relative to the posterior mean."
             )
         if row.posterior.num_active is not None:
             number = counted(lineage.about["latent_dim"], "column")
-            yield f"{row.stage} leaves {row.posterior.num_active} of {number} of W switched on."
+            yield f"The prior of {row.stage} leaves {row.posterior.num_active} of {number} of W on."
 
 
-def _significance(gain: MeanEstimate, row: Row) -> str:
+def _effect(gain: MeanEstimate, row: Row) -> str:
     assert row.held_out is not None and gain.error is not None
     half_width = gain.error * _quantile(len(row.held_out.value))
     if gain.value > half_width:
-        return "is higher than that of PPCA"
+        return "raises held-out log p"
     if gain.value < -half_width:
-        return "is lower than that of PPCA"
-    return "does not differ significantly from that of PPCA"
+        return "lowers held-out log p"
+    return "does not change held-out log p significantly"
 
 
 def _with_error(gain: MeanEstimate) -> str:

@@ -85,7 +85,7 @@ class ConjugateUpdates:
     def of(cls, model: BayesianPPCA, centre: Float[Tensor, " D"]) -> Self:
         """The updates under the priors of a model, for data relative to ``centre``."""
         priors = ConjugatePriors.of(model)
-        return cls(priors._replace(loc_mean=priors.loc_mean - centre))
+        return cls(replace(priors, loc_mean=priors.loc_mean - centre))
 
     def update_rows(
         self, posterior: ParameterPosterior, latents: LatentMoments
