@@ -123,7 +123,7 @@ def in_data_units(samples: PosteriorSamples, units: Units) -> PosteriorSamples:
 
 
 def prior_draws(problem: LineageProblem, units: Units) -> Parameters:
-    """Draws from the prior of the stages that sample the posterior, (R, ...), in the data's units."""
+    """Draws from the prior of the samplers' model, (R, ...), in the data's units."""
     model = _bayesian_ppca(problem)
     with torch.no_grad(), seeded(problem.seed), poutine.block():
         draws = [model.sample_parameters() for _ in range(NUM_PRIOR_DRAWS)]

@@ -66,8 +66,8 @@ def run_lineage(
         x: (N, D); NaN marks a missing value.
         x_test: held-out rows; by default 17 % of x's.
         latent_dim: K.
-        stages: names of stages of ``ppl_vae.lineage.stages.STAGES``; by default all but ``"nuts"``,
-            which takes long.
+        stages: names of stages of ``ppl_vae.lineage.stages.STAGES``; by default all but
+            ``"nuts"``, which takes long.
         extra: user-defined pairs (model, guide) by name. They are fitted, in place, to the rows in
             the units of x, and evaluated like the others; PPCA among them is compared with the
             optimum of PPCA in these units.

@@ -42,7 +42,8 @@ def gaps_size(lineage: Lineage) -> tuple[float, float]:
 def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     """Plot each stage's shortfall of log p and its two gaps between log p and the ELBO.
 
-    Exact zeros are marked as exact. Bayesian stages, which do not maximize log p, are left out. The error bars are plus and minus one standard error.
+    Exact zeros are marked as exact. The error bars are plus and minus one standard error.
+    Bayesian stages, which do not maximize log p, are left out.
 
     Args:
         lineage: a result of :func:`ppl_vae.lineage.run.run_lineage`.

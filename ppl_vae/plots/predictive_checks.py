@@ -63,7 +63,9 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
     limits = low - margin, high + margin
     if check.prior is not None:
         lower, _, upper = _interval(check.prior)
-        ax.vlines(observed, lower, upper, color=GREY, lw=3, alpha=0.25, label="prior, 90 %")
+        wider = lower.min() < limits[0] or upper.max() > limits[1]
+        name = "prior, 90 % (beyond the axes)" if wider else "prior, 90 %"
+        ax.vlines(observed, lower, upper, color=GREY, lw=0.8, alpha=0.35, label=name)
     ax.plot(limits, limits, color="black", lw=0.8, ls=":")
     for which, colour, name in (
         (~check.extreme, BLUE, "posterior, median and 90 %"),
@@ -73,9 +75,7 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
             lower, median, upper = _interval(check.posterior[:, which])
             error = np.stack([median - lower, upper - median])
             chosen = observed[which.numpy()]
-            ax.errorbar(
-                chosen, median, error, fmt="o", ms=3, lw=1, color=colour, label=name
-            )
+            ax.errorbar(chosen, median, error, fmt="o", ms=3, lw=1, color=colour, label=name)
     ax.set_xlim(*limits)
     ax.set_ylim(*limits)
     ax.set_xlabel(f"data: {label}")

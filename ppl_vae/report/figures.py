@@ -80,7 +80,15 @@ class ReportFigure:
 
 def report_figures(lineage: Lineage, data: ReportData) -> list[ReportFigure]:
     """The figures for these results, in the order of the page, with unique names."""
-    groups = (_lineage, _posterior, _bounds, _latent_dimensions, _reliability, _data, _latent_plane)
+    groups = (
+        _lineage,
+        _posterior,
+        _bounds,
+        _latent_dimensions,
+        _reliability,
+        _data,
+        _latent_plane,
+    )
     found: dict[str, ReportFigure] = {}
     for figure in (figure for group in groups for figure in group(lineage, data)):
         name = re.sub(r"[^\w]+", "-", figure.name)

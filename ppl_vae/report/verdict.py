@@ -27,7 +27,13 @@ fits of EM end closer to theirs."""
 def verdict(lineage: Lineage) -> tuple[str, ...]:
     """The main findings, the most important first."""
     rows = lineage.rows
-    parts = (_held_out(lineage), _posterior(lineage), _reference(lineage), _optimum(lineage), _theory(rows))
+    parts = (
+        _held_out(lineage),
+        _posterior(lineage),
+        _reference(lineage),
+        _optimum(lineage),
+        _theory(rows),
+    )
     parts += (_largest_gap(rows), _not_converged(rows))
     return tuple(sentence for part in parts for sentence in part)
 
@@ -105,8 +111,8 @@ def _posterior(lineage: Lineage) -> Iterator[str]:
                 f"{_with_error(over_mean)} relative to the posterior mean."
             )
         if row.posterior.num_active is not None:
-            number = counted(lineage.about["latent_dim"], "column")
-            yield f"The prior of {row.stage} leaves {row.posterior.num_active} of {number} of W on."
+            number, total = row.posterior.num_active, lineage.about["latent_dim"]
+            yield f"The prior of {row.stage} leaves {number} of {counted(total, 'axis')} on."
 
 
 def _effect(gain: MeanEstimate, row: Row) -> str:

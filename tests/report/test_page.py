@@ -13,7 +13,7 @@ import torch
 import lineages
 from lineage_rows import EXACT, NEURAL, RESTRICTED, SVI, lineage
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
-from ppl_vae.lineage.metrics import MeanEstimate
+from ppl_vae.lineage.estimates import MeanEstimate
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.archive import read_results, write_report, write_results
 from ppl_vae.report.figures import report_figures

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from lineage_rows import TABLES, lineage
-from ppl_vae.lineage.metrics import MeanEstimate
+from ppl_vae.lineage.estimates import MeanEstimate
 from ppl_vae.lineage.table import (
     COLUMNS,
     format_estimate,
