@@ -1,4 +1,4 @@
-"""The Bayesian stages of the lineage: they gain where rows are few, and tie where they are many."""
+"""The Bayesian stages of the lineage: they gain with few rows, and tie with many."""
 
 import dataclasses
 import functools
