@@ -184,7 +184,9 @@ class RowCheck:
         if self._is_needed is None:
             self._is_needed = _has_latents_per_datum(self.guide, args, kwargs)
         if self._is_needed:
-            check_automatic_batch(self.guide, kwargs)
+            check_automatic_batch(
+                self.guide, Batch(rows, index=kwargs.get("index"), num_data=kwargs.get("num_data"))
+            )
             if kwargs.get("index") is None and not _same_rows(rows, self._first):
                 raise ValueError(self._message())
 

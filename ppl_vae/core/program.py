@@ -96,9 +96,9 @@ def refuse_random(program: Program, name: str, value: Any) -> None:
         raise ValueError(
             f"{type(program).__name__}.{random} may not be a PyroSample: the program reads it "
             f"inside the plate {DATA_PLATE!r}, where it would be drawn for each row separately, "
-            "not once for all data. (Latent variables that all data share are not supported.) "
-            "Keep it a parameter, which fit_svi estimates; weight decay in the optimizer acts as "
-            "a prior on it"
+            "not once for all data. Keep it a parameter, which fit_svi estimates (weight decay in "
+            "the optimizer acts as a prior on it), or write a model that reads it before it "
+            "enters the plate: there it is a global latent variable, which any pair may have"
         )
 
 

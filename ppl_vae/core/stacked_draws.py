@@ -90,20 +90,20 @@ def stack_runs(runs: Sequence[PairTraces]) -> PairTraces:
 
 
 def _stack_traces(traces: Sequence[Trace], dim: int) -> Trace:
-    frame = CondIndepStackFrame(SAMPLE_PLATE, dim, len(traces), 0)
-    stacked = Trace()
-    for name in sites(traces[0]):
-        stacked.add_node(name, **_stack_sites([trace.nodes[name] for trace in traces], frame))
+    stacked, found = Trace(), [sites(trace) for trace in traces]
+    for name in found[0]:
+        stacked.add_node(name, **_stack_sites([run[name] for run in found], dim))
     return stacked
 
 
-def _stack_sites(found: Sequence[Site], frame: CondIndepStackFrame) -> Site:
-    fn = StackedDraws([site["fn"] for site in found], -frame.dim)
+def _stack_sites(found: Sequence[Site], dim: int) -> Site:
+    fn = StackedDraws([site["fn"] for site in found], -dim)
     masks = [site["mask"] for site in found]
     if any(isinstance(mask, Tensor) for mask in masks):
         mask = fn.stack([torch.as_tensor(mask) for mask in masks], event=0)
     else:
         mask = masks[0]
     value = fn.stack([site["value"] for site in found])
+    frame = CondIndepStackFrame(SAMPLE_PLATE, dim, len(found), 0)
     stack = (frame, *found[0]["cond_indep_stack"])
     return found[0] | {"fn": fn, "value": value, "mask": mask, "cond_indep_stack": stack}

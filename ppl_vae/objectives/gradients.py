@@ -148,11 +148,11 @@ def score(
         Ranganath, Gerrish, Blei: Black box variational inference (2014); Mnih, Rezende:
         Variational inference for Monte Carlo objectives (2016), for the baseline.
     """
-    signal = terms if signal is None else signal
-    terms, log_q, signal = torch.broadcast_tensors(terms, log_q, signal.detach())
+    weight = (terms if signal is None else signal).detach()
+    terms, log_q, weight = torch.broadcast_tensors(terms, log_q, weight)
     if leave_one_out:
-        signal = signal - (signal.sum(0) - signal) / (len(signal) - 1)
-    return (terms + signal * log_q).mean()
+        weight = weight - (weight.sum(0) - weight) / (len(weight) - 1)
+    return (terms + weight * log_q).mean()
 
 
 def sticking_the_landing(

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from ppl_vae.evaluation.evidence.latent_dims_result import LatentDims
 from ppl_vae.plots.drawing import BLUE, GREY, colour, legend_below, new_axes, title
 
-APPROXIMATIONS = {
+LABELS = {
     "vb_bound": "bound of variational Bayes",
     "laplace": "Laplace",
     "minka": "Minka",
@@ -36,8 +36,8 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
         label="p(K | x), bridge sampling",
         error_kw={"lw": 1, "capsize": 3},
     )
-    for place, (name, label) in enumerate(APPROXIMATIONS.items()):
-        values = getattr(result, name)
+    for place, (name, label) in enumerate(LABELS.items()):
+        values = result.approximations[name]
         if bool(values.isnan().any()):
             continue
         shade = colour(place + 1)

@@ -99,9 +99,11 @@ def test_vb_bound_is_below_the_evidence_and_the_data_are_sure_of_k() -> None:
     assert found.best == 2
     assert found.chosen_by("bic") == found.chosen_by("minka") == 2
     assert float(found.probability.sum()) == pytest.approx(1)
-    assert bool((found.vb_bound < found.log_evidence + 3 * found.evidence_error).all())
+    assert bool(
+        (found.approximations["vb_bound"] < found.log_evidence + 3 * found.evidence_error).all()
+    )
     # Laplace's approximation has an error of order one nat here; other K are further away.
-    assert bool(((found.laplace - found.log_evidence).abs() < 3).all())
+    assert bool(((found.approximations["laplace"] - found.log_evidence).abs() < 3).all())
     assert "K = 2 has probability" in repr(found)
     assert list(found.to_frame().index) == [1, 2, 3]
     average = found.log_predictive(x[:5])

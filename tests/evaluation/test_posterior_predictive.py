@@ -94,14 +94,15 @@ def exact_predictive(guide, x, number=3000):
     return value, error
 
 
-@pytest.mark.parametrize("how", ["guide", "prior", "refined"])
-def test_the_posterior_predictive_density_with_latent_variables(how, float64):
+@pytest.mark.parametrize("proposal", ["guide", "prior", "refined"])
+def test_the_posterior_predictive_density_with_latent_variables(proposal, float64):
     """Against the mean of the exact p(x | theta) over draws of theta."""
     model, guide, x = linear_decoder()
     x = 0.7 * x[:8]
     with torch.random.fork_rng():
         exact, error = exact_predictive(guide, x)
-    options = {"guide": {}, "prior": {"method": "prior"}, "refined": {"refine": 100}}[how]
+    options = {"guide": {}, "prior": {"method": "prior"}, "refined": {"refine": 100}}
+    options = options[proposal]
     found = log_likelihood(model, guide, x, 4000, seed=0, capture=False, **options)
     z = (found.value - exact) / found.standard_error.hypot(error)
     good = found.reliable
@@ -226,7 +227,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("purpose", REFUSED)
-def test_what_needs_fixed_global_variables_says_how_to_fix_them(purpose, float64):
+def test_what_needs_fixed_global_variables_names_the_function_that_fixes_them(purpose, float64):
     match = rf"{purpose} needs a model without global latent variables, .*condition_on_globals"
     with pytest.raises(ValueError, match=match):
         REFUSED[purpose](*linear_decoder())

@@ -226,7 +226,7 @@ def test_no_coverage_is_stated_for_very_narrow_guides(width):
     assert not found.reliable.any()
 
 
-def test_the_reason_states_how_many_data_the_limit_is_for():
+def test_the_reason_names_the_number_of_data_of_the_limit():
     ppca = model_of()
     x = ppca.sample(40, seed=3)
     _, _, found = cell(ppca, mixed(ppca, 40, (0.3, 0.0)), x, 100, 3)

@@ -146,7 +146,9 @@ def test_under_ard_rotation_does_not_change_the_end(noise):
     model = like(x, noise=noise, prior="ard")
     rotated = fit_vb(model, x, tol=tol, seed=0)
     plain = fit_vb(model, x, tol=tol, max_iterations=50_000, rotate=False, seed=0)
-    assert plain.converged and abs(float(rotated.objective[-1] - plain.objective[-1])) < 100 * tol
+    # Along rotations alone the gains of an iteration are a thousandth of those still to come.
+    assert plain.converged
+    assert 0 <= float(rotated.objective[-1] - plain.objective[-1]) < 1000 * tol
 
 
 @pytest.mark.parametrize("rotate", [True, False])
@@ -442,6 +444,21 @@ def test_what_limits_a_fit_is_noted():
     assert "contradicts the units" in fit_vb(like(1000 * x), x, seed=0).notes[0]
     constant = np.where(np.arange(D) == 1, 5.0, x)
     assert "constant columns: 1" in fit_vb(like(x), constant, seed=0).notes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_tables_of_all_shapes_and_units_are_fitted(seed):
+    """Draws from the prior: few rows, more columns than rows, missing values, other units."""
+    rng = np.random.default_rng(seed)
+    N, D = int(rng.integers(3, 30)), int(rng.integers(2, 9))
+    K = int(rng.integers(1, D))
+    model = BayesianPPCA(D, K, noise=NOISES[seed % 2], prior=PRIORS[seed // 2 % 2]).double()
+    pyro.set_rng_seed(seed)
+    x = model.model(num_data=N).numpy() * 10 ** rng.uniform(-2, 2)
+    x = oracles.with_missing_values(x, 0.3, seed) if seed % 3 == 0 else x
+    fit = fit_vb(model, x, max_iterations=300, seed=seed)
+    assert fit.converged and np.isfinite(fit.bound)
+    assert fit.objective.diff().min() > 0
 
 
 def test_relevances_may_have_priors_of_their_own():

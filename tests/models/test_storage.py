@@ -9,15 +9,17 @@ import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import nn
 
-from ppl_vae import AmortizedGuide, ExactGuide, PerDatumGuide, log_weights
+from ppl_vae import AmortizedGuide, ExactGuide, PerDatumGuide, fit_vb, log_weights
 from ppl_vae.likelihoods import Bernoulli, Categorical, Gaussian
-from ppl_vae.models import PPCA, VAE, Autoencoder, load, save, topic_vae
+from ppl_vae.models import PPCA, VAE, Autoencoder, BayesianPPCA, load, save, topic_vae
 from ppl_vae.models.storage import FORMAT
 from ppl_vae.networks import GaussianNoise, MaskingNoise
 
 IMAGES = (1, 4, 4)
 PROGRAMS = {
     "ppca": lambda: PPCA(6, 2, seed=1).double(),
+    "bayesian ppca": lambda: BayesianPPCA.like(torch.randn(20, 6), 2, prior="ard"),
+    "variational posterior": lambda: fit_vb(BayesianPPCA(6, 2), torch.randn(20, 6)).guide,
     "factor analysis": lambda: PPCA(6, 2, noise="diagonal", seed=1),
     "vae": lambda: VAE.mlp(6, 2, hidden=(5, 4), activation="tanh", covariance="full", seed=1),
     "vae, fixed scale": lambda: VAE.mlp(6, 2, likelihood=Gaussian(0.3), seed=1).double(),

@@ -23,8 +23,8 @@ LAYERS = (
 EVALUATION = (
     ("local_guides",),
     ("marginal_likelihood",),
-    ("inference_gaps", "prediction"),
-    ("latent_space",),
+    ("inference_gaps", "prediction", "evidence"),
+    ("latent_space", "calibration"),
 )
 TOP_LEVEL = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed"}
 

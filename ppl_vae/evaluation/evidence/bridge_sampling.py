@@ -19,7 +19,7 @@ References:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -146,6 +146,7 @@ def _estimate(
     centre = float(np.median(posterior))
     at_posterior, at_proposed = posterior - centre, proposed - centre
     effective, log_r, converged = float(posterior.size), 0.0, False
+    f1, f2 = np.zeros_like(at_proposed), np.zeros_like(at_posterior)
     for _ in range(MAX_ITERATIONS):
         share = math.log(effective / (effective + len(proposed)))
         rest = math.log(len(proposed) / (effective + len(proposed)))
@@ -174,9 +175,10 @@ def _relative_variance(values: np.ndarray) -> float:
 
 def _effective_size(values: Float[np.ndarray, "C S"]) -> float:
     """The effective number of draws for the mean of a function of them, over all chains."""
-    import arviz_stats.base as stats
+    from arviz_stats.base.array import array_stats
 
     if np.ptp(values) == 0:
         return float(values.size)
-    found = float(stats.array_stats.ess(values, method="mean"))
+    size: Any = array_stats.ess(values, method="mean")
+    found = float(size)
     return min(found, float(values.size)) if math.isfinite(found) else float(values.size)

@@ -18,7 +18,11 @@ from ppl_vae.evaluation.evidence.laplace import (
     minka_log_evidence,
     number_of_parameters,
 )
-from ppl_vae.evaluation.evidence.latent_dims_result import LatentDims, posterior_probabilities
+from ppl_vae.evaluation.evidence.latent_dims_result import (
+    APPROXIMATIONS,
+    LatentDims,
+    posterior_probabilities,
+)
 from ppl_vae.evaluation.evidence.log_evidence import evidence_coordinates, positions
 from ppl_vae.evaluation.evidence.loo import MAX_TAIL_INDEX, leave_one_out
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
@@ -80,16 +84,19 @@ def compare_latent_dims(
     log_evidence = torch.tensor([one.evidence.value for one in found], dtype=torch.float64)
     error = torch.tensor([one.evidence.standard_error for one in found], dtype=torch.float64)
     probability, probability_error = posterior_probabilities(log_evidence, error)
+    *columns, held_out, held_out_error = _columns([one.criteria for one in found])
     return LatentDims(
-        values,
-        log_evidence,
-        error,
-        *_columns([one.criteria for one in found]),
-        probability,
-        probability_error,
-        table.statistics.num_data,
-        tuple(dict.fromkeys(note for one in found for note in one.notes)),
-        tuple(one.samples for one in found),
+        dims=values,
+        log_evidence=log_evidence,
+        evidence_error=error,
+        approximations=dict(zip(APPROXIMATIONS, columns, strict=True)),
+        held_out=held_out,
+        held_out_error=held_out_error,
+        probability=probability,
+        probability_error=probability_error,
+        num_data=table.statistics.num_data,
+        notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        samples=tuple(one.samples for one in found),
     )
 
 
@@ -173,7 +180,7 @@ def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
     best = table.maximal_log_likelihood(noise, latent_dim)
     number = number_of_parameters(model.data_dim, latent_dim, noise)
     criteria = (
-        fit_vb(model, table.x, mask=table.mask).bound,
+        fit_vb(model, table.statistics, seed=table.seed).bound,
         laplace_log_evidence(posterior.log_density, draws.flatten(0, 1).mean(0)),
         table.minka(noise, latent_dim),
         bic_log_evidence(best, number, num_data),

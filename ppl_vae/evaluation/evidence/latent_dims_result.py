@@ -16,7 +16,8 @@ from ppl_vae.inference.mcmc.samples import PosteriorSamples
 if TYPE_CHECKING:
     import pandas
 
-CRITERIA = ("log_evidence", "vb_bound", "laplace", "minka", "bic", "held_out")
+APPROXIMATIONS = ("vb_bound", "laplace", "minka", "bic")
+"""Names of the approximations of the evidence, in the order of their columns."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,12 +30,14 @@ class LatentDims(Result):
         dims: the values of K, (M,).
         log_evidence: log p(x | K) by bridge sampling, (M,).
         evidence_error: its standard error, (M,).
-        vb_bound: the bound of variational Bayes, which is at most log p(x | K), (M,).
-        laplace: Laplace's approximation of log p(x | K) at the posterior mode; NaN where the
-            Hessian is not positive definite or has more than 2,000 rows, (M,).
-        minka: Minka's approximation, up to a constant that all K share and under a prior of its
-            own; NaN with missing values or diagonal noise, (M,).
-        bic: the maximal log-likelihood - 1/2 P log N, (M,).
+        approximations: approximations of log p(x | K) by name, each (M,): ``"vb_bound"``, the
+            bound of variational Bayes, which is at most log p(x | K) and, for K > 1, several nats
+            less, since its q covers one rotation of W; ``"laplace"``, at the
+            posterior mode, NaN where the Hessian is not positive definite or has more than 2,000
+            rows;
+            ``"minka"``, up to a constant that all K share and under a prior of its own, NaN with
+            missing values or diagonal noise; ``"bic"``, the maximal log-likelihood
+            - 1/2 P log N.
         held_out: log p(x_n | K, other data) in nats per datum, by Pareto-smoothed
             leave-one-out importance sampling over the draws, or of ``x_test``, (M,).
         held_out_error: its standard error over data, (M,).
@@ -48,10 +51,7 @@ class LatentDims(Result):
     dims: tuple[int, ...]
     log_evidence: Float[Tensor, " M"]
     evidence_error: Float[Tensor, " M"]
-    vb_bound: Float[Tensor, " M"]
-    laplace: Float[Tensor, " M"]
-    minka: Float[Tensor, " M"]
-    bic: Float[Tensor, " M"]
+    approximations: dict[str, Float[Tensor, " M"]]
     held_out: Float[Tensor, " M"]
     held_out_error: Float[Tensor, " M"]
     probability: Float[Tensor, " M"]
@@ -65,6 +65,12 @@ class LatentDims(Result):
         """The K with the largest p(K | x)."""
         return self.dims[int(self.probability.argmax())]
 
+    @property
+    def criteria(self) -> dict[str, Float[Tensor, " M"]]:
+        """All criteria by name, of each of which larger values are better."""
+        evidence = {"log_evidence": self.log_evidence}
+        return evidence | self.approximations | {"held_out": self.held_out}
+
     def chosen_by(self, criterion: str) -> int | None:
         """The K that a criterion prefers; None if it has no value.
 
@@ -72,7 +78,7 @@ class LatentDims(Result):
             criterion: ``"log_evidence"``, ``"vb_bound"``, ``"laplace"``, ``"minka"``, ``"bic"`` or
                 ``"held_out"``.
         """
-        values: Tensor = getattr(self, criterion)
+        values = self.criteria[criterion]
         if bool(values.isnan().all()):
             return None
         return self.dims[int(values.nan_to_num(-math.inf).argmax())]
@@ -100,9 +106,14 @@ class LatentDims(Result):
         """One row for each K; all criteria and their errors as columns."""
         import pandas as pd
 
-        names = (*CRITERIA, "evidence_error", "held_out_error", "probability", "probability_error")
-        columns = {name: getattr(self, name).numpy() for name in names}
-        return pd.DataFrame(columns, index=pd.Index(self.dims, name="latent_dim"))
+        columns = self.criteria | {
+            "evidence_error": self.evidence_error,
+            "held_out_error": self.held_out_error,
+            "probability": self.probability,
+            "probability_error": self.probability_error,
+        }
+        values = {name: column.numpy() for name, column in columns.items()}
+        return pd.DataFrame(values, index=pd.Index(self.dims, name="latent_dim"))
 
     def __repr__(self) -> str:
         header = ("K", "p(K | x)", "log p(x | K)", "VB bound", "Laplace", "Minka", "BIC")
@@ -124,7 +135,7 @@ class LatentDims(Result):
             str(self.dims[row]),
             f"{number(self.probability, 3)} ± {number(self.probability_error, 3)}",
             f"{number(self.log_evidence, 2)} ± {number(self.evidence_error, 2)}",
-            *(number(getattr(self, name)) for name in ("vb_bound", "laplace", "minka", "bic")),
+            *(number(self.approximations[name]) for name in APPROXIMATIONS),
             f"{number(self.held_out, 3)} ± {number(self.held_out_error, 3)}",
         )
 
@@ -135,7 +146,7 @@ class LatentDims(Result):
         value, error = float(self.probability[place]), float(self.probability_error[place])
         others = [
             f"{name.replace('_', ' ')} prefers K = {found}"
-            for name in CRITERIA[1:]
+            for name in (*APPROXIMATIONS, "held_out")
             if (found := self.chosen_by(name)) not in (None, self.best)
         ]
         text = f"K = {self.best} has probability {value:.3f} ± {error:.3f}"

@@ -27,7 +27,7 @@ def leave_one_out(
         Vehtari, Gelman, Gabry: Practical Bayesian model evaluation using leave-one-out
         cross-validation and WAIC (2017).
     """
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     columns = log_likelihood.double().mT.numpy(force=True)
     weights, k_hat = array_stats.psislw(columns, axis=-1)

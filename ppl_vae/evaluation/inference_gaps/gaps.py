@@ -9,11 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import conditioned
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
+from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
     MAX_POINTS,
     CommonNoiseELBO,
@@ -31,7 +33,7 @@ from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_su
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.divergences import check_importance_samplable
+from ppl_vae.objectives.divergences import check_importance_samplable, check_latents
 
 ELBO_DRAWS = 200
 """The approximate number of draws per datum for each ELBO."""
@@ -50,6 +52,7 @@ def gaps(
     steps: int = 300,
     num_samples: int = 1000,
     tolerance: float | None = 1e-3,
+    num_global_draws: int = 8,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
     seed: int | None = None,
@@ -68,6 +71,9 @@ def gaps(
     :class:`ppl_vae.evaluation.inference_gaps.local_optimum.SphericalRadialRule`. If log p(x, z)
     is quadratic in z and q is Gaussian with at most 16 dimensions per datum, they are exact.
 
+    With global latent variables theta, the gaps of the data are averages, over draws of theta from
+    the guide, of the gaps given theta; :attr:`Gaps.global_part` is the gap of q(theta) itself.
+
     Args:
         model, guide: any pair under the contract.
         x: the whole data, (N, D).
@@ -84,13 +90,16 @@ def gaps(
         tolerance: the search continues, in rounds of 50 steps, until a round gains less than
             this, in nats per datum, or for 20 rounds; ``last_gain`` and ``remaining`` report the
             gain of the last round. None: there are no rounds.
+        num_global_draws: draws of the global latent variables, if there are any, each of which
+            costs as much as the gaps of a pair without them.
         mask: True where x is observed; NaN in x has the same meaning.
         rows: the rows of x to evaluate; by default all.
         seed: seed of the draws.
 
     Raises:
         ValueError: as :func:`~ppl_vae.evaluation.marginal_likelihood.importance.log_likelihood`,
-            and if the tolerance is not positive.
+            and if the tolerance is not positive; if ``log_p`` or ``best`` is given for a model
+            with global latent variables.
 
     References:
         Cremer, Li, Duvenaud: Inference suboptimality in variational autoencoders (2018).
@@ -99,6 +108,7 @@ def gaps(
     data = pair.observe(x, mask)
     check_int("steps", steps)
     check_int("num_samples", num_samples)
+    check_int("num_global_draws", num_global_draws, 2)
     if covariance is not None:
         check_option("covariance", covariance, COVARIANCES)
     rows = torch.arange(len(data)) if rows is None else rows
@@ -108,11 +118,31 @@ def gaps(
     with isolated_store(), seeded(seed), pair.eval_mode():
         batches = list(data.split(rows, size))
         check_importance_samplable(pair, batches[0])
-        family = family_of(pair, batches[0], covariance)
-        estimator = _GapEstimator(pair, family, best, steps, num_samples, tolerance)
-        for batch in batches:
-            estimator.evaluate(batch, estimates_log_p=log_p is None)
-    return estimator.result(log_p)
+
+        def gaps_of(pair: Pair) -> Gaps:
+            family = family_of(pair, batches[0], covariance)
+            estimator = _GapEstimator(pair, family, best, steps, num_samples, tolerance)
+            for batch in batches:
+                estimator.evaluate(batch, estimates_log_p=log_p is None)
+            return estimator.result(log_p)
+
+        if not pair.has_globals(batches[0]):
+            return gaps_of(pair)
+        _check_no_constants(log_p=log_p, best=best)
+        runs = [pair.run(batches[0]) for _ in range(num_global_draws)]
+        check_latents(runs[0])
+        log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
+        found = [gaps_of(conditioned(pair, run)) for run in runs]
+    return average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
+
+
+def _check_no_constants(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} depends on the global latent variables, which are random here; leave it "
+                "out, or fix them: model, guide = condition_on_globals(model, guide, x)"
+            )
 
 
 class _ELBOs(NamedTuple):

@@ -19,6 +19,26 @@ ROUNDING = 1e-5
 """Smaller differences, as a share of log p, count as zero: a hundred float32 rounding errors."""
 
 
+@dataclass(frozen=True)
+class GlobalPart(Result):
+    """What global latent variables theta contribute to the gaps of a pair.
+
+    Attributes:
+        num_draws: the number of draws of theta that the gaps of data are averaged over, G.
+        total_error, approximation_error, amortization_error: the standard errors of the mean gaps
+            that are due to these draws, which the data share, in nats per datum.
+        kl: an estimate of KL(q(theta) || p(theta | x)) / N, in nats per datum: in expectation at
+            most that, since log p(x) is estimated by a lower bound, and at most log(G) / N. NaN
+            where the rows are not all data.
+    """
+
+    num_draws: int
+    total_error: float
+    approximation_error: float
+    amortization_error: float
+    kl: float
+
+
 @dataclass(frozen=True, repr=False)
 class Gaps(Result):
     """log p - ELBO of each datum, split in two parts where possible.
@@ -52,6 +72,8 @@ class Gaps(Result):
         kept_own_q: True for data whose q* is the guide's own q, because the q that was found (or
             given as ``best``) has a significantly lower ELBO.
         unsplit_reason: why there is no amortization gap, as a clause; empty if there is one.
+        global_part: with global latent variables, all values are averages given draws of them,
+            and this is the rest of log p(x) - ELBO; None without any.
     """
 
     log_likelihood: Float[Tensor, " N"]
@@ -65,6 +87,7 @@ class Gaps(Result):
     total_mc_error: Float[Tensor, " N"]
     kept_own_q: Bool[Tensor, " N"]
     unsplit_reason: str = ""
+    global_part: GlobalPart | None = None
 
     @property
     def total(self) -> float:
@@ -74,7 +97,9 @@ class Gaps(Result):
     @property
     def total_error(self) -> float:
         """Standard error of :attr:`total` over the data, including Monte Carlo error."""
-        return error_of_mean(self.log_likelihood - self.elbo, self.total_mc_error)
+        error = error_of_mean(self.log_likelihood - self.elbo, self.total_mc_error)
+        shared = 0.0 if self.global_part is None else self.global_part.total_error
+        return math.hypot(error, shared)
 
     @property
     def total_monte_carlo(self) -> float:
@@ -97,14 +122,18 @@ class Gaps(Result):
 
         Draws of different data are independent, so that the variance over data includes theirs.
         """
-        return error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_mc_error)
+        error = error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_mc_error)
+        shared = 0.0 if self.global_part is None else self.global_part.approximation_error
+        return math.hypot(error, shared)
 
     @property
     def amortization_error(self) -> float:
         """Standard error of :attr:`amortization` over the data, including Monte Carlo error."""
         if self.unsplit_reason:
             return math.nan
-        return error_of_mean(self.best_elbo - self.elbo, self.amortization_mc_error)
+        error = error_of_mean(self.best_elbo - self.elbo, self.amortization_mc_error)
+        shared = 0.0 if self.global_part is None else self.global_part.amortization_error
+        return math.hypot(error, shared)
 
     @property
     def approximation_monte_carlo(self) -> float:
@@ -223,7 +252,19 @@ class Gaps(Result):
                 "than the guide's own, which is used as the best"
             )
 
+    def _global_lines(self) -> Iterator[str]:
+        if (part := self.global_part) is None:
+            return
+        yield f"these are means over {part.num_draws} draws of the global variables"
+        if not math.isnan(part.kl):
+            limit = math.log(part.num_draws) / len(self.elbo)
+            yield (
+                f"global variables: KL(q || posterior) / N is at least {_nats(part.kl)} (draws "
+                f"cannot show more than {_nats(limit)})"
+            )
+
     def _caveats(self) -> Iterator[str]:
+        yield from self._global_lines()
         if self._is_lower_bound:
             yield "log p is a lower bound for many data, and so is the approximation gap"
         if self.estimate is not None:

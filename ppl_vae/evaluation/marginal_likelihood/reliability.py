@@ -166,7 +166,8 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     """
     pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
     parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    return WeightSummary(*(torch.cat(part) for part in parts), _joint_variance(log_weights).cpu())
+    columns = [torch.cat(part) for part in parts]
+    return WeightSummary(*columns, joint_variance=_joint_variance(log_weights).cpu())
 
 
 def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
@@ -175,8 +176,9 @@ def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     for part in log_weights.split(DATA_AT_ONCE, 1):
         relative = relative + (part - part.logsumexp(0)).exp().sum(1)
     num_samples, num_data = log_weights.shape
-    variance = num_samples * relative.var() / num_data
-    return variance.expand(num_data)
+    if num_samples == 1:
+        return torch.full_like(log_weights[0], math.inf)
+    return (num_samples * relative.var() / num_data).expand(num_data)
 
 
 def _summarize_few(

@@ -4,7 +4,7 @@ graph."""
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -20,11 +20,13 @@ from ppl_vae.core.state import threads, validation
 MIN_COMPILED_ITERATIONS = 1000
 """The least number of iterations of all chains for which compiling takes less time than it saves:
 10 seconds of compiling against a millisecond per gradient and 10 gradients per iteration."""
-MAX_DENSE_SIZE = 500
+MAX_DENSE_SIZE = 100
 """The largest number of coordinates for which the mass matrix is dense."""
 
-LogDensity = Callable[[Tensor], Tensor]
+LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """A function from a position, (P,), to the logarithm of a density, ()."""
+DensityAndGradient: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A function from a position, (P,), to the logarithm of a density, (), and its gradient, (P,)."""
 
 
 class DensityGradient:
@@ -34,10 +36,6 @@ class DensityGradient:
         log_density: a pure function.
         position: a position of the shape and dtype to evaluate it at.
         compiled: whether to compile the graph; without a compiler the graph itself is run.
-
-    Attributes:
-        num_calls: the number of evaluations.
-        value: the last value, a number.
     """
 
     def __init__(
@@ -46,20 +44,17 @@ class DensityGradient:
         def capture(position: Tensor) -> tuple[GraphModule, Any]:
             return trace_graph(lambda p: value_and_gradient(log_density, p), (position,))
 
+        position = position.clone()  # a tensor that the density holds would be its argument
         value_and_gradient(log_density, position)  # an error of the density is its own
         self._function = CompiledFunction(capture, compiled=compiled)
         try:
             self._function(position)
         except CaptureError:
             self._function = CompiledFunction(capture, compiled=False)
-        self.num_calls, self.value = 0, float("nan")
 
     def __call__(self, position: Float[Tensor, " P"]) -> tuple[Tensor, Float[Tensor, " P"]]:
         """log p and its gradient at a position."""
-        self.num_calls += 1
-        value, gradient = self._function(position.detach())
-        self.value = float(value)
-        return value, gradient
+        return self._function(position.detach())
 
 
 def value_and_gradient(
@@ -73,11 +68,11 @@ def value_and_gradient(
     return value.detach(), gradient
 
 
-class _Potential(torch.autograd.Function):
+class _NegativeLogDensity(torch.autograd.Function):
     """-log p, whose gradient is computed along with it."""
 
     @staticmethod
-    def forward(ctx: Any, position: Tensor, density: DensityGradient) -> Tensor:
+    def forward(ctx: Any, position: Tensor, density: DensityAndGradient) -> Tensor:
         value, gradient = density(position)
         ctx.save_for_backward(gradient)
         return -value
@@ -86,6 +81,18 @@ class _Potential(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
         return -grad_outputs[0] * gradient, None
+
+
+class _PotentialEnergy:
+    """The potential energy -log p as Pyro calls it; it keeps the last value of log p."""
+
+    def __init__(self, density: DensityAndGradient) -> None:
+        self.density, self.log_p = density, float("nan")
+
+    def __call__(self, params: dict[str, Tensor]) -> Tensor:
+        energy: Any = _NegativeLogDensity.apply(params["position"], self.density)
+        self.log_p = -float(energy.detach())
+        return energy
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Chains:
 
 
 def run_chains(
-    density: DensityGradient,
+    density: DensityAndGradient,
     starts: Float[Tensor, "C P"],
     *,
     num_samples: int,
@@ -140,17 +147,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _run_chain(
-    density: DensityGradient,
+    density: DensityAndGradient,
     start: Float[Tensor, " P"],
     num_samples: int,
     warmup: int,
     before: int,
     progress: Callable[[int, float], None],
 ) -> tuple[Float[Tensor, "S P"], int, float]:
-    kernel = NUTS(
-        potential_fn=lambda params: _Potential.apply(params["position"], density),
-        full_mass=len(start) <= MAX_DENSE_SIZE,
-    )
+    potential = _PotentialEnergy(density)
+    kernel = NUTS(potential_fn=potential, full_mass=len(start) <= MAX_DENSE_SIZE)
     params, kept = {"position": start.clone()}, []
     with ExitStack() as stack:
         for context in (poutine.block(), validation(False), threads(1)):
@@ -161,7 +166,7 @@ def _run_chain(
             params = kernel.sample(params)
             if iteration >= warmup:
                 kept.append(params["position"].detach().clone())
-            progress(before + iteration + 1, density.value)
+            progress(before + iteration + 1, potential.log_p)
         divergences = len(kernel.diagnostics()["divergences"])
         acceptance = float(kernel.logging()["acc. prob"])
         kernel.cleanup()

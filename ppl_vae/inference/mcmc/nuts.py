@@ -2,9 +2,10 @@
 
 import time
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.state import seeded, threads
@@ -12,6 +13,7 @@ from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,
+    DensityAndGradient,
     DensityGradient,
     run_chains,
 )
@@ -30,62 +32,71 @@ the prior, so that no direction of the posterior is much wider than two."""
 
 
 @dataclass(frozen=True)
-class WhitenedPosterior:
-    """The posterior in coordinates u of mean zero and unit covariance, position = mode + T u.
-
-    Mode and covariance T T' are those of the Laplace approximation; the block ``rotation`` of a
-    position, whose prior is standard normal, is left as it is.
+class Whitened:
+    """A density in coordinates u with position = centre + T u, of about unit covariance.
 
     Attributes:
-        posterior: the posterior.
-        mode: the origin of u, (P,).
-        tril: T, (P, P).
+        density: log p and its gradient at a position.
+        centre: the origin of u, (P,).
+        factor: T, (P, P).
+        spread: standard deviations of starting points of chains, (P,).
     """
 
-    posterior: IntegratedPosterior
-    mode: Float[Tensor, " P"]
+    density: DensityAndGradient
+    centre: Float[Tensor, " P"]
     factor: Float[Tensor, "P P"]
+    spread: Float[Tensor, " P"]
 
     @classmethod
-    def of(cls, posterior: IntegratedPosterior) -> "WhitenedPosterior":
-        """Maximise the density and compute its curvature there."""
-        free = (~posterior.is_rotation).nonzero().flatten()
-        mode = _mode(posterior, free)
+    def around_mode(cls, posterior: IntegratedPosterior, density: DensityAndGradient) -> Self:
+        """By the Laplace approximation of the posterior.
+
+        The block ``rotation`` of a position, whose prior is standard normal and on which the
+        likelihood does not depend, is left as it is.
+        """
+        fixed = posterior.is_rotation
+        free = (~fixed).nonzero().flatten()
+        mode = _mode(density, posterior.start, free)
         hessian = torch.autograd.functional.hessian(posterior.log_density, mode)
         values, axes = torch.linalg.eigh(-hessian[free][:, free])
         factor = torch.eye(len(mode)).to(mode)
         factor[free[:, None], free] = axes * values.clamp(min=LEAST_CURVATURE).rsqrt()
-        return cls(posterior, torch.where(posterior.is_rotation, 0.0, mode), factor)
+        spread = torch.where(fixed, 1.0, START_SPREAD).to(mode)
+        return cls(density, torch.where(fixed, 0.0, mode), factor, spread)
 
     def position(self, whitened: Float[Tensor, "*S P"]) -> Float[Tensor, "*S P"]:
-        """The positions of the posterior."""
-        return self.mode + whitened @ self.factor.mT
+        """The positions of points u."""
+        return self.centre + whitened @ self.factor.mT
 
-    def log_density(self, whitened: Float[Tensor, "*S P"]) -> Float[Tensor, "*S"]:
-        """log p(X, theta) at the position, in nats."""
-        return self.posterior.log_density(self.position(whitened))
+    def __call__(self, whitened: Float[Tensor, " P"]) -> tuple[Tensor, Float[Tensor, " P"]]:
+        """log p at the position of u, and its gradient with respect to u."""
+        value, gradient = self.density(self.position(whitened))
+        return value, self.factor.mT @ gradient
 
     def starts(self, chains: int) -> Float[Tensor, "C P"]:
         """Starting points of chains, more widely spread than the Laplace approximation."""
-        normal = torch.randn(chains, len(self.mode)).to(self.mode)
-        return torch.where(self.posterior.is_rotation, 1.0, START_SPREAD) * normal
+        return self.spread * torch.randn(chains, len(self.centre)).to(self.centre)
 
 
-def _mode(posterior: IntegratedPosterior, free: Tensor) -> Float[Tensor, " P"]:
+def _mode(
+    density: DensityAndGradient, start: Float[Tensor, " P"], free: Int[Tensor, " F"]
+) -> Float[Tensor, " P"]:
     # The maximum over the free coordinates; the others stay at the start.
     import numpy as np
     from scipy.optimize import minimize
 
-    density = DensityGradient(posterior.log_density, posterior.start, compiled=False)
-
     def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = density(posterior.start.index_copy(0, free, torch.from_numpy(values)))
+        value, gradient = density(start.index_copy(0, free, torch.from_numpy(values)))
         return -float(value), -gradient[free].numpy()
 
-    first = posterior.start[free].numpy()
-    options = {"maxiter": MAX_MODE_ITERATIONS}
-    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
-    return posterior.start.index_copy(0, free, torch.from_numpy(found.x))
+    found = minimize(
+        objective,
+        start[free].numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": MAX_MODE_ITERATIONS},
+    )
+    return start.index_copy(0, free, torch.from_numpy(found.x))
 
 
 def sample_nuts(
@@ -130,19 +141,19 @@ def sample_nuts(
     statistics = statistics_for(model, x, mask)
     total = chains * (warmup + num_samples)
     with seeded(seed), threads(1), progress_bar(total, progress, "NUTS") as report:
-        whitened = WhitenedPosterior.of(IntegratedPosterior(model, statistics))
-        starts = whitened.starts(chains)
+        posterior = IntegratedPosterior(model, statistics)
         density = DensityGradient(
-            whitened.log_density, starts[0], compiled=total >= MIN_COMPILED_ITERATIONS
+            posterior.log_density, posterior.start, compiled=total >= MIN_COMPILED_ITERATIONS
         )
+        whitened = Whitened.around_mode(posterior, density)
         found = run_chains(
-            density,
-            starts,
+            whitened,
+            whitened.starts(chains),
             num_samples=num_samples,
             warmup=warmup,
             progress=lambda step, value: report(step, value / statistics.num_data),
         )
-        parameters = whitened.posterior.parameters(whitened.position(found.positions))
+        parameters = posterior.parameters(whitened.position(found.positions))
     draws = {k: v for k, v in parameters._asdict().items() if v is not None}
     return PosteriorSamples(
         draws=draws,

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class TrapezoidalLoadings:
         from scipy.linalg import qr
 
         scaled = (loadings / scale.unsqueeze(-1)).detach().cpu().numpy()
-        order = qr(scaled.T, pivoting=True, mode="economic")[2]
-        return cls(torch.from_numpy(order.astype(np.int64)), scale, loadings.shape[1])
+        found: Any = qr(scaled.T, pivoting=True, mode="economic")
+        return cls(torch.from_numpy(found[2].astype(np.int64)), scale, loadings.shape[1])
 
     @property
     def num_coordinates(self) -> int:

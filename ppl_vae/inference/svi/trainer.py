@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
 READ_INTERVAL = {"cpu": 1, "cuda": 50}
 """Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
-VALIDATION_DRAWS = 4
-"""Draws per datum of the validation ELBO."""
-VALIDATION_SEED = 0
-"""The seed of these draws, the same in each evaluation."""
+VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
+"""Draws per datum of the validation ELBO, and their seed, the same in each evaluation."""
+validation_elbo = partial(
+    elbo, num_samples=VALIDATION_DRAWS, global_kl=False, seed=VALIDATION_SEED
+)
 
 
 class Trainer:
@@ -221,15 +223,7 @@ class Trainer:
         x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
         with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
-            values = elbo(
-                model,
-                guide,
-                x,
-                mask=mask,
-                num_samples=VALIDATION_DRAWS,
-                global_kl=False,
-                seed=VALIDATION_SEED,
-            )
+            values = validation_elbo(model, guide, x, mask=mask)
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
             self.stopped = (

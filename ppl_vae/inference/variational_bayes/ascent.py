@@ -1,5 +1,6 @@
 """The iterations of variational Bayes: updates of the factors, and extrapolation."""
 
+import math
 import time
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from ppl_vae.inference.variational_bayes.parameters import (
 from ppl_vae.inference.variational_bayes.reparametrization import best_inverse_map
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.table_statistics import TableStatistics
+
+NUM_SMALL_GAINS = 2
+"""The number of consecutive cycles with small gains at which the iterations stop."""
 
 
 class VBState(NamedTuple):
@@ -70,32 +74,45 @@ class CoordinateAscent:
             The reason to stop.
         """
         self._accept(self._iteration_from(initial))
-        while True:
-            cycle = [self.state]
-            for _ in range(2):
-                if len(self.bounds) >= max_iterations:
-                    return iteration_limit(max_iterations)
-                following = self._updated(self.state.posterior, self.state.latents)
-                if float(following.bound - self.state.bound) <= self._rounding():
-                    self.converged = True  # a gain, or a decrease, of the size of rounding errors
-                    return WITHIN_ROUNDING
-                self._accept(following)
-                cycle.append(following)
-            # The gain of the extrapolation counts too: after one the fast components come first.
+        num_small, stopped = 0, ""
+        while not stopped:
+            stopped, gain = self._cycle(max_iterations)
+            # Slow components show only after fast ones have vanished, so that one small gain is
+            # not enough.
+            num_small = num_small + 1 if gain < tol else 0
+            if not stopped and num_small == NUM_SMALL_GAINS:
+                stopped = f"converged: under {tol:g} nats per datum to gain"
+        self.converged = stopped != iteration_limit(max_iterations)
+        return stopped
+
+    def _cycle(self, max_iterations: int) -> tuple[str, float]:
+        # Two iterations, and one from extrapolated parameters: the reason to stop, if there is
+        # one, and the gain of the third or the one that the first two promise, if larger.
+        cycle = [self.state]
+        for _ in range(2):
             if len(self.bounds) >= max_iterations:
-                return iteration_limit(max_iterations)
-            to_come = remaining_gain([float(state.bound) for state in cycle])
-            if max(to_come, self._extrapolate(cycle)) < tol:
-                self.converged = True
-                return f"converged: under {tol:g} nats per datum to gain"
+                return iteration_limit(max_iterations), math.inf
+            following = self._updated(self.state.posterior, self.state.latents)
+            if float(following.bound - self.state.bound) <= self._rounding():
+                return WITHIN_ROUNDING, 0.0  # no gain, or a decrease by rounding errors
+            self._accept(following)
+            cycle.append(following)
+        if len(self.bounds) >= max_iterations:
+            return iteration_limit(max_iterations), math.inf
+        to_come = remaining_gain([float(state.bound) for state in cycle])
+        return "", max(to_come, self._extrapolate(cycle))
 
     def _extrapolate(self, cycle: list[VBState]) -> float:
-        # The gain of an iteration from extrapolated parameters; zero if it is rejected.
+        # The gain of an iteration from extrapolated parameters, which is accepted if positive.
         first, second, third = (state.posterior for state in cycle)
         proposal, length = extrapolated(first, second, third, self.max_length)
-        state = self._iteration_from(proposal)
-        gain = float(state.bound - self.state.bound)
-        if not gain > 0:
+        state = self.state
+        try:
+            state = self._iteration_from(proposal)
+            gain = float(state.bound - self.state.bound)
+        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+            gain = math.nan  # far beyond the data a precision matrix overflows
+        if not gain > 0:  # as NaN is not
             self.max_length = max(self.max_length / 2, 1.0)
             return 0.0
         if length == self.max_length:
@@ -160,9 +177,14 @@ def extrapolated(
     )
     relevance = third.relevance
     if relevance is not None:
-        relevance = dist.Gamma(relevance.concentration, relevance_rate[0].exp())
-    noise = dist.Gamma(third.noise.concentration, noise_rate.exp())
+        relevance = _gamma(relevance.concentration, relevance_rate[0])
+    noise = _gamma(third.noise.concentration, noise_rate)
     return replace(third, mean=mean / unit, noise=noise, relevance=relevance), length
+
+
+def _gamma(concentration: Tensor, log_rate: Tensor) -> dist.Gamma:
+    # Not validated: a rate may overflow, and the proposal is then rejected.
+    return dist.Gamma(concentration, log_rate.exp(), validate_args=False)
 
 
 def _coordinates(posterior: ParameterPosterior, unit: Float[Tensor, "D 1"]) -> list[Tensor]:

@@ -25,7 +25,8 @@ from ppl_vae.models.table_statistics import TableStatistics
 NUM_POWER_ITERATIONS = 4
 """Subspace iterations for the initial loadings."""
 MIN_INITIAL_VARIANCE = 1e-6
-"""The smallest initial noise variance, as a share of the mode of its prior."""
+"""The smallest initial noise variance, as a share of the mode of its prior, and the smallest
+initial squared length of a column of W, as a share of the noise variance."""
 
 
 @threads(1)
@@ -124,8 +125,10 @@ def _initial(
         axes = torch.randn(shape, dtype=torch.float64).to(scaled)
     for _ in range(NUM_POWER_ITERATIONS):
         axes = torch.linalg.qr(scaled.mT @ (scaled @ axes)).Q
-    _, values, rotation = torch.linalg.svd(scaled @ axes, full_matrices=False)
-    loadings = variance.sqrt().reshape(-1, 1) * (axes @ rotation.mT) * values.clamp(min=1e-3)
+    scores = scaled @ axes
+    values, rotation = torch.linalg.eigh(scores.mT @ scores)
+    lengths = values.clamp(min=MIN_INITIAL_VARIANCE).sqrt()
+    loadings = variance.sqrt().reshape(-1, 1) * (axes @ rotation * lengths).flip(1)
     mean = torch.nn.functional.pad(loadings, (0, 1))
     tril = mean.new_zeros(*mean.shape, mean.shape[1])
     noise = dist.Gamma(torch.ones_like(variance), variance)
