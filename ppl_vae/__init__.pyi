@@ -20,6 +20,9 @@ from .data.images import image_set as image_set
 from .data.tables import read_table as read_table
 from .data.transforms import binarize as binarize
 from .data.transforms import digits as digits
+from .evaluation.calibration.simulation_based import (
+    simulation_based_calibration as simulation_based_calibration,
+)
 from .evaluation.evidence.latent_dims import compare_latent_dims as compare_latent_dims
 from .evaluation.inference_gaps.gaps import gaps as gaps
 from .evaluation.latent_space.collapse import collapse as collapse
@@ -107,6 +110,7 @@ __all__ = [
     "sample_posterior",
     "save",
     "select_by_masked_cv",
+    "simulation_based_calibration",
     "spectrum",
     "subspace",
     "to_arviz",

@@ -60,6 +60,7 @@ def impute(
     noise: str | None,
     seed: int,
     starts: int,
+    parameter_uncertainty: bool | None,
 ) -> None:
     """``ppl-vae impute``: fill a table read from ``source``, and write it to ``out``.
 
@@ -75,7 +76,14 @@ def impute(
     for note in table.notes:
         print_line(f"note: {note}")
     with threads(1):
-        filled = FilledTable.of(table, latent_dim, noise, seed=seed, starts=starts)
+        filled = FilledTable.of(
+            table,
+            latent_dim,
+            noise,
+            seed=seed,
+            starts=starts,
+            parameter_uncertainty=parameter_uncertainty,
+        )
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
         print_line(text)
     for note in filled.notes():

@@ -47,13 +47,15 @@ Examples:
       the noise model and K are selected by the held-out likelihood of masked entries
   ppl-vae impute mine.csv --latent-dim 3 --noise diagonal --out filled.csv
       factor analysis with three factors
+  ppl-vae impute mine.csv --no-parameter-uncertainty --out filled.csv
+      the fitted parameters are taken as known
 
 \b
 The filled table has the columns of the file under their names, and then, for each column that
 had missing values, its name with sd: the standard deviation of each filled cell. It is empty
 where the cell was observed, and where it is not determined (a note names the columns).
-Standard deviations take the fitted parameters as known: with few rows, intervals made of
-them are too narrow.
+Where observed values are few, standard deviations include the uncertainty of the
+parameters; otherwise they take the fitted parameters as known, and the output says so.
 """
 Header = Annotated[
     bool | None,
@@ -170,8 +172,16 @@ def impute(
     noise: Annotated[
         str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of masks and of starting values")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of masks, of starting values and of draws")] = 0,
     starts: Starts = 1,
+    parameter_uncertainty: Annotated[
+        bool | None,
+        typer.Option(
+            "--parameter-uncertainty/--no-parameter-uncertainty",
+            help="whether the imputation is averaged over draws of the parameters; by default "
+            "where there are fewer than 50 observed values per parameter",
+        ),
+    ] = None,
     header: Header = None,
     delimiter: Delimiter = None,
     label: Label = None,
@@ -181,7 +191,7 @@ def impute(
     from ppl_vae.cli import commands
 
     table = commands.read(data, header, delimiter, label, missing)
-    commands.impute(table, data, out, latent_dim, noise, seed, starts)
+    commands.impute(table, data, out, latent_dim, noise, seed, starts, parameter_uncertainty)
 
 
 @app.command(short_help="Evaluate a saved model on a table.")

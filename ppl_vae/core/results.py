@@ -21,6 +21,7 @@ CONDITIONAL = (
     "standard deviations take the fitted parameters as known, so that intervals are too narrow "
     "where rows are few"
 )
+UNCONDITIONAL = "standard deviations include the uncertainty of the parameters"
 COVERAGE = (
     "with 12 columns, K = 3 and 30 % missing, PPCA's 95 % intervals covered 80 % at 20 rows, 91 % "
     "at 50 and 94 % at 200; those of factor analysis 66, 88 and 94 %"
@@ -226,11 +227,12 @@ class FitResult(Result):
 class Imputation(Result):
     """Imputed data: the conditional distribution of each missing value given its row.
 
-    Standard deviations and draws take the parameters of the model as known. If these were fitted
-    to few rows, intervals are too narrow: mean ± 1.96 sd of PPCA with D = 12, K = 3 and
-    30 % missing, fitted by PX-EM to the table itself, covered 80 % at N = 20, 91 % at N = 50 and
-    94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %. Under the true parameters they
-    covered 95 % (``tests/evaluation/test_imputed_intervals.py``).
+    Unless ``parameter_draws`` is positive, standard deviations and draws take the parameters of
+    the model as known. If these were fitted to few rows, intervals are too narrow: mean ± 1.96 sd
+    of PPCA with D = 12, K = 3 and 30 % missing, fitted by PX-EM to the table itself, covered 80 %
+    at N = 20, 91 % at N = 50 and 94 % at N = 200, those of factor analysis 66 %, 88 % and 94 %.
+    Under the true parameters they covered 95 % (``tests/evaluation/test_imputed_intervals.py``).
+    With draws of the parameters standard deviations and quantiles include their uncertainty.
 
     Attributes:
         mean: the data where observed, untouched; the conditional mean where missing; (N, D).
@@ -242,6 +244,11 @@ class Imputation(Result):
         ess: the effective sample size of the weighted draws of z in each row, (N,), float64; NaN
             for complete rows. None if the result is exact.
         notes: caveats.
+        parameter_draws: the number of draws of the parameters that means and standard deviations
+            are averaged over; 0 if the parameters are taken as known.
+        levels: the probabilities of ``quantiles``, (Q,).
+        quantiles: of the conditional distribution where missing; the data where observed;
+            (Q, N, D). None if none were requested.
     """
 
     mean: Tensor
@@ -249,19 +256,28 @@ class Imputation(Result):
     draws: Tensor | None = None
     ess: Tensor | None = None
     notes: tuple[str, ...] = ()
+    parameter_draws: int = 0
+    levels: tuple[float, ...] = ()
+    quantiles: Tensor | None = None
 
     def __repr__(self) -> str:
         filled, known = self.sd != 0, self.sd[self.sd > 0]
         lines = [f"Imputation: {int(filled.sum())} of {counted(filled.numel(), 'cell')} filled"]
         if len(known):
             lines[0] += f", standard deviations {known.min():.3g}..{known.max():.3g}"
-            lines.extend([f"  {CONDITIONAL}", f"  ({COVERAGE})"])
+            lines.extend(f"  {line}" for line in self.uncertainty())
         if unknown := int(self.sd.isnan().sum()):
             lines.append(f"  the standard deviation of {unknown} of these is not known")
         if self.draws is not None:
             lines.append(f"  {counted(len(self.draws), 'draw')}")
         lines.extend(f"  {line}" for line in self._trust())
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def uncertainty(self) -> tuple[str, ...]:
+        """What the standard deviations include, for people."""
+        if self.parameter_draws:
+            return (f"{UNCONDITIONAL} ({counted(self.parameter_draws, 'draw')} of them)",)
+        return CONDITIONAL, f"({COVERAGE})"
 
     def _trust(self) -> Iterator[str]:
         if self.ess is None or not bool((known := ~self.ess.isnan()).any()):

@@ -185,7 +185,7 @@ def _to_front(site: Site, value: Tensor, names: tuple[str, ...]) -> tuple[Tensor
         if dim not in front and (dim >= -event or dim in plates.values() or value.shape[dim] > 1)
     ]
     unit = [dim for dim in range(-value.dim(), 0) if dim not in front and dim not in rest]
-    return value.permute(*front, *rest, *unit), [value.shape[dim] for dim in rest]
+    return value.permute([*front, *rest, *unit]), [value.shape[dim] for dim in rest]
 
 
 def log_prob(site: Site) -> Tensor:

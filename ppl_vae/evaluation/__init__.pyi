@@ -1,3 +1,7 @@
+from .calibration.result import SimulationBasedCalibration as SimulationBasedCalibration
+from .calibration.simulation_based import (
+    simulation_based_calibration as simulation_based_calibration,
+)
 from .evidence.bridge_sampling import LogEvidence as LogEvidence
 from .evidence.bridge_sampling import bridge_sampling as bridge_sampling
 from .evidence.laplace import minka_log_evidence as minka_log_evidence
@@ -48,6 +52,8 @@ from .prediction.label_efficiency import draw_labels as draw_labels
 from .prediction.label_efficiency import label_efficiency as label_efficiency
 from .prediction.masked_cv import MaskedCV as MaskedCV
 from .prediction.masked_cv import select_by_masked_cv as select_by_masked_cv
+from .prediction.pooling import PooledEstimate as PooledEstimate
+from .prediction.pooling import pool as pool
 from .prediction.predictive import decode as decode
 from .prediction.predictive import draw_data as draw_data
 from .prediction.predictive import encode as encode
@@ -71,6 +77,8 @@ __all__ = [
     "LogEvidence",
     "LogLikelihood",
     "MaskedCV",
+    "PooledEstimate",
+    "SimulationBasedCalibration",
     "Spectrum",
     "Subspace",
     "VAELimit",
@@ -107,8 +115,10 @@ __all__ = [
     "mean_data",
     "minka_log_evidence",
     "normal_quantiles",
+    "pool",
     "reconstruct",
     "select_by_masked_cv",
+    "simulation_based_calibration",
     "spectrum",
     "subspace",
     "vae_limit",

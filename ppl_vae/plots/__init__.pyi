@@ -1,6 +1,7 @@
 from .bounds import plot_bound_slice as plot_bound_slice
 from .bounds import plot_em as plot_em
 from .bounds import plot_svi as plot_svi
+from .calibration import plot_rank_ecdf as plot_rank_ecdf
 from .dictionary import plot_atoms as plot_atoms
 from .dictionary import plot_sparse_lineage as plot_sparse_lineage
 from .estimates import plot_comparison as plot_comparison
@@ -54,6 +55,7 @@ __all__ = [
     "plot_manifold",
     "plot_objective",
     "plot_quantile_check",
+    "plot_rank_ecdf",
     "plot_reconstructions",
     "plot_samples",
     "plot_sparse_lineage",

@@ -9,15 +9,26 @@ import numpy as np
 import pandas as pd
 
 from ppl_vae.core.files import write_whole
-from ppl_vae.core.results import CONDITIONAL, COVERAGE, FitResult, Imputation
+from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
+from ppl_vae.evaluation.evidence.laplace import number_of_parameters
+from ppl_vae.evaluation.prediction.imputation import impute
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
+from ppl_vae.evaluation.prediction.multiple_imputation import (
+    CELLS_PER_PARAMETER,
+    parameters_matter,
+)
 from ppl_vae.inference.em.fit import fit_em
+from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.sampling import sample_posterior
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.identifiability import describe_undetermined
 from ppl_vae.models.ppca import NOISES, PPCA
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+NUM_SAMPLES, NUM_CHAINS = 500, 4
+"""Draws of each Markov chain of the parameters, after as many for warm-up; chains."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,9 @@ class FilledTable:
         fit: the fit of the model.
         imputation: conditional means and standard deviations.
         search: the selection of the model by cross-validation; None if the user chose it.
+        posterior: draws of the parameters, over which the imputation is averaged; None if it takes
+            the fitted parameters as known.
+        reason: why the parameters' uncertainty is included or left out, for people.
     """
 
     table: Table
@@ -37,6 +51,8 @@ class FilledTable:
     fit: FitResult
     imputation: Imputation
     search: MaskedCV | None
+    posterior: PosteriorSamples | None = None
+    reason: str = ""
 
     @classmethod
     def of(
@@ -47,6 +63,7 @@ class FilledTable:
         *,
         seed: int = 0,
         starts: int = 1,
+        parameter_uncertainty: bool | None = None,
     ) -> Self:
         """Fit the model to the observed entries, and impute the missing ones.
 
@@ -56,9 +73,13 @@ class FilledTable:
                 entries.
             seed: of the selection and of the initial values.
             starts: the number of starts of EM, of which the best is kept.
+            parameter_uncertainty: whether the imputation is averaged over draws of the
+                parameters' posterior; None decides by
+                :func:`~ppl_vae.evaluation.prediction.multiple_imputation.parameters_matter`.
 
         Raises:
-            ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`.
+            ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`; if ``parameter_uncertainty``
+                is True, as :func:`~ppl_vae.inference.mcmc.sampling.sample_posterior`.
         """
         search = None
         if latent_dim is None or noise is None:
@@ -68,7 +89,11 @@ class FilledTable:
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
         ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
         fit = fit_em(ppca, table.values, starts=starts)
-        return cls(table, ppca, fit, ppca.impute(table.values), search)
+        posterior, reason = _posterior(table.values, ppca, parameter_uncertainty, seed)
+        if posterior is None:
+            return cls(table, ppca, fit, ppca.impute(table.values), search, None, reason)
+        filled = impute(posterior.model, None, table.values, posterior=posterior, seed=seed)
+        return cls(table, ppca, fit, filled, search, posterior, reason)
 
     def frame(self) -> pd.DataFrame:
         """The table as text: row names, columns, labels, and ``<column> sd`` of imputed ones.
@@ -122,7 +147,8 @@ class FilledTable:
                 f"median {median:.2f}"
             )
         yield summary
-        yield f"{CONDITIONAL} ({COVERAGE})"
+        yield self.reason
+        yield " ".join(self.imputation.uncertainty())
         yield from self._unknown(np.isnan(self.imputation.sd.numpy()).sum(axis=0).tolist())
 
     def _relative_sds(self, missing: np.ndarray) -> np.ndarray:
@@ -144,11 +170,60 @@ class FilledTable:
             )
 
     def notes(self) -> tuple[str, ...]:
-        """The notes of the fit, with the names of columns."""
+        """The notes of the fit, with the names of columns, and those of the posterior."""
+        return (*self._fit_notes(), *self._posterior_notes())
+
+    def _posterior_notes(self) -> tuple[str, ...]:
+        if self.posterior is None:
+            return ()
+        unreliable = self.posterior.verdict.startswith("NOT")
+        verdict = (f"draws of the parameters: {self.posterior.verdict}",) if unreliable else ()
+        return (*verdict, *self.posterior.notes)
+
+    def _fit_notes(self) -> tuple[str, ...]:
         pairs, latent_dim = self.ppca.undetermined, self.ppca.latent_dim
+        if self.posterior is not None:  # the priors determine what the data do not
+            pairs = None
         numbered = describe_undetermined(pairs, latent_dim)
         others = tuple(note for note in self.fit.notes if note not in numbered)
         return others + describe_undetermined(pairs, latent_dim, self.table.columns)
+
+
+def _posterior(
+    x: np.ndarray, ppca: PPCA, wanted: bool | None, seed: int
+) -> tuple[PosteriorSamples | None, str]:
+    # Draws of the parameters where their uncertainty is wanted or matters, and the reason.
+    number = number_of_parameters(ppca.data_dim, ppca.latent_dim, ppca.noise)
+    observed = int((~np.isnan(x)).sum())
+    counts = f"{observed} observed values for {number} parameters"
+    if observed == x.size:
+        return None, ""
+    if wanted is False:
+        return None, "the uncertainty of the parameters is left out, as requested"
+    if wanted is None and not parameters_matter(observed, number):
+        return None, (
+            f"the uncertainty of the parameters is left out: {counts}, at least "
+            f"{CELLS_PER_PARAMETER} each (--parameter-uncertainty includes it)"
+        )
+    try:
+        model = BayesianPPCA.like(x, ppca.latent_dim, noise=ppca.noise)
+        samples = sample_posterior(
+            model,
+            x,
+            num_samples=NUM_SAMPLES,
+            warmup=NUM_SAMPLES,
+            chains=NUM_CHAINS,
+            seed=seed,
+        )
+    except ValueError as error:
+        if wanted:
+            raise
+        return None, f"the uncertainty of the parameters is left out, since {error}"
+    why = "as requested" if wanted else f"fewer than {CELLS_PER_PARAMETER} each"
+    return samples, (
+        f"averaged over the posterior of the parameters by Gibbs sampling: {counts}, {why} "
+        "(--no-parameter-uncertainty takes fitted parameters as known)"
+    )
 
 
 def check_suffix(path: Path) -> Path:

@@ -18,11 +18,13 @@ import lineages
 from figures import assert_readable, texts
 from lineage_rows import TABLES, lineage
 from ppl_vae.data.image_grid import ImageGrid
+from ppl_vae.evaluation.calibration.result import SimulationBasedCalibration
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.plots.bounds import NUM_ITERATIONS
+from ppl_vae.plots.calibration import plot_rank_ecdf
 from ppl_vae.plots.drawing import image_grid_size, log_scale
 from ppl_vae.plots.estimates import plot_comparison
 from ppl_vae.plots.images import plot_samples
@@ -265,3 +267,25 @@ def test_without_axes_a_figure_is_created():
     for (a, box), (b, other) in itertools.combinations(boxes, 2):
         assert not box.shrunk(0.98, 0.9).overlaps(other.shrunk(0.98, 0.9)), (a, b)
     plt.close(figure)
+
+
+def test_the_plot_of_ranks_has_the_curves_and_the_band():
+    ranks = torch.from_numpy(np.random.default_rng(0).integers(0, 20, size=(50, 8)))
+    ranks[:, 3] //= 4
+    names = tuple(f"theta[{k}]" for k in range(8))
+    unknown = torch.full((8,), math.nan, dtype=torch.float64)
+    result = stored(
+        SimulationBasedCalibration(names, ranks, 19, 5, unknown), SimulationBasedCalibration
+    )
+    ax = plot_rank_ecdf(result)
+    assert_readable(ax.figure)
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels[:2] == ["95 % band", "theta[3]"] and len(labels) == 7
+    line = next(line for line in ax.lines if line.get_label() == "theta[3]")
+    at, difference = line.get_data()
+    expected = [(ranks[:, 3] < 20 * p).double().mean() - p for p in at]
+    np.testing.assert_allclose(difference, expected, atol=1e-12)
+    assert len(plot_rank_ecdf(result, ["theta[1]"]).lines) == 2
+    with pytest.raises(ValueError, match="quantities must be one of"):
+        plot_rank_ecdf(result, ["z"])
+    plt.close("all")

@@ -12,7 +12,14 @@ from typer.testing import CliRunner
 
 import oracles
 from fitted import parameters
-from ppl_vae import PPCA, fit_em, select_by_masked_cv
+from ppl_vae import (
+    PPCA,
+    BayesianPPCA,
+    fit_em,
+    impute,
+    sample_posterior,
+    select_by_masked_cv,
+)
 from ppl_vae.cli.main import app, main
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, _draw_masked
@@ -115,6 +122,8 @@ def test_invalid_searches_are_rejected():
 
 # The command
 
+PLUG_IN = "--no-parameter-uncertainty"
+
 
 def run(*arguments):
     return CliRunner().invoke(app, ["impute", *map(str, arguments)])
@@ -134,8 +143,11 @@ def file(tmp_path):
 
 def test_only_missing_values_are_changed(file, tmp_path):
     out = tmp_path / "filled.csv"
-    result = run(file, "--out", out, "--latent-dim", 3, "--noise", "diagonal")
+    arguments = ("--out", out, "--latent-dim", 3, "--noise", "diagonal", PLUG_IN)
+    result = run(file, *arguments)
     assert result.exit_code == 0, result.output
+    assert "the uncertainty of the parameters is left out, as requested" in result.output
+    assert "take the fitted parameters as known" in result.output
     before = pd.read_csv(file, index_col=0, dtype=str, keep_default_na=False)
     after = pd.read_csv(out, index_col=0, dtype=str, keep_default_na=False)
     data = [name for name in before.columns if name != "kind"]
@@ -161,16 +173,59 @@ def test_only_missing_values_are_changed(file, tmp_path):
 
 def test_the_selected_model_is_reported(file, tmp_path):
     out = tmp_path / "new" / "filled.tsv"
-    result = run(file, "--noise", "diagonal", "--out", out)
+    result = run(file, "--noise", "diagonal", "--out", out, PLUG_IN)
     assert result.exit_code == 0, result.output
     assert "observed values, masked and predicted from the rest of their rows" in result.output
     assert re.search(r"diagonal +3 .*<- best", result.output)
     assert "factor analysis with K = 3" in result.output
     after = pd.read_csv(out, sep="\t", index_col=0)
     assert not after[["wool", "silk"]].isna().any().any()
-    again = run(file, "--noise", "diagonal", "--out", tmp_path / "again.tsv")
+    again = run(file, "--noise", "diagonal", "--out", tmp_path / "again.tsv", PLUG_IN)
     assert again.output.splitlines()[:-1] == result.output.splitlines()[:-1]
     assert (tmp_path / "again.tsv").read_bytes() == out.read_bytes()
+
+
+def small_table(folder):
+    path = folder / "small.csv"
+    pd.DataFrame(incomplete(num_rows=30)[:, :6], columns=list("abcdef")).to_csv(path, index=False)
+    return path
+
+
+def test_few_values_are_imputed_over_draws_of_the_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppl_vae.report.imputation.NUM_SAMPLES", 50)
+    path, out = small_table(tmp_path), tmp_path / "filled.csv"
+    result = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic")
+    assert result.exit_code == 0, result.output
+    x = pd.read_csv(path).to_numpy()
+    observed = int((~np.isnan(x)).sum())
+    assert f"{observed} observed values for 18 parameters, fewer than 50 each" in result.output
+    assert "standard deviations include the uncertainty of the parameters" in result.output
+    model = BayesianPPCA.like(x, 2)
+    sizes = {"num_samples": 50, "warmup": 50, "chains": 4}
+    posterior = sample_posterior(model, x, seed=0, progress=False, **sizes)
+    expected = impute(model.model, None, x, posterior=posterior)
+    after = pd.read_csv(out)
+    for k, name in enumerate("abcdef"):
+        missing = np.isnan(x[:, k])
+        np.testing.assert_allclose(after[name], expected.mean[:, k], rtol=1e-5)
+        if missing.any():
+            np.testing.assert_allclose(
+                after[f"{name} sd"][missing], expected.sd[missing, k], rtol=1e-5
+            )
+
+
+def test_parameters_are_taken_as_known_where_their_posterior_is_not_sampled(tmp_path, monkeypatch):
+    path = small_table(tmp_path)
+    monkeypatch.setattr("ppl_vae.report.imputation.CELLS_PER_PARAMETER", 5)
+    monkeypatch.setattr("ppl_vae.report.imputation.parameters_matter", lambda n, p: n < 5 * p)
+    few = ("--out", tmp_path / "filled.csv", "--latent-dim", 2, "--noise", "isotropic")
+    assert "at least 5 each (--parameter-uncertainty includes it)" in run(path, *few).output
+    monkeypatch.undo()
+    constant = pd.read_csv(path).assign(f=2.5)
+    constant.to_csv(path, index=False)
+    text = "the uncertainty of the parameters is left out, since x has constant columns"
+    assert text in run(path, *few).output
+    assert isinstance(run(path, *few, "--parameter-uncertainty").exception, ValueError)
 
 
 def test_a_complete_table_is_written_unchanged(tmp_path):

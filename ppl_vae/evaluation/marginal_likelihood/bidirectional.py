@@ -6,29 +6,26 @@ difference bounds the error of both.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import check_no_globals
-from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
-from ppl_vae.core.traces import PairTraces, Site, by_draw_and_datum, data_sites, global_sites
+from ppl_vae.core.traces import PairTraces
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
 from ppl_vae.evaluation.marginal_likelihood.batching import check_no_nan
+from ppl_vae.evaluation.marginal_likelihood.drawn_data import draw_batch
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
 from ppl_vae.objectives.divergences import check_importance_samplable
@@ -159,7 +156,8 @@ def _bounds(
 ) -> tuple[Tensor, ...]:
     """Lower bounds, upper bounds, the errors of both, and the data that were drawn."""
     check_importance_samplable(pair, template)
-    drawn, latents = _draw(pair.model, template)
+    drawn, latents = draw_batch(pair.model, template, "bidirectional")
+    check_no_globals(PairTraces(latents, latents), "bidirectional")
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)
     lower, lower_error = _bound(chains.forward(num_chains))
@@ -176,42 +174,3 @@ def _bound(log_weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:
     if number == 1:
         return value.cpu(), torch.full_like(value, math.nan).cpu()
     return value.cpu(), (variance / (number - 1)).sqrt().cpu()
-
-
-def _draw(model: ProgramLike, template: Batch) -> tuple[Batch, Any]:
-    """A batch drawn from the model, and the trace that holds its latent values."""
-    run = Pair(model, prior_guide(model)).run(template)
-    _check_observes_x(run, template)
-    check_no_globals(run, "bidirectional")
-    names = list(data_sites(run))
-    fixed = {n: s["value"] for n, s in global_sites(run.model).items() if s["is_observed"]}
-    drawing = poutine.condition(poutine.uncondition(model), data=fixed)
-    trace: Any = poutine.trace(drawing).get_trace(
-        template.x, **filter_kwargs(model, template.keywords)
-    )
-    x = _columns(run, [trace.nodes[name] for name in names]).to(template.x)
-    if template.mask is not None:
-        x = torch.where(template.mask, x, 0.0)
-    return replace(template, x=x), trace
-
-
-def _columns(run: PairTraces, observed: Iterable[Site]) -> Float[Tensor, "B D"]:
-    values = [by_draw_and_datum(run, site, site["value"])[0] for site in observed]
-    return torch.cat([value.reshape(len(value), -1) for value in values], -1)
-
-
-def _check_observes_x(run: PairTraces, batch: Batch) -> None:
-    found = data_sites(run)
-    if factors := sorted(run.observed.keys() - found.keys()):
-        raise ValueError(
-            f"the model has factors, {factors}, so data drawn site by site are not drawn from its "
-            "density; bidirectional needs a model of distributions alone"
-        )
-    values = _columns(run, found.values())
-    same = values.shape == batch.x.shape and torch.isclose(values.to(batch.x), batch.x, rtol=1e-3)
-    if not bool(torch.as_tensor(same if batch.mask is None else same | ~batch.mask).all()):
-        raise ValueError(
-            f"sites {list(found)} of the model do not observe the columns of x in their order, so "
-            "data drawn at these sites cannot be arranged as x; bidirectional needs a model that "
-            "observes x itself"
-        )

@@ -6,8 +6,7 @@ variance of E[x_d | z] plus the mean of Var[x_d | z] under the same weights; z r
 proportion to the weights is approximately a draw of z | x_obs.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -16,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
@@ -32,27 +32,36 @@ from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
+from ppl_vae.evaluation.prediction.multiple_imputation import impute_from_posterior
+from ppl_vae.evaluation.prediction.weighted_moments import BlockEstimate, WeightedMoments
+from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.objectives.divergences import check_importance_samplable
 
 
 @torch.no_grad()
 def impute(
     model: ProgramLike,
-    guide: ProgramLike,
+    guide: ProgramLike | None,
     x: ArrayLike,
     num_samples: int = 1000,
     *,
     draws: int = 0,
     refine: int = 0,
     covariance: str | None = None,
+    posterior: PosteriorSamples | None = None,
+    quantiles: Sequence[float] = (),
     mask: ArrayLike | None = None,
     seed: int | None = None,
 ) -> Imputation:
     """Impute the missing values of x, given the observed values of their rows.
 
-    Observed values are not changed. Standard deviations and draws take the parameters of the pair
-    as known: if these were fitted to few rows, intervals based on them are too narrow
-    (see :class:`~ppl_vae.core.results.Imputation` for PPCA).
+    Observed values are not changed. Without ``posterior`` standard deviations and draws take the
+    parameters of the pair as known: if these were fitted to few rows, intervals based on them are
+    too narrow (see :class:`~ppl_vae.core.results.Imputation` for PPCA). With draws of the
+    posterior of a :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA` they include the uncertainty
+    of the parameters, and completed tables can be analysed by
+    :func:`~ppl_vae.evaluation.prediction.pooling.pool`.
 
     Draws and data are processed in blocks, so that memory use is dominated by the result. The
     columns of x must be independent given z, as masks presume.
@@ -69,6 +78,9 @@ def impute(
         refine: number of optimisation steps for a copy of the guide's Gaussian for each row,
             as in :func:`ppl_vae.log_likelihood`. The guide itself is not changed.
         covariance: the family of the refined Gaussian; by default ``"full"``.
+        posterior: draws of the model's parameters, see :func:`ppl_vae.sample_posterior`.
+        quantiles: with ``posterior``, the probabilities of quantiles of each missing value, such
+            as (0.025, 0.975).
         mask: True where x is observed.
         seed: seed of the draws.
 
@@ -90,6 +102,16 @@ def impute(
     """
     num_samples, draws = check_int("num_samples", num_samples), check_int("draws", draws, 0)
     check_refinement(refine, covariance)
+    if posterior is not None:
+        _check_posterior(model, guide, refine)
+        return impute_from_posterior(
+            posterior, x, num_samples, draws=draws, quantiles=quantiles, mask=mask, seed=seed
+        )
+    if guide is None or len(quantiles):
+        raise ValueError(
+            "guide=None and quantiles need the draws of a posterior: pass "
+            "posterior=sample_posterior(model, x)"
+        )
     pair, given = Pair(model, guide), as_matrix(x)
     data = pair.observe(given, mask)
     pair.check_support(data)
@@ -115,13 +137,27 @@ def impute(
     return result
 
 
+def _check_posterior(model: ProgramLike, guide: ProgramLike | None, refine: int) -> None:
+    owner = bound_object(model)
+    if not isinstance(owner, BayesianPPCA):
+        raise ValueError(
+            f"posterior needs a BayesianPPCA as the model; got {type(owner).__name__}. For "
+            "another pair fix its global latent variables at draws: condition_on_globals"
+        )
+    if guide is not None or refine:
+        raise ValueError(
+            "with posterior no guide is used, since z is integrated out: pass guide=None, and no "
+            "refine"
+        )
+
+
 def _without_imputations(data: Float[Tensor, "N D"], draws: int) -> Imputation:
     made = data.expand(draws, -1, -1).clone() if draws else None
     ess = torch.full((len(data),), torch.nan, dtype=torch.float64, device=data.device)
     return Imputation(data.clone(), torch.zeros_like(data), made, ess)
 
 
-def _write(result: Imputation, rows: Tensor, observed: Tensor, new: "_BlockEstimate") -> None:
+def _write(result: Imputation, rows: Tensor, observed: Tensor, new: BlockEstimate) -> None:
     result.mean[rows] = torch.where(observed, result.mean[rows], new.mean.to(result.mean))
     result.sd[rows] = torch.where(observed, 0.0, new.variance.sqrt()).to(result.sd)
     if result.draws is not None and new.draws is not None:
@@ -131,67 +167,6 @@ def _write(result: Imputation, rows: Tensor, observed: Tensor, new: "_BlockEstim
     result.ess[rows] = new.ess
 
 
-@dataclass(frozen=True)
-class _BlockEstimate:
-    """Conditional moments and draws of all entries of a block of rows, and their ESS."""
-
-    mean: Float[Tensor, "B D"]
-    variance: Float[Tensor, "B D"]
-    draws: Float[Tensor, "R B D"] | None
-    ess: Float[Tensor, " B"]
-
-
-class _WeightedMoments:
-    """Running weighted moments over draws, with weights relative to the largest one so far.
-
-    Means are accumulated as differences from ``centre``, so that rounding does not destroy the
-    variance of large values.
-    """
-
-    def __init__(self, centre: Float[Tensor, "B D"]) -> None:
-        self.centre = centre
-        self.top = torch.full_like(centre[:, 0], -torch.inf)
-        self.total, self.squares = torch.zeros_like(self.top), torch.zeros_like(self.top)
-        self.first, self.second = torch.zeros_like(centre), torch.zeros_like(centre)
-
-    def add(
-        self,
-        log_weights: Float[Tensor, "S B"],
-        mean: Float[Tensor, "S B D"],
-        variance: Float[Tensor, "S B D"],
-    ) -> Float[Tensor, "S B"]:
-        """Add draws with these moments of x given z; returns their weights in the new units."""
-        top = torch.maximum(self.top, log_weights.amax(0))
-        unit = torch.where(top.isfinite(), top, 0.0)
-        scale, weights = (self.top - unit).exp(), (log_weights - unit).exp()
-        deviation = mean - self.centre
-        self.top = top
-        self.total = self.total * scale + weights.sum(0)
-        self.squares = self.squares * scale.square() + weights.square().sum(0)
-        over_draws, scale = "sb,sbd->bd", scale[:, None]
-        self.first = self.first * scale + torch.einsum(over_draws, weights, deviation)
-        second = deviation.square() + variance
-        self.second = self.second * scale + torch.einsum(over_draws, weights, second)
-        return weights
-
-    def estimate(self, draws: Tensor | None) -> _BlockEstimate:
-        """The conditional moments of x, with the given draws.
-
-        Raises:
-            FloatingPointError: if all weights of a row are zero.
-        """
-        if empty := int((self.total == 0).sum()):
-            raise FloatingPointError(
-                f"all weights of {empty} rows with missing values are zero: the observed values "
-                "have no density under any draw of the guide; use refine=, or a guide fitted to "
-                "such rows"
-            )
-        first, second = self.first / self.total[:, None], self.second / self.total[:, None]
-        variance = (second - first.square()).clamp(min=0)
-        ess = self.total.square() / self.squares
-        return _BlockEstimate(self.centre + first, variance, draws, ess)
-
-
 class _Sampler:
     """Importance sampler for a block of rows with missing values."""
 
@@ -199,13 +174,13 @@ class _Sampler:
         self.pair, self.batch = pair, batch
         self.dim = pair.sample_dim(batch)
 
-    def estimate(self, num_samples: int, draws: int) -> _BlockEstimate:
+    def estimate(self, num_samples: int, draws: int) -> BlockEstimate:
         """Conditional moments of x from S draws of z, and ``draws`` draws of x."""
         resampled = self._run(self.pair, draws) if draws else None
         moments = None
         for run in self._runs(num_samples):
             log_weights, (mean, variance) = self._log_weights(run), self._moments(run)
-            moments = moments or _WeightedMoments(mean[0])
+            moments = moments or WeightedMoments(mean[0])
             weights = moments.add(log_weights, mean, variance)
             if resampled is not None:
                 _resample(resampled, run, draws, weights, moments.total)

@@ -1,0 +1,1 @@
+"""Calibration of posteriors: ranks of parameters that generated the data among draws."""
