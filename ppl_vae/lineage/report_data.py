@@ -27,12 +27,12 @@ from ppl_vae.evaluation.latent_space.traversal import (
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
-from ppl_vae.evaluation.prediction.predictive_checks import PredictiveCheck, predictive_check
+from ppl_vae.evaluation.prediction.predictive_checks import PredictiveCheck
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
-from ppl_vae.lineage.posterior_stages import prior_draws
+from ppl_vae.lineage.posterior_checks import posterior_check
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit
@@ -160,6 +160,7 @@ class _Builder:
         """The data of all figures."""
         planar = self._planar_pairs()
         vae = next((pair for pair in planar if pair.name == "VAE"), None)
+        check = partial(posterior_check, self.lineage, self.problem, self.data.train)
         return ReportData(
             bound_slice=self._bound_slice(),
             spectrum=self._spectrum(),
@@ -171,8 +172,8 @@ class _Builder:
             samples=self._samples(),
             manifold=self._manifold(vae) if vae else None,
             interpolation=self._interpolation(vae) if vae else None,
-            covariance_check=self._predictive_check("covariance"),
-            quantile_check=self._predictive_check("quantiles"),
+            covariance_check=check("covariance"),
+            quantile_check=check("quantiles"),
             left_out=tuple(self.left_out),
         )
 
@@ -331,19 +332,6 @@ class _Builder:
             return None
         columns = [str(number + 1) for number in range(NUM_COLUMNS)]
         return self._grid(torch.stack(list(found.values())), list(found), columns)
-
-    def _predictive_check(self, statistic: str) -> PredictiveCheck | None:
-        samples = next(iter(self.lineage.samples.values()), None)
-        if samples is None:
-            return None
-        return predictive_check(
-            self.data.train,
-            samples.parameters(),
-            statistic,
-            prior=prior_draws(self.problem, self.units),
-            columns=self.lineage.about["columns"],
-            seed=self.seed,
-        )
 
     def _manifold(self, vae: FittedPair) -> ImageGrid:
         at = normal_quantiles(GRID_SIZE)
