@@ -53,7 +53,7 @@ for axis in range(canonical.shape[-1]):
 ax.axhline(0, color="black", lw=0.8)
 ax.set_xticks(range(4), [name.removesuffix(" (cm)") for name in iris.feature_names], rotation=15)
 ax.set_ylabel("canonical loading, cm per sd of z")
-ax.set_title("Posterior median and 95 % interval of the loadings, 30 rows", loc="left", fontsize=11)
+ax.set_title("Loadings: posterior median and 95 % interval, 30 rows", loc="left", fontsize=11)
 ax.legend(frameon=False)
 figure.savefig("bayesian_ppca.png", dpi=150)
 print("wrote bayesian_ppca.png")
