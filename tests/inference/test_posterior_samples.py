@@ -9,7 +9,12 @@ import torch
 import oracles
 from ppl_vae.inference.mcmc.convergence import diagnose
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
-from ppl_vae.inference.mcmc.invariants import canonical_loadings, covariance, subspace
+from ppl_vae.inference.mcmc.invariants import (
+    canonical_loadings,
+    covariance,
+    mean_parameters,
+    subspace,
+)
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 
@@ -67,6 +72,22 @@ def test_signs_of_canonical_columns_agree_among_draws():
     canonical = canonical_loadings(random_parameters()).loadings.flatten(0, 1)
     mean = canonical.mean(0)
     assert bool(((canonical * mean).sum(1) > 0).all())
+
+
+def test_the_mean_of_loadings_is_that_of_aligned_draws():
+    parameters = random_parameters(spread=0.02)
+    flat = Parameters(*(p if p is None else p.flatten(0, 1) for p in parameters))
+    mean = mean_parameters(flat)
+    outer = (flat.loadings @ flat.loadings.mT).mean(0)
+    # E W W' exceeds that of the mean by the variance of W, two columns of 0.02^2.
+    torch.testing.assert_close(mean.loadings @ mean.loadings.mT, outer, rtol=0, atol=5e-3)
+    assert flat.loadings.mean(0).norm() < 0.7 * mean.loadings.norm()
+    torch.testing.assert_close(mean.loc, flat.loc.mean(0))
+    assert mean.relevance is None and mean.noise_scale.shape == (5,)
+    angle = torch.tensor(0.4).double()
+    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).reshape(2, 2)
+    again = mean_parameters(flat._replace(loadings=flat.loadings @ rotation)).loadings
+    torch.testing.assert_close(again @ again.mT, mean.loadings @ mean.loadings.mT)
 
 
 def test_canonical_columns_of_equal_strength_are_left_out():
