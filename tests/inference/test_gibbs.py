@@ -15,6 +15,7 @@ from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_codes import draw_codes
 from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.priors import InverseGammaScale
 from ppl_vae.models.table_statistics import TableStatistics
@@ -210,7 +211,9 @@ def test_posterior_means_equal_those_of_importance_sampling(noise, missing):
     weights = (log_p - log_p.max()).exp()
     weights = weights / weights.sum()
     samples = sample_gibbs(
-        model, x, num_samples=10, warmup=150, chains=500, seed=0, progress=False
+        model,
+        x,
+        settings=ChainSettings(num_samples=10, warmup=150, chains=500, seed=0, progress=False),
     )
     chained = samples.parameters()
     for function in (lambda p: p.loadings[:, 0, 0].square(), lambda p: p.column_scale[:, 1]):
@@ -240,7 +243,11 @@ def test_with_many_rows_the_posterior_is_at_the_maximum_of_the_likelihood(noise)
     num_data, data_dim = 20_000, 5
     x = oracles.simulate_ppca([3.0], 0.5, num_data, data_dim, seed=0)
     model = BayesianPPCA.like(x, 1, noise=noise)
-    samples = sample_gibbs(model, x, num_samples=5, warmup=50, chains=200, seed=0, progress=False)
+    samples = sample_gibbs(
+        model,
+        x,
+        settings=ChainSettings(num_samples=5, warmup=50, chains=200, seed=0, progress=False),
+    )
     covariance = samples.invariants()["covariance"]
     expected = torch.from_numpy(np.cov(x.T, bias=True))  # the maximum has this spectrum
     error = covariance.flatten(2).mT.std(-1).mean() / math.sqrt(200)
@@ -259,7 +266,10 @@ def test_draws_repeat_and_leave_the_generators_alone():
     model = BayesianPPCA.like(x, 1)
     state = torch.get_rng_state()
     first, second = (
-        sample_gibbs(model, x, num_samples=5, warmup=5, seed=3, progress=False) for _ in "ab"
+        sample_gibbs(
+            model, x, settings=ChainSettings(num_samples=5, warmup=5, seed=3, progress=False)
+        )
+        for _ in "ab"
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first.draws[k], second.draws[k]) for k in first.draws)
@@ -273,7 +283,9 @@ def test_blocks_of_rows_and_memory_maps_give_the_draws_of_the_table(tmp_path):
     mapped = np.memmap(tmp_path / "x", mode="w+", dtype=float, shape=x.shape)
     mapped[:] = x
     draws = [
-        sample_gibbs(model, data, num_samples=5, warmup=0, seed=0, progress=False).draws
+        sample_gibbs(
+            model, data, settings=ChainSettings(num_samples=5, warmup=0, seed=0, progress=False)
+        ).draws
         for data in (x, [x[:20], x[20:]], mapped, iter([x[:20], x[20:]]))
     ]
     for other in draws[1:]:
@@ -309,7 +321,9 @@ def test_models_that_do_not_fit_the_data_are_refused():
 
 
 def notes(model, x):
-    samples = sample_gibbs(model, x, num_samples=4, warmup=0, seed=0, progress=False)
+    samples = sample_gibbs(
+        model, x, settings=ChainSettings(num_samples=4, warmup=0, seed=0, progress=False)
+    )
     assert all(value.isfinite().all() for value in samples.draws.values())
     return " ".join(samples.notes)
 
@@ -353,7 +367,9 @@ def test_chains_mix(name, missing, prior):
     x, latent_dim = judged_data(name)
     x = oracles.with_missing_values(x, missing, 0) if missing else x
     model = BayesianPPCA.like(x, latent_dim, prior=prior)
-    samples = sample_gibbs(model, x, num_samples=2000, seed=0, progress=False)
+    samples = sample_gibbs(
+        model, x, settings=ChainSettings(num_samples=2000, seed=0, progress=False)
+    )
     found = samples.diagnostics(max_elements=None)
     assert float(found.r_hat.max()) < 1.005
     assert float(torch.minimum(found.ess_bulk, found.ess_tail).min()) > 1000

@@ -14,6 +14,7 @@ from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.hamiltonian import DensityGradient, value_and_gradient
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.nuts import sample_nuts
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.table_statistics import TableStatistics
 
@@ -146,7 +147,11 @@ def mean_and_error(draws):
 def test_posterior_means_are_those_of_quadrature():
     x = table(20, 2)
     model = BayesianPPCA(2, 1).double()
-    samples = sample_nuts(model, x, num_samples=120, warmup=80, chains=2, seed=0, progress=False)
+    samples = sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=120, warmup=80, chains=2, seed=0, progress=False),
+    )
     expected = quadrature(x, model)
     loadings = samples.draws["loadings"]
     found = {"products": loadings @ loadings.mT, **samples.draws}
@@ -160,10 +165,14 @@ def test_posterior_means_are_those_of_quadrature():
     assert abs(float((loadings > 0).double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 240)
 
 
-def short(**arguments):
+def short(seed):
     x = table()
     model = BayesianPPCA.like(x, 2)
-    return sample_nuts(model, x, num_samples=4, warmup=5, chains=2, progress=False, **arguments)
+    return sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=4, warmup=5, chains=2, progress=False, seed=seed),
+    )
 
 
 def test_draws_repeat_with_a_seed_and_leave_the_generators():
@@ -185,11 +194,13 @@ def test_progress_counts_all_iterations():
     sample_nuts(
         BayesianPPCA.like(x, 1),
         x,
-        num_samples=3,
-        warmup=4,
-        chains=2,
-        seed=0,
-        progress=lambda step, value: steps.append((step, value)),
+        settings=ChainSettings(
+            num_samples=3,
+            warmup=4,
+            chains=2,
+            seed=0,
+            progress=lambda step, value: steps.append((step, value)),
+        ),
     )
     assert [step for step, _ in steps] == list(range(1, 15))
     assert all(math.isfinite(value) for _, value in steps)
@@ -199,7 +210,9 @@ def test_the_model_is_left_as_it_is():
     x = table()
     model = BayesianPPCA.like(x.float(), 2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    samples = sample_nuts(model, x, num_samples=4, warmup=4, chains=1, seed=0, progress=False)
+    samples = sample_nuts(
+        model, x, settings=ChainSettings(num_samples=4, warmup=4, chains=1, seed=0, progress=False)
+    )
     assert samples.model is model
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) and value.dtype == torch.float32
@@ -218,8 +231,16 @@ def test_the_model_is_left_as_it_is():
 def test_nuts_and_gibbs_agree(prior, noise, latent_dim, missing):
     x = table(60, 6, missing)
     model = BayesianPPCA.like(x, latent_dim, prior=prior, noise=noise)
-    nuts = sample_nuts(model, x, num_samples=400, warmup=400, chains=2, seed=0, progress=False)
-    gibbs = sample_gibbs(model, x, num_samples=4000, warmup=1000, chains=4, seed=1, progress=False)
+    nuts = sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=400, warmup=400, chains=2, seed=0, progress=False),
+    )
+    gibbs = sample_gibbs(
+        model,
+        x,
+        settings=ChainSettings(num_samples=4000, warmup=1000, chains=4, seed=1, progress=False),
+    )
     assert nuts.divergences == 0
     for name in ("covariance", "noise_scale", "loc", "subspace"):
         first, second = nuts.invariants()[name], gibbs.invariants()[name]

@@ -16,6 +16,7 @@ from ppl_vae.inference.mcmc.invariants import (
     subspace,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 
 
@@ -199,7 +200,9 @@ def iris_samples():
 
     x = load_iris().data[::5]
     model = BayesianPPCA.like(x, 1)
-    return x, sample_gibbs(model, x, num_samples=300, warmup=50, seed=0, progress=False)
+    return x, sample_gibbs(
+        model, x, settings=ChainSettings(num_samples=300, warmup=50, seed=0, progress=False)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ArviZ with a new matplotlib

@@ -10,6 +10,7 @@ import torch
 
 from ppl_vae import sample_posterior
 from ppl_vae.inference.mcmc.program_nuts import sample_program
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 
 X = torch.tensor([[1.2], [-0.3], [0.8], [2.1], [0.4]], dtype=torch.float64)
@@ -43,7 +44,9 @@ def exact_hierarchical():
 
 def test_draws_of_globals_and_locals_have_the_exact_moments():
     samples = sample_program(
-        hierarchical, X, num_samples=200, warmup=100, chains=2, seed=0, progress=False
+        hierarchical,
+        X,
+        settings=ChainSettings(num_samples=200, warmup=100, chains=2, seed=0, progress=False),
     )
     mean, covariance = exact_hierarchical()
     assert samples.draws["mu"].shape == (2, 200)
@@ -58,10 +61,9 @@ def test_draws_of_globals_and_locals_have_the_exact_moments():
     assert samples.notes == ("sampled are all latent sites of the model: mu, z",)
 
 
-def short(model, x=X, **arguments):
-    return sample_program(
-        model, x, num_samples=4, warmup=6, chains=2, seed=0, progress=False, **arguments
-    )
+def short(model, x=X, sampler="nuts"):
+    settings = ChainSettings(num_samples=4, warmup=6, chains=2, seed=0, progress=False)
+    return sample_program(model, x, settings=settings, sampler=sampler)
 
 
 def test_a_program_that_branches_on_values_is_run_itself():
@@ -128,12 +130,8 @@ def test_nutpie_samples_the_same_posterior():
     samples = sample_program(
         hierarchical,
         X,
-        num_samples=300,
-        warmup=200,
-        chains=2,
         sampler="nutpie",
-        seed=0,
-        progress=False,
+        settings=ChainSettings(num_samples=300, warmup=200, chains=2, seed=0, progress=False),
     )
     mean, covariance = exact_hierarchical()
     mu = samples.draws["mu"]

@@ -27,7 +27,8 @@ from ppl_vae.inference.mcmc.hamiltonian import (
     value_and_gradient,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
-from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
+from ppl_vae.inference.svi.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,9 @@ def sample_program(
     model: ProgramLike,
     x: ArrayLike,
     mask: ArrayLike | None = None,
+    settings: ChainSettings = DEFAULT_SETTINGS,
     *,
-    num_samples: int = 1000,
-    warmup: int = 1000,
-    chains: int = 4,
     sampler: str = "nuts",
-    seed: int | None = None,
-    progress: bool | str | ProgressCallback = "auto",
 ) -> PosteriorSamples:
     """Draws of all latent sites of a program given x by NUTS, those in the plate over data too.
 
@@ -123,12 +120,8 @@ def sample_program(
         model: a program with continuous latent sites; it needs no guide.
         x: the data, all of them; NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of each chain, S.
-        warmup: iterations of each chain before these, which adapt the sampler.
-        chains: the number of chains, which start at different points.
+        settings: of the chains.
         sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
-        seed: seed of the draws.
-        progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
 
     Raises:
         ValueError: if the model has discrete latent sites, or none at all; as
@@ -139,21 +132,25 @@ def sample_program(
     data, observed = as_data_and_mask(x, mask, model=model)
     check_support(model, data, observed)
     keywords = filter_kwargs(model, {"mask": observed})
-    total = chains * (warmup + num_samples)
     with ExitStack() as stack:
-        for context in (poutine.block(), isolated_store(), eval_mode(model), seeded(seed)):
+        for context in (
+            poutine.block(),
+            isolated_store(),
+            eval_mode(model),
+            seeded(settings.seed),
+        ):
             stack.enter_context(context)
-        report = stack.enter_context(progress_bar(total, progress, "NUTS"))
-        posterior = ProgramPosterior.of(model, data, keywords, chains)
+        report = stack.enter_context(progress_bar(settings.total, settings.progress, "NUTS"))
+        posterior = ProgramPosterior.of(model, data, keywords, settings.chains)
         found = RUNNERS[sampler](
             _density(
                 posterior.log_density,
                 posterior.starts,
-                compiled=total >= MIN_COMPILED_ITERATIONS,
+                compiled=settings.total >= MIN_COMPILED_ITERATIONS,
             ),
             posterior.starts,
-            num_samples=num_samples,
-            warmup=warmup,
+            num_samples=settings.num_samples,
+            warmup=settings.warmup,
             progress=lambda step, value: report(step, value / len(data)),
         )
         values = posterior.values(found.positions)
