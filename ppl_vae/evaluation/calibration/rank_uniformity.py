@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 MAX_POINTS = 100
 """The largest number of points at which the distribution function is compared."""
@@ -46,6 +45,8 @@ class UniformRanks:
     """
 
     def __init__(self, num_ranks: int, num_draws: int, size: int = NULL_DRAWS) -> None:
+        from scipy import stats
+
         self.num_ranks = num_ranks
         points = min(num_draws + 1, MAX_POINTS)
         self.edges = np.linspace(0, num_draws + 1, points + 1).round().astype(int)
@@ -71,6 +72,8 @@ class UniformRanks:
 
     def band(self, level: float) -> RankBand:
         """The band that holds the functions whose p-value is at least ``level``."""
+        from scipy import stats
+
         distinct = np.unique(self._levels)
         rejected = distinct[self._probability_of(distinct) < level]
         pointwise = rejected[-1] * (1 + ROUNDING) if len(rejected) else 0.0

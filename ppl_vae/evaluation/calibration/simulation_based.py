@@ -184,7 +184,10 @@ def _effective_sample_sizes(drawn: Evaluated, chains: int) -> Float[np.ndarray, 
 
     each = len(drawn.values) // chains
     by_chain = drawn.values[: each * chains, 0].unflatten(0, (each, chains)).cpu().numpy()
-    return array_stats.ess(by_chain.transpose(2, 1, 0), chain_axis=-2, draw_axis=-1, method="bulk")
+    found = array_stats.ess(
+        by_chain.transpose(2, 1, 0), chain_axis=-2, draw_axis=-1, method="bulk"
+    )
+    return np.asarray(found)
 
 
 def _result(found: list[_Ranks], num_draws: int, num_data: int) -> SimulationBasedCalibration:

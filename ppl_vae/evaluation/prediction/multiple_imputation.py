@@ -122,8 +122,9 @@ def _unchanged(
 
 
 def _evenly_spaced(parameters: Parameters, number: int) -> Parameters:
-    places = (torch.arange(number) * len(parameters.loc)) // max(number, 1)
-    return Parameters(*(None if p is None else p[places.to(p.device)] for p in parameters))
+    loadings, loc, noise_scale, _ = parameters
+    places = (torch.arange(number, device=loc.device) * len(loc)) // max(number, 1)
+    return Parameters(loadings[places], loc[places], noise_scale[places], None)
 
 
 class _Given(NamedTuple):

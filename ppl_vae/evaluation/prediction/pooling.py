@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from ppl_vae.core.results import Result
@@ -50,6 +49,8 @@ class PooledEstimate(Result):
         Raises:
             ValueError: if level is not between 0 and 1.
         """
+        from scipy import stats
+
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}")
         factor = stats.t.ppf((1 + level) / 2, self.freedom.numpy())
