@@ -321,10 +321,10 @@ def test_nuts_is_calibrated(latent_dim):
 
     def fit(x):
         return sample_posterior(
-            model, x, num_samples=100, warmup=200, chains=2, sampler="nuts", progress=False
+            model, x, num_samples=50, warmup=100, chains=2, sampler="nuts", progress=False
         )
 
-    found = calibrate(model.model, fit, num_simulations=200, num_data=30, seed=2)
+    found = calibrate(model.model, fit, num_simulations=200, num_draws=49, num_data=30, seed=2)
     print(found)
     assert found.rejected == ()
 
@@ -335,7 +335,7 @@ def test_variational_bayes_is_too_narrow():
     found = calibrate(
         model.model,
         lambda x: fit_vb(model, x, seed=0).guide,
-        num_simulations=200,
+        num_simulations=50,
         num_data=6,
         seed=3,
     )

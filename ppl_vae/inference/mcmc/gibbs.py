@@ -26,7 +26,7 @@ from ppl_vae.inference.mcmc.gibbs_codes import (
     moments,
     squared_residuals,
 )
-from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, translate_codes
+from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, statistics_for
@@ -63,6 +63,8 @@ class GibbsSampler:
             loadings, codes, accepted = expand_codes(
                 self.statistics, self.priors, parameters.loadings, codes
             )
+            if self.priors.relevance is not None:
+                loadings, codes = rotate_codes(self.priors, loadings, codes)
             parameters = parameters._replace(loadings=loadings, loc=loc)
         parameters = self._draw_scales(parameters, codes)
         return self._draw_loadings(parameters, codes), accepted
@@ -105,6 +107,9 @@ def sample_gibbs(
     progress: bool | str | ProgressCallback = "auto",
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance under conjugate priors.
+
+    With diagonal noise chains mix slowly where the data hardly distinguish the noise of a column
+    from a factor of its own; the verdict on the draws says so, and NUTS is the alternative.
 
     Args:
         model: with conjugate priors.

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.state import seeded, threads
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.inference.mcmc.external_nuts import NAMES, RUNNERS
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,
     DensityAndGradient,
     DensityGradient,
-    run_chains,
 )
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
@@ -107,6 +107,7 @@ def sample_nuts(
     num_samples: int = 1000,
     warmup: int = 1000,
     chains: int = 4,
+    sampler: str = "nuts",
     seed: int | None = None,
     progress: bool | str | ProgressCallback = "auto",
 ) -> PosteriorSamples:
@@ -124,6 +125,7 @@ def sample_nuts(
         num_samples: draws of each chain, S.
         warmup: iterations of each chain before these, which adapt the sampler.
         chains: the number of chains, which start at different points.
+        sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
         seed: seed of the draws.
         progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
 
@@ -136,6 +138,7 @@ def sample_nuts(
         Leung, Drton: Order-invariant prior specification in Bayesian factor analysis (2016).
     """
     started = time.perf_counter()
+    check_option("sampler", sampler, RUNNERS)
     for name, number in {"num_samples": num_samples, "warmup": warmup, "chains": chains}.items():
         check_int(name, number)
     statistics = statistics_for(model, x, mask)
@@ -146,7 +149,7 @@ def sample_nuts(
             posterior.log_density, posterior.start, compiled=total >= MIN_COMPILED_ITERATIONS
         )
         whitened = Whitened.around_mode(posterior, density)
-        found = run_chains(
+        found = RUNNERS[sampler](
             whitened,
             whitened.starts(chains),
             num_samples=num_samples,
@@ -157,7 +160,7 @@ def sample_nuts(
     draws = {k: v for k, v in parameters._asdict().items() if v is not None}
     return PosteriorSamples(
         draws=draws,
-        sampler="NUTS on the integrated likelihood",
+        sampler=f"{NAMES[sampler]} on the integrated likelihood",
         seconds=time.perf_counter() - started,
         num_data=statistics.num_data,
         divergences=found.divergences,

@@ -17,13 +17,13 @@ from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import eval_mode, isolated_store, seeded, validation
 from ppl_vae.core.traces import sites
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.validation import ArrayLike, check_option
+from ppl_vae.inference.mcmc.external_nuts import NAMES, RUNNERS
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,
     DensityAndGradient,
     DensityGradient,
     LogDensity,
-    run_chains,
     value_and_gradient,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
@@ -67,7 +67,7 @@ class ProgramPosterior:
     def _by_site(self, position: Float[Tensor, "*S P"]) -> dict[str, Tensor]:
         parts = position.split([shape.numel() for shape in self.shapes.values()], -1)
         pairs = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in pairs}
+        return {name: part.reshape(part.shape[:-1] + shape) for (name, shape), part in pairs}
 
     def log_density(self, position: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """log p(x, latent sites) as a density of the position, in nats."""
@@ -113,6 +113,7 @@ def sample_program(
     num_samples: int = 1000,
     warmup: int = 1000,
     chains: int = 4,
+    sampler: str = "nuts",
     seed: int | None = None,
     progress: bool | str | ProgressCallback = "auto",
 ) -> PosteriorSamples:
@@ -125,6 +126,7 @@ def sample_program(
         num_samples: draws of each chain, S.
         warmup: iterations of each chain before these, which adapt the sampler.
         chains: the number of chains, which start at different points.
+        sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
         seed: seed of the draws.
         progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
 
@@ -133,6 +135,7 @@ def sample_program(
             :func:`~ppl_vae.core.program.as_data_and_mask`.
     """
     started = time.perf_counter()
+    check_option("sampler", sampler, RUNNERS)
     data, observed = as_data_and_mask(x, mask, model=model)
     check_support(model, data, observed)
     keywords = filter_kwargs(model, {"mask": observed})
@@ -142,7 +145,7 @@ def sample_program(
             stack.enter_context(context)
         report = stack.enter_context(progress_bar(total, progress, "NUTS"))
         posterior = ProgramPosterior.of(model, data, keywords, chains)
-        found = run_chains(
+        found = RUNNERS[sampler](
             _density(
                 posterior.log_density,
                 posterior.starts,
@@ -154,14 +157,14 @@ def sample_program(
             progress=lambda step, value: report(step, value / len(data)),
         )
         values = posterior.values(found.positions)
-    number = posterior.starts.shape[1]
+    note = f"sampled are all latent sites of the model: {', '.join(values)}"
     return PosteriorSamples(
         draws={name: value.double() for name, value in values.items()},
-        sampler="NUTS",
+        sampler=NAMES[sampler],
         seconds=time.perf_counter() - started,
         num_data=len(data),
         divergences=found.divergences,
         acceptance=found.acceptance,
-        notes=(f"NUTS sampled all latent sites: {', '.join(values)} ({number} coordinates)",),
+        notes=(note,),
         model=model,
     )

@@ -2,12 +2,14 @@
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.nuts import sample_nuts
+from ppl_vae.inference.mcmc.program_nuts import sample_program
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -69,15 +71,15 @@ def sample_posterior(
             seed=seed,
             progress=progress,
         )
-    if ppca is None or chosen == "nutpie":
-        raise NotImplementedError(chosen)
-    samples = sample_nuts(
-        ppca,
+    sample: Any = sample_program if ppca is None else sample_nuts
+    samples = sample(
+        model if ppca is None else ppca,
         x,
         mask,
         num_samples=num_samples,
         warmup=warmup,
         chains=chains,
+        sampler=chosen,
         seed=seed,
         progress=progress,
     )
