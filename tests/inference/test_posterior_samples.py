@@ -235,8 +235,8 @@ def test_data_sets_drawn_from_the_posterior_are_given_to_arviz(iris_samples):
     drawn = data["posterior_predictive"]["x"].to_numpy()
     assert drawn.shape == (4, 30, *x.shape)
     np.testing.assert_array_equal(data["observed_data"]["x"].to_numpy(), x)
-    # The covariance of all drawn rows is the mean of W W' + Psi plus the variance of mu. With 3,600
-    # rows the relative standard error of a variance is 2.4 %; four of them are allowed.
+    # The covariance of all drawn rows is the mean of W W' + Psi plus the variance of mu. With
+    # 3,600 rows the relative standard error of a variance is 2.4 %; four of them are allowed.
     found = np.cov(drawn.reshape(-1, 4).T)
     expected = samples.thin(10).invariants()["covariance"].mean((0, 1)).numpy()
     expected = expected + np.cov(samples.thin(10).draws["loc"].flatten(0, 1).T.numpy())
