@@ -144,7 +144,7 @@ class Reference:
         if row.posterior is not None and row.held_out is not None:
             gain = paired_gain(row.held_out, self.held_out)
             return replace(row, posterior=replace(row.posterior, over_optimum=gain))
-        ppca = bound_object(model)
+        ppca = None if model is None else bound_object(model)
         if not isinstance(ppca, PPCA):
             return row
         comparable = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
@@ -207,7 +207,7 @@ class EvaluationContext:
             return UNKNOWN
         return expected_ppca_loss(self.eigenvalues, self.problem.latent_dim, family)
 
-    def evaluate(self, stage: Stage[StageFit], fitted: StageFit) -> Row:
+    def evaluate(self, stage: Stage[Any], fitted: StageFit) -> Row:
         """The stage's row of the table, without its distances to a reference."""
         owner = bound_object(fitted.pair.model)
         ppca = owner if isinstance(owner, PPCA) else None

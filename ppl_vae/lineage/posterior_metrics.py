@@ -1,6 +1,7 @@
 """The evaluation of a Bayesian stage: its row of the table."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,15 +11,12 @@ from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary, paired_gain
 from ppl_vae.lineage.metrics import EvaluationContext, Row, mean_estimate
 from ppl_vae.lineage.posterior_stages import PosteriorFit
-from ppl_vae.lineage.stages import StageFit
 
 NO_EVIDENCE = MeanEstimate(math.nan, method="log p of the training rows is the evidence")
 NOT_COMPARED = MeanEstimate(math.nan, method="not yet compared")
 
 
-def posterior_row(
-    context: EvaluationContext, stage: Stage[StageFit | PosteriorFit], fitted: PosteriorFit
-) -> Row:
+def posterior_row(context: EvaluationContext, stage: Stage[Any], fitted: PosteriorFit) -> Row:
     """The stage's row of the table, without its gain over a reference."""
     held_out = _posterior_predictive(context, fitted.samples)
     at_mean = context.exact_held_out(fitted.mean)

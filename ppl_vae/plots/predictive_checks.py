@@ -31,7 +31,9 @@ def plot_covariance_check(check: PredictiveCheck, ax: Axes | None = None) -> Axe
     Raises:
         ValueError: if the check is of another statistic.
     """
-    return _plot_check(check, "covariance", "covariance (in units of the columns' sds)", ax)
+    return _plot_check(
+        check, "covariance", "covariance of the data, in products of standard deviations", ax
+    )
 
 
 def plot_quantile_check(check: PredictiveCheck, ax: Axes | None = None) -> Axes:
@@ -47,7 +49,9 @@ def plot_quantile_check(check: PredictiveCheck, ax: Axes | None = None) -> Axes:
     Raises:
         ValueError: if the check is of another statistic.
     """
-    return _plot_check(check, "quantiles", "quantile (in sds from the mean of the column)", ax)
+    return _plot_check(
+        check, "quantiles", "quantile of the data, standard deviations from the mean", ax
+    )
 
 
 def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | None) -> Axes:
@@ -78,8 +82,8 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
             ax.errorbar(chosen, median, error, fmt="o", ms=3, lw=1, color=colour, label=name)
     ax.set_xlim(*limits)
     ax.set_ylim(*limits)
-    ax.set_xlabel(f"data: {label}")
-    ax.set_ylabel("replicated data sets")
+    ax.set_xlabel(label)
+    ax.set_ylabel("replicated data sets, in the same standard deviations")
     number, total = int(check.extreme.sum()), len(check.elements)
     title(ax, f"Predictive check: {number} of {total} p-values are extreme")
     legend_below(ax, 2)

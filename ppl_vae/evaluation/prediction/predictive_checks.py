@@ -17,6 +17,7 @@ from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
+from ppl_vae.evaluation.prediction.multiple_imputation import evenly_spaced
 from ppl_vae.models.bayesian_ppca import Parameters
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -124,7 +125,8 @@ def predictive_check(
         return compute((values - loc) / scale)
 
     def replicated(parameters: Parameters) -> Tensor:
-        drawn = _replicates(data, _thinned(parameters, num_replicates), chosen)
+        used = evenly_spaced(parameters, min(num_replicates, len(parameters.loc)))
+        drawn = _replicates(data, used, chosen)
         return torch.stack([of(values) for values in drawn])
 
     with seeded(seed):
@@ -148,12 +150,6 @@ def _choose(data: Float[Tensor, "N D"]) -> tuple[Tensor, slice, tuple[str, ...]]
     if width > MAX_COLUMNS:
         notes.append(f"the {MAX_COLUMNS} columns with the largest variances, of {width}, only")
     return chosen, slice(None, None, step), tuple(notes)
-
-
-def _thinned(parameters: Parameters, number: int) -> Parameters:
-    size = len(parameters.loc)
-    places = torch.linspace(0, size - 1, min(number, size)).round().long()
-    return Parameters(*(None if p is None else p[places] for p in parameters))
 
 
 def _replicates(
