@@ -121,18 +121,12 @@ def _unchanged(
     )
 
 
-<<<<<<< HEAD
-def _evenly_spaced(parameters: Parameters, number: int) -> Parameters:
-    loadings, loc, noise_scale, _ = parameters
-    places = (torch.arange(number, device=loc.device) * len(loc)) // max(number, 1)
-    return Parameters(loadings[places], loc[places], noise_scale[places], None)
-=======
 def evenly_spaced(parameters: Parameters, number: int) -> Parameters:
     """This number of the draws of parameters, evenly spaced along all of them."""
-    places = (torch.arange(number) * len(parameters.loc)) // max(number, 1)
-    chosen = {name: value[places.to(value.device)] for name, value in parameters.sites().items()}
-    return parameters._replace(**chosen)
->>>>>>> w-lin
+    loadings, loc, noise_scale, relevance = parameters
+    places = (torch.arange(number, device=loc.device) * len(loc)) // max(number, 1)
+    chosen = None if relevance is None else relevance[places]
+    return Parameters(loadings[places], loc[places], noise_scale[places], chosen)
 
 
 class _Given(NamedTuple):
