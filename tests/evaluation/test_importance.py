@@ -851,7 +851,7 @@ def test_a_result_prints_and_converts():
     frame = estimate.to_frame()
     assert len(frame) == 20
     columns = {"value", "standard_error", "ess", "k_hat", "reliable", "cells"}
-    assert set(frame.columns) == columns | {"tail_index", "limit", "coverage"}
+    assert set(frame.columns) == columns | {"tail_index", "limit", "pool_size", "coverage"}
 
 
 def test_nan_is_none_in_json():
