@@ -13,6 +13,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "Models, p(x, z)",
         {
             "Probabilistic PCA and factor analysis": ["ppca", "linear_gaussian_model"],
+            "Priors on the parameters": ["bayesian_ppca", "priors", "variational_posterior"],
             "Variational autoencoder": ["vae", "decoder_model", "standardization"],
             "Autoencoders": ["autoencoder"],
             "Topic models": ["topics"],
@@ -55,6 +56,13 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Stochastic variational inference": ["svi.fit", "svi.progress", "svi.convergence"],
             "Captured steps": ["svi.captured_svi"],
             "Optimal noise scales": ["svi.calibration"],
+            "Variational Bayes": ["variational_bayes.fit", "variational_bayes.result"],
+            "Draws from the posterior of parameters": [
+                "mcmc.sampling",
+                "mcmc.samples",
+                "mcmc.convergence",
+                "mcmc.invariants",
+            ],
             "PCA": ["sparse.pca"],
             "Dictionaries and sparse codes": [
                 "sparse.dictionary",
@@ -99,7 +107,20 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Atoms of a dictionary": ["latent_space.atoms"],
             "The limit of a VAE": ["latent_space.vae_limit"],
             "Codes and predictions": ["prediction.predictive"],
-            "Imputation": ["prediction.imputation", "prediction.masked_cv"],
+            "Imputation": [
+                "prediction.imputation",
+                "prediction.multiple_imputation",
+                "prediction.pooling",
+                "prediction.masked_cv",
+            ],
+            "Predictive checks": ["prediction.predictive_checks"],
+            "Evidence and the number of latent dimensions": [
+                "evidence.latent_dims",
+                "evidence.latent_dims_result",
+                "evidence.bridge_sampling",
+                "evidence.laplace",
+            ],
+            "Calibration": ["calibration.simulation_based", "calibration.result"],
             "Denoising": ["prediction.denoising"],
             "Classification with few labels": ["prediction.label_efficiency"],
         },
@@ -116,8 +137,8 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "lineage": (
         "The stages from PCA to the VAE in one table",
         {
-            "The lineage": ["run", "result", "problem", "metrics"],
-            "Stages": ["common"],
+            "The lineage": ["run", "result", "problem", "metrics", "estimates"],
+            "Stages": ["common", "posterior_stages"],
             "The sparse lineage": ["sparse_run", "sparse_stages", "sparse_metrics"],
             "Data of the report": ["report_data", "latent_means"],
         },
@@ -130,6 +151,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Images": ["images"],
             "Latent spaces": ["latent_spaces"],
             "The lineage": ["lineage"],
+            "Posterior of the parameters": ["predictive_checks", "latent_dims", "calibration"],
             "Dictionaries": ["dictionary"],
             "Topics": ["topics"],
             "The limit of a VAE": ["vae_limit"],

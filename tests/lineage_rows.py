@@ -7,7 +7,8 @@ import torch
 
 from ppl_vae.core.results import FitResult
 from ppl_vae.inference.svi.convergence import Convergence
-from ppl_vae.lineage.metrics import MeanEstimate, Row
+from ppl_vae.lineage.estimates import MeanEstimate
+from ppl_vae.lineage.metrics import Row
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 

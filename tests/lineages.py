@@ -12,7 +12,7 @@ import user_pairs
 from ppl_vae import run_lineage
 from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import report_data
-from ppl_vae.lineage.stages import POINT
+from ppl_vae.lineage.stages import POINT, STAGES
 
 SHORT = Settings(
     steps=120,
@@ -23,6 +23,7 @@ SHORT = Settings(
     refine=40,
     cross_check_rows=10,
     num_temperatures=20,
+    posterior_draws=200,
 )
 TINY = Settings(
     steps=5,
@@ -31,6 +32,7 @@ TINY = Settings(
     refine=10,
     cross_check_rows=4,
     num_temperatures=5,
+    posterior_draws=20,
 )
 """For tests that need no convergence."""
 USER_PAIR = "a user's pair"
@@ -73,8 +75,14 @@ def small_lineage():
 
 
 def bounded(lineage):
-    """The rows of a lineage with a bound on log p: all except the autoencoders."""
-    return [row for row in lineage.rows if row.q != POINT]
+    """The rows of a lineage with a bound on log p: all except the autoencoders and the stages
+    with a posterior of the parameters, whose bound is on the evidence."""
+    return [row for row in lineage.rows if row.q != POINT and row.posterior is None]
+
+
+def default_stages():
+    """The names of the stages that are run unless others are given."""
+    return [stage.name for stage in STAGES.values() if not stage.on_request]
 
 
 @functools.cache

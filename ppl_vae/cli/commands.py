@@ -9,6 +9,7 @@ from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.tables import Table, digits_table, read_table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES
 from ppl_vae.models.ppca import NOISES
 from ppl_vae.report.evaluation import Evaluation
@@ -45,7 +46,8 @@ def run_lineage(
         table = digits_table()
     else:
         table = read(path, header, delimiter, label, missing, shape)
-    names = list(STAGES) if stages is None else [name.strip() for name in stages.split(",")]
+    asked = None if stages is None else [name.strip() for name in stages.split(",")]
+    names = [stage.name for stage in select_stages(asked, STAGES)]
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
     return LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
 

@@ -112,7 +112,8 @@ def lineage(
         int | None, typer.Option(help="K; by default 10, or less for a small table")
     ] = None,
     stages: Annotated[
-        str | None, typer.Option(help="names of stages, separated by commas; by default all")
+        str | None,
+        typer.Option(help="names of stages, separated by commas; by default all but nuts"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("out"),
     seed: Annotated[int, typer.Option(help="seed of all random numbers")] = 0,

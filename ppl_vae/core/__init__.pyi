@@ -1,5 +1,6 @@
 from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
+from .global_sites import condition_on_globals as condition_on_globals
 from .pair import Pair as Pair
 from .program import Program as Program
 from .program import data_plate as data_plate
@@ -16,6 +17,7 @@ __all__ = [
     "Pair",
     "Program",
     "Result",
+    "condition_on_globals",
     "data_plate",
     "mean_and_error",
     "plate_of_rows",

@@ -6,7 +6,6 @@ guides that draw the latent variables of all data as one site cannot. Of global 
 any of them can be the guide: ``AutoMultivariateNormal(poutine.block(model, hide=["z"]))``.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -181,12 +180,12 @@ class RowCheck:
         if rows is None or self._first is None:
             self._first = None if rows is None else rows.detach().clone()
             return
+        batch = Batch.of(rows, {name: v for name, v in kwargs.items() if v is not rows})
         if self._is_needed is None:
-            self._is_needed = _has_latents_per_datum(self.guide, args, kwargs)
+            with isolated_store():
+                self._is_needed = is_per_datum(self.guide, batch)
         if self._is_needed:
-            check_automatic_batch(
-                self.guide, Batch(rows, index=kwargs.get("index"), num_data=kwargs.get("num_data"))
-            )
+            check_automatic_batch(self.guide, batch)
             if kwargs.get("index") is None and not _same_rows(rows, self._first):
                 raise ValueError(self._message())
 
@@ -198,18 +197,6 @@ class RowCheck:
             "state which rows a batch holds, step(x[rows], index=rows, num_data=len(x)), if the "
             f"model takes both, with {name}(model, {WITH_PLATES}); or use {PER_DATUM_GUIDES}"
         )
-
-
-def _has_latents_per_datum(
-    guide: ProgramLike, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> bool:
-    with isolated_store(), dry_run(guide):
-        trace = poutine.trace(without_data(guide)).get_trace(*args, **kwargs)
-    sites: list[Any] = list(trace.nodes.values())
-    stacks = [
-        s["cond_indep_stack"] for s in sites if s["type"] == "sample" and not site_is_subsample(s)
-    ]
-    return any(frame.name == DATA_PLATE for frame in itertools.chain(*stacks))
 
 
 def _same_rows(rows: Tensor, first: Tensor) -> bool:

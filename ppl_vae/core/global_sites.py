@@ -126,5 +126,5 @@ def check_no_globals(run: PairTraces, purpose: str) -> None:
         raise ValueError(
             f"{purpose} needs a model without global latent variables, and "
             f"{sorted(run.global_latent)} are outside the plate {DATA_PLATE!r}; fix them at a "
-            "draw of the guide: model, guide = condition_on_globals(model, guide, x)"
+            "draw of the guide: ppl_vae.core.condition_on_globals(model, guide, x)"
         )

@@ -60,6 +60,8 @@ from .prediction.predictive import encode as encode
 from .prediction.predictive import latent_means as latent_means
 from .prediction.predictive import mean_data as mean_data
 from .prediction.predictive import reconstruct as reconstruct
+from .prediction.predictive_checks import PredictiveCheck as PredictiveCheck
+from .prediction.predictive_checks import predictive_check as predictive_check
 
 __all__ = [
     "Annealing",
@@ -78,6 +80,7 @@ __all__ = [
     "LogLikelihood",
     "MaskedCV",
     "PooledEstimate",
+    "PredictiveCheck",
     "SimulationBasedCalibration",
     "Spectrum",
     "Subspace",
@@ -116,6 +119,7 @@ __all__ = [
     "minka_log_evidence",
     "normal_quantiles",
     "pool",
+    "predictive_check",
     "reconstruct",
     "select_by_masked_cv",
     "simulation_based_calibration",

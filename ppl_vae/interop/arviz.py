@@ -206,11 +206,16 @@ def lineage_to_arviz(
 
 
 def _left_out(lineage: Lineage) -> str:
-    names = [name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])]
-    if not names:
-        return "nothing"
-    reason = "no draws, because the guide has per-datum parameters for training rows only"
-    return f"{', '.join(names)}: {reason}"
+    reasons = {
+        "no draws, because the guide has per-datum parameters for training rows only": [
+            name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])
+        ],
+        "draws of the parameters are in the lineage's samples": [
+            row.stage for row in lineage.rows if row.posterior is not None
+        ],
+    }
+    found = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items() if names]
+    return "; ".join(found) or "nothing"
 
 
 def _stage_draws(

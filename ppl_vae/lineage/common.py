@@ -1,5 +1,6 @@
 """Base classes of the two lineages: settings, problem, stages and table of results."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -10,9 +11,10 @@ from torch import Tensor
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.validation import check_option
+from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.inference.svi.fit import fit_svi
 
-Fitted = TypeVar("Fitted")
+Fitted = TypeVar("Fitted", covariant=True)
 
 
 @runtime_checkable
@@ -97,6 +99,7 @@ class Stage(Generic[Fitted]):
         family: the family of q if the model is PPCA, see :mod:`ppl_vae.guides.families`; it
             determines the expected loss.
         needs_complete: the reason why the stage needs complete data; empty if it does not.
+        on_request: whether the stage is run only if its name is given.
     """
 
     name: str
@@ -106,17 +109,25 @@ class Stage(Generic[Fitted]):
     run: Callable[[Any], Fitted]
     family: str = ""
     needs_complete: str = ""
+    on_request: bool = False
 
 
 def select_stages(
     names: Iterable[str] | None, known: Mapping[str, Stage[Fitted]]
 ) -> list[Stage[Fitted]]:
-    """The stages with these names, by default all.
+    """The stages with these names, by default all that are not run on request only.
 
     Raises:
         ValueError: if a name is unknown.
     """
-    return [known[check_option("stages", name, known)] for name in (names or known)]
+    if not names:
+        return [stage for stage in known.values() if not stage.on_request]
+    return [known[check_option("stages", name, known)] for name in names]
+
+
+def own_convergence(fit: FitResult) -> Convergence:
+    """The convergence of an algorithm that has its own tolerance, or needs none."""
+    return Convergence(fit.converged is not False, math.nan, math.nan, fit.steps, fit.stopped)
 
 
 class StageTable(Result, Generic[Row]):

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.introspection import bound_object
@@ -22,6 +23,7 @@ from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.lineage.common import Stage
+from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary, paired_gain
 from ppl_vae.lineage.expected_loss import UNKNOWN, ExpectedLoss, expected_ppca_loss
 from ppl_vae.lineage.problem import ELBO_SAMPLES, LineageProblem
 from ppl_vae.lineage.stages import NONLINEAR, StageFit
@@ -31,25 +33,6 @@ from ppl_vae.objectives.bounds import elbo
 
 ROUNDING = 1e-9
 """A fit replaces the reference if its log p is higher by more than this, in nats per datum."""
-
-
-@dataclass(frozen=True)
-class MeanEstimate(Result):
-    """A mean log-likelihood in nats per datum.
-
-    Attributes:
-        value: the mean.
-        error: its standard error. On training rows it is that of the Monte Carlo estimate, on
-            held-out rows that of the mean over the data, Monte Carlo error included; None where
-            the value is exact.
-        share_reliable: the share of data whose estimate is reliable; 1 where it is exact.
-        method: ``"exact"``, ``"estimated"`` or the reason why there is no value.
-    """
-
-    value: float
-    error: float | None = None
-    share_reliable: float = 1.0
-    method: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -81,6 +64,9 @@ class Row(Result):
         curve: the fit's objective, averaged over spans of steps.
         ascent: bound and log p along the fit, for stages in which both are exact.
         held_out: log p of each scored test row; None where the guide has no q for them.
+        posterior: for Bayesian stages, the gain over point estimates; else None. Their ``elbo`` is
+            the bound of variational Bayes on the log evidence, over the number of rows, and
+            ``log_p``, which would be the evidence itself, is NaN.
     """
 
     stage: str
@@ -104,6 +90,7 @@ class Row(Result):
     curve: Curve
     ascent: Ascent | None
     held_out: LogLikelihood | None
+    posterior: PosteriorSummary | None = None
 
     @property
     def loss(self) -> float:
@@ -129,28 +116,35 @@ class Reference:
         name: the stage of the fit.
         ppca: the fitted model.
         log_p: its exact log p, in nats per datum, in the data's units.
+        held_out: log p of each scored test row, in the data's units.
         gain: ``log_p`` minus that of the initial reference.
     """
 
     name: str
     ppca: PPCA
     log_p: float
+    held_out: Float[Tensor, " N"]
     gain: float = 0.0
 
     def updated(self, row: Row, model: ProgramLike) -> "Reference":
         """The better one of this reference and the fit of a row."""
         if not row.shortfall < -ROUNDING:
             return self
+        assert row.held_out is not None
         return Reference(
             row.stage,
             bound_object(model),
             row.log_p.value,
+            row.held_out.value,
             self.gain + row.log_p.value - self.log_p,
         )
 
-    def compare(self, row: Row, model: ProgramLike) -> Row:
-        """The row with its shortfall and angle relative to this reference."""
-        ppca = bound_object(model)
+    def compare(self, row: Row, model: ProgramLike | None) -> Row:
+        """The row with its shortfall and angle, or its predictive gain, over this reference."""
+        if row.posterior is not None and row.held_out is not None:
+            gain = paired_gain(row.held_out, self.held_out)
+            return replace(row, posterior=replace(row.posterior, over_optimum=gain))
+        ppca = None if model is None else bound_object(model)
         if not isinstance(ppca, PPCA):
             return row
         comparable = ppca.noise == "isotropic" and ppca.latent_dim == self.ppca.latent_dim
@@ -188,8 +182,19 @@ class EvaluationContext:
         problem = self.problem
         ppca = problem.optimal_ppca()
         log_p = float(ppca.log_likelihood(problem.train).detach().mean())
-        log_p += self._log_jacobian(problem.train)
-        return Reference(problem.reference_stage, ppca, log_p)
+        log_p += self.log_jacobian(problem.train)
+        held_out = self.exact_held_out(ppca)
+        return Reference(problem.reference_stage, ppca, log_p, held_out.value)
+
+    @property
+    def scored(self) -> Tensor:
+        """The test rows on which held-out log p is computed, in the units of the fit."""
+        return self.test[: self.problem.settings.gap_rows]
+
+    def exact_held_out(self, ppca: PPCA) -> LogLikelihood:
+        """log p of the scored test rows under PPCA, in the data's units."""
+        estimate = exact_result(ppca.log_likelihood(self.scored).detach())
+        return estimate.shifted(self.units.log_jacobian(self.scored))
 
     @cached_property
     def eigenvalues(self) -> Tensor:
@@ -202,7 +207,7 @@ class EvaluationContext:
             return UNKNOWN
         return expected_ppca_loss(self.eigenvalues, self.problem.latent_dim, family)
 
-    def evaluate(self, stage: Stage[StageFit], fitted: StageFit) -> Row:
+    def evaluate(self, stage: Stage[Any], fitted: StageFit) -> Row:
         """The stage's row of the table, without its distances to a reference."""
         owner = bound_object(fitted.pair.model)
         ppca = owner if isinstance(owner, PPCA) else None
@@ -212,7 +217,7 @@ class EvaluationContext:
         bounded = 0.0 if fitted.bounded else math.nan
         held_out = self._held_out(fitted, ppca)
         expected = self.expected_loss(stage.family)
-        fit = self._in_data_units(fitted.fit)
+        fit = self.in_data_units(fitted.fit)
         return Row(
             stage=stage.name,
             model=stage.model,
@@ -227,28 +232,29 @@ class EvaluationContext:
             shortfall=math.nan,
             expected_loss=expected.loss,
             expected_shortfall=expected.shortfall,
-            test_log_p=_mean_estimate(held_out),
+            test_log_p=mean_estimate(held_out),
             noise_scale=_noise_scale(owner) * self.units.common_scale,
             angle=math.nan,
             fit=fit,
             convergence=fitted.convergence,
             curve=fit.curve(),
-            ascent=fitted.ascent and fitted.ascent.shifted(self._log_jacobian(self.problem.train)),
+            ascent=fitted.ascent and fitted.ascent.shifted(self.log_jacobian(self.problem.train)),
             held_out=held_out,
         )
 
-    def _log_jacobian(self, x: Tensor) -> float:
-        # Converts the mean log density of these rows to the data's units.
+    def log_jacobian(self, x: Tensor) -> float:
+        """What converts the mean log density of these rows to the data's units."""
         return float(self.units.log_jacobian(x).mean())
 
-    def _in_data_units(self, fit: FitResult) -> FitResult:
+    def in_data_units(self, fit: FitResult) -> FitResult:
+        """The fit with its objectives in the data's units, without notes that are made once."""
         # The lineage reports constant columns once for all stages, by name; it also reports the
         # columns' scales, unless the pair was fitted in the data's own units.
         rescaled = bool(self.units.loc.any())
         reported = (CONSTANT_COLUMNS, MIXED_COLUMNS) if rescaled else (CONSTANT_COLUMNS,)
         notes = tuple(note for note in fit.notes if not note.startswith(reported))
         problem = self.problem
-        shifts = self._log_jacobian(problem.train), self._log_jacobian(problem.val)
+        shifts = self.log_jacobian(problem.train), self.log_jacobian(problem.val)
         return replace(fit.shifted(*shifts), notes=notes)
 
     def _gaps(self, fitted: StageFit, exact: Tensor | None) -> Gaps:
@@ -276,7 +282,7 @@ class EvaluationContext:
         some of the rows, gives the other number.
         """
         x, gap = self.problem.train, found.total
-        shift = self._log_jacobian(x)
+        shift = self.log_jacobian(x)
         if exact is not None:
             log_p = float(exact.mean()) + shift
             return MeanEstimate(log_p), log_p - gap
@@ -289,28 +295,27 @@ class EvaluationContext:
 
     def _held_out(self, fitted: StageFit, ppca: PPCA | None) -> LogLikelihood | None:
         """log p of the scored test rows, in the data's units."""
-        settings = self.problem.settings
-        test = self.test[: settings.gap_rows]
+        settings, test = self.problem.settings, self.scored
         if ppca is not None:
-            estimate = exact_result(ppca.log_likelihood(test).detach())
-        elif is_per_datum(fitted.pair.guide):
+            return self.exact_held_out(ppca)
+        if is_per_datum(fitted.pair.guide):
             return None
-        else:
-            estimate = log_likelihood(
-                fitted.pair.model,
-                fitted.pair.guide,
-                test,
-                settings.num_samples,
-                refine=settings.refine,
-                seed=self.problem.seed,
-            )
+        estimate = log_likelihood(
+            fitted.pair.model,
+            fitted.pair.guide,
+            test,
+            settings.num_samples,
+            refine=settings.refine,
+            seed=self.problem.seed,
+        )
         return estimate.shifted(self.units.log_jacobian(test))
 
 
-def _mean_estimate(estimate: LogLikelihood | None) -> MeanEstimate:
+def mean_estimate(estimate: LogLikelihood | None) -> MeanEstimate:
+    """The mean over the rows with its error, or the reason why there is none."""
     if estimate is None:
         return MeanEstimate(math.nan, None, math.nan, "the guide has a q for training rows only")
-    method = "exact" if estimate.method == "exact" else "estimated"
+    method = estimate.method if estimate.method in ("exact", PREDICTIVE) else "estimated"
     return MeanEstimate(estimate.mean, estimate.mean_error, estimate.share_reliable, method)
 
 

@@ -16,4 +16,7 @@ STAGE_NAMES = (
     "vae",
     "iwae",
     "score-vae",
+    "variational-bayes",
+    "posterior",
+    "nuts",
 )

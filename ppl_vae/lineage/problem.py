@@ -54,6 +54,9 @@ class Settings(SVISettings):
         cross_check_rows: maximal number of held-out data whose log p is also estimated by
             annealed importance sampling.
         num_temperatures: of its chains.
+        posterior_draws: draws of each of the four chains that sample the posterior of PPCA's
+            parameters, after half as many iterations of warm-up; variational Bayes makes as many
+            draws in all.
         starts: the number of starts of EM, PX-EM and variational EM, of which the best is kept;
             see :func:`~ppl_vae.inference.em.fit.fit_em`.
     """
@@ -68,6 +71,7 @@ class Settings(SVISettings):
     refine: int = 150
     cross_check_rows: int = 40
     num_temperatures: int = 100
+    posterior_draws: int = 1000
     starts: int = 1
 
 

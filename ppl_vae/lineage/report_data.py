@@ -27,13 +27,15 @@ from ppl_vae.evaluation.latent_space.traversal import (
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
+from ppl_vae.evaluation.prediction.predictive_checks import PredictiveCheck
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
+from ppl_vae.lineage.posterior_checks import posterior_check
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import Lineage
-from ppl_vae.lineage.stages import STAGES
+from ppl_vae.lineage.stages import STAGES, StageFit
 from ppl_vae.models.ppca import PPCA
 
 NUM_COLUMNS = 8
@@ -59,6 +61,8 @@ class ReportData(Result):
         samples: draws of x, noise included.
         manifold: mean of x over the latent plane of a VAE with two latent dimensions.
         interpolation: mean of x between the codes of held-out rows, in the same VAE.
+        covariance_check, quantile_check: of the training rows against data sets drawn from the
+            posterior and the prior of PPCA's parameters; None if no stage sampled the posterior.
         left_out: what could not be computed, with the reason.
     """
 
@@ -72,6 +76,8 @@ class ReportData(Result):
     samples: ImageGrid | None
     manifold: ImageGrid | None
     interpolation: ImageGrid | None
+    covariance_check: PredictiveCheck | None
+    quantile_check: PredictiveCheck | None
     left_out: tuple[str, ...]
 
 
@@ -154,6 +160,7 @@ class _Builder:
         """The data of all figures."""
         planar = self._planar_pairs()
         vae = next((pair for pair in planar if pair.name == "VAE"), None)
+        check = partial(posterior_check, self.lineage, self.problem, self.data.train)
         return ReportData(
             bound_slice=self._bound_slice(),
             spectrum=self._spectrum(),
@@ -165,6 +172,8 @@ class _Builder:
             samples=self._samples(),
             manifold=self._manifold(vae) if vae else None,
             interpolation=self._interpolation(vae) if vae else None,
+            covariance_check=check("covariance"),
+            quantile_check=check("quantiles"),
             left_out=tuple(self.left_out),
         )
 
@@ -253,7 +262,7 @@ class _Builder:
     def _cross_checks(self) -> dict[str, EstimatorComparison]:
         num_rows = self.problem.settings.cross_check_rows
         scored = {row.stage: row.held_out for row in self.lineage.rows if row.held_out is not None}
-        estimates = {n: found.first(num_rows) for n, found in scored.items() if found.num_samples}
+        estimates = {n: found.first(num_rows) for n, found in scored.items() if found.is_weighted}
         annealing = Annealing(self.problem.settings.num_temperatures, leapfrog=LEAPFROG_STEPS)
         x = self.data.test[:num_rows]
 
@@ -287,6 +296,7 @@ class _Builder:
 
         problem = replace(self.problem, latent_dim=2, progress=report_step)
         fitted = STAGES["vae"].run(problem)
+        assert isinstance(fitted, StageFit)
         return self._internal_pair("VAE", fitted.pair.model, fitted.pair.guide)
 
     def _latent_means(self, planar: list[FittedPair]) -> dict[str, LatentMeans]:

@@ -11,6 +11,7 @@ from ppl_vae.core.results import UNSAVED
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Split, Units
+from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.lineage.common import StageTable
 from ppl_vae.lineage.metrics import Row
 from ppl_vae.lineage.table import html_table, legend, text_table
@@ -37,10 +38,12 @@ class Lineage(StageTable[Row]):
         reference_gain: log p of the final reference minus that of the initial one, in nats per
             datum.
         pairs: the fitted pairs by stage, in the internal units (``extra`` pairs: in the data's).
+        samples: the chains of each stage that samples the posterior of the parameters, in the
+            data's units.
         data: the split, in the data's units.
         units: the internal units.
 
-    The last three are None or empty in a lineage that ``from_dict`` returns.
+    The last four are None or empty in a lineage that ``from_dict`` returns.
     """
 
     rows: tuple[Row, ...]
@@ -49,6 +52,9 @@ class Lineage(StageTable[Row]):
     reference: str = CLOSED_FORM
     reference_gain: float = 0.0
     pairs: dict[str, tuple[ProgramLike, ProgramLike]] = field(
+        default_factory=dict, compare=False, metadata=UNSAVED
+    )
+    samples: dict[str, PosteriorSamples] = field(
         default_factory=dict, compare=False, metadata=UNSAVED
     )
     data: Split | None = field(default=None, compare=False, metadata=UNSAVED)

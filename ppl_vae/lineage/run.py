@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -28,11 +28,14 @@ from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.data.transforms import SCALES, Scaling, Split, Units, choose_scaling, split
 from ppl_vae.lineage.common import Stage, StageProgress, no_progress, select_stages
 from ppl_vae.lineage.metrics import EvaluationContext, Reference, is_per_datum
+from ppl_vae.lineage.posterior_metrics import posterior_row
+from ppl_vae.lineage.posterior_stages import PosteriorFit, in_data_units
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import CLOSED_FORM, Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit, skipped_stages
 from ppl_vae.models.sufficient_statistics import summarize
 
+AnyStage: TypeAlias = Stage[StageFit | PosteriorFit]
 REFERENCES = {CLOSED_FORM: "the closed form", "px-em": "the result of PX-EM"}
 
 
@@ -63,7 +66,8 @@ def run_lineage(
         x: (N, D); NaN marks a missing value.
         x_test: held-out rows; by default 17 % of x's.
         latent_dim: K.
-        stages: names of stages, by default all of ``ppl_vae.lineage.stages.STAGES``.
+        stages: names of stages of ``ppl_vae.lineage.stages.STAGES``; by default all but
+            ``"nuts"``, which takes long.
         extra: user-defined pairs (model, guide) by name. They are fitted, in place, to the rows in
             the units of x, and evaluated like the others; PPCA among them is compared with the
             optimum of PPCA in these units.
@@ -106,6 +110,7 @@ def run_lineage(
     internal = EvaluationContext.of(problem, data.test, scaling.units)
     external = EvaluationContext.of(problem, data.test, Units.none(data.train))
     skipped = skipped_stages([stage.name for stage in chosen], bool(x.isnan().any()))
+    steps: list[tuple[AnyStage, EvaluationContext]]
     steps = [(stage, internal) for stage in chosen if stage.name not in skipped]
     steps += [(_extra_stage(name, *pair), external) for name, pair in extra.items()]
     _check_stages(steps, skipped)
@@ -126,7 +131,7 @@ def run_lineage(
 
 def _partial_results(
     result: Lineage,
-    steps: list[tuple[Stage[StageFit], EvaluationContext]],
+    steps: list[tuple[AnyStage, EvaluationContext]],
     references: "_References",
     progress: StageProgress,
 ) -> Iterator[Lineage]:
@@ -157,7 +162,7 @@ def _checked_rows(
     return x
 
 
-def _check_stages(steps: Sequence[tuple[Stage[StageFit], Any]], skipped: dict[str, str]) -> None:
+def _check_stages(steps: Sequence[tuple[AnyStage, Any]], skipped: dict[str, str]) -> None:
     if not steps:
         raise ValueError(
             f"none of the requested stages supports missing values: {list(skipped)}; "
@@ -167,7 +172,7 @@ def _check_stages(steps: Sequence[tuple[Stage[StageFit], Any]], skipped: dict[st
 
 def _with_stage(
     result: Lineage,
-    stage: Stage[StageFit],
+    stage: AnyStage,
     context: EvaluationContext,
     progress: StageProgress,
 ) -> Lineage:
@@ -179,6 +184,12 @@ def _with_stage(
     progress(stage.name, "fitting", 0, 0)
     fitted = stage.run(replace(context.problem, progress=report_step))
     progress(stage.name, "evaluating", 0, 0)
+    if isinstance(fitted, PosteriorFit):
+        row = posterior_row(context, stage, fitted)
+        samples = dict(result.samples)
+        if fitted.diagnosis:
+            samples[stage.name] = in_data_units(fitted.samples, context.units)
+        return replace(result, rows=(*result.rows, row), samples=samples)
     row = context.evaluate(stage, fitted)
     pairs = result.pairs | {stage.name: (fitted.pair.model, fitted.pair.guide)}
     return replace(result, rows=(*result.rows, row), pairs=pairs)
@@ -215,6 +226,8 @@ class _References:
     def updated(self, result: Lineage) -> Self:
         """These references, or the fit of the table's last row where it is better."""
         row = result.rows[-1]
+        if row.posterior is not None:
+            return self
         model, reference = result.pairs[row.stage][0], self._for_stage(row.stage)
         better = reference.updated(reference.compare(row, model), model)
         if reference is self.internal:
@@ -224,7 +237,7 @@ class _References:
     def applied_to(self, result: Lineage) -> Lineage:
         """The table with all distances relative to these references."""
         rows = tuple(
-            self._for_stage(row.stage).compare(row, result.pairs[row.stage][0])
+            self._for_stage(row.stage).compare(row, result.pairs.get(row.stage, (None,))[0])
             for row in result.rows
         )
         name = self.internal.name

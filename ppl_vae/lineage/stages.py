@@ -1,6 +1,5 @@
 """The stages of the lineage: the model, the guide and the algorithm of each."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,12 @@ from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.sparse.pca import fit_pca, implied_gaussian
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.likelihoods.gaussian import Gaussian
-from ppl_vae.lineage.common import Stage
+from ppl_vae.lineage.common import Stage, own_convergence
+from ppl_vae.lineage.posterior_stages import (
+    PosteriorFit,
+    fit_by_sampling,
+    fit_variational_bayes,
+)
 from ppl_vae.lineage.problem import LineageProblem
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
@@ -29,6 +33,8 @@ HIDDEN = (256,)
 IWAE_SAMPLES = 8
 SCORE_ELBO = ELBO(gradient="score")
 """The ELBO with the score-function gradient, for comparison with the pathwise gradient."""
+BAYESIAN = "Bayesian PPCA"
+"""The label of the model of stages in which the parameters of PPCA have a posterior."""
 POINT = "a point"
 """The label of an autoencoder's q, a point mass, for which there is no bound."""
 POINT_FAMILY, NONLINEAR = "delta", ""
@@ -75,14 +81,9 @@ def _implied(
     return run
 
 
-def _own_convergence(fit: FitResult) -> Convergence:
-    """The convergence of a closed form or of EM, which has its own tolerance."""
-    return Convergence(fit.converged is not False, math.nan, math.nan, fit.steps, fit.stopped)
-
-
 def _pca(problem: LineageProblem, autoencoder: Autoencoder) -> tuple[FitResult, Convergence]:
     fit = fit_pca(autoencoder, problem.train)
-    return fit, _own_convergence(fit)
+    return fit, own_convergence(fit)
 
 
 def _least_squares(
@@ -104,7 +105,7 @@ def _exact(
         result = fit(problem, ppca)
         guide = ExactGuide(ppca, covariance=covariance)
         ascent = em_ascent(result) if len(result.objective) == 2 * result.steps else None
-        convergence = _own_convergence(result)
+        convergence = own_convergence(result)
         return StageFit(Pair(ppca.model, guide), result, convergence, best=guide, ascent=ascent)
 
     return run
@@ -225,8 +226,13 @@ _STAGES = (
     Stage("vae", "MLP", "MLP, diag", "SVI", _vae(None)),
     Stage("iwae", "MLP", "MLP, diag", f"SVI, S={IWAE_SAMPLES}", _vae(IWAE(IWAE_SAMPLES))),
     Stage("score-vae", "MLP", "MLP, diag", "SVI, score", _vae(SCORE_ELBO)),
+    Stage(
+        "variational-bayes", BAYESIAN, "mean field", "VB, ARD prior", fit_variational_bayes
+    ),
+    Stage("posterior", BAYESIAN, "exact", "Gibbs", fit_by_sampling("gibbs")),
+    Stage("nuts", BAYESIAN, "exact", "NUTS", fit_by_sampling("nuts"), on_request=True),
 )  # fmt: skip
-STAGES: Mapping[str, Stage[StageFit]] = {stage.name: stage for stage in _STAGES}
+STAGES: Mapping[str, Stage[StageFit | PosteriorFit]] = {stage.name: stage for stage in _STAGES}
 
 
 def skipped_stages(names: Iterable[str], has_missing: bool) -> dict[str, str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ppl_vae.core.text_table import render, render_html
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
-from ppl_vae.lineage.metrics import MeanEstimate, Row
-from ppl_vae.lineage.stages import POINT, STAGES
+from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate
+from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.stages import BAYESIAN, POINT, STAGES
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Column:
         cell: formats the cell of a row.
         numeric: whether the cells are aligned on the right.
         essential: whether the column is kept where space is scarce.
+        bayesian: whether the column is shown only if a stage is Bayesian.
     """
 
     title: str
     cell: Callable[[Row], str]
     numeric: bool = True
     essential: bool = True
+    bayesian: bool = False
 
 
 def format_number(value: float, digits: int) -> str:
@@ -40,22 +43,38 @@ def format_estimate(value: MeanEstimate) -> str:
     """A mean log-likelihood and its standard error; ~ marks estimates, ≥ lower bounds."""
     if math.isnan(value.value):
         return "-"
-    bound = "≥" if value.share_reliable < FEW_RELIABLE else "~"
+    bound = "≥" if value.is_lower_bound else "~"
     sign = "" if value.method == "exact" else bound
     error = "" if value.error is None else f"±{value.error:.2f}"
     return f"{sign}{format_number(value.value, 2)}{error}"
 
 
 def format_reliability(value: MeanEstimate) -> str:
-    """``exact``, or the share of data whose estimate is reliable."""
+    """``exact``, ``average`` over draws, or the share of data whose estimate is reliable."""
     if math.isnan(value.value):
         return ""
+    if value.method == PREDICTIVE:
+        return "average"
     return "exact" if value.method == "exact" else format_percent(value.share_reliable)
 
 
 def format_percent(share: float) -> str:
     """A share in whole per cent, rounded down, so that 100 % means all."""
     return f"{math.floor(100 * share)} %"
+
+
+def _gain(row: Row, name: str) -> str:
+    # All gains are Monte Carlo estimates: none is marked as one.
+    gain = None if row.posterior is None else getattr(row.posterior, name)
+    if gain is None or math.isnan(gain.value):
+        return "-"
+    error = "" if gain.error is None else f"±{gain.error:.3f}"
+    return f"{format_number(gain.value, 3)}{error}"
+
+
+def _active(row: Row) -> str:
+    number = None if row.posterior is None else row.posterior.num_active
+    return "-" if number is None else str(number)
 
 
 COLUMNS = (
@@ -72,6 +91,9 @@ COLUMNS = (
     Column("theory", lambda row: format_number(row.loss - row.excess, 2), essential=False),
     Column("held out", lambda row: format_estimate(row.test_log_p)),
     Column("", lambda row: format_reliability(row.test_log_p)),
+    Column("over ML", lambda row: _gain(row, "over_optimum"), bayesian=True),
+    Column("over mean", lambda row: _gain(row, "over_mean"), essential=False, bayesian=True),
+    Column("axes", lambda row: _active(row), essential=False, bayesian=True),
     Column("sigma", lambda row: format_number(row.noise_scale, 3), essential=False),
     Column("angle", lambda row: format_number(row.angle, 1), essential=False),
     Column("steps", lambda row: str(row.fit.steps), essential=False),
@@ -81,17 +103,28 @@ COLUMNS = (
 NUM_TEXT_COLUMNS = sum(not column.numeric for column in COLUMNS)
 
 
+def shown_columns(rows: Sequence[Row], *, only_essential: bool = False) -> list[Column]:
+    """The columns for these rows: those for Bayesian stages only if there is one."""
+    bayesian = any(row.posterior is not None for row in rows)
+    return [
+        column
+        for column in COLUMNS
+        if (column.essential or not only_essential) and (bayesian or not column.bayesian)
+    ]
+
+
 def text_table(rows: Sequence[Row]) -> str:
     """The essential columns as lines of text."""
-    columns = [column for column in COLUMNS if column.essential]
+    columns = shown_columns(rows, only_essential=True)
     cells = [[column.cell(row) for column in columns] for row in rows]
     return render(cells, [column.title for column in columns])
 
 
 def html_table(rows: Sequence[Row]) -> str:
     """All columns as a table in HTML."""
-    cells = [[column.cell(row) for column in COLUMNS] for row in rows]
-    header = [column.title for column in COLUMNS]
+    columns = shown_columns(rows)
+    cells = [[column.cell(row) for column in columns] for row in rows]
+    header = [column.title for column in columns]
     return render_html(cells, header, text_columns=NUM_TEXT_COLUMNS)
 
 
@@ -112,6 +145,13 @@ IMPLIED = (
     " An autoencoder has no bound on log p, since its q is a point: its log p is that of the "
     "Gaussian implied by its codes and its squared error."
 )
+AVERAGED = (
+    " Bayesian stages have a posterior of the parameters of PPCA. Their held-out log p averages "
+    "the density over draws of the parameters; over ML, over mean: this minus log p of PPCA at "
+    "{reference} and at the posterior mean. Variational Bayes (VB) has a prior that switches "
+    "columns of W off (axes: the number left on); its ELBO is a bound on the log evidence, per "
+    "datum."
+)
 INTEGRATED_OUT = " Missing values are integrated out: log p is that of the observed entries."
 
 
@@ -122,6 +162,8 @@ def legend(about: Mapping[str, Any]) -> str:
         text += STANDARDIZED
     if any(name in STAGES and STAGES[name].q == POINT for name in about["stages"]):
         text += IMPLIED
+    if any(name in STAGES and STAGES[name].model == BAYESIAN for name in about["stages"]):
+        text += AVERAGED.format(reference=about["reference"])
     if about["num_missing"]:
         text += INTEGRATED_OUT
     return text

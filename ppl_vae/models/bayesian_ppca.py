@@ -70,10 +70,10 @@ class BayesianPPCA(Program):
             must be normal with mean zero, and its scale is divided by relevance_k^1/2.
         loc_prior: of mu, expandable to (D,); N(0, 10^2) if None.
         noise_prior: of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
-        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(1, 0.001) if None.
-            With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so that
-            loadings smaller than s_d times the root of its inverse are not shrunk much: with a
-            larger b, columns that explain nothing but chance are kept.
+        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(0.5, 0.001) if
+            None. With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so
+            that loadings smaller than s_d times the root of its inverse are not shrunk much: with
+            a larger b, columns that explain nothing but chance are kept.
 
     Raises:
         ValueError: if a prior is improper, multivariate, of another support or another shape; if
@@ -254,7 +254,7 @@ def _relevance_prior(
     prior: str, relevance_prior: Density | None, rank: tuple[int]
 ) -> ParameterPrior | None:
     if prior == "ard":
-        default = dist.Gamma(1.0, 0.001)
+        default = dist.Gamma(0.5, 0.001)
         return ParameterPrior("relevance", relevance_prior or default, rank, positive=True)
     if relevance_prior is not None:
         raise ValueError(

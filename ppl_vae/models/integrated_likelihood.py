@@ -97,7 +97,7 @@ def row_posterior(
     scaled = loadings / scale.unsqueeze(-1)
     offset = statistics.weight[:, None] * (loc - statistics.mean).unsqueeze(-2)
     rows = (statistics.rows - offset) / scale.unsqueeze(-2)
-    eye = torch.eye(scaled.shape[-1]).to(scaled)
+    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
     if statistics.is_complete:
         tril = torch.linalg.cholesky(scaled.mT @ scaled + eye)
         mean = torch.cholesky_solve(scaled.mT @ rows.mT, tril).mT

@@ -13,11 +13,10 @@ from ppl_vae.core.config import configurable
 from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import GaussianGuide
-from ppl_vae.models.bayesian_ppca import LOADINGS_PRIORS, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.linear_gaussian import MissingnessPatterns, from_tril_vec, tril_vec
-from ppl_vae.models.ppca import NOISES
 from ppl_vae.models.principal_axes import rowwise_product, tril_of_inverse
 from ppl_vae.models.priors import InverseGammaScale
 
@@ -80,11 +79,8 @@ class VBPosterior(GaussianGuide):
     :func:`~ppl_vae.inference.variational_bayes.fit.fit_vb` makes it.
 
     Args:
-        data_dim: D.
-        latent_dim: K.
-        noise: ``"isotropic"`` or ``"diagonal"``.
-        prior: on the loadings, ``"normal"`` or ``"ard"``.
-        marginal: whether the model has z integrated out, so that the guide has no site ``z``.
+        model: of whose parameters it is the posterior; it is not kept. If z is integrated out in
+            it, the guide has no site ``z``.
 
     Attributes:
         row_mean: means of the rows (w_d, mu_d), (D, K + 1).
@@ -104,30 +100,18 @@ class VBPosterior(GaussianGuide):
     relevance_rate: Tensor
 
     @configurable
-    def __init__(
-        self,
-        data_dim: int,
-        latent_dim: int,
-        *,
-        noise: str = "isotropic",
-        prior: str = "normal",
-        marginal: bool = False,
-    ) -> None:
+    def __init__(self, model: BayesianPPCA) -> None:
         super().__init__()
-        self.data_dim = check_int("data_dim", data_dim)
-        self.latent_dim = check_int("latent_dim", latent_dim)
-        self.noise = check_option("noise", noise, NOISES)
-        self.prior = check_option("prior", prior, LOADINGS_PRIORS)
-        self.marginal = marginal
-        size = latent_dim + 1
-        noise_size = () if noise == "isotropic" else (data_dim,)
+        self.data_dim, self.latent_dim = model.data_dim, model.latent_dim
+        self.prior, self.marginal = model.prior, model.marginal
+        data_dim, size = model.data_dim, model.latent_dim + 1
         self.register_buffer("row_mean", torch.zeros(data_dim, size))
         self.register_buffer("row_tril", torch.eye(size).repeat(data_dim, 1, 1))
-        self.register_buffer("noise_concentration", torch.ones(noise_size))
-        self.register_buffer("noise_rate", torch.ones(noise_size))
-        if prior == "ard":
-            self.register_buffer("relevance_concentration", torch.ones(latent_dim))
-            self.register_buffer("relevance_rate", torch.ones(latent_dim))
+        self.register_buffer("noise_concentration", torch.ones(model.noise_prior.shape))
+        self.register_buffer("noise_rate", torch.ones(model.noise_prior.shape))
+        if model.prior == "ard":
+            self.register_buffer("relevance_concentration", torch.ones(model.latent_dim))
+            self.register_buffer("relevance_rate", torch.ones(model.latent_dim))
 
     @torch.no_grad()
     def assign(

@@ -26,6 +26,8 @@ from .latent_spaces import plot_latent_spaces as plot_latent_spaces
 from .latent_spaces import plot_spectrum as plot_spectrum
 from .lineage import plot_gaps as plot_gaps
 from .lineage import plot_objective as plot_objective
+from .predictive_checks import plot_covariance_check as plot_covariance_check
+from .predictive_checks import plot_quantile_check as plot_quantile_check
 from .topics import plot_topic_interpolation as plot_topic_interpolation
 from .vae_limit import plot_vae_limit as plot_vae_limit
 
@@ -36,6 +38,7 @@ __all__ = [
     "plot_bound_slice",
     "plot_comparison",
     "plot_convergence",
+    "plot_covariance_check",
     "plot_cross_check",
     "plot_denoised",
     "plot_em",
@@ -51,6 +54,7 @@ __all__ = [
     "plot_latent_spaces",
     "plot_manifold",
     "plot_objective",
+    "plot_quantile_check",
     "plot_rank_ecdf",
     "plot_reconstructions",
     "plot_samples",

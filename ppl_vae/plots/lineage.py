@@ -36,20 +36,21 @@ OBJECTIVE_SIZE = (SIZE[0], 4.4)
 
 def gaps_size(lineage: Lineage) -> tuple[float, float]:
     """Width and height that :func:`plot_gaps` needs, in inches."""
-    return SIZE[0], 1.5 + 0.31 * len(lineage.rows)
+    return SIZE[0], 1.5 + 0.31 * len(_point_estimates(lineage))
 
 
 def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     """Plot each stage's shortfall of log p and its two gaps between log p and the ELBO.
 
     Exact zeros are marked as exact. The error bars are plus and minus one standard error.
+    Bayesian stages, which do not maximize log p, are left out.
 
     Args:
         lineage: a result of :func:`ppl_vae.lineage.run.run_lineage`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax, gaps_size(lineage))
-    rows = lineage.rows
+    rows = _point_estimates(lineage)
     losses = np.array([_losses(row) for row in rows]).reshape(len(rows), len(PARTS))
     left = np.zeros(len(rows))
     for part, (name, part_colour) in enumerate(PARTS.items()):
@@ -69,6 +70,11 @@ def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     title(ax, "Loss of each stage")
     legend_below(ax, side="right")
     return ax
+
+
+def _point_estimates(lineage: Lineage) -> list[Row]:
+    # Bayesian stages have no log p of training rows at parameters of their own.
+    return [row for row in lineage.rows if row.posterior is None]
 
 
 def _losses(row: Row) -> list[float]:

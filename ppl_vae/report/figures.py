@@ -37,6 +37,11 @@ from ppl_vae.plots.latent_spaces import (
     plot_spectrum,
 )
 from ppl_vae.plots.lineage import OBJECTIVE_SIZE, gaps_size, plot_gaps, plot_objective
+from ppl_vae.plots.predictive_checks import (
+    CHECK_SIZE,
+    plot_covariance_check,
+    plot_quantile_check,
+)
 
 DOTS_PER_INCH = 160
 
@@ -75,7 +80,15 @@ class ReportFigure:
 
 def report_figures(lineage: Lineage, data: ReportData) -> list[ReportFigure]:
     """The figures for these results, in the order of the page, with unique names."""
-    groups = (_lineage, _bounds, _latent_dimensions, _reliability, _data, _latent_plane)
+    groups = (
+        _lineage,
+        _posterior,
+        _bounds,
+        _latent_dimensions,
+        _reliability,
+        _data,
+        _latent_plane,
+    )
     found: dict[str, ReportFigure] = {}
     for figure in (figure for group in groups for figure in group(lineage, data)):
         name = re.sub(r"[^\w]+", "-", figure.name)
@@ -111,6 +124,27 @@ def _lineage(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     ):
         plot = partial(plot_objective, lineage, against=against)
         yield ReportFigure(f"objective-{against}", caption, OBJECTIVE_SIZE, plot, group)
+
+
+def _posterior(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
+    group = "The posterior of the parameters"
+    reading = (
+        "Intervals of 90 % over data sets drawn from the posterior predictive distribution of "
+        "Bayesian PPCA, and (grey) from its prior. On the dotted line the data sets agree with "
+        "the data; orange elements have a posterior predictive p-value below 0.025 or above "
+        "0.975."
+    )
+    if (check := data.covariance_check) is not None:
+        caption = f"Covariances of the training rows. {reading} If K is too small, many are."
+        plot = partial(plot_covariance_check, check)
+        yield ReportFigure("covariance-check", caption, CHECK_SIZE, plot, group)
+    if (check := data.quantile_check) is not None:
+        caption = (
+            "The 5, 25, 50, 75 and 95 % quantiles of each column of the training rows, as above. "
+            "PPCA is Gaussian: where columns are not, quantiles deviate."
+        )
+        plot = partial(plot_quantile_check, check)
+        yield ReportFigure("quantile-check", caption, CHECK_SIZE, plot, group)
 
 
 def _bounds(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
@@ -186,7 +220,7 @@ def _latent_dimensions(lineage: Lineage, data: ReportData) -> Iterator[ReportFig
 def _reliability(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
     group = "Reliability of the estimates of log p"
     scored = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
-    estimates = {name: found for name, found in scored.items() if found.method != "exact"}
+    estimates = {name: found for name, found in scored.items() if found.is_weighted}
     if estimates:
         yield ReportFigure(
             "tail-index",

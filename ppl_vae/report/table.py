@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppl_vae.lineage.metrics import Row
-from ppl_vae.lineage.table import COLUMNS, Column
+from ppl_vae.lineage.table import Column, shown_columns
 
 MAX_TEXT_WIDTH = 110
 
@@ -23,11 +23,11 @@ def lineage_table(rows: Sequence[Row], *, width: int = 160, pending: str = "") -
             essential columns only.
         pending: the name of a stage that is being fitted, shown as the last row.
     """
-    table = _table(rows, COLUMNS, pending)
+    table = _table(rows, shown_columns(rows), pending)
     unlimited = Console(width=1000)
     if Measurement.get(unlimited, unlimited.options, table).maximum <= width:
         return table
-    return _table(rows, [column for column in COLUMNS if column.essential], pending)
+    return _table(rows, shown_columns(rows, only_essential=True), pending)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], pending: str) -> Table:

@@ -8,6 +8,7 @@ from scipy.stats import t as student_t
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
+from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate
 from ppl_vae.lineage.metrics import Row
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.table import format_number, format_percent
@@ -26,7 +27,13 @@ fits of EM end closer to theirs."""
 def verdict(lineage: Lineage) -> tuple[str, ...]:
     """The main findings, the most important first."""
     rows = lineage.rows
-    parts = (_held_out(lineage), _reference(lineage), _optimum(lineage), _theory(rows))
+    parts = (
+        _held_out(lineage),
+        _posterior(lineage),
+        _reference(lineage),
+        _optimum(lineage),
+        _theory(rows),
+    )
     parts += (_largest_gap(rows), _not_converged(rows))
     return tuple(sentence for part in parts for sentence in part)
 
@@ -36,14 +43,14 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
     if not scored:
         return
     linear = [row for row in scored if not math.isnan(row.shortfall)]
-    others = [row for row in scored if math.isnan(row.shortfall)]
+    others = [row for row in scored if math.isnan(row.shortfall) and row.posterior is None]
     best = max(others, key=_test_log_p, default=None)
     if linear and best is not None:
         yield _compare(best, min(linear, key=lambda row: row.shortfall))
     else:
         top = max(scored, key=_test_log_p)
         yield f"On held-out rows {top.stage} has the highest log p: {_format_value(top)}."
-    unreliable = [row.stage for row in scored if row.test_log_p.share_reliable < FEW_RELIABLE]
+    unreliable = [row.stage for row in scored if row.test_log_p.is_lower_bound]
     if unreliable:
         yield (
             f"Held-out log p of {_join(unreliable)} is only a lower bound: fewer than "
@@ -64,8 +71,8 @@ def _compare(other: Row, ppca: Row) -> str:
     assert other.held_out is not None and ppca.held_out is not None
     differences = other.held_out.value - ppca.held_out.value
     mean, error = mean_and_error(differences)
-    half_width = error * float(student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
-    is_bound = other.test_log_p.share_reliable < FEW_RELIABLE
+    half_width = error * _quantile(len(differences))
+    is_bound = other.test_log_p.is_lower_bound
     if mean > half_width:
         finding = f"On held-out rows {other.stage} has a higher log p than PPCA"
     elif mean < -half_width and not is_bound:
@@ -80,13 +87,52 @@ def _compare(other: Row, ppca: Row) -> str:
 
 def _format_value(row: Row) -> str:
     value = row.test_log_p
-    sign = "at least " if value.share_reliable < FEW_RELIABLE else "about "
+    sign = "at least " if value.is_lower_bound else "about "
     remark = f"{format_percent(value.share_reliable)} reliable"
+    if value.method == PREDICTIVE:
+        remark = "averaged over draws of the parameters"
     if value.method == "exact":
         sign, remark = "", "exact"
     error = 0.0 if value.error is None else value.error
     mean = format_number(value.value, 2)
     return f"{sign}{mean} ± {format_number(error, 2)} nats per datum ({remark})"
+
+
+def _posterior(lineage: Lineage) -> Iterator[str]:
+    for row in lineage.rows:
+        if row.posterior is None:
+            continue
+        gain, over_mean = row.posterior.over_optimum, row.posterior.over_mean
+        if gain.error is not None:
+            yield (
+                f"Averaging over the posterior of the parameters ({row.stage}) "
+                f"{_effect(gain, row)} relative to PPCA at the maximum of the likelihood: the "
+                f"paired difference is {_with_error(gain)} nats per datum, and "
+                f"{_with_error(over_mean)} relative to the posterior mean."
+            )
+        if row.posterior.num_active is not None:
+            number, total = row.posterior.num_active, lineage.about["latent_dim"]
+            yield f"The prior of {row.stage} leaves {number} of {counted(total, 'axis')} on."
+
+
+def _effect(gain: MeanEstimate, row: Row) -> str:
+    assert row.held_out is not None and gain.error is not None
+    half_width = gain.error * _quantile(len(row.held_out.value))
+    if gain.value > half_width:
+        return "raises held-out log p"
+    if gain.value < -half_width:
+        return "lowers held-out log p"
+    return "does not change held-out log p significantly"
+
+
+def _with_error(gain: MeanEstimate) -> str:
+    error = 0.0 if gain.error is None else gain.error
+    return f"{format_number(gain.value, 3)} ± {format_number(error, 3)}"
+
+
+def _quantile(num_rows: int) -> float:
+    # The half-width of Student's interval, in standard errors.
+    return float(student_t.ppf((1 + CONFIDENCE) / 2, num_rows - 1))
 
 
 def _reference(lineage: Lineage) -> Iterator[str]:

@@ -12,7 +12,10 @@ import torch
 import oracles
 from ppl_vae.data.row_blocks import RowBlock
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
+from ppl_vae.inference.mcmc.gibbs_codes import draw_codes
+from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.priors import InverseGammaScale
 from ppl_vae.models.table_statistics import TableStatistics
@@ -169,6 +172,32 @@ def test_many_sweeps_leave_the_prior_as_it_is(
     assert z < limit
 
 
+@pytest.mark.parametrize("prior", ["normal", "ard"])
+def test_moves_leave_the_means_of_x_given_z_as_they_are(prior):
+    torch.manual_seed(0)
+    model = proper_model(4, 3, "isotropic", prior)
+    priors, parameters = ConjugatePriors.of(model), prior_draws(model, 50)
+    statistics = TableStatistics.of(torch.randn(30, 4).double())
+    codes = draw_codes(statistics, parameters)
+
+    def means(loadings, loc, codes):
+        rows = codes.rows @ loadings.mT + statistics.weight[:, None] * loc.unsqueeze(1)
+        return torch.cat([rows, (loadings @ codes.spread[:, 0] @ loadings.mT)], 1)
+
+    before = means(parameters.loadings, parameters.loc, codes)
+    loc, codes = translate_codes(statistics, priors, parameters, codes)
+    assert not torch.allclose(loc, parameters.loc)
+    torch.testing.assert_close(means(parameters.loadings, loc, codes), before)
+    loadings, codes, accepted = expand_codes(statistics, priors, parameters.loadings, codes)
+    assert 0.1 < float(accepted.mean()) < 1 and not torch.allclose(loadings, parameters.loadings)
+    torch.testing.assert_close(means(loadings, loc, codes), before)
+    if prior == "ard":
+        rotated, codes = rotate_codes(priors, loadings, codes)
+        torch.testing.assert_close(means(rotated, loc, codes), before)
+        torch.testing.assert_close(rotated @ rotated.mT, loadings @ loadings.mT)
+        assert not torch.allclose(rotated, loadings)
+
+
 @pytest.mark.parametrize(("noise", "missing"), [("isotropic", 0.0), ("diagonal", 0.3)])
 def test_posterior_means_equal_those_of_importance_sampling(noise, missing):
     """D = 2, K = 1: the prior is wide enough a proposal for eight rows."""
@@ -182,7 +211,9 @@ def test_posterior_means_equal_those_of_importance_sampling(noise, missing):
     weights = (log_p - log_p.max()).exp()
     weights = weights / weights.sum()
     samples = sample_gibbs(
-        model, x, num_samples=10, warmup=150, chains=500, seed=0, progress=False
+        model,
+        x,
+        settings=ChainSettings(num_samples=10, warmup=150, chains=500, seed=0, progress=False),
     )
     chained = samples.parameters()
     for function in (lambda p: p.loadings[:, 0, 0].square(), lambda p: p.column_scale[:, 1]):
@@ -212,7 +243,11 @@ def test_with_many_rows_the_posterior_is_at_the_maximum_of_the_likelihood(noise)
     num_data, data_dim = 20_000, 5
     x = oracles.simulate_ppca([3.0], 0.5, num_data, data_dim, seed=0)
     model = BayesianPPCA.like(x, 1, noise=noise)
-    samples = sample_gibbs(model, x, num_samples=5, warmup=50, chains=200, seed=0, progress=False)
+    samples = sample_gibbs(
+        model,
+        x,
+        settings=ChainSettings(num_samples=5, warmup=50, chains=200, seed=0, progress=False),
+    )
     covariance = samples.invariants()["covariance"]
     expected = torch.from_numpy(np.cov(x.T, bias=True))  # the maximum has this spectrum
     error = covariance.flatten(2).mT.std(-1).mean() / math.sqrt(200)
@@ -231,7 +266,10 @@ def test_draws_repeat_and_leave_the_generators_alone():
     model = BayesianPPCA.like(x, 1)
     state = torch.get_rng_state()
     first, second = (
-        sample_gibbs(model, x, num_samples=5, warmup=5, seed=3, progress=False) for _ in "ab"
+        sample_gibbs(
+            model, x, settings=ChainSettings(num_samples=5, warmup=5, seed=3, progress=False)
+        )
+        for _ in "ab"
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first.draws[k], second.draws[k]) for k in first.draws)
@@ -245,7 +283,9 @@ def test_blocks_of_rows_and_memory_maps_give_the_draws_of_the_table(tmp_path):
     mapped = np.memmap(tmp_path / "x", mode="w+", dtype=float, shape=x.shape)
     mapped[:] = x
     draws = [
-        sample_gibbs(model, data, num_samples=5, warmup=0, seed=0, progress=False).draws
+        sample_gibbs(
+            model, data, settings=ChainSettings(num_samples=5, warmup=0, seed=0, progress=False)
+        ).draws
         for data in (x, [x[:20], x[20:]], mapped, iter([x[:20], x[20:]]))
     ]
     for other in draws[1:]:
@@ -281,7 +321,9 @@ def test_models_that_do_not_fit_the_data_are_refused():
 
 
 def notes(model, x):
-    samples = sample_gibbs(model, x, num_samples=4, warmup=0, seed=0, progress=False)
+    samples = sample_gibbs(
+        model, x, settings=ChainSettings(num_samples=4, warmup=0, seed=0, progress=False)
+    )
     assert all(value.isfinite().all() for value in samples.draws.values())
     return " ".join(samples.notes)
 
@@ -302,3 +344,32 @@ def test_priors_in_other_units_than_the_data_are_noted():
     assert "noise_prior contradicts the units of the data" in large
     assert "loc_prior contradicts" in notes(BayesianPPCA(4, 1), x + 1e4)
     assert notes(BayesianPPCA.like(1e4 * x + 1e6, 1), 1e4 * x + 1e6) == ""
+
+
+def judged_data(name):
+    from sklearn.datasets import load_iris, load_wine
+    from sklearn.preprocessing import scale
+
+    if name == "a million rows":
+        rng = np.random.default_rng(0)
+        z, loadings = rng.normal(size=(1_000_000, 5)), rng.normal(size=(5, 20))
+        return z @ loadings + 0.5 * rng.normal(size=(1_000_000, 20)), 5
+    return (load_iris().data, 2) if name == "iris" else (scale(load_wine().data), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", ["normal", "ard"])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("iris", 0.0), ("iris", 0.1), ("wine", 0.0), ("wine", 0.1), ("a million rows", 0.0)],
+)
+def test_chains_mix(name, missing, prior):
+    x, latent_dim = judged_data(name)
+    x = oracles.with_missing_values(x, missing, 0) if missing else x
+    model = BayesianPPCA.like(x, latent_dim, prior=prior)
+    samples = sample_gibbs(
+        model, x, settings=ChainSettings(num_samples=2000, seed=0, progress=False)
+    )
+    found = samples.diagnostics(max_elements=None)
+    assert float(found.r_hat.max()) < 1.005
+    assert float(torch.minimum(found.ess_bulk, found.ess_tail).min()) > 1000

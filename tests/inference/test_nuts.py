@@ -10,9 +10,11 @@ import pytest
 import torch
 from pyro import poutine
 
+from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.hamiltonian import DensityGradient, value_and_gradient
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.nuts import sample_nuts
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.table_statistics import TableStatistics
 
@@ -25,6 +27,7 @@ PRIORS = {
         "loadings_prior": dist.Normal(0.0, 1 + torch.arange(10.0).reshape(5, 2))
     },
     "Laplace": {"loadings_prior": dist.Laplace(0.0, 1.0), "loc_prior": dist.Cauchy(0.0, 1.0)},
+    "not about zero": {"loadings_prior": dist.Normal(1.0, 1.0)},
     "half-normal noise": {"noise": "diagonal", "noise_prior": dist.HalfNormal(1.0)},
 }
 
@@ -64,13 +67,17 @@ def test_density_is_that_of_the_program(prior, missing):
         parameters = posterior.parameters(position)
         expected = log_joint(posterior, parameters, x)
         # Jacobians of the coordinates, and the density of what stands beside the parameters.
-        expected = expected + posterior.trapezoid.log_volume(blocks["trapezoid"])
+        if prior == "not about zero":
+            expected = expected + model.latent_dim * posterior.scale.log().sum()
+        else:
+            expected = expected + posterior.trapezoid.log_volume(blocks["trapezoid"])
         expected = expected + dist.Normal(0.0, 1.0).log_prob(blocks["rotation"]).sum()
         expected = expected + posterior.scale.log().sum() + blocks["log_noise"].sum()
         expected = expected + blocks["log_relevance"].sum()
         if prior == "ard":  # p(W) = p(W, relevance) / p(relevance | W)
-            rate = 0.1 + parameters.loadings.square().sum(0) / 2
-            conditional = dist.Gamma(1.0 + model.data_dim / 2, rate)
+            gamma = model.relevance_prior().base_dist
+            rate = gamma.rate + parameters.loadings.square().sum(0) / 2
+            conditional = dist.Gamma(gamma.concentration + model.data_dim / 2, rate)
             expected = expected - conditional.log_prob(parameters.relevance).sum()
         torch.testing.assert_close(posterior.log_density(position), expected)
 
@@ -130,29 +137,42 @@ def quadrature(x, model):
     }
 
 
+def mean_and_error(draws):
+    """Means over chains and draws, and their Monte Carlo errors, of values (C, S, ...)."""
+    draws = draws.reshape(*draws.shape[:2], -1)
+    ess = pyro.ops.stats.effective_sample_size(draws, chain_dim=0, sample_dim=1)
+    return draws.mean((0, 1)), draws.flatten(0, 1).std(0) / ess.sqrt()
+
+
 def test_posterior_means_are_those_of_quadrature():
     x = table(20, 2)
     model = BayesianPPCA(2, 1).double()
-    samples = sample_nuts(model, x, num_samples=250, warmup=150, chains=2, seed=0, progress=False)
+    samples = sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=120, warmup=80, chains=2, seed=0, progress=False),
+    )
     expected = quadrature(x, model)
     loadings = samples.draws["loadings"]
     found = {"products": loadings @ loadings.mT, **samples.draws}
     for name, value in expected.items():
-        draws = found[name].reshape(2, 250, -1)
-        ess = pyro.ops.stats.effective_sample_size(draws, chain_dim=0, sample_dim=1)
-        error = draws.flatten(0, 1).std(0) / ess.sqrt()
-        z = (draws.mean((0, 1)) - value.flatten()) / error
+        mean, error = mean_and_error(found[name])
+        z = (mean - value.flatten()) / error
         assert z.abs().max() < 4, name
     assert samples.divergences == 0
     assert samples.acceptance is not None and 0.6 < samples.acceptance < 1
     # Both signs of a column are in the posterior, which NUTS draws afterwards.
-    assert abs(float((loadings > 0).double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 500)
+    assert abs(float((loadings > 0).double().mean()) - 0.5) < 4 * math.sqrt(0.25 / 240)
 
 
-def short(**arguments):
+def short(seed):
     x = table()
     model = BayesianPPCA.like(x, 2)
-    return sample_nuts(model, x, num_samples=4, warmup=5, chains=2, progress=False, **arguments)
+    return sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=4, warmup=5, chains=2, progress=False, seed=seed),
+    )
 
 
 def test_draws_repeat_with_a_seed_and_leave_the_generators():
@@ -174,11 +194,13 @@ def test_progress_counts_all_iterations():
     sample_nuts(
         BayesianPPCA.like(x, 1),
         x,
-        num_samples=3,
-        warmup=4,
-        chains=2,
-        seed=0,
-        progress=lambda step, value: steps.append((step, value)),
+        settings=ChainSettings(
+            num_samples=3,
+            warmup=4,
+            chains=2,
+            seed=0,
+            progress=lambda step, value: steps.append((step, value)),
+        ),
     )
     assert [step for step, _ in steps] == list(range(1, 15))
     assert all(math.isfinite(value) for _, value in steps)
@@ -188,7 +210,42 @@ def test_the_model_is_left_as_it_is():
     x = table()
     model = BayesianPPCA.like(x.float(), 2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    samples = sample_nuts(model, x, num_samples=4, warmup=4, chains=1, seed=0, progress=False)
+    samples = sample_nuts(
+        model, x, settings=ChainSettings(num_samples=4, warmup=4, chains=1, seed=0, progress=False)
+    )
     assert samples.model is model
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) and value.dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prior", "noise", "latent_dim", "missing"),
+    [
+        ("normal", "isotropic", 2, 0.0),
+        ("normal", "diagonal", 1, 0.1),  # with K = 2 both mix slowly here
+        ("ard", "isotropic", 2, 0.1),
+        ("ard", "diagonal", 1, 0.0),
+    ],
+)
+def test_nuts_and_gibbs_agree(prior, noise, latent_dim, missing):
+    x = table(60, 6, missing)
+    model = BayesianPPCA.like(x, latent_dim, prior=prior, noise=noise)
+    nuts = sample_nuts(
+        model,
+        x,
+        settings=ChainSettings(num_samples=400, warmup=400, chains=2, seed=0, progress=False),
+    )
+    gibbs = sample_gibbs(
+        model,
+        x,
+        settings=ChainSettings(num_samples=4000, warmup=1000, chains=4, seed=1, progress=False),
+    )
+    assert nuts.divergences == 0
+    for name in ("covariance", "noise_scale", "loc", "subspace"):
+        first, second = nuts.invariants()[name], gibbs.invariants()[name]
+        centre = second.mean((0, 1))
+        for values in ((first, second), ((first - centre) ** 2, (second - centre) ** 2)):
+            (mean, error), (other, other_error) = map(mean_and_error, values)
+            z = (mean - other) / torch.hypot(error, other_error)
+            assert z.abs().max() < 4.5, name

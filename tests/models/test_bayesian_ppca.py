@@ -100,7 +100,7 @@ def test_the_priors_are_the_ones_that_are_documented(prior, noise):
     mean, sd, relevance = x.mean(0), x.std(0), np.ones(K)
     if prior == "ard":
         relevance = sites["relevance"]
-        expected = stats.gamma.logpdf(relevance, 1.0, scale=10.0).sum()
+        expected = stats.gamma.logpdf(relevance, 0.5, scale=1000.0).sum()
         assert abs(float(trace.nodes["relevance"]["log_prob"].sum()) - expected) < 1e-6
     scale = sd[:, None] / np.sqrt(relevance)
     assert abs(log_prob["loadings"] - stats.norm.logpdf(sites["loadings"], 0, scale).sum()) < 1e-8
@@ -330,7 +330,7 @@ def test_the_representation_shows_the_priors():
     text = repr(like(data(), prior="ard"))
     assert text.startswith('BayesianPPCA(data_dim=4, latent_dim=2, noise="isotropic"')
     assert "loadings ~ Normal(loc=[0, 0, 0, ...], scale=[" in text
-    assert "relevance ~ Gamma(concentration=1, rate=0.1)" in text
+    assert "relevance ~ Gamma(concentration=0.5, rate=0.001)" in text
     assert "noise_scale ~ InverseGammaScale(concentration=1, rate=" in text
     assert max(map(len, text.splitlines())) < 120
 

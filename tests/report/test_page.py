@@ -13,7 +13,7 @@ import torch
 import lineages
 from lineage_rows import EXACT, NEURAL, RESTRICTED, SVI, lineage
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result
-from ppl_vae.lineage.metrics import MeanEstimate
+from ppl_vae.lineage.estimates import MeanEstimate
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.archive import read_results, write_report, write_results
 from ppl_vae.report.figures import report_figures
@@ -191,9 +191,7 @@ def test_unreliable_estimates_and_few_rows_are_reported():
     sentences = verdict_of(rows, num_rows=6)
     assert "at least" in sentences[0] and "50 % reliable" in sentences[0]
     assert sentences[1].startswith("Held-out log p of vae is only a lower bound: fewer")
-    assert sentences[2] == (
-        "There are only 6 held-out rows: standard errors over them are imprecise."
-    )
+    assert sentences[2] == "Standard errors are over 6 held-out rows only, and imprecise."
 
 
 def test_a_lower_bound_below_ppca_is_not_significant_and_few_rows_are_less_so():

@@ -141,7 +141,7 @@ def _check_no_constants(**given: Any) -> None:
         if value is not None:
             raise ValueError(
                 f"{name} depends on the global latent variables, which are random here; leave it "
-                "out, or fix them: model, guide = condition_on_globals(model, guide, x)"
+                "out, or fix them: ppl_vae.core.condition_on_globals(model, guide, x)"
             )
 
 

@@ -92,7 +92,8 @@ class LogLikelihood(DatumEstimates):
         value, standard_error, ess, k_hat, reliable: as in :class:`DatumEstimates`.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``, ``"prior"`` or ``"annealed"``; ``"exact"`` if the values were
-            not estimated.
+            not estimated; ``"posterior predictive"`` if the exact density was averaged over draws
+            of the parameters.
         refine: optimization steps of each datum's own q before the draws were made from it.
         execution: whether the estimate was computed eagerly or captured, and why.
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, C)
@@ -142,6 +143,11 @@ class LogLikelihood(DatumEstimates):
         return replace(self, value=self.value + nats, curve=curve)
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether the values are means of importance weights, which can be unreliable."""
+        return self.method in ("importance", "prior", "annealed")
+
+    @property
     def convergence(self) -> tuple[tuple[int, float], ...]:
         """Pairs of a number of draws and the mean estimate from them; empty without a curve."""
         if self.curve is None:
@@ -189,6 +195,8 @@ class LogLikelihood(DatumEstimates):
     def _settings(self) -> str:
         if self.method == "exact":
             return "a closed form"
+        if not self.is_weighted:
+            return f"{self.method}, {counted(self.num_samples, 'draw')} of the parameters"
         drawn = counted(self.num_samples, "chain" if self.method == "annealed" else "draw")
         return f"{self.method}, {drawn}, refine={self.refine}"
 

@@ -130,7 +130,7 @@ def impute(
                 raise ValueError(
                     "joint draws of missing values need a model without global latent variables; "
                     "use draws=0 for means and standard deviations, or fix them at a draw of the "
-                    "guide: model, guide = condition_on_globals(model, guide, x)"
+                    "guide: ppl_vae.core.condition_on_globals(model, guide, x)"
                 )
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))

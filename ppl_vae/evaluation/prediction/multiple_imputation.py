@@ -85,7 +85,7 @@ def impute_from_posterior(
             f"posterior; it has {x.shape[1]}"
         )
     observed = observed_mask(x, mask)
-    used = _evenly_spaced(parameters, min(num_samples, available))
+    used = evenly_spaced(parameters, min(num_samples, available))
     result = _unchanged(given, draws, levels, len(used.loc))
     if observed is None:
         return result
@@ -95,7 +95,7 @@ def impute_from_posterior(
             block = RowBlock.of(x[rows], observed[rows], x.device)
             _write_moments(result, rows, block, used, levels)
             if result.draws is not None:
-                drawn = _draw_rows(block, _evenly_spaced(parameters, draws))
+                drawn = _draw_rows(block, evenly_spaced(parameters, draws))
                 result.draws[:, rows] = _where_missing(block, result.draws[:, rows], drawn)
     return result
 
@@ -121,10 +121,12 @@ def _unchanged(
     )
 
 
-def _evenly_spaced(parameters: Parameters, number: int) -> Parameters:
-    loadings, loc, noise_scale, _ = parameters
+def evenly_spaced(parameters: Parameters, number: int) -> Parameters:
+    """This number of the draws of parameters, evenly spaced along all of them."""
+    loadings, loc, noise_scale, relevance = parameters
     places = (torch.arange(number, device=loc.device) * len(loc)) // max(number, 1)
-    return Parameters(loadings[places], loc[places], noise_scale[places], None)
+    chosen = None if relevance is None else relevance[places]
+    return Parameters(loadings[places], loc[places], noise_scale[places], chosen)
 
 
 class _Given(NamedTuple):

@@ -98,7 +98,8 @@ class Diagnostics(Result):
         if r_hat >= MAX_R_HAT:
             return (
                 f"NOT reliable: R-hat of {self.worst[which]} is {r_hat:.3f}, where {MAX_R_HAT} is "
-                "the limit: the chains have not mixed; increase warmup and num_samples"
+                "the limit: the chains have not mixed; increase warmup and num_samples, or use "
+                "another sampler"
             )
         if divergences:
             return (

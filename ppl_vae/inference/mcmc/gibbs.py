@@ -26,11 +26,12 @@ from ppl_vae.inference.mcmc.gibbs_codes import (
     moments,
     squared_residuals,
 )
-from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, translate_codes
+from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
 from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, statistics_for
-from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.svi.progress import progress_bar
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
 from ppl_vae.models.table_statistics import TableStatistics
@@ -63,6 +64,8 @@ class GibbsSampler:
             loadings, codes, accepted = expand_codes(
                 self.statistics, self.priors, parameters.loadings, codes
             )
+            if self.priors.relevance is not None:
+                loadings, codes = rotate_codes(self.priors, loadings, codes)
             parameters = parameters._replace(loadings=loadings, loc=loc)
         parameters = self._draw_scales(parameters, codes)
         return self._draw_loadings(parameters, codes), accepted
@@ -96,28 +99,23 @@ def sample_gibbs(
     model: BayesianPPCA,
     x: RowSource,
     mask: ArrayLike | None = None,
+    settings: ChainSettings = DEFAULT_SETTINGS,
     *,
-    num_samples: int = 1000,
-    warmup: int = 1000,
-    chains: int = 4,
-    seed: int | None = None,
     expand: bool = True,
-    progress: bool | str | ProgressCallback = "auto",
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance under conjugate priors.
+
+    With diagonal noise chains mix slowly where the data hardly distinguish the noise of a column
+    from a factor of its own; the verdict on the draws says so, and NUTS is the alternative.
 
     Args:
         model: with conjugate priors.
         x: a matrix, a memory map, or an iterable of blocks of rows, read once if it is complete;
             NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of each chain, S.
-        warmup: sweeps of each chain before these.
-        chains: the number of chains, which start at different points.
-        seed: seed of the draws.
+        settings: of the chains; an iteration is a sweep over the parameters.
         expand: whether to move along transformations of the latent space, which makes successive
             draws less dependent.
-        progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
 
     Raises:
         ValueError: if a prior is not conjugate; if x has another width than the model, or a column
@@ -131,9 +129,9 @@ def sample_gibbs(
     priors = ConjugatePriors.of(model)
     statistics = statistics_for(model, x, mask)
     sampler = GibbsSampler(statistics, priors, expand and statistics.num_data > model.latent_dim)
-    with torch.no_grad(), threads(1), seeded(seed):
-        parameters = overdispersed_start(model, statistics.columns, chains)
-        draws, acceptance = _run(sampler, parameters, warmup, num_samples, progress)
+    with torch.no_grad(), threads(1), seeded(settings.seed):
+        parameters = overdispersed_start(model, statistics.columns, settings.chains)
+        draws, acceptance = _run(sampler, parameters, settings)
     return PosteriorSamples(
         draws=draws,
         sampler="Gibbs",
@@ -148,14 +146,12 @@ def sample_gibbs(
 def _run(
     sampler: GibbsSampler,
     parameters: Parameters,
-    warmup: int,
-    num_samples: int,
-    progress: bool | str | ProgressCallback,
+    settings: ChainSettings,
 ) -> tuple[dict[str, Tensor], float]:
     # The kept draws by site, (chains, S, ...), and the mean acceptance probability.
     draws: dict[str, Tensor] = {}
-    accepted = 0.0
-    with progress_bar(warmup + num_samples, progress, "Gibbs") as report:
+    accepted, warmup, num_samples = 0.0, settings.warmup, settings.num_samples
+    with progress_bar(warmup + num_samples, settings.progress, "Gibbs") as report:
         for number in range(-warmup, num_samples):
             parameters, moved = sampler.sweep(parameters)
             if number % REPORT_EVERY == 0:

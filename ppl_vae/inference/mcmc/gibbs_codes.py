@@ -28,6 +28,11 @@ class Codes(NamedTuple):
         """The sum of z z' over all rows."""
         return self.rows.mT @ self.rows + self.spread.sum(-3)
 
+    def transform(self, g: Float[Tensor, "C K K"]) -> "Codes":
+        """The codes g z."""
+        spread = g.unsqueeze(1) @ self.spread @ g.mT.unsqueeze(1)
+        return Codes(self.rows @ g.mT, spread)
+
 
 def draw_codes(statistics: TableStatistics, parameters: Parameters) -> Codes:
     """z of each transformed row given the parameters."""

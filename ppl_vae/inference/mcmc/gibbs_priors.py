@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.inference.mcmc.wishart import standard_gamma
@@ -77,6 +77,19 @@ class ConjugatePriors:
             return -squares.sum(-1)
         concentration, rate = self.relevance
         return -((concentration + loadings.shape[-2] / 2) * (rate + squares).log()).sum(-1)
+
+    def gram(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K K"]:
+        """W' diag(1 / s^2) W."""
+        return loadings.mT @ (loadings * self.loadings_strength)
+
+    def log_column(
+        self, squares: Float[Tensor, "C L P"], columns: Int[Tensor, " L"], data_dim: int
+    ) -> Float[Tensor, "C L P"]:
+        """log p of columns of W under the ARD prior up to a constant, given the diagonal elements
+        of :meth:`gram`."""
+        assert self.relevance is not None
+        concentration, rate = (part[columns, None] for part in self.relevance)
+        return -(concentration + data_dim / 2) * (rate + squares / 2).log()
 
     def _half_squares(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"]:
         return (loadings.square() * self.loadings_strength).sum(-2) / 2

@@ -33,9 +33,10 @@ class DensityGradient:
     """The value and the gradient of a log density, captured as a graph of tensor operations.
 
     Args:
-        log_density: a pure function.
+        log_density: a function whose operations do not depend on values.
         position: a position of the shape and dtype to evaluate it at.
-        compiled: whether to compile the graph; without a compiler the graph itself is run.
+        compiled: whether to compile the graph. Without a compiler the graph itself is run, and a
+            function that cannot be captured is run as it is.
     """
 
     def __init__(
@@ -46,11 +47,15 @@ class DensityGradient:
 
         position = position.clone()  # a tensor that the density holds would be its argument
         value_and_gradient(log_density, position)  # an error of the density is its own
-        self._function = CompiledFunction(capture, compiled=compiled)
-        try:
-            self._function(position)
-        except CaptureError:
-            self._function = CompiledFunction(capture, compiled=False)
+        self._function: DensityAndGradient = lambda p: value_and_gradient(log_density, p)
+        for mode in (True, False) if compiled else (False,):
+            function = CompiledFunction(capture, compiled=mode)
+            try:
+                function(position)
+            except CaptureError:
+                continue
+            self._function = function
+            break
 
     def __call__(self, position: Float[Tensor, " P"]) -> tuple[Tensor, Float[Tensor, " P"]]:
         """log p and its gradient at a position."""

@@ -27,8 +27,11 @@ class IntegratedPosterior:
 
     * ``trapezoid``: the coordinates of L in W = diag(s) L Q', see :class:`TrapezoidalLoadings`;
     * ``rotation``: a K x K matrix with independent standard normal elements, whose orthogonal
-      factor is Q, unless the prior is invariant under rotations. The likelihood does not depend
+      factor is Q', unless the prior is invariant under rotations. The likelihood does not depend
       on it. If the prior is invariant, neither does the posterior, and Q is drawn afterwards;
+    * ``loadings``: the elements of diag(s)^-1 W in place of these two blocks, if the prior of W
+      changes with the signs of its columns. (The density would jump where the determinant of
+      ``rotation`` is zero and the sign of a column changes);
     * ``loc``: mu in standard deviations of the columns from their means;
     * ``log_noise``: log sigma;
     * ``log_relevance``: under ARD, unless the prior of the relevance is a gamma distribution. Then
@@ -49,11 +52,13 @@ class IntegratedPosterior:
             model.loadings_prior.is_normal_about_zero()
             and model.loadings_prior.is_constant_in_rows()
         )
+        self.is_raw = not (model.prior == "ard" or _is_symmetric(model.loadings_prior))
         loadings, noise_scale = self._start()
         self.trapezoid = TrapezoidalLoadings.pivoted(loadings, self._loadings_scale())
         self.sizes = {
-            "trapezoid": self.trapezoid.num_coordinates,
-            "rotation": 0 if self.is_invariant else model.latent_dim**2,
+            "trapezoid": 0 if self.is_raw else self.trapezoid.num_coordinates,
+            "rotation": 0 if self.is_invariant or self.is_raw else model.latent_dim**2,
+            "loadings": model.data_dim * model.latent_dim if self.is_raw else 0,
             "loc": model.data_dim,
             "log_noise": noise_scale.numel(),
             "log_relevance": model.latent_dim if self._samples_relevance else 0,
@@ -110,6 +115,10 @@ class IntegratedPosterior:
 
     def _loadings(self, blocks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         # W, up to a rotation if the prior is invariant, and the log prior of its coordinates.
+        if self.is_raw:
+            loadings = self._raw(blocks)
+            log_volume = self.model.latent_dim * self.scale.log().sum()
+            return loadings, log_volume + self._log_loadings_prior(loadings, blocks)
         loadings = self.trapezoid.loadings(blocks["trapezoid"])
         if self.is_invariant:
             return loadings, self.trapezoid.log_prior(blocks["trapezoid"])
@@ -118,6 +127,9 @@ class IntegratedPosterior:
         log_normal = -normal.square().sum(-1) / 2 - normal.shape[-1] * math.log(2 * math.pi) / 2
         log_volume = self.trapezoid.log_volume(blocks["trapezoid"]) + log_normal
         return loadings, log_volume + self._log_loadings_prior(loadings, blocks)
+
+    def _raw(self, blocks: dict[str, Tensor]) -> Tensor:
+        return self.scale.unsqueeze(-1) * blocks["loadings"].unflatten(-1, self._shape)
 
     def _square(self, values: Tensor) -> Tensor:
         return values.unflatten(-1, (self.model.latent_dim, self.model.latent_dim))
@@ -146,12 +158,8 @@ class IntegratedPosterior:
     @torch.no_grad()
     def parameters(self, position: Float[Tensor, "*S P"]) -> Parameters:
         """The parameters at positions; Q and the relevance are drawn where they are not in it."""
-        blocks, batch = self.blocks(position), position.shape[:-1]
-        normal = blocks["rotation"]
-        if self.is_invariant:
-            normal = torch.randn(*batch, self.model.latent_dim**2).to(position)
-        loadings = self.trapezoid.loadings(blocks["trapezoid"])
-        loadings = loadings @ orthogonal(self._square(normal))
+        blocks = self.blocks(position)
+        loadings = self._raw(blocks) if self.is_raw else self._rotated(blocks)
         relevance, prior = None, self.model.relevance_prior
         if self._samples_relevance:
             relevance = blocks["log_relevance"].exp()
@@ -161,10 +169,19 @@ class IntegratedPosterior:
             relevance = dist.Gamma(shape, prior.get_buffer("rate") + half_squares).sample()
         return Parameters(loadings, self._loc(blocks), self._noise_scale(blocks), relevance)
 
+    def _rotated(self, blocks: dict[str, Tensor]) -> Tensor:
+        normal = blocks["rotation"]
+        if self.is_invariant:
+            normal = torch.randn(*normal.shape[:-1], self.model.latent_dim**2).to(normal)
+        loadings = self.trapezoid.loadings(blocks["trapezoid"])
+        return loadings @ orthogonal(self._square(normal))
+
     def _position(self, loadings: Tensor, noise_scale: Tensor) -> Float[Tensor, " P"]:
-        # A start; Q is such that W is the loadings given.
-        parts = [self.trapezoid.coordinates(loadings)]
-        if not self.is_invariant:
+        if self.is_raw:
+            parts = [(loadings / self.scale.unsqueeze(-1)).flatten()]
+        else:
+            parts = [self.trapezoid.coordinates(loadings)]
+        if self.sizes["rotation"]:
             parts.append(torch.eye(self.model.latent_dim).to(loadings).flatten())
         parts += [torch.zeros_like(self.scale), noise_scale.log().reshape(-1)]
         if self._samples_relevance:
@@ -191,6 +208,13 @@ class IntegratedPosterior:
         loadings[:, :used] = unit[:, None] * axes[:, :used] * strength
         scale = noise.sqrt() * unit
         return loadings, scale[0] if isotropic else scale
+
+
+def _is_symmetric(prior: ParameterPrior) -> bool:
+    # Whether the density of W does not change with the sign of a column.
+    if prior.family not in (dist.Normal, dist.Laplace, dist.StudentT, dist.Cauchy):
+        return False
+    return not bool(prior.get_buffer("loc").any())
 
 
 def _log_ard(prior: ParameterPrior, scaled: Float[Tensor, "*S D K"]) -> Float[Tensor, "*S"]:

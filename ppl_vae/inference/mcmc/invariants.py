@@ -15,6 +15,7 @@ from ppl_vae.models.bayesian_ppca import Parameters
 
 MIN_ALIGNMENT = 0.9
 """A canonical column is identified if the mean of its unit vectors is at least this long."""
+PROCRUSTES_ITERATIONS = 10
 
 
 class CanonicalLoadings(NamedTuple):
@@ -62,3 +63,25 @@ def canonical_loadings(parameters: Parameters) -> CanonicalLoadings:
     chosen = (alignment >= MIN_ALIGNMENT).nonzero().flatten()
     loadings = (scale * axes * values.unsqueeze(-2))[..., chosen]
     return CanonicalLoadings(loadings, tuple(chosen.tolist()))
+
+
+def mean_parameters(parameters: Parameters) -> Parameters:
+    """The mean of the draws (S, ...), that of W up to a rotation.
+
+    The mean of W over draws that are rotated against each other has no meaning. Each draw is
+    rotated to the mean of all, in turn (orthogonal Procrustes), which starts as the best
+    approximation of rank K to the mean of W W'. Relevances, which belong to the columns of a draw,
+    are left out.
+
+    References:
+        Assmann, Boysen-Hogrefe, Pape: Bayesian analysis of static and dynamic factor models: an
+        ex-post approach towards the rotation problem (2016).
+    """
+    loadings = parameters.loadings
+    values, vectors = torch.linalg.eigh((loadings @ loadings.mT).mean(0))
+    leading = slice(-loadings.shape[-1], None)
+    mean = vectors[:, leading] * values[leading].clamp(min=0).sqrt()
+    for _ in range(PROCRUSTES_ITERATIONS):
+        left, _, right = torch.linalg.svd(loadings.mT @ mean)
+        mean = (loadings @ (left @ right)).mean(0)
+    return Parameters(mean, parameters.loc.mean(0), parameters.noise_scale.mean(0), None)

@@ -9,18 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.state import seeded, threads
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.validation import ArrayLike, check_option
 from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.inference.mcmc.external_nuts import NAMES, RUNNERS
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,
     DensityAndGradient,
     DensityGradient,
-    run_chains,
 )
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
 from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
-from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.svi.progress import progress_bar
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 
 MAX_MODE_ITERATIONS = 500
@@ -103,12 +104,9 @@ def sample_nuts(
     model: BayesianPPCA,
     x: RowSource,
     mask: ArrayLike | None = None,
+    settings: ChainSettings = DEFAULT_SETTINGS,
     *,
-    num_samples: int = 1000,
-    warmup: int = 1000,
-    chains: int = 4,
-    seed: int | None = None,
-    progress: bool | str | ProgressCallback = "auto",
+    sampler: str = "nuts",
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance by NUTS, for any priors.
 
@@ -121,11 +119,8 @@ def sample_nuts(
         model: the model, with conjugate priors or others.
         x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of each chain, S.
-        warmup: iterations of each chain before these, which adapt the sampler.
-        chains: the number of chains, which start at different points.
-        seed: seed of the draws.
-        progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
+        settings: of the chains.
+        sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
 
     Raises:
         ValueError: if x has another width than the model, or a column with nothing observed; if
@@ -136,28 +131,32 @@ def sample_nuts(
         Leung, Drton: Order-invariant prior specification in Bayesian factor analysis (2016).
     """
     started = time.perf_counter()
-    for name, number in {"num_samples": num_samples, "warmup": warmup, "chains": chains}.items():
-        check_int(name, number)
+    check_option("sampler", sampler, RUNNERS)
     statistics = statistics_for(model, x, mask)
-    total = chains * (warmup + num_samples)
-    with seeded(seed), threads(1), progress_bar(total, progress, "NUTS") as report:
+    with (
+        seeded(settings.seed),
+        threads(1),
+        progress_bar(settings.total, settings.progress, "NUTS") as report,
+    ):
         posterior = IntegratedPosterior(model, statistics)
         density = DensityGradient(
-            posterior.log_density, posterior.start, compiled=total >= MIN_COMPILED_ITERATIONS
+            posterior.log_density,
+            posterior.start,
+            compiled=settings.total >= MIN_COMPILED_ITERATIONS,
         )
         whitened = Whitened.around_mode(posterior, density)
-        found = run_chains(
+        found = RUNNERS[sampler](
             whitened,
-            whitened.starts(chains),
-            num_samples=num_samples,
-            warmup=warmup,
+            whitened.starts(settings.chains),
+            num_samples=settings.num_samples,
+            warmup=settings.warmup,
             progress=lambda step, value: report(step, value / statistics.num_data),
         )
         parameters = posterior.parameters(whitened.position(found.positions))
     draws = {k: v for k, v in parameters._asdict().items() if v is not None}
     return PosteriorSamples(
         draws=draws,
-        sampler="NUTS on the integrated likelihood",
+        sampler=f"{NAMES[sampler]} on the integrated likelihood",
         seconds=time.perf_counter() - started,
         num_data=statistics.num_data,
         divergences=found.divergences,

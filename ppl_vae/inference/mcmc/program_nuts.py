@@ -12,20 +12,23 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from ppl_vae.core.program import ProgramLike, as_data_and_mask, check_support, filter_kwargs
+from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import eval_mode, isolated_store, seeded, validation
 from ppl_vae.core.traces import sites
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.validation import ArrayLike, check_option
+from ppl_vae.inference.mcmc.external_nuts import NAMES, RUNNERS
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,
     DensityAndGradient,
     DensityGradient,
     LogDensity,
-    run_chains,
     value_and_gradient,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
-from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
+from ppl_vae.inference.svi.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class ProgramPosterior:
     def _by_site(self, position: Float[Tensor, "*S P"]) -> dict[str, Tensor]:
         parts = position.split([shape.numel() for shape in self.shapes.values()], -1)
         pairs = zip(self.shapes.items(), parts, strict=True)
-        return {name: part.reshape(*part.shape[:-1], *shape) for (name, shape), part in pairs}
+        return {name: part.reshape(part.shape[:-1] + shape) for (name, shape), part in pairs}
 
     def log_density(self, position: Float[Tensor, " P"]) -> Float[Tensor, ""]:
         """log p(x, latent sites) as a density of the position, in nats."""
@@ -107,12 +110,9 @@ def sample_program(
     model: ProgramLike,
     x: ArrayLike,
     mask: ArrayLike | None = None,
+    settings: ChainSettings = DEFAULT_SETTINGS,
     *,
-    num_samples: int = 1000,
-    warmup: int = 1000,
-    chains: int = 4,
-    seed: int | None = None,
-    progress: bool | str | ProgressCallback = "auto",
+    sampler: str = "nuts",
 ) -> PosteriorSamples:
     """Draws of all latent sites of a program given x by NUTS, those in the plate over data too.
 
@@ -120,46 +120,48 @@ def sample_program(
         model: a program with continuous latent sites; it needs no guide.
         x: the data, all of them; NaN marks a missing value.
         mask: True where observed.
-        num_samples: draws of each chain, S.
-        warmup: iterations of each chain before these, which adapt the sampler.
-        chains: the number of chains, which start at different points.
-        seed: seed of the draws.
-        progress: as in :func:`ppl_vae.inference.svi.fit.fit_svi`.
+        settings: of the chains.
+        sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
 
     Raises:
         ValueError: if the model has discrete latent sites, or none at all; as
             :func:`~ppl_vae.core.program.as_data_and_mask`.
     """
     started = time.perf_counter()
+    check_option("sampler", sampler, RUNNERS)
     data, observed = as_data_and_mask(x, mask, model=model)
     check_support(model, data, observed)
     keywords = filter_kwargs(model, {"mask": observed})
-    total = chains * (warmup + num_samples)
     with ExitStack() as stack:
-        for context in (poutine.block(), isolated_store(), eval_mode(model), seeded(seed)):
+        for context in (
+            poutine.block(),
+            isolated_store(),
+            eval_mode(model),
+            seeded(settings.seed),
+        ):
             stack.enter_context(context)
-        report = stack.enter_context(progress_bar(total, progress, "NUTS"))
-        posterior = ProgramPosterior.of(model, data, keywords, chains)
-        found = run_chains(
+        report = stack.enter_context(progress_bar(settings.total, settings.progress, "NUTS"))
+        posterior = ProgramPosterior.of(model, data, keywords, settings.chains)
+        found = RUNNERS[sampler](
             _density(
                 posterior.log_density,
                 posterior.starts,
-                compiled=total >= MIN_COMPILED_ITERATIONS,
+                compiled=settings.total >= MIN_COMPILED_ITERATIONS,
             ),
             posterior.starts,
-            num_samples=num_samples,
-            warmup=warmup,
+            num_samples=settings.num_samples,
+            warmup=settings.warmup,
             progress=lambda step, value: report(step, value / len(data)),
         )
         values = posterior.values(found.positions)
-    number = posterior.starts.shape[1]
+    note = f"sampled are all latent sites of the model: {', '.join(values)}"
     return PosteriorSamples(
         draws={name: value.double() for name, value in values.items()},
-        sampler="NUTS",
+        sampler=NAMES[sampler],
         seconds=time.perf_counter() - started,
         num_data=len(data),
         divergences=found.divergences,
         acceptance=found.acceptance,
-        notes=(f"NUTS sampled all latent sites: {', '.join(values)} ({number} coordinates)",),
+        notes=(note,),
         model=model,
     )

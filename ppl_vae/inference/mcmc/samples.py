@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.results import UNSAVED, Result
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.state import seeded
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
 from ppl_vae.inference.mcmc.convergence import MAX_ELEMENTS, Diagnostics, diagnose
 from ppl_vae.inference.mcmc.invariants import canonical_loadings, covariance, subspace
@@ -183,7 +184,14 @@ class PosteriorSamples(Result):
         step = check_int("n", n)
         return replace(self, draws={k: v[:, ::step] for k, v in self.draws.items()})
 
-    def to_arviz(self, x: RowSource | None = None, mask: ArrayLike | None = None) -> ArvizData:
+    def to_arviz(
+        self,
+        x: RowSource | None = None,
+        mask: ArrayLike | None = None,
+        *,
+        predictive: bool = False,
+        seed: int | None = None,
+    ) -> ArvizData:
         """The draws for ArviZ, with the pointwise marginal log-likelihood if x is given.
 
         Of probabilistic PCA the posterior has the canonical loadings too, since the draws of
@@ -192,6 +200,13 @@ class PosteriorSamples(Result):
         Args:
             x: the data of the fit, for ``arviz.loo``; NaN marks a missing value.
             mask: True where observed.
+            predictive: whether to add the groups ``posterior_predictive``, a data set like x for
+                each draw (S x N x D values; see :meth:`thin`), and ``observed_data``, for
+                ``arviz.plot_ppc``. It needs x, as a matrix.
+            seed: seed of the predictive draws.
+
+        Raises:
+            ValueError: if ``predictive`` is True and x is not given.
         """
         import xarray as xr
 
@@ -202,8 +217,31 @@ class PosteriorSamples(Result):
         if x is not None:
             log_p = self.log_likelihood(x, mask).numpy()
             groups["log_likelihood"] = {"x": xr.Variable(("chain", "draw", "datum"), log_p)}
+        if predictive:
+            groups |= self._predictive_groups(x, seed)
         datasets = {name: _dataset(variables) for name, variables in groups.items()}
         return as_installed(xr.DataTree.from_dict(datasets))
+
+    def _predictive_groups(self, x: RowSource | None, seed: int | None) -> dict[str, Any]:
+        # A data set for each draw, and the data: variables by group.
+        if x is None:
+            raise ValueError("predictive=True needs x, whose number of rows is drawn; give x")
+        import xarray as xr
+
+        data = as_matrix(x).double().cpu()
+        parameters = self._by_chain("predictive=True")
+        loadings, loc = parameters.loadings, parameters.loc.unsqueeze(-2)
+        scale = parameters.column_scale.unsqueeze(-2)
+        shape = (self.num_chains, self.num_samples, len(data))
+        with seeded(seed):
+            z = torch.randn(*shape, loadings.shape[-1]).to(loadings)
+            noise = torch.randn(*shape, loc.shape[-1]).to(loadings)
+        drawn = z @ loadings.mT + loc + scale * noise
+        dims = ("chain", "draw", "datum", "column")
+        return {
+            "posterior_predictive": {"x": xr.Variable(dims, drawn.cpu().numpy())},
+            "observed_data": {"x": xr.Variable(dims[2:], data.numpy())},
+        }
 
     @property
     def _is_ppca(self) -> bool:

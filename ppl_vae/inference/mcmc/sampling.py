@@ -8,7 +8,9 @@ from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.nuts import sample_nuts
+from ppl_vae.inference.mcmc.program_nuts import sample_program
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 
@@ -53,34 +55,16 @@ def sample_posterior(
             ``BayesianPPCA`` with conjugate priors; as the samplers.
     """
     check_int("num_samples", num_samples, 4)
-    check_int("warmup", warmup, 0)
-    check_int("chains", chains)
+    settings = ChainSettings(num_samples, warmup, chains, seed, progress)
     ppca = _ppca(model)
     chosen, reason = _choose(check_option("sampler", sampler, SAMPLERS), model, ppca)
     if chosen == "gibbs":
         assert ppca is not None
-        return sample_gibbs(
-            ppca,
-            x,
-            mask,
-            num_samples=num_samples,
-            warmup=warmup,
-            chains=chains,
-            seed=seed,
-            progress=progress,
-        )
-    if ppca is None or chosen == "nutpie":
-        raise NotImplementedError(chosen)
-    samples = sample_nuts(
-        ppca,
-        x,
-        mask,
-        num_samples=num_samples,
-        warmup=warmup,
-        chains=chains,
-        seed=seed,
-        progress=progress,
-    )
+        return sample_gibbs(ppca, x, mask, settings)
+    if ppca is None:
+        samples = sample_program(model, x, mask, settings, sampler=chosen)
+    else:
+        samples = sample_nuts(ppca, x, mask, settings, sampler=chosen)
     return replace(samples, notes=(*samples.notes, *reason))
 
 

@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.validation import check_int
-
 
 @dataclass(frozen=True)
 class TrapezoidalLoadings:
@@ -29,12 +27,12 @@ class TrapezoidalLoadings:
     Hence the order of the rows can be chosen from data without a change of the prior.
 
     The coordinates are the elements below the diagonal, row by row, and the logarithms of the
-    elements on the diagonal. If K > D, L has D columns that are not zero.
+    elements on the diagonal.
 
     Attributes:
         order: the rows of W in the order of the rows of L, those of the pivots first, (D,).
         scale: s, (D,).
-        latent_dim: K.
+        latent_dim: K, at most D.
 
     References:
         Leung, Drton: Order-invariant prior specification in Bayesian factor analysis (2016).
@@ -43,9 +41,6 @@ class TrapezoidalLoadings:
     order: Int[Tensor, " D"]
     scale: Float[Tensor, " D"]
     latent_dim: int
-
-    def __post_init__(self) -> None:
-        check_int("latent_dim", self.latent_dim)
 
     @classmethod
     def pivoted(cls, loadings: Float[Tensor, "D K"], scale: Float[Tensor, " D"]) -> Self:
@@ -57,17 +52,13 @@ class TrapezoidalLoadings:
         from scipy.linalg import qr
 
         scaled = (loadings / scale.unsqueeze(-1)).detach().cpu().numpy()
-        found: Any = qr(scaled.T, pivoting=True, mode="economic")
-        return cls(torch.from_numpy(found[2].astype(np.int64)), scale, loadings.shape[1])
+        factors: Any = qr(scaled.T, pivoting=True, mode="economic")
+        return cls(torch.from_numpy(factors[2].astype(np.int64)), scale, loadings.shape[1])
 
     @property
     def num_coordinates(self) -> int:
         """The number of coordinates."""
-        return len(self._below[0]) + self._num_pivots
-
-    @property
-    def _num_pivots(self) -> int:
-        return min(len(self.scale), self.latent_dim)
+        return len(self._below[0]) + self.latent_dim
 
     @cached_property
     def _below(self) -> tuple[Tensor, Tensor]:
@@ -77,13 +68,17 @@ class TrapezoidalLoadings:
 
     @cached_property
     def _freedom(self) -> Tensor:
-        return self.latent_dim - torch.arange(self._num_pivots).to(self.scale)
+        return self.latent_dim - torch.arange(self.latent_dim).to(self.scale)
+
+    @property
+    def _log_chi_constant(self) -> Tensor:
+        return (self._freedom / 2 - 1) * math.log(2) + torch.lgamma(self._freedom / 2)
 
     def loadings(self, coordinates: Float[Tensor, "*S P"]) -> Float[Tensor, "*S D K"]:
         """diag(s) L with its rows in the order of W: loadings with Q the identity."""
         rows, columns = self._below
-        below, log_diagonal = coordinates.split([len(rows), self._num_pivots], -1)
-        pivots = torch.arange(self._num_pivots)
+        below, log_diagonal = coordinates.split([len(rows), self.latent_dim], -1)
+        pivots = torch.arange(self.latent_dim)
         places = torch.cat([rows, pivots]) * self.latent_dim + torch.cat([columns, pivots])
         values = torch.cat([below, log_diagonal.exp()], -1)
         size = len(self.scale) * self.latent_dim
@@ -108,25 +103,23 @@ class TrapezoidalLoadings:
         With t = log L_jj and nu = K - j, that of t is
         nu t - exp(2 t) / 2 - (nu / 2 - 1) log 2 - log Gamma(nu / 2).
         """
-        count, nu = len(self._below[0]), self._freedom
-        below, log_diagonal = coordinates.split([count, self._num_pivots], -1)
-        diagonal = nu * log_diagonal - (2 * log_diagonal).exp() / 2
-        constant = (nu / 2 - 1) * math.log(2) + torch.lgamma(nu / 2)
+        count = len(self._below[0])
+        below, log_diagonal = coordinates.split([count, self.latent_dim], -1)
+        diagonal = self._freedom * log_diagonal - (2 * log_diagonal).exp() / 2
         normal = -below.square().sum(-1) / 2 - count * math.log(2 * math.pi) / 2
-        return normal + (diagonal - constant).sum(-1)
+        return normal + (diagonal - self._log_chi_constant).sum(-1)
 
     def log_volume(self, coordinates: Float[Tensor, "*S P"]) -> Float[Tensor, "*S"]:
         """log of the density of (coordinates, Q), Q with its uniform distribution, relative to
         that of W: p(coordinates, Q) = p(W) exp(log_volume).
 
-        It is the ratio of both under W_dk ~ N(0, s_d^2), where it is known; it is the same for
-        every other density of W.
+        It is the same for every density of W, so it is the ratio of both under W_dk ~ N(0, s_d^2),
+        where the squares of L and of W / s cancel.
         """
-        squares = self.loadings(coordinates) / self.scale.unsqueeze(-1)
-        size = len(self.scale) * self.latent_dim
-        log_normal = -squares.square().sum((-2, -1)) / 2 - size * math.log(2 * math.pi) / 2
-        log_normal = log_normal - self.latent_dim * self.scale.log().sum()
-        return self.log_prior(coordinates) - log_normal
+        log_diagonal = coordinates[..., -self.latent_dim :]
+        above = len(self.scale) * self.latent_dim - len(self._below[0])
+        constant = above * math.log(2 * math.pi) / 2 + self.latent_dim * self.scale.log().sum()
+        return constant + (self._freedom * log_diagonal - self._log_chi_constant).sum(-1)
 
 
 def orthogonal(normal: Float[Tensor, "*S K K"]) -> Float[Tensor, "*S K K"]:

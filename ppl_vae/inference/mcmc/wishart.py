@@ -16,7 +16,9 @@ def bartlett_factor(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*
     T_ii^2 is chi-squared with freedom - i degrees of freedom, i = 0, ..., K - 1, and elements
     below the diagonal are standard normal (Bartlett 1933).
     """
-    degrees = freedom.unsqueeze(-1) - torch.arange(size).to(freedom)
+    degrees = freedom.unsqueeze(-1) - torch.arange(
+        size, dtype=freedom.dtype, device=freedom.device
+    )
     diagonal = (2 * standard_gamma(degrees / 2)).sqrt()
     below = torch.randn(*freedom.shape, size, size, dtype=freedom.dtype, device=freedom.device)
     return below.tril(-1) + torch.diag_embed(diagonal)

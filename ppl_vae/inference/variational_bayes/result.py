@@ -75,13 +75,7 @@ def guide_of(
     model: BayesianPPCA, posterior: ParameterPosterior, centre: Float[Tensor, " D"]
 ) -> VBPosterior:
     """A posterior relative to ``centre`` as a guide, in the dtype and on the device of a model."""
-    guide = VBPosterior(
-        model.data_dim,
-        model.latent_dim,
-        noise=model.noise,
-        prior=model.prior,
-        marginal=model.marginal,
-    ).to(next(model.loc_prior.buffers()))
+    guide = VBPosterior(model).to(next(model.loc_prior.buffers()))
     shift = torch.nn.functional.pad(centre[:, None], (posterior.mean.shape[1] - 1, 0))
     return guide.assign(
         row_mean=posterior.mean + shift,
