@@ -308,7 +308,7 @@ def test_gibbs_sampling_has_the_quantities_of_ppca():
 def test_gibbs_sampling_is_calibrated(num_data, latent_dim):
     model = informative(latent_dim)
     found = calibrate(
-        model.model, gibbs(model, 100), num_simulations=1000, num_data=num_data, seed=1
+        model.model, gibbs(model, 400), num_simulations=1000, num_data=num_data, seed=1
     )
     print(found)
     assert found.rejected == () and found.notes == ()
