@@ -170,7 +170,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "The contract of a pair, and results",
         {
             "Pairs and batches": ["pair", "batch"],
-            "The contract of a program": ["program", "traces", "validation"],
+            "The contract of a program": ["program", "introspection", "inputs", "traces", "validation"],
             "Automatic guides": ["autoguides"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
@@ -181,7 +181,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
 """For each sub-package its subject, and its modules under headings, in their order on the page."""
 
 ALSO = {
-    "ppl_vae.core.program": ["as_data_and_mask"],
+    "ppl_vae.core.inputs": ["as_data_and_mask"],
     "ppl_vae.core.results": ["Curve"],
     "ppl_vae.core.state": ["precision", "eval_mode"],
     "ppl_vae.core.traces": ["PairTraces", "check_pair"],

@@ -200,6 +200,11 @@ def _posterior(
         return None, ""
     if wanted is False:
         return None, "the uncertainty of the parameters is left out, as requested"
+    if wanted is None and ppca.undetermined is not None:
+        return None, (
+            "the uncertainty of the parameters is left out: the data do not determine some "
+            "covariances, whose posterior would be the prior (--parameter-uncertainty includes it)"
+        )
     if wanted is None and not parameters_matter(observed, number):
         return None, (
             f"the uncertainty of the parameters is left out: {counts}, at least "

@@ -199,7 +199,7 @@ def test_the_sign_depends_on_the_seed_and_no_standard_deviation_is_given(halves)
         missing = torch.from_numpy(np.isnan(halves))
         assert torch.equal(found.sd.isnan(), missing) and found.mean.isfinite().all()
         assert torch.equal(found.draws.isnan(), missing.expand(2, -1, -1))
-        assert "of 400 of these cells the standard deviation is not known" in repr(found)
+        assert "the standard deviation of 400 of these is not known" in repr(found)
         assert found.notes == (note,) and f"note: {note}" in repr(found)
     assert signs == {-1, 1}
 
@@ -247,7 +247,7 @@ def test_a_loaded_model_keeps_the_undetermined_pairs(halves, tmp_path):
 def test_masked_cross_validation_reports_undetermined_entries(halves):
     found = select_by_masked_cv(halves, latent_dims=[1], seed=0)
     assert found.log_density.isfinite().all()
-    assert "400 missing values, in 4 columns, depend on covariances" in str(found)
+    assert "400 of the missing values, in 4 columns, depend on" in str(found)
     assert "standard deviations take the fitted parameters as known" in str(found)
     whole = np.random.default_rng(0).normal(size=(50, 4))
     assert not select_by_masked_cv(whole, latent_dims=[1], seed=0).notes
@@ -282,7 +282,8 @@ def test_the_command_names_the_columns_and_leaves_standard_deviations_empty(halv
 
 def test_an_imputation_reports_what_its_intervals_assume():
     x = oracles.with_missing_values(np.random.default_rng(0).normal(size=(30, 5)), 0.2, 0)
-    filled = FilledTable.of(Table("t", x, tuple("abcde")), 1, "isotropic")
+    table = Table("t", x, tuple("abcde"))
+    filled = FilledTable.of(table, 1, "isotropic", parameter_uncertainty=False)
     text = " ".join(filled.sentences())
     assert "take the fitted parameters as known" in text and "80 % at 20 rows" in text
     assert "not known" not in text and filled.notes() == filled.fit.notes
