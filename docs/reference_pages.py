@@ -170,7 +170,13 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "The contract of a pair, and results",
         {
             "Pairs and batches": ["pair", "batch"],
-            "The contract of a program": ["program", "introspection", "inputs", "traces", "validation"],
+            "The contract of a program": [
+                "program",
+                "introspection",
+                "inputs",
+                "traces",
+                "validation",
+            ],
             "Automatic guides": ["autoguides"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],

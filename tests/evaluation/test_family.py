@@ -14,9 +14,9 @@ import user_pairs
 from draws import generator
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
+from ppl_vae.evaluation.inference_gaps import gaps as gaps_module
 from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
-from ppl_vae.evaluation.inference_gaps.gaps import gaps as gaps_module
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide

@@ -44,7 +44,7 @@ def test_pca_matches_scikit_learn(kind):
     assert float(fit.objective) == pytest.approx(-loss, rel=1e-12)
     found = elbo(autoencoder.model, autoencoder.guide, X).mean()
     assert float(found) == pytest.approx(-loss, rel=1e-12)
-    assert repr(fit).startswith("PCA: 1 steps")
+    assert repr(fit).startswith("PCA: 1 step in")
 
 
 def test_pca_minimizes_the_squared_error_of_linear_autoencoders():

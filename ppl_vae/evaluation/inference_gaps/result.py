@@ -205,7 +205,12 @@ class Gaps(Result):
 
     @property
     def is_zero(self) -> bool:
-        """Whether log p - ELBO[q] is zero up to rounding for each datum, and so are both gaps."""
+        """Whether log p - ELBO[q] is zero up to rounding for each datum, and so are both gaps.
+
+        Not if the gaps refer to another family than that of q (``unsplit_reason``).
+        """
+        if self.unsplit_reason:
+            return False
         tolerance = ROUNDING * (1 + self.log_likelihood.abs())
         return bool(((self.log_likelihood - self.elbo).abs() <= tolerance).all())
 
