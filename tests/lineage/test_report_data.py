@@ -21,7 +21,6 @@ from ppl_vae.lineage.result import Lineage
 
 @pytest.fixture(scope="module")
 def data():
-    """What the report of the lineage shows."""
     return lineages.small_report_data()
 
 
