@@ -14,25 +14,31 @@ from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.stages import POINT, STAGES
 
-SHORT = Settings(
-    steps=120,
-    batch_size=64,
-    lr=2e-2,
-    patience=3,
+
+def with_evaluation(settings, *, num_samples, refine, rows, temperatures):
+    """The settings with another length of the evaluation."""
+    return dataclasses.replace(
+        settings,
+        num_samples=num_samples,
+        refine=refine,
+        cross_check_rows=rows,
+        num_temperatures=temperatures,
+    )
+
+
+SHORT = with_evaluation(
+    Settings(steps=120, batch_size=64, lr=2e-2, patience=3, posterior_draws=200),
     num_samples=200,
     refine=40,
-    cross_check_rows=10,
-    num_temperatures=20,
-    posterior_draws=200,
+    rows=10,
+    temperatures=20,
 )
-TINY = Settings(
-    steps=5,
-    batch_size=8,
+TINY = with_evaluation(
+    Settings(steps=5, batch_size=8, posterior_draws=20),
     num_samples=100,
     refine=10,
-    cross_check_rows=4,
-    num_temperatures=5,
-    posterior_draws=20,
+    rows=4,
+    temperatures=5,
 )
 """For tests that need no convergence."""
 USER_PAIR = "a user's pair"

@@ -4,8 +4,9 @@
 default dtype, N = 24 rows. Whatever takes a pair must take all of them. A network with dropout
 or batch norm starts in training mode, as everywhere.
 
-``param_table``, ``auto_normal`` and ``colliding_names`` stand outside ``PAIRS``: the first two
-hold a table with a row a datum (no held-out rows), the third is broken and must be found out.
+``param_table``, ``auto_normal``, ``colliding_names`` and ``without_parameters`` stand outside
+``PAIRS``: the first two hold a table with a row a datum (no held-out rows), the third is broken
+and must be found out, and the last has no parameters to fit.
 """
 
 import math
@@ -482,6 +483,24 @@ def plain_object():
     }
     experiment = Experiment(networks)
     return experiment.model, experiment.guide, draw(N, 6, seed=36)
+
+
+# Nothing to fit
+
+
+def without_parameters():
+    """A model and a guide that hold no parameter; x has two columns."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.ones(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(torch.full((len(x), 2), 2.0), 1.5).to_event(1))
+
+    return model, guide
 
 
 # Pyro's own guide, on a constrained latent variable

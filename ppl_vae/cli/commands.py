@@ -1,6 +1,7 @@
 """What each command does; imported when one is run, so that ``--help`` needs no torch."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from ppl_vae.core.files import write_whole
@@ -73,8 +74,7 @@ def impute(
     if check_suffix(out).resolve() == source.resolve():
         raise ValueError(f"--out must be another file than the table itself; got {out}")
     print_line(f"{describe_table(table)}, seed {seed}\n")
-    for note in table.notes:
-        print_line(f"note: {note}")
+    _print_notes(table.notes)
     with threads(1):
         filled = FilledTable.of(
             table,
@@ -86,8 +86,7 @@ def impute(
         )
     for text in (*([str(filled.search)] if filled.search else []), *filled.sentences()):
         print_line(text)
-    for note in filled.notes():
-        print_line(f"note: {note}")
+    _print_notes(filled.notes())
     filled.write(out)
     print_line(f"wrote {out}")
 
@@ -111,8 +110,7 @@ def evaluate(
     """
     check_int("rows", rows)
     check_int("annealed", annealed, 0)
-    for note in table.notes:
-        print_line(f"note: {note}")
+    _print_notes(table.notes)
     with threads(1):
         found = Evaluation.of(
             model,
@@ -128,6 +126,11 @@ def evaluate(
         print_line(text)
     write_whole(out, (json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n").encode())
     print_line(f"wrote {out}")
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print_line(f"note: {note}")
 
 
 def read(

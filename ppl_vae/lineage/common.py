@@ -111,6 +111,11 @@ class Stage(Generic[Fitted]):
     needs_complete: str = ""
     on_request: bool = False
 
+    @property
+    def labels(self) -> tuple[str, str, str, str]:
+        """The name, the model, q and the algorithm, as the first columns of a table."""
+        return self.name, self.model, self.q, self.algorithm
+
 
 def select_stages(
     names: Iterable[str] | None, known: Mapping[str, Stage[Fitted]]

@@ -219,10 +219,7 @@ class EvaluationContext:
         expected = self.expected_loss(stage.family)
         fit = self.in_data_units(fitted.fit)
         return Row(
-            stage=stage.name,
-            model=stage.model,
-            q=stage.q,
-            algorithm=stage.algorithm,
+            *stage.labels,
             elbo=elbo + bounded,
             log_p=log_p,
             approximation=found.approximation + bounded,

@@ -22,10 +22,7 @@ def posterior_row(context: EvaluationContext, stage: Stage[Any], fitted: Posteri
     at_mean = context.exact_held_out(fitted.mean)
     fit = context.in_data_units(fitted.fit)
     return Row(
-        stage=stage.name,
-        model=stage.model,
-        q=stage.q,
-        algorithm=stage.algorithm,
+        *stage.labels,
         elbo=float(fit.objective[-1]) if fitted.bounded else math.nan,
         log_p=NO_EVIDENCE,
         approximation=math.nan,

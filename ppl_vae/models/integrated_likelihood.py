@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,16 @@ from ppl_vae.models.table_statistics import TableStatistics
 
 LOG_2PI = math.log(2 * math.pi)
 
+Loadings: TypeAlias = Float[Tensor, "*S D K"]
+"""W, for each draw of the parameters."""
+Loc: TypeAlias = Float[Tensor, "*S D"]
+"""mu, for each draw of the parameters."""
+NoiseScale: TypeAlias = Float[Tensor, "*S"] | Float[Tensor, "*S D"]
+"""sigma, for each draw of the parameters: one for all columns, or one for each."""
+
 
 def integrated_log_likelihood(
-    statistics: TableStatistics,
-    loadings: Float[Tensor, "*S D K"],
-    loc: Float[Tensor, "*S D"],
-    noise_scale: Float[Tensor, "*S"] | Float[Tensor, "*S D"],
+    statistics: TableStatistics, loadings: Loadings, loc: Loc, noise_scale: NoiseScale
 ) -> Float[Tensor, "*S"]:
     """log p(x_1, ..., x_N | W, mu, sigma) for each draw of the parameters, in nats.
 
@@ -37,10 +41,7 @@ def integrated_log_likelihood(
 
 
 def row_log_likelihood(
-    block: RowBlock,
-    loadings: Float[Tensor, "*S D K"],
-    loc: Float[Tensor, "*S D"],
-    noise_scale: Float[Tensor, "*S"] | Float[Tensor, "*S D"],
+    block: RowBlock, loadings: Loadings, loc: Loc, noise_scale: NoiseScale
 ) -> Float[Tensor, "*S B"]:
     """log p(x_n | W, mu, sigma) of each row and each draw of the parameters, in nats."""
     rows = TableStatistics.of_rows(block)

@@ -6,6 +6,8 @@ from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.plots.drawing import draw_image_grid, image_grid_size, new_axes, title
 
 PROFILES = "(lines: the columns in order, in their standard deviations)"
+MANIFOLD = "Latent plane of a second VAE, for figures only"
+INTERPOLATION = "Interpolation in that second VAE"
 MISSING_PIXELS, MISSING_IN_PROFILES = "(tinted: missing)", "(gaps: missing)"
 
 
@@ -44,10 +46,7 @@ def plot_samples(image_grid: ImageGrid, ax: Axes | None = None) -> Axes:
 
 
 def plot_manifold(
-    image_grid: ImageGrid,
-    ax: Axes | None = None,
-    *,
-    heading: str = "Latent plane of a second VAE, for figures only",
+    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = MANIFOLD
 ) -> Axes:
     """Plot the mean of x over the plane of two latent dimensions.
 
@@ -61,17 +60,13 @@ def plot_manifold(
 
 
 def plot_interpolation(
-    image_grid: ImageGrid,
-    ax: Axes | None = None,
-    *,
-    heading: str = "Interpolation in that second VAE",
+    image_grid: ImageGrid, ax: Axes | None = None, *, heading: str = INTERPOLATION
 ) -> Axes:
     """Plot the mean of x along the line between the codes of two data.
 
     Args:
         image_grid: the means, one row per pair of data.
-        ax: the axes to draw on.
-        heading: the title.
+        ax, heading: as for :func:`plot_manifold`.
     """
     position = "position between the two codes, 0 to 1"
     return _plot_grid(image_grid, ax, heading, position, "rows of the data")

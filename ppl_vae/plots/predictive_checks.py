@@ -42,9 +42,7 @@ def plot_quantile_check(check: PredictiveCheck, ax: Axes | None = None) -> Axes:
     The 5, 25, 50, 75 and 95 % quantiles of all columns, drawn as in :func:`plot_covariance_check`.
 
     Args:
-        check: of :func:`~ppl_vae.evaluation.prediction.predictive_checks.predictive_check`, with
-            the statistic ``"quantiles"``.
-        ax: the axes to draw on.
+        check, ax: as for :func:`plot_covariance_check`, with the statistic ``"quantiles"``.
 
     Raises:
         ValueError: if the check is of another statistic.

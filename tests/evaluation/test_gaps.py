@@ -424,16 +424,7 @@ def test_the_error_of_an_estimated_log_p_is_included():
 
 def test_guides_without_normal_noise_share_their_seeds():
     """Without normal noise both ELBOs are means over draws, equal for equal guides."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(torch.ones(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Gamma(torch.full((len(x), 2), 2.0), 1.5).to_event(1))
-
+    model, guide = user_pairs.without_parameters()
     x = torch.rand(7, 2)
     found = gaps(model, guide, x, log_p=torch.zeros(7), best=guide, seed=0)
     assert torch.equal(found.elbo, found.best_elbo) and (found.approximation_mc_error > 0.01).all()

@@ -11,20 +11,9 @@ import oracles
 import user_pairs
 from draws import draw
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide
-from ppl_vae.evaluation.latent_space.traversal import (
-    decode_grid,
-    interpolate,
-    interpolate_codes,
-    normal_quantiles,
-)
-from ppl_vae.evaluation.prediction.predictive import (
-    code_width,
-    decode,
-    encode,
-    latent_means,
-    mean_data,
-    reconstruct,
-)
+from ppl_vae.evaluation import decode, decode_grid, encode, interpolate, mean_data, reconstruct
+from ppl_vae.evaluation.latent_space.traversal import interpolate_codes, normal_quantiles
+from ppl_vae.evaluation.prediction.predictive import code_width, latent_means
 
 
 @pytest.fixture(scope="module")

@@ -355,15 +355,7 @@ def test_colliding_names_are_rejected_every_time(float64):
 
 
 def test_a_pair_without_parameters_is_rejected(float64):
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
-
+    model, guide = user_pairs.without_parameters()
     with pytest.raises(ValueError, match="the pair has no parameters to fit"):
         fit_svi(model, guide, torch.zeros(4, 2), steps=3)
 

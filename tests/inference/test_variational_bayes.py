@@ -1,6 +1,7 @@
 """Variational Bayes against a slow coordinate ascent, quadrature, and known limits."""
 
 import inspect
+import itertools
 
 import numpy as np
 import pyro
@@ -24,6 +25,9 @@ N, D, K = 14, 4, 2
 NOISES = ("isotropic", "diagonal")
 PRIORS = ("normal", "ard")
 TOL = 1e-12
+EACH_MODEL = pytest.mark.parametrize(
+    ("noise", "prior", "missing"), list(itertools.product(NOISES, PRIORS, (False, True)))
+)
 
 
 def data(missing=False, seed=0, N=N, D=D):
@@ -65,9 +69,7 @@ def oracle_at(guide, model, x):
 # The bound and its maximum
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("noise", NOISES)
+@EACH_MODEL
 def test_a_slow_coordinate_ascent_agrees_on_the_bound_and_its_maximum(noise, prior, missing):
     x = data(missing)
     model = like(x, noise=noise, prior=prior)
@@ -312,9 +314,7 @@ def test_the_result_is_saved_without_its_guide():
 # The guide
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("noise", NOISES)
+@EACH_MODEL
 def test_pyros_elbo_of_the_guide_is_the_bound(noise, prior, missing):
     x = data(missing)
     model = like(x, noise=noise, prior=prior)

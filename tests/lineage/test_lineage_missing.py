@@ -29,14 +29,12 @@ from ppl_vae.report.archive import read_results, write_draws, write_report, writ
 from ppl_vae.report.verdict import verdict
 
 USER_PAIR = "user"
-FAST = replace(
-    lineages.SHORT,
-    steps=60,
-    gap_rows=60,
+FAST = lineages.with_evaluation(
+    replace(lineages.SHORT, steps=60, gap_rows=60),
     num_samples=100,
     refine=25,
-    cross_check_rows=4,
-    num_temperatures=10,
+    rows=4,
+    temperatures=10,
 )
 DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")

@@ -12,13 +12,12 @@ import lineages
 import oracles
 from ppl_vae import fit_closed_form, fit_svi
 from ppl_vae.evaluation import collapse, impute, log_likelihood
-from ppl_vae.likelihoods import (
+from ppl_vae.likelihoods import Gaussian, OptimalGaussian
+from ppl_vae.likelihoods.discrete import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
-    Gaussian,
     Multinomial,
-    OptimalGaussian,
     Poisson,
 )
 from ppl_vae.likelihoods.distributions import StandardizedNormal

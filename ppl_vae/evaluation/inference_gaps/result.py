@@ -39,6 +39,10 @@ class GlobalPart(Result):
     kl: float
 
 
+NO_GLOBAL_PART = GlobalPart(0, 0.0, 0.0, 0.0, 0.0)
+"""What a pair without global latent variables has."""
+
+
 @dataclass(frozen=True, repr=False)
 class Gaps(Result):
     """log p - ELBO of each datum, split in two parts where possible.
@@ -90,6 +94,10 @@ class Gaps(Result):
     global_part: GlobalPart | None = None
 
     @property
+    def _shared(self) -> GlobalPart:
+        return self.global_part or NO_GLOBAL_PART
+
+    @property
     def total(self) -> float:
         """Mean of log p - ELBO[q], the sum of both gaps, in nats per datum."""
         return float((self.log_likelihood - self.elbo).mean())
@@ -98,8 +106,7 @@ class Gaps(Result):
     def total_error(self) -> float:
         """Standard error of :attr:`total` over the data, including Monte Carlo error."""
         error = error_of_mean(self.log_likelihood - self.elbo, self.total_mc_error)
-        shared = 0.0 if self.global_part is None else self.global_part.total_error
-        return math.hypot(error, shared)
+        return math.hypot(error, self._shared.total_error)
 
     @property
     def total_monte_carlo(self) -> float:
@@ -117,14 +124,18 @@ class Gaps(Result):
         return math.nan if self.unsplit_reason else float((self.best_elbo - self.elbo).mean())
 
     @property
+    def approximation_monte_carlo(self) -> float:
+        """The Monte Carlo part of :attr:`approximation_error`, which more draws reduce."""
+        return monte_carlo_error(self.approximation_mc_error)
+
+    @property
     def approximation_error(self) -> float:
         """Standard error of :attr:`approximation` over the data, including Monte Carlo error.
 
         Draws of different data are independent, so that the variance over data includes theirs.
         """
         error = error_of_mean(self.log_likelihood - self.best_elbo, self.approximation_mc_error)
-        shared = 0.0 if self.global_part is None else self.global_part.approximation_error
-        return math.hypot(error, shared)
+        return math.hypot(error, self._shared.approximation_error)
 
     @property
     def amortization_error(self) -> float:
@@ -132,13 +143,7 @@ class Gaps(Result):
         if self.unsplit_reason:
             return math.nan
         error = error_of_mean(self.best_elbo - self.elbo, self.amortization_mc_error)
-        shared = 0.0 if self.global_part is None else self.global_part.amortization_error
-        return math.hypot(error, shared)
-
-    @property
-    def approximation_monte_carlo(self) -> float:
-        """The Monte Carlo part of :attr:`approximation_error`, which more draws reduce."""
-        return monte_carlo_error(self.approximation_mc_error)
+        return math.hypot(error, self._shared.amortization_error)
 
     @property
     def amortization_monte_carlo(self) -> float:

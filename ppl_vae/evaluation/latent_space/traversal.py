@@ -89,10 +89,10 @@ def interpolate(
     start: ArrayLike,
     end: ArrayLike,
     *,
-    guide: ProgramLike | None = None,
-    template: ArrayLike | None = None,
     num_steps: int = 8,
     method: str = "linear",
+    guide: ProgramLike | None = None,
+    template: ArrayLike | None = None,
 ) -> Float[Tensor, "N T D"]:
     """Decode interpolations between codes: the mean of x at each step.
 
@@ -101,10 +101,10 @@ def interpolate(
         start, end: with a ``guide``, rows of data, whose codes are the means of q(z | x); without
             one, the codes themselves, as returned by
             :func:`ppl_vae.evaluation.prediction.predictive.encode`.
-        guide: the guide of the pair, if start and end are data.
-        template: rows of data, if start and end are codes; only their number of columns is used.
         num_steps: number of codes along each interpolation, both ends included.
         method: ``"linear"`` or ``"spherical"``, see :func:`interpolate_codes`.
+        guide: the guide of the pair, if start and end are data.
+        template: rows of data, if start and end are codes; only their number of columns is used.
 
     Raises:
         ValueError: unless exactly one of guide and template is given; as

@@ -2,26 +2,25 @@
 
 import importlib.util
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from ppl_vae.inference.mcmc.hamiltonian import Chains, DensityAndGradient, run_chains
+from ppl_vae.inference.mcmc.hamiltonian import (
+    Chains,
+    DensityAndGradient,
+    Report,
+    Starts,
+    run_chains,
+)
+from ppl_vae.inference.mcmc.settings import ChainSettings
 
 SITE = "position"
 
 
 def run_nutpie_chains(
-    density: DensityAndGradient,
-    starts: Float[Tensor, "C P"],
-    *,
-    num_samples: int,
-    warmup: int,
-    progress: Callable[[int, float], None],
+    density: DensityAndGradient, starts: Starts, settings: ChainSettings, progress: Report
 ) -> Chains:
     """Run nutpie's NUTS from each start in turn; arguments and result are those of
     :func:`~ppl_vae.inference.mcmc.hamiltonian.run_chains`.
@@ -42,8 +41,8 @@ def run_nutpie_chains(
 
     trace: Any = nutpie.sample(
         _compiled(density, starts, progress),
-        draws=num_samples,
-        tune=warmup,
+        draws=settings.num_samples,
+        tune=settings.warmup,
         chains=len(starts),
         cores=1,
         seed=int(torch.randint(2**31, ())),
@@ -59,11 +58,7 @@ def run_nutpie_chains(
     )
 
 
-def _compiled(
-    density: DensityAndGradient,
-    starts: Float[Tensor, "C P"],
-    progress: Callable[[int, float], None],
-) -> Any:
+def _compiled(density: DensityAndGradient, starts: Starts, progress: Report) -> Any:
     # The density as nutpie calls it, with arrays in place of tensors.
     from nutpie.compiled_pyfunc import from_pyfunc  # pyright: ignore[reportMissingImports]
 

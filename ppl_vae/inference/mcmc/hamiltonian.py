@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.graph import CaptureError, trace_graph
 from ppl_vae.core.state import threads, validation
+from ppl_vae.inference.mcmc.settings import ChainSettings
 
 MIN_COMPILED_ITERATIONS = 1000
 """The least number of iterations of all chains for which compiling takes less time than it saves:
@@ -27,6 +28,10 @@ LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """A function from a position, (P,), to the logarithm of a density, ()."""
 DensityAndGradient: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A function from a position, (P,), to the logarithm of a density, (), and its gradient, (P,)."""
+Starts: TypeAlias = Float[Tensor, "C P"]
+"""The first position of each chain."""
+Report: TypeAlias = Callable[[int, float], None]
+"""A function of the number of iterations made and the last log density."""
 
 
 class DensityGradient:
@@ -116,12 +121,7 @@ class Chains:
 
 
 def run_chains(
-    density: DensityAndGradient,
-    starts: Float[Tensor, "C P"],
-    *,
-    num_samples: int,
-    warmup: int,
-    progress: Callable[[int, float], None],
+    density: DensityAndGradient, starts: Starts, settings: ChainSettings, progress: Report
 ) -> Chains:
     """Run Pyro's NUTS from each start in turn, in this process.
 
@@ -131,14 +131,15 @@ def run_chains(
     Args:
         density: the target.
         starts: one for each chain.
-        num_samples: iterations that are kept.
-        warmup: iterations before, which adapt the sampler.
-        progress: called with the number of iterations made and the last log density.
+        settings: the numbers of iterations that are kept, and of those before, which adapt the
+            sampler.
+        progress: called after each iteration.
 
     References:
         Hoffman, Gelman: The No-U-Turn Sampler (2014).
         Betancourt: A conceptual introduction to Hamiltonian Monte Carlo (2017).
     """
+    num_samples, warmup = settings.num_samples, settings.warmup
     results = [
         _run_chain(density, start, num_samples, warmup, number * (num_samples + warmup), progress)
         for number, start in enumerate(starts)
@@ -157,7 +158,7 @@ def _run_chain(
     num_samples: int,
     warmup: int,
     before: int,
-    progress: Callable[[int, float], None],
+    progress: Report,
 ) -> tuple[Float[Tensor, "S P"], int, float]:
     potential = _PotentialEnergy(density)
     kernel = NUTS(potential_fn=potential, full_mass=len(start) <= MAX_DENSE_SIZE)

@@ -148,9 +148,8 @@ def sample_nuts(
         found = RUNNERS[sampler](
             whitened,
             whitened.starts(settings.chains),
-            num_samples=settings.num_samples,
-            warmup=settings.warmup,
-            progress=lambda step, value: report(step, value / statistics.num_data),
+            settings,
+            lambda step, value: report(step, value / statistics.num_data),
         )
         parameters = posterior.parameters(whitened.position(found.positions))
     draws = {k: v for k, v in parameters._asdict().items() if v is not None}

@@ -149,9 +149,8 @@ def sample_program(
                 compiled=settings.total >= MIN_COMPILED_ITERATIONS,
             ),
             posterior.starts,
-            num_samples=settings.num_samples,
-            warmup=settings.warmup,
-            progress=lambda step, value: report(step, value / len(data)),
+            settings,
+            lambda step, value: report(step, value / len(data)),
         )
         values = posterior.values(found.positions)
     note = f"sampled are all latent sites of the model: {', '.join(values)}"
