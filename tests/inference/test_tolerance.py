@@ -59,7 +59,7 @@ def test_a_fit_stops_at_its_tolerance_or_reports_the_last_gain(x):
     assert float(ppca.log_likelihood(x).detach().mean()) == pytest.approx(best, abs=0.05)
     *_, convergence, reported = fitted(x, ExactGuide, tolerance=1e-12)
     assert not convergence.met and reported[-1] == 140
-    assert str(convergence).startswith("the last 80 steps still gained ")
+    assert str(convergence).startswith("the last 80 steps gained ")
     with pytest.raises(ValueError, match="tolerance must be positive"):
         fitted(x, ExactGuide, tolerance=0.0)
 
