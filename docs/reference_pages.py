@@ -187,6 +187,17 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
 """For each sub-package its subject, and its modules under headings, in their order on the page."""
 
 ALSO = {
+    "ppl_vae.models.table_statistics": ["TableStatistics"],
+    "ppl_vae.models.bayesian_ppca": ["Parameters"],
+    "ppl_vae.models.variational_posterior": ["ParameterMoments"],
+    "ppl_vae.objectives.terms": ["ELBOTerms"],
+    "ppl_vae.lineage.estimates": ["PosteriorSummary"],
+    "ppl_vae.inference.mcmc.samples": ["PredictiveDensity"],
+    "ppl_vae.inference.mcmc.convergence": ["Diagnostics"],
+    "ppl_vae.inference.mcmc.invariants": ["canonical_loadings"],
+    "ppl_vae.inference.mcmc.integrated_posterior": ["IntegratedPosterior"],
+    "ppl_vae.evaluation.calibration.rank_uniformity": ["RankBand"],
+    "ppl_vae.evaluation.inference_gaps.result": ["GlobalPart"],
     "ppl_vae.core.inputs": ["as_data_and_mask"],
     "ppl_vae.core.results": ["Curve"],
     "ppl_vae.core.state": ["precision", "eval_mode"],

@@ -44,7 +44,8 @@ from ppl_vae.core.traces import by_draw_and_datum, sites
 from ppl_vae.evaluation import kl_by_dimension
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.prediction import predictive
-from ppl_vae.evaluation.prediction.imputation import _resample, _Sampler, _WeightedMoments
+from ppl_vae.evaluation.prediction.imputation import _resample, _Sampler
+from ppl_vae.evaluation.prediction.weighted_moments import WeightedMoments
 
 N, D, K = 12, 7, 3
 
@@ -214,7 +215,7 @@ def test_running_moments_equal_those_of_all_draws():
     log_w[:5, 1] = -np.inf
     means, variances = 1e4 + rng.normal(size=(50, 4, 3)), rng.uniform(size=(50, 4, 3))
     parts = [torch.from_numpy(values) for values in (log_w, means, variances)]
-    moments = _WeightedMoments(parts[1][0])
+    moments = WeightedMoments(parts[1][0])
     for piece in zip(*(part.split(4) for part in parts), strict=True):
         moments.add(*piece)
     found = moments.estimate(None)

@@ -101,7 +101,8 @@ def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
     assert found.optimum == pytest.approx(max(row.log_p.value for row in found.rows), abs=1e-9)
     row, model = found.row("em"), found.pairs["em"][0]
     # As if PX-EM had ended 1.2 nats below.
-    first = Reference("px-em", PPCA.like(x, 2, seed=3), row.log_p.value - 1.2)
+    ppca = PPCA.like(x, 2, seed=3)
+    first = Reference("px-em", ppca, row.log_p.value - 1.2, row.held_out.value)
     better = first.updated(first.compare(row, model), model)
     assert better.name == "em" and better.gain == pytest.approx(1.2)
     assert better.log_p == row.log_p.value

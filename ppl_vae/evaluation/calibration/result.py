@@ -70,7 +70,7 @@ class SimulationBasedCalibration(Result):
 
     @property
     def level(self) -> float:
-        """The level of a test of one quantity: 0.05 divided by their number (Bonferroni)."""
+        """The level of a test of one quantity, 0.05 divided by their number (Bonferroni)."""
         return LEVEL / len(self.quantities)
 
     def ecdf(self) -> Float[np.ndarray, "Q P"]:

@@ -9,11 +9,10 @@ of the other half and N2 draws from q, the evidence p(x) is the fixed point of
 s1 = n1 / (n1 + N2), s2 = 1 - s1, where n1 is the effective number of the N1 draws. It is the
 optimal choice of the bridge function.
 
-References:
-    Meng, Wong: Simulating ratios of normalizing constants via a simple identity (1996).
-    Fruehwirth-Schnatter: Estimating marginal likelihoods for mixture and Markov switching models
-        using bridge sampling techniques (2004), for the error.
-    Gronau et al.: A tutorial on bridge sampling (2017).
+The identity is due to Meng, Wong: Simulating ratios of normalizing constants via a simple identity
+(1996); the error to Fruehwirth-Schnatter: Estimating marginal likelihoods for mixture and Markov
+switching models using bridge sampling techniques (2004). See also Gronau et al.: A tutorial on
+bridge sampling (2017).
 """
 
 import math

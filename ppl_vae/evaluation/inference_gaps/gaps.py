@@ -72,7 +72,7 @@ def gaps(
     is quadratic in z and q is Gaussian with at most 16 dimensions per datum, they are exact.
 
     With global latent variables theta, the gaps of the data are averages, over draws of theta from
-    the guide, of the gaps given theta; :attr:`Gaps.global_part` is the gap of q(theta) itself.
+    the guide, of the gaps given theta; ``Gaps.global_part`` is the gap of q(theta) itself.
 
     Args:
         model, guide: any pair under the contract.

@@ -26,9 +26,9 @@ class CodeKL(Result):
 
     Attributes:
         names: the latent dimensions.
-        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as :func:`kl_by_dimension`
-            computes it; that of the marginals if q is a Gaussian with a full covariance; NaN where
-            q does not factorize over dimensions.
+        kl_by_dimension: mean of KL(q(z_k | x) || p(z_k)), (K,), as
+            :func:`ppl_vae.evaluation.kl_by_dimension` computes it; that of the marginals if q is a
+            Gaussian with a full covariance; NaN where q does not factorize over dimensions.
         mean_variances: the variance over the data of E_q[z_k], (K,). Where the mean is estimated
             from draws, their Monte Carlo variance is subtracted.
         kl: KL of each datum, estimated from its draws, (N,).
@@ -48,7 +48,7 @@ class CodeKL(Result):
 
     @property
     def active(self) -> Bool[Tensor, " K"]:
-        """Which dimensions are active: the variance of their posterior means exceeds 0.01."""
+        """Which dimensions have a variance of the posterior mean above 0.01 (active units)."""
         return self.mean_variances > ACTIVE_VARIANCE
 
     @property

@@ -43,7 +43,7 @@ class VAELosses(Result):
 
     @property
     def without_entropy(self) -> Float[Tensor, " T"]:
-        """E_q[-log p(x, z)]: the loss of the VAE without the entropy of q."""
+        """E_q[-log p(x, z)], the loss of the VAE without the entropy of q."""
         return self.reconstruction + self.cross_entropy
 
 
@@ -58,7 +58,8 @@ class VAELimit(VAELosses):
     mass. All values are in nats per datum.
 
     Attributes:
-        scales, loss, reconstruction, cross_entropy, entropy: as in :class:`VAELosses`.
+        scales, loss, reconstruction, cross_entropy, entropy: as in
+            :class:`ppl_vae.evaluation.latent_space.vae_limit.VAELosses`.
         autoencoder: -log p(x, f(x)), the loss of the autoencoder, ().
         autoencoder_reconstruction: the part -log p(x | f(x)) of it, ().
     """

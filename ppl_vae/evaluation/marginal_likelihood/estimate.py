@@ -89,7 +89,8 @@ class LogLikelihood(DatumEstimates):
     :mod:`ppl_vae.evaluation.marginal_likelihood.reliability` and ``docs/reliability.md``.
 
     Attributes:
-        value, standard_error, ess, k_hat, reliable: as in :class:`DatumEstimates`.
+        value, standard_error, ess, k_hat, reliable: as in
+            :class:`ppl_vae.evaluation.marginal_likelihood.estimate.DatumEstimates`.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``, ``"prior"`` or ``"annealed"``; ``"exact"`` if the values were
             not estimated; ``"posterior predictive"`` if the exact density was averaged over draws
@@ -115,7 +116,7 @@ class LogLikelihood(DatumEstimates):
             :class:`ppl_vae.evaluation.marginal_likelihood.discrete_sites.Undersampled`. None if
             no variable is discrete.
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
-        global_error: the Monte Carlo error of :attr:`mean`, in nats, where draws of global latent
+        global_error: the Monte Carlo error of ``mean``, in nats, where draws of global latent
             variables are shared by the data, whose errors are then dependent; else None.
     """
 
@@ -167,7 +168,7 @@ class LogLikelihood(DatumEstimates):
 
     @property
     def expected_coverage(self) -> float:
-        """The mean of :attr:`coverage` over the reliable data; NaN if there are none."""
+        """The mean of ``coverage`` over the reliable data; NaN if there are none."""
         return math.nan if self.coverage is None else float(self.coverage.nanmean())
 
     def __repr__(self) -> str:

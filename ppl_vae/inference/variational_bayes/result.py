@@ -25,7 +25,7 @@ class VBResult(FitResult):
 
     Attributes:
         guide: the posterior, as a guide for ``model.model``; None in a result that
-            :meth:`from_dict` returns.
+            ``from_dict`` returns.
         num_data: N.
         loadings, loadings_sd: posterior mean and standard deviation of W, (D, K).
         loc, loc_sd: of mu, (D,).
