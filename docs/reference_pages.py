@@ -19,6 +19,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Topic models": ["topics"],
             "Classifiers": ["supervised"],
             "The generative program": ["latent_variable_model"],
+            "Statistics of tables": ["table_statistics", "linear_gaussian"],
             "Saving and loading": ["storage"],
         },
     ),
@@ -62,6 +63,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "mcmc.samples",
                 "mcmc.convergence",
                 "mcmc.invariants",
+                "mcmc.integrated_posterior",
             ],
             "PCA": ["sparse.pca"],
             "Dictionaries and sparse codes": [
@@ -120,7 +122,11 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "evidence.bridge_sampling",
                 "evidence.laplace",
             ],
-            "Calibration": ["calibration.simulation_based", "calibration.result"],
+            "Calibration": [
+                "calibration.simulation_based",
+                "calibration.result",
+                "calibration.rank_uniformity",
+            ],
             "Denoising": ["prediction.denoising"],
             "Classification with few labels": ["prediction.label_efficiency"],
         },
@@ -187,6 +193,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
 """For each sub-package its subject, and its modules under headings, in their order on the page."""
 
 ALSO = {
+    "ppl_vae.models.linear_gaussian": ["MissingnessPatterns"],
     "ppl_vae.models.table_statistics": ["TableStatistics"],
     "ppl_vae.models.bayesian_ppca": ["Parameters"],
     "ppl_vae.models.variational_posterior": ["ParameterMoments"],
@@ -194,7 +201,7 @@ ALSO = {
     "ppl_vae.lineage.estimates": ["PosteriorSummary"],
     "ppl_vae.inference.mcmc.samples": ["PredictiveDensity"],
     "ppl_vae.inference.mcmc.convergence": ["Diagnostics"],
-    "ppl_vae.inference.mcmc.invariants": ["canonical_loadings"],
+    "ppl_vae.inference.mcmc.invariants": ["CanonicalLoadings", "canonical_loadings"],
     "ppl_vae.inference.mcmc.integrated_posterior": ["IntegratedPosterior"],
     "ppl_vae.evaluation.calibration.rank_uniformity": ["RankBand"],
     "ppl_vae.evaluation.inference_gaps.result": ["GlobalPart"],

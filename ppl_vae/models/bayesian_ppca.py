@@ -27,10 +27,10 @@ class Parameters(NamedTuple):
     """Draws of the parameters; leading dimensions are those of the draws.
 
     Attributes:
-        loadings: W, (*S, D, K).
-        loc: mu, (*S, D).
-        noise_scale: sigma, (*S,) or (*S, D).
-        relevance: the precisions of the columns of W, (*S, K), under the ARD prior.
+        loadings: W, ``(*S, D, K)``.
+        loc: mu, ``(*S, D)``.
+        noise_scale: sigma, ``(*S,)`` or ``(*S, D)``.
+        relevance: the precisions of the columns of W, ``(*S, K)``, under the ARD prior.
     """
 
     loadings: Tensor
