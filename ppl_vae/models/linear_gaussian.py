@@ -7,7 +7,7 @@ entries of w_d w_d' / psi_d. Rows with the same missingness pattern share P_n.
 
 Loadings enter as A = Psi^-1/2 W, so that no noise variance is squared twice and tables in any
 units neither overflow nor underflow. If a Cholesky factorization of P would lose too many digits,
-:mod:`ppl_vae.models.principal_axes` computes the posterior without it.
+``ppl_vae.models.principal_axes`` computes the posterior without it.
 """
 
 import math

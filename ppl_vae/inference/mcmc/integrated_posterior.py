@@ -25,7 +25,7 @@ class IntegratedPosterior:
     The likelihood is log p(X | W, mu, sigma) with z integrated out, from sufficient statistics. A
     position is a vector of these blocks:
 
-    * ``trapezoid``: the coordinates of L in W = diag(s) L Q', see :class:`TrapezoidalLoadings`;
+    * ``trapezoid``: the coordinates of L in W = diag(s) L Q', see ``TrapezoidalLoadings``;
     * ``rotation``: a K x K matrix with independent standard normal elements, whose orthogonal
       factor is Q', unless the prior is invariant under rotations. The likelihood does not depend
       on it. If the prior is invariant, neither does the posterior, and Q is drawn afterwards;

@@ -23,7 +23,7 @@ class CanonicalLoadings(NamedTuple):
 
     Attributes:
         loadings: the identified columns, in decreasing order of their singular values, with signs
-            that agree among draws, (*S, D, L).
+            that agree among draws, ``(*S, D, L)``.
         columns: which of the K columns these are.
     """
 
