@@ -186,6 +186,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json"]
 
 
+@pytest.mark.slow  # the bar itself is tested without a terminal
 def test_a_terminal_shows_the_progress_of_a_stage(table, tmp_path):
     ours, theirs = pty.openpty()
     command = [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"]

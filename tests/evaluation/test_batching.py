@@ -377,6 +377,7 @@ def test_auto_captures_long_fits_and_estimates(uncompiled, monkeypatch):
     torch.testing.assert_close(found.value, eager.value, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_captured_fit_resumes_from_a_checkpoint(uncompiled, tmp_path):
     ends = []
     for stop in (False, True):

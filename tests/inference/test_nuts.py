@@ -144,6 +144,7 @@ def mean_and_error(draws):
     return draws.mean((0, 1)), draws.flatten(0, 1).std(0) / ess.sqrt()
 
 
+@pytest.mark.slow  # the density is compared with quadrature, and Gibbs sampling with weights
 def test_posterior_means_are_those_of_quadrature():
     x = table(20, 2)
     model = BayesianPPCA(2, 1).double()

@@ -35,8 +35,8 @@ def test_conjugate_priors_are_sampled_by_gibbs(x):
 def test_other_priors_are_sampled_by_nuts_and_a_note_says_so(x, monkeypatch):
     model = BayesianPPCA(3, 1, noise_prior=dist.HalfNormal(1.0))
 
-    def sample_nuts(given, rows, mask, **options):
-        assert given is model and rows is x and mask is None and options["chains"] == 2
+    def sample_nuts(given, rows, mask, settings, sampler):
+        assert given is model and rows is x and mask is None and settings.chains == 2
         return PosteriorSamples({"loc": torch.zeros(2, 4, 3)}, "NUTS", 0.0, len(rows))
 
     monkeypatch.setattr(sampling, "sample_nuts", sample_nuts)

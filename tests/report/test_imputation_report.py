@@ -263,6 +263,7 @@ def test_the_table_itself_is_never_overwritten(file, monkeypatch, capsys):
     assert "must be another file" in capsys.readouterr().err and file.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @NEEDS_DATA
 def test_metabolites_are_imputed_better_than_by_column_means(tmp_path):
