@@ -108,6 +108,7 @@ def test_what_cannot_be_found_can_be_given(tmp_path):
     assert report_data.reconstructions.image_shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_numpy_tables_and_the_default_latent_dim(tmp_path):
     np.save(tmp_path / "x.npy", oracles.simulate_ppca((16, 8), 1, 60, 6, seed=0))
     shown = run(tmp_path / "x.npy", "--out", tmp_path / "out", "--seed", 5, *FAST)

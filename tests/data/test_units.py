@@ -191,6 +191,7 @@ def test_given_test_rows_are_scaled_as_the_training_rows_are():
         assert found.row("closed-form").test_log_p.value == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_user_pairs_are_fitted_in_the_units_of_the_data():
     x = table()
     vae = VAE.like(x, 2, hidden=(8,), seed=0)

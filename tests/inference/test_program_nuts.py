@@ -42,6 +42,7 @@ def exact_hierarchical():
     return covariance @ score, covariance
 
 
+@pytest.mark.slow
 def test_draws_of_globals_and_locals_have_the_exact_moments():
     samples = sample_program(
         hierarchical,

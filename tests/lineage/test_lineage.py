@@ -99,6 +99,7 @@ def test_results_are_reproducible_and_leave_the_generators_unchanged(table, line
             assert ours[key] == theirs[key], (name, key)
 
 
+@pytest.mark.slow
 def test_units_of_the_data_change_log_p_by_their_jacobian(table, lineage):
     names = ("closed-form", "linear-amortized", "vae")
     scaled = run_lineage(100 * table - 7, latent_dim=2, stages=names, settings=SHORT, seed=1)

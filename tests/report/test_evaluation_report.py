@@ -49,6 +49,7 @@ def test_a_ppca_is_exact(data, tmp_path):
     assert np.abs(gap).max() < 1e-6  # the guide is exact
 
 
+@pytest.mark.slow
 def test_a_vae_is_evaluated_like_by_the_functions(data, tmp_path):
     vae = VAE.mlp(D, 2, hidden=(16,), seed=0)
     fit_svi(vae.model, vae.guide, table(), steps=60, batch_size=40, lr=1e-2, seed=0)
