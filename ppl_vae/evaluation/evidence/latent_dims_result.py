@@ -141,7 +141,7 @@ class LatentDims(Result):
 
     @property
     def verdict(self) -> str:
-        """How sure the data are of K, in one sentence."""
+        """The most probable K, its probability and the disagreements, in one sentence."""
         place = int(self.probability.argmax())
         value, error = float(self.probability[place]), float(self.probability_error[place])
         others = [
