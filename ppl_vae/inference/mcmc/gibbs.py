@@ -7,7 +7,9 @@ one missingness pattern leaves these sums, so z is drawn for the transformed row
 their sum of z z' is Wishart. So a sweep over complete data costs O(D^2 K), for any number of data.
 
 Between the two, moves along transformations of the latent space that leave the likelihood as it
-is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent.
+is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent. With
+diagonal noise, moves of single columns with z integrated out
+(:mod:`ppl_vae.inference.mcmc.gibbs_columns`) do so.
 """
 
 import time
@@ -21,6 +23,7 @@ from torch import Tensor
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.inference.mcmc.gibbs_columns import ColumnMoves
 from ppl_vae.inference.mcmc.gibbs_moves import LatentMoves
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler, CodeSums
@@ -47,7 +50,8 @@ class GibbsSampler:
         statistics: of the data; with a leading dimension of ``rows``, those of one table for each
             chain, all of one mask.
         priors: of the parameters.
-        expand: whether to move along transformations of the latent space.
+        expand: whether to move along transformations of the latent space and, with diagonal noise,
+            in the parameters of single columns.
     """
 
     statistics: TableStatistics
@@ -66,6 +70,11 @@ class GibbsSampler:
         return LatentMoves(self.priors, self.statistics.num_data, data_dim)
 
     @cached_property
+    def columns(self) -> ColumnMoves:
+        """Of the loadings and the noise of single columns."""
+        return ColumnMoves(self.codes, self.priors)
+
+    @cached_property
     def _columns_are_similar(self) -> bool:
         # Whether the regressions of all columns follow from one eigendecomposition, which costs
         # more than their own factorizations if they are few.
@@ -79,8 +88,10 @@ class GibbsSampler:
         if self.expand:
             parameters, g, accepted = self.moves.move(parameters, sums.total)
             sums = sums.transform(g)
-        parameters = self._draw_scales(parameters, sums)
-        return self._draw_loadings(parameters, sums), accepted
+        parameters = self._draw_loadings(self._draw_scales(parameters, sums), sums)
+        if self.expand and self.priors.has_diagonal_noise:
+            parameters = self.columns.move(parameters)
+        return parameters, accepted
 
     def _draw_scales(self, parameters: Parameters, sums: CodeSums) -> Parameters:
         statistics, priors = self.statistics, self.priors
@@ -118,8 +129,8 @@ def sample_gibbs(
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance under conjugate priors.
 
-    With diagonal noise chains mix slowly where the data hardly distinguish the noise of a column
-    from a factor of its own; the verdict on the draws says so, and NUTS is the alternative.
+    With diagonal noise and too many latent dimensions for the loadings to be determined, chains
+    mix more slowly; the verdict on the draws says so.
 
     Args:
         model: with conjugate priors.
@@ -127,8 +138,9 @@ def sample_gibbs(
             NaN marks a missing value.
         mask: True where observed.
         settings: of the chains; an iteration is a sweep over the parameters.
-        expand: whether to move along transformations of the latent space, which makes successive
-            draws less dependent.
+        expand: whether to move along transformations of the latent space and, with diagonal noise,
+            in the parameters of single columns with z integrated out, which makes successive draws
+            less dependent.
 
     Raises:
         ValueError: if a prior is not conjugate; if x has another width than the model, or a column

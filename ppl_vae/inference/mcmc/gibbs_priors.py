@@ -34,6 +34,11 @@ class ConjugatePriors:
     noise: tuple[Tensor, Tensor]
     relevance: tuple[Tensor, Tensor] | None
 
+    @property
+    def has_diagonal_noise(self) -> bool:
+        """Whether each column has a sigma of its own."""
+        return self.noise[0].dim() > 0
+
     @cached_property
     def loc_strength(self) -> Float[Tensor, " D"]:
         """1 / c^2."""
@@ -146,7 +151,7 @@ class ConjugatePriors:
     ) -> Float[Tensor, "C"] | Float[Tensor, "C D"]:
         """sigma given sums of squared residuals of each column, and their numbers."""
         concentration, rate = self.noise
-        if not concentration.dim():
+        if not self.has_diagonal_noise:
             squares, counts = squares.sum(-1), counts.sum()
         shape = (concentration + counts / 2).expand_as(squares)
         return ((rate + squares / 2) / standard_gamma(shape)).sqrt()

@@ -88,15 +88,24 @@ class CodeSampler:
 
     def draw(self, parameters: Parameters) -> CodeSums:
         """The sums with z drawn from p(z | x, parameters), for each chain."""
-        statistics, scale = self.statistics, parameters.column_scale.unsqueeze(-1)
+        z, factor = self.draw_rows(parameters)
+        weight = self.statistics.weight[:, None].expand(*z.shape[:-1], 1)
+        design = torch.cat([z, weight], -1)
+        spread = torch.nn.functional.pad(factor @ factor.mT, (0, 1, 0, 1))
+        return self._sums(design, spread)
+
+    def draw_rows(
+        self, parameters: Parameters
+    ) -> tuple[Float[Tensor, "C M K"], Float[Tensor, "C V K K"]]:
+        """z of each transformed row, and for the rows of zeros of each pattern that has some a
+        factor F with F F' the sum of z z'."""
+        scale = parameters.column_scale.unsqueeze(-1)
         scaled = parameters.loadings / scale
-        tril = latent_precision_factors(statistics, scaled)
+        tril = latent_precision_factors(self.statistics, scaled)
         eye = torch.eye(self.latent_dim, dtype=scaled.dtype, device=scaled.device)
         inverse = torch.linalg.solve_triangular(tril, eye.expand_as(tril), upper=False)
         z = self._draw_rows(parameters, scaled / scale, inverse)
-        weight = statistics.weight[:, None].expand(*z.shape[:-1], 1)
-        design = torch.cat([z, weight], -1)
-        return self._sums(design, self._draw_spread(inverse))
+        return z, self._draw_factor(inverse)
 
     def _draw_rows(
         self,
@@ -117,15 +126,12 @@ class CodeSampler:
         half = (inverse @ score.unsqueeze(-1)).squeeze(-1) + torch.randn_like(score)
         return (half.unsqueeze(-2) @ inverse).squeeze(-2)
 
-    def _draw_spread(self, inverse: Float[Tensor, "C U K K"]) -> Float[Tensor, "C V L L"]:
+    def _draw_factor(self, inverse: Float[Tensor, "C U K K"]) -> Float[Tensor, "C V K K"]:
         # For rows of zeros z is N(0, P^-1), and the sum of z z' is Wishart.
-        if not self._zero_degrees.numel():
-            return inverse.new_zeros(len(inverse), 0, self.latent_dim + 1, self.latent_dim + 1)
         degrees = self._zero_degrees.expand(len(inverse), *self._zero_degrees.shape)
         if len(self.statistics.observed) > 1:
             inverse = inverse[:, self.statistics.has_zero]
-        factor = inverse.mT @ bartlett_factor(degrees)
-        return torch.nn.functional.pad(factor @ factor.mT, (0, 1, 0, 1))
+        return inverse[:, : degrees.shape[1]].mT @ bartlett_factor(degrees)
 
     def _sums(self, design: Float[Tensor, "C M L"], spread: Float[Tensor, "C V L L"]) -> CodeSums:
         statistics = self.statistics
