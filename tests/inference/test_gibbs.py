@@ -214,17 +214,17 @@ def test_sums_are_those_of_drawn_rows(missing):
     )
     found = GibbsSampler(statistics, ConjugatePriors.of(model)).codes.draw(parameters)
     total, gram, cross = torch.zeros(3, 3), torch.zeros(3, 3, 3), torch.zeros(3, 3)
-    for row, seen in zip(x, mask, strict=True):
-        part, noise = loadings[seen], scale[seen].square()
+    for row, known in zip(x, mask, strict=True):
+        part, noise = loadings[known], scale[known].square()
         precision = torch.eye(2).double() + part.mT @ (part / noise[:, None])
-        mean = torch.linalg.solve(precision, part.mT @ ((row - loc)[seen] / noise))
+        mean = torch.linalg.solve(precision, part.mT @ ((row - loc)[known] / noise))
         second = torch.linalg.inv(precision) + mean[:, None] * mean
         v = torch.cat([mean, torch.ones(1).double()])
         block = torch.ones(3, 3).double()
         block[:2, :2], block[2, :2], block[:2, 2] = second, mean, mean
         total = total + block
-        gram = gram + seen[:, None, None] * block
-        cross = cross + torch.where(seen, row - statistics.mean, 0.0)[:, None] * v
+        gram = gram + known[:, None, None] * block
+        cross = cross + torch.where(known, row - statistics.mean, 0.0)[:, None] * v
     for name, exact in {"total": total, "gram": gram, "cross": cross}.items():
         drawn = getattr(found, name)
         error = drawn.std(0) / math.sqrt(number) + 1e-9

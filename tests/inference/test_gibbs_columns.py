@@ -74,10 +74,10 @@ def test_missing_values_are_drawn_given_the_others():
     covariance = loadings @ loadings.mT + noise_scale.square().diag()
     exact = torch.zeros(4, 4).double()
     for row in x:
-        seen = ~row.isnan()
-        slope = torch.linalg.solve(covariance[seen][:, seen], covariance[seen])
-        mean = slope.mT @ (row - loc)[seen]
-        exact += mean[:, None] * mean + covariance - covariance[:, seen] @ slope
+        known = ~row.isnan()
+        slope = torch.linalg.solve(covariance[known][:, known], covariance[known])
+        mean = slope.mT @ (row - loc)[known]
+        exact += mean[:, None] * mean + covariance - covariance[:, known] @ slope
     z = (drawn.mean(0) - exact) / (drawn.std(0) / math.sqrt(number) + 1e-9)
     assert z.abs().max() < oracles.z_limit(16)
 
