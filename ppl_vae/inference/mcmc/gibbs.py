@@ -8,8 +8,8 @@ their sum of z z' is Wishart. So a sweep over complete data costs O(D^2 K), for 
 
 Between the two, moves along transformations of the latent space that leave the likelihood as it
 is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent. With
-diagonal noise, moves of single columns with z integrated out
-(:mod:`ppl_vae.inference.mcmc.gibbs_columns`) do so.
+diagonal noise, or with many latent dimensions, moves of the noise with z integrated out
+(:mod:`ppl_vae.inference.mcmc.gibbs_noise`) do so.
 """
 
 import time
@@ -23,8 +23,8 @@ from torch import Tensor
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.inference.mcmc.gibbs_columns import ColumnMoves
 from ppl_vae.inference.mcmc.gibbs_moves import LatentMoves
+from ppl_vae.inference.mcmc.gibbs_noise import ColumnMoves, NoiseMove
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler, CodeSums
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
@@ -50,8 +50,8 @@ class GibbsSampler:
         statistics: of the data; with a leading dimension of ``rows``, those of one table for each
             chain, all of one mask.
         priors: of the parameters.
-        expand: whether to move along transformations of the latent space and, with diagonal noise,
-            in the parameters of single columns.
+        expand: whether to move along transformations of the latent space, and in the noise with z
+            integrated out.
     """
 
     statistics: TableStatistics
@@ -70,9 +70,12 @@ class GibbsSampler:
         return LatentMoves(self.priors, self.statistics.num_data, data_dim)
 
     @cached_property
-    def columns(self) -> ColumnMoves:
-        """Of the loadings and the noise of single columns."""
-        return ColumnMoves(self.codes, self.priors)
+    def noise_move(self) -> ColumnMoves | NoiseMove | None:
+        """Of the noise with z integrated out, where that makes draws much less dependent."""
+        if self.priors.has_diagonal_noise:
+            return ColumnMoves(self.codes, self.priors)
+        few = self.statistics.rows.shape[-1] < 2 * self.priors.latent_dim
+        return NoiseMove(self.codes, self.priors) if few else None
 
     @cached_property
     def _columns_are_similar(self) -> bool:
@@ -89,8 +92,8 @@ class GibbsSampler:
             parameters, g, accepted = self.moves.move(parameters, sums.total)
             sums = sums.transform(g)
         parameters = self._draw_loadings(self._draw_scales(parameters, sums), sums)
-        if self.expand and self.priors.has_diagonal_noise:
-            parameters = self.columns.move(parameters)
+        if self.expand and self.noise_move is not None:
+            parameters = self.noise_move.move(parameters)
         return parameters, accepted
 
     def _draw_scales(self, parameters: Parameters, sums: CodeSums) -> Parameters:
@@ -138,9 +141,8 @@ def sample_gibbs(
             NaN marks a missing value.
         mask: True where observed.
         settings: of the chains; an iteration is a sweep over the parameters.
-        expand: whether to move along transformations of the latent space and, with diagonal noise,
-            in the parameters of single columns with z integrated out, which makes successive draws
-            less dependent.
+        expand: whether to move along transformations of the latent space, and in the noise with z
+            integrated out, which makes successive draws less dependent.
 
     Raises:
         ValueError: if a prior is not conjugate; if x has another width than the model, or a column

@@ -146,3 +146,36 @@ class CodeSampler:
         sums[:, statistics.has_zero] += spread[..., below, beside]
         gram = from_tril_vec(statistics.observed.mT @ sums, design.shape[-1])
         return CodeSums(total, gram, cross)
+
+    def scatter(self, parameters: Parameters) -> Float[Tensor, "C D D"]:
+        """The sum of (x - mu) (x - mu)' over data, with missing values drawn given the others."""
+        statistics = self.statistics
+        offset = (parameters.loc - statistics.mean).unsqueeze(-2) * statistics.weight[:, None]
+        rows = statistics.rows - offset
+        if statistics.is_complete:
+            return rows.mT @ rows
+        z, factor = self.draw_rows(parameters)
+        scale = parameters.column_scale.unsqueeze(-2)
+        drawn = z @ parameters.loadings.mT + scale * torch.randn_like(rows)
+        rows = torch.where(statistics.observed[statistics.pattern] > 0, rows, drawn)
+        return rows.mT @ rows + self._zero_rows(parameters, factor)
+
+    def _zero_rows(
+        self, parameters: Parameters, factor: Float[Tensor, "C V K K"]
+    ) -> Float[Tensor, "C D D"] | float:
+        # The missing values x = W z + e of n rows of zeros: with Z'Z = F F' and e independent of
+        # it, X'X = (F'W' + G)' (F'W' + G) + a Wishart matrix with n - K degrees of freedom, G and
+        # the latter in units of the noise.
+        statistics = self.statistics
+        hidden = 1 - statistics.observed[statistics.has_zero]
+        some = hidden.any(-1)
+        hidden, factor = hidden[some].unsqueeze(-2), factor[:, some]
+        if not len(hidden):
+            return 0.0
+        scale = parameters.column_scale[:, None, None]
+        mean = factor.mT @ parameters.loadings.mT.unsqueeze(1)
+        rows = (mean + scale * torch.randn_like(mean)) * hidden
+        freedom = statistics.num_zero[statistics.has_zero][some] - factor.shape[-1]
+        degrees = half_degrees(freedom, hidden.shape[-1]).expand(len(rows), -1, -1)
+        noise = bartlett_factor(degrees).mT * scale * hidden
+        return (rows.mT @ rows + noise.mT @ noise).sum(1)

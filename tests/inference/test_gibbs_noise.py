@@ -9,7 +9,7 @@ from sklearn.preprocessing import scale as standardize
 
 import oracles
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
-from ppl_vae.inference.mcmc.gibbs_columns import _Regression
+from ppl_vae.inference.mcmc.gibbs_noise import _Regression
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
@@ -69,7 +69,7 @@ def test_missing_values_are_drawn_given_the_others():
     several = Parameters(
         *(None if part is None else part.expand(number, *part.shape[1:]) for part in parameters)
     )
-    drawn = sampler.columns.scatter(several)
+    drawn = sampler.codes.scatter(several)
     loadings, loc, noise_scale, _ = (None if part is None else part[0] for part in parameters)
     covariance = loadings @ loadings.mT + noise_scale.square().diag()
     exact = torch.zeros(4, 4).double()
@@ -109,3 +109,29 @@ def test_chains_mix_with_diagonal_noise(prior, missing, r_hat, ess):
     found = samples.diagnostics(max_elements=None)
     assert float(found.r_hat.max()) < r_hat
     assert float(torch.minimum(found.ess_bulk, found.ess_tail).min()) > ess
+
+
+def test_the_move_of_isotropic_noise_leaves_its_conditional_density():
+    """Against quadrature of the direct likelihood on a grid, W and mu fixed."""
+    torch.manual_seed(0)
+    x = torch.randn(9, 4).double() @ torch.randn(4, 4).double()
+    model = BayesianPPCA(4, 3)
+    sampler = GibbsSampler(TableStatistics.of(x), ConjugatePriors.of(model.double()))
+    one, number = some_parameters(1, 4, 3), 40_000
+    parameters = Parameters(
+        one.loadings.expand(number, 4, 3),
+        one.loc.expand(number, 4),
+        torch.ones(number).double(),
+        None,
+    )
+    for _ in range(6):
+        parameters = sampler.noise_move.move(parameters)
+    variance = torch.linspace(-7, 4, 4000).double().exp()
+    grid = Parameters(one.loadings, one.loc, variance.sqrt()[:, None].expand(-1, 4), None)
+    scatter = (x - one.loc).mT @ (x - one.loc)
+    log_p = log_likelihood(grid, scatter, len(x)) - variance.log() - 0.1 / variance
+    weight = (log_p - log_p.max()).exp()  # the grid is even in log sigma^2: times sigma^2
+    exact = (weight * variance.log()).sum() / weight.sum()
+    drawn = 2 * parameters.noise_scale.log()
+    assert abs(drawn.mean() - exact) < oracles.z_limit(1) * drawn.std() / math.sqrt(number)
+    assert drawn.std() > 0.1

@@ -1,4 +1,4 @@
-"""Moves of a Gibbs sampler in the loadings and the noise of one column, with z integrated out.
+"""Moves of a Gibbs sampler in the noise, with z integrated out.
 
 Where the data hardly distinguish the noise of a column from a factor of its own, w_d and sigma_d^2
 given z change by little: z determines what is noise. With z integrated out, and given the
@@ -15,6 +15,10 @@ the ratios of target and proposal densities:
   proposals lie on an ellipse through the current value and a draw of that normal distribution
   (Murray, Adams, MacKay 2010).
 * v given w_d: proposals are from the inverse gamma distribution that v has if w_d is zero.
+
+Isotropic noise depends on z the more, the fewer columns there are beside K. Given W its
+likelihood with z integrated out is a product over the principal axes of W W', and the proposals
+are from the distribution that the other D - K directions give it.
 
 Missing values are drawn first, given the parameters.
 
@@ -33,7 +37,7 @@ from torch import Tensor
 
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler
-from ppl_vae.inference.mcmc.wishart import bartlett_factor, half_degrees, standard_gamma
+from ppl_vae.inference.mcmc.wishart import standard_gamma
 from ppl_vae.models.bayesian_ppca import Parameters
 
 NUM_PROPOSALS = 16
@@ -92,7 +96,7 @@ class ColumnMoves:
 
     def move(self, parameters: Parameters) -> Parameters:
         """The parameters after a move of several columns in turn."""
-        scatter = self.scatter(parameters)
+        scatter = self.codes.scatter(parameters)
         parameters = parameters._replace(
             loadings=parameters.loadings.clone(), noise_scale=parameters.noise_scale.clone()
         )
@@ -133,7 +137,7 @@ class ColumnMoves:
         variances = total[:, None] - regression.communality(trials)
         trials = torch.cat([here, trials], 1)
         variances = torch.cat([variance[:, None], variances], 1)
-        chosen = _choose(self._log_prior(variances, d))
+        chosen = choose(self._log_prior(variances, d))
         index = chosen[..., None].expand(-1, 1, loadings.shape[-1])
         return trials.gather(1, index).squeeze(1), variances.gather(1, chosen).squeeze(1)
 
@@ -154,7 +158,7 @@ class ColumnMoves:
         variances = totals - communality
         variances[:, 0] = variance
         proposed = -(concentration + 1) * totals.log() - rate / totals
-        chosen = _choose(self._log_prior(variances, d) - proposed)
+        chosen = choose(self._log_prior(variances, d) - proposed)
         return variances.gather(1, chosen).squeeze(1)
 
     def _log_prior(self, variance: Float[Tensor, "C P"], d: int) -> Float[Tensor, "C P"]:
@@ -165,41 +169,40 @@ class ColumnMoves:
         log_p = -(concentration + 1) * variance.log() - rate / variance
         return log_p.where(positive, -math.inf)
 
-    def scatter(self, parameters: Parameters) -> Float[Tensor, "C D D"]:
-        """The sum of (x - mu) (x - mu)' over data, with missing values drawn given the others."""
-        statistics = self.codes.statistics
-        offset = (parameters.loc - statistics.mean).unsqueeze(-2) * statistics.weight[:, None]
-        rows = statistics.rows - offset
-        if statistics.is_complete:
-            return rows.mT @ rows
-        z, factor = self.codes.draw_rows(parameters)
-        scale = parameters.noise_scale.unsqueeze(-2)
-        drawn = z @ parameters.loadings.mT + scale * torch.randn_like(rows)
-        rows = torch.where(statistics.observed[statistics.pattern] > 0, rows, drawn)
-        return rows.mT @ rows + self._zero_rows(parameters, factor)
 
-    def _zero_rows(
-        self, parameters: Parameters, factor: Float[Tensor, "C V K K"]
-    ) -> Float[Tensor, "C D D"] | float:
-        # The missing values x = W z + e of n rows of zeros: with Z'Z = F F' and e independent of
-        # it, X'X = (F'W' + G)' (F'W' + G) + a Wishart matrix with n - K degrees of freedom, G and
-        # the latter in units of the noise.
-        statistics = self.codes.statistics
-        hidden = 1 - statistics.observed[statistics.has_zero]
-        some = hidden.any(-1)
-        hidden, factor = hidden[some].unsqueeze(-2), factor[:, some]
-        if not len(hidden):
-            return 0.0
-        scale = parameters.noise_scale[:, None, None]
-        mean = factor.mT @ parameters.loadings.mT.unsqueeze(1)
-        rows = (mean + scale * torch.randn_like(mean)) * hidden
-        freedom = statistics.num_zero[statistics.has_zero][some] - factor.shape[-1]
-        degrees = half_degrees(freedom, hidden.shape[-1]).expand(len(rows), -1, -1)
-        noise = bartlett_factor(degrees).mT * scale * hidden
-        return (rows.mT @ rows + noise.mT @ noise).sum(1)
+@dataclass(frozen=True)
+class NoiseMove:
+    """A move of isotropic noise.
+
+    Attributes:
+        codes: of the table.
+        priors: of the parameters.
+    """
+
+    codes: CodeSampler
+    priors: ConjugatePriors
+
+    def move(self, parameters: Parameters) -> Parameters:
+        """The parameters with sigma chosen among the current value and proposals."""
+        loadings, (concentration, rate) = parameters.loadings, self.priors.noise
+        scatter, num_data = self.codes.scatter(parameters), self.codes.statistics.num_data
+        strengths, axes = torch.linalg.eigh(loadings.mT @ loadings)
+        strengths = strengths.clamp_min(torch.finfo(strengths.dtype).tiny)
+        axes = loadings @ axes
+        along = ((scatter @ axes) * axes).sum(-2) / strengths
+        beside = (scatter.diagonal(dim1=-2, dim2=-1).sum(-1) - along.sum(-1)).clamp_min(0.0)
+        others = loadings.shape[-2] - loadings.shape[-1]
+        shape = (concentration + num_data * others / 2).expand(len(loadings), NUM_PROPOSALS - 1)
+        proposed = (rate + beside[:, None] / 2) / standard_gamma(shape)
+        variance = parameters.noise_scale.square()[:, None]
+        variances = torch.cat([variance, proposed], 1)
+        totals = strengths.unsqueeze(1) + variances.unsqueeze(-1)
+        terms = num_data * totals.log() + along.unsqueeze(1) / totals
+        chosen = choose(-terms.sum(-1) / 2)
+        return parameters._replace(noise_scale=variances.gather(1, chosen).squeeze(1).sqrt())
 
 
-def _choose(log_weights: Float[Tensor, "C P"]) -> Int[Tensor, "C 1"]:
-    # An index with probabilities proportional to the weights (Gumbel's method).
+def choose(log_weights: Float[Tensor, "C P"]) -> Int[Tensor, "C 1"]:
+    """An index with probabilities proportional to the weights, by Gumbel's method."""
     gumbel = -torch.empty_like(log_weights).exponential_().log()
     return (log_weights + gumbel).argmax(-1, keepdim=True)
