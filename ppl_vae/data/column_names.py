@@ -14,6 +14,7 @@ NAMES_OF_ROW_NAMES = (
     *("time", "variable", "year"),
 )
 """Names of a column of row names, which no row has as its own name."""
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 YEARS = (1500, 2200)
 AXIS_LENGTH = 4
 """The least number of column names from which the steps between numbers are informative."""
@@ -88,7 +89,7 @@ class NameRows:
 
     def _numbers(self, cells: Cells) -> list[float]:
         plain = (cell.strip().replace(",", ".") for cell in cells if self.is_number(cell))
-        return [float(cell) for cell in plain if re.fullmatch(r"[+-]?\d+\.?\d*", cell)]
+        return [float(cell) for cell in plain if NUMBER.fullmatch(cell)]
 
     def num_unit_rows(self) -> int:
         """The number of rows below the first that have units, or further names, over numbers."""

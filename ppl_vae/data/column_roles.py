@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ppl_vae.data.column_checks import check_magnitudes, describe_columns
 from ppl_vae.data.file_content import quoted
 from ppl_vae.data.number_format import EXCEL_ERRORS, TRUTH
-from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.raw_table import PLAIN_NUMBERS, RawTable
 
 NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
 """Texts that mark a missing cell by default, in any case."""
@@ -25,9 +25,8 @@ LABEL_NAMES = ("label", "labels", "class", "classes", "target", "species", "y_tr
 MAX_CLASSES = 50
 """The largest number of distinct whole numbers that become labels for the name of their column."""
 UNIT = r"(?:[%‰$€£¥°]|\s[A-Za-zµμ°%/]{1,5}\d?)"
-FORMATTED_NUMBER = (
-    rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?\d[\d,'’_ \u00a0\u202f]*(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
-)
+_GROUPS = r"(?:\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+|\d[\d,'’_ \u00a0\u202f]*)"
+FORMATTED_NUMBER = rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?{_GROUPS}(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
 """Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 % or <0.1."""
 AMBIGUOUS_COMMA = r"[+−-]?[1-9]\d{0,2},\d{3}"
 """Numbers whose comma separates decimals or thousands."""
@@ -95,7 +94,8 @@ class ColumnRoles:
         na_markers: casefolded texts that mark a missing cell.
         numbers: the columns as numbers, NaN elsewhere.
         words: the cells of each column that are neither numbers nor missing.
-        truth: the columns of truth values.
+        texts: the columns whose cells are texts in the file.
+        truth: those of them that have truth values.
     """
 
     raw: RawTable
@@ -103,30 +103,38 @@ class ColumnRoles:
     na_markers: Sequence[str]
     numbers: dict[str, np.ndarray] = field(default_factory=dict)
     words: dict[str, pd.Series] = field(default_factory=dict)
+    texts: set[str] = field(default_factory=set)
     truth: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.notes = list(self.raw.notes)
-        for key in self.cells:
-            self._parse(str(key))
+        self.marks = self._numeric_markers()
+        self.words = dict.fromkeys(map(str, self.cells), pd.Series(dtype=object))
+        for key, cells in self.cells.items():
+            self._parse(str(key), cells)
 
-    def _parse(self, name: str) -> None:
+    def _numeric_markers(self) -> list[float]:
+        """The numbers that mark missing cells, with a decimal point or as the file has them."""
+        formats = (PLAIN_NUMBERS, self.raw.number_format)
+        found = {kind: [m for m in self.na_markers if kind.is_number(m)] for kind in formats}
+        texts = ((kind, pd.Series(markers, dtype=object)) for kind, markers in found.items())
+        return [value for kind, markers in texts for value in kind.to_floats(markers)]
+
+    def _parse(self, name: str, cells: pd.Series) -> None:
         """The numbers of a column (NaN elsewhere), and its other cells."""
-        cells = self.cells[name]
-        values, words = cells, cells.head(0)
+        values: Any = cells
         if cells.dtype == object:
+            self.texts.add(name)
             values = self.raw.number_format.to_floats(cells)
             other = cells[np.isnan(values)]
             words = other[~other.str.casefold().isin(self.na_markers)]
             if len(words) and np.isnan(values).all() and words.str.casefold().isin(TRUTH).all():
                 self.truth.add(name)
                 values = cells.str.casefold().map(TRUTH)
-                words = words.head(0)
+            else:
+                self.words[name] = words
         array = np.asarray(values, dtype=np.float64)
-        markers = [m for m in self.na_markers if self.raw.number_format.is_number(m)]
-        missing = self.raw.number_format.to_floats(pd.Series(markers, dtype=object))
-        self.numbers[name] = np.where(np.isin(array, missing), np.nan, array)
-        self.words[name] = words
+        self.numbers[name] = np.where(np.isin(array, self.marks), np.nan, array)
 
     def is_text(self, name: str) -> bool:
         """Whether a column has more words than numbers, and not formatted numbers like 10 %."""
@@ -193,6 +201,10 @@ class ColumnRoles:
     def _guess_label(self) -> str | None:
         """The column that is likely to hold labels; None if there is none."""
         text = [name for name in self.numbers if self.is_text(name)]
+        if text and not np.isnan(self.numbers[text[0]]).all():
+            return None  # words among numbers may mark missing values
+        if any(map(self._has_dates, text)):
+            return None
         named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self._has_classes(n)]
         if len(text) == 1 and not self.cells[text[0]].is_unique:
             note = f"column {text[0]!r} is used as labels: it is text that repeats"
@@ -206,6 +218,9 @@ class ColumnRoles:
             note += f"; {quoted(kept)} is kept as data"
         self.notes.append(note)
         return label
+
+    def _has_dates(self, name: str) -> bool:
+        return bool(self.words[name].str.fullmatch(DATE).mean() > 0.5)
 
     def _has_classes(self, name: str) -> bool:
         return self.is_integer(name) and len(np.unique(self.numbers[name])) <= MAX_CLASSES
@@ -246,7 +261,7 @@ class ColumnRoles:
         truth = [name for name in self.numbers if name in self.truth]
         if truth:
             yield f"TRUE and FALSE are read as 1 and 0 in {quoted(truth)}"
-        texts = {n: self.cells[n] for n in self.numbers if self.cells[n].dtype == object}
+        texts = {name: self.cells[name] for name in self.numbers if name in self.texts}
         if not texts:
             return
         noted = [word for word in NOTED_MARKERS if word in self.na_markers]
@@ -262,38 +277,40 @@ class ColumnRoles:
         Raises:
             ValueError: if not.
         """
-        text = [name for name in self.numbers if self.is_text(name)]
-        for name in self.numbers:
-            if len(self.words[name]) and name not in text:
-                raise ValueError(self._not_numbers(name))
-        if text:
-            raise ValueError(self._columns_of_text(text))
         if not self.numbers:
             raise ValueError(
                 f"{self.raw.name} has no column of numbers besides row names and labels; if it "
                 "should, give header, delimiter or label"
             )
+        worded = [name for name in self.numbers if len(self.words[name])]
+        mixed = [n for n in worded if not np.isnan(self.numbers[n]).all() or not self.is_text(n)]
+        text = [name for name in worded if name not in mixed]
+        if text:
+            raise ValueError(self._columns_of_text(text, mixed))
+        if mixed:
+            raise ValueError(f"{self.raw.name}: {self._not_numbers(mixed[0])}")
 
     def _not_numbers(self, name: str) -> str:
         words = self.words[name]
         rows = list(words.drop_duplicates().index)[:3]
         shown = ", ".join(f"{words[r]!r} ({self.raw.place(r)})" for r in rows)
         remedy = (
-            f"give missing {words.iloc[0]!r} if that marks a missing value, otherwise correct them"
+            f"give missing {words.iloc[0]!r} if that marks a missing value, "
+            "otherwise correct them or remove the lines"
         )
         if re.fullmatch(AMBIGUOUS_COMMA, words.iloc[0]):
             remedy = "give thousands ',' or decimal ',' for what their comma separates"
         return (
-            f"{self.raw.name}: column {name!r}: {len(words)} of {len(self.cells)} cells are not "
-            f"numbers: {shown}; {remedy}"
+            f"column {name!r}: {len(words)} of {len(self.cells)} cells are not numbers: {shown}; "
+            f"{remedy}"
         )
 
-    def _columns_of_text(self, text: Sequence[str]) -> str:
-        dates = [n for n in text if self.words[n].str.fullmatch(DATE).mean() > 0.5]
+    def _columns_of_text(self, text: Sequence[str], mixed: Sequence[str]) -> str:
+        dates = list(filter(self._has_dates, text))
         noun = f" (of dates: {quoted(dates)})" if dates else ""
-        example = (dates or text)[0]
+        other = f"; {self._not_numbers(mixed[0])}" if mixed else ""
         return (
             f"{self.raw.name} has columns of text, {quoted(text)}{noun}; choose one as label if "
             "it has classes, or as index if it names the rows, and drop the others (drop "
-            f"{example!r}) or encode them as numbers"
+            f"{', '.join((dates or text)[:5])}) or encode them as numbers{other}"
         )

@@ -23,6 +23,9 @@ EXCEL_ERRORS = (
     *("#getting_data", "#field!", "#blocked!", "#connect!", "#unknown!", "#busy!", "#nv"),
 )
 """What a spreadsheet writes into a cell whose value is not defined."""
+QUOTED = r'"([^"\n]*)"'
+QUOTED_COMMA = r'"[^"\n]*\d,\d[^"\n]*"'
+"""Cells in quotation marks; those that may be numbers with commas."""
 TRUTH = {"true": 1.0, "false": 0.0}
 """Truth values as programs write them, casefolded, and the numbers that they are read as."""
 FLAGS = re.ASCII
@@ -130,9 +133,11 @@ def detect_number_format(
 
 
 def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]]:
-    commas = "," in text and (delimiter != "," or '"' in text)
+    commas = "," in text if delimiter != "," else '"' in text and re.search(QUOTED_COMMA, text)
     if not commas and not re.search(r"\d\.\d{3}\.\d{3}", text[:SAMPLE_CHARACTERS]):
         return NumberFormat(), []
+    if delimiter == ",":
+        text, delimiter = _one_per_line(text), "\n"
     comma = _first_cell(DECIMAL_COMMA, text, delimiter)
     point = _first_cell(DECIMAL_POINT, text, delimiter)
     comma_groups = _first_cell(MILLIONS_BY_COMMA, text, delimiter)
@@ -149,12 +154,13 @@ def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]
 
 
 def _first_cell(pattern: str, text: str, delimiter: str) -> str | None:
-    """The first cell of this pattern; one with commas between commas is in quotation marks."""
+    """The first cell of this pattern."""
     edge = re.escape(delimiter)
-    if delimiter == "," and pattern != DECIMAL_POINT:
-        found = re.search(f'" *({pattern}) *"', text, FLAGS)
-    else:
-        found = re.search(
-            f'(?:^|["{edge}]) *({pattern}) *(?=["{edge}]|$)', text, re.MULTILINE | FLAGS
-        )
+    found = re.search(f'(?:^|["{edge}]) *({pattern}) *(?=["{edge}]|$)', text, re.MULTILINE | FLAGS)
     return None if found is None else found[1]
+
+
+def _one_per_line(text: str) -> str:
+    """The cells of a text with commas between them: first those in quotation marks."""
+    quoted = re.findall(QUOTED, text)
+    return "\n".join([*quoted, re.sub(QUOTED, "", text).replace(",", "\n")])

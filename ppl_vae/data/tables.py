@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ppl_vae.core.validation import check_int
 from ppl_vae.data.array_files import npy_table, npz_table
 from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles, find_column, select_columns
 from ppl_vae.data.file_content import COMPRESSED, check_file, read_content
@@ -133,7 +134,8 @@ def read_table(
       read as 1 and 0.
 
     Columns that are like identifiers or times, and values such as -999 that repeat far from all
-    others, are kept, and notes state how to drop or mark them.
+    others, are kept, and notes state how to drop or mark them. The apostrophe that
+    :func:`~ppl_vae.data.table_output.write_frame` puts before texts like ``=1+1`` is removed.
 
     Args:
         path: the file.
@@ -164,6 +166,7 @@ def read_table(
         ModuleNotFoundError: if the library that reads this kind of file is not installed.
     """
     path = Path(path)
+    check_int("max_bytes", max_bytes)
     given = NA_MARKERS if missing is None else [missing] if isinstance(missing, str) else missing
     markers = ("", "nan", *EXCEL_ERRORS, *(marker.strip().casefold() for marker in given))
     text = TextFormat(markers, header, delimiter, decimal, thousands, skip_rows, comment)

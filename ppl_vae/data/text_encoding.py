@@ -19,6 +19,8 @@ BINARY_SIGNATURES = (
     b"\x89PNG",
     b"%PDF",
 )
+MARKUP = ("<!doctype", "<html", "<?xml", "{", "[{")
+"""Beginnings of pages and of JSON that are called tables."""
 INSPECTED_BYTES = 4096
 """How much of a file is inspected for zero bytes, which mark an encoding of wide characters."""
 EXAMPLE_ENCODING = "cp1252"
@@ -42,7 +44,7 @@ def decode(raw: bytes, name: str, encoding: str | None) -> tuple[str, list[str]]
         if encoding is None and b"\0" in raw:
             encoding = _wide_encoding(raw, name)
             notes.append(f"encoding detected: {encoding}, without a byte order mark")
-    encoding = encoding or "utf-8"
+        encoding = encoding or "utf-8"
     try:
         text = str(raw, encoding)
     except LookupError as error:
@@ -53,7 +55,7 @@ def decode(raw: bytes, name: str, encoding: str | None) -> tuple[str, list[str]]
     except UnicodeError as error:
         raise ValueError(_undecodable(raw, name, encoding, error)) from error
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text:
+    if "\0" in text or text[:INSPECTED_BYTES].lstrip().lower().startswith(MARKUP):
         raise ValueError(_not_text(name))
     return text, notes
 
@@ -85,7 +87,7 @@ def _wide_encoding(raw: bytes, name: str) -> str:
 
 
 def _not_text(name: str) -> str:
-    return f"{name} is not a text file, despite its name; save the table as CSV"
+    return f"{name} is not a text table, despite its name; save the table as CSV"
 
 
 def _undecodable(raw: bytes, name: str, encoding: str, error: UnicodeError) -> str:

@@ -153,9 +153,9 @@ class TextRows:
         first = next((k for k, row in enumerate(rows) if row.width == width), 0)
         if first and rows[first - 1].width == width - 1 and self._names_all_but_first(first):
             first -= 1
-        header_follows = first > 0 and rows[first].width == width and self._words_only(rows[first])
+        apart = first > 0 and (self._is_apart(first) or self._words_only(rows[first]))
         for row in rows[:first]:
-            if not (self._is_alone(row) or (header_follows and self._words_only(row))):
+            if not (self._is_alone(row) or (apart and self._words_only(row))):
                 self._raise_ragged(row)
         while first + 2 < len(rows) and self._is_title(rows[first], rows[first + 1]):
             first += 1
@@ -199,9 +199,13 @@ class TextRows:
         marked = FOOTER.match(row.text.lstrip(' "')) is not None
         if row.width == self.width:
             return marked and self.width > 1 and self._is_alone(row)
-        apart = row.line > self.rows[k - 1].line + 1 + self.rows[k - 1].text.count("\n")
         words = not self.is_number(self.cells(row)[0])
-        return self._words_only(row) or (words and (marked or apart))
+        return self._words_only(row) or (words and (marked or self._is_apart(k)))
+
+    def _is_apart(self, k: int) -> bool:
+        """Whether lines were left out between a row and the one before."""
+        before = self.rows[k - 1]
+        return self.rows[k].line > before.line + 1 + before.text.count("\n")
 
     def _check_widths(self) -> None:
         for k, row in enumerate(self.rows):

@@ -20,6 +20,7 @@ from ppl_vae.data.delimiters import (
 )
 from ppl_vae.data.number_format import TRUTH, detect_number_format
 from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.table_output import without_apostrophe
 from ppl_vae.data.text_rows import TextRows, is_comment, lines_text
 
 PANDAS_MARKERS = ("", "nan", "NaN", "NAN", "NA", "N/A", "null", "NULL")
@@ -157,7 +158,7 @@ class TextTable:
             self._add_header_note(first, has_header, bool(comment))
         start = self._first_row_of_data(top) if has_header else 0
         has_names = has_header or bool(comment)
-        names, renamed = distinct_names(names)
+        names, renamed = distinct_names([without_apostrophe(name) for name in names])
         self.notes.extend(renamed)
         lines = [row.line for row in rows[start:]]
         return RawTable(
@@ -217,7 +218,9 @@ class TextTable:
             decimal=self.format.decimal,
             **_EXACT_FLOATS,
         )
-        columns = zip(names, (cells[k] for k in cells), strict=True)
-        return pd.DataFrame(
-            {name: c if c.dtype.kind in "iuf" else strip_cells(c) for name, c in columns}
-        )
+        cells.columns = names
+        for k, kind in enumerate(cells.dtypes):
+            if kind.kind not in "iuf":
+                texts = map(without_apostrophe, strip_cells(cells.iloc[:, k]))
+                cells.isetitem(k, pd.Series(list(texts), dtype=object))
+        return cells

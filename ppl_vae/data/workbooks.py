@@ -49,12 +49,12 @@ def workbook_text(path: Path, max_bytes: int) -> tuple[str, list[str]]:
     return lines.getvalue(), notes
 
 
-def _without_empty_end(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_empty_end(row: Sequence[Any]) -> Sequence[Any]:
     filled = [k for k, cell in enumerate(row, 1) if cell is not None]
     return row[: filled[-1]] if filled else ()
 
 
-def _sheets(openpyxl: ModuleType, path: Path, stored: bool) -> dict[str, list[tuple[Any, ...]]]:
+def _sheets(openpyxl: ModuleType, path: Path, stored: bool) -> dict[str, list[Sequence[Any]]]:
     """The cells of all sheets, with the stored values of formulas or the formulas themselves."""
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=stored)
@@ -69,7 +69,7 @@ def _sheets(openpyxl: ModuleType, path: Path, stored: bool) -> dict[str, list[tu
 
 
 def _check_formulas(
-    path: Path, values: Sequence[tuple[Any, ...]], formulas: Sequence[tuple[Any, ...]]
+    path: Path, values: Sequence[Sequence[Any]], formulas: Sequence[Sequence[Any]]
 ) -> None:
     for k, (row, written) in enumerate(zip(values, formulas, strict=True), 1):
         for value, formula in zip(row, written, strict=False):

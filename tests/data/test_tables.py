@@ -419,8 +419,8 @@ def test_unsupported_files_raise(read, tmp_path):
     [
         (b"", "is empty"),
         (b"\n  \n# nothing\n", "is empty"),
-        (b"PK\3\4....", "is not a text file, despite its name; save the table as CSV"),
-        (b"a,b\n1,2\n\0\0\n", "is not a text file"),
+        (b"PK\3\4....", "is not a text table, despite its name; save the table as CSV"),
+        (b"a,b\n1,2\n\0\0\n", "is not a text table"),
         (
             "a,b\n1,2\nö,2\n".encode("latin-1"),
             "is not UTF-8: byte 0xf6 in line 3; .* such as cp1252, in which .* reads 'ö,2'",
