@@ -335,7 +335,7 @@ def test_a_program_with_nan_is_not_saved_over_a_good_one(tmp_path):
     bad = ppca(2)
     with torch.no_grad():
         bad.loadings[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="the program is not saved: .*loadings.* contain NaN"):
+    with pytest.raises(ValueError, match=r"the program is not saved: .*loadings.* contain NaN"):
         save(bad, tmp_path)
     assert is_program(tmp_path, good)
 

@@ -171,6 +171,7 @@ def _build_trainer(
         CapturePolicy(runtime.capture, make_captured, schedule),
         stopping.x_val,
         runtime.checkpoint_file,
+        runtime.seed,
     )
 
 
