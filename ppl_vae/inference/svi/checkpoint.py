@@ -66,7 +66,8 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any], layout: FitLayout) 
     content = _parsed(path)
     found = content["fingerprint"]
     for key in (*fingerprint, *found.keys() - fingerprint.keys()):
-        if found.get(key) != fingerprint.get(key):
+        # By their texts: a file may hold tensors, which have no single truth value.
+        if repr(found.get(key)) != repr(fingerprint.get(key)):
             raise CheckpointError(
                 f"checkpoint {path} is of another fit: its {key} is {_shown(found.get(key))}, "
                 f"here it is {_shown(fingerprint.get(key))}. Pass another checkpoint=, or delete "

@@ -13,10 +13,10 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
 from ppl_vae.core.inputs import check_support
 from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.nonfinite import describe_nonfinite
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
-from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
@@ -211,13 +211,13 @@ class MinibatchObjective:
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
+        batch = self._batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
-                run = Pair(self.model, self.guide).run(self._batch(rows))
+                run = Pair(self.model, self.guide).run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
         for program, trace in (("guide", run.guide), ("model", run.model)):
-            for name, site in sites(trace).items():
-                if not log_prob(site).isfinite().all():
-                    return f"site {name!r} of the {program} has a log density that is not"
+            if found := describe_nonfinite(trace, program, batch):
+                return found
         return "every site is finite for another draw"
