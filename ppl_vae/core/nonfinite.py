@@ -80,4 +80,6 @@ def _describe_rows(site: Site, invalid: Tensor, batch: Batch) -> str:
     if len(marked) % len(batch):
         return ""
     marked = marked.reshape(-1, len(batch)).any(0)
-    return " in every row" if bool(marked.all()) else f" in {name_rows(marked, batch)}"
+    if len(marked) > SHOWN and bool(marked.all()):
+        return f" in all {len(marked)} rows"
+    return f" in {name_rows(marked, batch)}"
