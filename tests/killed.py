@@ -23,6 +23,8 @@ def _forked(work):
         return pid
     status = FAILED
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         work()
         status = 0
     except KeyboardInterrupt:

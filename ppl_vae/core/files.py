@@ -67,16 +67,17 @@ def check_writable(path: Path) -> None:
     """Check that :func:`write_whole` can write a file, by creating one beside it.
 
     Raises:
-        OSError: naming the folder and the reason.
+        OSError: naming the file and the reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, and must be a file")
     trial = _partial_name(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         trial.touch()
+    except OSError as error:
+        raise OSError(error.errno, f"it cannot be written: {error.strerror}", str(path)) from error
     finally:
-        trial.unlink(missing_ok=True)
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
 
 
 @contextmanager
