@@ -37,13 +37,6 @@ def estimated(seed):
     return log_likelihood(model.model, model.guide, X, num_samples=50, seed=seed).value
 
 
-def refined(seed):
-    model = vae()
-    return log_likelihood(
-        model.model, model.guide, X[:9], num_samples=20, refine=20, seed=seed
-    ).value
-
-
 def bound(seed):
     model = vae()
     return elbo(model.model, model.guide, X, num_samples=20, seed=seed)
@@ -53,7 +46,7 @@ def sampled(seed):
     return vae().sample(50, seed=seed)
 
 
-WORK = (fitted, estimated, refined, bound, sampled, fitted, estimated)
+WORK = (fitted, estimated, bound, sampled, fitted)
 
 
 def in_threads(functions):
