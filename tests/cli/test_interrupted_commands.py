@@ -1,7 +1,9 @@
 """Commands whose process is killed leave each file as it was, or whole and new."""
 
+import importlib
 import itertools
 import os
+import pkgutil
 import random
 import sys
 
@@ -9,9 +11,18 @@ import numpy as np
 import pytest
 import xarray
 
+import ppl_vae.cli
 from killed import completed, killed_after, killed_at_event
 from ppl_vae.cli.main import main
 from ppl_vae.report.archive import read_results
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Every module of the command, once for all child processes."""
+    for module in pkgutil.iter_modules(ppl_vae.cli.__path__, "ppl_vae.cli."):
+        importlib.import_module(module.name)
+    importlib.import_module("ppl_vae.report.imputation")
 
 
 def command(*arguments):
