@@ -17,7 +17,7 @@ def tensor_digest(tensors: Iterable[Tensor]) -> str:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
         flat = tensor.detach().reshape(-1)
         for part in flat.split(max(1, BYTES_AT_ONCE // tensor.element_size())):
-            digest.update(part.contiguous().cpu().view(torch.uint8).numpy())
+            digest.update(part.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

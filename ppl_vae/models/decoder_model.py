@@ -137,7 +137,8 @@ class DecoderModel(LatentVariableModel):
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
         """p(x | z), event shape (D,), without a gradient."""
-        return self.conditional(z.to(reference_tensor(self)))
+        with isolated_store():  # where Pyro would keep the scale of every model
+            return self.conditional(z.to(reference_tensor(self)))
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
@@ -181,12 +182,13 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, or a row with nothing observed.
         """
         x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
-        with train_mode(self, training=False):
+        with isolated_store(), train_mode(self, training=False):
             return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):
-            return run_guide(self.guide, Batch(x, mask)).guide.nodes["z"]["fn"].mean
+            site: Any = run_guide(self.guide, Batch(x, mask)).guide.nodes["z"]
+        return site["fn"].mean
 
 
 def given_or_amortized(

@@ -88,8 +88,9 @@ class StoredConfig:
             content = json.loads(read_regular(path))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
-        if isinstance(content, dict) and content.pop("format", FORMAT) != FORMAT:
-            raise CheckpointError(f"{path} is of another format; this version reads {FORMAT}")
+        found = content.pop("format", FORMAT) if isinstance(content, dict) else FORMAT
+        if found != FORMAT:
+            raise CheckpointError(f"{path} is of format {found}, this version reads {FORMAT}")
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or content.keys() != names:
             raise CheckpointError(f"{path} is damaged: it must be a mapping of {sorted(names)}")

@@ -5,11 +5,13 @@ import random
 import signal
 import time
 
+import pyro
 import pytest
 import torch
 
 import oracles
 from killed import completed, killed_after, killed_at_event
+from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.models.vae import VAE
 
@@ -165,3 +167,21 @@ def test_memory_does_not_grow_with_steps_and_evaluations(tmp_path):
     grown = max(used[-50:]) - max(used[100:150])
     # Values and times of 15,000 steps are kept, and written with each checkpoint.
     assert grown < 16 * 2**20, grown
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_evaluations_and_models():
+    """500 evaluations of one pair, and 200 pairs that are fitted, sampled and evaluated."""
+    used, vae = [], VAE.mlp(5, 2, hidden=(6,), seed=0).double()
+    for _ in range(500):
+        log_likelihood(vae.model, vae.guide, X, num_samples=50, seed=0)
+        used.append(resident_bytes())
+    for seed in range(200):
+        other = VAE.mlp(5, 2, hidden=(6,), seed=seed).double()
+        fit_svi(other.model, other.guide, X, steps=3, seed=0, progress=False)
+        log_likelihood(other.model, other.guide, other.sample(9, seed=0), num_samples=9, seed=0)
+        other.reconstruct(X)
+        used.append(resident_bytes())
+    assert max(used[450:500]) - max(used[50:100]) < 4 * 2**20
+    assert max(used[-50:]) - max(used[520:570]) < 4 * 2**20
+    assert len(pyro.get_param_store()) == 0

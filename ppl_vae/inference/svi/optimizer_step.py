@@ -207,15 +207,15 @@ class OptimizerStep:
             groups = self.replay_rates(content["past_rates"])
             if isinstance(groups, str):
                 return groups
-            if same_length:
-                difference = _first_difference(content["scheduler"], self.scheduler.state_dict())
-                if difference:
-                    return difference
+            difference = _first_difference(content["scheduler"], self.scheduler.state_dict())
+            if same_length and difference:
+                return difference
         self.optimizer.load_state_dict(content["optimizer"])
         for group, setting in zip(self.optimizer.param_groups, groups, strict=True):
             if same_length and group["lr"] != setting["lr"]:
-                return f"its next learning rate is {group['lr']:g} instead of {setting['lr']:g}"
-            group.update(setting if not same_length else {})
+                return f"its next learning rate is {group['lr']} instead of {setting['lr']}"
+            if self.scheduler is not None and not same_length:
+                group.update(setting)
         self.past_rates = content["past_rates"]
         return ""
 
