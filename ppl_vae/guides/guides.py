@@ -20,7 +20,7 @@ from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.program import Density, Program, data_plate
 from ppl_vae.core.state import validation_enabled
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.guides.families import (
     COVARIANCES,
     FAMILIES,
@@ -62,7 +62,8 @@ class GaussianGuide(Program):
         **_: Any,
     ) -> Tensor:
         """The guide as a Pyro program: sample ``"z"`` in the plate ``"data"``."""
-        with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
+        x = x if isinstance(x, Tensor) else as_matrix(x)
+        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
             return pyro.sample("z", self._sampling_distribution(x, index, mask))
 
     def _sampling_distribution(
@@ -70,10 +71,6 @@ class GaussianGuide(Program):
     ) -> Density:
         """The distribution of ``"z"`` in the program; a subclass may sample other sites here."""
         return self.distribution(x, index, mask)
-
-
-def _device(x: Any) -> torch.device | None:
-    return x.device if isinstance(x, Tensor) else None
 
 
 class ExactGuide(GaussianGuide):

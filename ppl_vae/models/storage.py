@@ -20,6 +20,7 @@ from torch import Tensor
 from ppl_vae.core.config import ArrayValue, ConstructorCall, OpaqueValue, constructor_call
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.program import Program
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
 from ppl_vae.models.autoencoder import Autoencoder
@@ -80,6 +81,7 @@ def save(program: Program, folder: str | Path) -> Path:
         "class": type(program).__name__,
         "constructor": _to_json(call) if _can_rebuild(call) else None,
         "aliases": aliases,
+        "schema": None if program.schema is None else program.schema.to_json(),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_whole(folder / WEIGHTS, data)
@@ -159,7 +161,17 @@ def load(folder: str | Path, *, into: P | None = None) -> Any:
         raise ValueError(f"{folder} holds a {name}, and into= is a {type(program).__name__}")
     _check_same_shapes(folder, program.state_dict(), state)
     program.load_state_dict(state)
+    program.schema = _schema(folder / CONFIG, content)
     return program
+
+
+def _schema(path: Path, content: dict[str, Any]) -> TableSchema | None:
+    if content.get("schema") is None:
+        return None
+    try:
+        return TableSchema.from_json(content["schema"])
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _rebuild(folder: Path, content: dict[str, Any], state: dict[str, Tensor]) -> Any:

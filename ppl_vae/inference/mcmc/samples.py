@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.results import UNSAVED, Result
 from ppl_vae.core.state import seeded
@@ -165,10 +166,13 @@ class PosteriorSamples(Result):
     ) -> list[Any]:
         # A function of log p (chains * S, B) of each block of rows.
         loadings, loc, noise_scale, _ = self.parameters()
-        blocks = RowBlocks(x, mask, device=loadings.device).read(
-            max(len(loc), WORKING_FLOATS // 2**20)
+        blocks = RowBlocks(
+            x, mask, device=loadings.device, schema=schema_of(self.model), keep_empty_rows=True
         )
-        return [function(self._log_p(block, loadings, loc, noise_scale)) for block in blocks]
+        return [
+            function(self._log_p(block, loadings, loc, noise_scale))
+            for block in blocks.read(max(len(loc), WORKING_FLOATS // 2**20))
+        ]
 
     def _log_p(self, block: RowBlock, *parameters: Tensor) -> Float[Tensor, "T B"]:
         width = parameters[1].shape[-1]
@@ -228,7 +232,7 @@ class PosteriorSamples(Result):
             raise ValueError("predictive=True needs x, whose number of rows is drawn; give x")
         import xarray as xr
 
-        data = as_matrix(x).double().cpu()
+        data = as_matrix(x, schema=schema_of(self.model)).double().cpu()
         parameters = self._by_chain("predictive=True")
         loadings, loc = parameters.loadings, parameters.loc.unsqueeze(-2)
         scale = parameters.column_scale.unsqueeze(-2)
