@@ -124,6 +124,7 @@ class Table:
         self.mask = observed_mask(self.x)
         if x_test is not None:
             x_test = as_matrix(x_test, name="x_test", schema=TableSchema.of(x))
+            x_test = without_empty_rows(x_test)
         self.x_test, self.seed = x_test, seed
         self.statistics = TableStatistics.of(self.x, self.mask)
         self.num_samples, self.warmup, self.chains = num_samples, warmup, chains
