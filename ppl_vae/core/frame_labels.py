@@ -1,7 +1,7 @@
 """Names of the rows and columns of data, with which results become frames of the same library."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -35,6 +35,10 @@ class Labels(ABC):
     @abstractmethod
     def frame(self, values: np.ndarray, columns: Sequence[Name] | None) -> Frame:
         """A frame of the same rows; ``columns`` None: those that the frame itself had."""
+
+    @abstractmethod
+    def table(self, columns: Mapping[str, np.ndarray]) -> Frame:
+        """Several numbers per row, as columns of their own dtypes."""
 
     @abstractmethod
     def series(self, values: np.ndarray, name: str) -> Frame:
@@ -83,6 +87,12 @@ class PandasLabels(Labels):
         known = all(name in place for name in columns)
         return own[[place[name] for name in columns]] if known else list(columns)
 
+    def table(self, columns: Mapping[str, np.ndarray]) -> Frame:
+        """A ``pandas.DataFrame``."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(columns), index=self.index)
+
     def series(self, values: np.ndarray, name: str) -> Frame:
         """A ``pandas.Series``."""
         import pandas as pd
@@ -111,11 +121,15 @@ class NarwhalsLabels(Labels):
 
     def frame(self, values: np.ndarray, columns: Sequence[Name] | None) -> Frame:
         """A frame of the library."""
+        names = map(str, columns or self.columns or range(values.shape[1]))
+        return self.table(dict(zip(names, values.T, strict=True)))
+
+    def table(self, columns: Mapping[str, np.ndarray]) -> Frame:
+        """A frame of the library."""
         import narwhals as nw
 
-        names = map(str, columns or self.columns or range(values.shape[1]))
-        pairs = zip(names, values.T, strict=True)
-        series = {name: self._series(np.ascontiguousarray(v), name) for name, v in pairs}
+        arrays = {name: np.ascontiguousarray(v) for name, v in columns.items()}
+        series = {name: self._series(array, name) for name, array in arrays.items()}
         return nw.from_dict(series).to_native()
 
     def series(self, values: np.ndarray, name: str) -> Frame:
@@ -166,13 +180,19 @@ class XarrayLabels(Labels):
         is_data = columns is None or set(columns) <= set(self.columns or ())
         names = list(columns or self.columns or ()) or None
         if self.is_dataset:
-            pairs = zip(names or range(values.shape[1]), values.T, strict=True)
-            return xr.Dataset({name: (row, v) for name, v in pairs}, coords=self.rows)
+            return self.table(dict(zip(names or (), values.T, strict=True)))
         coords = dict(self.rows or {})
         if names is not None:
             column = column if is_data else "code"
             coords[column] = names
         return xr.DataArray(values, dims=(row, column), coords=coords)
+
+    def table(self, columns: Mapping[Any, np.ndarray]) -> Frame:
+        """A ``Dataset``."""
+        import xarray as xr
+
+        row = self.dims[0]
+        return xr.Dataset({name: (row, v) for name, v in columns.items()}, coords=self.rows)
 
     def series(self, values: np.ndarray, name: str) -> Frame:
         """A 1-d ``DataArray``."""

@@ -162,7 +162,7 @@ class RowLabels:
         """Several numbers per row, as a frame with these columns."""
         if self.labels is None:
             raise ValueError("rows of arrays have no labels")
-        return self.labels.frame(np.stack(list(columns.values()), 1), tuple(columns))
+        return self.labels.table(columns)
 
     def take(self, rows: Tensor) -> "RowLabels":
         """The labels of some rows."""

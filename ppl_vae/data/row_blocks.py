@@ -89,7 +89,8 @@ class RowBlock:
             return self, torch.empty(0, dtype=torch.int64)
         values, observed = self.values[some], self.observed[some]
         complete = bool(observed.all())
-        kept = RowBlock(values, None if complete else observed, self.totals, self.resolution)
+        observed = None if complete else observed
+        kept = RowBlock(values, observed, values.sum(0), self.resolution)
         return kept, (~some).nonzero().flatten()
 
     @classmethod

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.frame_labels import Frame
 from ppl_vae.core.results import ESS_FLOOR, NO_LABELS, UNSAVED, Result
 from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
+from ppl_vae.core.validation import as_vector
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     CONSTANT_SPREAD,
     MIN_COUNT,
@@ -283,9 +285,9 @@ def log_mean_weights(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, "N C"]:
     return torch.stack(means, 1)
 
 
-def exact_result(value: Float[Tensor, " N"]) -> LogLikelihood:
+def exact_result(value: Float[Tensor, " N"] | Frame) -> LogLikelihood:
     """Exact values of log p(x_n) as a result: without error, reliable, without weights."""
-    value = value.detach().double().cpu()
+    value = as_vector(value, name="log p").double().cpu()
     none = torch.full_like(value, math.nan)
     return LogLikelihood(
         value=value,
