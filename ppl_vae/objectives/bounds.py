@@ -93,6 +93,7 @@ def elbo(
 
     With global latent variables theta, it is E_q(theta) of the ELBO of the datum given theta, less
     KL(q(theta) || p(theta)) / N: the sum over the data is a lower bound on log p(x_1, ..., x_N).
+    A row with nothing observed has minus its KL. Of a data frame the result is a series.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
@@ -104,10 +105,6 @@ def elbo(
             bound on its posterior predictive log density, which is what counts for data that
             theta was not fitted to.
         seed: of the draws.
-
-    Returns:
-        (N,), of a data frame a series with its index. For a row with nothing observed it is minus
-        the KL of q(z | x) from p(z), at most zero.
     """
     pair = Pair(model, guide)
     whole = pair.observe(x, mask, allow_empty_rows=True)

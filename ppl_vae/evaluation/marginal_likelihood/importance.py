@@ -16,7 +16,7 @@ from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
 from ppl_vae.data.row_blocks import empty_rows_note
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
@@ -152,7 +152,7 @@ def _scored_rows(
     if data.mask is None or bool((some := data.mask[rows].any(1)).all()):
         return rows, ()
     if not bool(some.any()):
-        raise ValueError("x has nothing observed in any of the rows to evaluate")
+        check_rows_observed(data.mask)
     return rows[some], empty_rows_note(rows[~some].tolist())
 
 

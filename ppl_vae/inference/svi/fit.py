@@ -20,7 +20,7 @@ from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.text import counted
-from ppl_vae.core.validation import ArrayLike, as_matrix
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
@@ -136,10 +136,10 @@ def fit_svi(
     if x_val is not None:
         schema = schema_of(model) or TableSchema.of(x)
         x_val = as_matrix(x_val, name="x_val", schema=schema)
-    given, (x, mask) = (
-        x,
-        as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True),
-    )
+    given = x
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
+    if mask is not None and not bool(mask.any()):
+        check_rows_observed(mask)
     if epoch_transform is None:
         check_support(model, x, mask)
     refresh = epoch_transform is not None
