@@ -93,14 +93,13 @@ def elbo(
 
     With global latent variables theta, it is E_q(theta) of the ELBO of the datum given theta, less
     KL(q(theta) || p(theta)) / N: the sum over the data is a lower bound on log p(x_1, ..., x_N).
-    A row with nothing observed has minus its KL. Of a data frame the result is a series.
+    An empty row has minus its KL. A data frame gives a series.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D); rows are looked up by their place in it.
+        x, mask: the whole data, (N, D), and True where observed; rows are looked up by their place.
         num_samples: draws per datum.
-        mask: True where x is observed; NaN in x says the same.
-        batch_size: rows held at once; each batch has draws of theta of its own.
+        batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
             bound on its posterior predictive log density, which is what counts for data that
             theta was not fitted to.
