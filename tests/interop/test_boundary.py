@@ -212,8 +212,13 @@ SLOW = {
     "FeatureTransformer",
     "PPCATransformer",
     "PPCATransformer.impute",
+    "collapse",
     "compare_latent_dims",
+    "elbo",
+    "encode",
+    "fit_em",
     "fit_svi",
+    "fit_vb",
     "gaps",
     "impute",
     "log_likelihood",
@@ -222,9 +227,10 @@ SLOW = {
     "score_samples",
     "select_by_masked_cv",
     "to_arviz",
+    "variational_em",
 }
 """Functions that take longer, and are given a few kinds of data only in the fast tests."""
-FEW = ["masked array", "pandas, nullable", "xarray data set"]
+FEW = ["masked array", "xarray data set"]
 
 
 def plain(found):
