@@ -200,5 +200,8 @@ def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:
         x = importlib.import_module("pyarrow").Table.from_batches([x])
     frame: Any = nw.from_native(x, pass_through=True)
     if isinstance(frame, nw.LazyFrame):
-        raise TypeError(f"{name} is a lazy frame, {type(x).__name__}; pass {name}.collect()")
+        raise TypeError(
+            f"{name} is a lazy frame, {type(x).__name__}; pass {name}.collect(), or with dask "
+            f"{name}.compute()"
+        )
     return _NarwhalsReader(frame) if isinstance(frame, nw.DataFrame) else None

@@ -77,14 +77,14 @@ def schema_of(program: Any) -> TableSchema | None:
     return schema if isinstance(schema, TableSchema) else None
 
 
-def learn_schema(program: ProgramLike, x: ArrayLike) -> None:
-    """Let a program of the package keep the columns of the frame x that it was fitted to.
+def learn_schema(program: ProgramLike, schema: TableSchema | None) -> None:
+    """Let a program of the package keep the schema of the frame that it was fitted to.
 
-    Columns that it knows already stay, since x was matched to them.
+    One that it has already stays, since the frame was matched to it.
     """
     owner = bound_object(program)
     if isinstance(owner, Program) and owner.schema is None:
-        owner.schema = TableSchema.of(x)
+        owner.schema = schema
 
 
 def labels_of(x: ArrayLike, program: ProgramLike | None = None) -> RowLabels:

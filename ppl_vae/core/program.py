@@ -47,8 +47,7 @@ class Program(PyroModule):
     """
 
     _constructor_call: ConstructorCall | None = None
-    schema: TableSchema | None = None
-    """The columns of the frame that the program was fitted to; None after arrays."""
+    _schema: TableSchema | None = None
 
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
@@ -56,6 +55,20 @@ class Program(PyroModule):
     def __repr__(self) -> str:
         call = constructor_call(self)
         return super().__repr__() if call is None else repr(call)
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """The columns of the frame that the program was fitted to; None after arrays.
+
+        A model shares it with its guide.
+        """
+        return self._schema
+
+    @schema.setter
+    def schema(self, schema: TableSchema | None) -> None:
+        for part in self.modules():
+            if isinstance(part, Program):
+                part._schema = schema
 
     def config(self) -> dict[str, Any] | None:
         """The recorded arguments of the constructor, see :mod:`ppl_vae.core.config`.

@@ -132,6 +132,7 @@ class RowBlocks:
 
     Attributes:
         empty_rows: the numbers of the rows that the last reading left out.
+        schema: the given one, or else that of the frame that was read.
         dtype: the finest dtype of the data read so far.
         unit: the divisor of the blocks, 1 for all usual tables; known once a block was read.
 
@@ -151,7 +152,8 @@ class RowBlocks:
         keep_empty_rows: bool = False,
     ) -> None:
         refuse_file_name(x)
-        self._schema, self._keep_empty_rows = schema, keep_empty_rows
+        self.schema = TableSchema.of(x) if schema is None else schema
+        self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
         self._source, self._mask, self._device = x, mask, device
         self._read, self.dtype = False, torch.float16
@@ -164,7 +166,7 @@ class RowBlocks:
             elif mask is not None and mask.shape != x.shape:
                 as_mask(mask, x.shape)
         elif _is_matrix(x) or (is_block_list(x) and mask is not None):
-            self._source = as_matrix(x, mask=mask, schema=schema, check_finite=False)
+            self._source = as_matrix(x, mask=mask, schema=self.schema, check_finite=False)
             self._mask = None
         elif mask is not None:
             raise ValueError(
@@ -229,7 +231,7 @@ class RowBlocks:
         else:
             for number, block in enumerate(self._restart(x)):
                 name = f"block {number} of x"
-                schema = self._schema = self._schema or TableSchema.of(block)
+                schema = self.schema = self.schema or TableSchema.of(block)
                 yield name, as_matrix(block, name=name, schema=schema, check_finite=False), None
 
     def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:

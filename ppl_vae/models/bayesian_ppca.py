@@ -12,7 +12,6 @@ from torch import Tensor
 from ppl_vae.core.config import ConstructorCall, configurable
 from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.program import Density, Program, count_rows, data_plate
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
@@ -170,7 +169,7 @@ class BayesianPPCA(Program):
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
             relevance_prior=relevance_prior,
         )
-        model.schema = TableSchema.of(x)
+        model.schema = blocks.schema
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
 
     def __repr__(self) -> str:

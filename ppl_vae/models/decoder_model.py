@@ -114,7 +114,7 @@ class DecoderModel(LatentVariableModel):
         device = reference_tensor(self).device
         blocks = RowBlocks(x, mask, device=device, schema=self.schema)
         self._initialize(InitialStatistics.of(blocks, self.likelihood))
-        learn_schema(self, x)
+        learn_schema(self, blocks.schema)
         return self
 
     @torch.no_grad()

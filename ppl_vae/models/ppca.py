@@ -12,7 +12,6 @@ from torch.distributions import constraints
 
 from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
@@ -100,7 +99,7 @@ class PPCA(LinearGaussianModel):
         columns.check(diagonal=noise == "diagonal")
         ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
         ppca = ppca.to(device=columns.mean.device, dtype=blocks.dtype)
-        ppca.schema = TableSchema.of(x)
+        ppca.schema = blocks.schema
         variance = columns.variance if noise == "diagonal" else columns.variance.mean()
         scale = (variance / 2).sqrt() * blocks.unit
         return ppca.assign(

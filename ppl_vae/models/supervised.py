@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.core.config import configurable
 from ppl_vae.core.inputs import as_rows, learn_schema
 from ppl_vae.core.program import Density, Program, data_plate, fold_rows
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import (
     ArrayLike,
@@ -126,7 +127,8 @@ class SupervisedEncoder(Program):
         """
         weight = self.head.weight
         y = as_vector(y)[:, None] if np.ndim(y) == 1 else y
-        x, given = as_matrix(x, schema=self.schema, dtype=weight.dtype, device=weight.device), x
+        schema = TableSchema.of(x)
+        x = as_matrix(x, schema=self.schema, dtype=weight.dtype, device=weight.device)
         y = as_matrix(y, name="y", dtype=weight.dtype, device=weight.device)
         expected = (self.input_dim, self.num_labels)
         if (x.shape[1], y.shape[1]) != expected or len(x) != len(y):
@@ -136,7 +138,7 @@ class SupervisedEncoder(Program):
             )
         if (observed := observed_mask(x)) is not None:
             check_rows_observed(observed)
-        learn_schema(self, given)
+        learn_schema(self, schema)
         return torch.cat([x, y], 1)
 
     def conditional(

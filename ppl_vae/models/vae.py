@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, ProgramLike
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.column_scales import scale_notes
@@ -215,7 +214,7 @@ class VAE(DecoderModel):
         )
         vae = vae.to(device=mean.device, dtype=torch.promote_types(blocks.dtype, torch.float32))
         vae._initialize(statistics)
-        vae.schema = TableSchema.of(x)
+        vae.schema = blocks.schema
         return vae
 
     @classmethod

@@ -269,6 +269,41 @@ def test_every_kind_of_complete_data_gives_one_answer(entry):
     check_one_answer(entry, COMPLETE_ONLY[entry], x, kinds)
 
 
+UNDER_A_MASK = {
+    "as_matrix": lambda x, mask: as_matrix(x, mask=mask),
+    "RowBlocks": lambda x, mask: torch.stack(
+        [block.totals for block in RowBlocks(x, mask).read()]
+    ).sum(0),
+    "PPCA.like": lambda x, mask: pv.PPCA.like(x, 1, mask=mask, seed=0).loc,
+    "fit_em": lambda x, mask: fitted(pv.fit_em, ppca(), x, mask=mask, max_iterations=3),
+    "fit_vb": lambda x, mask: pv.fit_vb(bayesian(), x, mask=mask, max_iterations=3, seed=0).loc,
+    "log_likelihood": lambda x, mask: ppca().log_likelihood(x, mask=mask),
+    "impute": lambda x, mask: imputed(ppca().impute(x, mask=mask)),
+    "reconstruct": lambda x, mask: ppca().reconstruct(x, mask=mask),
+    "features": lambda x, mask: vae().features(x, mask=mask),
+    "elbo": lambda x, mask: of_pair(pv.elbo, mask=mask, seed=0)(x),
+    "impute by a pair": lambda x, mask: of_pair(
+        lambda *p, **k: imputed(pv.impute(*p, **k)), num_samples=5, mask=mask, seed=0
+    )(x),
+}
+
+
+@pytest.mark.parametrize("entry", UNDER_A_MASK)
+def test_values_under_a_mask_may_be_infinite(entry):
+    x, mask = np.where(np.isnan(MISSING), np.inf, MISSING), ~np.isnan(MISSING)
+    call = UNDER_A_MASK[entry]
+    expected = plain(call(torch.tensor(MISSING), None))
+    for given, hidden in (
+        (x, mask),
+        (torch.tensor(x), torch.tensor(mask)),
+        (frame(x), frame(mask)[["d", "b", "a", "c"]]),
+        (memory_map(x), mask.tolist()),
+        ([x[:9], x[9:]], [mask[:9], mask[9:]]),
+    ):
+        found = plain(call(given, hidden))
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 def available(kind):
     library = kind.partition(" ")[0]
     if library not in ("polars", "pyarrow"):

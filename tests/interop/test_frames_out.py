@@ -209,6 +209,26 @@ def test_missing_columns_are_named_and_others_left_out():
         pv.fit_em(ppca, FRAME.rename(columns={"a": "e"}))
 
 
+def test_guides_know_the_columns_of_their_models():
+    vae, permuted = fitted_vae(COMPLETE), COMPLETE[OTHER_ORDER]
+    assert vae.guide.schema == vae.schema
+    expected = vae.guide.distribution(COMPLETE).mean
+    torch.testing.assert_close(vae.guide.distribution(permuted).mean, expected)
+    assert vae.guide(permuted).shape == (N, 2)
+    guide = pv.fit_vb(pv.BayesianPPCA(D, 1).double(), COMPLETE, seed=0).guide
+    expected = guide.distribution(COMPLETE).mean
+    torch.testing.assert_close(guide.distribution(permuted).mean, expected)
+
+
+def test_columns_of_blocks_are_learned():
+    blocks = [COMPLETE[:9], COMPLETE[9:][OTHER_ORDER]]
+    for source in (blocks, iter(blocks)):
+        ppca = pv.PPCA(D, 1, seed=0).double()
+        pv.fit_closed_form(ppca, source)
+        assert ppca.schema.names == tuple(COLUMNS)
+        same(ppca.loc.detach(), torch.tensor(X.mean(0)))
+
+
 def test_validation_rows_are_matched_to_the_training_rows():
     found = []
     for order in (COLUMNS, OTHER_ORDER):

@@ -77,7 +77,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     state = CompleteDataEM(CompleteProblem(covariance, Noise(None)), loadings, variance)
     scale, unit = variance[0].sqrt(), blocks.unit
     ppca.assign(loadings=loadings * unit, loc=covariance.mean * unit, noise_scale=scale * unit)
-    learn_schema(ppca, x)
+    learn_schema(ppca, blocks.schema)
     seconds = time.perf_counter() - start_time
     return FitResult(
         algorithm="closed form",
@@ -273,7 +273,7 @@ def _fit(
     (loadings, loc, variance), unit = state.parameters, blocks.unit
     scale = noise.scale(variance)
     ppca.assign(loadings=loadings * unit, loc=loc * unit, noise_scale=scale * unit)
-    learn_schema(ppca, x)
+    learn_schema(ppca, blocks.schema)
     return result.shifted(_log_jacobian(columns, unit), 0.0)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.inputs import learn_schema
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowSource
@@ -42,7 +43,7 @@ def statistics_for(
             f"x must have {model.data_dim} columns, as the model has; it has "
             f"{len(statistics.mean)}. Use BayesianPPCA.like(x, {model.latent_dim})"
         )
-    learn_schema(model, x)
+    learn_schema(model, TableSchema.of(x))
     return statistics
 
 

@@ -62,7 +62,7 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
     if k > (rank := covariance.rank()):
         raise ValueError(f"latent_dim={k} is larger than the rank of the centred data, {rank}")
     _assign(decoder, encoder, vectors[:, :k], covariance.mean)
-    learn_schema(autoencoder, x)
+    learn_schema(autoencoder, blocks.schema)
     squared_error = (covariance.trace - values[:k].sum()).clamp(min=0)
     constant = data_dim / 2 * math.log(2 * math.pi * scale**2)
     seconds = time.perf_counter() - start_time

@@ -133,10 +133,9 @@ def fit_svi(
             last good state is restored.
     """
     _move_to_device(model, guide, device)
+    schema = schema_of(model) or TableSchema.of(x)
     if x_val is not None:
-        schema = schema_of(model) or TableSchema.of(x)
         x_val = as_matrix(x_val, name="x_val", schema=schema)
-    given = x
     x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
     if mask is not None and not bool(mask.any()):
         check_rows_observed(mask)
@@ -155,7 +154,8 @@ def fit_svi(
         trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
-    learn_schema(model, given)
+    learn_schema(model, schema)
+    learn_schema(guide, schema)
     result = trainer.result()
     return replace(result, notes=result.notes + _empty_rows_note(mask))
 
