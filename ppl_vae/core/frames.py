@@ -105,6 +105,8 @@ class _NarwhalsReader(FrameReader):
 
         series = self._frame.get_column(self.name(position))
         dtype = series.dtype
+        if series.null_count() == len(series):
+            return np.full(len(series), np.nan)
         if not (dtype.is_numeric() or dtype == nw.Boolean):
             raise TypeError(f"{dtype} values")
         if dtype.is_decimal():

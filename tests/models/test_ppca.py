@@ -362,6 +362,13 @@ def test_a_model_like_the_data_starts_in_the_units_of_the_data(x):
     assert 0.2 * half < explained < 5 * half
 
 
+def test_constant_columns_with_missing_values_have_no_rank():
+    x = np.zeros((5, 3))
+    x[1, 2] = np.nan
+    with pytest.raises(ValueError, match="rank of the centred data, at most 0"):
+        PPCA.like(x, 1)
+
+
 def test_a_constant_column_is_accepted():
     x = draw(N, D)
     x[:, 2] = 4.0
