@@ -92,14 +92,15 @@ class TableSchema:
         return {"names": list(self.names), "library": self.library}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
+    def from_json(cls, content: Any) -> Self:
         """The inverse of :meth:`to_json`.
 
         Raises:
             ValueError: if the content is no schema.
         """
-        names: Any = content.get("names")
-        library: Any = content.get("library")
+        found = content if isinstance(content, dict) else {}
+        names: Any = found.get("names")
+        library: Any = found.get("library")
         valid = isinstance(names, list) and isinstance(library, str)
         if not valid or not all(isinstance(each, str | int) for each in names):
             raise ValueError(f"this is no schema of a table: {content!r:.80}")
