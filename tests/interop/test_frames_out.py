@@ -1,7 +1,5 @@
 """What comes in as a frame comes out as one; models know the columns they were fitted to."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,8 +173,7 @@ def test_columns_of_a_later_frame_are_matched_by_name():
     pd.testing.assert_frame_equal(ppca.impute(permuted).to_frame(), ppca.impute(FRAME).to_frame())
     pd.testing.assert_frame_equal(ppca.reconstruct(permuted), ppca.reconstruct(FRAME))
     pd.testing.assert_frame_equal(vae.features(permuted), vae.features(FRAME))
-    one_step = partial(gaps, steps=1, tolerance=None)
-    for function in (pv.log_likelihood, pv.elbo, one_step, pv.impute):
+    for function in (pv.log_likelihood, pv.elbo, pv.impute):
         found, expected = (
             as_numbers(function(*pair, x, num_samples=4, seed=0)) for x in (permuted, FRAME)
         )
@@ -192,7 +189,7 @@ def test_columns_of_a_later_frame_are_matched_by_name():
 
 
 def as_numbers(found):
-    for name in ("value", "best_elbo", "mean"):
+    for name in ("value", "mean"):
         if isinstance(getattr(found, name, None), torch.Tensor):
             return getattr(found, name)
     return as_vector(found)
