@@ -56,7 +56,7 @@ def check_magnitudes(
             f"{name} has {infinite} infinite entries, the first in {where}; correct them, or give "
             "what marks missing values as missing"
         )
-    value = f"{values[rows[0], found[0]]:g}"
+    value = repr(float(values[rows[0], found[0]])).removesuffix(".0")
     raise ValueError(
         f"{name} has {len(rows)} entries beyond {MAX_MAGNITUDE:g} in magnitude, whose squares are "
         f"no finite numbers, the first {value} in {where}; rescale the column, or give missing "
@@ -123,9 +123,10 @@ def _describe_markers(
         if len(cells) < 2:
             continue
         names = list(dict.fromkeys(columns[k] for _, k in cells))
+        written = repr(value).removesuffix(".0")
         yield (
-            f"{value:g} occurs {len(cells)} times in {quoted(names)}, first in "
-            f"{place(cells[0][0])}, far from the other values; give missing '{value:g}' if it "
+            f"{written} occurs {len(cells)} times in {quoted(names)}, first in "
+            f"{place(cells[0][0])}, far from the other values; give missing '{written}' if it "
             "marks a missing value, or drop the column"
         )
 

@@ -78,9 +78,8 @@ def select_columns(
         raise ValueError(f"columns that are dropped cannot be used as well: {quoted(both)}")
     cells = raw.cells.drop(columns=left_out)
     if chosen is not None:
-        first = set(cells.columns[:1])
-        kept = {*chosen, *needed, *first}
-        cells = cells[[*first.intersection(kept), *(c for c in cells.columns[1:] if c in kept)]]
+        kept = {*chosen, *needed, *cells.columns[:1]}  # the first may have row names
+        cells = cells.loc[:, [name in kept for name in cells.columns]]
     return cells, chosen
 
 
@@ -122,19 +121,22 @@ class ColumnRoles:
 
     def _parse(self, name: str, cells: pd.Series) -> None:
         """The numbers of a column (NaN elsewhere), and its other cells."""
-        values: Any = cells
-        if cells.dtype == object:
+        marks = np.array(self.marks)
+        if cells.dtype != object:
+            # Numbers of single precision differ from the marker in double precision.
+            marks = marks.astype(np.float32) if cells.dtype == np.float32 else marks
+            array = cells.to_numpy(dtype=np.float64)
+        else:
             self.texts.add(name)
-            values = self.raw.number_format.to_floats(cells)
-            other = cells[np.isnan(values)]
-            words = other[~other.str.casefold().isin(self.na_markers)]
-            if len(words) and np.isnan(values).all() and words.str.casefold().isin(TRUTH).all():
+            array = self.raw.number_format.to_floats(cells)
+            lower = cells.str.casefold()
+            worded = np.isnan(array) & ~lower.isin(self.na_markers).to_numpy()
+            if worded.any() and np.isnan(array).all() and lower[worded].isin(list(TRUTH)).all():
                 self.truth.add(name)
-                values = cells.str.casefold().map(TRUTH)
+                array = lower.map(TRUTH).to_numpy(dtype=np.float64)
             else:
-                self.words[name] = words
-        array = np.asarray(values, dtype=np.float64)
-        self.numbers[name] = np.where(np.isin(array, self.marks), np.nan, array)
+                self.words[name] = pd.Series(cells[worded])
+        self.numbers[name] = np.where(np.isin(array, marks), np.nan, array)
 
     def is_text(self, name: str) -> bool:
         """Whether a column has more words than numbers, and not formatted numbers like 10 %."""

@@ -76,13 +76,13 @@ class NumberFormat:
         """The numbers that the cells hold, NaN elsewhere."""
         plain = cells
         if any(character in "".join(cells) for character in INVISIBLE):
-            plain = cells.str.strip(INVISIBLE).str.strip()
+            plain = pd.Series([cell.strip(INVISIBLE).strip() for cell in cells], dtype=object)
         numeric = plain.str.fullmatch(self.pattern, flags=FLAGS).to_numpy(dtype=bool)
         table = dict.fromkeys(map(ord, self.thousands))
         table |= dict.fromkeys(map(ord, MINUS_SIGNS), "-") | {ord("D"): "e", ord("d"): "e"}
         table |= {ord(self.decimal): "."}
         found = np.full(len(cells), np.nan)
-        found[numeric] = plain[numeric].str.translate(table).astype(np.float64)
+        found[numeric] = [float(cell.translate(table)) for cell in plain[numeric]]
         return found
 
     def notes(self, cells: Iterable[str]) -> Iterator[str]:

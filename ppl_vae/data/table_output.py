@@ -209,8 +209,9 @@ def _plain_all(cells: Iterable[object]) -> list[object]:
 
 
 def _plain(cell: object) -> object:
-    formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
-    return f"'{cell}" if formula and not NUMBER.fullmatch(cell) else cell
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_STARTS) or NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def without_apostrophe(cell: str) -> str:

@@ -71,6 +71,8 @@ class TextRows:
         self._check_widths()
         if self.width > 1:
             self._drop("empty rows are left out", lambda row: row.empty)
+        if not self.rows:
+            raise ValueError(f"{self.name} is empty: no line has cells")
 
     def cells(self, row: Row) -> list[str]:
         """The cells of a row."""

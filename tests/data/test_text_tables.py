@@ -451,7 +451,7 @@ def test_values_that_repeat_far_from_the_rest_are_noted(read, mark):
     text = "a,b\n" + "".join(",".join(row) + "\n" for row in cells)
     table = read(text)
     (note,) = table.notes
-    written = f"{float(mark):g}"
+    written = repr(float(mark)).removesuffix(".0")
     assert f"{written} occurs 3 times in 'b', first in line 6, far from" in note
     assert f"give missing '{written}'" in note
     marked = read(text, missing=[written])
