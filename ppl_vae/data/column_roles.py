@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ppl_vae.data.column_checks import check_magnitudes, describe_columns
+from ppl_vae.data.column_checks import MAX_EXACT, check_magnitudes, describe_columns
 from ppl_vae.data.file_content import quoted
 from ppl_vae.data.number_format import EXCEL_ERRORS, TRUTH
 from ppl_vae.data.raw_table import PLAIN_NUMBERS, RawTable
@@ -144,9 +144,9 @@ class ColumnRoles:
         return len(words) > observed and bool(words.str.fullmatch(FORMATTED_NUMBER).mean() <= 0.5)
 
     def is_integer(self, name: str) -> bool:
-        """Whether a column is complete and has whole numbers only."""
+        """Whether a column is complete and has whole numbers only, which are exact."""
         values = self.numbers[name]
-        return bool(np.isfinite(values).all() and (values % 1 == 0).all())
+        return bool((np.abs(values) <= MAX_EXACT).all() and (values % 1 == 0).all())
 
     def pop_row_names(self, index: str | None, label: str | None) -> tuple[str, ...] | None:
         """Remove the column of row names from the data, and return them.

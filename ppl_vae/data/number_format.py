@@ -72,15 +72,25 @@ class NumberFormat:
         plain = cell.strip().strip(INVISIBLE)
         return re.fullmatch(self.pattern, plain, FLAGS) is not None
 
+    @property
+    def _plain(self) -> dict[int, str | None]:
+        """What each character of a number is replaced by, before Python reads it."""
+        table: dict[int, str | None] = dict.fromkeys(map(ord, self.thousands))
+        table |= dict.fromkeys(map(ord, MINUS_SIGNS), "-") | {ord("D"): "e", ord("d"): "e"}
+        return table | {ord(self.decimal): "."}
+
+    def to_float(self, cell: str) -> float:
+        """The number that a cell holds, NaN if it holds none."""
+        plain = cell.strip().strip(INVISIBLE)
+        return float(plain.translate(self._plain)) if self.is_number(plain) else float("nan")
+
     def to_floats(self, cells: pd.Series) -> Float[np.ndarray, "N"]:
         """The numbers that the cells hold, NaN elsewhere."""
         plain = cells
         if any(character in "".join(cells) for character in INVISIBLE):
             plain = pd.Series([cell.strip(INVISIBLE).strip() for cell in cells], dtype=object)
         numeric = plain.str.fullmatch(self.pattern, flags=FLAGS).to_numpy(dtype=bool)
-        table = dict.fromkeys(map(ord, self.thousands))
-        table |= dict.fromkeys(map(ord, MINUS_SIGNS), "-") | {ord("D"): "e", ord("d"): "e"}
-        table |= {ord(self.decimal): "."}
+        table = self._plain
         found = np.full(len(cells), np.nan)
         found[numeric] = [float(cell.translate(table)) for cell in plain[numeric]]
         return found

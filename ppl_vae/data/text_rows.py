@@ -169,9 +169,12 @@ class TextRows:
 
     def _is_title(self, row: Row, following: Row) -> bool:
         """Whether a row of the usual width is a title over the names of the columns."""
-        names = self.cells(following)
-        named = len(set(names)) == len(names) and all(names) and self._words_only(following)
-        return self.width > 1 and self._is_alone(row) and named
+        if self.width == 1 or not self._is_alone(row):
+            return False
+        names = [name for name in self.cells(following) if name]
+        if self._words_only(following):
+            return len(names) > 1 and len(set(names)) == len(names)
+        return self.width > 2 and len(names) >= self.width - 1
 
     def _names_all_but_first(self, first: int) -> bool:
         """Whether the row before names all columns except the row names, as R writes it."""

@@ -149,7 +149,7 @@ class TextTable:
                 "write one number per line if these are data of one column, or give header False "
                 "if they are one datum"
             )
-        top = NameRows(first, rest, self.is_value, self.is_missing)
+        top = NameRows(first, rest, self.is_value, self.is_missing, self.format.to_float)
         detected = header is not False and (short or top.has_names())
         comment = [] if header is False or detected else self._comment_names(width)
         has_header = header is not False and (detected or (header is True and not comment))

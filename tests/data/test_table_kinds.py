@@ -213,9 +213,7 @@ def test_headers_that_promise_more_than_there_is(tmp_path, shape):
         ("x.npy", header(shape) + bytes(40)),
         ("x.npz", zipped({"a.npy": header(shape) + bytes(40)})),
     ):
-        with pytest.raises(
-            ValueError, match=r"x.np\w is not a .* its header promises \d+ bytes, and"
-        ):
+        with pytest.raises(ValueError, match=r"x.np\w is not a .* promises \d+ bytes"):
             write_and_read(tmp_path / name, content)
     assert time.perf_counter() - start < 5
 
