@@ -207,7 +207,12 @@ class ColumnRoles:
             return None  # words among numbers may mark missing values
         if any(map(self._has_dates, text)):
             return None
-        named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self._has_classes(n)]
+        called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
+        named = [name for name in called if self._has_classes(name)]
+        if called and not named:
+            self.notes.append(
+                f"{quoted(called)} is kept as data; label takes it, drop leaves it out"
+            )
         if len(text) == 1 and not self.cells[text[0]].is_unique:
             note = f"column {text[0]!r} is used as labels: it is text that repeats"
             label, kept = text[0], named
@@ -225,7 +230,7 @@ class ColumnRoles:
         return bool(self.words[name].str.fullmatch(DATE).mean() > 0.5)
 
     def _has_classes(self, name: str) -> bool:
-        return self.is_integer(name) and len(np.unique(self.numbers[name])) <= MAX_CLASSES
+        return len(np.unique(self.numbers[name])) <= MAX_CLASSES
 
     def to_matrix(
         self, chosen: Collection[str] | None, keep_empty: bool

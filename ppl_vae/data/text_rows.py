@@ -34,8 +34,9 @@ def lines_text(numbers: Sequence[int]) -> str:
 
 def is_comment(line: str, comment: str | None) -> bool:
     """Whether a line is a comment: it begins with the given text, by default #."""
-    error = line.lower().lstrip('"').startswith(EXCEL_ERRORS)
-    return line.startswith(comment or "#") and not (comment is None and error)
+    if not line.startswith(comment or "#"):
+        return False
+    return comment is not None or not line.lower().startswith(EXCEL_ERRORS)
 
 
 @dataclass
