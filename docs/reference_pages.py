@@ -47,7 +47,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     ),
     "objectives": (
         "Bounds and estimators of their gradients",
-        {"ELBO and IWAE": ["bounds"], "Gradient estimators": ["gradients"]},
+        {"ELBO and IWAE": ["bounds", "terms"], "Gradient estimators": ["gradients"]},
     ),
     "inference": (
         "Fitting",
@@ -188,6 +188,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Automatic guides": ["autoguides"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
+            "Errors": ["errors"],
             "Configuration": ["config"],
         },
     ),
@@ -209,7 +210,7 @@ ALSO = {
     "ppl_vae.evaluation.inference_gaps.result": ["GlobalPart"],
     "ppl_vae.core.inputs": ["as_data_and_mask"],
     "ppl_vae.core.results": ["Curve"],
-    "ppl_vae.core.state": ["precision", "eval_mode"],
+    "ppl_vae.core.state": ["precision", "eval_mode", "exclusive"],
     "ppl_vae.core.traces": ["PairTraces", "check_pair"],
     "ppl_vae.core.validation": ["as_matrix"],
     "ppl_vae.data.column_stats": ["ColumnMoments", "ColumnStats"],
