@@ -210,9 +210,7 @@ class ColumnRoles:
         called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
         named = [name for name in called if self._has_classes(name)]
         if called and not named:
-            self.notes.append(
-                f"{quoted(called)} is kept as data; label takes it, drop leaves it out"
-            )
+            self.notes.append(f"{quoted(called)} is kept as data; label makes it the labels")
         if len(text) == 1 and not self.cells[text[0]].is_unique:
             note = f"column {text[0]!r} is used as labels: it is text that repeats"
             label, kept = text[0], named
