@@ -145,7 +145,7 @@ def detect_number_format(
 def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]]:
     commas = "," in text if delimiter != "," else '"' in text and re.search(QUOTED_COMMA, text)
     if not commas and not re.search(r"\d\.\d{3}\.\d{3}", text[:SAMPLE_CHARACTERS]):
-        return NumberFormat(), []
+        return NumberFormat(), _note_on_points(text, delimiter)
     if delimiter == ",":
         text, delimiter = _one_per_line(text), "\n"
     comma = _first_cell(DECIMAL_COMMA, text, delimiter)
@@ -161,6 +161,15 @@ def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]
         note = f"points are read as separators of thousands, as in {point_groups}"
         return NumberFormat(",", SEPARATORS + "."), [note]
     return NumberFormat(), []
+
+
+def _note_on_points(text: str, delimiter: str) -> list[str]:
+    """A note where points separate groups of three digits only, as separators of thousands do."""
+    if delimiter == "," or "." not in text or _first_cell(DECIMAL_POINT, text, delimiter):
+        return []
+    found = _first_cell(_POINT_THOUSANDS, text, delimiter)
+    note = f"points are read as decimal points, as in {found}; thousands '.' reads them otherwise"
+    return [note] if found else []
 
 
 def _first_cell(pattern: str, text: str, delimiter: str) -> str | None:

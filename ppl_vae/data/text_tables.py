@@ -75,7 +75,9 @@ class TextTable:
         body = text if len(lines) == text.count("\n") + 1 else "\n".join(t for _, t in lines)
         self.format, notes = detect_number_format(body, delimiter, given.decimal, given.thousands)
         self.notes.extend(notes)
-        self.table = TextRows(name, lines, delimiter, self.is_number, given.header, self.notes)
+        self.table = TextRows(
+            name, lines, delimiter, self.is_number, self._has_names, given.header, self.notes
+        )
 
     def _lines_with_cells(self, text: str) -> list[tuple[int, str]]:
         """The numbered lines from the first with cells on, and without given comments."""
@@ -126,6 +128,12 @@ class TextTable:
         """Whether a cell marks a missing value."""
         return cell.strip().casefold() in self.given.na_markers
 
+    def _name_rows(self, first: Sequence[str], rest: Sequence[Sequence[str]]) -> NameRows:
+        return NameRows(first, rest, self.is_value, self.is_missing, self.format.to_float)
+
+    def _has_names(self, first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
+        return self._name_rows(first, rest).has_names()
+
     def to_raw_table(self, text_columns: Collection[str]) -> RawTable:
         """The cells under the names of their columns.
 
@@ -143,7 +151,7 @@ class TextTable:
         header = self.given.header
         if not rest:
             self._check_only_row(first)
-        top = NameRows(first, rest, self.is_value, self.is_missing, self.format.to_float)
+        top = self._name_rows(first, rest)
         detected = header is not False and (short or top.has_names())
         comment = [] if header is False or detected else self._comment_names(width)
         has_header = header is not False and (detected or (header is True and not comment))

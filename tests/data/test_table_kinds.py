@@ -125,7 +125,7 @@ def test_the_index_of_a_parquet_file(tmp_path):
         ({"a": [b"u", b"v"]}, "column 'a' has lists, structures or bytes"),
         ({"a": [1, 2], "d": pd.to_datetime(["2020-01-01"] * 2)}, r"of dates: 'd'"),
         ({"a": [1, 2], "d": pd.to_timedelta([1, 2], unit="h")}, "columns of text, 'd'"),
-        ({"a": [1.0, np.inf]}, "1 infinite entries, the first in column 'a', row 2"),
+        ({"a": [1.0, np.inf]}, "1 infinite entry, the first in column 'a', row 2"),
         ({"a": []}, "is empty: it has 0 rows"),
     ],
 )

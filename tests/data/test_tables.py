@@ -374,7 +374,7 @@ def test_words_among_numbers_raise(read):
 
 def test_infinite_entries_raise(read, tmp_path):
     for word in ("inf", "-Infinity", "1e999"):
-        with pytest.raises(ValueError, match=r"x\.csv has 1 infinite entries"):
+        with pytest.raises(ValueError, match=r"x\.csv has 1 infinite entry"):
             read(f"a,b\n1,{word}\n2,3\n")
 
 
@@ -482,7 +482,7 @@ def test_arrays_of_images_labels_and_missing_values(tmp_path):
         (np.ones(3, dtype=[("a", float)]), ValueError, r"not a .npy file .* \[\('a', '<f8'\)\]"),
         (np.array([["a"], ["b"]]), TypeError, "must hold numbers"),
         (np.ones((2, 2), dtype=complex), TypeError, "complex entries"),
-        (np.array([[1.0], [np.inf]]), ValueError, "x.npy has 1 infinite entries"),
+        (np.array([[1.0], [np.inf]]), ValueError, "x.npy has 1 infinite entry"),
         (np.ones((0, 3)), ValueError, "x.npy is empty"),
     ],
 )

@@ -138,6 +138,8 @@ def test_given_separators(read):
     assert read(text, decimal=",").values.tolist() == [[1.234, 2], [2.345, 3]]
     assert read(text, decimal=".").values.tolist() == [[1234, 2], [2345, 3]]
     text = "a;b\n1.234;2\n2.345;3\n"
+    assert "points are read as decimal points, as in 1.234; thousands '.'" in read(text).notes[1]
+    assert not any("points" in note for note in read(f"{text}0.5;1\n").notes)
     assert read(text).values.tolist() == [[1.234, 2], [2.345, 3]]
     assert read(text, thousands=".").values.tolist() == [[1234, 2], [2345, 3]]
     assert read(text, decimal=",").values.tolist() == [[1234, 2], [2345, 3]]
@@ -269,6 +271,17 @@ def test_titles_are_left_out(read, above):
     table = read(f"{above}a,b,c\n1,2,3\n4,5,6\n")
     assert table.columns == ("a", "b", "c") and table.values.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert any("line" in n and "above the table left out" in n for n in table.notes)
+
+
+def test_titles_over_two_columns_are_no_names(read):
+    for text, columns in (
+        ("A title\nname,2001\nr,2\ns,5\n", ("2001",)),
+        ("A title\n\n2000,2001\n5,2\n7,5\n", ("2000", "2001")),
+        ("A title\na,b\n1,2\n3,4\n", ("a", "b")),
+        ("value\nr,2\ns,4\n", ("value",)),
+    ):
+        table = read(text)
+        assert table.columns == columns and len(table.values) == 2, text
 
 
 @pytest.mark.parametrize(
@@ -475,9 +488,7 @@ def test_ordinary_values_are_not_noted(read):
 
 @pytest.mark.parametrize("value", ["1e160", "-1e300", "1e200"])
 def test_values_whose_squares_are_not_finite_raise(read, value):
-    with pytest.raises(
-        ValueError, match=r"1 entries beyond 1e\+150 .* column 'b', line 3; rescale"
-    ):
+    with pytest.raises(ValueError, match=r"1 entry beyond 1e\+150 .* column 'b', line 3; rescale"):
         read(f"a,b\n1,2\n3,{value}\n5,6\n")
     assert read(f"a,b\n1,2\n3,{value}\n5,6\n", missing=[value]).num_missing == 1
 
