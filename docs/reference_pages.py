@@ -134,7 +134,9 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "data": (
         "Tables, images, texts",
         {
-            "Tables": ["tables", "row_blocks", "column_stats"],
+            "Reading tables": ["tables", "table_options"],
+            "Writing tables": ["table_output"],
+            "Rows and columns": ["row_blocks", "column_stats"],
             "Images": ["images", "image_grid"],
             "Texts": ["texts"],
             "Splits, units and dequantization": ["transforms"],

@@ -2,6 +2,9 @@ from .image_grid import ImageGrid as ImageGrid
 from .images import Images as Images
 from .images import image_set as image_set
 from .row_blocks import RowBlocks as RowBlocks
+from .table_options import TableOptions as TableOptions
+from .table_output import check_output as check_output
+from .table_output import write_frame as write_frame
 from .tables import Table as Table
 from .tables import digits_table as digits_table
 from .tables import read_table as read_table
@@ -22,9 +25,11 @@ __all__ = [
     "RowBlocks",
     "Split",
     "Table",
+    "TableOptions",
     "Units",
     "WordCounts",
     "binarize",
+    "check_output",
     "choose_scaling",
     "count_words",
     "digits",
@@ -32,4 +37,5 @@ __all__ = [
     "image_set",
     "read_table",
     "split",
+    "write_frame",
 ]

@@ -31,6 +31,8 @@ CONVERSION_ADVICE = dict.fromkeys(
     ".npz": "may hold several arrays; save one: np.save('x.npy', np.load('x.npz')['its name'])",
 }
 """How to convert a file of an unsupported kind, by its suffix."""
+MAX_BYTES = 2**30
+"""The largest size of a file's content, decompressed, that is read by default."""
 FORMATTED_NUMBER = r"[$€£¥+-]{0,2}\s?\d[\d,' ]*(?:[.,]\d*)?\s?[%$€£¥]?"
 """Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 %."""
 
@@ -64,6 +66,16 @@ class Table:
         """The number of missing values."""
         return int(np.isnan(self.values).sum())
 
+    def to_frame(self) -> pd.DataFrame:
+        """The values under the names of their columns, with the labels as the last column.
+
+        The index has the row names, if the file has them.
+        """
+        frame = pd.DataFrame(self.values, columns=list(self.columns), index=self.row_names)
+        if self.labels is not None:
+            frame.insert(len(self.columns), self.label or "label", list(self.labels), True)
+        return frame
+
     def constant_columns(self) -> tuple[str, ...]:
         """Names of the columns whose observed entries are all equal."""
         missing = np.isnan(self.values)
@@ -89,6 +101,15 @@ def read_table(
     label: str | None = None,
     missing: Sequence[str] | None = None,
     image_shape: tuple[int, int] | None = None,
+    encoding: str | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
+    skip_rows: int = 0,
+    comment: str | None = None,
+    columns: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    index: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Table:
     """Read a table from text (``.csv .tsv .txt .dat .data``, also ``.gz``) or a ``.npy`` file.
 

@@ -1,0 +1,213 @@
+"""Writing tables: targets are checked before the work, and files are written whole or not."""
+
+import csv
+import errno
+import os
+import re
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from ppl_vae.core.files import whole_file
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+"""What separates the cells of a text table, by the suffix."""
+TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
+"""Suffixes of the tables that can be written."""
+STANDARD_OUTPUT = Path("-")
+"""The target that stands for standard output."""
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+FORMULA_STARTS = tuple("=+-@\t\r\n")
+"""First characters of the text that a spreadsheet runs as a formula."""
+SIGNATURES = {".parquet": (b"PAR1",), ".json": (b"{", b"["), ".html": (b"<",)}
+"""How the content of a file begins, by its suffix, after a byte order mark and white space."""
+NO_TEXT_TABLE = (b"PAR1", b"PK\3\4", b"{", b"<", b"%PDF", b"#!")
+"""Beginnings of files that are no tables of text."""
+INSPECTED_BYTES = 4096
+"""How much of an existing file is inspected to recognise its kind."""
+
+
+def check_output(
+    target: Path,
+    *,
+    inputs: Sequence[Path],
+    force: bool,
+    suffixes: Sequence[str] = TABLE_SUFFIXES,
+) -> None:
+    """Check, before any work, that a file can be written without the loss of another one.
+
+    Args:
+        target: the file to be written; ``-`` stands for standard output and is always accepted.
+        inputs: files and folders that the command reads; neither such a file nor a file in such a
+            folder is ever overwritten, under whatever name.
+        force: whether an existing file whose content is of another kind may be overwritten.
+        suffixes: the suffixes that are written.
+
+    Raises:
+        ValueError: if the suffix is not among ``suffixes``; if the target is a folder, a device,
+            a pipe, one of the inputs, or an existing file of another kind and ``force`` is False;
+            if its folder does not exist or cannot be written to.
+    """
+    if target == STANDARD_OUTPUT:
+        return
+    suffix = target.suffix.lower()
+    if suffix not in suffixes:
+        raise ValueError(f"the output must end in {' or '.join(suffixes)}; got {target}")
+    mode = _existing_mode(target)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise ValueError(f"the output {target} is a folder; give a file in it")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise ValueError(f"the output {target} is a device or a pipe; - is standard output")
+    for source in inputs:
+        _refuse_input(target, source)
+    if mode is not None and not force and not _is_of_kind(target, suffix):
+        raise ValueError(
+            f"the output {target} exists, and its content is not that of a {suffix} file; give "
+            "another name, or --force to overwrite it"
+        )
+    _check_folder(target)
+
+
+def _existing_mode(target: Path) -> int | None:
+    # The mode of what the name leads to; None if there is nothing.
+    try:
+        return target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason = "is a loop of links" if error.errno == errno.ELOOP else f"is no file: {error}"
+        raise ValueError(f"the output {target} {reason}") from error
+
+
+def _refuse_input(target: Path, source: Path) -> None:
+    """Refuse a target that is the source, or a file in it.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if not target.exists() or not source.exists():
+        same = target.resolve() == source.resolve()
+    elif source.is_dir():
+        same = any(folder.samefile(source) for folder in target.resolve().parents)
+    else:
+        same = target.samefile(source)
+    if same:
+        raise ValueError(
+            f"the output {target} is an input, {source}, which would be overwritten; give "
+            "another name"
+        )
+
+
+def _is_of_kind(path: Path, suffix: str) -> bool:
+    # Whether the content of an existing file, if any, is what its suffix promises.
+    with path.open("rb") as file:
+        raw = file.read(INSPECTED_BYTES)
+    start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if suffix in SIGNATURES:
+        return not start or start.startswith(SIGNATURES[suffix])
+    return b"\0" not in raw and not start.startswith(NO_TEXT_TABLE)
+
+
+def _check_folder(target: Path) -> None:
+    """Check that a file can be made beside the target.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not target.parent.is_dir():
+        raise ValueError(f"there is no folder {target.parent} for the output {target.name}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise ValueError(f"the output {target} cannot be written: {error.strerror}") from error
+
+
+def write_frame(frame: pd.DataFrame, target: Path, *, index: bool) -> None:
+    """Write a table as CSV, TSV or Parquet, by the suffix: whole, or not at all.
+
+    Numbers are written with all digits, and missing values as empty cells. In CSV and TSV a text
+    that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end and is no number gets an
+    apostrophe before it, so that no spreadsheet runs it as a formula.
+
+    Args:
+        frame: the table.
+        target: the file; ``-`` is standard output, as CSV.
+        index: whether the index of the frame is written as the first column.
+
+    Raises:
+        ValueError: if the suffix is not .csv, .tsv or .parquet; if two columns of a Parquet file
+            have the same name, or one has cells of several types.
+    """
+    if target == STANDARD_OUTPUT:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(_text(frame, ",", index).encode())
+        sys.stdout.buffer.flush()
+        return
+    suffix = target.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"the output must end in {' or '.join(TABLE_SUFFIXES)}; got {target}")
+    with whole_file(target) as partial, partial.open("wb") as file:
+        if suffix == ".parquet":
+            _write_parquet(frame, file, target, index)
+        else:
+            file.write(_text(frame, SEPARATORS[suffix], index).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_parquet(frame: pd.DataFrame, file: BinaryIO, target: Path, index: bool) -> None:
+    named = frame.rename(columns=str)
+    if not named.columns.is_unique:
+        repeated = sorted(set(named.columns[named.columns.duplicated()]))
+        raise ValueError(f"{target}: column names of Parquet are distinct; repeated: {repeated}")
+    try:
+        named.to_parquet(file, index=index)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{target} cannot be written as Parquet: {error}") from error
+
+
+def _text(frame: pd.DataFrame, separator: str, index: bool) -> str:
+    plain = _without_formulas(frame)
+    text = plain.to_csv(sep=separator, index=index, lineterminator="\n")
+    if "\r" not in text:
+        return text
+    # The writer quotes no carriage return in a cell, although readers take it as a line end.
+    quoting = csv.QUOTE_NONNUMERIC
+    return plain.to_csv(sep=separator, index=index, lineterminator="\n", quoting=quoting)
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its texts, names of columns and index included, written as plain text."""
+    plain = frame.copy(deep=False)
+    for k, kind in enumerate(frame.dtypes):
+        if not _has_no_text(kind):
+            plain.isetitem(k, pd.Series(_plain_all(frame.iloc[:, k]), frame.index, dtype=object))
+    plain.columns = pd.Index(_plain_all(frame.columns), dtype=object)
+    if not _has_no_text(frame.index.dtype):
+        plain.index = pd.Index(_plain_all(frame.index), dtype=object)
+    plain.index.names = _plain_all(frame.index.names)
+    return plain
+
+
+def _has_no_text(kind: Any) -> bool:
+    types = pd.api.types
+    return (
+        types.is_numeric_dtype(kind)
+        or types.is_datetime64_any_dtype(kind)
+        or types.is_timedelta64_dtype(kind)
+    )
+
+
+def _plain_all(cells: Iterable[object]) -> list[object]:
+    return [_plain(cell) for cell in cells]
+
+
+def _plain(cell: object) -> object:
+    formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
+    return f"'{cell}" if formula and not NUMBER.fullmatch(cell) else cell
