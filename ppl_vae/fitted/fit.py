@@ -1,11 +1,12 @@
 """Fitting a model to a table: rows are split, columns scaled, K selected, log p estimated."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
 from ppl_vae.fitted.held_out import evaluate_held_out
 from ppl_vae.fitted.model import FittedModel, FittedProgram, observed_rows
-from ppl_vae.fitted.networks import fit_networks
+from ppl_vae.fitted.networks import default_epochs, fit_networks
 from ppl_vae.fitted.record import FitRecord, digest_table
 from ppl_vae.fitted.settings import FitSettings
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
@@ -37,8 +38,8 @@ MAX_SELECTION_ROWS = 1000
 """The largest number of training rows on which K is selected."""
 VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3
-StageCallback = Callable[[str], None]
-"""A function that receives what is done next."""
+StageCallback: TypeAlias = Callable[[str, int], None]
+"""A function that receives what is done next, and its number of steps, 0 if it is not known."""
 
 
 class RowSplit(NamedTuple):
@@ -134,15 +135,16 @@ def fit_table(
         notes += _notes_on_rows(usable)
         x, x_val = (units.apply(torch.from_numpy(table.values[part])) for part in rows[:2])
         latent_dim, reason = _choose_latent_dim(x, settings, begin)
-        begin(f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}")
         problem = Fitting(x, x_val, latent_dim, settings, checkpoint, progress)
+        text = f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}"
+        begin(text, _num_steps(problem))
         program, history = fit_program(problem)
         history = _in_units_of_table(history, units, x, x_val)
         fitted = FittedModel(
             program, _record(table, rows, units, scaling, settings, history), name
         )
         notes += (*reason, *_named(history.notes, table.columns))
-        begin("evaluating the held-out rows")
+        begin("evaluating the held-out rows", 0)
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
     assert fitted.record is not None
     record = replace(fitted.record, notes=notes, held_out=held_out)
@@ -176,8 +178,17 @@ def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
     return ppca, fit_em(ppca, x, starts=settings.starts)
 
 
-def _ignore(stage: str) -> None:
+def _ignore(stage: str, steps: int) -> None:
     pass
+
+
+def _num_steps(problem: Fitting) -> int:
+    # The largest number of steps of the fit; 0 if it is not known.
+    settings, rows = problem.settings, len(problem.x)
+    if not settings.has_networks:
+        return 0
+    epochs = settings.epochs or default_epochs(rows, settings.batch_size)
+    return epochs * math.ceil(rows / settings.batch_size)
 
 
 def _choose_units(
@@ -230,7 +241,7 @@ def _choose_latent_dim(
         width = x.shape[1]
         return max(1, min(10, width // 2)), ("K is a tenth to a half of the columns, at most 10",)
     rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
-    begin(f"selecting K on masked entries of {counted(len(rows), 'row')}")
+    begin(f"selecting K on masked entries of {counted(len(rows), 'row')}", 0)
     try:
         search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
     except ValueError as error:
@@ -244,9 +255,7 @@ def _choose_latent_dim(
     )
 
 
-def _in_units_of_table(
-    history: FitResult, units: Units, x: Tensor, x_val: Tensor
-) -> FitResult:
+def _in_units_of_table(history: FitResult, units: Units, x: Tensor, x_val: Tensor) -> FitResult:
     # Log densities of the training and of the validation rows, in the units of the table.
     means = [float(units.log_jacobian(part).mean()) if len(part) else 0.0 for part in (x, x_val)]
     return history.shifted(*means)

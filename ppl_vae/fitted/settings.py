@@ -162,17 +162,21 @@ class Run:
         table: the file; None if a configuration does not name it.
         options: of reading it, by name, without those that have their default.
         settings: of the fit, by name, without those that were not given.
+        digest: the checksum of the table, see :func:`~ppl_vae.fitted.record.digest_table`.
     """
 
     table: str | None
     options: dict[str, Any]
     settings: dict[str, Any]
+    digest: str | None = None
 
     def to_toml(self) -> str:
         """The text of ``run.toml``."""
         lines = ["# ppl-vae fit --config FILE repeats this run."]
         if self.table is not None:
             lines.append(f"table = {_toml(self.table)}")
+        if self.digest is not None:
+            lines.append(f"digest = {_toml(self.digest)}")
         for name, content in (("fit", self.settings), ("read", self.options)):
             lines += ["", f"[{name}]"] if content else []
             lines += [f"{key} = {_toml(value)}" for key, value in content.items()]
@@ -192,12 +196,18 @@ class Run:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not TOML: {error}") from error
-        if unknown := sorted(content.keys() - {"table", "fit", "read"}):
-            raise ValueError(f"{path} has unknown entries {unknown}; known are table, fit, read")
-        table, parts = content.get("table"), [content.get(name, {}) for name in ("read", "fit")]
-        if not isinstance(table, str | None) or not all(isinstance(p, dict) for p in parts):
-            raise ValueError(f"{path}: table must be a file name, fit and read must be tables")
-        return cls(table, *parts)
+        known = {"table": str, "digest": str, "read": dict, "fit": dict}
+        if unknown := sorted(content.keys() - known.keys()):
+            raise ValueError(f"{path} has unknown entries {unknown}; known are {[*known]}")
+        for name, value in content.items():
+            if not isinstance(value, known[name]):
+                raise ValueError(f"{path}: {name} cannot be {value!r}")
+        return cls(
+            content.get("table"),
+            content.get("read", {}),
+            content.get("fit", {}),
+            content.get("digest"),
+        )
 
 
 def _toml(value: Any) -> str:

@@ -1,0 +1,1 @@
+"""What ``ppl-vae report`` does."""
