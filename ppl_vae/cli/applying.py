@@ -100,7 +100,7 @@ class TableRows:
                 that was fitted, or no rows were held out.
         """
         columns = None if fitted.record is None else fitted.columns
-        values, notes = match_columns(table, columns, fitted.data_dim)
+        values, notes = match_columns(table, columns, fitted.data_dim, fitted.name)
         log_notes(notes)
         rows = held_out_rows(fitted, table) if held_out else np.arange(len(values))
         names = None if table.row_names is None else tuple(table.row_names[k] for k in rows)

@@ -87,7 +87,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _values(fitted: FittedModel, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
     columns = None if fitted.record is None else fitted.columns
-    return match_columns(table, columns, fitted.data_dim)
+    return match_columns(table, columns, fitted.data_dim, fitted.name)
 
 
 def _check_same_columns(models: dict[str, FittedModel]) -> None:

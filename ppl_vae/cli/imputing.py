@@ -87,8 +87,6 @@ def impute(
         frame = without_point_zero(frame)
     about = {"table": table.name, "uncertainty": imputation.uncertainty()}
     deliver(frame, out, about, named=table.row_names is not None, as_json=as_json)
-    if not silent:
-        print_line(f"wrote {out}")
 
 
 def _sentences(filled: FilledTable) -> list[str]:

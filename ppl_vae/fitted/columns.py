@@ -14,7 +14,7 @@ MAX_NAMES = 5
 
 
 def match_columns(
-    table: Table, columns: Sequence[str] | None, data_dim: int
+    table: Table, columns: Sequence[str] | None, data_dim: int, model: str
 ) -> tuple[Float[np.ndarray, "N D"], tuple[str, ...]]:
     """The values of a table in the order of a model's columns, and notes for the user.
 
@@ -26,6 +26,7 @@ def match_columns(
         table: the table.
         columns: the names that the model was fitted to; None if they are not known.
         data_dim: D, the number of the model's columns.
+        model: the name of the model, for messages.
 
     Raises:
         ValueError: if columns are missing, or the number of columns differs.
@@ -34,7 +35,8 @@ def match_columns(
     if columns is None or (_unnamed(given) != _unnamed(columns) and len(given) == data_dim):
         if len(given) != data_dim:
             raise ValueError(
-                f"{table.name} has {counted(len(given), 'column')}, and the model has {data_dim}"
+                f"{table.name} has {counted(len(given), 'column')}, and the model in {model} has "
+                f"{data_dim}"
             )
         return table.values, ("columns are matched by position, since they are not named",)
     if missing := [name for name in columns if name not in given]:

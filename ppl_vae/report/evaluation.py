@@ -96,7 +96,7 @@ class Evaluation(Result):
                 "VAE (ppl-vae score computes log p of other models)"
             )
         found = collapse(*pair, x, seed=seed)
-        return cls(fitted.describe(), data, estimate, checked, split, found)
+        return cls(fitted.describe(), data, estimate, checked, split.shifted(nats), found)
 
     def sentences(self) -> Iterator[str]:
         """The findings, the reliability of log p first."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -92,6 +93,16 @@ class Gaps(Result):
     kept_own_q: Bool[Tensor, " N"]
     unsplit_reason: str = ""
     global_part: GlobalPart | None = None
+
+    def shifted(self, nats: Float[Tensor, " N"]) -> Self:
+        """The gaps in other units of the data, which add ``nats`` to log p and to each ELBO."""
+        return replace(
+            self,
+            log_likelihood=self.log_likelihood + nats,
+            elbo=self.elbo + nats,
+            best_elbo=self.best_elbo + nats,
+            estimate=None if self.estimate is None else self.estimate.shifted(nats),
+        )
 
     @property
     def _shared(self) -> GlobalPart:
