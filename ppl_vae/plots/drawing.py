@@ -155,7 +155,7 @@ def image_grid_size(image_grid: ImageGrid) -> tuple[float, float]:
     """Width and height that :func:`draw_image_grid` needs, in inches."""
     labels = 0.95 + 0.2 * image_grid.has_missing
     if image_grid.image_shape is None:
-        return SIZE[0], max(1.9, 0.6 + labels + CELL_HEIGHT * len(_drawn_columns(image_grid)))
+        return SIZE[0], max(2.2, 0.9 + labels + CELL_HEIGHT * len(_drawn_columns(image_grid)))
     return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
@@ -173,7 +173,10 @@ def draw_image_grid(image_grid: ImageGrid, ax: Axes) -> None:
 def table_notes(image_grid: ImageGrid) -> list[str]:
     """What the colours of cells mean, and which columns of the data are drawn."""
     limit = _standardized(image_grid)[1]
-    notes = [f"colour: standard deviations from the mean, blue {-limit:.1f} to red {limit:.1f}"]
+    notes = [
+        "colour: standard deviations from the mean,",
+        f"{-limit:.1f} (blue) to {limit:.1f} (red)",
+    ]
     number, drawn = len(image_grid.names), len(_drawn_columns(image_grid))
     return [*notes, *[f"{drawn} of {number} columns, evenly spaced"] * (drawn < number)]
 

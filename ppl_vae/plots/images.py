@@ -83,7 +83,7 @@ def _plot_grid(
     ax = new_axes(ax, image_grid_size(image_grid))
     draw_image_grid(image_grid, ax)
     if image_grid.image_shape is None:
-        notes = [f"each block from left to right: {xlabel}", *table_notes(image_grid)]
+        notes = ["in each block, from left to right:", xlabel, *table_notes(image_grid)]
         ylabel = "column"
     else:
         notes = [xlabel]
