@@ -134,7 +134,7 @@ def held_out_rows(fitted: FittedModel, table: Table) -> np.ndarray:
             f"--held-out: {table.name} is not the table that {fitted.name} was fitted to, "
             f"{fitted.record.table}, with its options of reading"
         )
-    rows = fitted.record.held_out_rows.numpy()
+    rows = np.array(fitted.record.held_out_rows, dtype=int)
     if not len(rows):
         raise ValueError(f"--held-out: the fit of {fitted.name} held out no rows")
     return rows
@@ -167,9 +167,7 @@ def score(task: Task, *, draws: int, refine: int, seed: int) -> None:
     observed = rows.observed
     with threads(1), StageDisplay().live() as display:
         display.begin(f"computing log p of {counted(int(observed.sum()), 'row')}")
-        found = fitted.log_likelihood(
-            rows.values[observed], draws=draws, refine=refine, seed=seed
-        )
+        found = fitted.log_likelihood(rows.values[observed], draws=draws, refine=refine, seed=seed)
     reliable = np.full(len(observed), None, dtype=object)
     reliable[observed] = found.reliable.tolist()
     frame = rows.frame(
@@ -228,9 +226,7 @@ def reconstruct(task: Task) -> None:
     deliver(frame, task.out, about, named=rows.names is not None, as_json=task.as_json)
 
 
-def sample(
-    model: Path, rows: int, out: Path, *, seed: int, as_json: bool, force: bool
-) -> None:
+def sample(model: Path, rows: int, out: Path, *, seed: int, as_json: bool, force: bool) -> None:
     """Write draws from a model."""
     check_int("--rows", rows)
     check_output(out, inputs=[model], force=force)

@@ -13,15 +13,13 @@ from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.fit import fit_table
-from ppl_vae.fitted.folder import CHECKPOINT, RUN, save_fitted
+from ppl_vae.fitted.folder import CHECKPOINT, RUN, UNFINISHED, save_fitted
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
 from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
-UNFINISHED = "unfinished.toml"
-"""The options of a fit that has not been finished."""
 EXTENDABLE = ("epochs", "device", "threads")
 """Settings that may change where a fit goes on."""
 
@@ -129,9 +127,7 @@ def _with_digest(run: Run, table: Table) -> Run:
     return replace(run, digest=digest)
 
 
-def _fit(
-    table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool
-) -> FittedModel:
+def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool) -> FittedModel:
     checkpoint = out / CHECKPOINT
     if not resume:
         checkpoint.unlink(missing_ok=True)

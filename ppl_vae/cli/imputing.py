@@ -22,6 +22,9 @@ from ppl_vae.report.imputation import FilledTable, filled_frame, without_point_z
 from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
+REFINE = 300
+"""Steps of the optimization of each row's q, where values are imputed by a VAE."""
+
 
 def impute(
     paths: Sequence[Path],
@@ -110,7 +113,7 @@ def _report(sentences: Sequence[str], silent: bool) -> None:
 def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation, list[str]]:
     fitted = load_fitted(folder)
     rows = TableRows.of(fitted, table, held_out=False)
-    found = fitted.impute(rows.values, seed=seed)
+    found = fitted.impute(rows.values, refine=REFINE, seed=seed)
     missing = int(np.isnan(rows.values).sum())
     matched = Table(
         table.name,

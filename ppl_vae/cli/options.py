@@ -8,16 +8,13 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ppl_vae.cli.app import INTERRUPTED, TERMINATED
 from ppl_vae.cli.console import TerminatedError, Verbosity
 from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
-
-if TYPE_CHECKING:
-    from ppl_vae.data.table_options import TableOptions
 
 Group = TypeVar("Group")
 
@@ -29,9 +26,7 @@ Starts = Annotated[
 ]
 Draws = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
 Refine = Annotated[int, typer.Option(help="steps that refine each row's own q")]
-Json = Annotated[
-    bool, typer.Option("--json", help="print the results as JSON on standard output")
-]
+Json = Annotated[bool, typer.Option("--json", help="print the results as JSON on standard output")]
 Force = Annotated[
     bool, typer.Option("--force", help="overwrite an existing output of another kind")
 ]
@@ -62,9 +57,9 @@ class TableFlags:
     missing: Annotated[
         str | None, typer.Option(help="markers of missing values, separated by commas")
     ] = None
-    image_shape: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")
-    ] = None
+    image_shape: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")] = (
+        None
+    )
     columns: Annotated[
         str | None, typer.Option(help="the columns to read, separated by commas")
     ] = None
@@ -107,8 +102,8 @@ class TableFlags:
                 raise ValueError(f"{source}: {name} cannot be {value!r}")
         return cls(**content)
 
-    def options(self) -> "TableOptions":
-        """The options of :func:`~ppl_vae.data.tables.read_table`.
+    def options(self) -> Any:
+        """The options as :class:`~ppl_vae.data.table_options.TableOptions`.
 
         Raises:
             ValueError: if the shape of images cannot be understood.
@@ -182,9 +177,9 @@ class FitFlags:
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda, for networks; by default auto")
     ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="seed of all random numbers; by default 0")
-    ] = None
+    seed: Annotated[int | None, typer.Option(help="seed of all random numbers; by default 0")] = (
+        None
+    )
     threads: Annotated[int | None, typer.Option(help="threads of torch; by default 1")] = None
 
     def given(self) -> dict[str, Any]:

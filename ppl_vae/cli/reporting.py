@@ -60,5 +60,7 @@ def _page(source: Path, table: Path | None, options: TableOptions, seed: int) ->
         content = json.loads(source.read_text(encoding="utf-8"))
         found = Evaluation.from_dict(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{source} is no evaluation that ppl-vae evaluate wrote: {error}") from error
+        raise ValueError(
+            f"{source} is no evaluation that ppl-vae evaluate wrote: {error}"
+        ) from error
     return evaluation_page(found)

@@ -289,9 +289,9 @@ def _record(
         loc=units.loc.double(),
         scale=units.scale.double(),
         scaling=scaling,
-        train_rows=torch.from_numpy(rows.train),
-        val_rows=torch.from_numpy(rows.val),
-        held_out_rows=torch.from_numpy(rows.held_out),
+        train_rows=tuple(rows.train.tolist()),
+        val_rows=tuple(rows.val.tolist()),
+        held_out_rows=tuple(rows.held_out.tolist()),
         image_shape=table.image_shape,
         settings=plain(settings.to_plain()),
         versions={"ppl_vae": __version__}

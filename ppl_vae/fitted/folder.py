@@ -25,6 +25,8 @@ from ppl_vae.models.variational_posterior import VBPosterior
 
 RECORD, NEW_RECORD, CARD = "fit.json", "fit.new.json", "README.md"
 RUN, CHECKPOINT = "run.toml", "checkpoint.pt"
+UNFINISHED = "unfinished.toml"
+"""The options of a fit that has not been finished; it becomes ``run.toml``."""
 FORMAT = 1
 """Version of ``fit.json``."""
 
@@ -113,4 +115,5 @@ def _check_width(path: Path, record: FitRecord, program: FittedProgram) -> None:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a fitted model, or what an interrupted fit left."""
-    return any((folder / name).exists() for name in (RECORD, NEW_RECORD, RUN, "config.json"))
+    names = (RECORD, NEW_RECORD, RUN, UNFINISHED, "config.json")
+    return any((folder / name).exists() for name in names)

@@ -44,7 +44,7 @@ def evaluate_held_out(fitted: FittedModel, values: Rows, seed: int) -> HeldOut |
 
 
 def _reconstruction_error(fitted: FittedModel, values: Rows) -> HeldOut:
-    errors = (fitted.reconstruct(values) - torch.from_numpy(values)) / fitted.units.scale
+    errors = (fitted.reconstruct(values) - torch.from_numpy(np.array(values))) / fitted.units.scale
     squares = np.nanmean(errors.square().numpy(), axis=1)
     value = math.sqrt(float(squares.mean()))
     spread = float(squares.std(ddof=1)) if len(squares) > 1 else math.nan

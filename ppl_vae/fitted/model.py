@@ -96,7 +96,7 @@ class FittedModel:
                 f"the rows must have {self.data_dim} columns, as {self.name} has; their shape is "
                 f"{values.shape}"
             )
-        x = self.units.apply(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)))
+        x = self.units.apply(torch.from_numpy(np.array(values, dtype=np.float64)))
         return x if isinstance(self.program, PPCA) else x.to(_dtype(self.program))
 
     def log_likelihood(
@@ -230,7 +230,7 @@ class FittedModel:
         else:
             samples = self.posterior_samples(seed)
             found = impute(samples.model.model, None, x, draws, posterior=samples, seed=seed)
-        given = torch.from_numpy(values)
+        given = torch.from_numpy(np.array(values, dtype=np.float64))
         mean = torch.where(given.isnan(), self.units.undo(found.mean.double()), given)
         return replace(found, mean=mean, sd=found.sd.double() * self.units.scale)
 

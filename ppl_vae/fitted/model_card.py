@@ -1,14 +1,11 @@
 """The model card: what a fitted model is, how it was fitted, how good it is, and its limits."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ppl_vae.core.text import counted
+from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.names import MODEL_NAMES
 from ppl_vae.fitted.record import FitRecord
-
-if TYPE_CHECKING:
-    from ppl_vae.fitted.model import FittedModel
 
 MAX_COLUMNS = 30
 """The number of columns that a card lists."""
@@ -29,7 +26,7 @@ LIMITS = {
 }
 
 
-def model_card(fitted: "FittedModel") -> str:
+def model_card(fitted: FittedModel) -> str:
     """The card as a page in Markdown.
 
     Raises:
@@ -49,7 +46,7 @@ def model_card(fitted: "FittedModel") -> str:
     return "\n".join(parts)
 
 
-def model_title(fitted: "FittedModel") -> str:
+def model_title(fitted: FittedModel) -> str:
     """The kind of model, K and the name of its table, as a heading."""
     assert fitted.record is not None
     name = MODEL_NAMES.get(fitted.record.model, fitted.record.model)
@@ -61,7 +58,7 @@ def _code(text: str) -> str:
     return text.replace("`", "'").replace("\n", " ")
 
 
-def _model(fitted: "FittedModel", record: FitRecord) -> Iterator[str]:
+def _model(fitted: FittedModel, record: FitRecord) -> Iterator[str]:
     shown = ", ".join(f"`{_code(name)}`" for name in record.columns[:MAX_COLUMNS])
     more = len(record.columns) - MAX_COLUMNS
     yield f"- {fitted.data_dim} columns: {shown}{f' and {more} more' if more > 0 else ''}"

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
@@ -98,9 +98,9 @@ class FitRecord(Result):
     loc: Float[Tensor, " D"]
     scale: Float[Tensor, "*D"]
     scaling: str
-    train_rows: Int[Tensor, " N"]
-    val_rows: Int[Tensor, " V"]
-    held_out_rows: Int[Tensor, " H"]
+    train_rows: tuple[int, ...]
+    val_rows: tuple[int, ...]
+    held_out_rows: tuple[int, ...]
     image_shape: tuple[int, ...] | None
     settings: dict[str, str]
     versions: dict[str, str]

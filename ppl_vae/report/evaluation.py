@@ -77,8 +77,9 @@ class Evaluation(Result):
         """
         program, x = fitted.program, fitted.in_model_units(values)
         nats = fitted.units.log_jacobian(x)
-        checked, estimate = None, fitted.log_likelihood(
-            values, draws=draws, refine=refine, seed=seed
+        checked, estimate = (
+            None,
+            fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed),
         )
         if isinstance(program, PPCA):
             pair = program.model, ExactGuide(program)

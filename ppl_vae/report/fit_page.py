@@ -53,7 +53,7 @@ def fit_page(fitted: FittedModel, table: Table | None = None, *, seed: int = 0) 
     return Page(
         title=model_title(fitted),
         subtitle=f"{counted(fitted.data_dim, 'column')}, {_rows(record)}",
-        verdict=_verdict(record),
+        verdict=[*_verdict(record)],
         tables=[_columns(fitted, record)],
         figures=[*_figures(fitted, record, seed), *_figures_of_rows(fitted, table)],
         run=_run(fitted, record),
@@ -189,7 +189,10 @@ def _run(fitted: FittedModel, record: FitRecord) -> list[tuple[str, str]]:
         ("rows", _rows(record)),
         ("settings", ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in settings.items())),
         ("scaling", record.scaling),
-        ("seconds", f"{math.ceil(10 * history.seconds) / 10:.1f}; {history.execution}".rstrip("; ")),
+        (
+            "seconds",
+            f"{math.ceil(10 * history.seconds) / 10:.1f}; {history.execution}".rstrip("; "),
+        ),
         ("date", record.date),
         ("versions", ", ".join(f"{name} {value}" for name, value in record.versions.items())),
     ]

@@ -239,7 +239,10 @@ def test_a_complete_table_is_written_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "filled.xlsx"], "the output must end in .csv or .tsv or .parquet; got filled.xlsx"),
+        (
+            ["--out", "filled.xlsx"],
+            "the output must end in .csv or .tsv or .parquet; got filled.xlsx",
+        ),
         (["--noise", "round"], "noise must be one of 'isotropic', 'diagonal'; got 'round'"),
         (["--latent-dim", "40"], "latent_dim must be smaller than the rank"),
         (["--latent-dim", "0"], "latent_dim must be a whole number >= 1; got 0"),
