@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ppl_vae.cli.applying import TableRows
-from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.output import deliver
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ppl_vae.core.results import plain
 from ppl_vae.cli.console import LOG
+from ppl_vae.core.results import plain
 from ppl_vae.data.table_output import STANDARD_OUTPUT, write_frame
 
 
