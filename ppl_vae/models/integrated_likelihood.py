@@ -88,6 +88,23 @@ class RowPosterior(NamedTuple):
         return self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
+def latent_precision_factors(
+    statistics: TableStatistics, scaled: Float[Tensor, "S D K"]
+) -> Float[Tensor, "S U K K"]:
+    """Cholesky factors of the precisions I + A'A of z, over the observed columns of each pattern.
+
+    Args:
+        statistics: of the data.
+        scaled: A = Psi^-1/2 W.
+    """
+    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+    if statistics.is_complete:
+        return torch.linalg.cholesky(scaled.mT @ scaled + eye).unsqueeze(-3)
+    below, beside = torch.tril_indices(*eye.shape, device=eye.device)
+    products = statistics.observed @ (scaled[..., below] * scaled[..., beside])
+    return torch.linalg.cholesky(from_tril_vec(products, len(eye)) + eye)
+
+
 def row_posterior(
     statistics: TableStatistics,
     loadings: Float[Tensor, "S D K"],
@@ -98,15 +115,11 @@ def row_posterior(
     scaled = loadings / scale.unsqueeze(-1)
     offset = statistics.weight[:, None] * (loc - statistics.mean).unsqueeze(-2)
     rows = (statistics.rows - offset) / scale.unsqueeze(-2)
-    eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+    tril = latent_precision_factors(statistics, scaled)
     if statistics.is_complete:
-        tril = torch.linalg.cholesky(scaled.mT @ scaled + eye)
-        mean = torch.cholesky_solve(scaled.mT @ rows.mT, tril).mT
-        return RowPosterior(mean, tril.unsqueeze(-3), rows - mean @ scaled.mT)
+        mean = torch.cholesky_solve(scaled.mT @ rows.mT, tril[:, 0]).mT
+        return RowPosterior(mean, tril, rows - mean @ scaled.mT)
     observed = statistics.observed[statistics.pattern]
-    below, beside = torch.tril_indices(*eye.shape, device=eye.device)
-    products = statistics.observed @ (scaled[..., below] * scaled[..., beside])
-    tril = torch.linalg.cholesky(from_tril_vec(products, len(eye)) + eye)
     score = (rows * observed) @ scaled
     mean = torch.cholesky_solve(score.unsqueeze(-1), tril[:, statistics.pattern]).squeeze(-1)
     return RowPosterior(mean, tril, (rows - mean @ scaled.mT) * observed)

@@ -39,7 +39,7 @@ class TableStatistics:
         pattern: the pattern of each row, (M,).
         observed: the patterns, one in observed columns and zero in missing ones, (U, D).
         counts: the number of data of each pattern, n_u, (U,).
-        num_zero: the number of further rows of each pattern, zero or more than D, (U,).
+        num_zero: the number of further rows of each pattern, zero or more than 2 D, (U,).
     """
 
     num_data: int
@@ -168,7 +168,7 @@ class _Group(NamedTuple):
             factor = factor * factor.diagonal().sign().where(factor.diagonal() != 0, 1.0)[:, None]
         rows = torch.cat([self.mean[None] * self.num_data**0.5, factor])
         num_zero = self.num_data - len(rows)
-        few = num_zero <= rows.shape[1]
+        few = num_zero <= 2 * rows.shape[1]
         return torch.cat([rows, rows.new_zeros(num_zero if few else 0, rows.shape[1])])
 
 

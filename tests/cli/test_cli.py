@@ -118,6 +118,7 @@ def test_numpy_tables_and_the_default_latent_dim(tmp_path):
     assert shown.exit_code == 0 and "12 rows, 30 columns; K = 4" in shown.output
 
 
+@pytest.mark.slow
 def test_digits_are_the_default(tmp_path):
     shown = run("--out", tmp_path, *FAST)
     assert shown.exit_code == 0

@@ -207,6 +207,7 @@ def test_user_pairs_are_fitted_in_the_units_of_the_data():
     assert note.endswith("(plain)")
 
 
+@pytest.mark.slow
 def test_figures_and_draws_are_in_the_units_of_the_data(mixed):
     shown = report_data(mixed)
     train = mixed.data.train

@@ -158,7 +158,7 @@ def test_em_escapes_an_exact_saddle_point():
     assert note.startswith(RESTARTED) and "once" in note
 
 
-@pytest.mark.parametrize("exponent", [-150, 20, 150])
+@pytest.mark.parametrize("exponent", [pytest.param(-150, marks=pytest.mark.slow), 20, 150])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
 def test_scaling_all_columns_shifts_log_p_by_the_log_scale(exponent, missing, noise):
@@ -208,7 +208,7 @@ def test_the_bound_is_monotone_with_collinear_columns(size, fit, missing):
 
 @pytest.mark.parametrize("size", [1e-9, 1e-12])
 @pytest.mark.parametrize("fit", [fit_em, variational_em])
-@pytest.mark.parametrize("missing", [0.0, 0.05])
+@pytest.mark.parametrize("missing", [0.0, pytest.param(0.05, marks=pytest.mark.slow)])
 def test_noise_of_the_size_of_rounding_is_noted(size, fit, missing):
     """With K = 4 the noise is the tiny difference of two columns."""
     x = oracles.with_missing_values(collinear(size), missing, 3)

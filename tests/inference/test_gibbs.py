@@ -12,10 +12,9 @@ import torch
 import oracles
 from ppl_vae.data.row_blocks import RowBlock
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
-from ppl_vae.inference.mcmc.gibbs_codes import draw_codes
-from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
+from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.priors import InverseGammaScale
 from ppl_vae.models.table_statistics import TableStatistics
@@ -172,30 +171,94 @@ def test_many_sweeps_leave_the_prior_as_it_is(
     assert z < limit
 
 
+@pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("prior", ["normal", "ard"])
-def test_moves_leave_the_means_of_x_given_z_as_they_are(prior):
+def test_moves_leave_the_likelihood_given_z_as_it_is(prior, missing):
+    """The sums of squared residuals of each column determine it."""
     torch.manual_seed(0)
     model = proper_model(4, 3, "isotropic", prior)
-    priors, parameters = ConjugatePriors.of(model), prior_draws(model, 50)
-    statistics = TableStatistics.of(torch.randn(30, 4).double())
-    codes = draw_codes(statistics, parameters)
+    x = oracles.with_missing_values(torch.randn(30, 4).double(), 0.2 * missing, 0)
+    sampler = GibbsSampler(TableStatistics.of(x), ConjugatePriors.of(model))
+    parameters = prior_draws(model, 50)
+    sums = sampler.codes.draw(parameters)
 
-    def means(loadings, loc, codes):
-        rows = codes.rows @ loadings.mT + statistics.weight[:, None] * loc.unsqueeze(1)
-        return torch.cat([rows, (loadings @ codes.spread[:, 0] @ loadings.mT)], 1)
+    def residuals(parameters, sums):
+        offset = (parameters.loc - sampler.statistics.mean).unsqueeze(-1)
+        coefficients = torch.cat([parameters.loadings, offset], -1)
+        return sums.squared_residuals(sampler.codes.squares, coefficients)
 
-    before = means(parameters.loadings, parameters.loc, codes)
-    loc, codes = translate_codes(statistics, priors, parameters, codes)
-    assert not torch.allclose(loc, parameters.loc)
-    torch.testing.assert_close(means(parameters.loadings, loc, codes), before)
-    loadings, codes, accepted = expand_codes(statistics, priors, parameters.loadings, codes)
-    assert 0.1 < float(accepted.mean()) < 1 and not torch.allclose(loadings, parameters.loadings)
-    torch.testing.assert_close(means(loadings, loc, codes), before)
-    if prior == "ard":
-        rotated, codes = rotate_codes(priors, loadings, codes)
-        torch.testing.assert_close(means(rotated, loc, codes), before)
-        torch.testing.assert_close(rotated @ rotated.mT, loadings @ loadings.mT)
-        assert not torch.allclose(rotated, loadings)
+    moved, g, accepted = sampler.moves.move(parameters, sums.total)
+    torch.testing.assert_close(
+        residuals(moved, sums.transform(g)), residuals(parameters, sums), rtol=1e-8, atol=1e-8
+    )
+    assert 0.1 < float(accepted.mean()) < 1
+    assert not torch.allclose(moved.loadings, parameters.loadings)
+    assert not torch.allclose(moved.loc, parameters.loc)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_sums_are_those_of_drawn_rows(missing):
+    """A slow definition: z of each row from its own posterior, many times."""
+    torch.manual_seed(0)
+    model = proper_model(3, 2, "diagonal", "normal")
+    x = torch.randn(14, 3).double()
+    mask = torch.ones(14, 3).bool()
+    if missing:
+        mask[:6, 0] = mask[3, 2] = False
+    table = torch.where(mask, x, torch.nan)
+    statistics = TableStatistics.of(table)
+    loadings, loc, scale, _ = (None if part is None else part[0] for part in prior_draws(model, 1))
+    number = 40_000
+    parameters = Parameters(
+        *(part.expand(number, *part.shape) for part in (loadings, loc, scale)), None
+    )
+    found = GibbsSampler(statistics, ConjugatePriors.of(model)).codes.draw(parameters)
+    total, gram, cross = torch.zeros(3, 3), torch.zeros(3, 3, 3), torch.zeros(3, 3)
+    for row, known in zip(x, mask, strict=True):
+        part, noise = loadings[known], scale[known].square()
+        precision = torch.eye(2).double() + part.mT @ (part / noise[:, None])
+        mean = torch.linalg.solve(precision, part.mT @ ((row - loc)[known] / noise))
+        second = torch.linalg.inv(precision) + mean[:, None] * mean
+        v = torch.cat([mean, torch.ones(1).double()])
+        block = torch.ones(3, 3).double()
+        block[:2, :2], block[2, :2], block[:2, 2] = second, mean, mean
+        total = total + block
+        gram = gram + known[:, None, None] * block
+        cross = cross + torch.where(known, row - statistics.mean, 0.0)[:, None] * v
+    for name, exact in {"total": total, "gram": gram, "cross": cross}.items():
+        drawn = getattr(found, name)
+        error = drawn.std(0) / math.sqrt(number) + 1e-9
+        z = (drawn.mean(0) - exact) / error
+        assert z.abs().max() < oracles.z_limit(z.numel()), name
+
+
+def test_normal_draws_have_the_stated_precision():
+    torch.manual_seed(0)
+    root = torch.randn(3, 3).double()
+    gram, base = root @ root.mT, torch.tensor([1.0, 2.0, 0.3]).double()
+    weight, strength = torch.tensor([2.0, 0.5]).double(), torch.tensor([0.7, 3.0]).double()
+    score = torch.randn(2, 3).double()
+    precision = weight[:, None, None] * gram + strength[:, None, None] * base.diag()
+    number = 100_000
+    draws = [
+        draw_normal(precision.expand(number, 2, 3, 3), score.expand(number, 2, 3)),
+        draw_similar_normals(
+            gram.expand(number, 3, 3),
+            base,
+            weight.expand(number, 2),
+            strength,
+            score.expand(number, 2, 3),
+        ),
+    ]
+    for drawn in draws:
+        mean = torch.linalg.solve(precision, score.unsqueeze(-1)).squeeze(-1)
+        z = (drawn.mean(0) - mean) / (drawn.std(0) / math.sqrt(number))
+        assert z.abs().max() < oracles.z_limit(6)
+        quadratic = ((drawn - mean).unsqueeze(-2) @ precision).squeeze(-2)
+        products = quadratic.unsqueeze(-1) * (drawn - mean).unsqueeze(-2)
+        error = products.std(0) / math.sqrt(number)
+        z = (products.mean(0) - torch.eye(3)) / error
+        assert z.abs().max() < oracles.z_limit(18)
 
 
 @pytest.mark.parametrize(("noise", "missing"), [("isotropic", 0.0), ("diagonal", 0.3)])

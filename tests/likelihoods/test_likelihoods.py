@@ -745,7 +745,7 @@ def test_draws_of_count_rows_have_the_totals_of_the_data():
 
 
 CAPTURED = [
-    name if name in ("optimal", "multinomial") else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "optimal" else pytest.param(name, marks=pytest.mark.slow)
     for name in MAKERS
     if name != "fixed"
 ]

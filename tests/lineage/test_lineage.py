@@ -124,6 +124,7 @@ def test_test_rows_affect_held_out_log_p_only(table):
         assert a.test_log_p.value > b.test_log_p.value
 
 
+@pytest.mark.slow
 def test_user_written_pairs_are_in_the_same_table(table):
     ppca = PPCA.like(table, 2, seed=0)
     guide = AmortizedGuide(mlp(6, 4, (8,), seed=0).double(), 2)

@@ -105,6 +105,7 @@ def test_its_text_has_neither_long_numbers_nor_trailing_spaces():
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.slow
 def test_several_starts_are_made():
     data = Table("data", incomplete(num_rows=40), tuple(f"x{k}" for k in range(10)))
     filled = FilledTable.of(data, 2, "diagonal", starts=2)

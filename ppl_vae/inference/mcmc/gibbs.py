@@ -7,11 +7,14 @@ one missingness pattern leaves these sums, so z is drawn for the transformed row
 their sum of z z' is Wishart. So a sweep over complete data costs O(D^2 K), for any number of data.
 
 Between the two, moves along transformations of the latent space that leave the likelihood as it
-is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent.
+is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent. With
+diagonal noise, or with many latent dimensions, moves of the noise with z integrated out
+(:mod:`ppl_vae.inference.mcmc.gibbs_noise`) do so.
 """
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -20,17 +23,14 @@ from torch import Tensor
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.inference.mcmc.gibbs_codes import (
-    Codes,
-    draw_codes,
-    moments,
-    squared_residuals,
-)
-from ppl_vae.inference.mcmc.gibbs_moves import expand_codes, rotate_codes, translate_codes
+from ppl_vae.inference.mcmc.gibbs_moves import LatentMoves
+from ppl_vae.inference.mcmc.gibbs_noise import ColumnMoves, NoiseMove
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
+from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler, CodeSums
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
 from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, statistics_for
+from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
 from ppl_vae.inference.svi.progress import progress_bar
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
 from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
@@ -38,6 +38,8 @@ from ppl_vae.models.table_statistics import TableStatistics
 
 REPORT_EVERY = 50
 """Sweeps between reports of the progress."""
+SIMILAR_SIZE = 4000
+"""D (K + 1)^2 from which one eigendecomposition is faster than D Cholesky factorizations."""
 
 
 @dataclass(frozen=True)
@@ -48,51 +50,76 @@ class GibbsSampler:
         statistics: of the data; with a leading dimension of ``rows``, those of one table for each
             chain, all of one mask.
         priors: of the parameters.
-        expand: whether to move along transformations of the latent space.
+        expand: whether to move along transformations of the latent space, and in the noise with z
+            integrated out.
     """
 
     statistics: TableStatistics
     priors: ConjugatePriors
     expand: bool = True
 
+    @cached_property
+    def codes(self) -> CodeSampler:
+        """Of z given the parameters."""
+        return CodeSampler(self.statistics, self.priors.latent_dim)
+
+    @cached_property
+    def moves(self) -> LatentMoves:
+        """Along transformations of the latent space."""
+        data_dim = self.statistics.rows.shape[-1]
+        return LatentMoves(self.priors, self.statistics.num_data, data_dim)
+
+    @cached_property
+    def noise_move(self) -> ColumnMoves | NoiseMove | None:
+        """Of the noise with z integrated out, where that makes draws much less dependent."""
+        if self.priors.has_diagonal_noise:
+            return ColumnMoves(self.codes, self.priors)
+        few = self.statistics.rows.shape[-1] < 2 * self.priors.latent_dim
+        return NoiseMove(self.codes, self.priors) if few else None
+
+    @cached_property
+    def _columns_are_similar(self) -> bool:
+        # Whether the regressions of all columns follow from one eigendecomposition, which costs
+        # more than their own factorizations if they are few.
+        size = self.statistics.rows.shape[-1] * (self.priors.latent_dim + 1) ** 2
+        return self.statistics.is_complete and self.priors.has_base and size >= SIMILAR_SIZE
+
     def sweep(self, parameters: Parameters) -> tuple[Parameters, Float[Tensor, " C"]]:
         """The next state of each chain, and whether its proposal was accepted."""
-        codes = draw_codes(self.statistics, parameters)
+        sums = self.codes.draw(parameters)
         accepted = torch.zeros(len(parameters.loc))
         if self.expand:
-            loc, codes = translate_codes(self.statistics, self.priors, parameters, codes)
-            loadings, codes, accepted = expand_codes(
-                self.statistics, self.priors, parameters.loadings, codes
-            )
-            if self.priors.relevance is not None:
-                loadings, codes = rotate_codes(self.priors, loadings, codes)
-            parameters = parameters._replace(loadings=loadings, loc=loc)
-        parameters = self._draw_scales(parameters, codes)
-        return self._draw_loadings(parameters, codes), accepted
+            parameters, g, accepted = self.moves.move(parameters, sums.total)
+            sums = sums.transform(g)
+        parameters = self._draw_loadings(self._draw_scales(parameters, sums), sums)
+        if self.expand and self.noise_move is not None:
+            parameters = self.noise_move.move(parameters)
+        return parameters, accepted
 
-    def _draw_scales(self, parameters: Parameters, codes: Codes) -> Parameters:
+    def _draw_scales(self, parameters: Parameters, sums: CodeSums) -> Parameters:
         statistics, priors = self.statistics, self.priors
-        squares = squared_residuals(statistics, parameters, codes)
+        offset = (parameters.loc - statistics.mean).unsqueeze(-1)
+        coefficients = torch.cat([parameters.loadings, offset], -1)
+        squares = sums.squared_residuals(self.codes.squares, coefficients)
         return parameters._replace(
             relevance=priors.draw_relevance(parameters.loadings),
             noise_scale=priors.draw_noise_scale(squares, statistics.columns.count),
         )
 
-    def _draw_loadings(self, parameters: Parameters, codes: Codes) -> Parameters:
+    def _draw_loadings(self, parameters: Parameters, sums: CodeSums) -> Parameters:
         # The regression of each column on (z, 1), with mu relative to the mean of the data.
-        statistics, (mean, strength) = self.statistics, self.priors.regression(parameters)
-        weight = statistics.weight[:, None].expand(*codes.rows.shape[:-1], 1)
-        design = torch.cat([codes.rows, weight], -1)
-        variance = parameters.column_scale.square().unsqueeze(-1)
-        precision = moments(statistics, design, codes) / variance.unsqueeze(-1)
-        precision = precision + torch.diag_embed(strength)
-        score = statistics.rows.mT @ design / variance
-        score[..., -1] += strength[..., -1] * (mean - statistics.mean)
-        tril = torch.linalg.cholesky(precision)
-        noise = tril @ torch.randn_like(score).unsqueeze(-1)
-        solution = torch.cholesky_solve(score.unsqueeze(-1) + noise, tril).squeeze(-1)
-        loadings, loc = solution[..., :-1], solution[..., -1] + statistics.mean
-        return parameters._replace(loadings=loadings, loc=loc)
+        mean, priors = self.statistics.mean, self.priors
+        precision = parameters.column_scale.square().reciprocal()
+        score = sums.cross * precision.unsqueeze(-1)
+        score[..., -1] += priors.loc_strength * (priors.loc_mean - mean)
+        if self._columns_are_similar:
+            base, strength = priors.base(parameters.relevance), priors.loadings_strength[:, 0]
+            solution = draw_similar_normals(sums.total, base, precision, strength, score)
+        else:
+            matrix = sums.gram * precision[..., None, None]
+            matrix.diagonal(dim1=-2, dim2=-1).add_(priors.strength(parameters.relevance))
+            solution = draw_normal(matrix, score)
+        return parameters._replace(loadings=solution[..., :-1], loc=solution[..., -1] + mean)
 
 
 def sample_gibbs(
@@ -105,8 +132,8 @@ def sample_gibbs(
 ) -> PosteriorSamples:
     """Draws of the posterior of W, mu, sigma and relevance under conjugate priors.
 
-    With diagonal noise chains mix slowly where the data hardly distinguish the noise of a column
-    from a factor of its own; the verdict on the draws says so, and NUTS is the alternative.
+    With diagonal noise and too many latent dimensions for the loadings to be determined, chains
+    mix more slowly; the verdict on the draws says so.
 
     Args:
         model: with conjugate priors.
@@ -114,8 +141,8 @@ def sample_gibbs(
             NaN marks a missing value.
         mask: True where observed.
         settings: of the chains; an iteration is a sweep over the parameters.
-        expand: whether to move along transformations of the latent space, which makes successive
-            draws less dependent.
+        expand: whether to move along transformations of the latent space, and in the noise with z
+            integrated out, which makes successive draws less dependent.
 
     Raises:
         ValueError: if a prior is not conjugate; if x has another width than the model, or a column

@@ -23,16 +23,16 @@ References:
 """
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.inference.mcmc.gibbs_codes import Codes
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
-from ppl_vae.inference.mcmc.wishart import bartlett_factor
+from ppl_vae.inference.mcmc.wishart import bartlett_factor, draw_normal, half_degrees
 from ppl_vae.models.bayesian_ppca import Parameters
-from ppl_vae.models.table_statistics import TableStatistics
 
 MIN_FREEDOM = 10
 """The least N - D per latent dimension for which all rows of g are accepted together: with fewer
@@ -41,73 +41,117 @@ NUM_ANGLES = 16
 """Angles of a plane rotation that are compared, the current one included."""
 
 
-def translate_codes(
-    statistics: TableStatistics, priors: ConjugatePriors, parameters: Parameters, codes: Codes
-) -> tuple[Float[Tensor, "C D"], Codes]:
-    """z_n + t and mu - W t, with t drawn from its conditional, which is normal."""
-    loadings, loc = parameters.loadings, parameters.loc
-    weighted = loadings * priors.loc_strength[:, None]
-    eye = torch.eye(loadings.shape[-1], dtype=loc.dtype, device=loc.device)
-    tril = torch.linalg.cholesky(loadings.mT @ weighted + statistics.num_data * eye)
-    total = statistics.weight @ codes.rows
-    score = ((loc - priors.loc_mean).unsqueeze(-2) @ weighted).squeeze(-2) - total
-    noise = tril @ torch.randn_like(score).unsqueeze(-1)
-    t = torch.cholesky_solve(score.unsqueeze(-1) + noise, tril)
-    rows = codes.rows + statistics.weight[:, None] * t.mT
-    return loc - (loadings @ t).squeeze(-1), codes._replace(rows=rows)
+@dataclass(frozen=True)
+class LatentMoves:
+    """Moves of parameters and codes along transformations of the latent space.
 
+    Attributes:
+        priors: of the parameters.
+        num_data: N.
+        data_dim: D.
+    """
 
-def expand_codes(
-    statistics: TableStatistics,
-    priors: ConjugatePriors,
-    loadings: Float[Tensor, "C D K"],
-    codes: Codes,
-) -> tuple[Float[Tensor, "C D K"], Codes, Float[Tensor, " C"]]:
-    """W g^-1 and g z with g triangular, or the identity where it is rejected; and the share of
-    its rows that were accepted."""
-    data_dim, size = loadings.shape[-2:]
-    excess = statistics.num_data - data_dim
-    whole = excess >= MIN_FREEDOM * size and priors.relevance is None
-    freedom = excess if whole else statistics.num_data
-    tril = torch.linalg.cholesky(codes.second_moment())
-    proposed = bartlett_factor(tril.new_full((len(tril),), freedom), size)
-    factor, log_prior, accepted = tril, priors.log_loadings(loadings), []
-    fixed = loadings @ tril  # W C = (W g^-1) (g C)
-    for rows in [slice(size)] if whole else [slice(row, row + 1) for row in range(size)]:
-        trial = factor.clone()
-        trial[:, rows] = proposed[:, rows]
-        changed = torch.linalg.solve_triangular(trial, fixed, upper=False, left=False)
-        log_ratio = priors.log_loadings(changed) - log_prior
-        log_det = _log_det(trial) - _log_det(factor)
-        log_ratio = log_ratio + (excess - freedom) * log_det
-        keep = log_ratio > -torch.empty_like(log_ratio).exponential_()
-        factor = torch.where(keep[:, None, None], trial, factor)
-        loadings = torch.where(keep[:, None, None], changed, loadings)
-        log_prior = priors.log_loadings(loadings)
-        accepted.append(keep)
-    g = torch.linalg.solve_triangular(tril, factor, upper=False, left=False)
-    return loadings, codes.transform(g), torch.stack(accepted).to(tril).mean(0)
+    priors: ConjugatePriors
+    num_data: int
+    data_dim: int
+
+    @property
+    def _together(self) -> bool:
+        # Whether all rows of g are proposed and accepted together.
+        few = self.num_data - self.data_dim < MIN_FREEDOM * self.priors.latent_dim
+        return not few and self.priors.relevance is None
+
+    @cached_property
+    def _freedom(self) -> Float[Tensor, " K"]:
+        # Of the proposals, as bartlett_factor takes it.
+        freedom = self.num_data - self.data_dim if self._together else self.num_data
+        return half_degrees(
+            self.priors.loc_scale.new_tensor(float(freedom)), self.priors.latent_dim
+        )
+
+    @cached_property
+    def _last_row(self) -> Float[Tensor, " L"]:
+        row = self.priors.loc_scale.new_zeros(self.priors.latent_dim + 1)
+        row[-1] = 1.0
+        return row
+
+    def move(
+        self, parameters: Parameters, total: Float[Tensor, "C L L"]
+    ) -> tuple[Parameters, Float[Tensor, "C L L"], Float[Tensor, " C"]]:
+        """Draw a transformation v -> g v of v = (z, 1), and change W and mu by its inverse.
+
+        Args:
+            parameters: of each chain.
+            total: the sum of v v' over data.
+
+        Returns:
+            The parameters, g, and the share of proposals that were accepted.
+        """
+        size = self.priors.latent_dim
+        t = self.translation(parameters, total)
+        loc = parameters.loc - (parameters.loadings @ t.unsqueeze(-1)).squeeze(-1)
+        sums = total[:, -1, :-1]
+        shifted = sums + self.num_data * t
+        second = total[:, :size, :size] + t.unsqueeze(-1) * sums.unsqueeze(-2)
+        second = second + shifted.unsqueeze(-1) * t.unsqueeze(-2)
+        loadings, g, accepted = self.expansion(parameters.loadings, second)
+        if self.priors.relevance is not None:
+            rotation = _plane_rotations(self.priors, self.priors.gram(loadings), self.data_dim)
+            loadings, g = loadings @ rotation.mT, rotation @ g
+        upper = torch.cat([g, g @ t.unsqueeze(-1)], -1)
+        g = torch.cat([upper, self._last_row.expand(len(g), 1, size + 1)], 1)
+        return parameters._replace(loadings=loadings, loc=loc), g, accepted
+
+    def translation(
+        self, parameters: Parameters, total: Float[Tensor, "C L L"]
+    ) -> Float[Tensor, "C K"]:
+        """t of z + t and mu - W t, drawn from its conditional, which is normal."""
+        loadings, loc = parameters.loadings, parameters.loc
+        weighted = loadings * self.priors.loc_strength[:, None]
+        precision = loadings.mT @ weighted
+        precision.diagonal(dim1=-2, dim2=-1).add_(self.num_data)
+        offset = (loc - self.priors.loc_mean).unsqueeze(-2)
+        return draw_normal(precision, (offset @ weighted).squeeze(-2) - total[:, -1, :-1])
+
+    def expansion(
+        self, loadings: Float[Tensor, "C D K"], second: Float[Tensor, "C K K"]
+    ) -> tuple[Float[Tensor, "C D K"], Float[Tensor, "C K K"], Float[Tensor, " C"]]:
+        """W g^-1 and the triangular g of g z, or the identity where it is rejected; and the share
+        of its rows that were accepted. ``second`` is the sum of z z'."""
+        size, together = self.priors.latent_dim, self._together
+        tril = torch.linalg.cholesky(second)
+        proposed = bartlett_factor(self._freedom.expand(len(tril), size))
+        factor, log_prior, accepted = tril, self.priors.log_loadings(loadings), []
+        fixed = loadings @ tril  # W C = (W g^-1) (g C)
+        for row in range(1 if together else size):
+            trial = proposed
+            if not together:
+                trial = factor.clone()
+                trial[:, row] = proposed[:, row]
+            changed = torch.linalg.solve_triangular(trial, fixed, upper=False, left=False)
+            log_changed = self.priors.log_loadings(changed)
+            log_ratio = log_changed - log_prior
+            if not together:  # the proposals have N degrees of freedom, and not N - D
+                log_ratio = log_ratio - self.data_dim * (_log_det(trial) - _log_det(factor))
+            keep = log_ratio > -torch.empty_like(log_ratio).exponential_()
+            factor = torch.where(keep[:, None, None], trial, factor)
+            loadings = torch.where(keep[:, None, None], changed, loadings)
+            log_prior = torch.where(keep, log_changed, log_prior)
+            accepted.append(keep)
+        g = torch.linalg.solve_triangular(tril, factor, upper=False, left=False)
+        return loadings, g, torch.stack(accepted).to(tril).mean(0)
 
 
 def _log_det(tril: Float[Tensor, "C K K"]) -> Float[Tensor, " C"]:
     return tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-def rotate_codes(
-    priors: ConjugatePriors, loadings: Float[Tensor, "C D K"], codes: Codes
-) -> tuple[Float[Tensor, "C D K"], Codes]:
-    """W R' and R z under the ARD prior, with R rotating disjoint pairs of latent dimensions.
-
-    The density of z and the likelihood do not change. The angle in each plane is chosen among the
-    current one and others drawn uniformly, with probabilities proportional to the prior of W R'.
-    """
-    rotation = _plane_rotations(priors, priors.gram(loadings), loadings.shape[-2])
-    return loadings @ rotation.mT, codes.transform(rotation)
-
-
 def _plane_rotations(
     priors: ConjugatePriors, gram: Float[Tensor, "C K K"], data_dim: int
 ) -> Float[Tensor, "C K K"]:
+    # Under the ARD prior: R rotates disjoint pairs of latent dimensions. The density of z and the
+    # likelihood do not change. The angle in each plane is chosen among the current one and others
+    # drawn uniformly, with probabilities proportional to the prior of W R'.
     size = gram.shape[-1]
     first, second = torch.randperm(size)[: size // 2 * 2].reshape(2, -1)
     squares = gram.diagonal(dim1=-2, dim2=-1)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.inference.mcmc.wishart import standard_gamma
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.priors import ParameterPrior
 
 
@@ -19,6 +19,7 @@ class ConjugatePriors:
     sigma^2 ~ InverseGamma(a, b), relevance_k ~ Gamma(e_k, f_k).
 
     Attributes:
+        latent_dim: K.
         loadings_scale: s, (D,).
         loc_mean: m, (D,).
         loc_scale: c, (D,).
@@ -26,11 +27,17 @@ class ConjugatePriors:
         relevance: e and f, (K,) each; None without the ARD prior, and relevance_k is 1.
     """
 
+    latent_dim: int
     loadings_scale: Float[Tensor, " D"]
     loc_mean: Float[Tensor, " D"]
     loc_scale: Float[Tensor, " D"]
     noise: tuple[Tensor, Tensor]
     relevance: tuple[Tensor, Tensor] | None
+
+    @property
+    def has_diagonal_noise(self) -> bool:
+        """Whether each column has a sigma of its own."""
+        return self.noise[0].dim() > 0
 
     @cached_property
     def loc_strength(self) -> Float[Tensor, " D"]:
@@ -61,6 +68,7 @@ class ConjugatePriors:
         noise, relevance = model.noise_prior, model.relevance_prior
         gamma = ("concentration", "rate")
         return cls(
+            model.latent_dim,
             _wide(loadings, "scale")[:, 0],
             _wide(loc, "loc"),
             _wide(loc, "scale"),
@@ -94,17 +102,40 @@ class ConjugatePriors:
     def _half_squares(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"]:
         return (loadings.square() * self.loadings_strength).sum(-2) / 2
 
-    def regression(
-        self, parameters: Parameters
-    ) -> tuple[Float[Tensor, " D"], Float[Tensor, "C D L"]]:
-        """The prior of (w_d, mu_d) given relevance: the mean of mu, and precisions of all
-        L = K + 1 of them."""
-        shape = parameters.loadings.shape
-        strength = self.loadings_strength.expand(shape)
-        if parameters.relevance is not None:
-            strength = strength * parameters.relevance.unsqueeze(-2)
-        loc_strength = self.loc_strength[:, None].expand(*shape[:-1], 1)
-        return self.loc_mean, torch.cat([strength, loc_strength], -1)
+    def strength(
+        self, relevance: Float[Tensor, "C K"] | None
+    ) -> Float[Tensor, "D L"] | Float[Tensor, "C D L"]:
+        """The prior precisions of the L = K + 1 elements of (w_d, mu_d), given relevance."""
+        if relevance is None:
+            return self._plain_strength
+        ones = torch.nn.functional.pad(relevance, (0, 1), value=1.0)
+        return self._plain_strength * ones.unsqueeze(-2)
+
+    def base(
+        self, relevance: Float[Tensor, "C K"] | None
+    ) -> Float[Tensor, " L"] | Float[Tensor, "C L"]:
+        """The prior precisions of (w_d, mu_d) in units of 1 / s_d^2, given relevance, if
+        :attr:`has_base`."""
+        if relevance is None:
+            return self._plain_base
+        ratio = self._plain_base[-1:].expand(len(relevance), 1)
+        return torch.cat([relevance, ratio], -1)
+
+    @cached_property
+    def has_base(self) -> bool:
+        """Whether the c_d are proportional to the s_d, so that columns share a base."""
+        ratio = self.loc_strength / self.loadings_strength[:, 0]
+        return bool(((ratio / ratio[0]).log().abs() < 1e-6).all())
+
+    @cached_property
+    def _plain_base(self) -> Float[Tensor, " L"]:
+        ratio = self.loc_strength / self.loadings_strength[:, 0]
+        return torch.cat([ratio.new_ones(self.latent_dim), ratio[:1]])
+
+    @cached_property
+    def _plain_strength(self) -> Float[Tensor, "D L"]:
+        loadings = self.loadings_strength.expand(-1, self.latent_dim)
+        return torch.cat([loadings, self.loc_strength[:, None]], 1)
 
     def draw_relevance(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"] | None:
         """relevance given W."""
@@ -120,7 +151,7 @@ class ConjugatePriors:
     ) -> Float[Tensor, "C"] | Float[Tensor, "C D"]:
         """sigma given sums of squared residuals of each column, and their numbers."""
         concentration, rate = self.noise
-        if not concentration.dim():
+        if not self.has_diagonal_noise:
             squares, counts = squares.sum(-1), counts.sum()
         shape = (concentration + counts / 2).expand_as(squares)
         return ((rate + squares / 2) / standard_gamma(shape)).sqrt()

@@ -1,4 +1,4 @@
-"""Draws of gamma variables and of Wishart matrices."""
+"""Draws of gamma variables, of Wishart matrices, and of normal vectors with a given precision."""
 
 import torch
 from jaxtyping import Float
@@ -10,15 +10,55 @@ def standard_gamma(shape: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     return torch._standard_gamma(shape)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def bartlett_factor(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*S K K"]:
+def half_degrees(freedom: Float[Tensor, "*S"], size: int) -> Float[Tensor, "*S K"]:
+    """Half the degrees of freedom of each diagonal element of :func:`bartlett_factor`, squared:
+    (freedom - i) / 2, i = 0, ..., K - 1."""
+    below = torch.arange(size, dtype=freedom.dtype, device=freedom.device)
+    return (freedom.unsqueeze(-1) - below) / 2
+
+
+def bartlett_factor(halves: Float[Tensor, "*S K"]) -> Float[Tensor, "*S K K"]:
     """A lower triangular T with T T' ~ Wishart(freedom, I), freedom > K - 1.
 
     T_ii^2 is chi-squared with freedom - i degrees of freedom, i = 0, ..., K - 1, and elements
     below the diagonal are standard normal (Bartlett 1933).
+
+    Args:
+        halves: from :func:`half_degrees`.
     """
-    degrees = freedom.unsqueeze(-1) - torch.arange(
-        size, dtype=freedom.dtype, device=freedom.device
-    )
-    diagonal = (2 * standard_gamma(degrees / 2)).sqrt()
-    below = torch.randn(*freedom.shape, size, size, dtype=freedom.dtype, device=freedom.device)
-    return below.tril(-1) + torch.diag_embed(diagonal)
+    factor = torch.randn(*halves.shape, halves.shape[-1], dtype=halves.dtype, device=halves.device)
+    factor.tril_(-1).diagonal(dim1=-2, dim2=-1).copy_((2 * standard_gamma(halves)).sqrt())
+    return factor
+
+
+def draw_normal(
+    precision: Float[Tensor, "*S K K"], score: Float[Tensor, "*S K"]
+) -> Float[Tensor, "*S K"]:
+    """A draw of N(P^-1 s, P^-1): with P = L L', it is L'^-1 (L^-1 s + e), e standard normal."""
+    tril = torch.linalg.cholesky(precision)
+    half = torch.linalg.solve_triangular(tril, score.unsqueeze(-1), upper=False)
+    half += torch.randn_like(half)
+    return torch.linalg.solve_triangular(tril.mT, half, upper=True).squeeze(-1)
+
+
+def draw_similar_normals(
+    gram: Float[Tensor, "*S K K"],
+    base: Float[Tensor, " K"] | Float[Tensor, "*S K"],
+    weight: Float[Tensor, "*S D"],
+    strength: Float[Tensor, " D"],
+    score: Float[Tensor, "*S D K"],
+) -> Float[Tensor, "*S D K"]:
+    """Draws of N(P_d^-1 s_d, P_d^-1) with P_d = weight_d gram + strength_d diag(base), from one
+    eigendecomposition.
+
+    With B = diag(base)^1/2 and B^-1 gram B^-1 = Q diag(l) Q', P_d is B Q diag(weight_d l +
+    strength_d) Q' B.
+    """
+    root = base.rsqrt()
+    values, vectors = torch.linalg.eigh(root.unsqueeze(-1) * gram * root.unsqueeze(-2))
+    half = root.unsqueeze(-1) * vectors  # B^-1 Q
+    precision = weight.unsqueeze(-1) * values.unsqueeze(-2) + strength.unsqueeze(-1)
+    precision.clamp_min_(strength.min())  # values are positive up to rounding
+    root = precision.rsqrt()
+    rotated = (score @ half * root + torch.randn_like(score)) * root
+    return rotated @ half.mT
