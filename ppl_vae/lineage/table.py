@@ -143,8 +143,8 @@ LEGEND = (
     "(minus log p where there is no bound); theory: the expected loss at the optimum within the "
     "family of q, for complete data. conv.: whether the fit met its tolerance. held out: mean "
     "log p of the test rows. ±: one standard error over the rows. angle: the largest principal "
-    "angle to {reference}, in degrees. s: seconds of the fit; *: its steps were compiled, which is "
-    "part of the time."
+    "angle to {reference}, in degrees. s: seconds of the fit; *: its steps were compiled, which "
+    "took part of the time."
 )
 STANDARDIZED = " sigma is in standard deviations of the columns, which were standardised."
 IMPLIED = (

@@ -1,6 +1,5 @@
 """The page of a fitted model."""
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -189,10 +188,7 @@ def _run(fitted: FittedModel, record: FitRecord) -> list[tuple[str, str]]:
         ("rows", _rows(record)),
         ("settings", ", ".join(f"{n.replace('_', ' ')} {v}" for n, v in settings.items())),
         ("scaling", record.scaling),
-        (
-            "seconds",
-            f"{math.ceil(10 * history.seconds) / 10:.1f}; {history.execution}".rstrip("; "),
-        ),
+        ("seconds", f"{history.seconds:.2f}; {history.execution or 'exact'}"),
         ("date", record.date),
         ("versions", ", ".join(f"{name} {value}" for name, value in record.versions.items())),
     ]
