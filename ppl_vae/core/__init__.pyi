@@ -1,5 +1,6 @@
 from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
+from .errors import CheckpointError as CheckpointError
 from .global_sites import condition_on_globals as condition_on_globals
 from .pair import Pair as Pair
 from .program import Program as Program
@@ -12,6 +13,7 @@ from .stats import standard_error as standard_error
 
 __all__ = [
     "Batch",
+    "CheckpointError",
     "FitResult",
     "Imputation",
     "Pair",

@@ -1,19 +1,38 @@
 """Atomic writing of files: a reader finds the old file or the new one."""
 
+import glob
 import os
+import platform
+import re
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ppl_vae.core.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
+"""Names of temporary files: those of the file, of the machine and of the process that writes."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed at the end: a kill leaves the old file or the new."""
+    """A temporary name to write to, renamed at the end: a kill leaves the old file or the new.
+
+    What a killed process left of the same file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_leftovers(path)
+    partial = _partial_name(path)
     try:
         yield partial
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -24,3 +43,96 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file that is no device, named pipe or folder, which could not end.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if it is not a regular file, or does not fit into memory.
+    """
+    if not path.is_file():
+        if path.exists() or path.is_symlink():
+            raise CheckpointError(f"{path} is not a regular file")
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        return path.read_bytes()
+    except (MemoryError, OverflowError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} of {size:,} bytes does not fit into memory") from error
+
+
+def check_writable(path: Path) -> None:
+    """Check that :func:`write_whole` can write a file, by creating one beside it.
+
+    Raises:
+        OSError: naming the file and the reason.
+    """
+    trial = _partial_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+    except OSError as error:
+        raise OSError(error.errno, f"it cannot be written: {error.strerror}", str(path)) from error
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Wait until no other writer is inside for this folder, and keep others out.
+
+    The lock belongs to the open folder and ends with the process, however it ends. Where a system
+    has no such locks, writers are not kept apart.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system can."""
+    if fcntl is None:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _partial_name(path: Path) -> Path:
+    # No two writers, threads of one process included, have one temporary file.
+    host = platform.node().split(".")[0]
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _remove_leftovers(path: Path) -> None:
+    host = platform.node().split(".")[0]
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        found = PARTIAL.fullmatch(other.name)
+        mine = found is not None and (found["name"], found["host"]) == (path.name, host)
+        if found is not None and mine and not _is_running(int(found["pid"])):
+            other.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if fcntl is None:  # on Windows, where the call below would send a signal
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return True

@@ -28,9 +28,17 @@ from ppl_vae.core.introspection import (
     notes_of,
     placement,
 )
+from ppl_vae.core.nonfinite import CONSTRAINT_MESSAGE, describe_nonfinite
 from ppl_vae.core.program import Program, ProgramLike
 from ppl_vae.core.stacked_draws import stack_runs
-from ppl_vae.core.state import dry_run, dry_run_eval, eval_mode, train_mode
+from ppl_vae.core.state import (
+    dry_run,
+    dry_run_eval,
+    eval_mode,
+    kept_generators,
+    train_mode,
+    validation,
+)
 from ppl_vae.core.traces import SAMPLE_PLATE, PairTraces, check_pair, free_dim, global_sites, sites
 from ppl_vae.core.validation import ArrayLike
 
@@ -158,7 +166,7 @@ class Pair:
         rows, once = len(batch), batch
         guide_trace, batch = _traced_guide(self.guide, batch, num_samples, dim)
         with CheckedReplay(trace=guide_trace):
-            model_trace = _traced(self.model, batch, num_samples, dim)
+            model_trace = _traced(self.model, batch, num_samples, dim, "model")
         traces = PairTraces(model_trace, guide_trace, num_data, repeats)
         check_pair(traces, rows * repeats)
         if any(site["infer"].get("is_auxiliary") for site in global_sites(guide_trace).values()):
@@ -215,13 +223,26 @@ def _traced_guide(
     repeats = num_samples if dim is None else 1
     check_automatic(guide, batch, repeats)
     batch = batch.repeated(repeats) if repeats > 1 else batch
-    return _traced(without_data(guide), batch, num_samples, dim), batch
+    return _traced(without_data(guide), batch, num_samples, dim, "guide"), batch
 
 
-def _traced(program: ProgramLike, batch: Batch, num_samples: int, dim: int | None) -> Trace:
+def _traced(
+    program: ProgramLike, batch: Batch, num_samples: int, dim: int | None, name: str
+) -> Trace:
     under = program if dim is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
-    with DistinctNames():
-        return poutine.trace(under).get_trace(batch.x, **filter_kwargs(program, batch.keywords))
+    keywords = filter_kwargs(program, batch.keywords)
+    try:
+        with DistinctNames():
+            return poutine.trace(under).get_trace(batch.x, **keywords)
+    except ValueError as error:
+        if CONSTRAINT_MESSAGE not in str(error):
+            raise
+        with torch.no_grad(), kept_generators([]), validation(False):
+            trace = poutine.trace(under).get_trace(batch.x, **keywords)
+            found = describe_nonfinite(trace, name, batch)
+        if found is None:
+            raise
+        raise ValueError(f"{found}; are x and the parameters of the pair finite?") from error
 
 
 def _find_sample_dim(pair: Pair, batch: Batch) -> int | None:

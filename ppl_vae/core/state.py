@@ -1,9 +1,14 @@
 """Process-wide state, changed within a ``with`` block and restored after it.
 
 This is random number generators, the parameter store, validation of arguments, training mode.
+
+All of it belongs to the process, not to a thread. Each of these blocks is therefore
+:func:`exclusive`: one thread at a time is inside any of them, and others wait.
 """
 
+import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +25,20 @@ from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import check_option
 
+_LOCKS: dict[int, Any] = {}
+"""The reentrant lock of each process: a forked child does not wait for threads of its parent."""
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Wait until no other thread of this process is inside such a block, and keep others out.
+
+    Blocks may be nested. Fits and evaluations in several threads thus run one after another, each
+    with the result that it has alone. Pyro's own functions (``svi.step``) do not wait.
+    """
+    with _LOCKS.setdefault(os.getpid(), threading.RLock()):
+        yield
+
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
@@ -28,7 +47,8 @@ def seeded(seed: int | None) -> Iterator[None]:
     With ``None`` draws come from the global generators, as in any torch code.
     """
     if seed is None:
-        yield
+        with exclusive():
+            yield
         return
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with kept_generators(list(devices)):
@@ -41,13 +61,14 @@ def seeded(seed: int | None) -> Iterator[None]:
 @contextmanager
 def kept_generators(devices: list[Any]) -> Iterator[None]:
     """Restore the generators of Python, numpy and torch (on the CPU and these devices)."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    with exclusive():
+        python, numpy = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)
 
 
 @contextmanager
@@ -59,17 +80,18 @@ def isolated_store() -> Iterator[None]:
     in the store alone: they are visible inside, and trained or new ones are kept.
     """
     store = pyro.get_param_store()
-    inside: Any = _bare_parameters(store.get_state())
-    try:
-        with store.scope(inside):
-            try:
-                yield
-            finally:
-                inside.update(store.get_state())
-    finally:
-        bare = _bare_parameters(inside)
-        if bare["params"]:
-            store.set_state(bare)
+    with exclusive():
+        inside: Any = _bare_parameters(store.get_state())
+        try:
+            with store.scope(inside):
+                try:
+                    yield
+                finally:
+                    inside.update(store.get_state())
+        finally:
+            bare = _bare_parameters(inside)
+            if bare["params"]:
+                store.set_state(bare)
 
 
 def _bare_parameters(state: Any) -> Any:
@@ -80,12 +102,13 @@ def _bare_parameters(state: Any) -> Any:
 @contextmanager
 def validation(enabled: bool) -> Iterator[None]:
     """Pyro's and torch's argument checks on or off; all flags are restored."""
-    torch_flag = Distribution._validate_args
-    try:
-        with pyro.validation_enabled(enabled):
-            yield
-    finally:  # after Pyro's own exit, which sets torch's flag to Pyro's
-        Distribution.set_default_validate_args(torch_flag)
+    with exclusive():
+        torch_flag = Distribution._validate_args
+        try:
+            with pyro.validation_enabled(enabled):
+                yield
+        finally:  # after Pyro's own exit, which sets torch's flag to Pyro's
+            Distribution.set_default_validate_args(torch_flag)
 
 
 def validation_enabled() -> bool:
@@ -96,12 +119,13 @@ def validation_enabled() -> bool:
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Run torch on this number of threads: with small tensors a second one does not pay."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with exclusive():
+        before = torch.get_num_threads()
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -132,12 +156,13 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         with _Rounded():
             yield
     else:
-        before = torch.get_float32_matmul_precision()
-        try:
-            torch.set_float32_matmul_precision("high")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with exclusive():
+            before = torch.get_float32_matmul_precision()
+            try:
+                torch.set_float32_matmul_precision("high")
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
 
 
 class _Rounded(TorchDispatchMode):
@@ -159,14 +184,15 @@ class _Rounded(TorchDispatchMode):
 def train_mode(*programs: ProgramLike, training: bool) -> Iterator[None]:
     """Training or evaluation mode (dropout, batch norm) for the programs' modules."""
     parts = [part for module in modules_of(*programs) for part in module.modules()]
-    before = [(part, part.training) for part in parts]
-    try:
-        for part in parts:
-            part.training = training
-        yield
-    finally:
-        for part, flag in before:
-            part.training = flag
+    with exclusive():
+        before = [(part, part.training) for part in parts]
+        try:
+            for part in parts:
+                part.training = training
+            yield
+        finally:
+            for part, flag in before:
+                part.training = flag
 
 
 @contextmanager
@@ -204,6 +230,7 @@ def eval_mode(*programs: ProgramLike) -> Iterator[None]:
 def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
     parts = [part for module in modules_of(*programs) for part in module.modules()]
     with ExitStack() as stack:
+        stack.enter_context(exclusive())
         for part in {id(part): part for part in parts}.values():
             enter: Any = getattr(part, context, None)
             if enter is not None:
@@ -215,10 +242,10 @@ def _each_in(context: str, *programs: ProgramLike) -> Iterator[None]:
 def dry_run(*programs: ProgramLike) -> Iterator[None]:
     """Run programs for their shapes: generators and buffers (batch norm) are restored."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
-    before = [b.clone() for b in buffers]
     devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}
     cuda = [d for d in devices if d.type == "cuda"]
     with torch.no_grad(), kept_generators(cuda), poutine.block():
+        before = [b.clone() for b in buffers]
         try:
             yield
         finally:

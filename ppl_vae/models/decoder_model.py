@@ -6,12 +6,12 @@ from typing import Any, Self
 import pyro
 import torch
 from jaxtyping import Bool, Float
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import as_data_and_mask
-from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.pair import run_guide
 from ppl_vae.core.program import Density, ProgramLike, fold_rows
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
@@ -137,7 +137,8 @@ class DecoderModel(LatentVariableModel):
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "*B K"]) -> Density:
         """p(x | z), event shape (D,), without a gradient."""
-        return self.conditional(z.to(reference_tensor(self)))
+        with isolated_store():  # where Pyro would keep the scale of every model
+            return self.conditional(z.to(reference_tensor(self)))
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
@@ -181,13 +182,13 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, or a row with nothing observed.
         """
         x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
-        with train_mode(self, training=False):
+        with isolated_store(), train_mode(self, training=False):
             return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
-        keywords = filter_kwargs(self.guide, {"mask": mask})
         with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):
-            return poutine.trace(self.guide).get_trace(x, **keywords).nodes["z"]["fn"].mean
+            site: Any = run_guide(self.guide, Batch(x, mask)).guide.nodes["z"]
+        return site["fn"].mean
 
 
 def given_or_amortized(

@@ -2,11 +2,17 @@
 
 Loading executes no code from the folder: the configuration names constructors of this package and
 their plain arguments, and the weights are tensors with a checksum.
+
+Saving is all or nothing. The tensors are first written beside the old ones, in a file that has
+their checksum in its name; ``config.json``, which states the checksum of its tensors, is then
+replaced in one step; and only then the new file takes the place of ``model.safetensors``. A save
+that was interrupted between these steps is completed by the next one, and :func:`load` reads
+either state.
 """
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,51 +21,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppl_vae.core.config import ArrayValue, ConstructorCall, OpaqueValue, constructor_call
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.config import constructor_call
+from ppl_vae.core.errors import CheckpointError
+from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
 from ppl_vae.core.program import Program
-from ppl_vae.guides.guides import PerDatumGuide
-from ppl_vae.likelihoods.discrete import LIKELIHOODS
-from ppl_vae.models.autoencoder import Autoencoder
-from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.priors import PRIOR_FAMILIES
-from ppl_vae.models.topics import topic_vae
-from ppl_vae.models.vae import VAE
-from ppl_vae.models.variational_posterior import VBPosterior
-from ppl_vae.networks.corruption import CORRUPTIONS
+from ppl_vae.models.stored_config import StoredConfig, constructor_to_json
 
 P = TypeVar("P", bound=Program)
-FORMAT = 2
-"""Version of the folder's layout."""
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PENDING = "model-{}.safetensors"
+"""The name of new tensors, with their checksum, until ``config.json`` refers to them."""
 VARIABLE_LENGTH = {"undetermined"}
 """Buffers whose length depends on the data that a model was fitted to."""
-
-_MODEL_CONSTRUCTORS: tuple[Callable[..., Any], ...] = (
-    PPCA,
-    BayesianPPCA,
-    VBPosterior,
-    VAE.mlp,
-    VAE.conv,
-    topic_vae,
-    Autoencoder.mlp,
-    Autoencoder.masked,
-    PerDatumGuide,
-)
-_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
-    **{constructor.__qualname__: constructor for constructor in _MODEL_CONSTRUCTORS},
-    **LIKELIHOODS,
-    **CORRUPTIONS,
-    **{family.__name__: family for family in PRIOR_FAMILIES},
-}
-"""The constructors that loading may call, by the names under which calls are recorded."""
 
 
 def save(program: Program, folder: str | Path) -> Path:
     """Write a model or guide into a folder, replacing what an earlier save wrote there.
+
+    At any moment the folder holds the old program or the new one, whole: also if the process is
+    killed, the disk is full, or two processes save into it at once (one of them wins).
 
     Args:
         program: any of the package's programs. One with user-written networks or corruption is
@@ -68,49 +50,46 @@ def save(program: Program, folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: if a parameter or buffer contains NaN, since such a program cannot be used.
+        OSError: if the folder cannot be written; what it held before is kept.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors, aliases = _deduplicated(program.state_dict())
+    state = program.state_dict()
+    if found := _names_with_nan(state):
+        raise ValueError(f"the program is not saved: {found[:4]} contain NaN, and load refuses it")
+    tensors, aliases = _deduplicated(state)
     data = tensor_bytes(tensors)
-    call = constructor_call(program)
-    content = {
-        "format": FORMAT,
-        "ppl_vae": version("ppl_vae"),
-        "class": type(program).__name__,
-        "constructor": _to_json(call) if _can_rebuild(call) else None,
-        "aliases": aliases,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    write_whole(folder / WEIGHTS, data)
-    write_whole(folder / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
+    config = StoredConfig(
+        program=type(program).__name__,
+        constructor=constructor_to_json(constructor_call(program)),
+        aliases=aliases,
+        frozen=[name for name, p in _parameters(program) if not p.requires_grad],
+        sha256=hashlib.sha256(data).hexdigest(),
+        version=version("ppl_vae"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_folder(folder):
+        try:
+            write_whole(folder / PENDING.format(config.sha256), data)
+            write_whole(folder / CONFIG, config.to_bytes())
+        finally:
+            _complete(folder)
     return folder
 
 
-def _can_rebuild(value: Any) -> bool:
-    if isinstance(value, ConstructorCall):
-        return value.name in _CONSTRUCTORS and all(map(_can_rebuild, value.arguments.values()))
-    if isinstance(value, tuple):
-        return all(map(_can_rebuild, value))
-    return not isinstance(value, OpaqueValue)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, ConstructorCall):
-        arguments = {name: _to_json(argument) for name, argument in value.arguments.items()}
-        return {"name": value.name, "arguments": arguments}
-    if isinstance(value, ArrayValue):
-        return {"values": value.values}
-    return list(map(_to_json, value)) if isinstance(value, tuple) else value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict) and "values" in value:
-        return torch.tensor(value["values"], dtype=torch.float64)
-    if isinstance(value, dict):
-        arguments = {name: _from_json(argument) for name, argument in value["arguments"].items()}
-        return _CONSTRUCTORS[value["name"]](**arguments)
-    return list(map(_from_json, value)) if isinstance(value, list) else value
+def _complete(folder: Path) -> None:
+    """Give the tensors that ``config.json`` refers to their name, and remove others."""
+    try:
+        current = PENDING.format(StoredConfig.read(folder / CONFIG).sha256)
+    except (CheckpointError, FileNotFoundError):
+        current = ""
+    for pending in folder.glob(PENDING.format("*")):
+        if pending.name == current:
+            pending.replace(folder / WEIGHTS)
+        else:
+            pending.unlink(missing_ok=True)
 
 
 def _deduplicated(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -128,85 +107,129 @@ def _deduplicated(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return tensors, aliases
 
 
+def _parameters(program: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from program.named_parameters(remove_duplicate=False)
+
+
+def _names_with_nan(state: dict[str, Tensor]) -> list[str]:
+    return [name for name, tensor in state.items() if bool(tensor.isnan().any())]
+
+
 def load(folder: str | Path, *, into: P | None = None) -> Any:
     """Read a program that :func:`save` wrote.
 
     Args:
         folder: the folder that was passed to :func:`save`.
         into: a program of the same class and sizes to load the state into; required for
-            user-written networks. It keeps its dtype and device.
+            user-written networks. It keeps its dtypes and device.
 
     Returns:
-        The program: ``into``, or a new one on the CPU in the dtype it was saved with.
+        The program: ``into``, or a new one on the CPU, each tensor in the dtype it was saved with.
+        The same parameters are frozen (``requires_grad``) as in the saved program.
 
     Raises:
-        FileNotFoundError: if there is no such folder or file.
-        ValueError: if a file is damaged, or holds another program.
+        FileNotFoundError: if there is no such folder, or no program in it.
+        CheckpointError: a ValueError, if a file is damaged, holds another program, or holds
+            tensors with NaN or of another kind (integers in place of real numbers).
     """
     folder = Path(folder)
-    content = _read_config(folder / CONFIG)
-    state = _read_state(folder / WEIGHTS, content)
-    name = content["class"]
+    config, state = _read(folder)
     program: Any = into
     if program is None:
-        if content["constructor"] is None:
-            raise ValueError(
-                f"{folder} holds a {name} with parts that only its author can rebuild; make one "
-                "and pass it as into="
+        if config.constructor is None:
+            raise CheckpointError(
+                f"{folder} holds a {config.program} with parts that only its author can rebuild; "
+                "make one and pass it as into="
             )
-        program = _rebuild(folder, content, state)
-    elif type(program).__name__ != name:
-        raise ValueError(f"{folder} holds a {name}, and into= is a {type(program).__name__}")
-    _check_same_shapes(folder, program.state_dict(), state)
+        num_elements = sum(tensor.numel() for tensor in state.values())
+        program = config.rebuild(folder / CONFIG, num_elements)
+    elif type(program).__name__ != config.program:
+        raise CheckpointError(
+            f"{folder} holds a {config.program}, and into= is a {type(program).__name__}"
+        )
+    _check_same_tensors(folder, program.state_dict(), state)
+    if unknown := set(config.frozen) - {name for name, _ in _parameters(program)}:
+        raise CheckpointError(f"{folder / CONFIG} is damaged: no parameters {sorted(unknown)}")
+    if into is None:
+        _set_dtypes(program, state)
     program.load_state_dict(state)
+    for name, parameter in _parameters(program):
+        parameter.requires_grad_(name not in config.frozen)
     return program
 
 
-def _rebuild(folder: Path, content: dict[str, Any], state: dict[str, Tensor]) -> Any:
-    try:
-        program = _from_json(content["constructor"])
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
-    if type(program).__name__ != content["class"]:
-        raise ValueError(
-            f"{folder / CONFIG} is damaged: its constructor makes a {type(program).__name__}, and "
-            f"its class is {content['class']}"
-        )
-    dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
-    return program.to(dtypes[0]) if dtypes else program
+def _read(folder: Path) -> tuple[StoredConfig, dict[str, Tensor]]:
+    """The configuration and the tensors that belong to it, also while another process saves."""
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; load takes the folder that save wrote")
+    earlier = None
+    while True:
+        config = StoredConfig.read(folder / CONFIG)
+        data = _matching_tensors(folder, config.sha256)
+        if data is not None:
+            return config, _parsed(folder / WEIGHTS, data, config.aliases)
+        if config == earlier:  # no other process is saving
+            break
+        earlier = config
+    if not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(f"there is no file {folder / WEIGHTS}")
+    raise CheckpointError(
+        f"{folder / WEIGHTS} is not what was saved: its checksum differs from {CONFIG}'s"
+    )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"format", "class", "constructor", "aliases", "sha256"} - content.keys()
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if "format" in content and content["format"] != FORMAT:
-        raise ValueError(f"{path} is of format {content['format']}, this version reads {FORMAT}")
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {sorted(missing)}")
-    return content
+def _matching_tensors(folder: Path, sha256: str) -> bytes | None:
+    for path in (folder / WEIGHTS, folder / PENDING.format(sha256)):
+        with suppress(FileNotFoundError):  # another process may rename it at this moment
+            data = read_regular(path)
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+    return None
 
 
-def _read_state(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != content["sha256"]:
-        raise ValueError(f"{path} is not what was saved: its checksum differs from {CONFIG}'s")
+def _parsed(path: Path, data: bytes, aliases: dict[str, str]) -> dict[str, Tensor]:
     try:
         tensors = read_tensors(data)
-        return tensors | {name: tensors[other] for name, other in content["aliases"].items()}
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        state = tensors | {name: tensors[other] for name, other in aliases.items()}
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if found := _names_with_nan(state):
+        raise CheckpointError(f"{path} holds tensors with NaN: {found[:4]}; the fit had failed")
+    return state
 
 
-def _check_same_shapes(folder: Path, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _check_same_tensors(folder: Path, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     own_shapes, saved_shapes = (
         {name: tuple(t.shape) for name, t in state.items() if name not in VARIABLE_LENGTH}
         for state in (own, saved)
     )
     if differing := sorted(own_shapes.items() ^ saved_shapes.items()):
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} holds a program with other tensors than this one; they differ in "
             f"{differing[:4]}"
         )
+    for name, tensor in saved.items():
+        if name in own and _kind(own[name]) != _kind(tensor):
+            raise CheckpointError(
+                f"{folder / WEIGHTS} holds {_kind(tensor)} in {name}, which must be "
+                f"{_kind(own[name])}"
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "real numbers"
+    if tensor.is_complex():
+        return "complex numbers"
+    return "truth values" if tensor.dtype == torch.bool else "integers"
+
+
+def _set_dtypes(program: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, parameter in _parameters(program):
+        parameter.data = parameter.data.to(state[name].dtype)
+    for name, buffer in program.named_buffers(remove_duplicate=False):
+        if name in state:
+            owner, _, own_name = name.rpartition(".")
+            program.get_submodule(owner)._buffers[own_name] = buffer.to(state[name].dtype)

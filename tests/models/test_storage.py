@@ -12,7 +12,7 @@ from torch import nn
 from ppl_vae import AmortizedGuide, ExactGuide, PerDatumGuide, fit_vb, log_weights
 from ppl_vae.likelihoods import Bernoulli, Categorical, Gaussian
 from ppl_vae.models import PPCA, VAE, Autoencoder, BayesianPPCA, load, save, topic_vae
-from ppl_vae.models.storage import FORMAT
+from ppl_vae.models.stored_config import FORMAT
 from ppl_vae.networks import GaussianNoise, MaskingNoise
 
 IMAGES = (1, 4, 4)
@@ -172,7 +172,7 @@ def test_a_damaged_folder_is_refused(tmp_path):
     for old, new in (
         ("latent_dim", "latent_dims"),
         ('"name": "PPCA"', '"name": "exec"'),
-        ('"class": "PPCA"', '"class": "VAE"'),
+        ('"program": "PPCA"', '"program": "VAE"'),
     ):
         config.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match="damaged"):

@@ -20,6 +20,7 @@ from ppl_vae.capture.graph import (
     store_parameters,
 )
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.core.traces import PairTraces
@@ -54,15 +55,17 @@ def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
     return max(1, min(rows_at_once(x) // draws, ENTRIES_AT_ONCE // num_samples))
 
 
-def check_no_nan(log_weights: Tensor) -> None:
-    """Check that no log weight is NaN.
+def check_no_nan(log_weights: Float[Tensor, "S B"], batch: Batch) -> None:
+    """Check that no log weight of a batch is NaN.
 
     Raises:
-        FloatingPointError: if one is.
+        FloatingPointError: if one is, naming the rows.
     """
-    if bool(log_weights.isnan().any()):
+    wrong = log_weights.isnan().any(0)
+    if bool(wrong.any()):
         raise FloatingPointError(
-            "log weights are NaN; do the model and the guide give finite densities on these data?"
+            f"log weights are NaN in {name_rows(wrong, batch)}; do the model and the guide give "
+            "finite densities on these data?"
         )
 
 

@@ -160,14 +160,14 @@ def _bounds(
     check_no_globals(PairTraces(latents, latents), "bidirectional")
     path = AnnealingPath(pair, drawn)
     point, chains = path.locate(latents), AISChains(sampler, path)
-    lower, lower_error = _bound(chains.forward(num_chains))
-    upper, upper_error = _bound(-chains.backward(num_chains, point))
+    lower, lower_error = _bound(chains.forward(num_chains), drawn)
+    upper, upper_error = _bound(-chains.backward(num_chains, point), drawn)
     return lower, -upper, lower_error, upper_error, drawn.x.cpu()
 
 
-def _bound(log_weights: Float[Tensor, "S B"]) -> tuple[Tensor, Tensor]:
+def _bound(log_weights: Float[Tensor, "S B"], batch: Batch) -> tuple[Tensor, Tensor]:
     """log-mean-exp over chains, and its standard error by the delta method."""
-    check_no_nan(log_weights)
+    check_no_nan(log_weights, batch)
     number = len(log_weights)
     value = torch.logsumexp(log_weights, 0) - math.log(number)
     variance = (number / effective_sample_size(log_weights) - 1).clamp(min=0)

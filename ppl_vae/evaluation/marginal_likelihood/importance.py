@@ -249,5 +249,5 @@ def weight_summary(
         FloatingPointError: if a log weight is NaN.
     """
     log_weights = sampler(pair, batch, num_samples)
-    check_no_nan(log_weights)
+    check_no_nan(log_weights, batch)
     return summarize(log_weights, log_mean_weights(log_weights))

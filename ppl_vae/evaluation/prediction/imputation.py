@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
@@ -197,10 +198,11 @@ class _Sampler:
 
     def _log_weights(self, run: PairTraces) -> Float[Tensor, "S B"]:
         weights = run.log_weights().double()
-        if not bool((weights < torch.inf).all()):
+        wrong = ~(weights < torch.inf).all(0)
+        if bool(wrong.any()):
             raise FloatingPointError(
-                "log weights are NaN or infinite; do the model and the guide give finite "
-                "densities on these data?"
+                f"log weights are NaN or infinite in {name_rows(wrong, self.batch)}; do the model "
+                "and the guide give finite densities on these data?"
             )
         return weights
 

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.errors import CheckpointError
+from ppl_vae.core.files import read_regular, write_whole
+from ppl_vae.inference.svi.checkpoint_layout import FitLayout
 
 DIGEST_SIZE = hashlib.sha256().digest_size
+MAX_SHOWN = 300
+"""The number of characters of a setting that messages show."""
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
@@ -48,28 +52,60 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, hashlib.sha256(data).digest() + data)
 
 
-def read_checkpoint(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
+def read_checkpoint(path: Path, fingerprint: dict[str, Any], layout: FitLayout) -> dict[str, Any]:
     """Read a checkpoint of the same fit, without executing code of the file.
 
+    Args:
+        path: the file.
+        fingerprint: what must be equal in both fits.
+        layout: what the content must fit to.
+
     Raises:
-        ValueError: if the file is damaged, or belongs to another model or fit.
+        CheckpointError: if the file is damaged, or belongs to another model or fit.
     """
-    stored = b"" if path.is_dir() else path.read_bytes()
+    content = _parsed(path)
+    found = content["fingerprint"]
+    for key in (*fingerprint, *found.keys() - fingerprint.keys()):
+        # By their texts: a file may hold tensors, which have no single truth value.
+        if repr(found.get(key)) != repr(fingerprint.get(key)):
+            raise CheckpointError(
+                f"checkpoint {path} is of another fit: its {key} is {_shown(found.get(key))}, "
+                f"here it is {_shown(fingerprint.get(key))}. Pass another checkpoint=, or delete "
+                "it to start again"
+            )
+    if wrong := layout.wrong_entry(content):
+        raise damaged(path, f"its entry {wrong!r} cannot be restored")
+    return content
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """The error of a file that is no checkpoint."""
+    return CheckpointError(
+        f"checkpoint {path} cannot be read: {reason}. Delete it to start again, or pass another "
+        "checkpoint="
+    )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        stored = read_regular(path)
+    except CheckpointError as error:
+        raise damaged(path, str(error)) from error
     digest, data = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
     if hashlib.sha256(data).digest() != digest:
-        raise ValueError(
-            f"checkpoint {path} cannot be read: it is damaged, or no checkpoint of fit_svi. "
-            "Delete it to start again, or pass another checkpoint="
-        )
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    for key, value in fingerprint.items():
-        found = content["fingerprint"].get(key)
-        if found != value:
-            raise ValueError(
-                f"checkpoint {path} is of another fit: its {key} is {found}, here it is "
-                f"{value}. Pass another checkpoint=, or delete it to start again"
-            )
+        raise damaged(path, "it is damaged, or no checkpoint of fit_svi")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # of torch's reader, for any content
+        raise damaged(path, f"it is damaged, or no checkpoint of fit_svi: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
+        raise damaged(path, "it is no checkpoint of fit_svi")
     return content
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def resumable_content(content: dict[str, Any], num_steps: int, path: Path) -> dict[str, Any]:
@@ -80,21 +116,27 @@ def resumable_content(content: dict[str, Any], num_steps: int, path: Path) -> di
     at the end of the shorter fit is not part of the longer one.
 
     Raises:
-        ValueError: if the checkpoint has made more steps, or does not contain that evaluation.
+        CheckpointError: if the checkpoint has made more steps, or does not contain that
+            evaluation.
     """
     done, planned = len(content["values"]), content["num_steps"]
     if num_steps == planned:
         return content
     if num_steps < done:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {path} has made {done} steps, more than the {num_steps} requested, and "
             "steps cannot be undone. Pass another checkpoint=, or delete it to start again"
         )
     if not content["at_end"]:
         return content
     if content["before_end"] is None:
-        raise ValueError(
+        raise CheckpointError(
             f"checkpoint {path} holds only the end of a fit of {planned} steps, because the file "
             "was removed while the fit ran. Pass another checkpoint=, or delete it to start again"
         )
     return content["before_end"]
+
+
+def last_regular_content(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The content after the last regular evaluation, with which a longer fit continues."""
+    return content["before_end"] if content["at_end"] else content

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.program import ProgramLike
@@ -73,7 +74,8 @@ def fit_svi(
 
     The loss is minus the objective in nats per datum, so that learning rates do not depend on N.
     Each parameter of the pair must get a gradient from the first loss; otherwise the fit raises
-    an error.
+    an error. Fits in several threads of one process run one after another
+    (:func:`ppl_vae.core.state.exclusive`).
 
     Args:
         model, guide: any pair under the contract (:mod:`ppl_vae.core.program`).
@@ -118,17 +120,26 @@ def fit_svi(
             evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose
             gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
-            the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU.
+            the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU. Only
+            the same fit resumes: data, masks, networks, objective, optimizer and its settings,
+            scheduler, seed, precision and batches are compared, and what differs is named in an
+            error. The number of steps may be larger, and patience, device and ``capture`` may
+            be others.
         progress: whether to show a bar on standard error, or in the output of a notebook's cell;
             ``"auto"`` does in a notebook, and if standard error is a terminal. A callable of the
             number of steps made and the objective is called after every evaluation instead.
 
     Raises:
         ValueError: bad data or arguments; a parameter without a gradient; the cases of
-            :func:`ppl_vae.core.traces.check_pair`; a checkpoint of another fit.
-        FloatingPointError: if the loss becomes NaN or infinite, with the step and the site; the
-            last good state is restored.
+            :func:`ppl_vae.core.traces.check_pair`.
+        CheckpointError: a ValueError, if the checkpoint is damaged or of another fit.
+        OSError: if the checkpoint cannot be written; found before the first step.
+        FloatingPointError: if the loss becomes NaN or infinite, with the step, the site and the
+            rows; the last good state is restored.
     """
+    runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
+    if runtime.checkpoint_file is not None:
+        check_writable(runtime.checkpoint_file)
     _move_to_device(model, guide, device)
     x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
     if epoch_transform is None:
@@ -137,7 +148,6 @@ def fit_svi(
     schedule = Schedule.of(len(x), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last)
     optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
     stopping = Stopping(x_val, patience)
-    runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
     if x_val is not None:
         _check_validation(model, guide, x_val)
     weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
@@ -171,6 +181,7 @@ def _build_trainer(
         CapturePolicy(runtime.capture, make_captured, schedule),
         stopping.x_val,
         runtime.checkpoint_file,
+        runtime.seed,
     )
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.description import describe_callable
 from ppl_vae.core.inputs import check_support
 from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.nonfinite import describe_nonfinite
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
-from ppl_vae.core.traces import log_prob, sites
 from ppl_vae.core.validation import check_int
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
@@ -49,7 +50,8 @@ class WeightedObjective:
         self.beta = getattr(objective, "beta", 1.0)
         self.warmup = None if warmup is None else check_int("warmup", warmup)
         self.is_ours = isinstance(objective, ELBO | IWAE)
-        self._name = f"{repr(objective) if self.is_ours else type(objective).__name__}, {warmup=}"
+        shown = repr(objective) if self.is_ours else describe_callable(objective)
+        self._name = f"{shown}, {warmup=}"
 
     def __repr__(self) -> str:
         return self._name
@@ -136,7 +138,7 @@ class MinibatchObjective:
     def __post_init__(self) -> None:
         with self.rounding():
             pass
-        self._original = self.x
+        self.original = self.x
         self.refresh(torch.Generator(self.x.device).manual_seed(0))
 
     @property
@@ -156,7 +158,7 @@ class MinibatchObjective:
         """
         if self.epoch_transform is None:
             return
-        x, like = self.epoch_transform(self._original, generator), self._original
+        x, like = self.epoch_transform(self.original, generator), self.original
         same = isinstance(x, Tensor) and (x.shape, x.dtype) == (like.shape, like.dtype)
         if not same or x.device != like.device or not bool(x.isfinite().all()):
             raise ValueError(
@@ -209,13 +211,13 @@ class MinibatchObjective:
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
+        batch = self._batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
-                run = Pair(self.model, self.guide).run(self._batch(rows))
+                run = Pair(self.model, self.guide).run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
         for program, trace in (("guide", run.guide), ("model", run.model)):
-            for name, site in sites(trace).items():
-                if not log_prob(site).isfinite().all():
-                    return f"site {name!r} of the {program} has a log density that is not"
+            if found := describe_nonfinite(trace, program, batch):
+                return found
         return "every site is finite for another draw"

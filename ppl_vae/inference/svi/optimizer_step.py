@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from ppl_vae.core.state import kept_generators
 from ppl_vae.inference.svi.settings import Optimization, SchedulerFactory
 
 MAX_TABLE_RATE = 10.0
@@ -97,10 +99,12 @@ class OptimizerStep:
         lr, grad_clip = settings.lr, settings.grad_clip
         if lr <= 0 or (grad_clip is not None and grad_clip <= 0):
             raise ValueError(f"lr and grad_clip must be positive; got {lr=} and {grad_clip=}")
-        self.lr, self.grad_clip = lr, grad_clip
+        self.lr, self.grad_clip = float(lr), grad_clip
         self.parameters = list(named.values())
         self.buffers = [buffer for module in modules for buffer in module.buffers()]
-        self.optimizer = settings.optimizer(self.parameters, lr=lr)
+        self._make = settings.optimizer
+        self.optimizer = settings.optimizer(self.parameters, lr=self.lr)
+        self.settings = [_settings(group) for group in self.optimizer.param_groups]
         self.scheduler: Any = None
         self.past_rates: list[list[float]] = []  # of each step, if there is a scheduler
         tables = [t for m in modules for part in m.modules() for t in _tables(part)]
@@ -168,7 +172,52 @@ class OptimizerStep:
                         f"the learning rate of step {step} is {now[0]:g} instead of {before[0]:g}"
                     )
                 self.scheduler.step()
-        return [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        return [_settings(group) for group in groups]
+
+    def state_after_trial(self) -> dict[str, Any] | None:
+        """The state that such an optimizer has after a step on copies of the parameters.
+
+        Its structure is that of any later state. Its tensors have shapes and dtypes, but no values
+        (torch's device ``"meta"``). None if the optimizer cannot make such a step.
+        """
+        copies = [p.detach().clone().requires_grad_() for p in self.parameters]
+        for parameter in copies:
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            with kept_generators([p.device for p in copies[:1] if p.is_cuda]):
+                optimizer = self._make(copies, lr=self.lr)
+                optimizer.step()
+        except (TypeError, ValueError, RuntimeError):
+            return None
+        return tree_map_only(Tensor, lambda t: t.to("meta"), optimizer.state_dict())
+
+    def resume(self, content: dict[str, Any], *, same_length: bool) -> str:
+        """Restore the state of the optimizer and of the scheduler from a checkpoint.
+
+        Args:
+            content: that of the checkpoint.
+            same_length: whether both fits have the same number of steps. Otherwise the state of
+                the scheduler may depend on that number, and is computed anew.
+
+        Returns:
+            The first difference between this scheduler and that of the checkpoint, or "".
+        """
+        groups: list[dict[str, Any]] | str = [_settings(g) for g in self.optimizer.param_groups]
+        if self.scheduler is not None:
+            groups = self.replay_rates(content["past_rates"])
+            if isinstance(groups, str):
+                return groups
+            difference = _first_difference(content["scheduler"], self.scheduler.state_dict())
+            if same_length and difference:
+                return difference
+        self.optimizer.load_state_dict(content["optimizer"])
+        for group, setting in zip(self.optimizer.param_groups, groups, strict=True):
+            if same_length and group["lr"] != setting["lr"]:
+                return f"its next learning rate is {group['lr']} instead of {setting['lr']}"
+            if self.scheduler is not None and not same_length:
+                group.update(setting)
+        self.past_rates = content["past_rates"]
+        return ""
 
     def _step_scheduler(self) -> None:
         if self.scheduler is not None:
@@ -197,3 +246,22 @@ def _tables(module: nn.Module) -> list[nn.Parameter]:
         return []
     tables: Any = declared()
     return list(tables)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _first_difference(found: dict[str, Any], here: dict[str, Any]) -> str:
+    for name in sorted(found.keys() | here.keys()):
+        first, second = found.get(name), here.get(name)
+        if not _is_same(first, second):
+            return f"its {name} is {first} instead of {second}"
+    return ""
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        both = isinstance(first, Tensor) and isinstance(second, Tensor)
+        return both and torch.equal(first, second)
+    return first == second

@@ -10,20 +10,17 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
+from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.introspection import notes_of, notes_on
+from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
-from ppl_vae.inference.svi.checkpoint import (
-    generator_states,
-    read_checkpoint,
-    resumable_content,
-    set_generator_states,
-    write_checkpoint,
-)
+from ppl_vae.inference.svi.checkpoint import resumable_content
+from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
@@ -53,6 +50,10 @@ class Trainer:
         policy: whether steps run eagerly or captured.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
+        seed: of the fit, by which a checkpoint is recognised.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged, or of another fit; the pair is unchanged.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Trainer:
         policy: CapturePolicy,
         x_val: ArrayLike | None = None,
         checkpoint: Path | None = None,
+        seed: int | None = None,
     ) -> None:
         self.start_time = time.perf_counter()
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
@@ -81,9 +83,12 @@ class Trainer:
         self.stopped = ""
         self.epoch = -1
         self.last_good = Snapshot(optimizer_step.state)
-        self.checkpoint = checkpoint
-        if checkpoint is not None and checkpoint.exists():
-            self._resume(read_checkpoint(checkpoint, self._fingerprint()), checkpoint)
+        self.checkpoint, self.resumed = None, ""
+        if checkpoint is not None:
+            self.checkpoint = CheckpointFile(
+                checkpoint, minibatch, optimizer_step, schedule, self.x_val, seed
+            )
+            self._resume(self.checkpoint)
 
     @property
     def num_steps(self) -> int:
@@ -92,8 +97,8 @@ class Trainer:
 
     def run(self, progress: ProgressCallback) -> None:
         """Train from the current state to the end."""
-        if self.checkpoint is not None and not self.checkpoint.exists():
-            write_checkpoint(self.checkpoint, self._content())
+        if self.checkpoint is not None and not self.resumed:
+            self.checkpoint.write(self._content())
         if not self.values:
             self._validate()
         with validation(False):
@@ -163,7 +168,7 @@ class Trainer:
             return False  # nothing was updated: eager steps will find the one that diverges
         self.unread += values.unbind()
         if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
-            self._read()
+            self._read_values()
         return True
 
     def _run_eager(self, rows: Tensor | None) -> None:
@@ -181,11 +186,11 @@ class Trainer:
             return
         self.unread.append(value.detach())
         if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
-            self._read(rows)
+            self._read_values(rows)
         with self.minibatch.rounding():
             self.optimizer_step.apply(value, rows)
 
-    def _read(self, rows: Tensor | None = None) -> None:
+    def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
         if not self.unread:
             return
@@ -211,11 +216,11 @@ class Trainer:
         at_end = step % self.schedule.validation_interval > 0
         if at_end and step < self.schedule.num_steps:
             return
-        self._read()
+        self._read_values()
         progress(step, self.values[-1])
         self._validate()
         if self.checkpoint is not None:
-            write_checkpoint(self.checkpoint, self._content(at_end))
+            self.checkpoint.write(self._content(), at_end=at_end)
 
     def _validate(self) -> None:
         if self.x_val is None:
@@ -223,7 +228,17 @@ class Trainer:
         x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
         with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
-            values = validation_elbo(model, guide, x, mask=mask)
+            try:
+                values = validation_elbo(model, guide, x, mask=mask)
+            except ValueError as error:
+                raise ValueError(f"x_val: {error}") from error
+        if bool((wrong := values.isnan()).any()):
+            self.last_good.restore()
+            raise FloatingPointError(
+                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(x))} after step {step}. The "
+                "last good state is restored; try a smaller lr, grad_clip=, or data on a smaller "
+                "scale"
+            )
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
             self.stopped = (
@@ -231,41 +246,14 @@ class Trainer:
                 f"{self.stopping.num_without_improvement} evaluations"
             )
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal in a fit that resumes from a checkpoint."""
-        schedule, optimizer_step = self.schedule, self.optimizer_step
+    def _content(self) -> dict[str, Any]:
+        """The content of a checkpoint."""
+        scheduler, stopping = self.optimizer_step.scheduler, self.stopping
         return {
-            "model": [list(tensor.shape) for tensor in optimizer_step.state],
-            "optimizer": type(optimizer_step.optimizer).__name__,
-            "objective": repr(self.minibatch.objective),
-            "epoch_transform": self.minibatch.transform_name,
-            "lr": optimizer_step.lr,
-            "grad_clip": optimizer_step.grad_clip,
-            "scheduler": None if optimizer_step.scheduler is None else "given",
-            "precision": self.minibatch.precision,
-            "schedule": [schedule.num_data, schedule.batch_size, schedule.drop_last],
-        }
-
-    def _content(self, at_end: bool = False) -> dict[str, Any]:
-        """The content of a checkpoint.
-
-        Args:
-            at_end: whether the fit ended between two regular evaluations. The content then
-                includes that of the last regular one, from which a longer fit continues.
-        """
-        scheduler, stopping, before = self.optimizer_step.scheduler, self.stopping, None
-        if at_end and self.checkpoint is not None and self.checkpoint.exists():
-            before = read_checkpoint(self.checkpoint, self._fingerprint())
-        return {
-            "fingerprint": self._fingerprint(),
-            "num_steps": self.schedule.num_steps,
-            "at_end": at_end,
-            "before_end": before,
             "past_rates": self.optimizer_step.past_rates,
             "state": [tensor.detach() for tensor in self.optimizer_step.state],
             "optimizer": self.optimizer_step.optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
-            "generators": generator_states(self.minibatch.x.device),
             "order_seed": self.order_seed,
             "values": self.values,
             "elapsed": self.elapsed,
@@ -275,13 +263,20 @@ class Trainer:
             "validation": [stopping.values, stopping.steps, stopping.num_without_improvement],
         }
 
-    def _resume(self, content: dict[str, Any], path: Path) -> None:
-        num_steps = content["num_steps"]
-        content = resumable_content(content, self.schedule.num_steps, path)
-        self._resume_optimizer(content, num_steps, path)
-        saved = Snapshot(self.optimizer_step.state)
-        saved.values = content["state"]
-        saved.restore()
+    def _resume(self, file: CheckpointFile) -> None:
+        """Continue from a checkpoint, if there is one."""
+        content = file.read()
+        if content is None:
+            return
+        with file.restored_on_failure(self.last_good):
+            num_steps = content["num_steps"]
+            content = resumable_content(content, self.schedule.num_steps, file.path)
+            file.restore(content, num_steps)
+            self._resume_history(content)
+        self.last_good = Snapshot(self.optimizer_step.state)
+        self.resumed = f"resumed from {file.path} after {len(self.values)} steps"
+
+    def _resume_history(self, content: dict[str, Any]) -> None:
         self.order_seed = content["order_seed"]
         self.values, self.elapsed = content["values"], content["elapsed"]
         # A new decision between eager and captured steps could differ from the first one.
@@ -294,33 +289,12 @@ class Trainer:
         if content["best"] is not None:
             stopping.best = Snapshot(self.optimizer_step.state)
             stopping.best.values = content["best"]
-        self.last_good = Snapshot(self.optimizer_step.state)
-        set_generator_states(content["generators"], self.minibatch.x.device)
-
-    def _resume_optimizer(self, content: dict[str, Any], num_steps: int, path: Path) -> None:
-        step, groups = self.optimizer_step, None
-        if step.scheduler is not None and num_steps != self.schedule.num_steps:
-            # The scheduler's state may depend on the number of steps, so it is not restored.
-            groups = step.replay_rates(content["past_rates"])
-            if isinstance(groups, str):
-                raise ValueError(
-                    f"checkpoint {path} is of another fit: its schedule is of {num_steps} steps, "
-                    f"here it is of {self.schedule.num_steps}, with which {groups}. A fit can be "
-                    "continued for longer with a scheduler of (optimizer) alone, or without one; "
-                    "pass another checkpoint=, or delete it to start again"
-                )
-        step.optimizer.load_state_dict(content["optimizer"])
-        if groups is not None:
-            for group, setting in zip(step.optimizer.param_groups, groups, strict=True):
-                group.update(setting)
-        elif step.scheduler is not None:
-            step.scheduler.load_state_dict(content["scheduler"])
-        step.past_rates = content["past_rates"]
 
     def _notes(self) -> tuple[str, ...]:
         minibatch, schedule = self.minibatch, self.schedule
         notes = notes_of(minibatch.model, minibatch.guide)
         notes += notes_on(minibatch.model, minibatch.x, minibatch.mask)
+        notes += (self.resumed,) if self.resumed else ()
         if not (schedule.drop_last and schedule.remainder):
             return notes
         never = schedule.num_never_drawn(self.order_seed, minibatch.x.device)

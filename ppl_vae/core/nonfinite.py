@@ -1,0 +1,85 @@
+"""Which site of a program is not finite, and for which rows of the data."""
+
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.program import DATA_PLATE
+from ppl_vae.core.traces import Site, frames, log_prob, sites
+
+SHOWN = 5
+"""The number of rows that a message names."""
+CONSTRAINT_MESSAGE = "to satisfy the constraint"
+"""A part of the message with which distributions refuse their parameters."""
+
+
+def describe_nonfinite(trace: Trace, program: str, batch: Batch) -> str | None:
+    """The first site of a trace that is not valid, what is wrong with it, and in which rows.
+
+    Args:
+        trace: of a run in which arguments were not checked.
+        program: ``"guide"`` or ``"model"``, for the text.
+        batch: the rows that it was run on; rows are named by their places in the whole data.
+
+    Returns:
+        None if every site is valid.
+    """
+    for name, site in sites(trace).items():
+        for what, invalid in _invalid_parts(site):
+            if bool(invalid.any()):
+                rows = _describe_rows(site, invalid, batch)
+                return f"site {name!r} of the {program} has a {what}{rows}"
+    return None
+
+
+def name_rows(invalid: Tensor, batch: Batch) -> str:
+    """The rows of a batch that are marked, by their places in the whole data."""
+    places = invalid.nonzero().flatten() % len(invalid)
+    if batch.index is not None:
+        places = batch.index[places.to(batch.index.device)]
+    found = sorted(set(places.tolist()))
+    listed = ", ".join(map(str, found[:SHOWN]))
+    more = f" and {len(found) - SHOWN} others" if len(found) > SHOWN else ""
+    return f"row{'s' if len(found) > 1 else ''} {listed}{more}"
+
+
+def _invalid_parts(site: Site) -> Any:
+    """Pairs of a text and a tensor that is True where that part of a site is not valid."""
+    base: Any = site["fn"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    for name, constraint in getattr(base, "arg_constraints", {}).items():
+        value = getattr(base, name, None)
+        if isinstance(value, Tensor) and not constraint.is_discrete:
+            invalid = ~constraint.check(value) | _nonfinite(value, constraint.event_dim)
+            missing = " that is not a number" if bool(value.isnan().any()) else " out of range"
+            shape = torch.broadcast_shapes(invalid.shape, base.batch_shape)
+            yield f"parameter {name!r}{missing}", invalid.expand(shape)
+    yield "log density that is not finite", ~log_prob(site).isfinite()
+
+
+def _nonfinite(value: Tensor, event_dim: int) -> Tensor:
+    wrong = value.isnan()
+    return wrong.flatten(-event_dim).any(-1) if event_dim else wrong
+
+
+def _describe_rows(site: Site, invalid: Tensor, batch: Batch) -> str:
+    """The rows for which an entry is marked; nothing for a site outside the plate over data."""
+    plate = frames(site).get(DATA_PLATE)
+    if plate is None:
+        return ""
+    # A distribution's own parameters have the dimensions of the event, too, right of the plates.
+    dim = plate.dim - (invalid.dim() - len(site["fn"].batch_shape))
+    if -dim > invalid.dim():
+        return ""
+    others = [d for d in range(-invalid.dim(), 0) if d != dim]
+    marked = invalid.any(tuple(others)) if others else invalid
+    if len(marked) % len(batch):
+        return ""
+    marked = marked.reshape(-1, len(batch)).any(0)
+    if len(marked) > SHOWN and bool(marked.all()):
+        return f" in all {len(marked)} rows"
+    return f" in {name_rows(marked, batch)}"

@@ -1,0 +1,61 @@
+"""What identifies a fit: a checkpoint is resumed only if all of it is the same."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ppl_vae.core.description import describe_callable, describe_modules, describe_program
+from ppl_vae.core.digest import describe_tensor, tensor_digest
+from ppl_vae.core.introspection import modules_of
+from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.schedule import Schedule
+
+
+def fit_fingerprint(
+    minibatch: MinibatchObjective,
+    optimizer_step: OptimizerStep,
+    schedule: Schedule,
+    x_val: tuple[Tensor, Tensor | None] | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """What must be equal in a fit that resumes from a checkpoint, by name.
+
+    Not included is what may change: the number of steps, the patience of early stopping, the
+    device, whether steps are captured; and the scheduler, whose learning rates are compared step
+    by step.
+    """
+    model, guide, transform = minibatch.model, minibatch.guide, minibatch.epoch_transform
+    modules = modules_of(model, guide)
+    trained = {id(tensor) for tensor in optimizer_step.state}
+    constant = [p for part in modules for p in part.parameters() if id(p) not in trained]
+    state = [f"{list(t.shape)} {t.dtype}" for t in optimizer_step.state]
+    return {
+        "model": ", ".join(state).replace("torch.", ""),
+        "optimizer": type(optimizer_step.optimizer).__name__,
+        "objective": repr(minibatch.objective),
+        "epoch_transform": None if transform is None else describe_callable(transform),
+        "lr": optimizer_step.lr,
+        "grad_clip": optimizer_step.grad_clip,
+        "scheduler": None if optimizer_step.scheduler is None else "given",
+        "precision": minibatch.precision,
+        "schedule": [schedule.num_data, schedule.batch_size, schedule.drop_last],
+        "seed": seed,
+        **_describe_settings(optimizer_step),
+        **{f"network {k}": v for k, v in describe_modules(modules).items()},
+        "model's program": describe_program(model),
+        "guide's program": describe_program(guide),
+        "frozen parameters": tensor_digest(constant)[:16] if constant else None,
+        "x": describe_tensor(minibatch.original),
+        "mask": None if minibatch.mask is None else describe_tensor(minibatch.mask),
+        "x_val": None if x_val is None else describe_tensor(x_val[0]),
+        "mask of x_val": None if x_val is None or x_val[1] is None else describe_tensor(x_val[1]),
+    }
+
+
+def _describe_settings(optimizer_step: OptimizerStep) -> dict[str, str]:
+    return {
+        f"optimizer's {name}" + (f" of group {number}" if number else ""): repr(value)
+        for number, settings in enumerate(optimizer_step.settings)
+        for name, value in settings.items()
+    }
