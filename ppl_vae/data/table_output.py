@@ -211,3 +211,8 @@ def _plain_all(cells: Iterable[object]) -> list[object]:
 def _plain(cell: object) -> object:
     formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
     return f"'{cell}" if formula and not NUMBER.fullmatch(cell) else cell
+
+
+def without_apostrophe(cell: str) -> str:
+    """A text of a table without the apostrophe that :func:`write_frame` put before it."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_STARTS) else cell

@@ -1,40 +1,39 @@
 """Reading tables from files; unspecified details of the format are detected, and noted."""
 
-import math
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
-from ppl_vae.core.validation import as_matrix
-from ppl_vae.data.csv_sniffing import SAMPLE_LINES, TextTable, parse_numbers, quoted
+from ppl_vae.core.validation import check_int
+from ppl_vae.data.array_files import npy_table, npz_table
+from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles, find_column, select_columns
+from ppl_vae.data.file_content import COMPRESSED, check_file, read_content
+from ppl_vae.data.number_format import EXCEL_ERRORS
+from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.text_encoding import decode
+from ppl_vae.data.text_tables import TextFormat, TextTable
+from ppl_vae.data.typed_tables import feather_table, h5ad_table, parquet_table
+from ppl_vae.data.workbooks import workbook_text
 
-NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
-"""Texts that mark a missing cell by default, in any case."""
-AMBIGUOUS_MARKERS = NA_MARKERS[3:]
-"""Markers that may mean something else, so that a note counts them."""
-LABEL_NAMES = ("label", "labels", "class", "classes", "target", "species", "y_true", "category")
-"""Column names that suggest class labels."""
-SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data", ".npy")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data")
+ARRAY_SUFFIXES = (".npy", ".npz")
+TYPED_SUFFIXES = (".parquet", ".feather", ".arrow", ".h5ad")
+WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
+SUFFIXES = (*TEXT_SUFFIXES, *ARRAY_SUFFIXES, *TYPED_SUFFIXES, *WORKBOOK_SUFFIXES)
 CONVERSION_ADVICE = dict.fromkeys(
-    (".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"
-) | {
-    ".parquet": "is Parquet; write it with pandas.read_parquet(...).to_csv('x.csv', index=False)",
-    ".npz": "may hold several arrays; save one: np.save('x.npy', np.load('x.npz')['its name'])",
-}
+    (".xls", ".ods", ".numbers"), "is a spreadsheet of another kind; save it as .xlsx or as CSV"
+) | dict.fromkeys(
+    (".pkl", ".pickle", ".rds", ".rda", ".mat", ".sav", ".dta", ".sas7bdat", ".json", ".jsonl"),
+    "is of a kind that is not read; save the table as CSV or Parquet",
+)
 """How to convert a file of an unsupported kind, by its suffix."""
 MAX_BYTES = 2**30
 """The largest size of a file's content, decompressed, that is read by default."""
-FORMATTED_NUMBER = r"[$€£¥+-]{0,2}\s?\d[\d,' ]*(?:[.,]\d*)?\s?[%$€£¥]?"
-"""Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 %."""
 
 
 @dataclass(frozen=True)
@@ -111,261 +110,147 @@ def read_table(
     index: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Table:
-    """Read a table from text (``.csv .tsv .txt .dat .data``, also ``.gz``) or a ``.npy`` file.
+    """Read a table from a file.
 
-    What is not given is detected, and noted where the detection is a guess:
+    Text is read from ``.csv .tsv .txt .dat .data`` (also compressed: ``.gz .bz2 .xz .zip``), typed
+    columns from ``.parquet`` and ``.feather``, arrays from ``.npy`` and ``.npz``, the first sheet
+    of a workbook from ``.xlsx`` (extra ``excel``), and annotated data from ``.h5ad`` (extra
+    ``h5ad``). What is not given is detected, and noted where the detection is a guess:
 
-    * The delimiter is detected by clevercsv.
-    * The first line is a header if it has words over numbers, an empty cell over row names, one
-      name fewer than there are columns (R), or 0, 1, 2, ... (pandas). Names may also stand in the
-      last ``#`` line above the table.
+    * The delimiter is detected by clevercsv; a first line ``sep=;`` states it.
+    * The first line is a header if it has words over numbers, an empty cell or a word such as
+      country over row names, one name fewer than there are columns (R), years or evenly spaced
+      numbers over other numbers, or 0, 1, 2, ... (pandas). Names may also stand in the last
+      ``#`` line above the table. A second line of units is left out.
+    * Titles above the table, comments and footers are left out, as are rows and columns without
+      any value; the notes have the numbers of the lines.
     * The first column holds row names if it is text and has no name or distinct values, or if it
       has no name and distinct whole numbers.
-    * Labels are the only other text column, if its values repeat, or a column of whole numbers
-      whose name is class, label, target or the like.
-    * Commas are decimal commas if they do not separate cells and no number has a point.
+    * Labels are the only other text column, if its values repeat, or a column of at most fifty
+      whole numbers whose name is class, label, target or the like.
+    * Commas are decimal commas, and points separators of thousands, if some cells can only be
+      read so and no cell contradicts. Spaces, apostrophes and ``_`` between groups of three
+      digits, a true minus sign and the exponent of ``1.5D+00`` are read too; TRUE and FALSE are
+      read as 1 and 0.
+
+    Columns that are like identifiers or times, and values such as -999 that repeat far from all
+    others, are kept, and notes state how to drop or mark them. The apostrophe that
+    :func:`~ppl_vae.data.table_output.write_frame` puts before texts like ``=1+1`` is removed.
 
     Args:
         path: the file.
-        header: whether the first line (after ``#`` lines) has the column names.
+        header: whether the first line (after titles and comments) has the column names.
         delimiter: one character or its name: comma, tab, semicolon, pipe, space (white space).
         label: name of the label column, or its number if there is no header; "none" if there is
             no such column.
         missing: texts or numbers that mark missing cells, *instead of* NA, N/A, null, none, ?, .,
-            - and missing (in any case); an empty cell and NaN always do.
+            - and missing (in any case); an empty cell, NaN and the errors of spreadsheets always
+            do.
         image_shape: height and width, if rows are images; known for an (N, H, W) array.
+        encoding: of a text file; by default UTF-8, or what a byte order mark states.
+        decimal: the decimal separator.
+        thousands: the character between groups of three digits.
+        skip_rows: the number of lines at the top of the file that are left out.
+        comment: lines that begin with this text are left out.
+        columns: names (or numbers, if there is no header) of the columns that are kept as data,
+            in this order; by default all.
+        drop: names (or numbers) of columns that are left out.
+        index: name (or number) of the column of row names; "none" if there is no such column.
+        max_bytes: the largest size, in bytes, of the file and of its content.
 
     Raises:
         ValueError: if the file is not one table of finite numbers and missing values; the message
             gives the place and a remedy.
         TypeError: if an array's entries are not real numbers.
         FileNotFoundError: if there is no such file.
+        ModuleNotFoundError: if the library that reads this kind of file is not installed.
     """
     path = Path(path)
+    check_int("max_bytes", max_bytes)
     given = NA_MARKERS if missing is None else [missing] if isinstance(missing, str) else missing
-    na_markers = ("", "nan", *(marker.strip().casefold() for marker in given))
-    if _supported_suffix(path) == ".npy":
-        if header is not None or delimiter is not None:
-            raise ValueError(f"{path} is an array: it has no header and no delimiter")
-        builder = _builder_from_array(path, na_markers)
-    else:
-        builder = _builder_from_text(path, header, delimiter, na_markers)
-    if len(builder.cells) < 2:
-        raise ValueError(f"{path} has a single row; it must have two or more, one per datum")
-    row_names = builder.pop_row_names(label)
-    labels, label = builder.pop_labels(label)
-    values, shape = builder.to_matrix(), image_shape or builder.image_shape
-    if shape and shape[0] * shape[1] != values.shape[1]:
-        size = f"{shape[0]} x {shape[1]}"
-        raise ValueError(f"{path}: {values.shape[1]} columns make no images of {size} pixels")
-    names, notes = tuple(builder.numbers), tuple(builder.notes)
+    markers = ("", "nan", *EXCEL_ERRORS, *(marker.strip().casefold() for marker in given))
+    text = TextFormat(markers, header, delimiter, decimal, thousands, skip_rows, comment)
+    raw = _read_raw(path, text, encoding, label, index, max_bytes)
+    label = None if label is None else _role(raw, label)
+    index = None if index is None else _role(raw, index)
+    if isinstance(drop, str) or isinstance(columns, str):
+        raise TypeError("columns and drop must be lists of names, not one text")
+    needed = {name for name in (label, index) if name not in (None, "none")}
+    cells, chosen = select_columns(raw, columns, drop, needed)
+    roles = ColumnRoles(raw, cells, markers)
+    row_names = roles.pop_row_names(index, label)
+    labels, label = roles.pop_labels(label)
+    shape = image_shape or raw.image_shape
+    values, names = roles.to_matrix(chosen, keep_empty=shape is not None)
+    _check_images(path, shape, values.shape[1])
+    if len(values) == 1:
+        roles.notes.append("the table has a single row, to which no model can be fitted")
+    notes = tuple(roles.notes)
     return Table(path.name, values, names, row_names, labels, label, shape, notes)
 
 
-def _supported_suffix(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    if suffix in SUFFIXES and not path.name.lower().endswith(".npy.gz"):
-        return suffix
-    advice = "must end in .csv, .tsv, .txt, .dat or .data (all also with .gz), or in .npy"
-    raise ValueError(f"{path} {CONVERSION_ADVICE.get(suffix, advice)}")
+def _role(raw: RawTable, name: str) -> str:
+    return "none" if name.casefold() == "none" else find_column(raw, name)
 
 
-@dataclass
-class _TableBuilder:
-    """The cells of a file, of which row names, labels and the matrix of numbers are made.
+def _check_images(path: Path, shape: tuple[int, int] | None, width: int) -> None:
+    if shape and shape[0] * shape[1] != width:
+        size = f"{shape[0]} x {shape[1]}"
+        raise ValueError(f"{path}: {width} columns make no images of {size} pixels")
 
-    Attributes:
-        numbers: the columns as numbers, NaN elsewhere.
-        words: the cells of each column that are neither numbers nor missing.
+
+def _read_raw(
+    path: Path,
+    text: TextFormat,
+    encoding: str | None,
+    label: str | None,
+    index: str | None,
+    max_bytes: int,
+) -> RawTable:
+    """The cells of a file of any kind.
+
+    Raises:
+        ValueError: if the kind is not known, or an option does not apply to it.
     """
-
-    name: str
-    cells: pd.DataFrame
-    na_markers: Sequence[str]
-    decimal_comma: bool = False
-    has_names: bool = False
-    first_unnamed: bool = False
-    line_number: Callable[[int], int] = int
-    image_shape: tuple[int, int] | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.numbers: dict[str, np.ndarray] = {}
-        self.words: dict[str, pd.Series] = {}
-        for key, cells in self.cells.items():
-            self.numbers[str(key)], self.words[str(key)] = parse_numbers(
-                cells, self.na_markers, self.decimal_comma
-            )
-
-    def is_text(self, name: str) -> bool:
-        """Whether a column has more words than numbers, and not formatted numbers like 10 %."""
-        words, observed = self.words[name], int(np.isfinite(self.numbers[name]).sum())
-        return len(words) > observed and bool(words.str.fullmatch(FORMATTED_NUMBER).mean() <= 0.5)
-
-    def is_integer(self, name: str) -> bool:
-        """Whether a column is complete and has whole numbers only."""
-        values = self.numbers[name]
-        return bool(np.isfinite(values).all() and (values % 1 == 0).all())
-
-    def find_column(self, label: str | None) -> str | None:
-        """The column of this name, or of this number in a file without names.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if label is None or label.casefold() == "none":
-            return None
-        if not self.has_names and label.isdecimal():
-            label = f"x{int(label)}"
-        if label in self.cells:
-            return label
-        raise ValueError(f"{self.name} has no column {label!r}; it has {quoted(self.cells)}")
-
-    def pop_row_names(self, label: str | None) -> tuple[str, ...] | None:
-        """Remove the first column from the data if it holds row names, and return them.
-
-        Args:
-            label: the given label column, which does not hold row names.
-        """
-        name = str(self.cells.columns[0])
-        texts, has_words = self.cells[name].astype(str), len(self.words[name]) > 0
-        index = self.first_unnamed and (has_words or (texts.is_unique and self.is_integer(name)))
-        named = texts.is_unique and self.is_text(name)
-        if self.find_column(label) == name or not (index or named):
-            return None
-        del self.numbers[name]
-        reason = "text" if has_words else "distinct whole numbers and no name"
-        self.notes.append(f"the first column is used as row names: it has {reason}")
-        return tuple(texts)
-
-    def pop_labels(self, label: str | None) -> tuple[tuple[Any, ...] | None, str | None]:
-        """Remove the label column from the data; return labels and name, None if there is none.
-
-        Raises:
-            ValueError: if there is no column of the given name, or labels are missing.
-        """
-        name = self.guess_label() if label is None else self.find_column(label)
-        if name is None:
-            return None, None
-        integer, values, words = self.is_integer(name), self.numbers.pop(name), self.words[name]
-        if missing := int(np.isnan(values).sum()) - len(words):
-            raise ValueError(
-                f"{self.name}: the label column {name!r} is empty in {missing} row(s); fill them "
-                "or remove the rows; if a marker of missing values is the name of a class, give "
-                "other markers as missing"
-            )
-        labels = self.cells[name] if len(words) else values.astype(int) if integer else values
-        return tuple(labels.tolist()), name
-
-    def guess_label(self) -> str | None:
-        """The column that is likely to hold labels; None if there is none."""
-        text = [name for name in self.numbers if self.is_text(name)]
-        named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
-        if len(text) == 1 and not self.cells[text[0]].is_unique:
-            note = f"column {text[0]!r} is used as labels: it is text that repeats"
-            label, kept = text[0], named
-        elif text or not named or len(self.numbers) == 1:
-            return None
-        else:
-            note = f"column {named[0]!r} is used as labels for its name; label 'none' keeps it"
-            label, kept = named[0], named[1:]
-        if kept:
-            note += f"; {quoted(kept)} is kept as data"
-        self.notes.append(note)
-        return label
-
-    def to_matrix(self) -> Float[np.ndarray, "N D"]:
-        """The remaining columns as numbers, NaN where a value is missing.
-
-        Raises:
-            ValueError: if a column has cells that are neither numbers nor missing.
-        """
-        self.check_numeric()
-        texts = [self.cells[n] for n in self.numbers if self.cells[n].dtype == object]
-        ambiguous = (cells[cells.str.casefold().isin(AMBIGUOUS_MARKERS)] for cells in texts)
-        for word, times in Counter(word for cells in ambiguous for word in cells).items():
-            self.notes.append(f"cells {word!r} are read as missing values: {times}")
-        stack = np.column_stack(list(self.numbers.values()))
-        return as_matrix(stack, name=self.name, dtype=torch.float64).numpy()
-
-    def check_numeric(self) -> None:
-        """Check that every remaining column is numeric, and that there is one.
-
-        Raises:
-            ValueError: if not.
-        """
-        text = [name for name in self.numbers if self.is_text(name)]
-        for name in self.numbers:
-            if len(words := self.words[name]) and name not in text:
-                rows = list(words.drop_duplicates().index)[:3]
-                shown = ", ".join(f"{words[r]!r} (line {self.line_number(r)})" for r in rows)
-                raise ValueError(
-                    f"{self.name}: column {name!r}: {len(words)} of {len(self.cells)} cells "
-                    f"are not numbers: {shown}; give missing {words.iloc[0]!r} if that marks a "
-                    "missing value, otherwise correct them"
-                )
-        if text:
-            raise ValueError(
-                f"{self.name} has columns of text, {quoted(text)}; choose one as label if it has "
-                "classes, and remove the others or encode them as numbers"
-            )
-        if not self.numbers:
-            raise ValueError(
-                f"{self.name} has no column of numbers besides row names and labels; if it "
-                "should, give header, delimiter or label"
-            )
+    suffix = _supported_suffix(path, max_bytes)
+    text_columns = {name for name in (label, index) if name is not None}
+    if suffix in TEXT_SUFFIXES:
+        raw = read_content(path, TEXT_SUFFIXES, max_bytes)
+        content, notes = decode(raw, str(path), encoding)
+        return TextTable(content, path.name, text, notes).to_raw_table(text_columns)
+    for name, value in (("encoding", encoding), ("delimiter", text.delimiter)):
+        if value is not None:
+            raise ValueError(f"{path} is no text file, and has no {name}")
+    if suffix in WORKBOOK_SUFFIXES:
+        content, notes = workbook_text(path, max_bytes)
+        commas = replace(text, delimiter=",")
+        return TextTable(content, path.name, commas, notes).to_raw_table(text_columns)
+    for name in ("header", "decimal", "thousands", "skip_rows", "comment"):
+        if getattr(text, name):
+            raise ValueError(f"{path} has typed cells: it takes no {name}")
+    if suffix == ".h5ad":
+        return h5ad_table(path, label, max_bytes)
+    return READERS[suffix](path, max_bytes)
 
 
-def _builder_from_array(path: Path, na_markers: Sequence[str]) -> _TableBuilder:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.names or array.ndim not in (2, 3):
-        raise ValueError(
-            f"{path} must hold one array of numbers, (N, D), one row per datum, or (N, H, W), "
-            f"images; it has {getattr(array, 'dtype', 'several')} {np.shape(array)}"
-        )
-    rows = array.reshape(len(array), math.prod(array.shape[1:]))
-    notes = []
-    if rows.dtype == np.float16:
-        notes = ["the numbers are float16, with three to four digits; they are cast to float64"]
-        rows = rows.astype(np.float64)
-    flat = as_matrix(rows, name=path.name, dtype=torch.float64).numpy()
-    cells = pd.DataFrame(flat, columns=[f"x{k + 1}" for k in range(flat.shape[1])])
-    shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
-    return _TableBuilder(path.name, cells, na_markers, image_shape=shape, notes=notes)
+READERS = {
+    ".npy": npy_table,
+    ".npz": npz_table,
+    ".parquet": parquet_table,
+    ".feather": feather_table,
+    ".arrow": feather_table,
+}
 
 
-def _builder_from_text(
-    path: Path, header: bool | None, delimiter: str | None, na_markers: Sequence[str]
-) -> _TableBuilder:
-    table = TextTable.from_file(path, delimiter, na_markers)
-    width = table.num_columns(header)
-    first, *rest = (row for _, row in islice(table.rows(), SAMPLE_LINES))
-    short = len(first) < width
-    first = [re.sub(r"Unnamed: \d+", "", cell.strip()) for cell in first]
-    first = ["", *first] if short else first
-    if not rest and (header or not all(map(table.is_number, first))):
-        raise ValueError(f"{path} has column names and no rows")
-    detected = short or (bool(rest) and table.has_header(first, rest))
-    comment = [] if header is False or detected else table.comment_names(width)
-    has_header = header is not False and (detected or (header is True and not comment))
-    names = first if has_header else comment or [""] * width
-    if header is None:
-        table.add_header_note(first, has_header, bool(comment))
-    has_names = has_header or bool(comment)
-    return _TableBuilder(
-        path.name,
-        table.to_frame(table.distinct_names(names), has_header),
-        na_markers,
-        decimal_comma=table.decimal == ",",
-        has_names=has_names,
-        first_unnamed=has_names and not names[0],
-        line_number=lambda row: table.line_number(row + has_header),
-        notes=table.notes,
-    )
+def _supported_suffix(path: Path, max_bytes: int) -> str:
+    check_file(path, max_bytes)
+    name = path.name.lower()
+    compressed = next((end for end in COMPRESSED if name.endswith(end)), "")
+    suffix = Path(name.removesuffix(compressed)).suffix
+    if compressed == ".zip" and not suffix:
+        return TEXT_SUFFIXES[0]
+    if suffix in (TEXT_SUFFIXES if compressed else SUFFIXES):
+        return suffix
+    kinds = ", ".join(SUFFIXES)
+    advice = f"must end in one of {kinds}; text also with {', '.join(COMPRESSED)}"
+    raise ValueError(f"{path} {CONVERSION_ADVICE.get(suffix, advice)}")

@@ -143,7 +143,7 @@ def test_column_numbers_of_pandas(read):
     assert table.row_names == ("0", "1", "2")
     again = pd.read_csv(io.StringIO(frame.to_csv())).to_csv(index=False)
     assert "Unnamed: 0" in again and read(again).row_names == ("0", "1", "2")
-    assert_values(read("\t1\t2\n\t3\t4\n"), [[NAN, 1, 2], [NAN, 3, 4]])
+    assert_values(read("\t1\t2\n\t3\t4\n"), [[1, 2], [3, 4]], ("x2", "x3"))
 
 
 def test_numpy_savetxt(tmp_path):
@@ -166,7 +166,7 @@ def test_numpy_savetxt(tmp_path):
 def test_comments_above_a_header_and_blank_lines(read):
     table = read("# from the lab\n\na,b\n1,2\n\n3,4\n\n")
     assert_values(table, [[1, 2], [3, 4]], "ab")
-    assert_notes(table, "blank lines .* skipped: 1", "lines with # .* skipped: 1")
+    assert_notes(table, "lines with # .* skipped: 1", "blank lines .* skipped: line 5")
     assert_values(read("#a,b\n1,2\n3,4\n", header=True), [[1, 2], [3, 4]], "ab")
 
 
@@ -214,7 +214,7 @@ def test_the_index_of_pandas(read):
     assert table.columns == ("x1", "a", "b", "c") and table.row_names is None
     table = read(frame.set_index(pd.Index([1, 2, 3], name="id")).to_csv())
     assert table.columns == ("id", "a", "b", "c")
-    assert_notes(table)
+    assert_notes(table, "'id': distinct whole numbers, like identifiers")
 
 
 # Labels
@@ -267,7 +267,7 @@ def test_given_labels(read):
 
 
 def test_missing_labels_raise(read):
-    with pytest.raises(ValueError, match=r"label column 'b' is empty in 2 row\(s\); fill"):
+    with pytest.raises(ValueError, match=r"'b' is empty in 2 row\(s\), as in line 3; fill"):
         read("a,b\n1,u\n2,\n3,none\n4,u\n")
     assert read("a,b\n1,u\n2,none\n3,u\n", missing="NA").labels == ("u", "none", "u")
     with pytest.raises(ValueError, match=r"label column 'b' is empty in 1 row\(s\)"):
@@ -284,8 +284,6 @@ def test_text_columns_without_a_role_raise(read):
         read("a,b\n1,red\n2,blue\n")
     with pytest.raises(ValueError, match="columns of text, 'b'"):
         read("a,b\n1,u\n2,u\n", label="none")
-    table = read("a,b\n1,True\n2,False\n3,True\n")
-    assert table.labels == ("True", "False", "True")
 
 
 # Cells
@@ -297,7 +295,8 @@ def test_default_missing_markers(read):
     table = read(text)
     assert_values(table, [[k, NAN] for k in range(10)] + [[10, 1]], "ab")
     assert table.num_missing == 10
-    assert_notes(table, *(f"cells '{re.escape(w)}' are .* missing values: 1" for w in words[5:]))
+    found = [f"cells '{re.escape(word)}' are .* missing values: 1" for word in words[5:]]
+    assert_notes(table, *found, "'a': the numbers of the rows, like identifiers")
     with pytest.raises(
         ValueError, match=r"'b': 8 of 20 cells are not numbers: 'NA' \(line 3\), 'n/a' \(line 4\)"
     ):
@@ -319,12 +318,19 @@ def test_custom_missing_markers(read):
     assert_values(read("a\n1\nnan\n\n3\n", missing="n.d."), [[1], [NAN], [3]])
 
 
-def test_empty_columns_and_rows_are_kept(read):
-    table = read("a,b,c\n1,,3\n,,\n4,,5\n")
-    assert_values(table, [[1, NAN, 3], [NAN] * 3, [4, NAN, 5]], "abc")
-    assert_notes(table)
-    assert_values(read("a\tb\n1\t2\n\t\n3\t4\n"), [[1, 2], [NAN, NAN], [3, 4]])
+def test_empty_columns_and_rows_are_left_out(read):
+    table = read("a,b,c\n1,,3\n,,\n4,,5\n,,\n")
+    assert_values(table, [[1, 3], [4, 5]], "ac")
+    assert_notes(table, "empty rows are left out: lines 3, 5$", "without any value .* out: 'b'$")
+    table = read("a\tb\n1\t2\n\t\n3\t4\n")
+    assert_values(table, [[1, 2], [3, 4]])
+    # A row is kept if it has a name or a marker, and a cell of a single column if it is quoted.
+    assert_values(read("id,a,b\nu,1,2\nv,,\n"), [[1, 2], [NAN, NAN]])
+    assert_values(read("a,b\n1,2\nNA,NA\n3,4\n"), [[1, 2], [NAN, NAN], [3, 4]])
     assert_values(read('a\n1\n""\n3\n'), [[1], [NAN], [3]])
+    # Pixels keep their places.
+    table = read("a,b\n1,\n2,\n", image_shape=(1, 2))
+    assert_values(table, [[1, NAN], [2, NAN]])
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", " ", "|"])
@@ -340,11 +346,11 @@ def test_decimal_commas(read, delimiter):
     [
         "a;b\n1,5;2.5\n3,5;4.5\n",
         "a;b\n1,234;2\n2,345;4\n",
-        'a,b\n"1,5",2\n"3,5",4\n',
-        'a,b\n"1,234.50",2\n"1,234.50",4\n',
+        'a,b\n"1,234",2\n"1,234",4\n',
+        'a,b\n"1,5",2.5\n"3,5",4\n',
         "a,b\n$5,2\n$5,4\n",
         "a,b\n5 %,2\n5 %,4\n",
-        "a,b\n5€,2\n1 000,4\n",
+        "a,b\n5€,2\n1 00,4\n",
     ],
 )
 def test_formatted_numbers_raise(read, text):
@@ -360,8 +366,8 @@ def test_words_among_numbers_raise(read):
     assert "'n.d.' (line 13), 'o.k.' (line 15), 'x' (line 17); give missing 'n.d.'" in str(
         caught.value
     )
-    with pytest.raises(ValueError, match=r"'1_000' \(line 2\)"):
-        read("a,b\n1_000,2\n3,4\n5,6\n")
+    with pytest.raises(ValueError, match=r"'1_00' \(line 2\)"):
+        read("a,b\n1_00,2\n3,4\n5,6\n")
     with pytest.raises(ValueError, match=r"'bad' \(line 6\)"):
         read('id,a\n"u\nv",1\nw,2\nx,3\ny,bad\n')
 
@@ -397,14 +403,12 @@ def test_unsupported_files_raise(read, tmp_path):
     with pytest.raises(ValueError, match="is a folder; give a file in it"):
         read_table(tmp_path / "folder.csv")
     for name, message in {
-        "x.xlsx": "is a spreadsheet; save it as CSV",
-        "x.XLS": "is a spreadsheet",
+        "x.XLS": r"is a spreadsheet of another kind; save it as \.xlsx or as CSV",
         "x.ods": "is a spreadsheet",
-        "x.parquet": r"pandas.read_parquet\(...\).to_csv",
-        "x.npz": r"np.save\('x.npy', np.load\('x.npz'\)",
-        "x.mat": r"must end in \.csv",
-        "x": r"must end in \.csv",
-        "x.npy.gz": r"must end in \.csv",
+        "x.mat": "save the table as CSV or Parquet",
+        "x.doc": r"must end in one of \.csv",
+        "x": r"must end in one of \.csv",
+        "x.npy.gz": r"must end in one of \.csv",
     }.items():
         with pytest.raises(ValueError, match=message):
             read("1,2\n", name=name)
@@ -415,12 +419,14 @@ def test_unsupported_files_raise(read, tmp_path):
     [
         (b"", "is empty"),
         (b"\n  \n# nothing\n", "is empty"),
-        (b"PK\3\4....", "is not a text file, despite its name; save the table as CSV"),
-        ("a,b\n1,2\n".encode("utf-16-le"), "is not a text file"),
-        ("größe,b\n1,2\n".encode("latin-1"), "is not UTF-8 .* save it as UTF-8"),
+        (b"PK\3\4....", "is not a text table, despite its name; save the table as CSV"),
+        (b"a,b\n1,2\n\0\0\n", "is not a text table"),
+        (
+            "a,b\n1,2\nö,2\n".encode("latin-1"),
+            "is not UTF-8: byte 0xf6 in line 3; .* such as cp1252, in which .* reads 'ö,2'",
+        ),
         (b"a,b\n", "has column names and no rows"),
-        (b"1,2\n", "has a single row"),
-        (b"a,b\n1,2\n", "has a single row"),
+        (b"1,2\n", "has a single row, of 2 numbers; .* give header False"),
         (b"id,b\nu,x\nv,y\n", "columns of text"),
         (b"id\nu\nu\nv\n", "no column of numbers besides row names and labels"),
     ],
@@ -471,13 +477,12 @@ def test_arrays_of_images_labels_and_missing_values(tmp_path):
     [
         (np.arange(3), ValueError, r"must hold one array .* it has int64 \(3,\)"),
         (np.ones((2, 2, 2, 2)), ValueError, r"must hold one array .* \(2, 2, 2, 2\)"),
-        (np.array([{}]), ValueError, "not a .npy file of numbers: Object arrays .* allow_pickle"),
-        (np.ones(3, dtype=[("a", float)]), ValueError, "must hold one array of numbers"),
+        (np.array([{}]), ValueError, "not a .npy file of numbers: it has Python objects"),
+        (np.ones(3, dtype=[("a", float)]), ValueError, r"not a .npy file .* \[\('a', '<f8'\)\]"),
         (np.array([["a"], ["b"]]), TypeError, "must hold numbers"),
         (np.ones((2, 2), dtype=complex), TypeError, "complex entries"),
         (np.array([[1.0], [np.inf]]), ValueError, "x.npy has 1 infinite entries"),
         (np.ones((0, 3)), ValueError, "x.npy is empty"),
-        (np.ones((1, 3)), ValueError, "has a single row"),
     ],
 )
 def test_malformed_arrays_raise(tmp_path, array, error, message):
@@ -493,12 +498,15 @@ def test_files_that_are_not_arrays_raise(read, tmp_path):
         read("", name="x.npy")
     np.savez(tmp_path / "x.npz", a=VALUES)
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
-    with pytest.raises(ValueError, match="must hold one array of numbers"):
+    with pytest.raises(ValueError, match=r"not a \.npy file of numbers: the magic string"):
         read_table(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", VALUES)
-    for options in ({"header": True}, {"delimiter": ","}):
-        with pytest.raises(ValueError, match="it has no header and no delimiter"):
-            read_table(tmp_path / "x.npy", **options)
+    for name, option in {"header": True, "thousands": ",", "skip_rows": 2}.items():
+        with pytest.raises(ValueError, match=f"has typed cells: it takes no {name}"):
+            read_table(tmp_path / "x.npy", **{name: option})
+    for name, option in {"delimiter": ",", "encoding": "utf-8"}.items():
+        with pytest.raises(ValueError, match=f"is no text file, and has no {name}"):
+            read_table(tmp_path / "x.npy", **{name: option})
 
 
 # The table
@@ -516,7 +524,7 @@ def test_digits():
 
 def test_constant_columns_with_missing_values(read):
     table = read("a,b,c,d\n,0.1,1,\n2,0.1,2,\n2,,2,\n")
-    assert table.constant_columns() == ("a", "b") and table.num_missing == 5
+    assert table.constant_columns() == ("a", "b") and table.num_missing == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         table.name = "other"
 
@@ -531,7 +539,8 @@ def test_images_in_text(read):
 
 # Written by pandas, read back
 
-FLOATS = st.floats(allow_nan=True, allow_infinity=False, width=64)
+BOUND = 1e150  # squares of larger numbers are not finite
+FLOATS = st.floats(-BOUND, BOUND) | st.just(NAN)
 SHAPES = st.tuples(st.integers(2, 6), st.integers(1, 5))
 
 
@@ -550,6 +559,8 @@ def test_written_tables_are_read_exactly(
     tmp_path, values, delimiter, header, index, marker, quoting
 ):
     marker = "NA" if delimiter == " " else marker
+    for line in (values[0], values[:, 0]):  # empty rows and columns would be left out
+        line[np.isnan(line)] = 0
     columns = [f"c {k}" for k in range(values.shape[1])]
     rows = [f"row, {k}" for k in range(len(values))]
     frame = pd.DataFrame(values, columns=columns, index=rows if index == "words" else None)

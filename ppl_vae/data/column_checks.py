@@ -1,0 +1,154 @@
+"""Columns that may be no measurements: identifiers, times; and marks of missing values."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ppl_vae.data.file_content import quoted
+
+MAX_MAGNITUDE = 1e150
+"""The largest magnitude whose squares can be added up in double precision."""
+IDENTIFIER = re.compile(
+    r"(?:.*[_ .-])?(?:id|ids|index|idx|key|nr|no|row|number|#)|.*[a-z]I[Dd]s?|ID|Id"
+)
+MAX_EXACT, MAX_INT64 = 2**53, 2**64
+"""Up to where whole numbers are exact in double precision; the largest ones that are stored."""
+COUNTED_ROWS = 10
+"""The least number of rows that are recognised as counted by a column."""
+EPOCH = (9e8, 2.2e9)
+"""Seconds since 1970 from 1998 to 2039."""
+EPOCH_UNITS = {1: "seconds", 10**3: "milliseconds", 10**6: "microseconds", 10**9: "nanoseconds"}
+DAY = ((1900, 2100), (1, 12), (1, 31))
+"""The ranges of year, month and day, in numbers such as 20240131."""
+FAR = 3
+"""How many times the range of all other values separates a value that is far from them."""
+FAR_FOR_A_MARK = 0.25
+"""The same, for values such as -999, which usually mark missing ones."""
+USUAL_MARK = re.compile(r"-?9{2,}(?:\.9+)?|-32768|-2147483648|-?1e\+\d\d")
+MIN_OTHERS = 3
+"""The least number of distinct other values that have a range."""
+
+
+def check_magnitudes(
+    name: str,
+    columns: Sequence[str],
+    values: Float[np.ndarray, "N D"],
+    place: Callable[[int], str],
+) -> None:
+    """Check that all values are finite and can be squared.
+
+    Raises:
+        ValueError: naming the first column and place.
+    """
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(values)
+        wrong = largest > MAX_MAGNITUDE
+    if not wrong.any():
+        return
+    infinite = int(np.isinf(values).sum())
+    rows, found = np.nonzero(np.isinf(values) if infinite else wrong)
+    where = f"column {columns[found[0]]!r}, {place(int(rows[0]))}"
+    if infinite:
+        raise ValueError(
+            f"{name} has {infinite} infinite entries, the first in {where}; correct them, or give "
+            "what marks missing values as missing"
+        )
+    value = f"{values[rows[0], found[0]]:g}"
+    raise ValueError(
+        f"{name} has {len(rows)} entries beyond {MAX_MAGNITUDE:g} in magnitude, whose squares are "
+        f"no finite numbers, the first {value} in {where}; rescale the column, or give missing "
+        f"{value!r} if that marks a missing value"
+    )
+
+
+def describe_columns(
+    columns: Sequence[str], values: Float[np.ndarray, "N D"], place: Callable[[int], str]
+) -> Iterator[str]:
+    """Notes on columns that may be no measurements, and on values that may mark missing ones."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, column in zip(columns, values.T, strict=True):
+        if kind := _kind(name, column[~np.isnan(column)], len(column)):
+            kinds[kind].append(name)
+    for kind, names in kinds.items():
+        yield (
+            f"{quoted(names)}: {kind}, modelled like any column; drop leaves a column out, and "
+            "index makes it the row names"
+        )
+    yield from _describe_markers(columns, values, place)
+
+
+def _kind(name: str, values: Float[np.ndarray, "M"], num_rows: int) -> str | None:
+    """What a column may be instead of measurements."""
+    if len(values) < MIN_OTHERS or (values % 1 != 0).any():
+        return _epoch(values) if len(values) >= MIN_OTHERS else None
+    steps = np.diff(values)
+    complete = len(values) == num_rows
+    if complete and IDENTIFIER.fullmatch(name) and len(np.unique(values)) == num_rows:
+        return "distinct whole numbers, like identifiers"
+    if complete and num_rows >= COUNTED_ROWS and values[0] in (0, 1) and (steps == 1).all():
+        return "the numbers of the rows, like identifiers"
+    parts = (values // 10_000, values // 100 % 100, values % 100)
+    if all(((low <= p) & (p <= high)).all() for p, (low, high) in zip(parts, DAY, strict=True)):
+        return "whole numbers like dates (year, month, day)"
+    if epoch := _epoch(values):
+        return epoch
+    long = MAX_EXACT <= np.median(np.abs(values)) <= MAX_INT64
+    return "whole numbers of 16 digits or more, the last of which are lost" if long else None
+
+
+def _epoch(values: Float[np.ndarray, "M"]) -> str | None:
+    for factor, unit in EPOCH_UNITS.items():
+        seconds = values / factor
+        if seconds.min() >= EPOCH[0] and seconds.max() <= EPOCH[1] and np.ptp(seconds) > 0:
+            first = np.datetime64(int(seconds.min()), "s").astype("datetime64[D]")
+            last = np.datetime64(int(seconds.max()), "s").astype("datetime64[D]")
+            return f"values like times in {unit} since 1970 ({first} to {last})"
+    return None
+
+
+def _describe_markers(
+    columns: Sequence[str], values: Float[np.ndarray, "N D"], place: Callable[[int], str]
+) -> Iterator[str]:
+    """Notes on values that repeat far from the other values of their columns."""
+    found: dict[float, list[tuple[int, int]]] = defaultdict(list)
+    for k, column in enumerate(values.T):
+        observed = column[~np.isnan(column)]
+        for value in sorted(_far_values(observed)) if len(observed) else ():
+            rows = np.flatnonzero(column == value)
+            found[value].extend((int(row), k) for row in rows)
+    for value, cells in found.items():
+        if len(cells) < 2:
+            continue
+        names = list(dict.fromkeys(columns[k] for _, k in cells))
+        yield (
+            f"{value:g} occurs {len(cells)} times in {quoted(names)}, first in "
+            f"{place(cells[0][0])}, far from the other values; give missing '{value:g}' if it "
+            "marks a missing value, or drop the column"
+        )
+
+
+def _far_values(values: Float[np.ndarray, "M"]) -> set[float]:
+    """The smallest and the largest value, where they are far from all others."""
+    distinct = np.unique(values)
+    low, high = float(distinct[0]), float(distinct[-1])
+    # Both ends may be marks, as -999 and 1e20 are.
+    pairs = (
+        (low, distinct[1:]),
+        (high, distinct[:-1]),
+        (low, distinct[1:-1]),
+        (high, distinct[1:-1]),
+    )
+    return {value for value, others in pairs if _is_far(value, others)}
+
+
+def _is_far(value: float, others: Float[np.ndarray, "M"]) -> bool:
+    if len(others) < MIN_OTHERS:
+        return False
+    usual = USUAL_MARK.fullmatch(f"{value:g}") is not None
+    if usual and value < 0 <= others[0]:
+        return True
+    gap = others[0] - value if value < others[0] else value - others[-1]
+    return bool(gap > (FAR_FOR_A_MARK if usual else FAR) * (others[-1] - others[0]))
