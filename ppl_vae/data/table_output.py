@@ -122,7 +122,7 @@ def _check_folder(target: Path) -> None:
     if not target.parent.is_dir():
         raise ValueError(f"there is no folder {target.parent} for the output {target.name}")
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+        with tempfile.TemporaryFile(dir=target.parent):  # has no name that a kill could leave
             pass
     except OSError as error:
         raise ValueError(f"the output {target} cannot be written: {error.strerror}") from error

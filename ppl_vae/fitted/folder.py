@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import exclusive_folder, write_whole
 from ppl_vae.core.program import Program
 from ppl_vae.fitted.model import FittedModel, FittedProgram
 from ppl_vae.fitted.model_card import model_card
@@ -55,10 +55,12 @@ def save_fitted(fitted: FittedModel, folder: Path) -> None:
     content["program_digest"] = digest_program(fitted.program)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, allow_nan=False, ensure_ascii=False)
-    write_whole(folder / NEW_RECORD, text.encode() + b"\n")
-    save(fitted.program, folder)
-    (folder / NEW_RECORD).replace(folder / RECORD)
-    write_whole(folder / CARD, model_card(fitted).encode())
+    # The program's own folder is locked by save.
+    with exclusive_folder(folder.resolve().parent):
+        write_whole(folder / NEW_RECORD, text.encode() + b"\n")
+        save(fitted.program, folder)
+        (folder / NEW_RECORD).replace(folder / RECORD)
+        write_whole(folder / CARD, model_card(fitted).encode())
 
 
 def load_fitted(folder: str | Path) -> FittedModel:
@@ -87,7 +89,7 @@ def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
     digest = digest_program(program)
     for path, record in zip(paths, records, strict=True):
         if record.program_digest == digest:
-            _check_width(path, record, program)
+            _check_record(path, record, program)
             return record
     if (folder / RECORD).exists():
         raise ValueError(
@@ -107,10 +109,28 @@ def _read_record(path: Path) -> FitRecord:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _check_width(path: Path, record: FitRecord, program: FittedProgram) -> None:
-    widths = {len(record.columns), len(record.loc), record.scale.numel()}
-    if record.scale.dim() > 1 or not widths <= {program.data_dim, 1}:
-        raise ValueError(f"{path} is damaged: it does not have {program.data_dim} columns")
+def _check_record(path: Path, record: FitRecord, program: FittedProgram) -> None:
+    """Check that a record has values of the right kind, for a program of this width.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    data_dim, names = program.data_dim, record.columns
+    row_parts = (record.train_rows, record.val_rows, record.held_out_rows)
+    parts = (*row_parts, record.image_shape or ())
+    texts = (record.model, record.table, record.table_digest, record.scaling, record.date)
+    holds = {
+        "columns": all(isinstance(name, str) for name in names) and len({*names}) == data_dim,
+        "loc": tuple(record.loc.shape) == (data_dim,) and bool(record.loc.isfinite().all()),
+        "scale": record.scale.dim() < 2
+        and record.scale.numel() in (1, data_dim)
+        and bool((record.scale > 0).all() & record.scale.isfinite().all()),
+        "rows": all(isinstance(row, int) and row >= 0 for part in parts for row in part),
+        "texts": all(isinstance(text, str) for text in (*texts, *record.notes)),
+        "settings": isinstance(record.settings, dict) and isinstance(record.versions, dict),
+    }
+    if wrong := [name for name, right in holds.items() if not right]:
+        raise ValueError(f"{path} is damaged: wrong {', '.join(wrong)}")
 
 
 def is_model_folder(folder: Path) -> bool:
