@@ -47,7 +47,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     ),
     "objectives": (
         "Bounds and estimators of their gradients",
-        {"ELBO and IWAE": ["bounds"], "Gradient estimators": ["gradients"]},
+        {"ELBO and IWAE": ["bounds", "terms"], "Gradient estimators": ["gradients"]},
     ),
     "inference": (
         "Fitting",

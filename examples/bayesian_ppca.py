@@ -18,7 +18,7 @@ from sklearn.datasets import load_iris
 
 from ppl_vae import PPCA, BayesianPPCA, fit_em, fit_vb, sample_posterior
 
-NUM_SAMPLES = 300 if "--smoke" in sys.argv else 2000
+NUM_SAMPLES = 1000 if "--smoke" in sys.argv else 2000
 iris = load_iris()
 x = iris.data[np.random.default_rng(0).permutation(150)]
 x, x_test = x[:30], x[30:]

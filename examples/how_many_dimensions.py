@@ -16,7 +16,7 @@ import numpy as np
 from ppl_vae import BayesianPPCA, compare_latent_dims, fit_vb
 from ppl_vae.plots import plot_latent_dims
 
-NUM_SAMPLES, DIMS = (200, (1, 2, 3)) if "--smoke" in sys.argv else (1000, (1, 2, 3, 4, 5))
+NUM_SAMPLES, DIMS = (1000, (1, 2, 3)) if "--smoke" in sys.argv else (2000, (1, 2, 3, 4, 5))
 
 # %%
 # 60 rows of eight columns with two latent dimensions, one of them weaker.
