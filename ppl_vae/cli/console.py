@@ -19,6 +19,12 @@ import typer
 LOG = logging.getLogger("ppl_vae")
 
 
+class _StandardErrorHandler(logging.Handler):
+    # The stream is the one at the time of a message: a bar replaces it, to print above itself.
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM was received; a command ends as it does after Ctrl-C."""
 
@@ -61,8 +67,7 @@ class Verbosity:
         if self.quiet and self.verbose:
             raise ValueError("give --quiet or --verbose, not both")
         level = logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.INFO
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler = _StandardErrorHandler()
         before = LOG.level, LOG.propagate
         LOG.addHandler(handler)
         LOG.setLevel(level)

@@ -31,7 +31,7 @@ Stages: {", ".join(STAGE_NAMES[:6])},
 
 \b
 Exit status: 0 done; 1 a fit or a file failed; 2 the arguments or the data are invalid;
-130 interrupted (Ctrl-C), 143 terminated: what is finished is kept.
+130 interrupted (Ctrl-C or SIGTERM): what is finished is kept.
 """
 
 IMPUTE_EXAMPLES = """

@@ -72,8 +72,8 @@ def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit
         parts = f"hold out {num_held_out}"
         parts += f", keep {num_val} for validation" if num_val else ""
         raise ValueError(
-            f"{counted(len(order), 'row')} with observed values are too few to {parts} and fit "
-            f"the rest{remedy}"
+            f"{counted(len(order), 'row')} with observed values: too few to {parts} and fit the "
+            f"rest{remedy}"
         )
     held_out, val, train = np.split(order, [num_held_out, num_held_out + num_val])
     return RowSplit(np.sort(train), np.sort(val), np.sort(held_out))
