@@ -166,6 +166,13 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Classification with few labels": ["label_efficiency"],
         },
     ),
+    "fitted": (
+        "Models fitted to tables",
+        {
+            "Fitting a table": ["fit", "settings"],
+            "Fitted models and their folder": ["model", "folder", "record"],
+        },
+    ),
     "interop": (
         "ArviZ and scikit-learn",
         {

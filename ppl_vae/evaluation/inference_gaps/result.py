@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -95,6 +96,16 @@ class Gaps(Result):
     unsplit_reason: str = ""
     global_part: GlobalPart | None = None
     labels: RowLabels = field(default=NO_LABELS, metadata=UNSAVED)
+
+    def shifted(self, nats: Float[Tensor, " N"]) -> Self:
+        """The gaps in other units of the data, which add ``nats`` to log p and to each ELBO."""
+        return replace(
+            self,
+            log_likelihood=self.log_likelihood + nats,
+            elbo=self.elbo + nats,
+            best_elbo=self.best_elbo + nats,
+            estimate=None if self.estimate is None else self.estimate.shifted(nats),
+        )
 
     @property
     def _shared(self) -> GlobalPart:
