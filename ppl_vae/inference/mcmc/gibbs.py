@@ -24,7 +24,7 @@ from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs_moves import LatentMoves
-from ppl_vae.inference.mcmc.gibbs_noise import ColumnMoves, NoiseMove
+from ppl_vae.inference.mcmc.gibbs_noise import ColumnMoves, MarginalMove, NoiseMove
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler, CodeSums
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
@@ -70,7 +70,7 @@ class GibbsSampler:
         return LatentMoves(self.priors, self.statistics.num_data, data_dim)
 
     @cached_property
-    def noise_move(self) -> ColumnMoves | NoiseMove | None:
+    def noise_move(self) -> MarginalMove | None:
         """Of the noise with z integrated out, where that makes draws much less dependent."""
         if self.priors.has_diagonal_noise:
             return ColumnMoves(self.codes, self.priors)

@@ -83,8 +83,8 @@ class _Regression(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ColumnMoves:
-    """Moves of the parameters of single columns under diagonal noise.
+class MarginalMove:
+    """A move of parameters with z integrated out.
 
     Attributes:
         codes: of the table.
@@ -95,7 +95,15 @@ class ColumnMoves:
     priors: ConjugatePriors
 
     def move(self, parameters: Parameters) -> Parameters:
-        """The parameters after a move of several columns in turn."""
+        """The parameters of each chain after the move."""
+        raise NotImplementedError
+
+
+class ColumnMoves(MarginalMove):
+    """Moves of the parameters of single columns, several in turn, under diagonal noise."""
+
+    def move(self, parameters: Parameters) -> Parameters:
+        """The parameters after moves of some columns, chosen at random."""
         scatter = self.codes.scatter(parameters)
         parameters = parameters._replace(
             loadings=parameters.loadings.clone(), noise_scale=parameters.noise_scale.clone()
@@ -170,20 +178,11 @@ class ColumnMoves:
         return log_p.where(positive, -math.inf)
 
 
-@dataclass(frozen=True)
-class NoiseMove:
-    """A move of isotropic noise.
-
-    Attributes:
-        codes: of the table.
-        priors: of the parameters.
-    """
-
-    codes: CodeSampler
-    priors: ConjugatePriors
+class NoiseMove(MarginalMove):
+    """A move of isotropic noise: sigma is chosen among the current value and proposals."""
 
     def move(self, parameters: Parameters) -> Parameters:
-        """The parameters with sigma chosen among the current value and proposals."""
+        """The parameters with another sigma."""
         loadings, (concentration, rate) = parameters.loadings, self.priors.noise
         scatter, num_data = self.codes.scatter(parameters), self.codes.statistics.num_data
         strengths, axes = torch.linalg.eigh(loadings.mT @ loadings)
