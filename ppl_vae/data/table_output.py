@@ -125,7 +125,7 @@ def _check_folder(target: Path) -> None:
     if target.exists() and not os.access(target, os.W_OK):
         raise ValueError(f"the output {target} exists and is protected from writing")
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+        with tempfile.TemporaryFile(dir=target.parent):  # has no name that a kill could leave
             pass
     except OSError as error:
         raise ValueError(f"the output {target} cannot be written: {error.strerror}") from error
