@@ -13,7 +13,7 @@ from numpy.lib import format as npy_format
 
 from ppl_vae.core.validation import as_matrix
 from ppl_vae.data.file_content import Readable, check_file, check_size, named_damage, quoted
-from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.raw_table import HALF_PRECISION, RawTable
 
 HEADERS = {
     (1, 0): npy_format.read_array_header_1_0,
@@ -126,9 +126,7 @@ def _matrix_table(path: Path, array: np.ndarray) -> RawTable:
     rows = array.reshape(len(array), math.prod(array.shape[1:]))
     notes = []
     if rows.dtype == np.float16:
-        notes.append(
-            "the numbers are float16, with three to four digits; they are cast to float64"
-        )
+        notes.append(HALF_PRECISION)
         rows = rows.astype(np.float64)
     flat = as_matrix(rows, name=path.name, dtype=torch.float64, check_finite=False).numpy()
     return RawTable(

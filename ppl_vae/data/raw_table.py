@@ -7,6 +7,8 @@ import pandas as pd
 
 from ppl_vae.data.number_format import NumberFormat
 
+HALF_PRECISION = "the numbers are float16, with three to four digits; they are cast to float64"
+"""The note on numbers of half precision."""
 PLAIN_NUMBERS = NumberFormat()
 """Numbers with a decimal point."""
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ppl_vae.data.column_names import distinct_names
 from ppl_vae.data.file_content import check_file, check_size, named_damage, quoted
-from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.raw_table import HALF_PRECISION, RawTable
 from ppl_vae.data.text_tables import strip_cells
 
 FLOAT_BYTES = 8
@@ -124,6 +124,8 @@ def _frame_table(frame: pd.DataFrame, path: Path) -> RawTable:
     row_names = None if plain else tuple(map(_index_text, frame.index))
     if row_names is not None:
         notes.append("the index of the file is used as row names")
+    if np.dtype(np.float16) in frame.dtypes.to_list():
+        notes.append(HALF_PRECISION)
     cells = pd.DataFrame(columns)
     return RawTable(path.name, cells, row_names=row_names, notes=notes)
 

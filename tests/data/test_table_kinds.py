@@ -108,6 +108,15 @@ def test_typed_columns(tmp_path, suffix):
         read_table(typed(frame.assign(t=["1", "w", "5"]), path), label="kind")
 
 
+def test_half_precision_is_noted(tmp_path):
+    half = np.array([[1, 2], [3, 4.5]], dtype=np.float16)
+    typed(pd.DataFrame(half, columns=["a", "b"]), tmp_path / "x.parquet")
+    np.save(tmp_path / "x.npy", half)
+    for name in ("x.parquet", "x.npy"):
+        table = read_table(tmp_path / name)
+        assert table.values.tolist() == half.tolist() and "float16" in table.notes[0]
+
+
 def test_the_index_of_a_parquet_file(tmp_path):
     frame = pd.DataFrame(VALUES, columns=["a", "b"], index=["u", "v", "w"])
     table = read_table(typed(frame, tmp_path / "x.parquet"))
