@@ -6,8 +6,8 @@ their plain arguments, and the weights are tensors with a checksum.
 Saving is all or nothing. The tensors are first written beside the old ones, in a file that has
 their checksum in its name; ``config.json``, which states the checksum of its tensors, is then
 replaced in one step; and only then the new file takes the place of ``model.safetensors``. A save
-that was interrupted between these steps is completed by the next one, and :func:`ppl_vae.load` reads
-either state.
+that was interrupted between these steps is completed by the next one, and :func:`ppl_vae.load`
+reads either state.
 """
 
 import hashlib
