@@ -166,6 +166,13 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Classification with few labels": ["label_efficiency"],
         },
     ),
+    "fitted": (
+        "Models fitted to tables",
+        {
+            "Fitting a table": ["fit", "settings"],
+            "Fitted models and their folder": ["model", "folder", "record"],
+        },
+    ),
     "interop": (
         "ArviZ and scikit-learn",
         {
@@ -185,6 +192,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
                 "traces",
                 "validation",
             ],
+            "Data frames": ["schema"],
             "Automatic guides": ["autoguides"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
@@ -210,6 +218,7 @@ ALSO = {
     "ppl_vae.evaluation.inference_gaps.result": ["GlobalPart"],
     "ppl_vae.core.inputs": ["as_data_and_mask"],
     "ppl_vae.core.results": ["Curve"],
+    "ppl_vae.core.schema": ["RowLabels"],
     "ppl_vae.core.state": ["precision", "eval_mode", "exclusive"],
     "ppl_vae.core.traces": ["PairTraces", "check_pair"],
     "ppl_vae.core.validation": ["as_matrix"],

@@ -2,6 +2,7 @@ from . import capture as capture
 from . import core as core
 from . import data as data
 from . import evaluation as evaluation
+from . import fitted as fitted
 from . import guides as guides
 from . import inference as inference
 from . import interop as interop

@@ -47,6 +47,6 @@ def assert_readable(figure):
     (ax,) = figure.axes
     assert ax.get_title(loc="left")
     assert UNITS.search(ax.get_xlabel()), ax.get_xlabel()
-    assert ax.get_ylabel() in ("stage", "model", "rows of the data") or UNITS.search(
+    assert ax.get_ylabel() in ("stage", "model", "rows of the data", "column") or UNITS.search(
         ax.get_ylabel()
     )

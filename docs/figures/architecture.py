@@ -20,7 +20,11 @@ LAYERS = (
     (("models", "p(x, z)"),),
     (("inference", "EM, SVI, sparse codes"),),
     (("evaluation", "log p, gaps, latent space, prediction"),),
-    (("lineage", "stages in one table"), ("interop", "ArviZ, scikit-learn")),
+    (
+        ("lineage", "stages in one table"),
+        ("fitted", "models of tables"),
+        ("interop", "ArviZ, scikit-learn"),
+    ),
     (("plots", "figures"), ("report", "tables, pages"), ("cli", "commands")),
 )
 STEPS = (

@@ -1,5 +1,10 @@
 """Pure functions of tensors, captured once per shape and compiled; on a GPU as one CUDA graph."""
 
+import contextlib
+import importlib
+import io
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -78,6 +83,7 @@ class CompiledFunction:
         if self.autotune_matmul:
             graph = select_fastest_matmul(graph)
         try:
+            _import_cpp_extension()
             function = _compile(graph, self.options)
             with torch.no_grad(), self._device_precision(flat), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's own, which users cannot act on
@@ -92,6 +98,24 @@ class CompiledFunction:
         # A graph captured in bfloat16 contains the rounding; TF32 is a setting of the device.
         setting = "float32" if self.precision == "bf16" else self.precision
         return precision(setting, flat[0].device)
+
+
+CPP_EXTENSION = "torch.utils.cpp_extension"
+
+
+def _import_cpp_extension() -> None:
+    # The compiler imports this module, which reports at its import that there is no GPU, on
+    # standard error, even if code is compiled for the CPU.
+    if CPP_EXTENSION in sys.modules:
+        return
+    logger = logging.getLogger(CPP_EXTENSION)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            importlib.import_module(CPP_EXTENSION)
+    finally:
+        logger.setLevel(before)
 
 
 def _compile(graph: GraphModule, options: dict[str, Any] | None) -> FlatFunction:

@@ -14,7 +14,7 @@ from ppl_vae.core.results import Result
 
 @dataclass(frozen=True)
 class ImageGrid(Result):
-    """A grid of rows of data, drawn as images or as profiles over the columns.
+    """A grid of rows of data, drawn as images or as cells of a table.
 
     Attributes:
         values: (R, C, D), in the units of the data; NaN marks a missing value.
@@ -23,6 +23,7 @@ class ImageGrid(Result):
         image_shape: height and width, if rows of data are images.
         loc, scale: mean and standard deviation of each column over the training rows, (D,).
         limits: smallest and largest entry of the training rows, the range of the grey values.
+        names: of the columns of the data, (D,); numbers from 1 if there are none.
     """
 
     values: Float[Tensor, "R C D"]
@@ -32,6 +33,7 @@ class ImageGrid(Result):
     loc: Float[Tensor, " D"]
     scale: Float[Tensor, " D"]
     limits: tuple[float, float]
+    names: tuple[str, ...]
 
     @property
     def has_missing(self) -> bool:
@@ -46,6 +48,7 @@ class ImageGrid(Result):
         column_labels: Sequence[str],
         train: Float[Tensor, "N D"],
         image_shape: tuple[int, int] | None,
+        names: Sequence[str] | None = None,
     ) -> Self:
         """The grid of these values, with the scales of the columns taken from training rows.
 
@@ -54,7 +57,9 @@ class ImageGrid(Result):
             row_labels, column_labels: labels of the rows and columns of the grid.
             train: the training rows, (N, D).
             image_shape: height and width, if rows of data are images.
+            names: of the columns of the data.
         """
+        numbers = tuple(str(k + 1) for k in range(train.shape[1]))
         train = train.double()
         loc = train.nanmean(0)
         scale = (train - loc).square().nanmean(0).sqrt()
@@ -66,4 +71,5 @@ class ImageGrid(Result):
             loc=loc,
             scale=torch.where(scale > 0, scale, torch.ones_like(scale)),
             limits=(float(np.nanmin(train)), float(np.nanmax(train))),
+            names=numbers if names is None else tuple(names),
         )

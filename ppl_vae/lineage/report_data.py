@@ -313,7 +313,8 @@ class _Builder:
         return next(iter(pair.latent_means(self.data.train).values()))
 
     def _grid(self, values: Tensor, rows: Sequence[str], columns: Sequence[str]) -> ImageGrid:
-        return ImageGrid.of(values, rows, columns, self.data.train, self.image_shape)
+        names = self.lineage.about["columns"]
+        return ImageGrid.of(values, rows, columns, self.data.train, self.image_shape, names)
 
     def _reconstructions(self) -> ImageGrid | None:
         x = self.data.test[:NUM_COLUMNS]

@@ -72,6 +72,11 @@ def _gain(row: Row, name: str) -> str:
     return f"{format_number(gain.value, 3)}{error}"
 
 
+def is_compiled(row: Row) -> bool:
+    """Whether steps of the stage's fit were captured and compiled."""
+    return row.fit.execution.startswith("captured")
+
+
 def _active(row: Row) -> str:
     number = None if row.posterior is None else row.posterior.num_active
     return "-" if number is None else str(number)
@@ -98,7 +103,7 @@ COLUMNS = (
     Column("angle", lambda row: format_number(row.angle, 1), essential=False),
     Column("steps", lambda row: str(row.fit.steps), essential=False),
     Column("conv.", lambda row: "yes" if row.convergence.met else "no", essential=False),
-    Column("s", lambda row: format_number(row.fit.seconds, 1)),
+    Column("s", lambda row: f"{format_number(row.fit.seconds, 1)}{'*' * is_compiled(row)}"),
 )
 NUM_TEXT_COLUMNS = sum(not column.numeric for column in COLUMNS)
 
@@ -138,7 +143,8 @@ LEGEND = (
     "(minus log p where there is no bound); theory: the expected loss at the optimum within the "
     "family of q, for complete data. conv.: whether the fit met its tolerance. held out: mean "
     "log p of the test rows. ±: one standard error over the rows. angle: the largest principal "
-    "angle to {reference}, in degrees."
+    "angle to {reference}, in degrees. s: seconds of the fit; *: its steps were compiled, which "
+    "took part of the time."
 )
 STANDARDIZED = " sigma is in standard deviations of the columns, which were standardised."
 IMPLIED = (

@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
@@ -18,7 +17,9 @@ SIZE = (5.2, 3.9)
 """Width and height of a figure in inches, narrow enough for its text to be legible on a phone."""
 NATS = "nats per datum"
 GREY, BLUE, ORANGE, GREEN = "#8a8a8a", "#3b75af", "#ef8636", "#519e3e"
-PALETTE = (BLUE, ORANGE, GREEN, "#c53a32", "#8d69b8", "#84584e", "#d57dbe", "#616161", "#bcbd3a")
+PALETTE = (BLUE, ORANGE, GREEN, "#c53a32", "#8d69b8", "#84584e")
+"""The hues of lines and classes; where there are more than six, styles and markers differ too."""
+LINE_STYLES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "v")
 MISSING_COLOUR = "#f3d3b5"
 """The colour of a missing pixel."""
 LEGEND_OFFSET = -36
@@ -66,8 +67,13 @@ def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
 
 
 def colour(place: int) -> str:
-    """The colour of the line number ``place``."""
+    """The colour of the line or class number ``place``; it repeats after six."""
     return PALETTE[place % len(PALETTE)]
+
+
+def line_style(place: int) -> str:
+    """The style of the line number ``place``, which differs between lines of one colour."""
+    return LINE_STYLES[place // len(PALETTE) % len(LINE_STYLES)]
 
 
 def log_scale(ax: Axes, axis: str) -> None:
@@ -93,7 +99,7 @@ def log_scale(ax: Axes, axis: str) -> None:
 def scatter_by_class(
     ax: Axes, points: Float[np.ndarray, "N 2"], labels: Sequence[Any] | None
 ) -> bool:
-    """Draw points in the colours of their classes, if these are at most 20.
+    """Draw points in the colours and markers of their classes, if these are at most 20.
 
     Args:
         ax: the axes to draw on.
@@ -110,9 +116,14 @@ def scatter_by_class(
         return False
     number = np.array([classes.index(label) for label in labels])
     for place, value in enumerate(classes):
-        class_colour = _class_colour(place, len(classes))
-        members = points[number == place]
-        ax.scatter(*members.T, s=size, color=class_colour, label=str(value), lw=0)
+        ax.scatter(
+            *points[number == place].T,
+            s=size,
+            color=colour(place),
+            marker=MARKERS[place // len(PALETTE)],
+            label=str(value),
+            lw=0,
+        )
     return True
 
 
@@ -121,35 +132,70 @@ def _order(value: Any) -> tuple[bool, Any]:
     return isinstance(value, str), value
 
 
-def _class_colour(place: int, count: int) -> Any:
-    colormap: Any = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
-    assert isinstance(colormap, ListedColormap)
-    return colormap.colors[place]  # pyright: ignore[reportIndexIssue]
-
-
 MIN_ROW_HEIGHT, MAX_ROW_HEIGHT = 0.24, 2.0
 """Limits of the height of a row of images, in inches: space for its label, and for other rows."""
 
 
+CELL_HEIGHT = 0.17
+"""The height of a row of cells, in inches, which its name needs."""
+MAX_NAMED, MAX_NAME_LENGTH = 24, 18
+"""The number of columns of a table that are drawn, and the length of their names."""
+
+
 def _row_height(image_grid: ImageGrid) -> tuple[float, bool]:
-    # The height in inches, and whether pixels are square at this height.
-    shape = image_grid.image_shape or (3, 4)
-    height = (SIZE[0] - 0.9) / image_grid.values.shape[1] * shape[0] / shape[1]
-    limited = min(max(height, MIN_ROW_HEIGHT), MAX_ROW_HEIGHT)
-    return limited, limited == height
+    # The height of a row of images in inches, and whether pixels are square at this height.
+    assert image_grid.image_shape is not None
+    height, width = image_grid.image_shape
+    natural = (SIZE[0] - 0.9) / image_grid.values.shape[1] * height / width
+    limited = min(max(natural, MIN_ROW_HEIGHT), MAX_ROW_HEIGHT)
+    return limited, limited == natural
 
 
 def image_grid_size(image_grid: ImageGrid) -> tuple[float, float]:
     """Width and height that :func:`draw_image_grid` needs, in inches."""
-    labels = 0.95 + 0.2 * (image_grid.image_shape is None) + 0.2 * image_grid.has_missing
+    labels = 0.95 + 0.2 * image_grid.has_missing
+    if image_grid.image_shape is None:
+        return SIZE[0], max(2.2, 0.9 + labels + CELL_HEIGHT * len(_drawn_columns(image_grid)))
     return SIZE[0], max(1.6, len(image_grid.values) * _row_height(image_grid)[0] + labels)
 
 
 def draw_image_grid(image_grid: ImageGrid, ax: Axes) -> None:
-    """Draw images on a common grey scale, or standardised profiles over the columns of x."""
+    """Draw images on a common grey scale, or cells of a table with their columns named.
+
+    A table has a block of cells for each row of the grid: one line per column of the data, and in
+    it one cell per column of the grid.
+    """
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    (_draw_images if image_grid.image_shape else _draw_profiles)(image_grid, ax)
+    (_draw_images if image_grid.image_shape else _draw_table)(image_grid, ax)
+
+
+def table_notes(image_grid: ImageGrid) -> list[str]:
+    """What the colours of cells mean, and which columns of the data are drawn."""
+    limit = _standardized(image_grid)[1]
+    notes = [
+        "colour: standard deviations from the mean,",
+        f"{-limit:.1f} (blue) to {limit:.1f} (red)",
+    ]
+    number, drawn = len(image_grid.names), len(_drawn_columns(image_grid))
+    return [*notes, *[f"{drawn} of {number} columns, evenly spaced"] * (drawn < number)]
+
+
+def _drawn_columns(image_grid: ImageGrid) -> list[int]:
+    number = len(image_grid.names)
+    return np.linspace(0, number - 1, min(number, MAX_NAMED)).round().astype(int).tolist()
+
+
+def _standardized(image_grid: ImageGrid) -> tuple[Float[np.ndarray, "R C D"], float]:
+    # The drawn columns in their standard deviations, and the limit of the colours.
+    values = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
+    values = values[..., _drawn_columns(image_grid)]
+    return values, max(float(np.nanmax(np.abs(values))), 1e-12)
+
+
+def shortened(name: str, length: int = MAX_NAME_LENGTH) -> str:
+    """A name of at most this length, with an ellipsis where it is cut."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
@@ -171,27 +217,21 @@ def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     ax.set_yticks(centres, image_grid.row_labels)
 
 
-def _draw_profiles(image_grid: ImageGrid, ax: Axes) -> None:
-    rows, columns, width = image_grid.values.shape
-    profiles = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
-    largest = max(float(np.nanmax(np.abs(profiles))), 1e-12)
-    along = np.linspace(0.06, 0.94, width) if width > 1 else np.array([0.5])
+def _draw_table(image_grid: ImageGrid, ax: Axes) -> None:
+    values, limit = _standardized(image_grid)
+    (rows, columns, width), gap = values.shape, 1
+    canvas = np.zeros((width, rows * (columns + gap) - gap))
     for r in range(rows):
-        for c in range(columns):
-            ax.plot([c + 0.06, c + 0.94], [r + 0.5] * 2, color="#cccccc", linewidth=0.6)
-            line = r + 0.5 - 0.45 * profiles[r, c] / largest
-            missing = np.pad(np.isnan(line), 1, constant_values=True)
-            isolated = ~missing[1:-1] & missing[:-2] & missing[2:]  # not part of a line
-            ax.plot(
-                c + along,
-                line,
-                color=BLUE,
-                linewidth=0.9,
-                marker=".",
-                ms=3,
-                markevery=isolated.nonzero()[0].tolist(),
-            )
-    ax.set_xlim(0, columns)
-    ax.set_ylim(rows, 0)
-    ax.set_xticks(np.arange(columns) + 0.5, image_grid.column_labels)
-    ax.set_yticks(np.arange(rows) + 0.5, image_grid.row_labels)
+        left = r * (columns + gap)
+        canvas[:, left : left + columns] = values[r].T
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING_COLOUR)
+    ax.imshow(canvas, colours, aspect="auto", vmin=-limit, vmax=limit, interpolation="nearest")
+    for r in range(1, rows):
+        between = r * (columns + gap) - 1
+        ax.axvspan(between - 0.5, between + 0.5, color="white", lw=0)
+    centres = [r * (columns + gap) + (columns - 1) / 2 for r in range(rows)]
+    ax.set_xticks(centres, [shortened(label) for label in image_grid.row_labels])
+    if rows > 4:
+        ax.tick_params(axis="x", labelrotation=90)
+    names = [shortened(image_grid.names[k]) for k in _drawn_columns(image_grid)]
+    ax.set_yticks(range(width), names, fontsize=SMALL)

@@ -1,14 +1,19 @@
-"""Plots of rows of data and of model outputs: images, or profiles over the columns of x."""
+"""Plots of rows of data and of model outputs: images, or cells of a table."""
 
 from matplotlib.axes import Axes
 
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.plots.drawing import draw_image_grid, image_grid_size, new_axes, title
+from ppl_vae.plots.drawing import (
+    draw_image_grid,
+    image_grid_size,
+    new_axes,
+    table_notes,
+    title,
+)
 
-PROFILES = "(lines: the columns in order, in their standard deviations)"
 MANIFOLD = "Latent plane of a second VAE, for figures only"
 INTERPOLATION = "Interpolation in that second VAE"
-MISSING_PIXELS, MISSING_IN_PROFILES = "(tinted: missing)", "(gaps: missing)"
+MISSING_CELLS = "(tinted: missing)"
 
 
 def plot_reconstructions(
@@ -77,10 +82,13 @@ def _plot_grid(
 ) -> Axes:
     ax = new_axes(ax, image_grid_size(image_grid))
     draw_image_grid(image_grid, ax)
-    notes = [] if image_grid.image_shape else [PROFILES]
-    if image_grid.has_missing:
-        notes.append(MISSING_PIXELS if image_grid.image_shape else MISSING_IN_PROFILES)
-    ax.set_xlabel("\n".join([xlabel, *notes]))
+    if image_grid.image_shape is None:
+        notes = ["in each block, from left to right:", xlabel, *table_notes(image_grid)]
+        ylabel = "column"
+    else:
+        notes = [xlabel]
+    notes += [MISSING_CELLS] if image_grid.has_missing else []
+    ax.set_xlabel("\n".join(notes))
     ax.set_ylabel(ylabel)
     title(ax, heading)
     return ax

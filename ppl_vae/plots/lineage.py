@@ -20,6 +20,7 @@ from ppl_vae.plots.drawing import (
     SIZE,
     colour,
     legend_below,
+    line_style,
     log_scale,
     new_axes,
     title,
@@ -124,7 +125,7 @@ def plot_objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "
     rows = [row for row in lineage.rows if not math.isnan(row.elbo)]  # the others have no bound
     for place, row in enumerate(rows):
         x = getattr(row.curve, against)
-        style = "-" if place < 9 else "--"
+        style = line_style(place)
         marker = "o" if len(x) == 1 else ""
         ax.plot(
             x, row.curve.value, style, marker=marker, color=colour(place), lw=1.2, label=row.stage

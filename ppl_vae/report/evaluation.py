@@ -1,28 +1,28 @@
 """The command ``ppl-vae evaluate``: log p, gaps and posterior collapse of a saved model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted
-from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps
 from ppl_vae.evaluation.latent_space.collapse import collapse
 from ppl_vae.evaluation.latent_space.collapse_result import Collapse
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
-from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
+from ppl_vae.fitted.model import FittedModel
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.storage import load
 from ppl_vae.models.vae import VAE
 
 
@@ -49,58 +49,55 @@ class Evaluation(Result):
     @classmethod
     def of(
         cls,
-        folder: Path,
-        table: Table,
+        fitted: FittedModel,
+        values: Float[np.ndarray, "N D"],
+        data: str,
         *,
         draws: int = 1000,
         refine: int = 300,
-        rows: int = 500,
         annealed: int = 40,
         annealing: Annealing | None = None,
         seed: int = 0,
     ) -> Self:
-        """Load the model and evaluate it on the first rows of the table.
+        """Evaluate a PPCA or a VAE on rows with at least one observed value each.
 
         Args:
-            folder: written by :func:`~ppl_vae.models.storage.save`, with a PPCA or a VAE.
-            table: in the units that the model was fitted in; missing values are integrated out.
+            fitted: the model.
+            values: the rows, in the units and in the order of the model's columns; missing values
+                are integrated out.
+            data: the name of the data.
             draws: draws per row, where log p is estimated.
             refine: steps of the optimization of each row's q.
-            rows: maximal number of rows.
             annealed: maximal number of rows of the cross-check, if log p is estimated.
             annealing: the settings of its chains.
             seed: of the draws.
 
         Raises:
-            FileNotFoundError: if there is no such folder.
-            ValueError: if it holds another object, or the table has another number of columns.
+            ValueError: if the model is another one, or the rows have another number of columns.
         """
-        program = load(folder)
-        if not isinstance(program, PPCA | VAE):
-            raise ValueError(
-                f"{folder} holds a {type(program).__name__}; give the folder of a PPCA or a VAE"
-            )
-        x = table.values[:rows]
-        if x.shape[1] != program.data_dim:
-            raise ValueError(
-                f"{table.name} has {x.shape[1]} columns, and the model in {folder} "
-                f"data_dim={program.data_dim}"
-            )
+        program, x = fitted.program, fitted.in_model_units(values)
+        nats = fitted.units.log_jacobian(x)
+        checked, estimate = (
+            None,
+            fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed),
+        )
         if isinstance(program, PPCA):
-            pair, checked = (program.model, ExactGuide(program)), None
-            exact = exact_result(program.log_likelihood(x))
-            cells = torch.from_numpy((~np.isnan(x)).sum(1)).to(exact.value)
-            estimate = replace(exact, cells=cells)
-            split = gaps(*pair, x, log_p=exact.value, best=pair[1], seed=seed)
-        else:
+            pair = program.model, ExactGuide(program)
+            exact = program.log_likelihood(x)
+            split = gaps(*pair, x, log_p=exact, best=pair[1], seed=seed)
+        elif isinstance(program, VAE):
             pair = program.model, program.guide
-            estimate = log_likelihood(*pair, x, draws, refine=refine, seed=seed)
-            checked = None
             if annealed:
-                checked = _cross_check(pair, x, estimate.first(annealed), annealing, seed)
+                first = estimate.shifted(-nats).first(annealed)
+                checked = _cross_check(pair, x, first, annealing, nats, seed)
             split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
+        else:
+            raise ValueError(
+                f"{fitted.name} holds a {type(program).__name__}; give the folder of a PPCA or a "
+                "VAE (ppl-vae score computes log p of other models)"
+            )
         found = collapse(*pair, x, seed=seed)
-        return cls(_label(program, folder), table.name, estimate, checked, split, found)
+        return cls(fitted.describe(), data, estimate, checked, split.shifted(nats), found)
 
     def sentences(self) -> Iterator[str]:
         """The findings, the reliability of log p first."""
@@ -112,12 +109,16 @@ class Evaluation(Result):
 
 def _cross_check(
     pair: tuple[ProgramLike, ProgramLike],
-    x: np.ndarray,
+    x: Tensor,
     estimate: LogLikelihood,
     annealing: Annealing | None,
+    nats: Tensor,
     seed: int,
 ) -> EstimatorComparison:
-    """Compare an importance sampling estimate for the first rows with other methods."""
+    """Compare an importance sampling estimate for the first rows with other methods.
+
+    ``nats`` converts log densities to the units of the table.
+    """
     rows, found = torch.arange(len(estimate.value)), {"importance": estimate}
     if estimate.refine:
         plain = log_likelihood(*pair, x, estimate.num_samples, rows=rows, seed=seed + 1)
@@ -125,9 +126,5 @@ def _cross_check(
     found["annealed"] = log_likelihood(
         *pair, x, NUM_CHAINS, rows=rows, method="annealed", annealing=annealing, seed=seed + 2
     )
-    return EstimatorComparison.of(found)
-
-
-def _label(program: PPCA | VAE, folder: Path) -> str:
-    sizes = f"D = {program.data_dim}, K = {program.latent_dim}"
-    return f"{type(program).__name__} in {folder} ({sizes})"
+    shift = nats[: len(rows)]
+    return EstimatorComparison.of({name: e.shifted(shift) for name, e in found.items()})

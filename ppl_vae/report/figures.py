@@ -15,6 +15,7 @@ from ppl_vae.evaluation.inference_gaps.ascent import Ascent
 from ppl_vae.evaluation.marginal_likelihood.cross_check import EstimatorComparison
 from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.result import Lineage
+from ppl_vae.lineage.table import is_compiled
 from ppl_vae.plots.bounds import plot_bound_slice, plot_em, plot_svi
 from ppl_vae.plots.drawing import SIZE, image_grid_size
 from ppl_vae.plots.estimates import (
@@ -120,10 +121,21 @@ def _lineage(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:
         )
     for against, caption in (
         ("steps", "The objective of each stage against iterations of EM or steps of SVI."),
-        ("seconds", "The objective of each stage against the time of the fit, in seconds."),
+        (
+            "seconds",
+            "The objective of each stage against the time of the fit, in seconds. "
+            f"{_compiled(lineage)}",
+        ),
     ):
         plot = partial(plot_objective, lineage, against=against)
         yield ReportFigure(f"objective-{against}", caption, OBJECTIVE_SIZE, plot, group)
+
+
+def _compiled(lineage: Lineage) -> str:
+    names = [row.stage for row in lineage.rows if is_compiled(row)]
+    if not names:
+        return "No stage was compiled."
+    return f"Compiled stages, whose time includes the compilation: {', '.join(names)}."
 
 
 def _posterior(lineage: Lineage, data: ReportData) -> Iterator[ReportFigure]:

@@ -3,9 +3,10 @@
 import base64
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ppl_vae.core.text_table import render_html
@@ -53,11 +54,8 @@ def render_page(
         figures: each with its PNG.
     """
     about = lineage.about
-    loader = PackageLoader("ppl_vae.report", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    return _template("report.html").render(
+        title="From probabilistic PCA to the variational autoencoder",
         source=about.get("data", "data"),
         subtitle=heading(about),
         verdict=verdict(lineage),
@@ -70,6 +68,52 @@ def render_page(
         notes=_notes(lineage, data),
         glossary=GLOSSARY,
     )
+
+
+def _template(name: str) -> Template:
+    loader = PackageLoader("ppl_vae.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page of a fit or of an evaluation.
+
+    Attributes:
+        title, subtitle: its heading.
+        verdict: the findings in sentences, the most important first.
+        tables: each with its heading, its header, its rows and a legend.
+        figures: in the order of the page.
+        run: details of the run, by name.
+        notes: caveats.
+    """
+
+    title: str
+    subtitle: str
+    verdict: Sequence[str]
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]], str]]
+    figures: Sequence[ReportFigure]
+    run: Sequence[tuple[str, str]]
+    notes: Sequence[str] = ()
+
+    def render(self) -> str:
+        """The page as one HTML document with its figures."""
+        return _template("page.html").render(
+            title=self.title,
+            subtitle=self.subtitle,
+            verdict=self.verdict,
+            tables=[
+                (heading, Markup(render_html([*map(list, rows)], header)), legend)
+                for heading, header, rows, legend in self.tables
+            ],
+            groups=_groups([(figure, figure.png()) for figure in self.figures]),
+            run=self.run,
+            notes=self.notes,
+            glossary=GLOSSARY,
+        )
 
 
 def _notes(lineage: Lineage, data: ReportData) -> list[str]:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from ppl_vae.core.files import write_whole
 from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
@@ -26,7 +24,6 @@ from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.identifiability import describe_undetermined
 from ppl_vae.models.ppca import NOISES, PPCA
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 NUM_SAMPLES, NUM_CHAINS = 500, 4
 """Draws of each Markov chain of the parameters, after as many for warm-up; chains."""
 
@@ -94,39 +91,6 @@ class FilledTable:
             return cls(table, ppca, fit, ppca.impute(table.values), search, None, reason)
         filled = impute(posterior.model, None, table.values, posterior=posterior, seed=seed)
         return cls(table, ppca, fit, filled, search, posterior, reason)
-
-    def frame(self) -> pd.DataFrame:
-        """The table as text: row names, columns, labels, and ``<column> sd`` of imputed ones.
-
-        Observed values are written with all digits, imputed ones with six. A standard deviation
-        is empty where the value was observed, and where it is unknown because it depends on a
-        covariance that the observed entries do not determine.
-        """
-        missing = np.isnan(self.table.values)
-        mean, sd = self.imputation.mean.numpy(), self.imputation.sd.numpy()
-        found: dict[str, list[str]] = {}
-        for k, name in enumerate(self.table.columns):
-            cells = zip(mean[:, k], missing[:, k], strict=True)
-            found[name] = [f"{v:.6g}" if imputed else _exact(v) for v, imputed in cells]
-        if self.table.labels is not None:
-            found[_unused(self.table.label or "label", found)] = list(map(str, self.table.labels))
-        for k in np.flatnonzero(missing.any(axis=0)):
-            cells = zip(sd[:, k], missing[:, k], strict=True)
-            name = _unused(f"{self.table.columns[k]} sd", found)
-            known = ((v, imputed and not np.isnan(v)) for v, imputed in cells)
-            found[name] = [f"{v:.6g}" if written else "" for v, written in known]
-        return pd.DataFrame(found, index=self.table.row_names)
-
-    def write(self, path: Path) -> None:
-        """Write the table, separated by commas or tabs according to the suffix.
-
-        Raises:
-            ValueError: if the suffix is neither .csv nor .tsv.
-        """
-        separator = SEPARATORS[check_suffix(path).suffix.lower()]
-        named = self.table.row_names is not None
-        text = self.frame().to_csv(sep=separator, index=named)
-        write_whole(path, text.encode())
 
     def sentences(self) -> Iterator[str]:
         """The fit, and the number and the precision of the imputed values."""
@@ -231,22 +195,46 @@ def _posterior(
     )
 
 
-def check_suffix(path: Path) -> Path:
-    """Return the path.
+def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
+    """A table with its missing values filled: columns, labels, and ``<column> sd``.
 
-    Raises:
-        ValueError: if its suffix is neither .csv nor .tsv.
+    A standard deviation is missing where the value was observed, and where it is unknown because
+    it depends on a covariance that the observed entries do not determine. Imputed values and
+    standard deviations are rounded to six digits. The index has the row names, if there are any.
+
+    Args:
+        table: with missing values.
+        imputation: of its values.
     """
-    if path.suffix.lower() not in SEPARATORS:
-        raise ValueError(f"--out must end in {' or '.join(SEPARATORS)}; got {path}")
-    return path
+    missing = np.isnan(table.values)
+    mean, sd = imputation.mean.numpy(), imputation.sd.numpy()
+    found: dict[str, Any] = {}
+    for k, name in enumerate(table.columns):
+        found[name] = np.where(missing[:, k], _rounded(mean[:, k]), mean[:, k])
+    if table.labels is not None:
+        found[_unused(table.label or "label", found)] = list(table.labels)
+    for k in np.flatnonzero(missing.any(axis=0)):
+        name = _unused(f"{table.columns[k]} sd", found)
+        found[name] = np.where(missing[:, k], _rounded(sd[:, k]), np.nan)
+    return pd.DataFrame(found, index=table.row_names)
 
 
-def _exact(value: float) -> str:
-    return repr(float(value)).removesuffix(".0")
+def without_point_zero(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its numbers as text, whole ones without a decimal point."""
+    texts = {}
+    for name in frame.columns:
+        column = frame[name]
+        if column.dtype.kind == "f":
+            column = [None if v != v else repr(v).removesuffix(".0") for v in column.tolist()]
+        texts[name] = column
+    return pd.DataFrame(texts, index=frame.index)
 
 
-def _unused(name: str, taken: dict[str, list[str]]) -> str:
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.array([float(f"{value:.6g}") for value in values])
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
     while name in taken:
         name += "_"
     return name

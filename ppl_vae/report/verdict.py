@@ -77,8 +77,16 @@ def _compare(other: Row, ppca: Row) -> str:
         finding = f"On held-out rows {other.stage} has a higher log p than PPCA"
     elif mean < -half_width and not is_bound:
         finding = f"On held-out rows PPCA has a higher log p than {other.stage}"
+    elif mean < -half_width:
+        finding = (
+            f"On held-out rows it is not known whether {other.stage} or PPCA has the higher "
+            f"log p, since that of {other.stage} is only a lower bound"
+        )
     else:
-        finding = f"On held-out rows {other.stage} and PPCA do not differ significantly"
+        finding = (
+            f"On held-out rows {other.stage} and PPCA do not differ significantly, since the "
+            f"{CONFIDENCE:.0%} interval of the paired difference contains zero"
+        )
     return (
         f"{finding}: {_format_value(other)} against {_format_value(ppca)}; the paired difference "
         f"is {format_number(mean, 2)} ± {format_number(error, 2)}."

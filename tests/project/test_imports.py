@@ -20,7 +20,7 @@ def world():
             dict(pyro.settings.get()), list(logging.getLogger().handlers), torch.get_num_threads(),
             dict(matplotlib.rcParams))
 before = world()
-import ppl_vae, ppl_vae.cli.main, ppl_vae.cli.commands
+import ppl_vae, ppl_vae.cli.main, ppl_vae.cli.applying, ppl_vae.cli.fitting
 for name in ppl_vae.__all__:
     getattr(ppl_vae, name)
 assert world() == before

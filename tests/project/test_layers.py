@@ -16,7 +16,7 @@ LAYERS = (
     ("inference",),
     ("evaluation",),
     ("lineage",),
-    ("interop", "plots"),
+    ("fitted", "interop", "plots"),
     ("report",),
     ("cli",),
 )

@@ -36,7 +36,7 @@ def test_a_ppca_is_exact(data, tmp_path):
     ppca = PPCA.like(table(), 2, seed=0)
     fit_em(ppca, table())
     save(ppca, tmp_path / "ppca")
-    out = tmp_path / "found" / "evaluation.json"
+    out = tmp_path / "evaluation.json"
     result = run(tmp_path / "ppca", data, "--out", out, "--rows", 50)
     assert result.exit_code == 0, result.output
     log_p = ppca.log_likelihood(table(seed=1)[:50]).detach()
@@ -106,7 +106,7 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
     save(PerDatumGuide(10, 2), tmp_path / "guide")
     cases = (
         ("narrow", [], "test.csv has 6 columns, and the model in"),
-        ("guide", [], "holds a PerDatumGuide; give the folder of a PPCA or a VAE"),
+        ("guide", [], "holds a PerDatumGuide; give the folder of a PPCA, a VAE or"),
         ("nowhere", [], "nowhere"),
         ("narrow", ["--rows", "0"], "rows must be a whole number >= 1; got 0"),
     )

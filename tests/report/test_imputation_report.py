@@ -173,7 +173,7 @@ def test_only_missing_values_are_changed(file, tmp_path):
 
 
 def test_the_selected_model_is_reported(file, tmp_path):
-    out = tmp_path / "new" / "filled.tsv"
+    out = tmp_path / "filled.tsv"
     result = run(file, "--noise", "diagonal", "--out", out, PLUG_IN)
     assert result.exit_code == 0, result.output
     assert "observed values, masked and predicted from the rest of their rows" in result.output
@@ -240,7 +240,10 @@ def test_a_complete_table_is_written_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "filled.xlsx"], "--out must end in .csv or .tsv; got filled.xlsx"),
+        (
+            ["--out", "filled.xlsx"],
+            "the output must end in .csv or .tsv or .parquet; got filled.xlsx",
+        ),
         (["--noise", "round"], "noise must be one of 'isotropic', 'diagonal'; got 'round'"),
         (["--latent-dim", "40"], "latent_dim must be smaller than the rank"),
         (["--latent-dim", "0"], "latent_dim must be a whole number >= 1; got 0"),
@@ -261,7 +264,7 @@ def test_the_table_itself_is_never_overwritten(file, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["ppl-vae", "impute", str(file), "--out", str(file)])
     with pytest.raises(SystemExit):
         main()
-    assert "must be another file" in capsys.readouterr().err and file.read_bytes() == before
+    assert "is an input" in capsys.readouterr().err and file.read_bytes() == before
 
 
 @pytest.mark.slow

@@ -1,0 +1,55 @@
+"""The application of the command line, its help and its exit statuses."""
+
+from typing import Annotated
+
+import typer
+
+from ppl_vae import __version__
+
+HELP = "Fit, apply and evaluate probabilistic PCA, variational autoencoders, and their lineage."
+MISTAKE, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+EXAMPLES = f"""
+\b
+From a table to a fitted, scored, completed and reported model:
+  ppl-vae fit mine.csv --out model
+  ppl-vae score model mine.csv --out scores.csv
+  ppl-vae impute model mine.csv --out filled.csv
+  ppl-vae evaluate model mine.csv --held-out --out evaluation.json
+  ppl-vae report model --out report.html
+
+\b
+MODEL is the folder that fit writes, or ppl_vae.save. TABLE is a file with a row per
+datum: .csv, .tsv, .parquet, .npy and others, also compressed. Tables are written as
+.csv, .tsv or .parquet by the suffix; - is standard output.
+
+\b
+Exit status: 0 done; {FAILURE} a fit or a file failed; {MISTAKE} the arguments or the
+data are invalid; {INTERRUPTED} interrupted (Ctrl-C), {TERMINATED} terminated: what is
+finished is kept.
+"""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback(epilog=EXAMPLES)
+def _group(
+    version: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", help="print the version", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Fit, apply and evaluate probabilistic PCA, variational autoencoders, and their lineage."""

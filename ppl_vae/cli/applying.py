@@ -1,0 +1,282 @@
+"""What the commands do that apply a fitted model to a table."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.output import deliver, write_json
+from ppl_vae.core.files import write_whole
+from ppl_vae.core.state import threads
+from ppl_vae.core.text import counted
+from ppl_vae.core.validation import check_int
+from ppl_vae.data.table_options import TableOptions
+from ppl_vae.data.table_output import TABLE_SUFFIXES, check_output
+from ppl_vae.data.tables import Table
+from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.fitted.columns import match_columns
+from ppl_vae.fitted.folder import load_fitted
+from ppl_vae.fitted.model import FittedModel, observed_rows
+from ppl_vae.fitted.record import digest_table
+from ppl_vae.report.evaluation import Evaluation
+from ppl_vae.report.terminal import print_line
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, a table, and where the result goes.
+
+    Attributes:
+        model: the folder.
+        table: the file.
+        options: of reading it.
+        out: the file to write; ``-`` is standard output.
+        as_json: whether JSON is written on standard output.
+        force: whether an existing file of another kind is overwritten.
+        held_out: whether only the rows that the fit held out are used.
+    """
+
+    model: Path
+    table: Path
+    options: TableOptions
+    out: Path
+    as_json: bool = False
+    force: bool = False
+    held_out: bool = False
+
+    def check(self, *suffixes: str) -> None:
+        """Check, before any work, that the result can be written.
+
+        Raises:
+            ValueError: if not.
+        """
+        inputs = [self.model, self.table]
+        check_output(
+            self.out, inputs=inputs, force=self.force, suffixes=suffixes or TABLE_SUFFIXES
+        )
+
+    @cached_property
+    def fitted(self) -> FittedModel:
+        """The model."""
+        return load_fitted(self.model)
+
+    @cached_property
+    def rows(self) -> "TableRows":
+        """The rows of the table to which the model is applied."""
+        table = self.options.read(self.table)
+        log_notes(table.notes)
+        return TableRows.of(self.fitted, table, held_out=self.held_out)
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a table in the order of a model's columns.
+
+    Attributes:
+        table: the table.
+        values: (N, D); NaN marks a missing value.
+        names: one per row, if the table has them.
+        numbers: the number of each row in the table, from 1.
+    """
+
+    table: Table
+    values: np.ndarray
+    names: tuple[str, ...] | None
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, fitted: FittedModel, table: Table, *, held_out: bool) -> "TableRows":
+        """The rows, matched with the model's columns.
+
+        Raises:
+            ValueError: if columns are missing; with ``held_out``, if the table is not the one
+                that was fitted, or no rows were held out.
+        """
+        columns = None if fitted.record is None else fitted.columns
+        values, notes = match_columns(table, columns, fitted.data_dim, fitted.name)
+        log_notes(notes)
+        rows = held_out_rows(fitted, table) if held_out else np.arange(len(values))
+        names = None if table.row_names is None else tuple(table.row_names[k] for k in rows)
+        return cls(table, values[rows], names, rows + 1)
+
+    @property
+    def observed(self) -> np.ndarray:
+        """Which rows have an observed value; the others are reported."""
+        found = observed_rows(self.values)
+        if empty := int((~found).sum()):
+            LOG.warning("note: %s with nothing observed: left empty", counted(empty, "row"))
+        if empty == len(found):
+            raise ValueError(f"{self.table.name} has no row with an observed value")
+        return found
+
+    def frame(self, columns: dict[str, Any]) -> pd.DataFrame:
+        """A table with one row for each of these rows, under their names."""
+        return pd.DataFrame(columns, index=self.names)
+
+
+def held_out_rows(fitted: FittedModel, table: Table) -> np.ndarray:
+    """The numbers of the rows that the fit held out, from 0.
+
+    Raises:
+        ValueError: if the table is not the one that was fitted, or no rows were held out.
+    """
+    if fitted.record is None:
+        raise ValueError(f"--held-out: {fitted.name} has no record of its fit")
+    if fitted.record.table_digest != digest_table(table):
+        raise ValueError(
+            f"--held-out: {table.name} is not the table that {fitted.name} was fitted to, "
+            f"{fitted.record.table}, with its options of reading"
+        )
+    rows = np.array(fitted.record.held_out_rows, dtype=int)
+    if not len(rows):
+        raise ValueError(f"--held-out: the fit of {fitted.name} held out no rows")
+    return rows
+
+
+def expand(values: Tensor, rows: np.ndarray) -> np.ndarray:
+    """Values of some rows as those of all, with NaN elsewhere."""
+    found = np.full((len(rows), *values.shape[1:]), np.nan)
+    found[rows] = values.detach().double().cpu().numpy()
+    return found
+
+
+def warn_of_fitted_rows(fitted: FittedModel, table: Table, *, held_out: bool) -> None:
+    """Log a note if the model was fitted to rows of the table that is evaluated."""
+    record = fitted.record
+    if record is None or held_out or record.table_digest != digest_table(table):
+        return
+    LOG.warning(
+        "note: %s was fitted to %s of this table, on which log p is too high; --held-out leaves "
+        "them out",
+        fitted.name,
+        counted(len(record.train_rows) + len(record.val_rows), "row"),
+    )
+
+
+def score(task: Task, *, draws: int, refine: int, seed: int) -> None:
+    """Write log p of each row."""
+    task.check()
+    fitted, rows = task.fitted, task.rows
+    observed = rows.observed
+    with threads(1), StageDisplay().live() as display:
+        display.begin(f"computing log p of {counted(int(observed.sum()), 'row')}")
+        found = fitted.log_likelihood(rows.values[observed], draws=draws, refine=refine, seed=seed)
+    reliable = np.full(len(observed), None, dtype=object)
+    reliable[observed] = found.reliable.tolist()
+    frame = rows.frame(
+        {
+            "log_p": expand(found.value, observed),
+            "standard_error": expand(found.standard_error, observed),
+            "reliable": pd.array(reliable, dtype="boolean"),
+        }
+    )
+    warn_of_fitted_rows(fitted, rows.table, held_out=task.held_out)
+    verdict = "; ".join(line.strip() for line in str(found).splitlines())
+    LOG.info("%s on %s: %s", fitted.describe(), rows.table.name, verdict)
+    about = {
+        "model": fitted.describe(),
+        "table": rows.table.name,
+        "mean": found.mean,
+        "mean_error": found.mean_error,
+        "share_reliable": found.share_reliable,
+        "method": found.method,
+        "verdict": str(found),
+    }
+    deliver(frame, task.out, about, named=rows.names is not None, as_json=task.as_json)
+
+
+def transform(task: Task) -> None:
+    """Write the codes of each row."""
+    task.check()
+    fitted, rows = task.fitted, task.rows
+    observed = rows.observed
+    with threads(1), StageDisplay().live() as display:
+        display.begin(f"computing the codes of {counted(int(observed.sum()), 'row')}")
+        mean, sd = fitted.codes(rows.values[observed])
+    columns = {f"z{k + 1}": v for k, v in enumerate(expand(mean, observed).T)}
+    if sd is not None:
+        columns |= {f"z{k + 1} sd": v for k, v in enumerate(expand(sd, observed).T)}
+    about = {"model": fitted.describe(), "table": rows.table.name}
+    deliver(
+        rows.frame(columns), task.out, about, named=rows.names is not None, as_json=task.as_json
+    )
+
+
+def reconstruct(task: Task) -> None:
+    """Write the reconstruction of each row."""
+    task.check()
+    fitted, rows = task.fitted, task.rows
+    observed = rows.observed
+    with threads(1), StageDisplay().live() as display:
+        display.begin(f"reconstructing {counted(int(observed.sum()), 'row')}")
+        found = fitted.reconstruct(rows.values[observed])
+    values = expand(found, observed)
+    difference = (values - rows.values) / fitted.units.scale.numpy()
+    rmse = float(np.sqrt(np.nanmean(difference**2)))
+    LOG.info("root mean square error of observed values: %.4g scales of the fit", rmse)
+    frame = rows.frame(dict(zip(fitted.columns, values.T, strict=True)))
+    about = {"model": fitted.describe(), "table": rows.table.name, "rmse": rmse}
+    deliver(frame, task.out, about, named=rows.names is not None, as_json=task.as_json)
+
+
+def sample(model: Path, rows: int, out: Path, *, seed: int, as_json: bool, force: bool) -> None:
+    """Write draws from a model."""
+    check_int("--rows", rows)
+    check_output(out, inputs=[model], force=force)
+    fitted = load_fitted(model)
+    with threads(1), torch.no_grad(), StageDisplay().live() as display:
+        display.begin(f"drawing {counted(rows, 'row')} from {fitted.name}")
+        found = fitted.sample(rows, seed=seed).numpy()
+    frame = pd.DataFrame(found, columns=pd.Index(fitted.columns))
+    deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=as_json)
+
+
+def evaluate(
+    task: Task,
+    *,
+    draws: int,
+    refine: int,
+    rows: int,
+    annealed: int,
+    num_temperatures: int,
+    seed: int,
+) -> None:
+    """Evaluate a model on a table, and write every number."""
+    check_int("--rows", rows)
+    check_int("--annealed", annealed, 0)
+    annealing = Annealing(num_temperatures)
+    task.check(".json")
+    fitted, data = task.fitted, task.rows
+    warn_of_fitted_rows(fitted, data.table, held_out=task.held_out)
+    values = data.values[data.observed][:rows]
+    with threads(1), StageDisplay().live() as display:
+        display.begin(f"evaluating {fitted.name} on {counted(len(values), 'row')}")
+        found = Evaluation.of(
+            fitted,
+            values,
+            data.table.name,
+            draws=draws,
+            refine=refine,
+            annealed=annealed,
+            annealing=annealing,
+            seed=seed,
+        )
+    content = found.to_dict()
+    if task.as_json:
+        write_json(content)
+    else:
+        for text in found.sentences():
+            print_line(text)
+    write_whole(task.out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    (LOG.info if task.as_json else _print)("wrote %s", task.out)
+
+
+def _print(text: str, *values: object) -> None:
+    print_line(text % values)

@@ -1,0 +1,220 @@
+"""Standard output and standard error: logging, progress, and output that cannot be written."""
+
+import errno
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+LOG = logging.getLogger("ppl_vae")
+
+
+class _StandardErrorHandler(logging.Handler):
+    # The stream is the one at the time of a message: a bar replaces it, to print above itself.
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{self.format(record)}\n")
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM was received; a command ends as it does after Ctrl-C."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise a :class:`TerminatedError` on SIGTERM while the block runs."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Verbosity:
+    """How much a command reports on standard error."""
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="report errors only on standard error")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="report details on standard error")
+    ] = False
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Log to standard error while the block runs; warnings are logged as one line each.
+
+        Raises:
+            ValueError: if both options are given.
+        """
+        if self.quiet and self.verbose:
+            raise ValueError("give --quiet or --verbose, not both")
+        level = logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.INFO
+        handler = _StandardErrorHandler()
+        before = LOG.level, LOG.propagate
+        LOG.addHandler(handler)
+        LOG.setLevel(level)
+        LOG.propagate = False
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _log_warning
+                yield
+        finally:
+            LOG.removeHandler(handler)
+            LOG.level, LOG.propagate = before
+
+
+def _log_warning(message: Any, *_: Any, **__: Any) -> None:
+    LOG.warning("warning: %s", " ".join(str(message).split()))
+
+
+def log_notes(notes: tuple[str, ...]) -> None:
+    """Log the caveats of a result."""
+    for note in notes:
+        LOG.warning("note: %s", note)
+
+
+class StageDisplay:
+    """The stages of a command on standard error: one line each, and on a terminal a bar."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+
+    def begin(self, text: str, total: int = 0) -> None:
+        """Begin a stage.
+
+        Args:
+            text: what it does.
+            total: the number of its steps; 0 if it is not known.
+        """
+        LOG.info("%s", text)
+        if self._progress is not None:
+            self._remove()
+            self._task = self._progress.add_task(text, total=total or None, value="")
+
+    def update(self, step: int, value: float) -> None:
+        """Update the number of steps made and the objective in nats per datum."""
+        if self._progress is not None:
+            shown = f"{value:.3f} nats per datum"
+            self._progress.update(self._task, completed=step, value=shown)
+
+    def _remove(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+
+    @contextmanager
+    def live(self) -> Iterator["StageDisplay"]:
+        """Draw the bar while the block runs, if standard error is a terminal."""
+        if not (sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)):
+            yield self
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[value]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True) as self._progress:
+            try:
+                yield self
+            finally:
+                self._progress = None
+
+
+class GuardedOutput(io.RawIOBase):
+    """Standard output that keeps the first error and drops what follows it.
+
+    A closed pipe or a full disk under standard output must not prevent files from being written.
+
+    Args:
+        descriptor: of the file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or drop them after an error."""
+        size = memoryview(data).nbytes
+        if self.error is not None:
+            return size
+        try:
+            return os.write(self.descriptor, data)
+        except OSError as error:
+            self.error = error
+            return size
+
+    def message(self) -> str:
+        """The error in one line; empty if there was none."""
+        if self.error is None:
+            return ""
+        reason = os.strerror(self.error.errno or errno.EIO)
+        if self.error.errno == errno.EPIPE:
+            reason = "its reader closed it"
+        return f"standard output is incomplete: {reason}; what goes to files was written"
+
+
+@contextmanager
+def guarded_output() -> Iterator[GuardedOutput]:
+    """Standard output that never raises while the block runs."""
+    before = sys.stdout
+    try:
+        before.flush()
+        raw = GuardedOutput(before.fileno())
+    except (OSError, ValueError, AttributeError):  # standard output is captured, or closed
+        yield GuardedOutput(-1)
+        return
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=raw.isatty(),
+    )
+    try:
+        yield raw
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before

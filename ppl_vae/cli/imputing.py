@@ -1,0 +1,127 @@
+"""What ``ppl-vae impute`` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppl_vae.cli.applying import TableRows
+from ppl_vae.cli.console import LOG, StageDisplay
+from ppl_vae.cli.output import deliver
+from ppl_vae.core.results import Imputation
+from ppl_vae.core.state import threads
+from ppl_vae.core.text import counted
+from ppl_vae.core.validation import check_int, check_option
+from ppl_vae.data.table_options import TableOptions
+from ppl_vae.data.table_output import STANDARD_OUTPUT, check_output
+from ppl_vae.data.tables import Table
+from ppl_vae.fitted.folder import load_fitted
+from ppl_vae.models.ppca import NOISES
+from ppl_vae.report.imputation import FilledTable, filled_frame, without_point_zero
+from ppl_vae.report.lineage_run import describe_table
+from ppl_vae.report.terminal import print_line
+
+REFINE = 300
+"""Steps of the optimization of each row's q, where values are imputed by a VAE."""
+
+
+def impute(
+    paths: Sequence[Path],
+    options: TableOptions,
+    out: Path,
+    *,
+    latent_dim: int | None,
+    noise: str | None,
+    seed: int,
+    starts: int,
+    parameter_uncertainty: bool | None,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Fill the missing values of a table, by a fitted model or by one that is fitted to it.
+
+    Args:
+        paths: the table; before it, the folder of a model.
+        options: of reading the table.
+        out: the file to write; ``-`` is standard output.
+        latent_dim, noise, starts, parameter_uncertainty: as for
+            :meth:`~ppl_vae.report.imputation.FilledTable.of`.
+        seed: of all draws.
+        as_json: whether JSON is written on standard output.
+        force: whether an existing file of another kind is overwritten.
+
+    Raises:
+        ValueError: arguments or data that cannot be used.
+    """
+    check_int("--starts", starts)
+    if noise is not None:
+        check_option("noise", noise, NOISES)
+    if len(paths) > 2:
+        raise ValueError(f"impute takes a table, or a model and a table; got {len(paths)} paths")
+    *folders, path = paths
+    if folders and (latent_dim, noise, parameter_uncertainty) != (None, None, None):
+        raise ValueError(
+            "--latent-dim, --noise and --parameter-uncertainty are of a fit to the table; the "
+            f"model in {folders[0]} has been fitted"
+        )
+    check_output(out, inputs=paths, force=force)
+    silent = as_json or out == STANDARD_OUTPUT
+    table = options.read(path)
+    _report([f"{describe_table(table)}, seed {seed}", *_notes(table.notes)], silent)
+    with threads(1), StageDisplay().live() as display:
+        if folders:
+            display.begin(f"imputing by the model in {folders[0]}")
+            table, imputation, sentences = _by_model(folders[0], table, seed)
+        else:
+            display.begin("fitting the table and imputing")
+            filled = FilledTable.of(
+                table,
+                latent_dim,
+                noise,
+                seed=seed,
+                starts=starts,
+                parameter_uncertainty=parameter_uncertainty,
+            )
+            imputation, sentences = filled.imputation, _sentences(filled)
+    _report(sentences, silent)
+    frame = filled_frame(table, imputation)
+    if out.suffix != ".parquet" and not as_json:
+        frame = without_point_zero(frame)
+    about = {"table": table.name, "uncertainty": imputation.uncertainty()}
+    deliver(frame, out, about, named=table.row_names is not None, as_json=as_json)
+
+
+def _sentences(filled: FilledTable) -> list[str]:
+    search = [str(filled.search)] if filled.search else []
+    return [*search, *filled.sentences(), *_notes(filled.notes())]
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [f"note: {note}" for note in notes]
+
+
+def _report(sentences: Sequence[str], silent: bool) -> None:
+    # On standard output, unless that holds the results.
+    for text in sentences:
+        if silent:
+            LOG.info("%s", text)
+        else:
+            print_line(text)
+
+
+def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation, list[str]]:
+    fitted = load_fitted(folder)
+    rows = TableRows.of(fitted, table, held_out=False)
+    found = fitted.impute(rows.values, refine=REFINE, seed=seed)
+    missing = int(np.isnan(rows.values).sum())
+    matched = Table(
+        table.name,
+        rows.values,
+        fitted.columns if fitted.record is not None else table.columns,
+        table.row_names,
+        table.labels,
+        table.label,
+    )
+    sentences = [f"imputed {counted(missing, 'value')} by {fitted.describe()}"]
+    sentences += [" ".join(found.uncertainty())] if missing else []
+    return matched, found, sentences + _notes(found.notes)

@@ -1,0 +1,255 @@
+"""The commands that fit a model to a table, and that apply and evaluate a fitted model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppl_vae.cli.app import app
+from ppl_vae.cli.options import (
+    Data,
+    Draws,
+    FitFlags,
+    Force,
+    HeldOutRows,
+    Json,
+    Model,
+    Refine,
+    Seed,
+    TableFlags,
+    TableOut,
+    with_options,
+)
+
+STANDARD_OUTPUT = Path("-")
+FIT_EXAMPLES = """
+\b
+Examples:
+  ppl-vae fit mine.csv --out model
+      PPCA; K is selected by the likelihood of masked entries
+  ppl-vae fit mine.csv --model vae --latent-dim 4 --out model
+      a variational autoencoder
+  ppl-vae fit counts.csv --model vae --likelihood poisson --latent-dim 4 --out model
+      counts
+  ppl-vae fit --resume --out model
+      go on after Ctrl-C; all other options are those of the interrupted fit
+  ppl-vae fit --config model/run.toml --seed 1 --out other
+      the same fit with another seed
+
+\b
+The folder holds the program (config.json, model.safetensors; ppl_vae.load reads them),
+fit.json (columns, units, rows held out, history, versions), run.toml (the options), and
+README.md, a model card.
+"""
+
+
+@app.command(epilog=FIT_EXAMPLES, short_help="Fit a model to a table, and save it.")
+@with_options
+def fit(
+    fit_flags: FitFlags,
+    table_flags: TableFlags,
+    table: Annotated[
+        Path | None, typer.Argument(help="a table; by default that of --config or --resume")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the folder of the model")] = Path("model"),
+    config: Annotated[
+        Path | None, typer.Option(help="a run.toml, whose options hold unless given here")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the fit that was interrupted in --out")
+    ] = False,
+    as_json: Json = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="write into a folder that holds something else")
+    ] = False,
+) -> None:
+    """Fit a model to a table, estimate log p of held-out rows, and save it with its units."""
+    from ppl_vae.cli import fitting
+
+    fitting.fit(
+        table,
+        out,
+        fit_flags.given(),
+        table_flags.given(),
+        config=config,
+        resume=resume,
+        as_json=as_json,
+        force=force,
+    )
+
+
+@app.command(short_help="Write log p of each row of a table.")
+@with_options
+def score(
+    model: Model,
+    table: Data,
+    table_flags: TableFlags,
+    out: TableOut = STANDARD_OUTPUT,
+    draws: Draws = 1000,
+    refine: Refine = 150,
+    held_out: HeldOutRows = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Write log p of each row in nats, in the units of the table, with error and reliability."""
+    from ppl_vae.cli import applying
+
+    applying.score(
+        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out),
+        draws=draws,
+        refine=refine,
+        seed=seed,
+    )
+
+
+@app.command(short_help="Write the latent codes of a table's rows.")
+@with_options
+def transform(
+    model: Model,
+    table: Data,
+    table_flags: TableFlags,
+    out: TableOut = STANDARD_OUTPUT,
+    held_out: HeldOutRows = False,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Write the posterior means of z for each row, and their standard deviations."""
+    from ppl_vae.cli import applying
+
+    applying.transform(
+        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out)
+    )
+
+
+@app.command(short_help="Write the reconstructions of a table's rows.")
+@with_options
+def reconstruct(
+    model: Model,
+    table: Data,
+    table_flags: TableFlags,
+    out: TableOut = STANDARD_OUTPUT,
+    held_out: HeldOutRows = False,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Write the mean of x given the mean of z for each row, missing values included."""
+    from ppl_vae.cli import applying
+
+    applying.reconstruct(
+        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out)
+    )
+
+
+@app.command(short_help="Draw rows from a model.")
+@with_options
+def sample(
+    model: Model,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="the number of rows")] = 100,
+    out: TableOut = STANDARD_OUTPUT,
+    seed: Seed = 0,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Write rows that are drawn from a model, noise included, in the units of its table."""
+    from ppl_vae.cli import applying
+
+    applying.sample(model, rows, out, seed=seed, as_json=as_json, force=force)
+
+
+@app.command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
+@with_options
+def evaluate(
+    model: Model,
+    table: Data,
+    table_flags: TableFlags,
+    out: Annotated[Path, typer.Option(help="file of the numbers, .json")] = Path(
+        "evaluation.json"
+    ),
+    draws: Draws = 1000,
+    refine: Refine = 300,
+    rows: Annotated[int, typer.Option(help="largest number of rows to evaluate")] = 500,
+    annealed: Annotated[
+        int, typer.Option(help="largest number of rows to cross-check by annealing")
+    ] = 40,
+    num_temperatures: Annotated[int, typer.Option(help="temperatures of the annealing")] = 200,
+    held_out: HeldOutRows = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Estimate log p of a table's rows under a saved model; report gaps and the latent space."""
+    from ppl_vae.cli import applying
+
+    applying.evaluate(
+        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out),
+        draws=draws,
+        refine=refine,
+        rows=rows,
+        annealed=annealed,
+        num_temperatures=num_temperatures,
+        seed=seed,
+    )
+
+
+@app.command(short_help="Compare models by log p of the same rows.")
+@with_options
+def compare(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MODEL MODEL... TABLE", help="folders of models, and a table at the end"
+        ),
+    ],
+    table_flags: TableFlags,
+    out: Annotated[
+        Path | None, typer.Option(help="the comparison as a table, .csv, .tsv or .parquet")
+    ] = None,
+    draws: Draws = 1000,
+    refine: Refine = 150,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="only rows that no fit used; TABLE must be the fitted one"
+        ),
+    ] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Rank models by their mean log p of the same rows, with paired errors of the differences."""
+    from ppl_vae.cli import comparing
+
+    comparing.compare(
+        paths,
+        table_flags.options(),
+        out,
+        draws=draws,
+        refine=refine,
+        held_out=held_out,
+        seed=seed,
+        as_json=as_json,
+        force=force,
+    )
+
+
+@app.command(short_help="Write the HTML page of a fit or an evaluation.")
+@with_options
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(help="the folder of a model, or the .json file that evaluate wrote"),
+    ],
+    table_flags: TableFlags,
+    table: Annotated[
+        Path | None,
+        typer.Argument(help="a table whose rows are reconstructed on the page of a model"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the page, .html")] = Path("report.html"),
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Write one self-contained page: the findings in sentences, figures, and run details."""
+    from ppl_vae.cli import reporting
+
+    reporting.report(source, table, table_flags.options(), out, seed=seed, force=force)

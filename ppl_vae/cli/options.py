@@ -1,0 +1,294 @@
+"""Options that several commands share, each declared once; importing them needs no torch."""
+
+import dataclasses
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from ppl_vae.cli.app import INTERRUPTED, TERMINATED
+from ppl_vae.cli.console import TerminatedError, Verbosity
+from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
+
+Group = TypeVar("Group")
+
+Model = Annotated[Path, typer.Argument(help="the folder of a model that fit or save wrote")]
+Data = Annotated[Path, typer.Argument(help="a table: .csv, .tsv, .parquet, .npy, ...")]
+Seed = Annotated[int, typer.Option(help="seed of all random numbers")]
+Starts = Annotated[
+    int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
+]
+Draws = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
+Refine = Annotated[int, typer.Option(help="steps that refine each row's own q")]
+Json = Annotated[bool, typer.Option("--json", help="print the results as JSON on standard output")]
+Force = Annotated[
+    bool, typer.Option("--force", help="overwrite an existing output of another kind")
+]
+TableOut = Annotated[
+    Path, typer.Option(help="the table to write, .csv, .tsv or .parquet; - is standard output")
+]
+HeldOutRows = Annotated[
+    bool,
+    typer.Option(
+        "--held-out", help="only the rows that the fit held out; TABLE must be the fitted one"
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableFlags:
+    """How a table is read; the options of every command that takes one."""
+
+    header: Annotated[
+        bool | None,
+        typer.Option("--header/--no-header", help="whether there is a header; detected"),
+    ] = None
+    delimiter: Annotated[str | None, typer.Option(help="separates the cells; detected")] = None
+    label: Annotated[
+        str | None,
+        typer.Option(help="column of classes, or 'none'; detected. It is not modelled"),
+    ] = None
+    missing: Annotated[
+        str | None, typer.Option(help="markers of missing values, separated by commas")
+    ] = None
+    image_shape: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")] = (
+        None
+    )
+    columns: Annotated[
+        str | None, typer.Option(help="the columns to read, separated by commas")
+    ] = None
+    drop: Annotated[
+        str | None, typer.Option(help="the columns to leave out, separated by commas")
+    ] = None
+    index: Annotated[str | None, typer.Option(help="the column of row names")] = None
+    encoding: Annotated[str | None, typer.Option(help="of the text; detected")] = None
+    decimal: Annotated[str | None, typer.Option(help="the decimal mark; detected")] = None
+    thousands: Annotated[
+        str | None, typer.Option(help="the mark between thousands; none by default")
+    ] = None
+    skip_rows: Annotated[int, typer.Option(help="lines to skip at the beginning")] = 0
+    comment: Annotated[str | None, typer.Option(help="the start of comment lines")] = None
+    max_bytes: Annotated[
+        int | None, typer.Option(help="the largest size of the table, uncompressed")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults, by name."""
+        found = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {field.name: value for field, value in found if value != field.default}
+
+    @classmethod
+    def from_given(cls, content: dict[str, Any], source: Path) -> "TableFlags":
+        """The inverse of :meth:`given`.
+
+        Args:
+            content: options by name.
+            source: the file they come from, for messages.
+
+        Raises:
+            ValueError: if an option is unknown, or of another type.
+        """
+        hints = typing.get_type_hints(cls)
+        for name, value in content.items():
+            if name not in hints:
+                raise ValueError(f"{source} has an unknown option of reading, {name!r}")
+            if not isinstance(value, hints[name]):
+                raise ValueError(f"{source}: {name} cannot be {value!r}")
+        return cls(**content)
+
+    def options(self) -> Any:
+        """The options as :class:`~ppl_vae.data.table_options.TableOptions`.
+
+        Raises:
+            ValueError: if the shape of images cannot be understood.
+        """
+        from ppl_vae.data.table_options import TableOptions
+
+        options = TableOptions(
+            header=self.header,
+            delimiter=self.delimiter,
+            label=self.label,
+            missing=_listed(self.missing),
+            image_shape=None if self.image_shape is None else _shape(self.image_shape),
+            encoding=self.encoding,
+            decimal=self.decimal,
+            thousands=self.thousands,
+            skip_rows=self.skip_rows,
+            comment=self.comment,
+            columns=_listed(self.columns),
+            drop=_listed(self.drop) or (),
+            index=self.index,
+        )
+        if self.max_bytes is None:
+            return options
+        return dataclasses.replace(options, max_bytes=self.max_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitFlags:
+    """The settings of ``fit``; what is not given is None."""
+
+    model: Annotated[
+        str | None, typer.Option(help=f"{', '.join(MODEL_NAMES)}; by default ppca")
+    ] = None
+    latent_dim: Annotated[
+        str | None, typer.Option(help="K, or auto: selected by the likelihood of masked entries")
+    ] = None
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            help=f"of {', '.join(NETWORK_MODELS)}: {', '.join(LIKELIHOOD_NAMES)}; by default "
+            "gaussian"
+        ),
+    ] = None
+    hidden: Annotated[
+        str | None, typer.Option(help="widths of hidden layers, by commas; by default 128")
+    ] = None
+    epochs: Annotated[
+        str | None,
+        typer.Option(help="largest number of passes over the rows; by default 3,000 steps"),
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(help="rows per step; by default 256")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="of Adam; by default 0.001")] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(help="evaluations without improvement before a stop; by default 40"),
+    ] = None
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, none or standardize; auto, the default, standardises the columns if "
+            "their standard deviations differ by more than ten times and rows are not images"
+        ),
+    ] = None
+    starts: Annotated[
+        int | None, typer.Option(help="starts of EM, of which the best is kept; by default 1")
+    ] = None
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="share of rows held out to estimate log p; by default 0.2, 0 for none"),
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda, for networks; by default auto")
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="seed of all random numbers; by default 0")] = (
+        None
+    )
+    threads: Annotated[int | None, typer.Option(help="threads of torch; by default 1")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, as they stand in ``run.toml``.
+
+        Raises:
+            ValueError: if a number cannot be read.
+        """
+        found = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is not None
+        }
+        for name in ("latent_dim", "epochs"):
+            if name in found and found[name] != "auto":
+                found[name] = _whole(name, found[name])
+        if "hidden" in found:
+            parts = [part for part in found["hidden"].split(",") if part.strip()]
+            found["hidden"] = [_whole("hidden", part) for part in parts]
+        return found
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        option = f"--{name.replace('_', '-')}"
+        also = "" if name == "hidden" else ", or auto"
+        raise ValueError(f"{option} must be a whole number{also}; got {text!r}") from None
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ValueError(f"--image-shape must be HEIGHTxWIDTH, such as 28x28; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of an option class are replaced by the options of that class.
+
+    Every command also gets ``--quiet`` and ``--verbose``, and runs with the logging that they
+    ask for.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = typing.get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if dataclasses.is_dataclass(hint):
+            groups[parameter.name] = hint
+            parameters += _parameters(hint)
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(kind=kind, annotation=hint))
+    verbosity = _parameters(Verbosity)
+
+    def run(**given: Any) -> None:
+        with _built(Verbosity, given).logging(), interruptible():
+            built = {name: _built(group, given) for name, group in groups.items()}
+            _check_seed(given)
+            command(**given, **built)
+
+    functools.update_wrapper(run, command)
+    found: Any = run
+    del found.__wrapped__  # typer would read the signature of the command itself
+    found.__signature__ = inspect.Signature([*parameters, *verbosity])
+    found.__annotations__ = {p.name: p.annotation for p in (*parameters, *verbosity)}
+    return found
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into one line and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        reason = " ".join(map(str, error.args)) or "no output was written"
+        sys.stderr.write(f"interrupted: {reason}\n")
+        terminated = isinstance(error, TerminatedError)
+        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
+
+
+def _check_seed(given: dict[str, Any]) -> None:
+    if given.get("seed") is not None:
+        from ppl_vae.fitted.settings import check_seed
+
+        check_seed(given["seed"])
+
+
+def _parameters(group: Any) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.default is dataclasses.MISSING
+            else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def _built(group: Callable[..., Group], given: dict[str, Any]) -> Group:
+    fields = dataclasses.fields(group)  # pyright: ignore[reportArgumentType]
+    return group(**{field.name: given.pop(field.name) for field in fields})

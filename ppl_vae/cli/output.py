@@ -1,0 +1,54 @@
+"""The results of commands: tables by their suffix, and JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ppl_vae.cli.console import LOG
+from ppl_vae.core.results import plain
+from ppl_vae.data.table_output import STANDARD_OUTPUT, write_frame
+
+
+def write_json(content: dict[str, Any]) -> None:
+    """Write JSON on standard output."""
+    sys.stdout.write(json.dumps(plain(content), allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_table(frame: pd.DataFrame, target: Path, *, named: bool) -> None:
+    """Write a table to a file or to standard output.
+
+    Args:
+        frame: the table.
+        target: the file; ``-`` is standard output.
+        named: whether the index holds the names of the rows.
+    """
+    write_frame(frame, target, index=named)
+    if target != STANDARD_OUTPUT:
+        LOG.info("wrote %s", target)
+
+
+def deliver(
+    frame: pd.DataFrame, target: Path, about: dict[str, Any], *, named: bool, as_json: bool
+) -> None:
+    """Write a table, and with ``--json`` its content on standard output in place of CSV.
+
+    Args:
+        frame: the table.
+        target: the file; ``-`` is standard output.
+        about: what JSON has beside the rows.
+        named: whether the index holds the names of the rows.
+        as_json: whether JSON is written.
+    """
+    if not (as_json and target == STANDARD_OUTPUT):
+        write_table(frame, target, named=named)
+    if as_json:
+        write_json(about | {"rows": _records(frame, named)})
+
+
+def _records(frame: pd.DataFrame, named: bool) -> list[dict[str, Any]]:
+    shown = frame.reset_index(names="row") if named else frame
+    rows = shown.astype(object).where(shown.notna(), None)
+    return [dict(zip(shown.columns, row, strict=True)) for row in rows.to_numpy().tolist()]

@@ -1,0 +1,147 @@
+"""The commands ``lineage`` and ``impute``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppl_vae.cli.app import INTERRUPTED, app
+from ppl_vae.cli.options import Force, Json, Seed, Starts, TableFlags, TableOut, with_options
+from ppl_vae.lineage.names import STAGE_NAMES
+
+LINEAGE_EXAMPLES = f"""
+\b
+Examples:
+  ppl-vae lineage
+      handwritten digits, all stages
+  ppl-vae lineage mine.csv --latent-dim 3 --out results
+      your own table, one row per datum
+  ppl-vae lineage iris.csv --label species --stages px-em,linear-amortized,vae
+      a column of classes colours the plots and is not modelled
+  ppl-vae lineage images.npy --image-shape 28x28
+      rows that are images
+  ppl-vae lineage mine.csv --scale none
+      columns of very different scales are not standardised
+  ppl-vae lineage mine.csv --json | jq .about.seconds
+      the results as JSON, for another program to read; here, the seconds they took
+
+\b
+Stages: {", ".join(STAGE_NAMES[:6])},
+       {", ".join(STAGE_NAMES[6:])}
+
+\b
+Exit status: 0 done; 1 a fit or a file failed; 2 the arguments or the data are invalid;
+130 interrupted (Ctrl-C or SIGTERM): what is finished is kept.
+"""
+
+IMPUTE_EXAMPLES = """
+\b
+Examples:
+  ppl-vae impute mine.csv --out filled.csv
+      the noise model and K are selected by the held-out likelihood of masked entries
+  ppl-vae impute model mine.csv --out filled.csv
+      by the model that ppl-vae fit wrote into the folder model
+  ppl-vae impute mine.csv --latent-dim 3 --noise diagonal --out filled.csv
+      factor analysis with three factors
+  ppl-vae impute mine.csv --no-parameter-uncertainty --out filled.csv
+      the fitted parameters are taken as known
+
+\b
+The filled table has the columns of the file under their names, and then, for each column that
+had missing values, its name with sd: the standard deviation of each filled cell. It is empty
+where the cell was observed, and where it is not determined (a note names the columns).
+Where observed values are few, standard deviations include the uncertainty of the
+parameters; otherwise they take the fitted parameters as known, and the output says so.
+"""
+
+
+@app.command(epilog=IMPUTE_EXAMPLES, short_help="Fill the missing values of a table.")
+@with_options
+def impute(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] TABLE",
+            help="a table with missing values; before it, the folder of a fitted model, if the "
+            "table is not to be fitted itself",
+        ),
+    ],
+    table_flags: TableFlags,
+    out: TableOut = Path("filled.csv"),
+    latent_dim: Annotated[
+        int | None, typer.Option(help="K; by default selected on masked entries")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
+    ] = None,
+    seed: Seed = 0,
+    starts: Starts = 1,
+    parameter_uncertainty: Annotated[
+        bool | None,
+        typer.Option(
+            "--parameter-uncertainty/--no-parameter-uncertainty",
+            help="whether the imputation is averaged over draws of the parameters; by default "
+            "where there are fewer than 50 observed values per parameter",
+        ),
+    ] = None,
+    as_json: Json = False,
+    force: Force = False,
+) -> None:
+    """Fill the missing values of a table with their conditional means; write their sd beside."""
+    from ppl_vae.cli import imputing
+
+    imputing.impute(
+        paths,
+        table_flags.options(),
+        out,
+        latent_dim=latent_dim,
+        noise=noise,
+        seed=seed,
+        starts=starts,
+        parameter_uncertainty=parameter_uncertainty,
+        as_json=as_json,
+        force=force,
+    )
+
+
+@app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")
+@with_options
+def lineage(
+    table_flags: TableFlags,
+    table: Annotated[
+        Path | None, typer.Argument(help="a table; by default handwritten digits")
+    ] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option(help="K; by default 10, or less for a small table")
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(help="names of stages, separated by commas; by default all but nuts"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of the results")] = Path("out"),
+    seed: Seed = 0,
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="auto, none or standardize; auto standardises the columns if their standard "
+            "deviations differ by more than ten times and rows are not images"
+        ),
+    ] = "auto",
+    starts: Starts = 1,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="print the content of results.json instead of the table and the sentences; "
+            "progress is shown on standard error",
+        ),
+    ] = False,
+) -> None:
+    """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
+    from ppl_vae.cli import lineage_run
+
+    finished = lineage_run.run_lineage(
+        table, table_flags.options(), latent_dim, stages, out, seed, scale, as_json, starts
+    )
+    if not finished:
+        raise typer.Exit(INTERRUPTED)

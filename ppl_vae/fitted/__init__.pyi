@@ -1,0 +1,6 @@
+from .fit import fit_table as fit_table
+from .folder import load_fitted as load_fitted
+from .folder import save_fitted as save_fitted
+from .model import FittedModel as FittedModel
+from .record import FitRecord as FitRecord
+from .settings import FitSettings as FitSettings

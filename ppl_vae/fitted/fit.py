@@ -1,0 +1,302 @@
+"""Fitting a model to a table: rows are split, columns scaled, K selected, log p estimated."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppl_vae import __version__
+from ppl_vae.core.results import FitResult, plain
+from ppl_vae.core.state import threads
+from ppl_vae.core.text import counted
+from ppl_vae.data.column_stats import ColumnStats
+from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.tables import Table
+from ppl_vae.data.transforms import Units, choose_scaling
+from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
+from ppl_vae.fitted.held_out import evaluate_held_out
+from ppl_vae.fitted.model import FittedModel, FittedProgram, observed_rows
+from ppl_vae.fitted.networks import default_epochs, fit_networks
+from ppl_vae.fitted.record import FitRecord, digest_table
+from ppl_vae.fitted.settings import FitSettings
+from ppl_vae.inference.em.fit import fit_closed_form, fit_em
+from ppl_vae.inference.svi.progress import ProgressCallback
+from ppl_vae.inference.variational_bayes.fit import fit_vb
+from ppl_vae.models.bayesian_ppca import BayesianPPCA
+from ppl_vae.models.ppca import PPCA
+from ppl_vae.models.sufficient_statistics import summarize
+
+MAX_SELECTION_ROWS = 1000
+"""The largest number of training rows on which K is selected."""
+VALIDATION_SHARE = 0.1
+MIN_TRAINING_ROWS = 3
+StageCallback: TypeAlias = Callable[[str, int], None]
+"""A function that receives what is done next, and its number of steps, 0 if it is not known."""
+
+
+class RowSplit(NamedTuple):
+    """Numbers of the rows of a table, ascending in each part."""
+
+    train: Int[np.ndarray, " N"]
+    val: Int[np.ndarray, " V"]
+    held_out: Int[np.ndarray, " H"]
+
+
+def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit:
+    """Split rows at random into training, validation and held-out rows.
+
+    Only models with networks have validation rows.
+
+    Args:
+        usable: the numbers of the rows with observed values.
+        settings: of the fit.
+
+    Raises:
+        ValueError: if too few rows remain for the fit.
+    """
+    order = np.random.default_rng(settings.seed).permutation(usable)
+    num_held_out = max(2, round(settings.held_out * len(order))) if settings.held_out else 0
+    num_val = 0
+    if settings.has_networks:
+        num_val = max(1, round(VALIDATION_SHARE * (len(order) - num_held_out)))
+    if len(order) - num_held_out - num_val < MIN_TRAINING_ROWS:
+        remedy = "; --held-out 0 fits all rows" if num_held_out else ""
+        parts = f"hold out {num_held_out}"
+        parts += f", keep {num_val} for validation" if num_val else ""
+        raise ValueError(
+            f"{counted(len(order), 'row')} with observed values: too few to {parts} and fit the "
+            f"rest{remedy}"
+        )
+    held_out, val, train = np.split(order, [num_held_out, num_held_out + num_val])
+    return RowSplit(np.sort(train), np.sort(val), np.sort(held_out))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The data of a fit, in the units of the model.
+
+    Attributes:
+        x: training rows, float64; NaN marks a missing value.
+        x_val: validation rows.
+        latent_dim: K.
+        settings: of the fit.
+        image_shape: height and width, if rows are images.
+        checkpoint: a file to resume from, for models with networks.
+        progress: whether to show the progress, or a callback.
+    """
+
+    x: Float[Tensor, "N D"]
+    x_val: Float[Tensor, "V D"]
+    latent_dim: int
+    settings: FitSettings
+    checkpoint: Path | None = None
+    progress: bool | str | ProgressCallback = "auto"
+
+
+def fit_table(
+    table: Table,
+    settings: FitSettings | None = None,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool | str | ProgressCallback = "auto",
+    on_stage: StageCallback | None = None,
+    name: str = "the model",
+) -> FittedModel:
+    """Fit a model to a table, and estimate its log p on held-out rows.
+
+    Args:
+        table: the table; rows with nothing observed are left out, with a note.
+        settings: of the fit; by default those of :class:`FitSettings`.
+        checkpoint: a file that a model with networks is resumed from, if it exists, and that is
+            written during its fit.
+        progress: as for :func:`ppl_vae.fit_svi`.
+        on_stage: a callback that receives a sentence before each stage.
+        name: of the model, for messages.
+
+    Raises:
+        ValueError: if the table or the settings cannot be used; columns are named.
+        FloatingPointError: if the fit diverges.
+    """
+    settings = settings or FitSettings()
+    begin = on_stage or _ignore
+    with threads(settings.threads):
+        usable = observed_rows(table.values)
+        rows = split_rows(np.flatnonzero(usable), settings)
+        train = torch.from_numpy(table.values[rows.train])
+        units, scaling, notes = _choose_units(table, train, settings)
+        notes += _notes_on_rows(usable)
+        x, x_val = (units.apply(torch.from_numpy(table.values[part])) for part in rows[:2])
+        latent_dim, reason = _choose_latent_dim(x, settings, begin)
+        problem = Fitting(x, x_val, latent_dim, settings, checkpoint, progress)
+        text = f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}"
+        begin(text, _num_steps(problem))
+        program, history = fit_program(problem)
+        history = _in_units_of_table(history, units, x, x_val)
+        fitted = FittedModel(
+            program, _record(table, rows, units, scaling, settings, history), name
+        )
+        notes += (*reason, *_named(history.notes, table.columns))
+        begin("evaluating the held-out rows", 0)
+        held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
+    assert fitted.record is not None
+    record = replace(fitted.record, notes=notes, held_out=held_out)
+    return replace(fitted, record=record)
+
+
+def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
+    """Fit the program that the settings name to the rows of the problem.
+
+    Raises:
+        ValueError: if the rows cannot be modelled by it.
+        FloatingPointError: if the fit diverges.
+    """
+    settings, x = problem.settings, problem.x
+    if settings.has_networks:
+        return fit_networks(
+            x,
+            problem.x_val,
+            problem.latent_dim,
+            settings,
+            checkpoint=problem.checkpoint,
+            progress=problem.progress,
+        )
+    if settings.model.startswith("bayesian"):
+        model = BayesianPPCA.like(x, problem.latent_dim, noise=settings.noise, prior="ard")
+        found = fit_vb(model, x, seed=settings.seed)
+        return found.guide, FitResult.from_dict(found.to_dict())
+    ppca = PPCA.like(x, problem.latent_dim, noise=settings.noise, seed=settings.seed)
+    if settings.noise == "isotropic" and not bool(x.isnan().any()):
+        return ppca, fit_closed_form(ppca, x)
+    return ppca, fit_em(ppca, x, starts=settings.starts)
+
+
+def _ignore(stage: str, steps: int) -> None:
+    pass
+
+
+def _num_steps(problem: Fitting) -> int:
+    # The largest number of steps of the fit; 0 if it is not known.
+    settings, rows = problem.settings, len(problem.x)
+    if not settings.has_networks:
+        return 0
+    epochs = settings.epochs or default_epochs(rows, settings.batch_size)
+    return epochs * math.ceil(rows / settings.batch_size)
+
+
+def _choose_units(
+    table: Table, train: Tensor, settings: FitSettings
+) -> tuple[Units, str, tuple[str, ...]]:
+    # Units, the name of the scaling, and notes; discrete data keep their units.
+    statistics, _ = summarize(RowBlocks(train))
+    _check_columns(table, statistics, settings)
+    if settings.likelihood != "gaussian":
+        return Units.none(train), "none", ()
+    scaling = choose_scaling(train, statistics, settings.scale, image_shape=table.image_shape)
+    return scaling.units, scaling.applied, (scaling.note,) if scaling.note else ()
+
+
+def _check_columns(table: Table, statistics: ColumnStats, settings: FitSettings) -> None:
+    """Check that each column can be modelled.
+
+    Raises:
+        ValueError: naming the columns that cannot.
+    """
+    empty = [table.columns[k] for k in (statistics.count == 0).nonzero().flatten().tolist()]
+    if empty:
+        raise ValueError(
+            f"the rows that are fitted have nothing observed in the columns {empty[:5]}; leave "
+            "these out (--drop), or choose another --seed if other rows have values"
+        )
+    constant = [table.columns[k] for k in statistics.constant_columns()]
+    if len(constant) == len(table.columns):
+        raise ValueError("every column is constant in the rows that are fitted")
+    needs_variance = not settings.has_networks and settings.model != "ppca"
+    if constant and needs_variance:
+        raise ValueError(
+            f"the columns {constant[:5]} are constant in the rows that are fitted, and "
+            f"--model {settings.model} cannot have them: leave them out (--drop), or use "
+            "--model ppca"
+        )
+
+
+def _notes_on_rows(usable: np.ndarray) -> tuple[str, ...]:
+    empty = int((~usable).sum())
+    return (f"{counted(empty, 'row')} with nothing observed left out of the fit",) * (empty > 0)
+
+
+def _choose_latent_dim(
+    x: Tensor, settings: FitSettings, begin: StageCallback
+) -> tuple[int, tuple[str, ...]]:
+    if settings.latent_dim is not None:
+        return settings.latent_dim, ()
+    if settings.likelihood != "gaussian":
+        width = x.shape[1]
+        return max(1, min(10, width // 2)), ("K is a tenth to a half of the columns, at most 10",)
+    rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
+    begin(f"selecting K on masked entries of {counted(len(rows), 'row')}", 0)
+    try:
+        search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
+    except ValueError as error:
+        raise ValueError(f"K could not be selected ({error}); give --latent-dim") from error
+    best = search.best
+    score = float(search.log_density[best])
+    return search.latent_dim[best], (
+        f"K = {search.latent_dim[best]} was selected among {list(search.latent_dim)} by the "
+        f"likelihood of {search.num_masked} masked entries ({score:.3f} nats per entry, in the "
+        "units of the fit)",
+    )
+
+
+def _in_units_of_table(history: FitResult, units: Units, x: Tensor, x_val: Tensor) -> FitResult:
+    # Log densities of the training and of the validation rows, in the units of the table.
+    means = [float(units.log_jacobian(part).mean()) if len(part) else 0.0 for part in (x, x_val)]
+    return history.shifted(*means)
+
+
+def _named(notes: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
+    # The notes of a fit number the columns; those of the table name them.
+    start = "constant columns: "
+    found = []
+    for note in notes:
+        numbers = note.removeprefix(start).split(", ")
+        if note.startswith(start) and all(n.isdecimal() for n in numbers):
+            note = start + ", ".join(columns[int(n)] for n in numbers)
+        found.append(note)
+    return tuple(found)
+
+
+def _record(
+    table: Table,
+    rows: RowSplit,
+    units: Units,
+    scaling: str,
+    settings: FitSettings,
+    history: FitResult,
+) -> FitRecord:
+    return FitRecord(
+        model=settings.model,
+        table=table.name,
+        table_digest=digest_table(table),
+        columns=table.columns,
+        loc=units.loc.double(),
+        scale=units.scale.double(),
+        scaling=scaling,
+        train_rows=tuple(rows.train.tolist()),
+        val_rows=tuple(rows.val.tolist()),
+        held_out_rows=tuple(rows.held_out.tolist()),
+        image_shape=table.image_shape,
+        settings=plain(settings.to_plain()),
+        versions={"ppl_vae": __version__}
+        | {name: version(name) for name in ("torch", "pyro-ppl", "numpy")},
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        history=history,
+        held_out=None,
+    )

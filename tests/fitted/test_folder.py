@@ -1,0 +1,178 @@
+"""The folder of a fitted model: what it gives back, damage, and kills at any moment."""
+
+import itertools
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppl_vae
+from killed import killed_at_event
+from ppl_vae.data.tables import Table
+from ppl_vae.fitted.columns import match_columns
+from ppl_vae.fitted.fit import fit_table, split_rows
+from ppl_vae.fitted.folder import CARD, RECORD, digest_program, load_fitted, save_fitted
+from ppl_vae.fitted.model import FittedModel
+from ppl_vae.fitted.settings import FitSettings, Run
+
+
+def table(columns=("a", "b", "c", "d"), num_rows=30, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(num_rows, 2)) @ rng.normal(size=(2, len(columns)))
+    x += 0.3 * rng.normal(size=x.shape)
+    return Table("x.csv", x * 10.0 ** np.arange(len(columns)), tuple(columns))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_table(table(), FitSettings(latent_dim=1))
+
+
+def test_a_folder_gives_back_what_was_saved(fitted, tmp_path):
+    save_fitted(fitted, tmp_path)
+    found = load_fitted(tmp_path)
+    assert digest_program(found.program) == digest_program(fitted.program)
+    before, after = fitted.record.to_dict(), found.record.to_dict()
+    assert before | {"program_digest": ""} == after | {"program_digest": ""}
+    values = table(seed=1).values
+    for name in ("reconstruct", "sample"):
+        argument = values if name == "reconstruct" else 3
+        torch.testing.assert_close(
+            getattr(found, name)(argument), getattr(fitted, name)(argument), rtol=0, atol=0
+        )
+    assert (tmp_path / CARD).read_text().startswith("# Probabilistic PCA of x.csv with K = 1")
+
+
+def test_a_folder_that_save_changed_later_is_refused(fitted, tmp_path):
+    save_fitted(fitted, tmp_path)
+    ppl_vae.save(ppl_vae.PPCA(4, 2, seed=0), tmp_path)
+    with pytest.raises(ValueError, match="describes another model than the one in the folder"):
+        load_fitted(tmp_path)
+    (tmp_path / RECORD).unlink()
+    assert load_fitted(tmp_path).record is None
+
+
+def damaged(content, rng):
+    """The content of fit.json with one entry replaced."""
+    path, place = [], content
+    while isinstance(place, dict) and place and (not path or rng.random() < 0.5):
+        path.append(rng.choice(sorted(place)))
+        place = place[path[-1]]
+    target = content
+    for key in path[:-1]:
+        target = target[key]
+    if rng.random() < 0.3:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = rng.choice([None, 7, "text", [], {}, [[1.0]], -1e300, True])
+    return content
+
+
+def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
+    save_fitted(fitted, tmp_path)
+    text, rng = (tmp_path / RECORD).read_text(), random.Random(0)
+    refused = 0
+    for _ in range(200):
+        (tmp_path / RECORD).write_text(json.dumps(damaged(json.loads(text), rng)))
+        try:
+            model = load_fitted(tmp_path)
+        except ValueError as error:
+            assert RECORD in str(error)
+            refused += 1
+        else:
+            assert model.log_likelihood(table().values).value.isfinite().all()
+    assert refused > 20
+    for cut in (0, 1, len(text) // 2, len(text) - 3):
+        (tmp_path / RECORD).write_text(text[:cut])
+        with pytest.raises(ValueError, match="is damaged"):
+            load_fitted(tmp_path)
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(fitted, tmp_path):
+    other = fit_table(table(seed=5), FitSettings(latent_dim=2))
+    digests = [digest_program(model.program) for model in (fitted, other)]
+    found = []
+    for number in itertools.count(1):
+        out = tmp_path / str(number)
+        save_fitted(fitted, out)
+        (out / "mine.txt").write_text("kept")
+        killed = killed_at_event(lambda out=out: save_fitted(other, out), number)
+        model = load_fitted(out)
+        place = digests.index(digest_program(model.program))
+        assert model.record.settings["latent_dim"] == place + 1
+        assert (out / "mine.txt").read_text() == "kept"
+        found.append(place)
+        shutil.rmtree(out)
+        if not killed:
+            break
+    assert found[-1] == 1 and found[0] == 0 and len(found) > 5
+
+
+def test_columns_are_matched():
+    values = table().values
+    given = Table("t", values, ("d", "c", "b", "a"))
+    found, notes = match_columns(given, ("a", "b", "c", "d"), 4, "m")
+    assert np.array_equal(found, values[:, ::-1]) and notes == ()
+    found, notes = match_columns(given, ("c", "a"), 2, "m")
+    assert np.array_equal(found, values[:, [1, 3]]) and "left out: 'd', 'b'" in notes[0]
+    unnamed = Table("t", values, ("x1", "x2", "x3", "x4"))
+    found, notes = match_columns(unnamed, ("a", "b", "c", "d"), 4, "m")
+    assert np.array_equal(found, values) and "by position" in notes[0]
+    with pytest.raises(ValueError, match="lacks 1 column that the model was fitted to: 'e'"):
+        match_columns(given, ("a", "e"), 2, "m")
+    with pytest.raises(ValueError, match="t has 4 columns, and the model in m has 3"):
+        match_columns(given, None, 3, "m")
+
+
+def test_rows_are_split_without_overlap():
+    for model, num_val in (("ppca", 0), ("vae", 3)):
+        rows = split_rows(np.arange(0, 80, 2), FitSettings(model=model, seed=3))
+        assert [*map(len, rows)] == [32 - num_val, num_val, 8]
+        assert sorted(np.concatenate(rows)) == [*range(0, 80, 2)]
+    everything = split_rows(np.arange(5), FitSettings(held_out=0.0))
+    assert everything.train.tolist() == [*range(5)] and len(everything.held_out) == 0
+    with pytest.raises(ValueError, match="4 rows with observed values: too few to hold out 2"):
+        split_rows(np.arange(4), FitSettings())
+
+
+def test_run_configurations_are_read_as_they_were_written(tmp_path):
+    run = Run(
+        'C:\\tabs\t"ä" \x7f 🐟.csv',
+        {"label": "a,b", "header": False, "skip_rows": 3},
+        FitSettings(hidden=(4, 5), epochs=None, learning_rate=1e-3).to_plain(),
+        "0f",
+    )
+    (tmp_path / "run.toml").write_text(run.to_toml(), encoding="utf-8")
+    found = Run.read(tmp_path / "run.toml")
+    assert found == run
+    assert FitSettings.from_plain(found.settings, "x") == FitSettings(hidden=(4, 5))
+
+
+def test_a_program_without_a_record_is_in_its_own_units():
+    ppca = ppl_vae.PPCA.like(table().values, 1, seed=0)
+    model = FittedModel(ppca)
+    found = model.log_likelihood(table().values).value
+    torch.testing.assert_close(found, ppca.log_likelihood(table().values).detach())
+    assert model.columns == ("x1", "x2", "x3", "x4")
+    with pytest.raises(ValueError, match="there is no record of the fit"):
+        save_fitted(model, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"seed": 2**32}, "--seed must be a whole number within"),
+        ({"model": "pca"}, "--model must be one of"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be above 0; got nan"),
+        ({"held_out": 1.0}, "--held-out must be between 0 and 1"),
+        ({"epochs": 0}, "--epochs must be a whole number >= 1; got 0"),
+        ({"scale": "log"}, "--scale must be one of"),
+    ],
+)
+def test_settings_are_checked(argument, message):
+    with pytest.raises(ValueError, match=message):
+        FitSettings(**argument)
