@@ -6,8 +6,8 @@ their plain arguments, and the weights are tensors with a checksum.
 Saving is all or nothing. The tensors are first written beside the old ones, in a file that has
 their checksum in its name; ``config.json``, which states the checksum of its tensors, is then
 replaced in one step; and only then the new file takes the place of ``model.safetensors``. A save
-that was interrupted between these steps is completed by the next one, and :func:`load` reads
-either state.
+that was interrupted between these steps is completed by the next one, and :func:`ppl_vae.load`
+reads either state.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from ppl_vae.core.config import constructor_call
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
 from ppl_vae.core.program import Program
+from ppl_vae.likelihoods.gaussian import OptimalGaussian
 from ppl_vae.models.stored_config import StoredConfig, constructor_to_json
 
 P = TypeVar("P", bound=Program)
@@ -57,7 +58,7 @@ def save(program: Program, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     state = program.state_dict()
-    if found := _names_with_nan(state):
+    if found := _names_with_nan(program, state):
         raise ValueError(f"the program is not saved: {found[:4]} contain NaN, and load refuses it")
     tensors, aliases = _deduplicated(state)
     data = tensor_bytes(tensors)
@@ -112,8 +113,11 @@ def _parameters(program: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     yield from program.named_parameters(remove_duplicate=False)
 
 
-def _names_with_nan(state: dict[str, Tensor]) -> list[str]:
-    return [name for name, tensor in state.items() if bool(tensor.isnan().any())]
+def _names_with_nan(program: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """The tensors that contain NaN, except optimal scales, which are NaN until frozen."""
+    parts = program.named_modules(remove_duplicate=False)
+    unset = {f"{name}.scale".lstrip(".") for name, p in parts if isinstance(p, OptimalGaussian)}
+    return [n for n, tensor in state.items() if n not in unset and bool(tensor.isnan().any())]
 
 
 def load(folder: str | Path, *, into: P | None = None) -> Any:
@@ -149,6 +153,8 @@ def load(folder: str | Path, *, into: P | None = None) -> Any:
             f"{folder} holds a {config.program}, and into= is a {type(program).__name__}"
         )
     _check_same_tensors(folder, program.state_dict(), state)
+    if found := _names_with_nan(program, state):
+        raise CheckpointError(f"{folder / WEIGHTS} holds tensors with NaN: {found[:4]}")
     if unknown := set(config.frozen) - {name for name, _ in _parameters(program)}:
         raise CheckpointError(f"{folder / CONFIG} is damaged: no parameters {sorted(unknown)}")
     if into is None:
@@ -197,8 +203,6 @@ def _parsed(path: Path, data: bytes, aliases: dict[str, str]) -> dict[str, Tenso
         state = tensors | {name: tensors[other] for name, other in aliases.items()}
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if found := _names_with_nan(state):
-        raise CheckpointError(f"{path} holds tensors with NaN: {found[:4]}; the fit had failed")
     return state
 
 

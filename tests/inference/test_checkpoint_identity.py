@@ -21,7 +21,7 @@ import oracles
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.likelihoods.gaussian import Gaussian
+from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import FixedScaleEncoder, mlp
 from ppl_vae.objectives.bounds import ELBO, IWAE
@@ -320,6 +320,17 @@ def test_a_number_in_the_program_of_a_user_belongs_to_the_fit(tmp_path):
     pyro.clear_param_store()
     with pytest.raises(CheckpointError, match=r"its model's program is .*model.*scale=1"):
         fit_svi(*closure_pair(2.0), X, **options)
+
+
+def test_a_refused_checkpoint_leaves_the_scale_frozen(tmp_path):
+    file = tmp_path / "fit.pt"
+    model, _ = fit(file, make=lambda: vae(likelihood=OptimalGaussian()))
+    scale = model.likelihood.scale.clone()
+    with pytest.raises(CheckpointError, match="its seed is"):
+        fit(file, make=lambda: model, seed=4)
+    assert torch.equal(model.likelihood.scale, scale) and scale.isfinite()
+    again, _ = fit(file, make=lambda: model)  # the same object is resumed, too
+    assert torch.equal(again.likelihood.scale, scale)
 
 
 def test_a_scheduler_that_changes_momentum_is_resumed(tmp_path):

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from killed import NO_MOUNT, completed, forked, killed_after, killed_at_event, on_small_disk
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import write_whole
+from ppl_vae.inference.svi.fit import fit_svi
+from ppl_vae.likelihoods import OptimalGaussian
 from ppl_vae.models import PPCA, VAE, load, save
 from ppl_vae.models.storage import CONFIG, WEIGHTS
 
@@ -357,6 +359,15 @@ def test_a_program_with_nan_is_not_saved_over_a_good_one(tmp_path):
     with pytest.raises(ValueError, match=r"the program is not saved: .*loadings.* contain NaN"):
         save(bad, tmp_path)
     assert is_program(tmp_path, good)
+
+
+def test_a_scale_that_is_not_frozen_yet_is_saved(tmp_path):
+    vae = VAE.mlp(6, 2, likelihood=OptimalGaussian(), seed=1)
+    loaded = load(save(vae, tmp_path))
+    assert loaded.likelihood.scale.isnan()
+    x = torch.randn(20, 6)
+    fit_svi(loaded.model, loaded.guide, x, steps=3, seed=0, progress=False)
+    assert is_program(save(loaded, tmp_path), loaded)
 
 
 def test_any_flipped_byte_of_the_tensors_is_noticed_or_only_a_value(tmp_path):

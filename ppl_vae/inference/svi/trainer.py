@@ -75,6 +75,12 @@ class Trainer:
             self.x_val = as_data_and_mask(
                 x_val, model=minibatch.model, guide=minibatch.guide, name="x_val"
             )
+        self.checkpoint, self.resumed, content = None, "", None
+        if checkpoint is not None:
+            self.checkpoint = CheckpointFile(
+                checkpoint, minibatch, optimizer_step, schedule, self.x_val, seed
+            )
+            content = self.checkpoint.read()
         unfreeze(minibatch.model, minibatch.guide)
         self.order_seed = int(torch.randint(2**62, ()))
         self.unread: list[Tensor] = []
@@ -83,12 +89,8 @@ class Trainer:
         self.stopped = ""
         self.epoch = -1
         self.last_good = Snapshot(optimizer_step.state)
-        self.checkpoint, self.resumed = None, ""
-        if checkpoint is not None:
-            self.checkpoint = CheckpointFile(
-                checkpoint, minibatch, optimizer_step, schedule, self.x_val, seed
-            )
-            self._resume(self.checkpoint)
+        if self.checkpoint is not None and content is not None:
+            self._resume(self.checkpoint, content)
 
     @property
     def num_steps(self) -> int:
@@ -263,11 +265,8 @@ class Trainer:
             "validation": [stopping.values, stopping.steps, stopping.num_without_improvement],
         }
 
-    def _resume(self, file: CheckpointFile) -> None:
-        """Continue from a checkpoint, if there is one."""
-        content = file.read()
-        if content is None:
-            return
+    def _resume(self, file: CheckpointFile, content: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
         with file.restored_on_failure(self.last_good):
             num_steps = content["num_steps"]
             content = resumable_content(content, self.schedule.num_steps, file.path)
