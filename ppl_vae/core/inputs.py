@@ -73,7 +73,7 @@ def _with_zeros(
 def schema_of(program: Any) -> TableSchema | None:
     """The schema of the frame that a program of the package, or the object whose method it is, was
     fitted to; None for others."""
-    schema = getattr(bound_object(program), "schema", None)
+    schema = None if program is None else getattr(bound_object(program), "schema", None)
     return schema if isinstance(schema, TableSchema) else None
 
 
