@@ -14,7 +14,7 @@ NEW_MOUNTS, PRIVATE = 0x20000, 0x44000
 """Flags of Linux: mounts of this process alone."""
 
 
-def _forked(work):
+def forked(work):
     """The process that runs a callable and ends; it shares nothing but files with this one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forks in processes with several threads
@@ -41,7 +41,7 @@ def _ended(pid):
 
 def completed(work):
     """Run a callable in a child process to its end; returns its exit status."""
-    return _ended(_forked(work))
+    return _ended(forked(work))
 
 
 def killed_at_event(work, number):
@@ -64,7 +64,7 @@ def killed_at_event(work, number):
         sys.addaudithook(hook)
         work()
 
-    status = _ended(_forked(counted))
+    status = _ended(forked(counted))
     assert status in (0, -signal.SIGKILL), status
     return status != 0
 
@@ -75,7 +75,7 @@ def _only_reads(event, arguments):
 
 def killed_after(work, seconds, number=signal.SIGKILL):
     """Run a callable that is sent a signal after this time; returns its exit status."""
-    pid = _forked(work)
+    pid = forked(work)
     time.sleep(seconds)
     os.kill(pid, number)
     return _ended(pid)

@@ -8,6 +8,7 @@ from .program import data_plate as data_plate
 from .results import FitResult as FitResult
 from .results import Imputation as Imputation
 from .results import Result as Result
+from .schema import TableSchema as TableSchema
 from .stats import mean_and_error as mean_and_error
 from .stats import standard_error as standard_error
 
@@ -19,6 +20,7 @@ __all__ = [
     "Pair",
     "Program",
     "Result",
+    "TableSchema",
     "condition_on_globals",
     "data_plate",
     "mean_and_error",

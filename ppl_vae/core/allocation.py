@@ -1,5 +1,6 @@
 """A limit on the memory of tensors, checked before any of them is made."""
 
+import math
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class AllocationError(MemoryError):
 class AllocationLimit(TorchDispatchMode):
     """Code inside makes tensors of a bounded size only: sizes are found before memory is taken.
 
-    Each operation is first evaluated for shapes alone (on torch's device ``"meta"``).
+    An operation whose result could be large is first evaluated for shapes alone (on torch's
+    device ``"meta"``).
 
     Args:
         num_elements: the number of elements that the code is expected to need. A few times that
@@ -35,27 +37,52 @@ class AllocationLimit(TorchDispatchMode):
         self.single = SINGLE * num_elements + SMALL
         self.remaining = TOTAL * num_elements + SMALL_TOTAL
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes longer than most loads
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for size in _result_sizes(func, args, kwargs):
-            self.remaining -= size
-            if size > self.single or self.remaining < 0:
-                raise AllocationError(
-                    f"{func} would make a tensor of {size:,} elements, far more than are needed"
-                )
-        return func(*args, **kwargs)
+        bound = _largest_size(args, kwargs)
+        if bound > self.single:
+            self._count(func, _sizes(_without_memory(func, args, kwargs)))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._count(func, _sizes(result))
+        return result
+
+    def _count(self, func: Any, sizes: list[int]) -> None:
+        self.remaining -= sum(sizes)
+        if max(sizes, default=0) > self.single or self.remaining < 0:
+            raise AllocationError(
+                f"{func} would make a tensor of {max(sizes):,} elements, far more than are needed"
+            )
 
 
-def _result_sizes(func: Any, args: Any, kwargs: Any) -> list[int]:
-    """The numbers of elements of an operation's results; none where they depend on values."""
+def _largest_size(args: Any, kwargs: Any) -> int:
+    """A bound on the size of a result: the product of the sizes and numbers of its arguments."""
+    bound = 1
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            bound *= max(1, leaf.numel())
+        elif isinstance(leaf, int | float) and abs(leaf) > 1:
+            bound *= math.ceil(abs(leaf)) if math.isfinite(leaf) else 1
+    return bound
+
+
+def _without_memory(func: Any, args: Any, kwargs: Any) -> Any:
+    """The results of an operation without values; none where their shapes depend on values."""
     args, kwargs = tree_map(_shape_only, (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs["device"] = torch.device("meta")
     kwargs.pop("generator", None)
     try:
-        results = func(*args, **kwargs)
+        return func(*args, **kwargs)
     except (RuntimeError, NotImplementedError):
         return []
+
+
+def _sizes(results: Any) -> list[int]:
     return [leaf.numel() for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
 

@@ -33,12 +33,10 @@ def describe_modules(modules: list[nn.Module]) -> dict[str, str]:
 
 def _describe_module(part: nn.Module) -> str:
     call = constructor_call(part)
-    if call is not None:
-        return repr(call)
-    name = f"{type(part).__name__}({part.extra_repr()})"
-    if _is_of_library(type(part)):
-        return name
-    return f"{name} {_describe_settings(part)} {_describe_method(type(part).forward)}"
+    name = repr(call) if call is not None else f"{type(part).__name__}({part.extra_repr()})"
+    settings = ", ".join(_settings(part))
+    code = "" if _is_of_library(type(part)) else _describe_method(type(part).forward)
+    return " ".join(filter(None, (name, settings and f"with {settings}", code)))
 
 
 def describe_program(program: ProgramLike) -> str:
@@ -60,11 +58,15 @@ def describe_callable(value: Any, depth: int = 0) -> str:
     if isinstance(value, type):
         return value.__name__
     if inspect.ismethod(value):
-        settings = _describe_settings(value.__self__)
-        return f"{settings} {_describe_method(value.__func__, depth)}"
+        owner = _describe_object(value.__self__)
+        return f"{owner} {_describe_method(value.__func__, depth)}"
     if inspect.isroutine(value):
         return _describe_method(value, depth)
-    return f"{type(value).__name__} {_describe_settings(value)}"
+    return _describe_object(value)
+
+
+def _describe_object(value: Any) -> str:
+    return f"{type(value).__name__}({', '.join(_settings(value))})"
 
 
 def _describe_method(function: Any, depth: int = 0) -> str:
@@ -105,16 +107,15 @@ def _constant_text(value: Any) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
-def _describe_settings(owner: Any) -> str:
-    """The class of an object, with its public attributes that are numbers, texts or functions."""
-    kept = (bool, int, float, str)
-    settings = [
+def _settings(owner: Any) -> list[str]:
+    """The public attributes of an object that are numbers, texts or functions."""
+    kept = (bool, int, float, str, tuple)
+    return [
         f"{name}={_describe_value(value)}"
         for name, value in sorted(getattr(owner, "__dict__", {}).items())
         if not name.startswith("_") and name != "training"
-        if value is None or isinstance(value, kept) or inspect.isroutine(value)
+        if isinstance(value, kept) or inspect.isroutine(value)
     ]
-    return f"{type(owner).__name__}({', '.join(settings)})"
 
 
 def _describe_value(value: Any, depth: int = MAX_DEPTH) -> str:

@@ -1,11 +1,14 @@
 """Data at the boundary: as tensors of a pair's dtype and device, with missing values as a mask."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.introspection import bound_object, filter_kwargs, own_modules, placement
 from ppl_vae.core.program import Program, ProgramLike, refuse_random
+from ppl_vae.core.schema import RowLabels, TableSchema
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
 
 
@@ -16,6 +19,7 @@ def as_data_and_mask(
     model: ProgramLike,
     guide: ProgramLike | None = None,
     name: str = "x",
+    allow_empty_rows: bool = False,
 ) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N D"] | None]:
     """Data where a pair can use them: zeros in place of missing values, and the mask that says
     where they are.
@@ -25,28 +29,33 @@ def as_data_and_mask(
         mask: True where observed, of x's shape; missing values are where it is False or x is NaN.
         model, guide: the pair, for dtype, device, and whether the model takes ``mask``.
         name: the name of x in messages.
+        allow_empty_rows: whether rows may have nothing observed.
 
     Returns:
         x with zeros in place of missing values, and the mask, or None if nothing is missing.
 
     Raises:
         ValueError: if something is missing and the model takes no ``mask``, if mask has another
-            shape, or if a row has nothing observed; and as
+            shape, or if a row has nothing observed and ``allow_empty_rows`` is False; and as
             :func:`ppl_vae.core.validation.as_matrix`.
     """
     programs = [model] if guide is None else [model, guide]
     check_parameters_not_random(*programs)
-    place = placement(*programs)
+    place: dict[str, Any] = placement(*programs)
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
-    x = as_matrix(x, name=name, check_finite=True, **place)
+    x = as_matrix(x, name=name, mask=mask, schema=schema_of(model), **place)
     width = getattr(bound_object(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(
             f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
         )
-    observed = observed_mask(x, mask, name=name)
-    return (x, None) if observed is None else _with_zeros(x, observed, model, name)
+    observed = observed_mask(x)
+    if observed is None:
+        return x, None
+    if not allow_empty_rows:
+        check_rows_observed(observed, name=name)
+    return _with_zeros(x, observed, model, name)
 
 
 def _with_zeros(
@@ -58,17 +67,46 @@ def _with_zeros(
             "'mask'; let it take one (p(x given z).mask(mask).to_event(1)), or fill the missing "
             "values"
         )
-    check_rows_observed(observed, name=name)
     return torch.where(observed, x, torch.zeros_like(x)), observed
 
 
-def as_rows(x: ArrayLike, like: Tensor, width: int | None = None) -> Tensor:
+def schema_of(program: Any) -> TableSchema | None:
+    """The schema of the frame that a program of the package, or the object whose method it is, was
+    fitted to; None for others."""
+    schema = getattr(bound_object(program), "schema", None)
+    return schema if isinstance(schema, TableSchema) else None
+
+
+def learn_schema(program: ProgramLike, schema: TableSchema | None) -> None:
+    """Let a program of the package keep the schema of the frame that it was fitted to.
+
+    One that it has already stays, since the frame was matched to it.
+    """
+    owner = bound_object(program)
+    if isinstance(owner, Program) and owner.schema is None:
+        owner.schema = schema
+
+
+def labels_of(x: ArrayLike, program: ProgramLike | None = None) -> RowLabels:
+    """The labels of the rows of x, and of its columns in the order of the program."""
+    return RowLabels.of(x, None if program is None else schema_of(program))
+
+
+def as_rows(
+    x: ArrayLike, like: Tensor, width: int | None = None, schema: TableSchema | None = None
+) -> Tensor:
     """x as a program's own tensor: its dtype and device, 2-d, of the stated width.
+
+    Args:
+        x: a tensor, which keeps its gradient, or data of another kind.
+        like: a tensor of the program.
+        width: the number of columns.
+        schema: of the frame that the program was fitted to.
 
     Raises:
         ValueError: if x is not 2-d or has another width.
     """
-    x = x if isinstance(x, Tensor) else as_matrix(x)
+    x = x if isinstance(x, Tensor) else as_matrix(x, schema=schema)
     if x.dim() != 2 or (width is not None and x.shape[1] != width):
         raise ValueError(
             f"x must have shape (rows, {width or 'columns'}) here; it has shape {tuple(x.shape)}"

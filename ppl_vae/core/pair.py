@@ -100,13 +100,29 @@ class Pair:
         """The caveats that the pair's modules state about numbers of it, each once."""
         return notes_of(self.model, self.guide)
 
-    def observe(self, x: ArrayLike, mask: ArrayLike | None = None, *, name: str = "x") -> Batch:
+    def observe(
+        self,
+        x: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        name: str = "x",
+        allow_empty_rows: bool = False,
+    ) -> Batch:
         """Data as a batch on the pair's device, checked at the boundary.
+
+        Args: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
 
         Raises:
             ValueError: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
         """
-        values, observed = as_data_and_mask(x, mask, model=self.model, guide=self.guide, name=name)
+        values, observed = as_data_and_mask(
+            x,
+            mask,
+            model=self.model,
+            guide=self.guide,
+            name=name,
+            allow_empty_rows=allow_empty_rows,
+        )
         return Batch(values, observed)
 
     def check_support(self, batch: Batch) -> None:

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
 from ppl_vae.core.config import ConstructorCall, constructor_call
+from ppl_vae.core.schema import TableSchema
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""
@@ -40,9 +41,13 @@ class Program(PyroModule):
     Pyro's parameter store finds parameters by name and replaces a module's parameter by a stored
     one of the same name. Two instances with one name would thus share, or silently not train,
     their parameters. The name is drawn from a counter at construction, deep copy and unpickling.
+
+    A program that is fitted to a data frame keeps the names of its columns as ``schema``; columns
+    of later frames are matched by name.
     """
 
     _constructor_call: ConstructorCall | None = None
+    _schema: TableSchema | None = None
 
     def __init__(self) -> None:
         super().__init__(self._fresh_name())
@@ -50,6 +55,20 @@ class Program(PyroModule):
     def __repr__(self) -> str:
         call = constructor_call(self)
         return super().__repr__() if call is None else repr(call)
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """The columns of the frame that the program was fitted to; None after arrays.
+
+        A model shares it with its guide.
+        """
+        return self._schema
+
+    @schema.setter
+    def schema(self, schema: TableSchema | None) -> None:
+        for part in self.modules():
+            if isinstance(part, Program):
+                part._schema = schema
 
     def config(self) -> dict[str, Any] | None:
         """The recorded arguments of the constructor, see :mod:`ppl_vae.core.config`.

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import preformatted_html
+from ppl_vae.core.validation import check_option
 
 if TYPE_CHECKING:
     import pandas
@@ -31,6 +33,7 @@ ESS_FLOOR = 10.0
 """Estimates from weighted draws with a smaller effective sample size are called unreliable."""
 
 
+NO_LABELS = RowLabels()
 UNSAVED = {"saved": False}
 """Metadata of a dataclass field with live objects, which :meth:`Result.to_dict` leaves out."""
 
@@ -56,19 +59,23 @@ class Result:
             **{field.name: revived(content[field.name], hints[field.name]) for field in fields}
         )
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """The 1-d fields as columns; shorter ones are padded with NaN."""
+    def to_frame(self) -> "pandas.DataFrame | Any":
+        """The 1-d fields as columns; shorter ones are padded with NaN.
+
+        The result of a data frame's rows is a frame of the same library, with its index.
+        """
         import pandas as pd
 
         fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
-        columns = {field.name: getattr(self, field.name) for field in fields}
-        return pd.DataFrame(
-            {
-                name: pd.Series(value.detach().cpu().numpy())
-                for name, value in columns.items()
-                if isinstance(value, Tensor) and value.dim() == 1
-            }
-        )
+        columns = {
+            field.name: value.detach().cpu().numpy()
+            for field in fields
+            if isinstance(value := getattr(self, field.name), Tensor) and value.dim() == 1
+        }
+        labels = getattr(self, "labels", NO_LABELS)
+        if labels.labels is not None:
+            return labels.named(columns)
+        return pd.DataFrame({name: pd.Series(value) for name, value in columns.items()})
 
     def _repr_html_(self) -> str:
         """The representation in a notebook."""
@@ -249,6 +256,7 @@ class Imputation(Result):
         levels: the probabilities of ``quantiles``, (Q,).
         quantiles: of the conditional distribution where missing; the data where observed;
             (Q, N, D). None if none were requested.
+        labels: of the rows and columns, if the data were a frame; see :meth:`to_frame`.
     """
 
     mean: Tensor
@@ -259,6 +267,26 @@ class Imputation(Result):
     parameter_draws: int = 0
     levels: tuple[float, ...] = ()
     quantiles: Tensor | None = None
+    labels: RowLabels = dataclasses.field(default=NO_LABELS, metadata=UNSAVED)
+
+    def to_frame(self, part: str = "mean") -> "pandas.DataFrame | Any":
+        """The filled table, or its standard deviations, with the names of rows and columns.
+
+        Args:
+            part: ``"mean"`` or ``"sd"``.
+
+        Returns:
+            A frame of the library of the data; of pandas for arrays.
+
+        Raises:
+            ValueError: if the part is another one.
+        """
+        import pandas as pd
+
+        values = getattr(self, check_option("part", part, ("mean", "sd")))
+        if self.labels.labels is None:
+            return pd.DataFrame(values.detach().cpu().numpy(), columns=self.labels.columns)
+        return self.labels.data(values)
 
     def __repr__(self) -> str:
         filled, known = self.sd != 0, self.sd[self.sd > 0]

@@ -1,6 +1,5 @@
 """Arrays in files: .npy, and .npz with one matrix and further columns beside it."""
 
-import io
 import math
 import os
 import zipfile
@@ -13,14 +12,13 @@ import torch
 from numpy.lib import format as npy_format
 
 from ppl_vae.core.validation import as_matrix
-from ppl_vae.data.file_content import DAMAGE, check_file, check_size, quoted
+from ppl_vae.data.file_content import Readable, check_file, check_size, named_damage, quoted
 from ppl_vae.data.raw_table import RawTable
 
 HEADERS = {
     (1, 0): npy_format.read_array_header_1_0,
     (2, 0): npy_format.read_array_header_2_0,
 }
-FORMATS = (*DAMAGE, ValueError, OverflowError, MemoryError, SyntaxError)
 
 
 def npy_table(path: Path, max_bytes: int) -> RawTable:
@@ -32,7 +30,7 @@ def npy_table(path: Path, max_bytes: int) -> RawTable:
         ValueError: if it is not such a file, or too large.
     """
     check_file(path, max_bytes)
-    with path.open("rb") as file:
+    with path.open("rb") as file, named_damage(_damage(path)):
         array = _read_array(file, path, os.fstat(file.fileno()).st_size, max_bytes)
     if array.ndim not in (2, 3):
         raise ValueError(_shape_message(path, array))
@@ -50,11 +48,8 @@ def npz_table(path: Path, max_bytes: int) -> RawTable:
         ValueError: if it is not such a file, or too large; if it holds several matrices.
     """
     check_file(path, max_bytes)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            arrays = dict(_read_members(archive, path, max_bytes))
-    except DAMAGE as error:
-        raise ValueError(f"{path} is not a .npz file of numbers: {error}") from error
+    with named_damage(_damage(path)), zipfile.ZipFile(path) as archive:
+        arrays = dict(_read_members(archive, path, max_bytes))
     matrices = {name: array for name, array in arrays.items() if array.ndim in (2, 3)}
     if len(matrices) != 1:
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -91,31 +86,33 @@ def _read_members(
             )
 
 
-def _read_array(file: io.BufferedIOBase, path: Path, size: int, max_bytes: int) -> np.ndarray:
+def _read_array(file: Readable, path: Path, size: int, max_bytes: int) -> np.ndarray:
     """An array, after a check that the file holds as much as its header says.
 
     Raises:
         ValueError: if it does not, or the array has objects or fields.
     """
-    try:
-        version = npy_format.read_magic(file)
-        if version not in HEADERS:
-            raise ValueError(f"version {version} of the format is not supported")
-        shape, fortran_order, dtype = HEADERS[version](file)
-        if dtype.hasobject:
-            raise ValueError("it has Python objects, which are never read")
-        needed = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or dtype.names:
-            raise ValueError(f"it has {dtype} {shape}")
-        check_size(f"the array of {path}", needed, max_bytes)
-        content = file.read(needed) if needed <= size else b""
-        if len(content) < needed:
-            raise ValueError(f"its header promises {needed} bytes, and the file has {size}")
-        flat = np.frombuffer(content, dtype=dtype, count=math.prod(shape))
-    except FORMATS as error:
-        kind = path.suffix.lower()
-        raise ValueError(f"{path} is not a {kind} file of numbers: {error}") from error
+    version = npy_format.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"version {version} of the format is not supported")
+    shape, fortran_order, dtype = HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError("it has Python objects, which are never read")
+    needed = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or dtype.names:
+        raise ValueError(f"it has {dtype} {shape}")
+    if needed > size:
+        raise ValueError(f"its header promises {needed} bytes, and the file has {size}")
+    check_size(f"the array of {path}", needed, max_bytes)
+    content = file.read(needed)
+    if len(content) < needed:
+        raise ValueError(f"its header promises {needed} bytes, and {len(content)} follow")
+    flat = np.frombuffer(content, dtype=dtype, count=math.prod(shape))
     return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _damage(path: Path) -> str:
+    return f"{path} is not a {path.suffix.lower()} file of numbers"
 
 
 def _shape_message(path: Path, array: np.ndarray) -> str:

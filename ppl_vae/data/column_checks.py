@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ppl_vae.core.text import counted
 from ppl_vae.data.file_content import quoted
 
 MAX_MAGNITUDE = 1e150
@@ -53,14 +54,14 @@ def check_magnitudes(
     where = f"column {columns[found[0]]!r}, {place(int(rows[0]))}"
     if infinite:
         raise ValueError(
-            f"{name} has {infinite} infinite entries, the first in {where}; correct them, or give "
-            "what marks missing values as missing"
+            f"{name} has {counted(infinite, 'infinite entry')}, the first in {where}; correct "
+            "them, or give what marks missing values as missing"
         )
-    value = f"{values[rows[0], found[0]]:g}"
+    value = repr(float(values[rows[0], found[0]])).removesuffix(".0")
     raise ValueError(
-        f"{name} has {len(rows)} entries beyond {MAX_MAGNITUDE:g} in magnitude, whose squares are "
-        f"no finite numbers, the first {value} in {where}; rescale the column, or give missing "
-        f"{value!r} if that marks a missing value"
+        f"{name} has {counted(len(rows), 'entry')} beyond {MAX_MAGNITUDE:g} in magnitude, whose "
+        f"squares are no finite numbers, the first {value} in {where}; rescale the column, or "
+        f"give missing {value!r} if that marks a missing value"
     )
 
 
@@ -123,9 +124,10 @@ def _describe_markers(
         if len(cells) < 2:
             continue
         names = list(dict.fromkeys(columns[k] for _, k in cells))
+        written = repr(value).removesuffix(".0")
         yield (
-            f"{value:g} occurs {len(cells)} times in {quoted(names)}, first in "
-            f"{place(cells[0][0])}, far from the other values; give missing '{value:g}' if it "
+            f"{written} occurs {len(cells)} times in {quoted(names)}, first in "
+            f"{place(cells[0][0])}, far from the other values; give missing '{written}' if it "
             "marks a missing value, or drop the column"
         )
 

@@ -1,10 +1,9 @@
 """The names of the columns of a text table: whether the first row has them, and their units."""
 
-import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
+from jaxtyping import Float
 
 Cells = Sequence[str]
 NAMES_OF_ROW_NAMES = (
@@ -14,7 +13,6 @@ NAMES_OF_ROW_NAMES = (
     *("time", "variable", "year"),
 )
 """Names of a column of row names, which no row has as its own name."""
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 YEARS = (1500, 2200)
 AXIS_LENGTH = 4
 """The least number of column names from which the steps between numbers are informative."""
@@ -27,6 +25,7 @@ class NameRows:
         first: the cells of the first row.
         rest: the cells of some rows below.
         is_number, is_missing: what a cell is.
+        to_number: the number that a cell holds, NaN if it holds none.
     """
 
     def __init__(
@@ -35,9 +34,10 @@ class NameRows:
         rest: Sequence[Cells],
         is_number: Callable[[str], bool],
         is_missing: Callable[[str], bool],
+        to_number: Callable[[str], float],
     ) -> None:
         self.first, self.rest = first, rest
-        self.is_number, self.is_missing = is_number, is_missing
+        self.is_number, self.is_missing, self.to_number = is_number, is_missing, to_number
 
     def _shares(self, rows: Sequence[Cells]) -> tuple[list[list[str]], list[float]]:
         """The observed cells of each column, and the share of them that are numbers."""
@@ -73,23 +73,21 @@ class NameRows:
     def _has_axis(self, share: Sequence[float], named: bool) -> bool:
         """Whether numbers over columns of numbers are years, times or wavelengths."""
         columns = [k for k, s in enumerate(share) if s > 0.5]
-        axis = self._numbers([self.first[k] for k in columns])
-        rows = [self._numbers([row[k] for k in columns]) for row in self.rest]
-        rows = [row for row in rows if row]
-        if len(axis) < 2 or len(axis) != len(columns) or not rows or not _runs(axis):
+        axis = np.array([self.to_number(self.first[k]) for k in columns])
+        rows = [[self.to_number(row[k]) for k in columns] for row in self.rest]
+        if len(axis) < 2 or not _runs(axis):
             return False
-        if _are_years(axis) and not any(map(_are_years, rows)):
+        below = np.array(rows)
+        if _are_years(axis) and not any(map(_are_years, below)):
             return True
-        if np.mean([len(row) == len(axis) and _runs(row) for row in rows]) >= 0.5:
+        if np.mean([_runs(row) for row in below]) >= 0.5:
             return False
-        whole = all(value % 1 == 0 for value in axis)
-        fractions = np.mean([value % 1 != 0 for row in rows for value in row])
-        long = len(axis) >= AXIS_LENGTH
-        return (long and (named or _is_even(axis))) or (named and whole and bool(fractions > 0.5))
-
-    def _numbers(self, cells: Cells) -> list[float]:
-        plain = (cell.strip().replace(",", ".") for cell in cells if self.is_number(cell))
-        return [float(cell) for cell in plain if NUMBER.fullmatch(cell)]
+        low, high = np.nanmin(below, axis=0), np.nanmax(below, axis=0)
+        outside = bool(((axis < low) | (axis > high)).all())
+        fractions = bool(np.nanmean(below % 1 != 0) > 0.5) and bool((axis % 1 == 0).all())
+        if len(axis) < AXIS_LENGTH:
+            return (named and fractions) or (len(axis) > 2 and _is_even(axis) and outside)
+        return named or _is_even(axis)
 
     def num_unit_rows(self) -> int:
         """The number of rows below the first that have units, or further names, over numbers."""
@@ -125,15 +123,15 @@ def distinct_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, notes
 
 
-def _runs(values: Sequence[float]) -> bool:
+def _runs(values: Float[np.ndarray, "K"]) -> bool:
     """Whether numbers increase, or decrease, from each to the next."""
-    steps = [b - a for a, b in pairwise(values)]
-    return len(steps) > 0 and (all(s > 0 for s in steps) or all(s < 0 for s in steps))
+    steps = np.diff(values)
+    return len(steps) > 0 and bool((steps > 0).all() or (steps < 0).all())
 
 
-def _is_even(values: Sequence[float]) -> bool:
+def _is_even(values: Float[np.ndarray, "K"]) -> bool:
     return bool(np.allclose(np.diff(values), values[1] - values[0], rtol=1e-3))
 
 
-def _are_years(values: Sequence[float]) -> bool:
-    return all(value % 1 == 0 and YEARS[0] <= value <= YEARS[1] for value in values)
+def _are_years(values: Float[np.ndarray, "K"]) -> bool:
+    return bool(((values % 1 == 0) & (values >= YEARS[0]) & (values <= YEARS[1])).all())

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ppl_vae.data.column_checks import check_magnitudes, describe_columns
+from ppl_vae.data.column_checks import MAX_EXACT, check_magnitudes, describe_columns
 from ppl_vae.data.file_content import quoted
 from ppl_vae.data.number_format import EXCEL_ERRORS, TRUTH
 from ppl_vae.data.raw_table import PLAIN_NUMBERS, RawTable
@@ -78,9 +78,8 @@ def select_columns(
         raise ValueError(f"columns that are dropped cannot be used as well: {quoted(both)}")
     cells = raw.cells.drop(columns=left_out)
     if chosen is not None:
-        first = set(cells.columns[:1])
-        kept = {*chosen, *needed, *first}
-        cells = cells[[*first.intersection(kept), *(c for c in cells.columns[1:] if c in kept)]]
+        kept = {*chosen, *needed, *cells.columns[:1]}  # the first may have row names
+        cells = cells.loc[:, [name in kept for name in cells.columns]]
     return cells, chosen
 
 
@@ -122,19 +121,22 @@ class ColumnRoles:
 
     def _parse(self, name: str, cells: pd.Series) -> None:
         """The numbers of a column (NaN elsewhere), and its other cells."""
-        values: Any = cells
-        if cells.dtype == object:
+        marks = np.array(self.marks)
+        if cells.dtype != object:
+            # Numbers of single precision differ from the marker in double precision.
+            marks = marks.astype(np.float32) if cells.dtype == np.float32 else marks
+            array = cells.to_numpy(dtype=np.float64)
+        else:
             self.texts.add(name)
-            values = self.raw.number_format.to_floats(cells)
-            other = cells[np.isnan(values)]
-            words = other[~other.str.casefold().isin(self.na_markers)]
-            if len(words) and np.isnan(values).all() and words.str.casefold().isin(TRUTH).all():
+            array = self.raw.number_format.to_floats(cells)
+            lower = cells.str.casefold()
+            worded = np.isnan(array) & ~lower.isin(self.na_markers).to_numpy()
+            if worded.any() and np.isnan(array).all() and lower[worded].isin(list(TRUTH)).all():
                 self.truth.add(name)
-                values = cells.str.casefold().map(TRUTH)
+                array = lower.map(TRUTH).to_numpy(dtype=np.float64)
             else:
-                self.words[name] = words
-        array = np.asarray(values, dtype=np.float64)
-        self.numbers[name] = np.where(np.isin(array, self.marks), np.nan, array)
+                self.words[name] = pd.Series(cells[worded])
+        self.numbers[name] = np.where(np.isin(array, marks), np.nan, array)
 
     def is_text(self, name: str) -> bool:
         """Whether a column has more words than numbers, and not formatted numbers like 10 %."""
@@ -142,9 +144,9 @@ class ColumnRoles:
         return len(words) > observed and bool(words.str.fullmatch(FORMATTED_NUMBER).mean() <= 0.5)
 
     def is_integer(self, name: str) -> bool:
-        """Whether a column is complete and has whole numbers only."""
+        """Whether a column is complete and has whole numbers only, which are exact."""
         values = self.numbers[name]
-        return bool(np.isfinite(values).all() and (values % 1 == 0).all())
+        return bool((np.abs(values) <= MAX_EXACT).all() and (values % 1 == 0).all())
 
     def pop_row_names(self, index: str | None, label: str | None) -> tuple[str, ...] | None:
         """Remove the column of row names from the data, and return them.
@@ -205,7 +207,10 @@ class ColumnRoles:
             return None  # words among numbers may mark missing values
         if any(map(self._has_dates, text)):
             return None
-        named = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self._has_classes(n)]
+        called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
+        named = [name for name in called if self._has_classes(name)]
+        if called and not named:
+            self.notes.append(f"{quoted(called)} is kept as data; label makes it the labels")
         if len(text) == 1 and not self.cells[text[0]].is_unique:
             note = f"column {text[0]!r} is used as labels: it is text that repeats"
             label, kept = text[0], named
@@ -223,7 +228,7 @@ class ColumnRoles:
         return bool(self.words[name].str.fullmatch(DATE).mean() > 0.5)
 
     def _has_classes(self, name: str) -> bool:
-        return self.is_integer(name) and len(np.unique(self.numbers[name])) <= MAX_CLASSES
+        return len(np.unique(self.numbers[name])) <= MAX_CLASSES
 
     def to_matrix(
         self, chosen: Collection[str] | None, keep_empty: bool

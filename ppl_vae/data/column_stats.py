@@ -133,8 +133,8 @@ class ColumnStats(ColumnMoments):
         self._check_resolution(max(self.resolution, resolution))
 
     def rank(self) -> int:
-        """The largest possible rank of the centred data, min(D, N - 1)."""
-        return max(0, min(len(self.count), self.rows - 1))
+        """The largest possible rank of the centred data, min(D, N - 1) with D varying columns."""
+        return max(0, min(int((~self.constant).sum()), self.rows - 1))
 
     def rounding(self) -> float:
         """Bound on the singular values of rounding errors, for columns scaled to unit variance.

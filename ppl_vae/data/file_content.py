@@ -7,10 +7,10 @@ import io
 import lzma
 import stat
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ppl_vae.core.text import counted
 
@@ -21,10 +21,36 @@ DECOMPRESSORS: dict[str, Callable[[Path], io.BufferedIOBase]] = {
 }
 """How compressed files are opened, by their suffixes; archives (.zip) are opened apart."""
 COMPRESSED = (*DECOMPRESSORS, ".zip")
-DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
-"""Errors of a file that is damaged, encrypted or cannot be read."""
 CHUNK = 2**20
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class FileTooLargeError(ValueError):
+    """The content of a file is larger than what may be read."""
+
+
+@contextmanager
+def named_damage(message: str) -> Iterator[None]:
+    """Turn any error that a library raises for a damaged file into one that names the file.
+
+    Raises:
+        ValueError: with the message, and that of the library.
+    """
+    try:
+        yield
+    except (FileTooLargeError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # the libraries raise errors of many kinds
+        raise ValueError(f"{message}: {error or type(error).__name__}") from error
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file of bytes, of any class."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes."""
+        ...
 
 
 def quoted(names: Iterable[Any]) -> str:
@@ -59,10 +85,10 @@ def check_size(name: str, size: int, max_bytes: int) -> None:
     """Check the size of what is about to be read.
 
     Raises:
-        ValueError: if it is larger than allowed.
+        FileTooLargeError: if it is larger than allowed.
     """
     if size > max_bytes:
-        raise ValueError(
+        raise FileTooLargeError(
             f"{name} has {_readable(size)}, and at most {_readable(max_bytes)} are read; if that "
             "is right, give a larger max_bytes"
         )
@@ -83,22 +109,18 @@ def read_content(path: Path, suffixes: tuple[str, ...], max_bytes: int) -> bytes
     """
     check_file(path, max_bytes)
     suffix = path.suffix.lower()
-    try:
+    with named_damage(f"{path} cannot be read"):
         if suffix == ".zip":
             with (
                 zipfile.ZipFile(path) as archive,
-                archive.open(_only_member(archive, path, suffixes)) as file,
+                archive.open(_only_member(archive, suffixes)) as file,
             ):
                 return _read_at_most(file, path, max_bytes)
         with DECOMPRESSORS.get(suffix, lambda path: path.open("rb"))(path) as file:
             return _read_at_most(file, path, max_bytes)
-    except DAMAGE as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _only_member(
-    archive: zipfile.ZipFile, path: Path, suffixes: tuple[str, ...]
-) -> zipfile.ZipInfo:
+def _only_member(archive: zipfile.ZipFile, suffixes: tuple[str, ...]) -> zipfile.ZipInfo:
     members = [
         member
         for member in archive.infolist()
@@ -108,19 +130,19 @@ def _only_member(
     if len(fitting) != 1:
         names = quoted(member.filename for member in members)
         raise ValueError(
-            f"{path} holds {counted(len(fitting), 'table')} ({names}), and must hold one; extract "
-            "the table that is to be read"
+            f"it holds {counted(len(fitting), 'table')} ({names}), and must hold one; extract the "
+            "table that is to be read"
         )
     return fitting[0]
 
 
-def _read_at_most(file: io.BufferedIOBase, path: Path, max_bytes: int) -> bytes:
+def _read_at_most(file: Readable, path: Path, max_bytes: int) -> bytes:
     # In pieces, so that no more is decompressed than is allowed.
     content = bytearray()
     while piece := file.read(CHUNK):
         content += piece
         if len(content) > max_bytes:
-            raise ValueError(
+            raise FileTooLargeError(
                 f"{path} has more than {_readable(max_bytes)} when it is decompressed; if that is "
                 "right, give a larger max_bytes"
             )

@@ -72,17 +72,27 @@ class NumberFormat:
         plain = cell.strip().strip(INVISIBLE)
         return re.fullmatch(self.pattern, plain, FLAGS) is not None
 
+    @property
+    def _plain(self) -> dict[int, str | None]:
+        """What each character of a number is replaced by, before Python reads it."""
+        table: dict[int, str | None] = dict.fromkeys(map(ord, self.thousands))
+        table |= dict.fromkeys(map(ord, MINUS_SIGNS), "-") | {ord("D"): "e", ord("d"): "e"}
+        return table | {ord(self.decimal): "."}
+
+    def to_float(self, cell: str) -> float:
+        """The number that a cell holds, NaN if it holds none."""
+        plain = cell.strip().strip(INVISIBLE)
+        return float(plain.translate(self._plain)) if self.is_number(plain) else float("nan")
+
     def to_floats(self, cells: pd.Series) -> Float[np.ndarray, "N"]:
         """The numbers that the cells hold, NaN elsewhere."""
         plain = cells
         if any(character in "".join(cells) for character in INVISIBLE):
-            plain = cells.str.strip(INVISIBLE).str.strip()
+            plain = pd.Series([cell.strip(INVISIBLE).strip() for cell in cells], dtype=object)
         numeric = plain.str.fullmatch(self.pattern, flags=FLAGS).to_numpy(dtype=bool)
-        table = dict.fromkeys(map(ord, self.thousands))
-        table |= dict.fromkeys(map(ord, MINUS_SIGNS), "-") | {ord("D"): "e", ord("d"): "e"}
-        table |= {ord(self.decimal): "."}
+        table = self._plain
         found = np.full(len(cells), np.nan)
-        found[numeric] = plain[numeric].str.translate(table).astype(np.float64)
+        found[numeric] = [float(cell.translate(table)) for cell in plain[numeric]]
         return found
 
     def notes(self, cells: Iterable[str]) -> Iterator[str]:
@@ -135,7 +145,7 @@ def detect_number_format(
 def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]]:
     commas = "," in text if delimiter != "," else '"' in text and re.search(QUOTED_COMMA, text)
     if not commas and not re.search(r"\d\.\d{3}\.\d{3}", text[:SAMPLE_CHARACTERS]):
-        return NumberFormat(), []
+        return NumberFormat(), _note_on_points(text, delimiter)
     if delimiter == ",":
         text, delimiter = _one_per_line(text), "\n"
     comma = _first_cell(DECIMAL_COMMA, text, delimiter)
@@ -151,6 +161,15 @@ def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]
         note = f"points are read as separators of thousands, as in {point_groups}"
         return NumberFormat(",", SEPARATORS + "."), [note]
     return NumberFormat(), []
+
+
+def _note_on_points(text: str, delimiter: str) -> list[str]:
+    """A note where points separate groups of three digits only, as separators of thousands do."""
+    if delimiter == "," or "." not in text or _first_cell(DECIMAL_POINT, text, delimiter):
+        return []
+    found = _first_cell(_POINT_THOUSANDS, text, delimiter)
+    note = f"points are read as decimal points, as in {found}; thousands '.' reads them otherwise"
+    return [note] if found else []
 
 
 def _first_cell(pattern: str, text: str, delimiter: str) -> str | None:

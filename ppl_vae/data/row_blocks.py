@@ -5,20 +5,23 @@ NaN or a mask marks missing values.
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.frames import read_frame
+from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.text import counted
 from ppl_vae.core.validation import (
     ArrayLike,
     as_mask,
     as_matrix,
-    check_rows_observed,
+    is_block_list,
     observed_mask,
     refuse_file_name,
 )
@@ -74,11 +77,21 @@ class RowBlock:
         totals = values.sum(0)
         if mask is None and bool(totals.isfinite().all()):
             return cls(values, None, totals, resolution)
-        as_matrix(values, name=name)
-        observed = observed_mask(values, mask, name=name)
+        values = as_matrix(values, name=name, mask=mask)
+        observed = observed_mask(values)
         if observed is not None:
             values = torch.where(observed, values, 0.0)
         return cls(values, observed, values.sum(0), resolution)
+
+    def without_empty_rows(self) -> tuple["RowBlock", Int[Tensor, " E"]]:
+        """The rows with an observed entry, and the numbers of the others."""
+        if self.observed is None or bool((some := self.observed.any(1)).all()):
+            return self, torch.empty(0, dtype=torch.int64)
+        values, observed = self.values[some], self.observed[some]
+        complete = bool(observed.all())
+        observed = None if complete else observed
+        kept = RowBlock(values, observed, values.sum(0), self.resolution)
+        return kept, (~some).nonzero().flatten()
 
     @classmethod
     def concatenate(cls, blocks: "list[RowBlock]") -> "RowBlock":
@@ -101,6 +114,8 @@ class RowBlock:
 class RowBlocks:
     """A table of any size, read block by block in float64, as often as needed.
 
+    Rows with nothing observed, on which no likelihood depends, are left out, and counted.
+
     A memory map is read in pieces that are released after use; so is any iterable that restarts
     each time it is iterated over (a list of arrays, an object with ``__iter__``). A generator can
     be read only once, which is enough for complete data but not with missing values.
@@ -112,8 +127,12 @@ class RowBlocks:
         device: device of the blocks; that of x by default.
         rescale: whether blocks are divided by a power of two, which is exact, if the squares of x
             would leave the range of float64.
+        schema: of the frame that a model was fitted to, to which columns of frames are matched.
+        keep_empty_rows: whether rows with nothing observed are kept.
 
     Attributes:
+        empty_rows: the numbers of the rows that the last reading left out.
+        schema: the given one, or else that of the frame that was read.
         dtype: the finest dtype of the data read so far.
         unit: the divisor of the blocks, 1 for all usual tables; known once a block was read.
 
@@ -129,19 +148,26 @@ class RowBlocks:
         *,
         device: torch.device | None = None,
         rescale: bool = False,
+        schema: TableSchema | None = None,
+        keep_empty_rows: bool = False,
     ) -> None:
         refuse_file_name(x)
+        self.schema = TableSchema.of(x) if schema is None else schema
+        self._keep_empty_rows = keep_empty_rows
+        self.empty_rows: list[int] = []
         self._source, self._mask, self._device = x, mask, device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
         if isinstance(x, np.memmap):
             if x.ndim != 2:
                 raise ValueError(f"x must be 2-d, one flat row per datum; it has shape {x.shape}")
-            if mask is not None and np.shape(mask) != x.shape:
+            if mask is not None and not isinstance(mask, np.ndarray):
+                self._mask = as_mask(mask, x.shape).numpy()
+            elif mask is not None and mask.shape != x.shape:
                 as_mask(mask, x.shape)
-        elif _is_matrix(x):
-            self._source = x = as_matrix(x, check_finite=False)
-            self._mask = None if mask is None else as_mask(mask, tuple(x.shape))
+        elif _is_matrix(x) or (is_block_list(x) and mask is not None):
+            self._source = as_matrix(x, mask=mask, schema=self.schema, check_finite=False)
+            self._mask = None
         elif mask is not None:
             raise ValueError(
                 "mask requires a matrix or a memory map; blocks of an iterable mark missing "
@@ -155,10 +181,10 @@ class RowBlocks:
             floats_per_row: number of floats that the computation needs per row, 3 D by default.
 
         Raises:
-            ValueError: if there are no blocks, or blocks of different widths; if a row has
-                nothing observed; if x is an iterator that has been read before.
+            ValueError: if there are no blocks, or blocks of different widths; if nothing at all
+                is observed; if x is an iterator that has been read before.
         """
-        width, start = None, 0
+        width, start, self.empty_rows = None, 0, []
         for name, x, mask in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
             if x.shape[1] != width:
@@ -177,15 +203,24 @@ class RowBlocks:
                 except ValueError:
                     as_matrix(x, name=name)  # counts the infinite entries of all of x
                     raise
-                if block.observed is not None:
-                    check_rows_observed(block.observed, first=start)
-                start += len(block.values)
-                yield block
+                num_rows = len(block.values)
+                if not self._keep_empty_rows:
+                    block, empty = block.without_empty_rows()
+                    self.empty_rows += [start + row for row in empty.tolist()]
+                start += num_rows
+                if len(block.values):
+                    yield block
         if width is None:
             raise ValueError(
                 "x has no blocks of rows; an iterator that was read before, as by PPCA.like, is "
                 "empty: give a list of blocks, or an object whose __iter__ restarts"
             )
+        if len(self.empty_rows) == start:
+            raise ValueError(f"x has no observed value in any of its {counted(start, 'row')}")
+
+    def notes(self) -> tuple[str, ...]:
+        """A note on the rows that the last reading left out, if any."""
+        return empty_rows_note(self.empty_rows)
 
     def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
         x = self._source
@@ -196,7 +231,8 @@ class RowBlocks:
         else:
             for number, block in enumerate(self._restart(x)):
                 name = f"block {number} of x"
-                yield name, as_matrix(block, name=name, check_finite=False), None
+                schema = self.schema = self.schema or TableSchema.of(block)
+                yield name, as_matrix(block, name=name, schema=schema, check_finite=False), None
 
     def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:
         if not x.size:
@@ -221,6 +257,15 @@ class RowBlocks:
         return blocks
 
 
+def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:
+    """A note on rows with nothing observed that were left out; empty if there are none."""
+    if not rows:
+        return ()
+    listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    verb = "was" if len(rows) == 1 else "were"
+    return (f"{counted(len(rows), 'row')} with nothing observed {verb} left out: {listed}",)
+
+
 def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
     # The power of two next to the largest absolute value, if squares of such values, summed over
     # many rows, could overflow or underflow; else 1.
@@ -239,9 +284,9 @@ def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
 
 def _is_matrix(x: Any) -> bool:
     if isinstance(x, list | tuple):  # of rows; or of blocks
-        return not (x and getattr(x[0], "ndim", 0) == 2)
-    known = isinstance(x, Tensor) or hasattr(x, "select_dtypes") or hasattr(x, "__array__")
-    return known or not isinstance(x, Iterable)
+        return not is_block_list(x)
+    known = isinstance(x, Tensor) or hasattr(x, "toarray") or hasattr(x, "__array__")
+    return known or not isinstance(x, Iterable) or read_frame(x) is not None
 
 
 def _release(mapped: Any) -> None:

@@ -50,8 +50,9 @@ def check_output(
 
     Raises:
         ValueError: if the suffix is not among ``suffixes``; if the target is a folder, a device,
-            a pipe, one of the inputs, or an existing file of another kind and ``force`` is False;
-            if its folder does not exist or cannot be written to.
+            a pipe, one of the inputs, a file that is protected from writing, or an existing file
+            of another kind and ``force`` is False; if its folder does not exist or cannot be
+            written to.
     """
     if target == STANDARD_OUTPUT:
         return
@@ -91,7 +92,7 @@ def _refuse_input(target: Path, source: Path) -> None:
         ValueError: if it is.
     """
     if not target.exists() or not source.exists():
-        same = target.resolve() == source.resolve()
+        same = os.path.realpath(target) == os.path.realpath(source)
     elif source.is_dir():
         same = any(folder.samefile(source) for folder in target.resolve().parents)
     else:
@@ -121,6 +122,8 @@ def _check_folder(target: Path) -> None:
     """
     if not target.parent.is_dir():
         raise ValueError(f"there is no folder {target.parent} for the output {target.name}")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise ValueError(f"the output {target} exists and is protected from writing")
     try:
         with tempfile.TemporaryFile(dir=target.parent):  # has no name that a kill could leave
             pass
@@ -209,8 +212,9 @@ def _plain_all(cells: Iterable[object]) -> list[object]:
 
 
 def _plain(cell: object) -> object:
-    formula = isinstance(cell, str) and cell.startswith(FORMULA_STARTS)
-    return f"'{cell}" if formula and not NUMBER.fullmatch(cell) else cell
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_STARTS) or NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def without_apostrophe(cell: str) -> str:

@@ -25,12 +25,12 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 TYPED_SUFFIXES = (".parquet", ".feather", ".arrow", ".h5ad")
 WORKBOOK_SUFFIXES = (".xlsx", ".xlsm")
 SUFFIXES = (*TEXT_SUFFIXES, *ARRAY_SUFFIXES, *TYPED_SUFFIXES, *WORKBOOK_SUFFIXES)
-CONVERSION_ADVICE = dict.fromkeys(
-    (".xls", ".ods", ".numbers"), "is a spreadsheet of another kind; save it as .xlsx or as CSV"
-) | dict.fromkeys(
-    (".pkl", ".pickle", ".rds", ".rda", ".mat", ".sav", ".dta", ".sas7bdat", ".json", ".jsonl"),
-    "is of a kind that is not read; save the table as CSV or Parquet",
-)
+OTHER_SPREADSHEETS = (".xls", ".ods", ".numbers")
+OTHER_KINDS = (".pkl", ".rds", ".rda", ".mat", ".sav", ".dta", ".sas7bdat", ".json", ".jsonl")
+CONVERSION_ADVICE: dict[str, str] = {
+    **{end: "is a spreadsheet of another kind; save it as .xlsx" for end in OTHER_SPREADSHEETS},
+    **{end: "is of a kind that is not read; save it as CSV or Parquet" for end in OTHER_KINDS},
+}
 """How to convert a file of an unsupported kind, by its suffix."""
 MAX_BYTES = 2**30
 """The largest size of a file's content, decompressed, that is read by default."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ppl_vae.data.delimiters import SAMPLE_LINES
 from ppl_vae.data.file_content import quoted
 from ppl_vae.data.number_format import EXCEL_ERRORS
 
@@ -34,8 +35,9 @@ def lines_text(numbers: Sequence[int]) -> str:
 
 def is_comment(line: str, comment: str | None) -> bool:
     """Whether a line is a comment: it begins with the given text, by default #."""
-    error = line.lower().lstrip('"').startswith(EXCEL_ERRORS)
-    return line.startswith(comment or "#") and not (comment is None and error)
+    if not line.startswith(comment or "#"):
+        return False
+    return comment is not None or not line.lower().startswith(EXCEL_ERRORS)
 
 
 @dataclass
@@ -47,6 +49,7 @@ class TextRows:
         lines: number and text of the lines from the first with cells on.
         delimiter: the character between cells.
         is_number: whether a cell is a number.
+        has_names: whether a row, before some others, has the names of their columns.
         header: whether the first row has the names of the columns; None if that is not given.
         notes: which lines were left out, for the user to check.
         width: the number of cells of a row.
@@ -57,6 +60,7 @@ class TextRows:
     lines: Sequence[tuple[int, str]]
     delimiter: str
     is_number: Callable[[str], bool]
+    has_names: Callable[[Sequence[str], Sequence[Sequence[str]]], bool]
     header: bool | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +75,8 @@ class TextRows:
         self._check_widths()
         if self.width > 1:
             self._drop("empty rows are left out", lambda row: row.empty)
+        if not self.rows:
+            raise ValueError(f"{self.name} is empty: no line has cells")
 
     def cells(self, row: Row) -> list[str]:
         """The cells of a row."""
@@ -167,16 +173,21 @@ class TextRows:
 
     def _is_title(self, row: Row, following: Row) -> bool:
         """Whether a row of the usual width is a title over the names of the columns."""
-        names = self.cells(following)
-        named = len(set(names)) == len(names) and all(names) and self._words_only(following)
-        return self.width > 1 and self._is_alone(row) and named
+        if self.width == 1 or not self._is_alone(row):
+            return False
+        names = [name for name in self.cells(following) if name]
+        if self._words_only(following):
+            return len(names) > 1 and len(set(names)) == len(names)
+        return self.width > 2 and len(names) >= self.width - 1
 
     def _names_all_but_first(self, first: int) -> bool:
         """Whether the row before names all columns except the row names, as R writes it."""
         header, row = self.cells(self.rows[first - 1]), self.cells(self.rows[first])
-        if self.header is False or not all(header):
+        if self.header is False or not all(header) or self._is_apart(first):
             return False
-        if self._words_only(self.rows[first]):  # lines above a header
+        below = [self.cells(other) for other in self.rows[first + 1 : first + SAMPLE_LINES]]
+        below = [cells for cells in below if len(cells) == self.width]
+        if self._words_only(self.rows[first]) or self.has_names(row, below):  # below a title
             return False
         words = not all(map(self.is_number, header))
         numbered = words and row[0].isdecimal() and row[-1].strip() != ""

@@ -75,7 +75,9 @@ class TextTable:
         body = text if len(lines) == text.count("\n") + 1 else "\n".join(t for _, t in lines)
         self.format, notes = detect_number_format(body, delimiter, given.decimal, given.thousands)
         self.notes.extend(notes)
-        self.table = TextRows(name, lines, delimiter, self.is_number, given.header, self.notes)
+        self.table = TextRows(
+            name, lines, delimiter, self.is_number, self._has_names, given.header, self.notes
+        )
 
     def _lines_with_cells(self, text: str) -> list[tuple[int, str]]:
         """The numbered lines from the first with cells on, and without given comments."""
@@ -126,6 +128,12 @@ class TextTable:
         """Whether a cell marks a missing value."""
         return cell.strip().casefold() in self.given.na_markers
 
+    def _name_rows(self, first: Sequence[str], rest: Sequence[Sequence[str]]) -> NameRows:
+        return NameRows(first, rest, self.is_value, self.is_missing, self.format.to_float)
+
+    def _has_names(self, first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
+        return self._name_rows(first, rest).has_names()
+
     def to_raw_table(self, text_columns: Collection[str]) -> RawTable:
         """The cells under the names of their columns.
 
@@ -141,15 +149,9 @@ class TextTable:
         first = [re.sub(r"Unnamed: \d+", "", cell.strip()) for cell in first]
         first = ["", *first] if short else first
         header = self.given.header
-        if not rest and (header or not all(map(self.is_number, first))):
-            raise ValueError(f"{self.name} has column names and no rows")
-        if not rest and header is None:
-            raise ValueError(
-                f"{self.name} has a single row, of {width} numbers; data have one row per datum: "
-                "write one number per line if these are data of one column, or give header False "
-                "if they are one datum"
-            )
-        top = NameRows(first, rest, self.is_value, self.is_missing)
+        if not rest:
+            self._check_only_row(first)
+        top = self._name_rows(first, rest)
         detected = header is not False and (short or top.has_names())
         comment = [] if header is False or detected else self._comment_names(width)
         has_header = header is not False and (detected or (header is True and not comment))
@@ -161,15 +163,32 @@ class TextTable:
         names, renamed = distinct_names([without_apostrophe(name) for name in names])
         self.notes.extend(renamed)
         lines = [row.line for row in rows[start:]]
+        unnamed = has_names and not (first if has_header else comment)[0]
+        texts = {k for k, name in enumerate(names) if name in text_columns}
+        if not has_names:
+            texts |= {k for k in range(width) if str(k + 1) in text_columns}
+        if unnamed or not all(self.is_number(cells[0]) for cells in rest):
+            texts.add(0)  # which may have row names such as 001
         return RawTable(
             self.name,
-            self._to_frame(names, start, text_columns, has_names),
+            self._to_frame(names, start, texts),
             number_format=self.format,
             has_names=has_names,
-            first_unnamed=has_names and not (first if has_header else comment)[0],
+            first_unnamed=unnamed,
             place=lambda row: f"line {lines[row]}",
             notes=self.notes,
         )
+
+    def _check_only_row(self, cells: Sequence[str]) -> None:
+        header = self.given.header
+        if header or not all(map(self.is_number, cells)):
+            raise ValueError(f"{self.name} has column names and no rows")
+        if header is None:
+            raise ValueError(
+                f"{self.name} has a single row, of {len(cells)} numbers; data have one row per "
+                "datum: write one number per line if these are data of one column, or give header "
+                "False if they are one datum"
+            )
 
     def _first_row_of_data(self, top: NameRows) -> int:
         units = top.num_unit_rows()
@@ -195,14 +214,15 @@ class TextTable:
         elif any(map(self.is_number, first)):
             self.notes.append(f"{line} column names, although it has numbers")
 
-    def _to_frame(
-        self, names: Sequence[str], start: int, text_columns: Collection[str], has_names: bool
-    ) -> pd.DataFrame:
-        """The cells: numbers in purely numeric columns, stripped text in the others."""
+    def _to_frame(self, names: Sequence[str], start: int, texts: Collection[int]) -> pd.DataFrame:
+        """The cells: numbers in purely numeric columns, stripped text in the others.
+
+        Args:
+            names: of the columns.
+            start: the first row of data.
+            texts: the columns, by position, whose cells are kept as texts.
+        """
         markers = [word for word in PANDAS_MARKERS if word.casefold() in self.given.na_markers]
-        texts = {0} | {k for k, name in enumerate(names) if name in text_columns}
-        if not has_names:
-            texts |= {k for k in range(len(names)) if str(k + 1) in text_columns}
         cells = pd.read_csv(
             io.StringIO("\n".join(row.text for row in self.table.rows[start:])),
             sep=self.delimiter,
@@ -221,6 +241,6 @@ class TextTable:
         cells.columns = names
         for k, kind in enumerate(cells.dtypes):
             if kind.kind not in "iuf":
-                texts = map(without_apostrophe, strip_cells(cells.iloc[:, k]))
-                cells.isetitem(k, pd.Series(list(texts), dtype=object))
+                plain = map(without_apostrophe, strip_cells(cells.iloc[:, k]))
+                cells.isetitem(k, pd.Series(list(plain), dtype=object))
         return cells

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.data.column_stats import LARGEST_RATIO, ColumnStats, may_be_grey_values
 
@@ -56,10 +57,10 @@ def split(
     Raises:
         ValueError: if there are too few rows, or x_test has another width.
     """
-    x = as_matrix(x)
+    schema, x = TableSchema.of(x), as_matrix(x)
     num_val = max(1, round(val * len(x)))
     if x_test is not None:
-        x_test = as_matrix(x_test, name="x_test").to(x)
+        x_test = as_matrix(x_test, name="x_test", schema=schema).to(x)
         if x_test.shape[1] != x.shape[1]:
             raise ValueError(f"x_test has {x_test.shape[1]} columns, x {x.shape[1]}")
         train, val_rows = _split_off(torch.arange(len(x)), num_val, seed)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ppl_vae.data.column_names import distinct_names
-from ppl_vae.data.file_content import DAMAGE, check_file, check_size, quoted
+from ppl_vae.data.file_content import check_file, check_size, named_damage, quoted
 from ppl_vae.data.raw_table import RawTable
 from ppl_vae.data.text_tables import strip_cells
 
@@ -28,14 +28,12 @@ def parquet_table(path: Path, max_bytes: int) -> RawTable:
             truth values, texts nor times.
     """
     check_file(path, max_bytes)
-    arrow, parquet = library("pyarrow"), library("pyarrow.parquet")
-    try:
-        with parquet.ParquetFile(path) as file:
-            cells = file.metadata.num_rows * file.metadata.num_columns
-            check_size(f"the table of {path}", cells * FLOAT_BYTES, max_bytes)
-            frame = file.read().to_pandas()
-    except (arrow.ArrowException, *DAMAGE) as error:
-        raise ValueError(f"{path} is not a Parquet file of a table: {error}") from error
+    parquet = library("pyarrow.parquet")
+    message = f"{path} is not a Parquet file of a table"
+    with named_damage(message), parquet.ParquetFile(path) as file:
+        cells = file.metadata.num_rows * file.metadata.num_columns
+        check_size(f"the table of {path}", cells * FLOAT_BYTES, max_bytes)
+        frame = file.read().to_pandas()
     return _frame_table(frame, path)
 
 
@@ -43,12 +41,10 @@ def feather_table(path: Path, max_bytes: int) -> RawTable:
     """The table of a Feather file; otherwise as :func:`parquet_table`."""
     check_file(path, max_bytes)
     arrow = library("pyarrow")
-    try:
-        with arrow.memory_map(str(path)) as source:
-            batches = list(_arrow_batches(arrow.ipc.open_file(source), path, max_bytes))
-            frame = arrow.Table.from_batches(batches).to_pandas()
-    except (arrow.ArrowException, *DAMAGE) as error:
-        raise ValueError(f"{path} is not a Feather file of a table: {error}") from error
+    message = f"{path} is not a Feather file of a table"
+    with named_damage(message), arrow.memory_map(str(path)) as source:
+        batches = list(_arrow_batches(arrow.ipc.open_file(source), path, max_bytes))
+        frame = arrow.Table.from_batches(batches).to_pandas()
     return _frame_table(frame, path)
 
 
@@ -76,14 +72,12 @@ def h5ad_table(path: Path, label: str | None, max_bytes: int) -> RawTable:
     """
     check_file(path, max_bytes)
     anndata = library("anndata", extra="h5ad")
-    try:
+    with named_damage(f"{path} is not an .h5ad file of annotated data"):
         with h5py.File(path) as file:
             size = _size_of_datasets(file)
         check_size(f"the content of {path}", size, max_bytes)
         data = anndata.read_h5ad(path)
         matrix = data.X
-    except (*DAMAGE, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .h5ad file of annotated data: {error}") from error
     if matrix is None:
         raise ValueError(f"{path} has no matrix X")
     names, notes = distinct_names([str(name) for name in data.var_names])

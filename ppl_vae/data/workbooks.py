@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ppl_vae.data.file_content import DAMAGE, check_file, check_size, quoted
+from ppl_vae.data.file_content import check_file, check_size, named_damage, quoted
 from ppl_vae.data.typed_tables import FLOAT_BYTES, library
 
 
@@ -21,14 +21,12 @@ def workbook_text(path: Path, max_bytes: int) -> tuple[str, list[str]]:
         ValueError: if it is not a workbook, or too large; if formulas have no stored values.
     """
     check_file(path, max_bytes)
-    try:
+    with named_damage(f"{path} is not an Excel workbook (.xlsx)"):
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         check_size(f"the content of {path}", size, max_bytes)
-    except DAMAGE as error:
-        raise ValueError(f"{path} is not an Excel workbook (.xlsx): {error}") from error
-    openpyxl = library("openpyxl", extra="excel")
-    values, formulas = (_sheets(openpyxl, path, stored) for stored in (True, False))
+        openpyxl = library("openpyxl", extra="excel")
+        values, formulas = (_sheets(openpyxl, path, stored) for stored in (True, False))
     filled = [
         name for name, rows in values.items() if any(c is not None for row in rows for c in row)
     ]
@@ -56,15 +54,12 @@ def _without_empty_end(row: Sequence[Any]) -> Sequence[Any]:
 
 def _sheets(openpyxl: ModuleType, path: Path, stored: bool) -> dict[str, list[Sequence[Any]]]:
     """The cells of all sheets, with the stored values of formulas or the formulas themselves."""
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=stored)
-        found = {}
-        for sheet in book.worksheets:
-            sheet.reset_dimensions()  # what the file states of its size may be wrong
-            found[sheet.title] = list(sheet.iter_rows(values_only=True))
-        book.close()
-    except (*DAMAGE, KeyError, ValueError, TypeError, AttributeError, SyntaxError) as error:
-        raise ValueError(f"{path} is not an Excel workbook (.xlsx): {error}") from error
+    book = openpyxl.load_workbook(path, read_only=True, data_only=stored)
+    found = {}
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # what the file states of its size may be wrong
+        found[sheet.title] = list(sheet.iter_rows(values_only=True))
+    book.close()
     return found
 
 

@@ -20,7 +20,7 @@ from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.program import Density, Program, data_plate
 from ppl_vae.core.state import validation_enabled
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.guides.families import (
     COVARIANCES,
     FAMILIES,
@@ -62,7 +62,8 @@ class GaussianGuide(Program):
         **_: Any,
     ) -> Tensor:
         """The guide as a Pyro program: sample ``"z"`` in the plate ``"data"``."""
-        with data_plate(len(x), index=index, num_data=num_data, device=_device(x)):
+        x = x if isinstance(x, Tensor) else as_matrix(x, schema=self.schema)
+        with data_plate(len(x), index=index, num_data=num_data, device=x.device):
             return pyro.sample("z", self._sampling_distribution(x, index, mask))
 
     def _sampling_distribution(
@@ -70,10 +71,6 @@ class GaussianGuide(Program):
     ) -> Density:
         """The distribution of ``"z"`` in the program; a subclass may sample other sites here."""
         return self.distribution(x, index, mask)
-
-
-def _device(x: Any) -> torch.device | None:
-    return x.device if isinstance(x, Tensor) else None
 
 
 class ExactGuide(GaussianGuide):
@@ -253,7 +250,7 @@ class AmortizedGuide(GaussianGuide):
         """Sample the site ``"hidden"`` first, if there is a patch mask."""
         if self.patch_mask is None:
             return super()._sampling_distribution(x, index, mask)
-        x = as_rows(x, self._like(x), self.patch_mask.data_dim)
+        x = as_rows(x, self._like(x), self.patch_mask.data_dim, self.schema)
         hidden = pyro.sample("hidden", self.patch_mask.subsets(x))
         visible = ~self.patch_mask.to_entries(hidden.bool())
         visible = visible if mask is None else visible & mask
@@ -280,7 +277,7 @@ class AmortizedGuide(GaussianGuide):
             ValueError: if the encoder's output has the wrong width; if x has NaN where the mask
                 is True or absent (checked only if Pyro's validation is on).
         """
-        return self._encode(as_rows(x, self._like(x)), mask)
+        return self._encode(as_rows(x, self._like(x), schema=self.schema), mask)
 
     def _encode(
         self, x: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B D"] | None, **keywords: Any

@@ -12,17 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
 from ppl_vae.core.files import whole_file
+from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.validation import ArrayLike, as_vector, check_int
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.coverage import MAX_TAIL_INDEX
 from ppl_vae.evaluation.marginal_likelihood.elpd import ElpdData, elpd_data
@@ -100,10 +100,9 @@ def to_arviz(
             :func:`ppl_vae.core.traces.check_pair`.
     """
     _check_chains(num_samples, num_chains)
-    if hasattr(x, "columns"):  # a pandas DataFrame
-        columns = x.columns if columns is None else columns
-        row_names = x.index if row_names is None else row_names
-    pair = Pair(model, guide)
+    pair, named = Pair(model, guide), labels_of(x, model)
+    columns = named.columns if columns is None else columns
+    row_names = named.row_names if row_names is None else row_names
     data = pair.observe(x, mask)
     index = _row_index(rows, len(data))
     labels = {
@@ -143,8 +142,7 @@ def _row_index(rows: ArrayLike | None, num_data: int) -> Int[Tensor, " B"]:
 
 
 def _tensor(values: ArrayLike) -> Tensor:
-    values = values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
-    return values.detach().cpu()
+    return as_vector(values, name="log_likelihood").cpu()
 
 
 def _as_estimate(value: LogLikelihood | ArrayLike, num_data: int) -> LogLikelihood:

@@ -20,6 +20,7 @@ from ppl_vae.interop.estimators import (
     CodeTransformer,
     RowsWithMissingValues,
     as_array,
+    as_input,
     drawn_seed,
 )
 from ppl_vae.likelihoods.discrete import Categorical
@@ -171,7 +172,7 @@ class EncoderClassifier(ClassifierMixin, RowsWithMissingValues, BaseEstimator):
             TypeError: if model neither is nor returns a pair; if X is sparse.
         """
         check_option("encoder", self.encoder, ENCODERS)
-        X, y = validate_data(self, X, y, dtype=DTYPES, ensure_all_finite="allow-nan")
+        X, y = validate_data(self, as_input(X), y, dtype=DTYPES, ensure_all_finite="allow-nan")
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

@@ -12,7 +12,9 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.entries import REAL_KINDS, as_real_array
+from ppl_vae.core.frames import read_frame
+from ppl_vae.core.validation import ArrayLike, as_matrix, is_block_list
 
 DTYPES: Any = [np.float64, np.float32]
 """The supported dtypes; other numeric types are converted to the first."""
@@ -29,7 +31,7 @@ class RowsWithMissingValues:
                 stacklevel=3,
             )
         X = validate_data(
-            self, X, reset=reset, dtype=DTYPES, ensure_all_finite="allow-nan", **rules
+            self, as_input(X), reset=reset, dtype=DTYPES, ensure_all_finite="allow-nan", **rules
         )
         return np.asarray(X)
 
@@ -49,8 +51,7 @@ class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, Tr
         """The code of each row: the mean of z given its observed values.
 
         Raises:
-            ValueError: if X has the wrong number of columns, infinite entries, or a row without
-                observed values.
+            ValueError: if X has the wrong number of columns or infinite entries.
         """
         check_is_fitted(self)
         X = self._validated(X)
@@ -92,6 +93,32 @@ class CodeTransformer(RowsWithMissingValues, ClassNamePrefixFeaturesOutMixin, Tr
         transformer_tags: Any = tags.transformer_tags
         transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def as_input(X: ArrayLike) -> Any:
+    """Data of any kind as an array or a pandas frame of numbers, which scikit-learn checks.
+
+    Frames keep the names of their columns. Arrays of numbers are left as they are, those of
+    complex numbers too, which scikit-learn refuses by name.
+
+    Raises:
+        TypeError: if entries are not real numbers; the message names their columns.
+    """
+    if (reader := read_frame(X, name="X")) is not None:
+        values = reader.matrix(range(reader.shape[1]), name="X")
+        if reader.labels.columns is None:
+            return values
+        import pandas as pd
+
+        return pd.DataFrame(values, columns=list(reader.labels.columns))
+    if is_block_list(X) or isinstance(X, Tensor):
+        return as_matrix(X, name="X", check_finite=False).cpu().numpy()
+    if isinstance(X, list | tuple):
+        X = np.asarray(X)
+    masked = isinstance(X, np.ma.MaskedArray)
+    if not masked and getattr(getattr(X, "dtype", None), "kind", "f") in REAL_KINDS + "c":
+        return X
+    return as_real_array(X, "X")
 
 
 def as_array(values: Tensor) -> np.ndarray:

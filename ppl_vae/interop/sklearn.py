@@ -11,6 +11,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
+from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks
@@ -101,8 +103,8 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         Raises:
             ValueError: if an argument of the constructor is invalid; if n_components is not
                 smaller than the rank of the centred data, or so large that the observed values
-                leave no noise; if X is not 2-d, has fewer than two rows, infinite entries, a row
-                or column without observed values, or constant columns only; if the noise is
+                leave no noise; if X is not 2-d, has fewer than two rows, infinite entries, a
+                column without observed values, or constant columns only; if the noise is
                 diagonal and a column is constant.
             TypeError: if X is sparse.
         """
@@ -178,11 +180,12 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     def _decoded(self, X: np.ndarray) -> np.ndarray:
         return X @ self.components_ + self.mean_
 
-    def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"]:
+    def impute(self, X: ArrayLike) -> Float[np.ndarray, "N D"] | Frame:
         """Replace each missing value by its mean given the observed values of its row.
 
-        ``model_.impute(X)`` also returns standard deviations and draws; both take the fitted
-        parameters as known.
+        A row with nothing observed gets the means of the columns. Of a data frame the result is a
+        frame with its index and columns. ``model_.impute(X)`` also returns standard deviations and
+        draws; both take the fitted parameters as known.
 
         Warns:
             UserWarning: if imputed values depend on covariances that the data of the fit did not
@@ -192,17 +195,19 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
             ValueError: as ``transform``.
         """
         check_is_fitted(self)
-        X = self._validated(X)
+        labels, X = RowLabels.of(X), self._validated(X)
         found = self.model_.impute(X)
         for note in found.notes:
             warnings.warn(
                 f"{int(found.sd.isnan().sum())} of the imputed values are arbitrary: {note}",
                 stacklevel=2,
             )
-        return cast_to(X.dtype, as_array(found.mean), "imputed values")
+        return labels.data(cast_to(X.dtype, as_array(found.mean), "imputed values"))
 
     def score_samples(self, X: ArrayLike) -> Float[np.ndarray, " N"]:
         """The exact log density of the observed values of each row, in nats.
+
+        It is 0 for a row with nothing observed.
 
         Raises:
             ValueError: as ``transform``.
@@ -214,6 +219,8 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """The mean of :meth:`score_samples`, in nats per datum, which a search maximises.
 
+        Rows with nothing observed are left out of it.
+
         Args:
             X: (N, D); NaN marks a missing value.
             y: ignored.
@@ -221,7 +228,12 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         Raises:
             ValueError: as ``transform``.
         """
-        return float(self.score_samples(X).mean())
+        check_is_fitted(self)
+        X = self._validated(X)
+        some = ~np.isnan(X).all(1)
+        if not some.any():
+            raise ValueError("X has no observed value, so that there is nothing to score")
+        return float(as_array(self.model_.log_likelihood(X[some])).mean())
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Float[np.ndarray, "S D"]:
         """Draw from p(x).

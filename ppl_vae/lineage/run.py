@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.inputs import as_data_and_mask, labels_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
 from ppl_vae.data.column_stats import ColumnStats
@@ -93,7 +94,9 @@ def run_lineage(
     check_option("scale", scale, SCALES)
     extra = _checked_extra(extra or {})
     started = time.perf_counter()
-    given_columns = getattr(x, "columns", None) if columns is None else columns
+    given_columns = labels_of(x).columns if columns is None else columns
+    if x_test is not None:
+        x_test = as_matrix(x_test, name="x_test", schema=TableSchema.of(x))
     x = _checked_rows(x, extra)
     names = _column_names(given_columns, x.shape[1])
     data = split(x, x_test, seed=seed)

@@ -169,6 +169,7 @@ class BayesianPPCA(Program):
             noise_prior=InverseGammaScale(torch.ones_like(variance), 0.1 * variance),
             relevance_prior=relevance_prior,
         )
+        model.schema = blocks.schema
         return model.to(device=columns.mean.device, dtype=blocks.dtype)
 
     def __repr__(self) -> str:
@@ -213,7 +214,7 @@ class BayesianPPCA(Program):
     ) -> Tensor:
         """The generative model as a Pyro program, under the package's contract."""
         like = next(self.loc_prior.buffers())
-        x = None if x is None else as_rows(x, like, self.data_dim)
+        x = None if x is None else as_rows(x, like, self.data_dim, self.schema)
         rows = count_rows(x, num_data)
         parameters = self.sample_parameters()
         with data_plate(rows, index=index, num_data=num_data, device=like.device):
@@ -235,7 +236,10 @@ class BayesianPPCA(Program):
 
     def ppca(self, parameters: Parameters) -> PPCA:
         """The model :class:`~ppl_vae.models.ppca.PPCA` with one draw of the parameters."""
-        return PPCA.from_parameters(parameters.loadings, parameters.loc, parameters.noise_scale)
+        loadings, loc, noise_scale, _ = parameters
+        ppca = PPCA.from_parameters(loadings, loc, noise_scale)
+        ppca.schema = self.schema
+        return ppca
 
     def not_conjugate(self) -> tuple[str, ...]:
         """The priors that are not conjugate, by name; empty if Gibbs sampling applies."""

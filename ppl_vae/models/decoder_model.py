@@ -10,7 +10,8 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.inputs import as_data_and_mask, labels_of, learn_schema
 from ppl_vae.core.pair import run_guide
 from ppl_vae.core.program import Density, ProgramLike, fold_rows
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
@@ -110,8 +111,10 @@ class DecoderModel(LatentVariableModel):
             ValueError: if x has another width, is not in the likelihood's support, or a row or a
                 column has nothing observed.
         """
-        blocks = RowBlocks(x, mask, device=reference_tensor(self).device)
+        device = reference_tensor(self).device
+        blocks = RowBlocks(x, mask, device=device, schema=self.schema)
         self._initialize(InitialStatistics.of(blocks, self.likelihood))
+        learn_schema(self, blocks.schema)
         return self
 
     @torch.no_grad()
@@ -141,49 +144,61 @@ class DecoderModel(LatentVariableModel):
             return self.conditional(z.to(reference_tensor(self)))
 
     @torch.no_grad()
-    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
+    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"] | Frame:
         """Draws from p(x): z from the prior, then x given z.
+
+        Of a model that was fitted to a data frame they are such a frame.
 
         Raises:
             ValueError: if the prior is flat.
         """
         shape = torch.Size([check_int("num_samples", num_samples)])
         with seeded(seed):
-            return self.decode(self.prior().sample(shape)).sample()
+            draws = self.decode(self.prior().sample(shape)).sample()
+        return draws if self.schema is None else self.schema.frame(draws)
 
     @torch.no_grad()
-    def features(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N K"]:
+    def features(
+        self, x: ArrayLike, *, mask: ArrayLike | None = None
+    ) -> Float[Tensor, "N K"] | Frame:
         """The code of each row: the mean of q(z | x), for an autoencoder f(x).
 
-        The networks are in evaluation mode, and no patch is hidden from the guide.
+        Of a data frame it is a frame with the columns z1, ..., zK. The networks are in evaluation
+        mode, and no patch is hidden from the guide.
 
         Args:
-            x: (N, D); NaN marks a missing value.
+            x: (N, D); NaN marks a missing value. The code of a row with nothing observed is
+                what the encoder makes of it.
             mask: True where observed.
 
         Raises:
-            ValueError: if x has another width, or a row with nothing observed.
+            ValueError: if x has another width.
         """
-        return self._code(*as_data_and_mask(x, mask, model=self.model, guide=self.guide))
+        return labels_of(x).codes(self._code(*self._data_and_mask(x, mask)))
+
+    def _data_and_mask(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[Tensor, Tensor | None]:
+        return as_data_and_mask(x, mask, model=self.model, guide=self.guide, allow_empty_rows=True)
 
     @torch.no_grad()
-    def reconstruct(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Float[Tensor, "N D"]:
+    def reconstruct(
+        self, x: ArrayLike, *, mask: ArrayLike | None = None
+    ) -> Float[Tensor, "N D"] | Frame:
         """The mean of p(x | z) at the mean of q(z | x), for missing entries too.
 
-        The mean of a missing entry given its row is another quantity: :func:`ppl_vae.impute`. The
-        networks are in evaluation mode, and only entries that ``mask`` or NaN marks as missing
-        are hidden from the guide.
+        Of a data frame it is a frame with its index and columns. The mean of a missing entry given
+        its row is another quantity: :func:`ppl_vae.impute`. The networks are in evaluation mode,
+        and only entries that ``mask`` or NaN marks as missing are hidden from the guide.
 
         Args:
             x: (N, D); NaN marks a missing value.
             mask: True where observed.
 
         Raises:
-            ValueError: if x has another width, or a row with nothing observed.
+            ValueError: if x has another width.
         """
-        x, mask = as_data_and_mask(x, mask, model=self.model, guide=self.guide)
+        labels, (x, mask) = labels_of(x, self.model), self._data_and_mask(x, mask)
         with isolated_store(), train_mode(self, training=False):
-            return self.conditional(self._code(x, mask).to(x), x, mask, False).mean
+            return labels.data(self.conditional(self._code(x, mask).to(x), x, mask, False).mean)
 
     def _code(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "N K"]:
         with isolated_store(), dry_run(self.guide), eval_mode(self, self.guide):

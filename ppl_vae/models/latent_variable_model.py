@@ -58,7 +58,7 @@ class LatentVariableModel(Program):
     ) -> Tensor:
         """The generative model as a Pyro program, under the package's contract."""
         like = reference_tensor(self)
-        x = None if x is None else as_rows(x, like, self.data_dim)
+        x = None if x is None else as_rows(x, like, self.data_dim, self.schema)
         rows = count_rows(x, num_data)
         with data_plate(rows, index=index, num_data=num_data, device=like.device):
             scored = self._scored_entries(mask, like)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import pyro.distributions as dist
@@ -10,14 +11,14 @@ from jaxtyping import Bool, Float
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.inputs import as_rows, labels_of
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import (
     ArrayLike,
     as_matrix,
     check_int,
-    check_rows_observed,
     observed_mask,
 )
 from ppl_vae.data.row_blocks import rows_per_block
@@ -108,12 +109,14 @@ class LinearGaussianModel(LatentVariableModel):
     ) -> dist.MultivariateNormal:
         """p(z | x), exact: batch shape (N,), event shape (K,).
 
+        A row with nothing observed has the prior as its posterior.
+
         Args:
-            x: (N, D); NaN is a missing value.
+            x: (N, D), data of any kind; NaN is a missing value.
             mask: True where observed.
 
         Raises:
-            ValueError: if x has another width, or a row with nothing observed.
+            ValueError: if x has another width.
             FloatingPointError: if the loadings are too large relative to the noise for float64.
         """
         blocks = list(self._posteriors(x, mask))
@@ -122,37 +125,43 @@ class LinearGaussianModel(LatentVariableModel):
         mean = self._to_model_dtype(mean, "the posterior means of z")
         return dist.MultivariateNormal(mean, scale_tril=tril.to(mean.dtype))
 
-    def posterior_mean(self, x: ArrayLike, *, mask: ArrayLike | None = None) -> Tensor:
+    def posterior_mean(
+        self, x: ArrayLike, *, mask: ArrayLike | None = None
+    ) -> Float[Tensor, "N K"] | Frame:
         """E[z | x], (N, K), without storing the covariances of all rows as :meth:`posterior` does.
+
+        Of a data frame it is a frame with the columns z1, ..., zK.
 
         Args, raises: as :meth:`posterior`.
         """
-        return self._to_model_dtype(self._means(x, mask), "the posterior means of z")
+        means = self._to_model_dtype(self._means(x, mask), "the posterior means of z")
+        return labels_of(x).codes(means)
 
     def _means(self, x: ArrayLike, mask: ArrayLike | None) -> Tensor:
         return torch.cat([block.mean for block in self._posteriors(x, mask)])
 
     def log_likelihood(
         self, x: ArrayLike, *, mask: Bool[Tensor, "N D"] | ArrayLike | None = None
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, " N"] | Frame:
         """The exact log-likelihood of the observed entries of each row, in nats per datum.
 
+        Of a data frame it is a series with its index. For a row with nothing observed it is 0,
+        the logarithm of the probability of no event, which is no number to average with others.
         By the Woodbury identity it costs O(D K) per row and O(D K^2) per missingness pattern.
 
         Args, raises: as :meth:`posterior`.
         """
         values = torch.cat([block.log_likelihood() for block in self._posteriors(x, mask)])
-        return self._to_model_dtype(values, "log p(x)")
+        return labels_of(x).rows(self._to_model_dtype(values, "log p(x)"), "log_likelihood")
 
     def _observed(self, x: ArrayLike, mask: ArrayLike | None) -> tuple[Tensor, Tensor | None]:
         # x in float64 with zeros for missing entries, and its mask; None if nothing is missing.
         inside = am_i_wrapped()  # inside a program the data were checked at its boundary
-        rows = as_rows(x if inside else as_matrix(x), self.loc.detach().double(), self.data_dim)
-        observed = mask if inside else observed_mask(rows, mask)
+        x = x if inside else as_matrix(x, mask=mask, schema=self.schema)
+        rows = as_rows(x, self.loc.detach().double(), self.data_dim)
+        observed = mask if inside else observed_mask(rows)
         if observed is None:
             return rows, None
-        if not inside:
-            check_rows_observed(observed)
         return torch.where(observed, rows, 0.0), observed
 
     def _posteriors(
@@ -195,7 +204,8 @@ class LinearGaussianModel(LatentVariableModel):
     ) -> Imputation:
         """The missing values of x, given the observed entries of their rows.
 
-        Observed entries are unchanged. Standard deviations and draws treat the fitted parameters
+        Observed entries are unchanged. A row with nothing observed gets the mean of x and its
+        standard deviation. Standard deviations and draws treat the fitted parameters
         as known, so that with few rows intervals based on them are too narrow
         (:class:`ppl_vae.core.Imputation` quantifies this). Entries that depend on a covariance
         which the training data did not determine (``undetermined``) have a mean, which is as
@@ -214,18 +224,20 @@ class LinearGaussianModel(LatentVariableModel):
             ValueError: as :meth:`posterior`; if num_samples is not a whole number >= 0.
             FloatingPointError: if a result overflows.
         """
-        x, num_samples = as_matrix(x), check_int("num_samples", num_samples, 0)
+        labels, num_samples = labels_of(x, self), check_int("num_samples", num_samples, 0)
+        x = as_matrix(x, mask=mask, schema=self.schema)
         x = x.to(device=self.loc.device, dtype=torch.promote_types(x.dtype, self.loc.dtype))
-        observed = self._observed(x, mask)[1]
+        observed = self._observed(x, None)[1]
         if observed is None:
             draws = x.expand(num_samples, -1, -1) if num_samples else None
-            return Imputation(x, torch.zeros_like(x), draws)
+            return Imputation(x, torch.zeros_like(x), draws, labels=labels)
         with seeded(seed):
             size = rows_per_block(self.data_dim * (4 + self.latent_dim + 2 * num_samples))
             blocks = zip(x.split(size), observed.split(size), strict=True)
             imputed = [self._impute_block(rows, mask, num_samples) for rows, mask in blocks]
         mean, sd, draws = zip(*imputed, strict=True)
-        return self._imputation(observed, torch.cat(mean), torch.cat(sd), torch.cat(draws, 1))
+        found = self._imputation(observed, torch.cat(mean), torch.cat(sd), torch.cat(draws, 1))
+        return replace(found, labels=labels)
 
     def _impute_block(self, x: Tensor, observed: Tensor, num_samples: int) -> tuple[Tensor, ...]:
         # Mean, standard deviation and draws of some rows.
@@ -247,8 +259,8 @@ class LinearGaussianModel(LatentVariableModel):
         return Imputation(mean, sd, draws if len(draws) else None, notes=notes)
 
     @torch.no_grad()
-    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"]:
-        """Draws from p(x).
+    def sample(self, num_samples: int, *, seed: int | None = None) -> Float[Tensor, "S D"] | Frame:
+        """Draws from p(x); of a model that was fitted to a data frame, as such a frame.
 
         Raises:
             ValueError: if num_samples is not a whole number >= 1.
@@ -259,12 +271,15 @@ class LinearGaussianModel(LatentVariableModel):
         with seeded(seed):
             draws = torch.randn(shape, dtype=loc.dtype, device=loc.device)
         z, noise = draws.split(loadings.shape[::-1], 1)
-        return self._to_model_dtype(z @ loadings.mT + loc + noise * scale, "samples of x")
+        draws = self._to_model_dtype(z @ loadings.mT + loc + noise * scale, "samples of x")
+        return draws if self.schema is None else self.schema.frame(draws)
 
     def reconstruct(
         self, x: ArrayLike, *, mask: ArrayLike | None = None, shrink: bool = True
-    ) -> Float[Tensor, "N D"]:
+    ) -> Float[Tensor, "N D"] | Frame:
         """W m + mu with m the posterior mean of z; missing entries are reconstructed too.
+
+        Of a data frame it is a frame with its index and columns.
 
         ``shrink=False`` is PCA's rank-K projection (with diagonal noise, the weighted one:
         m = (W' Psi^-1 W)^-1 W' Psi^-1 (x - mu), Bartlett's scores); it needs complete rows.
@@ -273,11 +288,10 @@ class LinearGaussianModel(LatentVariableModel):
             ValueError: as :meth:`posterior`; if an entry is missing and ``shrink=False``.
             FloatingPointError: if a result overflows.
         """
-        loadings, loc, scale = self._parameters64()
+        labels, (loadings, loc, scale) = labels_of(x, self), self._parameters64()
         if shrink:
-            return self._to_model_dtype(
-                self._means(x, mask) @ loadings.mT + loc, "reconstructions"
-            )
+            means = self._means(x, mask) @ loadings.mT + loc
+            return labels.data(self._to_model_dtype(means, "reconstructions"))
         x, observed = self._observed(x, mask)
         if observed is not None:
             raise ValueError(
@@ -286,7 +300,7 @@ class LinearGaussianModel(LatentVariableModel):
             )
         axes = torch.linalg.qr(loadings / scale[:, None]).Q
         projected = ((x - loc) / scale) @ axes @ axes.mT * scale + loc
-        return self._to_model_dtype(projected, "reconstructions")
+        return labels.data(self._to_model_dtype(projected, "reconstructions"))
 
     @torch.no_grad()
     def canonical(self) -> Self:

@@ -99,6 +99,7 @@ class PPCA(LinearGaussianModel):
         columns.check(diagonal=noise == "diagonal")
         ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
         ppca = ppca.to(device=columns.mean.device, dtype=blocks.dtype)
+        ppca.schema = blocks.schema
         variance = columns.variance if noise == "diagonal" else columns.variance.mean()
         scale = (variance / 2).sqrt() * blocks.unit
         return ppca.assign(

@@ -68,6 +68,7 @@ def save(program: Program, folder: str | Path) -> Path:
         frozen=[name for name, p in _parameters(program) if not p.requires_grad],
         sha256=hashlib.sha256(data).hexdigest(),
         version=version("ppl_vae"),
+        schema=None if program.schema is None else program.schema.to_json(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_folder(folder):
@@ -153,6 +154,7 @@ def load(folder: str | Path, *, into: P | None = None) -> Any:
     if into is None:
         _set_dtypes(program, state)
     program.load_state_dict(state)
+    program.schema = config.table_schema
     for name, parameter in _parameters(program):
         parameter.requires_grad_(name not in config.frozen)
     return program

@@ -14,6 +14,7 @@ from ppl_vae.core.config import ArrayValue, ConstructorCall, OpaqueValue
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import read_regular
 from ppl_vae.core.program import Program
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
@@ -62,6 +63,8 @@ class StoredConfig:
         frozen: names of the parameters that require no gradient.
         sha256: checksum of the file of the tensors.
         version: of the package that wrote it.
+        schema: of the data frame that the program was fitted to, as by
+            :meth:`~ppl_vae.core.schema.TableSchema.to_json`; None after arrays.
     """
 
     program: str
@@ -70,6 +73,7 @@ class StoredConfig:
     frozen: list[str]
     sha256: str
     version: str
+    schema: dict[str, Any] | None
 
     def to_bytes(self) -> bytes:
         """The content of the file."""
@@ -97,6 +101,11 @@ class StoredConfig:
         if wrong := _of_wrong_type(content):
             raise CheckpointError(f"{path} is damaged: {wrong} has a value of the wrong type")
         return cls(**content)
+
+    @property
+    def table_schema(self) -> TableSchema | None:
+        """The schema of the data frame that the program was fitted to."""
+        return None if self.schema is None else TableSchema.from_json(self.schema)
 
     def rebuild(self, path: Path, num_elements: int) -> Program:
         """Make the program anew, with initial weights.
@@ -135,8 +144,16 @@ def _of_wrong_type(content: dict[str, Any]) -> str | None:
         "frozen": isinstance(frozen, list) and _are_texts(frozen),
         "sha256": _are_texts([content["sha256"]]) and CHECKSUM.fullmatch(content["sha256"]),
         "version": isinstance(content["version"], str),
+        "schema": _is_schema(content["schema"]),
     }
     return next((name for name, is_right in right.items() if not is_right), None)
+
+
+def _is_schema(value: Any) -> bool:
+    try:
+        return value is None or TableSchema.from_json(value) is not None
+    except ValueError:
+        return False
 
 
 def _are_texts(values: Iterable[Any]) -> bool:

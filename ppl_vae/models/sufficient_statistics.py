@@ -57,7 +57,7 @@ class SampleCovariance:
         Raises:
             ValueError: if x has NaN; see also :class:`~ppl_vae.data.row_blocks.RowBlocks`.
         """
-        columns, covariance = summarize(RowBlocks(x))
+        columns, covariance = summarize(x if isinstance(x, RowBlocks) else RowBlocks(x))
         if covariance is None:
             raise ValueError(missing_message(columns))
         return cls(columns, covariance._factor, covariance._gram)

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,12 +11,14 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.inputs import as_rows, learn_schema
 from ppl_vae.core.program import Density, Program, data_plate, fold_rows
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import (
     ArrayLike,
     as_matrix,
+    as_vector,
     check_int,
     check_option,
     check_rows_observed,
@@ -111,7 +114,8 @@ class SupervisedEncoder(Program):
         """Sample nothing: there are no latent variables."""
 
     def rows(self, x: ArrayLike, y: ArrayLike) -> Float[Tensor, "N R"]:
-        """The matrix [x, y], whose rows :meth:`model` takes.
+        """The matrix [x, y], whose rows :meth:`model` takes; columns of a data frame x are kept as
+        ``schema``.
 
         Args:
             x: (N, D); NaN marks a missing value.
@@ -122,9 +126,9 @@ class SupervisedEncoder(Program):
                 of x has nothing observed.
         """
         weight = self.head.weight
-        y = torch.as_tensor(y)
-        y = y[:, None] if y.dim() == 1 else y
-        x = as_matrix(x, dtype=weight.dtype, device=weight.device)
+        y = as_vector(y)[:, None] if np.ndim(y) == 1 else y
+        schema = TableSchema.of(x)
+        x = as_matrix(x, schema=self.schema, dtype=weight.dtype, device=weight.device)
         y = as_matrix(y, name="y", dtype=weight.dtype, device=weight.device)
         expected = (self.input_dim, self.num_labels)
         if (x.shape[1], y.shape[1]) != expected or len(x) != len(y):
@@ -134,6 +138,7 @@ class SupervisedEncoder(Program):
             )
         if (observed := observed_mask(x)) is not None:
             check_rows_observed(observed)
+        learn_schema(self, schema)
         return torch.cat([x, y], 1)
 
     def conditional(
@@ -164,8 +169,9 @@ class SupervisedEncoder(Program):
         Raises:
             ValueError: if x has another width, or a row with nothing observed.
         """
-        x = as_rows(as_matrix(x), self.head.weight, self.input_dim)
-        if (observed := observed_mask(x, mask)) is not None:
+        x = as_matrix(x, mask=mask, schema=self.schema)
+        x = as_rows(x, self.head.weight, self.input_dim)
+        if (observed := observed_mask(x)) is not None:
             check_rows_observed(observed)
             x = torch.where(observed, x, 0.0)
         with train_mode(self, training=False):

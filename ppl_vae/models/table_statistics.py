@@ -6,7 +6,7 @@ n rows X into sqrt(n) times their mean, at most D rows F with F'F the scatter ma
 zeros. A table of any length with U patterns becomes at most U (D + 1) rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Self
 
@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource, empty_rows_note
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -40,6 +41,7 @@ class TableStatistics:
         observed: the patterns, one in observed columns and zero in missing ones, (U, D).
         counts: the number of data of each pattern, n_u, (U,).
         num_zero: the number of further rows of each pattern, zero or more than 2 D, (U,).
+        empty_rows: the numbers of the rows with nothing observed, which were left out.
     """
 
     num_data: int
@@ -51,10 +53,15 @@ class TableStatistics:
     observed: Float[Tensor, "U D"]
     counts: Float[Tensor, " U"]
     num_zero: Float[Tensor, " U"]
+    empty_rows: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, x: RowSource, mask: ArrayLike | None = None, device: torch.device | None = None
+        cls,
+        x: RowSource,
+        mask: ArrayLike | None = None,
+        device: torch.device | None = None,
+        schema: TableSchema | None = None,
     ) -> Self:
         """The statistics of the rows of x, in one pass, or in two if values are missing.
 
@@ -62,20 +69,27 @@ class TableStatistics:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             mask: True where observed.
             device: of the statistics; that of x by default.
+            schema: of the frame that a model was fitted to.
 
         Raises:
-            ValueError: if a row or a column has nothing observed; as
+            ValueError: if a column has nothing observed; as
                 :class:`~ppl_vae.data.row_blocks.RowBlocks`.
         """
-        blocks = RowBlocks(x, mask, device=device)
+        blocks = RowBlocks(x, mask, device=device, schema=schema)
         columns, covariance = summarize(blocks)
         columns.check()
         if covariance is not None:
             factor = covariance.factor * columns.rows**0.5
-            group = _Group(columns.rows, torch.zeros_like(columns.mean), factor)
-            return cls._of_groups(columns, [group], torch.ones_like(columns.mean)[None])
-        patterns, groups = _groups(blocks, columns.mean)
-        return cls._of_groups(columns, groups, patterns)
+            groups = [_Group(columns.rows, torch.zeros_like(columns.mean), factor)]
+            patterns = torch.ones_like(columns.mean)[None]
+        else:
+            patterns, groups = _groups(blocks, columns.mean)
+        statistics = cls._of_groups(columns, groups, patterns)
+        return replace(statistics, empty_rows=tuple(blocks.empty_rows))
+
+    def notes(self) -> tuple[str, ...]:
+        """A note on rows that were left out, if any."""
+        return empty_rows_note(self.empty_rows)
 
     @classmethod
     def of_rows(cls, block: RowBlock) -> Self:

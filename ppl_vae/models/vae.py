@@ -214,6 +214,7 @@ class VAE(DecoderModel):
         )
         vae = vae.to(device=mean.device, dtype=torch.promote_types(blocks.dtype, torch.float32))
         vae._initialize(statistics)
+        vae.schema = blocks.schema
         return vae
 
     @classmethod

@@ -181,7 +181,7 @@ class VBPosterior(GaussianGuide):
         self, x: ArrayLike, index: Tensor | None = None, mask: Tensor | None = None
     ) -> Density:
         """q(z | x) from the observed entries of x; ``index`` is not used."""
-        rows = as_rows(x, self.row_mean, self.data_dim)
+        rows = as_rows(x, self.row_mean, self.data_dim, self.schema)
         if mask is None:
             patterns = MissingnessPatterns.complete(self.row_mean[:, 0])
         else:

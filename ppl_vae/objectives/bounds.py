@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
@@ -68,7 +70,7 @@ def log_weights(
     """
     num_samples = check_int("num_samples", num_samples)
     pair = Pair(model, guide)
-    whole = pair.observe(x, mask)
+    whole = pair.observe(x, mask, allow_empty_rows=True)
     batch = Batch(whole.x, whole.mask, index, num_data)
     with isolated_store(), seeded(seed):
         dim = pair.sample_dim(batch) if num_samples > 1 else None
@@ -86,25 +88,25 @@ def elbo(
     batch_size: int = 4096,
     global_kl: bool = True,
     seed: int | None = None,
-) -> Float[Tensor, " N"]:
+) -> Float[Tensor, " N"] | Frame:
     """The ELBO (beta = 1) of each datum, in nats, its KL in closed form where possible.
 
     With global latent variables theta, it is E_q(theta) of the ELBO of the datum given theta, less
     KL(q(theta) || p(theta)) / N: the sum over the data is a lower bound on log p(x_1, ..., x_N).
+    An empty row has minus its KL. A data frame gives a series.
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x: the whole data, (N, D); rows are looked up by their place in it.
+        x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
         num_samples: draws per datum.
-        mask: True where x is observed; NaN in x says the same.
-        batch_size: rows held at once; each batch has draws of theta of its own.
+        batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
             bound on its posterior predictive log density, which is what counts for data that
             theta was not fitted to.
         seed: of the draws.
     """
     pair = Pair(model, guide)
-    whole = pair.observe(x, mask)
+    whole = pair.observe(x, mask, allow_empty_rows=True)
     objective, rows = ELBO(num_samples), torch.arange(len(whole))
     values = []
     with isolated_store(), seeded(seed), pair.train_mode(False):
@@ -112,7 +114,7 @@ def elbo(
             terms = objective.terms_of(pair, batch)
             shared = terms.shared().mean() if global_kl else 0.0
             values.append((terms.local().mean(0) + shared).expand(len(batch)))
-    return torch.cat(values)
+    return labels_of(x).rows(torch.cat(values), "elbo")
 
 
 PLAIN = "reparameterized"

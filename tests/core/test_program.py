@@ -541,9 +541,10 @@ def test_missing_values_of_pandas_become_nan():
     assert x.isnan().tolist() == [[False, False], [True, True]]
 
 
-def test_a_tensor_keeps_its_place_and_gradient():
+def test_a_tensor_keeps_its_place_without_its_gradient():
     x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
-    assert as_matrix(x) is x
+    assert as_matrix(x).data_ptr() == x.data_ptr()
+    assert not as_matrix(x).requires_grad
     assert as_matrix(x.int()).dtype == torch.get_default_dtype()
 
 

@@ -60,7 +60,11 @@ def test_compressed_text(tmp_path, name, content):
         ("x.csv.bz2", TEXT, "cannot be read"),
         ("x.csv.xz", lzma.compress(TEXT)[:-20], "cannot be read"),
         ("x.csv.zip", TEXT, "cannot be read: File is not a zip file"),
-        ("x.zip", zipped({"a.csv": TEXT, "b.csv": TEXT}), r"holds 2 tables \('a.csv', 'b.csv'\)"),
+        (
+            "x.zip",
+            zipped({"a.csv": TEXT, "b.csv": TEXT}),
+            r"x.zip .*holds 2 tables \('a.csv', 'b.csv'\)",
+        ),
         ("x.zip", zipped({"a.md": TEXT}), r"holds 0 tables \('a.md'\)"),
         ("x.csv", gzip.compress(TEXT), "is not a text table, despite its name"),
         ("x.csv", b"<html><body>", "is not a text table, despite its name"),
@@ -121,7 +125,7 @@ def test_the_index_of_a_parquet_file(tmp_path):
         ({"a": [b"u", b"v"]}, "column 'a' has lists, structures or bytes"),
         ({"a": [1, 2], "d": pd.to_datetime(["2020-01-01"] * 2)}, r"of dates: 'd'"),
         ({"a": [1, 2], "d": pd.to_timedelta([1, 2], unit="h")}, "columns of text, 'd'"),
-        ({"a": [1.0, np.inf]}, "1 infinite entries, the first in column 'a', row 2"),
+        ({"a": [1.0, np.inf]}, "1 infinite entry, the first in column 'a', row 2"),
         ({"a": []}, "is empty: it has 0 rows"),
     ],
 )
@@ -209,7 +213,7 @@ def test_headers_that_promise_more_than_there_is(tmp_path, shape):
         ("x.npy", header(shape) + bytes(40)),
         ("x.npz", zipped({"a.npy": header(shape) + bytes(40)})),
     ):
-        with pytest.raises(ValueError, match=r"x.np\w is not a .*(promises|has \d.* at most)"):
+        with pytest.raises(ValueError, match=r"x.np\w is not a .* promises \d+ bytes"):
             write_and_read(tmp_path / name, content)
     assert time.perf_counter() - start < 5
 
@@ -308,7 +312,7 @@ def test_annotated_data(tmp_path):
         assert table.labels == ("u", "v", "u") and table.row_names == ("c1", "c2", "c3")
         assert any("left out: 'n'" in note for note in table.notes)
     with pytest.raises(ValueError, match="at most"):
-        read_table(tmp_path / "x.h5ad", max_bytes=100_000)
+        read_table(tmp_path / "x.h5ad", max_bytes=1000)
     with pytest.raises(ValueError, match=r"not an \.h5ad file"):
         write_and_read(tmp_path / "y.h5ad", TEXT)
 

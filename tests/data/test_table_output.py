@@ -39,7 +39,8 @@ def test_an_input_is_refused_by_any_name(tmp_path, monkeypatch):
     # The other way round: the input is given by the name of a link.
     with pytest.raises(ValueError, match=r"is an input"):
         check_output(source, inputs=[tmp_path / "chain.csv"], force=True)
-    check_output(tmp_path / "other.csv", inputs=[source], force=False)
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    check_output(tmp_path / "other.csv", inputs=[source, tmp_path / "loop.csv"], force=False)
     assert source.read_text() == "a\n1\n"
 
 
@@ -74,6 +75,14 @@ def test_what_is_no_file_is_refused(tmp_path):
             check_output(tmp_path / name, inputs=[], force=True)
     with pytest.raises(ValueError, match=r"must end in \.json"):
         check_output(tmp_path / "x.csv", inputs=[], force=True, suffixes=(".json",))
+
+
+def test_a_protected_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.csv"
+    path.write_text("a\n1\n")
+    monkeypatch.setattr(os, "access", lambda name, mode: Path(name) != path)
+    with pytest.raises(ValueError, match="exists and is protected from writing"):
+        check_output(path, inputs=[], force=True)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused():

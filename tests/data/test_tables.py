@@ -374,7 +374,7 @@ def test_words_among_numbers_raise(read):
 
 def test_infinite_entries_raise(read, tmp_path):
     for word in ("inf", "-Infinity", "1e999"):
-        with pytest.raises(ValueError, match=r"x\.csv has 1 infinite entries"):
+        with pytest.raises(ValueError, match=r"x\.csv has 1 infinite entry"):
             read(f"a,b\n1,{word}\n2,3\n")
 
 
@@ -403,9 +403,9 @@ def test_unsupported_files_raise(read, tmp_path):
     with pytest.raises(ValueError, match="is a folder; give a file in it"):
         read_table(tmp_path / "folder.csv")
     for name, message in {
-        "x.XLS": r"is a spreadsheet of another kind; save it as \.xlsx or as CSV",
+        "x.XLS": r"is a spreadsheet of another kind; save it as \.xlsx",
         "x.ods": "is a spreadsheet",
-        "x.mat": "save the table as CSV or Parquet",
+        "x.mat": "save it as CSV or Parquet",
         "x.doc": r"must end in one of \.csv",
         "x": r"must end in one of \.csv",
         "x.npy.gz": r"must end in one of \.csv",
@@ -419,6 +419,7 @@ def test_unsupported_files_raise(read, tmp_path):
     [
         (b"", "is empty"),
         (b"\n  \n# nothing\n", "is empty"),
+        (b",\n,\n,\n", "is empty: no line has cells"),
         (b"PK\3\4....", "is not a text table, despite its name; save the table as CSV"),
         (b"a,b\n1,2\n\0\0\n", "is not a text table"),
         (
@@ -481,7 +482,7 @@ def test_arrays_of_images_labels_and_missing_values(tmp_path):
         (np.ones(3, dtype=[("a", float)]), ValueError, r"not a .npy file .* \[\('a', '<f8'\)\]"),
         (np.array([["a"], ["b"]]), TypeError, "must hold numbers"),
         (np.ones((2, 2), dtype=complex), TypeError, "complex entries"),
-        (np.array([[1.0], [np.inf]]), ValueError, "x.npy has 1 infinite entries"),
+        (np.array([[1.0], [np.inf]]), ValueError, "x.npy has 1 infinite entry"),
         (np.ones((0, 3)), ValueError, "x.npy is empty"),
     ],
 )

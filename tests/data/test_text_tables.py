@@ -138,6 +138,8 @@ def test_given_separators(read):
     assert read(text, decimal=",").values.tolist() == [[1.234, 2], [2.345, 3]]
     assert read(text, decimal=".").values.tolist() == [[1234, 2], [2345, 3]]
     text = "a;b\n1.234;2\n2.345;3\n"
+    assert "points are read as decimal points, as in 1.234; thousands '.'" in read(text).notes[1]
+    assert not any("points" in note for note in read(f"{text}0.5;1\n").notes)
     assert read(text).values.tolist() == [[1.234, 2], [2.345, 3]]
     assert read(text, thousands=".").values.tolist() == [[1234, 2], [2345, 3]]
     assert read(text, decimal=",").values.tolist() == [[1234, 2], [2345, 3]]
@@ -229,7 +231,7 @@ def test_columns_that_are_mostly_numbers_are_data(read):
             read(text)
     numbers = "".join(f"{25 + k},{k * k % 7}\n" for k in range(80))
     table = read(f"target,b\n{numbers}")
-    assert table.columns == ("target", "b") and table.labels is None
+    assert_table(table, table.values, ["target", "b"], "'target' is kept as data; label makes")
 
 
 def test_truth_values_are_numbers(read):
@@ -269,6 +271,17 @@ def test_titles_are_left_out(read, above):
     table = read(f"{above}a,b,c\n1,2,3\n4,5,6\n")
     assert table.columns == ("a", "b", "c") and table.values.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert any("line" in n and "above the table left out" in n for n in table.notes)
+
+
+def test_titles_over_two_columns_are_no_names(read):
+    for text, columns in (
+        ("A title\nname,2001\nr,2\ns,5\n", ("2001",)),
+        ("A title\n\n2000,2001\n5,2\n7,5\n", ("2000", "2001")),
+        ("A title\na,b\n1,2\n3,4\n", ("a", "b")),
+        ("value\nr,2\ns,4\n", ("value",)),
+    ):
+        table = read(text)
+        assert table.columns == columns and len(table.values) == 2, text
 
 
 @pytest.mark.parametrize(
@@ -451,7 +464,7 @@ def test_values_that_repeat_far_from_the_rest_are_noted(read, mark):
     text = "a,b\n" + "".join(",".join(row) + "\n" for row in cells)
     table = read(text)
     (note,) = table.notes
-    written = f"{float(mark):g}"
+    written = repr(float(mark)).removesuffix(".0")
     assert f"{written} occurs 3 times in 'b', first in line 6, far from" in note
     assert f"give missing '{written}'" in note
     marked = read(text, missing=[written])
@@ -475,9 +488,7 @@ def test_ordinary_values_are_not_noted(read):
 
 @pytest.mark.parametrize("value", ["1e160", "-1e300", "1e200"])
 def test_values_whose_squares_are_not_finite_raise(read, value):
-    with pytest.raises(
-        ValueError, match=r"1 entries beyond 1e\+150 .* column 'b', line 3; rescale"
-    ):
+    with pytest.raises(ValueError, match=r"1 entry beyond 1e\+150 .* column 'b', line 3; rescale"):
         read(f"a,b\n1,2\n3,{value}\n5,6\n")
     assert read(f"a,b\n1,2\n3,{value}\n5,6\n", missing=[value]).num_missing == 1
 

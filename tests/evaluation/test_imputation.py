@@ -724,7 +724,6 @@ BAD = [
     ({"covariance": "round", "refine": 2}, "covariance must be one of .*; got 'round'"),
     ({"mask": np.ones((2, D))}, "mask must be boolean"),
     ({"x": np.ones((2, D + 1))}, rf"x must have shape \(rows, {D}\) for this model"),
-    ({"x": np.full((2, D), np.nan)}, "x has rows with nothing observed"),
     ({"x": np.full((2, D), np.inf)}, "x has 14 infinite entries"),
     ({"model": user_pairs.tutorial()[0]}, "the model takes no keyword 'mask'"),
 ]

@@ -23,7 +23,7 @@ from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.vae import VAE
-from ppl_vae.networks.mlp_conv import mlp
+from ppl_vae.networks.mlp_conv import FixedScaleEncoder, mlp
 from ppl_vae.objectives.bounds import ELBO, IWAE
 
 N, D, K = 24, 4, 2
@@ -114,6 +114,17 @@ def with_activation(activation):
     return lambda: VAE.mlp(D, K, hidden=(3,), activation=activation, seed=0).double()
 
 
+def with_encoder(heads=None, scale=None):
+    def make():
+        torch.manual_seed(0)
+        if heads is None:
+            return vae(encoder=FixedScaleEncoder(mlp(D, K, (3,), seed=1), scale))
+        layer = nn.TransformerEncoderLayer(4, heads, 4, 0.0, batch_first=True)
+        return vae(encoder=nn.Sequential(layer, nn.Linear(D, 2 * K)))
+
+    return make
+
+
 def with_floor(floor):
     return lambda: vae(likelihood=Gaussian("shared", floor=floor))
 
@@ -189,7 +200,7 @@ DIFFERENCES = {
     "activation of a user's network": (
         {"make": with_layer(lambda: nn.Sequential(nn.Linear(K, D), nn.ReLU()))},
         {"make": with_layer(lambda: nn.Sequential(nn.Linear(K, D), nn.Tanh()))},
-        r"network VAE\.decoder\.1 is ReLU\(\), here it is Tanh\(\)",
+        r"network VAE\.decoder\.1 is ReLU.*, here it is Tanh\(\)",
     ),
     "dropout": (
         {"make": with_layer(lambda: nn.Sequential(nn.Dropout(0.1), nn.Linear(K, D)))},
@@ -215,6 +226,16 @@ DIFFERENCES = {
         {"make": with_floor(1e-3)},
         {"make": with_floor(1e-2)},
         r"network VAE is .*floor=0\.001.*here it is .*floor=0\.01",
+    ),
+    "heads of a transformer": (
+        {"make": with_encoder(heads=1)},
+        {"make": with_encoder(heads=2)},
+        r"network VAE\.guide\.encoder.*num_heads=1.*num_heads=2",
+    ),
+    "scale of an encoder": (
+        {"make": with_encoder(scale=0.3)},
+        {"make": with_encoder(scale=0.4)},
+        r"network VAE\.guide\.encoder is FixedScaleEncoder.*scale=0\.3.*scale=0\.4",
     ),
     "frozen parameters": (
         {"make": with_layer(lambda: frozen(1))},
@@ -259,6 +280,19 @@ def test_a_finished_fit_is_resumed_with_a_note_by_the_same_fit_alone(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(CheckpointError, match="its x is"):
         fit(file, x=X + 1.0)
+
+
+def test_long_descriptions_are_shown_where_they_differ(tmp_path):
+    file = tmp_path / "fit.pt"
+
+    def deep(last):
+        return lambda: VAE.mlp(D, K, hidden=(*(3,) * 50, last, *(3,) * 50), seed=0).double()
+
+    fit(file, steps=1, make=deep(3))
+    message = r"its model is \.\.\..*\[3, 3\].*, here it is \.\.\..*\[4, 3\].*\.\.\.\. Pass"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        fit(file, steps=1, make=deep(4))
+    assert len(str(caught.value)) < 800
 
 
 def closure_pair(scale):

@@ -621,9 +621,9 @@ def test_a_rejected_fit_leaves_the_model_unchanged(x):
     x[0, 0] = np.nan
     with pytest.raises(ValueError, match="missing"):
         fit_closed_form(ppca, x)
-    x[0] = np.nan
+    x[:, 0] = np.nan
     for fit in FITS:
-        with pytest.raises(ValueError, match=r"rows with nothing observed: \[0\]; drop them"):
+        with pytest.raises(ValueError, match=r"columns with nothing observed: \[0\]; drop them"):
             fit(ppca, x)
     for old, new in zip(before, parameters(ppca), strict=True):
         np.testing.assert_array_equal(old, new)

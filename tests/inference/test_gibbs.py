@@ -11,6 +11,7 @@ import torch
 
 import oracles
 from ppl_vae.data.row_blocks import RowBlock
+from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
@@ -169,6 +170,41 @@ def test_many_sweeps_leave_the_prior_as_it_is(
         rounds=20,
     )
     assert z < limit
+
+
+def smallest_p_value(model, num_data, sampled=None):
+    """Of uniform ranks of functions of the true parameters of 1,000 tables, among 49 draws given
+    each table, from a chain that starts independently of them; ``sampled`` is another model."""
+    torch.manual_seed(2)
+    number, draws, warmup, thin = 1000, 49, 300, 20
+    mask, true = torch.ones(num_data, 4).bool(), prior_draws(model, number)
+    x = tables(true, mask)
+    priors = ConjugatePriors.of(sampled or model)
+    sampler = GibbsSampler(statistics_of(x, mask, num_data > 6), priors)
+    parameters, exact = prior_draws(model, number), functions(true, x)
+    below = torch.zeros_like(exact)
+    for sweep in range(-warmup, draws * thin):
+        parameters, _ = sampler.sweep(parameters)
+        if sweep >= 0 and sweep % thin == 0:
+            below += functions(parameters, x) < exact
+    invariant = [1, 3, 4, 5, 6, 7, 9]  # under rotations, which short chains do not explore
+    return UniformRanks(number, draws).p_values(below[invariant].mT.long().numpy()).min()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "prior"), KINDS)
+@pytest.mark.parametrize(("num_data", "latent_dim"), [(30, 1), (30, 2), (6, 1), (6, 2)])
+def test_a_thousand_tables_have_uniform_ranks(noise, prior, num_data, latent_dim):
+    model = proper_model(4, latent_dim, noise, prior)
+    p = smallest_p_value(model, num_data)
+    print(f"smallest p-value {p:.4f}")
+    assert p > 3e-4  # seven quantities in each of 16 cases
+
+
+@pytest.mark.slow
+def test_draws_under_another_prior_have_other_ranks():
+    model, other = (proper_model(4, 1, "isotropic", prior) for prior in ("normal", "ard"))
+    assert smallest_p_value(model, 6, other) < 3e-4
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -386,8 +386,6 @@ def test_bad_data(x, incomplete):
     transformer = PPCATransformer(2).fit(incomplete)
     empty = np.where(np.arange(60)[:, None] == 3, np.nan, x)
     for method in (transformer.fit, transformer.transform, transformer.score_samples):
-        with pytest.raises(ValueError, match=r"rows with nothing observed: \[3\]; drop them"):
-            method(empty)
         with pytest.raises(ValueError, match="infinity"):
             method(np.where(empty != empty, np.inf, x))
     with pytest.raises(ValueError, match=r"columns with nothing observed: \[1\]; drop them"):

@@ -10,12 +10,13 @@ import resource
 import signal
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from killed import NO_MOUNT, completed, killed_after, killed_at_event, on_small_disk
+from killed import NO_MOUNT, completed, forked, killed_after, killed_at_event, on_small_disk
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import write_whole
 from ppl_vae.models import PPCA, VAE, load, save
@@ -178,6 +179,24 @@ def test_of_two_writers_one_wins_whole(tmp_path):
         assert any(are_same(loaded, program) for program in programs)
     for writer in writers:
         writer.join()
+    assert sum(is_program(tmp_path, program) for program in programs) == 1
+    assert names(tmp_path) == [CONFIG, WEIGHTS]
+
+
+def test_of_two_processes_one_wins_whole(tmp_path):
+    programs = [ppca(seed, 5 + seed) for seed in range(2)]
+    save(programs[0], tmp_path)
+
+    def saves(program):
+        for _ in range(30):
+            save(program, tmp_path)
+
+    running = {forked(partial(saves, program)) for program in programs}
+    while running:
+        loaded = load(tmp_path)
+        assert any(are_same(loaded, program) for program in programs)
+        for pid in [pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]]:
+            running.remove(pid)
     assert sum(is_program(tmp_path, program) for program in programs) == 1
     assert names(tmp_path) == [CONFIG, WEIGHTS]
 

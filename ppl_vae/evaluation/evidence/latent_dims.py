@@ -8,9 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.core.stats import mean_and_error
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
+from ppl_vae.core.validation import (
+    ArrayLike,
+    as_matrix,
+    check_int,
+    observed_mask,
+    without_empty_rows,
+)
 from ppl_vae.evaluation.evidence.bridge_sampling import LogEvidence, bridge_sampling
 from ppl_vae.evaluation.evidence.laplace import (
     bic_log_evidence,
@@ -113,8 +120,11 @@ class Table:
         chains: int,
         seed: int | None,
     ) -> None:
-        self.x = as_matrix(x).double()
-        self.mask = observed_mask(self.x, mask)
+        self.x = without_empty_rows(as_matrix(x, mask=mask).double())
+        self.mask = observed_mask(self.x)
+        if x_test is not None:
+            x_test = as_matrix(x_test, name="x_test", schema=TableSchema.of(x))
+            x_test = without_empty_rows(x_test)
         self.x_test, self.seed = x_test, seed
         self.statistics = TableStatistics.of(self.x, self.mask)
         self.num_samples, self.warmup, self.chains = num_samples, warmup, chains

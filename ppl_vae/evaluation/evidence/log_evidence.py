@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.evidence.bridge_sampling import LogEvidence, bridge_sampling
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
@@ -34,7 +35,9 @@ def log_evidence(
         ValueError: if the samples have no model, or its prior on the loadings is not invariant
             under rotations (ARD is not).
     """
-    posterior = evidence_coordinates(samples.model, TableStatistics.of(x, mask))
+    posterior = evidence_coordinates(
+        samples.model, TableStatistics.of(x, mask, schema=schema_of(samples.model))
+    )
     draws = positions(posterior, samples)
     return bridge_sampling(posterior.log_density, draws, seed=seed)
 

@@ -144,7 +144,7 @@ def bound_slice(
         touching: the positions at which bounds touch log p.
         points: the number of equally spaced positions; those of ``touching`` are added.
     """
-    x = as_rows(x, start.loc, start.data_dim)
+    x = as_rows(x, start.loc, start.data_dim, start.schema)
     at = torch.cat([torch.linspace(0, 1, points), torch.tensor(touching)]).double().unique()
     models = [_interpolate(start, end, float(position)) for position in at]
     posteriors = [model.posterior(x) for model in models]

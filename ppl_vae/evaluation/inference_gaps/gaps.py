@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import conditioned
+from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
@@ -112,7 +113,9 @@ def gaps(
     if covariance is not None:
         check_option("covariance", covariance, COVARIANCES)
     rows = torch.arange(len(data)) if rows is None else rows
+    log_p = None if log_p is None else as_vector(log_p, name="log_p")
     _check(log_p, len(rows), tolerance)
+    labels = labels_of(x).take(rows)
     most_rows = max(1, ROWS_FACTOR * rows_at_once(data.x) // MAX_POINTS)
     size = min(block_size(data.x, num_samples, refined=True), most_rows)
     with isolated_store(), seeded(seed), pair.eval_mode():
@@ -127,13 +130,14 @@ def gaps(
             return estimator.result(log_p)
 
         if not pair.has_globals(batches[0]):
-            return gaps_of(pair)
+            return replace(gaps_of(pair), labels=labels)
         _check_no_constants(log_p=log_p, best=best)
         runs = [pair.run(batches[0]) for _ in range(num_global_draws)]
         check_latents(runs[0])
         log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
         found = [gaps_of(conditioned(pair, run)) for run in runs]
-    return average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
+    average = average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
+    return replace(average, labels=labels)
 
 
 def _check_no_constants(**given: Any) -> None:
@@ -215,7 +219,7 @@ class _GapEstimator:
     def result(self, log_p: Any) -> Gaps:
         """The gaps of all batches, with the given log p or else the estimated one."""
         estimate = None if log_p is not None else self._best_estimate()
-        value = torch.as_tensor(log_p if estimate is None else estimate.value)
+        value: Any = log_p if estimate is None else estimate.value
         error = torch.zeros(()) if estimate is None else estimate.standard_error.double()
         elbos = _ELBOs._make(map(torch.cat, zip(*self.elbos, strict=True)))
         reason = "" if self.best is not None else self.family.unsplit_reason
@@ -280,10 +284,10 @@ def _failed(
 
 
 def _check(log_p: Any, number: int, tolerance: float | None) -> None:
-    if log_p is not None and torch.as_tensor(log_p).shape != (number,):
+    if log_p is not None and log_p.shape != (number,):
         raise ValueError(
             f"log_p must have one value for each of {number} rows; its shape is "
-            f"{tuple(torch.as_tensor(log_p).shape)}"
+            f"{tuple(log_p.shape)}"
         )
     if tolerance is not None and not tolerance > 0:
         raise ValueError(

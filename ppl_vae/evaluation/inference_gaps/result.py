@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.results import Result
+from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
@@ -79,6 +80,7 @@ class Gaps(Result):
         unsplit_reason: why there is no amortization gap, as a clause; empty if there is one.
         global_part: with global latent variables, all values are averages given draws of them,
             and this is the rest of log p(x) - ELBO; None without any.
+        labels: of the data, if they were rows of a frame; :meth:`to_frame` returns such a frame.
     """
 
     log_likelihood: Float[Tensor, " N"]
@@ -93,6 +95,7 @@ class Gaps(Result):
     kept_own_q: Bool[Tensor, " N"]
     unsplit_reason: str = ""
     global_part: GlobalPart | None = None
+    labels: RowLabels = field(default=NO_LABELS, metadata=UNSAVED)
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
         """The gaps in other units of the data, which add ``nats`` to log p and to each ELBO."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
@@ -122,7 +123,8 @@ def compare_embeddings(
     if not pairs:
         raise ValueError("give at least one pair")
     check_int("neighbours", neighbours)
-    x, x_test = as_matrix(x), as_matrix(x_test, name="x_test")
+    x_test = as_matrix(x_test, name="x_test", schema=TableSchema.of(x))
+    x = as_matrix(x)
     classes, labels = np.asarray(list(y)), np.asarray(list(y_test))
     if (len(classes), len(labels)) != (len(x), len(x_test)):
         raise ValueError(

@@ -13,7 +13,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.validation import ArrayLike, as_matrix
 from ppl_vae.evaluation.latent_space.collapse_statistics import ACTIVE_VARIANCE
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -110,11 +110,11 @@ def latent_spaces(
         raise ValueError("give at least one pair")
     if labels is not None:
         labels = tuple(v.item() if isinstance(v, np.generic) else v for v in labels)
-        if len(labels) != len(x):
-            raise ValueError(f"labels has {len(labels)} entries for {len(x)} rows of data")
     spaces = []
     for name, (model, guide) in pairs.items():
-        codes = encode(model, guide, x).double().cpu()
+        codes = as_matrix(encode(model, guide, x), name="codes").double().cpu()
+        if labels is not None and len(labels) != len(codes):
+            raise ValueError(f"labels has {len(labels)} entries for {len(codes)} rows of data")
         _check_width(name, codes)
         estimate = log_likelihood(model, guide, x, num_samples, refine=refine, seed=seed)
         spaces.append(_latent_space(name, codes, estimate))

@@ -108,7 +108,9 @@ def expected_covariance(ppca: PPCA, x: ArrayLike) -> Float[Tensor, "D D"]:
     )
     variance = scale.square().expand(len(loc))
     total, second, rows = torch.zeros_like(loc), torch.zeros_like(loc).diag(), 0
-    for block in RowBlocks(x, device=loc.device).read(len(loc) * (4 + ppca.latent_dim)):
+    for block in RowBlocks(x, device=loc.device, schema=ppca.schema).read(
+        len(loc) * (4 + ppca.latent_dim)
+    ):
         rows += len(block.values)
         values = block.values - loc
         if block.observed is not None:

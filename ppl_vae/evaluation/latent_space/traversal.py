@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.evaluation.prediction.predictive import code_width, decode, encode
 
 METHODS = ("linear", "spherical")
@@ -115,7 +115,8 @@ def interpolate(
             "give guide= if start and end are data, or template= if they are codes; exactly one"
         )
     first, last = (
-        torch.as_tensor(x) if guide is None else encode(model, guide, x) for x in (start, end)
+        as_matrix(x if guide is None else encode(model, guide, x), name="codes")
+        for x in (start, end)
     )
     codes = interpolate_codes(first, last, num_steps, method)
     means = decode(model, codes.flatten(0, 1), start if template is None else template)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +13,7 @@ from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.validation import ArrayLike, as_vector
 from ppl_vae.evaluation.marginal_likelihood.elpd import stacking_weights
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 
@@ -151,14 +150,7 @@ def _share_reliable(estimate: Any) -> float:
 
 def _values(name: str, estimate: Any) -> Float[Tensor, " N"]:
     values = estimate.value if isinstance(estimate, LogLikelihood) else estimate
-    if not isinstance(values, Tensor):
-        values = torch.tensor(np.asarray(values, dtype=float))
-    values = values.detach().double().cpu()
-    if values.dim() != 1:
-        raise ValueError(
-            f"log p of {name!r} must be 1-d, one value per datum; it has shape "
-            f"{tuple(values.shape)}"
-        )
+    values = as_vector(values, name=f"log p of {name!r}").double().cpu()
     if wrong := int((~values.isfinite()).sum()):
         raise ValueError(
             f"log p of {name!r} is NaN or infinite for {wrong} of "

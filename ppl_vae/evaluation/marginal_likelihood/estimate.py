@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.results import ESS_FLOOR, Result
+from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.results import ESS_FLOOR, NO_LABELS, UNSAVED, Result
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
+from ppl_vae.core.validation import as_vector
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     CONSTANT_SPREAD,
     MIN_COUNT,
@@ -48,7 +51,7 @@ class DatumEstimates(Result):
 
     def first(self, number: int) -> Self:
         """The estimates of the first ``number`` data."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
         columns = {name: v[:number] for name, v in found.items() if isinstance(v, Tensor)}
         return replace(self, **columns)
 
@@ -118,6 +121,7 @@ class LogLikelihood(DatumEstimates):
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
         global_error: the Monte Carlo error of ``mean``, in nats, where draws of global latent
             variables are shared by the data, whose errors are then dependent; else None.
+        labels: of the data, if they were rows of a frame; :meth:`to_frame` returns such a frame.
     """
 
     num_samples: int
@@ -134,6 +138,11 @@ class LogLikelihood(DatumEstimates):
     undersampled_mass: Float[Tensor, " N"] | None = None
     refinable: bool = True
     global_error: float | None = None
+    labels: RowLabels = field(default=NO_LABELS, metadata=UNSAVED)
+
+    def first(self, number: int) -> Self:
+        """The estimates of the first ``number`` data."""
+        return replace(super().first(number), labels=self.labels.take(torch.arange(number)))
 
     def _shared_error(self) -> float:
         return self.global_error or 0.0
@@ -276,9 +285,9 @@ def log_mean_weights(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, "N C"]:
     return torch.stack(means, 1)
 
 
-def exact_result(value: Float[Tensor, " N"]) -> LogLikelihood:
+def exact_result(value: Float[Tensor, " N"] | Frame) -> LogLikelihood:
     """Exact values of log p(x_n) as a result: without error, reliable, without weights."""
-    value = value.detach().double().cpu()
+    value = as_vector(value, name="log p").double().cpu()
     none = torch.full_like(value, math.nan)
     return LogLikelihood(
         value=value,

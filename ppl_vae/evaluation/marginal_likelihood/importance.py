@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
+from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
+from ppl_vae.data.row_blocks import empty_rows_note
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
@@ -73,7 +75,9 @@ def log_likelihood(
             proposal. With ``method="prior"`` only its global variables are used, and it may be
             None: all draws are then from the prior, and global variables give the prior
             predictive density. With ``"annealed"``, chains start from the prior if it is None.
-        x: the whole data, (N, D); guides with a table identify rows by their index in it.
+        x: the whole data, (N, D); guides with a table identify rows by their index in it. Rows
+            with nothing observed are left out, with a note: their log p is 0, that of no event,
+            which is no number to average.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
             weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the
@@ -103,9 +107,9 @@ def log_likelihood(
     if annealing is not None and method != "annealed":
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
     num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
-    data = pair.observe(x, mask)
+    data = pair.observe(x, mask, allow_empty_rows=True)
     pair.check_support(data)
-    rows = (torch.arange(len(data)) if rows is None else rows).to(data.x.device)
+    rows, left_out = _scored_rows(data, rows)
     if method == "annealed":
         settings = annealing or Annealing()
         sampler = AISWeights(
@@ -135,8 +139,21 @@ def log_likelihood(
             diagnostics = diagnose_latents(pair, large_batches, num_samples)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     cells = _num_observed(pair, data, rows).to(estimate.value)
-    notes = *pair.notes(), *estimate.notes
-    return replace(estimate, execution=sampler.execution, cells=cells, notes=notes)
+    notes = *pair.notes(), *left_out, *estimate.notes
+    labels = labels_of(x).take(rows)
+    return replace(estimate, execution=sampler.execution, cells=cells, notes=notes, labels=labels)
+
+
+def _scored_rows(
+    data: Batch, rows: Int[Tensor, " R"] | None
+) -> tuple[Int[Tensor, " R"], tuple[str, ...]]:
+    # The rows with an observed entry, and a note on the others.
+    rows = (torch.arange(len(data)) if rows is None else rows).to(data.x.device)
+    if data.mask is None or bool((some := data.mask[rows].any(1)).all()):
+        return rows, ()
+    if not bool(some.any()):
+        check_rows_observed(data.mask)
+    return rows[some], empty_rows_note(rows[~some].tolist())
 
 
 def _importance_sampler(

@@ -7,6 +7,7 @@ proportion to the weights is approximately a draw of z | x_obs.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyro.distributions as dist
 import torch
@@ -15,11 +16,13 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -57,7 +60,8 @@ def impute(
 ) -> Imputation:
     """Impute the missing values of x, given the observed values of their rows.
 
-    Observed values are not changed. Without ``posterior`` standard deviations and draws take the
+    Observed values are not changed. A row with nothing observed gets the mean of x under the model
+    and its standard deviation. Without ``posterior`` standard deviations and draws take the
     parameters of the pair as known: if these were fitted to few rows, intervals based on them are
     too narrow (see :class:`~ppl_vae.core.results.Imputation` for PPCA). With draws of the
     posterior of a :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA` they include the uncertainty
@@ -113,11 +117,13 @@ def impute(
             "guide=None and quantiles need the draws of a posterior: pass "
             "posterior=sample_posterior(model, x)"
         )
-    pair, given = Pair(model, guide), as_matrix(x)
-    data = pair.observe(given, mask)
+    pair, schema = Pair(model, guide), schema_of(model)
+    given = as_matrix(x, mask=mask, schema=schema)
+    data = pair.observe(given, allow_empty_rows=True)
     pair.check_support(data)
     dtype = torch.promote_types(given.dtype, data.x.dtype)
     result = _without_imputations(given.to(device=data.x.device, dtype=dtype), draws)
+    result = replace(result, labels=RowLabels.of(x, schema))
     if data.mask is None:
         return result
     size = block_size(data.x, num_samples, refined=refine > 0)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
@@ -200,7 +201,9 @@ def label_efficiency(
     References:
         Erhan et al.: Why does unsupervised pre-training help deep learning? (2010).
     """
-    x, x_test = as_matrix(x, device="cpu"), as_matrix(x_test, name="x_test", device="cpu")
+    schema = TableSchema.of(x)
+    x_test = as_matrix(x_test, name="x_test", schema=schema, device="cpu")
+    x = as_matrix(x, device="cpu")
     names, codes, codes_test = _classes(y, y_test, (len(x), len(x_test)))
     seeds = tuple(seeds)
     if len(seeds) < 2:

@@ -15,7 +15,13 @@ from torch.distributions import Normal
 from ppl_vae.core.results import CONDITIONAL, Result
 from ppl_vae.core.text import counted, short_number
 from ppl_vae.core.text_table import render
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
+from ppl_vae.core.validation import (
+    ArrayLike,
+    as_matrix,
+    check_int,
+    observed_mask,
+    without_empty_rows,
+)
 from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.models.identifiability import undetermined_entries, undetermined_pairs
@@ -114,8 +120,8 @@ def select_by_masked_cv(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
-    x = as_matrix(x).detach().double()
-    observed = observed_mask(x, mask)
+    x = without_empty_rows(as_matrix(x, mask=mask).double())
+    observed = observed_mask(x)
     observed = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
     data = _MaskedData.of(x, observed, fraction, seed)
     notes: list[str] = []

@@ -7,13 +7,16 @@ all rows, so that the completed tables are proper multiple imputations.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.results import Imputation
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.row_blocks import RowBlock, rows_per_block
@@ -70,7 +73,9 @@ def impute_from_posterior(
         ValueError: if an argument is out of range, if x has another width than the data of the
             posterior, or if there are fewer draws of the parameters than ``draws``.
     """
-    given = as_matrix(x)
+    schema = schema_of(posterior.model)
+    labels = RowLabels.of(x, schema)
+    given = as_matrix(x, mask=mask, schema=schema)
     x, parameters = given.double(), posterior.parameters()
     levels, available = _check_levels(quantiles), len(parameters.loc)
     check_int("num_samples", num_samples)
@@ -84,9 +89,9 @@ def impute_from_posterior(
             f"x must have {parameters.loc.shape[1]} columns, as many as the data of the "
             f"posterior; it has {x.shape[1]}"
         )
-    observed = observed_mask(x, mask)
+    observed = observed_mask(x)
     used = evenly_spaced(parameters, min(num_samples, available))
-    result = _unchanged(given, draws, levels, len(used.loc))
+    result = replace(_unchanged(given, draws, levels, len(used.loc)), labels=labels)
     if observed is None:
         return result
     incomplete = (~observed.all(1)).nonzero().flatten()

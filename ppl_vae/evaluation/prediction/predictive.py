@@ -16,8 +16,9 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.frame_labels import Frame
 from ppl_vae.core.global_sites import check_no_globals
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.inputs import as_data_and_mask, labels_of
 from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, ProgramLike
@@ -51,8 +52,10 @@ def latent_means(
 
 def encode(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
-) -> Float[Tensor, "N K"]:
+) -> Float[Tensor, "N K"] | Frame:
     """The code of each row: the means of q(z | x), concatenated over all latent sites.
+
+    Of a data frame it is a frame with its index and the columns z1, z2, ...
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
@@ -63,11 +66,11 @@ def encode(
         NotImplementedError: if the distribution of a site has no mean in closed form.
         ValueError: if the model has no latent variables of each datum.
     """
-    means = latent_means(model, guide, x, mask=mask)
+    labels, means = labels_of(x), latent_means(model, guide, x, mask=mask)
     names = list(_latent_sites(model, _one_row(x)))
     if not names:
         raise ValueError("the model has no latent variables of each datum, so there are no codes")
-    return torch.cat([means[name] for name in names], 1)
+    return labels.codes(torch.cat([means[name] for name in names], 1))
 
 
 def code_width(model: ProgramLike, template: ArrayLike) -> int:
@@ -104,7 +107,7 @@ def _one_row(template: ArrayLike) -> Float[Tensor, "1 D"]:
 
 
 def _latent_sites(model: ProgramLike, template: ArrayLike) -> dict[str, Site]:
-    rows, mask = as_data_and_mask(template, model=model)
+    rows, mask = as_data_and_mask(template, model=model, allow_empty_rows=True)
     place = placement(model)
 
     def zeros_for_flat(site: Any) -> Tensor | None:  # a flat prior has no draws
@@ -127,8 +130,10 @@ def _widths(latents: Mapping[str, Site]) -> dict[str, int]:
 @torch.no_grad()
 def reconstruct(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, *, mask: ArrayLike | None = None
-) -> Float[Tensor, "N D"]:
+) -> Float[Tensor, "N D"] | Frame:
     """The mean of x given the mean of q(z | x) of each row, also for missing values.
+
+    Of a data frame it is a frame with its index and columns.
 
     Args:
         model, guide, x, mask: as for :func:`latent_means`.
@@ -138,7 +143,8 @@ def reconstruct(
         ValueError: if the observed sites together do not have the columns of x.
     """
     found = _guide_sites(model, guide, x, mask)
-    return mean_data(model, {name: site["fn"].mean for name, site in found.items()}, x)
+    means = {name: site["fn"].mean for name, site in found.items()}
+    return labels_of(x, model).data(mean_data(model, means, x))
 
 
 def _guide_sites(
@@ -146,7 +152,7 @@ def _guide_sites(
 ) -> dict[str, Site]:
     # Only means are read, but the program samples all the same: hence the dry run.
     pair = Pair(model, guide)
-    data = pair.observe(x, mask)
+    data = pair.observe(x, mask, allow_empty_rows=True)
     with isolated_store(), pair.dry_run(), pair.eval_mode():
         return _local(_trace(guide, data.x, data.mask))
 
@@ -196,7 +202,7 @@ def _data(
     latents: Mapping[str, Tensor],
     read: Callable[[Site], Tensor],
 ) -> Tensor:
-    rows, mask = as_data_and_mask(template, model=model)
+    rows, mask = as_data_and_mask(template, model=model, allow_empty_rows=True)
     with isolated_store(), eval_mode(model):
         trace = _trace(model, rows, mask)
         if latents:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 from ppl_vae.core.text import counted
@@ -112,7 +113,7 @@ def predictive_check(
     """
     compute = STATISTICS[check_option("statistic", statistic, STATISTICS)]
     check_int("num_replicates", num_replicates)
-    names = getattr(x, "columns", None) if columns is None else columns
+    names = labels_of(x).columns if columns is None else columns
     data = as_matrix(x).double()
     names = [f"x{k + 1}" for k in range(data.shape[1])] if names is None else list(names)
     chosen, rows, notes = _choose(data)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.core.inputs import learn_schema
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -65,7 +66,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         raise ValueError(
             f"there is no closed form with noise={ppca.noise!r}, factor analysis; use fit_em"
         )
-    blocks = RowBlocks(x, device=ppca.loc.device, rescale=True)
+    blocks = RowBlocks(x, device=ppca.loc.device, rescale=True, schema=ppca.schema)
     columns, covariance = _summarize(ppca, blocks)
     if covariance is None:
         raise ValueError(missing_message(columns))
@@ -76,6 +77,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     state = CompleteDataEM(CompleteProblem(covariance, Noise(None)), loadings, variance)
     scale, unit = variance[0].sqrt(), blocks.unit
     ppca.assign(loadings=loadings * unit, loc=covariance.mean * unit, noise_scale=scale * unit)
+    learn_schema(ppca, blocks.schema)
     seconds = time.perf_counter() - start_time
     return FitResult(
         algorithm="closed form",
@@ -85,7 +87,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         steps=1,
         seconds=seconds,
         stopped="exact",
-        notes=columns.notes() + state.notes(),
+        notes=blocks.notes() + columns.notes() + state.notes(),
         converged=True,
         certificate=0.0,
     ).shifted(_log_jacobian(columns, unit), 0.0)
@@ -241,12 +243,12 @@ def _fit(
     settings: _Settings,
 ) -> FitResult:
     start_time = time.perf_counter()
-    blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True)
+    blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True, schema=ppca.schema)
     with threads(1):  # see summarize
         columns, covariance = _summarize(ppca, blocks)
         noise = Noise.of(ppca, columns, settings.noise_floor, accelerated=settings.accelerated)
     pairs = undetermined_pairs(blocks, ppca.latent_dim) if covariance is None else None
-    data_notes = columns.notes() + describe_undetermined(pairs, ppca.latent_dim)
+    data_notes = blocks.notes() + columns.notes() + describe_undetermined(pairs, ppca.latent_dim)
     fits = []
     for number in range(settings.starts):
         loadings, loc, variance, notes = _initial(ppca, columns, noise, blocks.unit, number)
@@ -271,6 +273,7 @@ def _fit(
     (loadings, loc, variance), unit = state.parameters, blocks.unit
     scale = noise.scale(variance)
     ppca.assign(loadings=loadings * unit, loc=loc * unit, noise_scale=scale * unit)
+    learn_schema(ppca, blocks.schema)
     return result.shifted(_log_jacobian(columns, unit), 0.0)
 
 

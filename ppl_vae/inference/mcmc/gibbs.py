@@ -165,7 +165,7 @@ def sample_gibbs(
         seconds=time.perf_counter() - start,
         num_data=statistics.num_data,
         acceptance=acceptance if sampler.expand else None,
-        notes=prior_notes(model, statistics.columns),
+        notes=statistics.notes() + prior_notes(model, statistics.columns),
         model=model,
     )
 

@@ -160,6 +160,6 @@ def sample_nuts(
         num_data=statistics.num_data,
         divergences=found.divergences,
         acceptance=found.acceptance,
-        notes=prior_notes(model, statistics.columns),
+        notes=statistics.notes() + prior_notes(model, statistics.columns),
         model=model,
     )

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import labels_of, schema_of
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
-from ppl_vae.core.results import UNSAVED, Result
+from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
+from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
@@ -29,10 +31,12 @@ class PredictiveDensity(Result):
     Attributes:
         value: in nats, (N,).
         standard_error: of ``value``, in nats, from batch means along the chains, (N,).
+        labels: of the rows, if they were of a frame; :meth:`to_frame` returns such a frame.
     """
 
     value: Tensor
     standard_error: Tensor
+    labels: RowLabels = field(default=NO_LABELS, metadata=UNSAVED)
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,7 +151,7 @@ class PosteriorSamples(Result):
         """
         parts = self._each_block(x, mask, self._predictive)
         value, error = (torch.cat(part) for part in zip(*parts, strict=True))
-        return PredictiveDensity(value, error)
+        return PredictiveDensity(value, error, labels_of(x, self.model))
 
     def _predictive(self, log_p: Float[Tensor, "T B"]) -> tuple[Tensor, Tensor]:
         # The error of the mean of p over correlated draws, by batch means of about sqrt(S) draws
@@ -165,10 +169,13 @@ class PosteriorSamples(Result):
     ) -> list[Any]:
         # A function of log p (chains * S, B) of each block of rows.
         loadings, loc, noise_scale, _ = self.parameters()
-        blocks = RowBlocks(x, mask, device=loadings.device).read(
-            max(len(loc), WORKING_FLOATS // 2**20)
+        blocks = RowBlocks(
+            x, mask, device=loadings.device, schema=schema_of(self.model), keep_empty_rows=True
         )
-        return [function(self._log_p(block, loadings, loc, noise_scale)) for block in blocks]
+        return [
+            function(self._log_p(block, loadings, loc, noise_scale))
+            for block in blocks.read(max(len(loc), WORKING_FLOATS // 2**20))
+        ]
 
     def _log_p(self, block: RowBlock, *parameters: Tensor) -> Float[Tensor, "T B"]:
         width = parameters[1].shape[-1]
@@ -228,7 +235,7 @@ class PosteriorSamples(Result):
             raise ValueError("predictive=True needs x, whose number of rows is drawn; give x")
         import xarray as xr
 
-        data = as_matrix(x).double().cpu()
+        data = as_matrix(x, schema=schema_of(self.model)).double().cpu()
         parameters = self._by_chain("predictive=True")
         loadings, loc = parameters.loadings, parameters.loc.unsqueeze(-2)
         scale = parameters.column_scale.unsqueeze(-2)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.inputs import learn_schema
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowSource
@@ -32,12 +34,16 @@ def statistics_for(
             f"(otherwise the loadings explain all variance); got {model.latent_dim}"
         )
     device = next(model.loc_prior.buffers()).device
-    statistics = x if isinstance(x, TableStatistics) else TableStatistics.of(x, mask, device)
+    if isinstance(x, TableStatistics):
+        statistics = x
+    else:
+        statistics = TableStatistics.of(x, mask, device, model.schema)
     if len(statistics.mean) != model.data_dim:
         raise ValueError(
             f"x must have {model.data_dim} columns, as the model has; it has "
             f"{len(statistics.mean)}. Use BayesianPPCA.like(x, {model.latent_dim})"
         )
+    learn_schema(model, TableSchema.of(x))
     return statistics
 
 

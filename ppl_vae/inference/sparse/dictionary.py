@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.inputs import as_data_and_mask, learn_schema
 from ppl_vae.core.results import FitResult
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import PerDatumGuide
@@ -84,6 +85,7 @@ def fit_dictionary(
     if mismatch := lasso_mismatch(autoencoder):
         raise ValueError(mismatch)
     layer: NormalizedColumns = linear_layer(autoencoder)
+    schema = TableSchema.of(x)
     x, mask = as_data_and_mask(x, model=autoencoder.model)
     if mask is not None:
         raise ValueError(
@@ -95,6 +97,7 @@ def fit_dictionary(
     stopped = learning.run(history, tol, max_iterations)
     layer.free.copy_(learning.columns)
     layer.bias.copy_(learning.bias)
+    learn_schema(autoencoder, schema)
     notes = (NOT_A_BOUND, *learning.notes())
     if code_table is None:
         notes = (NOT_A_BOUND, GUIDE_UNCHANGED, *learning.notes())

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.inputs import as_data_and_mask, learn_schema
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
+from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
@@ -52,7 +53,8 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
     start_time = time.perf_counter()
     decoder, encoder = _linear_layers(autoencoder)
     scale: Any = autoencoder.likelihood.scale
-    covariance = SampleCovariance.of(x)
+    blocks = RowBlocks(x, schema=autoencoder.schema)
+    covariance = SampleCovariance.of(blocks)
     data_dim, k = autoencoder.data_dim, autoencoder.latent_dim
     if covariance.data_dim != data_dim:
         raise ValueError(f"x has {covariance.data_dim} columns, the autoencoder {data_dim}")
@@ -60,6 +62,7 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
     if k > (rank := covariance.rank()):
         raise ValueError(f"latent_dim={k} is larger than the rank of the centred data, {rank}")
     _assign(decoder, encoder, vectors[:, :k], covariance.mean)
+    learn_schema(autoencoder, blocks.schema)
     squared_error = (covariance.trace - values[:k].sum()).clamp(min=0)
     constant = data_dim / 2 * math.log(2 * math.pi * scale**2)
     seconds = time.perf_counter() - start_time
@@ -70,7 +73,7 @@ def fit_pca(autoencoder: Autoencoder, x: ArrayLike) -> FitResult:
         steps=1,
         seconds=seconds,
         stopped="exact",
-        notes=covariance.columns.notes(),
+        notes=blocks.notes() + covariance.columns.notes(),
     )
 
 

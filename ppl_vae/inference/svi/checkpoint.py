@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ppl_vae.core.files import read_regular, write_whole
 from ppl_vae.inference.svi.checkpoint_layout import FitLayout
 
 DIGEST_SIZE = hashlib.sha256().digest_size
-MAX_SHOWN = 300
+MAX_SHOWN = 200
 """The number of characters of a setting that messages show."""
 
 
@@ -67,11 +69,12 @@ def read_checkpoint(path: Path, fingerprint: dict[str, Any], layout: FitLayout) 
     found = content["fingerprint"]
     for key in (*fingerprint, *found.keys() - fingerprint.keys()):
         # By their texts: a file may hold tensors, which have no single truth value.
-        if repr(found.get(key)) != repr(fingerprint.get(key)):
+        texts = str(found.get(key)), str(fingerprint.get(key))
+        if texts[0] != texts[1]:
+            there, here = _around_difference(*texts)
             raise CheckpointError(
-                f"checkpoint {path} is of another fit: its {key} is {_shown(found.get(key))}, "
-                f"here it is {_shown(fingerprint.get(key))}. Pass another checkpoint=, or delete "
-                "it to start again"
+                f"checkpoint {path} is of another fit: its {key} is {there}, here it is {here}. "
+                "Pass another checkpoint=, or delete it to start again"
             )
     if wrong := layout.wrong_entry(content):
         raise damaged(path, f"its entry {wrong!r} cannot be restored")
@@ -103,9 +106,14 @@ def _parsed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+def _around_difference(*texts: str) -> Iterator[str]:
+    """Long texts, shortened to where they begin to differ."""
+    pairs = enumerate(itertools.zip_longest(*texts))
+    first = next(place for place, (there, here) in pairs if there != here)
+    start = max(0, first - MAX_SHOWN // 3) if max(map(len, texts)) > MAX_SHOWN else 0
+    for text in texts:
+        shown = text[start : start + MAX_SHOWN]
+        yield "..." * (start > 0) + shown + "..." * (len(text) > start + MAX_SHOWN)
 
 
 def resumable_content(content: dict[str, Any], num_steps: int, path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.files import check_writable
-from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.inputs import as_data_and_mask, check_support, learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.core.text import counted
+from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
@@ -141,7 +144,12 @@ def fit_svi(
     if runtime.checkpoint_file is not None:
         check_writable(runtime.checkpoint_file)
     _move_to_device(model, guide, device)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
+    schema = schema_of(model) or TableSchema.of(x)
+    if x_val is not None:
+        x_val = as_matrix(x_val, name="x_val", schema=schema)
+    x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
+    if mask is not None and not bool(mask.any()):
+        check_rows_observed(mask)
     if epoch_transform is None:
         check_support(model, x, mask)
     refresh = epoch_transform is not None
@@ -156,7 +164,19 @@ def fit_svi(
         trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
-    return trainer.result()
+    learn_schema(model, schema)
+    learn_schema(guide, schema)
+    result = trainer.result()
+    return replace(result, notes=result.notes + _empty_rows_note(mask))
+
+
+def _empty_rows_note(mask: Tensor | None) -> tuple[str, ...]:
+    if mask is None or not (number := int((~mask.any(1)).sum())):
+        return ()
+    return (
+        f"{counted(number, 'row')} with nothing observed took part: the bound of such a row is "
+        "minus the KL of q(z | x) from p(z), at most zero, and counts in averages per datum",
+    )
 
 
 def _build_trainer(

@@ -71,7 +71,7 @@ def fit_vb(
     Raises:
         TypeError: if the model is not a ``BayesianPPCA``.
         ValueError: if a prior is not conjugate; if x does not have ``model.data_dim`` columns; if
-            K >= D; if a row or a column has nothing observed.
+            K >= D; if a column has nothing observed.
 
     References:
         Bishop: Variational principal components (1999).
@@ -166,7 +166,8 @@ def _result(model: BayesianPPCA, ascent: CoordinateAscent, stopped: str) -> VBRe
 
 
 def _notes(model: BayesianPPCA, ascent: CoordinateAscent) -> tuple[str, ...]:
-    notes = prior_notes(model, ascent.statistics.columns)
+    statistics = ascent.statistics
+    notes = statistics.notes() + prior_notes(model, statistics.columns)
     if not ascent.converged:
         gain = ascent.bounds[-1] - ascent.bounds[max(-2, -len(ascent.bounds))]
         notes += (

@@ -76,6 +76,7 @@ def guide_of(
 ) -> VBPosterior:
     """A posterior relative to ``centre`` as a guide, in the dtype and on the device of a model."""
     guide = VBPosterior(model).to(next(model.loc_prior.buffers()))
+    guide.schema = model.schema
     shift = torch.nn.functional.pad(centre[:, None], (posterior.mean.shape[1] - 1, 0))
     return guide.assign(
         row_mean=posterior.mean + shift,
