@@ -1,5 +1,6 @@
 """The lineage's table and progress on a terminal during the run."""
 
+import logging
 import math
 import sys
 import threading
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.table import lineage_table
 
+LOG = logging.getLogger("ppl_vae")
 NON_TERMINAL_WIDTH = 160
 """The width of the output, in characters, if it is not a terminal."""
 REFRESH_INTERVAL = 0.25
@@ -44,7 +46,7 @@ class Display:
         )
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=None, remaining="")
-        self._description = ""
+        self._description = self._stage = ""
         self._lock = threading.Lock()  # the display is drawn in a separate thread
 
     @contextmanager
@@ -68,6 +70,9 @@ class Display:
         """Update the progress of a stage, see :class:`ppl_vae.lineage.common.StageProgress`."""
         number = self.names.index(stage) + 1 if stage in self.names else None
         place = f"stage {number} of {len(self.names)}, " if number else ""
+        if stage != self._stage and not self.console.is_terminal:
+            LOG.info("%s%s", place, stage)
+        self._stage = stage
         description = f"{place}{stage}: {phase}"
         if description != self._description:
             self._description = description
