@@ -55,7 +55,7 @@ def _invalid_parts(site: Site) -> Any:
         value = getattr(base, name, None)
         if isinstance(value, Tensor) and not constraint.is_discrete:
             invalid = ~constraint.check(value) | _nonfinite(value, constraint.event_dim)
-            missing = " that is not a number" if bool(value.isnan().any()) else " out of range"
+            missing = " that is NaN" if bool(value.isnan().any()) else " out of range"
             shape = torch.broadcast_shapes(invalid.shape, base.batch_shape)
             yield f"parameter {name!r}{missing}", invalid.expand(shape)
     yield "log density that is not finite", ~log_prob(site).isfinite()

@@ -75,7 +75,7 @@ def test_the_site_and_the_row_are_named(name, x):
     before = torch.get_rng_state()
     with pytest.raises(
         ValueError,
-        match=r"site 'z' of the guide has a parameter 'loc' that is not a number in row 7;",
+        match=r"site 'z' of the guide has a parameter 'loc' that is NaN in row 7;",
     ):
         ENTRIES[name]((model.model, model.guide), x)
     assert torch.equal(before, torch.get_rng_state())
