@@ -181,6 +181,12 @@ class FitFlags:
         None
     )
     threads: Annotated[int | None, typer.Option(help="threads of torch; by default 1")] = None
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="compile the steps of networks; not by default"
+        ),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, as they stand in ``run.toml``.

@@ -60,6 +60,7 @@ def fit_networks(
         patience=settings.patience,
         device=settings.device,
         seed=settings.seed,
+        capture=settings.compile,
         checkpoint=checkpoint,
         progress=progress,
     )

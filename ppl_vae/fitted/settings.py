@@ -38,6 +38,8 @@ class FitSettings:
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``; of models with networks.
         seed: of the split, the initial values and all draws.
         threads: the number of threads of torch.
+        compile: whether the steps of models with networks are compiled. It is never decided by
+            timing, so that a run can be repeated bit for bit.
 
     Raises:
         ValueError: if a setting is out of range or of another type.
@@ -57,6 +59,7 @@ class FitSettings:
     device: str = AUTO
     seed: int = 0
     threads: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_option("--model", self.model, MODEL_NAMES)
@@ -142,6 +145,10 @@ def _of_type(name: str, value: Any, default: Any, source: str) -> Any:
         return None
     if name == "hidden" and isinstance(value, list):
         return tuple(value)
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"{source}: {name} must be true or false; got {value!r}")
     wanted = int if default is None else type(default)
     accepted = (int, float) if wanted is float else (wanted,)
     if isinstance(value, bool) or not isinstance(value, accepted):
