@@ -97,3 +97,12 @@ def on_small_disk(folder, size, work):
         work()
 
     return completed(inside)
+
+
+def replaced(value, path, new):
+    """A nested structure with another value at a path."""
+    if not path:
+        return new
+    copied = value.copy()
+    copied[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copied

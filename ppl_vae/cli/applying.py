@@ -1,10 +1,11 @@
 """What the commands do that apply a fitted model to a table."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.options import ModelAndTable, TableFlags
 from ppl_vae.cli.output import deliver, write_json
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import TABLE_SUFFIXES, check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
@@ -28,28 +29,22 @@ from ppl_vae.fitted.record import digest_table
 from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.terminal import print_line
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Task:
     """A model, a table, and where the result goes.
 
     Attributes:
-        model: the folder.
-        table: the file.
-        options: of reading it.
+        applied: the model's folder, the table's file, and how the command was called.
+        flags: how the table is read.
         out: the file to write; ``-`` is standard output.
-        as_json: whether JSON is written on standard output.
-        force: whether an existing file of another kind is overwritten.
-        held_out: whether only the rows that the fit held out are used.
     """
 
-    model: Path
-    table: Path
-    options: TableOptions
+    applied: ModelAndTable
+    flags: TableFlags
     out: Path
-    as_json: bool = False
-    force: bool = False
-    held_out: bool = False
 
     def check(self, *suffixes: str) -> None:
         """Check, before any work, that the result can be written.
@@ -57,22 +52,38 @@ class Task:
         Raises:
             ValueError: if not.
         """
-        inputs = [self.model, self.table]
-        check_output(
-            self.out, inputs=inputs, force=self.force, suffixes=suffixes or TABLE_SUFFIXES
-        )
+        inputs, force = [self.applied.model, self.applied.table], self.applied.force
+        check_output(self.out, inputs=inputs, force=force, suffixes=suffixes or TABLE_SUFFIXES)
 
     @cached_property
     def fitted(self) -> FittedModel:
         """The model."""
-        return load_fitted(self.model)
+        return load_fitted(self.applied.model)
 
     @cached_property
     def rows(self) -> "TableRows":
         """The rows of the table to which the model is applied."""
-        table = self.options.read(self.table)
+        table = self.flags.options().read(self.applied.table)
         log_notes(table.notes)
-        return TableRows.of(self.fitted, table, held_out=self.held_out)
+        return TableRows.of(self.fitted, table, held_out=self.applied.held_out)
+
+    def compute(self, what: str, function: Callable[[np.ndarray], Result]) -> Result:
+        """Apply a function to the rows that have an observed value, and show that it runs."""
+        observed = self.rows.observed
+        with threads(1), StageDisplay().live() as display:
+            display.begin(f"{what} {counted(int(observed.sum()), 'row')}")
+            return function(self.rows.values[observed])
+
+    def deliver(self, columns: dict[str, Any], **about: Any) -> None:
+        """Write a table with one row for each row, or JSON that has ``about`` it in addition."""
+        rows = self.rows
+        deliver(
+            rows.frame(columns),
+            self.out,
+            {"model": self.fitted.describe(), "table": rows.table.name, **about},
+            named=rows.names is not None,
+            as_json=self.applied.as_json,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class TableRows:
         names = None if table.row_names is None else tuple(table.row_names[k] for k in rows)
         return cls(table, values[rows], names, rows + 1)
 
-    @property
+    @cached_property
     def observed(self) -> np.ndarray:
         """Which rows have an observed value; the others are reported."""
         found = observed_rows(self.values)
@@ -164,66 +175,51 @@ def score(task: Task, *, draws: int, refine: int, seed: int) -> None:
     """Write log p of each row."""
     task.check()
     fitted, rows = task.fitted, task.rows
+    found = task.compute(
+        "computing log p of",
+        partial(fitted.log_likelihood, draws=draws, refine=refine, seed=seed),
+    )
     observed = rows.observed
-    with threads(1), StageDisplay().live() as display:
-        display.begin(f"computing log p of {counted(int(observed.sum()), 'row')}")
-        found = fitted.log_likelihood(rows.values[observed], draws=draws, refine=refine, seed=seed)
     reliable = np.full(len(observed), None, dtype=object)
     reliable[observed] = found.reliable.tolist()
-    frame = rows.frame(
-        {
-            "log_p": expand(found.value, observed),
-            "standard_error": expand(found.standard_error, observed),
-            "reliable": pd.array(reliable, dtype="boolean"),
-        }
-    )
-    warn_of_fitted_rows(fitted, rows.table, held_out=task.held_out)
+    warn_of_fitted_rows(fitted, rows.table, held_out=task.applied.held_out)
     verdict = "; ".join(line.strip() for line in str(found).splitlines())
     LOG.info("%s on %s: %s", fitted.describe(), rows.table.name, verdict)
-    about = {
-        "model": fitted.describe(),
-        "table": rows.table.name,
-        "mean": found.mean,
-        "mean_error": found.mean_error,
-        "share_reliable": found.share_reliable,
-        "method": found.method,
-        "verdict": str(found),
+    columns = {
+        "log_p": expand(found.value, observed),
+        "standard_error": expand(found.standard_error, observed),
+        "reliable": pd.array(reliable, dtype="boolean"),
     }
-    deliver(frame, task.out, about, named=rows.names is not None, as_json=task.as_json)
+    task.deliver(
+        columns,
+        mean=found.mean,
+        mean_error=found.mean_error,
+        share_reliable=found.share_reliable,
+        method=found.method,
+        verdict=str(found),
+    )
 
 
 def transform(task: Task) -> None:
     """Write the codes of each row."""
     task.check()
-    fitted, rows = task.fitted, task.rows
-    observed = rows.observed
-    with threads(1), StageDisplay().live() as display:
-        display.begin(f"computing the codes of {counted(int(observed.sum()), 'row')}")
-        mean, sd = fitted.codes(rows.values[observed])
+    mean, sd = task.compute("computing the codes of", task.fitted.codes)
+    observed = task.rows.observed
     columns = {f"z{k + 1}": v for k, v in enumerate(expand(mean, observed).T)}
     if sd is not None:
         columns |= {f"z{k + 1} sd": v for k, v in enumerate(expand(sd, observed).T)}
-    about = {"model": fitted.describe(), "table": rows.table.name}
-    deliver(
-        rows.frame(columns), task.out, about, named=rows.names is not None, as_json=task.as_json
-    )
+    task.deliver(columns)
 
 
 def reconstruct(task: Task) -> None:
     """Write the reconstruction of each row."""
     task.check()
     fitted, rows = task.fitted, task.rows
-    observed = rows.observed
-    with threads(1), StageDisplay().live() as display:
-        display.begin(f"reconstructing {counted(int(observed.sum()), 'row')}")
-        found = fitted.reconstruct(rows.values[observed])
-    values = expand(found, observed)
+    values = expand(task.compute("reconstructing", fitted.reconstruct), rows.observed)
     difference = (values - rows.values) / fitted.units.scale.numpy()
     rmse = float(np.sqrt(np.nanmean(difference**2)))
     LOG.info("root mean square error of observed values: %.4g scales of the fit", rmse)
-    frame = rows.frame(dict(zip(fitted.columns, values.T, strict=True)))
-    about = {"model": fitted.describe(), "table": rows.table.name, "rmse": rmse}
-    deliver(frame, task.out, about, named=rows.names is not None, as_json=task.as_json)
+    task.deliver(dict(zip(fitted.columns, values.T, strict=True)), rmse=rmse)
 
 
 def sample(model: Path, rows: int, out: Path, *, seed: int, as_json: bool, force: bool) -> None:
@@ -254,7 +250,7 @@ def evaluate(
     annealing = Annealing(num_temperatures)
     task.check(".json")
     fitted, data = task.fitted, task.rows
-    warn_of_fitted_rows(fitted, data.table, held_out=task.held_out)
+    warn_of_fitted_rows(fitted, data.table, held_out=task.applied.held_out)
     values = data.values[data.observed][:rows]
     with threads(1), StageDisplay().live() as display:
         display.begin(f"evaluating {fitted.name} on {counted(len(values), 'row')}")
@@ -269,13 +265,13 @@ def evaluate(
             seed=seed,
         )
     content = found.to_dict()
-    if task.as_json:
+    if task.applied.as_json:
         write_json(content)
     else:
         for text in found.sentences():
             print_line(text)
     write_whole(task.out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    (LOG.info if task.as_json else _print)("wrote %s", task.out)
+    (LOG.info if task.applied.as_json else _print)("wrote %s", task.out)
 
 
 def _print(text: str, *values: object) -> None:

@@ -7,13 +7,12 @@ import typer
 
 from ppl_vae.cli.app import app
 from ppl_vae.cli.options import (
-    Data,
     Draws,
     FitFlags,
     Force,
-    HeldOutRows,
     Json,
     Model,
+    ModelAndTable,
     Refine,
     Seed,
     TableFlags,
@@ -81,22 +80,18 @@ def fit(
 @app.command(short_help="Write log p of each row of a table.")
 @with_options
 def score(
-    model: Model,
-    table: Data,
+    applied: ModelAndTable,
     table_flags: TableFlags,
     out: TableOut = STANDARD_OUTPUT,
     draws: Draws = 1000,
     refine: Refine = 150,
-    held_out: HeldOutRows = False,
     seed: Seed = 0,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Write log p of each row in nats, in the units of the table, with error and reliability."""
     from ppl_vae.cli import applying
 
     applying.score(
-        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out),
+        applying.Task(applied, table_flags, out),
         draws=draws,
         refine=refine,
         seed=seed,
@@ -106,39 +101,27 @@ def score(
 @app.command(short_help="Write the latent codes of a table's rows.")
 @with_options
 def transform(
-    model: Model,
-    table: Data,
+    applied: ModelAndTable,
     table_flags: TableFlags,
     out: TableOut = STANDARD_OUTPUT,
-    held_out: HeldOutRows = False,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Write the posterior means of z for each row, and their standard deviations."""
     from ppl_vae.cli import applying
 
-    applying.transform(
-        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out)
-    )
+    applying.transform(applying.Task(applied, table_flags, out))
 
 
 @app.command(short_help="Write the reconstructions of a table's rows.")
 @with_options
 def reconstruct(
-    model: Model,
-    table: Data,
+    applied: ModelAndTable,
     table_flags: TableFlags,
     out: TableOut = STANDARD_OUTPUT,
-    held_out: HeldOutRows = False,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Write the mean of x given the mean of z for each row, missing values included."""
     from ppl_vae.cli import applying
 
-    applying.reconstruct(
-        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out)
-    )
+    applying.reconstruct(applying.Task(applied, table_flags, out))
 
 
 @app.command(short_help="Draw rows from a model.")
@@ -160,8 +143,7 @@ def sample(
 @app.command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
 @with_options
 def evaluate(
-    model: Model,
-    table: Data,
+    applied: ModelAndTable,
     table_flags: TableFlags,
     out: Annotated[Path, typer.Option(help="file of the numbers, .json")] = Path(
         "evaluation.json"
@@ -173,16 +155,13 @@ def evaluate(
         int, typer.Option(help="largest number of rows to cross-check by annealing")
     ] = 40,
     num_temperatures: Annotated[int, typer.Option(help="temperatures of the annealing")] = 200,
-    held_out: HeldOutRows = False,
     seed: Seed = 0,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Estimate log p of a table's rows under a saved model; report gaps and the latent space."""
     from ppl_vae.cli import applying
 
     applying.evaluate(
-        applying.Task(model, table, table_flags.options(), out, as_json, force, held_out),
+        applying.Task(applied, table_flags, out),
         draws=draws,
         refine=refine,
         rows=rows,

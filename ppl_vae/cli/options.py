@@ -42,6 +42,17 @@ HeldOutRows = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelAndTable:
+    """A fitted model and the table that a command applies it to."""
+
+    model: Model
+    table: Data
+    held_out: HeldOutRows = False
+    as_json: Json = False
+    force: Force = False
+
+
+@dataclasses.dataclass(frozen=True)
 class TableFlags:
     """How a table is read; the options of every command that takes one."""
 

@@ -117,11 +117,7 @@ class FittedModel:
             ValueError: for an autoencoder, which is no density; if a row has nothing observed.
         """
         x, program = self.in_model_units(values), self.program
-        if isinstance(program, Autoencoder):
-            raise ValueError(
-                f"{self.name} is an autoencoder, whose guide is a point mass, so that it has no "
-                "log p; fit --model vae, or use reconstruct"
-            )
+        self._check_density("whose guide is a point mass, so that it has no log p")
         if isinstance(program, VAE):
             found = log_likelihood(
                 program.model, program.guide, x, draws, refine=refine, seed=seed
@@ -217,11 +213,7 @@ class FittedModel:
             ValueError: for an autoencoder.
         """
         x, program = self.in_model_units(values), self.program
-        if isinstance(program, Autoencoder):
-            raise ValueError(
-                f"{self.name} is an autoencoder, which has no distribution of missing values; fit "
-                "--model vae, or use reconstruct"
-            )
+        self._check_density("which has no distribution of missing values")
         if isinstance(program, PPCA):
             found = program.impute(x)
         elif isinstance(program, VAE):
@@ -233,6 +225,12 @@ class FittedModel:
         given = torch.from_numpy(np.array(values, dtype=np.float64))
         mean = torch.where(given.isnan(), self.units.undo(found.mean.double()), given)
         return replace(found, mean=mean, sd=found.sd.double() * self.units.scale)
+
+    def _check_density(self, reason: str) -> None:
+        if isinstance(self.program, Autoencoder):
+            raise ValueError(
+                f"{self.name} is an autoencoder, {reason}; fit --model vae, or use reconstruct"
+            )
 
 
 def _dtype(program: FittedProgram) -> torch.dtype:

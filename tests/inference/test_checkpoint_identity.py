@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
 import oracles
+from killed import replaced
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
@@ -429,14 +430,6 @@ def keys_of(content):
         yield ("generators", "numpy", number)
     for number in range(3):
         yield ("generators", "python", number)
-
-
-def replaced(value, path, new):
-    if not path:
-        return new
-    copied = value.copy()
-    copied[path[0]] = replaced(value[path[0]], path[1:], new)
-    return copied
 
 
 def count_refused(file, content, step):

@@ -16,7 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from killed import NO_MOUNT, completed, forked, killed_after, killed_at_event, on_small_disk
+from killed import (
+    NO_MOUNT,
+    completed,
+    forked,
+    killed_after,
+    killed_at_event,
+    on_small_disk,
+    replaced,
+)
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import write_whole
 from ppl_vae.inference.svi.fit import fit_svi
@@ -252,14 +260,6 @@ def nodes(value, path=()):
     if isinstance(value, dict | list):
         for key in value if isinstance(value, dict) else range(len(value)):
             yield from nodes(value[key], (*path, key))
-
-
-def replaced(value, path, new):
-    if not path:
-        return new
-    copied = value.copy()
-    copied[path[0]] = replaced(value[path[0]], path[1:], new)
-    return copied
 
 
 PROGRAMS = {
