@@ -258,4 +258,4 @@ def _posterior_predictive(samples: PosteriorSamples, x: Tensor) -> LogLikelihood
 
 def observed_rows(values: Rows) -> Bool[np.ndarray, " N"]:
     """Which rows have at least one observed value."""
-    return np.isfinite(values).any(axis=1)
+    return np.asarray(np.isfinite(values).any(axis=1))
