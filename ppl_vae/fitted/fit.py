@@ -239,7 +239,7 @@ def _choose_latent_dim(
         return settings.latent_dim, ()
     if settings.likelihood != "gaussian":
         width = x.shape[1]
-        return max(1, min(10, width // 2)), ("K is a tenth to a half of the columns, at most 10",)
+        return max(1, min(10, width // 2)), ("K is half the number of columns, at most 10",)
     rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
     begin(f"selecting K on masked entries of {counted(len(rows), 'row')}", 0)
     try:
