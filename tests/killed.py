@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -106,3 +107,15 @@ def replaced(value, path, new):
     copied = value.copy()
     copied[path[0]] = replaced(value[path[0]], path[1:], new)
     return copied
+
+
+def started(command, environment):
+    """A command in another process, which Ctrl-C ends even if it is ignored here."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )

@@ -10,11 +10,11 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from ppl_vae.core.config import ConstructorCall, configurable
-from ppl_vae.core.inputs import as_rows
-from ppl_vae.core.program import Density, Program, count_rows, data_plate
+from ppl_vae.core.program import Density, Program
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
+from ppl_vae.models.latent_variable_model import sample_rows
 from ppl_vae.models.observed_gaussian import ObservedGaussian
 from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.priors import InverseGammaScale, ParameterPrior
@@ -213,15 +213,15 @@ class BayesianPPCA(Program):
         observe: bool = True,
     ) -> Tensor:
         """The generative model as a Pyro program, under the package's contract."""
-        like = next(self.loc_prior.buffers())
-        x = None if x is None else as_rows(x, like, self.data_dim, self.schema)
-        rows = count_rows(x, num_data)
         parameters = self.sample_parameters()
-        with data_plate(rows, index=index, num_data=num_data, device=like.device):
-            if x is not None and mask is not None:
-                x = torch.where(mask, x, 0.0)
-            density = self._data_density(parameters, None if x is None else mask)
-            return pyro.sample("x", density, obs=x if observe else None)
+
+        def density(x: Tensor | None, mask: Tensor | None) -> Density:
+            return self._data_density(parameters, None if x is None else mask)
+
+        like = next(self.loc_prior.buffers())
+        return sample_rows(
+            self, like, density, x, mask=mask, index=index, num_data=num_data, observe=observe
+        )
 
     def _data_density(self, parameters: Parameters, mask: Tensor | None) -> Density:
         # p(x | z, parameters) with z drawn, or p(x | parameters); event shape (D,).

@@ -1,6 +1,7 @@
 """The generative program that the package's models share: z_n ~ p(z), x_n | z_n ~ p(x | z_n)."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import pyro
 import torch
@@ -58,17 +59,15 @@ class LatentVariableModel(Program):
     ) -> Tensor:
         """The generative model as a Pyro program, under the package's contract."""
         like = reference_tensor(self)
-        x = None if x is None else as_rows(x, like, self.data_dim, self.schema)
-        rows = count_rows(x, num_data)
-        with data_plate(rows, index=index, num_data=num_data, device=like.device):
+
+        def density(x: Tensor | None, mask: Tensor | None) -> Density:
             scored = self._scored_entries(mask, like)
             z = pyro.sample("z", self.prior())
-            if mask is not None and x is not None:
-                # NaN under a mask would still make the gradient NaN.
-                x = torch.where(mask, x, 0.0)
-            mask = None if x is None else scored
-            density = self.conditional(z.to(like.dtype), x, mask, observe)
-            return pyro.sample("x", density, obs=x if observe else None)
+            return self.conditional(z.to(like.dtype), x, None if x is None else scored, observe)
+
+        return sample_rows(
+            self, like, density, x, mask=mask, index=index, num_data=num_data, observe=observe
+        )
 
     def _repr_html_(self) -> str:
         """The constructor call, and a table of the parameters, in a notebook."""
@@ -79,6 +78,35 @@ class LatentVariableModel(Program):
     def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """The entries of x that p(x | z) scores; None for all of them."""
         return mask
+
+
+def sample_rows(
+    program: Program,
+    like: Tensor,
+    density: Callable[[Tensor | None, Tensor | None], Density],
+    x: ArrayLike | None,
+    *,
+    mask: Bool[Tensor, "B D"] | None,
+    index: Int[Tensor, " B"] | None,
+    num_data: int | None,
+    observe: bool,
+) -> Tensor:
+    """The site ``x`` of a program of the package, in the plate over data.
+
+    Args:
+        program: with ``data_dim`` columns.
+        like: a tensor of the program's dtype and device.
+        density: makes p(x | ...) of x, zero where missing, and the mask, in the plate; x is None
+            if it is drawn.
+        x, mask, index, num_data, observe: as the package's contract has them.
+    """
+    x = None if x is None else as_rows(x, like, program.data_dim, program.schema)
+    rows = count_rows(x, num_data)
+    with data_plate(rows, index=index, num_data=num_data, device=like.device):
+        if mask is not None and x is not None:
+            # NaN under a mask would still make the gradient NaN.
+            x = torch.where(mask, x, 0.0)
+        return pyro.sample("x", density(x, mask), obs=x if observe else None)
 
 
 def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:

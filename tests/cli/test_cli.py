@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import oracles
+from killed import started
 from ppl_vae.cli.main import app, main
 from ppl_vae.interop.arviz import read_netcdf
 from ppl_vae.report.archive import read_results
@@ -163,14 +164,8 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
 
 
 def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        # Whoever runs the tests in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    process = started(
+        [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"], ENVIRONMENT
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "results.json").exists():

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from killed import started
 from ppl_vae.cli.main import app
 from ppl_vae.fitted.folder import CHECKPOINT, load_fitted
 from ppl_vae.fitted.settings import Run
@@ -44,14 +45,7 @@ def table(tmp_path_factory):
 def begin(table, out, epochs=EPOCHS):
     """A fit in another process, stopped in the middle of its steps."""
     arguments = ["fit", table, "--out", out, "--epochs", epochs, *FIT]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = started([*COMMAND, *map(str, arguments)], ENVIRONMENT)
     deadline = time.monotonic() + 120
     while not (out / CHECKPOINT).exists():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()

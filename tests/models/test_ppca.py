@@ -11,6 +11,7 @@ from pyro import poutine
 from scipy import stats
 
 import oracles
+from ppl_vae.core.validation import as_vector
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.principal_axes import tril_of_inverse
 from ppl_vae.models.sufficient_statistics import SampleCovariance
@@ -390,7 +391,7 @@ def test_a_constant_column_is_accepted():
             2,
             r"columns with nothing observed: \[1\]",
         ),
-        (np.where(np.eye(N) == 1, np.nan, 1.0)[:, :4], 4, r"at most 4 \(x has shape \(30, 4\)\)"),
+        (np.where(np.eye(N) == 1, np.nan, 1.0)[:, :4], 4, r"at most 0 \(x has shape \(30, 4\)\)"),
         (draw(N), 1, "x must be 2-d"),
         (np.full((N, D), np.inf), 1, f"x has {N * D} infinite entries"),
     ],

@@ -173,42 +173,48 @@ def test_a_disk_that_is_full_for_the_configuration_alone_leaves_the_old_program(
     assert is_program(tmp_path, old) and names(tmp_path) == [CONFIG, WEIGHTS]
 
 
-def test_of_two_writers_one_wins_whole(tmp_path):
-    programs = [ppca(seed, 5 + seed) for seed in range(3)]
-    save(programs[0], tmp_path)
+def several(number, folder):
+    """Programs, of which the first is saved in a folder, and what saves one there repeatedly."""
+    programs = [ppca(seed, 5 + seed) for seed in range(number)]
+    save(programs[0], folder)
 
     def saves(program):
-        for _ in range(15):
-            save(program, tmp_path)
+        for _ in range(20):
+            save(program, folder)
 
+    return programs, saves
+
+
+def check_whole(folder, programs):
+    loaded = load(folder)
+    assert any(are_same(loaded, program) for program in programs)
+
+
+def check_one_won(folder, programs):
+    assert sum(is_program(folder, program) for program in programs) == 1
+    assert names(folder) == [CONFIG, WEIGHTS]
+
+
+def test_of_two_writers_one_wins_whole(tmp_path):
+    programs, saves = several(3, tmp_path)
     writers = [threading.Thread(target=saves, args=(program,)) for program in programs]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        loaded = load(tmp_path)
-        assert any(are_same(loaded, program) for program in programs)
+        check_whole(tmp_path, programs)
     for writer in writers:
         writer.join()
-    assert sum(is_program(tmp_path, program) for program in programs) == 1
-    assert names(tmp_path) == [CONFIG, WEIGHTS]
+    check_one_won(tmp_path, programs)
 
 
 def test_of_two_processes_one_wins_whole(tmp_path):
-    programs = [ppca(seed, 5 + seed) for seed in range(2)]
-    save(programs[0], tmp_path)
-
-    def saves(program):
-        for _ in range(30):
-            save(program, tmp_path)
-
+    programs, saves = several(2, tmp_path)
     running = {forked(partial(saves, program)) for program in programs}
     while running:
-        loaded = load(tmp_path)
-        assert any(are_same(loaded, program) for program in programs)
+        check_whole(tmp_path, programs)
         for pid in [pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]]:
             running.remove(pid)
-    assert sum(is_program(tmp_path, program) for program in programs) == 1
-    assert names(tmp_path) == [CONFIG, WEIGHTS]
+    check_one_won(tmp_path, programs)
 
 
 def test_leftovers_of_killed_writers_are_removed_and_those_of_others_are_kept(tmp_path):
