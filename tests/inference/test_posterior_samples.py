@@ -198,7 +198,7 @@ def test_of_many_elements_some_are_examined_and_their_number_is_stated():
 def iris_samples():
     from sklearn.datasets import load_iris
 
-    x = load_iris().data[::5]
+    x = load_iris().data[::3]
     model = BayesianPPCA.like(x, 1)
     return x, sample_gibbs(
         model, x, settings=ChainSettings(num_samples=300, warmup=50, seed=0, progress=False)
