@@ -73,7 +73,7 @@ class FitRecord(Result):
     """The record of a fit to a table.
 
     Attributes:
-        model: its name, one of :data:`~ppl_vae.fitted.names.MODEL_NAMES`.
+        model: its name, one of ``ppl_vae.fitted.names.MODEL_NAMES``.
         table: the name of the file.
         table_digest: the checksum of its content.
         columns: the names of the modelled columns, (D,).

@@ -21,10 +21,10 @@ class FitSettings:
     """How a model is fitted to a table.
 
     Attributes:
-        model: one of :data:`~ppl_vae.fitted.names.MODEL_NAMES`.
+        model: one of ``ppl_vae.fitted.names.MODEL_NAMES``.
         latent_dim: K; None selects it by the likelihood of masked entries under PPCA, or under
             factor analysis if the noise is diagonal.
-        likelihood: one of :data:`~ppl_vae.fitted.names.LIKELIHOOD_NAMES`.
+        likelihood: one of ``ppl_vae.fitted.names.LIKELIHOOD_NAMES``.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
         epochs: the largest number of passes over the training rows; None makes at least 3,000
             steps.

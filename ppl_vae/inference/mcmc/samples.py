@@ -31,7 +31,7 @@ class PredictiveDensity(Result):
     Attributes:
         value: in nats, (N,).
         standard_error: of ``value``, in nats, from batch means along the chains, (N,).
-        labels: of the rows, if they were of a frame; :meth:`to_frame` returns such a frame.
+        labels: of the rows, if they were of a frame; ``to_frame`` returns such a frame.
     """
 
     value: Tensor
