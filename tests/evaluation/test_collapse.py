@@ -172,6 +172,7 @@ def assert_calibrated_errors(z, repetitions):
     assert covered >= stats.binom.ppf(5e-7, repetitions, 0.93)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_calibrated_although_the_mixture_is_shared():
     """All data share one mixture; the standard deviation over data still gives the error."""
     z, underestimated = standardized_errors(1.5, 0.36, 1, 150, 2, 80)

@@ -306,7 +306,13 @@ def test_missing_values_are_marginalized():
 # To a tolerance, with errors
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("isotropic", "unit")))
+        for name in COVARIANCES
+    ],
+)
 def test_the_approximation_gap_agrees_with_the_formula(covariance):
     """From N(0, I), on a rotated W, up to the tolerance of the search."""
     ppca, x, parameters = make()
@@ -381,6 +387,7 @@ def generator_of(number):
     return torch.Generator().manual_seed(number)
 
 
+@pytest.mark.slow
 def test_monte_carlo_errors_agree_with_repetitions():
     vae = VAE.mlp(D, 2, hidden=(5,), likelihood=Gaussian(0.3), seed=0).double()
     with torch.no_grad():
@@ -412,6 +419,7 @@ def test_monte_carlo_errors_agree_with_repetitions():
     assert one.amortization_error == one.amortization_monte_carlo > 0
 
 
+@pytest.mark.slow
 def test_the_error_of_an_estimated_log_p_is_included():
     vae = VAE.mlp(D, 2, hidden=(5,), seed=0).double()
     x = vae.sample(10, seed=0)

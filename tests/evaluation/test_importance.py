@@ -481,6 +481,7 @@ def test_k_hat_finds_a_known_tail(k):
     assert float(found.mean()) == pytest.approx(k, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c2", [0.5, 0.3])
 def test_k_hat_of_a_narrow_guide_in_two_dimensions(c2):
     """Weights of c^2 I against I are exactly Pareto there, with index 1 - c^2."""
@@ -570,7 +571,10 @@ BAD_GUIDES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_GUIDES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n != "narrow")) for n in BAD_GUIDES],
+)
 def test_refining_makes_a_bad_guide_reliable(name):
     ppca, parameters = make(K=4, D=6)
     x = rows_of(ppca, 40)

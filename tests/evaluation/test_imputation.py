@@ -280,6 +280,7 @@ def test_log_likelihoods_of_a_linear_vae_with_missing_values_agree_with_ppca(mis
     assert found.reliable.all() and float(z.abs().max()) < oracles.z_limit(20)
 
 
+@pytest.mark.slow
 def test_refining_the_guide_increases_the_effective_sample_size():
     ppca, truth = make(noise=0.1)
     x = incomplete_rows(ppca)
@@ -509,7 +510,8 @@ def test_complete_rows_are_unchanged():
     assert found.ess.isfinite().nonzero().flatten().tolist() == [3]
     others = torch.arange(N) != 3
     assert torch.equal(found.mean[others], whole[others])
-    assert found.to_dict()["ess"][0] is None and list(found.to_frame()) == ["ess"]
+    assert found.to_dict()["ess"][0] is None
+    np.testing.assert_array_equal(found.to_frame().to_numpy(), found.mean.numpy())
 
 
 def test_results_are_reproducible_and_global_state_is_unchanged():

@@ -681,6 +681,7 @@ def test_early_stopping_restores_the_best_state():
     assert result.validation[-1] < result.validation[best]
 
 
+@pytest.mark.slow
 def test_without_patience_the_best_state_is_restored_at_the_end():
     vae, result, x_val = overfitting(steps=210)
     assert result.steps == 210
@@ -1045,6 +1046,7 @@ def test_the_text_and_the_conversions_of_a_result(small):
     assert float(result.elapsed[-1]) <= result.seconds
 
 
+@pytest.mark.slow
 def test_notes_report_that_the_noise_scale_has_reached_its_floor():
     x = np.outer(np.linspace(-1, 1, 30), np.ones(4))
     vae = VAE.mlp(

@@ -84,6 +84,7 @@ def test_a_slow_coordinate_ascent_agrees_on_the_bound_and_its_maximum(noise, pri
     np.testing.assert_allclose(slow.rows, rows, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_slow_coordinate_ascent_from_elsewhere_ends_at_the_same_bound():
     x = data(D=2, N=8)
     model = like(x, 1)

@@ -166,6 +166,7 @@ def test_float32_is_preserved(x, y):
 # Searches, clones and pickles
 
 
+@pytest.mark.slow
 def test_grid_search_over_sizes_and_pairs(x, y):
     pipe = make_pipeline(
         StandardScaler(), FeatureTransformer(epochs=15, lr=0.02), LogisticRegression()

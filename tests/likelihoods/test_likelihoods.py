@@ -593,6 +593,7 @@ def test_svi_of_pyro_with_the_optimal_scale_and_freeze_scale():
     assert log_likelihood(vae.model, vae.guide, x, 50).value.isfinite().all()
 
 
+@pytest.mark.slow
 def test_captured_steps_use_a_scale_that_was_frozen_meanwhile():
     found = []
     for kind in (SVI, partial(CapturedSVI, compiled=False)):

@@ -170,6 +170,7 @@ def test_the_spectrum_of_complete_data_does_not_depend_on_the_model():
         spectrum(table(), 2, {})
 
 
+@pytest.mark.slow
 def test_all_files_are_written_and_read_back(lineage, data, tmp_path):
     write_results(tmp_path, lineage, data)
     page, figures = write_report(tmp_path, lineage, data)

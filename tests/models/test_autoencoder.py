@@ -409,6 +409,7 @@ def test_four_layers_fit_a_curve_that_no_line_fits():
     assert_four_layers_fit_better_than_a_line(helix(300, 0), steps=400)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif("PPL_VAE_DATA" not in os.environ, reason="set PPL_VAE_DATA")
 def test_four_layers_fit_the_helix_of_pcamethods():
@@ -660,6 +661,7 @@ def test_missing_values_stay_missing_under_noise():
         wrong.distribution(draw(N, D))
 
 
+@pytest.mark.slow
 def test_an_over_complete_denoising_autoencoder_improves_on_the_identity():
     scale = 0.7
     autoencoder = fitted(
@@ -677,6 +679,7 @@ def test_an_over_complete_denoising_autoencoder_improves_on_the_identity():
     assert squares(kept, GAPPED) == pytest.approx(wiener, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_denoiser_of_the_helix_improves_on_that_of_ppca():
     scale = 0.3
     train, test = helix(500, 0), helix(500, 1)
