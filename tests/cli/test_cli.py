@@ -87,6 +87,7 @@ def test_what_is_written(finished):
     ]
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed(table, tmp_path):
     command = [*COMMAND, table, "--json", "--latent-dim", "2", "--out", tmp_path / "out", *FAST]
     shown = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)

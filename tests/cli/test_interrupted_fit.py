@@ -53,7 +53,10 @@ def begin(table, out, epochs=EPOCHS):
     return process
 
 
-@pytest.mark.parametrize("last_step", [1, 25, 120])
+@pytest.mark.parametrize(
+    "last_step",
+    [pytest.param(1, marks=pytest.mark.slow), 25, pytest.param(120, marks=pytest.mark.slow)],
+)
 def test_a_fit_that_is_interrupted_anywhere_is_resumed(last_step, table, tmp_path, monkeypatch):
     monkeypatch.setattr("ppl_vae.fitted.held_out.REFINE", 0)
     arguments = ["fit", table, "--epochs", 200, *FIT, "--out"]

@@ -336,6 +336,7 @@ def memory_growth(tmp_path, rows):
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_memory_does_not_hold_the_table(tmp_path):
     assert max(memory_growth(tmp_path, 50_000)) < 25  # the table has 38 MiB

@@ -235,6 +235,7 @@ def wine(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_command_standardises_and_reports_it(wine, tmp_path):
     arguments = (wine, "--latent-dim", 3, "--stages", "closed-form,px-em")
     shown = run(*arguments, "--out", tmp_path / "a")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SLOW = {"coming_from", "index", "first_steps", "lineage", "log_likelihood", "missing_values"}
-SLOW |= {"own_pair", "posterior", "tasks"}
+SLOW |= {"own_pair", "posterior", "slips", "tasks"}
 """Pages whose code takes more than ten seconds."""
 
 

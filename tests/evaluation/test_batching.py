@@ -185,6 +185,7 @@ def test_numbers_that_change_between_steps_warn(float64):
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 def test_modes_and_shapes_are_distinguished(float64):
     net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 4)).double()
     shape = {"data_dim": 6, "latent_dim": 2, "likelihood": Gaussian("shared")}

@@ -269,7 +269,13 @@ def test_every_pair_agrees_with_a_slow_loop(name, float64):
     torch.testing.assert_close(estimate.value, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (k % 3 != 1))
+        for k, n in enumerate(user_pairs.PAIRS)
+    ],
+)
 def test_every_pair_can_be_refined_and_is_left_unchanged(name, float64):
     model, guide, x = user_pairs.PAIRS[name]()
     bare = user_pairs.BARE_PARAMETERS if name == "param_only" else ()
@@ -593,7 +599,14 @@ def test_refining_makes_a_bad_guide_reliable(name):
     assert all(p.requires_grad and p.grad is None for p in tensors)
 
 
-@pytest.mark.parametrize("covariance", ["unit", "isotropic", "diagonal", "full"])
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        "unit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("isotropic", "diagonal")),
+        "full",
+    ],
+)
 def test_the_family_of_the_refined_guide(covariance):
     """A wider family is a better proposal; only the full one is exact here."""
     # Tail indices under 1/4, where an empirical second moment can be trusted.
@@ -693,7 +706,9 @@ def test_missing_values_are_marginalized():
         {"refine": 30},
         {"refine": 30, "covariance": "diagonal"},
         {"method": "prior"},
-        {"method": "annealed", "annealing": Annealing(5, leapfrog=2)},
+        pytest.param(
+            {"method": "annealed", "annealing": Annealing(5, leapfrog=2)}, marks=pytest.mark.slow
+        ),
     ],
     ids=["importance", "refined", "refined diagonal", "prior", "annealed"],
 )

@@ -396,6 +396,7 @@ def test_fewer_steps_than_made_are_rejected(x, file):
         case.fit(x, steps=60, scheduler=stepped, checkpoint=file)
 
 
+@pytest.mark.slow
 def test_a_fit_stopped_early_continues_without_patience(x, file):
     options = {"scheduler": None, "steps": 3000}
     case = CASES["early stopping"]

@@ -306,6 +306,7 @@ def test_em_and_px_em_are_subspace_iteration(name, data):
 # Rates of convergence
 
 
+@pytest.mark.slow
 def test_px_em_is_fast_with_small_noise_where_em_is_slow():
     data_dim, latent_dim, ratio = 60, 5, 1e4
     x = oracles.simulate_ppca([ratio] * latent_dim, 1.0, 200, data_dim, seed=0)

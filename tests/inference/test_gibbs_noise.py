@@ -82,6 +82,7 @@ def test_missing_values_are_drawn_given_the_others():
     assert z.abs().max() < oracles.z_limit(16)
 
 
+@pytest.mark.slow
 def test_moves_of_columns_make_draws_less_dependent():
     x = standardize(load_wine().data)
     model = BayesianPPCA.like(x, 3, noise="diagonal")

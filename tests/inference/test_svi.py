@@ -105,8 +105,9 @@ def gap_and_comparison(x, name, seed=0, **options):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("linear amortized", 600), pytest.param("per datum", 1000, marks=pytest.mark.slow)],
+    [("linear amortized", 600), ("per datum", 1000)],
 )
+@pytest.mark.slow
 def test_svi_converges_to_the_closed_form(name, steps, x):
     gap, comparison = gap_and_comparison(x, name, lr=0.1, steps=steps)
     assert 0 <= gap < 0.01
@@ -728,6 +729,7 @@ def test_validation_does_not_change_the_fit(small):
     assert torch.equal(*values)
 
 
+@pytest.mark.slow
 def test_validation_rows_are_evaluated_once_per_epoch_at_most_every_25_steps(small):
     ppca, guide = linear_pair(small)
     options = {"x_val": small, "seed": 0, "lr": 1e-9}

@@ -262,7 +262,9 @@ def small_data():
                 yield oracles.with_missing_values(x, 0.3, seed)
 
 
-@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize(
+    "noise", [pytest.param("isotropic"), pytest.param("diagonal", marks=pytest.mark.slow)]
+)
 def test_the_default_supports_all_shapes(noise):
     for x in small_data():
         with warnings.catch_warnings():

@@ -405,6 +405,7 @@ def assert_four_layers_fit_better_than_a_line(x, **options):
     assert squares(x, autoencoder.reconstruct(x)) < spectrum[1:].sum() / 2
 
 
+@pytest.mark.slow
 def test_four_layers_fit_a_curve_that_no_line_fits():
     assert_four_layers_fit_better_than_a_line(helix(300, 0), steps=400)
 
@@ -418,6 +419,7 @@ def test_four_layers_fit_the_helix_of_pcamethods():
     assert_four_layers_fit_better_than_a_line((x - x.mean(0)) / x.std(0), steps=400)
 
 
+@pytest.mark.slow
 def test_an_over_complete_linear_autoencoder_learns_nothing():
     autoencoder = fitted(Autoencoder.linear(8, 12, seed=0).double(), GAPPED, steps=500, lr=0.05)
     assert squares(GAPPED, autoencoder.reconstruct(GAPPED)) < 1e-8
@@ -501,6 +503,7 @@ def test_a_larger_penalty_gives_more_zeros():
     assert all(low < high for low, high in itertools.pairwise(shares))
 
 
+@pytest.mark.slow
 def test_a_larger_penalty_gives_more_zeros_of_an_encoder():
     shares = []
     for penalty in (0.1, 0.5, 2.0):
@@ -550,6 +553,7 @@ def test_scaling_cannot_lower_the_objective_of_unit_columns():
     assert bool(lower.any())
 
 
+@pytest.mark.slow
 def test_dictionary_learning_has_a_free_code_for_each_datum():
     atoms = nn.functional.normalize(draw(D, 9, seed=3), dim=0)
     codes = draw(200, 9) * (draw(200, 9, seed=1) > 0.8)

@@ -597,6 +597,7 @@ def test_training_starts_at_the_column_means_and_notes_the_objective():
     assert "no bound on log p(x)" in repr(fit)
 
 
+@pytest.mark.slow
 def test_dependence_between_patches_is_learned():
     # All patches of an image are equal, so any two determine all others.
     part = draw(200, D // P)
@@ -644,7 +645,7 @@ def test_a_seed_repeats_the_networks():
 @pytest.mark.parametrize(
     ("objective", "has_missing"),
     [
-        (ELBO(), True),
+        pytest.param(ELBO(), True, marks=pytest.mark.slow),
         pytest.param(ELBO(), False, marks=pytest.mark.slow),
         pytest.param(IWAE(3), True, marks=pytest.mark.slow),
     ],

@@ -430,6 +430,7 @@ def test_a_step_of_stock_svi_follows_the_gradient(objective, float64):
         torch.testing.assert_close(p.detach(), old - 1e-3 * slope, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_captured_steps_of_svi_are_its_own(float64):
     losses = []
     for kind, options in ((SVI, {}), (CapturedSVI, {"compiled": False})):
