@@ -117,7 +117,9 @@ EXTREME_STARTS = {
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("start", EXTREME_STARTS)
-@pytest.mark.parametrize("accelerate", [True, False], ids=["PX-EM", "EM"])
+@pytest.mark.parametrize(
+    "accelerate", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["PX-EM", "EM"]
+)
 def test_log_p_is_monotone(noise, mechanism, start, accelerate):
     x, (scale, variance, offset) = data(mechanism), EXTREME_STARTS[start]
     rng = np.random.default_rng(3)

@@ -674,7 +674,10 @@ def assert_trained(losses, before, after):
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("objective", TRAINED, ids=repr)
+FIRST_AND_OTHERS = [TRAINED[0], *(pytest.param(o, marks=pytest.mark.slow) for o in TRAINED[1:])]
+
+
+@pytest.mark.parametrize("objective", FIRST_AND_OTHERS, ids=repr)
 @each_pair
 def test_every_pair_trains(name, objective):
     model, guide, x = PAIRS[name]()
@@ -691,7 +694,7 @@ def test_every_pair_trains(name, objective):
     assert_trained(losses, before, parameters)
 
 
-@pytest.mark.parametrize("objective", TRAINED, ids=repr)
+@pytest.mark.parametrize("objective", FIRST_AND_OTHERS, ids=repr)
 @pytest.mark.parametrize("name", sorted(PAIRS.keys() - UNREGISTERED))
 def test_stock_svi_trains_with_our_objectives(name, objective):
     model, guide, x = PAIRS[name]()
