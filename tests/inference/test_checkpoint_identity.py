@@ -466,15 +466,17 @@ def test_another_content_is_refused(other, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_flipped_bytes_and_truncations_under_a_right_checksum_are_refused(seed, good, tmp_path):
-    """A change inside a number of a tensor cannot be noticed, but all else is."""
+def test_damage_under_a_right_checksum_ends_in_no_other_error(seed, good, tmp_path):
+    """A truncated file is refused; a change inside a number of a tensor cannot be noticed."""
     rng, data = random.Random(seed), bytearray(good[DIGEST_SIZE:])
     for _ in range(rng.choice([1, 1, 20])):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     if seed % 3 == 0:
         data = data[: rng.randrange(len(data))]
+    refused = False
     with contextlib.suppress(FloatingPointError):  # of a loss that diverges
-        is_refused(tmp_path / "fit.pt", sealed(bytes(data)))
+        refused = is_refused(tmp_path / "fit.pt", sealed(bytes(data)))
+    assert refused or seed % 3
 
 
 def test_what_is_no_file_is_refused(tmp_path):
