@@ -127,6 +127,8 @@ SOURCES = {
     "ordered loader": lambda x, _: DataLoader(TensorDataset(torch.from_numpy(x)), batch_size=12),
     "iterable loader": lambda x, _: DataLoader(Streamed(x), batch_size=12),
 }
+DEFAULT = ("memory map", "folder", "list of memory maps", "loader", "iterable loader")
+KINDS = [k if k in DEFAULT else pytest.param(k, marks=pytest.mark.slow) for k in SOURCES]
 MASKED = {
     "memory map": lambda x, m, folder: (mapped(x, folder), m),
     "list": lambda x, m, _: (np.split(x, [50]), np.split(m, [50])),
@@ -147,7 +149,7 @@ def parameters(programs):
 
 def fitted(x, make=pair, **options):
     programs = make()
-    options = {"batch_size": 12, "epochs": 3, "lr": 0.01, "seed": 5, "capture": False} | options
+    options = {"batch_size": 12, "epochs": 2, "lr": 0.01, "seed": 5, "capture": False} | options
     result = fit_svi(*programs, x, **options)
     return result, parameters(programs), programs
 
@@ -175,15 +177,15 @@ def check_equal(first, second):
 
 
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_streamed_fit_equals_that_in_memory(kind, missing, monkeypatch, tmp_path, small_blocks):
     x = table(missing)
     source = SOURCES[kind](x, tmp_path)
     first, second, drawn = in_same_order(monkeypatch, lambda: fitted(source), lambda: fitted(x))
     check_equal(first, second)
-    assert [len(rows) for rows in drawn] == ([12] * 8 + [7]) * 3
-    epochs = torch.cat(drawn).reshape(3, N)
-    assert epochs.sort().values.tolist() == [list(range(N))] * 3
+    assert [len(rows) for rows in drawn] == ([12] * 8 + [7]) * 2
+    epochs = torch.cat(drawn).reshape(2, N)
+    assert epochs.sort().values.tolist() == [list(range(N))] * 2
     in_order = kind in ("iterable", "iterable dataset", "ordered loader", "iterable loader")
     assert torch.equal(epochs[0], epochs[1]) == in_order
     assert torch.equal(epochs[0], torch.arange(N)) == in_order
@@ -200,7 +202,7 @@ def test_masks_of_rows_are_used(kind, monkeypatch, tmp_path, small_blocks):
     assert "labels" not in str(first[0].notes)
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_fits_into_memory_is_loaded(kind, tmp_path):
     if "order" in kind or "iterable" in kind:
         pytest.skip("its rows keep their order")
@@ -226,8 +228,10 @@ def test_the_order_is_shuffled_by_blocks_and_within(small_blocks):
     assert torch.cat(from_place).tolist() == rows[0][33:73]
 
 
-@pytest.mark.parametrize("kind", ["memory map", "parquet file", "dataset", "iterable loader"])
-@pytest.mark.parametrize("last", [3, 13, 20])
+@pytest.mark.parametrize(
+    "kind", ["parquet file", "iterable loader", pytest.param("memory map", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("last", [3, 13])
 def test_an_interrupted_fit_resumes_at_its_row(kind, last, monkeypatch, tmp_path, small_blocks):
     monkeypatch.setattr(trainer, "CHECKPOINT_INTERVAL", 1)
     source, file = SOURCES[kind](table(missing=True), tmp_path), tmp_path / "fit.ckpt"
@@ -259,7 +263,7 @@ def test_a_checkpoint_is_of_the_same_rows_in_the_same_order(tmp_path, small_bloc
         fitted(np.split(x, [50]), checkpoint=file)
 
 
-@pytest.mark.parametrize("size", [17, 34, 51])  # remainders of 1, 1 and 1 row
+@pytest.mark.parametrize("size", [17, 34])  # both leave one row
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_remainders(size, drop_last, monkeypatch, tmp_path, small_blocks):
     x = table()
@@ -271,7 +275,7 @@ def test_remainders(size, drop_last, monkeypatch, tmp_path, small_blocks):
     )
     check_equal(first, second)
     sizes = [len(rows) for rows in drawn]
-    assert sizes == ([size] * (N // size - 1) + [size + (not drop_last)]) * 3
+    assert sizes == ([size] * (N // size - 1) + [size + (not drop_last)]) * 2
     if drop_last:
         never = set(range(N)) - set(torch.cat(drawn).tolist())
         assert f"{len(never)} were in no batch at all" in str(first[0].notes)
@@ -300,7 +304,7 @@ def test_per_datum_parameters_keep_their_rows(monkeypatch, tmp_path, small_block
     check_equal(first, second)
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bounds_of_sources(kind, tmp_path, small_blocks):
     x = table(missing=True)
     source, programs = SOURCES[kind](x, tmp_path), pair()
@@ -334,13 +338,13 @@ def test_validation_rows_from_a_source(kind, tmp_path, small_blocks):
 
 
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_exact_fits_to_sources(kind, missing, tmp_path):
     x = table(missing).astype(np.float64)
     source = SOURCES[kind](x, tmp_path)
     fits = [fit_em] if missing else [fit_em, fit_closed_form]
     for fit in fits:
-        first, second = PPCA.like(x, 2), PPCA.like(x, 2)
+        first, second = (PPCA.like(x, 2, seed=0) for _ in range(2))
         fit(first, source)
         fit(second, x)
         for found, expected in zip(first.parameters(), second.parameters(), strict=True):
