@@ -349,3 +349,5 @@ def test_exact_fits_to_sources(kind, missing, tmp_path):
         fit(second, x)
         for found, expected in zip(first.parameters(), second.parameters(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        for method in (first.log_likelihood, first.posterior_mean):
+            torch.testing.assert_close(method(source), method(x))
