@@ -146,7 +146,7 @@ def test_a_folder_without_parquet_files_is_refused(tmp_path):
 def test_arguments_that_need_all_rows_are_refused(monkeypatch):
     monkeypatch.setattr(observed_rows, "LOADED_NUMBERS", 0)
     source = TensorDataset(TENSOR)
-    with pytest.raises(ValueError, match="batch_size is required .* x has 60 rows"):
+    with pytest.raises(ValueError, match=r"batch_size is required .* x has 60 rows"):
         fit(source, batch_size=None)
     with pytest.raises(ValueError, match="epoch_transform needs all rows in memory"):
         fit(source, epoch_transform=lambda x, generator: x)
@@ -218,9 +218,10 @@ def test_batches_of_a_loader():
     assert found.steps == 6
     assert "drop_last left 10 of 60 rows out of each epoch" in str(found.notes)
     by_size = DataLoader(TensorDataset(TENSOR), batch_size=100, shuffle=True)
-    assert fit(by_size, batch_size=None).objective.tolist() == fit(
-        TENSOR, batch_size=None
-    ).objective.tolist()
+    assert (
+        fit(by_size, batch_size=None).objective.tolist()
+        == fit(TENSOR, batch_size=None).objective.tolist()
+    )
 
 
 def write(folder, file, **columns):
@@ -246,8 +247,10 @@ def test_columns_are_matched_by_name(tmp_path):
         found = elbo(vae.model, vae.guide, other, seed=0)
     assert torch.equal(found, expected)
     frame = pd.DataFrame({"c": c, "a": a, "b": b})
-    assert torch.equal(torch.tensor(elbo(vae.model, vae.guide, frame, seed=0).to_numpy()), expected)
-    with pytest.raises(ValueError, match="x lacks 1 of the 3 columns .* 'b'"):
+    assert torch.equal(
+        torch.tensor(elbo(vae.model, vae.guide, frame, seed=0).to_numpy()), expected
+    )
+    with pytest.raises(ValueError, match=r"x lacks 1 of the 3 columns .* 'b'"):
         elbo(vae.model, vae.guide, write(tmp_path, "less.parquet", a=a, c=c), seed=0)
     assert load(tmp_path / "model.pt").schema == ppca.schema
 
