@@ -127,8 +127,8 @@ def fit_svi(
             steps per call. ``"auto"`` begins eagerly and takes what is worth its time for the
             remaining steps: recording takes about a second, compiling about a minute. A step that
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
-            was done and why. Recorded steps give the numbers of eager ones; compiled steps are
-            equal to them in distribution.
+            was done and why. Recorded steps give the numbers of eager ones (with an objective of
+            Pyro's, up to rounding); compiled steps are equal to them in distribution.
         autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.

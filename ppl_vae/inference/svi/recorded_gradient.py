@@ -75,6 +75,6 @@ class RecordedGradient:
             buffers=trained.tensors.buffers,
             frozen=trained.frozen_parameters(),
             shared=self.minibatch.shared_tensors,
-            per_step=[] if rows is None else [rows],
+            per_step=[tensor[0] for tensor in self.minibatch.step_tensors([rows])],
             beta=to_device([self.minibatch.objective.kl_weight(step)], trained.parameters[0])[0],
         )
