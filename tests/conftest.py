@@ -2,6 +2,7 @@
 
 import logging
 
+import pretend_device
 from shapes import check_package
 
 # Before the package is imported for the first time.
@@ -15,10 +16,22 @@ import torch  # noqa: E402
 from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
+import pretend_run
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pretend-gpu",
+        action="store_true",
+        help="run tests on a pretended accelerator; see tests/pretend_run.py",
+    )
+
+
 def pytest_configure(config):
+    pretend_device.register()
+    if config.getoption("--pretend-gpu") and pretend_device.STATE.unsupported:
+        raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
     # Tensors are small here: a second thread would only be waited for.
     torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.
@@ -74,6 +87,16 @@ def unchanged_world():
     if changed:
         restore(before)
     assert not changed, f"the test changed global state: {changed}"
+
+
+@pytest.fixture(autouse=True)
+def moved_to_pretended_device(request):
+    """With ``--pretend-gpu``: the test's tensors are on the pretended device."""
+    if not request.config.getoption("--pretend-gpu"):
+        yield
+        return
+    with pretend_run.moved_test():
+        yield
 
 
 @pytest.fixture

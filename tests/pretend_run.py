@@ -1,0 +1,81 @@
+"""``pytest --pretend-gpu``: tests that name no device run with their tensors on a pretended one.
+
+Tensors that tests make, and modules that they make themselves or by the package's models, guides
+and networks, are on the device. Whatever else the package makes is where the package puts it, so
+that a factory without ``device=`` is found out. Tests may compare results with numbers of their
+own without moving them.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pretend_device import STATE, PretendTensor, Wait, in_tests, pretended_device, project_frames
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+BUILDERS = tuple(f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models"))
+"""Folders whose functions make modules; those that tests call make them for the tests."""
+
+
+class TestsFactories(TorchFunctionMode):
+    """Tensors that code of the tests makes, for which it names no device, are on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.factories = device, set(_device_constructors())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.factories and kwargs.get("device") is None and in_tests():
+            kwargs["device"] = self.device
+        elif func is torch.from_numpy and in_tests():
+            return func(*args, **kwargs).to(self.device)
+        return func(*args, **kwargs)
+
+
+def is_made_for_tests() -> bool:
+    """Whether a module is made by a test, or by a function of :data:`BUILDERS` that it calls."""
+    entry = None
+    for owner, frame in project_frames():
+        if owner == "tests":
+            break
+        entry = frame
+    return entry is None or any(name in entry.f_code.co_filename for name in BUILDERS)
+
+
+@contextmanager
+def modules_on(device: torch.device) -> Iterator[None]:
+    """Parameters and buffers of modules that are made for tests are on the device."""
+    parameter, buffer = nn.Module.register_parameter, nn.Module.register_buffer
+
+    def move(tensor: Any) -> None:
+        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, PretendTensor) and tensor.device.type == "cpu" and is_made_for_tests():
+            moved = tensor.detach().to(device)
+            if isinstance(tensor, nn.Parameter):
+                moved = nn.Parameter(moved, tensor.requires_grad)
+            torch.utils.swap_tensors(tensor, moved)
+
+    def register_parameter(self: Any, name: str, param: Any) -> None:
+        move(param)
+        parameter(self, name, param)
+
+    def register_buffer(self: Any, name: str, tensor: Any, persistent: bool = True) -> None:
+        move(tensor)
+        buffer(self, name, tensor, persistent)
+
+    nn.Module.register_parameter, nn.Module.register_buffer = register_parameter, register_buffer
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter, nn.Module.register_buffer = parameter, buffer
+
+
+@contextmanager
+def moved_test() -> Iterator[None]:
+    """One test, with its tensors on the pretended device."""
+    with pretended_device(is_lenient=True) as device, modules_on(device), TestsFactories(device):
+        yield
