@@ -32,6 +32,10 @@ def pytest_configure(config):
     pretend_device.register()
     if config.getoption("--pretend-gpu") and pretend_device.STATE.unsupported:
         raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
+    if config.getoption("--pretend-gpu"):
+        moved = pretend_run.tests_on_pretended_device()
+        moved.__enter__()
+        config.add_cleanup(lambda: moved.__exit__(None, None, None))
     # Tensors are small here: a second thread would only be waited for.
     torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.
@@ -87,16 +91,6 @@ def unchanged_world():
     if changed:
         restore(before)
     assert not changed, f"the test changed global state: {changed}"
-
-
-@pytest.fixture(autouse=True)
-def moved_to_pretended_device(request):
-    """With ``--pretend-gpu``: the test's tensors are on the pretended device."""
-    if not request.config.getoption("--pretend-gpu"):
-        yield
-        return
-    with pretend_run.moved_test():
-        yield
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ NAME = "gpu"
 DEVICE = torch.device("cpu")  # until the backend is registered
 TESTS = str(Path(__file__).parent) + "/"
 PACKAGE = str(Path(__file__).parent.parent / "ppl_vae") + "/"
+IMPORTING = "<frozen importlib._bootstrap>"
 OWN_FILES = {__file__, f"{TESTS}pretend_run.py", f"{TESTS}conftest.py"}
 
 COPIES = {"aten._to_copy", "aten.copy_", "aten._pin_memory", "aten.is_pinned"}
@@ -281,6 +282,8 @@ def project_frames() -> Iterator[tuple[str, Any]]:
     while frame is not None:
         if owner := owner_of(frame.f_code.co_filename):
             yield owner, frame
+        elif frame.f_code.co_filename == IMPORTING:
+            return  # what a library makes at its import is not made by who imports it
         frame = frame.f_back
 
 
@@ -407,14 +410,15 @@ def pretended_device(*, is_lenient: bool = False) -> Iterator[torch.device]:
     register()
     if STATE.unsupported:
         raise RuntimeError(f"there is no pretended accelerator: {STATE.unsupported}")
-    before, generator = (STATE.available, STATE.is_lenient), torch.Generator
+    before = STATE.available, STATE.is_lenient
+    generator, pin = torch.Generator, torch.Tensor.pin_memory
     STATE.available, STATE.is_lenient = True, is_lenient
-    torch.Generator = PretendGenerator
+    torch.Generator, torch.Tensor.pin_memory = PretendGenerator, torch.Tensor.clone
     try:
         yield DEVICE
     finally:
         STATE.available, STATE.is_lenient = before
-        torch.Generator = generator
+        torch.Generator, torch.Tensor.pin_memory = generator, pin
 
 
 @contextmanager

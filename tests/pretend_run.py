@@ -8,7 +8,7 @@ own without moving them.
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pretend_device import STATE, PretendTensor, Wait, in_tests, pretended_devic
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils._pytree import tree_map
 
 BUILDERS = tuple(f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models"))
 """Folders whose functions make modules; those that tests call make them for the tests."""
@@ -32,9 +33,29 @@ class TestsFactories(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.factories and kwargs.get("device") is None and in_tests():
             kwargs["device"] = self.device
-        elif func is torch.from_numpy and in_tests():
-            return func(*args, **kwargs).to(self.device)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def arrays_on(device: torch.device) -> Iterator[None]:
+    """Arrays that tests convert are on the device; comparisons take results of any device."""
+    convert, compare = torch.from_numpy, torch.testing.assert_close
+
+    def from_numpy(array: Any) -> torch.Tensor:
+        return convert(array).to(device) if in_tests() else convert(array)
+
+    def assert_close(actual: Any, expected: Any, **options: Any) -> None:
+        compare(*tree_map(on_host, (actual, expected)), **options)
+
+    torch.from_numpy, torch.testing.assert_close = from_numpy, assert_close
+    try:
+        yield
+    finally:
+        torch.from_numpy, torch.testing.assert_close = convert, compare
+
+
+def on_host(value: Any) -> Any:
+    return value.cpu() if isinstance(value, PretendTensor) else value
 
 
 def is_made_for_tests() -> bool:
@@ -75,7 +96,10 @@ def modules_on(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def moved_test() -> Iterator[None]:
-    """One test, with its tensors on the pretended device."""
-    with pretended_device(is_lenient=True) as device, modules_on(device), TestsFactories(device):
+def tests_on_pretended_device() -> Iterator[None]:
+    """Whatever tests make, from their import on, is on the pretended device."""
+    with ExitStack() as stack:
+        device = stack.enter_context(pretended_device(is_lenient=True))
+        for context in (modules_on(device), arrays_on(device), TestsFactories(device)):
+            stack.enter_context(context)
         yield
