@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
-import pretend_run
+import pretend_run  # noqa: E402
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 
 
@@ -29,10 +29,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    pretend_device.register()
-    if config.getoption("--pretend-gpu") and pretend_device.STATE.unsupported:
-        raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
     if config.getoption("--pretend-gpu"):
+        pretend_device.register()
+        if pretend_device.STATE.unsupported:
+            raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
         moved = pretend_run.tests_on_pretended_device()
         moved.__enter__()
         config.add_cleanup(lambda: moved.__exit__(None, None, None))

@@ -160,6 +160,9 @@ class PretendTensor(torch.Tensor):
     def data_ptr(self) -> int:
         return self.raw.data_ptr()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.raw.untyped_storage()
+
     def tolist(self) -> Any:
         record_wait("read", "tolist")
         return self.raw.tolist()
@@ -359,7 +362,7 @@ class PretendModule:
 
 
 def register() -> None:
-    """Make the device known to torch, once per process and before the first backward pass.
+    """Make the device known to torch, once per process.
 
     ``STATE.unsupported`` says why that was not possible: torch may lack the backend, and a
     process with a real accelerator keeps that one.
@@ -415,7 +418,9 @@ def pretended_device(*, is_lenient: bool = False) -> Iterator[torch.device]:
     STATE.available, STATE.is_lenient = True, is_lenient
     torch.Generator, torch.Tensor.pin_memory = PretendGenerator, torch.Tensor.clone
     try:
-        yield DEVICE
+        # The backward pass runs in the thread that asks for it, so that a wait has a place.
+        with torch.autograd.set_multithreading_enabled(False):
+            yield DEVICE
     finally:
         STATE.available, STATE.is_lenient = before
         torch.Generator, torch.Tensor.pin_memory = generator, pin

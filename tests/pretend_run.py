@@ -6,20 +6,25 @@ that a factory without ``device=`` is found out. Tests may compare results with 
 own without moving them.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from pretend_device import STATE, PretendTensor, Wait, in_tests, pretended_device, project_frames
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
-BUILDERS = tuple(f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models"))
+from pretend_device import PretendTensor, in_tests, pretended_device, project_frames
+
+BUILDERS = tuple(
+    f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models")
+)
 """Folders whose functions make modules; those that tests call make them for the tests."""
+
+CONVERTER = "/ppl_vae/core/validation.py"
+"""The module that makes tensors of the arrays that the package is given."""
 
 
 class TestsFactories(TorchFunctionMode):
@@ -31,9 +36,16 @@ class TestsFactories(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self.factories and kwargs.get("device") is None and in_tests():
+        if func in self.factories and kwargs.get("device") is None and self._is_of_tests(func):
             kwargs["device"] = self.device
         return func(*args, **kwargs)
+
+    def _is_of_tests(self, func: Any) -> bool:
+        """Whether tests call a factory, or the package converts an array that they pass."""
+        owner, frame = next(project_frames(), ("", None))
+        if owner == "package" and func is torch.as_tensor:
+            return frame.f_code.co_filename.endswith(CONVERTER)
+        return owner == "tests"
 
 
 @contextmanager
@@ -74,7 +86,12 @@ def modules_on(device: torch.device) -> Iterator[None]:
     parameter, buffer = nn.Module.register_parameter, nn.Module.register_buffer
 
     def move(tensor: Any) -> None:
-        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, PretendTensor) and tensor.device.type == "cpu" and is_made_for_tests():
+        if (
+            isinstance(tensor, torch.Tensor)
+            and not isinstance(tensor, PretendTensor)
+            and tensor.device.type == "cpu"
+            and is_made_for_tests()
+        ):
             moved = tensor.detach().to(device)
             if isinstance(tensor, nn.Parameter):
                 moved = nn.Parameter(moved, tensor.requires_grad)

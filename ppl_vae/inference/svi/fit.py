@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.devices import automatic_device, available_device
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import as_data_and_mask, check_support, learn_schema, schema_of
-from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.introspection import bound_object, modules_of, tensors_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
@@ -108,8 +109,9 @@ def fit_svi(
             as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of missing values.
             It must draw from the generator only, so that a fit can be repeated and resumed. It
             is not applied to ``x_val``.
-        device: where to fit; ``"auto"`` is a GPU if there is one. The modules of the pair are
-            moved there.
+        device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
+            accelerator on which the pair stands, or else ``torch.accelerator``'s current one, of
+            any kind with float64, or else the CPU.
         seed: of data order and draws; global generators are left unchanged.
         capture: whether to capture the step as a tensor graph and compile it, several steps per
             call: ``"auto"`` does so if the remaining steps are worth the time it takes; True from
@@ -120,8 +122,8 @@ def fit_svi(
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
         precision: of float32 matrix products and convolutions in the steps, but not in
-            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose
-            gradients are noisier. See :func:`ppl_vae.core.state.precision`.
+            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's; ``"bf16"``,
+            whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
             the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU. Only
             the same fit resumes: data, masks, networks, objective, optimizer and its settings,
@@ -230,16 +232,12 @@ def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) 
 
 
 def _move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
+    chosen = device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} is not available; use device='auto' or 'cpu'"
-        ) from error
+        chosen = automatic_device(list(tensors_of(model, guide)))
+    chosen = available_device(chosen)
     for module in modules_of(model, guide):
-        module.to(device)
+        module.to(chosen)
 
 
 def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) -> None:

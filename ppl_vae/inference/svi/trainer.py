@@ -30,8 +30,9 @@ from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
-READ_INTERVAL = {"cpu": 1, "cuda": 50}
-"""Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+READ_INTERVAL = 50
+"""Steps between readings of the objective on an accelerator, where a reading waits for the device;
+on a CPU each step is read."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
 """Draws per datum of the validation ELBO, and their seed, the same in each evaluation."""
 validation_elbo = partial(
@@ -169,7 +170,7 @@ class Trainer:
         if values.device.type == "cpu" and not values.isfinite().all():
             return False  # nothing was updated: eager steps will find the one that diverges
         self.unread += values.unbind()
-        if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
+        if self._is_time_to_read(values):
             self._read_values()
         return True
 
@@ -187,10 +188,13 @@ class Trainer:
             self._fail(step, rows)
             return
         self.unread.append(value.detach())
-        if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
+        if self._is_time_to_read(value):
             self._read_values(rows)
         with self.minibatch.rounding():
             self.optimizer_step.apply(value, rows)
+
+    def _is_time_to_read(self, value: Tensor) -> bool:
+        return value.device.type == "cpu" or len(self.unread) >= READ_INTERVAL
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
