@@ -22,7 +22,6 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "gpu"
 DEVICE = torch.device("cpu")  # until the backend is registered
@@ -183,55 +182,68 @@ class PretendTensor(torch.Tensor):
 def compute(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The result of an operation, with results on the pretended device where CUDA has them."""
     STATE.num_operations += 1
-    name = str(op.overloadpacket)
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    on_device = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
-    if name not in COPIES and len(on_device) < len(tensors):
-        check_devices(name, args, tensors)
+    name = name_of(op)
+    on_device: list[PretendTensor] = []
+    host: list[Tensor] = []
+    raw_args = strip(args, on_device, host)
+    raw_kwargs = {key: strip(value, on_device, host) for key, value in kwargs.items()}
+    if host and on_device and name not in COPIES:
+        check_devices(name, args, host)
     asked = kwargs.get("device")
     to_device = is_pretended(asked) if asked is not None else bool(on_device)
     if name == "aten.copy_":
         to_device = isinstance(args[0], PretendTensor)
-    check_generator(kwargs.get("generator"), to_device)
-    record_operation(name, args, kwargs, on_device, to_device)
-    out = op(*tree_map(raw_of, args), **tree_map(raw_of, kwargs))
+    if kwargs.get("generator") is not None and to_device:
+        check_generator(kwargs["generator"])
+    if STATE.waits is not None:
+        record_operation(name, args, kwargs, bool(on_device), to_device)
+    out = op(*raw_args, **raw_kwargs)
+    known = {id(tensor.raw): tensor for tensor in on_device} | {id(t): t for t in host}
     if not to_device:
         # Numbers that moved to the CPU must not share memory with those of the device.
-        return tree_map(lambda o: o.clone() if is_one_of(o, on_device) else o, out)
+        return out.clone() if isinstance(known.get(id(out)), PretendTensor) else out
     if name == "aten._to_copy":
-        return PretendTensor(out.clone() if any(out is raw_of(t) for t in tensors) else out)
-    known = {id(raw_of(tensor)): tensor for tensor in tensors}
-    return tree_map(lambda o: wrapped(o, known), out)
+        return PretendTensor(out.clone() if id(out) in known else out)
+    return wrap(out, known)
 
 
-def wrapped(value: Any, known: dict[int, Tensor]) -> Any:
-    """A result on the device; an argument that was written to is returned itself."""
-    if not isinstance(value, Tensor):
-        return value
-    return known[id(value)] if id(value) in known else PretendTensor(value)
+@cache
+def name_of(op: Any) -> str:
+    return str(op.overloadpacket)
 
 
-def is_one_of(value: Any, tensors: list[PretendTensor]) -> bool:
-    return any(value is tensor.raw for tensor in tensors)
-
-
-def raw_of(value: Any) -> Any:
-    """The CPU's counterpart of a tensor or device."""
-    if isinstance(value, PretendTensor):
+def strip(value: Any, on_device: list["PretendTensor"], host: list[Tensor]) -> Any:
+    """The CPU's counterpart of an argument; its tensors are appended to the lists."""
+    kind = type(value)
+    if kind is PretendTensor:
+        on_device.append(value)
         return value.raw
+    if kind is list or kind is tuple:
+        return kind([strip(part, on_device, host) for part in value])
+    if isinstance(value, Tensor):
+        host.append(value)
     return torch.device("cpu") if is_pretended(value) else value
+
+
+def wrap(value: Any, known: dict[int, Tensor]) -> Any:
+    """A result on the device; an argument that was written to is returned itself."""
+    if isinstance(value, Tensor):
+        return known[id(value)] if id(value) in known else PretendTensor(value)
+    if isinstance(value, list | tuple):
+        return type(value)([wrap(part, known) for part in value])
+    return value
 
 
 def is_pretended(device: Any) -> bool:
     return isinstance(device, torch.device) and device.type == NAME
 
 
-def check_devices(name: str, args: Any, tensors: list[Tensor]) -> None:
+def check_devices(name: str, args: Any, host: list[Tensor]) -> None:
     """Refuse tensors of the CPU, but for single numbers, indices, and what tests compare with."""
     if name in INDEXING:
-        tensors = [args[0], *args[2:3]]
+        host = [t for t in (args[0], *args[2:3]) if not isinstance(t, PretendTensor)]
     least = 0 if name in NO_SCALARS else 1
-    alien = [t for t in tensors if not isinstance(t, PretendTensor) and t.dim() >= least]
+    alien = [tensor for tensor in host if tensor.dim() >= least]
     if alien and not (STATE.is_lenient and in_tests()):
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
@@ -239,9 +251,9 @@ def check_devices(name: str, args: Any, tensors: list[Tensor]) -> None:
         )
 
 
-def check_generator(generator: Any, to_device: bool) -> None:
+def check_generator(generator: torch.Generator) -> None:
     """Refuse random numbers for the device from a generator of the CPU."""
-    if generator is None or not to_device or (STATE.is_lenient and in_tests()):
+    if STATE.is_lenient and in_tests():
         return
     made = STATE.generators.get(generator._cdata)
     if made is None or not (is_pretended(made.device) or made.of_tests):
@@ -251,11 +263,9 @@ def check_generator(generator: Any, to_device: bool) -> None:
 
 
 def record_operation(
-    name: str, args: Any, kwargs: dict[str, Any], on_device: list[Any], to_device: bool
+    name: str, args: Any, kwargs: dict[str, Any], on_device: bool, to_device: bool
 ) -> None:
     """Count an operation for which the host waits."""
-    if STATE.waits is None:
-        return
     if name in COPIES:
         source_on_device = isinstance(args[-1 if name == "aten.copy_" else 0], PretendTensor)
         if on_device and not to_device:

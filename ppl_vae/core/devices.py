@@ -63,8 +63,9 @@ def accelerators_in_use() -> list[torch.device]:
 
 def synchronize() -> None:
     """Wait until the accelerators have done what they were asked for."""
-    if accelerators_in_use():
-        torch.accelerator.synchronize()
+    for device in accelerators_in_use():
+        module: Any = torch.get_device_module(device.type)
+        module.synchronize(device)
 
 
 def generator_state(device: torch.device) -> Tensor | None:
