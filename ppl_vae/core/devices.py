@@ -68,6 +68,11 @@ def synchronize() -> None:
         module.synchronize(device)
 
 
+def read_together(*numbers: Tensor) -> tuple[Tensor, ...]:
+    """Numbers of a device, tensors of shape (), on the CPU: the host waits once for all."""
+    return torch.stack(numbers).cpu().unbind()
+
+
 def generator_state(device: torch.device) -> Tensor | None:
     """The state of an accelerator's default generator; None for the CPU, whose state is apart."""
     if device.type == "cpu":
