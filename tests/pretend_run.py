@@ -23,6 +23,10 @@ BUILDERS = tuple(
 )
 """Folders whose functions make modules; those that tests call make them for the tests."""
 
+ON_THE_CPU = tuple(
+    f"/ppl_vae/{name}/" for name in ("cli", "fitted", "interop", "lineage", "plots", "report")
+)
+"""Folders whose functions take tables, and compute with them on the CPU."""
 CONVERTER = "/ppl_vae/core/validation.py"
 """The module that makes tensors of the arrays that the package is given."""
 
@@ -44,7 +48,8 @@ class TestsFactories(TorchFunctionMode):
         """Whether tests call a factory, or the package converts an array that they pass."""
         owner, frame = next(project_frames(), ("", None))
         if owner == "package" and func is torch.as_tensor:
-            return frame.f_code.co_filename.endswith(CONVERTER)
+            is_converter = frame.f_code.co_filename.endswith(CONVERTER)
+            return is_converter and not is_called_in(ON_THE_CPU)
         return owner == "tests"
 
 
@@ -72,12 +77,22 @@ def on_host(value: Any) -> Any:
 
 def is_made_for_tests() -> bool:
     """Whether a module is made by a test, or by a function of :data:`BUILDERS` that it calls."""
+    return is_called_in(BUILDERS, otherwise=True)
+
+
+def is_called_in(folders: tuple[str, ...], *, otherwise: bool = False) -> bool:
+    """Whether the function of the package that a test has called is in one of these folders.
+
+    Args:
+        folders: the folders.
+        otherwise: the answer where no function of the package is active.
+    """
     entry = None
     for owner, frame in project_frames():
         if owner == "tests":
             break
-        entry = frame
-    return entry is None or any(name in entry.f_code.co_filename for name in BUILDERS)
+        entry = frame.f_code.co_filename
+    return otherwise if entry is None else any(name in entry for name in folders)
 
 
 @contextmanager

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
+from ppl_vae.core.device_mix import is_device_mix
 from ppl_vae.core.devices import automatic_device, available_device
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of, tensors_of
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
@@ -288,7 +290,14 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     check_automatic_batch(guide, whole.rows(rows))
     in_minibatches = schedule.batch_size < len(whole)
     with _hint_at_index(in_minibatches):
-        named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
+        try:
+            named = find_parameters(
+                model, guide, lambda: minibatch.value(rows, schedule.num_steps)
+            )
+        except RuntimeError as error:
+            if is_device_mix(error):  # of an objective of Pyro's: a run of the pair names it
+                Pair(model, guide).run(whole.rows(rows))
+            raise
     if minibatch.objective.is_ours and in_minibatches:
         check_lookup(model, guide, named, whole, schedule.batch_size)
     return named
