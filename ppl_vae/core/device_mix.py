@@ -38,17 +38,17 @@ def is_device_mix(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and MIXED.search(str(error)) is not None
 
 
-def find_foreign_site(trace: Trace, device: torch.device) -> tuple[str, Tensor] | None:
+def find_misplaced_site(trace: Trace, device: torch.device) -> tuple[str, Tensor] | None:
     """The first site with a tensor on another device than the data, and that tensor.
 
     Single numbers, of shape (), may be on the CPU.
     """
     for name, site in sites(trace).items():
         value: Any = site["value"]
-        if _is_foreign(value, device):
-            return name, next(_foreign(_tensors(site["fn"]), device), value)
+        if _is_misplaced(value, device):
+            return name, next(_misplaced(_tensors(site["fn"]), device), value)
         if device.type != "cpu":
-            for tensor in _foreign(_tensors(site["fn"]), device):
+            for tensor in _misplaced(_tensors(site["fn"]), device):
                 return name, tensor
     return None
 
@@ -64,16 +64,16 @@ def describe_mix(
         run: runs it; returns its trace, or raises torch's error.
         device: that of the data.
     """
-    origins, seen = _Origins(device), _SitesSeen(device)
+    origins, recorder = _Origins(device), _SiteRecorder(device)
     found = None
     try:
-        with torch.no_grad(), origins, seen:
-            found = find_foreign_site(run(), device)
+        with torch.no_grad(), origins, recorder:
+            found = find_misplaced_site(run(), device)
     except RuntimeError:
         pass
-    if found is None and seen.foreign is not None:
-        found = seen.site, seen.foreign
-    site, tensor = found or (origins.site or seen.site, origins.culprit)
+    if found is None and recorder.misplaced is not None:
+        found = recorder.site, recorder.misplaced
+    site, tensor = found or (origins.site or recorder.site, origins.misplaced)
     what = "a tensor on another device"
     if tensor is not None:
         tensor, line = origins.of(tensor)
@@ -96,14 +96,14 @@ class _Origins(TorchFunctionMode):
     """Records which line made each tensor on another device.
 
     Attributes:
-        culprit: the tensor on another device that the first failing operation was given.
+        misplaced: the tensor on another device that the first failing operation was given.
         site: the site that this operation was for, as far as the source says.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self.culprit: Tensor | None = None
+        self.misplaced: Tensor | None = None
         self.site = ""
         self._origin: dict[int, tuple[Tensor, Tensor, str]] = {}
 
@@ -112,13 +112,13 @@ class _Origins(TorchFunctionMode):
         try:
             result = func(*args, **kwargs)
         except RuntimeError:
-            if self.culprit is None:
-                self.culprit = next(_foreign(tree_leaves((args, kwargs)), self.device), None)
+            if self.misplaced is None:
+                self.misplaced = next(_misplaced(tree_leaves((args, kwargs)), self.device), None)
                 self.site = _site_of_statement()
             raise
-        made = list(_foreign(tree_leaves(result), self.device))
+        made = list(_misplaced(tree_leaves(result), self.device))
         if made:
-            source = next(_foreign(tree_leaves((args, kwargs)), self.device), None)
+            source = next(_misplaced(tree_leaves((args, kwargs)), self.device), None)
             for tensor in made:
                 first, line = (tensor, _calling_line()) if source is None else self.of(source)
                 self._origin[id(tensor)] = tensor, first, line
@@ -130,30 +130,30 @@ class _Origins(TorchFunctionMode):
         return self._origin.get(id(tensor), (tensor, tensor, ""))[1:]
 
 
-class _SitesSeen(Messenger):
+class _SiteRecorder(Messenger):
     """Keeps the site at which a program is, and the first value drawn on another device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device, self.site = device, "(before the first one)"
-        self.foreign: Tensor | None = None
+        self.misplaced: Tensor | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.foreign is None and not site_is_subsample(msg):
+        if self.misplaced is None and not site_is_subsample(msg):
             self.site = msg["name"]
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        is_first = self.foreign is None and not site_is_subsample(msg)
-        if is_first and _is_foreign(msg["value"], self.device):
-            self.site, self.foreign = msg["name"], msg["value"]
+        is_first = self.misplaced is None and not site_is_subsample(msg)
+        if is_first and _is_misplaced(msg["value"], self.device):
+            self.site, self.misplaced = msg["name"], msg["value"]
 
 
-def _is_foreign(value: Any, device: torch.device) -> bool:
+def _is_misplaced(value: Any, device: torch.device) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.device != device
 
 
-def _foreign(values: Any, device: torch.device) -> Iterator[Tensor]:
-    return (value for value in values if _is_foreign(value, device))
+def _misplaced(values: Any, device: torch.device) -> Iterator[Tensor]:
+    return (value for value in values if _is_misplaced(value, device))
 
 
 def _tensors(fn: Any) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.autoguides import check_automatic, check_parts_not_joint, without_data
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.device_mix import describe_mix, find_foreign_site, is_device_mix
+from ppl_vae.core.device_mix import describe_mix, find_misplaced_site, is_device_mix
 from ppl_vae.core.devices import accelerators_in_use
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
 from ppl_vae.core.inputs import as_data_and_mask, check_support
@@ -273,7 +273,7 @@ def _traced(
         if found is None:
             raise
         raise ValueError(f"{found}; are x and the parameters of the pair finite?") from error
-    if find_foreign_site(trace, batch.x.device) is not None:
+    if find_misplaced_site(trace, batch.x.device) is not None:
         raise ValueError(mix())
     return trace
 

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
-from ppl_vae.core.device_mix import is_device_mix
-from ppl_vae.core.devices import automatic_device, available_device
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import learn_schema, schema_of
-from ppl_vae.core.introspection import bound_object, modules_of, tensors_of
+from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
@@ -40,6 +38,7 @@ from ppl_vae.inference.svi.minibatch import (
 )
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
+from ppl_vae.inference.svi.placement import move_to_device, names_device_mix
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import (
@@ -155,7 +154,7 @@ def fit_svi(
     runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
     if runtime.checkpoint_file is not None:
         check_writable(runtime.checkpoint_file)
-    _move_to_device(model, guide, device)
+    move_to_device(model, guide, device)
     source = open_source(x, mask, model=model, guide=guide)
     schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
     with ExitStack() as stack:
@@ -289,15 +288,8 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     rows = torch.arange(schedule.batch_size, device=whole.device)
     check_automatic_batch(guide, whole.rows(rows))
     in_minibatches = schedule.batch_size < len(whole)
-    with _hint_at_index(in_minibatches):
-        try:
-            named = find_parameters(
-                model, guide, lambda: minibatch.value(rows, schedule.num_steps)
-            )
-        except RuntimeError as error:
-            if is_device_mix(error):  # of an objective of Pyro's: a run of the pair names it
-                Pair(model, guide).run(whole.rows(rows))
-            raise
+    with _hint_at_index(in_minibatches), names_device_mix(Pair(model, guide), whole.rows(rows)):
+        named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and in_minibatches:
         check_lookup(model, guide, named, whole, schedule.batch_size)
     return named
@@ -313,15 +305,6 @@ def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) 
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
         yield
-
-
-def _move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
-    chosen = device
-    if device == "auto":
-        chosen = automatic_device(list(tensors_of(model, guide)))
-    chosen = available_device(chosen)
-    for module in modules_of(model, guide):
-        module.to(chosen)
 
 
 @contextmanager
