@@ -91,7 +91,8 @@ def test_memory_of_svi(name, tmp_path):
     size = write_table(tmp_path / name, rows, width, 200_000)
     before, after = measured("svi", tmp_path / name, rows, width)
     print(f"{name}: table {size:.0f} MiB, peak {after:.0f} MiB, {after - before:.0f} MiB more")
-    assert after - before < 300  # three groups of 64 MiB, and what is read of the next
+    # Three groups of 64 MiB, and of Parquet two pages of 1 MiB for each column.
+    assert after - before < 400
 
 
 @pytest.mark.parametrize("kind", ["closed form", "em"])
