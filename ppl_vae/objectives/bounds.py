@@ -98,8 +98,7 @@ def elbo(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
-            :func:`~ppl_vae.data.row_sources.row_source` lists what is read in blocks.
+        x, mask: the whole data, (N, D), in memory or read in blocks, and True where observed.
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
