@@ -64,6 +64,10 @@ class ELBOTerms:
         """The terms of each datum, the KL weighted by beta."""
         return self.reconstruction - beta * self.kl
 
+    def means(self, global_kl: bool) -> Float[Tensor, "#B"]:
+        """The ELBO of each datum, with or without the terms of the global variables."""
+        return self.local().mean(0) + (self.shared().mean() if global_kl else 0.0)
+
     def shared(self, beta: float | Tensor = 1.0) -> Float[Tensor, "#S"]:
         """The terms of the global variables per datum, the KL weighted by beta."""
         return (self.global_log_prob - beta * self.global_kl) / self.num_data

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.introspection import notes_of, notes_on
-from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
@@ -229,18 +227,17 @@ class Trainer:
             return
         x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
-        with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
-            try:
+        try:
+            with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
                 values = validation_elbo(model, guide, x, mask=mask)
-            except ValueError as error:
-                raise ValueError(f"x_val: {error}") from error
-        if bool((wrong := values.isnan()).any()):
+        except ValueError as error:
+            raise ValueError(f"x_val: {error}") from error
+        except FloatingPointError as error:
             self.last_good.restore()
             raise FloatingPointError(
-                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(x))} after step {step}. The "
-                "last good state is restored; try a smaller lr, grad_clip=, or data on a smaller "
-                "scale"
-            )
+                f"x_val after step {step}: {error}. The last good state is restored; try a "
+                "smaller lr, grad_clip=, or data on a smaller scale"
+            ) from error
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
             self.stopped = (
