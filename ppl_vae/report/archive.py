@@ -1,4 +1,9 @@
-"""The folder of a lineage's results: numbers, figures, report, draws."""
+"""The folder of a lineage's results: numbers, figures, report, draws.
+
+All files in it are those of one run, at any moment: when the first stage of a run is finished,
+the page, the figures and the draws of an earlier run are removed before ``results.json`` is
+replaced. A run that is finished writes ``results.json`` last.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +16,7 @@ from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.figures import report_figures
 from ppl_vae.report.html import render_page
 
-RESULTS = "results.json"
+RESULTS, PAGE, FIGURES, DRAWS = "results.json", "report.html", "figures", "lineage.nc"
 
 
 def results(lineage: Lineage, data: ReportData | None = None) -> dict[str, Any]:
@@ -51,6 +56,14 @@ def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
     return lineage, None if data is None else ReportData.from_dict(data)
 
 
+def remove_report(folder: Path) -> None:
+    """Remove what :func:`write_report` and :func:`write_draws` wrote beside a ``results.json``."""
+    if not (folder / RESULTS).exists():
+        return
+    for path in (folder / PAGE, folder / DRAWS, *(folder / FIGURES).glob("*.png")):
+        path.unlink(missing_ok=True)
+
+
 def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]:
     """Write ``report.html``, and its figures as separate files.
 
@@ -59,9 +72,9 @@ def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]
     """
     drawn = [(figure, figure.png()) for figure in report_figures(lineage, data)]
     for figure, png in drawn:
-        write_whole(folder / "figures" / f"{figure.name}.png", png)
-    write_whole(folder / "report.html", render_page(lineage, data, drawn).encode())
-    return [folder / "report.html", folder / "figures"]
+        write_whole(folder / FIGURES / f"{figure.name}.png", png)
+    write_whole(folder / PAGE, render_page(lineage, data, drawn).encode())
+    return [folder / PAGE, folder / FIGURES]
 
 
 def write_draws(folder: Path, lineage: Lineage) -> Path:
@@ -70,6 +83,6 @@ def write_draws(folder: Path, lineage: Lineage) -> Path:
     Returns:
         its path.
     """
-    path = folder / "lineage.nc"
+    path = folder / DRAWS
     write_netcdf(lineage_to_arviz(lineage, seed=int(lineage.about["seed"])), path)
     return path
