@@ -66,7 +66,7 @@ def fit(
         digest=base.digest if resume else None,
     )
     if run.table is None:
-        raise ValueError("give a table to fit, or a --config that names one")
+        raise ValueError(f"give a table to fit, or a --config that names one; {source} does not")
     chosen = FitSettings.from_plain(run.settings, str(source))
     run = replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)

@@ -9,12 +9,14 @@ reads or writes the folder completes the replacement.
 
 import hashlib
 import json
+import os
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ppl_vae.core.files import exclusive_folder, write_whole
+from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
 from ppl_vae.core.program import Program
 from ppl_vae.fitted.model import FittedModel, FittedProgram
 from ppl_vae.fitted.model_card import model_card
@@ -31,7 +33,7 @@ NEW = {CARD: "README.new.md", RUN: "run.new.toml", RECORD: "fit.new.json"}
 """The files of a new fit under their temporary names; that of ``fit.json`` is kept longest."""
 UNFINISHED = "unfinished.toml"
 """The options of a fit that has not been finished; it becomes ``run.toml``."""
-FORMAT = 1
+FORMAT = 2
 """Version of ``fit.json``."""
 
 
@@ -62,11 +64,12 @@ def save_fitted(fitted: FittedModel, folder: Path, run: Run | None = None) -> No
         raise ValueError("there is no record of the fit; ppl_vae.save writes a program alone")
     content = {"format": FORMAT} | fitted.record.to_dict()
     content["program_digest"] = digest_program(fitted.program)
+    content["checksum"] = _checksum(content)
     run = run or Run(None, {}, dict(fitted.record.settings))
     texts = {
         CARD: model_card(fitted),
         RUN: run.to_toml(),
-        RECORD: json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n",
+        RECORD: _json(content) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     complete_folder(folder)
@@ -81,6 +84,14 @@ def save_fitted(fitted: FittedModel, folder: Path, run: Run | None = None) -> No
             for new in NEW.values():
                 (folder / new).unlink(missing_ok=True)
             raise
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_json(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def complete_folder(folder: Path) -> None:
@@ -139,14 +150,14 @@ def _read(folder: Path) -> FittedModel:
 
 
 def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
-    paths = [path for path in (folder / RECORD, folder / NEW[RECORD]) if path.exists()]
+    paths = [folder / name for name in (RECORD, NEW[RECORD]) if os.path.lexists(folder / name)]
     records = [_read_record(path) for path in paths]
     digest = digest_program(program)
     for path, record in zip(paths, records, strict=True):
         if record.program_digest == digest:
             _check_record(path, record, program)
             return record
-    if (folder / RECORD).exists():
+    if folder / RECORD in paths:
         raise ValueError(
             f"{folder / RECORD} describes another model than the one in the folder, which was "
             f"saved later; without {RECORD} the folder is that of a program in its own units"
@@ -156,7 +167,9 @@ def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
 
 def _read_record(path: Path) -> FitRecord:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
+        if content.pop("checksum") != _checksum(content):
+            raise ValueError("its content is not what was saved")
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another version")
         return FitRecord.from_dict(content)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +82,20 @@ def damaged(content, rng):
     return content
 
 
+def resealed(content):
+    """The text of fit.json with the right checksum."""
+    content.pop("checksum", None)
+    text = json.dumps(content, ensure_ascii=False)
+    return json.dumps(content | {"checksum": sha256(text.encode()).hexdigest()})
+
+
 def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
     text, rng = (tmp_path / RECORD).read_text(), random.Random(0)
+    assert json.loads(resealed(json.loads(text))) == json.loads(text)
     refused = 0
     for _ in range(200):
-        (tmp_path / RECORD).write_text(json.dumps(damaged(json.loads(text), rng)))
+        (tmp_path / RECORD).write_text(resealed(damaged(json.loads(text), rng)))
         try:
             model = load_fitted(tmp_path)
         except ValueError as error:
@@ -95,6 +104,10 @@ def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
         else:
             assert model.log_likelihood(table().values).value.isfinite().all()
     assert refused > 20
+    other = text.replace("0.", "1.", 1)
+    (tmp_path / RECORD).write_text(other)
+    with pytest.raises(ValueError, match=r"fit\.json is damaged: its content is not what was"):
+        load_fitted(tmp_path)
     for cut in (0, 1, len(text) // 2, len(text) - 3):
         (tmp_path / RECORD).write_text(text[:cut])
         with pytest.raises(ValueError, match="is damaged"):

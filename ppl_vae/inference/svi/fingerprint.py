@@ -18,8 +18,8 @@ def fit_fingerprint(
     schedule: Schedule,
     x_val: tuple[Tensor, Tensor | None] | None,
     seed: int | None,
-) -> dict[str, Any]:
-    """What must be equal in a fit that resumes from a checkpoint, by name.
+) -> dict[str, str]:
+    """What must be equal in a fit that resumes from a checkpoint, by name, as texts.
 
     Not included is what may change: the number of steps, the patience of early stopping, the
     device, whether steps are captured; and the scheduler, whose learning rates are compared step
@@ -30,7 +30,7 @@ def fit_fingerprint(
     trained = {id(tensor) for tensor in optimizer_step.state}
     constant = [p for part in modules for p in part.parameters() if id(p) not in trained]
     state = [f"{list(t.shape)} {t.dtype}" for t in optimizer_step.state]
-    return {
+    found: dict[str, Any] = {
         "model": ", ".join(state).replace("torch.", ""),
         "optimizer": type(optimizer_step.optimizer).__name__,
         "objective": repr(minibatch.objective),
@@ -51,6 +51,7 @@ def fit_fingerprint(
         "x_val": None if x_val is None else describe_tensor(x_val[0]),
         "mask of x_val": None if x_val is None or x_val[1] is None else describe_tensor(x_val[1]),
     }
+    return {name: str(value) for name, value in found.items()}
 
 
 def _describe_settings(optimizer_step: OptimizerStep) -> dict[str, str]:
