@@ -214,7 +214,7 @@ def timed(work):
 def model_bytes(folder):
     """What two equal fits have in common: the parameters, and the record without its times."""
     record = json.loads((folder / "fit.json").read_text())
-    for name in ("date", "history", "notes"):
+    for name in ("checksum", "date", "history", "notes"):
         del record[name]
     history = load_fitted(folder).record.history
     program = (folder / "model.safetensors").read_bytes()
