@@ -6,7 +6,7 @@ import sys
 import typer
 
 from ppl_vae.cli import model_verbs, table_verbs
-from ppl_vae.cli.app import FAILURE, MISTAKE, app
+from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, terminable
 
 __all__ = ["app", "main", "model_verbs", "table_verbs"]
@@ -14,8 +14,10 @@ __all__ = ["app", "main", "model_verbs", "table_verbs"]
 
 def main() -> None:
     """Run the command; an error is one line on standard error and an exit status."""
-    with terminable(), guarded_output() as output:
+    with terminable() as terminated, guarded_output() as output:
         status = _run()
+    if status == INTERRUPTED and terminated.is_set():
+        status = TERMINATED
     if output.error is not None:
         _print_error(output.message())
         # The interpreter flushes standard output once more when it ends.
@@ -28,6 +30,9 @@ def _run() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # before a command has begun
+        typer.echo("interrupted: no output was written", err=True)
+        return INTERRUPTED
     except (ValueError, TypeError, FileNotFoundError) as error:
         return _fail(error, MISTAKE)
     # RuntimeError: torch's, such as a factorization that fails.
