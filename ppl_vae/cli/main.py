@@ -14,15 +14,23 @@ __all__ = ["app", "main", "model_verbs", "table_verbs"]
 
 def main() -> None:
     """Run the command; an error is one line on standard error and an exit status."""
-    with terminable() as terminated, guarded_output() as output:
+    with terminable() as terminated:
+        try:
+            status = _run_guarded()
+        except KeyboardInterrupt:  # while standard output is written
+            status = INTERRUPTED
+    raise SystemExit(TERMINATED if status == INTERRUPTED and terminated.is_set() else status)
+
+
+def _run_guarded() -> int:
+    with guarded_output() as output:
         status = _run()
-    if status == INTERRUPTED and terminated.is_set():
-        status = TERMINATED
-    if output.error is not None:
-        _print_error(output.message())
-        # The interpreter flushes standard output once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
-    raise SystemExit(status or (FAILURE if output.error is not None else 0))
+    if output.error is None:
+        return status
+    _print_error(output.message())
+    # The interpreter flushes standard output once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
+    return status or FAILURE
 
 
 def _run() -> int:
