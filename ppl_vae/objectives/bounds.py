@@ -10,6 +10,7 @@ z_sn given theta_s.
 """
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import pyro.infer
@@ -27,6 +28,8 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -36,7 +39,7 @@ from ppl_vae.objectives.gradients import (
     score,
     sticking_the_landing,
 )
-from ppl_vae.objectives.terms import ELBOTerms
+from ppl_vae.objectives.terms import ELBOTerms, check_whole
 
 
 def log_weights(
@@ -82,7 +85,7 @@ def log_weights(
 def elbo(
     model: ProgramLike,
     guide: ProgramLike,
-    x: ArrayLike,
+    x: RowSource,
     *,
     num_samples: int = 1,
     mask: ArrayLike | None = None,
@@ -99,6 +102,8 @@ def elbo(
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
+            Sources larger than memory are read in blocks
+            (:func:`~ppl_vae.data.row_sources.row_source`).
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
@@ -110,9 +115,14 @@ def elbo(
         FloatingPointError: if a value is NaN, naming the site and the rows.
     """
     pair = Pair(model, guide)
-    whole = pair.observe(x, mask, allow_empty_rows=True)
-    objective, rows, values = ELBO(num_samples), torch.arange(len(whole)), []
-    with isolated_store(), seeded(seed), pair.train_mode(False):
+    objective, values = ELBO(num_samples), []
+    with ExitStack() as stack:
+        whole = stack.enter_context(
+            opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
+        )
+        rows = torch.arange(len(whole))
+        for context in (isolated_store(), seeded(seed), pair.train_mode(False)):
+            stack.enter_context(context)
         for batch in whole.split(rows, check_int("batch_size", batch_size)):
             run = objective._run(pair, batch)
             values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
@@ -328,7 +338,7 @@ class IWAE(_Objective):
         log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
         unit = 1
         if run.global_latent:
-            unit = _check_whole(log_weights.shape[1], run.num_data)
+            unit = check_whole(log_weights.shape[1], run.num_data)
             log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
             if draws is not None and log_q is not None:
                 log_q = (log_q.expand(-1, unit).sum(1) + draws.global_log_q(run))[:, None]
@@ -336,14 +346,3 @@ class IWAE(_Objective):
         if draws is None or log_q is None:
             return bound
         return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / unit)
-
-
-def _check_whole(num_rows: int, num_data: int) -> int:
-    """The number of data, all of which must be in the batch."""
-    if num_rows != num_data:
-        raise ValueError(
-            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
-            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
-            "use ELBO(num_samples), which minibatches estimate without bias"
-        )
-    return num_data

@@ -75,3 +75,18 @@ class ELBOTerms:
 
 def _total(terms: list[Tensor]) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+
+
+def check_whole(num_rows: int, num_data: int) -> int:
+    """The number of data, all of which must be in the batch.
+
+    Raises:
+        ValueError: if the batch is smaller.
+    """
+    if num_rows != num_data:
+        raise ValueError(
+            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
+            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
+            "use ELBO(num_samples), which minibatches estimate without bias"
+        )
+    return num_data

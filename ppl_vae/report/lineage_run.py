@@ -23,7 +23,7 @@ from ppl_vae.report.archive import (
     write_report,
     write_results,
 )
-from ppl_vae.report.table import lineage_table, wrap
+from ppl_vae.report.table import lineage_table, omitted_columns, wrap
 from ppl_vae.report.terminal import NON_TERMINAL_WIDTH, Display
 from ppl_vae.report.verdict import verdict
 
@@ -136,6 +136,8 @@ class LineageRun:
             return
         width = self.console.width
         self.console.print(lineage_table(lineage.rows, width=width))
+        if omitted := omitted_columns(lineage.rows, width):
+            self._print(wrap(omitted, width), "dim")
         self._print(f"\n{wrap(legend(lineage.about), width)}\n", "dim")
         for sentence in verdict(lineage):
             self._print(wrap(sentence, width))
