@@ -38,7 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is on the disk before it has its name."""
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with whole_file(path) as partial:
+        write_synced(partial, data)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and put it on the disk."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

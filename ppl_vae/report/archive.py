@@ -1,15 +1,15 @@
 """The folder of a lineage's results: numbers, figures, report, draws.
 
-All files in it are those of one run, at any moment: when the first stage of a run is finished,
-the page, the figures and the draws of an earlier run are removed before ``results.json`` is
-replaced. A run that is finished writes ``results.json`` last.
+All files in it are those of one run, at any moment: when the first stage of a run is finished and
+the new ``results.json`` is on the disk, the page, the figures and the draws of an earlier run are
+removed, and then the new file gets its name. A run that is finished writes it last.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import whole_file, write_synced, write_whole
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
 from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.result import Lineage
@@ -24,15 +24,27 @@ def results(lineage: Lineage, data: ReportData | None = None) -> dict[str, Any]:
     return lineage.to_dict() | {"report_data": None if data is None else data.to_dict()}
 
 
-def write_results(folder: Path, lineage: Lineage, data: ReportData | None = None) -> Path:
+def write_results(
+    folder: Path, lineage: Lineage, data: ReportData | None = None, *, new_run: bool = False
+) -> Path:
     """Write ``results.json`` atomically: at any moment the file is complete.
+
+    Args:
+        folder: the folder of all results.
+        lineage: the results.
+        data: those of the figures.
+        new_run: whether the other results in the folder are of an earlier run; they are removed
+            when the new file is on the disk and has not yet its name.
 
     Returns:
         its path.
     """
     path = folder / RESULTS
     text = json.dumps(results(lineage, data), indent=1, allow_nan=False)
-    write_whole(path, text.encode() + b"\n")
+    with whole_file(path) as partial:
+        write_synced(partial, text.encode() + b"\n")
+        if new_run and path.exists():
+            _remove_report(folder)
     return path
 
 
@@ -56,10 +68,7 @@ def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
     return lineage, None if data is None else ReportData.from_dict(data)
 
 
-def remove_report(folder: Path) -> None:
-    """Remove what :func:`write_report` and :func:`write_draws` wrote beside a ``results.json``."""
-    if not (folder / RESULTS).exists():
-        return
+def _remove_report(folder: Path) -> None:
     for path in (folder / PAGE, folder / DRAWS, *(folder / FIGURES).glob("*.png")):
         path.unlink(missing_ok=True)
 

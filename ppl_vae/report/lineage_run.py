@@ -16,13 +16,7 @@ from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.run import run_lineage
 from ppl_vae.lineage.stages import skipped_stages
 from ppl_vae.lineage.table import legend
-from ppl_vae.report.archive import (
-    remove_report,
-    results,
-    write_draws,
-    write_report,
-    write_results,
-)
+from ppl_vae.report.archive import results, write_draws, write_report, write_results
 from ppl_vae.report.table import lineage_table, omitted_columns, wrap
 from ppl_vae.report.terminal import NON_TERMINAL_WIDTH, Display
 from ppl_vae.report.verdict import verdict
@@ -126,9 +120,7 @@ class LineageRun:
         )
 
     def _save(self, lineage: Lineage) -> None:
-        if self.display.lineage is None:
-            remove_report(self.out)  # that of an earlier run
-        write_results(self.out, lineage)
+        write_results(self.out, lineage, new_run=self.display.lineage is None)
         self.display.add(lineage)
 
     def _show(self, lineage: Lineage) -> None:
