@@ -14,9 +14,8 @@ from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.compare import compare as compare_estimates
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.folder import load_fitted
-from ppl_vae.fitted.model import FittedModel, observed_rows
+from ppl_vae.fitted.model import FittedModel, Rows, observed_rows
 from ppl_vae.report.terminal import print_line
 
 
@@ -56,16 +55,15 @@ def compare(
     table = options.read(path)
     log_notes(table.notes)
     _check_same_columns(models)
-    rows = _rows(models, table, held_out=held_out)
+    values = {name: fitted.match(table) for name, fitted in models.items()}
+    rows = _rows(models, table, values, held_out=held_out)
     estimates = {}
     with threads(1), StageDisplay().live() as display:
         for name, fitted in models.items():
             warn_of_fitted_rows(fitted, table, held_out=held_out)
-            values, notes = _values(fitted, table)
-            log_notes(notes)
             display.begin(f"computing log p of {counted(len(rows), 'row')} under {name}")
             estimates[name] = fitted.log_likelihood(
-                values[rows], draws=draws, refine=refine, seed=seed
+                values[name][rows], draws=draws, refine=refine, seed=seed
             )
     found = compare_estimates(estimates)
     if as_json:
@@ -85,11 +83,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else full
 
 
-def _values(fitted: FittedModel, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
-    columns = None if fitted.record is None else fitted.columns
-    return match_columns(table, columns, fitted.data_dim, fitted.name)
-
-
 def _check_same_columns(models: dict[str, FittedModel]) -> None:
     """Check that all models are densities of the same columns.
 
@@ -99,18 +92,18 @@ def _check_same_columns(models: dict[str, FittedModel]) -> None:
     first, *others = models
     for other in others:
         one, two = models[first], models[other]
-        if one.record and two.record and set(one.columns) != set(two.columns):
+        if one.schema and two.schema and set(one.columns) != set(two.columns):
             raise ValueError(
                 f"{first} and {other} model different columns, so that their log p cannot be "
                 f"compared: {sorted(set(one.columns) ^ set(two.columns))[:5]}"
             )
 
 
-def _rows(models: dict[str, FittedModel], table: Table, *, held_out: bool) -> np.ndarray:
+def _rows(
+    models: dict[str, FittedModel], table: Table, values: dict[str, Rows], *, held_out: bool
+) -> np.ndarray:
     # The rows that are scored, by their numbers from 0.
-    found = np.flatnonzero(
-        np.all([observed_rows(_values(fitted, table)[0]) for fitted in models.values()], axis=0)
-    )
+    found = np.flatnonzero(np.all(list(map(observed_rows, values.values())), axis=0))
     if held_out:
         for fitted in models.values():
             found = np.intersect1d(found, held_out_rows(fitted, table))

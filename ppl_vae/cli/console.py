@@ -74,6 +74,7 @@ class Verbosity:
         LOG.propagate = False
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
                 warnings.showwarning = _log_warning
                 yield
         finally:

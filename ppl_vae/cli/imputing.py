@@ -117,7 +117,7 @@ def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation,
     matched = Table(
         table.name,
         rows.values,
-        fitted.columns if fitted.record is not None else table.columns,
+        table.columns if fitted.schema is None else fitted.columns,
         table.row_names,
         table.labels,
         table.label,

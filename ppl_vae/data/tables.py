@@ -49,6 +49,7 @@ class Table:
         label: name of the label column.
         image_shape: height and width, for rows that are images.
         notes: what was detected rather than given, for the user to check.
+        has_names: whether the columns have names of their own, and are not only numbered.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Table:
     label: str | None = None
     image_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    has_names: bool = True
 
     @property
     def num_missing(self) -> int:
@@ -186,7 +188,7 @@ def read_table(
     if len(values) == 1:
         roles.notes.append("the table has a single row, to which no model can be fitted")
     notes = tuple(roles.notes)
-    return Table(path.name, values, names, row_names, labels, label, shape, notes)
+    return Table(path.name, values, names, row_names, labels, label, shape, notes, raw.has_names)
 
 
 def _role(raw: RawTable, name: str) -> str:

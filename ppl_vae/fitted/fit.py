@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppl_vae import __version__
 from ppl_vae.core.results import FitResult, plain
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import ColumnStats
@@ -139,6 +140,7 @@ def fit_table(
         text = f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}"
         begin(text, _num_steps(problem))
         program, history = fit_program(problem)
+        program.schema = TableSchema(table.columns, "pandas") if table.has_names else None
         history = _in_units_of_table(history, units, x, x_val)
         fitted = FittedModel(
             program, _record(table, rows, units, scaling, settings, history), name
