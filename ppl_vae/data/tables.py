@@ -15,6 +15,7 @@ from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles, find_column, sele
 from ppl_vae.data.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.number_format import EXCEL_ERRORS
 from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.regular_texts import regular_table
 from ppl_vae.data.text_encoding import decode
 from ppl_vae.data.text_tables import TextFormat, TextTable
 from ppl_vae.data.typed_tables import feather_table, h5ad_table, parquet_table
@@ -218,6 +219,8 @@ def _read_raw(
     text_columns = {name for name in (label, index) if name is not None}
     if suffix in TEXT_SUFFIXES:
         raw = read_content(path, TEXT_SUFFIXES, max_bytes)
+        if encoding is None and (found := regular_table(raw, path.name, text, text_columns)):
+            return found
         content, notes = decode(raw, str(path), encoding)
         return TextTable(content, path.name, text, notes).to_raw_table(text_columns)
     for name, value in (("encoding", encoding), ("delimiter", text.delimiter)):

@@ -1,6 +1,7 @@
 """Fitting a model to a table: rows are split, columns scaled, K selected, log p estimated."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from ppl_vae.fitted.networks import default_epochs, fit_networks
 from ppl_vae.fitted.record import FitRecord, digest_table
 from ppl_vae.fitted.settings import FitSettings
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
+from ppl_vae.inference.em.noise import FLOOR_REACHED
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -39,6 +41,8 @@ MAX_SELECTION_ROWS = 1000
 """The largest number of training rows on which K is selected."""
 VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3
+NOTES_OF_COLUMNS = ("constant columns", FLOOR_REACHED)
+"""Beginnings of the notes of fits that number columns."""
 StageCallback: TypeAlias = Callable[[str, int], None]
 """A function that receives what is done next, and its number of steps, 0 if it is not known."""
 
@@ -69,15 +73,20 @@ def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit
     if settings.has_networks:
         num_val = max(1, round(VALIDATION_SHARE * (len(order) - num_held_out)))
     if len(order) - num_held_out - num_val < MIN_TRAINING_ROWS:
-        remedy = "; --held-out 0 fits all rows" if num_held_out else ""
-        parts = f"hold out {num_held_out}"
-        parts += f", keep {num_val} for validation" if num_val else ""
-        raise ValueError(
-            f"{counted(len(order), 'row')} with observed values: too few to {parts} and fit the "
-            f"rest{remedy}"
-        )
+        raise ValueError(_too_few(len(order), num_held_out, num_val))
     held_out, val, train = np.split(order, [num_held_out, num_held_out + num_val])
     return RowSplit(np.sort(train), np.sort(val), np.sort(held_out))
+
+
+def _too_few(number: int, num_held_out: int, num_val: int) -> str:
+    parts = [f"{counted(number, 'row')} with observed values"]
+    parts += [f"{num_held_out} of them held out"] * (num_held_out > 0)
+    parts += [f"{num_val} kept for validation"] * (num_val > 0)
+    others = " others" if len(parts) > 1 else ""
+    remedy = "; --held-out 0 fits all rows" if num_held_out else ""
+    return (
+        f"{', '.join(parts)}: too few for a fit, which needs {MIN_TRAINING_ROWS}{others}{remedy}"
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,8 @@ def fit_table(
             program, _record(table, rows, units, scaling, settings, history), name
         )
         notes += (*reason, *_named(history.notes, table.columns))
-        begin("evaluating the held-out rows", 0)
+        if len(rows.held_out):
+            begin("evaluating the held-out rows", 0)
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
     assert fitted.record is not None
     record = replace(fitted.record, notes=notes, held_out=held_out)
@@ -252,8 +262,8 @@ def _choose_latent_dim(
     score = float(search.log_density[best])
     return search.latent_dim[best], (
         f"K = {search.latent_dim[best]} was selected among {list(search.latent_dim)} by the "
-        f"likelihood of {search.num_masked} masked entries ({score:.3f} nats per entry, in the "
-        "units of the fit)",
+        f"likelihood of {counted(search.num_masked, 'masked entry')} ({score:.3f} nats per entry, "
+        "in the units of the fit)",
     )
 
 
@@ -265,12 +275,11 @@ def _in_units_of_table(history: FitResult, units: Units, x: Tensor, x_val: Tenso
 
 def _named(notes: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
     # The notes of a fit number the columns; those of the table name them.
-    start = "constant columns: "
     found = []
     for note in notes:
-        numbers = note.removeprefix(start).split(", ")
-        if note.startswith(start) and all(n.isdecimal() for n in numbers):
-            note = start + ", ".join(columns[int(n)] for n in numbers)
+        start, _, numbers = note.rpartition(": ")
+        if start.startswith(NOTES_OF_COLUMNS) and re.fullmatch(r"\d+(, \d+)*", numbers):
+            note = f"{start}: {', '.join(columns[int(n)] for n in numbers.split(', '))}"
         found.append(note)
     return tuple(found)
 

@@ -153,7 +153,9 @@ def test_rows_are_split_without_overlap():
         assert sorted(np.concatenate(rows)) == [*range(0, 80, 2)]
     everything = split_rows(np.arange(5), FitSettings(held_out=0.0))
     assert everything.train.tolist() == [*range(5)] and len(everything.held_out) == 0
-    with pytest.raises(ValueError, match="4 rows with observed values: too few to hold out 2"):
+    with pytest.raises(
+        ValueError, match="4 rows with observed values, 2 of them held out: too few"
+    ):
         split_rows(np.arange(4), FitSettings())
 
 

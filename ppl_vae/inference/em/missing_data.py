@@ -181,9 +181,20 @@ class MStepRegression:
         gram = torch.cat([second_moment, moments.mean[:, None]], 1)
         gram = torch.cat([gram, design[..., None]], 2)
         cross = statistics.residual - torch.nn.functional.pad(latent, (0, 1))
-        change = torch.linalg.solve(gram, cross)
+        change = _solution(gram, cross)
         squares = statistics.squares + (loadings * latent).sum(1) - (cross * change).sum(1)
         return cls(loadings + change[:, :-1], loc + change[:, -1], squares, moments.num_rows)
+
+
+def _solution(gram: Float[Tensor, "D L L"], cross: Float[Tensor, "D L"]) -> Float[Tensor, "D L"]:
+    """The solutions of normal equations, of the least norm where there are several.
+
+    There are several where a column is observed in few rows, whose z are known without error.
+    """
+    try:
+        return torch.linalg.solve(gram, cross)
+    except torch.linalg.LinAlgError:
+        return (torch.linalg.pinv(gram, hermitian=True) @ cross[..., None])[..., 0]
 
 
 @dataclass(frozen=True)
