@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ppl_vae.core.magnitude import MAX_MAGNITUDE
 from ppl_vae.core.text import counted
 from ppl_vae.data.file_content import quoted
 
-MAX_MAGNITUDE = 1e150
-"""The largest magnitude whose squares can be added up in double precision."""
 IDENTIFIER = re.compile(
     r"(?:.*[_ .-])?(?:id|ids|index|idx|key|nr|no|row|number|#)|.*[a-z]I[Dd]s?|ID|Id"
 )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -69,8 +70,11 @@ class NumberFormat:
 
     def is_number(self, cell: str) -> bool:
         """Whether a cell is a number."""
-        plain = cell.strip().strip(INVISIBLE)
-        return re.fullmatch(self.pattern, plain, FLAGS) is not None
+        return self._expression.fullmatch(cell.strip().strip(INVISIBLE)) is not None
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, FLAGS)
 
     @property
     def _plain(self) -> dict[int, str | None]:

@@ -122,7 +122,7 @@ def check_imputed(fitted, dense, values, filled):
     loc, scale = units.loc.numpy(), np.broadcast_to(units.scale.numpy(), x.shape[1:])
     found = filled[list(fitted.columns)].to_numpy()
     np.testing.assert_array_equal(found[~np.isnan(values)], values[~np.isnan(values)])
-    for n, (row, known, parts) in enumerate(by_pattern(dense, x)):
+    for n, (row, _, parts) in enumerate(by_pattern(dense, x)):
         for d, (mean, variance) in dense.conditional(row, parts).items():
             mean, sd = mean * scale[d] + loc[d], variance**0.5 * scale[d]
             rounding = 1e-5 * abs(mean) + 100 * EPS * condition * (sd + abs(mean - loc[d]))

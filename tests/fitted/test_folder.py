@@ -131,7 +131,7 @@ def test_columns_are_matched():
     assert np.array_equal(model_of("abcd", "abcd").match(unnamed), values)
     numbered = model_of("abcd", range(4))
     assert np.array_equal(numbered.match(given), values)
-    with pytest.raises(ValueError, match="lacks 1 of the 2 columns .* fitted to: 'e'; it has 'd'"):
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 columns .* fitted to: 'e'; it has"):
         model_of("ae", "ae").match(given)
     with pytest.raises(ValueError, match="t has 4 columns, and the model in m has 3"):
         model_of("abc").match(given)
