@@ -10,6 +10,7 @@ z_sn given theta_s.
 """
 
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import pyro.infer
@@ -26,6 +27,8 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -81,7 +84,7 @@ def log_weights(
 def elbo(
     model: ProgramLike,
     guide: ProgramLike,
-    x: ArrayLike,
+    x: RowSource,
     *,
     num_samples: int = 1,
     mask: ArrayLike | None = None,
@@ -98,6 +101,8 @@ def elbo(
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
+            Sources larger than memory are read in blocks
+            (:func:`~ppl_vae.data.row_sources.row_source`).
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
@@ -106,10 +111,14 @@ def elbo(
         seed: of the draws.
     """
     pair = Pair(model, guide)
-    whole = pair.observe(x, mask, allow_empty_rows=True)
-    objective, rows = ELBO(num_samples), torch.arange(len(whole))
-    values = []
-    with isolated_store(), seeded(seed), pair.train_mode(False):
+    objective, values = ELBO(num_samples), []
+    with ExitStack() as stack:
+        whole = stack.enter_context(
+            opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
+        )
+        rows = torch.arange(len(whole))
+        for context in (isolated_store(), seeded(seed), pair.train_mode(False)):
+            stack.enter_context(context)
         for batch in whole.split(rows, check_int("batch_size", batch_size)):
             terms = objective.terms_of(pair, batch)
             shared = terms.shared().mean() if global_kl else 0.0

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
-from ppl_vae.core.batch import Batch
 from ppl_vae.core.files import check_writable
-from ppl_vae.core.inputs import as_data_and_mask, check_support, learn_schema, schema_of
+from ppl_vae.core.inputs import learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
@@ -22,6 +21,11 @@ from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
+from ppl_vae.data.block_source import BlockSource
+from ppl_vae.data.observed_rows import observe_rows, open_source, opened_rows
+from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.row_sources import row_source
+from ppl_vae.data.row_stream import Rows, RowStream
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
@@ -49,9 +53,9 @@ from ppl_vae.objectives.bounds import ELBO
 def fit_svi(
     model: ProgramLike,
     guide: ProgramLike,
-    x: ArrayLike,
+    x: RowSource,
     *,
-    x_val: ArrayLike | None = None,
+    x_val: RowSource | None = None,
     mask: ArrayLike | None = None,
     objective: Any = None,
     lr: float = 1e-3,
@@ -82,7 +86,11 @@ def fit_svi(
 
     Args:
         model, guide: any pair under the contract (:mod:`ppl_vae.core.program`).
-        x: data, (N, D); NaN marks a missing value if the model takes ``mask``.
+        x: data, (N, D); NaN marks a missing value if the model takes ``mask``. A memory map,
+            Parquet files, a list of blocks, a ``Dataset`` or a ``DataLoader`` of torch
+            (:func:`~ppl_vae.data.row_sources.row_source`) may be larger than memory: it is read
+            in blocks, of which a few are in memory, and shuffled by blocks and within them. A
+            source of at most 2^26 numbers is loaded. Labels are not used.
         x_val: validation rows, which are neither in x nor test rows. Their ELBO (beta = 1) is
             evaluated once per epoch, at most every 25 steps, and the best state is restored at
             the end.
@@ -95,19 +103,19 @@ def fit_svi(
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
         epochs, steps: the length of the fit; exactly one of them.
-        batch_size: rows per step, by default all. The rows that remain at the end of an epoch
-            form a smaller batch; a single one joins the batch before it, since batch
-            normalisation needs two.
+        batch_size: rows per step, by default all, or those of the DataLoader. The rows that remain
+            at the end of an epoch form a smaller batch; a single one joins the batch before it,
+            since batch normalisation needs two.
         drop_last: leave those rows out instead, so that all batches have ``batch_size`` rows. The
             order is new in each epoch, so different rows are left out each time;
             ``FitResult.notes`` counts the rows that were in no batch at all.
         patience: stop after this number of evaluations of ``x_val`` without improvement.
         grad_clip: largest norm of the gradient.
         warmup: steps during which the weight of the KL rises from zero to the objective's beta.
-        epoch_transform: a callable of (x, generator) that computes the data of each epoch, such
-            as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of missing values.
-            It must draw from the generator only, so that a fit can be repeated and resumed. It
-            is not applied to ``x_val``.
+        epoch_transform: for rows in memory, a callable of (x, generator) that computes the data of
+            each epoch, such as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of
+            missing values. It must draw from the generator only, so that a fit can be repeated and
+            resumed. It is not applied to ``x_val``.
         device: where to fit; ``"auto"`` is a GPU if there is one. The modules of the pair are
             moved there.
         seed: of data order and draws; global generators are left unchanged.
@@ -122,12 +130,12 @@ def fit_svi(
         precision: of float32 matrix products and convolutions in the steps, but not in
             evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose
             gradients are noisier. See :func:`ppl_vae.core.state.precision`.
-        checkpoint: a file that is written once per epoch (at most every 25 steps), and from which
-            the fit resumes if it exists; a resumed fit is identical bit for bit on a CPU. Only
-            the same fit resumes: data, masks, networks, objective, optimizer and its settings,
-            scheduler, seed, precision and batches are compared, and what differs is named in an
-            error. The number of steps may be larger, and patience, device and ``capture`` may
-            be others.
+        checkpoint: a file that is written once per epoch (at most every 25 steps, and at least
+            every 1,000), and from which the fit resumes if it exists; a resumed fit is identical
+            bit for bit on a CPU. Only the same fit resumes: data, masks, networks, objective,
+            optimizer and its settings, scheduler, seed, precision and batches are compared, and
+            what differs is named in an error. The number of steps may be larger, and patience,
+            device and ``capture`` may be others.
         progress: whether to show a bar on standard error, or in the output of a notebook's cell;
             ``"auto"`` does in a notebook, and if standard error is a terminal. A callable of the
             number of steps made and the objective is called after every evaluation instead.
@@ -144,34 +152,100 @@ def fit_svi(
     if runtime.checkpoint_file is not None:
         check_writable(runtime.checkpoint_file)
     _move_to_device(model, guide, device)
-    schema = schema_of(model) or TableSchema.of(x)
-    if x_val is not None:
-        x_val = as_matrix(x_val, name="x_val", schema=schema)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
-    if mask is not None and not bool(mask.any()):
-        check_rows_observed(mask)
-    if epoch_transform is None:
-        check_support(model, x, mask)
-    refresh = epoch_transform is not None
-    schedule = Schedule.of(len(x), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last)
-    optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
-    stopping = Stopping(x_val, patience)
-    if x_val is not None:
-        _check_validation(model, guide, x_val)
-    weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-    with _training_context(model, guide, seed):
-        minibatch = MinibatchObjective(model, guide, weighted, x, mask, precision, epoch_transform)
+    source = open_source(x, mask, model=model, guide=guide)
+    schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
+    with ExitStack() as stack:
+        validation_rows = None
+        if x_val is not None:
+            validation_rows = stack.enter_context(_validation_rows(model, guide, x_val, schema))
+        rows = observe_rows(
+            x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
+            check=epoch_transform is None, with_digest=runtime.checkpoint_file is not None,
+        )  # fmt: skip
+        if isinstance(rows, RowStream):
+            stack.enter_context(rows)
+        elif rows.mask is not None and not bool(rows.mask.any()):
+            check_rows_observed(rows.mask)
+        schedule = _schedule(
+            rows, source, batch_size, epochs, steps,
+            refresh=epoch_transform is not None, drop_last=drop_last,
+            resumable=runtime.checkpoint_file is not None,
+        )  # fmt: skip
+        optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
+        stopping = Stopping(validation_rows, patience)
+        weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
+        stack.enter_context(_training_context(model, guide, seed))
+        minibatch = MinibatchObjective.of(model, guide, weighted, rows, precision, epoch_transform)
         trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
+        result = trainer.result()
     learn_schema(model, schema)
     learn_schema(guide, schema)
-    result = trainer.result()
-    return replace(result, notes=result.notes + _empty_rows_note(mask))
+    notes = () if source is None else source.notes()
+    return replace(result, notes=result.notes + _empty_rows_note(rows) + notes)
 
 
-def _empty_rows_note(mask: Tensor | None) -> tuple[str, ...]:
-    if mask is None or not (number := int((~mask.any(1)).sum())):
+def _schedule(
+    rows: Rows,
+    source: BlockSource | None,
+    batch_size: int | None,
+    epochs: int | None,
+    steps: int | None,
+    *,
+    refresh: bool,
+    drop_last: bool,
+    resumable: bool,
+) -> Schedule:
+    """The schedule of a fit; batches that the source states are used.
+
+    Raises:
+        ValueError: if it states others than the arguments, or cannot be read as it must be.
+    """
+    if source is not None and source.batch_size is not None:
+        if batch_size not in (None, source.batch_size):
+            raise ValueError(
+                f"{batch_size=} is not the batch_size of the DataLoader, {source.batch_size}; "
+                "give only one of them"
+            )
+        batch_size = min(source.batch_size, source.num_rows)
+        drop_last = drop_last or source.drop_last
+    order = None
+    if isinstance(rows, RowStream):
+        order = rows.order
+        _check_stream(rows, batch_size, refresh=refresh, resumable=resumable)
+    return Schedule.of(
+        len(rows), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last, order=order
+    )
+
+
+def _check_stream(
+    rows: RowStream, batch_size: int | None, *, refresh: bool, resumable: bool
+) -> None:
+    if batch_size is None:
+        raise ValueError(
+            f"batch_size is required for rows that are read in blocks; x has {len(rows)} rows"
+        )
+    if refresh:
+        raise ValueError(
+            "epoch_transform needs all rows in memory, but those of x are read in blocks; let a "
+            "torch Dataset transform its items, which are then new in each epoch"
+        )
+    if resumable and not rows.source.repeatable:
+        raise ValueError(
+            "checkpoint= needs an x that gives the same rows each time it is read, so that a fit "
+            "resumes at the exact row, but two readings of the first rows differ; set the "
+            "generator of a DataLoader and the seeds of random transforms, or fit without a "
+            "checkpoint"
+        )
+
+
+def _empty_rows_note(rows: Rows) -> tuple[str, ...]:
+    if isinstance(rows, RowStream):
+        number = len(rows.empty_rows)
+    else:
+        number = 0 if rows.mask is None else int((~rows.mask.any(1)).sum())
+    if not number:
         return ()
     return (
         f"{counted(number, 'row')} with nothing observed took part: the bound of such a row is "
@@ -207,13 +281,14 @@ def _build_trainer(
 
 def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict[str, Tensor]:
     """The parameters of the pair by name, after the checks that need a first batch."""
-    model, guide, x, mask = minibatch.model, minibatch.guide, minibatch.x, minibatch.mask
-    rows = torch.arange(schedule.batch_size, device=x.device)
-    check_automatic_batch(guide, Batch(x, mask).rows(rows))
-    with _hint_at_index(schedule.batch_size < len(x)):
+    model, guide, whole = minibatch.model, minibatch.guide, minibatch.whole
+    rows = torch.arange(schedule.batch_size, device=whole.device)
+    check_automatic_batch(guide, whole.rows(rows))
+    in_minibatches = schedule.batch_size < len(whole)
+    with _hint_at_index(in_minibatches):
         named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
-    if minibatch.objective.is_ours and schedule.batch_size < len(x):
-        check_lookup(model, guide, named, x, mask, schedule.batch_size)
+    if minibatch.objective.is_ours and in_minibatches:
+        check_lookup(model, guide, named, whole, schedule.batch_size)
     return named
 
 
@@ -242,7 +317,11 @@ def _move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.
         module.to(device)
 
 
-def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) -> None:
+@contextmanager
+def _validation_rows(
+    model: ProgramLike, guide: ProgramLike, x_val: Any, schema: TableSchema | None
+) -> Iterator[Rows]:
+    """The rows of ``x_val`` for a pair, after the checks of both."""
     owner = bound_object(guide)
     if callable(getattr(owner, "tables", None)):
         raise ValueError(
@@ -250,16 +329,17 @@ def _check_validation(model: ProgramLike, guide: ProgramLike, x_val: ArrayLike) 
             f"per datum for {getattr(owner, 'num_data', None)} training rows and none for others. "
             "Use an AmortizedGuide"
         )
-    rows, mask = as_data_and_mask(x_val, model=model, guide=guide, name="x_val")
-    if is_per_datum(guide, Batch(rows, mask)):
-        raise ValueError(
-            f"x_val needs a guide that computes q from x; {type(automatic_guide(guide)).__name__} "
-            "has one q per datum for the training rows and none for others. Use an AmortizedGuide"
-        )
-    try:
-        check_support(model, rows, mask)
-    except ValueError as error:
-        raise ValueError(f"x_val: {error}") from error
+    source = row_source(x_val, schema=schema, name="x_val")
+    x_val = as_matrix(x_val, name="x_val", schema=schema) if source is None else source
+    with opened_rows(x_val, model=model, guide=guide, name="x_val") as rows:
+        some = rows.first_rows() if isinstance(rows, RowStream) else rows
+        if is_per_datum(guide, some):
+            kind = type(automatic_guide(guide)).__name__
+            raise ValueError(
+                f"x_val needs a guide that computes q from x; {kind} has one q per datum for the "
+                "training rows and none for others. Use an AmortizedGuide"
+            )
+        yield rows
 
 
 @contextmanager

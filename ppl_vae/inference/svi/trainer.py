@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import as_data_and_mask
-from ppl_vae.core.introspection import notes_of, notes_on
+from ppl_vae.core.introspection import notes_of
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.data.row_stream import Rows
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
@@ -32,6 +31,8 @@ SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
 READ_INTERVAL = {"cpu": 1, "cuda": 50}
 """Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+CHECKPOINT_INTERVAL = 1000
+"""Steps between checkpoints within a long epoch."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
 """Draws per datum of the validation ELBO, and their seed, the same in each evaluation."""
 validation_elbo = partial(
@@ -63,18 +64,14 @@ class Trainer:
         schedule: Schedule,
         stopping: EarlyStopping,
         policy: CapturePolicy,
-        x_val: ArrayLike | None = None,
+        x_val: Rows | None = None,
         checkpoint: Path | None = None,
         seed: int | None = None,
     ) -> None:
         self.start_time = time.perf_counter()
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
         self.schedule, self.stopping, self.policy = schedule, stopping, policy
-        self.x_val = None
-        if x_val is not None:
-            self.x_val = as_data_and_mask(
-                x_val, model=minibatch.model, guide=minibatch.guide, name="x_val"
-            )
+        self.x_val = x_val
         self.checkpoint, self.resumed, content = None, "", None
         if checkpoint is not None:
             self.checkpoint = CheckpointFile(
@@ -87,7 +84,7 @@ class Trainer:
         self.values: list[float] = []
         self.elapsed: list[float] = []
         self.stopped = ""
-        self.epoch = -1
+        self.epoch, self.written = -1, 0
         self.last_good = Snapshot(optimizer_step.state)
         if self.checkpoint is not None and content is not None:
             self._resume(self.checkpoint, content)
@@ -122,7 +119,7 @@ class Trainer:
         if self.stopping.best is not None:
             self.stopping.best.restore()
         minibatch = self.minibatch
-        calibrate(minibatch.model, minibatch.guide, minibatch.x, minibatch.mask)
+        calibrate(minibatch.model, minibatch.guide, minibatch.whole)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Consecutive batches of one size that may run in one call.
@@ -131,7 +128,7 @@ class Trainer:
         """
         schedule, chunk = self.schedule, []
         step = len(self.values)
-        for rows in schedule.batches(self.order_seed, step, device=self.minibatch.x.device):
+        for rows in self.minibatch.batches(schedule, self.order_seed, step):
             other_size = self._has_other_size(rows)
             if other_size and chunk:
                 yield chunk
@@ -217,29 +214,39 @@ class Trainer:
         step = self.num_steps
         at_end = step % self.schedule.validation_interval > 0
         if at_end and step < self.schedule.num_steps:
+            self._checkpoint_within_epoch(step)
             return
         self._read_values()
         progress(step, self.values[-1])
         self._validate()
         if self.checkpoint is not None:
-            self.checkpoint.write(self._content(), at_end=at_end)
+            self._write_checkpoint(self.checkpoint, step, at_end=at_end)
+
+    def _checkpoint_within_epoch(self, step: int) -> None:
+        if self.checkpoint is None or step - self.written < CHECKPOINT_INTERVAL:
+            return
+        self._read_values()
+        self._write_checkpoint(self.checkpoint, step)
+
+    def _write_checkpoint(self, file: CheckpointFile, step: int, *, at_end: bool = False) -> None:
+        file.write(self._content(), at_end=at_end)
+        self.written = step
 
     def _validate(self) -> None:
         if self.x_val is None:
             return
-        x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
-        with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
+        with frozen_scale(model, guide, self.minibatch.whole):
             try:
-                values = validation_elbo(model, guide, x, mask=mask)
+                values = validation_elbo(model, guide, self.x_val)
             except ValueError as error:
                 raise ValueError(f"x_val: {error}") from error
         if bool((wrong := values.isnan()).any()):
             self.last_good.restore()
             raise FloatingPointError(
-                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(x))} after step {step}. The "
-                "last good state is restored; try a smaller lr, grad_clip=, or data on a smaller "
-                "scale"
+                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(wrong))} after step {step}. "
+                "The last good state is restored; try a smaller lr, grad_clip=, or data on a "
+                "smaller scale"
             )
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
@@ -273,6 +280,7 @@ class Trainer:
             file.restore(content, num_steps)
             self._resume_history(content)
         self.last_good = Snapshot(self.optimizer_step.state)
+        self.written = len(self.values)
         self.resumed = f"resumed from {file.path} after {len(self.values)} steps"
 
     def _resume_history(self, content: dict[str, Any]) -> None:
@@ -292,11 +300,11 @@ class Trainer:
     def _notes(self) -> tuple[str, ...]:
         minibatch, schedule = self.minibatch, self.schedule
         notes = notes_of(minibatch.model, minibatch.guide)
-        notes += notes_on(minibatch.model, minibatch.x, minibatch.mask)
+        notes += minibatch.notes()
         notes += (self.resumed,) if self.resumed else ()
         if not (schedule.drop_last and schedule.remainder):
             return notes
-        never = schedule.num_never_drawn(self.order_seed, minibatch.x.device)
+        never = schedule.num_never_drawn(self.order_seed, minibatch.whole.device)
         return (
             *notes,
             f"drop_last left {schedule.remainder} of {schedule.num_data} rows out of each epoch, "
