@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Output, TableFlags
 from ppl_vae.cli.output import deliver, write_json
+from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -64,7 +65,7 @@ class Task:
     @cached_property
     def rows(self) -> "TableRows":
         """The rows of the table to which the model is applied."""
-        table = self.flags.options().read(self.applied.table)
+        table = read_for_model(self.flags, self.applied.table, self.applied.model)
         log_notes(table.notes)
         return TableRows.of(self.fitted, table, held_out=self.applied.held_out)
 

@@ -7,11 +7,11 @@ import numpy as np
 
 from ppl_vae.cli.applying import held_out_rows, warn_of_fitted_rows
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
-from ppl_vae.cli.options import Estimation, Output
+from ppl_vae.cli.options import Estimation, Output, TableFlags
 from ppl_vae.cli.output import write_json, write_table
+from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
-from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.compare import compare as compare_estimates
@@ -22,7 +22,7 @@ from ppl_vae.report.terminal import print_line
 
 def compare(
     paths: Sequence[Path],
-    options: TableOptions,
+    flags: TableFlags,
     out: Path | None,
     estimation: Estimation,
     output: Output,
@@ -33,7 +33,7 @@ def compare(
 
     Args:
         paths: the folders of the models, and the table at the end.
-        options: of reading the table.
+        flags: how the table is read; what is not given is as in the fit of the first model.
         out: a table to write, or None.
         estimation: the settings of the estimates of log p.
         output: whether JSON is written on standard output in place of the table, and whether an
@@ -49,7 +49,7 @@ def compare(
     if out is not None:
         check_output(out, inputs=paths, force=output.force)
     models = dict(zip(_names(folders), map(load_fitted, folders), strict=True))
-    table = options.read(path)
+    table = read_for_model(flags, path, folders[0])
     log_notes(table.notes)
     _check_same_columns(models)
     values = {name: fitted.match(table) for name, fitted in models.items()}

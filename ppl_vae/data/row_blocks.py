@@ -262,8 +262,6 @@ def _unit_of(x: Float[Tensor, "B D"]) -> float:
         largest = float(sizes.where(sizes.isfinite(), 0.0).max())
     if largest == 0 or SMALLEST_MAXIMUM < largest < 1 / SMALLEST_MAXIMUM:
         return 1.0
-    if mask is not None:
-        values = values.where(torch.as_tensor(mask, device=values.device), 0.0)
     _check_common_unit(values)
     return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
 

@@ -2,12 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from ppl_vae import __version__
 from ppl_vae.core.results import FitResult, plain
 from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import ColumnStats
@@ -43,8 +43,6 @@ VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3
 NOTES_OF_COLUMNS = ("constant columns", FLOOR_REACHED)
 """Beginnings of the notes of fits that number columns."""
-StageCallback: TypeAlias = Callable[[str, int], None]
-"""A function that receives what is done next, and its number of steps, 0 if it is not known."""
 
 
 class RowSplit(NamedTuple):
@@ -117,7 +115,7 @@ def fit_table(
     *,
     checkpoint: Path | None = None,
     progress: bool | str | ProgressCallback = "auto",
-    on_stage: StageCallback | None = None,
+    on_stage: StageCallback = ignore_stages,
     name: str = "the model",
 ) -> FittedModel:
     """Fit a model to a table, and estimate its log p on held-out rows.
@@ -136,7 +134,6 @@ def fit_table(
         FloatingPointError: if the fit diverges.
     """
     settings = settings or FitSettings()
-    begin = on_stage or _ignore
     with threads(settings.threads):
         usable = observed_rows(table.values)
         rows = split_rows(np.flatnonzero(usable), settings)
@@ -144,10 +141,10 @@ def fit_table(
         units, scaling, notes = _choose_units(table, train, settings)
         notes += _notes_on_rows(usable)
         x, x_val = (units.apply(torch.from_numpy(table.values[part])) for part in rows[:2])
-        latent_dim, reason = _choose_latent_dim(x, settings, begin)
+        latent_dim, reason = _choose_latent_dim(x, settings, on_stage)
         problem = Fitting(x, x_val, latent_dim, settings, checkpoint, progress)
         text = f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}"
-        begin(text, _num_steps(problem))
+        on_stage(text, _num_steps(problem))
         program, history = fit_program(problem)
         program.schema = TableSchema(table.columns, "pandas") if table.has_names else None
         history = _in_units_of_table(history, units, x, x_val)
@@ -156,7 +153,7 @@ def fit_table(
         )
         notes += (*reason, *_named(history.notes, table.columns))
         if len(rows.held_out):
-            begin("evaluating the held-out rows", 0)
+            on_stage("evaluating the held-out rows")
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
     assert fitted.record is not None
     record = replace(fitted.record, notes=notes, held_out=held_out)
@@ -188,10 +185,6 @@ def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
     if settings.noise == "isotropic" and not bool(x.isnan().any()):
         return ppca, fit_closed_form(ppca, x)
     return ppca, fit_em(ppca, x, starts=settings.starts)
-
-
-def _ignore(stage: str, steps: int) -> None:
-    pass
 
 
 def _num_steps(problem: Fitting) -> int:
@@ -245,7 +238,7 @@ def _notes_on_rows(usable: np.ndarray) -> tuple[str, ...]:
 
 
 def _choose_latent_dim(
-    x: Tensor, settings: FitSettings, begin: StageCallback
+    x: Tensor, settings: FitSettings, on_stage: StageCallback
 ) -> tuple[int, tuple[str, ...]]:
     if settings.latent_dim is not None:
         return settings.latent_dim, ()
@@ -253,7 +246,7 @@ def _choose_latent_dim(
         width = x.shape[1]
         return max(1, min(10, width // 2)), ("K is half the number of columns, at most 10",)
     rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
-    begin(f"selecting K on masked entries of {counted(len(rows), 'row')}", 0)
+    on_stage(f"selecting K on masked entries of {counted(len(rows), 'row')}")
     try:
         search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
     except ValueError as error:

@@ -1,6 +1,6 @@
 """The command ``ppl-vae evaluate``: log p, gaps, collapse and reconstructions of a saved model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps
@@ -75,7 +76,7 @@ class Evaluation(Result):
         annealed: int = 40,
         annealing: Annealing | None = None,
         seed: int = 0,
-        on_stage: Callable[[str], None] | None = None,
+        on_stage: StageCallback = ignore_stages,
     ) -> Self:
         """Evaluate a model on rows with at least one observed value each.
 
@@ -97,12 +98,11 @@ class Evaluation(Result):
         Raises:
             ValueError: if the rows have another number of columns.
         """
-        begin = on_stage or _ignore
-        begin("reconstructing the rows")
+        on_stage("reconstructing the rows")
         found = cls(fitted.describe(), data, len(values), ReconstructionError.of(fitted, values))
         if not fitted.has_density:
             return replace(found, reasons=(NO_DENSITY,))
-        begin("estimating log p")
+        on_stage("estimating log p")
         estimate = fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed)
         found = replace(found, log_likelihood=estimate)
         program = fitted.program
@@ -112,11 +112,11 @@ class Evaluation(Result):
         nats = fitted.units.log_jacobian(x)
         pair = program.model, ExactGuide(program) if isinstance(program, PPCA) else program.guide
         if isinstance(program, VAE) and annealed:
-            begin("cross-checking log p by annealing")
+            on_stage("cross-checking log p by annealing")
             first = estimate.shifted(-nats).first(annealed)
             checked = _cross_check(pair, x, first, annealing, nats, seed)
             found = replace(found, cross_check=checked)
-        begin("computing the gaps")
+        on_stage("computing the gaps")
         if isinstance(program, PPCA):
             exact = program.log_likelihood(x)
             split = gaps(*pair, x, log_p=exact, best=pair[1], seed=seed)
@@ -125,7 +125,7 @@ class Evaluation(Result):
         found = replace(found, gaps=split.shifted(nats))
         if len(x) < 2:
             return replace(found, reasons=(SINGLE_ROW,))
-        begin("computing the information in the codes")
+        on_stage("computing the information in the codes")
         return replace(found, collapse=collapse(*pair, x, seed=seed))
 
     def sentences(self) -> Iterator[str]:
@@ -135,10 +135,6 @@ class Evaluation(Result):
         yield from (str(part) for part in parts if part is not None)
         yield str(self.reconstruction)
         yield from self.reasons
-
-
-def _ignore(stage: str) -> None:
-    pass
 
 
 def _cross_check(

@@ -147,6 +147,20 @@ def test_columns_are_matched_by_name(verb, folder, tmp_path):
     assert "left out: 'more'" in found.stderr
 
 
+def test_a_table_is_read_as_the_fitted_one(folder, tmp_path):
+    marked = frame().fillna(-999.0).assign(note=[f"n{k}" for k in range(60)])
+    marked.to_csv(tmp_path / "marked.csv", index=False)
+    options = ["--missing", "-999", "--drop", "note", "--label", "kind", "--latent-dim", 2]
+    run("fit", tmp_path / "marked.csv", "--out", tmp_path / "m", *options)
+    found = run("score", tmp_path / "m", tmp_path / "marked.csv")
+    expected = read(run("score", folder / "ppca", folder / "mine.csv"))
+    pd.testing.assert_frame_equal(read(found), expected)
+    assert "is read with --label kind --missing -999 --drop note, as" in found.stderr
+    marked.drop(columns=["note", "kind"]).to_csv(tmp_path / "other.csv", index=False)
+    other = read(run("score", tmp_path / "m", tmp_path / "other.csv", "--missing", "-999"))
+    pd.testing.assert_frame_equal(other, expected)
+
+
 def test_missing_columns_are_named(folder, tmp_path, monkeypatch, capsys):
     frame().drop(columns=["silk", "hemp"]).to_csv(tmp_path / "narrow.csv", index=False)
     error = failing(monkeypatch, capsys, "score", folder / "ppca", tmp_path / "narrow.csv")
