@@ -1,8 +1,9 @@
 """Callbacks that receive what a long computation does next."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class StageCallback(Protocol):
     """A function that receives the next stage, and its number of steps, 0 if it is not known."""
 
