@@ -17,6 +17,10 @@ from typing import Annotated, Any
 import typer
 
 LOG = logging.getLogger("ppl_vae")
+BAR, BAR_AND_TIMES = 20, 62
+"""The width of a bar, and of a bar, the objective and two times, with the spaces between them."""
+MIN_TEXT = 18
+"""The least width of the text of a stage beside them."""
 
 
 class _StandardErrorHandler(logging.Handler):
@@ -109,7 +113,9 @@ class StageDisplay:
         LOG.info("%s", text)
         if self._progress is not None:
             self._remove()
-            self._task = self._progress.add_task(text, total=total or None, value="")
+            room = max(MIN_TEXT, self._progress.console.width - BAR_AND_TIMES)
+            shown = text if len(text) <= room else f"{text[: room - 1]}…"
+            self._task = self._progress.add_task(shown, total=total or None, value="")
 
     def update(self, step: int, value: float) -> None:
         """Update the number of steps made and the objective in nats per datum."""
@@ -138,7 +144,7 @@ class StageDisplay:
 
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=BAR),
             TextColumn("{task.fields[value]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -63,9 +63,9 @@ def fit(
     if run.table is None:
         raise ValueError("give a table to fit, or a --config that names one")
     chosen = FitSettings.from_plain(run.settings, str(source))
-    run = replace(run, settings=chosen.to_plain())
+    path, run = Path(run.table), replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)
-    data = read_file(TableFlags.from_given(run.options, source), Path(run.table))
+    data = read_file(TableFlags.from_given(run.options, source), path)
     run = _with_digest(run, data)
     print_or_log = LOG.info if as_json else print_line
     print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")

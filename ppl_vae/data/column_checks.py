@@ -29,7 +29,7 @@ FAR_FOR_A_MARK = 0.25
 """The same, for values such as -999, which usually mark missing ones."""
 USUAL_MARK = re.compile(r"-?9{2,}(?:\.9+)?|-32768|-2147483648|-?1e\+\d\d")
 SAMPLE = 100
-"""The number of values that are looked at first."""
+"""The number of values that are checked first."""
 MIN_OTHERS = 3
 """The least number of distinct other values that have a range."""
 
@@ -104,7 +104,7 @@ def _kind(name: str, values: Float[np.ndarray, "M"], num_rows: int) -> str | Non
 
 
 def _are_whole(values: Float[np.ndarray, "M"]) -> bool:
-    # Most columns show it in their first values.
+    # The first values decide for most columns.
     return all((part % 1 == 0).all() for part in (values[:SAMPLE], values))
 
 

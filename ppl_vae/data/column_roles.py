@@ -1,6 +1,7 @@
 """The roles of a table's columns: row names, labels, and the numbers that are modelled."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -332,6 +333,6 @@ class ColumnRoles:
         other = f"; {self._not_numbers(mixed[0])}" if mixed else ""
         return (
             f"{self.raw.name} has columns of text, {quoted(text)}{noun}; choose one as label if "
-            "it has classes, or as index if it names the rows, and drop the others (drop "
-            f"{', '.join((dates or text)[:5])}) or encode them as numbers{other}"
+            "it has classes, or as index if it names the rows, and drop the others (on the "
+            f"command line --drop {shlex.quote(','.join(text))}) or encode them as numbers{other}"
         )

@@ -58,7 +58,7 @@ def _table(
     given: TextFormat,
     text_columns: Collection[str],
 ) -> RawTable | None:
-    """The table, given the beginning of the content with so many lines.
+    """The table, given the beginning of the content, with this number of lines.
 
     Raises:
         ValueError, OverflowError: if pandas cannot parse a line.

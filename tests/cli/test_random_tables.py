@@ -50,34 +50,35 @@ class Dense:
             self.covariance[d, d] += scale[d] ** 2
 
     def parts(self, known):
+        """The numbers of the observed and of the missing entries, the precision and det."""
         size = range(len(self.mean))
-        seen, gone = [d for d in size if known[d]], [d for d in size if not known[d]]
-        block = mpmath.matrix(len(seen))
-        for i, a in enumerate(seen):
-            for j, b in enumerate(seen):
+        given, gone = [d for d in size if known[d]], [d for d in size if not known[d]]
+        block = mpmath.matrix(len(given))
+        for i, a in enumerate(given):
+            for j, b in enumerate(given):
                 block[i, j] = self.covariance[a, b]
-        return seen, gone, block**-1 if seen else None, mpmath.det(block) if seen else None
+        return given, gone, block**-1 if given else None, mpmath.det(block) if given else None
 
-    def difference(self, row, seen):
-        return mpmath.matrix([mpmath.mpf(row[d]) - self.mean[d] for d in seen])
+    def difference(self, row, given):
+        return mpmath.matrix([mpmath.mpf(row[d]) - self.mean[d] for d in given])
 
     def log_density(self, row, parts):
         """log p of the observed entries, and their squared Mahalanobis distance."""
-        seen, _, precision, det = parts
-        difference = self.difference(row, seen)
+        given, _, precision, det = parts
+        difference = self.difference(row, given)
         distance = (difference.T * precision * difference)[0]
-        constant = len(seen) * mpmath.log(2 * mpmath.pi) + mpmath.log(det)
+        constant = len(given) * mpmath.log(2 * mpmath.pi) + mpmath.log(det)
         return float(-(constant + distance) / 2), float(distance)
 
     def conditional(self, row, parts):
         """Means and variances of the missing entries given the observed ones."""
-        seen, gone, precision, _ = parts
+        given, gone, precision, _ = parts
         found = {}
         for g in gone:
             mean, variance = self.mean[g], self.covariance[g, g]
-            if seen:
-                difference = self.difference(row, seen)
-                cross = mpmath.matrix([self.covariance[g, d] for d in seen])
+            if given:
+                difference = self.difference(row, given)
+                cross = mpmath.matrix([self.covariance[g, d] for d in given])
                 mean += (cross.T * precision * difference)[0]
                 variance -= (cross.T * precision * cross)[0]
             found[g] = float(mean), float(variance)
@@ -95,11 +96,11 @@ def by_pattern(dense, values):
     """Each row with the parts of the covariance for its pattern."""
     known = ~np.isnan(values)
     found = {}
-    for row, seen in zip(values, known, strict=True):
-        key = seen.tobytes()
+    for row, known in zip(values, known, strict=True):
+        key = known.tobytes()
         if key not in found:
-            found[key] = dense.parts(seen)
-        yield row, seen, found[key]
+            found[key] = dense.parts(known)
+        yield row, known, found[key]
 
 
 def check_scores(fitted, dense, values, scores):

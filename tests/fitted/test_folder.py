@@ -114,7 +114,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(fitted, tmp_path):
 
 
 def model_of(columns, names=None):
-    """A model of so many columns, with the schema of a frame if names are given."""
+    """A model of this number of columns, with the schema of a frame if names are given."""
     program = ppl_vae.PPCA(len(columns), 1, seed=0)
     program.schema = None if names is None else TableSchema(tuple(names), "pandas")
     return FittedModel(program, name="m")

@@ -22,4 +22,5 @@ def test_dollars_are_no_formulas():
     names = ["price in $ or US$", "$\\frac{1}{$"]
     axes = plot_loadings(torch.tensor([[1.0], [-0.5]]).double(), names)
     axes.figure.canvas.draw()
-    assert [label.get_text() for label in axes.get_yticklabels()][0] == r"price in \$ or US\$"
+    first = axes.get_yticklabels()[0]
+    assert first.get_text() == r"price in \$ or US\$"
