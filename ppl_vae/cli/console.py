@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 LOG = logging.getLogger("ppl_vae")
-BAR, BAR_AND_TIMES = 20, 62
-"""The width of a bar, and of a bar, the objective and two times, with the spaces between them."""
+BAR, BAR_AND_TIMES, OBJECTIVE = 20, 40, 24
+"""The widths of a bar, of a bar and two times with spaces between them, and of the objective."""
 MIN_TEXT = 18
 """The least width of the text of a stage beside them."""
 
@@ -113,8 +113,9 @@ class StageDisplay:
         LOG.info("%s", text)
         if self._progress is not None:
             self._remove()
-            room = max(MIN_TEXT, self._progress.console.width - BAR_AND_TIMES)
-            shown = text if len(text) <= room else f"{text[: room - 1]}…"
+            width = self._progress.console.width - BAR_AND_TIMES - OBJECTIVE * (total > 0)
+            width = max(MIN_TEXT, width)
+            shown = text if len(text) <= width else f"{text[: width - 1]}…"
             self._task = self._progress.add_task(shown, total=total or None, value="")
 
     def update(self, step: int, value: float) -> None:

@@ -94,9 +94,8 @@ class Dense:
 
 def by_pattern(dense, values):
     """Each row with the parts of the covariance for its pattern."""
-    known = ~np.isnan(values)
     found = {}
-    for row, known in zip(values, known, strict=True):
+    for row, known in zip(values, ~np.isnan(values), strict=True):
         key = known.tobytes()
         if key not in found:
             found[key] = dense.parts(known)
