@@ -24,13 +24,15 @@ from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
+from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
 from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
-READ_INTERVAL = {"cpu": 1, "cuda": 50}
-"""Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+READ_INTERVAL = 50
+"""Steps between readings of the objective on an accelerator, where a reading waits for the device;
+on a CPU each step is read."""
 CHECKPOINT_INTERVAL = 1000
 """Steps between checkpoints within a long epoch."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
@@ -48,7 +50,7 @@ class Trainer:
         optimizer_step: the update of the parameters.
         schedule: the rows of each step.
         stopping: early stopping by validation values.
-        policy: whether steps run eagerly or captured.
+        policy: whether steps run eagerly, recorded or captured.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
         seed: of the fit, by which a checkpoint is recognised.
@@ -107,7 +109,7 @@ class Trainer:
                 self._begin_epoch()
                 if not self._run_captured(chunk):
                     for rows in chunk:
-                        self._run_eager(rows)
+                        self._run_step(rows)
                 self._after_chunk(progress)
                 self.policy.update(self.num_steps, self.elapsed)
         self._finish()
@@ -166,15 +168,23 @@ class Trainer:
         if values.device.type == "cpu" and not values.isfinite().all():
             return False  # nothing was updated: eager steps will find the one that diverges
         self.unread += values.unbind()
-        if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
+        if self._is_time_to_read(values):
             self._read_values()
         return True
 
-    def _run_eager(self, rows: Tensor | None) -> None:
-        step = self.num_steps + 1
+    def _run_step(self, rows: Tensor | None) -> None:
+        """Make one step, recorded or eagerly."""
+        step, recorded = self.num_steps + 1, self._recorded(rows)
         try:
             with self.minibatch.rounding():
-                value = self.minibatch.value(rows, step)
+                if recorded is not None:
+                    value = recorded.value(rows, step)
+                else:
+                    value = self.minibatch.value(rows, step)
+        except CaptureError as error:
+            self.policy.disable(error)
+            self._run_step(rows)
+            return
         except (RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -184,10 +194,20 @@ class Trainer:
             self._fail(step, rows)
             return
         self.unread.append(value.detach())
-        if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
+        if self._is_time_to_read(value):
             self._read_values(rows)
         with self.minibatch.rounding():
-            self.optimizer_step.apply(value, rows)
+            if recorded is not None:
+                self.optimizer_step.update(rows)
+            else:
+                self.optimizer_step.apply(value, rows)
+
+    def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:
+        """The recorded gradient, for batches of full size."""
+        return None if self._has_other_size(rows) else self.policy.recorded
+
+    def _is_time_to_read(self, value: Tensor) -> bool:
+        return value.device.type == "cpu" or len(self.unread) >= READ_INTERVAL
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
