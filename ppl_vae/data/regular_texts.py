@@ -35,7 +35,7 @@ def regular_table(
     Args:
         content: of the file.
         name: its name, for messages.
-        given: what is given of its format.
+        given: what the user stated about its format.
         text_columns: names, or numbers from 1 on, of columns whose cells are kept as texts.
     """
     if len(content) < MIN_BYTES or not _has_plain_lines(content):

@@ -203,13 +203,18 @@ def axis_names(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     """Names of columns as they stand on an axis.
 
     Long names lose their middle, in which names of one table differ least, and get an ellipsis. A
-    name with characters that the font does not have is replaced by the number of the column.
+    name with characters that the font does not have is replaced by the number of the column, and
+    one that is the same as another on the axis gets it in front.
 
     Args:
         names: of all columns.
         numbers: those that are named, from 0.
     """
-    return [_axis_name(names[k], k) for k in numbers]
+    shown = [_axis_name(names[k], k) for k in numbers]
+    return [
+        f"{k + 1}: {name.partition('…')[0]}…" if shown.count(name) > 1 else name
+        for k, name in zip(numbers, shown, strict=True)
+    ]
 
 
 def _axis_name(name: str, number: int) -> str:

@@ -14,6 +14,13 @@ def test_long_names_keep_their_ends():
     assert len(first) == MAX_NAME_LENGTH
 
 
+def test_names_that_differ_in_their_middle_are_numbered():
+    names = [f"{PREFIX}{k} in the blood plasma of a patient" for k in range(3)]
+    found = axis_names(names, [0, 2])
+    assert found[0].startswith("1: conc") and found[1].startswith("3: conc")
+    assert all(name.endswith("…") and len(name) <= MAX_NAME_LENGTH for name in found)
+
+
 def test_characters_without_a_glyph_are_replaced_by_the_number_of_the_column():
     assert axis_names(["größe", "\u6e29\u5ea6", "a\nb"], [0, 1, 2]) == ["größe", "column 2", "a b"]
 
