@@ -138,7 +138,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             "Reading tables": ["tables", "table_options"],
             "Writing tables": ["table_output"],
-            "Rows and columns": ["row_blocks", "column_stats"],
+            "Rows and columns": ["row_blocks", "row_sources", "block_source", "column_stats"],
             "Images": ["images", "image_grid"],
             "Texts": ["texts"],
             "Splits, units and dequantization": ["transforms"],

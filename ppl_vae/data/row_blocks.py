@@ -158,12 +158,13 @@ class RowBlocks:
         self.schema = TableSchema.of(x) if schema is None else schema
         self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
-        self._source, self._device = x, device
+        self._source: Any = x
+        self._device = device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
-        if is_source(x):
-            self._source = row_source(x, mask, schema=self.schema)
-            self.schema = self.schema or self._source.schema
+        source = row_source(x, mask, schema=self.schema) if is_source(x) else None
+        if source is not None:
+            self._source, self.schema = source, self.schema or source.schema
         elif is_matrix(x) or (is_block_list(x) and mask is not None):
             self._source = as_matrix(x, mask=mask, schema=self.schema, check_finite=False)
         elif mask is not None:

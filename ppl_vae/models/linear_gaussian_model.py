@@ -22,6 +22,7 @@ from ppl_vae.core.validation import (
     observed_mask,
 )
 from ppl_vae.data.row_blocks import rows_per_block
+from ppl_vae.data.row_sources import is_source, row_source
 from ppl_vae.models.identifiability import describe_undetermined, undetermined_entries
 from ppl_vae.models.latent_variable_model import LatentVariableModel
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
@@ -113,7 +114,8 @@ class LinearGaussianModel(LatentVariableModel):
         A row with nothing observed has the prior as its posterior.
 
         Args:
-            x: (N, D), data of any kind; NaN is a missing value.
+            x: (N, D), data of any kind, those read in blocks
+                (:func:`~ppl_vae.data.row_sources.row_source`) included; NaN is a missing value.
             mask: True where observed.
 
         Raises:
@@ -168,7 +170,13 @@ class LinearGaussianModel(LatentVariableModel):
     def _posteriors(
         self, x: ArrayLike, mask: ArrayLike | None = None
     ) -> Iterator[LatentPosterior]:
-        # Complete rows all at once, rows with missing values block by block.
+        # Complete rows in memory all at once, others block by block.
+        source = row_source(x, mask, schema=self.schema) if is_source(x) else None
+        if source is not None:
+            for low, high in source.blocks(size=rows_per_block(3 * source.width)):
+                yield from self._posteriors(source.read(low, high))
+                source.release()
+            return
         x, observed = self._observed(x, mask)
         loc = self.loc.detach().double()
         if observed is None:
