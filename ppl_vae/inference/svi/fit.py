@@ -38,6 +38,7 @@ from ppl_vae.inference.svi.minibatch import (
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
+from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import (
     Optimization,
@@ -99,7 +100,8 @@ def fit_svi(
         lr: learning rate. A row of a per-datum parameter (:class:`~ppl_vae.PerDatumGuide`) is
             updated only when it is drawn, once in N / batch_size steps; unless the optimizer is
             SGD, its updates are multiplied by N / batch_size, at most by ten.
-        optimizer: a callable of (parameters, lr).
+        optimizer: a callable of (parameters, lr). torch's classes ``Adam``, ``AdamW`` and ``SGD``
+            are made with ``fused=True`` where the device has it.
         scheduler: a callable of (optimizer, number of steps) or of (optimizer), stepped after
             every step, e.g. ``torch.optim.lr_scheduler.CosineAnnealingLR``.
         epochs, steps: the length of the fit; exactly one of them.
@@ -119,11 +121,14 @@ def fit_svi(
         device: where to fit; ``"auto"`` is a GPU if there is one. The modules of the pair are
             moved there.
         seed: of data order and draws; global generators are left unchanged.
-        capture: whether to capture the step as a tensor graph and compile it, several steps per
-            call: ``"auto"`` does so if the remaining steps are worth the time it takes; True from
-            the second step on. A step that cannot be captured runs eagerly, with a warning;
-            ``FitResult.execution`` states what was done and why. Captured and eager steps are
-            equal in distribution.
+        capture: how steps run: False, eagerly, by Pyro's handlers; ``"recorded"``, by the tensor
+            operations that were recorded in the second step, which are those of an eager step;
+            True, from the second step on by code that is compiled from such a recording, several
+            steps per call. ``"auto"`` begins eagerly and takes what is worth its time for the
+            remaining steps: recording takes about a second, compiling about a minute. A step that
+            cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
+            was done and why. Recorded steps give the numbers of eager ones (with an objective of
+            Pyro's, up to rounding); compiled steps are equal to them in distribution.
         autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
@@ -272,7 +277,9 @@ def _build_trainer(
         optimizer_step,
         schedule,
         EarlyStopping(stopping.patience),
-        CapturePolicy(runtime.capture, make_captured, schedule),
+        CapturePolicy(
+            runtime.capture, partial(RecordedGradient, minibatch, named), make_captured, schedule
+        ),
         stopping.x_val,
         runtime.checkpoint_file,
         runtime.seed,

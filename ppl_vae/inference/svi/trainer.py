@@ -24,6 +24,7 @@ from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
+from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
 from ppl_vae.objectives.bounds import elbo
 
@@ -48,7 +49,7 @@ class Trainer:
         optimizer_step: the update of the parameters.
         schedule: the rows of each step.
         stopping: early stopping by validation values.
-        policy: whether steps run eagerly or captured.
+        policy: whether steps run eagerly, recorded or captured.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
         seed: of the fit, by which a checkpoint is recognised.
@@ -107,7 +108,7 @@ class Trainer:
                 self._begin_epoch()
                 if not self._run_captured(chunk):
                     for rows in chunk:
-                        self._run_eager(rows)
+                        self._run_step(rows)
                 self._after_chunk(progress)
                 self.policy.update(self.num_steps, self.elapsed)
         self._finish()
@@ -170,11 +171,19 @@ class Trainer:
             self._read_values()
         return True
 
-    def _run_eager(self, rows: Tensor | None) -> None:
-        step = self.num_steps + 1
+    def _run_step(self, rows: Tensor | None) -> None:
+        """Make one step, recorded or eagerly."""
+        step, recorded = self.num_steps + 1, self._recorded(rows)
         try:
             with self.minibatch.rounding():
-                value = self.minibatch.value(rows, step)
+                if recorded is not None:
+                    value = recorded.value(rows, step)
+                else:
+                    value = self.minibatch.value(rows, step)
+        except CaptureError as error:
+            self.policy.disable(error)
+            self._run_step(rows)
+            return
         except (RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -187,7 +196,14 @@ class Trainer:
         if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
             self._read_values(rows)
         with self.minibatch.rounding():
-            self.optimizer_step.apply(value, rows)
+            if recorded is not None:
+                self.optimizer_step.update(rows)
+            else:
+                self.optimizer_step.apply(value, rows)
+
+    def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:
+        """The recorded gradient, for batches of full size."""
+        return None if self._has_other_size(rows) else self.policy.recorded
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
