@@ -17,6 +17,7 @@ from ppl_vae.capture.functional_optim import (
     write_optimizer_state,
 )
 from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
+from ppl_vae.core.devices import copy_without_waiting
 
 
 class StepState(NamedTuple):
@@ -95,7 +96,7 @@ class TrainState(TrainedTensors):
     def write(self, opt_states: Sequence[Any], state: StepState, num_steps: int) -> None:
         """Write the state after ``num_steps`` steps to parameters, buffers and optimizers."""
         values = state.opt_states
-        if self.parameters[0].device.type == "cuda":
+        if self.parameters[0].device.type != "cpu":
             # The results of a CUDA graph are overwritten by its next replay.
             for parameter, value in zip(self.parameters, state.parameters, strict=True):
                 parameter.copy_(value)
@@ -110,10 +111,7 @@ class TrainState(TrainedTensors):
 
 def to_device(values: Sequence[float], like: Tensor) -> Tensor:
     """Floats as a tensor of the dtype and device of another, without waiting for the device."""
-    tensor = torch.tensor(values, dtype=like.dtype)
-    if like.device.type != "cuda":
-        return tensor.to(like.device)
-    return tensor.pin_memory().to(like.device, non_blocking=True)
+    return copy_without_waiting(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
@@ -115,6 +116,14 @@ def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:
     value = getattr(owner, attribute)
     shape = " × ".join(map(str, value.shape)) or "one number"
     return name, shape, "" if value.dim() else f"{float(value.detach()):.4g}"
+
+
+def standard_normal(size: int, like: Tensor) -> Density:
+    """N(0, I), event shape (size,), of a tensor's dtype and device.
+
+    A scale of 1.0 would be copied to the device at each call.
+    """
+    return dist.Normal(like.new_zeros(size), like.new_ones(size)).to_event(1)
 
 
 def reference_tensor(module: nn.Module) -> Tensor:

@@ -16,7 +16,7 @@ from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import Mask, Rows, row_density
-from ppl_vae.models.latent_variable_model import Codes
+from ppl_vae.models.latent_variable_model import Codes, standard_normal
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -165,7 +165,7 @@ class PPCA(LinearGaussianModel):
 
     def prior(self) -> Density:
         """N(0, I_K)."""
-        return dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
+        return standard_normal(self.latent_dim, self.loc)
 
     def conditional(
         self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False

@@ -311,7 +311,7 @@ def test_results_are_reproducible_and_global_state_is_unchanged():
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     model, guide, x = user_pairs.PAIRS[name]()
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
+    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 30))
     at_once = []
 
     run = Pair.run
@@ -326,7 +326,7 @@ def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 10)
+    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 10))
     if name == "functions":  # whose programs take the index of their rows
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)

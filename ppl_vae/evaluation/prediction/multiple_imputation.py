@@ -148,7 +148,7 @@ def _conditional(block: RowBlock, parameters: Parameters) -> _Given:
     rows = TableStatistics.of_rows(block)
     loadings, loc, scale = parameters.loadings, parameters.loc, parameters.column_scale
     found = row_posterior(rows, loadings, loc, scale)
-    eye = torch.eye(loadings.shape[-1]).to(loadings)
+    eye = torch.eye(loadings.shape[-1], dtype=loadings.dtype, device=loadings.device)
     factor = torch.linalg.solve_triangular(found.tril.mT, eye, upper=True)
     spread = (loadings.unsqueeze(1) @ factor).square().sum(-1)[:, rows.pattern]
     variance = spread + scale.square().unsqueeze(1)

@@ -30,8 +30,9 @@ from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
-READ_INTERVAL = {"cpu": 1, "cuda": 50}
-"""Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+READ_INTERVAL = 50
+"""Steps between readings of the objective on an accelerator, where a reading waits for the device;
+on a CPU each step is read."""
 CHECKPOINT_INTERVAL = 1000
 """Steps between checkpoints within a long epoch."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
@@ -167,7 +168,7 @@ class Trainer:
         if values.device.type == "cpu" and not values.isfinite().all():
             return False  # nothing was updated: eager steps will find the one that diverges
         self.unread += values.unbind()
-        if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
+        if self._is_time_to_read(values):
             self._read_values()
         return True
 
@@ -193,7 +194,7 @@ class Trainer:
             self._fail(step, rows)
             return
         self.unread.append(value.detach())
-        if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
+        if self._is_time_to_read(value):
             self._read_values(rows)
         with self.minibatch.rounding():
             if recorded is not None:
@@ -204,6 +205,9 @@ class Trainer:
     def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:
         """The recorded gradient, for batches of full size."""
         return None if self._has_other_size(rows) else self.policy.recorded
+
+    def _is_time_to_read(self, value: Tensor) -> bool:
+        return value.device.type == "cpu" or len(self.unread) >= READ_INTERVAL
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
