@@ -9,11 +9,18 @@ from typing import Any
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
+from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.fit import fit_table
-from ppl_vae.fitted.folder import CHECKPOINT, RUN, UNFINISHED, save_fitted
+from ppl_vae.fitted.folder import (
+    CHECKPOINT,
+    RUN,
+    UNFINISHED,
+    complete_folder,
+    save_fitted,
+)
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
@@ -60,11 +67,11 @@ def fit(
         digest=base.digest if resume else None,
     )
     if run.table is None:
-        raise ValueError("give a table to fit, or a --config that names one")
+        raise ValueError(f"give a table to fit, or a --config that names one; {source} does not")
     chosen = FitSettings.from_plain(run.settings, str(source))
-    run = replace(run, settings=chosen.to_plain())
+    path, run = Path(run.table), replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)
-    data = TableFlags.from_given(run.options, source).options().read(run.table)
+    data = read_file(TableFlags.from_given(run.options, source), path)
     run = _with_digest(run, data)
     print_or_log = LOG.info if as_json else print_line
     print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")
@@ -89,7 +96,7 @@ def _base(out: Path, config: Path | None, resume: bool) -> tuple[Run, Path]:
     if not resume:
         return Run(None, {}, {}), Path("the command line")
     for path in (out / UNFINISHED, out / RUN):
-        if path.exists():
+        if path.exists() or path.is_symlink():
             return Run.read(path), path
     raise FileNotFoundError(f"--resume: there is no fit in {out}")
 
@@ -129,6 +136,7 @@ def _with_digest(run: Run, table: Table) -> Run:
 
 def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool) -> FittedModel:
     checkpoint = out / CHECKPOINT
+    complete_folder(out)
     if not resume:
         checkpoint.unlink(missing_ok=True)
     write_whole(out / UNFINISHED, run.to_toml().encode())
@@ -142,8 +150,8 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
             name=str(out),
         )
         LOG.debug("execution: %s", fitted.record and fitted.record.history.execution)
-        save_fitted(fitted, out)
-        (out / UNFINISHED).replace(out / RUN)
+        save_fitted(fitted, out, run)
+        (out / UNFINISHED).unlink()
     return fitted
 
 

@@ -79,9 +79,10 @@ class LinearGaussianModel(LatentVariableModel):
         is_double = dtype == torch.float64 or not bool(size.isfinite())
         limit = "float64" if is_double else str(dtype).removeprefix("torch.")
         convert = "" if is_double else "convert the model by .double(), or "
+        place = f", first that of row {int((~finite).nonzero()[0])}" if finite.dim() == 1 else ""
         raise FloatingPointError(
-            f"{name}: {int((~finite).sum())} of {finite.numel()} numbers overflow {limit} (the "
-            f"largest absolute value is {float(size):.3g}; the limit is "
+            f"{name}: {int((~finite).sum())} of {finite.numel()} numbers overflow {limit}{place} "
+            f"(the largest absolute value is {float(size):.3g}; the limit is "
             f"{torch.finfo(dtype).max:.3g}); {convert}{RESCALE_ADVICE}"
         )
 

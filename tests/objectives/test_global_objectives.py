@@ -68,7 +68,7 @@ def test_at_the_exact_posterior_the_bound_is_the_log_evidence(objective, float64
 
 
 def test_the_elbos_of_the_data_add_up_to_the_bound(float64):
-    """With a closed-form KL: exact up to the draws of theta."""
+    """They are exact up to the draws of theta, given a closed-form KL."""
     model, guide, x, evidence = exact_normal_mean()
     values = elbo(model, guide, x, num_samples=4000, seed=0)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_beta_weighs_the_kl_of_globals_and_free_bits_do_not(float64):
         with seeded(0):
             values[name] = -objective.loss(model, guide, x) / N
     with seeded(0), isolated_store(), torch.no_grad():
-        terms = ELBO().terms_of(Pair(model, guide), Batch(x))
+        terms = ELBO().terms_of(Pair(model, guide).run(Batch(x)))
     kl = float(terms.kl.mean()) + float(terms.global_kl.mean()) / N
     assert values["0"] - values["1"] == pytest.approx(kl)
     assert values["0"] - values["3"] == pytest.approx(3 * kl)
