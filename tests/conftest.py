@@ -33,7 +33,7 @@ def pytest_configure(config):
         pretend_device.register()
         if pretend_device.STATE.unsupported:
             raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
-        moved = pretend_run.tests_on_pretended_device()
+        moved = pretend_run.on_pretended_device()
         moved.__enter__()
         config.add_cleanup(lambda: moved.__exit__(None, None, None))
     # Tensors are small here: a second thread would only be waited for.

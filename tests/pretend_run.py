@@ -128,7 +128,7 @@ def modules_on(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def tests_on_pretended_device() -> Iterator[None]:
+def on_pretended_device() -> Iterator[None]:
     """Whatever tests make, from their import on, is on the pretended device."""
     with ExitStack() as stack:
         device = stack.enter_context(pretended_device(is_lenient=True))
