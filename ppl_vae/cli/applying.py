@@ -222,7 +222,7 @@ def reconstruct(task: Task) -> None:
     task.check()
     fitted, rows = task.fitted, task.rows
     values = expand(task.compute("reconstructing", fitted.reconstruct), rows.observed)
-    difference = (values - rows.values) / fitted.units.scale.numpy()
+    difference = (values - rows.values) / fitted.units.scale.numpy(force=True)
     rmse = float(np.sqrt(np.nanmean(difference**2)))
     LOG.info("root mean square error of observed values: %.4g scales of the fit", rmse)
     task.deliver(dict(zip(fitted.columns, values.T, strict=True)), rmse=rmse)
@@ -235,7 +235,7 @@ def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> N
     fitted = load_fitted(model)
     with threads(1), torch.no_grad(), StageDisplay().live() as display:
         display.begin(f"drawing {counted(rows, 'row')} from {fitted.name}")
-        found = fitted.sample(rows, seed=seed).numpy()
+        found = fitted.sample(rows, seed=seed).numpy(force=True)
     frame = pd.DataFrame(found, columns=pd.Index(fitted.columns))
     deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=output.as_json)
 
