@@ -1,6 +1,6 @@
 """A training step as a pure function from tensors to tensors, without writes in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ppl_vae.capture.functional_gradient import FunctionalGradient, LossInputs, TrainedTensors
+from ppl_vae.capture.functional_gradient import (
+    FunctionalGradient,
+    Loss,
+    LossInputs,
+    TrainedTensors,
+)
 from ppl_vae.capture.functional_optim import (
     FunctionalOptimizer,
     OptState,
@@ -119,8 +124,7 @@ class FunctionalStep:
     """A training step of a pair as a pure function.
 
     Attributes:
-        loss: the loss to minimise, a function of (shared tensors, tensors of this step, beta)
-            that runs the pair.
+        loss: the loss.
         train_state: the tensors of the pair.
         tables: positions of those trained parameters that have one row per datum. A step updates
             only the rows of its batch, whose indices are the first of the tensors of this step.
@@ -128,7 +132,7 @@ class FunctionalStep:
         grad_clip: the largest norm of the gradient.
     """
 
-    loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
+    loss: Loss
     train_state: TrainState
     tables: frozenset[int] = frozenset()
     table_rate: float = 1.0

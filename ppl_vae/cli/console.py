@@ -25,23 +25,25 @@ class _StandardErrorHandler(logging.Handler):
         sys.stderr.write(f"{self.format(record)}\n")
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM was received; a command ends as it does after Ctrl-C."""
-
-
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Raise a :class:`TerminatedError` on SIGTERM while the block runs."""
+def terminable() -> Iterator[threading.Event]:
+    """Raise a KeyboardInterrupt on SIGTERM, too, while the block runs.
+
+    Yields:
+        an event that is set when SIGTERM is received.
+    """
+    received = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        received.set()
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -13,7 +13,13 @@ from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.fit import fit_table
-from ppl_vae.fitted.folder import CHECKPOINT, RUN, UNFINISHED, save_fitted
+from ppl_vae.fitted.folder import (
+    CHECKPOINT,
+    RUN,
+    UNFINISHED,
+    complete_folder,
+    save_fitted,
+)
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
@@ -60,7 +66,7 @@ def fit(
         digest=base.digest if resume else None,
     )
     if run.table is None:
-        raise ValueError("give a table to fit, or a --config that names one")
+        raise ValueError(f"give a table to fit, or a --config that names one; {source} does not")
     chosen = FitSettings.from_plain(run.settings, str(source))
     run = replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)
@@ -129,6 +135,7 @@ def _with_digest(run: Run, table: Table) -> Run:
 
 def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool) -> FittedModel:
     checkpoint = out / CHECKPOINT
+    complete_folder(out)
     if not resume:
         checkpoint.unlink(missing_ok=True)
     write_whole(out / UNFINISHED, run.to_toml().encode())
@@ -142,8 +149,8 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
             name=str(out),
         )
         LOG.debug("execution: %s", fitted.record and fitted.record.history.execution)
-        save_fitted(fitted, out)
-        (out / UNFINISHED).replace(out / RUN)
+        save_fitted(fitted, out, run)
+        (out / UNFINISHED).unlink()
     return fitted
 
 

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from ppl_vae.cli import model_verbs, table_verbs
-from ppl_vae.cli.app import FAILURE, MISTAKE, app
+from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, terminable
 
 __all__ = ["app", "main", "model_verbs", "table_verbs"]
@@ -14,13 +14,23 @@ __all__ = ["app", "main", "model_verbs", "table_verbs"]
 
 def main() -> None:
     """Run the command; an error is one line on standard error and an exit status."""
-    with terminable(), guarded_output() as output:
+    with terminable() as terminated:
+        try:
+            status = _run_guarded()
+        except KeyboardInterrupt:  # while standard output is written
+            status = INTERRUPTED
+    raise SystemExit(TERMINATED if status == INTERRUPTED and terminated.is_set() else status)
+
+
+def _run_guarded() -> int:
+    with guarded_output() as output:
         status = _run()
-    if output.error is not None:
-        _print_error(output.message())
-        # The interpreter flushes standard output once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
-    raise SystemExit(status or (FAILURE if output.error is not None else 0))
+    if output.error is None:
+        return status
+    _print_error(output.message())
+    # The interpreter flushes standard output once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
+    return status or FAILURE
 
 
 def _run() -> int:
@@ -28,6 +38,9 @@ def _run() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # before a command has begun
+        typer.echo("interrupted: no output was written", err=True)
+        return INTERRUPTED
     except (ValueError, TypeError, FileNotFoundError) as error:
         return _fail(error, MISTAKE)
     # RuntimeError: torch's, such as a factorization that fails.

@@ -56,6 +56,12 @@ class RowProgram(Program):
                 x = torch.where(mask, x, 0.0)
             return pyro.sample("x", density(x, mask), obs=x if observe else None)
 
+    def _repr_html_(self) -> str:
+        """The constructor call, and a table of the parameters, in a notebook."""
+        rows = [_parameter_cells(self, name) for name, _ in self.named_parameters()]
+        table = render_html(rows, ("parameter", "shape", "value")) if rows else ""
+        return preformatted_html(repr(self)) + table
+
 
 class LatentVariableModel(RowProgram):
     """Abstract: one latent vector per datum, z ~ p(z), and a density of the datum, x ~ p(x | z).
@@ -95,12 +101,6 @@ class LatentVariableModel(RowProgram):
             return self.conditional(z.to(like.dtype), x, None if x is None else scored, observe)
 
         return like, density
-
-    def _repr_html_(self) -> str:
-        """The constructor call, and a table of the parameters, in a notebook."""
-        rows = [_parameter_cells(self, name) for name, _ in self.named_parameters()]
-        table = render_html(rows, ("parameter", "shape", "value")) if rows else ""
-        return preformatted_html(repr(self)) + table
 
     def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """The entries of x that p(x | z) scores; None for all of them."""

@@ -160,7 +160,7 @@ class LatentPosterior:
         loc: Tensor,
         variance: Tensor,
     ) -> Self:
-        """As :meth:`with_scale`, from the noise variances psi."""
+        """The same as :meth:`with_scale`, from the noise variances psi."""
         return cls.with_scale(x, patterns, loadings, loc, variance.sqrt())
 
     @classmethod

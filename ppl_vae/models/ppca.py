@@ -29,8 +29,8 @@ class PPCA(LinearGaussianModel):
     With ``noise="diagonal"`` it is factor analysis: Psi = diag(sigma_1^2, ..., sigma_D^2).
     Marginally x ~ N(mu, W W' + Psi), and z | x ~ N(P^-1 W' Psi^-1 (x - mu), P^-1) with
     P = I + W' Psi^-1 W. ``model`` is the Pyro program; all other quantities are exact and take
-    missing values, which are integrated out. Exact quantities are computed in float64, whatever
-    the dtype of the model and of x, and returned in the model's dtype.
+    missing values, which are integrated out. Exact quantities are computed in float64 for any
+    dtype of the model and of x, and returned in the model's dtype.
 
     Args:
         data_dim: D.

@@ -5,7 +5,7 @@ mean of the exponentials the importance-weighted bound, and other objectives are
 these. All are in nats per datum, unscaled; only a training loss sums them over the data.
 
 Global latent variables theta, outside the plate over data, add E_q[log p(theta) - log q(theta)]
-once, whatever the size of a batch; per datum this is divided by N. Log weights are then those of
+once, for any size of a batch; per datum this is divided by N. Log weights are then those of
 z_sn given theta_s.
 """
 
@@ -22,6 +22,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.frame_labels import Frame
 from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
@@ -38,7 +39,7 @@ from ppl_vae.objectives.gradients import (
     score,
     sticking_the_landing,
 )
-from ppl_vae.objectives.terms import ELBOTerms
+from ppl_vae.objectives.terms import ELBOTerms, check_whole
 
 
 def log_weights(
@@ -58,7 +59,7 @@ def log_weights(
         model, guide: any pair under the contract.
         x: data, (N, D).
         num_samples: draws per datum, S.
-        mask: True where x is observed; NaN in x says the same.
+        mask: True where x is observed; NaN in x marks a missing value, too.
         index: which rows of the whole data x holds, for guides with per-datum parameters.
         num_data: the size of the whole data.
         seed: of the draws.
@@ -109,6 +110,9 @@ def elbo(
             bound on its posterior predictive log density, which is what counts for data that
             theta was not fitted to.
         seed: of the draws.
+
+    Raises:
+        FloatingPointError: if a value is NaN, naming the site and the rows.
     """
     pair = Pair(model, guide)
     objective, values = ELBO(num_samples), []
@@ -120,9 +124,9 @@ def elbo(
         for context in (isolated_store(), seeded(seed), pair.train_mode(False)):
             stack.enter_context(context)
         for batch in whole.split(rows, check_int("batch_size", batch_size)):
-            terms = objective.terms_of(pair, batch)
-            shared = terms.shared().mean() if global_kl else 0.0
-            values.append((terms.local().mean(0) + shared).expand(len(batch)))
+            run = objective._run(pair, batch)
+            values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
+            check_no_nan("the ELBO", values[-1], run, batch)
     return labels_of(x).rows(torch.cat(values), "elbo")
 
 
@@ -131,7 +135,7 @@ SCORES = ("score", "score-loo")
 
 
 class _Objective(pyro.infer.ELBO):
-    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
+    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms per datum."""
 
     def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
         super().__init__(num_particles=check_int("num_samples", num_samples))
@@ -154,7 +158,7 @@ class _Objective(pyro.infer.ELBO):
         return self._value(run, draws if sites(run.guide) else None), run.num_data
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        """In nats per datum; with cut draws, its gradient is the estimator's."""
+        """The objective in nats per datum, with the estimator's gradient if draws are given."""
         raise NotImplementedError
 
     def differentiable_loss(
@@ -211,7 +215,7 @@ class ELBO(_Objective):
         beta: weight of the KL (Higgins et al.: beta-VAE, 2017), that of global latent variables
             included; 1 is the bound.
         kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
-        free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
+        free_bits: a floor, in nats per latent dimension, of the batch mean of the KL: below it
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
             dimensions, so no full covariance. Global latent variables have no floor.
@@ -264,18 +268,15 @@ class ELBO(_Objective):
 
         Those of global latent variables are not among them.
         """
-        terms = self.terms_of(self._pair(model, guide), Batch.of(x, keywords))
+        terms = self.terms_of(self._run(self._pair(model, guide), Batch.of(x, keywords)))
         return terms.reconstruction.mean(0), terms.kl.mean(0)
 
-    def terms_of(self, pair: Pair, batch: Batch) -> ELBOTerms:
-        """The terms of a pair on a batch, per draw."""
-        return self._terms(self._run(pair, batch))
-
-    def _terms(self, run: PairTraces) -> ELBOTerms:
+    def terms_of(self, run: PairTraces) -> ELBOTerms:
+        """The terms of a run, per draw."""
         return ELBOTerms.of(run, closed=self.kl == "auto" and self.gradient != "stl")
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        terms = self._terms(run)
+        terms = self.terms_of(run)
         if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
             shared = terms.shared(self.beta).mean()
@@ -337,23 +338,11 @@ class IWAE(_Objective):
         log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
         unit = 1
         if run.global_latent:
-            unit = _check_whole(log_weights.shape[1], run.num_data)
+            unit = check_whole(log_weights.shape[1], run.num_data)
             log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
             if draws is not None and log_q is not None:
-                log_q = log_q.expand(-1, unit).sum(1) + draws.global_log_q(run)
-                log_q = log_q[:, None]
+                log_q = (log_q.expand(-1, unit).sum(1) + draws.global_log_q(run))[:, None]
         bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / unit
         if draws is None or log_q is None:
             return bound
         return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / unit)
-
-
-def _check_whole(num_rows: int, num_data: int) -> int:
-    """The number of data, all of which must be in the batch."""
-    if num_rows != num_data:
-        raise ValueError(
-            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
-            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
-            "use ELBO(num_samples), which minibatches estimate without bias"
-        )
-    return num_data

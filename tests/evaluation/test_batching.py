@@ -105,8 +105,13 @@ def test_unregistered_parameters_are_the_reason_in_the_warning(float64):
     ("loss", "optimizer"),
     [
         (TraceMeanField_ELBO, lambda: pyro.optim.Adam({"lr": 1e-2})),
-        (ELBO, lambda: pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1})),
-        (lambda: IWAE(3), lambda: pyro.optim.Adam({"lr": 1e-2})),
+        pytest.param(
+            ELBO, lambda: pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: IWAE(3), lambda: pyro.optim.Adam({"lr": 1e-2}), marks=pytest.mark.slow
+        ),
         (Trace_ELBO, lambda: pyro.optim.ExponentialLR(
             {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.5})),
     ],

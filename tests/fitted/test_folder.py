@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,21 @@ import pytest
 import torch
 
 import ppl_vae
-from killed import killed_at_event
+from killed import completed, forked, killed_at_event
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.fit import fit_table, split_rows
-from ppl_vae.fitted.folder import CARD, RECORD, digest_program, load_fitted, save_fitted
+from ppl_vae.fitted.folder import (
+    CARD,
+    RECORD,
+    RUN,
+    digest_program,
+    load_fitted,
+    save_fitted,
+)
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.settings import FitSettings, Run
+from ppl_vae.models.storage import CONFIG
 
 
 def table(columns=("a", "b", "c", "d"), num_rows=30, seed=0):
@@ -72,12 +82,20 @@ def damaged(content, rng):
     return content
 
 
+def resealed(content):
+    """The text of fit.json with the right checksum."""
+    content.pop("checksum", None)
+    text = json.dumps(content, ensure_ascii=False)
+    return json.dumps(content | {"checksum": sha256(text.encode()).hexdigest()})
+
+
 def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
     text, rng = (tmp_path / RECORD).read_text(), random.Random(0)
+    assert json.loads(resealed(json.loads(text))) == json.loads(text)
     refused = 0
     for _ in range(200):
-        (tmp_path / RECORD).write_text(json.dumps(damaged(json.loads(text), rng)))
+        (tmp_path / RECORD).write_text(resealed(damaged(json.loads(text), rng)))
         try:
             model = load_fitted(tmp_path)
         except ValueError as error:
@@ -86,30 +104,128 @@ def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
         else:
             assert model.log_likelihood(table().values).value.isfinite().all()
     assert refused > 20
+    other = text.replace("0.", "1.", 1)
+    (tmp_path / RECORD).write_text(other)
+    with pytest.raises(ValueError, match=r"fit\.json is damaged: its content is not what was"):
+        load_fitted(tmp_path)
     for cut in (0, 1, len(text) // 2, len(text) - 3):
         (tmp_path / RECORD).write_text(text[:cut])
         with pytest.raises(ValueError, match="is damaged"):
             load_fitted(tmp_path)
 
 
-def test_a_kill_leaves_the_old_model_or_the_new_one(fitted, tmp_path):
-    other = fit_table(table(seed=5), FitSettings(latent_dim=2))
-    digests = [digest_program(model.program) for model in (fitted, other)]
+@pytest.fixture(scope="module")
+def other():
+    return fit_table(table(seed=5), FitSettings(latent_dim=2))
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def saved(fitted, other, tmp_path):
+    """Two models and the content of their folders."""
+    contents = []
+    for number, model in enumerate((fitted, other)):
+        save_fitted(model, tmp_path / f"saved {number}")
+        contents.append(files_of(tmp_path / f"saved {number}"))
+    return (fitted, other), contents
+
+
+def whole_place(folder, models, contents):
+    """Which of these models a folder holds when it has been read, with all files."""
+    model = load_fitted(folder)
+    digests = [digest_program(other.program) for other in models]
+    place = digests.index(digest_program(model.program))
+    assert model.record.settings["latent_dim"] == place + 1
+    found = files_of(folder)
+    assert all(found[name] == contents[place][name] for name in (CARD, RUN, RECORD, CONFIG))
+    # What a killed process was writing has names of its own, which the next save removes.
+    others = found.keys() - contents[0].keys()
+    assert all(".new." in n or n.endswith(".partial") or n.startswith("model-") for n in others)
+    return place
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(saved, tmp_path):
+    (old, new), contents = saved
     found = []
     for number in itertools.count(1):
         out = tmp_path / str(number)
-        save_fitted(fitted, out)
-        (out / "mine.txt").write_text("kept")
-        killed = killed_at_event(lambda out=out: save_fitted(other, out), number)
-        model = load_fitted(out)
-        place = digests.index(digest_program(model.program))
-        assert model.record.settings["latent_dim"] == place + 1
-        assert (out / "mine.txt").read_text() == "kept"
-        found.append(place)
+        save_fitted(old, out)
+        killed = killed_at_event(lambda out=out: save_fitted(new, out), number)
+        found.append(whole_place(out, *saved))
+        save_fitted(old, out)
+        assert files_of(out) == contents[0]
         shutil.rmtree(out)
         if not killed:
             break
-    assert found[-1] == 1 and found[0] == 0 and len(found) > 5
+    assert found[-1] == 1 and found[0] == 0 and len(found) > 8
+
+
+def test_a_file_of_someone_else_is_kept(saved, tmp_path):
+    save_fitted(saved[0][0], tmp_path / "m")
+    (tmp_path / "m" / "mine.txt").write_text("kept")
+    save_fitted(saved[0][1], tmp_path / "m")
+    assert files_of(tmp_path / "m") == saved[1][1] | {"mine.txt": b"kept"}
+
+
+def test_kills_in_succession_lose_nothing(saved, tmp_path):
+    models, _ = saved
+    out, rng, places = tmp_path / "m", random.Random(0), []
+    save_fitted(models[0], out)
+    for number in range(25):
+        killed_at_event(lambda k=number % 2: save_fitted(models[k], out), rng.randrange(1, 24))
+        if rng.random() < 0.5:
+            places.append(whole_place(out, *saved))
+    assert len({*places}) == 2
+
+
+def test_a_failure_while_saving_leaves_the_old_model(saved, tmp_path, monkeypatch):
+    (old, new), contents = saved
+    save_fitted(old, tmp_path / "m")
+    for failing in ("save", "write_whole"):
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments):
+                raise OSError("No space left on device")
+
+            patch.setattr(f"ppl_vae.fitted.folder.{failing}", fail)
+            with pytest.raises(OSError, match="No space left"):
+                save_fitted(new, tmp_path / "m")
+        assert files_of(tmp_path / "m") == contents[0]
+
+
+def test_a_folder_that_cannot_be_written_is_read_between_two_states(saved, tmp_path, monkeypatch):
+    (old, new), _ = saved
+    out = tmp_path / "m"
+    save_fitted(old, out)
+    with monkeypatch.context() as patch:
+
+        def fail(folder):
+            raise OSError("Read-only file system")
+
+        patch.setattr("ppl_vae.fitted.folder._rename_new", fail)
+        killed = completed(lambda: save_fitted(new, out))
+        assert killed and load_fitted(out).record.settings["latent_dim"] == 2
+    assert whole_place(out, *saved) == 1
+
+
+@pytest.mark.slow
+def test_a_reader_beside_a_writer_finds_one_of_the_models(saved, tmp_path):
+    models, out = saved[0], tmp_path / "m"
+    save_fitted(models[0], out)
+
+    def write():
+        for number in range(300):
+            save_fitted(models[number % 2], out)
+
+    pid, found = forked(write), []
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        model = load_fitted(out)
+        assert model.record.settings["latent_dim"] == model.latent_dim
+        found.append(model.latent_dim)
+    assert len({*found}) == 2
 
 
 def test_columns_are_matched():

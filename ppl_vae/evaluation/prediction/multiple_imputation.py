@@ -29,7 +29,8 @@ CELLS_PER_PARAMETER = 50
 """Intervals at fitted parameters lose more than about 0.7 % coverage with fewer observed values
 than this for each parameter."""
 MAX_BISECTIONS, TOLERANCE = 60, 1e-5
-"""Of quantiles; the tolerance is relative to a value's standard deviation."""
+"""Limits of the search for quantiles; the tolerance is relative to the standard deviation of a
+value."""
 
 
 def parameters_matter(num_observed: int, num_parameters: int) -> bool:

@@ -3,7 +3,7 @@
 q(z | x_n) = N(P^-1 W' Psi^-1 (x_n - mu), V), with P = I + W' Psi^-1 W the posterior precision and
 V the covariance, of a given family, that is closest to P^-1. Sums over data are sums over the rows
 of a factor F of the sample covariance, S = F'F, so that an iteration costs O(min(N, D) D K)
-whatever N is. As with missing values, the M-step regresses the residuals and returns increments of
+for any N. As with missing values, the M-step regresses the residuals and returns increments of
 the loadings. This avoids differences of large numbers, however small the noise is.
 """
 

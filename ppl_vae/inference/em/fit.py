@@ -278,7 +278,7 @@ def _fit(
 
 
 def _summarize(ppca: PPCA, blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
-    # Sums are in float64 whatever the model's dtype, on the model's device.
+    # Sums are in float64 for any dtype of the model, on the model's device.
     columns, covariance = summarize(blocks)
     if len(columns.mean) != ppca.data_dim:
         raise ValueError(f"x has {len(columns.mean)} columns, the model data_dim={ppca.data_dim}")

@@ -50,7 +50,7 @@ class Whitened:
 
     @classmethod
     def around_mode(cls, posterior: IntegratedPosterior, density: DensityAndGradient) -> Self:
-        """By the Laplace approximation of the posterior.
+        """Make the coordinates from the Laplace approximation of the posterior.
 
         The block ``rotation`` of a position, whose prior is standard normal and on which the
         likelihood does not depend, is left as it is.

@@ -23,7 +23,7 @@ class TrapezoidalLoadings:
         L_ij ~ N(0, 1) for j < i,    L_jj^2 ~ chi-squared with K - j degrees of freedom,
         j = 0, ..., K - 1,
 
-    whatever the order of the rows, and Q is independent of L and uniform on the orthogonal group.
+    for any order of the rows, and Q is independent of L and uniform on the orthogonal group.
     Hence the order of the rows can be chosen from data without a change of the prior.
 
     The coordinates are the elements below the diagonal, row by row, and the logarithms of the

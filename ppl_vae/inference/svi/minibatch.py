@@ -13,7 +13,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
 from ppl_vae.core.inputs import check_support
 from ppl_vae.core.introspection import filter_kwargs, notes_on
-from ppl_vae.core.nonfinite import describe_nonfinite
+from ppl_vae.core.nonfinite import describe_nonfinite_pair
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
@@ -283,7 +283,4 @@ class MinibatchObjective:
                 run = Pair(self.model, self.guide).run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
-        for program, trace in (("guide", run.guide), ("model", run.model)):
-            if found := describe_nonfinite(trace, program, batch):
-                return found
-        return "every site is finite for another draw"
+        return describe_nonfinite_pair(run, batch) or "every site is finite for another draw"
