@@ -1,6 +1,6 @@
 """Recorded steps contain nothing that an accelerator cannot replay alone, as a CUDA graph.
 
-They are recorded on a pretended accelerator, where tensors on the CPU are told from others.
+They are recorded on a pretended accelerator, which distinguishes tensors on the CPU.
 """
 
 import pyro
