@@ -12,6 +12,7 @@ from torch import nn
 import pretend_device
 import user_pairs
 from captured import B, Steps
+from ppl_vae.capture.device_graph import check_graph, move_constants
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -25,7 +26,14 @@ FAST = ("functions", "param_only", "feature_plate")
 
 
 @pytest.fixture
-def device():
+def device(monkeypatch):
+    """The device; recorded graphs are checked as those that are compiled and replayed."""
+
+    def move_and_check(graph):
+        move_constants(graph)
+        check_graph(graph, pretend_device.DEVICE)
+
+    monkeypatch.setattr("ppl_vae.capture.compiled.move_constants", move_and_check)
     with on_pretended_device():
         yield pretend_device.DEVICE
 
