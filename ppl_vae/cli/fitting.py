@@ -9,6 +9,7 @@ from typing import Any
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
+from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
 from ppl_vae.data.tables import Table
@@ -68,9 +69,9 @@ def fit(
     if run.table is None:
         raise ValueError(f"give a table to fit, or a --config that names one; {source} does not")
     chosen = FitSettings.from_plain(run.settings, str(source))
-    run = replace(run, settings=chosen.to_plain())
+    path, run = Path(run.table), replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)
-    data = TableFlags.from_given(run.options, source).options().read(run.table)
+    data = read_file(TableFlags.from_given(run.options, source), path)
     run = _with_digest(run, data)
     print_or_log = LOG.info if as_json else print_line
     print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")
@@ -95,7 +96,7 @@ def _base(out: Path, config: Path | None, resume: bool) -> tuple[Run, Path]:
     if not resume:
         return Run(None, {}, {}), Path("the command line")
     for path in (out / UNFINISHED, out / RUN):
-        if path.exists():
+        if path.exists() or path.is_symlink():
             return Run.read(path), path
     raise FileNotFoundError(f"--resume: there is no fit in {out}")
 

@@ -83,7 +83,7 @@ def impute(
     """Fill the missing values of a table with their conditional means; write their sd beside."""
     from ppl_vae.cli import imputing
 
-    imputing.impute(paths, table_flags.options(), out, output, settings, seed=seed)
+    imputing.impute(paths, table_flags, out, output, settings, seed=seed)
 
 
 @app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")

@@ -35,6 +35,11 @@ UNFINISHED = "unfinished.toml"
 """The options of a fit that has not been finished; it becomes ``run.toml``."""
 FORMAT = 2
 """Version of ``fit.json``."""
+NOT_APPLICABLE = {
+    "BayesianPPCA": "whose parameters have a prior and no values: save fit_vb(...).guide",
+    "PerDatumGuide": "which has one q for each row that was fitted, and none for other rows",
+}
+"""Why a program that can be saved is not applied to tables, by the name of its class."""
 
 
 def digest_program(program: Program) -> str:
@@ -142,9 +147,10 @@ def load_fitted(folder: str | Path) -> FittedModel:
 def _read(folder: Path) -> FittedModel:
     program = load(folder)
     if not isinstance(program, PPCA | VAE | Autoencoder | VBPosterior):
+        why = NOT_APPLICABLE.get(type(program).__name__, "which cannot be applied to a table")
         raise ValueError(
-            f"{folder} holds a {type(program).__name__}; give the folder of a PPCA, a VAE or an "
-            "autoencoder"
+            f"{folder} holds a {type(program).__name__}, {why}; give the folder of a PPCA, a VAE, "
+            "an autoencoder or the posterior of a Bayesian PPCA"
         )
     return FittedModel(program, _record_of(folder, program), str(folder))
 

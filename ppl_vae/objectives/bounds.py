@@ -10,7 +10,6 @@ z_sn given theta_s.
 """
 
 import math
-from contextlib import ExitStack
 from typing import Any
 
 import pyro.infer
@@ -29,7 +28,6 @@ from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -85,7 +83,7 @@ def log_weights(
 def elbo(
     model: ProgramLike,
     guide: ProgramLike,
-    x: RowSource,
+    x: ArrayLike,
     *,
     num_samples: int = 1,
     mask: ArrayLike | None = None,
@@ -101,9 +99,7 @@ def elbo(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
-            Sources larger than memory are read in blocks
-            (:func:`~ppl_vae.data.row_sources.row_source`).
+        x, mask: the whole data, (N, D), in memory or read in blocks, and True where observed.
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
@@ -115,15 +111,10 @@ def elbo(
         FloatingPointError: if a value is NaN, naming the site and the rows.
     """
     pair = Pair(model, guide)
+    opened = opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
     objective, values = ELBO(num_samples), []
-    with ExitStack() as stack:
-        whole = stack.enter_context(
-            opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
-        )
-        rows = torch.arange(len(whole))
-        for context in (isolated_store(), seeded(seed), pair.train_mode(False)):
-            stack.enter_context(context)
-        for batch in whole.split(rows, check_int("batch_size", batch_size)):
+    with opened as whole, isolated_store(), seeded(seed), pair.train_mode(False):
+        for batch in whole.split(torch.arange(len(whole)), check_int("batch_size", batch_size)):
             run = objective._run(pair, batch)
             values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
             check_no_nan("the ELBO", values[-1], run, batch)

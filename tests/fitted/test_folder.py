@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 
 import ppl_vae
 from killed import completed, forked, killed_at_event
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.data.tables import Table
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.fit import fit_table, split_rows
 from ppl_vae.fitted.folder import (
     CARD,
@@ -228,20 +229,37 @@ def test_a_reader_beside_a_writer_finds_one_of_the_models(saved, tmp_path):
     assert len({*found}) == 2
 
 
+def model_of(columns, names=None):
+    """A model of this number of columns, with the schema of a frame if names are given."""
+    program = ppl_vae.PPCA(len(columns), 1, seed=0)
+    program.schema = None if names is None else TableSchema(tuple(names), "pandas")
+    return FittedModel(program, name="m")
+
+
 def test_columns_are_matched():
     values = table().values
     given = Table("t", values, ("d", "c", "b", "a"))
-    found, notes = match_columns(given, ("a", "b", "c", "d"), 4, "m")
-    assert np.array_equal(found, values[:, ::-1]) and notes == ()
-    found, notes = match_columns(given, ("c", "a"), 2, "m")
-    assert np.array_equal(found, values[:, [1, 3]]) and "left out: 'd', 'b'" in notes[0]
-    unnamed = Table("t", values, ("x1", "x2", "x3", "x4"))
-    found, notes = match_columns(unnamed, ("a", "b", "c", "d"), 4, "m")
-    assert np.array_equal(found, values) and "by position" in notes[0]
-    with pytest.raises(ValueError, match="lacks 1 column that the model was fitted to: 'e'"):
-        match_columns(given, ("a", "e"), 2, "m")
+    assert np.array_equal(model_of("abcd", "abcd").match(given), values[:, ::-1])
+    with pytest.warns(UserWarning, match="left out: 'd', 'b'"):
+        found = model_of("ca", "ca").match(given)
+    assert np.array_equal(found, values[:, [1, 3]])
+    unnamed = Table("t", values, ("x1", "x2", "x3", "x4"), has_names=False)
+    assert np.array_equal(model_of("abcd", "abcd").match(unnamed), values)
+    numbered = model_of("abcd", range(4))
+    assert np.array_equal(numbered.match(given), values)
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 columns .* fitted to: 'e'; it has"):
+        model_of("ae", "ae").match(given)
     with pytest.raises(ValueError, match="t has 4 columns, and the model in m has 3"):
-        match_columns(given, None, 3, "m")
+        model_of("abc").match(given)
+
+
+def test_a_header_named_like_numbered_columns_is_matched_by_name(fitted):
+    x = table(("x2", "x1", "x3"))
+    named = fit_table(x, FitSettings(latent_dim=1))
+    later = Table("t", x.values[:, [1, 0, 2]], ("x1", "x2", "x3"))
+    assert np.array_equal(named.match(later), x.values)
+    unnamed = fit_table(replace(x, has_names=False), FitSettings(latent_dim=1))
+    assert unnamed.schema is None and np.array_equal(unnamed.match(later), later.values)
 
 
 def test_rows_are_split_without_overlap():
@@ -251,7 +269,9 @@ def test_rows_are_split_without_overlap():
         assert sorted(np.concatenate(rows)) == [*range(0, 80, 2)]
     everything = split_rows(np.arange(5), FitSettings(held_out=0.0))
     assert everything.train.tolist() == [*range(5)] and len(everything.held_out) == 0
-    with pytest.raises(ValueError, match="4 rows with observed values: too few to hold out 2"):
+    with pytest.raises(
+        ValueError, match="4 rows with observed values, 2 of them held out: too few"
+    ):
         split_rows(np.arange(4), FitSettings())
 
 

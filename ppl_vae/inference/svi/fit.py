@@ -20,9 +20,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
-from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
-from ppl_vae.data.block_source import BlockSource
 from ppl_vae.data.observed_rows import observe_rows, open_source, opened_rows
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.data.row_sources import row_source
@@ -41,6 +39,7 @@ from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.placement import move_to_device, names_device_mix
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
+from ppl_vae.inference.svi.row_schedule import empty_rows_note, schedule_of
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import (
     Optimization,
@@ -174,7 +173,7 @@ def fit_svi(
             stack.enter_context(rows)
         elif rows.mask is not None and not bool(rows.mask.any()):
             check_rows_observed(rows.mask)
-        schedule = _schedule(
+        schedule = schedule_of(
             rows, source, batch_size, epochs, steps,
             refresh=epoch_transform is not None, drop_last=drop_last,
             resumable=runtime.checkpoint_file is not None,
@@ -191,74 +190,7 @@ def fit_svi(
     learn_schema(model, schema)
     learn_schema(guide, schema)
     notes = () if source is None else source.notes()
-    return replace(result, notes=result.notes + _empty_rows_note(rows) + notes)
-
-
-def _schedule(
-    rows: Rows,
-    source: BlockSource | None,
-    batch_size: int | None,
-    epochs: int | None,
-    steps: int | None,
-    *,
-    refresh: bool,
-    drop_last: bool,
-    resumable: bool,
-) -> Schedule:
-    """The schedule of a fit; batches that the source states are used.
-
-    Raises:
-        ValueError: if it states others than the arguments, or cannot be read as it must be.
-    """
-    if source is not None and source.batch_size is not None:
-        if batch_size not in (None, source.batch_size):
-            raise ValueError(
-                f"{batch_size=} is not the batch_size of the DataLoader, {source.batch_size}; "
-                "give only one of them"
-            )
-        batch_size = min(source.batch_size, source.num_rows)
-        drop_last = drop_last or source.drop_last
-    order = None
-    if isinstance(rows, RowStream):
-        order = rows.order
-        _check_stream(rows, batch_size, refresh=refresh, resumable=resumable)
-    return Schedule.of(
-        len(rows), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last, order=order
-    )
-
-
-def _check_stream(
-    rows: RowStream, batch_size: int | None, *, refresh: bool, resumable: bool
-) -> None:
-    if batch_size is None:
-        raise ValueError(
-            f"batch_size is required for rows that are read in blocks; x has {len(rows)} rows"
-        )
-    if refresh:
-        raise ValueError(
-            "epoch_transform needs all rows in memory, but those of x are read in blocks; let a "
-            "torch Dataset transform its items, which are then new in each epoch"
-        )
-    if resumable and not rows.source.repeatable:
-        raise ValueError(
-            "checkpoint= needs an x that gives the same rows each time it is read, so that a fit "
-            "resumes at the exact row, but two readings of the first rows differ; set the "
-            "generator of a DataLoader and the seeds of random transforms, or fit without a "
-            "checkpoint"
-        )
-
-
-def _empty_rows_note(rows: Rows) -> tuple[str, ...]:
-    if isinstance(rows, RowStream):
-        number = len(rows.empty_rows)
-    else:
-        number = 0 if rows.mask is None else int((~rows.mask.any(1)).sum())
-    if not number:
-        return ()
-    return (
-        f"{counted(number, 'row')} with nothing observed took part: the bound of such a row is "
-        "minus the KL of q(z | x) from p(z), at most zero, and counts in averages per datum",
-    )
+    return replace(result, notes=result.notes + empty_rows_note(rows) + notes)
 
 
 def _build_trainer(

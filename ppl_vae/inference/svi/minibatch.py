@@ -276,8 +276,10 @@ class MinibatchObjective:
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
-        some = rows is None and self.stream is not None
-        batch = self.stream.first_rows() if some else self.batch(rows)
+        if rows is None and self.stream is not None:
+            batch = self.stream.first_rows()
+        else:
+            batch = self.batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
                 run = Pair(self.model, self.guide).run(batch)
