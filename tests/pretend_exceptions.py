@@ -5,7 +5,6 @@ there, and that they are few.
 """
 
 COMPILER = "a pretended accelerator has no compiler"
-GENERATOR = "the default generator of the pretended accelerator is the CPU's, and restored with it"
 
 EXCEPTIONS = {
     "tests/evaluation/test_batching.py::test_a_compiled_estimate_equals_the_eager_one": COMPILER,
@@ -14,5 +13,4 @@ EXCEPTIONS = {
     "tests/capture/test_capture.py::test_a_hundred_compiled_steps_equal_eager_steps": COMPILER,
     "tests/models/test_vae_like.py::"
     "test_steps_are_captured_and_do_not_change_the_buffers": COMPILER,
-    "tests/inference/test_checkpoint_identity.py::test_another_content_is_refused": GENERATOR,
 }
