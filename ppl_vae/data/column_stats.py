@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.row_blocks import RowBlock
 
@@ -88,6 +89,41 @@ class ColumnStats(ColumnMoments):
             constant=self.constant & other.constant & (~both | (self.first == other.first)),
             resolution=max(self.resolution, other.resolution),
         )
+
+    @staticmethod
+    def over_processes(
+        own: "ColumnStats | None", processes: Processes, like: Float[Tensor, " D"]
+    ) -> "ColumnStats":
+        """Statistics of the rows of all processes.
+
+        Args:
+            own: those of this process; None if it has no rows.
+            processes: the processes.
+            like: a tensor of the same shape, dtype and device.
+
+        Raises:
+            ValueError: if no process has rows.
+        """
+        packed = torch.zeros(6, len(like)).to(like)
+        if own is not None:
+            packed[:5] = torch.stack(
+                [own.count, own.mean, own.scatter, own.first, own.constant.to(like)]
+            )
+            packed[5, 0] = own.rows
+        resolution = torch.tensor([0.0 if own is None else own.resolution]).double()
+        coarsest = max(float(part) for part in processes.gather(resolution))
+        found: ColumnStats | None = None
+        for part in processes.gather(packed):
+            count, mean, scatter, first, constant, rows = part
+            if not int(rows[0]):
+                continue
+            new = ColumnStats(
+                count, mean, scatter, int(rows[0]), first, constant.bool(), coarsest
+            )
+            found = new if found is None else found.merge(new)
+        if found is None:
+            raise ValueError("x has no observed value in any row of any process")
+        return found
 
     @property
     def centre(self) -> Float[Tensor, " D"]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.frames import read_frame
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import (
@@ -34,6 +35,10 @@ WORKING_FLOATS = 2**23
 
 SMALLEST_MAXIMUM = 1e-60
 """Tables whose largest absolute value is below this, or above its inverse, are rescaled."""
+
+
+SINGLE = Processes()
+"""One process, which has all rows."""
 
 
 def rows_per_block(floats_per_row: int) -> int:
@@ -129,8 +134,11 @@ class RowBlocks:
             would leave the range of float64.
         schema: of the frame that a model was fitted to, to which columns of frames are matched.
         keep_empty_rows: whether rows with nothing observed are kept.
+        processes: among which the rows of the whole table are divided; x holds those of this one,
+            which may be none.
 
     Attributes:
+        width: the number of columns; known once a block was read, or None.
         empty_rows: the numbers of the rows that the last reading left out.
         schema: the given one, or else that of the frame that was read.
         dtype: the finest dtype of the data read so far.
@@ -150,8 +158,11 @@ class RowBlocks:
         rescale: bool = False,
         schema: TableSchema | None = None,
         keep_empty_rows: bool = False,
+        processes: Processes = SINGLE,
     ) -> None:
         refuse_file_name(x)
+        self.processes, self._may_be_empty = processes, processes.size > 1
+        self.width: int | None = None
         self.schema = TableSchema.of(x) if schema is None else schema
         self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
@@ -166,7 +177,13 @@ class RowBlocks:
             elif mask is not None and mask.shape != x.shape:
                 as_mask(mask, x.shape)
         elif _is_matrix(x) or (is_block_list(x) and mask is not None):
-            self._source = as_matrix(x, mask=mask, schema=self.schema, check_finite=False)
+            self._source = as_matrix(
+                x,
+                mask=mask,
+                schema=self.schema,
+                check_finite=False,
+                allow_no_rows=self._may_be_empty,
+            )
             self._mask = None
         elif mask is not None:
             raise ValueError(
@@ -187,12 +204,13 @@ class RowBlocks:
         width, start, self.empty_rows = None, 0, []
         for name, x, mask in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
+            self.width = width
             if x.shape[1] != width:
                 raise ValueError(
                     f"the blocks of x must have the same width; {name} has {x.shape[1]} columns, "
                     f"those before it {width}"
                 )
-            if not self._unit_known:
+            if not self._unit_known and len(x):
                 self.unit, self._unit_known = _unit_of(x, mask), True
             size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
@@ -210,6 +228,8 @@ class RowBlocks:
                 start += num_rows
                 if len(block.values):
                     yield block
+        if self._may_be_empty:
+            return
         if width is None:
             raise ValueError(
                 "x has no blocks of rows; an iterator that was read before, as by PPCA.like, is "
@@ -219,8 +239,47 @@ class RowBlocks:
             raise ValueError(f"x has no observed value in any of its {counted(start, 'row')}")
 
     def notes(self) -> tuple[str, ...]:
-        """A note on the rows that the last reading left out, if any."""
-        return empty_rows_note(self.empty_rows)
+        """A note on the rows that the last reading left out, if any, on each process."""
+        texts = self.processes.gather_text("\n".join(empty_rows_note(self.empty_rows)))
+        if self.processes.size == 1:
+            return tuple(filter(None, texts))
+        return tuple(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the blocks, as given or that of a tensor x; None if x decides it later."""
+        given = self._source.device if isinstance(self._source, Tensor) else None
+        return torch.device(self._device) if self._device is not None else given
+
+    def agree(self) -> int:
+        """Check that all processes have the same columns and dtype; returns the number of columns.
+
+        Raises:
+            ValueError: naming the rank that has others; if no process has any.
+        """
+        names = None if self.schema is None else list(self.schema.names)
+        has_columns = self.width is not None
+        known = self.processes.agree(
+            "x",
+            columns=self.width,
+            names=names,
+            dtype=self.dtype if has_columns else None,
+        )
+        if "columns" not in known:
+            raise ValueError("x has no blocks of rows on any process")
+        self.width = int(known["columns"])
+        self.dtype = getattr(torch, known["dtype"].removeprefix("torch."))
+        return self.width
+
+    def common_unit(self) -> float:
+        """The largest unit of a process that has rows."""
+        own = self.unit if self._unit_known else 0.0
+        found = max(map(float, self.processes.gather(torch.tensor([own]).double())))
+        return found or self.unit
+
+    def use_unit(self, unit: float) -> None:
+        """Divide blocks by a given unit from the next reading on."""
+        self.unit, self._unit_known = unit, True
 
     def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
         x = self._source
@@ -236,7 +295,9 @@ class RowBlocks:
 
     def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:
         if not x.size:
-            raise ValueError(f"x is empty: its shape is {x.shape}")
+            if not (self._may_be_empty and x.shape[1]):
+                raise ValueError(f"x is empty: its shape is {x.shape}")
+            yield "x", torch.from_numpy(np.array(x)), None
         for low in range(0, len(x), size):
             rows = slice(low, low + size)
             name = f"x (its rows from {low} on)"

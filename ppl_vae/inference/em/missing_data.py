@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlock, RowBlocks
 from ppl_vae.guides.families import projected_covariance
@@ -73,6 +74,30 @@ class ExpectedStatistics:
     def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
         pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
         return ExpectedStatistics(*(mine + its for mine, its in pairs))
+
+    @classmethod
+    def zero(cls, loadings: Float[Tensor, "D K"]) -> Self:
+        """The sums over no rows."""
+        data_dim, latent_dim = loadings.shape
+        size = latent_dim * (latent_dim + 1) + latent_dim + 1
+        shapes = (
+            (data_dim, size),
+            (size,),
+            (data_dim, latent_dim + 1),
+            (data_dim,),
+            (3,),
+            (3, latent_dim, latent_dim),
+        )
+        return cls(*(loadings.new_zeros(shape) for shape in shapes))
+
+    def over_processes(self, processes: Processes) -> "ExpectedStatistics":
+        """The sums over the rows of all processes, in one message."""
+        parts = list(vars(self).values())
+        total = processes.sum(torch.cat([part.reshape(-1) for part in parts]))
+        split = total.split([part.numel() for part in parts])
+        return ExpectedStatistics(
+            *(new.reshape(part.shape) for new, part in zip(split, parts, strict=True))
+        )
 
     @classmethod
     def of(
@@ -227,8 +252,11 @@ class MissingDataEM(EMState):
         self.needs_refinement = problem.family == "diagonal"
         self.stalls_in_rotation = self.needs_refinement and problem.prior_update == "fixed"
         loadings = loadings if self.needs_refinement else rotate_if_collinear(loadings, variance)
-        self.parameters = Parameters(loadings, loc, variance)
-        self.statistics, self.num_rows = self._statistics(), problem.columns.rows
+        self.processes = problem.blocks.processes
+        self.parameters = Parameters(loadings, loc, variance).of_rank_zero(self.processes)
+        with self.processes.together():
+            own = self._statistics()
+        self.statistics, self.num_rows = own.over_processes(self.processes), problem.columns.rows
         statistics = self.statistics
         if int(statistics.overall[-1]) != self.num_rows:
             raise ValueError(
@@ -243,6 +271,7 @@ class MissingDataEM(EMState):
         self.rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
 
     def _statistics(self) -> ExpectedStatistics:
+        # Of the rows of this process.
         data_dim, latent_dim = self.parameters.loadings.shape
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
@@ -257,8 +286,7 @@ class MissingDataEM(EMState):
                     f"{float(least):.3g}); start from PPCA.like(x)"
                 ) from error
             total = part if total is None else total + part
-        assert total is not None
-        return total
+        return ExpectedStatistics.zero(self.parameters.loadings) if total is None else total
 
     def e_step(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> "MissingDataEM":
         """The state after an E-step at W, mu and psi: one pass over the data."""
@@ -301,6 +329,7 @@ class MissingDataEM(EMState):
             loc = loc + loadings @ moments.mean
             loadings = loadings @ torch.linalg.cholesky(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
+        bound = self.processes.broadcast(bound)  # on which all processes decide whether to stop
         return bound, Parameters(loadings, loc, variance)
 
     def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
