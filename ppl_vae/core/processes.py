@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -123,6 +123,14 @@ class Processes:
         """The texts of all processes, by rank."""
         encoded = torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
         return [part.numpy().tobytes().decode() for part in self._gather_bytes(encoded)]
+
+    def replicate(self, tensors: Iterable[Tensor]) -> None:
+        """Set tensors of any dtype to those of rank 0, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            bits = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+            value = self.broadcast(bits).view(tensor.dtype).reshape(tensor.shape)
+            with torch.no_grad():
+                tensor.copy_(value)
 
     def broadcast_bytes(self, data: bytes) -> bytes:
         """The bytes of rank 0."""
@@ -257,6 +265,10 @@ class Processes:
             for rank, (node, pid) in self._peers.items()
             if node == platform.node() and (state := _state(pid))
         ]
+
+
+SINGLE = Processes()
+"""One process, which has all rows."""
 
 
 def describe_error(error: BaseException) -> str:

@@ -52,10 +52,15 @@ def seeded(seed: int | None) -> Iterator[None]:
         return
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with kept_generators(list(devices)):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        seed_generators(seed)
         yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; only inside :func:`seeded`."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager

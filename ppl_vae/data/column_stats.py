@@ -104,21 +104,19 @@ class ColumnStats(ColumnMoments):
         Raises:
             ValueError: if no process has rows.
         """
-        packed = torch.zeros(6, len(like)).to(like)
+        moments, numbers = like.new_zeros(5, len(like)), like.new_zeros(1, 2)
         if own is not None:
-            packed[:5] = torch.stack(
+            moments = torch.stack(
                 [own.count, own.mean, own.scatter, own.first, own.constant.to(like)]
             )
-            packed[5, 0] = own.rows
-        resolution = torch.tensor([0.0 if own is None else own.resolution]).double()
-        coarsest = max(float(part) for part in processes.gather(resolution))
+            numbers[0, 0], numbers[0, 1] = own.rows, own.resolution
+        parts, numbers = processes.gather(moments), processes.gather_rows(numbers)
         found: ColumnStats | None = None
-        for part in processes.gather(packed):
-            count, mean, scatter, first, constant, rows = part
-            if not int(rows[0]):
+        for (count, mean, scatter, first, constant), rows in zip(parts, numbers[:, 0], strict=True):
+            if not int(rows):
                 continue
             new = ColumnStats(
-                count, mean, scatter, int(rows[0]), first, constant.bool(), coarsest
+                count, mean, scatter, int(rows), first, constant.bool(), float(numbers[:, 1].max())
             )
             found = new if found is None else found.merge(new)
         if found is None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.frames import read_frame
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import (
@@ -35,10 +35,6 @@ WORKING_FLOATS = 2**23
 
 SMALLEST_MAXIMUM = 1e-60
 """Tables whose largest absolute value is below this, or above its inverse, are rescaled."""
-
-
-SINGLE = Processes()
-"""One process, which has all rows."""
 
 
 def rows_per_block(floats_per_row: int) -> int:
@@ -274,7 +270,7 @@ class RowBlocks:
     def common_unit(self) -> float:
         """The largest unit of a process that has rows."""
         own = self.unit if self._unit_known else 0.0
-        found = max(map(float, self.processes.gather(torch.tensor([own]).double())))
+        found = max(map(float, self.processes.gather(torch.tensor([own], dtype=torch.float64))))
         return found or self.unit
 
     def use_unit(self, unit: float) -> None:

@@ -3,7 +3,10 @@
 import torch
 
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
+from ppl_vae.core.messages import record_messages
 from ppl_vae.core.processes import Processes
+from ppl_vae.inference import fit_vb, sample_posterior
+from ppl_vae.models import BayesianPPCA, sufficient_statistics
 
 FITS = {"closed form": fit_closed_form, "EM": fit_em, "variational EM": variational_em}
 
@@ -32,3 +35,44 @@ def linear_fit(kind, x, cuts=None, latent_dim=2, noise="isotropic", **options):
 
 def linear_fit_kw(kind, x, cuts, options):
     return linear_fit(kind, x, cuts, **options)
+
+
+def bayesian(x, cuts=None, noise="isotropic"):
+    rows = own_rows(x, cuts)
+    model = BayesianPPCA.like(rows, 2, noise=noise, prior="ard")
+    found = fit_vb(model, rows, seed=0, max_iterations=20)
+    draws = sample_posterior(
+        model, rows, num_samples=8, warmup=4, chains=2, seed=0, progress=False
+    )
+    return state(model), found.objective, found.loadings, draws.draws, found.notes
+
+
+def unseeded_draws(x):
+    rows = own_rows(x, None)
+    model = BayesianPPCA.like(rows, 2)
+    samples = sample_posterior(model, rows, num_samples=8, warmup=4, chains=2, progress=False)
+    return samples.draws
+
+
+def small_products_only(x):
+    """The closed form with the scatter matrix itself in place of a factor."""
+    before = sufficient_statistics.MAX_QR_COST
+    sufficient_statistics.MAX_QR_COST = 0.0
+    try:
+        return linear_fit("closed form", x)
+    finally:
+        sufficient_statistics.MAX_QR_COST = before
+
+
+def messages_of(kind, x, options):
+    with record_messages() as log:
+        linear_fit(kind, x, None, **options)
+    return dict(log.counts)
+
+
+def fit_of_rank(arguments):
+    """A fit whose arguments differ between ranks: kind, rows, options."""
+    kind, x, options = arguments
+    rows = x
+    ppca = PPCA(7, 2, seed=0).double()
+    return FITS[kind](ppca, rows, **options).steps

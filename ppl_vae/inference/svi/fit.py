@@ -16,6 +16,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import as_data_and_mask, check_support, learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
@@ -26,6 +27,7 @@ from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.embedding_lookup import check_lookup
+from ppl_vae.inference.svi.fingerprint import fit_fingerprint
 from ppl_vae.inference.svi.minibatch import (
     EpochTransform,
     MinibatchObjective,
@@ -140,28 +142,38 @@ def fit_svi(
         FloatingPointError: if the loss becomes NaN or infinite, with the step, the site and the
             rows; the last good state is restored.
     """
-    runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
-    if runtime.checkpoint_file is not None:
-        check_writable(runtime.checkpoint_file)
-    _move_to_device(model, guide, device)
-    schema = schema_of(model) or TableSchema.of(x)
-    if x_val is not None:
-        x_val = as_matrix(x_val, name="x_val", schema=schema)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
-    if mask is not None and not bool(mask.any()):
-        check_rows_observed(mask)
-    if epoch_transform is None:
-        check_support(model, x, mask)
-    refresh = epoch_transform is not None
-    schedule = Schedule.of(len(x), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last)
-    optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
-    stopping = Stopping(x_val, patience)
-    if x_val is not None:
-        _check_validation(model, guide, x_val)
-    weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-    with _training_context(model, guide, seed):
-        minibatch = MinibatchObjective(model, guide, weighted, x, mask, precision, epoch_transform)
-        trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
+    processes = Processes.current()
+    with processes.together():
+        runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
+        if runtime.checkpoint_file is not None and processes.rank == 0:
+            check_writable(runtime.checkpoint_file)
+        _move_to_device(model, guide, device)
+        schema = schema_of(model) or TableSchema.of(x)
+        if x_val is not None:
+            x_val = as_matrix(x_val, name="x_val", schema=schema)
+        x, mask = as_data_and_mask(x, mask, model=model, guide=guide, allow_empty_rows=True)
+        if mask is not None and not bool(mask.any()):
+            check_rows_observed(mask)
+        if epoch_transform is None:
+            check_support(model, x, mask)
+        refresh = epoch_transform is not None
+        schedule = Schedule.of(
+            len(x), batch_size, epochs, steps, refresh=refresh, drop_last=drop_last
+        )
+        optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
+        stopping = Stopping(x_val, patience)
+        if x_val is not None:
+            _check_validation(model, guide, x_val)
+        weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
+    with _training_context(model, guide, processes.common_seed(seed)):
+        with processes.together():
+            minibatch = MinibatchObjective(
+                model, guide, weighted, x, mask, precision, epoch_transform
+            )
+            named = _check_parameters(minibatch, schedule)
+        trainer = _build_trainer(
+            minibatch, named, schedule, optimization, stopping, runtime, processes
+        )
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
     learn_schema(model, schema)
@@ -181,15 +193,30 @@ def _empty_rows_note(mask: Tensor | None) -> tuple[str, ...]:
 
 def _build_trainer(
     minibatch: MinibatchObjective,
+    named: dict[str, Tensor],
     schedule: Schedule,
     optimization: Optimization,
     stopping: Stopping,
     runtime: Runtime,
+    processes: Processes,
 ) -> Trainer:
-    named = _check_parameters(minibatch, schedule)
     modules = modules_of(minibatch.model, minibatch.guide)
-    optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
-    optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
+    with processes.together():
+        optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
+        optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
+    if processes.size > 1:
+        fingerprint = fit_fingerprint(
+            minibatch, optimizer_step, schedule, stopping.x_val, runtime.seed
+        )
+        processes.agree(
+            "fit_svi",
+            **fingerprint,
+            steps=schedule.num_steps,
+            patience=stopping.patience or 0,
+            capture=runtime.capture,
+            checkpoint=runtime.checkpoint is not None,
+        )
+        processes.replicate(optimizer_step.state)
     make_captured = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
     )
@@ -202,6 +229,7 @@ def _build_trainer(
         stopping.x_val,
         runtime.checkpoint_file,
         runtime.seed,
+        processes,
     )
 
 

@@ -22,6 +22,10 @@ from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
 
+FINITE = "every site is finite for another draw"
+"""The description of a batch whose objective was not finite by chance."""
+
+
 class WeightedObjective:
     """An objective of a batch in nats per datum, with warm-up of the weight of the KL.
 
@@ -220,4 +224,4 @@ class MinibatchObjective:
         for program, trace in (("guide", run.guide), ("model", run.model)):
             if found := describe_nonfinite(trace, program, batch):
                 return found
-        return "every site is finite for another draw"
+        return FINITE

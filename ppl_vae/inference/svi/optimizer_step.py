@@ -234,6 +234,14 @@ class OptimizerStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         (-value).backward()
+        self.update(rows)
+
+    def update(self, rows: Tensor | None) -> None:
+        """Make a step with the gradients that the parameters have.
+
+        Args:
+            rows: the rows of the batch; None is all.
+        """
         if self.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         self.per_datum.step(rows)

@@ -1,10 +1,11 @@
 """The training loop of SVI: steps, validation, checkpoints and stopping."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,20 +15,23 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.introspection import notes_of, notes_on
 from ppl_vae.core.nonfinite import name_rows
+from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.state import validation
+from ppl_vae.core.state import seed_generators, validation
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.minibatch import FINITE, MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
+from ppl_vae.inference.svi.shared_step import SharedStep
 from ppl_vae.objectives.bounds import elbo
 
+Value = TypeVar("Value")
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
 READ_INTERVAL = {"cpu": 1, "cuda": 50}
@@ -51,6 +55,7 @@ class Trainer:
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
         seed: of the fit, by which a checkpoint is recognised.
+        processes: that share each batch, and have the same data and parameters.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or of another fit; the pair is unchanged.
@@ -66,8 +71,9 @@ class Trainer:
         x_val: ArrayLike | None = None,
         checkpoint: Path | None = None,
         seed: int | None = None,
+        processes: Processes = SINGLE,
     ) -> None:
-        self.start_time = time.perf_counter()
+        self.start_time, self.processes = time.perf_counter(), processes
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
         self.schedule, self.stopping, self.policy = schedule, stopping, policy
         self.x_val = None
@@ -78,11 +84,12 @@ class Trainer:
         self.checkpoint, self.resumed, content = None, "", None
         if checkpoint is not None:
             self.checkpoint = CheckpointFile(
-                checkpoint, minibatch, optimizer_step, schedule, self.x_val, seed
+                checkpoint, processes, minibatch, optimizer_step, schedule, self.x_val, seed
             )
             content = self.checkpoint.read()
         unfreeze(minibatch.model, minibatch.guide)
-        self.order_seed = int(torch.randint(2**62, ()))
+        self.order_seed = int(processes.broadcast(torch.randint(2**62, (1,))))
+        self.shared = SharedStep(processes, optimizer_step)
         self.unread: list[Tensor] = []
         self.values: list[float] = []
         self.elapsed: list[float] = []
@@ -103,6 +110,7 @@ class Trainer:
             self.checkpoint.write(self._content())
         if not self.values:
             self._validate()
+        self._seed_own_draws()
         with validation(False):
             for chunk in self._chunks():
                 if self.stopped:
@@ -112,8 +120,22 @@ class Trainer:
                     for rows in chunk:
                         self._run_eager(rows)
                 self._after_chunk(progress)
-                self.policy.update(self.num_steps, self.elapsed)
+                self.policy.update(self.num_steps, self._common_elapsed())
         self._finish()
+
+    def _common_elapsed(self) -> list[float]:
+        """The times of rank 0, by which all processes decide whether to capture."""
+        if self.policy.mode != "auto":
+            return self.elapsed
+        elapsed = torch.tensor(self.elapsed, dtype=torch.float64)
+        return self.processes.broadcast(elapsed).tolist()
+
+    def _seed_own_draws(self) -> None:
+        """Let processes draw independently, in a way that a resumed fit repeats."""
+        if self.processes.size > 1:
+            seed = self.processes.own_seed(self.order_seed, len(self.values))
+            assert seed is not None
+            seed_generators(seed)
 
     def _finish(self) -> None:
         if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
@@ -174,23 +196,57 @@ class Trainer:
         return True
 
     def _run_eager(self, rows: Tensor | None) -> None:
-        step = self.num_steps + 1
+        if self.processes.size > 1:
+            self._run_shared(rows)
+            return
+        value = self._evaluate(lambda: self.minibatch.value(rows, self.num_steps + 1))
+        if value is None:
+            self._fail(self.num_steps + 1, rows)
+            return
+        self._add_value(value.detach(), rows)
+        with self.minibatch.rounding():
+            self.optimizer_step.apply(value, rows)
+
+    def _run_shared(self, rows: Tensor | None) -> None:
+        """A step of which each process evaluates its share of the rows."""
+        shared, step, failure = self.shared, self.num_steps + 1, None
+        batch = self._all_rows(rows)
+        own, fraction = shared.share(batch)
+        contribution = shared.no_rows()
+        if len(own):
+            try:
+                found = self._evaluate(
+                    lambda: shared.evaluate(lambda: self.minibatch.value(own, step))
+                )
+                contribution = found or contribution.with_value(math.nan)
+            except Exception as error:  # raised on all processes by the exchange
+                failure = error
+        whole = shared.exchange(contribution, batch, fraction, failure)
+        self._add_value(whole.value, batch)
+        with self.minibatch.rounding():
+            shared.apply(whole, rows)
+
+    def _all_rows(self, rows: Tensor | None) -> Tensor:
+        x = self.minibatch.x
+        return torch.arange(len(x), device=x.device) if rows is None else rows
+
+    def _evaluate(self, function: Callable[[], Value]) -> Value | None:
+        """The function's value; None if it fails because the parameters have diverged."""
         try:
             with self.minibatch.rounding():
-                value = self.minibatch.value(rows, step)
+                return function()
         except (RuntimeError, ValueError) as error:
             # A factorization can fail on parameters that are finite but far too large.
             factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
-            overflow = isinstance(error, factorization) and step > 1
+            overflow = isinstance(error, factorization) and self.num_steps > 0
             if not overflow and all(t.isfinite().all() for t in self.optimizer_step.parameters):
                 raise
-            self._fail(step, rows)
-            return
-        self.unread.append(value.detach())
+            return None
+
+    def _add_value(self, value: Tensor, rows: Tensor | None) -> None:
+        self.unread.append(value)
         if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
             self._read_values(rows)
-        with self.minibatch.rounding():
-            self.optimizer_step.apply(value, rows)
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
@@ -206,12 +262,21 @@ class Trainer:
             self.last_good = Snapshot(self.optimizer_step.state)
 
     def _fail(self, step: int, rows: Tensor | None) -> None:
-        site = self.minibatch.find_nonfinite_site(rows)
+        site = self._find_nonfinite_site(rows)
         self.last_good.restore()
         raise FloatingPointError(
             f"the loss is not finite at step {step}: {site}. The last good state is restored; "
             "try a smaller lr, grad_clip=, or data on a smaller scale"
         )
+
+    def _find_nonfinite_site(self, rows: Tensor | None) -> str:
+        if self.processes.size == 1:
+            return self.minibatch.find_nonfinite_site(rows)
+        own, _ = self.shared.share(self._all_rows(rows))
+        site = self.minibatch.find_nonfinite_site(own) if len(own) else FINITE
+        texts = self.processes.gather_text("" if site == FINITE else site)
+        ranks = [rank for rank, text in enumerate(texts) if text]
+        return f"{texts[ranks[0]]}, on rank {ranks[0]}" if ranks else FINITE
 
     def _after_chunk(self, progress: ProgressCallback) -> None:
         step = self.num_steps
@@ -223,6 +288,8 @@ class Trainer:
         self._validate()
         if self.checkpoint is not None:
             self.checkpoint.write(self._content(), at_end=at_end)
+        self.shared.check_same_parameters(step)
+        self._seed_own_draws()
 
     def _validate(self) -> None:
         if self.x_val is None:

@@ -1,0 +1,191 @@
+"""Steps of SVI whose batches several processes share: one message between gradient and update.
+
+Each process evaluates the objective on its share of the rows of a batch, as a subsample of the
+plate over data. The objective in nats per datum is the mean over rows, so the gradient of the
+batch is the mean of the gradients of the shares, weighted by their numbers of rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ppl_vae.core.digest import tensor_digest
+from ppl_vae.core.errors import ProcessError
+from ppl_vae.core.processes import Processes, describe_error
+from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+
+
+class Contribution(NamedTuple):
+    """What a process contributes to a step, or what all of them do together.
+
+    Attributes:
+        value: the objective in nats per datum, ().
+        gradients: of minus the objective, for each parameter; None where it has none.
+        changes: of the buffers, by the evaluation of the objective.
+    """
+
+    value: Tensor
+    gradients: list[Tensor | None]
+    changes: list[Tensor]
+
+    def with_value(self, value: float) -> "Contribution":
+        """The same with another value."""
+        return self._replace(value=torch.full_like(self.value, value))
+
+
+@dataclass(frozen=True)
+class SharedStep:
+    """The exchange of gradients between evaluation and update.
+
+    All gradients, and the changes of buffers such as the means of batch normalisation, are one
+    message. Of per-datum parameters it holds the rows of the batch only.
+
+    Attributes:
+        processes: the processes.
+        optimizer_step: the update.
+    """
+
+    processes: Processes
+    optimizer_step: OptimizerStep
+
+    def share(self, rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], float]:
+        """This process's rows of a batch, which may be none, and their fraction of it."""
+        own = rows[self.processes.share(len(rows))]
+        return own, len(own) / len(rows)
+
+    def evaluate(self, value: Callable[[], Tensor]) -> Contribution:
+        """The objective of this process's rows, with its gradient."""
+        step = self.optimizer_step
+        before = [buffer.detach().clone() for buffer in step.buffers]
+        step.optimizer.zero_grad(set_to_none=True)
+        objective = value()
+        (-objective).backward()
+        changes = [_change(*pair) for pair in zip(before, step.buffers, strict=True)]
+        for buffer, old in zip(step.buffers, before, strict=True):
+            buffer.copy_(old)
+        return Contribution(objective.detach(), [p.grad for p in step.parameters], changes)
+
+    def no_rows(self) -> Contribution:
+        """The contribution of a process without rows."""
+        step = self.optimizer_step
+        value = torch.zeros((), device=step.parameters[0].device)
+        changes = [torch.zeros_like(buffer) for buffer in step.buffers]
+        return Contribution(value, [None for _ in step.parameters], changes)
+
+    def exchange(
+        self,
+        own: Contribution,
+        rows: Int[Tensor, " B"],
+        fraction: float,
+        error: BaseException | None = None,
+    ) -> Contribution:
+        """The contributions of all processes, on each of them.
+
+        Args:
+            own: that of this process.
+            rows: of the whole batch.
+            fraction: of this process's rows among them.
+            error: that the evaluation raised on this process.
+
+        Raises:
+            ProcessError: if another process has an error.
+            Exception: the error of this process itself.
+        """
+        given = [g is not None for g in own.gradients]
+        failed_and_given = own.value.new_tensor([error is not None, *given])
+        gradients = [
+            self._part(parameter, gradient, rows)
+            for parameter, gradient in zip(
+                self.optimizer_step.parameters, own.gradients, strict=True
+            )
+        ]
+        parts = [own.value, *gradients, *own.changes]
+        scaled = [part * fraction for part in parts]
+        total = self.processes.sum(self._flat([failed_and_given, *scaled]))
+        failed, *counts = total[: len(failed_and_given)].tolist()
+        if failed:
+            texts = self.processes.gather_text("" if error is None else describe_error(error))
+            if error is not None:
+                raise error
+            self.processes.raise_failure(texts)
+        split = total[len(failed_and_given) :].split([part.numel() for part in parts])
+        value, *found = (new.reshape(p.shape) for new, p in zip(split, parts, strict=True))
+        number = len(gradients)
+        return Contribution(
+            value,
+            [
+                self._whole(parameter, part, rows) if count else None
+                for parameter, part, count in zip(
+                    self.optimizer_step.parameters, found[:number], counts, strict=True
+                )
+            ],
+            found[number:],
+        )
+
+    def apply(self, whole: Contribution, rows: Int[Tensor, " B"] | None) -> None:
+        """Update buffers and parameters.
+
+        Args:
+            whole: the contributions of all processes.
+            rows: of the whole batch; None is all rows.
+        """
+        step = self.optimizer_step
+        for buffer, change in zip(step.buffers, whole.changes, strict=True):
+            add_change(buffer, change)
+        for parameter, gradient in zip(step.parameters, whole.gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter)
+        step.update(rows)
+
+    def check_same_parameters(self, num_steps: int) -> None:
+        """Check that all processes have the same parameters.
+
+        Raises:
+            ProcessError: naming the first rank with others.
+        """
+        if self.processes.size == 1:
+            return
+        first, *others = self.processes.gather_text(tensor_digest(self.optimizer_step.state))
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise ProcessError(
+                    f"after step {num_steps} the parameters of rank {rank} differ from those of "
+                    "rank 0: their updates are not the same; all processes need processors and "
+                    "libraries of one kind"
+                )
+
+    def _flat(self, parts: Sequence[Tensor]) -> Float[Tensor, " M"]:
+        dtype = torch.float32
+        for parameter in self.optimizer_step.parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        return torch.cat([part.reshape(-1).to(dtype) for part in parts])
+
+    def _is_table(self, parameter: Tensor) -> bool:
+        return any(parameter is table for table in self.optimizer_step.per_datum.tables)
+
+    def _part(self, parameter: Tensor, gradient: Tensor | None, rows: Tensor) -> Tensor:
+        # What of a gradient is in the message.
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        return gradient[rows] if self._is_table(parameter) else gradient
+
+    def _whole(self, parameter: Tensor, part: Tensor, rows: Tensor) -> Tensor:
+        if not self._is_table(parameter):
+            return part
+        return torch.zeros_like(parameter).index_copy(0, rows, part.to(parameter))
+
+
+def _change(before: Tensor, after: Tensor) -> Tensor:
+    # Of a buffer; zero where it is NaN all the time, as a scale that is not known yet.
+    change = after.detach().double() - before.double()
+    return torch.where(before.isnan() & after.isnan(), 0.0, change)
+
+
+def add_change(buffer: Tensor, change: Tensor) -> None:
+    """Add a change to a buffer, in place; entries without a change keep their bits."""
+    changed = buffer.double() + change.to(buffer.device)
+    if not buffer.is_floating_point():
+        changed = changed.round()
+    buffer.copy_(torch.where(change == 0, buffer, changed.to(buffer.dtype)))
