@@ -166,16 +166,15 @@ class Processes:
 
         Args:
             function: its name.
-            **arguments: what must be equal, compared by ``str``; None is compared to nothing,
-                such as what a process without rows does not know.
+            **arguments: what must be equal, compared by ``str``; a process may lack some.
 
         Returns:
-            The arguments that any process knows, as texts.
+            The arguments that any process has, as texts.
 
         Raises:
             ValueError: naming the first rank and argument that differ from those of a lower rank.
         """
-        given = {name: str(value) for name, value in arguments.items() if value is not None}
+        given = {name: str(value) for name, value in arguments.items()}
         if self.size == 1:
             return given
         host = [platform.node(), os.getpid()]

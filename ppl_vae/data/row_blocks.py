@@ -253,14 +253,12 @@ class RowBlocks:
         Raises:
             ValueError: naming the rank that has others; if no process has any.
         """
-        names = None if self.schema is None else list(self.schema.names)
-        has_columns = self.width is not None
-        known = self.processes.agree(
-            "x",
-            columns=self.width,
-            names=names,
-            dtype=self.dtype if has_columns else None,
-        )
+        found: dict[str, Any] = {}
+        if self.schema is not None:
+            found["names"] = list(self.schema.names)
+        if self.width is not None:  # else this process has no block
+            found |= {"columns": self.width, "dtype": self.dtype}
+        known = self.processes.agree("x", **found)
         if "columns" not in known:
             raise ValueError("x has no blocks of rows on any process")
         self.width = int(known["columns"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import as_data_and_mask, check_support, learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
@@ -205,14 +206,13 @@ def _build_trainer(
         optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
         optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
     if processes.size > 1:
-        fingerprint = fit_fingerprint(
-            minibatch, optimizer_step, schedule, stopping.x_val, runtime.seed
-        )
+        x_val = stopping.x_val
         processes.agree(
             "fit_svi",
-            **fingerprint,
+            **fit_fingerprint(minibatch, optimizer_step, schedule, None, runtime.seed)
+            | {"x_val": None if x_val is None else describe_tensor(x_val)},
             steps=schedule.num_steps,
-            patience=stopping.patience or 0,
+            patience=stopping.patience,
             capture=runtime.capture,
             checkpoint=runtime.checkpoint is not None,
         )

@@ -6,7 +6,6 @@ batch is the mean of the gradients of the shares, weighted by their numbers of r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,32 +24,33 @@ class Contribution(NamedTuple):
     Attributes:
         value: the objective in nats per datum, ().
         gradients: of minus the objective, for each parameter; None where it has none.
-        changes: of the buffers, by the evaluation of the objective.
+        changes: of the buffers, by the evaluation of the objective, by their positions.
     """
 
     value: Tensor
     gradients: list[Tensor | None]
-    changes: list[Tensor]
+    changes: dict[int, Tensor]
 
     def with_value(self, value: float) -> "Contribution":
         """The same with another value."""
         return self._replace(value=torch.full_like(self.value, value))
 
 
-@dataclass(frozen=True)
 class SharedStep:
     """The exchange of gradients between evaluation and update.
 
     All gradients, and the changes of buffers such as the means of batch normalisation, are one
-    message. Of per-datum parameters it holds the rows of the batch only.
+    message. Of per-datum parameters it holds the rows of the batch only. Which buffers change is
+    found in the first step after each :meth:`check_same_parameters`.
 
-    Attributes:
+    Args:
         processes: the processes.
         optimizer_step: the update.
     """
 
-    processes: Processes
-    optimizer_step: OptimizerStep
+    def __init__(self, processes: Processes, optimizer_step: OptimizerStep) -> None:
+        self.processes, self.optimizer_step = processes, optimizer_step
+        self._changing: list[int] | None = None
 
     def share(self, rows: Int[Tensor, " B"]) -> tuple[Int[Tensor, " b"], float]:
         """This process's rows of a batch, which may be none, and their fraction of it."""
@@ -64,7 +64,7 @@ class SharedStep:
         step.optimizer.zero_grad(set_to_none=True)
         objective = value()
         (-objective).backward()
-        changes = [_change(*pair) for pair in zip(before, step.buffers, strict=True)]
+        changes = {k: _change(before[k], step.buffers[k]) for k in self._in_message}
         for buffer, old in zip(step.buffers, before, strict=True):
             buffer.copy_(old)
         return Contribution(objective.detach(), [p.grad for p in step.parameters], changes)
@@ -73,8 +73,12 @@ class SharedStep:
         """The contribution of a process without rows."""
         step = self.optimizer_step
         value = torch.zeros((), device=step.parameters[0].device)
-        changes = [torch.zeros_like(buffer) for buffer in step.buffers]
+        changes = {k: torch.zeros_like(step.buffers[k]) for k in self._in_message}
         return Contribution(value, [None for _ in step.parameters], changes)
+
+    @property
+    def _in_message(self) -> Sequence[int]:
+        return range(len(self.optimizer_step.buffers)) if self._changing is None else self._changing
 
     def exchange(
         self,
@@ -95,15 +99,11 @@ class SharedStep:
             ProcessError: if another process has an error.
             Exception: the error of this process itself.
         """
+        parameters = self.optimizer_step.parameters
         given = [g is not None for g in own.gradients]
         failed_and_given = own.value.new_tensor([error is not None, *given])
-        gradients = [
-            self._part(parameter, gradient, rows)
-            for parameter, gradient in zip(
-                self.optimizer_step.parameters, own.gradients, strict=True
-            )
-        ]
-        parts = [own.value, *gradients, *own.changes]
+        gradients = list(map(self._part, parameters, own.gradients, [rows] * len(parameters)))
+        parts = [own.value, *gradients, *own.changes.values()]
         scaled = [part * fraction for part in parts]
         total = self.processes.sum(self._flat([failed_and_given, *scaled]))
         failed, *counts = total[: len(failed_and_given)].tolist()
@@ -114,16 +114,16 @@ class SharedStep:
             self.processes.raise_failure(texts)
         split = total[len(failed_and_given) :].split([part.numel() for part in parts])
         value, *found = (new.reshape(p.shape) for new, p in zip(split, parts, strict=True))
-        number = len(gradients)
+        gradients, changes = found[: len(parameters)], found[len(parameters) :]
+        changes = dict(zip(own.changes, changes, strict=True))
+        self._changing = [k for k, change in changes.items() if bool((change != 0).any())]
         return Contribution(
             value,
             [
                 self._whole(parameter, part, rows) if count else None
-                for parameter, part, count in zip(
-                    self.optimizer_step.parameters, found[:number], counts, strict=True
-                )
+                for parameter, part, count in zip(parameters, gradients, counts, strict=True)
             ],
-            found[number:],
+            changes,
         )
 
     def apply(self, whole: Contribution, rows: Int[Tensor, " B"] | None) -> None:
@@ -134,8 +134,8 @@ class SharedStep:
             rows: of the whole batch; None is all rows.
         """
         step = self.optimizer_step
-        for buffer, change in zip(step.buffers, whole.changes, strict=True):
-            add_change(buffer, change)
+        for k, change in whole.changes.items():
+            add_change(step.buffers[k], change)
         for parameter, gradient in zip(step.parameters, whole.gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter)
         step.update(rows)
@@ -148,6 +148,7 @@ class SharedStep:
         """
         if self.processes.size == 1:
             return
+        self._changing = None
         first, *others = self.processes.gather_text(tensor_digest(self.optimizer_step.state))
         for rank, other in enumerate(others, 1):
             if other != first:
