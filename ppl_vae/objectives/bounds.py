@@ -23,6 +23,7 @@ from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -107,14 +108,16 @@ def elbo(
     """
     pair = Pair(model, guide)
     whole = pair.observe(x, mask, allow_empty_rows=True)
-    objective, rows = ELBO(num_samples), torch.arange(len(whole))
+    objective, size = ELBO(num_samples), check_int("batch_size", batch_size)
+    arguments = {"num_samples": num_samples, "global_kl": global_kl}
+    rows = SharedRows.of("elbo", pair, whole, torch.arange(len(whole)), seed, **arguments)
     values = []
-    with isolated_store(), seeded(seed), pair.train_mode(False):
-        for batch in whole.split(rows, check_int("batch_size", batch_size)):
+    with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
+        for batch in whole.split(rows.own, size):
             terms = objective.terms_of(pair, batch)
             shared = terms.shared().mean() if global_kl else 0.0
             values.append((terms.local().mean(0) + shared).expand(len(batch)))
-    return labels_of(x).rows(torch.cat(values), "elbo")
+    return labels_of(x).rows(rows.gather(torch.cat(values)), "elbo")
 
 
 PLAIN = "reparameterized"

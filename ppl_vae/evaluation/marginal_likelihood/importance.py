@@ -15,7 +15,8 @@ from ppl_vae.core.global_sites import PriorProposal
 from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.shared_rows import SharedRows
+from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
 from ppl_vae.data.row_blocks import empty_rows_note
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
@@ -110,16 +111,30 @@ def log_likelihood(
     data = pair.observe(x, mask, allow_empty_rows=True)
     pair.check_support(data)
     rows, left_out = _scored_rows(data, rows)
+    shared = SharedRows.of(
+        "log_likelihood",
+        pair,
+        data,
+        rows,
+        seed,
+        num_samples=num_samples,
+        method=method,
+        refine=refine,
+        covariance=covariance,
+        annealing=annealing,
+        precision=precision,
+    )
+    own = shared.own
     if method == "annealed":
         settings = annealing or Annealing()
         sampler = AISWeights(
-            settings, data.x, len(rows), num_samples, capture=capture, precision=precision
+            settings, data.x, len(own), num_samples, capture=capture, precision=precision
         )
         size = sampler.block_size
     else:
-        sampler = _importance_sampler(data.x, len(rows), num_samples, capture, precision)
+        sampler = _importance_sampler(data.x, len(own), num_samples, capture, precision)
         size = block_size(data.x, num_samples, refined=refine > 0)
-    batches = list(data.split(rows, size))
+    batches = list(data.split(own, size))
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
@@ -127,7 +142,8 @@ def log_likelihood(
         precision=precision,
     )
     diagnostics = None
-    with isolated_store(), seeded(seed), pair.eval_mode():
+    together = shared.processes.together
+    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         check_importance_samplable(pair, batches[0])
         has_globals = pair.has_globals(batches[0])
         if has_globals and method == "prior" and guide is not None:
@@ -135,8 +151,12 @@ def log_likelihood(
         proposals = ((local_vi(pair, batch) if refine else pair, batch) for batch in batches)
         parts = [weight_summary(sampler, q, batch, num_samples) for q, batch in proposals]
         if method != "annealed" and not refine:
-            large_batches = list(data.split(rows, rows_at_once(data.x)))
+            large_batches = list(data.split(own, rows_at_once(data.x)))
             diagnostics = diagnose_latents(pair, large_batches, num_samples)
+    parts = [shared.gather_columns(_joined(parts))]
+    if diagnostics is not None and diagnostics.undersampled is not None:
+        undersampled = shared.gather_columns(diagnostics.undersampled)
+        diagnostics = diagnostics._replace(undersampled=undersampled)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     cells = _num_observed(pair, data, rows).to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
@@ -190,7 +210,7 @@ def combine(
         diagnostics: of the latent sites of the pair, where they were computed.
         has_globals: whether the data of a batch share draws of global variables.
     """
-    summary = WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    summary = _joined(parts)
     undersampled = None if diagnostics is None else diagnostics.undersampled
     mean_variance = float(summary.joint_variance.sum()) / len(summary.value) ** 2
     reliability = assess_reliability(
@@ -218,6 +238,10 @@ def combine(
         refinable=diagnostics is None or diagnostics.refinable,
         global_error=math.sqrt(mean_variance) if has_globals else None,
     )
+
+
+def _joined(parts: Sequence[WeightSummary]) -> WeightSummary:
+    return WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _proposal(

@@ -20,10 +20,12 @@ from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.shared_rows import SharedRows
+from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -110,7 +112,13 @@ def impute(
     if posterior is not None:
         _check_posterior(model, guide, refine)
         return impute_from_posterior(
-            posterior, x, num_samples, draws=draws, quantiles=quantiles, mask=mask, seed=seed
+            posterior,
+            x,
+            num_samples,
+            draws=draws,
+            quantiles=quantiles,
+            mask=mask,
+            seed=Processes.current().common_seed(seed),
         )
     if guide is None or len(quantiles):
         raise ValueError(
@@ -129,8 +137,14 @@ def impute(
     size = block_size(data.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
     local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), pair.eval_mode():
-        for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
+    incomplete = (~data.mask.all(1)).nonzero().flatten()
+    arguments = {"num_samples": num_samples, "draws": draws, "refine": refine}
+    shared = SharedRows.of(
+        "impute", pair, data, incomplete, seed, covariance=covariance, **arguments
+    )
+    together = shared.processes.together
+    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+        for rows in shared.own.split(size):
             batch = data.rows(rows)
             check_importance_samplable(pair, batch)
             if draws and pair.has_globals(batch):
@@ -141,6 +155,8 @@ def impute(
                 )
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
+    if shared.processes.size > 1:
+        _gather(result, incomplete, shared)
     return result
 
 
@@ -172,6 +188,15 @@ def _write(result: Imputation, rows: Tensor, observed: Tensor, new: BlockEstimat
         result.draws[:, rows] = torch.where(observed, result.draws[:, rows], drawn)
     assert result.ess is not None
     result.ess[rows] = new.ess
+
+
+def _gather(result: Imputation, rows: Int[Tensor, " N"], shared: SharedRows) -> None:
+    # The imputations of the other processes.
+    by_row = [result.mean, result.sd, result.ess]
+    by_row += [] if result.draws is None else [result.draws.transpose(0, 1)]
+    for values in by_row:
+        assert values is not None
+        values[rows] = shared.gather(values[shared.own])
 
 
 class _Sampler:
