@@ -1,8 +1,8 @@
 from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
 from .errors import CheckpointError as CheckpointError
-from .global_sites import condition_on_globals as condition_on_globals
 from .errors import ProcessError as ProcessError
+from .global_sites import condition_on_globals as condition_on_globals
 from .messages import MessageLog as MessageLog
 from .messages import record_messages as record_messages
 from .pair import Pair as Pair

@@ -43,8 +43,7 @@ class MessageLog:
         """
         factors = {"sum": 2 * (size - 1) / size, "broadcast": 1.0, "gather": size - 1.0}
         return sum(
-            factors[kind] * num_bytes * number
-            for (kind, num_bytes), number in self.counts.items()
+            factors[kind] * num_bytes * number for (kind, num_bytes), number in self.counts.items()
         )
 
     def __str__(self) -> str:

@@ -281,9 +281,7 @@ def _place(device: torch.device) -> torch.device:
     return device if device.type in kinds else torch.device(kinds[0])
 
 
-def _difference(
-    function: str, name: str, first: int, expected: str, rank: int, value: str
-) -> str:
+def _difference(function: str, name: str, first: int, expected: str, rank: int, value: str) -> str:
     if not name:
         return (
             f"rank {rank} calls {value} where rank {first} calls {expected}; every process must "

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 

@@ -112,7 +112,9 @@ class ColumnStats(ColumnMoments):
             numbers[0, 0], numbers[0, 1] = own.rows, own.resolution
         parts, numbers = processes.gather(moments), processes.gather_rows(numbers)
         found: ColumnStats | None = None
-        for (count, mean, scatter, first, constant), rows in zip(parts, numbers[:, 0], strict=True):
+        for (count, mean, scatter, first, constant), rows in zip(
+            parts, numbers[:, 0], strict=True
+        ):
             if not int(rows):
                 continue
             new = ColumnStats(

@@ -253,9 +253,7 @@ class RowBlocks:
         Raises:
             ValueError: naming the rank that has others; if no process has any.
         """
-        found: dict[str, Any] = {}
-        if self.schema is not None:
-            found["names"] = list(self.schema.names)
+        found: dict[str, Any] = {} if self.schema is None else {"names": self.schema.names}
         if self.width is not None:  # else this process has no block
             found |= {"columns": self.width, "dtype": self.dtype}
         known = self.processes.agree("x", **found)

@@ -200,9 +200,10 @@ def _over_processes(
     blocks: RowBlocks, columns: ColumnStats | None, scatter: "_Scatter"
 ) -> tuple[ColumnStats, "_Scatter"]:
     processes, width = blocks.processes, blocks.agree()
-    if (unit := blocks.common_unit()) != blocks.unit:
-        blocks.use_unit(unit)
-        with processes.together():
+    unit = blocks.common_unit()
+    with processes.together():
+        if unit != blocks.unit:
+            blocks.use_unit(unit)
             columns, scatter = _summarize_rows(blocks)
     like = torch.zeros(width, dtype=torch.float64, device=blocks.device)
     whole = ColumnStats.over_processes(columns, processes, like)

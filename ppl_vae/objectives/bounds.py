@@ -101,17 +101,14 @@ def elbo(
         x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
-        global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
-            bound on its posterior predictive log density, which is what counts for data that
-            theta was not fitted to.
+        global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
+            posterior predictive log density, as is right for data that theta was not fitted to.
         seed: of the draws.
     """
-    pair = Pair(model, guide)
-    whole = pair.observe(x, mask, allow_empty_rows=True)
-    objective, size = ELBO(num_samples), check_int("batch_size", batch_size)
-    arguments = {"num_samples": num_samples, "global_kl": global_kl}
-    rows = SharedRows.of("elbo", pair, whole, torch.arange(len(whole)), seed, **arguments)
-    values = []
+    pair, objective = Pair(model, guide), ELBO(num_samples)
+    whole, size = pair.observe(x, mask, allow_empty_rows=True), check_int("batch_size", batch_size)
+    settings, values = f"{num_samples=}, {global_kl=}", []
+    rows = SharedRows.of("elbo", pair, whole, torch.arange(len(whole)), seed, settings=settings)
     with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
         for batch in whole.split(rows.own, size):
             terms = objective.terms_of(pair, batch)

@@ -1,6 +1,4 @@
-"""What the processes of the tests run: functions of the rows of one process or of a whole table."""
-
-import torch
+"""What the processes of the tests run on their own rows of a table."""
 
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
 from ppl_vae.core.messages import record_messages

@@ -52,7 +52,7 @@ def test_one_process_works_alone(pair, rank):
 
 OTHERS = {
     "data": (cases.with_other, (0.0, 5), (1.0, 5), "log_likelihood: x is 31 x 7"),
-    "draws": (cases.with_other, (0.0, 5), (0.0, 6), "num_samples is 6 on rank 1 and 5 on rank 0"),
+    "draws": (cases.with_other, (0.0, 5), (0.0, 6), "settings is num_samples=6, "),
     "parameters": (cases.with_other_parameters, (0,), (1,), "elbo: parameters is of checksum"),
     "a mistake": (cases.failing, (), (), "ZeroDivisionError: a mistake of the user"),
 }

@@ -87,7 +87,7 @@ def test_tables_with_enormous_entries_on_one_process(pair):
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_variational_bayes_and_gibbs_sampling(pair, missing):
     x = table(missing=missing)
-    _, objective, loadings, draws, notes = cases.bayesian(x)
+    _, objective, loadings, draws, _ = cases.bayesian(x)
     found = pair.run(cases.bayesian, x, [30])
     for _, values, means, same_draws, _ in found:
         close(values, objective)

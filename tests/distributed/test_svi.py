@@ -1,7 +1,5 @@
 """SVI of batches that several processes share."""
 
-import math
-
 import pytest
 import svi_cases as cases
 import torch
@@ -85,11 +83,11 @@ def test_a_checkpoint_continues_under_another_number_of_processes(pair, tmp_path
     whole, objective, *_ = cases.fit_given(x, {"steps": 60, **options})
     stored = {"checkpoint": str(tmp_path / "of two"), **options}
     pair.run(cases.fit_given, x, {"steps": 27, **stored})
-    for state, values, *_ in pair.run(cases.fit_given, x, {"steps": 30, **stored}):
+    for _, values, *_ in pair.run(cases.fit_given, x, {"steps": 30, **stored}):
         close(values, objective[:30])
-    for state, values in (cases.fit_given(x, {"steps": 60, **stored})[:2],):
-        close(values, objective)
-        close(state["decoder.weight"], whole["decoder.weight"])
+    state, values, *_ = cases.fit_given(x, {"steps": 60, **stored})
+    close(values, objective)
+    close(state["decoder.weight"], whole["decoder.weight"])
     stored["checkpoint"] = str(tmp_path / "of one")
     cases.fit_given(x, {"steps": 27, **stored})
     for state, values, *_ in pair.run(cases.fit_given, x, {"steps": 60, **stored}):
@@ -118,7 +116,11 @@ DIFFERENT = {
     "rows": ({"rows": 30}, {"rows": 29}, "it must be the same on all processes"),
     "a mistake": ({}, {"batch_size": 99}, "batch_size=99 is larger than the data"),
     "data": ({}, {"shift": 1.0}, "fit_svi: x is 30 x 7"),
-    "an error in a step": ({"fails_at": 3}, {"fails_at": 3}, "ZeroDivisionError: a mistake of the user"),
+    "an error in a step": (
+        {"fails_at": 3},
+        {"fails_at": 3},
+        "ZeroDivisionError: a mistake of the user",
+    ),
     "divergence": ({"nan_at": 3}, {"nan_at": 3}, "the loss is not finite at step"),
 }
 

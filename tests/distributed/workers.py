@@ -1,4 +1,4 @@
-"""Processes of ``torch.distributed`` for tests: they run functions by name, and never outlive them.
+"""Processes of ``torch.distributed`` for tests: they run functions, and never outlive them.
 
 A broken collective waits instead of failing. Therefore messages have a timeout, results are waited
 for with a timeout, and the processes are daemons that are terminated in the end.

@@ -121,36 +121,22 @@ def gaps(
     labels = labels_of(x).take(rows)
     most_rows = max(1, ROWS_FACTOR * rows_at_once(data.x) // MAX_POINTS)
     size = min(block_size(data.x, num_samples, refined=True), most_rows)
-    shared = SharedRows.of(
-        "gaps",
-        pair,
-        data,
-        rows,
-        seed,
-        log_p=None if log_p is None else describe_tensor(log_p),
-        covariance=covariance,
-        steps=steps,
-        num_samples=num_samples,
-        tolerance=tolerance,
-        num_global_draws=num_global_draws,
-    )
+    settings = f"{covariance=}, {steps=}, {num_samples=}, {tolerance=}, {num_global_draws=}"
+    known = None if log_p is None else describe_tensor(log_p)
+    shared = SharedRows.of("gaps", pair, data, rows, seed, settings=settings, log_p=known)
     together, log_ratios = shared.processes.together, None
     with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
-        batches = list(data.split(shared.own, size))
-        check_importance_samplable(pair, batches[0])
-        pairs = [pair]
-        if pair.has_globals(batches[0]):
+        pairs, first = [pair], next(data.split(rows, size))
+        check_importance_samplable(pair, first)
+        if pair.has_globals(first):
             _check_no_constants(log_p=log_p, best=best)
-            runs = [pair.run(batches[0]) for _ in range(num_global_draws)]
-            check_latents(runs[0])
-            log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
-            pairs = [conditioned(pair, run) for run in runs]
+            pairs, log_ratios = _conditioned(pair, first, num_global_draws)
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
-            family = family_of(each, batches[0], covariance)
+            family = family_of(each, first, covariance)
             estimator = _GapEstimator(each, family, best, steps, num_samples, tolerance)
-            for batch in batches:
+            for batch in data.split(shared.own, size):
                 estimator.evaluate(batch, estimates_log_p=log_p is None)
             estimators.append(estimator)
     found = [estimator.of_all_rows(shared).result(log_p) for estimator in estimators]
@@ -158,6 +144,16 @@ def gaps(
         return replace(found[0], labels=labels)
     average = average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
     return replace(average, labels=labels)
+
+
+def _conditioned(
+    pair: Pair, batch: Batch, num_draws: int
+) -> tuple[list[Pair], Float[Tensor, " G"]]:
+    # The pair given draws of its global latent variables, and their log density ratios.
+    runs = [pair.run(batch) for _ in range(num_draws)]
+    check_latents(runs[0])
+    log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
+    return [conditioned(pair, run) for run in runs], log_ratios
 
 
 def _check_no_constants(**given: Any) -> None:

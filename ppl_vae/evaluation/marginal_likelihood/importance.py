@@ -111,29 +111,14 @@ def log_likelihood(
     data = pair.observe(x, mask, allow_empty_rows=True)
     pair.check_support(data)
     rows, left_out = _scored_rows(data, rows)
-    shared = SharedRows.of(
-        "log_likelihood",
-        pair,
-        data,
-        rows,
-        seed,
-        num_samples=num_samples,
-        method=method,
-        refine=refine,
-        covariance=covariance,
-        annealing=annealing,
-        precision=precision,
-    )
-    own = shared.own
+    settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
+    shared = SharedRows.of("log_likelihood", pair, data, rows, seed, settings=settings)
+    own, together = shared.own, shared.processes.together
     if method == "annealed":
-        settings = annealing or Annealing()
-        sampler = AISWeights(
-            settings, data.x, len(own), num_samples, capture=capture, precision=precision
-        )
-        size = sampler.block_size
-    else:
-        sampler = _importance_sampler(data.x, len(own), num_samples, capture, precision)
-        size = block_size(data.x, num_samples, refined=refine > 0)
+    chains = annealing or Annealing() if method == "annealed" else None
+    sampler, size = _sampler(
+        chains, data.x, len(own), num_samples, capture, precision, refined=refine > 0
+    )
     batches = list(data.split(own, size))
     local_vi = LocalVI(
         steps=max(refine, 1),
@@ -142,7 +127,6 @@ def log_likelihood(
         precision=precision,
     )
     diagnostics = None
-    together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         check_importance_samplable(pair, batches[0])
         has_globals = pair.has_globals(batches[0])
@@ -153,15 +137,22 @@ def log_likelihood(
         if method != "annealed" and not refine:
             large_batches = list(data.split(own, rows_at_once(data.x)))
             diagnostics = diagnose_latents(pair, large_batches, num_samples)
-    parts = [shared.gather_columns(_joined(parts))]
-    if diagnostics is not None and diagnostics.undersampled is not None:
-        undersampled = shared.gather_columns(diagnostics.undersampled)
-        diagnostics = diagnostics._replace(undersampled=undersampled)
+    parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     cells = _num_observed(pair, data, rows).to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels_of(x).take(rows)
     return replace(estimate, execution=sampler.execution, cells=cells, notes=notes, labels=labels)
+
+
+def _of_all_rows(
+    parts: Sequence[WeightSummary], diagnostics: LatentDiagnostics | None, shared: SharedRows
+) -> tuple[list[WeightSummary], LatentDiagnostics | None]:
+    # What each process found for its rows.
+    if diagnostics is not None and diagnostics.undersampled is not None:
+        undersampled = shared.gather_columns(diagnostics.undersampled)
+        diagnostics = diagnostics._replace(undersampled=undersampled)
+    return [shared.gather_columns(_joined(parts))], diagnostics
 
 
 def _scored_rows(
@@ -176,11 +167,25 @@ def _scored_rows(
     return rows[some], empty_rows_note(rows[~some].tolist())
 
 
-def _importance_sampler(
-    x: Tensor, num_rows: int, num_samples: int, capture: bool | str, precision: str
-) -> LogWeightSampler:
+def _sampler(
+    annealing: Annealing | None,
+    x: Tensor,
+    num_rows: int,
+    num_samples: int,
+    capture: bool | str,
+    precision: str,
+    *,
+    refined: bool,
+) -> tuple[LogWeightSampler, int]:
+    # The sampler of log weights, and the number of rows of a batch.
+    if annealing is not None:
+        chains = AISWeights(
+            annealing, x, num_rows, num_samples, capture=capture, precision=precision
+        )
+        return chains, chains.block_size
     num_calls = num_samples * num_rows // rows_at_once(x)
-    return LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    return sampler, block_size(x, num_samples, refined=refined)
 
 
 def _num_observed(

@@ -111,14 +111,9 @@ def impute(
     check_refinement(refine, covariance)
     if posterior is not None:
         _check_posterior(model, guide, refine)
+        seed = Processes.current().common_seed(seed)
         return impute_from_posterior(
-            posterior,
-            x,
-            num_samples,
-            draws=draws,
-            quantiles=quantiles,
-            mask=mask,
-            seed=Processes.current().common_seed(seed),
+            posterior, x, num_samples, draws=draws, quantiles=quantiles, mask=mask, seed=seed
         )
     if guide is None or len(quantiles):
         raise ValueError(
@@ -138,26 +133,28 @@ def impute(
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
     local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     incomplete = (~data.mask.all(1)).nonzero().flatten()
-    arguments = {"num_samples": num_samples, "draws": draws, "refine": refine}
-    shared = SharedRows.of(
-        "impute", pair, data, incomplete, seed, covariance=covariance, **arguments
-    )
+    settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
+    shared = SharedRows.of("impute", pair, data, incomplete, seed, settings=settings)
     together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         for rows in shared.own.split(size):
             batch = data.rows(rows)
-            check_importance_samplable(pair, batch)
-            if draws and pair.has_globals(batch):
-                raise ValueError(
-                    "joint draws of missing values need a model without global latent variables; "
-                    "use draws=0 for means and standard deviations, or fix them at a draw of the "
-                    "guide: ppl_vae.core.condition_on_globals(model, guide, x)"
-                )
+            _check_samplable(pair, batch, draws)
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     if shared.processes.size > 1:
         _gather(result, incomplete, shared)
     return result
+
+
+def _check_samplable(pair: Pair, batch: Batch, draws: int) -> None:
+    check_importance_samplable(pair, batch)
+    if draws and pair.has_globals(batch):
+        raise ValueError(
+            "joint draws of missing values need a model without global latent variables; "
+            "use draws=0 for means and standard deviations, or fix them at a draw of the "
+            "guide: ppl_vae.core.condition_on_globals(model, guide, x)"
+        )
 
 
 def _check_posterior(model: ProgramLike, guide: ProgramLike | None, refine: int) -> None:

@@ -8,7 +8,6 @@ block by block (:mod:`ppl_vae.inference.em.missing_data`).
 
 import math
 import time
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,15 +19,15 @@ from ppl_vae.core.processes import Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
-from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import best_of_starts, run_em
+from ppl_vae.inference.em.settings import EMSettings
 from ppl_vae.inference.em.state import Parameters
 from ppl_vae.models.identifiability import describe_undetermined, undetermined_pairs
 from ppl_vae.models.ppca import PPCA
@@ -98,9 +97,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     ).shifted(_log_jacobian(columns, unit), 0.0)
 
 
-def _blocks(
-    ppca: PPCA, x: RowSource, mask: ArrayLike | None, processes: Processes
-) -> RowBlocks:
+def _blocks(ppca: PPCA, x: RowSource, mask: ArrayLike | None, processes: Processes) -> RowBlocks:
     # Sums are in float64 whatever the model's dtype, on the model's device.
     return RowBlocks(
         x, mask, device=ppca.loc.device, rescale=True, schema=ppca.schema, processes=processes
@@ -180,7 +177,7 @@ def fit_em(
         Liu, Rubin, Wu: Parameter expansion to accelerate EM: the PX-EM algorithm (1998).
     """
     prior_update, algorithm = ("expand", "PX-EM") if accelerate else ("fixed", "EM")
-    settings = _Settings("full", prior_update, tol, max_iterations, starts, noise_floor)
+    settings = EMSettings("full", prior_update, tol, max_iterations, starts, noise_floor)
     return _fit("fit_em", ppca, x, mask, algorithm, settings)
 
 
@@ -225,39 +222,8 @@ def variational_em(
     rotates = covariance == "diagonal" if rotate is None else rotate
     algorithm = f"variational EM ({covariance}{', rotating' if rotates else ''})"
     prior_update = "rotate" if rotates else "fixed"
-    settings = _Settings(covariance, prior_update, tol, max_iterations, starts, noise_floor)
+    settings = EMSettings(covariance, prior_update, tol, max_iterations, starts, noise_floor)
     return _fit("variational_em", ppca, x, mask, algorithm, settings)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    # What distinguishes the algorithms, and the arguments that they share.
-    family: str
-    prior_update: str
-    tol: float
-    max_iterations: int
-    starts: int
-    noise_floor: float
-
-    def check(self) -> None:
-        """Check the arguments.
-
-        Raises:
-            ValueError: naming the one that is wrong.
-        """
-        check_option("covariance", self.family, COVARIANCES)
-        if self.prior_update == "rotate" and self.family != "diagonal":
-            raise ValueError(
-                f"rotate=True needs covariance='diagonal', got {self.family!r}: on principal axes "
-                "only a diagonal q is exact, so elsewhere the step would not be monotone"
-            )
-        check_int("max_iterations", self.max_iterations)
-        check_int("starts", self.starts)
-
-    @property
-    def accelerated(self) -> bool:
-        """Whether noise variances may be updated beyond the M-step."""
-        return self.prior_update == "expand"
 
 
 def _fit(
@@ -266,7 +232,7 @@ def _fit(
     x: RowSource,
     mask: ArrayLike | None,
     algorithm: str,
-    settings: _Settings,
+    settings: EMSettings,
 ) -> FitResult:
     start_time, processes = time.perf_counter(), Processes.current()
     with processes.together():

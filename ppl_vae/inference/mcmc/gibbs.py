@@ -157,7 +157,9 @@ def sample_gibbs(
     processes, seed = Processes.current(), settings.seed
     with processes.together():
         priors = ConjugatePriors.of(model)
-    statistics = statistics_for("sample_posterior", model, x, mask, sampler="gibbs", **settings.shared)
+    statistics = statistics_for(
+        "sample_posterior", model, x, mask, sampler="gibbs", **settings.shared
+    )
     sampler = GibbsSampler(statistics, priors, expand and statistics.num_data > model.latent_dim)
     with torch.no_grad(), threads(1), seeded(processes.common_seed(seed)):
         parameters = overdispersed_start(model, statistics.columns, settings.chains)

@@ -134,7 +134,9 @@ def sample_nuts(
     started = time.perf_counter()
     check_option("sampler", sampler, RUNNERS)
     processes = Processes.current()
-    statistics = statistics_for("sample_posterior", model, x, mask, sampler=sampler, **settings.shared)
+    statistics = statistics_for(
+        "sample_posterior", model, x, mask, sampler=sampler, **settings.shared
+    )
     with (
         seeded(processes.common_seed(settings.seed)),
         threads(1),

@@ -42,8 +42,8 @@ def statistics_for(
 
     Raises:
         ProcessError: if another process fails.
-        ValueError: if processes have different arguments; if x has another width than the model, or a column with nothing observed; if
-            latent_dim is not smaller than data_dim.
+        ValueError: if processes have different arguments; if x has another width than the model,
+            or a column with nothing observed; if latent_dim is not smaller than data_dim.
     """
     processes = Processes.current()
     processes.agree(function, **{"the model": _describe(model)}, **arguments)

@@ -21,7 +21,6 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
-
 FINITE = "every site is finite for another draw"
 """The description of a batch whose objective was not finite by chance."""
 
@@ -180,6 +179,10 @@ class MinibatchObjective:
         """The objective of these rows (None: all) in nats per datum."""
         batch = self._batch(rows)
         return self.objective(self.model, self.guide, batch.x, step, **batch.keywords)
+
+    def all_rows(self, rows: Tensor | None) -> Tensor:
+        """The numbers of these rows (None: all)."""
+        return torch.arange(len(self.x), device=self.x.device) if rows is None else rows
 
     def _batch(self, rows: Tensor | None) -> Batch:
         whole = Batch(self.x, self.mask)

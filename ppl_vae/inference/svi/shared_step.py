@@ -5,6 +5,7 @@ plate over data. The objective in nats per datum is the mean over rows, so the g
 batch is the mean of the gradients of the shares, weighted by their numbers of rows.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from ppl_vae.core.digest import tensor_digest
 from ppl_vae.core.errors import ProcessError
 from ppl_vae.core.processes import Processes, describe_error
+from ppl_vae.core.state import seed_generators
+from ppl_vae.inference.svi.minibatch import FINITE
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 
 
@@ -57,6 +60,45 @@ class SharedStep:
         own = rows[self.processes.share(len(rows))]
         return own, len(own) / len(rows)
 
+    def run(
+        self,
+        evaluate: Callable[[Int[Tensor, " b"]], Contribution | None],
+        rows: Int[Tensor, " B"],
+    ) -> Contribution:
+        """The contributions of all processes to a step.
+
+        Args:
+            evaluate: evaluates this process's rows; None if parameters have diverged.
+            rows: of the whole batch.
+
+        Raises:
+            ProcessError: if another process has an error.
+            Exception: the error of this process itself.
+        """
+        own, fraction = self.share(rows)
+        contribution, failure = self.no_rows(), None
+        if len(own):
+            try:
+                contribution = evaluate(own) or contribution.with_value(math.nan)
+            except Exception as error:  # raised on all processes by the exchange
+                failure = error
+        return self.exchange(contribution, rows, fraction, failure)
+
+    def find_nonfinite_site(
+        self, find: Callable[[Int[Tensor, " b"]], str], rows: Int[Tensor, " B"]
+    ) -> str:
+        """A description of the first site whose log density is not finite, and its rank.
+
+        Args:
+            find: describes the site for this process's rows.
+            rows: of the whole batch.
+        """
+        own, _ = self.share(rows)
+        site = find(own) if len(own) else FINITE
+        texts = self.processes.gather_text("" if site == FINITE else site)
+        ranks = [rank for rank, text in enumerate(texts) if text]
+        return f"{texts[ranks[0]]}, on rank {ranks[0]}" if ranks else FINITE
+
     def evaluate(self, value: Callable[[], Tensor]) -> Contribution:
         """The objective of this process's rows, with its gradient."""
         step = self.optimizer_step
@@ -78,7 +120,9 @@ class SharedStep:
 
     @property
     def _in_message(self) -> Sequence[int]:
-        return range(len(self.optimizer_step.buffers)) if self._changing is None else self._changing
+        return (
+            range(len(self.optimizer_step.buffers)) if self._changing is None else self._changing
+        )
 
     def exchange(
         self,
@@ -157,6 +201,17 @@ class SharedStep:
                     "rank 0: their updates are not the same; all processes need processors and "
                     "libraries of one kind"
                 )
+
+    def seed_own_draws(self, seed: int, num_steps: int) -> None:
+        """Let processes draw independently, in a way that a resumed fit repeats."""
+        if self.processes.size > 1:
+            own = self.processes.own_seed(seed, num_steps)
+            assert own is not None
+            seed_generators(own)
+
+    def of_rank_zero(self, numbers: list[float]) -> list[float]:
+        """The numbers that rank 0 has."""
+        return self.processes.broadcast(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
     def _flat(self, parts: Sequence[Tensor]) -> Float[Tensor, " M"]:
         dtype = torch.float32

@@ -1,6 +1,5 @@
 """The training loop of SVI: steps, validation, checkpoints and stopping."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,22 +12,22 @@ from torch import Tensor
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import as_data_and_mask
-from ppl_vae.core.introspection import notes_of, notes_on
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.state import seed_generators, validation
+from ppl_vae.core.state import validation
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
-from ppl_vae.inference.svi.minibatch import FINITE, MinibatchObjective
+from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.notes import fit_notes
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
-from ppl_vae.inference.svi.shared_step import SharedStep
+from ppl_vae.inference.svi.shared_step import Contribution, SharedStep
 from ppl_vae.objectives.bounds import elbo
 
 Value = TypeVar("Value")
@@ -110,7 +109,7 @@ class Trainer:
             self.checkpoint.write(self._content())
         if not self.values:
             self._validate()
-        self._seed_own_draws()
+        self.shared.seed_own_draws(self.order_seed, len(self.values))
         with validation(False):
             for chunk in self._chunks():
                 if self.stopped:
@@ -120,22 +119,11 @@ class Trainer:
                     for rows in chunk:
                         self._run_eager(rows)
                 self._after_chunk(progress)
-                self.policy.update(self.num_steps, self._common_elapsed())
+                elapsed = self.elapsed
+                if self.policy.mode == "auto":  # which all processes must decide alike
+                    elapsed = self.shared.of_rank_zero(elapsed)
+                self.policy.update(self.num_steps, elapsed)
         self._finish()
-
-    def _common_elapsed(self) -> list[float]:
-        """The times of rank 0, by which all processes decide whether to capture."""
-        if self.policy.mode != "auto":
-            return self.elapsed
-        elapsed = torch.tensor(self.elapsed, dtype=torch.float64)
-        return self.processes.broadcast(elapsed).tolist()
-
-    def _seed_own_draws(self) -> None:
-        """Let processes draw independently, in a way that a resumed fit repeats."""
-        if self.processes.size > 1:
-            seed = self.processes.own_seed(self.order_seed, len(self.values))
-            assert seed is not None
-            seed_generators(seed)
 
     def _finish(self) -> None:
         if not all(tensor.isfinite().all() for tensor in self.optimizer_step.parameters):
@@ -209,26 +197,16 @@ class Trainer:
 
     def _run_shared(self, rows: Tensor | None) -> None:
         """A step of which each process evaluates its share of the rows."""
-        shared, step, failure = self.shared, self.num_steps + 1, None
-        batch = self._all_rows(rows)
-        own, fraction = shared.share(batch)
-        contribution = shared.no_rows()
-        if len(own):
-            try:
-                found = self._evaluate(
-                    lambda: shared.evaluate(lambda: self.minibatch.value(own, step))
-                )
-                contribution = found or contribution.with_value(math.nan)
-            except Exception as error:  # raised on all processes by the exchange
-                failure = error
-        whole = shared.exchange(contribution, batch, fraction, failure)
+        batch, step = self.minibatch.all_rows(rows), self.num_steps + 1
+
+        def evaluate(own: Tensor) -> Contribution | None:
+            value = partial(self.minibatch.value, own, step)
+            return self._evaluate(lambda: self.shared.evaluate(value))
+
+        whole = self.shared.run(evaluate, batch)
         self._add_value(whole.value, batch)
         with self.minibatch.rounding():
-            shared.apply(whole, rows)
-
-    def _all_rows(self, rows: Tensor | None) -> Tensor:
-        x = self.minibatch.x
-        return torch.arange(len(x), device=x.device) if rows is None else rows
+            self.shared.apply(whole, rows)
 
     def _evaluate(self, function: Callable[[], Value]) -> Value | None:
         """The function's value; None if it fails because the parameters have diverged."""
@@ -272,11 +250,9 @@ class Trainer:
     def _find_nonfinite_site(self, rows: Tensor | None) -> str:
         if self.processes.size == 1:
             return self.minibatch.find_nonfinite_site(rows)
-        own, _ = self.shared.share(self._all_rows(rows))
-        site = self.minibatch.find_nonfinite_site(own) if len(own) else FINITE
-        texts = self.processes.gather_text("" if site == FINITE else site)
-        ranks = [rank for rank, text in enumerate(texts) if text]
-        return f"{texts[ranks[0]]}, on rank {ranks[0]}" if ranks else FINITE
+        return self.shared.find_nonfinite_site(
+            self.minibatch.find_nonfinite_site, self.minibatch.all_rows(rows)
+        )
 
     def _after_chunk(self, progress: ProgressCallback) -> None:
         step = self.num_steps
@@ -289,7 +265,7 @@ class Trainer:
         if self.checkpoint is not None:
             self.checkpoint.write(self._content(), at_end=at_end)
         self.shared.check_same_parameters(step)
-        self._seed_own_draws()
+        self.shared.seed_own_draws(self.order_seed, len(self.values))
 
     def _validate(self) -> None:
         if self.x_val is None:
@@ -356,20 +332,6 @@ class Trainer:
             stopping.best = Snapshot(self.optimizer_step.state)
             stopping.best.values = content["best"]
 
-    def _notes(self) -> tuple[str, ...]:
-        minibatch, schedule = self.minibatch, self.schedule
-        notes = notes_of(minibatch.model, minibatch.guide)
-        notes += notes_on(minibatch.model, minibatch.x, minibatch.mask)
-        notes += (self.resumed,) if self.resumed else ()
-        if not (schedule.drop_last and schedule.remainder):
-            return notes
-        never = schedule.num_never_drawn(self.order_seed, minibatch.x.device)
-        return (
-            *notes,
-            f"drop_last left {schedule.remainder} of {schedule.num_data} rows out of each epoch, "
-            f"different ones in each; {never} were in no batch at all",
-        )
-
     def result(self) -> FitResult:
         """The result of the fit."""
         values, steps = self.stopping.values, self.stopping.steps
@@ -384,5 +346,5 @@ class Trainer:
             validation_steps=torch.tensor(steps) if values else None,
             restored=self.stopping.num_without_improvement > 0,
             execution=self.policy.reason,
-            notes=self._notes(),
+            notes=fit_notes(self.minibatch, self.schedule, self.order_seed, self.resumed),
         )

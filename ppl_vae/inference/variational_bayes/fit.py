@@ -102,7 +102,9 @@ def fit_vb(
     )
     updates = ConjugateUpdates.of(model, statistics.mean)
     ascent = CoordinateAscent(statistics, updates, rotate, start_time)
-    stopped = ascent.run(_initial(statistics, updates, model, processes.common_seed(seed)), tol, max_iterations)
+    stopped = ascent.run(
+        _initial(statistics, updates, model, processes.common_seed(seed)), tol, max_iterations
+    )
     return _result(model, ascent, stopped)
 
 
