@@ -7,7 +7,7 @@ from test_linear_fits import close, table
 
 
 def check(pair, x, options, pair_options=None):
-    alone, objective, _, _ = cases.fit_given(x, options, pair_options)
+    alone, objective, _, _ = cases.fit_given(x, options | {"capture": False}, pair_options)
     found = pair.run(cases.fit_given, x, options, pair_options)
     for state, values, *_ in found:
         assert all(torch.equal(state[name], found[0][0][name]) for name in state)
@@ -103,6 +103,12 @@ def test_random_draws_resume_bit_for_bit(pair, tmp_path):
     resumed = pair.run(cases.fit_vae, x, {"steps": 60, **stored})
     for (state, _), (expected, _) in zip(resumed, whole, strict=True):
         assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("capture", ["auto", True])
+def test_shared_steps_run_eagerly(pair, capture):
+    found = check(pair, table(31), {"steps": 4, "capture": capture})
+    assert "several processes" in found[0][2].execution
 
 
 def test_processes_draw_independently(pair):

@@ -114,7 +114,6 @@ def log_likelihood(
     settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
     shared = SharedRows.of("log_likelihood", pair, data, rows, seed, settings=settings)
     own, together = shared.own, shared.processes.together
-    if method == "annealed":
     chains = annealing or Annealing() if method == "annealed" else None
     sampler, size = _sampler(
         chains, data.x, len(own), num_samples, capture, precision, refined=refine > 0

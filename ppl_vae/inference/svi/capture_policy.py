@@ -19,6 +19,9 @@ COMPILE_SECONDS = 50.0
 ASSUMED_SPEEDUP = 2.0
 """Assumed ratio of the times of eager and captured steps, a lower bound in most cases."""
 
+SHARED = "eager: several processes exchange gradients between evaluation and update"
+"""The reason of a fit by several processes."""
+
 
 def is_worth_compiling(seconds_left: float, fraction: float = 1.0) -> tuple[bool, str]:
     """Decide whether compiling saves more time than it costs.
@@ -69,6 +72,7 @@ class CapturePolicy:
         mode: True, False, or ``"auto"``, which decides by measured times.
         make: creates the captured steps for a number of steps per call.
         schedule: the schedule of the fit.
+        shared: whether several processes share each batch; their steps run eagerly.
 
     Attributes:
         captured: the captured steps, once they are enabled.
@@ -76,13 +80,20 @@ class CapturePolicy:
     """
 
     def __init__(
-        self, mode: bool | str, make: Callable[[int], CapturedSteps], schedule: Schedule
+        self,
+        mode: bool | str,
+        make: Callable[[int], CapturedSteps],
+        schedule: Schedule,
+        *,
+        shared: bool = False,
     ) -> None:
         self.mode, self.make, self.schedule = check_capture(mode), make, schedule
         self.captured: CapturedSteps | None = None
         self.reason = "eager: the fit ended before its steps were timed"
         if mode is False:
             self.reason = "eager: as requested"
+        elif shared:
+            self.mode, self.reason = False, SHARED
 
     @property
     def unroll(self) -> int:
@@ -114,6 +125,8 @@ class CapturePolicy:
         Args:
             mode, reason: those of the policy when the checkpoint was written.
         """
+        if self.reason == SHARED:
+            return
         if self.mode is True or (mode is True and self.mode == "auto"):
             self.enable("as before the checkpoint" if mode is True else "as requested")
         elif self.mode == "auto" and mode is False:

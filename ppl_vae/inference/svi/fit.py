@@ -225,7 +225,7 @@ def _build_trainer(
         optimizer_step,
         schedule,
         EarlyStopping(stopping.patience),
-        CapturePolicy(runtime.capture, make_captured, schedule),
+        CapturePolicy(runtime.capture, make_captured, schedule, shared=processes.size > 1),
         stopping.x_val,
         runtime.checkpoint_file,
         runtime.seed,
