@@ -252,7 +252,7 @@ ALSO = {
     "ppl_vae.lineage.sparse_metrics": ["CodeMetrics", "SparseRow"],
     "ppl_vae.lineage.sparse_stages": ["SparseSettings"],
     "ppl_vae.models.decoder_model": ["DecoderModel"],
-    "ppl_vae.models.latent_variable_model": ["LatentVariableModel"],
+    "ppl_vae.models.latent_variable_model": ["LatentVariableModel", "RowProgram"],
     "ppl_vae.guides.families": ["num_scale_outputs"],
     "ppl_vae.models.linear_gaussian_model": ["LinearGaussianModel"],
     "ppl_vae.models.standardization": ["Standardization"],

@@ -9,19 +9,14 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from ppl_vae.capture.functional_gradient import FunctionalGradient, LossInputs, TrainedTensors
 from ppl_vae.capture.functional_optim import (
     FunctionalOptimizer,
     OptState,
     read_optimizer_state,
     write_optimizer_state,
 )
-from ppl_vae.capture.graph import (
-    ModuleTensors,
-    capture_graph,
-    permuted,
-    perturbed,
-    trace_graph,
-)
+from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
 
 
 class StepState(NamedTuple):
@@ -64,18 +59,12 @@ class StepInputs(NamedTuple):
         return self._replace(per_step=per_step, lr=self.lr[one], beta=self.beta[one])
 
 
-class TrainState:
+class TrainState(TrainedTensors):
     """The training state of a pair: read from modules and optimizers, and written back to them.
 
     Args:
-        modules: the modules of the programs.
-        named: the trained parameters by name; those of no module are parameters of Pyro's store.
-        optimizer: the functional counterpart of their optimizers.
-        frozen: parameters of the store that are not trained, by name.
-
-    Attributes:
-        tensors: all tensors that the programs read.
-        parameters: the trained parameters, in the order of ``tensors``.
+        modules, named, frozen: as for :class:`.functional_gradient.TrainedTensors`.
+        optimizer: the functional counterpart of the optimizers of the trained parameters.
     """
 
     def __init__(
@@ -85,23 +74,8 @@ class TrainState:
         optimizer: FunctionalOptimizer,
         frozen: Mapping[str, Tensor] | None = None,
     ) -> None:
-        own = {id(p) for module in modules for p in module.parameters()}
-        bare = {name: p for name, p in named.items() if id(p) not in own}
-        self.tensors = ModuleTensors.of(modules, {**(frozen or {}), **bare})
+        super().__init__(modules, named, frozen)
         self.optimizer = optimizer
-        trained = {id(p) for p in named.values()}
-        self._is_trained = [id(p) in trained for p in self.tensors.parameters]
-        self.parameters = [p for p in self.tensors.parameters if id(p) in trained]
-
-    def frozen_parameters(self) -> list[Tensor]:
-        """The parameters that the programs read and that are not trained."""
-        pairs = zip(self.tensors.parameters, self._is_trained, strict=True)
-        return [p.detach() for p, is_trained in pairs if not is_trained]
-
-    def merge(self, trained: Sequence[Tensor], frozen: Sequence[Tensor]) -> list[Tensor]:
-        """Values for all parameters in the order of ``tensors``, from those of the two kinds."""
-        first, second = iter(trained), iter(frozen)
-        return [next(first if is_trained else second) for is_trained in self._is_trained]
 
     def read(self, opt_states: Sequence[Any]) -> tuple[StepState, int]:
         """The state as tensors, and the number of steps made.
@@ -199,12 +173,16 @@ class FunctionalStep:
         self, state: StepState, inputs: StepInputs, position: int
     ) -> tuple[StepState, Tensor]:
         per_step = [values[position] for values in inputs.per_step]
-        leaves = [p.detach().requires_grad_() for p in state.parameters]
-        buffers = [buffer.clone() for buffer in state.buffers]
-        values = self.train_state.merge(leaves, inputs.frozen)
-        with torch.enable_grad(), self.train_state.tensors.substituted(values, buffers):
-            loss = self.loss(inputs.shared, per_step, inputs.beta[position])
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        loss, gradients, buffers = FunctionalGradient(self.loss, self.train_state)(
+            LossInputs(
+                state.parameters,
+                state.buffers,
+                inputs.frozen,
+                inputs.shared,
+                per_step,
+                inputs.beta[position],
+            )
+        )
         step = state.step + 1
         rows = per_step[0] if per_step else None
         parameters, opt_states = [], []
@@ -215,7 +193,7 @@ class FunctionalStep:
                 new = _update_rows_only(old, new, rows, self.table_rate)
             parameters.append(new[0])
             opt_states.append(new[1])
-        return StepState(parameters, opt_states, step, buffers), loss.detach()
+        return StepState(parameters, opt_states, step, buffers), loss
 
     def _update(
         self, old: tuple[Tensor, OptState], gradient: Tensor | None, step: Tensor, lr: Tensor

@@ -158,9 +158,21 @@ def trace_graph(
             )(*flat)
     except Exception as error:  # a user's program may raise anything
         raise CaptureError(f"it cannot be captured ({summarize_error(error)})") from error
+    _remove_aliases(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph, structure
+
+
+ALIASES = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
+
+
+def _remove_aliases(graph: GraphModule) -> None:
+    # Autograd's bookkeeping: the same tensor under another name, at the cost of an operation.
+    for node in list(graph.graph.nodes):
+        if node.target in ALIASES:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
 
 
 def _check_equal_graphs(first: GraphModule, second: GraphModule) -> None:

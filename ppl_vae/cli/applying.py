@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
-from ppl_vae.cli.options import ModelAndTable, TableFlags
+from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Output, TableFlags
 from ppl_vae.cli.output import deliver, write_json
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
@@ -37,14 +37,13 @@ class Task:
     """A model, a table, and where the result goes.
 
     Attributes:
-        applied: the model's folder, the table's file, and how the command was called.
+        applied: the model's folder, the table's file, and where the result goes; ``-`` is
+            standard output.
         flags: how the table is read.
-        out: the file to write; ``-`` is standard output.
     """
 
     applied: ModelAndTable
     flags: TableFlags
-    out: Path
 
     def check(self, *suffixes: str) -> None:
         """Check, before any work, that the result can be written.
@@ -53,7 +52,9 @@ class Task:
             ValueError: if not.
         """
         inputs, force = [self.applied.model, self.applied.table], self.applied.force
-        check_output(self.out, inputs=inputs, force=force, suffixes=suffixes or TABLE_SUFFIXES)
+        check_output(
+            self.applied.out, inputs=inputs, force=force, suffixes=suffixes or TABLE_SUFFIXES
+        )
 
     @cached_property
     def fitted(self) -> FittedModel:
@@ -79,7 +80,7 @@ class Task:
         rows = self.rows
         deliver(
             rows.frame(columns),
-            self.out,
+            self.applied.out,
             {"model": self.fitted.describe(), "table": rows.table.name, **about},
             named=rows.names is not None,
             as_json=self.applied.as_json,
@@ -171,13 +172,18 @@ def warn_of_fitted_rows(fitted: FittedModel, table: Table, *, held_out: bool) ->
     )
 
 
-def score(task: Task, *, draws: int, refine: int, seed: int) -> None:
+def score(task: Task, estimation: Estimation) -> None:
     """Write log p of each row."""
     task.check()
     fitted, rows = task.fitted, task.rows
     found = task.compute(
         "computing log p of",
-        partial(fitted.log_likelihood, draws=draws, refine=refine, seed=seed),
+        partial(
+            fitted.log_likelihood,
+            draws=estimation.draws,
+            refine=estimation.refine,
+            seed=estimation.seed,
+        ),
     )
     observed = rows.observed
     reliable = np.full(len(observed), None, dtype=object)
@@ -222,47 +228,38 @@ def reconstruct(task: Task) -> None:
     task.deliver(dict(zip(fitted.columns, values.T, strict=True)), rmse=rmse)
 
 
-def sample(model: Path, rows: int, out: Path, *, seed: int, as_json: bool, force: bool) -> None:
+def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> None:
     """Write draws from a model."""
     check_int("--rows", rows)
-    check_output(out, inputs=[model], force=force)
+    check_output(out, inputs=[model], force=output.force)
     fitted = load_fitted(model)
     with threads(1), torch.no_grad(), StageDisplay().live() as display:
         display.begin(f"drawing {counted(rows, 'row')} from {fitted.name}")
         found = fitted.sample(rows, seed=seed).numpy()
     frame = pd.DataFrame(found, columns=pd.Index(fitted.columns))
-    deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=as_json)
+    deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=output.as_json)
 
 
-def evaluate(
-    task: Task,
-    *,
-    draws: int,
-    refine: int,
-    rows: int,
-    annealed: int,
-    num_temperatures: int,
-    seed: int,
-) -> None:
+def evaluate(task: Task, estimation: FullEstimation) -> None:
     """Evaluate a model on a table, and write every number."""
-    check_int("--rows", rows)
-    check_int("--annealed", annealed, 0)
-    annealing = Annealing(num_temperatures)
+    check_int("--rows", estimation.rows)
+    check_int("--annealed", estimation.annealed, 0)
+    annealing = Annealing(estimation.num_temperatures)
     task.check(".json")
     fitted, data = task.fitted, task.rows
     warn_of_fitted_rows(fitted, data.table, held_out=task.applied.held_out)
-    values = data.values[data.observed][:rows]
+    values = data.values[data.observed][: estimation.rows]
     with threads(1), StageDisplay().live() as display:
         display.begin(f"evaluating {fitted.name} on {counted(len(values), 'row')}")
         found = Evaluation.of(
             fitted,
             values,
             data.table.name,
-            draws=draws,
-            refine=refine,
-            annealed=annealed,
+            draws=estimation.draws,
+            refine=estimation.refine,
+            annealed=estimation.annealed,
             annealing=annealing,
-            seed=seed,
+            seed=estimation.seed,
         )
     content = found.to_dict()
     if task.applied.as_json:
@@ -270,8 +267,8 @@ def evaluate(
     else:
         for text in found.sentences():
             print_line(text)
-    write_whole(task.out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    (LOG.info if task.applied.as_json else _print)("wrote %s", task.out)
+    write_whole(task.applied.out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    (LOG.info if task.applied.as_json else _print)("wrote %s", task.applied.out)
 
 
 def _print(text: str, *values: object) -> None:

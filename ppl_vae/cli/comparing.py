@@ -7,6 +7,7 @@ import numpy as np
 
 from ppl_vae.cli.applying import held_out_rows, warn_of_fitted_rows
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.options import Estimation, Output
 from ppl_vae.cli.output import write_json, write_table
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -24,13 +25,10 @@ def compare(
     paths: Sequence[Path],
     options: TableOptions,
     out: Path | None,
+    estimation: Estimation,
+    output: Output,
     *,
-    draws: int,
-    refine: int,
     held_out: bool,
-    seed: int,
-    as_json: bool,
-    force: bool,
 ) -> None:
     """Rank models by their mean log p of the same rows.
 
@@ -38,11 +36,10 @@ def compare(
         paths: the folders of the models, and the table at the end.
         options: of reading the table.
         out: a table to write, or None.
-        draws, refine: of the estimates of log p.
+        estimation: the settings of the estimates of log p.
+        output: whether JSON is written on standard output in place of the table, and whether an
+            existing file of another kind is overwritten.
         held_out: whether only the rows that no fit used are scored.
-        seed: of the draws.
-        as_json: whether JSON is written on standard output in place of the table.
-        force: whether an existing file of another kind is overwritten.
 
     Raises:
         ValueError: if there are fewer than two models, or they cannot be compared.
@@ -51,7 +48,7 @@ def compare(
     if len(folders) < 2:
         raise ValueError("compare needs two or more folders of models, and a table at the end")
     if out is not None:
-        check_output(out, inputs=paths, force=force)
+        check_output(out, inputs=paths, force=output.force)
     models = dict(zip(_names(folders), map(load_fitted, folders), strict=True))
     table = options.read(path)
     log_notes(table.notes)
@@ -65,10 +62,13 @@ def compare(
             log_notes(notes)
             display.begin(f"computing log p of {counted(len(rows), 'row')} under {name}")
             estimates[name] = fitted.log_likelihood(
-                values[rows], draws=draws, refine=refine, seed=seed
+                values[rows],
+                draws=estimation.draws,
+                refine=estimation.refine,
+                seed=estimation.seed,
             )
     found = compare_estimates(estimates)
-    if as_json:
+    if output.as_json:
         write_json({"table": table.name} | found.to_dict())
     else:
         print_line(str(found))

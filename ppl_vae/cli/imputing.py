@@ -7,6 +7,7 @@ import numpy as np
 
 from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
+from ppl_vae.cli.options import ImputationSettings, Output
 from ppl_vae.cli.output import deliver
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
@@ -29,14 +30,10 @@ def impute(
     paths: Sequence[Path],
     options: TableOptions,
     out: Path,
+    output: Output,
+    settings: ImputationSettings,
     *,
-    latent_dim: int | None,
-    noise: str | None,
     seed: int,
-    starts: int,
-    parameter_uncertainty: bool | None,
-    as_json: bool,
-    force: bool,
 ) -> None:
     """Fill the missing values of a table, by a fitted model or by one that is fitted to it.
 
@@ -44,28 +41,27 @@ def impute(
         paths: the table; before it, the folder of a model.
         options: of reading the table.
         out: the file to write; ``-`` is standard output.
-        latent_dim, noise, starts, parameter_uncertainty: as for
-            :meth:`~ppl_vae.report.imputation.FilledTable.of`.
+        output: whether JSON is written on standard output, and whether an existing file of another
+            kind is overwritten.
+        settings: as for :meth:`~ppl_vae.report.imputation.FilledTable.of`.
         seed: of all draws.
-        as_json: whether JSON is written on standard output.
-        force: whether an existing file of another kind is overwritten.
 
     Raises:
         ValueError: arguments or data that cannot be used.
     """
-    check_int("--starts", starts)
-    if noise is not None:
-        check_option("noise", noise, NOISES)
+    check_int("--starts", settings.starts)
+    if settings.noise is not None:
+        check_option("noise", settings.noise, NOISES)
     if len(paths) > 2:
         raise ValueError(f"impute takes a table, or a model and a table; got {len(paths)} paths")
     *folders, path = paths
-    if folders and (latent_dim, noise, parameter_uncertainty) != (None, None, None):
+    if folders and settings != ImputationSettings(starts=settings.starts):
         raise ValueError(
             "--latent-dim, --noise and --parameter-uncertainty are of a fit to the table; the "
             f"model in {folders[0]} has been fitted"
         )
-    check_output(out, inputs=paths, force=force)
-    silent = as_json or out == STANDARD_OUTPUT
+    check_output(out, inputs=paths, force=output.force)
+    silent = output.as_json or out == STANDARD_OUTPUT
     table = options.read(path)
     _report([f"{describe_table(table)}, seed {seed}", *_notes(table.notes)], silent)
     with threads(1), StageDisplay().live() as display:
@@ -76,19 +72,19 @@ def impute(
             display.begin("fitting the table and imputing")
             filled = FilledTable.of(
                 table,
-                latent_dim,
-                noise,
+                settings.latent_dim,
+                settings.noise,
                 seed=seed,
-                starts=starts,
-                parameter_uncertainty=parameter_uncertainty,
+                starts=settings.starts,
+                parameter_uncertainty=settings.parameter_uncertainty,
             )
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)
-    if out.suffix != ".parquet" and not as_json:
+    if out.suffix != ".parquet" and not output.as_json:
         frame = without_point_zero(frame)
     about = {"table": table.name, "uncertainty": imputation.uncertainty()}
-    deliver(frame, out, about, named=table.row_names is not None, as_json=as_json)
+    deliver(frame, out, about, named=table.row_names is not None, as_json=output.as_json)
 
 
 def _sentences(filled: FilledTable) -> list[str]:

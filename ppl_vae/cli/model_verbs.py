@@ -6,18 +6,20 @@ from typing import Annotated
 import typer
 
 from ppl_vae.cli.app import app
+from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
-    Draws,
+    Estimation,
+    EvaluatedModel,
     FitFlags,
     Force,
+    FullEstimation,
     Json,
     Model,
     ModelAndTable,
-    Refine,
+    Output,
     Seed,
     TableFlags,
     TableOut,
-    with_options,
 )
 
 STANDARD_OUTPUT = Path("-")
@@ -79,96 +81,53 @@ def fit(
 
 @app.command(short_help="Write log p of each row of a table.")
 @with_options
-def score(
-    applied: ModelAndTable,
-    table_flags: TableFlags,
-    out: TableOut = STANDARD_OUTPUT,
-    draws: Draws = 1000,
-    refine: Refine = 150,
-    seed: Seed = 0,
-) -> None:
+def score(applied: ModelAndTable, table_flags: TableFlags, estimation: Estimation) -> None:
     """Write log p of each row in nats, in the units of the table, with error and reliability."""
     from ppl_vae.cli import applying
 
-    applying.score(
-        applying.Task(applied, table_flags, out),
-        draws=draws,
-        refine=refine,
-        seed=seed,
-    )
+    applying.score(applying.Task(applied, table_flags), estimation)
 
 
 @app.command(short_help="Write the latent codes of a table's rows.")
 @with_options
-def transform(
-    applied: ModelAndTable,
-    table_flags: TableFlags,
-    out: TableOut = STANDARD_OUTPUT,
-) -> None:
+def transform(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the posterior means of z for each row, and their standard deviations."""
     from ppl_vae.cli import applying
 
-    applying.transform(applying.Task(applied, table_flags, out))
+    applying.transform(applying.Task(applied, table_flags))
 
 
 @app.command(short_help="Write the reconstructions of a table's rows.")
 @with_options
-def reconstruct(
-    applied: ModelAndTable,
-    table_flags: TableFlags,
-    out: TableOut = STANDARD_OUTPUT,
-) -> None:
+def reconstruct(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the mean of x given the mean of z for each row, missing values included."""
     from ppl_vae.cli import applying
 
-    applying.reconstruct(applying.Task(applied, table_flags, out))
+    applying.reconstruct(applying.Task(applied, table_flags))
 
 
 @app.command(short_help="Draw rows from a model.")
 @with_options
 def sample(
     model: Model,
+    output: Output,
     rows: Annotated[int, typer.Option("--rows", "-n", help="the number of rows")] = 100,
     out: TableOut = STANDARD_OUTPUT,
     seed: Seed = 0,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Write rows that are drawn from a model, noise included, in the units of its table."""
     from ppl_vae.cli import applying
 
-    applying.sample(model, rows, out, seed=seed, as_json=as_json, force=force)
+    applying.sample(model, rows, out, output, seed=seed)
 
 
 @app.command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
 @with_options
-def evaluate(
-    applied: ModelAndTable,
-    table_flags: TableFlags,
-    out: Annotated[Path, typer.Option(help="file of the numbers, .json")] = Path(
-        "evaluation.json"
-    ),
-    draws: Draws = 1000,
-    refine: Refine = 300,
-    rows: Annotated[int, typer.Option(help="largest number of rows to evaluate")] = 500,
-    annealed: Annotated[
-        int, typer.Option(help="largest number of rows to cross-check by annealing")
-    ] = 40,
-    num_temperatures: Annotated[int, typer.Option(help="temperatures of the annealing")] = 200,
-    seed: Seed = 0,
-) -> None:
+def evaluate(applied: EvaluatedModel, table_flags: TableFlags, estimation: FullEstimation) -> None:
     """Estimate log p of a table's rows under a saved model; report gaps and the latent space."""
     from ppl_vae.cli import applying
 
-    applying.evaluate(
-        applying.Task(applied, table_flags, out),
-        draws=draws,
-        refine=refine,
-        rows=rows,
-        annealed=annealed,
-        num_temperatures=num_temperatures,
-        seed=seed,
-    )
+    applying.evaluate(applying.Task(applied, table_flags), estimation)
 
 
 @app.command(short_help="Compare models by log p of the same rows.")
@@ -181,35 +140,22 @@ def compare(
         ),
     ],
     table_flags: TableFlags,
+    estimation: Estimation,
+    output: Output,
     out: Annotated[
         Path | None, typer.Option(help="the comparison as a table, .csv, .tsv or .parquet")
     ] = None,
-    draws: Draws = 1000,
-    refine: Refine = 150,
     held_out: Annotated[
         bool,
         typer.Option(
             "--held-out", help="only rows that no fit used; TABLE must be the fitted one"
         ),
     ] = False,
-    seed: Seed = 0,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Rank models by their mean log p of the same rows, with paired errors of the differences."""
     from ppl_vae.cli import comparing
 
-    comparing.compare(
-        paths,
-        table_flags.options(),
-        out,
-        draws=draws,
-        refine=refine,
-        held_out=held_out,
-        seed=seed,
-        as_json=as_json,
-        force=force,
-    )
+    comparing.compare(paths, table_flags.options(), out, estimation, output, held_out=held_out)
 
 
 @app.command(short_help="Write the HTML page of a fit or an evaluation.")

@@ -1,22 +1,13 @@
 """Options that several commands share, each declared once; importing them needs no torch."""
 
 import dataclasses
-import functools
-import inspect
-import sys
 import typing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from ppl_vae.cli.app import INTERRUPTED, TERMINATED
-from ppl_vae.cli.console import TerminatedError, Verbosity
 from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
-
-Group = TypeVar("Group")
 
 Model = Annotated[Path, typer.Argument(help="the folder of a model that fit or save wrote")]
 Data = Annotated[Path, typer.Argument(help="a table: .csv, .tsv, .parquet, .npy, ...")]
@@ -42,14 +33,72 @@ HeldOutRows = Annotated[
 
 
 @dataclasses.dataclass(frozen=True)
+class Output:
+    """How a command prints and writes its result."""
+
+    as_json: Json = False
+    force: Force = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelAndTable:
-    """A fitted model and the table that a command applies it to."""
+    """A fitted model, the table that a command applies it to, and where the result goes."""
 
     model: Model
     table: Data
     held_out: HeldOutRows = False
+    out: TableOut = Path("-")
     as_json: Json = False
     force: Force = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel(ModelAndTable):
+    """A fitted model, the table that it is evaluated on, and the file of the numbers."""
+
+    out: Annotated[Path, typer.Option(help="file of the numbers, .json")] = Path("evaluation.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimation:
+    """How log p of each row is estimated where it is not exact."""
+
+    draws: Draws = 1000
+    refine: Refine = 150
+    seed: Seed = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FullEstimation(Estimation):
+    """How much of a table is evaluated, and the settings of the estimates."""
+
+    refine: Refine = 300
+    rows: Annotated[int, typer.Option(help="largest number of rows to evaluate")] = 500
+    annealed: Annotated[
+        int, typer.Option(help="largest number of rows to cross-check by annealing")
+    ] = 40
+    num_temperatures: Annotated[int, typer.Option(help="temperatures of the annealing")] = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class ImputationSettings:
+    """How a table is fitted whose missing values are imputed."""
+
+    latent_dim: Annotated[
+        int | None, typer.Option(help="K; by default selected on masked entries")
+    ] = None
+    noise: Annotated[
+        str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
+    ] = None
+    starts: Starts = 1
+    parameter_uncertainty: Annotated[
+        bool | None,
+        typer.Option(
+            "--parameter-uncertainty/--no-parameter-uncertainty",
+            help="whether the imputation is averaged over draws of the parameters; by default "
+            "where there are fewer than 50 observed values per parameter",
+        ),
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,75 +286,3 @@ def _shape(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
         raise ValueError(f"--image-shape must be HEIGHTxWIDTH, such as 28x28; got {text!r}")
     return int(parts[0]), int(parts[1])
-
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameters of an option class are replaced by the options of that class.
-
-    Every command also gets ``--quiet`` and ``--verbose``, and runs with the logging that they
-    ask for.
-    """
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    hints = typing.get_type_hints(command, include_extras=True)
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        if dataclasses.is_dataclass(hint):
-            groups[parameter.name] = hint
-            parameters += _parameters(hint)
-        else:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(parameter.replace(kind=kind, annotation=hint))
-    verbosity = _parameters(Verbosity)
-
-    def run(**given: Any) -> None:
-        with _built(Verbosity, given).logging(), interruptible():
-            built = {name: _built(group, given) for name, group in groups.items()}
-            _check_seed(given)
-            command(**given, **built)
-
-    functools.update_wrapper(run, command)
-    found: Any = run
-    del found.__wrapped__  # typer would read the signature of the command itself
-    found.__signature__ = inspect.Signature([*parameters, *verbosity])
-    found.__annotations__ = {p.name: p.annotation for p in (*parameters, *verbosity)}
-    return found
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into one line and an exit status."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        reason = " ".join(map(str, error.args)) or "no output was written"
-        sys.stderr.write(f"interrupted: {reason}\n")
-        terminated = isinstance(error, TerminatedError)
-        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
-
-
-def _check_seed(given: dict[str, Any]) -> None:
-    if given.get("seed") is not None:
-        from ppl_vae.fitted.settings import check_seed
-
-        check_seed(given["seed"])
-
-
-def _parameters(group: Any) -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty
-            if field.default is dataclasses.MISSING
-            else field.default,
-            annotation=hints[field.name],
-        )
-        for field in dataclasses.fields(group)
-    ]
-
-
-def _built(group: Callable[..., Group], given: dict[str, Any]) -> Group:
-    fields = dataclasses.fields(group)  # pyright: ignore[reportArgumentType]
-    return group(**{field.name: given.pop(field.name) for field in fields})

@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from ppl_vae.cli.app import INTERRUPTED, app
-from ppl_vae.cli.options import Force, Json, Seed, Starts, TableFlags, TableOut, with_options
+from ppl_vae.cli.commands import with_options
+from ppl_vae.cli.options import (
+    ImputationSettings,
+    Output,
+    Seed,
+    Starts,
+    TableFlags,
+    TableOut,
+)
 from ppl_vae.lineage.names import STAGE_NAMES
 
 LINEAGE_EXAMPLES = f"""
@@ -67,41 +75,15 @@ def impute(
         ),
     ],
     table_flags: TableFlags,
+    output: Output,
+    settings: ImputationSettings,
     out: TableOut = Path("filled.csv"),
-    latent_dim: Annotated[
-        int | None, typer.Option(help="K; by default selected on masked entries")
-    ] = None,
-    noise: Annotated[
-        str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
-    ] = None,
     seed: Seed = 0,
-    starts: Starts = 1,
-    parameter_uncertainty: Annotated[
-        bool | None,
-        typer.Option(
-            "--parameter-uncertainty/--no-parameter-uncertainty",
-            help="whether the imputation is averaged over draws of the parameters; by default "
-            "where there are fewer than 50 observed values per parameter",
-        ),
-    ] = None,
-    as_json: Json = False,
-    force: Force = False,
 ) -> None:
     """Fill the missing values of a table with their conditional means; write their sd beside."""
     from ppl_vae.cli import imputing
 
-    imputing.impute(
-        paths,
-        table_flags.options(),
-        out,
-        latent_dim=latent_dim,
-        noise=noise,
-        seed=seed,
-        starts=starts,
-        parameter_uncertainty=parameter_uncertainty,
-        as_json=as_json,
-        force=force,
-    )
+    imputing.impute(paths, table_flags.options(), out, output, settings, seed=seed)
 
 
 @app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")

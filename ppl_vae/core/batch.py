@@ -39,6 +39,11 @@ class Batch:
         return len(self.x)
 
     @property
+    def device(self) -> torch.device:
+        """The device of the rows."""
+        return self.x.device
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of a program beside x; those that are None are left out."""
         named = {"mask": self.mask, "index": self.index, "num_data": self.num_data}

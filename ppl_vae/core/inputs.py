@@ -122,6 +122,16 @@ def check_support(model: ProgramLike, x: Tensor, mask: Tensor | None) -> None:
         check(x, mask)
 
 
+def check_named_support(model: ProgramLike, x: Tensor, mask: Tensor | None, name: str) -> None:
+    """:func:`check_support` of data that have another name than x, which messages begin with."""
+    try:
+        check_support(model, x, mask)
+    except ValueError as error:
+        if name == "x":
+            raise
+        raise ValueError(f"{name}: {error}") from error
+
+
 def check_parameters_not_random(*programs: ProgramLike) -> None:
     """Check that no attribute of the package's programs was replaced by a ``PyroSample``.
 

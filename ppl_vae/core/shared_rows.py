@@ -1,6 +1,6 @@
 """Rows of one table that several processes evaluate in shares; all of them get all results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -8,7 +8,6 @@ from typing import Any, Self, TypeVar
 from jaxtyping import Int
 from torch import Tensor
 
-from ppl_vae.core.batch import Batch
 from ppl_vae.core.digest import describe_tensor, tensor_digest
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes import Processes
@@ -41,7 +40,7 @@ class SharedRows:
         cls,
         function: str,
         pair: Pair,
-        data: Batch,
+        describe: Callable[[], tuple[str, str | None]],
         rows: Int[Tensor, " N"],
         seed: int | None,
         **arguments: Any,
@@ -51,7 +50,7 @@ class SharedRows:
         Args:
             function: the name of the public function.
             pair: the pair.
-            data: the whole table.
+            describe: describes the whole table and its mask, with checksums.
             rows: the rows to evaluate.
             seed: of the draws; None draws a seed on rank 0.
             **arguments: what must be the same on all processes.
@@ -64,8 +63,7 @@ class SharedRows:
             return cls(processes, rows, len(rows), seed)
         processes.agree(
             function,
-            x=describe_tensor(data.x),
-            mask=None if data.mask is None else describe_tensor(data.mask),
+            x=describe(),
             rows=describe_tensor(rows),
             parameters=_describe_parameters(pair),
             seed=seed,

@@ -4,31 +4,30 @@ NaN or a mask marks missing values.
 """
 
 import math
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppl_vae.core.frames import read_frame
 from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import (
     ArrayLike,
-    as_mask,
     as_matrix,
     is_block_list,
     observed_mask,
-    refuse_file_name,
 )
+from ppl_vae.data.block_source import BlockSource
+from ppl_vae.data.row_sources import is_matrix, is_source, refuse_mask, row_source
 
 RowSource: TypeAlias = Any
-"""A matrix of any kind, a ``numpy.memmap``, or an iterable of matrices, which are row blocks."""
+"""A matrix of any kind, an iterable of matrices, which are blocks of rows, or what
+:func:`~ppl_vae.data.row_sources.row_source` reads in blocks: a ``numpy.memmap``, Parquet files, a
+``Dataset`` or ``DataLoader`` of torch."""
 
 WORKING_FLOATS = 2**23
 """Number of floats that a computation may hold at once beside data and result (64 MiB)."""
@@ -117,9 +116,10 @@ class RowBlocks:
 
     Rows with nothing observed, on which no likelihood depends, are left out, and counted.
 
-    A memory map is read in pieces that are released after use; so is any iterable that restarts
-    each time it is iterated over (a list of arrays, an object with ``__iter__``). A generator can
-    be read only once, which is enough for complete data but not with missing values.
+    A memory map is read in pieces that are released after use; so are Parquet files, datasets and
+    data loaders of torch, and any iterable that restarts each time it is iterated over (a list of
+    arrays, an object with ``__iter__``). A generator can be read only once, which is enough for
+    complete data but not with missing values.
 
     Args:
         x: the table; NaN marks a missing value.
@@ -156,36 +156,24 @@ class RowBlocks:
         keep_empty_rows: bool = False,
         processes: Processes = SINGLE,
     ) -> None:
-        refuse_file_name(x)
         self.processes, self._may_be_empty = processes, processes.size > 1
         self.width: int | None = None
         self.schema = TableSchema.of(x) if schema is None else schema
         self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
-        self._source, self._mask, self._device = x, mask, device
+        self._source, self._device = x, device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
-        if isinstance(x, np.memmap):
-            if x.ndim != 2:
-                raise ValueError(f"x must be 2-d, one flat row per datum; it has shape {x.shape}")
-            if mask is not None and not isinstance(mask, np.ndarray):
-                self._mask = as_mask(mask, x.shape).numpy()
-            elif mask is not None and mask.shape != x.shape:
-                as_mask(mask, x.shape)
-        elif _is_matrix(x) or (is_block_list(x) and mask is not None):
+        has_rows = not (self._may_be_empty and _is_empty(x))
+        if is_source(x) and has_rows:
+            self._source = row_source(x, mask, schema=self.schema)
+            self.schema = self.schema or self._source.schema
+        elif is_matrix(x) or not has_rows or (is_block_list(x) and mask is not None):
             self._source = as_matrix(
-                x,
-                mask=mask,
-                schema=self.schema,
-                check_finite=False,
-                allow_no_rows=self._may_be_empty,
+                x, mask=mask, schema=self.schema, check_finite=False, allow_no_rows=not has_rows
             )
-            self._mask = None
         elif mask is not None:
-            raise ValueError(
-                "mask requires a matrix or a memory map; blocks of an iterable mark missing "
-                "values by NaN"
-            )
+            refuse_mask()
 
     def read(self, floats_per_row: int | None = None) -> Iterator[RowBlock]:
         """Iterate over the rows in order, in blocks of limited size.
@@ -198,7 +186,7 @@ class RowBlocks:
                 is observed; if x is an iterator that has been read before.
         """
         width, start, self.empty_rows = None, 0, []
-        for name, x, mask in self._pieces(floats_per_row):
+        for name, x in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
             self.width = width
             if x.shape[1] != width:
@@ -207,13 +195,12 @@ class RowBlocks:
                     f"those before it {width}"
                 )
             if not self._unit_known and len(x):
-                self.unit, self._unit_known = _unit_of(x, mask), True
+                self.unit, self._unit_known = _unit_of(x), True
             size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
-                part = None if mask is None else mask[rows]
                 try:
-                    block = RowBlock.of(x[rows], part, self._device, name, self.unit)
+                    block = RowBlock.of(x[rows], None, self._device, name, self.unit)
                 except ValueError:
                     as_matrix(x, name=name)  # counts the infinite entries of all of x
                     raise
@@ -273,30 +260,19 @@ class RowBlocks:
         """Divide blocks by a given unit from the next reading on."""
         self.unit, self._unit_known = unit, True
 
-    def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor, Any]]:
+    def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor]]:
         x = self._source
         if isinstance(x, Tensor):
-            yield "x", x, self._mask
-        elif isinstance(x, np.memmap):
-            yield from self._mapped(x, rows_per_block(floats_per_row or 3 * x.shape[1]))
+            yield "x", x
+        elif isinstance(x, BlockSource):
+            for low, high in x.blocks(size=rows_per_block(floats_per_row or 3 * x.width)):
+                yield f"x (its rows from {low} on)", x.read(low, high)
+                x.release()
         else:
             for number, block in enumerate(self._restart(x)):
                 name = f"block {number} of x"
                 schema = self.schema = self.schema or TableSchema.of(block)
-                yield name, as_matrix(block, name=name, schema=schema, check_finite=False), None
-
-    def _mapped(self, x: np.memmap, size: int) -> Iterator[tuple[str, Tensor, Any]]:
-        if not x.size:
-            if not (self._may_be_empty and x.shape[1]):
-                raise ValueError(f"x is empty: its shape is {x.shape}")
-            yield "x", torch.from_numpy(np.array(x)), None
-        for low in range(0, len(x), size):
-            rows = slice(low, low + size)
-            name = f"x (its rows from {low} on)"
-            mask = None if self._mask is None else np.array(self._mask[rows])
-            yield name, as_matrix(np.array(x[rows]), name=name, check_finite=False), mask
-            for mapped in (x, self._mask):
-                _release(mapped)
+                yield name, as_matrix(block, name=name, schema=schema, check_finite=False)
 
     def _restart(self, x: Iterable[Any]) -> Iterator[Any]:
         blocks = iter(x)
@@ -310,6 +286,10 @@ class RowBlocks:
         return blocks
 
 
+def _is_empty(x: Any) -> bool:
+    return tuple(getattr(x, "shape", ()))[:1] == (0,)
+
+
 def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:
     """A note on rows with nothing observed that were left out; empty if there are none."""
     if not rows:
@@ -319,32 +299,15 @@ def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:
     return (f"{counted(len(rows), 'row')} with nothing observed {verb} left out: {listed}",)
 
 
-def _unit_of(x: Float[Tensor, "B D"], mask: ArrayLike | None) -> float:
+def _unit_of(x: Float[Tensor, "B D"]) -> float:
     # The power of two next to the largest absolute value, if squares of such values, summed over
     # many rows, could overflow or underflow; else 1.
     values = x.detach()
-    if mask is None and bool((ends := torch.stack(values.aminmax())).isfinite().all()):
+    if bool((ends := torch.stack(values.aminmax())).isfinite().all()):
         largest = float(ends.abs().max())  # one pass if no value is missing
     else:
         sizes = values.double().abs()
-        if mask is not None:
-            sizes = torch.where(torch.as_tensor(mask, device=sizes.device), sizes, 0.0)
         largest = float(sizes.where(sizes.isfinite(), 0.0).max())
     if largest == 0 or SMALLEST_MAXIMUM < largest < 1 / SMALLEST_MAXIMUM:
         return 1.0
     return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
-
-
-def _is_matrix(x: Any) -> bool:
-    if isinstance(x, list | tuple):  # of rows; or of blocks
-        return not is_block_list(x)
-    known = isinstance(x, Tensor) or hasattr(x, "toarray") or hasattr(x, "__array__")
-    return known or not isinstance(x, Iterable) or read_frame(x) is not None
-
-
-def _release(mapped: Any) -> None:
-    # Pages that were read stay resident until the system reclaims them, so they are released. The
-    # pages of a copy-on-write map hold changes of the user and must be kept.
-    owner: Any = mapped
-    if isinstance(mapped, np.memmap) and mapped.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
-        owner._mmap.madvise(mmap.MADV_DONTNEED)

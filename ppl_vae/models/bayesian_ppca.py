@@ -5,17 +5,16 @@ from typing import NamedTuple, Self
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
-from pyro.nn import pyro_method
+from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.config import ConstructorCall, configurable
 from ppl_vae.core.processes import Processes
-from ppl_vae.core.program import Density, Program
+from ppl_vae.core.program import Density
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
-from ppl_vae.models.latent_variable_model import sample_rows
+from ppl_vae.models.latent_variable_model import RowDensity, RowProgram
 from ppl_vae.models.observed_gaussian import ObservedGaussian
 from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.priors import InverseGammaScale, ParameterPrior
@@ -51,7 +50,7 @@ class Parameters(NamedTuple):
         return wide.expand_as(self.loc)
 
 
-class BayesianPPCA(Program):
+class BayesianPPCA(RowProgram):
     """Probabilistic PCA whose parameters have priors and are drawn by the program.
 
     W, mu and sigma are sites of the model outside the plate over data, ``loadings``, ``loc`` and
@@ -205,26 +204,14 @@ class BayesianPPCA(Program):
         shape = (*relevance.shape[:-1], self.data_dim, self.latent_dim)
         return dist.Normal(0.0, scale.expand(shape)).to_event(2)
 
-    @pyro_method
-    def model(
-        self,
-        x: ArrayLike | None = None,
-        *,
-        mask: Bool[Tensor, "B D"] | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        observe: bool = True,
-    ) -> Tensor:
-        """The generative model as a Pyro program, under the package's contract."""
+    def density_in_plate(self, observe: bool) -> tuple[Tensor, RowDensity]:
+        """See :class:`~ppl_vae.models.latent_variable_model.RowProgram`; draws the parameters."""
         parameters = self.sample_parameters()
 
         def density(x: Tensor | None, mask: Tensor | None) -> Density:
             return self._data_density(parameters, None if x is None else mask)
 
-        like = next(self.loc_prior.buffers())
-        return sample_rows(
-            self, like, density, x, mask=mask, index=index, num_data=num_data, observe=observe
-        )
+        return next(self.loc_prior.buffers()), density
 
     def _data_density(self, parameters: Parameters, mask: Tensor | None) -> Density:
         # p(x | z, parameters) with z drawn, or p(x | parameters); event shape (D,).

@@ -16,9 +16,47 @@ from ppl_vae.core.validation import ArrayLike
 from ppl_vae.likelihoods.base import Mask, Rows
 
 Codes = Float[Tensor, "*B K"]
+RowDensity = Callable[[Tensor | None, Tensor | None], Density]
+"""p(x | ...) of x, zero where missing, and the mask, in the plate; x is None if it is drawn."""
 
 
-class LatentVariableModel(Program):
+class RowProgram(Program):
+    """Abstract: a generative program of rows that are independent given its parameters."""
+
+    data_dim: int
+
+    @abstractmethod
+    def density_in_plate(self, observe: bool) -> tuple[Tensor, RowDensity]:
+        """A tensor of the program's dtype and device, and the density of rows in the plate.
+
+        Called once per run, outside the plate, where the program's parameters are drawn.
+
+        Args:
+            observe: whether x is scored, or only informs the density of its rows.
+        """
+
+    @pyro_method
+    def model(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        mask: Bool[Tensor, "B D"] | None = None,
+        index: Int[Tensor, " B"] | None = None,
+        num_data: int | None = None,
+        observe: bool = True,
+    ) -> Tensor:
+        """The generative model as a Pyro program, under the package's contract."""
+        like, density = self.density_in_plate(observe)
+        x = None if x is None else as_rows(x, like, self.data_dim, self.schema)
+        rows = count_rows(x, num_data)
+        with data_plate(rows, index=index, num_data=num_data, device=like.device):
+            if mask is not None and x is not None:
+                # NaN under a mask would still make the gradient NaN.
+                x = torch.where(mask, x, 0.0)
+            return pyro.sample("x", density(x, mask), obs=x if observe else None)
+
+
+class LatentVariableModel(RowProgram):
     """Abstract: one latent vector per datum, z ~ p(z), and a density of the datum, x ~ p(x | z).
 
     Attributes:
@@ -26,7 +64,6 @@ class LatentVariableModel(Program):
         latent_dim: K.
     """
 
-    data_dim: int
     latent_dim: int
 
     @abstractmethod
@@ -47,17 +84,8 @@ class LatentVariableModel(Program):
             observe: whether x is scored, or only informs the density of its rows (their totals).
         """
 
-    @pyro_method
-    def model(
-        self,
-        x: ArrayLike | None = None,
-        *,
-        mask: Bool[Tensor, "B D"] | None = None,
-        index: Int[Tensor, " B"] | None = None,
-        num_data: int | None = None,
-        observe: bool = True,
-    ) -> Tensor:
-        """The generative model as a Pyro program, under the package's contract."""
+    def density_in_plate(self, observe: bool) -> tuple[Tensor, RowDensity]:
+        """See :class:`RowProgram`; z is drawn in the plate."""
         like = reference_tensor(self)
 
         def density(x: Tensor | None, mask: Tensor | None) -> Density:
@@ -65,9 +93,7 @@ class LatentVariableModel(Program):
             z = pyro.sample("z", self.prior())
             return self.conditional(z.to(like.dtype), x, None if x is None else scored, observe)
 
-        return sample_rows(
-            self, like, density, x, mask=mask, index=index, num_data=num_data, observe=observe
-        )
+        return like, density
 
     def _repr_html_(self) -> str:
         """The constructor call, and a table of the parameters, in a notebook."""
@@ -78,35 +104,6 @@ class LatentVariableModel(Program):
     def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """The entries of x that p(x | z) scores; None for all of them."""
         return mask
-
-
-def sample_rows(
-    program: Program,
-    like: Tensor,
-    density: Callable[[Tensor | None, Tensor | None], Density],
-    x: ArrayLike | None,
-    *,
-    mask: Bool[Tensor, "B D"] | None,
-    index: Int[Tensor, " B"] | None,
-    num_data: int | None,
-    observe: bool,
-) -> Tensor:
-    """The site ``x`` of a program of the package, in the plate over data.
-
-    Args:
-        program: with ``data_dim`` columns.
-        like: a tensor of the program's dtype and device.
-        density: makes p(x | ...) of x, zero where missing, and the mask, in the plate; x is None
-            if it is drawn.
-        x, mask, index, num_data, observe: as the package's contract has them.
-    """
-    x = None if x is None else as_rows(x, like, program.data_dim, program.schema)
-    rows = count_rows(x, num_data)
-    with data_plate(rows, index=index, num_data=num_data, device=like.device):
-        if mask is not None and x is not None:
-            # NaN under a mask would still make the gradient NaN.
-            x = torch.where(mask, x, 0.0)
-        return pyro.sample("x", density(x, mask), obs=x if observe else None)
 
 
 def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:

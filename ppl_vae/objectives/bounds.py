@@ -10,6 +10,8 @@ z_sn given theta_s.
 """
 
 import math
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -27,6 +29,9 @@ from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -82,7 +87,7 @@ def log_weights(
 def elbo(
     model: ProgramLike,
     guide: ProgramLike,
-    x: ArrayLike,
+    x: RowSource,
     *,
     num_samples: int = 1,
     mask: ArrayLike | None = None,
@@ -99,18 +104,28 @@ def elbo(
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
         x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
+            Sources larger than memory are read in blocks
+            (:func:`~ppl_vae.data.row_sources.row_source`).
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
             posterior predictive log density, as is right for data that theta was not fitted to.
         seed: of the draws.
     """
-    pair, objective = Pair(model, guide), ELBO(num_samples)
-    whole, size = pair.observe(x, mask, allow_empty_rows=True), check_int("batch_size", batch_size)
-    settings, values = f"{num_samples=}, {global_kl=}", []
-    rows = SharedRows.of("elbo", pair, whole, torch.arange(len(whole)), seed, settings=settings)
-    with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
-        for batch in whole.split(rows.own, size):
+    pair = Pair(model, guide)
+    objective, values = ELBO(num_samples), []
+    with ExitStack() as stack:
+        whole = stack.enter_context(
+            opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
+        )
+        settings, all_rows = f"{num_samples=}, {global_kl=}", torch.arange(len(whole))
+        rows = SharedRows.of(
+            "elbo", pair, partial(describe_rows, whole), all_rows, seed, settings=settings
+        )
+        for context in (isolated_store(), rows.seeded(), pair.train_mode(False)):
+            stack.enter_context(context)
+        stack.enter_context(rows.processes.together())
+        for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
             terms = objective.terms_of(pair, batch)
             shared = terms.shared().mean() if global_kl else 0.0
             values.append((terms.local().mean(0) + shared).expand(len(batch)))

@@ -17,7 +17,7 @@ from ppl_vae.lineage.run import run_lineage
 from ppl_vae.lineage.stages import skipped_stages
 from ppl_vae.lineage.table import legend
 from ppl_vae.report.archive import results, write_draws, write_report, write_results
-from ppl_vae.report.table import lineage_table, wrap
+from ppl_vae.report.table import lineage_table, omitted_columns, wrap
 from ppl_vae.report.terminal import NON_TERMINAL_WIDTH, Display
 from ppl_vae.report.verdict import verdict
 
@@ -123,6 +123,8 @@ class LineageRun:
             return
         width = self.console.width
         self.console.print(lineage_table(lineage.rows, width=width))
+        if omitted := omitted_columns(lineage.rows, width):
+            self._print(wrap(omitted, width), "dim")
         self._print(f"\n{wrap(legend(lineage.about), width)}\n", "dim")
         for sentence in verdict(lineage):
             self._print(wrap(sentence, width))

@@ -23,11 +23,25 @@ def lineage_table(rows: Sequence[Row], *, width: int = 160, pending: str = "") -
             essential columns only.
         pending: the name of a stage that is being fitted, shown as the last row.
     """
-    table = _table(rows, shown_columns(rows), pending)
-    unlimited = Console(width=1000)
+    return _table(rows, _fitting_columns(rows, width), pending)
+
+
+def omitted_columns(rows: Sequence[Row], width: int) -> str:
+    """A sentence that names the columns that :func:`lineage_table` leaves out; "" if none."""
+    fitting = {column.title for column in _fitting_columns(rows, width)}
+    omitted = [column.title for column in shown_columns(rows) if column.title not in fitting]
+    if not omitted:
+        return ""
+    return f"Columns left out at this width, which the report has: {', '.join(omitted)}."
+
+
+def _fitting_columns(rows: Sequence[Row], width: int) -> Sequence[Column]:
+    # All columns, or the essential ones if the table with all is wider.
+    columns, unlimited = shown_columns(rows), Console(width=1000)
+    table = _table(rows, columns, "")
     if Measurement.get(unlimited, unlimited.options, table).maximum <= width:
-        return table
-    return _table(rows, shown_columns(rows, only_essential=True), pending)
+        return columns
+    return shown_columns(rows, only_essential=True)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], pending: str) -> Table:

@@ -16,7 +16,7 @@ from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.table import lineage_table
 
 LOG = logging.getLogger("ppl_vae")
-NON_TERMINAL_WIDTH = 160
+NON_TERMINAL_WIDTH = 200
 """The width of the output, in characters, if it is not a terminal."""
 REFRESH_INTERVAL = 0.25
 """Seconds between updates of the display."""

@@ -18,6 +18,7 @@ from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
+from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.settings import Optimization
 
 LATENT, RATE = 20, 1e-3
@@ -47,6 +48,24 @@ def stock(loss, checked=False, kind=SVI):
         return run
 
     return make
+
+
+def recorded(x, rows, hidden):
+    """The step of ``fit_svi`` as recorded operations, without compiling."""
+    vae = vae_of(hidden, x.device)
+    batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
+    named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
+    update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
+    gradient = RecordedGradient(batch, named)
+
+    def run():
+        with isolated_store(), validation(False):
+            for some in rows:
+                gradient.value(some, 1)
+                update.update(some)
+        wait(x.device)
+
+    return run
 
 
 def ours(unroll, numbers="float32"):
@@ -127,6 +146,7 @@ TRAINING = {
     "by hand, eager, fused Adam": by_hand(compiled=False),
     "by hand, torch.compile, fused Adam": by_hand(compiled=True),
     "fit_svi, eager": ours(0),
+    "fit_svi, recorded": recorded,
     "CapturedSVI, Trace_ELBO": stock(Trace_ELBO, kind=CapturedSVI),
     "fit_svi, captured, 1 step a call": ours(1),
     CAPTURED: ours(8),

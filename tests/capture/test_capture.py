@@ -378,14 +378,34 @@ def test_the_number_of_steps_per_call_leaves_few_eager_steps(schedule, unroll):
 
 
 def test_auto_compares_the_remaining_work():
-    schedule = Schedule(1000, 100, 100_000)
-    policy = CapturePolicy("auto", lambda unroll: type("Fast", (), {"unroll": unroll})(), schedule)
+    policy = policy_of("auto", Schedule(1000, 100, 100_000))
     policy.update(10, [0.01 * k for k in range(10)])
     assert policy.captured is None and policy.mode == "auto"
     policy.update(25, [0.01 * k for k in range(25)])
     assert policy.unroll > 1 and "about 999.7 s of eager work were left" in policy.reason
-    with pytest.raises(ValueError, match="capture must be one of True, False, 'auto'; got 'on'"):
-        CapturePolicy("on", lambda unroll: None, schedule)
+    with pytest.raises(ValueError, match=r"capture must be one of .*'recorded'.*; got 'on'"):
+        policy_of("on", Schedule(1000, 100, 100_000))
+
+
+def policy_of(mode, schedule):
+    def captured(unroll):
+        return type("Fast", (), {"unroll": unroll})()
+
+    return CapturePolicy(mode, lambda: "the recorded gradient", captured, schedule)
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "mode"),
+    [(300, 0.005, False), (1000, 0.005, "recorded"), (100_000, 0.005, True), (200, 0.5, False)],
+)
+def test_auto_records_where_the_remaining_steps_save_more_than_recording_costs(
+    steps, seconds, mode
+):
+    policy = policy_of("auto", Schedule(1000, 100, steps))
+    policy.update(30, [seconds * k for k in range(30)])
+    assert policy.mode == mode
+    assert (policy.recorded is not None) == (mode == "recorded")
+    assert policy.reason.startswith({False: "eager", True: "captured"}.get(mode, "recorded"))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

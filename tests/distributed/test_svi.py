@@ -105,10 +105,17 @@ def test_random_draws_resume_bit_for_bit(pair, tmp_path):
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("capture", ["auto", True])
-def test_shared_steps_run_eagerly(pair, capture):
-    found = check(pair, table(31), {"steps": 4, "capture": capture})
-    assert "several processes" in found[0][2].execution
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_recorded_steps(pair, batch_size):
+    options = {"steps": 6, "batch_size": batch_size, "capture": "recorded"}
+    found = check(pair, table(30), options)
+    assert found[0][2].execution.startswith("recorded")
+
+
+@pytest.mark.slow
+def test_captured_steps(pair):
+    found = check(pair, table(30), {"steps": 6, "batch_size": 10, "capture": True})
+    assert found[0][2].execution.startswith("captured, the gradient of each step")
 
 
 def test_processes_draw_independently(pair):

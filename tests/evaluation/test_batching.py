@@ -420,7 +420,7 @@ def test_captured_bfloat16_steps_equal_eager_ones(uncompiled):
 def test_auto_measures_steps_that_are_read_together():
     """On a GPU fifty steps are read at once, so that only every fiftieth has a time of its own."""
     fast = type("Fast", (), {"unroll": 8})()
-    choice = CapturePolicy("auto", lambda unroll: fast, Schedule(1000, 100, 100_000))
+    choice = CapturePolicy("auto", lambda: None, lambda unroll: fast, Schedule(1000, 100, 100_000))
     choice.update(50, [2.0] * 50)
     assert choice.captured is None
     choice.update(100, [2.0] * 50 + [2.5] * 50)

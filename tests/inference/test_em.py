@@ -10,6 +10,7 @@ from scipy.linalg import subspace_angles
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+import combinations
 import oracles
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.models.ppca import PPCA
@@ -226,8 +227,7 @@ def extreme_start(x, start, latent_dim=K):
     return assigned(x, loadings, noise, latent_dim)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("start", EXTREME_STARTS)
+@pytest.mark.parametrize(("name", "start"), combinations.one_in(2, ALGORITHMS, EXTREME_STARTS))
 def test_the_bound_is_monotone_and_below_the_log_likelihood(name, start, x):
     ppca = extreme_start(x, start)
     last, (_, loadings, noise) = -np.inf, parameters(ppca)
@@ -261,9 +261,9 @@ def test_the_bound_equals_the_log_likelihood_after_each_e_step(name, start, x):
     assert gap.max() > 1e-3
 
 
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("start", EXTREME_STARTS)
-@pytest.mark.parametrize("data", ["tall", "wide"])
+@pytest.mark.parametrize(
+    ("name", "start", "data"), combinations.one_in(2, EXACT, EXTREME_STARTS, ["tall", "wide"])
+)
 def test_em_converges_to_the_closed_form(name, start, data):
     x = DATA[data]()
     ppca = extreme_start(x, start)

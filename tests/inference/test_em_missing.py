@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import combinations
 import oracles
 from fitted import assert_close, parameters
 from incomplete import MECHANISMS, NOISES, SPECTRUM, D, K, N, data, make, ppca_from_arrays
@@ -114,9 +115,9 @@ EXTREME_STARTS = {
 }
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("start", EXTREME_STARTS)
+@pytest.mark.parametrize(
+    ("noise", "mechanism", "start"), combinations.one_in(2, NOISES, MECHANISMS, EXTREME_STARTS)
+)
 @pytest.mark.parametrize(
     "accelerate", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["PX-EM", "EM"]
 )

@@ -443,6 +443,9 @@ def test_priors_in_other_units_than_the_data_are_noted():
     assert "loadings_prior contradicts the units of the data" in large
     assert "noise_prior contradicts the units of the data" in large
     assert "loc_prior contradicts" in notes(BayesianPPCA(4, 1), x + 1e4)
+    narrow = x * [1, 1, 1, 1e-4]  # a column that varies little, of the same unit as the others
+    assert notes(BayesianPPCA(4, 1), narrow) == ""
+    assert "in column 3 its scale" in notes(BayesianPPCA(4, 1, noise="diagonal"), narrow)
     assert notes(BayesianPPCA.like(1e4 * x + 1e6, 1), 1e4 * x + 1e6) == ""
 
 

@@ -17,6 +17,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
+import combinations
 import oracles
 import user_pairs
 from ppl_vae.core.introspection import modules_of
@@ -199,8 +200,9 @@ def generators():
     return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
 
 
-@pytest.mark.parametrize("batch_size", [None, 7])
-@pytest.mark.parametrize("name", user_pairs.PAIRS)
+@pytest.mark.parametrize(
+    ("name", "batch_size"), combinations.one_in(2, user_pairs.PAIRS, [None, 7])
+)
 def test_every_pair_trains_without_side_effects(name, batch_size, float64):
     model, guide, x = user_pairs.PAIRS[name]()
     pyro.module("other", nn.Linear(2, 2))
@@ -256,15 +258,9 @@ OBJECTIVES = {
 }
 
 
-# By default each pair with two or three objectives; slow, with all.
-PAIRS_AND_OBJECTIVES = [
-    pytest.param(name, objective, marks=() if (i + j) % 3 == 0 else pytest.mark.slow)
-    for i, name in enumerate(user_pairs.PAIRS)
-    for j, objective in enumerate(OBJECTIVES)
-]
-
-
-@pytest.mark.parametrize(("name", "objective"), PAIRS_AND_OBJECTIVES)
+@pytest.mark.parametrize(
+    ("name", "objective"), combinations.one_in(3, user_pairs.PAIRS, OBJECTIVES)
+)
 def test_every_pair_trains_with_every_objective(name, objective, float64):
     model, guide, x = user_pairs.PAIRS[name]()
     result = fit_svi(model, guide, x, objective=OBJECTIVES[objective], lr=0.01, steps=2, seed=0)

@@ -27,11 +27,6 @@ def table():
     return lineages.table()
 
 
-@pytest.fixture(scope="module")
-def lineage():
-    return lineages.small_lineage()
-
-
 def test_all_stages_are_present(lineage):
     assert [row.stage for row in lineage.rows] == [*default_stages(), USER_PAIR]
     assert lineage.finished and list(STAGES) == list(STAGE_NAMES)

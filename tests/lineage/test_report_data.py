@@ -24,11 +24,6 @@ def data():
     return lineages.small_report_data()
 
 
-@pytest.fixture(scope="module")
-def lineage():
-    return lineages.small_lineage()
-
-
 def test_reconstructions_are_below_their_originals(data, lineage):
     image_grid, x = data.reconstructions, lineage.data.test[:NUM_COLUMNS]
     assert image_grid.row_labels == ("original", "PPCA", "VAE", USER_PAIR)

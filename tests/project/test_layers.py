@@ -9,7 +9,8 @@ from files import FILES, MODULES, ROOT, module_name
 # Each folder imports from itself and from those before it only.
 LAYERS = (
     ("core",),
-    ("networks", "capture", "data", "objectives"),
+    ("networks", "capture", "data"),
+    ("objectives",),
     ("guides",),
     ("likelihoods",),
     ("models",),

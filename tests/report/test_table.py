@@ -14,7 +14,7 @@ from ppl_vae.lineage.table import (
     legend,
     shown_columns,
 )
-from ppl_vae.report.table import lineage_table, wrap
+from ppl_vae.report.table import lineage_table, omitted_columns, wrap
 
 
 def printed(rows, width):
@@ -32,6 +32,9 @@ def test_the_table_is_never_truncated(width):
     assert max(map(len, text.splitlines())) <= width
     assert len(text.splitlines()) == len(TABLES["default"]) + 1
     assert ("q(z|x)" in text) == (width == 160)
+    omitted = omitted_columns(TABLES["default"], width)
+    assert (omitted == "") == (width == 160)
+    assert width == 160 or "q(z|x), algorithm" in omitted
 
 
 def test_formats_of_cells():

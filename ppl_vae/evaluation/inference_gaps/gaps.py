@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
@@ -123,7 +125,9 @@ def gaps(
     size = min(block_size(data.x, num_samples, refined=True), most_rows)
     settings = f"{covariance=}, {steps=}, {num_samples=}, {tolerance=}, {num_global_draws=}"
     known = None if log_p is None else describe_tensor(log_p)
-    shared = SharedRows.of("gaps", pair, data, rows, seed, settings=settings, log_p=known)
+    shared = SharedRows.of(
+        "gaps", pair, partial(describe_rows, data), rows, seed, settings=settings, log_p=known
+    )
     together, log_ratios = shared.processes.together, None
     with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
         pairs, first = [pair], next(data.split(rows, size))

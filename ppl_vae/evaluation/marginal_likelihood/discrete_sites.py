@@ -12,7 +12,7 @@ value, which is compared with the guide's.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,16 +109,19 @@ class LatentDiagnostics(NamedTuple):
     notes: tuple[str, ...]
 
 
-def diagnose_latents(pair: Pair, batches: Sequence[Batch], num_samples: int) -> LatentDiagnostics:
+def diagnose_latents(
+    pair: Pair, first: Batch, batches: Iterable[Batch], num_samples: int
+) -> LatentDiagnostics:
     """Examine the latent sites of a pair, and evaluate the values of the discrete ones.
 
     Args:
         pair: the pair.
-        batches: the data.
+        first: some of the data.
+        batches: all of them.
         num_samples: draws per datum of the estimates, S.
     """
     with pair.dry_run():
-        run = pair.run(batches[0])
+        run = pair.run(first)
     drawn, found = run.drawn, discrete_sites(run)
     refinable = bool(run.latent) and all(can_be_refined(drawn[name]["fn"]) for name in run.latent)
     variables = {name: list(_variables(name, site)) for name, site in found.items()}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
-from ppl_vae.data.row_blocks import empty_rows_note
+from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_blocks import RowSource, empty_rows_note
+from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
@@ -41,6 +44,8 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_importance_samplable
 
+CELLS_AT_ONCE = 2**22
+"""The number of cells whose observed ones are counted at once."""
 METHODS = ("importance", "prior", "annealed")
 
 
@@ -48,7 +53,7 @@ METHODS = ("importance", "prior", "annealed")
 def log_likelihood(
     model: ProgramLike,
     guide: ProgramLike | None,
-    x: ArrayLike,
+    x: RowSource,
     num_samples: int = 1000,
     *,
     method: str = "importance",
@@ -76,9 +81,10 @@ def log_likelihood(
             proposal. With ``method="prior"`` only its global variables are used, and it may be
             None: all draws are then from the prior, and global variables give the prior
             predictive density. With ``"annealed"``, chains start from the prior if it is None.
-        x: the whole data, (N, D); guides with a table identify rows by their index in it. Rows
-            with nothing observed are left out, with a note: their log p is 0, that of no event,
-            which is no number to average.
+        x: the whole data, (N, D), of any kind; sources larger than memory are read in blocks
+            (:func:`~ppl_vae.data.row_sources.row_source`). Guides with a table identify rows by
+            their index in it. Rows with nothing observed are left out, with a note: their log p is
+            0, that of no event, which is no number to average.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
             weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the
@@ -108,40 +114,68 @@ def log_likelihood(
     if annealing is not None and method != "annealed":
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
     num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
-    data = pair.observe(x, mask, allow_empty_rows=True)
-    pair.check_support(data)
-    rows, left_out = _scored_rows(data, rows)
+    labels = labels_of(x)
+    with opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True) as data:
+        rows, left_out = _scored_rows(data, rows)
+        estimate, execution = _estimate(
+            pair, guide, data, rows, num_samples,
+            method=method, refine=refine, covariance=covariance, annealing=annealing,
+            capture=capture, precision=precision, seed=seed,
+        )  # fmt: skip
+        cells = _num_observed(pair, data, rows).to(estimate.value)
+    notes = *pair.notes(), *left_out, *estimate.notes
+    labels = labels.take(rows)
+    return replace(estimate, execution=execution, cells=cells, notes=notes, labels=labels)
+
+
+def _estimate(
+    pair: Pair,
+    guide: ProgramLike | None,
+    data: Rows,
+    rows: Int[Tensor, " R"],
+    num_samples: int,
+    *,
+    method: str,
+    refine: int,
+    covariance: str | None,
+    annealing: Annealing | None,
+    capture: bool | str,
+    precision: str,
+    seed: int | None,
+) -> tuple[LogLikelihood, str]:
+    # The estimate, and how it was computed.
     settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
-    shared = SharedRows.of("log_likelihood", pair, data, rows, seed, settings=settings)
-    own, together = shared.own, shared.processes.together
+    shared = SharedRows.of(
+        "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
+    )
+    first, own = next(data.split(rows[:1], 1)), shared.own
     chains = annealing or Annealing() if method == "annealed" else None
     sampler, size = _sampler(
-        chains, data.x, len(own), num_samples, capture, precision, refined=refine > 0
+        chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
     )
-    batches = list(data.split(own, size))
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
-        runner=BlockRunner(capture, len(batches)),
+        runner=BlockRunner(capture, -(-len(own) // size)),
         precision=precision,
     )
     diagnostics = None
+    together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
-        check_importance_samplable(pair, batches[0])
-        has_globals = pair.has_globals(batches[0])
+        start = next(data.split(rows[:size], size))
+        check_importance_samplable(pair, start)
+        has_globals = pair.has_globals(start)
         if has_globals and method == "prior" and guide is not None:
-            pair = pair.with_guide(PriorProposal(model, guide))
+            pair = pair.with_guide(PriorProposal(pair.model, guide))
+        batches = data.split(own, size)
         proposals = ((local_vi(pair, batch) if refine else pair, batch) for batch in batches)
         parts = [weight_summary(sampler, q, batch, num_samples) for q, batch in proposals]
         if method != "annealed" and not refine:
-            large_batches = list(data.split(own, rows_at_once(data.x)))
-            diagnostics = diagnose_latents(pair, large_batches, num_samples)
+            large_batches = data.split(own, rows_at_once(first.x))
+            diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
-    cells = _num_observed(pair, data, rows).to(estimate.value)
-    notes = *pair.notes(), *left_out, *estimate.notes
-    labels = labels_of(x).take(rows)
-    return replace(estimate, execution=sampler.execution, cells=cells, notes=notes, labels=labels)
+    return estimate, sampler.execution
 
 
 def _of_all_rows(
@@ -155,10 +189,13 @@ def _of_all_rows(
 
 
 def _scored_rows(
-    data: Batch, rows: Int[Tensor, " R"] | None
+    data: Rows, rows: Int[Tensor, " R"] | None
 ) -> tuple[Int[Tensor, " R"], tuple[str, ...]]:
     # The rows with an observed entry, and a note on the others.
-    rows = (torch.arange(len(data)) if rows is None else rows).to(data.x.device)
+    rows = (torch.arange(len(data)) if rows is None else rows).to(data.device)
+    if isinstance(data, RowStream):
+        empty = torch.isin(rows, data.empty_rows.to(rows.device))
+        return rows[~empty], empty_rows_note(rows[empty].tolist())
     if data.mask is None or bool((some := data.mask[rows].any(1)).all()):
         return rows, ()
     if not bool(some.any()):
@@ -188,13 +225,18 @@ def _sampler(
 
 
 def _num_observed(
-    pair: Pair, data: Batch, rows: Int[Tensor, " R"]
+    pair: Pair, data: Rows, rows: Int[Tensor, " R"]
 ) -> Float[Tensor, " R"] | Int[Tensor, " R"]:
     """The number of observed entries of each row, among the columns that the model scores."""
     columns = getattr(pair.model_owner, "scored_columns", slice(None))  # of a conditional model
-    if data.mask is not None:
+    if isinstance(data, RowStream) and data.is_missing:
+        batches = data.split(rows, CELLS_AT_ONCE // data.source.width + 1)
+        masks = (batch.mask for batch in batches if batch.mask is not None)
+        return torch.cat([mask[:, columns].sum(1) for mask in masks])
+    like = data.like if isinstance(data, RowStream) else data.x
+    if isinstance(data, Batch) and data.mask is not None:
         return data.mask[rows, columns].sum(1)
-    return torch.full((len(rows),), data.x[:, columns].shape[1])
+    return torch.full((len(rows),), like[:, columns].shape[1])
 
 
 def combine(

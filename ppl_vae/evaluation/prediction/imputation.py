@@ -8,6 +8,7 @@ proportion to the weights is approximately a draw of z | x_obs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -35,6 +36,7 @@ from ppl_vae.core.traces import (
     frames,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
@@ -134,7 +136,9 @@ def impute(
     local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     incomplete = (~data.mask.all(1)).nonzero().flatten()
     settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
-    shared = SharedRows.of("impute", pair, data, incomplete, seed, settings=settings)
+    shared = SharedRows.of(
+        "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
+    )
     together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         for rows in shared.own.split(size):

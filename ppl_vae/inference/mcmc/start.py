@@ -109,18 +109,22 @@ def _rank_notes(model: BayesianPPCA, columns: ColumnStats) -> Iterator[str]:
 
 def _unit_notes(model: BayesianPPCA, columns: ColumnStats) -> Iterator[str]:
     deviation = columns.variance.sqrt()
-    varies = deviation > 0
+    if model.noise == "isotropic":  # its columns have one unit; some may vary little in it
+        deviation = columns.variance.mean().sqrt().expand_as(deviation)
     expected = {
         "loadings_prior": _scale(model.loadings_prior().base_dist.stddev),
         "noise_prior": _noise_scale(model),
     }
     for name, scale in expected.items():
         ratio = (scale.to(deviation).expand_as(deviation) / deviation).log().abs()
-        ratio = torch.where(varies & ratio.isfinite(), ratio, 0.0).exp()
+        ratio = torch.where((deviation > 0) & ratio.isfinite(), ratio, 0.0).exp()
         if (largest := float(ratio.max())) > MAX_UNIT_RATIO:
+            column = (
+                f"column {int(ratio.argmax())}" if model.noise == "diagonal" else "the columns"
+            )
             yield (
-                f"{name} contradicts the units of the data: in column {int(ratio.argmax())} its "
-                f"scale and the standard deviation of x differ by a factor of {largest:.3g}; "
+                f"{name} contradicts the units of the data: in {column} its scale and the "
+                f"standard deviation of x differ by a factor of {largest:.3g}; "
                 "BayesianPPCA.like(x) has priors in the units of x"
             )
     loc = model.loc_prior().base_dist

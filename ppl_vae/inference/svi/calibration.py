@@ -4,15 +4,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
 
-from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_stream import Rows
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
 
@@ -53,16 +52,14 @@ def freeze_scale(
         raise ValueError("the pair has no OptimalGaussian, so there is no scale to freeze")
     if num_samples is not None:
         check_int("num_samples", num_samples)
-    x, mask = as_data_and_mask(x, mask, model=model, guide=guide)
-    check_support(model, x, mask)
-    calibrate(model, guide, x, mask, num_samples=num_samples, seed=seed)
+    with opened_rows(x, mask, model=model, guide=guide) as whole:
+        calibrate(model, guide, whole, num_samples=num_samples, seed=seed)
 
 
 def calibrate(
     model: ProgramLike,
     guide: ProgramLike,
-    x: Tensor,
-    mask: Tensor | None,
+    whole: Rows,
     *,
     num_samples: int | None = None,
     seed: int | None = 0,
@@ -76,30 +73,28 @@ def calibrate(
         stack.enter_context(train_mode(model, guide, training=False))
         for part in parts:
             stack.enter_context(part.calibrate())
-        pair, whole = Pair(model, guide), Batch(x, mask)
-        remaining = num_samples or -(-FINAL_ROWS // len(x))
+        pair = Pair(model, guide)
+        remaining = num_samples or -(-FINAL_ROWS // len(whole))
         while remaining:
-            draws = min(remaining, max(1, ROWS_PER_RUN // len(x)))
-            for rows in torch.arange(len(x), device=x.device).split(ROWS_PER_RUN):
+            draws = min(remaining, max(1, ROWS_PER_RUN // len(whole)))
+            for batch in whole.split(torch.arange(len(whole)), ROWS_PER_RUN):
                 # Rows are repeated: some programs do not run under a plate of samples.
-                pair.run(whole.rows(rows), num_samples=draws)
+                pair.run(batch, num_samples=draws)
             remaining -= draws
 
 
 @contextmanager
-def frozen_scale(
-    model: ProgramLike, guide: ProgramLike, x: Tensor, mask: Tensor | None
-) -> Iterator[None]:
+def frozen_scale(model: ProgramLike, guide: ProgramLike, whole: Rows) -> Iterator[None]:
     """Context manager: a pair that is being trained can be evaluated.
 
     Args:
         model, guide: the pair.
-        x, mask: its training data.
+        whole: its training data.
     """
     if not _has_optimal_scale(model, guide):
         yield
         return
-    calibrate(model, guide, x, mask, num_samples=-(-VALIDATION_ROWS // len(x)))
+    calibrate(model, guide, whole, num_samples=-(-VALIDATION_ROWS // len(whole)))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Decides from measured times whether a fit compiles its steps, and how many per call."""
+"""Decides from measured times whether steps are recorded or compiled, and how many per call."""
 
 import math
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule
 
 MAX_UNROLL = 8
@@ -18,9 +19,13 @@ COMPILE_SECONDS = 50.0
 """Assumed seconds for capturing and compiling, those of a cold start on two cores."""
 ASSUMED_SPEEDUP = 2.0
 """Assumed ratio of the times of eager and captured steps, a lower bound in most cases."""
-
-SHARED = "eager: several processes exchange gradients between evaluation and update"
-"""The reason of a fit by several processes."""
+RECORDING_STEPS = 150
+"""Assumed cost of recording a step, in eager steps of at most ``SMALL_STEP``."""
+SMALL_STEP = 0.01
+"""Seconds above which arithmetic, and not the programs, is assumed to take the time of a step."""
+RECORDED_SPEEDUP = 1.6
+"""Assumed ratio of the times of eager and recorded steps, if these are small."""
+CAPTURES = (True, False, "auto", "recorded")
 
 
 def is_worth_compiling(seconds_left: float, fraction: float = 1.0) -> tuple[bool, str]:
@@ -43,6 +48,18 @@ def is_worth_compiling(seconds_left: float, fraction: float = 1.0) -> tuple[bool
     )
 
 
+def is_worth_recording(num_steps_left: int, seconds_per_step: float) -> bool:
+    """Decide whether recorded steps save more time than recording them costs.
+
+    Args:
+        num_steps_left: steps that can be recorded.
+        seconds_per_step: of eager steps.
+    """
+    small = min(seconds_per_step, SMALL_STEP)
+    saved = num_steps_left * small * (1 - 1 / RECORDED_SPEEDUP)
+    return saved > RECORDING_STEPS * small + 2 * seconds_per_step
+
+
 def captured_fraction(schedule: Schedule) -> float:
     """The fraction of steps that run captured if steps are captured.
 
@@ -58,23 +75,26 @@ def check_capture(capture: bool | str) -> bool | str:
     """Check the argument ``capture`` and return it.
 
     Raises:
-        ValueError: if it is none of True, False, "auto".
+        ValueError: if it is none of True, False, "auto", "recorded".
     """
-    if capture not in (True, False, "auto"):
-        raise ValueError(f"capture must be one of True, False, 'auto'; got {capture!r}")
+    if capture not in CAPTURES:
+        raise ValueError(f"capture must be one of {CAPTURES}; got {capture!r}")
     return capture
 
 
 class CapturePolicy:
-    """Decides whether steps run eagerly or captured, and keeps the reason.
+    """Decides whether steps run eagerly, recorded or captured, and keeps the reason.
 
     Args:
-        mode: True, False, or ``"auto"``, which decides by measured times.
-        make: creates the captured steps for a number of steps per call.
+        mode: False, ``"recorded"``, True, or ``"auto"``, which decides by measured times.
+        make_recorded: creates the recorded gradient.
+        make_captured: creates the captured steps for a number of steps per call.
         schedule: the schedule of the fit.
-        shared: whether several processes share each batch; their steps run eagerly.
+        shared: whether several processes share each batch, and exchange gradients: then captured
+            steps are compiled gradients.
 
     Attributes:
+        recorded: the recorded gradient, once it is enabled.
         captured: the captured steps, once they are enabled.
         reason: how steps run and why, as text.
     """
@@ -82,18 +102,19 @@ class CapturePolicy:
     def __init__(
         self,
         mode: bool | str,
-        make: Callable[[int], CapturedSteps],
+        make_recorded: Callable[..., RecordedGradient],
+        make_captured: Callable[[int], CapturedSteps],
         schedule: Schedule,
         *,
         shared: bool = False,
     ) -> None:
-        self.mode, self.make, self.schedule = check_capture(mode), make, schedule
+        self.mode, self.schedule, self._shared = check_capture(mode), schedule, shared
+        self._make_recorded, self._make_captured = make_recorded, make_captured
+        self.recorded: RecordedGradient | None = None
         self.captured: CapturedSteps | None = None
         self.reason = "eager: the fit ended before its steps were timed"
         if mode is False:
             self.reason = "eager: as requested"
-        elif shared:
-            self.mode, self.reason = False, SHARED
 
     @property
     def unroll(self) -> int:
@@ -107,44 +128,63 @@ class CapturePolicy:
             num_steps: steps made so far.
             elapsed: seconds since the start at which each of them was read.
         """
-        if self.mode is True and self.captured is None and num_steps >= 1:
-            self.enable("as requested")
+        if self.recorded is not None or self.captured is not None or num_steps < 1:
+            return
+        if self.mode in (True, "recorded"):
+            self.enable(self.mode, "as requested")
         elif self.mode == "auto":
-            seconds_left = _seconds_per_step(elapsed) * (self.schedule.num_steps - num_steps)
-            if math.isnan(seconds_left):
-                return
-            worth, comparison = is_worth_compiling(seconds_left, captured_fraction(self.schedule))
-            if worth:
-                self.enable(comparison)
-            else:
-                self.mode, self.reason = False, f"eager: {comparison}"
+            seconds = _seconds_per_step(elapsed)
+            if not math.isnan(seconds):
+                self._decide(self.schedule.num_steps - num_steps, seconds)
+
+    def _decide(self, num_steps_left: int, seconds: float) -> None:
+        fraction = captured_fraction(self.schedule)
+        worth, comparison = is_worth_compiling(seconds * num_steps_left, fraction)
+        if worth:
+            self.enable(True, comparison)
+        elif is_worth_recording(int(num_steps_left * fraction), seconds):
+            self.enable("recorded", comparison)
+        else:
+            self.mode, self.reason = False, f"eager: {comparison}"
 
     def resume(self, mode: bool | str, reason: str) -> None:
-        """Continue with a checkpoint's decision, unless the other one is requested.
+        """Continue with a checkpoint's decision, unless another one is requested.
 
         Args:
             mode, reason: those of the policy when the checkpoint was written.
         """
-        if self.reason == SHARED:
-            return
-        if self.mode is True or (mode is True and self.mode == "auto"):
-            self.enable("as before the checkpoint" if mode is True else "as requested")
+        if self.mode in (True, "recorded"):
+            self.enable(self.mode, "as requested")
+        elif self.mode == "auto" and mode in (True, "recorded"):
+            self.enable(mode, "as before the checkpoint")
         elif self.mode == "auto" and mode is False:
             self.mode, prefix = False, "eager: as before the checkpoint: "
             self.reason = prefix + reason.removeprefix(prefix).removeprefix("eager: ")
 
-    def enable(self, reason: str) -> None:
-        """Run captured steps from now on."""
-        self.mode = True
+    def enable(self, mode: bool | str, reason: str) -> None:
+        """Run recorded or captured steps from now on.
+
+        Args:
+            mode: ``"recorded"``, or True for captured steps.
+            reason: why.
+        """
+        self.mode = mode
         try:
-            self.captured = self.make(best_unroll(self.schedule))
-            self.reason = f"captured, {self.captured.unroll} steps per call: {reason}"
+            if mode == "recorded":
+                self.recorded = self._make_recorded()
+                self.reason = f"recorded: {reason}"
+            elif self._shared:
+                self.recorded = self._make_recorded(compiled=True)
+                self.reason = f"captured, the gradient of each step: {reason}"
+            else:
+                self.captured = self._make_captured(best_unroll(self.schedule))
+                self.reason = f"captured, {self.captured.unroll} steps per call: {reason}"
         except CaptureError as error:
             self.disable(error)
 
     def disable(self, error: CaptureError) -> None:
         """Run eager steps from now on, with one warning."""
-        self.captured, self.mode = None, False
+        self.captured, self.recorded, self.mode = None, None, False
         self.reason = f"eager: the step could not be captured: {error}"
         warnings.warn(
             f"the training step could not be captured, so it runs eagerly: {error}", stacklevel=2

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppl_vae.capture.compiled import CompiledFunction
@@ -112,7 +111,7 @@ class CapturedSteps:
         return StepInputs(
             frozen=self._train_state.frozen_parameters(),
             shared=self.minibatch.shared_tensors,
-            per_step=[] if rows[0] is None else [torch.stack([r for r in rows if r is not None])],
+            per_step=self.minibatch.step_tensors(rows),
             lr=to_device(lr, like),
             beta=to_device(beta, like),
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.processes import Processes
+from ppl_vae.data.row_stream import Rows
 from ppl_vae.inference.svi.checkpoint import (
     damaged,
     generator_states,
@@ -45,7 +45,7 @@ class CheckpointFile:
         minibatch: MinibatchObjective,
         optimizer_step: OptimizerStep,
         schedule: Schedule,
-        x_val: tuple[Tensor, Tensor | None] | None,
+        x_val: Rows | None,
         seed: int | None,
     ) -> None:
         self.path, self.device, self.processes = path, minibatch.x.device, processes

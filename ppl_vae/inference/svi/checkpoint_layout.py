@@ -117,7 +117,8 @@ def _is_rates(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
 
 def _is_capture(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
     mode, reason = value
-    return (type(mode) is bool or mode == "auto") and isinstance(reason, str)
+    known = type(mode) is bool or mode in ("auto", "recorded")
+    return known and isinstance(reason, str)
 
 
 def _is_validation(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:

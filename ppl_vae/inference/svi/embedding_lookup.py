@@ -9,6 +9,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval, validation
+from ppl_vae.data.row_stream import Rows
 
 MAX_ROWS = 16
 """The number of rows of a batch for which the entries of parameters are attributed."""
@@ -22,8 +23,7 @@ def check_lookup(
     model: ProgramLike,
     guide: ProgramLike,
     named: Mapping[str, Tensor],
-    x: Tensor,
-    mask: Tensor | None,
+    whole: Rows,
     batch_size: int,
 ) -> None:
     """Check that no parameter belongs to positions in a batch instead of rows of the data.
@@ -35,15 +35,18 @@ def check_lookup(
     Args:
         model, guide: a pair under the contract.
         named: its parameters by name.
-        x, mask: the whole data.
+        whole: all rows.
         batch_size: rows of a batch, fewer than all.
 
     Raises:
         ValueError: naming the parameter.
     """
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    # Those of a large table are the first ones, which are read together.
+    num_rows = len(whole) if isinstance(whole, Batch) else batch_size + 1
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
+    order = order.to(whole.device)
     first, second = order[:batch_size], order[1 : batch_size + 1]
-    pair, whole, owners = Pair(model, guide), Batch(x, mask), []
+    pair, owners = Pair(model, guide), []
     with dry_run_eval(model, guide), torch.enable_grad(), validation(False):
         for rows in (first, second, first):
             run = pair.run(whole.rows(rows))

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from ppl_vae.core.description import describe_callable, describe_modules, describe_program
-from ppl_vae.core.digest import describe_tensor, tensor_digest
+from ppl_vae.core.digest import tensor_digest
 from ppl_vae.core.introspection import modules_of
+from ppl_vae.data.row_stream import Rows, describe_rows
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.schedule import Schedule
@@ -16,7 +15,7 @@ def fit_fingerprint(
     minibatch: MinibatchObjective,
     optimizer_step: OptimizerStep,
     schedule: Schedule,
-    x_val: tuple[Tensor, Tensor | None] | None,
+    x_val: Rows | None,
     seed: int | None,
 ) -> dict[str, Any]:
     """What must be equal in a fit that resumes from a checkpoint, by name.
@@ -29,6 +28,9 @@ def fit_fingerprint(
     modules = modules_of(model, guide)
     trained = {id(tensor) for tensor in optimizer_step.state}
     constant = [p for part in modules for p in part.parameters() if id(p) not in trained]
+    x, mask = minibatch.descriptions()
+    x_val_digest, x_val_mask = (None, None) if x_val is None else describe_rows(x_val)
+    order = {} if schedule.order is None else {"order": repr(schedule.order)}
     state = [f"{list(t.shape)} {t.dtype}" for t in optimizer_step.state]
     return {
         "model": ", ".join(state).replace("torch.", ""),
@@ -46,10 +48,11 @@ def fit_fingerprint(
         "model's program": describe_program(model),
         "guide's program": describe_program(guide),
         "frozen parameters": tensor_digest(constant)[:16] if constant else None,
-        "x": describe_tensor(minibatch.original),
-        "mask": None if minibatch.mask is None else describe_tensor(minibatch.mask),
-        "x_val": None if x_val is None else describe_tensor(x_val[0]),
-        "mask of x_val": None if x_val is None or x_val[1] is None else describe_tensor(x_val[1]),
+        "x": x,
+        "mask": mask,
+        **order,
+        "x_val": x_val_digest,
+        "mask of x_val": x_val_mask,
     }
 
 

@@ -1,10 +1,10 @@
 """The objective of a pair on minibatches of its data."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch import Tensor
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
 from ppl_vae.core.inputs import check_support
-from ppl_vae.core.introspection import filter_kwargs
+from ppl_vae.core.introspection import filter_kwargs, notes_on
 from ppl_vae.core.nonfinite import describe_nonfinite
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.validation import check_int
+from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
+from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
@@ -120,8 +122,9 @@ class MinibatchObjective:
     Attributes:
         model, guide: the pair.
         objective: what is maximised.
-        x: the data of this epoch, (N, D).
+        x: the data of this epoch, (N, D); no rows, (0, D), if they are read in blocks.
         mask: True where observed; or None.
+        stream: the rows that are read in blocks; or None.
         precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
         epoch_transform: computes the data of each epoch from the original x: once at
             construction, and again at each :meth:`refresh`.
@@ -137,6 +140,23 @@ class MinibatchObjective:
     mask: Tensor | None
     precision: str = "float32"
     epoch_transform: EpochTransform | None = None
+    stream: RowStream | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: ProgramLike,
+        guide: ProgramLike,
+        objective: WeightedObjective,
+        rows: Rows,
+        precision: str = "float32",
+        epoch_transform: EpochTransform | None = None,
+    ) -> Self:
+        """The objective on rows in memory or on those that are read in blocks."""
+        x, mask, stream = (
+            (rows.like, None, rows) if isinstance(rows, RowStream) else (rows.x, rows.mask, None)
+        )
+        return cls(model, guide, objective, x, mask, precision, epoch_transform, stream)
 
     def __post_init__(self) -> None:
         with self.rounding():
@@ -177,48 +197,94 @@ class MinibatchObjective:
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective of these rows (None: all) in nats per datum."""
-        batch = self._batch(rows)
+        batch = self.batch(rows)
         return self.objective(self.model, self.guide, batch.x, step, **batch.keywords)
+
+    @property
+    def whole(self) -> Rows:
+        """All rows."""
+        return Batch(self.x, self.mask) if self.stream is None else self.stream
 
     def all_rows(self, rows: Tensor | None) -> Tensor:
         """The numbers of these rows (None: all)."""
-        return torch.arange(len(self.x), device=self.x.device) if rows is None else rows
+        return torch.arange(len(self.whole), device=self.whole.device) if rows is None else rows
 
-    def _batch(self, rows: Tensor | None) -> Batch:
-        whole = Batch(self.x, self.mask)
-        return whole if rows is None else whole.rows(rows)
+    def batch(self, rows: Tensor | None) -> Batch:
+        """These rows; None is all."""
+        if rows is None:
+            return Batch(self.x, self.mask)
+        return self.whole.rows(rows)
+
+    def batches(self, schedule: Schedule, order_seed: int, start: int) -> Iterator[Tensor | None]:
+        """The row indices of each step from ``start`` on; what they need is read ahead."""
+        if self.stream is None:
+            return schedule.batches(order_seed, start, self.x.device)
+        return schedule.batches(order_seed, start, announce=self.stream.announce)
+
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the data."""
+        if self.stream is None:
+            return notes_on(self.model, self.x, self.mask)
+        first = self.stream.first_rows()
+        return notes_on(self.model, first.x, first.mask)
+
+    def descriptions(self) -> tuple[str, str | None]:
+        """Descriptions of x and of the mask, if there is one, with their checksums."""
+        return describe_rows(self.stream or Batch(self.original, self.mask))
 
     @property
     def shared_tensors(self) -> list[Tensor]:
-        """The tensors that all steps of an epoch read: x, and the mask if there is one."""
+        """The tensors that all steps of an epoch read: x, and the mask if there is one.
+
+        There are none if rows are read in blocks.
+        """
+        if self.stream is not None:
+            return []
         return [self.x] if self.mask is None else [self.x, self.mask]
+
+    def step_tensors(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
+        """The tensors of each of several steps, (steps, ...), as :meth:`traced_value` needs them.
+
+        Args:
+            rows: the rows of each step, all of one size; None is all rows.
+        """
+        given = [each for each in rows if each is not None]
+        if self.stream is None:
+            return [torch.stack(given)] if given else []
+        batches = [self.stream.rows(each) for each in given]
+        tensors = ([b.index, b.x] if b.mask is None else [b.index, b.x, b.mask] for b in batches)
+        return [torch.stack(each) for each in zip(*tensors, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def traced_value(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
         """:meth:`value` as a function of tensors, whose operations do not depend on their values.
 
         Args:
-            shared: x, and the mask if there is one.
-            per_step: the rows of the batch; an empty list is all rows.
+            shared: see :attr:`shared_tensors`.
+            per_step: those of one step, see :meth:`step_tensors`: the numbers of the rows of the
+                batch, then, if rows are read in blocks, x and the mask if there is one. An empty
+                list is all rows.
             beta: the weight of the KL, ().
         """
-        names = ("x", "mask")[: len(shared)]
-        arguments: dict[str, Any] = dict(zip(names, shared, strict=True))
+        tensors = shared
         if per_step:
-            (rows,) = per_step
-            arguments = {name: tensor[rows] for name, tensor in arguments.items()}
-            arguments |= {"index": rows, "num_data": len(self.x)}
+            rows, *own = per_step
+            tensors = own or [tensor[rows] for tensor in shared]
+        arguments: dict[str, Any] = dict(zip(("x", "mask"), tensors, strict=False))
+        if per_step:
+            arguments |= {"index": per_step[0], "num_data": len(self.whole)}
         x = arguments.pop("x")
         return self.objective.traced(self.model, self.guide, x, beta, **arguments)
 
     def prepare_tracing(self, rows: Tensor | None) -> None:
         """Run :meth:`traced_value` once, so that what it reads from values is cached."""
-        per_step = [] if rows is None else [rows]
+        per_step = [tensor[0] for tensor in self.step_tensors([rows])]
         with isolated_store(), dry_run(self.model, self.guide):
             self.traced_value(self.shared_tensors, per_step, torch.ones(()))
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
-        batch = self._batch(rows)
+        some = rows is None and self.stream is not None
+        batch = self.stream.first_rows() if some else self.batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
                 run = Pair(self.model, self.guide).run(batch)

@@ -1,6 +1,6 @@
 """Caveats on a stochastic fit."""
 
-from ppl_vae.core.introspection import notes_of, notes_on
+from ppl_vae.core.introspection import notes_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.schedule import Schedule
 
@@ -17,11 +17,11 @@ def fit_notes(
         resumed: from which checkpoint the fit was resumed; empty if it was not.
     """
     notes = notes_of(minibatch.model, minibatch.guide)
-    notes += notes_on(minibatch.model, minibatch.x, minibatch.mask)
+    notes += minibatch.notes()
     notes += (resumed,) if resumed else ()
     if not (schedule.drop_last and schedule.remainder):
         return notes
-    never = schedule.num_never_drawn(order_seed, minibatch.x.device)
+    never = schedule.num_never_drawn(order_seed, minibatch.whole.device)
     return (
         *notes,
         f"drop_last left {schedule.remainder} of {schedule.num_data} rows out of each epoch, "

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.core.validation import check_int
+from ppl_vae.data.row_stream import Rows
 from ppl_vae.inference.svi.progress import ProgressCallback
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -50,7 +51,7 @@ class Stopping:
         ValueError: if there is a patience and no validation rows, or it is not positive.
     """
 
-    x_val: ArrayLike | None = None
+    x_val: Rows | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:

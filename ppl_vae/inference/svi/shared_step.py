@@ -99,13 +99,19 @@ class SharedStep:
         ranks = [rank for rank, text in enumerate(texts) if text]
         return f"{texts[ranks[0]]}, on rank {ranks[0]}" if ranks else FINITE
 
-    def evaluate(self, value: Callable[[], Tensor]) -> Contribution:
-        """The objective of this process's rows, with its gradient."""
+    def evaluate(self, value: Callable[[], Tensor], *, has_gradient: bool = False) -> Contribution:
+        """The objective of this process's rows, with its gradient.
+
+        Args:
+            value: evaluates the objective.
+            has_gradient: whether it also stores the gradient in the parameters.
+        """
         step = self.optimizer_step
         before = [buffer.detach().clone() for buffer in step.buffers]
         step.optimizer.zero_grad(set_to_none=True)
         objective = value()
-        (-objective).backward()
+        if not has_gradient:
+            (-objective).backward()
         changes = {k: _change(before[k], step.buffers[k]) for k in self._in_message}
         for buffer, old in zip(step.buffers, before, strict=True):
             buffer.copy_(old)

@@ -1,22 +1,21 @@
 """The training loop of SVI: steps, validation, checkpoints and stopping."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
-from ppl_vae.core.validation import ArrayLike
+from ppl_vae.data.row_stream import Rows
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
@@ -27,14 +26,15 @@ from ppl_vae.inference.svi.notes import fit_notes
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
-from ppl_vae.inference.svi.shared_step import Contribution, SharedStep
+from ppl_vae.inference.svi.step_runner import StepRunner
 from ppl_vae.objectives.bounds import elbo
 
-Value = TypeVar("Value")
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
 READ_INTERVAL = {"cpu": 1, "cuda": 50}
 """Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+CHECKPOINT_INTERVAL = 1000
+"""Steps between checkpoints within a long epoch."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
 """Draws per datum of the validation ELBO, and their seed, the same in each evaluation."""
 validation_elbo = partial(
@@ -50,7 +50,7 @@ class Trainer:
         optimizer_step: the update of the parameters.
         schedule: the rows of each step.
         stopping: early stopping by validation values.
-        policy: whether steps run eagerly or captured.
+        policy: whether steps run eagerly, recorded or captured.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
         seed: of the fit, by which a checkpoint is recognised.
@@ -67,19 +67,15 @@ class Trainer:
         schedule: Schedule,
         stopping: EarlyStopping,
         policy: CapturePolicy,
-        x_val: ArrayLike | None = None,
+        x_val: Rows | None = None,
         checkpoint: Path | None = None,
         seed: int | None = None,
         processes: Processes = SINGLE,
     ) -> None:
-        self.start_time, self.processes = time.perf_counter(), processes
+        self.start_time = time.perf_counter()
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
         self.schedule, self.stopping, self.policy = schedule, stopping, policy
-        self.x_val = None
-        if x_val is not None:
-            self.x_val = as_data_and_mask(
-                x_val, model=minibatch.model, guide=minibatch.guide, name="x_val"
-            )
+        self.x_val = x_val
         self.checkpoint, self.resumed, content = None, "", None
         if checkpoint is not None:
             self.checkpoint = CheckpointFile(
@@ -88,12 +84,13 @@ class Trainer:
             content = self.checkpoint.read()
         unfreeze(minibatch.model, minibatch.guide)
         self.order_seed = int(processes.broadcast(torch.randint(2**62, (1,))))
-        self.shared = SharedStep(processes, optimizer_step)
+        self.runner = StepRunner(minibatch, optimizer_step, schedule, policy, processes)
+        self.shared = self.runner.shared
         self.unread: list[Tensor] = []
         self.values: list[float] = []
         self.elapsed: list[float] = []
         self.stopped = ""
-        self.epoch = -1
+        self.epoch, self.written = -1, 0
         self.last_good = Snapshot(optimizer_step.state)
         if self.checkpoint is not None and content is not None:
             self._resume(self.checkpoint, content)
@@ -117,7 +114,7 @@ class Trainer:
                 self._begin_epoch()
                 if not self._run_captured(chunk):
                     for rows in chunk:
-                        self._run_eager(rows)
+                        self._run_step(rows)
                 self._after_chunk(progress)
                 elapsed = self.elapsed
                 if self.policy.mode == "auto":  # which all processes must decide alike
@@ -132,7 +129,7 @@ class Trainer:
         if self.stopping.best is not None:
             self.stopping.best.restore()
         minibatch = self.minibatch
-        calibrate(minibatch.model, minibatch.guide, minibatch.x, minibatch.mask)
+        calibrate(minibatch.model, minibatch.guide, minibatch.whole)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Consecutive batches of one size that may run in one call.
@@ -141,7 +138,7 @@ class Trainer:
         """
         schedule, chunk = self.schedule, []
         step = len(self.values)
-        for rows in schedule.batches(self.order_seed, step, device=self.minibatch.x.device):
+        for rows in self.minibatch.batches(schedule, self.order_seed, step):
             other_size = self._has_other_size(rows)
             if other_size and chunk:
                 yield chunk
@@ -183,48 +180,16 @@ class Trainer:
             self._read_values()
         return True
 
-    def _run_eager(self, rows: Tensor | None) -> None:
-        if self.processes.size > 1:
-            self._run_shared(rows)
-            return
-        value = self._evaluate(lambda: self.minibatch.value(rows, self.num_steps + 1))
+    def _run_step(self, rows: Tensor | None) -> None:
+        """Make one step, recorded or eagerly."""
+        value = self.runner.evaluate(rows, self.num_steps + 1)
         if value is None:
             self._fail(self.num_steps + 1, rows)
             return
-        self._add_value(value.detach(), rows)
-        with self.minibatch.rounding():
-            self.optimizer_step.apply(value, rows)
-
-    def _run_shared(self, rows: Tensor | None) -> None:
-        """A step of which each process evaluates its share of the rows."""
-        batch, step = self.minibatch.all_rows(rows), self.num_steps + 1
-
-        def evaluate(own: Tensor) -> Contribution | None:
-            value = partial(self.minibatch.value, own, step)
-            return self._evaluate(lambda: self.shared.evaluate(value))
-
-        whole = self.shared.run(evaluate, batch)
-        self._add_value(whole.value, batch)
-        with self.minibatch.rounding():
-            self.shared.apply(whole, rows)
-
-    def _evaluate(self, function: Callable[[], Value]) -> Value | None:
-        """The function's value; None if it fails because the parameters have diverged."""
-        try:
-            with self.minibatch.rounding():
-                return function()
-        except (RuntimeError, ValueError) as error:
-            # A factorization can fail on parameters that are finite but far too large.
-            factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
-            overflow = isinstance(error, factorization) and self.num_steps > 0
-            if not overflow and all(t.isfinite().all() for t in self.optimizer_step.parameters):
-                raise
-            return None
-
-    def _add_value(self, value: Tensor, rows: Tensor | None) -> None:
         self.unread.append(value)
         if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
             self._read_values(rows)
+        self.runner.update()
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""
@@ -240,49 +205,53 @@ class Trainer:
             self.last_good = Snapshot(self.optimizer_step.state)
 
     def _fail(self, step: int, rows: Tensor | None) -> None:
-        site = self._find_nonfinite_site(rows)
+        site = self.runner.find_nonfinite_site(rows)
         self.last_good.restore()
         raise FloatingPointError(
             f"the loss is not finite at step {step}: {site}. The last good state is restored; "
             "try a smaller lr, grad_clip=, or data on a smaller scale"
         )
 
-    def _find_nonfinite_site(self, rows: Tensor | None) -> str:
-        if self.processes.size == 1:
-            return self.minibatch.find_nonfinite_site(rows)
-        return self.shared.find_nonfinite_site(
-            self.minibatch.find_nonfinite_site, self.minibatch.all_rows(rows)
-        )
-
     def _after_chunk(self, progress: ProgressCallback) -> None:
         step = self.num_steps
         at_end = step % self.schedule.validation_interval > 0
         if at_end and step < self.schedule.num_steps:
+            self._checkpoint_within_epoch(step)
             return
         self._read_values()
         progress(step, self.values[-1])
         self._validate()
         if self.checkpoint is not None:
-            self.checkpoint.write(self._content(), at_end=at_end)
+            self._write_checkpoint(self.checkpoint, step, at_end=at_end)
         self.shared.check_same_parameters(step)
-        self.shared.seed_own_draws(self.order_seed, len(self.values))
+        self.shared.seed_own_draws(self.order_seed, step)
+
+    def _checkpoint_within_epoch(self, step: int) -> None:
+        if self.checkpoint is None or step - self.written < CHECKPOINT_INTERVAL:
+            return
+        self._read_values()
+        self._write_checkpoint(self.checkpoint, step)
+
+    def _write_checkpoint(self, file: CheckpointFile, step: int, *, at_end: bool = False) -> None:
+        file.write(self._content(), at_end=at_end)
+        self.shared.seed_own_draws(self.order_seed, step)
+        self.written = step
 
     def _validate(self) -> None:
         if self.x_val is None:
             return
-        x, mask = self.x_val
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
-        with frozen_scale(model, guide, self.minibatch.x, self.minibatch.mask):
+        with frozen_scale(model, guide, self.minibatch.whole):
             try:
-                values = validation_elbo(model, guide, x, mask=mask)
+                values = validation_elbo(model, guide, self.x_val)
             except ValueError as error:
                 raise ValueError(f"x_val: {error}") from error
         if bool((wrong := values.isnan()).any()):
             self.last_good.restore()
             raise FloatingPointError(
-                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(x))} after step {step}. The "
-                "last good state is restored; try a smaller lr, grad_clip=, or data on a smaller "
-                "scale"
+                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(wrong))} after step {step}. "
+                "The last good state is restored; try a smaller lr, grad_clip=, or data on a "
+                "smaller scale"
             )
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
@@ -316,6 +285,7 @@ class Trainer:
             file.restore(content, num_steps)
             self._resume_history(content)
         self.last_good = Snapshot(self.optimizer_step.state)
+        self.written = len(self.values)
         self.resumed = f"resumed from {file.path} after {len(self.values)} steps"
 
     def _resume_history(self, content: dict[str, Any]) -> None:
