@@ -9,6 +9,7 @@ from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.options import ImputationSettings, Output
 from ppl_vae.cli.output import deliver
+from ppl_vae.core.processes import single_process
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -70,14 +71,15 @@ def impute(
             table, imputation, sentences = _by_model(folders[0], table, seed)
         else:
             display.begin("fitting the table and imputing")
-            filled = FilledTable.of(
-                table,
-                settings.latent_dim,
-                settings.noise,
-                seed=seed,
-                starts=settings.starts,
-                parameter_uncertainty=settings.parameter_uncertainty,
-            )
+            with single_process():  # each process computes the same
+                filled = FilledTable.of(
+                    table,
+                    settings.latent_dim,
+                    settings.noise,
+                    seed=seed,
+                    starts=settings.starts,
+                    parameter_uncertainty=settings.parameter_uncertainty,
+                )
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)

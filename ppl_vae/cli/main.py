@@ -8,14 +8,18 @@ import typer
 from ppl_vae.cli import model_verbs, table_verbs
 from ppl_vae.cli.app import FAILURE, MISTAKE, app
 from ppl_vae.cli.console import guarded_output, terminable
+from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
 
 __all__ = ["app", "main", "model_verbs", "table_verbs"]
 
 
 def main() -> None:
     """Run the command; an error is one line on standard error and an exit status."""
+    arguments = sys.argv[1:]
+    if has_nothing_to_do(arguments):
+        return
     with terminable(), guarded_output() as output:
-        status = _run()
+        status = _run(arguments)
     if output.error is not None:
         _print_error(output.message())
         # The interpreter flushes standard output once more when it ends.
@@ -23,9 +27,10 @@ def main() -> None:
     raise SystemExit(status or (FAILURE if output.error is not None else 0))
 
 
-def _run() -> int:
+def _run(arguments: list[str]) -> int:
     try:
-        app()
+        with launched_processes(arguments):
+            app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (ValueError, TypeError, FileNotFoundError) as error:
@@ -43,4 +48,6 @@ def _fail(error: BaseException, status: int) -> int:
 
 
 def _print_error(text: str) -> None:
-    typer.secho(f"error: {text}", fg="red" if sys.stderr.isatty() else None, err=True)
+    typer.secho(
+        f"{error_prefix()}error: {text}", fg="red" if sys.stderr.isatty() else None, err=True
+    )

@@ -61,9 +61,11 @@ class SharedRows:
         processes = Processes.current()
         if processes.size == 1:
             return cls(processes, rows, len(rows), seed)
+        x, mask = describe()
         processes.agree(
             function,
-            x=describe(),
+            x=x,
+            mask=mask,
             rows=describe_tensor(rows),
             parameters=_describe_parameters(pair),
             seed=seed,
