@@ -1,6 +1,9 @@
 """Pairs whose draws are given, fitted by the processes of the tests."""
 
 import math
+import os
+import signal
+import threading
 
 import cases
 import pyro
@@ -104,3 +107,19 @@ def fit_of_rank(x, options):
     mistakes = {name: options.pop(name, None) for name in ("fails_at", "nan_at")}
     pair = Mistaken(x, **mistakes)
     fit_svi(pair.model, pair.guide, x, progress=False, capture=False, **options)
+
+
+def die_at(rank, seconds):
+    if Processes.current().rank == rank:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+def killed_in_em(x, rank):
+    die_at(rank, 0.5)
+    while True:
+        cases.linear_fit("EM", x)
+
+
+def killed_in_svi(x, rank):
+    die_at(rank, 1.0)
+    fit_given(x, {"steps": 10**6, "batch_size": 10})
