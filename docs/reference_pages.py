@@ -119,8 +119,10 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Evidence and the number of latent dimensions": [
                 "evidence.latent_dims",
                 "evidence.latent_dims_result",
+                "evidence.log_evidence",
                 "evidence.bridge_sampling",
                 "evidence.laplace",
+                "evidence.loo",
             ],
             "Calibration": [
                 "calibration.simulation_based",
@@ -173,6 +175,14 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Fitted models and their folder": ["model", "folder", "record"],
         },
     ),
+    "report": (
+        "Tables, pages and files of results",
+        {
+            "The lineage": ["table", "verdict", "figures"],
+            "Files of results": ["archive"],
+            "Evaluations and imputations": ["evaluation", "imputation"],
+        },
+    ),
     "interop": (
         "ArviZ and scikit-learn",
         {
@@ -181,6 +191,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Encoders for scikit-learn": ["encoders", "estimators"],
         },
     ),
+    "capture": ("Captured steps", {"Errors": ["graph"]}),
     "core": (
         "The contract of a pair, and results",
         {
@@ -194,6 +205,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             ],
             "Data frames": ["schema", "frame_labels"],
             "Automatic guides": ["autoguides"],
+            "Variables that all data share": ["global_sites"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
             "Errors": ["errors"],
@@ -201,7 +213,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         },
     ),
 }
-"""For each sub-package its subject, and its modules under headings, in their order on the page."""
+"""The subject of each sub-package, and its modules under headings in their order on the page."""
 
 ALSO = {
     "ppl_vae.models.linear_gaussian": ["MissingnessPatterns"],

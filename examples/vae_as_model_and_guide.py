@@ -33,7 +33,7 @@ for epoch in range(EPOCHS):
 
 # %%
 # The prior predictive runs the model alone. The posterior predictive runs the model on the
-# guide's samples of z and draws x anew (``observe=False``).
+# guide's samples of z and draws x again (``observe=False``).
 new = Predictive(vae.model, num_samples=1)(num_data=9)["x"][0]
 again = Predictive(vae.model, guide=vae.guide, num_samples=100)(x_test[:5], observe=False)["x"]
 print(f"\n{tuple(new.shape)} new digits; {tuple(again.shape)} replicates of five test digits")

@@ -2,7 +2,7 @@
 A VAE on binarized MNIST, on a GPU if there is one
 ==================================================
 
-Pixels are binarized stochastically with their grey values as probabilities, anew in each epoch,
+Pixels are binarized stochastically with their grey values as probabilities, again in each epoch,
 so that a Bernoulli decoder is a density. MNIST is read from the folder PPL_VAE_DATA
 (``MNIST/raw/*.gz``), or from the user's cache, to which it is downloaded. ``--smoke`` uses
 the digits of scikit-learn, enlarged from 8 x 8 to 28 x 28 pixels, so that its values of log p are

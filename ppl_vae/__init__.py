@@ -2,7 +2,7 @@
 
 Every model between probabilistic PCA and the variational autoencoder is fitted by its own
 algorithm and compared in nats per datum, against the exact answer where one exists. Names are
-imported when they are first used (PEP 562); the stub beside this file lists them.
+imported when they are first used (PEP 562); the stub in this folder lists them.
 """
 
 import lazy_loader

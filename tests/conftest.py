@@ -2,6 +2,7 @@
 
 import logging
 
+import pretend_device
 from shapes import check_package
 
 # Before the package is imported for the first time.
@@ -15,10 +16,26 @@ import torch  # noqa: E402
 from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 
+import pretend_run  # noqa: E402
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--pretend-gpu",
+        action="store_true",
+        help="run tests on a pretended accelerator; see tests/pretend_run.py",
+    )
+
+
 def pytest_configure(config):
+    if config.getoption("--pretend-gpu"):
+        pretend_device.register()
+        if pretend_device.STATE.unsupported:
+            raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
+        moved = pretend_run.tests_on_pretended_device()
+        moved.__enter__()
+        config.add_cleanup(lambda: moved.__exit__(None, None, None))
     # Tensors are small here: a second thread would only be waited for.
     torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.

@@ -120,7 +120,7 @@ class RandomDecoder(PyroModule):
 
 
 class WithAutomatic(PyroModule):
-    """An automatic guide of the globals beside an encoder of z."""
+    """An automatic guide of the globals, and an encoder of z."""
 
     def __init__(self, automatic):
         super().__init__("with_automatic")

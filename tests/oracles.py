@@ -331,7 +331,7 @@ def proposal_second_moment(cov_q, cov_p, offset):
 
 
 def pooled_standard_error(log_weights):
-    """Of the log of each datum's mean weight: relative variances pooled over similar data.
+    """The standard error of the log of each datum's mean weight, pooled over similar data.
 
     Data weigh exp(-d^2 / 2 h^2), with d the distance of the logs of how far their weights' 80 %
     and 20 % quantiles lie from the median, and h = 3 / sqrt(S) >= 0.1; then Student's quantile
@@ -623,7 +623,7 @@ def long_spectrum(x):
 
 
 def long_closed_form_log_likelihood(values, latent_dim):
-    """Of PPCA's maximum, in nats per datum, from eigenvalues in long double."""
+    """The maximal log-likelihood of PPCA per datum, from eigenvalues in long double."""
     D, noise = len(values), values[latent_dim:].mean()
     parts = np.log(values[:latent_dim]).sum() + (D - latent_dim) * np.log(noise) + D
     return float(-(D * np.log(2 * np.longdouble(np.pi)) + parts) / 2)

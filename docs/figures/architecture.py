@@ -18,8 +18,8 @@ LAYERS = (
     ),
     (("likelihoods", "p(x given z)"), ("guides", "q(z given x)")),
     (("models", "p(x, z)"),),
-    (("inference", "EM, SVI, sparse codes"),),
-    (("evaluation", "log p, gaps, latent space, prediction"),),
+    (("inference", "EM, SVI, variational Bayes, MCMC, sparse codes"),),
+    (("evaluation", "log p, gaps, evidence, calibration, latent space, prediction"),),
     (
         ("lineage", "stages in one table"),
         ("fitted", "models of tables"),
@@ -34,7 +34,7 @@ STEPS = (
     ("log weights", "log p(x, z) - log q(z) (objectives)"),
     ("fit", "their mean is ascended (inference)"),
     ("estimate", "with a verdict (evaluation)"),
-    ("row", "beside the exact answer (lineage)"),
+    ("row", "with the exact value (lineage)"),
     ("report", "table, figures, page (report)"),
 )
 

@@ -9,7 +9,7 @@ from ppl_vae import PPCA, VAE, digits, fit_em, fit_svi
 
 STATIC = Path(__file__).parents[1] / "_static"
 x, x_val, x_test = digits()[:1400], digits()[1400:1500], digits()[1500:]
-ppca = PPCA.like(x, latent_dim=5)
+ppca = PPCA.like(x, latent_dim=5, seed=0)
 fit_em(ppca, x)
 vae = VAE.mlp(data_dim=64, latent_dim=5, seed=0)
 fit_svi(vae.model, vae.guide, x, x_val=x_val, epochs=60, batch_size=100, lr=3e-3, seed=0)

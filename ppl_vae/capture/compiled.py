@@ -68,7 +68,7 @@ class CompiledFunction:
                 raise CaptureError(
                     f"it has already been compiled for {MAX_SIGNATURES} combinations of shapes"
                 )
-            devices = list({t.device for t in flat if t.device.type == "cuda"})
+            devices = list({t.device for t in flat if t.device.type != "cpu"})
             with kept_generators(devices), poutine.block():
                 self._functions[key] = self._build(args, flat)
         function, structure = self._functions[key]

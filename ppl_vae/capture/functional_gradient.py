@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ppl_vae.capture.graph import ModuleTensors, capture_graph, permuted, perturbed
+
+Loss: TypeAlias = Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
+"""A loss to minimise, of (shared tensors, tensors of this step, beta); it runs the pair."""
 
 
 class TrainedTensors:
@@ -98,12 +101,11 @@ class FunctionalGradient:
     """The gradient of a pair's loss as a pure function.
 
     Attributes:
-        loss: the loss to minimise, a function of (shared tensors, tensors of this step, beta)
-            that runs the pair.
+        loss: the loss.
         trained: the tensors of the pair.
     """
 
-    loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
+    loss: Loss
     trained: TrainedTensors
 
     def __call__(self, inputs: Any) -> LossGradient:

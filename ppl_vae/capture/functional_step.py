@@ -1,6 +1,6 @@
 """A training step as a pure function from tensors to tensors, without writes in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ppl_vae.capture.functional_gradient import FunctionalGradient, LossInputs, TrainedTensors
+from ppl_vae.capture.functional_gradient import (
+    FunctionalGradient,
+    Loss,
+    LossInputs,
+    TrainedTensors,
+)
 from ppl_vae.capture.functional_optim import (
     FunctionalOptimizer,
     OptState,
@@ -17,6 +22,7 @@ from ppl_vae.capture.functional_optim import (
     write_optimizer_state,
 )
 from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
+from ppl_vae.core.devices import copy_without_waiting
 
 
 class StepState(NamedTuple):
@@ -95,7 +101,7 @@ class TrainState(TrainedTensors):
     def write(self, opt_states: Sequence[Any], state: StepState, num_steps: int) -> None:
         """Write the state after ``num_steps`` steps to parameters, buffers and optimizers."""
         values = state.opt_states
-        if self.parameters[0].device.type == "cuda":
+        if self.parameters[0].device.type != "cpu":
             # The results of a CUDA graph are overwritten by its next replay.
             for parameter, value in zip(self.parameters, state.parameters, strict=True):
                 parameter.copy_(value)
@@ -110,10 +116,7 @@ class TrainState(TrainedTensors):
 
 def to_device(values: Sequence[float], like: Tensor) -> Tensor:
     """Floats as a tensor of the dtype and device of another, without waiting for the device."""
-    tensor = torch.tensor(values, dtype=like.dtype)
-    if like.device.type != "cuda":
-        return tensor.to(like.device)
-    return tensor.pin_memory().to(like.device, non_blocking=True)
+    return copy_without_waiting(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,7 @@ class FunctionalStep:
     """A training step of a pair as a pure function.
 
     Attributes:
-        loss: the loss to minimise, a function of (shared tensors, tensors of this step, beta)
-            that runs the pair.
+        loss: the loss.
         train_state: the tensors of the pair.
         tables: positions of those trained parameters that have one row per datum. A step updates
             only the rows of its batch, whose indices are the first of the tensors of this step.
@@ -130,7 +132,7 @@ class FunctionalStep:
         grad_clip: the largest norm of the gradient.
     """
 
-    loss: Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
+    loss: Loss
     train_state: TrainState
     tables: frozenset[int] = frozenset()
     table_rate: float = 1.0

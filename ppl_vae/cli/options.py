@@ -235,7 +235,10 @@ class FitFlags:
         typer.Option(help="share of rows held out to estimate log p; by default 0.2, 0 for none"),
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda, for networks; by default auto")
+        str | None,
+        typer.Option(
+            help="for networks: auto, cpu, or an accelerator's name (cuda); by default auto"
+        ),
     ] = None
     seed: Annotated[int | None, typer.Option(help="seed of all random numbers; by default 0")] = (
         None

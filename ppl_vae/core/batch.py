@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """The keyword arguments of a program beside x; those that are None are left out."""
+        """The keyword arguments of a program apart from x; those that are None are left out."""
         named = {"mask": self.mask, "index": self.index, "num_data": self.num_data}
         given = {name: value for name, value in named.items() if value is not None}
         return {**given, **self.others}

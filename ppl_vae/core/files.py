@@ -64,7 +64,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def check_writable(path: Path) -> None:
-    """Check that :func:`write_whole` can write a file, by creating one beside it.
+    """Check that :func:`write_whole` can write a file, by creating one in its folder.
 
     Raises:
         OSError: naming the file and the reason.

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ppl_vae.core.autoguides import check_automatic, check_parts_not_joint, without_data
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.device_mix import describe_mix, find_misplaced_site, is_device_mix
+from ppl_vae.core.devices import accelerators_in_use
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
 from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.introspection import (
@@ -247,9 +249,21 @@ def _traced(
 ) -> Trace:
     under = program if dim is None else pyro.plate(SAMPLE_PLATE, num_samples, dim=dim)(program)
     keywords = filter_kwargs(program, batch.keywords)
-    try:
+
+    def run() -> Trace:
         with DistinctNames():
             return poutine.trace(under).get_trace(batch.x, **keywords)
+
+    def mix() -> str:
+        with kept_generators(accelerators_in_use()), validation(False):
+            return describe_mix(name, program, run, batch.x.device)
+
+    try:
+        trace = run()
+    except RuntimeError as error:
+        if is_device_mix(error):
+            raise ValueError(mix()) from error
+        raise
     except ValueError as error:
         if CONSTRAINT_MESSAGE not in str(error):
             raise
@@ -259,6 +273,9 @@ def _traced(
         if found is None:
             raise
         raise ValueError(f"{found}; are x and the parameters of the pair finite?") from error
+    if find_misplaced_site(trace, batch.x.device) is not None:
+        raise ValueError(mix())
+    return trace
 
 
 def _find_sample_dim(pair: Pair, batch: Batch) -> int | None:

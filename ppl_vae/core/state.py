@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ppl_vae.core.devices import accelerators_in_use, check_precision
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import check_option
@@ -50,8 +51,7 @@ def seeded(seed: int | None) -> Iterator[None]:
         with exclusive():
             yield
         return
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with kept_generators(list(devices)):
+    with kept_generators(accelerators_in_use()):
         seed_generators(seed)
         yield
 
@@ -147,14 +147,11 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
         device: where the products are.
 
     Raises:
-        ValueError: for ``"tf32"`` on anything but a GPU of NVIDIA's.
+        ValueError: if the device does not compute in it: ``"tf32"`` needs a GPU of NVIDIA's from
+            Ampere on.
     """
     check_option("precision", name, PRECISIONS)
-    if name == "tf32" and device.type != "cuda":
-        raise ValueError(
-            "precision='tf32' is a format of NVIDIA's GPUs; use 'float32' or 'bf16' on a "
-            f"{device.type}"
-        )
+    check_precision(name, device)
     if name == "float32":
         yield
     elif name == "bf16":
@@ -248,8 +245,8 @@ def dry_run(*programs: ProgramLike) -> Iterator[None]:
     """Run programs for their shapes: generators and buffers (batch norm) are restored."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
     devices = {b.device for m in modules_of(*programs) for b in (*m.parameters(), *buffers)}
-    cuda = [d for d in devices if d.type == "cuda"]
-    with torch.no_grad(), kept_generators(cuda), poutine.block():
+    accelerators = [d for d in devices if d.type != "cpu"]
+    with torch.no_grad(), kept_generators(accelerators), poutine.block():
         before = [b.clone() for b in buffers]
         try:
             yield

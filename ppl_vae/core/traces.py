@@ -154,7 +154,7 @@ def data_sites(run: PairTraces) -> dict[str, Site]:
 
 
 def by_draw_and_datum(run: PairTraces, site: Site, value: Tensor) -> Tensor:
-    """A local site's value with its draws first and its data second, whatever its plates are.
+    """A local site's value with its draws first and its data second, for any order of its plates.
 
     Returns:
         (S, B, ...): other plates and the event's dimensions follow, in their order; S is 1 where

@@ -56,7 +56,7 @@ def as_matrix(
     value.
 
     Every function that takes data converts them here. Values that are missing in a frame, masked
-    in a masked array, or False in ``mask`` become NaN, whatever they were.
+    in a masked array, or False in ``mask`` become NaN.
 
     Args:
         x: a numpy array or masked array, a tensor, nested lists, a sparse matrix of scipy, a data

@@ -1,4 +1,4 @@
-"""Arrays in files: .npy, and .npz with one matrix and further columns beside it."""
+"""Arrays in files: .npy, and .npz with one matrix and further columns."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def npy_table(path: Path, max_bytes: int) -> RawTable:
 def npz_table(path: Path, max_bytes: int) -> RawTable:
     """The table of a .npz file with one matrix, (N, D), or images, (N, H, W).
 
-    Arrays (N,) beside it are further columns under their own names.
+    Arrays (N,) are further columns under their own names.
 
     Raises:
         FileNotFoundError: if there is no file.

@@ -30,7 +30,7 @@ RowSource: TypeAlias = Any
 ``Dataset`` or ``DataLoader`` of torch."""
 
 WORKING_FLOATS = 2**23
-"""Number of floats that a computation may hold at once beside data and result (64 MiB)."""
+"""Number of floats that a computation may hold at once in addition to data and result (64 MiB)."""
 
 SMALLEST_MAXIMUM = 1e-60
 """Tables whose largest absolute value is below this, or above its inverse, are rescaled."""

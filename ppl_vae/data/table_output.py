@@ -44,7 +44,7 @@ def check_output(
     Args:
         target: the file to be written; ``-`` stands for standard output and is always accepted.
         inputs: files and folders that the command reads; neither such a file nor a file in such a
-            folder is ever overwritten, under whatever name.
+            folder is ever overwritten, under any name.
         force: whether an existing file whose content is of another kind may be overwritten.
         suffixes: the suffixes that are written.
 
@@ -115,7 +115,7 @@ def _is_of_kind(path: Path, suffix: str) -> bool:
 
 
 def _check_folder(target: Path) -> None:
-    """Check that a file can be made beside the target.
+    """Check that a file can be made in the folder of the target.
 
     Raises:
         ValueError: if not.

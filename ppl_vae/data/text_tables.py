@@ -32,7 +32,7 @@ _EXACT_FLOATS: dict[str, Any] = {"float_precision": "round_trip"} if _INEXACT_PA
 
 @dataclass(frozen=True)
 class TextFormat:
-    """What is given of the format of a text table; None for what is to be detected.
+    """The stated properties of the format of a text table; None where they are to be detected.
 
     Attributes:
         header, delimiter, decimal, thousands, skip_rows, comment: as in
@@ -61,7 +61,7 @@ class TextTable:
     Args:
         text: the content of the file.
         name: its name, for messages.
-        given: what is given of its format.
+        given: the stated properties of its format.
         notes: of its encoding.
 
     Raises:

@@ -35,7 +35,7 @@ class FitSettings:
             :func:`~ppl_vae.data.transforms.choose_scaling`.
         starts: the number of starts of EM, of which the best is kept.
         held_out: the share of rows that are not fitted, on which log p is estimated.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; of models with networks.
+        device: ``"auto"``, ``"cpu"`` or an accelerator's name; of models with networks.
         seed: of the split, the initial values and all draws.
         threads: the number of threads of torch.
         compile: whether the steps of models with networks are compiled. It is never decided by

@@ -110,7 +110,7 @@ def projected_covariance(
 ) -> Float[Tensor, "*B K K"]:
     """The covariance of :func:`kl_projection`, given the posterior's precision matrix."""
     if covariance == "full":
-        return torch.linalg.inv(precision)
+        return torch.linalg.inv_ex(precision)[0]  # of I + W'W: it cannot fail
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     return torch.diag_embed(_projected_variances(diagonal, covariance).expand_as(diagonal))
 

@@ -130,7 +130,7 @@ def _store(draws: PairDraws, place: Place, run: PairTraces, mask: Tensor | None)
 
 def _store_prior(draws: PairDraws, pair: Pair, x: Tensor, num_samples: int) -> None:
     # The model is run on rows of x, because some models cannot run without data. Observed sites
-    # are sampled anew, so each row gives one draw of the prior predictive; where rows would share
+    # are sampled again, so each row gives one draw of the prior predictive; where rows would share
     # global variables, each run has one row.
     rows = torch.arange(num_samples, device=x.device)
     first_row = Batch(x[:1], index=rows[:1] * 0, num_data=len(x))

@@ -86,7 +86,7 @@ class Bernoulli(_IndependentEntries):
         return torch.logit(_clamp_inside(means, half_weight))
 
     def notes(self) -> list[str]:
-        """With soft targets, that values are not log densities."""
+        """A note on soft targets: values are then not log densities."""
         if not self.soft_targets:
             return []
         return [

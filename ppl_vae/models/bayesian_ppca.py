@@ -14,7 +14,7 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
-from ppl_vae.models.latent_variable_model import RowDensity, RowProgram
+from ppl_vae.models.latent_variable_model import RowDensity, RowProgram, standard_normal
 from ppl_vae.models.observed_gaussian import ObservedGaussian
 from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.priors import InverseGammaScale, ParameterPrior
@@ -220,7 +220,7 @@ class BayesianPPCA(RowProgram):
         if self.marginal:
             scale = noise_scale.expand(torch.broadcast_shapes(noise_scale.shape, loc.shape))
             return ObservedGaussian(loadings, loc, scale, mask)
-        z = pyro.sample("z", dist.Normal(loc.new_zeros(self.latent_dim), 1.0).to_event(1))
+        z = pyro.sample("z", standard_normal(self.latent_dim, loc))
         mean = (z.unsqueeze(-2) @ loadings.mT).squeeze(-2) + loc
         return row_density(dist.Normal(mean, noise_scale), mask)
 

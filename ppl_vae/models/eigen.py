@@ -38,6 +38,20 @@ def symmetric_eigen(
     return values, vectors
 
 
+def cholesky_factor(matrix: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
+    """The lower Cholesky factor of a positive definite matrix.
+
+    On an accelerator, which is not waited for, the factor of another matrix is NaN.
+
+    Raises:
+        torch.linalg.LinAlgError: on a CPU, if the matrix is not positive definite.
+    """
+    if matrix.device.type == "cpu":
+        return torch.linalg.cholesky(matrix)
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.where(failed == 0, lower, torch.nan)
+
+
 def gram_factor(gram: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     """A factor F of a positive semidefinite matrix F'F.
 

@@ -138,7 +138,7 @@ def _row_log_likelihood(
 def _log_likelihood(
     statistics: TableStatistics, loadings: Tensor, loc: Tensor, scale: Tensor
 ) -> Float[Tensor, " S"]:
-    # Of v ~ N(0, A A' + I) the quadratic form is |v - A m|^2 + |m|^2 with m the mean of z: it is
+    # The quadratic form of v ~ N(0, A A' + I) is |v - A m|^2 + |m|^2 with m the mean of z: it is
     # the minimum over m, so that errors of m enter squared.
     posterior = row_posterior(statistics, loadings, loc, scale)
     quadratic = posterior.residual.square().sum((-2, -1)) + posterior.mean.square().sum((-2, -1))

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
@@ -55,6 +56,12 @@ class RowProgram(Program):
                 x = torch.where(mask, x, 0.0)
             return pyro.sample("x", density(x, mask), obs=x if observe else None)
 
+    def _repr_html_(self) -> str:
+        """The constructor call, and a table of the parameters, in a notebook."""
+        rows = [_parameter_cells(self, name) for name, _ in self.named_parameters()]
+        table = render_html(rows, ("parameter", "shape", "value")) if rows else ""
+        return preformatted_html(repr(self)) + table
+
 
 class LatentVariableModel(RowProgram):
     """Abstract: one latent vector per datum, z ~ p(z), and a density of the datum, x ~ p(x | z).
@@ -95,12 +102,6 @@ class LatentVariableModel(RowProgram):
 
         return like, density
 
-    def _repr_html_(self) -> str:
-        """The constructor call, and a table of the parameters, in a notebook."""
-        rows = [_parameter_cells(self, name) for name, _ in self.named_parameters()]
-        table = render_html(rows, ("parameter", "shape", "value")) if rows else ""
-        return preformatted_html(repr(self)) + table
-
     def _scored_entries(self, mask: Tensor | None, like: Tensor) -> Bool[Tensor, "*B D"] | None:
         """The entries of x that p(x | z) scores; None for all of them."""
         return mask
@@ -115,6 +116,14 @@ def _parameter_cells(module: nn.Module, name: str) -> tuple[str, str, str]:
     value = getattr(owner, attribute)
     shape = " × ".join(map(str, value.shape)) or "one number"
     return name, shape, "" if value.dim() else f"{float(value.detach()):.4g}"
+
+
+def standard_normal(size: int, like: Tensor) -> Density:
+    """N(0, I), event shape (size,), of a tensor's dtype and device.
+
+    A scale of 1.0 would be copied to the device at each call.
+    """
+    return dist.Normal(like.new_zeros(size), like.new_ones(size)).to_event(1)
 
 
 def reference_tensor(module: nn.Module) -> Tensor:

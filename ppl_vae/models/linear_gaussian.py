@@ -160,7 +160,7 @@ class LatentPosterior:
         loc: Tensor,
         variance: Tensor,
     ) -> Self:
-        """As :meth:`with_scale`, from the noise variances psi."""
+        """The same as :meth:`with_scale`, from the noise variances psi."""
         return cls.with_scale(x, patterns, loadings, loc, variance.sqrt())
 
     @classmethod
@@ -190,7 +190,7 @@ class LatentPosterior:
         """
         scaled = loadings / scale[:, None]
         size = scaled.shape[1]
-        eye = torch.eye(size).to(scaled)
+        eye = torch.eye(size, dtype=scaled.dtype, device=scaled.device)
         precision = from_tril_vec(patterns.observed @ outer_tril(scaled, scaled), size) + eye
         offset, shared = patterns.zero_missing(x - loc), (patterns, precision, loadings, scale)
         if not check_precision:

@@ -33,7 +33,7 @@ RESCALE_ADVICE = "rescale the columns of x to values of order one"
 class LinearGaussianModel(LatentVariableModel):
     """Abstract: a model with loadings W (D, K), a mean ``loc`` (D,) and a ``noise_scale``.
 
-    All methods compute in float64, whatever the dtype of the parameters and of x, and return the
+    All methods compute in float64 for any dtype of the parameters and of x, and return the
     parameters' dtype. A result that overflows it raises a ``FloatingPointError`` with its name.
     Gradients reach the parameters through the conversion.
 

@@ -17,7 +17,7 @@ from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import Mask, Rows, row_density
-from ppl_vae.models.latent_variable_model import Codes
+from ppl_vae.models.latent_variable_model import Codes, standard_normal
 from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -30,8 +30,8 @@ class PPCA(LinearGaussianModel):
     With ``noise="diagonal"`` it is factor analysis: Psi = diag(sigma_1^2, ..., sigma_D^2).
     Marginally x ~ N(mu, W W' + Psi), and z | x ~ N(P^-1 W' Psi^-1 (x - mu), P^-1) with
     P = I + W' Psi^-1 W. ``model`` is the Pyro program; all other quantities are exact and take
-    missing values, which are integrated out. Exact quantities are computed in float64, whatever
-    the dtype of the model and of x, and returned in the model's dtype.
+    missing values, which are integrated out. Exact quantities are computed in float64 for any
+    dtype of the model and of x, and returned in the model's dtype.
 
     Args:
         data_dim: D.
@@ -168,7 +168,7 @@ class PPCA(LinearGaussianModel):
 
     def prior(self) -> Density:
         """N(0, I_K)."""
-        return dist.Normal(self.loc.new_zeros(self.latent_dim), 1.0).to_event(1)
+        return standard_normal(self.latent_dim, self.loc)
 
     def conditional(
         self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False

@@ -24,7 +24,7 @@ MAX_PRECISION_LOSS = 1e6
 class PatternAxes:
     """The principal axes of the observed rows of A = Psi^-1/2 W, for each missingness pattern.
 
-    Results are exact for any orthonormal axes, whatever their error, so that the axes are
+    Results are exact for any orthonormal axes, however inaccurate, so that the axes are
     constants in gradients.
 
     Attributes:

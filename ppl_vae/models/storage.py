@@ -3,7 +3,7 @@
 Loading executes no code from the folder: the configuration names constructors of this package and
 their plain arguments, and the weights are tensors with a checksum.
 
-Saving is all or nothing. The tensors are first written beside the old ones, in a file that has
+Saving is all or nothing. The tensors are first written into the same folder, in a file that has
 their checksum in its name; ``config.json``, which states the checksum of its tensors, is then
 replaced in one step; and only then the new file takes the place of ``model.safetensors``. A save
 that was interrupted between these steps is completed by the next one, and :func:`ppl_vae.load`

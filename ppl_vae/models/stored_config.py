@@ -108,7 +108,7 @@ class StoredConfig:
         return None if self.schema is None else TableSchema.from_json(self.schema)
 
     def rebuild(self, path: Path, num_elements: int) -> Program:
-        """Make the program anew, with initial weights.
+        """Make the program again, with initial weights.
 
         Args:
             path: the file, for messages.

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +20,7 @@ from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.decoder_model import DecoderModel, given_or_amortized
-from ppl_vae.models.latent_variable_model import reference_tensor
+from ppl_vae.models.latent_variable_model import reference_tensor, standard_normal
 from ppl_vae.models.standardization import InitialStatistics, encoder_inputs
 from ppl_vae.networks.mlp_conv import as_image_shape, conv_decoder, conv_encoder, mlp
 
@@ -87,7 +86,7 @@ class VAE(DecoderModel):
 
     def prior(self) -> Density:
         """N(0, I_K)."""
-        return dist.Normal(reference_tensor(self).new_zeros(self.latent_dim), 1.0).to_event(1)
+        return standard_normal(self.latent_dim, reference_tensor(self))
 
     @classmethod
     @configurable

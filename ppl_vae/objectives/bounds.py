@@ -5,7 +5,7 @@ mean of the exponentials the importance-weighted bound, and other objectives are
 these. All are in nats per datum, unscaled; only a training loss sums them over the data.
 
 Global latent variables theta, outside the plate over data, add E_q[log p(theta) - log q(theta)]
-once, whatever the size of a batch; per datum this is divided by N. Log weights are then those of
+once, for any size of a batch; per datum this is divided by N. Log weights are then those of
 z_sn given theta_s.
 """
 
@@ -61,7 +61,7 @@ def log_weights(
         model, guide: any pair under the contract.
         x: data, (N, D).
         num_samples: draws per datum, S.
-        mask: True where x is observed; NaN in x says the same.
+        mask: True where x is observed; NaN in x marks a missing value, too.
         index: which rows of the whole data x holds, for guides with per-datum parameters.
         num_data: the size of the whole data.
         seed: of the draws.
@@ -137,7 +137,7 @@ SCORES = ("score", "score-loo")
 
 
 class _Objective(pyro.infer.ELBO):
-    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms a datum."""
+    """Abstract: a ``pyro.infer.ELBO`` whose value is a reduction of unscaled terms per datum."""
 
     def __init__(self, num_samples: int, gradient: str, known: tuple[str, ...]) -> None:
         super().__init__(num_particles=check_int("num_samples", num_samples))
@@ -160,7 +160,7 @@ class _Objective(pyro.infer.ELBO):
         return self._value(run, draws if sites(run.guide) else None), run.num_data
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        """In nats per datum; with cut draws, its gradient is the estimator's."""
+        """The objective in nats per datum, with the estimator's gradient if draws are given."""
         raise NotImplementedError
 
     def differentiable_loss(
@@ -217,7 +217,7 @@ class ELBO(_Objective):
         beta: weight of the KL (Higgins et al.: beta-VAE, 2017), that of global latent variables
             included; 1 is the bound.
         kl: ``"auto"`` (closed-form where possible) or ``"sampled"``.
-        free_bits: a floor, in nats a latent dimension, under the batch mean of the KL: below it
+        free_bits: a floor, in nats per latent dimension, of the batch mean of the KL: below it
             the KL costs its floor and has no gradient (Kingma et al.: Improved variational
             inference with inverse autoregressive flow, 2016). Needs a KL that is a sum over
             dimensions, so no full covariance. Global latent variables have no floor.

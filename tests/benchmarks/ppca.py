@@ -1,12 +1,12 @@
-"""Speed of PPCA and factor analysis beside other packages, in one run; asserts nothing.
+"""Speed of PPCA and factor analysis compared with other packages, in one run; asserts nothing.
 
     python tests/benchmarks/ppca.py [--parts complete factors missing values race memory]
     [--repeats 7]
         [--threads 2] [--rows 10000] [--columns 784] [--latent-dim 20] [--out FILE]
 
-``complete``: whole fits of complete data beside one product X'X and scikit-learn's PCA.
-``factors``: factor analysis beside scikit-learn's, to the same value.
-``missing values``: seconds an iteration with 20 % of the cells missing, beside ppca_rs.
+``complete``: whole fits of complete data, one product X'X and scikit-learn's PCA.
+``factors``: factor analysis and scikit-learn's, to the same value.
+``missing values``: seconds per iteration with 20 % of the cells missing, and those of ppca_rs.
 ``race``: the same data, seconds until 0.01 nats per datum below the best value that either reaches
 within --budget seconds; and where each stands then.
 ``memory``: what a process of its own holds at most while it fits a memory map (only if asked for).
@@ -55,7 +55,7 @@ def start(given):
 
 
 def against(medians, reference, **more):
-    """A table of seconds and of what they are beside those of one contender."""
+    """A table of seconds and of their ratios to those of one contender."""
     return {
         name: {"seconds": value, "times the reference": value / medians[reference]}
         | {title: column[name] for title, column in more.items()}
@@ -64,7 +64,7 @@ def against(medians, reference, **more):
 
 
 def complete(given):
-    """Whole fits of complete data, beside one product."""
+    """Whole fits of complete data, and one product."""
     x, k = data(given), given.latent_dim
     reached, steps = {}, {}
 
@@ -145,7 +145,7 @@ def incomplete(given):
 
 
 def missing(given):
-    """Seconds an iteration, from the difference of a longer and a shorter fit."""
+    """Seconds per iteration, from the difference of a longer and a shorter fit."""
     x = incomplete(given)
     runs = {}
     for name, accelerate in (("fit_em, PX-EM", True), ("fit_em, EM", False)):

@@ -28,7 +28,7 @@ from timing import processor, rounds, show
 
 TRAINING = contenders.TRAINING | numpyro_contenders.TRAINING
 SECONDS = 0.25
-"""Of one repetition of one contender, about."""
+"""The approximate duration of one repetition of one contender."""
 
 
 def first_calls(makers, *args):
@@ -62,7 +62,7 @@ def product_rate(device):
 
 
 def operations(hidden, batch):
-    """Of the matrix products of one step: three a layer, without the first one's for x."""
+    """The operations of the matrix products of one step: three per layer, two in the first."""
     weights = 2 * 784 * hidden + 3 * contenders.LATENT * hidden
     return 6 * batch * weights - 2 * batch * 784 * hidden
 

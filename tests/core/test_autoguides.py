@@ -204,7 +204,7 @@ def test_a_model_that_is_not_given_its_rows(x):
 
 
 def test_a_discrete_guide(x):
-    """Of a mixture: right on all rows, with a score gradient, and refused in batches."""
+    """A guide of a mixture is right on all rows with a score gradient, and refused in batches."""
 
     def model(x, index=None, num_data=None):
         rows = torch.arange(len(x)) if index is None else index

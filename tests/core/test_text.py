@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ppl_vae import PPCA, VAE, Gaussian, fit_em, fit_svi
+from ppl_vae import PPCA, VAE, BayesianPPCA, Gaussian, fit_em, fit_svi
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.text import counted, short_number
 
@@ -57,6 +57,9 @@ def test_models_are_tables_of_their_parameters_in_notebooks():
     vae = VAE.mlp(6, 2, likelihood=Gaussian("shared", initial=0.25))
     scale = next(line for line in vae._repr_html_().splitlines() if "likelihood.scale<" in line)
     assert "0.25" in scale
+    bayesian = BayesianPPCA(5, 2)._repr_html_()
+    assert bayesian.startswith("<pre>BayesianPPCA(data_dim=5, latent_dim=2")
+    assert "loadings ~ Normal(loc=0, scale=1)" in bayesian
 
 
 def test_a_number_can_be_assigned_to_the_noise_scale():

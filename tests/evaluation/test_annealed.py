@@ -337,7 +337,7 @@ def test_data_and_chains_are_processed_in_batches(monkeypatch):
     """Estimates are exact for any number of rows at once."""
     ppca, parameters = make()
     x, sizes = ppca.sample(3, seed=0).numpy(), []
-    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 6)
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 6))
     monkeypatch.setattr(annealed, "FIRST_TUNING_MOVES", 1)
 
     def model(x, index=None, num_data=None):
@@ -575,7 +575,7 @@ def test_single_precision_is_near_double():
 def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monkeypatch):
     """In two batches, each with its own refined q if there is one."""
     monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
-    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 64)
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 64))
     model, guide, x = first_rows(name)
     options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
     found = [

@@ -105,8 +105,13 @@ def test_unregistered_parameters_are_the_reason_in_the_warning(float64):
     ("loss", "optimizer"),
     [
         (TraceMeanField_ELBO, lambda: pyro.optim.Adam({"lr": 1e-2})),
-        (ELBO, lambda: pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1})),
-        (lambda: IWAE(3), lambda: pyro.optim.Adam({"lr": 1e-2})),
+        pytest.param(
+            ELBO, lambda: pyro.optim.AdamW({"lr": 1e-2, "weight_decay": 0.1}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: IWAE(3), lambda: pyro.optim.Adam({"lr": 1e-2}), marks=pytest.mark.slow
+        ),
         (Trace_ELBO, lambda: pyro.optim.ExponentialLR(
             {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.5})),
     ],
@@ -228,7 +233,8 @@ def test_captured_weights_and_refined_guides_equal_eager_ones(name, float64, mon
     model, guide, x = external_pair(name) if name != "missing" else with_missing_values()
     mask = None if name != "missing" else x < x.mean(0) + 0.5 * x.std(0)
     monkeypatch.setattr(
-        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 40}
+        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE",
+        {"cpu": 40, "accelerator": 40},
     )
     pair, data, results = Pair(model, guide), Batch(x, mask), []
     with isolated_store(), pair.eval_mode():
@@ -370,7 +376,8 @@ def test_auto_captures_long_fits_and_estimates(uncompiled, monkeypatch):
     assert fit.execution.startswith("captured, 5 steps per call: ") and fit.steps == 60
     assert "s of eager work were left" in fit.execution
     monkeypatch.setattr(
-        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE", {"cpu": 100}
+        "ppl_vae.evaluation.marginal_likelihood.batching.ROWS_AT_ONCE",
+        {"cpu": 100, "accelerator": 100},
     )
     found = log_likelihood(model, guide, x, 50, seed=0)
     eager = log_likelihood(model, guide, x, 50, seed=0, capture=False)

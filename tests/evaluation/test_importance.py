@@ -138,7 +138,7 @@ def test_rows_of_a_table_are_looked_up_by_their_index(monkeypatch):
     for rows in ([3], [7, 2, 25], list(range(N))[::-1], [4, 4, 4]):
         some = log_likelihood(ppca.model, guide, x, 2, rows=torch.tensor(rows))
         assert_agree(some, truth[rows])
-    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 8)
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 8))
     assert_agree(log_likelihood(ppca.model, guide, x, 5), truth)
 
 
@@ -190,7 +190,9 @@ def test_exactly_the_requested_draws_are_used(rows_at_once, num_samples, monkeyp
     """For any batch size, the value is that of a slow loop over the same draws."""
     ppca, parameters = make()
     x, c2 = rows_of(ppca, 12), 1.5
-    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", rows_at_once)
+    monkeypatch.setattr(
+        batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, rows_at_once)
+    )
     with loops.Recorder() as recorder:
         estimate = log_likelihood(ppca.model, scaled(ppca, c2), x, num_samples, seed=0)
     size = max(1, rows_at_once // num_samples)

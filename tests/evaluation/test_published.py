@@ -60,7 +60,7 @@ def test_a_unit_sigma_cannot_do_better_than_its_constant():
     fit_svi(vae.model, vae.guide, x, epochs=3, batch_size=256, lr=1e-3, seed=0)
     loss = -elbo(vae.model, vae.guide, x_test, seed=0)
     print(f"sigma = 1: -ELBO {float(loss.mean()):.1f}, at least {float(loss.min()):.1f}")
-    # The density of x given z is at most (2 pi)^(-D/2), whatever is learned.
+    # The density of x given z is at most (2 pi)^(-D/2) for any parameters.
     assert 392 * math.log(2 * math.pi) == pytest.approx(720.45, abs=0.01)
     assert float(loss.min()) > 720.45
     assert float(loss.mean()) < 750
@@ -101,7 +101,7 @@ def glorot(vae):
 
 
 def burda(objective=None, epochs=200, start=lambda vae: vae, **rate):
-    """The net of one stochastic layer; pixels are binarized anew each epoch, once for the test.
+    """The net of one stochastic layer; pixels are binarized in each epoch, once for the test.
 
     Its log p of 2,000 random test images, and how much that is above their ELBO.
     """

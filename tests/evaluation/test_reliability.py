@@ -165,7 +165,9 @@ def test_reliability_does_not_depend_on_batches(monkeypatch):
         return weights[-1]
 
     monkeypatch.setattr(batching.LogWeightSampler, "__call__", recorded)
-    monkeypatch.setitem(batching.ROWS_AT_ONCE, "cpu", 7 * batching.DRAWS_AT_ONCE)
+    monkeypatch.setattr(
+        batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 7 * batching.DRAWS_AT_ONCE)
+    )
     found = log_likelihood(ppca.model, guide, x, 200, seed=5)
     assert len(weights) == 9
     whole = torch.cat(weights, 1)

@@ -174,7 +174,15 @@ def interrupted(case, x, file, at):
 
 
 # The other cases differ in the objective or in details of those that run by default.
-SLOW = {"iwae", "score", "transform of whole data", "early stopping", "whole data"}
+SLOW = {
+    "whole data",
+    "minibatches",
+    "momentum",
+    "iwae",
+    "score",
+    "transform of whole data",
+    "early stopping",
+}
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ MISSING = {
 }
 
 
-@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("name", combinations.one_in(2, MISSING))
 def test_with_missing_values_seeds_agree_and_lbfgs_finds_no_improvement(name):
     table, fraction, latent_dim = MISSING[name]
     x = oracles.with_missing_values(table(), fraction, 42)

@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_stats.base.array import array_stats
 from pyro import poutine
 
 import oracles
@@ -25,6 +26,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
+from ppl_vae.evaluation.marginal_likelihood.reliability import k_hat
 from ppl_vae.interop import arviz as interop
 from ppl_vae.interop.arviz import (
     compare_elpds,
@@ -309,7 +311,7 @@ def test_results_are_reproducible_and_global_state_is_unchanged():
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     model, guide, x = user_pairs.PAIRS[name]()
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 30)
+    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 30))
     at_once = []
 
     run = Pair.run
@@ -324,7 +326,7 @@ def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
-    monkeypatch.setitem(runner.ROWS_AT_ONCE, "cpu", 10)
+    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 10))
     if name == "functions":  # whose programs take the index of their rows
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)
@@ -649,3 +651,16 @@ def test_arviz_is_imported_only_when_it_is_used():
     for path in Path(ppl_vae.__file__).parent.rglob("*.py"):
         at_import = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
         assert all(name.name != "arviz" for node in at_import for name in node.names), path
+
+
+def test_the_two_functions_for_k_hat_take_opposite_signs():
+    """A page states them; weights exp(0.7 e) with e exponential have the tail index 0.7."""
+    log_weights = 0.7 * np.random.default_rng(0).exponential(size=20_000)
+    own = float(k_hat(torch.as_tensor(log_weights)[:, None]))
+    # Two standard deviations (1 + k) / sqrt(M), with M = 3 sqrt(S) = 424 weights in the tail.
+    assert own == pytest.approx(0.7, abs=0.17)
+    assert float(array_stats.psislw(-log_weights)[1]) == pytest.approx(own, abs=1e-6)
+    assert float(array_stats.psislw(log_weights)[1]) < 0
+    if not NEW:
+        assert float(az.psislw(log_weights)[1]) == pytest.approx(own, abs=0.01)
+        assert float(az.psislw(-log_weights)[1]) < 0

@@ -21,10 +21,14 @@ from ppl_vae.models import SupervisedEncoder
 N, D, K = 80, 6, 3
 
 
-@parametrize_with_checks(
-    [FeatureTransformer(epochs=3), EncoderClassifier(epochs=8, batch_size=100, lr=0.02)]
-)
+@parametrize_with_checks([FeatureTransformer(epochs=1)])
 def test_all_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow  # the classifier shares its input and output with the transformer
+@parametrize_with_checks([EncoderClassifier(epochs=8, batch_size=100, lr=0.02)])
+def test_all_checks_of_scikit_learn_of_the_classifier(estimator, check):
     check(estimator)
 
 

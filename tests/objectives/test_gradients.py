@@ -38,7 +38,7 @@ PLAIN = {
 def slow_surrogate(name, model, guide, x):
     """The estimator's formula on draws with their graph, densities one draw and datum at a time.
 
-    Draws are cut afterwards, and what depends on the cut ones is run anew.
+    Draws are detached afterwards, and what depends on the detached ones is run again.
     """
     torch.manual_seed(0)
     with Recorder() as recorder:
@@ -163,7 +163,7 @@ def counts(n):
 
 
 def gradients(objective, pair, seed=0):
-    """Of the objective of each row in its parameters: (parameters, rows)."""
+    """The gradient of the objective of each row in its parameters: (parameters, rows)."""
     model, guide, x, rows = pair
     torch.manual_seed(seed)
     loss = objective.differentiable_loss(model, guide, x)
@@ -177,7 +177,7 @@ def z_scores(found, truth):
 
 
 def exact_elbo_gradient(beta, loc=0.2, scale=0.8, prior=-0.4):
-    """In q's mean, its log scale and the prior's mean."""
+    """The gradient in q's mean, its log scale and the prior's mean."""
     variance = scale**2
     pull = (X - loc) / NOISE**2 - beta * (loc - prior)
     return np.array([pull, -variance / NOISE**2 + beta * (1 - variance), beta * (loc - prior)])

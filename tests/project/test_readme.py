@@ -17,7 +17,7 @@ def blocks(language):
 @pytest.mark.parametrize("block", blocks("python"))
 def test_readme_blocks_run(block, tmp_path):
     if "arviz" in block:
-        # Whoever is the first to import ArviZ 0.x on a day is given of 1.x.
+        # The first import of ArviZ 0.x on a day warns of version 1.x.
         subprocess.run([sys.executable, "-c", "import arviz"], capture_output=True, check=True)
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],

@@ -11,8 +11,12 @@ from files import ROOT
 # A pattern, and what to write instead.
 BANNED = {
     r"hole[sd]?": "missing values, missing entries",
-    r"(?:nats?|bits?|draws?|chains?|values?|samples?|weights?|seconds|steps) an? "
-    r"(?:datum|row|cell|step|dimension|draw|call)": "per (nats per datum)",
+    r"(?:nats?|bits?|draws?|chains?|values?|samples?|weights?|terms?|numbers|seconds|steps) an? "
+    r"(?:datum|row|cell|column|step|iteration|(?:latent )?dimension|draw|call)": "per "
+    "(nats per datum)",
+    r"(?:is|are) given of": "warns of",
+    r"who(?:so)?ever": "the process that, the user who",
+    r"cut (?:draws|samples|ones)": "detached draws",
     r"rungs?": "stage",
     r"ladders?": "lineage",
     r"rails?": "batches, execution",

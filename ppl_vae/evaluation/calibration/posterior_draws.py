@@ -1,4 +1,4 @@
-"""The draws given simulated data, from whatever a fit returns."""
+"""The draws given simulated data, from any result that a fit may return."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

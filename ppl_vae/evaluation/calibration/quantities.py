@@ -96,7 +96,7 @@ class Quantities:
 
 
 def _of_first_datum(draws: Draws, local: set[str]) -> Draws:
-    # Of local sites the values of one datum, since all data are alike.
+    # One datum stands for all values of a local site, since all data are alike.
     return {
         (f"{n}[0]" if n in local else n): v[:, 0] if n in local else v for n, v in draws.items()
     }

@@ -64,7 +64,7 @@ class UniformRanks:
         return np.stack(below)
 
     def p_values(self, ranks: Int[np.ndarray, "M Q"]) -> Float[np.ndarray, " Q"]:
-        """For each quantity, the probability that uniform ranks deviate at least as much.
+        """The probability that uniform ranks deviate at least as much, for each quantity.
 
         The deviation is the smallest two-sided tail probability over the points.
         """
@@ -82,7 +82,8 @@ class UniformRanks:
         return RankBand(self.probability, *proportions)
 
     def _probability_of(self, levels: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
-        # Of a level of uniform ranks that is as small; it is discrete, so that ties matter.
+        # The probability that uniform ranks have a level that is as small; ties matter, since the
+        # level is discrete.
         at_most = np.searchsorted(self._levels, levels * (1 + ROUNDING), side="right")
         return (at_most + 1) / (len(self._levels) + 1)
 

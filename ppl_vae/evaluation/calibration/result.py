@@ -62,7 +62,7 @@ class SimulationBasedCalibration(Result):
 
     @cached_property
     def p_values(self) -> Float[np.ndarray, " Q"]:
-        """For each quantity, the probability that uniform ranks deviate as much from uniformity.
+        """The probability that uniform ranks deviate as much from uniformity, for each quantity.
 
         They are not corrected for the number of quantities.
         """

@@ -84,7 +84,7 @@ class Simulation:
 
     @cached_property
     def log_joint(self) -> LogJoint:
-        """Of the true values."""
+        """The log joint density of the true values."""
         return _log_joint(self.trace)
 
 

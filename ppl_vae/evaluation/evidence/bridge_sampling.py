@@ -91,8 +91,8 @@ def bridge_sampling(
     """Estimate the integral of exp(log_density) from draws of the density it is proportional to.
 
     Args:
-        log_density: of unconstrained vectors, log p(x, v), up to no constant: whatever it leaves
-            out is missing from the evidence.
+        log_density: of unconstrained vectors, log p(x, v), constants included: those that it
+            leaves out are missing from the evidence.
         draws: chains of a sampler, in the coordinates of ``log_density``. They should have one
             mode: parameters that are not identified (rotations, signs, order of columns) must be
             in a form in which they are.

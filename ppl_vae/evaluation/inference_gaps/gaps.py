@@ -18,6 +18,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
 from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
@@ -339,5 +340,5 @@ def _elbos(own: Pair, best: Pair, batch: Batch) -> tuple[Float[Tensor, " B"], ..
     elbo = CommonNoiseELBO([own, best], batch)
     num_rules = -(-ELBO_DRAWS // elbo.rule().num_points)
     values = torch.cat([elbo.estimates(elbo.rule()) for _ in range(num_rules)], 1).cpu()
-    errors = torch.cat([values, values[1:] - values[:1]]).std(1) / math.sqrt(values.shape[1])
+    errors = standard_error(torch.cat([values, values[1:] - values[:1]]).mT)
     return *values.mean(1), *errors

@@ -12,7 +12,7 @@ from torch import distributions as td
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.state import seeded
+from ppl_vae.core.state import seeded, validation
 from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
@@ -65,8 +65,10 @@ class SphericalRadialRule:
             return cls(None, x.new_zeros(MAX_POINTS, len(x)), seed)
         k = min(size, MAX_DIRECTIONS)
         shape = torch.Size([MAX_POINTS // (2 * k + 1), len(x)])
-        directions = torch.linalg.qr(torch.randn(*shape, size, k).to(x))[0].permute(3, 0, 1, 2)
-        square = td.Gamma(x.new_tensor(size / 2 + 1), x.new_tensor(0.5)).sample(shape)
+        normal = torch.randn(*shape, size, k, device=x.device).to(x.dtype)
+        directions = torch.linalg.qr(normal)[0].permute(3, 0, 1, 2)
+        concentration, rate = x.new_full((), size / 2 + 1), x.new_full((), 0.5)
+        square = td.Gamma(concentration, rate, validate_args=False).sample(shape)
         offsets = square.sqrt()[..., None] * directions
         noise = torch.cat([torch.zeros_like(offsets[:1]), offsets, -offsets])
         return cls(noise.flatten(0, 1), square, seed)
@@ -110,9 +112,11 @@ class CommonNoiseELBO:
 
     def _log_weights(self, pair: Pair, rule: SphericalRadialRule) -> Float[Tensor, "P B"]:
         dim, seed = pair.sample_dim(self.batch), rule.seed if rule.noise is None else None
-        with seeded(seed), SiteOverride(_NoiseReader(rule)):
+        # The programs' arguments were checked when the size of the noise was found.
+        with seeded(seed), validation(False), SiteOverride(_NoiseReader(rule)):
             run = pair.run(self.batch, num_samples=rule.num_points, dim=dim)
-        return run.log_weights().double().expand(rule.num_points, -1)
+            values = run.log_weights().double()
+        return values.expand(rule.num_points, -1)
 
 
 def _noise_size(pair: Pair, batch: Batch) -> int:

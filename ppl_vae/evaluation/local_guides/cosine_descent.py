@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ppl_vae.core.state import validation, validation_enabled
+
 
 def cosine_rates(lr: float, steps: int) -> list[float]:
     """The learning rates lr (1 + cos(pi k / steps)) / 2 for k = 0, ..., steps - 1."""
@@ -26,9 +28,11 @@ def descend(
         loss: the function to minimize, evaluated at each step.
     """
     (group,) = optimizer.param_groups
-    for rate in rates:
+    for number, rate in enumerate(rates):
         group["lr"] = rate
-        gradients = torch.autograd.grad(loss(), group["params"])
+        # Checks of arguments read values, for which the host waits, at each site of each step.
+        with validation(validation_enabled() and number == 0):
+            gradients = torch.autograd.grad(loss(), group["params"])
         for parameter, gradient in zip(group["params"], gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

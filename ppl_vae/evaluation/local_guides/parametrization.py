@@ -234,7 +234,7 @@ def _check(family: Parametrization, fn: Density) -> None:
 
 
 class LocalFamilyGuide(LocalGuide):
-    """For each datum and site, a member of the parametric family that a guide samples from.
+    """A member of the parametric family that a guide samples from, for each datum and site.
 
     All parameters of the family are free for each datum, and initialized at those of the guide's
     own q. Sites are independent of one another.

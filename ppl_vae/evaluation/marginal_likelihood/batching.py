@@ -20,6 +20,7 @@ from ppl_vae.capture.graph import (
     store_parameters,
 )
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.devices import synchronize
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision
@@ -27,7 +28,7 @@ from ppl_vae.core.traces import PairTraces
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.inference.svi.capture_policy import check_capture, is_worth_compiling
 
-ROWS_AT_ONCE = {"cpu": 2**13, "cuda": 2**17}
+ROWS_AT_ONCE = {"cpu": 2**13, "accelerator": 2**17}
 """The number of rows (draws times data) that go through the programs at once."""
 ENTRIES_AT_ONCE = 2**22
 """The largest number of entries of one tensor of draws, data or weights."""
@@ -37,7 +38,7 @@ DRAWS_AT_ONCE = 32
 
 def rows_at_once(x: Tensor) -> int:
     """The number of rows that may go through a pair at once on x's device, to bound memory."""
-    rows = ROWS_AT_ONCE.get(x.device.type, ROWS_AT_ONCE["cpu"])
+    rows = ROWS_AT_ONCE["cpu" if x.device.type == "cpu" else "accelerator"]
     return max(1, min(rows, ENTRIES_AT_ONCE // x.shape[1]))
 
 
@@ -121,8 +122,7 @@ class BlockRunner:
         return result
 
     def _clock(self) -> float:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter()
 
 

@@ -149,6 +149,7 @@ class LogLikelihood(DatumEstimates):
 
     def shifted(self, nats: Float[Tensor, " N"]) -> Self:
         """The estimates in other units of the data, which add ``nats`` to each log density."""
+        nats = nats.to(self.value.device)
         curve = None if self.curve is None else self.curve + nats[:, None]
         return replace(self, value=self.value + nats, curve=curve)
 

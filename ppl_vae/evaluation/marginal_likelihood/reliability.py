@@ -253,8 +253,8 @@ def assess_reliability(
         error = error.hypot(undersampled_error)
         reliable = reliable & (undersampled_error <= MAX_UNDERSAMPLED_ERROR)
     coverage = _coverage(pools, num_samples, tail_matters=~(nearly_constant | drawn_often))
-    # In one dimension all very narrow guides have weights with nearly the same distribution,
-    # whatever their width, while the coverage falls to zero: the tail does not determine it.
+    # In one dimension all very narrow guides have weights with nearly the same distribution
+    # for any width, while the coverage falls to zero: the tail does not determine it.
     coverage = coverage.where(reliable, torch.nan)
     return Reliability(error, pools.tail_index, limit, pools.size, coverage, reliable)
 

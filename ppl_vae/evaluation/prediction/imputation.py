@@ -287,7 +287,7 @@ class _Sampler:
         return torch.allclose(observed.to(x), x, rtol=1e-3)
 
     def _draw_x(self, resampled: PairTraces, draws: int) -> Float[Tensor, "R B D"]:
-        # The model is run anew, so that draws of x with the same z have independent noise.
+        # The model is run again, so that draws of x with the same z have independent noise.
         replayed = poutine.replay(self.pair.guide, trace=resampled.guide)
         run = self._run(self.pair.with_guide(replayed), draws)
         site = self._data_site(run)

@@ -32,7 +32,8 @@ PATIENCE = 2
 """A search ends after this many values of K in a row without an improvement."""
 STREAM = 20_251
 TOLERANCE, MAX_ITERATIONS = 1e-5, 200
-"""Of each fit; the tolerance, in nats per datum, is far below typical differences of scores."""
+"""Limits of each fit; the tolerance, in nats per datum, is far below typical differences of
+scores."""
 
 
 @dataclass(frozen=True, repr=False)

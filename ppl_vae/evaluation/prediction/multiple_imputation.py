@@ -29,7 +29,8 @@ CELLS_PER_PARAMETER = 50
 """Intervals at fitted parameters lose more than about 0.7 % coverage with fewer observed values
 than this for each parameter."""
 MAX_BISECTIONS, TOLERANCE = 60, 1e-5
-"""Of quantiles; the tolerance is relative to a value's standard deviation."""
+"""Limits of the search for quantiles; the tolerance is relative to the standard deviation of a
+value."""
 
 
 def parameters_matter(num_observed: int, num_parameters: int) -> bool:
@@ -147,7 +148,7 @@ def _conditional(block: RowBlock, parameters: Parameters) -> _Given:
     rows = TableStatistics.of_rows(block)
     loadings, loc, scale = parameters.loadings, parameters.loc, parameters.column_scale
     found = row_posterior(rows, loadings, loc, scale)
-    eye = torch.eye(loadings.shape[-1]).to(loadings)
+    eye = torch.eye(loadings.shape[-1], dtype=loadings.dtype, device=loadings.device)
     factor = torch.linalg.solve_triangular(found.tril.mT, eye, upper=True)
     spread = (loadings.unsqueeze(1) @ factor).square().sum(-1)[:, rows.pattern]
     variance = spread + scale.square().unsqueeze(1)

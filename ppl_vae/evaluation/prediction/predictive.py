@@ -150,7 +150,7 @@ def reconstruct(
 def _guide_sites(
     model: ProgramLike, guide: ProgramLike, x: ArrayLike, mask: ArrayLike | None
 ) -> dict[str, Site]:
-    # Only means are read, but the program samples all the same: hence the dry run.
+    # Only means are read, but the program samples all the same, so it is run dry.
     pair = Pair(model, guide)
     data = pair.observe(x, mask, allow_empty_rows=True)
     with isolated_store(), pair.dry_run(), pair.eval_mode():
@@ -185,7 +185,7 @@ def draw_data(
 
     Args:
         model: any model under the contract; run in evaluation mode. It is run on ``template``, so
-            it need not be able to run without data; its observed sites are drawn anew.
+            it need not be able to run without data; its observed sites are drawn again.
         template: N rows of data; only their shape is used.
         seed: seed of the draws.
 

@@ -99,7 +99,7 @@ def predictive_check(
         posterior: draws of the parameters (S, ...), e.g. ``samples.parameters()``; some of them,
             evenly spaced, are used, each for one data set.
         statistic: ``"covariance"``, of all pairs of columns, or ``"quantiles"`` of each column.
-        prior: draws of the prior, for a prior predictive check beside it.
+        prior: draws of the prior, for a prior predictive check as well.
         num_replicates: the number of replicated data sets, R, at most S.
         columns: names of the columns; by default those of a DataFrame, or x1, x2, ...
         seed: seed of the replicated data.
@@ -171,7 +171,7 @@ def _replicates(
 
 
 def _covariance(values: Float[Tensor, "N D"]) -> Float[Tensor, " E"]:
-    # Of pairs of columns, over the rows in which both are observed.
+    # The covariance of each pair of columns over the rows in which both are observed.
     observed = ~values.isnan()
     centred = torch.where(observed, values - values.nanmean(0), 0.0)
     counts = observed.to(values).mT @ observed.to(values)

@@ -80,12 +80,12 @@ def rotate_if_collinear(
 
     The test scales the diagonal to one, because entries of very different sizes do no harm there.
     """
-    eye = torch.eye(loadings.shape[1]).to(loadings)
+    eye = torch.eye(loadings.shape[1], dtype=loadings.dtype, device=loadings.device)
     precision = loadings.mT @ (loadings / variance[:, None]) + eye
     scale = precision.diagonal().sqrt()
     lower, failed = torch.linalg.cholesky_ex(precision / torch.outer(scale, scale))
-    accurate = int(failed) == 0 and float(lower.diagonal().min()) > MIN_SINE
-    return loadings if accurate else rotate_to_principal_axes(loadings, variance)
+    accurate = (failed == 0) & (lower.diagonal().min() > MIN_SINE)
+    return loadings if bool(accurate) else rotate_to_principal_axes(loadings, variance)
 
 
 def rotate_to_principal_axes(

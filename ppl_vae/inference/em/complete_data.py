@@ -3,7 +3,7 @@
 q(z | x_n) = N(P^-1 W' Psi^-1 (x_n - mu), V), with P = I + W' Psi^-1 W the posterior precision and
 V the covariance, of a given family, that is closest to P^-1. Sums over data are sums over the rows
 of a factor F of the sample covariance, S = F'F, so that an iteration costs O(min(N, D) D K)
-whatever N is. As with missing values, the M-step regresses the residuals and returns increments of
+for any N. As with missing values, the M-step regresses the residuals and returns increments of
 the loadings. This avoids differences of large numbers, however small the noise is.
 """
 
@@ -17,7 +17,7 @@ from ppl_vae.guides.families import projected_covariance
 from ppl_vae.inference.em.closed_form import rotate_if_collinear, rotate_to_principal_axes
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.state import EMState, Parameters
-from ppl_vae.models.eigen import LeadingEigenpairs, product
+from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor, product
 from ppl_vae.models.linear_gaussian import LOG_2PI
 from ppl_vae.models.sufficient_statistics import SampleCovariance
 
@@ -65,9 +65,9 @@ class CompleteDataEM(EMState):
         loadings = loadings if diagonal else rotate_if_collinear(loadings, variance)
         self.parameters = Parameters(loadings, self.covariance.mean, variance)
         weighted = loadings / variance[:, None]
-        self.prior = torch.eye(loadings.shape[1]).to(loadings)
+        self.prior = torch.eye(loadings.shape[1], dtype=loadings.dtype, device=loadings.device)
         precision = loadings.mT @ weighted + self.prior
-        lower = torch.linalg.cholesky(precision)
+        lower = cholesky_factor(precision)
         self.posterior_covariance = projected_covariance(precision, problem.family)
         factor = self.covariance.factor
         mean = product(factor, torch.cholesky_solve(weighted.mT, lower).mT)
@@ -79,11 +79,11 @@ class CompleteDataEM(EMState):
         # -log p = 1/2 (D log 2 pi + log det C + tr(C^-1 S)), averaged over the data.
         log_det = variance.log().sum() + 2 * lower.diagonal().log().sum()
         quadratic = (self.squared_residual / variance).sum() + self.mean_outer.trace()
-        self.log_likelihood = -0.5 * (len(loadings) * LOG_2PI + log_det + quadratic)
+        log_likelihood = -0.5 * (len(loadings) * LOG_2PI + log_det + quadratic)
         self.column_variance = self.covariance.diagonal
-        self.rounding = self.noise.rounding(self.column_variance, self.squared_residual, variance)
+        rounding = self.noise.rounding(self.column_variance, self.squared_residual, variance)
         squares = self._expected_squares(torch.zeros_like(loadings))
-        self.bound = self._bound(squares, variance, self.prior)
+        self.read(self._bound(squares, variance, self.prior), log_likelihood, rounding)
 
     def e_step(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> "CompleteDataEM":
         """The state after an E-step at W and psi; mu is the sample mean."""
@@ -106,7 +106,7 @@ class CompleteDataEM(EMState):
 
     def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
         """The regression of x on z, and the update of z's prior."""
-        cholesky = torch.linalg.cholesky(self.second_moment)
+        cholesky = cholesky_factor(self.second_moment)
         change = torch.cholesky_solve(self.residual_cross.mT, cholesky).mT
         squares = self._expected_squares(change)
         variance = self.noise.variance(squares, torch.ones_like(squares))
@@ -126,7 +126,7 @@ class CompleteDataEM(EMState):
     def _bound(self, squares: Tensor, variance: Tensor, prior: Tensor) -> Tensor:
         # E_q[log p(x, z)] + H[q] per datum, for z ~ N(0, prior).
         expected_x = -0.5 * (LOG_2PI + variance.log() + squares / variance).sum()
-        lower = torch.linalg.cholesky(prior)
+        lower = cholesky_factor(prior)
         second_moment = torch.cholesky_solve(self.second_moment, lower).trace()
         expected_z = -0.5 * (2 * lower.diagonal().log().sum() + second_moment)
         entropy = 0.5 * (len(prior) + torch.logdet(self.posterior_covariance))

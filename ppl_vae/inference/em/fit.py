@@ -98,7 +98,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
 
 
 def _blocks(ppca: PPCA, x: RowSource, mask: ArrayLike | None, processes: Processes) -> RowBlocks:
-    # Sums are in float64 whatever the model's dtype, on the model's device.
+    # Sums are in float64 for any dtype of the model, on the model's device.
     return RowBlocks(
         x, mask, device=ppca.loc.device, rescale=True, schema=ppca.schema, processes=processes
     )

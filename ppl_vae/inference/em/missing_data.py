@@ -29,7 +29,7 @@ from ppl_vae.inference.em.expected_covariance import (
 from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, LatentMoments
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.state import EMState, Parameters
-from ppl_vae.models.eigen import LeadingEigenpairs
+from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor
 from ppl_vae.models.linear_gaussian import LOG_2PI
 
 MAX_ANGLE = math.pi / 8
@@ -122,11 +122,12 @@ class MissingDataEM(EMState):
                 f"{int(statistics.overall[-1])} now; each time it is iterated over it must give "
                 "the same blocks"
             )
-        self.log_likelihood = statistics.scalars[0] / self.num_rows
-        self.bound = self.log_likelihood - statistics.scalars[2] / self.num_rows
+        log_likelihood = statistics.scalars[0] / self.num_rows
+        bound = log_likelihood - statistics.scalars[2] / self.num_rows
         self.column_variance = problem.columns.variance
         squared_residual = statistics.squares / problem.columns.count
-        self.rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
+        rounding = self.noise.rounding(self.column_variance, squared_residual, variance)
+        self.read(bound, log_likelihood, rounding)
 
     def _statistics(self) -> ExpectedStatistics:
         # Of the rows of this process.
@@ -185,7 +186,7 @@ class MissingDataEM(EMState):
             if self.problem.prior_update == "rotate":
                 prior = prior.diagonal().diag()
             loc = loc + loadings @ moments.mean
-            loadings = loadings @ torch.linalg.cholesky(prior)
+            loadings = loadings @ cholesky_factor(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
         bound = self.processes.broadcast(bound)  # on which all processes decide whether to stop
         return bound, Parameters(loadings, loc, variance)

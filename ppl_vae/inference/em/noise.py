@@ -79,7 +79,7 @@ class Noise:
 
     def rounding(
         self, column_variance: Columns, squared_residual: Columns, variance: Columns
-    ) -> float:
+    ) -> Float[Tensor, ""]:
         """The largest change of log p by rounding, in nats per datum.
 
         The residual r = x - mu - W m has an error of the size of eps |x| and contributes
@@ -93,7 +93,7 @@ class Noise:
         eps = torch.finfo(column_variance.dtype).eps
         error = 2 * eps * column_variance.sqrt()
         squares = ((2 * squared_residual.sqrt() + error) * error / variance).sum()
-        return float(squares) + 4 * eps * len(column_variance)
+        return squares + 4 * eps * len(column_variance)
 
     def scale(self, variance: Columns) -> Tensor:
         """The ``noise_scale`` of the model for these variances."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.devices import read_together
 from ppl_vae.core.processes import Processes
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.noise import Noise
@@ -52,7 +53,7 @@ class EMState(ABC):
         noise: the noise model.
         family: the family of q, see :mod:`ppl_vae.guides.families`.
         parameters: W, mu and psi.
-        bound: E_q[log p(x, z)] + H[q], in nats per datum.
+        bound: E_q[log p(x, z)] + H[q], in nats per datum; on the CPU, as the next two.
         log_likelihood: log p(x), in nats per datum.
         rounding: the largest rounding error of these two, in nats per datum.
         column_variance: the variance of each column of the data, (D,).
@@ -132,6 +133,16 @@ class EMState(ABC):
         variance = self.noise.accelerate(self.parameters.variance, *self.residual_moments())
         return parameters._replace(variance=variance)
 
+    def read(self, bound: Tensor, log_likelihood: Tensor, rounding: Tensor) -> None:
+        """Keep the objective of this state: the one time that an E-step waits for the device.
+
+        Raises:
+            torch.linalg.LinAlgError: if a factorization on an accelerator failed.
+        """
+        self.bound, self.log_likelihood, error = read_together(bound, log_likelihood, rounding)
+        self.rounding = float(error)
+        check_factored(self.bound, bound.device)
+
     def step(self) -> tuple[Float[Tensor, ""], "EMState"]:
         """The bound after an M-step, and the state after the E-step that follows.
 
@@ -139,6 +150,8 @@ class EMState(ABC):
         bound is at least that of the M-step.
         """
         after_m_step, parameters = self.m_step()
+        device, after_m_step = after_m_step.device, after_m_step.cpu()
+        check_factored(after_m_step, device)
         proposal = None if self.is_initial else self.accelerated_proposal(parameters)
         if proposal is not None:
             proposed = self._successor(proposal, can_extrapolate=True)
@@ -178,6 +191,16 @@ class EMState(ABC):
         state = self.e_step(*parameters)
         state.is_initial, state.can_extrapolate = False, can_extrapolate
         return state
+
+
+def check_factored(bound: Float[Tensor, ""], device: torch.device) -> None:
+    """Check that no factorization failed on an accelerator, where it leaves NaN, see
+    :func:`ppl_vae.models.eigen.cholesky_factor`."""
+    if device.type != "cpu" and bool(bound.isnan()):
+        raise torch.linalg.LinAlgError(  # pyright: ignore[reportPrivateImportUsage]
+            "a matrix of EM is not positive definite up to rounding; rescale the columns that "
+            "are largest or smallest"
+        )
 
 
 class Certificate(NamedTuple):

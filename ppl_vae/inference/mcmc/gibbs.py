@@ -61,18 +61,18 @@ class GibbsSampler:
 
     @cached_property
     def codes(self) -> CodeSampler:
-        """Of z given the parameters."""
+        """The sampler of z given the parameters."""
         return CodeSampler(self.statistics, self.priors.latent_dim)
 
     @cached_property
     def moves(self) -> LatentMoves:
-        """Along transformations of the latent space."""
+        """The moves along transformations of the latent space."""
         data_dim = self.statistics.rows.shape[-1]
         return LatentMoves(self.priors, self.statistics.num_data, data_dim)
 
     @cached_property
     def noise_move(self) -> MarginalMove | None:
-        """Of the noise with z integrated out, where that makes draws much less dependent."""
+        """The move of the noise with z integrated out, if it makes draws much less dependent."""
         if self.priors.has_diagonal_noise:
             return ColumnMoves(self.codes, self.priors)
         few = self.statistics.rows.shape[-1] < 2 * self.priors.latent_dim

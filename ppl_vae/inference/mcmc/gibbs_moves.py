@@ -63,7 +63,7 @@ class LatentMoves:
 
     @cached_property
     def _freedom(self) -> Float[Tensor, " K"]:
-        # Of the proposals, as bartlett_factor takes it.
+        # The degrees of freedom of the proposals, as bartlett_factor takes them.
         freedom = self.num_data - self.data_dim if self._together else self.num_data
         return half_degrees(
             self.priors.loc_scale.new_tensor(float(freedom)), self.priors.latent_dim

@@ -16,7 +16,7 @@ the ratios of target and proposal densities:
   (Murray, Adams, MacKay 2010).
 * v given w_d: proposals are from the inverse gamma distribution that v has if w_d is zero.
 
-Isotropic noise depends on z the more, the fewer columns there are beside K. Given W its
+Isotropic noise depends on z the more, the smaller D - K is. Given W its
 likelihood with z integrated out is a product over the principal axes of W W', and the proposals
 are from the distribution that the other D - K directions give it.
 
@@ -170,7 +170,7 @@ class ColumnMoves(MarginalMove):
         return variances.gather(1, chosen).squeeze(1)
 
     def _log_prior(self, variance: Float[Tensor, "C P"], d: int) -> Float[Tensor, "C P"]:
-        # Of sigma_d^2, up to a constant; minus infinity if it is not positive.
+        # The log density of sigma_d^2 up to a constant; minus infinity if it is not positive.
         concentration, rate = (part[d] for part in self.priors.noise)
         positive = variance > 0
         variance = variance.where(positive, 1.0)

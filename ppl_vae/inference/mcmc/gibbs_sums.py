@@ -47,7 +47,7 @@ class CodeSums(NamedTuple):
 
         Args:
             squares: the sums of (x_d - mean_d)^2.
-            coefficients: theta, which is W beside mu - mean.
+            coefficients: theta = [W, mu - mean], (D, K + 1).
         """
         if self.gram.shape[1] == 1:
             fitted = coefficients @ self.gram[:, 0]

@@ -51,7 +51,7 @@ class Whitened:
 
     @classmethod
     def around_mode(cls, posterior: IntegratedPosterior, density: DensityAndGradient) -> Self:
-        """By the Laplace approximation of the posterior.
+        """Make the coordinates from the Laplace approximation of the posterior.
 
         The block ``rotation`` of a position, whose prior is standard normal and on which the
         likelihood does not depend, is left as it is.
@@ -61,7 +61,7 @@ class Whitened:
         mode = _mode(density, posterior.start, free)
         hessian = torch.autograd.functional.hessian(posterior.log_density, mode)
         values, axes = torch.linalg.eigh(-hessian[free][:, free])
-        factor = torch.eye(len(mode)).to(mode)
+        factor = torch.eye(len(mode), dtype=mode.dtype, device=mode.device)
         factor[free[:, None], free] = axes * values.clamp(min=LEAST_CURVATURE).rsqrt()
         spread = torch.where(fixed, 1.0, START_SPREAD).to(mode)
         return cls(density, torch.where(fixed, 0.0, mode), factor, spread)

@@ -1,6 +1,5 @@
 """Draws from the posterior of parameters, by chain, with their diagnostics."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
 from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import seeded
+from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
 from ppl_vae.inference.mcmc.convergence import MAX_ELEMENTS, Diagnostics, diagnose
@@ -162,7 +162,7 @@ class PosteriorSamples(Result):
         size = self.num_samples // batches
         chains = (log_p - largest).exp().reshape(self.num_chains, self.num_samples, -1)
         means = chains[:, : batches * size].unflatten(1, (batches, size)).mean(2).flatten(0, 1)
-        return largest + mean.log(), means.std(0) / math.sqrt(len(means)) / mean
+        return largest + mean.log(), standard_error(means.mT) / mean
 
     def _each_block(
         self, x: RowSource, mask: ArrayLike | None, function: Callable[[Tensor], Any]

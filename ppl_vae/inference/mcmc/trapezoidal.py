@@ -23,7 +23,7 @@ class TrapezoidalLoadings:
         L_ij ~ N(0, 1) for j < i,    L_jj^2 ~ chi-squared with K - j degrees of freedom,
         j = 0, ..., K - 1,
 
-    whatever the order of the rows, and Q is independent of L and uniform on the orthogonal group.
+    for any order of the rows, and Q is independent of L and uniform on the orthogonal group.
     Hence the order of the rows can be chosen from data without a change of the prior.
 
     The coordinates are the elements below the diagonal, row by row, and the logarithms of the
@@ -53,7 +53,8 @@ class TrapezoidalLoadings:
 
         scaled = (loadings / scale.unsqueeze(-1)).detach().cpu().numpy()
         factors: Any = qr(scaled.T, pivoting=True, mode="economic")
-        return cls(torch.from_numpy(factors[2].astype(np.int64)), scale, loadings.shape[1])
+        order = torch.from_numpy(factors[2].astype(np.int64)).to(scale.device)
+        return cls(order, scale, loadings.shape[1])
 
     @property
     def num_coordinates(self) -> int:
@@ -64,7 +65,8 @@ class TrapezoidalLoadings:
     def _below(self) -> tuple[Tensor, Tensor]:
         # The places below the diagonal, row by row.
         rows, columns = np.tril_indices(len(self.scale), -1, self.latent_dim)
-        return torch.from_numpy(rows), torch.from_numpy(columns)
+        device = self.scale.device
+        return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
 
     @cached_property
     def _freedom(self) -> Tensor:
@@ -78,7 +80,7 @@ class TrapezoidalLoadings:
         """diag(s) L with its rows in the order of W: loadings with Q the identity."""
         rows, columns = self._below
         below, log_diagonal = coordinates.split([len(rows), self.latent_dim], -1)
-        pivots = torch.arange(self.latent_dim)
+        pivots = torch.arange(self.latent_dim, device=rows.device)
         places = torch.cat([rows, pivots]) * self.latent_dim + torch.cat([columns, pivots])
         values = torch.cat([below, log_diagonal.exp()], -1)
         size = len(self.scale) * self.latent_dim

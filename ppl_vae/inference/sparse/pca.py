@@ -183,7 +183,7 @@ def _affine_decoder(
         )
     k, decoder = autoencoder.latent_dim, autoencoder.decoder
     like = next(autoencoder.parameters())
-    unit = torch.eye(k).to(like)
+    unit = torch.eye(k, dtype=like.dtype, device=like.device)
     probes = torch.cat(
         [torch.zeros(1, k).to(like), unit, 2 * unit, -unit, 3 * unit.flip(0) - unit]
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppl_vae.core.devices import generator_state, set_generator_state
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import read_regular, write_whole
 from ppl_vae.inference.svi.checkpoint_layout import FitLayout
@@ -24,8 +25,8 @@ def generator_states(device: torch.device) -> dict[str, Any]:
     """The states of the global generators as tensors, lists and numbers."""
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
-    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return cuda | {
+    return {
+        "accelerator": generator_state(device),
         "torch": torch.get_rng_state(),
         "numpy": [kind, keys.tolist(), *rest],  # pyright: ignore[reportAttributeAccessIssue]
         "python": [version, list(internal), gauss],
@@ -39,8 +40,8 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    if states["accelerator"] is not None and device.type != "cpu":
+        set_generator_state(states["accelerator"], device)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:

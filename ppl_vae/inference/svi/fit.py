@@ -15,6 +15,7 @@ from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_p
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
@@ -37,6 +38,7 @@ from ppl_vae.inference.svi.minibatch import (
 )
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.parameters import find_parameters
+from ppl_vae.inference.svi.placement import move_to_device, names_device_mix
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
 from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.row_schedule import empty_rows_note, schedule_of
@@ -119,8 +121,9 @@ def fit_svi(
             each epoch, such as :func:`ppl_vae.data.transforms.binarize`; x has zeros in place of
             missing values. It must draw from the generator only, so that a fit can be repeated and
             resumed. It is not applied to ``x_val``.
-        device: where to fit; ``"auto"`` is a GPU if there is one. The modules of the pair are
-            moved there.
+        device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
+            accelerator on which the pair stands, or else ``torch.accelerator``'s current one, of
+            any kind with float64, or else the CPU.
         seed: of data order and draws; global generators are left unchanged.
         capture: how steps run: False, eagerly, by Pyro's handlers; ``"recorded"``, by the tensor
             operations that were recorded in the second step, which are those of an eager step;
@@ -134,8 +137,8 @@ def fit_svi(
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
         precision: of float32 matrix products and convolutions in the steps, but not in
-            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU; ``"bf16"``, whose
-            gradients are noisier. See :func:`ppl_vae.core.state.precision`.
+            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's; ``"bf16"``,
+            whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps, and at least
             every 1,000), and from which the fit resumes if it exists; a resumed fit is identical
             bit for bit on a CPU. Only the same fit resumes: data, masks, networks, objective,
@@ -160,7 +163,7 @@ def fit_svi(
             runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
             if runtime.checkpoint_file is not None and processes.rank == 0:
                 check_writable(runtime.checkpoint_file)
-            _move_to_device(model, guide, device)
+            move_to_device(model, guide, device)
             source = open_source(x, mask, model=model, guide=guide)
             schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
             validation_rows = None
@@ -267,7 +270,7 @@ def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict
     rows = torch.arange(schedule.batch_size, device=whole.device)
     check_automatic_batch(guide, whole.rows(rows))
     in_minibatches = schedule.batch_size < len(whole)
-    with _hint_at_index(in_minibatches):
+    with _hint_at_index(in_minibatches), names_device_mix(Pair(model, guide), whole.rows(rows)):
         named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and in_minibatches:
         check_lookup(model, guide, named, whole, schedule.batch_size)
@@ -284,19 +287,6 @@ def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) 
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)
         yield
-
-
-def _move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.device) -> None:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {str(device)!r} is not available; use device='auto' or 'cpu'"
-        ) from error
-    for module in modules_of(model, guide):
-        module.to(device)
 
 
 @contextmanager

@@ -184,7 +184,7 @@ class OptimizerStep:
         for parameter in copies:
             parameter.grad = torch.zeros_like(parameter)
         try:
-            with kept_generators([p.device for p in copies[:1] if p.is_cuda]):
+            with kept_generators([p.device for p in copies[:1] if p.device.type != "cpu"]):
                 optimizer = _make_optimizer(self._make, copies, self.lr)
                 optimizer.step()
         except (TypeError, ValueError, RuntimeError):

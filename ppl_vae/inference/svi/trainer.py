@@ -31,8 +31,9 @@ from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100
 """Steps between copies of the state, the last of which is restored if the loss diverges."""
-READ_INTERVAL = {"cpu": 1, "cuda": 50}
-"""Steps between readings of the objective, by device: on a GPU a reading waits for the device."""
+READ_INTERVAL = 50
+"""Steps between readings of the objective on an accelerator, where a reading waits for the device;
+on a CPU each step is read."""
 CHECKPOINT_INTERVAL = 1000
 """Steps between checkpoints within a long epoch."""
 VALIDATION_DRAWS, VALIDATION_SEED = 4, 0
@@ -176,7 +177,7 @@ class Trainer:
         if values.device.type == "cpu" and not values.isfinite().all():
             return False  # nothing was updated: eager steps will find the one that diverges
         self.unread += values.unbind()
-        if len(self.unread) >= READ_INTERVAL.get(values.device.type, 1):
+        if self._is_time_to_read(values):
             self._read_values()
         return True
 
@@ -187,9 +188,12 @@ class Trainer:
             self._fail(self.num_steps + 1, rows)
             return
         self.unread.append(value)
-        if len(self.unread) >= READ_INTERVAL.get(value.device.type, 1):
+        if self._is_time_to_read(value):
             self._read_values(rows)
         self.runner.update()
+
+    def _is_time_to_read(self, value: Tensor) -> bool:
+        return value.device.type == "cpu" or len(self.unread) >= READ_INTERVAL
 
     def _read_values(self, rows: Tensor | None = None) -> None:
         """Read the objective of the last steps, and check that it is finite."""

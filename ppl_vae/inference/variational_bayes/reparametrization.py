@@ -57,7 +57,7 @@ def _best_translation(
     weighted = posterior.second_moment[:, :-1] / priors.loc_scale.square()[:, None, None]
     loadings = posterior.mean[:, :-1] / priors.loc_scale.square()[:, None]
     score = weighted[..., -1].sum(0) - priors.loc_mean @ loadings - latents.total
-    eye = torch.eye(len(score)).to(score)
+    eye = torch.eye(len(score), dtype=score.dtype, device=score.device)
     return torch.linalg.solve(latents.num_data * eye + weighted[..., :-1].sum(0), score)
 
 
