@@ -16,24 +16,23 @@ from workers import Workers
 from ppl_vae import PPCA, VAE, fit_closed_form, fit_em, fit_svi
 from ppl_vae.core import MessageLog, Processes, record_messages
 
-COLUMNS, LATENT, ROWS, RANKS = 1000, 50, 1400, 64
+COLUMNS, LATENT, RANKS = 1000, 50, 64
 
 
-def rows(missing):
+def rows(number, missing):
     generator = torch.Generator().manual_seed(Processes.current().rank)
-    x = torch.randn(ROWS // 2, COLUMNS, generator=generator, dtype=torch.float64)
+    x = torch.randn(number // 2, COLUMNS, generator=generator, dtype=torch.float64)
     x[torch.rand(x.shape, generator=generator) < missing] = torch.nan
     return x
 
 
-def fit(kind, iterations, columns, latent):
-    del columns, latent
+def fit(kind, iterations):
     with record_messages() as log:
         if kind == "closed form":
-            x = rows(0.0)
+            x = rows(1400, 0.0)  # more than 1,000, so that a scatter matrix is summed
             fit_closed_form(PPCA(COLUMNS, LATENT, seed=0).double(), x)
         elif kind == "EM":
-            x = rows(0.05)
+            x = rows(200, 0.05)
             fit_em(PPCA(COLUMNS, LATENT, seed=0).double(), x, max_iterations=iterations)
         else:
             x = torch.randn(256, COLUMNS, generator=torch.Generator().manual_seed(0))
@@ -46,10 +45,10 @@ def fit(kind, iterations, columns, latent):
 def main():
     workers = Workers(2)
     for kind in ("closed form", "EM", "SVI"):
-        few = workers.run(fit, kind, 3, COLUMNS, LATENT)[0]
+        few = workers.run(fit, kind, 2)[0]
         log = MessageLog(few)
         if kind != "closed form":
-            more = workers.run(fit, kind, 5, COLUMNS, LATENT)[0]
+            more = workers.run(fit, kind, 4)[0]
             per_two = more - few
             log = MessageLog(Counter({key: n / 2 for key, n in per_two.items()}))
         sent = log.sent_bytes(RANKS) / 1e6
