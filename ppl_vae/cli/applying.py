@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Output, TableFlags
 from ppl_vae.cli.output import deliver, write_json
+from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import threads
@@ -23,8 +24,8 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.data.table_output import TABLE_SUFFIXES, check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.folder import load_fitted
+from ppl_vae.fitted.held_out import ReconstructionError
 from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.report.evaluation import Evaluation
@@ -65,7 +66,7 @@ class Task:
     @cached_property
     def rows(self) -> "TableRows":
         """The rows of the table to which the model is applied."""
-        table = self.flags.options().read(self.applied.table)
+        table = read_for_model(self.flags, self.applied.table, self.applied.model)
         log_notes(table.notes)
         return TableRows.of(self.fitted, table, held_out=self.applied.held_out)
 
@@ -112,9 +113,9 @@ class TableRows:
             ValueError: if columns are missing; with ``held_out``, if the table is not the one
                 that was fitted, or no rows were held out.
         """
-        columns = None if fitted.record is None else fitted.columns
-        values, notes = match_columns(table, columns, fitted.data_dim, fitted.name)
-        log_notes(notes)
+        values = fitted.match(table)
+        if fitted.schema is None or not table.has_names:
+            log_notes(("columns are matched by position, since they have no names",))
         rows = held_out_rows(fitted, table) if held_out else np.arange(len(values))
         names = None if table.row_names is None else tuple(table.row_names[k] for k in rows)
         return cls(table, values[rows], names, rows + 1)
@@ -223,10 +224,10 @@ def reconstruct(task: Task) -> None:
     task.check()
     fitted, rows = task.fitted, task.rows
     values = expand(task.compute("reconstructing", fitted.reconstruct), rows.observed)
-    difference = (values - rows.values) / fitted.units.scale.numpy()
-    rmse = float(np.sqrt(np.nanmean(difference**2)))
-    LOG.info("root mean square error of observed values: %.4g scales of the fit", rmse)
-    task.deliver(dict(zip(fitted.columns, values.T, strict=True)), rmse=rmse)
+    error = ReconstructionError.of(fitted, rows.values[rows.observed])
+    LOG.info("%s", error)
+    columns = dict(zip(fitted.columns, values.T, strict=True))
+    task.deliver(columns, rmse=error.value, rmse_error=error.error, unit=error.unit)
 
 
 def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> None:
@@ -251,7 +252,7 @@ def evaluate(task: Task, estimation: FullEstimation) -> None:
     warn_of_fitted_rows(fitted, data.table, held_out=task.applied.held_out)
     values = data.values[data.observed][: estimation.rows]
     with threads(1), StageDisplay().live() as display:
-        display.begin(f"evaluating {fitted.name} on {counted(len(values), 'row')}")
+        LOG.info("evaluating %s on %s", fitted.name, counted(len(values), "row"))
         found = Evaluation.of(
             fitted,
             values,
@@ -261,6 +262,7 @@ def evaluate(task: Task, estimation: FullEstimation) -> None:
             annealed=estimation.annealed,
             annealing=annealing,
             seed=estimation.seed,
+            on_stage=display.begin,
         )
     content = found.to_dict()
     if task.applied.as_json:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import typer
 
-from ppl_vae.cli.app import INTERRUPTED, TERMINATED
-from ppl_vae.cli.console import TerminatedError, Verbosity
+from ppl_vae.cli.app import INTERRUPTED
+from ppl_vae.cli.console import Verbosity
 
 Group = TypeVar("Group")
 
@@ -52,14 +52,13 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into one line and an exit status."""
+    """Turn Ctrl-C into one line and an exit status."""
     try:
         yield
     except KeyboardInterrupt as error:
         reason = " ".join(map(str, error.args)) or "no output was written"
         sys.stderr.write(f"interrupted: {reason}\n")
-        terminated = isinstance(error, TerminatedError)
-        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _check_seed(given: dict[str, Any]) -> None:

@@ -7,23 +7,22 @@ import numpy as np
 
 from ppl_vae.cli.applying import held_out_rows, warn_of_fitted_rows
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
-from ppl_vae.cli.options import Estimation, Output
+from ppl_vae.cli.options import Estimation, Output, TableFlags
 from ppl_vae.cli.output import write_json, write_table
+from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
-from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.compare import compare as compare_estimates
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.folder import load_fitted
-from ppl_vae.fitted.model import FittedModel, observed_rows
+from ppl_vae.fitted.model import FittedModel, Rows, observed_rows
 from ppl_vae.report.terminal import print_line
 
 
 def compare(
     paths: Sequence[Path],
-    options: TableOptions,
+    flags: TableFlags,
     out: Path | None,
     estimation: Estimation,
     output: Output,
@@ -34,7 +33,7 @@ def compare(
 
     Args:
         paths: the folders of the models, and the table at the end.
-        options: of reading the table.
+        flags: how the table is read; what is not given is as in the fit of the first model.
         out: a table to write, or None.
         estimation: the settings of the estimates of log p.
         output: whether JSON is written on standard output in place of the table, and whether an
@@ -50,19 +49,18 @@ def compare(
     if out is not None:
         check_output(out, inputs=paths, force=output.force)
     models = dict(zip(_names(folders), map(load_fitted, folders), strict=True))
-    table = options.read(path)
+    table = read_for_model(flags, path, folders[0])
     log_notes(table.notes)
     _check_same_columns(models)
-    rows = _rows(models, table, held_out=held_out)
+    values = {name: fitted.match(table) for name, fitted in models.items()}
+    rows = _rows(models, table, values, held_out=held_out)
     estimates = {}
     with threads(1), StageDisplay().live() as display:
         for name, fitted in models.items():
             warn_of_fitted_rows(fitted, table, held_out=held_out)
-            values, notes = _values(fitted, table)
-            log_notes(notes)
             display.begin(f"computing log p of {counted(len(rows), 'row')} under {name}")
             estimates[name] = fitted.log_likelihood(
-                values[rows],
+                values[name][rows],
                 draws=estimation.draws,
                 refine=estimation.refine,
                 seed=estimation.seed,
@@ -85,11 +83,6 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else full
 
 
-def _values(fitted: FittedModel, table: Table) -> tuple[np.ndarray, tuple[str, ...]]:
-    columns = None if fitted.record is None else fitted.columns
-    return match_columns(table, columns, fitted.data_dim, fitted.name)
-
-
 def _check_same_columns(models: dict[str, FittedModel]) -> None:
     """Check that all models are densities of the same columns.
 
@@ -99,18 +92,18 @@ def _check_same_columns(models: dict[str, FittedModel]) -> None:
     first, *others = models
     for other in others:
         one, two = models[first], models[other]
-        if one.record and two.record and set(one.columns) != set(two.columns):
+        if one.schema and two.schema and set(one.columns) != set(two.columns):
             raise ValueError(
                 f"{first} and {other} model different columns, so that their log p cannot be "
                 f"compared: {sorted(set(one.columns) ^ set(two.columns))[:5]}"
             )
 
 
-def _rows(models: dict[str, FittedModel], table: Table, *, held_out: bool) -> np.ndarray:
+def _rows(
+    models: dict[str, FittedModel], table: Table, values: dict[str, Rows], *, held_out: bool
+) -> np.ndarray:
     # The rows that are scored, by their numbers from 0.
-    found = np.flatnonzero(
-        np.all([observed_rows(_values(fitted, table)[0]) for fitted in models.values()], axis=0)
-    )
+    found = np.flatnonzero(np.all(list(map(observed_rows, values.values())), axis=0))
     if held_out:
         for fitted in models.values():
             found = np.intersect1d(found, held_out_rows(fitted, table))

@@ -17,6 +17,10 @@ from typing import Annotated, Any
 import typer
 
 LOG = logging.getLogger("ppl_vae")
+BAR, BAR_AND_TIMES, OBJECTIVE = 20, 40, 24
+"""The widths of a bar, of a bar and two times with spaces between them, and of the objective."""
+MIN_TEXT = 18
+"""The least width of the text of a stage beside them."""
 
 
 class _StandardErrorHandler(logging.Handler):
@@ -25,23 +29,25 @@ class _StandardErrorHandler(logging.Handler):
         sys.stderr.write(f"{self.format(record)}\n")
 
 
-class TerminatedError(KeyboardInterrupt):
-    """SIGTERM was received; a command ends as it does after Ctrl-C."""
-
-
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Raise a :class:`TerminatedError` on SIGTERM while the block runs."""
+def terminable() -> Iterator[threading.Event]:
+    """Raise a KeyboardInterrupt on SIGTERM, too, while the block runs.
+
+    Yields:
+        an event that is set when SIGTERM is received.
+    """
+    received = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        received.set()
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -74,6 +80,7 @@ class Verbosity:
         LOG.propagate = False
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
                 warnings.showwarning = _log_warning
                 yield
         finally:
@@ -108,7 +115,10 @@ class StageDisplay:
         LOG.info("%s", text)
         if self._progress is not None:
             self._remove()
-            self._task = self._progress.add_task(text, total=total or None, value="")
+            width = self._progress.console.width - BAR_AND_TIMES - OBJECTIVE * (total > 0)
+            width = max(MIN_TEXT, width)
+            shown = text if len(text) <= width else f"{text[: width - 1]}…"
+            self._task = self._progress.add_task(shown, total=total or None, value="")
 
     def update(self, step: int, value: float) -> None:
         """Update the number of steps made and the objective in nats per datum."""
@@ -137,7 +147,7 @@ class StageDisplay:
 
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=BAR),
             TextColumn("{task.fields[value]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -10,12 +10,19 @@ from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.launched import was_restarted
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
+from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.processes import Processes
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.fit import fit_table
-from ppl_vae.fitted.folder import CHECKPOINT, RUN, UNFINISHED, save_fitted
+from ppl_vae.fitted.folder import (
+    CHECKPOINT,
+    RUN,
+    UNFINISHED,
+    complete_folder,
+    save_fitted,
+)
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
@@ -63,11 +70,11 @@ def fit(
         digest=base.digest if resume else None,
     )
     if run.table is None:
-        raise ValueError("give a table to fit, or a --config that names one")
+        raise ValueError(f"give a table to fit, or a --config that names one; {source} does not")
     chosen = FitSettings.from_plain(run.settings, str(source))
-    run = replace(run, settings=chosen.to_plain())
+    path, run = Path(run.table), replace(run, settings=chosen.to_plain())
     check_model_folder(out, force=force)
-    data = TableFlags.from_given(run.options, source).options().read(run.table)
+    data = read_file(TableFlags.from_given(run.options, source), path)
     run = _with_digest(run, data)
     print_or_log = LOG.info if as_json else print_line
     print_or_log(f"{describe_table(data)}; {chosen.model}, seed {chosen.seed}")
@@ -132,6 +139,8 @@ def _with_digest(run: Run, table: Table) -> Run:
 
 def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool) -> FittedModel:
     checkpoint, writes = out / CHECKPOINT, Processes.current().rank == 0
+    if writes:
+        complete_folder(out)
     if writes and not resume:
         checkpoint.unlink(missing_ok=True)
     if writes:
@@ -147,8 +156,8 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
         )
         LOG.debug("execution: %s", fitted.record and fitted.record.history.execution)
         if writes:
-            save_fitted(fitted, out)
-            (out / UNFINISHED).replace(out / RUN)
+            save_fitted(fitted, out, run)
+            (out / UNFINISHED).unlink()
     return fitted
 
 

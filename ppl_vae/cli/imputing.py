@@ -7,14 +7,14 @@ import numpy as np
 
 from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
-from ppl_vae.cli.options import ImputationSettings, Output
+from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
 from ppl_vae.cli.output import deliver
+from ppl_vae.cli.reading import read_file, read_for_model
 from ppl_vae.core.processes import single_process
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int, check_option
-from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import STANDARD_OUTPUT, check_output
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.folder import load_fitted
@@ -29,7 +29,7 @@ REFINE = 300
 
 def impute(
     paths: Sequence[Path],
-    options: TableOptions,
+    flags: TableFlags,
     out: Path,
     output: Output,
     settings: ImputationSettings,
@@ -40,7 +40,7 @@ def impute(
 
     Args:
         paths: the table; before it, the folder of a model.
-        options: of reading the table.
+        flags: how the table is read.
         out: the file to write; ``-`` is standard output.
         output: whether JSON is written on standard output, and whether an existing file of another
             kind is overwritten.
@@ -63,14 +63,13 @@ def impute(
         )
     check_output(out, inputs=paths, force=output.force)
     silent = output.as_json or out == STANDARD_OUTPUT
-    table = options.read(path)
+    table = read_for_model(flags, path, folders[0]) if folders else read_file(flags, path)
     _report([f"{describe_table(table)}, seed {seed}", *_notes(table.notes)], silent)
     with threads(1), StageDisplay().live() as display:
         if folders:
             display.begin(f"imputing by the model in {folders[0]}")
             table, imputation, sentences = _by_model(folders[0], table, seed)
         else:
-            display.begin("fitting the table and imputing")
             with single_process():  # each process computes the same
                 filled = FilledTable.of(
                     table,
@@ -79,6 +78,7 @@ def impute(
                     seed=seed,
                     starts=settings.starts,
                     parameter_uncertainty=settings.parameter_uncertainty,
+                    on_stage=display.begin,
                 )
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
@@ -115,7 +115,7 @@ def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation,
     matched = Table(
         table.name,
         rows.values,
-        fitted.columns if fitted.record is not None else table.columns,
+        table.columns if fitted.schema is None else fitted.columns,
         table.row_names,
         table.labels,
         table.label,

@@ -22,8 +22,8 @@ def run_lineage(
     scale: str,
     as_json: bool,
     starts: int,
-) -> bool:
-    """Run the lineage; whether it was finished.
+) -> None:
+    """Run the lineage.
 
     Raises:
         ValueError: arguments or data that cannot be used.
@@ -36,7 +36,7 @@ def run_lineage(
     check_folder(out)
     table = digits_table() if path is None else options.read(path)
     k = latent_dim if latent_dim is not None else _default_latent_dim(table)
-    return LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
+    LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
 
 
 def _default_latent_dim(table: Table) -> int:

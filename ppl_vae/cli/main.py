@@ -6,7 +6,7 @@ import sys
 import typer
 
 from ppl_vae.cli import model_verbs, table_verbs
-from ppl_vae.cli.app import FAILURE, MISTAKE, app
+from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, terminable
 from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
 
@@ -18,13 +18,23 @@ def main() -> None:
     arguments = sys.argv[1:]
     if has_nothing_to_do(arguments):
         return
-    with terminable(), guarded_output() as output:
+    with terminable() as terminated:
+        try:
+            status = _run_guarded(arguments)
+        except KeyboardInterrupt:  # while standard output is written
+            status = INTERRUPTED
+    raise SystemExit(TERMINATED if status == INTERRUPTED and terminated.is_set() else status)
+
+
+def _run_guarded(arguments: list[str]) -> int:
+    with guarded_output() as output:
         status = _run(arguments)
-    if output.error is not None:
-        _print_error(output.message())
-        # The interpreter flushes standard output once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
-    raise SystemExit(status or (FAILURE if output.error is not None else 0))
+    if output.error is None:
+        return status
+    _print_error(output.message())
+    # The interpreter flushes standard output once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
+    return status or FAILURE
 
 
 def _run(arguments: list[str]) -> int:
@@ -33,6 +43,9 @@ def _run(arguments: list[str]) -> int:
             app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # before a command has begun
+        typer.echo("interrupted: no output was written", err=True)
+        return INTERRUPTED
     except (ValueError, TypeError, FileNotFoundError) as error:
         return _fail(error, MISTAKE)
     # RuntimeError: torch's, such as a factorization that fails.

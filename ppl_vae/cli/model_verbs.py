@@ -155,7 +155,7 @@ def compare(
     """Rank models by their mean log p of the same rows, with paired errors of the differences."""
     from ppl_vae.cli import comparing
 
-    comparing.compare(paths, table_flags.options(), out, estimation, output, held_out=held_out)
+    comparing.compare(paths, table_flags, out, estimation, output, held_out=held_out)
 
 
 @app.command(short_help="Write the HTML page of a fit or an evaluation.")
@@ -177,4 +177,4 @@ def report(
     """Write one self-contained page: the findings in sentences, figures, and run details."""
     from ppl_vae.cli import reporting
 
-    reporting.report(source, table, table_flags.options(), out, seed=seed, force=force)
+    reporting.report(source, table, table_flags, out, seed=seed, force=force)

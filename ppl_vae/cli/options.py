@@ -158,7 +158,7 @@ class TableFlags:
         for name, value in content.items():
             if name not in hints:
                 raise ValueError(f"{source} has an unknown option of reading, {name!r}")
-            if not isinstance(value, hints[name]):
+            if type(value) not in (typing.get_args(hints[name]) or (hints[name],)):
                 raise ValueError(f"{source}: {name} cannot be {value!r}")
         return cls(**content)
 

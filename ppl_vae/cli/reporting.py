@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.options import TableFlags
+from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
-from ppl_vae.data.table_options import TableOptions
 from ppl_vae.data.table_output import check_output
+from ppl_vae.data.tables import Table
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.evaluation_page import evaluation_page
@@ -18,7 +20,7 @@ from ppl_vae.report.html import Page
 def report(
     source: Path,
     table: Path | None,
-    options: TableOptions,
+    flags: TableFlags,
     out: Path,
     *,
     seed: int,
@@ -29,7 +31,7 @@ def report(
     Args:
         source: the folder of a model, or the file of an evaluation.
         table: rows for the page of a model, or None.
-        options: of reading the table.
+        flags: how the table is read.
         out: the page.
         seed: of the samples that are drawn.
         force: whether an existing file of another kind is overwritten.
@@ -40,22 +42,22 @@ def report(
     """
     inputs = [source] if table is None else [source, table]
     check_output(out, inputs=inputs, force=force, suffixes=(".html",))
+    if table is not None and not source.is_dir():
+        raise ValueError(f"a table goes with the folder of a model, and {source} is none")
+    rows = None if table is None else read_for_model(flags, table, source)
+    log_notes(() if rows is None else rows.notes)
     with threads(1), StageDisplay().live() as display:
         display.begin(f"drawing the page of {source}")
-        page = _page(source, table, options, seed)
+        page = _page(source, rows, seed)
         write_whole(out, page.render().encode())
     LOG.info("wrote %s", out)
 
 
-def _page(source: Path, table: Path | None, options: TableOptions, seed: int) -> Page:
+def _page(source: Path, rows: Table | None, seed: int) -> Page:
     if source.is_dir():
-        rows = None if table is None else options.read(table)
-        log_notes(() if rows is None else rows.notes)
         return fit_page(load_fitted(source), rows, seed=seed)
     if not source.exists():
         raise FileNotFoundError(f"there is no folder or file {source}")
-    if table is not None:
-        raise ValueError("the page of an evaluation takes no table")
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
         found = Evaluation.from_dict(content)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_vae.cli.app import INTERRUPTED, app
+from ppl_vae.cli.app import INTERRUPTED, TERMINATED, app
 from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
     ImputationSettings,
@@ -39,7 +39,7 @@ Stages: {", ".join(STAGE_NAMES[:6])},
 
 \b
 Exit status: 0 done; 1 a fit or a file failed; 2 the arguments or the data are invalid;
-130 interrupted (Ctrl-C or SIGTERM): what is finished is kept.
+{INTERRUPTED} interrupted (Ctrl-C), {TERMINATED} terminated: what is finished is kept.
 """
 
 IMPUTE_EXAMPLES = """
@@ -83,7 +83,7 @@ def impute(
     """Fill the missing values of a table with their conditional means; write their sd beside."""
     from ppl_vae.cli import imputing
 
-    imputing.impute(paths, table_flags.options(), out, output, settings, seed=seed)
+    imputing.impute(paths, table_flags, out, output, settings, seed=seed)
 
 
 @app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")
@@ -122,8 +122,6 @@ def lineage(
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
     from ppl_vae.cli import lineage_run
 
-    finished = lineage_run.run_lineage(
+    lineage_run.run_lineage(
         table, table_flags.options(), latent_dim, stages, out, seed, scale, as_json, starts
     )
-    if not finished:
-        raise typer.Exit(INTERRUPTED)

@@ -12,6 +12,8 @@ SINGLE, TOTAL = 16, 256
 """Multiples of the number of elements that is expected: of one result, and of all together."""
 SMALL, SMALL_TOTAL = 2**16, 2**22
 """Numbers of elements that are allowed in any case: of one result, and of all together."""
+OPERATION = 1024
+"""The number of elements that an operation counts for at least, so that they must end."""
 
 
 class AllocationError(MemoryError):
@@ -52,11 +54,14 @@ class AllocationLimit(TorchDispatchMode):
         return result
 
     def _count(self, func: Any, sizes: list[int]) -> None:
-        self.remaining -= sum(sizes)
-        if max(sizes, default=0) > self.single or self.remaining < 0:
+        self.remaining -= max(sum(sizes), OPERATION)
+        largest = max(sizes, default=0)
+        if largest > self.single:
             raise AllocationError(
-                f"{func} would make a tensor of {max(sizes):,} elements, far more than are needed"
+                f"{func} would make a tensor of {largest:,} elements, far more than are needed"
             )
+        if self.remaining < 0:
+            raise AllocationError("there are far more tensors than are needed")
 
 
 def _largest_size(args: Any, kwargs: Any) -> int:

@@ -1,6 +1,5 @@
 """Atomic writing of files: a reader finds the old file or the new one."""
 
-import glob
 import os
 import platform
 import re
@@ -16,7 +15,7 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
+PARTIAL = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
 """Names of temporary files: those of the file, of the machine and of the process that writes."""
 
 
@@ -24,10 +23,10 @@ PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)-(?P<pid>\d+)-[0-9a-f]{8}\
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write to, renamed at the end: a kill leaves the old file or the new.
 
-    What a killed process left of the same file is removed.
+    What killed processes left in the folder is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _remove_leftovers(path.parent)
     partial = _partial_name(path)
     try:
         yield partial
@@ -39,7 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is on the disk before it has its name."""
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with whole_file(path) as partial:
+        write_synced(partial, data)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and put it on the disk."""
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -85,9 +90,9 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     """Wait until no other writer is inside for this folder, and keep others out.
 
     The lock belongs to the open folder and ends with the process, however it ends. Where a system
-    has no such locks, writers are not kept apart.
+    has no such locks, or the folder cannot be read, writers are not kept apart.
     """
-    if fcntl is None:
+    if fcntl is None or not os.access(folder, os.R_OK):
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -117,13 +122,12 @@ def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def _remove_leftovers(path: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     host = platform.node().split(".")[0]
-    for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        found = PARTIAL.fullmatch(other.name)
-        mine = found is not None and (found["name"], found["host"]) == (path.name, host)
-        if found is not None and mine and not _is_running(int(found["pid"])):
-            other.unlink(missing_ok=True)
+    for path in folder.glob(".*.partial"):
+        found = PARTIAL.fullmatch(path.name)
+        if found and found["host"] == host and not _is_running(int(found["pid"])):
+            path.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

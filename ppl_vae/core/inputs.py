@@ -7,9 +7,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.introspection import bound_object, filter_kwargs, own_modules, placement
+from ppl_vae.core.magnitude import check_magnitude
 from ppl_vae.core.program import Program, ProgramLike, refuse_random
 from ppl_vae.core.schema import RowLabels, TableSchema
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed, observed_mask
+from ppl_vae.core.validation import (
+    ArrayLike,
+    as_matrix,
+    check_rows_observed,
+    observed_mask,
+)
 
 
 def as_data_and_mask(
@@ -44,12 +50,14 @@ def as_data_and_mask(
     place: dict[str, Any] = placement(*programs)
     if not place and not isinstance(x, Tensor):
         place = {"dtype": torch.get_default_dtype()}
+    schema = schema_of(model) or TableSchema.of(x)
     x = as_matrix(x, name=name, mask=mask, schema=schema_of(model), **place)
     width = getattr(bound_object(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(
             f"{name} must have shape (rows, {width}) for this model; it has {tuple(x.shape)}"
         )
+    check_magnitude(x, name=name, schema=schema)
     observed = observed_mask(x)
     if observed is None:
         return x, None

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.program import DATA_PLATE
-from ppl_vae.core.traces import Site, frames, log_prob, sites
+from ppl_vae.core.traces import PairTraces, Site, frames, log_prob, sites
 
 SHOWN = 5
 """The number of rows that a message names."""
@@ -34,6 +35,25 @@ def describe_nonfinite(trace: Trace, program: str, batch: Batch) -> str | None:
                 rows = _describe_rows(site, invalid, batch)
                 return f"site {name!r} of the {program} has a {what}{rows}"
     return None
+
+
+def describe_nonfinite_pair(run: PairTraces, batch: Batch) -> str | None:
+    """:func:`describe_nonfinite` of the guide's trace, or else of the model's."""
+    return describe_nonfinite(run.guide, "guide", batch) or describe_nonfinite(
+        run.model, "model", batch
+    )
+
+
+def check_no_nan(what: str, values: Float[Tensor, " B"], run: PairTraces, batch: Batch) -> None:
+    """Check what was computed from a run for each row of its batch.
+
+    Raises:
+        FloatingPointError: if a value is NaN, naming the rows and the site.
+    """
+    wrong = values.isnan()
+    if bool(wrong.any()):
+        reason = describe_nonfinite_pair(run, batch) or "every site is finite"
+        raise FloatingPointError(f"{what} is NaN in {name_rows(wrong, batch)}: {reason}")
 
 
 def name_rows(invalid: Tensor, batch: Batch) -> str:

@@ -60,8 +60,9 @@ class TableSchema:
         if absent := [column for column in self.names if not number[column]]:
             raise ValueError(
                 f"{name} lacks {len(absent)} of the {len(self.names)} columns that the model was "
-                f"fitted to: {_listed(absent)}. Add them (NaN where a value is missing), or pass "
-                "an array, whose columns are matched by position"
+                f"fitted to: {_listed(absent)}; it has {_listed(list(names))}. Add them (NaN "
+                "where a value is missing), or pass data without column names, whose columns are "
+                "matched by position"
             )
         if repeated := [column for column in self.names if number[column] > 1]:
             raise ValueError(

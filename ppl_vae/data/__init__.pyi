@@ -1,7 +1,9 @@
+from .block_source import BlockSource as BlockSource
 from .image_grid import ImageGrid as ImageGrid
 from .images import Images as Images
 from .images import image_set as image_set
 from .row_blocks import RowBlocks as RowBlocks
+from .row_sources import row_source as row_source
 from .table_options import TableOptions as TableOptions
 from .table_output import check_output as check_output
 from .table_output import write_frame as write_frame
@@ -19,6 +21,7 @@ from .transforms import digits as digits
 from .transforms import split as split
 
 __all__ = [
+    "BlockSource",
     "Dequantization",
     "ImageGrid",
     "Images",
@@ -36,6 +39,7 @@ __all__ = [
     "digits_table",
     "image_set",
     "read_table",
+    "row_source",
     "split",
     "write_frame",
 ]

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from ppl_vae.core.magnitude import MAX_MAGNITUDE
 from ppl_vae.core.text import counted
 from ppl_vae.data.file_content import quoted
 
-MAX_MAGNITUDE = 1e150
-"""The largest magnitude whose squares can be added up in double precision."""
 IDENTIFIER = re.compile(
     r"(?:.*[_ .-])?(?:id|ids|index|idx|key|nr|no|row|number|#)|.*[a-z]I[Dd]s?|ID|Id"
 )
@@ -29,6 +28,8 @@ FAR = 3
 FAR_FOR_A_MARK = 0.25
 """The same, for values such as -999, which usually mark missing ones."""
 USUAL_MARK = re.compile(r"-?9{2,}(?:\.9+)?|-32768|-2147483648|-?1e\+\d\d")
+SAMPLE = 100
+"""The number of values that are checked first."""
 MIN_OTHERS = 3
 """The least number of distinct other values that have a range."""
 
@@ -36,28 +37,29 @@ MIN_OTHERS = 3
 def check_magnitudes(
     name: str,
     columns: Sequence[str],
-    values: Float[np.ndarray, "N D"],
+    values: Float[np.ndarray, "D N"],
     place: Callable[[int], str],
 ) -> None:
-    """Check that all values are finite and can be squared.
+    """Check that all values, of one column each, are finite and can be squared.
 
     Raises:
         ValueError: naming the first column and place.
     """
-    with np.errstate(invalid="ignore"):
-        largest = np.abs(values)
-        wrong = largest > MAX_MAGNITUDE
-    if not wrong.any():
+    flat = values.reshape(-1)
+    if np.fmin.reduce(flat) >= -MAX_MAGNITUDE and np.fmax.reduce(flat) <= MAX_MAGNITUDE:
+        return
+    wrong = np.abs(values) > MAX_MAGNITUDE
+    if not wrong.any():  # all are missing
         return
     infinite = int(np.isinf(values).sum())
-    rows, found = np.nonzero(np.isinf(values) if infinite else wrong)
+    rows, found = np.nonzero((np.isinf(values) if infinite else wrong).T)
     where = f"column {columns[found[0]]!r}, {place(int(rows[0]))}"
     if infinite:
         raise ValueError(
             f"{name} has {counted(infinite, 'infinite entry')}, the first in {where}; correct "
             "them, or give what marks missing values as missing"
         )
-    value = repr(float(values[rows[0], found[0]])).removesuffix(".0")
+    value = repr(float(values[found[0], rows[0]])).removesuffix(".0")
     raise ValueError(
         f"{name} has {counted(len(rows), 'entry')} beyond {MAX_MAGNITUDE:g} in magnitude, whose "
         f"squares are no finite numbers, the first {value} in {where}; rescale the column, or "
@@ -66,24 +68,25 @@ def check_magnitudes(
 
 
 def describe_columns(
-    columns: Sequence[str], values: Float[np.ndarray, "N D"], place: Callable[[int], str]
+    columns: Sequence[str], values: Float[np.ndarray, "D N"], place: Callable[[int], str]
 ) -> Iterator[str]:
     """Notes on columns that may be no measurements, and on values that may mark missing ones."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for name, column in zip(columns, values.T, strict=True):
-        if kind := _kind(name, column[~np.isnan(column)], len(column)):
+    observed = [column[~np.isnan(column)] for column in values]
+    for name, column in zip(columns, observed, strict=True):
+        if kind := _kind(name, column, values.shape[1]):
             kinds[kind].append(name)
     for kind, names in kinds.items():
         yield (
             f"{quoted(names)}: {kind}, modelled like any column; drop leaves a column out, and "
             "index makes it the row names"
         )
-    yield from _describe_markers(columns, values, place)
+    yield from _describe_markers(columns, values, observed, place)
 
 
 def _kind(name: str, values: Float[np.ndarray, "M"], num_rows: int) -> str | None:
     """What a column may be instead of measurements."""
-    if len(values) < MIN_OTHERS or (values % 1 != 0).any():
+    if len(values) < MIN_OTHERS or not _are_whole(values):
         return _epoch(values) if len(values) >= MIN_OTHERS else None
     steps = np.diff(values)
     complete = len(values) == num_rows
@@ -100,24 +103,31 @@ def _kind(name: str, values: Float[np.ndarray, "M"], num_rows: int) -> str | Non
     return "whole numbers of 16 digits or more, the last of which are lost" if long else None
 
 
+def _are_whole(values: Float[np.ndarray, "M"]) -> bool:
+    # The first values decide for most columns.
+    return all((part % 1 == 0).all() for part in (values[:SAMPLE], values))
+
+
 def _epoch(values: Float[np.ndarray, "M"]) -> str | None:
+    ends = float(values.min()), float(values.max())
     for factor, unit in EPOCH_UNITS.items():
-        seconds = values / factor
-        if seconds.min() >= EPOCH[0] and seconds.max() <= EPOCH[1] and np.ptp(seconds) > 0:
-            first = np.datetime64(int(seconds.min()), "s").astype("datetime64[D]")
-            last = np.datetime64(int(seconds.max()), "s").astype("datetime64[D]")
+        low, high = ends[0] / factor, ends[1] / factor
+        if EPOCH[0] <= low < high <= EPOCH[1]:
+            first, last = (np.datetime64(int(s), "s").astype("datetime64[D]") for s in (low, high))
             return f"values like times in {unit} since 1970 ({first} to {last})"
     return None
 
 
 def _describe_markers(
-    columns: Sequence[str], values: Float[np.ndarray, "N D"], place: Callable[[int], str]
+    columns: Sequence[str],
+    values: Float[np.ndarray, "D N"],
+    observed: Sequence[Float[np.ndarray, "M"]],
+    place: Callable[[int], str],
 ) -> Iterator[str]:
     """Notes on values that repeat far from the other values of their columns."""
     found: dict[float, list[tuple[int, int]]] = defaultdict(list)
-    for k, column in enumerate(values.T):
-        observed = column[~np.isnan(column)]
-        for value in sorted(_far_values(observed)) if len(observed) else ():
+    for k, column in enumerate(values):
+        for value in sorted(_far_values(observed[k])):
             rows = np.flatnonzero(column == value)
             found[value].extend((int(row), k) for row in rows)
     for value, cells in found.items():
@@ -134,23 +144,27 @@ def _describe_markers(
 
 def _far_values(values: Float[np.ndarray, "M"]) -> set[float]:
     """The smallest and the largest value, where they are far from all others."""
-    distinct = np.unique(values)
-    low, high = float(distinct[0]), float(distinct[-1])
+    if not len(values):
+        return set()
+    low, high = float(values.min()), float(values.max())
+    inner = values[(values > low) & (values < high)]
+    if not len(inner):
+        return set()
+    first, last = float(inner.min()), float(inner.max())
     # Both ends may be marks, as -999 and 1e20 are.
-    pairs = (
-        (low, distinct[1:]),
-        (high, distinct[:-1]),
-        (low, distinct[1:-1]),
-        (high, distinct[1:-1]),
-    )
-    return {value for value, others in pairs if _is_far(value, others)}
+    pairs = ((low, first, high), (high, low, last), (low, first, last), (high, first, last))
+    far = [_is_far(value, start, end) for value, start, end in pairs]
+    if not any(far):
+        return set()
+    others = len(np.unique(inner)) + np.array([1, 1, 0, 0])
+    enough = (others >= MIN_OTHERS).tolist()
+    return {pair[0] for pair, yes, known in zip(pairs, far, enough, strict=True) if yes and known}
 
 
-def _is_far(value: float, others: Float[np.ndarray, "M"]) -> bool:
-    if len(others) < MIN_OTHERS:
-        return False
+def _is_far(value: float, first: float, last: float) -> bool:
+    """Whether a value is far from others, which lie between two numbers."""
     usual = USUAL_MARK.fullmatch(f"{value:g}") is not None
-    if usual and value < 0 <= others[0]:
+    if usual and value < 0 <= first:
         return True
-    gap = others[0] - value if value < others[0] else value - others[-1]
-    return bool(gap > (FAR_FOR_A_MARK if usual else FAR) * (others[-1] - others[0]))
+    gap = first - value if value < first else value - last
+    return gap > (FAR_FOR_A_MARK if usual else FAR) * (last - first)

@@ -1,6 +1,7 @@
 """The roles of a table's columns: row names, labels, and the numbers that are modelled."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ LABEL_NAMES = ("label", "labels", "class", "classes", "target", "species", "y_tr
 """Column names that suggest class labels."""
 MAX_CLASSES = 50
 """The largest number of distinct whole numbers that become labels for the name of their column."""
+TRANSPOSED_ROWS = 1000
+"""The number of rows that are transposed at once: few enough for a processor's cache."""
 UNIT = r"(?:[%‰$€£¥°]|\s[A-Za-zµμ°%/]{1,5}\d?)"
 _GROUPS = r"(?:\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+|\d[\d,'’_ \u00a0\u202f]*)"
 FORMATTED_NUMBER = rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?{_GROUPS}(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
@@ -34,6 +37,15 @@ DATE = (
     r"(?:\d{4}[-/.]\d{1,2}(?:[-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
     r"|\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{2,4})(?:[ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(?::\d{2}.*)?"
 )
+
+
+def _transposed(columns: Float[np.ndarray, "D N"]) -> Float[np.ndarray, "N D"]:
+    """The rows of a table in one block of memory, given its columns."""
+    rows = np.empty(columns.shape[::-1])
+    for start in range(0, len(rows), TRANSPOSED_ROWS):
+        part = slice(start, start + TRANSPOSED_ROWS)
+        rows[part] = columns[:, part].T
+    return rows
 
 
 def find_column(raw: RawTable, name: str) -> str:
@@ -136,7 +148,8 @@ class ColumnRoles:
                 array = lower.map(TRUTH).to_numpy(dtype=np.float64)
             else:
                 self.words[name] = pd.Series(cells[worded])
-        self.numbers[name] = np.where(np.isin(array, marks), np.nan, array)
+        marked = np.isin(array, marks) if len(marks) else np.zeros(1, dtype=bool)
+        self.numbers[name] = np.where(marked, np.nan, array) if marked.any() else array
 
     def is_text(self, name: str) -> bool:
         """Whether a column has more words than numbers, and not formatted numbers like 10 %."""
@@ -165,15 +178,19 @@ class ColumnRoles:
         if not self.numbers:
             return None
         name = str(self.cells.columns[0])
-        texts, text = self.cells[name].astype(str), self.is_text(name)
-        counted_rows = texts.is_unique and self.is_integer(name)
-        unnamed = self.raw.first_unnamed and name == str(self.raw.cells.columns[0])
-        is_index = unnamed and (text or counted_rows)
-        if label == name or not (is_index or (text and texts.is_unique)):
+        if label == name or not self._names_rows(name):
             return None
+        text = self.is_text(name)
         reason = "text" if text else "distinct whole numbers and no name"
         self.notes.append(f"the first column is used as row names: it has {reason}")
         return self._pop_texts(name)
+
+    def _names_rows(self, name: str) -> bool:
+        """Whether a first column has names of the rows: texts, or whole numbers if it has none."""
+        unnamed = self.raw.first_unnamed and name == str(self.raw.cells.columns[0])
+        if self.is_text(name):
+            return unnamed or self.cells[name].astype(str).is_unique
+        return unnamed and self.is_integer(name) and self.cells[name].astype(str).is_unique
 
     def _pop_texts(self, name: str) -> tuple[str, ...]:
         del self.numbers[name]
@@ -249,10 +266,10 @@ class ColumnRoles:
             self._drop_empty_columns()
         self.notes.extend(self._notes_on_cells())
         names = tuple(self.numbers)
-        values = np.column_stack(list(self.numbers.values()))
-        check_magnitudes(self.raw.name, names, values, self.raw.place)
-        self.notes.extend(describe_columns(names, values, self.raw.place))
-        return values, names
+        columns = np.stack(list(self.numbers.values()))
+        check_magnitudes(self.raw.name, names, columns, self.raw.place)
+        self.notes.extend(describe_columns(names, columns, self.raw.place))
+        return _transposed(columns), names
 
     def _drop_empty_columns(self) -> None:
         empty = [name for name, values in self.numbers.items() if np.isnan(values).all()]
@@ -316,6 +333,6 @@ class ColumnRoles:
         other = f"; {self._not_numbers(mixed[0])}" if mixed else ""
         return (
             f"{self.raw.name} has columns of text, {quoted(text)}{noun}; choose one as label if "
-            "it has classes, or as index if it names the rows, and drop the others (drop "
-            f"{', '.join((dates or text)[:5])}) or encode them as numbers{other}"
+            "it has classes, or as index if it names the rows, and drop the others (on the "
+            f"command line --drop {shlex.quote(','.join(text))}) or encode them as numbers{other}"
         )

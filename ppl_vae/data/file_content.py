@@ -116,7 +116,9 @@ def read_content(path: Path, suffixes: tuple[str, ...], max_bytes: int) -> bytes
                 archive.open(_only_member(archive, suffixes)) as file,
             ):
                 return _read_at_most(file, path, max_bytes)
-        with DECOMPRESSORS.get(suffix, lambda path: path.open("rb"))(path) as file:
+        if suffix not in DECOMPRESSORS:
+            return path.read_bytes()
+        with DECOMPRESSORS[suffix](path) as file:
             return _read_at_most(file, path, max_bytes)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -69,8 +70,11 @@ class NumberFormat:
 
     def is_number(self, cell: str) -> bool:
         """Whether a cell is a number."""
-        plain = cell.strip().strip(INVISIBLE)
-        return re.fullmatch(self.pattern, plain, FLAGS) is not None
+        return self._expression.fullmatch(cell.strip().strip(INVISIBLE)) is not None
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return re.compile(self.pattern, FLAGS)
 
     @property
     def _plain(self) -> dict[int, str | None]:
@@ -148,12 +152,12 @@ def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]
         return NumberFormat(), _note_on_points(text, delimiter)
     if delimiter == ",":
         text, delimiter = _one_per_line(text), "\n"
-    comma = _first_cell(DECIMAL_COMMA, text, delimiter)
-    point = _first_cell(DECIMAL_POINT, text, delimiter)
-    comma_groups = _first_cell(MILLIONS_BY_COMMA, text, delimiter)
+    comma = first_cell(DECIMAL_COMMA, text, delimiter)
+    point = first_cell(DECIMAL_POINT, text, delimiter)
+    comma_groups = first_cell(MILLIONS_BY_COMMA, text, delimiter)
     if comma and not point and not comma_groups:
         return NumberFormat(",", SEPARATORS + "."), [f"decimal commas detected, as in {comma}"]
-    point_groups = _first_cell(MILLIONS_BY_POINT, text, delimiter)
+    point_groups = first_cell(MILLIONS_BY_POINT, text, delimiter)
     if comma_groups and not comma and not point_groups:
         note = f"commas are read as separators of thousands, as in {comma_groups}"
         return NumberFormat(".", SEPARATORS + ","), [note]
@@ -165,14 +169,14 @@ def _format_of_cells(text: str, delimiter: str) -> tuple[NumberFormat, list[str]
 
 def _note_on_points(text: str, delimiter: str) -> list[str]:
     """A note where points separate groups of three digits only, as separators of thousands do."""
-    if delimiter == "," or "." not in text or _first_cell(DECIMAL_POINT, text, delimiter):
+    if delimiter == "," or "." not in text or first_cell(DECIMAL_POINT, text, delimiter):
         return []
-    found = _first_cell(_POINT_THOUSANDS, text, delimiter)
+    found = first_cell(_POINT_THOUSANDS, text, delimiter)
     note = f"points are read as decimal points, as in {found}; thousands '.' reads them otherwise"
     return [note] if found else []
 
 
-def _first_cell(pattern: str, text: str, delimiter: str) -> str | None:
+def first_cell(pattern: str, text: str, delimiter: str) -> str | None:
     """The first cell of this pattern."""
     edge = re.escape(delimiter)
     found = re.search(f'(?:^|["{edge}]) *({pattern}) *(?=["{edge}]|$)', text, re.MULTILINE | FLAGS)

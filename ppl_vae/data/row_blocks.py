@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.magnitude import MAX_MAGNITUDE, check_magnitude
 from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
@@ -75,13 +76,16 @@ class RowBlock:
         values = values if unit == 1 else values / unit
         resolution = torch.finfo(x.dtype).eps
         totals = values.sum(0)
-        if mask is None and bool(totals.isfinite().all()):
+        if mask is None and bool((totals.abs() <= MAX_MAGNITUDE).all()):
             return cls(values, None, totals, resolution)
         values = as_matrix(values, name=name, mask=mask)
         observed = observed_mask(values)
         if observed is not None:
             values = torch.where(observed, values, 0.0)
-        return cls(values, observed, values.sum(0), resolution)
+        totals = values.sum(0)
+        if not bool((totals.abs() <= MAX_MAGNITUDE).all()):
+            check_magnitude(values, name=name)
+        return cls(values, observed, totals, resolution)
 
     def without_empty_rows(self) -> tuple["RowBlock", Int[Tensor, " E"]]:
         """The rows with an observed entry, and the numbers of the others."""
@@ -161,13 +165,15 @@ class RowBlocks:
         self.schema = TableSchema.of(x) if schema is None else schema
         self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
-        self._source, self._device = x, device
+        self._source: Any = x
+        self._device = device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
         has_rows = not (self._may_be_empty and _is_empty(x))
-        if is_source(x) and has_rows:
-            self._source = row_source(x, mask, schema=self.schema)
-            self.schema = self.schema or self._source.schema
+        readable = is_source(x) and has_rows
+        source = row_source(x, mask, schema=self.schema) if readable else None
+        if source is not None:
+            self._source, self.schema = source, self.schema or source.schema
         elif is_matrix(x) or not has_rows or (is_block_list(x) and mask is not None):
             self._source = as_matrix(
                 x, mask=mask, schema=self.schema, check_finite=False, allow_no_rows=not has_rows
@@ -310,4 +316,18 @@ def _unit_of(x: Float[Tensor, "B D"]) -> float:
         largest = float(sizes.where(sizes.isfinite(), 0.0).max())
     if largest == 0 or SMALLEST_MAXIMUM < largest < 1 / SMALLEST_MAXIMUM:
         return 1.0
+    _check_common_unit(values)
     return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
+
+
+def _check_common_unit(x: Float[Tensor, "B D"]) -> None:
+    """Check that the squares of all columns are in the range of float64 in one unit.
+
+    Raises:
+        ValueError: naming the row and the column of the first entry that is too large.
+    """
+    sizes = x.double().abs().nan_to_num(0.0, posinf=0.0)
+    columns = sizes.amax(0)
+    varied = columns[columns > 0]
+    if float(varied.max() / varied.min()) > MAX_MAGNITUDE:
+        check_magnitude(x)

@@ -98,7 +98,9 @@ class RowOrder:
         taken: list[tuple[int, int]] = []
         size, number = 0, 0
         step = min(self._source.block_rows, self._group_rows)
-        ranges = (self._source.blocks(*starts[part : part + 2].tolist(), step) for part in parts)
+        ranges = (
+            self._source.blocks(int(starts[part]), int(starts[part + 1]), step) for part in parts
+        )
         for low, high in chain.from_iterable(ranges):
             if taken and size + high - low > self._group_rows:
                 yield _group(taken, base, number)

@@ -51,14 +51,16 @@ def _row_source(x: Any, mask: ArrayLike | None, schema: TableSchema | None) -> B
         return ArraySource(x, mask)
     if is_block_list(x):
         return ListSource(x, mask, schema)
-    source = x if isinstance(x, BlockSource) else None
-    if is_parquet(x):
+    source = None
+    if isinstance(x, BlockSource):
+        source = x
+    elif is_parquet(x):
         source = ParquetSource(x, schema)
     elif isinstance(x, DataLoader):
         source = loader_source(x)
     elif isinstance(x, Dataset):
         source = dataset_source(x)
-    elif source is None and not is_matrix(x):
+    elif not is_matrix(x):
         source = _iterable_source(x, schema)
     if source is not None and mask is not None:
         refuse_mask()

@@ -80,7 +80,8 @@ class RowStream:
         self._groups: dict[RowGroup, Future[_GroupData] | _GroupData | None] = {}
         self._in_order: dict[RowGroup, Future[_GroupData] | _GroupData | None] = {}
         self._name = name
-        self._survey(model, guide, check=check, with_digest=with_digest)
+        with kept_generators([]):
+            self._survey(model, guide, check=check, with_digest=with_digest)
         self._check_rows_observed(allow_empty_rows)
         num_bytes = len(self) * source.width * (self.like.element_size() + self.is_missing)
         fits = fits_on_device(num_bytes, self.device)

@@ -15,6 +15,7 @@ from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles, find_column, sele
 from ppl_vae.data.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.number_format import EXCEL_ERRORS
 from ppl_vae.data.raw_table import RawTable
+from ppl_vae.data.regular_texts import regular_table
 from ppl_vae.data.text_encoding import decode
 from ppl_vae.data.text_tables import TextFormat, TextTable
 from ppl_vae.data.typed_tables import feather_table, h5ad_table, parquet_table
@@ -49,6 +50,7 @@ class Table:
         label: name of the label column.
         image_shape: height and width, for rows that are images.
         notes: what was detected rather than given, for the user to check.
+        has_names: whether the columns have names of their own, and are not only numbered.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Table:
     label: str | None = None
     image_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    has_names: bool = True
 
     @property
     def num_missing(self) -> int:
@@ -186,7 +189,7 @@ def read_table(
     if len(values) == 1:
         roles.notes.append("the table has a single row, to which no model can be fitted")
     notes = tuple(roles.notes)
-    return Table(path.name, values, names, row_names, labels, label, shape, notes)
+    return Table(path.name, values, names, row_names, labels, label, shape, notes, raw.has_names)
 
 
 def _role(raw: RawTable, name: str) -> str:
@@ -216,6 +219,8 @@ def _read_raw(
     text_columns = {name for name in (label, index) if name is not None}
     if suffix in TEXT_SUFFIXES:
         raw = read_content(path, TEXT_SUFFIXES, max_bytes)
+        if encoding is None and (found := regular_table(raw, path.name, text, text_columns)):
+            return found
         content, notes = decode(raw, str(path), encoding)
         return TextTable(content, path.name, text, notes).to_raw_table(text_columns)
     for name, value in (("encoding", encoding), ("delimiter", text.delimiter)):

@@ -2,10 +2,10 @@
 
 import io
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -47,6 +47,24 @@ class TextFormat:
     thousands: str | None = None
     skip_rows: int = 0
     comment: str | None = None
+
+
+class Layout(NamedTuple):
+    """The columns of a text table, and where its data begin.
+
+    Attributes:
+        names: of the columns.
+        start: the first row of data.
+        texts: the columns, by position, whose cells are kept as texts.
+        has_names: whether the file has names of columns.
+        first_unnamed: whether the first column has none, where the others have.
+    """
+
+    names: list[str]
+    start: int
+    texts: set[int]
+    has_names: bool
+    first_unnamed: bool
 
 
 def strip_cells(cells: pd.Series) -> pd.Series:
@@ -143,6 +161,42 @@ class TextTable:
         Raises:
             ValueError: if there are names of columns, and no rows.
         """
+        layout = self.layout(text_columns)
+        rows = self.table.rows[layout.start :]
+        lines = [row.line for row in rows]
+        text = io.StringIO("\n".join(row.text for row in rows))
+        cells = self.to_frame(text, layout)
+        return self.raw_table(cells, layout, lambda row: f"line {lines[row]}")
+
+    def raw_table(
+        self, cells: pd.DataFrame, layout: "Layout", place: Callable[[int], str]
+    ) -> RawTable:
+        """The table of these cells.
+
+        Args:
+            cells: as :meth:`to_frame` returns them.
+            layout: of the columns.
+            place: where a row stands in the file.
+        """
+        return RawTable(
+            self.name,
+            cells,
+            number_format=self.format,
+            has_names=layout.has_names,
+            first_unnamed=layout.first_unnamed,
+            place=place,
+            notes=self.notes,
+        )
+
+    def layout(self, text_columns: Collection[str]) -> "Layout":
+        """The names of the columns and the first row of data; what is detected is noted.
+
+        Args:
+            text_columns: as for :meth:`to_raw_table`.
+
+        Raises:
+            ValueError: if there are names of columns, and no rows.
+        """
         rows, width = self.table.rows, self.table.width
         first, *rest = (self.table.cells(row) for row in rows[:SAMPLE_LINES])
         short = len(first) < width
@@ -162,22 +216,14 @@ class TextTable:
         has_names = has_header or bool(comment)
         names, renamed = distinct_names([without_apostrophe(name) for name in names])
         self.notes.extend(renamed)
-        lines = [row.line for row in rows[start:]]
         unnamed = has_names and not (first if has_header else comment)[0]
         texts = {k for k, name in enumerate(names) if name in text_columns}
         if not has_names:
             texts |= {k for k in range(width) if str(k + 1) in text_columns}
-        if unnamed or not all(self.is_number(cells[0]) for cells in rest):
+        below = [cells[0] for cells in rest[max(start - 1, 0) :]]
+        if unnamed or not all(self.is_number(c) or self.is_missing(c) for c in below):
             texts.add(0)  # which may have row names such as 001
-        return RawTable(
-            self.name,
-            self._to_frame(names, start, texts),
-            number_format=self.format,
-            has_names=has_names,
-            first_unnamed=unnamed,
-            place=lambda row: f"line {lines[row]}",
-            notes=self.notes,
-        )
+        return Layout(names, start, texts, has_names, unnamed)
 
     def _check_only_row(self, cells: Sequence[str]) -> None:
         header = self.given.header
@@ -214,21 +260,20 @@ class TextTable:
         elif any(map(self.is_number, first)):
             self.notes.append(f"{line} column names, although it has numbers")
 
-    def _to_frame(self, names: Sequence[str], start: int, texts: Collection[int]) -> pd.DataFrame:
+    def to_frame(self, rows: io.StringIO | io.BytesIO, layout: "Layout") -> pd.DataFrame:
         """The cells: numbers in purely numeric columns, stripped text in the others.
 
         Args:
-            names: of the columns.
-            start: the first row of data.
-            texts: the columns, by position, whose cells are kept as texts.
+            rows: a file with the rows of data, and nothing else.
+            layout: of the columns.
         """
+        names, texts = layout.names, layout.texts
         markers = [word for word in PANDAS_MARKERS if word.casefold() in self.given.na_markers]
         cells = pd.read_csv(
-            io.StringIO("\n".join(row.text for row in self.table.rows[start:])),
+            rows,
             sep=self.delimiter,
             header=None,
             names=range(len(names)),
-            index_col=False,
             dtype=dict.fromkeys(texts, str),
             keep_default_na=False,
             na_values={k: markers for k in range(len(names)) if k not in texts},

@@ -1,12 +1,12 @@
 """Fitting a model to a table: rows are split, columns scaled, K selected, log p estimated."""
 
 import math
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from ppl_vae import __version__
 from ppl_vae.core.processes import Processes, single_process
 from ppl_vae.core.results import FitResult, plain
+from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_stats import ColumnStats
@@ -29,6 +31,7 @@ from ppl_vae.fitted.networks import default_epochs, fit_networks
 from ppl_vae.fitted.record import FitRecord, digest_table
 from ppl_vae.fitted.settings import FitSettings
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
+from ppl_vae.inference.em.noise import FLOOR_REACHED
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -39,8 +42,8 @@ MAX_SELECTION_ROWS = 1000
 """The largest number of training rows on which K is selected."""
 VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3
-StageCallback: TypeAlias = Callable[[str, int], None]
-"""A function that receives what is done next, and its number of steps, 0 if it is not known."""
+NOTES_OF_COLUMNS = ("constant columns", FLOOR_REACHED)
+"""Beginnings of the notes of fits that number columns."""
 
 
 class RowSplit(NamedTuple):
@@ -69,15 +72,20 @@ def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit
     if settings.has_networks:
         num_val = max(1, round(VALIDATION_SHARE * (len(order) - num_held_out)))
     if len(order) - num_held_out - num_val < MIN_TRAINING_ROWS:
-        remedy = "; --held-out 0 fits all rows" if num_held_out else ""
-        parts = f"hold out {num_held_out}"
-        parts += f", keep {num_val} for validation" if num_val else ""
-        raise ValueError(
-            f"{counted(len(order), 'row')} with observed values: too few to {parts} and fit the "
-            f"rest{remedy}"
-        )
+        raise ValueError(_too_few(len(order), num_held_out, num_val))
     held_out, val, train = np.split(order, [num_held_out, num_held_out + num_val])
     return RowSplit(np.sort(train), np.sort(val), np.sort(held_out))
+
+
+def _too_few(number: int, num_held_out: int, num_val: int) -> str:
+    parts = [f"{counted(number, 'row')} with observed values"]
+    parts += [f"{num_held_out} of them held out"] * (num_held_out > 0)
+    parts += [f"{num_val} kept for validation"] * (num_val > 0)
+    others = " others" if len(parts) > 1 else ""
+    remedy = "; --held-out 0 fits all rows" if num_held_out else ""
+    return (
+        f"{', '.join(parts)}: too few for a fit, which needs {MIN_TRAINING_ROWS}{others}{remedy}"
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def fit_table(
     *,
     checkpoint: Path | None = None,
     progress: bool | str | ProgressCallback = "auto",
-    on_stage: StageCallback | None = None,
+    on_stage: StageCallback = ignore_stages,
     name: str = "the model",
 ) -> FittedModel:
     """Fit a model to a table, and estimate its log p on held-out rows.
@@ -127,7 +135,6 @@ def fit_table(
         FloatingPointError: if the fit diverges.
     """
     settings = settings or FitSettings()
-    begin = on_stage or _ignore
     with threads(settings.threads):
         usable = observed_rows(table.values)
         rows = split_rows(np.flatnonzero(usable), settings)
@@ -135,17 +142,19 @@ def fit_table(
         units, scaling, notes = _choose_units(table, train, settings)
         notes += _notes_on_rows(usable)
         x, x_val = (units.apply(torch.from_numpy(table.values[part])) for part in rows[:2])
-        latent_dim, reason = _choose_latent_dim(x, settings, begin)
+        latent_dim, reason = _choose_latent_dim(x, settings, on_stage)
         problem = Fitting(x, x_val, latent_dim, settings, checkpoint, progress)
         text = f"fitting {settings.model} with K = {latent_dim} to {counted(len(x), 'row')}"
-        begin(text, _num_steps(problem))
+        on_stage(text, _num_steps(problem))
         program, history = fit_program(problem)
+        program.schema = TableSchema(table.columns, "pandas") if table.has_names else None
         history = _in_units_of_table(history, units, x, x_val)
         fitted = FittedModel(
             program, _record(table, rows, units, scaling, settings, history), name
         )
         notes += (*reason, *_named(history.notes, table.columns))
-        begin("evaluating the held-out rows", 0)
+        if len(rows.held_out):
+            on_stage("evaluating the held-out rows")
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
     assert fitted.record is not None
     record = replace(fitted.record, notes=notes, held_out=held_out)
@@ -179,10 +188,6 @@ def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
     if has_closed_form:
         return ppca, fit_closed_form(ppca, x)
     return ppca, fit_em(ppca, x, starts=settings.starts)
-
-
-def _ignore(stage: str, steps: int) -> None:
-    pass
 
 
 def _num_steps(problem: Fitting) -> int:
@@ -236,7 +241,7 @@ def _notes_on_rows(usable: np.ndarray) -> tuple[str, ...]:
 
 
 def _choose_latent_dim(
-    x: Tensor, settings: FitSettings, begin: StageCallback
+    x: Tensor, settings: FitSettings, on_stage: StageCallback
 ) -> tuple[int, tuple[str, ...]]:
     if settings.latent_dim is not None:
         return settings.latent_dim, ()
@@ -244,7 +249,7 @@ def _choose_latent_dim(
         width = x.shape[1]
         return max(1, min(10, width // 2)), ("K is half the number of columns, at most 10",)
     rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
-    begin(f"selecting K on masked entries of {counted(len(rows), 'row')}", 0)
+    on_stage(f"selecting K on masked entries of {counted(len(rows), 'row')}")
     try:
         with single_process():  # each process computes the same
             search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
@@ -254,8 +259,8 @@ def _choose_latent_dim(
     score = float(search.log_density[best])
     return search.latent_dim[best], (
         f"K = {search.latent_dim[best]} was selected among {list(search.latent_dim)} by the "
-        f"likelihood of {search.num_masked} masked entries ({score:.3f} nats per entry, in the "
-        "units of the fit)",
+        f"likelihood of {counted(search.num_masked, 'masked entry')} ({score:.3f} nats per entry, "
+        "in the units of the fit)",
     )
 
 
@@ -267,12 +272,11 @@ def _in_units_of_table(history: FitResult, units: Units, x: Tensor, x_val: Tenso
 
 def _named(notes: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
     # The notes of a fit number the columns; those of the table name them.
-    start = "constant columns: "
     found = []
     for note in notes:
-        numbers = note.removeprefix(start).split(", ")
-        if note.startswith(start) and all(n.isdecimal() for n in numbers):
-            note = start + ", ".join(columns[int(n)] for n in numbers)
+        start, _, numbers = note.rpartition(": ")
+        if start.startswith(NOTES_OF_COLUMNS) and re.fullmatch(r"\d+(, \d+)*", numbers):
+            note = f"{start}: {', '.join(columns[int(n)] for n in numbers.split(', '))}"
         found.append(note)
     return tuple(found)
 

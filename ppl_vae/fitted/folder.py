@@ -1,34 +1,45 @@
 """The folder of a fitted model: the saved program, ``fit.json``, ``run.toml`` and a model card.
 
 ``fit.json`` names the parameters that it belongs to by their checksum. A new fit replaces an old
-one in this order: the new description as ``fit.new.json``, the program (whole or not at all), and
-then the name ``fit.json``. Whenever the process ends, one of the two descriptions belongs to the
-program in the folder, so that the folder holds the old model or the new one.
+one in this order: the new files under temporary names (``fit.new.json``, ...), the program (whole
+or not at all), and then the names of the files. Whenever the process ends, the program in the
+folder is that of ``fit.json`` or of ``fit.new.json``; in the second case the next command that
+reads or writes the folder completes the replacement.
 """
 
 import hashlib
 import json
+import os
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ppl_vae.core.files import exclusive_folder, write_whole
+from ppl_vae.core.files import exclusive_folder, read_regular, write_whole
 from ppl_vae.core.program import Program
 from ppl_vae.fitted.model import FittedModel, FittedProgram
 from ppl_vae.fitted.model_card import model_card
 from ppl_vae.fitted.record import FitRecord
+from ppl_vae.fitted.settings import Run
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.storage import load, save
 from ppl_vae.models.vae import VAE
 from ppl_vae.models.variational_posterior import VBPosterior
 
-RECORD, NEW_RECORD, CARD = "fit.json", "fit.new.json", "README.md"
-RUN, CHECKPOINT = "run.toml", "checkpoint.pt"
+RECORD, CARD, RUN, CHECKPOINT = "fit.json", "README.md", "run.toml", "checkpoint.pt"
+NEW = {CARD: "README.new.md", RUN: "run.new.toml", RECORD: "fit.new.json"}
+"""The files of a new fit under their temporary names; that of ``fit.json`` is kept longest."""
 UNFINISHED = "unfinished.toml"
 """The options of a fit that has not been finished; it becomes ``run.toml``."""
-FORMAT = 1
+FORMAT = 2
 """Version of ``fit.json``."""
+NOT_APPLICABLE = {
+    "BayesianPPCA": "whose parameters have a prior and no values: save fit_vb(...).guide",
+    "PerDatumGuide": "which has one q for each row that was fitted, and none for other rows",
+}
+"""Why a program that can be saved is not applied to tables, by the name of its class."""
 
 
 def digest_program(program: Program) -> str:
@@ -43,8 +54,13 @@ def digest_program(program: Program) -> str:
     return found.hexdigest()
 
 
-def save_fitted(fitted: FittedModel, folder: Path) -> None:
+def save_fitted(fitted: FittedModel, folder: Path, run: Run | None = None) -> None:
     """Write a fitted model into a folder, in place of the one it holds.
+
+    Args:
+        fitted: the model.
+        folder: is made if there is none.
+        run: what ``run.toml`` holds; by default the settings of the fit.
 
     Raises:
         ValueError: if it has no record of its fit.
@@ -53,14 +69,59 @@ def save_fitted(fitted: FittedModel, folder: Path) -> None:
         raise ValueError("there is no record of the fit; ppl_vae.save writes a program alone")
     content = {"format": FORMAT} | fitted.record.to_dict()
     content["program_digest"] = digest_program(fitted.program)
+    content["checksum"] = _checksum(content)
+    run = run or Run(None, {}, dict(fitted.record.settings))
+    texts = {
+        CARD: model_card(fitted),
+        RUN: run.to_toml(),
+        RECORD: _json(content) + "\n",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, allow_nan=False, ensure_ascii=False)
+    complete_folder(folder)
+    with _locked(folder):
+        try:
+            for name, new in NEW.items():
+                write_whole(folder / new, texts[name].encode())
+            save(fitted.program, folder)
+            _rename_new(folder)
+        except BaseException:
+            _complete(folder)
+            for new in NEW.values():
+                (folder / new).unlink(missing_ok=True)
+            raise
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_json(content).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def complete_folder(folder: Path) -> None:
+    """Give the files of a new fit their names, if a process ended after it had its program."""
+    if (folder / NEW[RECORD]).exists():
+        with _locked(folder):
+            _complete(folder)
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
     # The program's own folder is locked by save.
-    with exclusive_folder(folder.resolve().parent):
-        write_whole(folder / NEW_RECORD, text.encode() + b"\n")
-        save(fitted.program, folder)
-        (folder / NEW_RECORD).replace(folder / RECORD)
-        write_whole(folder / CARD, model_card(fitted).encode())
+    return exclusive_folder(folder.resolve().parent)
+
+
+def _complete(folder: Path) -> None:
+    with suppress(FileNotFoundError, ValueError):  # without a program there is nothing to complete
+        digest = digest_program(load(folder))
+        if _read_record(folder / NEW[RECORD]).program_digest == digest:
+            _rename_new(folder)
+
+
+def _rename_new(folder: Path) -> None:
+    for name, new in NEW.items():
+        if (folder / new).exists():
+            (folder / new).replace(folder / name)
 
 
 def load_fitted(folder: str | Path) -> FittedModel:
@@ -74,24 +135,35 @@ def load_fitted(folder: str | Path) -> FittedModel:
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
+    with suppress(OSError):  # a folder that cannot be written to is read as it is
+        complete_folder(folder)
+    try:
+        return _read(folder)
+    except (FileNotFoundError, ValueError):
+        with _locked(folder):  # until no other process is saving
+            return _read(folder)
+
+
+def _read(folder: Path) -> FittedModel:
     program = load(folder)
     if not isinstance(program, PPCA | VAE | Autoencoder | VBPosterior):
+        why = NOT_APPLICABLE.get(type(program).__name__, "which cannot be applied to a table")
         raise ValueError(
-            f"{folder} holds a {type(program).__name__}; give the folder of a PPCA, a VAE or an "
-            "autoencoder"
+            f"{folder} holds a {type(program).__name__}, {why}; give the folder of a PPCA, a VAE, "
+            "an autoencoder or the posterior of a Bayesian PPCA"
         )
     return FittedModel(program, _record_of(folder, program), str(folder))
 
 
 def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
-    paths = [path for path in (folder / RECORD, folder / NEW_RECORD) if path.exists()]
+    paths = [folder / name for name in (RECORD, NEW[RECORD]) if os.path.lexists(folder / name)]
     records = [_read_record(path) for path in paths]
     digest = digest_program(program)
     for path, record in zip(paths, records, strict=True):
         if record.program_digest == digest:
             _check_record(path, record, program)
             return record
-    if (folder / RECORD).exists():
+    if folder / RECORD in paths:
         raise ValueError(
             f"{folder / RECORD} describes another model than the one in the folder, which was "
             f"saved later; without {RECORD} the folder is that of a program in its own units"
@@ -101,7 +173,9 @@ def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
 
 def _read_record(path: Path) -> FitRecord:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
+        if content.pop("checksum") != _checksum(content):
+            raise ValueError("its content is not what was saved")
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another version")
         return FitRecord.from_dict(content)
@@ -135,5 +209,5 @@ def _check_record(path: Path, record: FitRecord, program: FittedProgram) -> None
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a fitted model, or what an interrupted fit left."""
-    names = (RECORD, NEW_RECORD, RUN, UNFINISHED, "config.json")
+    names = (RECORD, NEW[RECORD], RUN, UNFINISHED, "config.json")
     return any((folder / name).exists() for name in names)

@@ -1,17 +1,73 @@
 """The evaluation of a fitted model on rows that were not fitted."""
 
 import math
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-import torch
 
+from ppl_vae.core.results import Result
+from ppl_vae.core.text import counted
 from ppl_vae.fitted.model import FittedModel, Rows
-from ppl_vae.fitted.record import HeldOut
+from ppl_vae.fitted.record import HeldOut, plus_minus
 
 MAX_ROWS = 500
 """The largest number of held-out rows that are evaluated, where log p is estimated."""
 DRAWS, REFINE = 1000, 150
 """Draws per row, and steps of the optimization of each row's q before."""
+
+
+@dataclass(frozen=True)
+class ReconstructionError(Result):
+    """The root mean square error of the reconstructions of rows.
+
+    The mean is over the observed values of a row, and then over rows.
+
+    Attributes:
+        value: the error.
+        error: its standard error over rows; NaN for a single row.
+        rows: their number.
+        unit: of both.
+    """
+
+    value: float
+    error: float
+    rows: int
+    unit: str
+
+    @classmethod
+    def of(cls, fitted: FittedModel, values: Rows) -> Self:
+        """The error of the reconstructions by a model.
+
+        Args:
+            fitted: the model.
+            values: rows with an observed value each; NaN marks a missing value.
+        """
+        errors = (fitted.reconstruct(values).numpy() - values) / fitted.units.scale.numpy()
+        squares = np.nanmean(errors**2, axis=1)
+        value = math.sqrt(float(squares.mean()))
+        # The error of a root is that of its square, divided by twice the root.
+        spread = float(squares.std(ddof=1)) if len(squares) > 1 else math.nan
+        error = spread / math.sqrt(len(squares)) / (2 * value) if value else 0.0
+        return cls(value, error, len(values), fitted.error_unit)
+
+    def held_out(self) -> HeldOut:
+        """The error as that of held-out rows."""
+        return HeldOut(
+            rows=self.rows,
+            scored=self.rows,
+            measure="RMSE",
+            value=self.value,
+            error=self.error,
+            method="reconstruction",
+            unit=self.unit,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"reconstruction error {self.value:.4g}{plus_minus(self.error)}, root mean square in "
+            f"{self.unit}, over {counted(self.rows, 'row')}"
+        )
 
 
 def evaluate_held_out(fitted: FittedModel, values: Rows, seed: int) -> HeldOut | None:
@@ -28,7 +84,7 @@ def evaluate_held_out(fitted: FittedModel, values: Rows, seed: int) -> HeldOut |
     if not len(values):
         return None
     if not fitted.has_density:
-        return _reconstruction_error(fitted, values)
+        return ReconstructionError.of(fitted, values).held_out()
     estimated = fitted.record is not None and fitted.record.model in ("vae", "iwae")
     scored = values[:MAX_ROWS] if estimated else values
     found = fitted.log_likelihood(scored, draws=DRAWS, refine=REFINE * estimated, seed=seed)
@@ -40,19 +96,4 @@ def evaluate_held_out(fitted: FittedModel, values: Rows, seed: int) -> HeldOut |
         error=found.mean_error if len(scored) > 1 else math.nan,
         method=found.method,
         share_reliable=found.share_reliable,
-    )
-
-
-def _reconstruction_error(fitted: FittedModel, values: Rows) -> HeldOut:
-    errors = (fitted.reconstruct(values) - torch.from_numpy(np.array(values))) / fitted.units.scale
-    squares = np.nanmean(errors.square().numpy(), axis=1)
-    value = math.sqrt(float(squares.mean()))
-    spread = float(squares.std(ddof=1)) if len(squares) > 1 else math.nan
-    return HeldOut(
-        rows=len(values),
-        scored=len(values),
-        measure="RMSE",
-        value=value,
-        error=spread / math.sqrt(len(squares)) / (2 * value) if value else 0.0,
-        method="reconstruction",
     )

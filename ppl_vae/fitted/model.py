@@ -11,13 +11,18 @@ from torch import Tensor
 
 from ppl_vae.core.inputs import as_data_and_mask
 from ppl_vae.core.results import Imputation
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import eval_mode, seeded
+from ppl_vae.core.text import counted
+from ppl_vae.core.validation import as_matrix
+from ppl_vae.data.tables import Table
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.evaluation.prediction.imputation import impute
 from ppl_vae.fitted.record import FitRecord
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
+from ppl_vae.likelihoods.discrete import Multinomial
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.latent_variable_model import reference_tensor
@@ -65,7 +70,17 @@ class FittedModel:
         """The names of the columns; x1, x2, ... if they are not known."""
         if self.record is not None:
             return self.record.columns
+        if self.schema is not None:
+            return tuple(map(str, self.schema.names))
         return tuple(f"x{k + 1}" for k in range(self.data_dim))
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """The columns of the table that was fitted; None if they have no names."""
+        schema = self.program.schema
+        if schema is None or schema.names == tuple(range(self.data_dim)):
+            return None
+        return TableSchema(tuple(map(str, schema.names)), schema.library)
 
     @property
     def units(self) -> Units:
@@ -75,15 +90,60 @@ class FittedModel:
         return Units.none(torch.zeros(1, self.data_dim, dtype=torch.float64))
 
     @property
+    def error_unit(self) -> str:
+        """The unit of reconstruction errors, which are relative to the scales of the fit."""
+        scaled = self.record is not None and bool((self.units.scale != 1).any())
+        return "standard deviations of the columns" if scaled else "units of the table"
+
+    @property
     def has_density(self) -> bool:
         """Whether the model has a log p, which an autoencoder does not."""
         return not isinstance(self.program, Autoencoder)
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether rows can be drawn from the model without a table."""
+        return not self._why_no_samples
+
+    @property
+    def _why_no_samples(self) -> str:
+        program = self.program
+        if isinstance(program, Autoencoder) and program.prior_kind == "flat":
+            return "is an autoencoder without a prior on z"
+        likelihood = getattr(program, "likelihood", None)
+        if isinstance(likelihood, Multinomial) and likelihood.total_count is None:
+            return "has multinomial counts, whose totals it takes from the rows of a table"
+        return ""
 
     def describe(self) -> str:
         """The class and the sizes of the program, and the name of the model."""
         kind = "Bayesian PPCA" if isinstance(self.program, VBPosterior) else None
         kind = kind or type(self.program).__name__
         return f"{kind} in {self.name} (D = {self.data_dim}, K = {self.latent_dim})"
+
+    def match(self, table: Table) -> Rows:
+        """The values of a table in the order of the model's columns.
+
+        Columns are matched by name, as those of frames are; by position if those of the table or
+        of the model have no names.
+
+        Warns:
+            UserWarning: naming columns that the model does not have, which are left out.
+
+        Raises:
+            ValueError: if columns are missing, or the number of columns differs.
+        """
+        places = None
+        if self.schema is not None and table.has_names:
+            places = self.schema.positions(table.columns, name=table.name)
+        if places is not None:
+            return table.values[:, places]
+        if len(table.columns) != self.data_dim:
+            raise ValueError(
+                f"{table.name} has {counted(len(table.columns), 'column')}, and the model in "
+                f"{self.name} has {self.data_dim}"
+            )
+        return table.values
 
     def in_model_units(self, values: Rows) -> Float[Tensor, "N D"]:
         """Rows in the units and in the dtype of the program.
@@ -181,16 +241,18 @@ class FittedModel:
         """Draws of x from the model; those of a Bayesian model have parameters of their own.
 
         Raises:
-            ValueError: for an autoencoder with a flat prior.
+            ValueError: for an autoencoder with a flat prior, or multinomial counts without
+                totals.
         """
         program = self.program
-        if isinstance(program, Autoencoder) and program.prior_kind == "flat":
+        if not self.can_sample:
             raise ValueError(
-                f"{self.name} is an autoencoder without a prior on z, from which nothing can be "
-                "drawn; fit --model vae"
+                f"{self.name} {self._why_no_samples}, so that no rows can be drawn from it; fit "
+                "--model vae with another likelihood"
             )
         if not isinstance(program, VBPosterior):
-            return self.units.undo(program.sample(num_samples, seed=seed).double())
+            drawn = as_matrix(program.sample(num_samples, seed=seed), schema=program.schema)
+            return self.units.undo(drawn.double())
         with seeded(seed):
             theta = program.draw_parameters(num_samples)
             z = torch.randn_like(theta.loadings[:, 0]).unsqueeze(-1)

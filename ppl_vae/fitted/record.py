@@ -21,6 +21,11 @@ def digest_table(table: Table) -> str:
     return found.hexdigest()
 
 
+def plus_minus(error: float) -> str:
+    """A standard error as it follows its value; empty if it is NaN."""
+    return "" if error != error else f" ± {error:.3g}"
+
+
 @dataclass(frozen=True)
 class HeldOut(Result):
     """How well a fitted model predicts rows that were not fitted.
@@ -29,11 +34,12 @@ class HeldOut(Result):
         rows: their number.
         scored: the number of these that were evaluated.
         measure: ``"log p"``, in nats per datum, or ``"RMSE"``, the root mean square error of
-            reconstructions in standard deviations of the columns, for models without log p.
+            reconstructions, for models without log p.
         value: the mean of log p, or the error.
         error: its standard error over rows; NaN for a single row.
         method: how log p was computed.
         share_reliable: the share of reliable estimates; 1 for exact values.
+        unit: of the value and of its error.
     """
 
     rows: int
@@ -43,17 +49,17 @@ class HeldOut(Result):
     error: float
     method: str
     share_reliable: float = 1.0
+    unit: str = "nats per datum"
 
     def __str__(self) -> str:
         if self.measure == "RMSE":
             return (
-                f"held-out reconstruction error {self.value:.4g}, root mean square in standard "
-                f"deviations of the columns, over {counted(self.scored, 'row')}"
+                f"held-out reconstruction error {self.value:.4g}{plus_minus(self.error)}, root "
+                f"mean square in {self.unit}, over {counted(self.scored, 'row')}"
             )
-        error = "" if self.error != self.error else f" ± {self.error:.3g}"
         bound = "at least " if self.share_reliable < FEW_RELIABLE else ""
         return (
-            f"held-out log p {bound}{self.value:.4f}{error} nats per datum over "
+            f"held-out log p {bound}{self.value:.4f}{plus_minus(self.error)} {self.unit} over "
             f"{counted(self.scored, 'row')} ({self.verdict})"
         )
 

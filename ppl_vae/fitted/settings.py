@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from ppl_vae.core.files import read_regular
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
@@ -197,11 +198,10 @@ class Run:
             FileNotFoundError: if there is no such file.
             ValueError: if it is not a configuration.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}")
+        data = read_regular(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            content = tomllib.loads(data.decode())
+        except (ValueError, RecursionError) as error:  # ValueError: of long numbers, too
             raise ValueError(f"{path} is not TOML: {error}") from error
         known = {"table": str, "digest": str, "read": dict, "fit": dict}
         if unknown := sorted(content.keys() - known.keys()):

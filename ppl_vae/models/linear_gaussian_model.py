@@ -22,6 +22,7 @@ from ppl_vae.core.validation import (
     observed_mask,
 )
 from ppl_vae.data.row_blocks import rows_per_block
+from ppl_vae.data.row_sources import is_source, row_source
 from ppl_vae.models.identifiability import describe_undetermined, undetermined_entries
 from ppl_vae.models.latent_variable_model import LatentVariableModel
 from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
@@ -78,9 +79,10 @@ class LinearGaussianModel(LatentVariableModel):
         is_double = dtype == torch.float64 or not bool(size.isfinite())
         limit = "float64" if is_double else str(dtype).removeprefix("torch.")
         convert = "" if is_double else "convert the model by .double(), or "
+        place = f", first that of row {int((~finite).nonzero()[0])}" if finite.dim() == 1 else ""
         raise FloatingPointError(
-            f"{name}: {int((~finite).sum())} of {finite.numel()} numbers overflow {limit} (the "
-            f"largest absolute value is {float(size):.3g}; the limit is "
+            f"{name}: {int((~finite).sum())} of {finite.numel()} numbers overflow {limit}{place} "
+            f"(the largest absolute value is {float(size):.3g}; the limit is "
             f"{torch.finfo(dtype).max:.3g}); {convert}{RESCALE_ADVICE}"
         )
 
@@ -112,7 +114,8 @@ class LinearGaussianModel(LatentVariableModel):
         A row with nothing observed has the prior as its posterior.
 
         Args:
-            x: (N, D), data of any kind; NaN is a missing value.
+            x: (N, D), data of any kind, those read in blocks
+                (:func:`~ppl_vae.data.row_sources.row_source`) included; NaN is a missing value.
             mask: True where observed.
 
         Raises:
@@ -167,7 +170,13 @@ class LinearGaussianModel(LatentVariableModel):
     def _posteriors(
         self, x: ArrayLike, mask: ArrayLike | None = None
     ) -> Iterator[LatentPosterior]:
-        # Complete rows all at once, rows with missing values block by block.
+        # Complete rows in memory all at once, others block by block.
+        source = row_source(x, mask, schema=self.schema) if is_source(x) else None
+        if source is not None:
+            for low, high in source.blocks(size=rows_per_block(3 * source.width)):
+                yield from self._posteriors(source.read(low, high))
+                source.release()
+            return
         x, observed = self._observed(x, mask)
         loc = self.loc.detach().double()
         if observed is None:

@@ -177,7 +177,7 @@ def _read(folder: Path) -> tuple[StoredConfig, dict[str, Tensor]]:
         config = StoredConfig.read(folder / CONFIG)
         data = _matching_tensors(folder, config.sha256)
         if data is not None:
-            return config, _parsed(folder / WEIGHTS, data, config.aliases)
+            return config, _with_aliases(_parsed(folder / WEIGHTS, data), config, folder)
         if config == earlier:  # no other process is saving
             break
         earlier = config
@@ -197,13 +197,19 @@ def _matching_tensors(folder: Path, sha256: str) -> bytes | None:
     return None
 
 
-def _parsed(path: Path, data: bytes, aliases: dict[str, str]) -> dict[str, Tensor]:
+def _parsed(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        tensors = read_tensors(data)
-        state = tensors | {name: tensors[other] for name, other in aliases.items()}
+        return read_tensors(data)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    return state
+
+
+def _with_aliases(
+    tensors: dict[str, Tensor], config: StoredConfig, folder: Path
+) -> dict[str, Tensor]:
+    if unknown := sorted({*config.aliases.values()} - tensors.keys()):
+        raise CheckpointError(f"{folder / CONFIG} is damaged: no tensors {unknown[:4]}")
+    return tensors | {name: tensors[other] for name, other in config.aliases.items()}
 
 
 def _check_same_tensors(folder: Path, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
@@ -213,7 +219,7 @@ def _check_same_tensors(folder: Path, own: dict[str, Tensor], saved: dict[str, T
     )
     if differing := sorted(own_shapes.items() ^ saved_shapes.items()):
         raise CheckpointError(
-            f"{folder} holds a program with other tensors than this one; they differ in "
+            f"{folder / WEIGHTS} holds other tensors than this program; they differ in "
             f"{differing[:4]}"
         )
     for name, tensor in saved.items():

@@ -10,7 +10,6 @@ z_sn given theta_s.
 """
 
 import math
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.frame_labels import Frame
 from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
+from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
@@ -30,7 +30,6 @@ from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
@@ -41,7 +40,7 @@ from ppl_vae.objectives.gradients import (
     score,
     sticking_the_landing,
 )
-from ppl_vae.objectives.terms import ELBOTerms
+from ppl_vae.objectives.terms import ELBOTerms, check_whole
 
 
 def log_weights(
@@ -87,7 +86,7 @@ def log_weights(
 def elbo(
     model: ProgramLike,
     guide: ProgramLike,
-    x: RowSource,
+    x: ArrayLike,
     *,
     num_samples: int = 1,
     mask: ArrayLike | None = None,
@@ -103,32 +102,29 @@ def elbo(
 
     Args:
         model, guide: any pair under the contract; run in evaluation mode.
-        x, mask: the whole data, (N, D), and True where observed; rows are found by their place.
-            Sources larger than memory are read in blocks
-            (:func:`~ppl_vae.data.row_sources.row_source`).
+        x, mask: the whole data, (N, D), in memory or read in blocks, and True where observed.
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
             posterior predictive log density, as is right for data that theta was not fitted to.
         seed: of the draws.
+
+    Raises:
+        FloatingPointError: if a value is NaN, naming the site and the rows.
     """
     pair = Pair(model, guide)
+    opened = opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
     objective, values = ELBO(num_samples), []
-    with ExitStack() as stack:
-        whole = stack.enter_context(
-            opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
-        )
-        settings, all_rows = f"{num_samples=}, {global_kl=}", torch.arange(len(whole))
-        rows = SharedRows.of(
-            "elbo", pair, partial(describe_rows, whole), all_rows, seed, settings=settings
-        )
-        for context in (isolated_store(), rows.seeded(), pair.train_mode(False)):
-            stack.enter_context(context)
-        stack.enter_context(rows.processes.together())
-        for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
-            terms = objective.terms_of(pair, batch)
-            shared = terms.shared().mean() if global_kl else 0.0
-            values.append((terms.local().mean(0) + shared).expand(len(batch)))
+    settings = f"{num_samples=}, {global_kl=}"
+    with opened as whole:
+        describe, all_rows = partial(describe_rows, whole), torch.arange(len(whole))
+        rows = SharedRows.of("elbo", pair, describe, all_rows, seed, settings=settings)
+        together = rows.processes.together
+        with together(), isolated_store(), rows.seeded(), pair.train_mode(False):
+            for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
+                run = objective._run(pair, batch)
+                values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
+                check_no_nan("the ELBO", values[-1], run, batch)
     return labels_of(x).rows(rows.gather(torch.cat(values)), "elbo")
 
 
@@ -270,18 +266,15 @@ class ELBO(_Objective):
 
         Those of global latent variables are not among them.
         """
-        terms = self.terms_of(self._pair(model, guide), Batch.of(x, keywords))
+        terms = self.terms_of(self._run(self._pair(model, guide), Batch.of(x, keywords)))
         return terms.reconstruction.mean(0), terms.kl.mean(0)
 
-    def terms_of(self, pair: Pair, batch: Batch) -> ELBOTerms:
-        """The terms of a pair on a batch, per draw."""
-        return self._terms(self._run(pair, batch))
-
-    def _terms(self, run: PairTraces) -> ELBOTerms:
+    def terms_of(self, run: PairTraces) -> ELBOTerms:
+        """The terms of a run, per draw."""
         return ELBOTerms.of(run, closed=self.kl == "auto" and self.gradient != "stl")
 
     def _value(self, run: PairTraces, draws: DetachedSamples | None) -> Float[Tensor, ""]:
-        terms = self._terms(run)
+        terms = self.terms_of(run)
         if self.free_bits and run.latent:
             cost = floored_kl(run, self.free_bits, closed=self.kl == "auto")
             shared = terms.shared(self.beta).mean()
@@ -343,23 +336,11 @@ class IWAE(_Objective):
         log_weights, log_q = run.log_weights(), None if draws is None else draws.log_q(run)
         unit = 1
         if run.global_latent:
-            unit = _check_whole(log_weights.shape[1], run.num_data)
+            unit = check_whole(log_weights.shape[1], run.num_data)
             log_weights = (log_weights.sum(1) + run.global_log_weights())[:, None]
             if draws is not None and log_q is not None:
-                log_q = log_q.expand(-1, unit).sum(1) + draws.global_log_q(run)
-                log_q = log_q[:, None]
+                log_q = (log_q.expand(-1, unit).sum(1) + draws.global_log_q(run))[:, None]
         bound = (torch.logsumexp(log_weights, 0) - math.log(self.num_particles)).mean() / unit
         if draws is None or log_q is None:
             return bound
         return replace_gradient(bound, doubly_reparameterized(log_weights, log_q, draws) / unit)
-
-
-def _check_whole(num_rows: int, num_data: int) -> int:
-    """The number of data, all of which must be in the batch."""
-    if num_rows != num_data:
-        raise ValueError(
-            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
-            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
-            "use ELBO(num_samples), which minibatches estimate without bias"
-        )
-    return num_data

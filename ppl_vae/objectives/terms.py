@@ -64,6 +64,10 @@ class ELBOTerms:
         """The terms of each datum, the KL weighted by beta."""
         return self.reconstruction - beta * self.kl
 
+    def means(self, global_kl: bool) -> Float[Tensor, "#B"]:
+        """The ELBO of each datum, with or without the terms of the global variables."""
+        return self.local().mean(0) + (self.shared().mean() if global_kl else 0.0)
+
     def shared(self, beta: float | Tensor = 1.0) -> Float[Tensor, "#S"]:
         """The terms of the global variables per datum, the KL weighted by beta."""
         return (self.global_log_prob - beta * self.global_kl) / self.num_data
@@ -71,3 +75,18 @@ class ELBOTerms:
 
 def _total(terms: list[Tensor]) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*terms)).sum(0)
+
+
+def check_whole(num_rows: int, num_data: int) -> int:
+    """The number of data, all of which must be in the batch.
+
+    Raises:
+        ValueError: if the batch is smaller.
+    """
+    if num_rows != num_data:
+        raise ValueError(
+            f"IWAE with global latent variables weighs draws of all {num_data} data jointly, and "
+            f"this batch has {num_rows}; pass all rows at once (batch_size=None in fit_svi), or "
+            "use ELBO(num_samples), which minibatches estimate without bias"
+        )
+    return num_data

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
@@ -198,6 +199,35 @@ def shortened(name: str, length: int = MAX_NAME_LENGTH) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
+def axis_names(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Names of columns as they stand on an axis.
+
+    Long names lose their middle, in which names of one table differ least, and get an ellipsis. A
+    name with characters that the font does not have is replaced by the number of the column, and
+    one that is the same as another on the axis gets it in front.
+
+    Args:
+        names: of all columns.
+        numbers: those that are named, from 0.
+    """
+    shown = [_axis_name(names[k], k) for k in numbers]
+    return [
+        f"{k + 1}: {name.partition('…')[0]}…" if shown.count(name) > 1 else name
+        for k, name in zip(numbers, shown, strict=True)
+    ]
+
+
+def _axis_name(name: str, number: int) -> str:
+    name = " ".join(name.split())
+    font = get_font(findfont(FontProperties()))
+    if not all(font.get_char_index(ord(character)) for character in name):
+        return f"column {number + 1}"
+    if len(name) > MAX_NAME_LENGTH:
+        half = MAX_NAME_LENGTH // 2
+        name = f"{name[:half]}…{name[half + 1 - MAX_NAME_LENGTH :]}"
+    return name.replace("$", r"\$")
+
+
 def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     assert image_grid.image_shape is not None
     (rows, columns, _), (height, width) = image_grid.values.shape, image_grid.image_shape
@@ -233,5 +263,5 @@ def _draw_table(image_grid: ImageGrid, ax: Axes) -> None:
     ax.set_xticks(centres, [shortened(label) for label in image_grid.row_labels])
     if rows > 4:
         ax.tick_params(axis="x", labelrotation=90)
-    names = [shortened(image_grid.names[k]) for k in _drawn_columns(image_grid)]
+    names = axis_names(image_grid.names, _drawn_columns(image_grid))
     ax.set_yticks(range(width), names, fontsize=SMALL)

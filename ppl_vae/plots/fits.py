@@ -18,10 +18,10 @@ from ppl_vae.plots.drawing import (
     ORANGE,
     SIZE,
     SMALL,
+    axis_names,
     legend_below,
     log_scale,
     new_axes,
-    shortened,
     title,
 )
 
@@ -78,7 +78,7 @@ def plot_loadings(
     ax.imshow(values[drawn], colours, aspect="auto", vmin=-limit, vmax=limit)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_yticks(range(len(drawn)), [shortened(names[int(k)]) for k in drawn], fontsize=SMALL)
+    ax.set_yticks(range(len(drawn)), axis_names(names, drawn.tolist()), fontsize=SMALL)
     step = -(-values.shape[1] // 12)
     at = np.arange(0, values.shape[1], step)
     ax.set_xticks(at, [str(k + 1) for k in at])

@@ -1,17 +1,22 @@
-"""The folder of a lineage's results: numbers, figures, report, draws."""
+"""The folder of a lineage's results: numbers, figures, report, draws.
+
+All files in it are those of one run, at any moment: when the first stage of a run is finished and
+the new ``results.json`` is on the disk, the page, the figures and the draws of an earlier run are
+removed, and then the new file gets its name. A run that is finished writes it last.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.core.files import write_whole
+from ppl_vae.core.files import whole_file, write_synced, write_whole
 from ppl_vae.interop.arviz import lineage_to_arviz, write_netcdf
 from ppl_vae.lineage.report_data import ReportData
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.report.figures import report_figures
 from ppl_vae.report.html import render_page
 
-RESULTS = "results.json"
+RESULTS, PAGE, FIGURES, DRAWS = "results.json", "report.html", "figures", "lineage.nc"
 
 
 def results(lineage: Lineage, data: ReportData | None = None) -> dict[str, Any]:
@@ -19,15 +24,27 @@ def results(lineage: Lineage, data: ReportData | None = None) -> dict[str, Any]:
     return lineage.to_dict() | {"report_data": None if data is None else data.to_dict()}
 
 
-def write_results(folder: Path, lineage: Lineage, data: ReportData | None = None) -> Path:
+def write_results(
+    folder: Path, lineage: Lineage, data: ReportData | None = None, *, new_run: bool = False
+) -> Path:
     """Write ``results.json`` atomically: at any moment the file is complete.
+
+    Args:
+        folder: the folder of all results.
+        lineage: the results.
+        data: those of the figures.
+        new_run: whether the other results in the folder are of an earlier run; they are removed
+            when the new file is on the disk and has not yet its name.
 
     Returns:
         its path.
     """
     path = folder / RESULTS
     text = json.dumps(results(lineage, data), indent=1, allow_nan=False)
-    write_whole(path, text.encode() + b"\n")
+    with whole_file(path) as partial:
+        write_synced(partial, text.encode() + b"\n")
+        if new_run and path.exists():
+            _remove_report(folder)
     return path
 
 
@@ -51,6 +68,11 @@ def read_results(path: str | Path) -> tuple[Lineage, ReportData | None]:
     return lineage, None if data is None else ReportData.from_dict(data)
 
 
+def _remove_report(folder: Path) -> None:
+    for path in (folder / PAGE, folder / DRAWS, *(folder / FIGURES).glob("*.png")):
+        path.unlink(missing_ok=True)
+
+
 def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]:
     """Write ``report.html``, and its figures as separate files.
 
@@ -59,9 +81,9 @@ def write_report(folder: Path, lineage: Lineage, data: ReportData) -> list[Path]
     """
     drawn = [(figure, figure.png()) for figure in report_figures(lineage, data)]
     for figure, png in drawn:
-        write_whole(folder / "figures" / f"{figure.name}.png", png)
-    write_whole(folder / "report.html", render_page(lineage, data, drawn).encode())
-    return [folder / "report.html", folder / "figures"]
+        write_whole(folder / FIGURES / f"{figure.name}.png", png)
+    write_whole(folder / PAGE, render_page(lineage, data, drawn).encode())
+    return [folder / PAGE, folder / FIGURES]
 
 
 def write_draws(folder: Path, lineage: Lineage) -> Path:
@@ -70,6 +92,6 @@ def write_draws(folder: Path, lineage: Lineage) -> Path:
     Returns:
         its path.
     """
-    path = folder / "lineage.nc"
+    path = folder / DRAWS
     write_netcdf(lineage_to_arviz(lineage, seed=int(lineage.about["seed"])), path)
     return path

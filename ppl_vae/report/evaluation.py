@@ -1,7 +1,7 @@
-"""The command ``ppl-vae evaluate``: log p, gaps and posterior collapse of a saved model."""
+"""The command ``ppl-vae evaluate``: log p, gaps, collapse and reconstructions of a saved model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps
@@ -20,10 +21,21 @@ from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.evaluation.marginal_likelihood.cross_check import NUM_CHAINS, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
+from ppl_vae.fitted.held_out import ReconstructionError
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
+
+NO_DENSITY = (
+    "log p is not given: the guide of an autoencoder is a point mass, so that the model has no "
+    "density of x; a VAE has one (ppl-vae fit --model vae)"
+)
+GLOBAL_PARAMETERS = (
+    "log p is the posterior predictive density of each row. The gaps and the information in the "
+    "codes are not given: they depend on the values of the parameters, which have a posterior"
+)
+SINGLE_ROW = "the information in the codes is not given: it needs two rows or more"
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,19 +44,25 @@ class Evaluation(Result):
 
     Attributes:
         model, data: their names.
-        log_likelihood: log p of each row, exact for PPCA.
-        cross_check: log p of some rows by several methods; None where it is exact or not
-            requested.
-        gaps: the approximation and amortization gaps.
-        collapse: the information that the codes carry.
+        num_rows: the number of rows.
+        reconstruction: the error of the rows' reconstructions.
+        log_likelihood: log p of each row, exact for PPCA; None for a model without log p.
+        cross_check: log p of some rows by several methods; None where it is exact, not requested
+            or not defined.
+        gaps: the approximation and amortization gaps; None where they are not computed.
+        collapse: the information that the codes carry; None where it is not computed.
+        reasons: why parts are None, in sentences.
     """
 
     model: str
     data: str
-    log_likelihood: LogLikelihood
-    cross_check: EstimatorComparison | None
-    gaps: Gaps
-    collapse: Collapse
+    num_rows: int
+    reconstruction: ReconstructionError
+    log_likelihood: LogLikelihood | None = None
+    cross_check: EstimatorComparison | None = None
+    gaps: Gaps | None = None
+    collapse: Collapse | None = None
+    reasons: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -58,8 +76,12 @@ class Evaluation(Result):
         annealed: int = 40,
         annealing: Annealing | None = None,
         seed: int = 0,
+        on_stage: StageCallback = ignore_stages,
     ) -> Self:
-        """Evaluate a PPCA or a VAE on rows with at least one observed value each.
+        """Evaluate a model on rows with at least one observed value each.
+
+        An autoencoder has no log p: only its reconstructions are evaluated. log p of Bayesian
+        PPCA is the posterior predictive density.
 
         Args:
             fitted: the model.
@@ -71,40 +93,48 @@ class Evaluation(Result):
             annealed: maximal number of rows of the cross-check, if log p is estimated.
             annealing: the settings of its chains.
             seed: of the draws.
+            on_stage: a callback that receives what is done next.
 
         Raises:
-            ValueError: if the model is another one, or the rows have another number of columns.
+            ValueError: if the rows have another number of columns.
         """
-        program, x = fitted.program, fitted.in_model_units(values)
+        on_stage("reconstructing the rows")
+        found = cls(fitted.describe(), data, len(values), ReconstructionError.of(fitted, values))
+        if not fitted.has_density:
+            return replace(found, reasons=(NO_DENSITY,))
+        on_stage("estimating log p")
+        estimate = fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed)
+        found = replace(found, log_likelihood=estimate)
+        program = fitted.program
+        if not isinstance(program, PPCA | VAE):
+            return replace(found, reasons=(GLOBAL_PARAMETERS,))
+        x = fitted.in_model_units(values)
         nats = fitted.units.log_jacobian(x)
-        checked, estimate = (
-            None,
-            fitted.log_likelihood(values, draws=draws, refine=refine, seed=seed),
-        )
+        pair = program.model, ExactGuide(program) if isinstance(program, PPCA) else program.guide
+        if isinstance(program, VAE) and annealed:
+            on_stage("cross-checking log p by annealing")
+            first = estimate.shifted(-nats).first(annealed)
+            checked = _cross_check(pair, x, first, annealing, nats, seed)
+            found = replace(found, cross_check=checked)
+        on_stage("computing the gaps")
         if isinstance(program, PPCA):
-            pair = program.model, ExactGuide(program)
             exact = program.log_likelihood(x)
             split = gaps(*pair, x, log_p=exact, best=pair[1], seed=seed)
-        elif isinstance(program, VAE):
-            pair = program.model, program.guide
-            if annealed:
-                first = estimate.shifted(-nats).first(annealed)
-                checked = _cross_check(pair, x, first, annealing, nats, seed)
-            split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
         else:
-            raise ValueError(
-                f"{fitted.name} holds a {type(program).__name__}; give the folder of a PPCA or a "
-                "VAE (ppl-vae score computes log p of other models)"
-            )
-        found = collapse(*pair, x, seed=seed)
-        return cls(fitted.describe(), data, estimate, checked, split.shifted(nats), found)
+            split = gaps(*pair, x, steps=max(refine, 1), num_samples=draws, seed=seed)
+        found = replace(found, gaps=split.shifted(nats))
+        if len(x) < 2:
+            return replace(found, reasons=(SINGLE_ROW,))
+        on_stage("computing the information in the codes")
+        return replace(found, collapse=collapse(*pair, x, seed=seed))
 
     def sentences(self) -> Iterator[str]:
         """The findings, the reliability of log p first."""
-        rows = counted(len(self.log_likelihood.value), "row")
-        yield f"{self.model} on {rows} of {self.data}"
+        yield f"{self.model} on {counted(self.num_rows, 'row')} of {self.data}"
         parts = (self.log_likelihood, self.cross_check, self.gaps, self.collapse)
         yield from (str(part) for part in parts if part is not None)
+        yield str(self.reconstruction)
+        yield from self.reasons
 
 
 def _cross_check(

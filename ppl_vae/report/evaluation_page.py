@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from ppl_vae.core.text import counted
+from ppl_vae.evaluation.latent_space.collapse_result import Collapse
+from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.plots.drawing import SIZE
 from ppl_vae.plots.estimates import plot_convergence, plot_cross_check, plot_tail_index
 from ppl_vae.plots.fits import plot_log_p
@@ -18,40 +20,45 @@ MODEL = "model"
 
 def evaluation_page(evaluation: Evaluation) -> Page:
     """The page of an evaluation, with its findings and figures."""
-    estimate = evaluation.log_likelihood
+    estimate, found = evaluation.log_likelihood, evaluation.collapse
+    verdict = [*_lines(estimate)[:2], *_lines(evaluation.gaps)[:1]]
+    verdict += [] if found is None else [f"The latent space: {found.verdict}."]
+    verdict += [_sentence(str(evaluation.reconstruction)), *map(_sentence, evaluation.reasons)]
     return Page(
         title=f"Evaluation on {evaluation.data}",
-        subtitle=f"{evaluation.model}, {counted(len(estimate.value), 'row')}",
-        verdict=[
-            *_lines(estimate)[:2],
-            *_lines(evaluation.gaps)[:1],
-            f"The latent space: {evaluation.collapse.verdict}.",
-        ],
-        tables=[_dimensions(evaluation)],
+        subtitle=f"{evaluation.model}, {counted(evaluation.num_rows, 'row')}",
+        verdict=verdict,
+        tables=[] if found is None else [_dimensions(found)],
         figures=[*_figures(evaluation)],
-        run=[
-            ("model", evaluation.model),
-            ("data", evaluation.data),
-            ("method", f"{estimate.method}, {counted(estimate.num_samples, 'draw')} per row"),
-            ("execution", estimate.execution or "exact"),
-        ],
+        run=[("model", evaluation.model), ("data", evaluation.data), *_method(estimate)],
         notes=[
-            *estimate.notes,
+            *(() if estimate is None else estimate.notes),
             *_lines(estimate)[2:],
             *_lines(evaluation.gaps)[1:],
-            *_lines(evaluation.collapse)[1:],
+            *_lines(found)[1:],
         ],
     )
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _method(estimate: LogLikelihood | None) -> Iterator[tuple[str, str]]:
+    if estimate is None:
+        return
+    draws = "" if estimate.method == "exact" else f", {counted(estimate.num_samples, 'draw')}"
+    yield "method", f"{estimate.method}{draws}"
+    yield "execution", estimate.execution or "exact"
+
+
 def _lines(result: object) -> list[str]:
-    return [line.strip() for line in str(result).splitlines()]
+    return [] if result is None else [line.strip() for line in str(result).splitlines()]
 
 
 def _dimensions(
-    evaluation: Evaluation,
+    found: Collapse,
 ) -> tuple[str, tuple[str, ...], list[tuple[str, ...]], str]:
-    found = evaluation.collapse
     rows = zip(
         found.names,
         found.kl_by_dimension.tolist(),
@@ -65,7 +72,19 @@ def _dimensions(
 
 
 def _figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
-    estimate = evaluation.log_likelihood
+    if evaluation.log_likelihood is not None:
+        yield from _figures_of_log_p(evaluation.log_likelihood)
+    if evaluation.cross_check is not None:
+        checked = {MODEL: evaluation.cross_check}
+        caption = "log p of the same rows by several methods."
+        yield ReportFigure("cross-check", caption, SIZE, partial(plot_cross_check, checked), LOG_P)
+    if evaluation.collapse is not None:
+        kl = {MODEL: evaluation.collapse.kl_by_dimension}
+        caption = "KL of each latent dimension."
+        yield ReportFigure("kl", caption, SIZE, partial(plot_kl_by_dimension, kl), LATENT)
+
+
+def _figures_of_log_p(estimate: LogLikelihood) -> Iterator[ReportFigure]:
     reliable = estimate.reliable if estimate.is_weighted else None
     yield ReportFigure(
         "log-p",
@@ -89,11 +108,3 @@ def _figures(evaluation: Evaluation) -> Iterator[ReportFigure]:
             yield ReportFigure(
                 "convergence", caption, SIZE, partial(plot_convergence, named), LOG_P
             )
-    if evaluation.cross_check is not None:
-        checked = {MODEL: evaluation.cross_check}
-        caption = "log p of the same rows by several methods."
-        yield ReportFigure("cross-check", caption, SIZE, partial(plot_cross_check, checked), LOG_P)
-    kl = {MODEL: evaluation.collapse.kl_by_dimension}
-    yield ReportFigure(
-        "kl", "KL of each latent dimension.", SIZE, partial(plot_kl_by_dimension, kl), LATENT
-    )

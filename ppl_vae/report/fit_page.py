@@ -10,12 +10,10 @@ import torch
 from ppl_vae.core.text import counted
 from ppl_vae.data.image_grid import ImageGrid
 from ppl_vae.data.tables import Table
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.model_card import LIMITS, model_title
 from ppl_vae.fitted.record import FitRecord
 from ppl_vae.lineage.latent_means import LatentMeans
-from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.plots.drawing import SIZE, image_grid_size
 from ppl_vae.plots.fits import loadings_size, plot_history, plot_loadings
@@ -28,6 +26,10 @@ NUM_ROWS = 8
 """The number of rows that are drawn and reconstructed."""
 MAX_POINTS = 5000
 """The largest number of rows whose codes are drawn."""
+NO_RECORD = (
+    "The folder holds a program without the record of its fit, which ppl-vae fit writes: how it "
+    "was fitted, and log p of held-out rows, are not known. It is applied in its own units."
+)
 DATA, FIT = "Rows of the model and of the data", "The fit"
 
 
@@ -40,23 +42,21 @@ def fit_page(fitted: FittedModel, table: Table | None = None, *, seed: int = 0) 
         seed: of the samples.
 
     Raises:
-        ValueError: if the model has no record of its fit; if the columns of the table are not
-            those of the model.
+        ValueError: if the columns of the table are not those of the model.
     """
-    record = fitted.record
-    if record is None:
-        raise ValueError(
-            f"{fitted.name} has no record of its fit, which ppl-vae fit writes; for a page of its "
-            "evaluation: ppl-vae evaluate, then report evaluation.json"
-        )
+    record, width = fitted.record, counted(fitted.data_dim, "column")
     return Page(
-        title=model_title(fitted),
-        subtitle=f"{counted(fitted.data_dim, 'column')}, {_rows(record)}",
-        verdict=[*_verdict(record)],
-        tables=[_columns(fitted, record)],
-        figures=[*_figures(fitted, record, seed), *_figures_of_rows(fitted, table)],
-        run=_run(fitted, record),
-        notes=record.notes,
+        title=fitted.describe() if record is None else model_title(fitted),
+        subtitle=width if record is None else f"{width}, {_rows(record)}",
+        verdict=[NO_RECORD] if record is None else [*_verdict(record)],
+        tables=[_columns(fitted)],
+        figures=[
+            *(() if record is None else _figures_of_fit(record)),
+            *_figures_of_model(fitted, seed),
+            *_figures_of_rows(fitted, table),
+        ],
+        run=[("model", fitted.describe())] if record is None else _run(fitted, record),
+        notes=() if record is None else record.notes,
     )
 
 
@@ -77,14 +77,15 @@ def _verdict(record: FitRecord) -> Iterator[str]:
 
 
 def _columns(
-    fitted: FittedModel, record: FitRecord
+    fitted: FittedModel,
 ) -> tuple[str, tuple[str, ...], list[tuple[str, ...]], str]:
-    scale = record.scale.expand(fitted.data_dim)
+    units = fitted.units
+    scale = units.scale.expand(fitted.data_dim)
     header: tuple[str, ...] = ("column", "shift", "scale")
     rows = [
         (name, f"{shift:.5g}", f"{unit:.5g}")
         for name, shift, unit in zip(
-            record.columns, record.loc.tolist(), scale.tolist(), strict=True
+            fitted.columns, units.loc.tolist(), scale.tolist(), strict=True
         )
     ]
     if isinstance(fitted.program, PPCA):
@@ -95,7 +96,7 @@ def _columns(
     return "Columns", header, rows, legend
 
 
-def _figures(fitted: FittedModel, record: FitRecord, seed: int) -> Iterator[ReportFigure]:
+def _figures_of_fit(record: FitRecord) -> Iterator[ReportFigure]:
     if bool(record.history.objective.isfinite().all()) and record.history.steps > 1:
         yield ReportFigure(
             "objective",
@@ -105,6 +106,9 @@ def _figures(fitted: FittedModel, record: FitRecord, seed: int) -> Iterator[Repo
             partial(plot_history, record.history),
             FIT,
         )
+
+
+def _figures_of_model(fitted: FittedModel, seed: int) -> Iterator[ReportFigure]:
     if isinstance(fitted.program, PPCA):
         canonical = fitted.program.canonical()
         deviations = canonical.covariance().diagonal().sqrt()
@@ -112,14 +116,14 @@ def _figures(fitted: FittedModel, record: FitRecord, seed: int) -> Iterator[Repo
         yield ReportFigure(
             "loadings",
             "How strongly each column depends on each latent dimension.",
-            loadings_size(record.columns),
-            partial(plot_loadings, loadings, record.columns),
+            loadings_size(fitted.columns),
+            partial(plot_loadings, loadings, fitted.columns),
             FIT,
         )
-    if not isinstance(fitted.program, Autoencoder):
+    if fitted.can_sample:
         drawn = fitted.sample(NUM_ROWS, seed=seed)[None]
         numbers = [str(k + 1) for k in range(NUM_ROWS)]
-        grid = _grid(fitted, record, drawn, ["model"], numbers)
+        grid = _grid(fitted, drawn, ["model"], numbers)
         caption = "Rows drawn from the model, noise included."
         yield ReportFigure(
             "samples", caption, image_grid_size(grid), partial(plot_samples, grid), DATA
@@ -132,7 +136,6 @@ def _execution(execution: str) -> str:
 
 def _grid(
     fitted: FittedModel,
-    record: FitRecord,
     values: torch.Tensor,
     rows: list[str],
     columns: list[str],
@@ -140,22 +143,22 @@ def _grid(
     # Two rows with the mean and the standard deviation of the fitted ones, for the scale.
     units = fitted.units
     ends = torch.stack([units.loc - units.scale, units.loc + units.scale])
-    shape = record.image_shape
+    shape = None if fitted.record is None else fitted.record.image_shape
     image_shape = None if shape is None else (shape[0], shape[1])
     reference = ends if image_shape is None else values.flatten(0, 1)
-    return ImageGrid.of(values, rows, columns, reference, image_shape, record.columns)
+    return ImageGrid.of(values, rows, columns, reference, image_shape, fitted.columns)
 
 
 def _figures_of_rows(fitted: FittedModel, table: Table | None) -> Iterator[ReportFigure]:
-    if table is None or fitted.record is None:
+    if table is None:
         return
-    values, _ = match_columns(table, fitted.columns, fitted.data_dim, fitted.name)
+    values = fitted.match(table)
     usable = np.flatnonzero(observed_rows(values))
     chosen = usable[np.linspace(0, len(usable) - 1, min(len(usable), NUM_ROWS)).astype(int)]
     rows = torch.from_numpy(values[chosen])
     pair = torch.stack([rows, fitted.reconstruct(values[chosen])])
     names = [str(k) for k in chosen]
-    grid = _grid(fitted, fitted.record, pair, ["original", "reconstruction"], names)
+    grid = _grid(fitted, pair, ["original", "reconstruction"], names)
     yield ReportFigure(
         "reconstructions",
         f"Rows {', '.join(names)} of {table.name} (the first is 0), and their reconstructions.",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ppl_vae.core.results import FitResult, Imputation
+from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.data.tables import Table
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
@@ -61,6 +62,7 @@ class FilledTable:
         seed: int = 0,
         starts: int = 1,
         parameter_uncertainty: bool | None = None,
+        on_stage: StageCallback = ignore_stages,
     ) -> Self:
         """Fit the model to the observed entries, and impute the missing ones.
 
@@ -73,6 +75,7 @@ class FilledTable:
             parameter_uncertainty: whether the imputation is averaged over draws of the
                 parameters' posterior; None decides by
                 :func:`~ppl_vae.evaluation.prediction.multiple_imputation.parameters_matter`.
+            on_stage: a callback that receives what is done next.
 
         Raises:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`; if ``parameter_uncertainty``
@@ -82,10 +85,13 @@ class FilledTable:
         if latent_dim is None or noise is None:
             sizes = None if latent_dim is None else [latent_dim]
             noises = NOISES if noise is None else [noise]
+            on_stage("selecting the model on masked entries")
             search = select_by_masked_cv(table.values, noises=noises, latent_dims=sizes, seed=seed)
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
+        on_stage(f"fitting with {noise} noise and K = {latent_dim}")
         ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
         fit = fit_em(ppca, table.values, starts=starts)
+        on_stage("imputing")
         posterior, reason = _posterior(table.values, ppca, parameter_uncertainty, seed)
         if posterior is None:
             return cls(table, ppca, fit, ppca.impute(table.values), search, None, reason)

@@ -64,32 +64,37 @@ class LineageRun:
         skipped = skipped_stages(self.names, self.table.num_missing > 0)
         self.display = Display(self.console, [n for n in self.names if n not in skipped])
 
-    def run(self) -> bool:
+    def run(self) -> None:
         """Fit, show and write the lineage.
 
-        Returns:
-            False after an interrupt; the finished stages are written then.
+        Raises:
+            KeyboardInterrupt: if one is received, with a sentence on what is finished and saved.
         """
         self._print(f"{self._opening()}\n")
         for note in self.table.notes:
             self._print(f"note: {note}")
         try:
-            with self.display.live(table=True):
-                lineage = self._fit()
-            self._show(lineage)
-            with self.display.live(table=False):
-                data = self._report_data(lineage)
-                self.display.update("report", "writing", 0, 0)
-                files = self._write(lineage, data)
-        except KeyboardInterrupt:
-            self._interrupted()
-            return False
+            self._run()
+        except KeyboardInterrupt as error:
+            lineage = self.display.lineage
+            if lineage is not None and not lineage.finished:
+                self._show(lineage)
+            error.args = (self._saved(lineage),)
+            raise
+
+    def _run(self) -> None:
+        with self.display.live(table=True):
+            lineage = self._fit()
+        self._show(lineage)
+        with self.display.live(table=False):
+            data = self._report_data(lineage)
+            self.display.update("report", "writing", 0, 0)
+            files = self._write(lineage, data)
         for file in files:
             self._print(f"wrote {file}")
         self._print(f"fitted in {lineage.about['seconds']:.0f} s on one thread")
         if self.as_json:
             sys.stdout.write(json.dumps(results(lineage, data), allow_nan=False) + "\n")
-        return True
 
     def _print(self, text: str, style: str | None = None) -> None:
         if not self.as_json:
@@ -115,8 +120,8 @@ class LineageRun:
         )
 
     def _save(self, lineage: Lineage) -> None:
+        write_results(self.out, lineage, new_run=self.display.lineage is None)
         self.display.add(lineage)
-        write_results(self.out, lineage)
 
     def _show(self, lineage: Lineage) -> None:
         if self.as_json:
@@ -143,15 +148,12 @@ class LineageRun:
         )
 
     def _write(self, lineage: Lineage, data: ReportData) -> list[Path]:
-        files = [write_results(self.out, lineage, data)]
-        files += write_report(self.out, lineage, data)
-        return [*files, write_draws(self.out, lineage)]
+        files = [*write_report(self.out, lineage, data), write_draws(self.out, lineage)]
+        # The data of the figures are in results.json when all other files are there.
+        return [write_results(self.out, lineage, data), *files]
 
-    def _interrupted(self) -> None:
-        lineage = self.display.lineage
+    def _saved(self, lineage: Lineage | None) -> str:
+        # What an interrupted run leaves.
         finished = 0 if lineage is None else len(lineage.rows)
         saved = f"saved in {self.out / 'results.json'}" if finished else "nothing is saved"
-        if lineage is not None:
-            self._show(lineage)
-        number = len(self.display.names)
-        sys.stderr.write(f"interrupted: {finished} of {number} stages are finished, {saved}\n")
+        return f"{finished} of {len(self.display.names)} stages are finished, {saved}"

@@ -2,18 +2,27 @@
 
 import importlib
 import itertools
+import json
 import os
 import pkgutil
 import random
+import shutil
+import signal
 import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray
+from typer.testing import CliRunner
 
 import ppl_vae.cli
 from killed import completed, killed_after, killed_at_event
-from ppl_vae.cli.main import main
+from ppl_vae.cli.main import app, main
+from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.report.archive import read_results
 
 
@@ -36,8 +45,7 @@ def command(*arguments):
         try:
             main()
         except SystemExit as error:
-            if error.code:
-                raise
+            os._exit(error.code)
 
     return work
 
@@ -97,19 +105,212 @@ def assert_files_are_whole(folder):
             xarray.open_datatree(path, engine="h5netcdf").close()
 
 
+def lineage(table, out, latent_dim):
+    given = ("--latent-dim", latent_dim, "--stages", "closed-form,linear-amortized")
+    return command("lineage", table, *given, "--out", out)
+
+
+def contents(folder):
+    """The files of a folder but those that are being written."""
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".partial")
+    }
+
+
+def assert_results_are_of_one_run(folder, old):
+    """The files are those of the old run, or they are of the new one, which writes the data of
+    the figures last."""
+    assert_files_are_whole(folder)
+    found, results = contents(folder), Path("results.json")
+    if found[results] == old[results]:
+        assert found.items() <= old.items()
+        return
+    assert not found.items() & old.items()
+    lineage, report_data = read_results(folder)
+    assert lineage.about["latent_dim"] == 2
+    if report_data is not None:
+        assert lineage.finished and {Path("report.html"), Path("lineage.nc")} < found.keys()
+
+
+@pytest.fixture(scope="module")
+def complete_table(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((60, 2)) @ rng.standard_normal((2, 5))
+    values += 0.3 * rng.standard_normal(values.shape)
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    np.savetxt(path, values, delimiter=",", header="a,b,c,d,e", comments="", fmt="%.3f")
+    return path
+
+
+@pytest.fixture(scope="module")
+def old_lineage(complete_table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lineage") / "out"
+    assert completed(lineage(complete_table, folder, 1)) == 0
+    return folder
+
+
 @pytest.mark.slow
-def test_a_killed_lineage_leaves_whole_files(table, tmp_path):
-    out, rng = tmp_path / "out", random.Random(0)
-    given = ("--latent-dim", 1, "--stages", "px-em,linear-amortized", "--out", out)
-    work = command("lineage", table, *given)
+def test_a_lineage_that_is_killed_leaves_files_of_one_run(complete_table, old_lineage, tmp_path):
+    """At operations on files, each of which comes before or after the replacement of others."""
+    old, out = contents(old_lineage), tmp_path / "out"
+    work, number, changed = lineage(complete_table, out, 2), 1, 0
+    while True:
+        shutil.copytree(old_lineage, out)
+        killed = killed_at_event(work, number)
+        assert_results_are_of_one_run(out, old)
+        changed += contents(out) != old
+        shutil.rmtree(out)
+        if not killed:
+            break
+        number += 1 if number < 12 else 5
+    assert 4 < changed < number
+
+
+# Signals at random moments
+
+
+class Counted:
+    """Processes that are sent a signal at a random moment.
+
+    Attributes:
+        sent: the number of signals by name.
+        ended: of these, those that ended their process.
+    """
+
+    def __init__(self, seed):
+        self.rng, self.sent, self.ended = random.Random(seed), Counter(), Counter()
+
+    def interrupt(self, work, seconds):
+        """Send one of the signals within this time; returns whether it ended the process."""
+        number = self.rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        status = killed_after(work, self.rng.uniform(0.0, seconds), number)
+        # A process that is not yet prepared for a signal is ended by it.
+        regular = {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
+        assert status in (0, regular, -number), (number.name, status)
+        self.sent[number.name] += 1
+        self.ended[number.name] += status != 0
+        return status != 0
+
+    def __str__(self):
+        total, ended = self.sent.total(), self.ended.total()
+        return f"{total} signals {dict(self.sent)}, {ended} ended a process {dict(self.ended)}"
+
+
+@pytest.fixture
+def counted(request):
+    found = Counted(seed=0)
+    yield found
+    print(f"\n{request.node.name}: {found}")
+
+
+def timed(work):
+    start = time.perf_counter()
     assert completed(work) == 0
-    expected = {path.relative_to(out) for path in out.rglob("*")}
-    for _ in range(8):
-        killed_at_event(work, rng.randrange(1, 40))
-        assert_files_are_whole(out)
-    for _ in range(8):
-        killed_after(work, rng.uniform(0.0, 10.0))
-        assert_files_are_whole(out)
-    assert completed(work) == 0
-    assert_files_are_whole(out)
-    assert {path.relative_to(out) for path in out.rglob("*")} == expected
+    return time.perf_counter() - start
+
+
+def model_bytes(folder):
+    """What two equal fits have in common: the parameters, and the record without its times."""
+    record = json.loads((folder / "fit.json").read_text())
+    for name in ("checksum", "date", "history", "notes"):
+        del record[name]
+    history = load_fitted(folder).record.history
+    program = (folder / "model.safetensors").read_bytes()
+    validation = () if history.validation is None else history.validation.tolist()
+    return program, record, history.objective.tolist(), validation
+
+
+FITS = {
+    "vae": ("--model", "vae", "--latent-dim", 2, "--hidden", 8, "--epochs", 300),
+    "compiled": (
+        *("--model", "vae", "--latent-dim", 2, "--hidden", 8, "--epochs", 3000),
+        *("--patience", 5000, "--compile"),
+    ),
+    "em": ("--model", "factor-analysis", "--latent-dim", 2),
+    "bayesian": ("--model", "bayesian-ppca", "--latent-dim", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def used(complete_table, tmp_path_factory):
+    """What a fit imports when it is first run is imported."""
+    given = ("--model", "vae", "--latent-dim", "1", "--epochs", "2")
+    out = str(tmp_path_factory.mktemp("first") / "m")
+    found = CliRunner().invoke(app, ["fit", str(complete_table), *given, "--out", out])
+    assert found.exit_code == 0, found.output
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize(
+    ("name", "number"), [("vae", 36), ("compiled", 8), ("em", 12), ("bayesian", 12)]
+)
+def test_a_fit_with_signals_at_random_moments(name, number, complete_table, tmp_path, counted):
+    """The old model stays until the new one is whole, and resuming ends in the same fit."""
+    out, given = tmp_path / "m", FITS[name]
+    old, whole = (
+        command("fit", complete_table, "--out", tmp_path / part, *settings)
+        for part, settings in (("old", FITS["em"][:2]), ("whole", given))
+    )
+    assert completed(old) == 0
+    seconds = timed(whole)
+    expected = model_bytes(tmp_path / "whole")
+    finished = 0
+    while counted.sent.total() < number:
+        shutil.copytree(tmp_path / "old", out)
+        arguments = (complete_table, *given)
+        while counted.interrupt(command("fit", *arguments, "--out", out), 0.8 * seconds):
+            found = model_bytes(out)
+            assert found in (expected, model_bytes(tmp_path / "old"))
+            if not (out / "unfinished.toml").exists() and found != expected:
+                continue  # it was ended before it began
+            arguments = ("--resume",)
+            if counted.sent.total() >= number:
+                assert completed(command("fit", *arguments, "--out", out)) == 0
+                break
+        assert model_bytes(out) == expected
+        finished += 1
+        shutil.rmtree(out)
+    print(f"\n{finished} interrupted fits, each equal to the uninterrupted one")
+
+
+@pytest.mark.slow
+def test_an_imputation_with_signals_at_random_moments(table, tmp_path, counted):
+    old, new, out = (tmp_path / f"{name}.csv" for name in ("old", "new", "out"))
+    assert completed(imputation(table, old, 1)) == 0
+    seconds = timed(imputation(table, new, 2))
+    texts = old.read_bytes(), new.read_bytes()
+    for _ in range(20):
+        out.write_bytes(texts[0])
+        ended = counted.interrupt(imputation(table, out, 2), seconds)
+        assert out.read_bytes() in (texts if ended else texts[1:])
+
+
+@pytest.mark.slow
+def test_a_lineage_with_signals_at_random_moments(complete_table, old_lineage, tmp_path, counted):
+    old, out = contents(old_lineage), tmp_path / "out"
+    work = lineage(complete_table, out, 2)
+    seconds = timed(work)
+    for _ in range(16):
+        shutil.rmtree(out)
+        shutil.copytree(old_lineage, out)
+        ended = counted.interrupt(work, seconds)
+        assert_results_are_of_one_run(out, old)
+        assert ended or read_results(out)[1] is not None
+
+
+@pytest.mark.slow
+def test_saves_with_signals_at_random_moments(tmp_path, counted):
+    programs = [ppl_vae.PPCA(40, 5, seed=seed) for seed in (0, 1)]
+
+    def work():
+        for number in itertools.count(1):
+            ppl_vae.save(programs[number % 2], tmp_path / "m")
+
+    ppl_vae.save(programs[0], tmp_path / "m")
+    for _ in range(20):
+        assert counted.interrupt(work, 0.3)
+        loadings = ppl_vae.load(tmp_path / "m").loadings
+        assert any(torch.equal(loadings, program.loadings) for program in programs)

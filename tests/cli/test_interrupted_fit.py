@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from killed import started
-from ppl_vae.cli.main import app
+from ppl_vae.cli.main import app, main
 from ppl_vae.fitted.folder import CHECKPOINT, load_fitted
 from ppl_vae.fitted.settings import Run
+from ppl_vae.report.archive import read_results
 
 COMMAND = [sys.executable, "-m", "ppl_vae"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -78,8 +79,67 @@ def test_a_fit_that_is_interrupted_anywhere_is_resumed(last_step, table, tmp_pat
     assert one == two
 
 
+SIGNALS = pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+
+
+def interrupted(arguments, number, monkeypatch, capsys):
+    """The exit status of a command that receives a signal, and the last line of its errors."""
+    monkeypatch.setattr("sys.argv", ["ppl-vae", *map(str, arguments)])
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert signal.getsignal(signal.SIGTERM) == before[1]
+    return stopped.value.code, capsys.readouterr().err.splitlines()[-1]
+
+
+@SIGNALS
+def test_a_signal_before_a_command_has_begun(number, status, monkeypatch, capsys):
+    monkeypatch.setattr("ppl_vae.cli.main.app", lambda: signal.raise_signal(number))
+    found = interrupted(["fit", "x.csv"], number, monkeypatch, capsys)
+    assert found == (status, "interrupted: no output was written")
+
+
+@SIGNALS
+def test_a_signal_during_a_command(number, status, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "ppl_vae.cli.fitting.fit_table", lambda *_, **__: signal.raise_signal(number)
+    )
+    out = tmp_path / "m"
+    found = interrupted(["fit", table, "--out", out], number, monkeypatch, capsys)
+    assert found == (status, f"interrupted: ppl-vae fit --resume --out {out} begins again")
+
+
+@SIGNALS
+def test_a_signal_during_the_lineage_keeps_what_is_finished(
+    number, status, table, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("report.html", "lineage.nc", "results.json"):
+        (out / name).write_text("of an earlier run")
+
+    def update(display, *progress):
+        if display.lineage is not None:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("ppl_vae.report.terminal.Display.update", update)
+    stages = ("--latent-dim", 1, "--stages", "closed-form,px-em")
+    arguments = ["lineage", table, "--out", out, *stages]
+    found = interrupted(arguments, number, monkeypatch, capsys)
+    saved = f"interrupted: 1 of 2 stages are finished, saved in {out / 'results.json'}"
+    assert found == (status, saved)
+    assert [path.name for path in out.iterdir()] == ["results.json"]
+    assert len(read_results(out)[0].rows) == 1
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@SIGNALS
 def test_an_interrupted_fit_is_resumed_to_the_same_result(number, status, table, tmp_path):
     process = begin(table, tmp_path / "m")
     process.send_signal(number)

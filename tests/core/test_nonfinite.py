@@ -111,7 +111,8 @@ def test_validation_rows_that_fail_later_stop_the_fit(x):
 
     model = vae(encoder=Late())
     with pytest.raises(
-        FloatingPointError, match=r"the ELBO of x_val is NaN in row 1 after step 25"
+        FloatingPointError,
+        match=r"x_val after step 25: the ELBO is NaN in row 1: site 'z' of the guide",
     ):
         fit_svi(model.model, model.guide, x[:5], x_val=x[6:9], steps=50, seed=0, capture=False)
     assert all(p.isfinite().all() for p in model.parameters())
@@ -124,6 +125,17 @@ def test_without_checks_of_arguments_the_rows_of_the_weights_are_named(x):
         pytest.raises(FloatingPointError, match="log weights are NaN in row 7; do"),
     ):
         log_likelihood(model.model, model.guide, x, num_samples=5, seed=0)
+
+
+def test_without_checks_of_arguments_the_elbo_names_the_site_and_the_row(x):
+    model = vae()
+    with (
+        validation(False),
+        pytest.raises(
+            FloatingPointError, match=r"ELBO is NaN in row 7: site 'z' of the guide .* in row 7"
+        ),
+    ):
+        elbo(model.model, model.guide, x, batch_size=5, seed=0)
 
 
 def user_pair(decoder, encoder, scale=0.5):

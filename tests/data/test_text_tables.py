@@ -421,7 +421,7 @@ def test_text_columns_are_listed_with_what_to_do(read):
         read(text)
     message = str(caught.value)
     assert "columns of text, 'Name', 'Sex'; choose one as label" in message
-    assert "(drop Name, Sex)" in message and "column 'Ticket': 1 of 3 cells" in message
+    assert "--drop Name,Sex)" in message and "column 'Ticket': 1 of 3 cells" in message
     table = read(text, label="Sex", index="Name", drop=["Ticket", "Id"])
     assert_table(table, [[3], [4], [5]], ["Age"], row_names="ABC", labels="mfm")
 

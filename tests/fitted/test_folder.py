@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import os
 import random
 import shutil
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,21 @@ import pytest
 import torch
 
 import ppl_vae
-from killed import killed_at_event
+from killed import completed, forked, killed_at_event
+from ppl_vae.core.schema import TableSchema
 from ppl_vae.data.tables import Table
-from ppl_vae.fitted.columns import match_columns
 from ppl_vae.fitted.fit import fit_table, split_rows
-from ppl_vae.fitted.folder import CARD, RECORD, digest_program, load_fitted, save_fitted
+from ppl_vae.fitted.folder import (
+    CARD,
+    RECORD,
+    RUN,
+    digest_program,
+    load_fitted,
+    save_fitted,
+)
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.settings import FitSettings, Run
+from ppl_vae.models.storage import CONFIG
 
 
 def table(columns=("a", "b", "c", "d"), num_rows=30, seed=0):
@@ -72,12 +83,20 @@ def damaged(content, rng):
     return content
 
 
+def resealed(content):
+    """The text of fit.json with the right checksum."""
+    content.pop("checksum", None)
+    text = json.dumps(content, ensure_ascii=False)
+    return json.dumps(content | {"checksum": sha256(text.encode()).hexdigest()})
+
+
 def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
     save_fitted(fitted, tmp_path)
     text, rng = (tmp_path / RECORD).read_text(), random.Random(0)
+    assert json.loads(resealed(json.loads(text))) == json.loads(text)
     refused = 0
     for _ in range(200):
-        (tmp_path / RECORD).write_text(json.dumps(damaged(json.loads(text), rng)))
+        (tmp_path / RECORD).write_text(resealed(damaged(json.loads(text), rng)))
         try:
             model = load_fitted(tmp_path)
         except ValueError as error:
@@ -86,46 +105,161 @@ def test_damage_is_a_value_error_with_the_name_of_the_file(fitted, tmp_path):
         else:
             assert model.log_likelihood(table().values).value.isfinite().all()
     assert refused > 20
+    other = text.replace("0.", "1.", 1)
+    (tmp_path / RECORD).write_text(other)
+    with pytest.raises(ValueError, match=r"fit\.json is damaged: its content is not what was"):
+        load_fitted(tmp_path)
     for cut in (0, 1, len(text) // 2, len(text) - 3):
         (tmp_path / RECORD).write_text(text[:cut])
         with pytest.raises(ValueError, match="is damaged"):
             load_fitted(tmp_path)
 
 
-def test_a_kill_leaves_the_old_model_or_the_new_one(fitted, tmp_path):
-    other = fit_table(table(seed=5), FitSettings(latent_dim=2))
-    digests = [digest_program(model.program) for model in (fitted, other)]
+@pytest.fixture(scope="module")
+def other():
+    return fit_table(table(seed=5), FitSettings(latent_dim=2))
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def saved(fitted, other, tmp_path):
+    """Two models and the content of their folders."""
+    contents = []
+    for number, model in enumerate((fitted, other)):
+        save_fitted(model, tmp_path / f"saved {number}")
+        contents.append(files_of(tmp_path / f"saved {number}"))
+    return (fitted, other), contents
+
+
+def whole_place(folder, models, contents):
+    """Which of these models a folder holds when it has been read, with all files."""
+    model = load_fitted(folder)
+    digests = [digest_program(other.program) for other in models]
+    place = digests.index(digest_program(model.program))
+    assert model.record.settings["latent_dim"] == place + 1
+    found = files_of(folder)
+    assert all(found[name] == contents[place][name] for name in (CARD, RUN, RECORD, CONFIG))
+    # What a killed process was writing has names of its own, which the next save removes.
+    others = found.keys() - contents[0].keys()
+    assert all(".new." in n or n.endswith(".partial") or n.startswith("model-") for n in others)
+    return place
+
+
+def test_a_kill_leaves_the_old_model_or_the_new_one(saved, tmp_path):
+    (old, new), contents = saved
     found = []
     for number in itertools.count(1):
         out = tmp_path / str(number)
-        save_fitted(fitted, out)
-        (out / "mine.txt").write_text("kept")
-        killed = killed_at_event(lambda out=out: save_fitted(other, out), number)
-        model = load_fitted(out)
-        place = digests.index(digest_program(model.program))
-        assert model.record.settings["latent_dim"] == place + 1
-        assert (out / "mine.txt").read_text() == "kept"
-        found.append(place)
+        save_fitted(old, out)
+        killed = killed_at_event(lambda out=out: save_fitted(new, out), number)
+        found.append(whole_place(out, *saved))
+        save_fitted(old, out)
+        assert files_of(out) == contents[0]
         shutil.rmtree(out)
         if not killed:
             break
-    assert found[-1] == 1 and found[0] == 0 and len(found) > 5
+    assert found[-1] == 1 and found[0] == 0 and len(found) > 8
+
+
+def test_a_file_of_someone_else_is_kept(saved, tmp_path):
+    save_fitted(saved[0][0], tmp_path / "m")
+    (tmp_path / "m" / "mine.txt").write_text("kept")
+    save_fitted(saved[0][1], tmp_path / "m")
+    assert files_of(tmp_path / "m") == saved[1][1] | {"mine.txt": b"kept"}
+
+
+def test_kills_in_succession_lose_nothing(saved, tmp_path):
+    models, _ = saved
+    out, rng, places = tmp_path / "m", random.Random(0), []
+    save_fitted(models[0], out)
+    for number in range(25):
+        killed_at_event(lambda k=number % 2: save_fitted(models[k], out), rng.randrange(1, 24))
+        if rng.random() < 0.5:
+            places.append(whole_place(out, *saved))
+    assert len({*places}) == 2
+
+
+def test_a_failure_while_saving_leaves_the_old_model(saved, tmp_path, monkeypatch):
+    (old, new), contents = saved
+    save_fitted(old, tmp_path / "m")
+    for failing in ("save", "write_whole"):
+        with monkeypatch.context() as patch:
+
+            def fail(*arguments):
+                raise OSError("No space left on device")
+
+            patch.setattr(f"ppl_vae.fitted.folder.{failing}", fail)
+            with pytest.raises(OSError, match="No space left"):
+                save_fitted(new, tmp_path / "m")
+        assert files_of(tmp_path / "m") == contents[0]
+
+
+def test_a_folder_that_cannot_be_written_is_read_between_two_states(saved, tmp_path, monkeypatch):
+    (old, new), _ = saved
+    out = tmp_path / "m"
+    save_fitted(old, out)
+    with monkeypatch.context() as patch:
+
+        def fail(folder):
+            raise OSError("Read-only file system")
+
+        patch.setattr("ppl_vae.fitted.folder._rename_new", fail)
+        killed = completed(lambda: save_fitted(new, out))
+        assert killed and load_fitted(out).record.settings["latent_dim"] == 2
+    assert whole_place(out, *saved) == 1
+
+
+@pytest.mark.slow
+def test_a_reader_beside_a_writer_finds_one_of_the_models(saved, tmp_path):
+    models, out = saved[0], tmp_path / "m"
+    save_fitted(models[0], out)
+
+    def write():
+        for number in range(300):
+            save_fitted(models[number % 2], out)
+
+    pid, found = forked(write), []
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        model = load_fitted(out)
+        assert model.record.settings["latent_dim"] == model.latent_dim
+        found.append(model.latent_dim)
+    assert len({*found}) == 2
+
+
+def model_of(columns, names=None):
+    """A model of this number of columns, with the schema of a frame if names are given."""
+    program = ppl_vae.PPCA(len(columns), 1, seed=0)
+    program.schema = None if names is None else TableSchema(tuple(names), "pandas")
+    return FittedModel(program, name="m")
 
 
 def test_columns_are_matched():
     values = table().values
     given = Table("t", values, ("d", "c", "b", "a"))
-    found, notes = match_columns(given, ("a", "b", "c", "d"), 4, "m")
-    assert np.array_equal(found, values[:, ::-1]) and notes == ()
-    found, notes = match_columns(given, ("c", "a"), 2, "m")
-    assert np.array_equal(found, values[:, [1, 3]]) and "left out: 'd', 'b'" in notes[0]
-    unnamed = Table("t", values, ("x1", "x2", "x3", "x4"))
-    found, notes = match_columns(unnamed, ("a", "b", "c", "d"), 4, "m")
-    assert np.array_equal(found, values) and "by position" in notes[0]
-    with pytest.raises(ValueError, match="lacks 1 column that the model was fitted to: 'e'"):
-        match_columns(given, ("a", "e"), 2, "m")
+    assert np.array_equal(model_of("abcd", "abcd").match(given), values[:, ::-1])
+    with pytest.warns(UserWarning, match="left out: 'd', 'b'"):
+        found = model_of("ca", "ca").match(given)
+    assert np.array_equal(found, values[:, [1, 3]])
+    unnamed = Table("t", values, ("x1", "x2", "x3", "x4"), has_names=False)
+    assert np.array_equal(model_of("abcd", "abcd").match(unnamed), values)
+    numbered = model_of("abcd", range(4))
+    assert np.array_equal(numbered.match(given), values)
+    with pytest.raises(ValueError, match=r"lacks 1 of the 2 columns .* fitted to: 'e'; it has"):
+        model_of("ae", "ae").match(given)
     with pytest.raises(ValueError, match="t has 4 columns, and the model in m has 3"):
-        match_columns(given, None, 3, "m")
+        model_of("abc").match(given)
+
+
+def test_a_header_named_like_numbered_columns_is_matched_by_name(fitted):
+    x = table(("x2", "x1", "x3"))
+    named = fit_table(x, FitSettings(latent_dim=1))
+    later = Table("t", x.values[:, [1, 0, 2]], ("x1", "x2", "x3"))
+    assert np.array_equal(named.match(later), x.values)
+    unnamed = fit_table(replace(x, has_names=False), FitSettings(latent_dim=1))
+    assert unnamed.schema is None and np.array_equal(unnamed.match(later), later.values)
 
 
 def test_rows_are_split_without_overlap():
@@ -135,7 +269,9 @@ def test_rows_are_split_without_overlap():
         assert sorted(np.concatenate(rows)) == [*range(0, 80, 2)]
     everything = split_rows(np.arange(5), FitSettings(held_out=0.0))
     assert everything.train.tolist() == [*range(5)] and len(everything.held_out) == 0
-    with pytest.raises(ValueError, match="4 rows with observed values: too few to hold out 2"):
+    with pytest.raises(
+        ValueError, match="4 rows with observed values, 2 of them held out: too few"
+    ):
         split_rows(np.arange(4), FitSettings())
 
 

@@ -1,5 +1,8 @@
 """Fits to rows that are read in blocks equal those to the same rows in memory, bit for bit."""
 
+import importlib
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,6 +23,7 @@ from ppl_vae import (
     fit_svi,
     log_likelihood,
 )
+from ppl_vae.capture.functional_step import FunctionalStep
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.data import (
@@ -34,6 +38,7 @@ from ppl_vae.data.row_sources import row_source
 from ppl_vae.inference.svi import trainer
 from ppl_vae.inference.svi.schedule import Schedule
 
+fit_module = importlib.import_module("ppl_vae.inference.svi.fit")
 N, D = 103, 4
 NAMES = ["a", "b", "c", "d"]
 
@@ -304,6 +309,30 @@ def test_per_datum_parameters_keep_their_rows(monkeypatch, tmp_path, small_block
     check_equal(first, second)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_blocks):
+    captured, recorded = fit_module.CapturedSteps, []
+    capture = FunctionalStep.capture
+
+    def counted(self, state, inputs):
+        recorded.append([list(values.shape) for values in inputs.per_step])
+        return capture(self, state, inputs)
+
+    monkeypatch.setattr(FunctionalStep, "capture", counted)
+    monkeypatch.setattr(fit_module, "CapturedSteps", partial(captured, compiled=False))
+    x = table(missing)
+    first, second, _ = in_same_order(
+        monkeypatch,
+        lambda: fitted(mapped(x, tmp_path), capture=True),
+        lambda: fitted(x, capture=True),
+    )
+    check_equal(first, second)
+    assert first[0].execution.startswith("captured")
+    unroll = recorded[0][0][0]
+    batches = [[unroll, 12], [unroll, 12, D], [unroll, 12, D]]
+    assert recorded == [batches[: 2 + missing], [[unroll, 12]]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_bounds_of_sources(kind, tmp_path, small_blocks):
     x = table(missing=True)
@@ -349,3 +378,5 @@ def test_exact_fits_to_sources(kind, missing, tmp_path):
         fit(second, x)
         for found, expected in zip(first.parameters(), second.parameters(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        for method in (first.log_likelihood, first.posterior_mean):
+            torch.testing.assert_close(method(source), method(x))

@@ -93,7 +93,7 @@ def test_beta_weighs_the_kl_of_globals_and_free_bits_do_not(float64):
         with seeded(0):
             values[name] = -objective.loss(model, guide, x) / N
     with seeded(0), isolated_store(), torch.no_grad():
-        terms = ELBO().terms_of(Pair(model, guide), Batch(x))
+        terms = ELBO().terms_of(Pair(model, guide).run(Batch(x)))
     kl = float(terms.kl.mean()) + float(terms.global_kl.mean()) / N
     assert values["0"] - values["1"] == pytest.approx(kl)
     assert values["0"] - values["3"] == pytest.approx(3 * kl)

@@ -28,6 +28,7 @@ from ppl_vae.inference.em.expected_covariance import (
 )
 from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, LatentMoments
 from ppl_vae.inference.em.noise import Noise
+from ppl_vae.inference.em.normal_equations import solve_normal_equations
 from ppl_vae.inference.em.state import EMState, Parameters
 from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor
 from ppl_vae.models.linear_gaussian import LOG_2PI
@@ -64,7 +65,7 @@ class MStepRegression:
         gram = torch.cat([second_moment, moments.mean[:, None]], 1)
         gram = torch.cat([gram, design[..., None]], 2)
         cross = statistics.residual - torch.nn.functional.pad(latent, (0, 1))
-        change = torch.linalg.solve(gram, cross)
+        change = solve_normal_equations(gram, cross)
         squares = statistics.squares + (loadings * latent).sum(1) - (cross * change).sum(1)
         return cls(loadings + change[:, :-1], loc + change[:, -1], squares, moments.num_rows)
 

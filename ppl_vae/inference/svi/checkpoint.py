@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import random
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_checkpoint(
-    path: Path, stored: bytes, fingerprint: dict[str, Any], layout: FitLayout
+    path: Path, stored: bytes, fingerprint: dict[str, str], layout: FitLayout
 ) -> dict[str, Any]:
     """Parse a checkpoint of the same fit, without executing code of the file.
 
@@ -72,10 +73,8 @@ def read_checkpoint(
     content = _parsed(path, stored)
     found = content["fingerprint"]
     for key in (*fingerprint, *found.keys() - fingerprint.keys()):
-        # By their texts: a file may hold tensors, which have no single truth value.
-        texts = str(found.get(key)), str(fingerprint.get(key))
-        if texts[0] != texts[1]:
-            there, here = _around_difference(*texts)
+        if found.get(key) != fingerprint.get(key):
+            there, here = _around_difference(str(found.get(key)), str(fingerprint.get(key)))
             raise CheckpointError(
                 f"checkpoint {path} is of another fit: its {key} is {there}, here it is {here}. "
                 "Pass another checkpoint=, or delete it to start again"
@@ -112,12 +111,30 @@ def _parsed(path: Path, stored: bytes) -> dict[str, Any]:
     if hashlib.sha256(data).digest() != digest:
         raise damaged(path, "it is damaged, or no checkpoint of fit_svi")
     try:
+        _check_expanded_size(data)
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # of torch's reader, for any content
         raise damaged(path, f"it is damaged, or no checkpoint of fit_svi: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
+    if not isinstance(content, dict) or not _is_fingerprint(content.get("fingerprint")):
         raise damaged(path, "it is no checkpoint of fit_svi")
     return content
+
+
+def _check_expanded_size(data: bytes) -> None:
+    """Check that the parts of an archive, which torch does not compress, are in the file.
+
+    Raises:
+        ValueError: if they are larger than the file.
+        BadZipFile: if it is no archive.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > len(data):
+        raise ValueError(f"it states {size:,} bytes and has {len(data):,}")
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(t, str) for t in (*value, *value.values()))
 
 
 def _around_difference(*texts: str) -> Iterator[str]:

@@ -17,8 +17,8 @@ def fit_fingerprint(
     schedule: Schedule,
     x_val: Rows | None,
     seed: int | None,
-) -> dict[str, Any]:
-    """What must be equal in a fit that resumes from a checkpoint, by name.
+) -> dict[str, str]:
+    """What must be equal in a fit that resumes from a checkpoint, by name, as texts.
 
     Not included is what may change: the number of steps, the patience of early stopping, the
     device, whether steps are captured; and the scheduler, whose learning rates are compared step
@@ -32,7 +32,7 @@ def fit_fingerprint(
     x_val_digest, x_val_mask = (None, None) if x_val is None else describe_rows(x_val)
     order = {} if schedule.order is None else {"order": repr(schedule.order)}
     state = [f"{list(t.shape)} {t.dtype}" for t in optimizer_step.state]
-    return {
+    found: dict[str, Any] = {
         "model": ", ".join(state).replace("torch.", ""),
         "optimizer": type(optimizer_step.optimizer).__name__,
         "objective": repr(minibatch.objective),
@@ -54,6 +54,7 @@ def fit_fingerprint(
         "x_val": x_val_digest,
         "mask of x_val": x_val_mask,
     }
+    return {name: str(value) for name, value in found.items()}
 
 
 def _describe_settings(optimizer_step: OptimizerStep) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
 from ppl_vae.core.inputs import check_support
 from ppl_vae.core.introspection import filter_kwargs, notes_on
-from ppl_vae.core.nonfinite import describe_nonfinite
+from ppl_vae.core.nonfinite import describe_nonfinite_pair
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
@@ -283,14 +283,13 @@ class MinibatchObjective:
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
         """Describe the first site whose log density is not finite."""
-        some = rows is None and self.stream is not None
-        batch = self.stream.first_rows() if some else self.batch(rows)
+        if rows is None and self.stream is not None:
+            batch = self.stream.first_rows()
+        else:
+            batch = self.batch(rows)
         try:
             with dry_run(self.model, self.guide), validation(False):
                 run = Pair(self.model, self.guide).run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
-        for program, trace in (("guide", run.guide), ("model", run.model)):
-            if found := describe_nonfinite(trace, program, batch):
-                return found
-        return FINITE
+        return describe_nonfinite_pair(run, batch) or FINITE

@@ -1,4 +1,4 @@
-"""The schedule of a fit to rows in memory, or to rows that are read in blocks."""
+"""The schedule of a fit to rows in memory, or to those of a source."""
 
 from ppl_vae.core.text import counted
 from ppl_vae.data.block_source import BlockSource
@@ -17,7 +17,13 @@ def schedule_of(
     drop_last: bool,
     resumable: bool,
 ) -> Schedule:
-    """The schedule of a fit; batches that the source states are used.
+    """The schedule of a fit.
+
+    Args:
+        rows: all rows.
+        source: that of the rows, whose batches are used if it states any; None for a matrix.
+        batch_size, epochs, steps, refresh, drop_last: as for :meth:`.Schedule.of`.
+        resumable: whether the fit writes checkpoints.
 
     Raises:
         ValueError: if it states others than the arguments, or cannot be read as it must be.
@@ -61,7 +67,7 @@ def _check_stream(
 
 
 def empty_rows_note(rows: Rows) -> tuple[str, ...]:
-    """A note on rows with nothing observed, which take part; empty if there are none."""
+    """A note on rows with nothing observed, if there are any."""
     if isinstance(rows, RowStream):
         number = len(rows.empty_rows)
     else:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.batch import Batch
-from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
@@ -245,18 +243,17 @@ class Trainer:
         if self.x_val is None:
             return
         model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
-        with frozen_scale(model, guide, self.minibatch.whole):
-            try:
+        try:
+            with frozen_scale(model, guide, self.minibatch.whole):
                 values = validation_elbo(model, guide, self.x_val)
-            except ValueError as error:
-                raise ValueError(f"x_val: {error}") from error
-        if bool((wrong := values.isnan()).any()):
+        except ValueError as error:
+            raise ValueError(f"x_val: {error}") from error
+        except FloatingPointError as error:
             self.last_good.restore()
             raise FloatingPointError(
-                f"the ELBO of x_val is NaN in {name_rows(wrong, Batch(wrong))} after step {step}. "
-                "The last good state is restored; try a smaller lr, grad_clip=, or data on a "
-                "smaller scale"
-            )
+                f"x_val after step {step}: {error}. The last good state is restored; try a "
+                "smaller lr, grad_clip=, or data on a smaller scale"
+            ) from error
         mean = float(values.double().mean())
         if self.stopping.update(step, mean, self.optimizer_step.state):
             self.stopped = (
