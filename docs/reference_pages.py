@@ -208,6 +208,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Variables that all data share": ["global_sites"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
+            "Several processes": ["processes", "messages"],
             "Errors": ["errors"],
             "Configuration": ["config"],
         },

@@ -17,6 +17,7 @@ from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Outpu
 from ppl_vae.cli.output import deliver, write_json
 from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.files import write_whole
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int
@@ -269,7 +270,9 @@ def evaluate(task: Task, estimation: FullEstimation) -> None:
     else:
         for text in found.sentences():
             print_line(text)
-    write_whole(task.applied.out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    if Processes.current().rank == 0:
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_whole(task.applied.out, text.encode())
     (LOG.info if task.applied.as_json else _print)("wrote %s", task.applied.out)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
+from ppl_vae.cli.launched import was_restarted
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
 from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
+from ppl_vae.core.processes import Processes
 from ppl_vae.data.tables import Table
 from ppl_vae.fitted.fit import fit_table
 from ppl_vae.fitted.folder import (
@@ -57,7 +59,8 @@ def fit(
         ValueError: if arguments or data cannot be used.
         OSError: if the folder cannot be written to.
     """
-    base, source = _base(out, config, resume)
+    resume = resume or (was_restarted() and (out / UNFINISHED).exists())
+    base, source = _base(out, None if resume and was_restarted() else config, resume)
     if resume:
         _check_unchanged(base, settings, options, source)
     run = Run(
@@ -135,11 +138,13 @@ def _with_digest(run: Run, table: Table) -> Run:
 
 
 def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bool) -> FittedModel:
-    checkpoint = out / CHECKPOINT
-    complete_folder(out)
-    if not resume:
+    checkpoint, writes = out / CHECKPOINT, Processes.current().rank == 0
+    if writes:
+        complete_folder(out)
+    if writes and not resume:
         checkpoint.unlink(missing_ok=True)
-    write_whole(out / UNFINISHED, run.to_toml().encode())
+    if writes:
+        write_whole(out / UNFINISHED, run.to_toml().encode())
     with _resumable(out), StageDisplay().live() as display:
         fitted = fit_table(
             table,
@@ -150,8 +155,9 @@ def _fit(table: Table, settings: FitSettings, out: Path, run: Run, *, resume: bo
             name=str(out),
         )
         LOG.debug("execution: %s", fitted.record and fitted.record.history.execution)
-        save_fitted(fitted, out, run)
-        (out / UNFINISHED).unlink()
+        if writes:
+            save_fitted(fitted, out, run)
+            (out / UNFINISHED).unlink()
     return fitted
 
 

@@ -10,6 +10,7 @@ from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
+from ppl_vae.core.processes import single_process
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
@@ -69,15 +70,16 @@ def impute(
             display.begin(f"imputing by the model in {folders[0]}")
             table, imputation, sentences = _by_model(folders[0], table, seed)
         else:
-            filled = FilledTable.of(
-                table,
-                settings.latent_dim,
-                settings.noise,
-                seed=seed,
-                starts=settings.starts,
-                parameter_uncertainty=settings.parameter_uncertainty,
-                on_stage=display.begin,
-            )
+            with single_process():  # each process computes the same
+                filled = FilledTable.of(
+                    table,
+                    settings.latent_dim,
+                    settings.noise,
+                    seed=seed,
+                    starts=settings.starts,
+                    parameter_uncertainty=settings.parameter_uncertainty,
+                    on_stage=display.begin,
+                )
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)

@@ -8,23 +8,27 @@ import typer
 from ppl_vae.cli import model_verbs, table_verbs
 from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, terminable
+from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
 
 __all__ = ["app", "main", "model_verbs", "table_verbs"]
 
 
 def main() -> None:
     """Run the command; an error is one line on standard error and an exit status."""
+    arguments = sys.argv[1:]
+    if has_nothing_to_do(arguments):
+        return
     with terminable() as terminated:
         try:
-            status = _run_guarded()
+            status = _run_guarded(arguments)
         except KeyboardInterrupt:  # while standard output is written
             status = INTERRUPTED
     raise SystemExit(TERMINATED if status == INTERRUPTED and terminated.is_set() else status)
 
 
-def _run_guarded() -> int:
+def _run_guarded(arguments: list[str]) -> int:
     with guarded_output() as output:
-        status = _run()
+        status = _run(arguments)
     if output.error is None:
         return status
     _print_error(output.message())
@@ -33,9 +37,10 @@ def _run_guarded() -> int:
     return status or FAILURE
 
 
-def _run() -> int:
+def _run(arguments: list[str]) -> int:
     try:
-        app()
+        with launched_processes(arguments):
+            app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:  # before a command has begun
@@ -56,4 +61,6 @@ def _fail(error: BaseException, status: int) -> int:
 
 
 def _print_error(text: str) -> None:
-    typer.secho(f"error: {text}", fg="red" if sys.stderr.isatty() else None, err=True)
+    typer.secho(
+        f"{error_prefix()}error: {text}", fg="red" if sys.stderr.isatty() else None, err=True
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ppl_vae.cli.console import LOG
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.results import plain
 from ppl_vae.data.table_output import STANDARD_OUTPUT, write_frame
 
@@ -25,6 +26,8 @@ def write_table(frame: pd.DataFrame, target: Path, *, named: bool) -> None:
         target: the file; ``-`` is standard output.
         named: whether the index holds the names of the rows.
     """
+    if Processes.current().rank and target != STANDARD_OUTPUT:
+        return  # rank 0 writes
     write_frame(frame, target, index=named)
     if target != STANDARD_OUTPUT:
         LOG.info("wrote %s", target)

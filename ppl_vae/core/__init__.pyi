@@ -1,8 +1,13 @@
 from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
 from .errors import CheckpointError as CheckpointError
+from .errors import ProcessError as ProcessError
 from .global_sites import condition_on_globals as condition_on_globals
+from .messages import MessageLog as MessageLog
+from .messages import record_messages as record_messages
 from .pair import Pair as Pair
+from .processes import Processes as Processes
+from .processes import single_process as single_process
 from .program import Program as Program
 from .program import data_plate as data_plate
 from .results import FitResult as FitResult
@@ -17,7 +22,10 @@ __all__ = [
     "CheckpointError",
     "FitResult",
     "Imputation",
+    "MessageLog",
     "Pair",
+    "ProcessError",
+    "Processes",
     "Program",
     "Result",
     "TableSchema",
@@ -25,5 +33,7 @@ __all__ = [
     "data_plate",
     "mean_and_error",
     "plate_of_rows",
+    "record_messages",
+    "single_process",
     "standard_error",
 ]

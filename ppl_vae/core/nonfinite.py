@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.program import DATA_PLATE
@@ -73,7 +74,9 @@ def _invalid_parts(site: Site) -> Any:
         base = base.base_dist
     for name, constraint in getattr(base, "arg_constraints", {}).items():
         value = getattr(base, name, None)
-        if isinstance(value, Tensor) and not constraint.is_discrete:
+        if not isinstance(value, Tensor) or constraints.is_dependent(constraint):
+            continue
+        if not constraint.is_discrete:
             invalid = ~constraint.check(value) | _nonfinite(value, constraint.event_dim)
             missing = " that is NaN" if bool(value.isnan().any()) else " out of range"
             shape = torch.broadcast_shapes(invalid.shape, base.batch_shape)

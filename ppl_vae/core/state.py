@@ -52,10 +52,15 @@ def seeded(seed: int | None) -> Iterator[None]:
             yield
         return
     with kept_generators(accelerators_in_use()):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        seed_generators(seed)
         yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch; only inside :func:`seeded`."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def as_matrix(
     mask: ArrayLike | None = None,
     schema: TableSchema | None = None,
     check_finite: bool = True,
+    allow_no_rows: bool = False,
     **place: Any,
 ) -> Float[Tensor, "N D"]:
     """Numbers of any kind as a floating-point matrix, one row per datum; NaN marks a missing
@@ -67,6 +68,7 @@ def as_matrix(
         schema: of the frame that a model was fitted to: columns of a frame are matched to it by
             name, those of an array by position.
         check_finite: whether to refuse infinite entries, which is one pass over all of them.
+        allow_no_rows: whether x may have no rows, as the share of one process among several.
         **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
             without it, but for float16 and bfloat16, which are converted to float32; others get
             torch's default dtype, or float64 if that does not hold them exactly.
@@ -94,7 +96,7 @@ def as_matrix(
     if mask is not None:
         observed = _matched_mask(mask, x, tensor, positions, name)
         tensor = torch.where(observed.to(tensor.device), tensor, torch.nan)
-    if not tensor.numel():
+    if not tensor.numel() and not (allow_no_rows and tensor.shape[1]):
         raise ValueError(f"{name} is empty: its shape is {tuple(tensor.shape)}")
     # A finite sum has no infinite term, so that one pass suffices.
     if (

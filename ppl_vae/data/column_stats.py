@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.row_blocks import RowBlock
 
@@ -88,6 +89,41 @@ class ColumnStats(ColumnMoments):
             constant=self.constant & other.constant & (~both | (self.first == other.first)),
             resolution=max(self.resolution, other.resolution),
         )
+
+    @staticmethod
+    def over_processes(
+        own: "ColumnStats | None", processes: Processes, like: Float[Tensor, " D"]
+    ) -> "ColumnStats":
+        """Statistics of the rows of all processes.
+
+        Args:
+            own: those of this process; None if it has no rows.
+            processes: the processes.
+            like: a tensor of the same shape, dtype and device.
+
+        Raises:
+            ValueError: if no process has rows.
+        """
+        moments, numbers = like.new_zeros(5, len(like)), like.new_zeros(1, 2)
+        if own is not None:
+            moments = torch.stack(
+                [own.count, own.mean, own.scatter, own.first, own.constant.to(like)]
+            )
+            numbers[0, 0], numbers[0, 1] = own.rows, own.resolution
+        parts, numbers = processes.gather(moments), processes.gather_rows(numbers)
+        found: ColumnStats | None = None
+        for (count, mean, scatter, first, constant), rows in zip(
+            parts, numbers[:, 0], strict=True
+        ):
+            if not int(rows):
+                continue
+            new = ColumnStats(
+                count, mean, scatter, int(rows), first, constant.bool(), float(numbers[:, 1].max())
+            )
+            found = new if found is None else found.merge(new)
+        if found is None:
+            raise ValueError("x has no observed value in any row of any process")
+        return found
 
     @property
     def centre(self) -> Float[Tensor, " D"]:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.magnitude import MAX_MAGNITUDE, check_magnitude
+from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import (
@@ -133,8 +134,11 @@ class RowBlocks:
             would leave the range of float64.
         schema: of the frame that a model was fitted to, to which columns of frames are matched.
         keep_empty_rows: whether rows with nothing observed are kept.
+        processes: among which the rows of the whole table are divided; x holds those of this one,
+            which may be none.
 
     Attributes:
+        width: the number of columns; known once a block was read, or None.
         empty_rows: the numbers of the rows that the last reading left out.
         schema: the given one, or else that of the frame that was read.
         dtype: the finest dtype of the data read so far.
@@ -154,7 +158,10 @@ class RowBlocks:
         rescale: bool = False,
         schema: TableSchema | None = None,
         keep_empty_rows: bool = False,
+        processes: Processes = SINGLE,
     ) -> None:
+        self.processes, self._may_be_empty = processes, processes.size > 1
+        self.width: int | None = None
         self.schema = TableSchema.of(x) if schema is None else schema
         self._keep_empty_rows = keep_empty_rows
         self.empty_rows: list[int] = []
@@ -162,11 +169,15 @@ class RowBlocks:
         self._device = device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
-        source = row_source(x, mask, schema=self.schema) if is_source(x) else None
+        has_rows = not (self._may_be_empty and _is_empty(x))
+        readable = is_source(x) and has_rows
+        source = row_source(x, mask, schema=self.schema) if readable else None
         if source is not None:
             self._source, self.schema = source, self.schema or source.schema
-        elif is_matrix(x) or (is_block_list(x) and mask is not None):
-            self._source = as_matrix(x, mask=mask, schema=self.schema, check_finite=False)
+        elif is_matrix(x) or not has_rows or (is_block_list(x) and mask is not None):
+            self._source = as_matrix(
+                x, mask=mask, schema=self.schema, check_finite=False, allow_no_rows=not has_rows
+            )
         elif mask is not None:
             refuse_mask()
 
@@ -183,12 +194,13 @@ class RowBlocks:
         width, start, self.empty_rows = None, 0, []
         for name, x in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
+            self.width = width
             if x.shape[1] != width:
                 raise ValueError(
                     f"the blocks of x must have the same width; {name} has {x.shape[1]} columns, "
                     f"those before it {width}"
                 )
-            if not self._unit_known:
+            if not self._unit_known and len(x):
                 self.unit, self._unit_known = _unit_of(x), True
             size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
@@ -205,6 +217,8 @@ class RowBlocks:
                 start += num_rows
                 if len(block.values):
                     yield block
+        if self._may_be_empty:
+            return
         if width is None:
             raise ValueError(
                 "x has no blocks of rows; an iterator that was read before, as by PPCA.like, is "
@@ -214,8 +228,43 @@ class RowBlocks:
             raise ValueError(f"x has no observed value in any of its {counted(start, 'row')}")
 
     def notes(self) -> tuple[str, ...]:
-        """A note on the rows that the last reading left out, if any."""
-        return empty_rows_note(self.empty_rows)
+        """A note on the rows that the last reading left out, if any, on each process."""
+        texts = self.processes.gather_text("\n".join(empty_rows_note(self.empty_rows)))
+        if self.processes.size == 1:
+            return tuple(filter(None, texts))
+        return tuple(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the blocks, as given or that of a tensor x; None if x decides it later."""
+        given = self._source.device if isinstance(self._source, Tensor) else None
+        return torch.device(self._device) if self._device is not None else given
+
+    def agree(self) -> int:
+        """Check that all processes have the same columns and dtype; returns the number of columns.
+
+        Raises:
+            ValueError: naming the rank that has others; if no process has any.
+        """
+        found: dict[str, Any] = {} if self.schema is None else {"names": self.schema.names}
+        if self.width is not None:  # else this process has no block
+            found |= {"columns": self.width, "dtype": self.dtype}
+        known = self.processes.agree("x", **found)
+        if "columns" not in known:
+            raise ValueError("x has no blocks of rows on any process")
+        self.width = int(known["columns"])
+        self.dtype = getattr(torch, known["dtype"].removeprefix("torch."))
+        return self.width
+
+    def common_unit(self) -> float:
+        """The largest unit of a process that has rows."""
+        own = self.unit if self._unit_known else 0.0
+        found = max(map(float, self.processes.gather(torch.tensor([own], dtype=torch.float64))))
+        return found or self.unit
+
+    def use_unit(self, unit: float) -> None:
+        """Divide blocks by a given unit from the next reading on."""
+        self.unit, self._unit_known = unit, True
 
     def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor]]:
         x = self._source
@@ -241,6 +290,10 @@ class RowBlocks:
             )
         self._read = True
         return blocks
+
+
+def _is_empty(x: Any) -> bool:
+    return tuple(getattr(x, "shape", ()))[:1] == (0,)
 
 
 def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae import __version__
+from ppl_vae.core.processes import Processes, single_process
 from ppl_vae.core.results import FitResult, plain
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stages import StageCallback, ignore_stages
@@ -177,12 +178,14 @@ def fit_program(problem: Fitting) -> tuple[FittedProgram, FitResult]:
             checkpoint=problem.checkpoint,
             progress=problem.progress,
         )
+    has_closed_form = settings.noise == "isotropic" and not bool(x.isnan().any())
+    x = x[Processes.current().share(len(x))]
     if settings.model.startswith("bayesian"):
         model = BayesianPPCA.like(x, problem.latent_dim, noise=settings.noise, prior="ard")
         found = fit_vb(model, x, seed=settings.seed)
         return found.guide, FitResult.from_dict(found.to_dict())
     ppca = PPCA.like(x, problem.latent_dim, noise=settings.noise, seed=settings.seed)
-    if settings.noise == "isotropic" and not bool(x.isnan().any()):
+    if has_closed_form:
         return ppca, fit_closed_form(ppca, x)
     return ppca, fit_em(ppca, x, starts=settings.starts)
 
@@ -248,7 +251,8 @@ def _choose_latent_dim(
     rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
     on_stage(f"selecting K on masked entries of {counted(len(rows), 'row')}")
     try:
-        search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
+        with single_process():  # each process computes the same
+            search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
     except ValueError as error:
         raise ValueError(f"K could not be selected ({error}); give --latent-dim") from error
     best = search.best

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.config import ConstructorCall, configurable
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
@@ -151,7 +152,9 @@ class BayesianPPCA(RowProgram):
         Raises:
             ValueError: as :meth:`ppl_vae.models.ppca.PPCA.like`; if a column is constant.
         """
-        blocks = RowBlocks(x, mask)
+        processes = Processes.current()
+        with processes.together():
+            blocks = RowBlocks(x, mask, processes=processes)
         columns, covariance = summarize(blocks)
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=True)

@@ -51,7 +51,7 @@ def undetermined_pairs(blocks: RowBlocks, latent_dim: int) -> Int[Tensor, "P 2"]
     Returns:
         Sorted pairs (i, j) with i < j; None if there are none.
     """
-    frequency = torch.stack([rows.sum(0) for rows in _observed_masks(blocks)]).sum(0)
+    frequency = _frequencies(blocks)
     hubs = frequency.topk(min(len(frequency), max(NUM_HUBS, 4 * latent_dim))).indices
     shared = (_joint_counts(blocks, hubs) > latent_dim).sum(1)
     if bool((2 * shared >= len(hubs) + latent_dim).all()):
@@ -133,9 +133,17 @@ def _format_columns(columns: Sequence[int], names: Sequence[str] | None) -> str:
 
 
 def _observed_masks(blocks: RowBlocks) -> Iterator[Bool[Tensor, "B D"]]:
+    if blocks.processes.size > 1:  # this one may have no rows
+        yield torch.ones(0, blocks.width or 0, dtype=torch.bool, device=blocks.device)
     for block in blocks.read():
         complete = torch.ones_like(block.values, dtype=torch.bool)
         yield complete if block.observed is None else block.observed
+
+
+def _frequencies(blocks: RowBlocks) -> Int[Tensor, " D"]:
+    # The number of rows in which each column is observed.
+    total = torch.stack([rows.sum(0) for rows in _observed_masks(blocks)]).sum(0)
+    return blocks.processes.sum(total)
 
 
 def _joint_counts(blocks: RowBlocks, hubs: Int[Tensor, " H"]) -> Float[Tensor, "D H"]:
@@ -146,7 +154,7 @@ def _joint_counts(blocks: RowBlocks, hubs: Int[Tensor, " H"]) -> Float[Tensor, "
         counts = values.mT @ values[:, hubs]
         total = counts if total is None else total + counts
     assert total is not None
-    return total
+    return blocks.processes.sum(total)
 
 
 def _distinct_patterns(
@@ -158,6 +166,10 @@ def _distinct_patterns(
         width = mask.shape[1]
         packed.append(np.packbits(mask.cpu().numpy(), axis=1))
     distinct, repeats = np.unique(np.concatenate(packed), axis=0, return_counts=True)
+    if (processes := blocks.processes).size > 1:
+        parts = [processes.gather_rows(torch.from_numpy(part)) for part in (distinct, repeats)]
+        distinct, inverse = np.unique(parts[0].numpy(), axis=0, return_inverse=True)
+        repeats = np.bincount(inverse.reshape(-1), weights=parts[1].numpy()).astype(int)
     return np.unpackbits(distinct, axis=1, count=width).astype(bool), repeats
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.core.config import configurable
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
@@ -93,11 +94,13 @@ class PPCA(LinearGaussianModel):
                 from the numbers of rows and columns); if a row or column has nothing observed; if
                 a column is constant and ``noise="diagonal"``.
         """
-        blocks = RowBlocks(x, mask, rescale=True)
+        processes = Processes.current()
+        with processes.together():
+            blocks = RowBlocks(x, mask, rescale=True, processes=processes)
         columns, covariance = summarize(blocks)
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=noise == "diagonal")
-        ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=seed)
+        ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=processes.common_seed(seed))
         ppca = ppca.to(device=columns.mean.device, dtype=blocks.dtype)
         ppca.schema = blocks.schema
         variance = columns.variance if noise == "diagonal" else columns.variance.mean()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.column_stats import ColumnStats, rank_message
@@ -157,7 +158,24 @@ def missing_message(columns: ColumnStats) -> str:
 # and slow down the other's, so torch, which does the small operations, uses one thread.
 @threads(1)
 def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
-    """Column statistics and, if nothing is missing, the covariance of a table, in one pass."""
+    """Column statistics and, if nothing is missing, the covariance of a table, in one pass.
+
+    If the rows are divided among several processes, both are those of all rows.
+
+    Raises:
+        ValueError: as the readings of the table; if processes have different columns or dtypes.
+        ProcessError: if the table of another process cannot be read.
+    """
+    with blocks.processes.together():
+        columns, scatter = _summarize_rows(blocks)
+    if blocks.processes.size > 1:
+        columns, scatter = _over_processes(blocks, columns, scatter)
+    assert columns is not None
+    return columns, scatter.covariance(columns) if scatter.complete else None
+
+
+def _summarize_rows(blocks: RowBlocks) -> tuple[ColumnStats | None, "_Scatter"]:
+    # Of the rows of this process, which may have none.
     columns, scatter = None, _Scatter()
     buffer: Tensor | None = None
     for block in _joined(blocks):
@@ -175,8 +193,22 @@ def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
         weight = columns.rows * found.rows / (columns.rows + found.rows)
         scatter.add(centred, (found.mean - columns.mean) * weight**0.5)
         columns = columns.merge(found)
-    assert columns is not None
-    return columns, scatter.covariance(columns) if scatter.complete else None
+    return columns, scatter
+
+
+def _over_processes(
+    blocks: RowBlocks, columns: ColumnStats | None, scatter: "_Scatter"
+) -> tuple[ColumnStats, "_Scatter"]:
+    processes, width = blocks.processes, blocks.agree()
+    unit = blocks.common_unit()
+    with processes.together():
+        if unit != blocks.unit:
+            blocks.use_unit(unit)
+            columns, scatter = _summarize_rows(blocks)
+    like = torch.zeros(width, dtype=torch.float64, device=blocks.device)
+    whole = ColumnStats.over_processes(columns, processes, like)
+    gap = like if columns is None else (columns.mean - whole.mean) * columns.rows**0.5
+    return whole, scatter.over_processes(processes, whole.rows, gap)
 
 
 class _Scatter:
@@ -213,6 +245,32 @@ class _Scatter:
     def _stack(self, centred: Tensor, gap: Tensor | None) -> Float[Tensor, "R D"]:
         parts = [self.factor, centred, None if gap is None else gap[None]]
         return torch.cat([part for part in parts if part is not None])
+
+    def over_processes(
+        self, processes: Processes, num_rows: int, gap: Float[Tensor, " D"]
+    ) -> "_Scatter":
+        """The scatter matrix, or a factor of it, of the rows of all processes.
+
+        Args:
+            processes: the processes.
+            num_rows: N.
+            gap: the mean of this process's rows less that of all, times the square root of their
+                number.
+        """
+        whole = _Scatter()
+        incomplete = processes.sum(torch.tensor([0.0 if self.complete else 1.0]))
+        whole.complete, whole.rows = not bool(incomplete), num_rows
+        if not whole.complete:
+            return whole
+        rows = gap[None] if self.factor is None else torch.cat([self.factor, gap[None]])
+        if num_rows * len(gap) ** 2 <= MAX_QR_COST or num_rows < len(gap):
+            rows = processes.gather_rows(rows)
+            short = len(rows) <= len(gap)
+            whole.factor = rows if short else torch.linalg.qr(rows, mode="r").R
+            return whole
+        own = gram_matrix(rows)
+        whole.gram = processes.sum(own if self.gram is None else own.add_(self.gram))
+        return whole
 
     def covariance(self, columns: ColumnStats) -> SampleCovariance:
         """The covariance of all rows added so far."""

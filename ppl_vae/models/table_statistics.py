@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource, empty_rows_note
+from ppl_vae.data.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.linear_gaussian import MissingnessPatterns
 from ppl_vae.models.sufficient_statistics import summarize
 
@@ -41,7 +42,7 @@ class TableStatistics:
         observed: the patterns, one in observed columns and zero in missing ones, (U, D).
         counts: the number of data of each pattern, n_u, (U,).
         num_zero: the number of further rows of each pattern, zero or more than 2 D, (U,).
-        empty_rows: the numbers of the rows with nothing observed, which were left out.
+        row_notes: on rows with nothing observed, which were left out.
     """
 
     num_data: int
@@ -53,7 +54,7 @@ class TableStatistics:
     observed: Float[Tensor, "U D"]
     counts: Float[Tensor, " U"]
     num_zero: Float[Tensor, " U"]
-    empty_rows: tuple[int, ...] = ()
+    row_notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -62,6 +63,7 @@ class TableStatistics:
         mask: ArrayLike | None = None,
         device: torch.device | None = None,
         schema: TableSchema | None = None,
+        processes: Processes = SINGLE,
     ) -> Self:
         """The statistics of the rows of x, in one pass, or in two if values are missing.
 
@@ -70,12 +72,14 @@ class TableStatistics:
             mask: True where observed.
             device: of the statistics; that of x by default.
             schema: of the frame that a model was fitted to.
+            processes: among which the rows of the whole table are divided.
 
         Raises:
             ValueError: if a column has nothing observed; as
                 :class:`~ppl_vae.data.row_blocks.RowBlocks`.
         """
-        blocks = RowBlocks(x, mask, device=device, schema=schema)
+        with processes.together():
+            blocks = RowBlocks(x, mask, device=device, schema=schema, processes=processes)
         columns, covariance = summarize(blocks)
         columns.check()
         if covariance is not None:
@@ -85,11 +89,11 @@ class TableStatistics:
         else:
             patterns, groups = _groups(blocks, columns.mean)
         statistics = cls._of_groups(columns, groups, patterns)
-        return replace(statistics, empty_rows=tuple(blocks.empty_rows))
+        return replace(statistics, row_notes=blocks.notes())
 
     def notes(self) -> tuple[str, ...]:
         """A note on rows that were left out, if any."""
-        return empty_rows_note(self.empty_rows)
+        return self.row_notes
 
     @classmethod
     def of_rows(cls, block: RowBlock) -> Self:
@@ -198,8 +202,7 @@ def _groups(
     blocks: RowBlocks, centre: Float[Tensor, " D"]
 ) -> tuple[Bool[Tensor, "U D"] | Float[Tensor, "U D"], list[_Group]]:
     # The data by pattern, relative to a centre.
-    groups: dict[bytes, _Group] = {}
-    patterns: dict[bytes, Tensor] = {}
+    groups = _Groups()
     for block in blocks.read():
         observed = block.observed
         if observed is None:
@@ -210,7 +213,41 @@ def _groups(
         order = index.expand(len(values)).argsort(stable=True)
         sizes = index.expand(len(values)).bincount().tolist()
         for pattern, rows in zip(distinct.observed, values[order].split(sizes), strict=True):
-            key, group = pattern.bool().cpu().numpy().tobytes(), _Group.of(rows)
-            groups[key] = groups[key].merge(group) if key in groups else group
-            patterns[key] = pattern
-    return torch.stack(list(patterns.values())), list(groups.values())
+            groups.add(pattern, _Group.of(rows))
+    if blocks.processes.size > 1:
+        groups = groups.over_processes(blocks.processes, centre)
+    return torch.stack(list(groups.patterns.values())), list(groups.found.values())
+
+
+class _Groups:
+    """Data of several patterns; those of one pattern are merged."""
+
+    def __init__(self) -> None:
+        self.found: dict[bytes, _Group] = {}
+        self.patterns: dict[bytes, Tensor] = {}
+
+    def add(self, pattern: Tensor, group: _Group) -> None:
+        """Add data of a pattern."""
+        key = pattern.bool().cpu().numpy().tobytes()
+        self.found[key] = self.found[key].merge(group) if key in self.found else group
+        self.patterns[key] = pattern
+
+    def over_processes(self, processes: Processes, like: Float[Tensor, " D"]) -> "_Groups":
+        """The data of all processes; for each pattern its number of data, its mean and factor."""
+        none, groups = like.new_zeros(0, len(like)), list(self.found.values())
+        numbers = [[group.num_data, len(group.factor)] for group in groups]
+        gathered = [
+            processes.gather(part)
+            for part in (
+                torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2),
+                torch.stack([none.sum(0), *(p.to(like) for p in self.patterns.values())])[1:],
+                torch.stack([none.sum(0), *(group.mean for group in groups)])[1:],
+                torch.cat([none, *(group.factor for group in groups)]),
+            )
+        ]
+        whole = _Groups()
+        for sizes, patterns, means, factors in zip(*gathered, strict=True):
+            split = factors.split(sizes[:, 1].tolist())
+            for size, pattern, mean, factor in zip(sizes, patterns, means, split, strict=True):
+                whole.add(pattern, _Group(int(size[0]), mean, factor))
+        return whole

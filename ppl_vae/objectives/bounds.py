@@ -10,6 +10,7 @@ z_sn given theta_s.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -24,10 +25,12 @@ from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -102,9 +105,8 @@ def elbo(
         x, mask: the whole data, (N, D), in memory or read in blocks, and True where observed.
         num_samples: draws per datum.
         batch_size: rows at once; each batch has draws of theta of its own.
-        global_kl: whether to subtract the last term. Without it the ELBO of each datum is a lower
-            bound on its posterior predictive log density, which is what counts for data that
-            theta was not fitted to.
+        global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
+            posterior predictive log density, as is right for data that theta was not fitted to.
         seed: of the draws.
 
     Raises:
@@ -113,12 +115,17 @@ def elbo(
     pair = Pair(model, guide)
     opened = opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
     objective, values = ELBO(num_samples), []
-    with opened as whole, isolated_store(), seeded(seed), pair.train_mode(False):
-        for batch in whole.split(torch.arange(len(whole)), check_int("batch_size", batch_size)):
-            run = objective._run(pair, batch)
-            values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
-            check_no_nan("the ELBO", values[-1], run, batch)
-    return labels_of(x).rows(torch.cat(values), "elbo")
+    settings = f"{num_samples=}, {global_kl=}"
+    with opened as whole:
+        describe, all_rows = partial(describe_rows, whole), torch.arange(len(whole))
+        rows = SharedRows.of("elbo", pair, describe, all_rows, seed, settings=settings)
+        together = rows.processes.together
+        with together(), isolated_store(), rows.seeded(), pair.train_mode(False):
+            for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
+                run = objective._run(pair, batch)
+                values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
+                check_no_nan("the ELBO", values[-1], run, batch)
+    return labels_of(x).rows(rows.gather(torch.cat(values)), "elbo")
 
 
 PLAIN = "reparameterized"

@@ -1,7 +1,9 @@
 """The inference gap, log p - ELBO = approximation gap + amortization gap."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,13 +11,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.global_sites import conditioned
 from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
+from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
@@ -119,26 +124,41 @@ def gaps(
     labels = labels_of(x).take(rows)
     most_rows = max(1, ROWS_FACTOR * rows_at_once(data.x) // MAX_POINTS)
     size = min(block_size(data.x, num_samples, refined=True), most_rows)
-    with isolated_store(), seeded(seed), pair.eval_mode():
-        batches = list(data.split(rows, size))
-        check_importance_samplable(pair, batches[0])
-
-        def gaps_of(pair: Pair) -> Gaps:
-            family = family_of(pair, batches[0], covariance)
-            estimator = _GapEstimator(pair, family, best, steps, num_samples, tolerance)
-            for batch in batches:
+    settings = f"{covariance=}, {steps=}, {num_samples=}, {tolerance=}, {num_global_draws=}"
+    known = None if log_p is None else describe_tensor(log_p)
+    shared = SharedRows.of(
+        "gaps", pair, partial(describe_rows, data), rows, seed, settings=settings, log_p=known
+    )
+    together, log_ratios = shared.processes.together, None
+    with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
+        pairs, first = [pair], next(data.split(rows, size))
+        check_importance_samplable(pair, first)
+        if pair.has_globals(first):
+            _check_no_constants(log_p=log_p, best=best)
+            pairs, log_ratios = _conditioned(pair, first, num_global_draws)
+        shared.seed_own_draws()
+        estimators = []
+        for each in pairs:
+            family = family_of(each, first, covariance)
+            estimator = _GapEstimator(each, family, best, steps, num_samples, tolerance)
+            for batch in data.split(shared.own, size):
                 estimator.evaluate(batch, estimates_log_p=log_p is None)
-            return estimator.result(log_p)
-
-        if not pair.has_globals(batches[0]):
-            return replace(gaps_of(pair), labels=labels)
-        _check_no_constants(log_p=log_p, best=best)
-        runs = [pair.run(batches[0]) for _ in range(num_global_draws)]
-        check_latents(runs[0])
-        log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
-        found = [gaps_of(conditioned(pair, run)) for run in runs]
+            estimators.append(estimator)
+    found = [estimator.of_all_rows(shared).result(log_p) for estimator in estimators]
+    if log_ratios is None:
+        return replace(found[0], labels=labels)
     average = average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
     return replace(average, labels=labels)
+
+
+def _conditioned(
+    pair: Pair, batch: Batch, num_draws: int
+) -> tuple[list[Pair], Float[Tensor, " G"]]:
+    # The pair given draws of its global latent variables, and their log density ratios.
+    runs = [pair.run(batch) for _ in range(num_draws)]
+    check_latents(runs[0])
+    log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
+    return [conditioned(pair, run) for run in runs], log_ratios
 
 
 def _check_no_constants(**given: Any) -> None:
@@ -217,12 +237,21 @@ class _GapEstimator:
             summary = weight_summary(sampler, proposal, batch, self.num_samples)
             self.summaries.setdefault(name, []).append(summary)
 
+    def of_all_rows(self, shared: SharedRows) -> "_GapEstimator":
+        """The estimates of the rows of all processes."""
+        self.elbos = [shared.gather_columns(_joined(_ELBOs, self.elbos))]
+        self.summaries = {
+            name: [shared.gather_columns(_joined(WeightSummary, parts))]
+            for name, parts in self.summaries.items()
+        }
+        return self
+
     def result(self, log_p: Any) -> Gaps:
         """The gaps of all batches, with the given log p or else the estimated one."""
         estimate = None if log_p is not None else self._best_estimate()
         value: Any = log_p if estimate is None else estimate.value
         error = torch.zeros(()) if estimate is None else estimate.standard_error.double()
-        elbos = _ELBOs._make(map(torch.cat, zip(*self.elbos, strict=True)))
+        (elbos,) = self.elbos
         reason = "" if self.best is not None else self.family.unsplit_reason
         kept = torch.zeros(len(elbos.own), dtype=torch.bool)
         if not self.has_best:
@@ -252,6 +281,10 @@ class _GapEstimator:
             for name, parts in self.summaries.items()
         ]
         return replace(_closest(estimates), notes=self.pair.notes())
+
+
+def _joined(kind: Any, parts: Sequence[Any]) -> Any:
+    return kind(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _closest(estimates: list[LogLikelihood]) -> LogLikelihood:

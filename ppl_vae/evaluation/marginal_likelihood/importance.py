@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from ppl_vae.core.global_sites import PriorProposal
 from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.shared_rows import SharedRows
+from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
 from ppl_vae.data.observed_rows import opened_rows
 from ppl_vae.data.row_blocks import RowSource, empty_rows_note
-from ppl_vae.data.row_stream import Rows, RowStream
+from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
@@ -142,37 +144,48 @@ def _estimate(
     seed: int | None,
 ) -> tuple[LogLikelihood, str]:
     # The estimate, and how it was computed.
-    first = next(data.split(rows[:1], 1))
-    if method == "annealed":
-        settings = annealing or Annealing()
-        sampler = AISWeights(
-            settings, first.x, len(rows), num_samples, capture=capture, precision=precision
-        )
-        size = sampler.block_size
-    else:
-        sampler = _importance_sampler(first.x, len(rows), num_samples, capture, precision)
-        size = block_size(first.x, num_samples, refined=refine > 0)
+    settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
+    shared = SharedRows.of(
+        "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
+    )
+    first, own = next(data.split(rows[:1], 1)), shared.own
+    chains = annealing or Annealing() if method == "annealed" else None
+    sampler, size = _sampler(
+        chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
+    )
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
-        runner=BlockRunner(capture, -(-len(rows) // size)),
+        runner=BlockRunner(capture, -(-len(own) // size)),
         precision=precision,
     )
     diagnostics = None
-    with isolated_store(), seeded(seed), pair.eval_mode():
+    together = shared.processes.together
+    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
         has_globals = pair.has_globals(start)
         if has_globals and method == "prior" and guide is not None:
             pair = pair.with_guide(PriorProposal(pair.model, guide))
-        batches = data.split(rows, size)
+        batches = data.split(own, size)
         proposals = ((local_vi(pair, batch) if refine else pair, batch) for batch in batches)
         parts = [weight_summary(sampler, q, batch, num_samples) for q, batch in proposals]
         if method != "annealed" and not refine:
-            large_batches = data.split(rows, rows_at_once(first.x))
+            large_batches = data.split(own, rows_at_once(first.x))
             diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
+    parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     return estimate, sampler.execution
+
+
+def _of_all_rows(
+    parts: Sequence[WeightSummary], diagnostics: LatentDiagnostics | None, shared: SharedRows
+) -> tuple[list[WeightSummary], LatentDiagnostics | None]:
+    # What each process found for its rows.
+    if diagnostics is not None and diagnostics.undersampled is not None:
+        undersampled = shared.gather_columns(diagnostics.undersampled)
+        diagnostics = diagnostics._replace(undersampled=undersampled)
+    return [shared.gather_columns(_joined(parts))], diagnostics
 
 
 def _scored_rows(
@@ -190,11 +203,25 @@ def _scored_rows(
     return rows[some], empty_rows_note(rows[~some].tolist())
 
 
-def _importance_sampler(
-    x: Tensor, num_rows: int, num_samples: int, capture: bool | str, precision: str
-) -> LogWeightSampler:
+def _sampler(
+    annealing: Annealing | None,
+    x: Tensor,
+    num_rows: int,
+    num_samples: int,
+    capture: bool | str,
+    precision: str,
+    *,
+    refined: bool,
+) -> tuple[LogWeightSampler, int]:
+    # The sampler of log weights, and the number of rows of a batch.
+    if annealing is not None:
+        chains = AISWeights(
+            annealing, x, num_rows, num_samples, capture=capture, precision=precision
+        )
+        return chains, chains.block_size
     num_calls = num_samples * num_rows // rows_at_once(x)
-    return LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    return sampler, block_size(x, num_samples, refined=refined)
 
 
 def _num_observed(
@@ -229,7 +256,7 @@ def combine(
         diagnostics: of the latent sites of the pair, where they were computed.
         has_globals: whether the data of a batch share draws of global variables.
     """
-    summary = WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    summary = _joined(parts)
     undersampled = None if diagnostics is None else diagnostics.undersampled
     mean_variance = float(summary.joint_variance.sum()) / len(summary.value) ** 2
     reliability = assess_reliability(
@@ -257,6 +284,10 @@ def combine(
         refinable=diagnostics is None or diagnostics.refinable,
         global_error=math.sqrt(mean_variance) if has_globals else None,
     )
+
+
+def _joined(parts: Sequence[WeightSummary]) -> WeightSummary:
+    return WeightSummary(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _proposal(

@@ -8,6 +8,7 @@ proportion to the weights is approximately a draw of z | x_obs.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -20,10 +21,12 @@ from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.state import isolated_store, seeded
+from ppl_vae.core.shared_rows import SharedRows
+from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
     PairTraces,
@@ -33,6 +36,7 @@ from ppl_vae.core.traces import (
     frames,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
+from ppl_vae.data.row_stream import describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
@@ -109,6 +113,7 @@ def impute(
     check_refinement(refine, covariance)
     if posterior is not None:
         _check_posterior(model, guide, refine)
+        seed = Processes.current().common_seed(seed)
         return impute_from_posterior(
             posterior, x, num_samples, draws=draws, quantiles=quantiles, mask=mask, seed=seed
         )
@@ -129,19 +134,31 @@ def impute(
     size = block_size(data.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
     local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
-    with isolated_store(), seeded(seed), pair.eval_mode():
-        for rows in (~data.mask.all(1)).nonzero().flatten().split(size):
+    incomplete = (~data.mask.all(1)).nonzero().flatten()
+    settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
+    shared = SharedRows.of(
+        "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
+    )
+    together = shared.processes.together
+    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+        for rows in shared.own.split(size):
             batch = data.rows(rows)
-            check_importance_samplable(pair, batch)
-            if draws and pair.has_globals(batch):
-                raise ValueError(
-                    "joint draws of missing values need a model without global latent variables; "
-                    "use draws=0 for means and standard deviations, or fix them at a draw of the "
-                    "guide: ppl_vae.core.condition_on_globals(model, guide, x)"
-                )
+            _check_samplable(pair, batch, draws)
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
             _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
+    if shared.processes.size > 1:
+        _gather(result, incomplete, shared)
     return result
+
+
+def _check_samplable(pair: Pair, batch: Batch, draws: int) -> None:
+    check_importance_samplable(pair, batch)
+    if draws and pair.has_globals(batch):
+        raise ValueError(
+            "joint draws of missing values need a model without global latent variables; "
+            "use draws=0 for means and standard deviations, or fix them at a draw of the "
+            "guide: ppl_vae.core.condition_on_globals(model, guide, x)"
+        )
 
 
 def _check_posterior(model: ProgramLike, guide: ProgramLike | None, refine: int) -> None:
@@ -172,6 +189,15 @@ def _write(result: Imputation, rows: Tensor, observed: Tensor, new: BlockEstimat
         result.draws[:, rows] = torch.where(observed, result.draws[:, rows], drawn)
     assert result.ess is not None
     result.ess[rows] = new.ess
+
+
+def _gather(result: Imputation, rows: Int[Tensor, " N"], shared: SharedRows) -> None:
+    # The imputations of the other processes.
+    by_row = [result.mean, result.sd, result.ess]
+    by_row += [] if result.draws is None else [result.draws.transpose(0, 1)]
+    for values in by_row:
+        assert values is not None
+        values[rows] = shared.gather(values[shared.own])
 
 
 class _Sampler:

@@ -73,11 +73,20 @@ def _whitened_factor(
         rows = rows if basis is None else rows @ basis
         rows = rows if factor is None else torch.cat([factor, rows])
         factor = torch.linalg.qr(rows, mode="r").R
+    if (processes := blocks.processes).size > 1:
+        factor = loc.new_zeros(0, _width(loc, basis)) if factor is None else factor
+        sums = torch.cat([num_missing, total[None], loc.new_full((1,), num_rows)])
+        sums, factor = processes.sum(sums), processes.gather_rows(factor)
+        num_missing, total, num_rows = sums[:-2], sums[-2], int(sums[-1])
     assert factor is not None
     noise = num_missing.sqrt().diag()
     noise = noise if basis is None else noise @ basis
     factor = torch.linalg.qr(torch.cat([factor, noise]), mode="r").R
     return factor / num_rows**0.5, (total + num_missing.sum()) / num_rows
+
+
+def _width(loc: Tensor, basis: Tensor | None) -> int:
+    return len(loc) if basis is None else basis.shape[1]
 
 
 def _leading_basis(blocks: RowBlocks, parameters: Parameters) -> Float[Tensor, "D B"]:
@@ -95,7 +104,7 @@ def _leading_basis(blocks: RowBlocks, parameters: Parameters) -> Float[Tensor, "
         for completed in _completed(blocks, parameters):
             whitened = completed.centred / scale
             following += whitened.mT @ (whitened @ directions)
-        directions = torch.linalg.qr(following).Q
+        directions = torch.linalg.qr(blocks.processes.sum(following)).Q
         spanning.append(directions)
     return torch.linalg.qr(torch.cat(spanning, 1)).Q
 

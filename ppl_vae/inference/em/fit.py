@@ -8,7 +8,6 @@ block by block (:mod:`ppl_vae.inference.em.missing_data`).
 
 import math
 import time
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,18 +15,20 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.inputs import learn_schema
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
-from ppl_vae.core.validation import ArrayLike, check_int, check_option
+from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.row_blocks import RowBlocks, RowSource
-from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import best_of_starts, run_em
+from ppl_vae.inference.em.settings import EMSettings
+from ppl_vae.inference.em.state import Parameters
 from ppl_vae.models.identifiability import describe_undetermined, undetermined_pairs
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.sufficient_statistics import SampleCovariance, missing_message, summarize
@@ -60,13 +61,15 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     References:
         Tipping, Bishop: Probabilistic principal component analysis (1999), equations 7 and 8.
     """
-    _check_ppca("fit_closed_form", ppca)
-    start_time = time.perf_counter()
-    if ppca.noise != "isotropic":
-        raise ValueError(
-            f"there is no closed form with noise={ppca.noise!r}, factor analysis; use fit_em"
-        )
-    blocks = RowBlocks(x, device=ppca.loc.device, rescale=True, schema=ppca.schema)
+    start_time, processes = time.perf_counter(), Processes.current()
+    with processes.together():
+        _check_ppca("fit_closed_form", ppca)
+        if ppca.noise != "isotropic":
+            raise ValueError(
+                f"there is no closed form with noise={ppca.noise!r}, factor analysis; use fit_em"
+            )
+        blocks = _blocks(ppca, x, None, processes)
+    processes.agree("fit_closed_form", ppca=_describe(ppca))
     columns, covariance = _summarize(ppca, blocks)
     if covariance is None:
         raise ValueError(missing_message(columns))
@@ -75,8 +78,9 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     leading = covariance.leading(ppca.latent_dim, unit_variance)
     loadings, variance = best_parameters(leading, unit_variance, isotropic=True)
     state = CompleteDataEM(CompleteProblem(covariance, Noise(None)), loadings, variance)
-    scale, unit = variance[0].sqrt(), blocks.unit
-    ppca.assign(loadings=loadings * unit, loc=covariance.mean * unit, noise_scale=scale * unit)
+    best = Parameters(loadings, covariance.mean, variance).of_rank_zero(processes)
+    scale, unit = best.variance[0].sqrt(), blocks.unit
+    ppca.assign(loadings=best.loadings * unit, loc=best.loc * unit, noise_scale=scale * unit)
     learn_schema(ppca, blocks.schema)
     seconds = time.perf_counter() - start_time
     return FitResult(
@@ -91,6 +95,18 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         converged=True,
         certificate=0.0,
     ).shifted(_log_jacobian(columns, unit), 0.0)
+
+
+def _blocks(ppca: PPCA, x: RowSource, mask: ArrayLike | None, processes: Processes) -> RowBlocks:
+    # Sums are in float64 for any dtype of the model, on the model's device.
+    return RowBlocks(
+        x, mask, device=ppca.loc.device, rescale=True, schema=ppca.schema, processes=processes
+    )
+
+
+def _describe(ppca: PPCA) -> str:
+    place = f"{ppca.loc.dtype}".removeprefix("torch.")
+    return f"PPCA({ppca.data_dim}, {ppca.latent_dim}, noise={ppca.noise!r}) of {place}"
 
 
 def _check_ppca(name: str, ppca: PPCA) -> None:
@@ -160,11 +176,9 @@ def fit_em(
         Rubin, Thayer: EM algorithms for ML factor analysis (1982).
         Liu, Rubin, Wu: Parameter expansion to accelerate EM: the PX-EM algorithm (1998).
     """
-    _check_ppca("fit_em", ppca)
-    algorithm = "PX-EM" if accelerate else "EM"
-    settings = _Settings(tol, max_iterations, starts, noise_floor, accelerated=accelerate)
-    prior_update = "expand" if accelerate else "fixed"
-    return _fit(ppca, x, mask, algorithm, "full", prior_update, settings)
+    prior_update, algorithm = ("expand", "PX-EM") if accelerate else ("fixed", "EM")
+    settings = EMSettings("full", prior_update, tol, max_iterations, starts, noise_floor)
+    return _fit("fit_em", ppca, x, mask, algorithm, settings)
 
 
 def variational_em(
@@ -205,45 +219,27 @@ def variational_em(
     Raises:
         ValueError, FloatingPointError: as :func:`fit_em`; if ``rotate`` is set for another family.
     """
-    _check_ppca("variational_em", ppca)
-    check_option("covariance", covariance, COVARIANCES)
-    if rotate and covariance != "diagonal":
-        raise ValueError(
-            f"rotate=True needs covariance='diagonal', got {covariance!r}: on principal axes only "
-            "a diagonal q is exact, so elsewhere the step would not be monotone"
-        )
     rotates = covariance == "diagonal" if rotate is None else rotate
     algorithm = f"variational EM ({covariance}{', rotating' if rotates else ''})"
-    settings = _Settings(tol, max_iterations, starts, noise_floor)
     prior_update = "rotate" if rotates else "fixed"
-    return _fit(ppca, x, mask, algorithm, covariance, prior_update, settings)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    # The arguments that fit_em and variational_em share.
-    tol: float
-    max_iterations: int
-    starts: int
-    noise_floor: float
-    accelerated: bool = False
-
-    def __post_init__(self) -> None:
-        check_int("max_iterations", self.max_iterations)
-        check_int("starts", self.starts)
+    settings = EMSettings(covariance, prior_update, tol, max_iterations, starts, noise_floor)
+    return _fit("variational_em", ppca, x, mask, algorithm, settings)
 
 
 def _fit(
+    function: str,
     ppca: PPCA,
     x: RowSource,
     mask: ArrayLike | None,
     algorithm: str,
-    family: str,
-    prior_update: str,
-    settings: _Settings,
+    settings: EMSettings,
 ) -> FitResult:
-    start_time = time.perf_counter()
-    blocks = RowBlocks(x, mask, device=ppca.loc.device, rescale=True, schema=ppca.schema)
+    start_time, processes = time.perf_counter(), Processes.current()
+    with processes.together():
+        _check_ppca(function, ppca)
+        settings.check()
+        blocks = _blocks(ppca, x, mask, processes)
+    processes.agree(function, ppca=_describe(ppca), **vars(settings))
     with threads(1):  # see summarize
         columns, covariance = _summarize(ppca, blocks)
         noise = Noise.of(ppca, columns, settings.noise_floor, accelerated=settings.accelerated)
@@ -253,10 +249,13 @@ def _fit(
     for number in range(settings.starts):
         loadings, loc, variance, notes = _initial(ppca, columns, noise, blocks.unit, number)
         if covariance is None:
-            missing = MissingDataProblem(blocks, columns, noise, family, prior_update)
+            missing = MissingDataProblem(
+                blocks, columns, noise, settings.family, settings.prior_update
+            )
             start = partial(MissingDataEM, missing, loadings, loc, variance)
         else:
-            complete, notes = CompleteProblem(covariance, noise, family, prior_update), ()
+            notes = ()
+            complete = CompleteProblem(covariance, noise, settings.family, settings.prior_update)
             start = partial(CompleteDataEM, complete, loadings, variance)
         with threads(1 if covariance is not None else torch.get_num_threads()):
             fit = run_em(
@@ -270,7 +269,7 @@ def _fit(
         fits.append(fit)
     state, result = best_of_starts(fits)
     ppca.undetermined = None if pairs is None else pairs.to(ppca.loc.device)
-    (loadings, loc, variance), unit = state.parameters, blocks.unit
+    (loadings, loc, variance), unit = state.parameters.of_rank_zero(processes), blocks.unit
     scale = noise.scale(variance)
     ppca.assign(loadings=loadings * unit, loc=loc * unit, noise_scale=scale * unit)
     learn_schema(ppca, blocks.schema)
@@ -278,7 +277,6 @@ def _fit(
 
 
 def _summarize(ppca: PPCA, blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
-    # Sums are in float64 for any dtype of the model, on the model's device.
     columns, covariance = summarize(blocks)
     if len(columns.mean) != ppca.data_dim:
         raise ValueError(f"x has {len(columns.mean)} columns, the model data_dim={ppca.data_dim}")

@@ -13,147 +13,30 @@ increments of the parameters. This avoids differences of large numbers, however 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlock, RowBlocks
-from ppl_vae.guides.families import projected_covariance
+from ppl_vae.data.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import rotate_if_collinear
 from ppl_vae.inference.em.expected_covariance import (
     expected_covariance_factor,
     expected_leading_eigenpairs,
 )
+from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, LatentMoments
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.normal_equations import solve_normal_equations
 from ppl_vae.inference.em.state import EMState, Parameters
 from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor
-from ppl_vae.models.linear_gaussian import (
-    LOG_2PI,
-    LatentPosterior,
-    MissingnessPatterns,
-    PatternCovariances,
-    from_tril_vec,
-    outer_tril,
-    tril_vec,
-)
+from ppl_vae.models.linear_gaussian import LOG_2PI
 
 MAX_ANGLE = math.pi / 8
 """The largest angle of one step of the rotation of W, in radians."""
 NEGLIGIBLE_NOISE = (1e2 * torch.finfo(torch.float64).eps) ** 2
 """A noise variance below this share of the variance of the data consists of rounding errors."""
-
-
-@dataclass(frozen=True)
-class ExpectedStatistics:
-    """The sums over rows that an M-step needs; m and V are mean and covariance of the row's q.
-
-    With P = K (K + 1) / 2 the length of a symmetric matrix's lower triangle, the columns of
-    ``by_column`` and ``overall`` are V (P), m m' (P), m (K) and 1.
-
-    Attributes:
-        by_column: sums over the rows in which the column is observed, (D, 2 P + K + 1).
-        overall: sums over all rows, (2 P + K + 1).
-        residual: sums of r (m, 1)' over the rows in which the column is observed, (D, K + 1).
-        squares: sums of r^2 over the rows in which the column is observed, (D,).
-        scalars: sums of log p(x), of 1/2 log det V and of KL(q || p(z | x)), (3,).
-        rotation: for diagonal q, sums of P_ij / P_ii, P_jj / P_ii and P_ij^2 / P_ii^2 with P the
-            posterior precision, (3, K, K); zero for other families.
-    """
-
-    by_column: Float[Tensor, "D Q"]
-    overall: Float[Tensor, " Q"]
-    residual: Float[Tensor, "D L"]
-    squares: Float[Tensor, " D"]
-    scalars: Float[Tensor, " 3"]
-    rotation: Float[Tensor, "3 K K"]
-
-    def __add__(self, other: "ExpectedStatistics") -> "ExpectedStatistics":
-        pairs = ((value, vars(other)[name]) for name, value in vars(self).items())
-        return ExpectedStatistics(*(mine + its for mine, its in pairs))
-
-    @classmethod
-    def of(
-        cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
-    ) -> Self:
-        """The E-step: the sums over a block of rows, each with its q of the family."""
-        patterns = (
-            MissingnessPatterns.complete(loc)
-            if block.observed is None
-            else MissingnessPatterns.shared(block.observed, loc)
-        )
-        posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
-        one = torch.ones_like(posterior.mean[:, :1])
-        counts = patterns.sum_by_pattern(one)
-        covariance, half_log_det, kl = _best_covariance(posterior.covariances, family)
-        covariances = tril_vec(covariance) * counts
-        mean_outer = patterns.sum_by_pattern(outer_tril(posterior.mean, posterior.mean))
-        means = patterns.sum_by_pattern(posterior.mean)
-        stacked = torch.cat([covariances, mean_outer, means, counts], 1)
-        totals = torch.stack([half_log_det, kl]) @ counts[:, 0]
-        return cls(
-            by_column=patterns.observed.mT @ stacked,
-            overall=stacked.sum(0),
-            residual=posterior.residual.mT @ torch.cat([posterior.mean, one], 1),
-            squares=posterior.residual.square().sum(0),
-            scalars=torch.cat([posterior.log_likelihood().sum().reshape(1), totals]),
-            rotation=_rotation_sums(
-                posterior.covariances.precision, counts * (family == "diagonal")
-            ),
-        )
-
-
-class LatentMoments(NamedTuple):
-    """Sums over rows of moments of q.
-
-    Attributes:
-        covariance: of V, (*B, K, K).
-        mean_outer: of m m', (*B, K, K).
-        mean: of m, (*B, K).
-        num_rows: of 1, (*B).
-    """
-
-    covariance: Float[Tensor, "*B K K"]
-    mean_outer: Float[Tensor, "*B K K"]
-    mean: Float[Tensor, "*B K"]
-    num_rows: Float[Tensor, "*B"]
-
-    @classmethod
-    def unpack(cls, sums: Float[Tensor, "*B Q"], latent_dim: int) -> Self:
-        """The moments in a row of ``by_column``, or in ``overall``."""
-        size = latent_dim * (latent_dim + 1) // 2
-        covariance, mean_outer, mean, num_rows = sums.split([size, size, latent_dim, 1], -1)
-        return cls(
-            from_tril_vec(covariance, latent_dim),
-            from_tril_vec(mean_outer, latent_dim),
-            mean,
-            num_rows[..., 0],
-        )
-
-
-def _best_covariance(exact: PatternCovariances, family: str) -> tuple[Tensor, Tensor, Tensor]:
-    # V, 1/2 log det V and KL(q || p(z | x)) of each pattern.
-    if family == "full":
-        no_kl = torch.zeros_like(exact.half_log_det)
-        return exact.tril @ exact.tril.mT, exact.half_log_det, no_kl
-    covariance = projected_covariance(exact.precision, family)
-    variances = covariance.diagonal(dim1=-2, dim2=-1)
-    half_log_det = variances.log().sum(-1) / 2
-    trace = (exact.precision.diagonal(dim1=-2, dim2=-1) * variances).sum(-1)
-    kl = exact.half_log_det - half_log_det + (trace - variances.shape[-1]) / 2
-    return covariance, half_log_det, kl
-
-
-def _rotation_sums(
-    precision: Float[Tensor, "U K K"], counts: Float[Tensor, "U 1"]
-) -> Float[Tensor, "3 K K"]:
-    diagonal = precision.diagonal(dim1=-2, dim2=-1)
-    share = precision / diagonal[..., None]
-    ratio = diagonal[:, None] / diagonal[..., None]
-    return torch.stack([(part * counts[..., None]).sum(0) for part in (share, ratio, share**2)])
 
 
 @dataclass(frozen=True)
@@ -228,8 +111,11 @@ class MissingDataEM(EMState):
         self.needs_refinement = problem.family == "diagonal"
         self.stalls_in_rotation = self.needs_refinement and problem.prior_update == "fixed"
         loadings = loadings if self.needs_refinement else rotate_if_collinear(loadings, variance)
-        self.parameters = Parameters(loadings, loc, variance)
-        self.statistics, self.num_rows = self._statistics(), problem.columns.rows
+        self.processes = problem.blocks.processes
+        self.parameters = Parameters(loadings, loc, variance).of_rank_zero(self.processes)
+        with self.processes.together():
+            own = self._statistics()
+        self.statistics, self.num_rows = own.over_processes(self.processes), problem.columns.rows
         statistics = self.statistics
         if int(statistics.overall[-1]) != self.num_rows:
             raise ValueError(
@@ -245,6 +131,7 @@ class MissingDataEM(EMState):
         self.read(bound, log_likelihood, rounding)
 
     def _statistics(self) -> ExpectedStatistics:
+        # Of the rows of this process.
         data_dim, latent_dim = self.parameters.loadings.shape
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
@@ -259,8 +146,7 @@ class MissingDataEM(EMState):
                     f"{float(least):.3g}); start from PPCA.like(x)"
                 ) from error
             total = part if total is None else total + part
-        assert total is not None
-        return total
+        return ExpectedStatistics.zero(self.parameters.loadings) if total is None else total
 
     def e_step(self, loadings: Tensor, loc: Tensor, variance: Tensor) -> "MissingDataEM":
         """The state after an E-step at W, mu and psi: one pass over the data."""
@@ -303,6 +189,7 @@ class MissingDataEM(EMState):
             loc = loc + loadings @ moments.mean
             loadings = loadings @ cholesky_factor(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
+        bound = self.processes.broadcast(bound)  # on which all processes decide whether to stop
         return bound, Parameters(loadings, loc, variance)
 
     def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:

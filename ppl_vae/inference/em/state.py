@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.devices import read_together
+from ppl_vae.core.processes import Processes
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.profile_likelihood import maximize_profile_likelihood
@@ -35,6 +36,14 @@ class Parameters(NamedTuple):
     loadings: Float[Tensor, "D K"]
     loc: Float[Tensor, " D"]
     variance: Float[Tensor, " D"]
+
+    def of_rank_zero(self, processes: Processes) -> "Parameters":
+        """Those of rank 0, so that all processes have the same bits."""
+        flat = processes.broadcast(torch.cat([part.reshape(-1) for part in self]))
+        parts = flat.split([part.numel() for part in self])
+        return Parameters(
+            *(new.reshape(part.shape) for new, part in zip(parts, self, strict=True))
+        )
 
 
 class EMState(ABC):

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.row_blocks import RowSource
@@ -153,14 +154,18 @@ def sample_gibbs(
         (2000).
     """
     start = time.perf_counter()
-    priors = ConjugatePriors.of(model)
-    statistics = statistics_for(model, x, mask)
+    processes, seed = Processes.current(), settings.seed
+    with processes.together():
+        priors = ConjugatePriors.of(model)
+    statistics = statistics_for(
+        "sample_posterior", model, x, mask, sampler="gibbs", **settings.shared
+    )
     sampler = GibbsSampler(statistics, priors, expand and statistics.num_data > model.latent_dim)
-    with torch.no_grad(), threads(1), seeded(settings.seed):
+    with torch.no_grad(), threads(1), seeded(processes.common_seed(seed)):
         parameters = overdispersed_start(model, statistics.columns, settings.chains)
         draws, acceptance = _run(sampler, parameters, settings)
     return PosteriorSamples(
-        draws=draws,
+        draws={name: processes.broadcast(value) for name, value in draws.items()},
         sampler="Gibbs",
         seconds=time.perf_counter() - start,
         num_data=statistics.num_data,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_option
 from ppl_vae.data.row_blocks import RowSource
@@ -132,9 +133,12 @@ def sample_nuts(
     """
     started = time.perf_counter()
     check_option("sampler", sampler, RUNNERS)
-    statistics = statistics_for(model, x, mask)
+    processes = Processes.current()
+    statistics = statistics_for(
+        "sample_posterior", model, x, mask, sampler=sampler, **settings.shared
+    )
     with (
-        seeded(settings.seed),
+        seeded(processes.common_seed(settings.seed)),
         threads(1),
         progress_bar(settings.total, settings.progress, "NUTS") as report,
     ):
@@ -152,7 +156,8 @@ def sample_nuts(
             lambda step, value: report(step, value / statistics.num_data),
         )
         parameters = posterior.parameters(whitened.position(found.positions))
-    draws = {k: v for k, v in parameters._asdict().items() if v is not None}
+    found_draws = parameters._asdict().items()
+    draws = {name: processes.broadcast(v) for name, v in found_draws if v is not None}
     return PosteriorSamples(
         draws=draws,
         sampler=f"{NAMES[sampler]} on the integrated likelihood",

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import replace
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.row_blocks import RowSource
@@ -62,10 +63,20 @@ def sample_posterior(
         assert ppca is not None
         return sample_gibbs(ppca, x, mask, settings)
     if ppca is None:
+        _check_single()
         samples = sample_program(model, x, mask, settings, sampler=chosen)
     else:
         samples = sample_nuts(ppca, x, mask, settings, sampler=chosen)
     return replace(samples, notes=(*samples.notes, *reason))
+
+
+def _check_single() -> None:
+    if (size := Processes.current().size) > 1:
+        raise ValueError(
+            f"sample_posterior shares the rows of a BayesianPPCA among the {size} processes of "
+            "torch.distributed, and not those of other models; let one process work alone: with "
+            "ppl_vae.core.single_process()"
+        )
 
 
 def _ppca(model: ProgramLike) -> BayesianPPCA | None:

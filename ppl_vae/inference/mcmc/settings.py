@@ -30,6 +30,16 @@ class ChainSettings:
         check_int("chains", self.chains)
 
     @property
+    def shared(self) -> dict[str, int | None]:
+        """What must be the same on all processes."""
+        return {
+            "num_samples": self.num_samples,
+            "warmup": self.warmup,
+            "chains": self.chains,
+            "seed": self.seed,
+        }
+
+    @property
     def total(self) -> int:
         """The number of iterations of all chains."""
         return self.chains * (self.warmup + self.num_samples)

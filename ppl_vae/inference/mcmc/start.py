@@ -1,12 +1,15 @@
 """What samplers of PPCA's posterior have in common: checks, caveats and starting points."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.digest import tensor_digest
 from ppl_vae.core.inputs import learn_schema
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
@@ -20,14 +23,30 @@ MAX_UNIT_RATIO = 100.0
 
 
 def statistics_for(
-    model: BayesianPPCA, x: RowSource | TableStatistics, mask: ArrayLike | None = None
+    function: str,
+    model: BayesianPPCA,
+    x: RowSource | TableStatistics,
+    mask: ArrayLike | None = None,
+    **arguments: Any,
 ) -> TableStatistics:
     """The statistics of x for a model; x may be the statistics themselves.
 
+    Among several processes they are those of the rows of all of them.
+
+    Args:
+        function: the name of the public function, for messages.
+        model: the model.
+        x: the rows of this process.
+        mask: True where observed.
+        **arguments: what must be the same on all processes.
+
     Raises:
-        ValueError: if x has another width than the model, or a column with nothing observed; if
-            latent_dim is not smaller than data_dim.
+        ProcessError: if another process fails.
+        ValueError: if processes have different arguments; if x has another width than the model,
+            or a column with nothing observed; if latent_dim is not smaller than data_dim.
     """
+    processes = Processes.current()
+    processes.agree(function, **{"the model": _describe(model)}, **arguments)
     if model.latent_dim >= model.data_dim:
         raise ValueError(
             f"latent_dim must be smaller than data_dim, {model.data_dim}, to sample the posterior "
@@ -37,7 +56,7 @@ def statistics_for(
     if isinstance(x, TableStatistics):
         statistics = x
     else:
-        statistics = TableStatistics.of(x, mask, device, model.schema)
+        statistics = TableStatistics.of(x, mask, device, model.schema, processes)
     if len(statistics.mean) != model.data_dim:
         raise ValueError(
             f"x must have {model.data_dim} columns, as the model has; it has "
@@ -45,6 +64,11 @@ def statistics_for(
         )
     learn_schema(model, TableSchema.of(x))
     return statistics
+
+
+def _describe(model: BayesianPPCA) -> str:
+    digest = tensor_digest(value.detach() for value in model.state_dict().values())
+    return f"{repr(model).splitlines()[0]} with priors of checksum {digest[:16]}"
 
 
 def overdispersed_start(model: BayesianPPCA, columns: ColumnStats, chains: int) -> Parameters:

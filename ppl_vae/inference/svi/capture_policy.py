@@ -90,6 +90,8 @@ class CapturePolicy:
         make_recorded: creates the recorded gradient.
         make_captured: creates the captured steps for a number of steps per call.
         schedule: the schedule of the fit.
+        shared: whether several processes share each batch, and exchange gradients: then captured
+            steps are compiled gradients.
 
     Attributes:
         recorded: the recorded gradient, once it is enabled.
@@ -100,11 +102,13 @@ class CapturePolicy:
     def __init__(
         self,
         mode: bool | str,
-        make_recorded: Callable[[], RecordedGradient],
+        make_recorded: Callable[..., RecordedGradient],
         make_captured: Callable[[int], CapturedSteps],
         schedule: Schedule,
+        *,
+        shared: bool = False,
     ) -> None:
-        self.mode, self.schedule = check_capture(mode), schedule
+        self.mode, self.schedule, self._shared = check_capture(mode), schedule, shared
         self._make_recorded, self._make_captured = make_recorded, make_captured
         self.recorded: RecordedGradient | None = None
         self.captured: CapturedSteps | None = None
@@ -169,6 +173,9 @@ class CapturePolicy:
             if mode == "recorded":
                 self.recorded = self._make_recorded()
                 self.reason = f"recorded: {reason}"
+            elif self._shared:
+                self.recorded = self._make_recorded(compiled=True)
+                self.reason = f"captured, the gradient of each step: {reason}"
             else:
                 self.captured = self._make_captured(best_unroll(self.schedule))
                 self.reason = f"captured, {self.captured.unroll} steps per call: {reason}"

@@ -56,18 +56,21 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, hashlib.sha256(data).digest() + data)
 
 
-def read_checkpoint(path: Path, fingerprint: dict[str, str], layout: FitLayout) -> dict[str, Any]:
-    """Read a checkpoint of the same fit, without executing code of the file.
+def read_checkpoint(
+    path: Path, stored: bytes, fingerprint: dict[str, str], layout: FitLayout
+) -> dict[str, Any]:
+    """Parse a checkpoint of the same fit, without executing code of the file.
 
     Args:
         path: the file.
+        stored: its bytes.
         fingerprint: what must be equal in both fits.
         layout: what the content must fit to.
 
     Raises:
         CheckpointError: if the file is damaged, or belongs to another model or fit.
     """
-    content = _parsed(path)
+    content = _parsed(path, stored)
     found = content["fingerprint"]
     for key in (*fingerprint, *found.keys() - fingerprint.keys()):
         if found.get(key) != fingerprint.get(key):
@@ -89,11 +92,21 @@ def damaged(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def read_stored(path: Path) -> bytes:
+    """The bytes of a checkpoint; none if there is no file.
+
+    Raises:
+        CheckpointError: if the file is no regular file.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return b""
     try:
-        stored = read_regular(path)
+        return read_regular(path) or b"\0"
     except CheckpointError as error:
         raise damaged(path, str(error)) from error
+
+
+def _parsed(path: Path, stored: bytes) -> dict[str, Any]:
     digest, data = stored[:DIGEST_SIZE], stored[DIGEST_SIZE:]
     if hashlib.sha256(data).digest() != digest:
         raise damaged(path, "it is damaged, or no checkpoint of fit_svi")

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from ppl_vae.core.errors import CheckpointError
+from ppl_vae.core.processes import Processes
 from ppl_vae.data.row_stream import Rows
 from ppl_vae.inference.svi.checkpoint import (
     damaged,
     generator_states,
     last_regular_content,
     read_checkpoint,
+    read_stored,
     set_generator_states,
     write_checkpoint,
 )
@@ -31,6 +33,7 @@ class CheckpointFile:
 
     Args:
         path: the file.
+        processes: that share the fit.
         minibatch, optimizer_step, schedule, x_val, seed: the fit, see
             :func:`ppl_vae.inference.svi.fingerprint.fit_fingerprint`.
     """
@@ -38,26 +41,32 @@ class CheckpointFile:
     def __init__(
         self,
         path: Path,
+        processes: Processes,
         minibatch: MinibatchObjective,
         optimizer_step: OptimizerStep,
         schedule: Schedule,
         x_val: Rows | None,
         seed: int | None,
     ) -> None:
-        self.path, self.device = path, minibatch.x.device
+        self.path, self.device, self.processes = path, minibatch.x.device, processes
         self._optimizer_step, self._has_validation = optimizer_step, x_val is not None
         self.num_steps = schedule.num_steps
         self.fingerprint = fit_fingerprint(minibatch, optimizer_step, schedule, x_val, seed)
 
     def read(self) -> dict[str, Any] | None:
-        """The content of the file; None if there is no file.
+        """The content of the file, which rank 0 reads; None if there is no file.
 
         Raises:
             CheckpointError: if the file is damaged, or of another fit.
         """
-        if not (self.path.exists() or self.path.is_symlink()):
+        with self.processes.together():
+            stored = read_stored(self.path) if self.processes.rank == 0 else b""
+        return self._parsed(self.processes.broadcast_bytes(stored))
+
+    def _parsed(self, stored: bytes) -> dict[str, Any] | None:
+        if not stored:
             return None
-        return read_checkpoint(self.path, self.fingerprint, self._layout)
+        return read_checkpoint(self.path, stored, self.fingerprint, self._layout)
 
     @cached_property
     def _layout(self) -> FitLayout:
@@ -71,14 +80,19 @@ class CheckpointFile:
         )
 
     def write(self, content: dict[str, Any], *, at_end: bool = False) -> None:
-        """Replace the file.
+        """Replace the file; among several processes rank 0 does.
 
         Args:
             content: the state of the fit.
             at_end: whether the fit ended between two regular evaluations. The file then includes
                 the content after the last regular one, from which a longer fit continues.
         """
-        before = self.read() if at_end else None
+        with self.processes.together():
+            if self.processes.rank == 0:
+                self._write(content, at_end)
+
+    def _write(self, content: dict[str, Any], at_end: bool) -> None:
+        before = self._parsed(read_stored(self.path)) if at_end else None
         write_checkpoint(
             self.path,
             content

@@ -1,7 +1,7 @@
 """Stochastic variational inference for any pair."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from ppl_vae.core.files import check_writable
 from ppl_vae.core.inputs import learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
@@ -29,6 +30,7 @@ from ppl_vae.inference.svi.capture_policy import CapturePolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.embedding_lookup import check_lookup
+from ppl_vae.inference.svi.fingerprint import fit_fingerprint
 from ppl_vae.inference.svi.minibatch import (
     EpochTransform,
     MinibatchObjective,
@@ -155,35 +157,40 @@ def fit_svi(
         FloatingPointError: if the loss becomes NaN or infinite, with the step, the site and the
             rows; the last good state is restored.
     """
-    runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
-    if runtime.checkpoint_file is not None:
-        check_writable(runtime.checkpoint_file)
-    move_to_device(model, guide, device)
-    source = open_source(x, mask, model=model, guide=guide)
-    schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
+    processes = Processes.current()
     with ExitStack() as stack:
-        validation_rows = None
-        if x_val is not None:
-            validation_rows = stack.enter_context(_validation_rows(model, guide, x_val, schema))
-        rows = observe_rows(
-            x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
-            check=epoch_transform is None, with_digest=runtime.checkpoint_file is not None,
+        with processes.together():
+            runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
+            if runtime.checkpoint_file is not None and processes.rank == 0:
+                check_writable(runtime.checkpoint_file)
+            move_to_device(model, guide, device)
+            source = open_source(x, mask, model=model, guide=guide)
+            schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
+            validation_rows = None
+            if x_val is not None:
+                opened = _validation_rows(model, guide, x_val, schema)
+                validation_rows = stack.enter_context(opened)
+            resumable = runtime.checkpoint_file is not None
+            rows = observe_rows(
+                x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
+                check=epoch_transform is None, with_digest=resumable or processes.size > 1,
+            )  # fmt: skip
+            if isinstance(rows, RowStream):
+                stack.enter_context(rows)
+            elif rows.mask is not None and not bool(rows.mask.any()):
+                check_rows_observed(rows.mask)
+            schedule = schedule_of(
+                rows, source, batch_size, epochs, steps,
+                refresh=epoch_transform is not None, drop_last=drop_last, resumable=resumable,
+            )  # fmt: skip
+            optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
+            stopping = Stopping(validation_rows, patience)
+            weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
+        stack.enter_context(_training_context(model, guide, processes.common_seed(seed)))
+        trainer = _build_trainer(
+            partial(MinibatchObjective.of, model, guide, weighted, rows),
+            epoch_transform, schedule, optimization, stopping, runtime, processes,
         )  # fmt: skip
-        if isinstance(rows, RowStream):
-            stack.enter_context(rows)
-        elif rows.mask is not None and not bool(rows.mask.any()):
-            check_rows_observed(rows.mask)
-        schedule = schedule_of(
-            rows, source, batch_size, epochs, steps,
-            refresh=epoch_transform is not None, drop_last=drop_last,
-            resumable=runtime.checkpoint_file is not None,
-        )  # fmt: skip
-        optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
-        stopping = Stopping(validation_rows, patience)
-        weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-        stack.enter_context(_training_context(model, guide, seed))
-        minibatch = MinibatchObjective.of(model, guide, weighted, rows, precision, epoch_transform)
-        trainer = _build_trainer(minibatch, schedule, optimization, stopping, runtime)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
         result = trainer.result()
@@ -194,30 +201,66 @@ def fit_svi(
 
 
 def _build_trainer(
-    minibatch: MinibatchObjective,
+    make_minibatch: Callable[..., MinibatchObjective],
+    epoch_transform: EpochTransform | None,
     schedule: Schedule,
     optimization: Optimization,
     stopping: Stopping,
     runtime: Runtime,
+    processes: Processes,
 ) -> Trainer:
-    named = _check_parameters(minibatch, schedule)
-    modules = modules_of(minibatch.model, minibatch.guide)
-    optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
-    optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
+    with processes.together():
+        minibatch = make_minibatch(runtime.precision, epoch_transform)
+        named = _check_parameters(minibatch, schedule)
+        modules = modules_of(minibatch.model, minibatch.guide)
+        optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
+        optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
+    if processes.size > 1:
+        _agree(minibatch, optimizer_step, schedule, stopping, runtime, processes)
+        processes.replicate(optimizer_step.state)
     make_captured = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
+    )
+    policy = CapturePolicy(
+        runtime.capture,
+        partial(RecordedGradient, minibatch, named),
+        make_captured,
+        schedule,
+        shared=processes.size > 1,
     )
     return Trainer(
         minibatch,
         optimizer_step,
         schedule,
         EarlyStopping(stopping.patience),
-        CapturePolicy(
-            runtime.capture, partial(RecordedGradient, minibatch, named), make_captured, schedule
-        ),
+        policy,
         stopping.x_val,
         runtime.checkpoint_file,
         runtime.seed,
+        processes,
+    )
+
+
+def _agree(
+    minibatch: MinibatchObjective,
+    optimizer_step: OptimizerStep,
+    schedule: Schedule,
+    stopping: Stopping,
+    runtime: Runtime,
+    processes: Processes,
+) -> None:
+    """Check that all processes make the same fit.
+
+    Raises:
+        ValueError: naming the rank and the argument that differ.
+    """
+    processes.agree(
+        "fit_svi",
+        **fit_fingerprint(minibatch, optimizer_step, schedule, stopping.x_val, runtime.seed),
+        steps=schedule.num_steps,
+        patience=stopping.patience,
+        capture=runtime.capture,
+        checkpoint=runtime.checkpoint is not None,
     )
 
 

@@ -23,6 +23,9 @@ from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
+FINITE = "every site is finite for another draw"
+"""The description of a batch whose objective was not finite by chance."""
+
 
 class WeightedObjective:
     """An objective of a batch in nats per datum, with warm-up of the weight of the KL.
@@ -202,6 +205,10 @@ class MinibatchObjective:
         """All rows."""
         return Batch(self.x, self.mask) if self.stream is None else self.stream
 
+    def all_rows(self, rows: Tensor | None) -> Tensor:
+        """The numbers of these rows (None: all)."""
+        return torch.arange(len(self.whole), device=self.whole.device) if rows is None else rows
+
     def batch(self, rows: Tensor | None) -> Batch:
         """These rows; None is all."""
         if rows is None:
@@ -285,4 +292,4 @@ class MinibatchObjective:
                 run = Pair(self.model, self.guide).run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
-        return describe_nonfinite_pair(run, batch) or "every site is finite for another draw"
+        return describe_nonfinite_pair(run, batch) or FINITE

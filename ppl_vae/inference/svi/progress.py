@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+from ppl_vae.core.processes import Processes
+
 REFRESH_SECONDS = 0.1
 """The shortest time between two updates of a bar in a notebook."""
 
@@ -45,6 +47,8 @@ def progress_bar(
             f"the objective; got {show!r}"
         )
     notebook = _in_notebook()
+    if Processes.current().rank:
+        show = False  # the bar of rank 0 is that of all processes
     if not (sys.stderr.isatty() or notebook if show == "auto" else show):
         yield lambda step, value: None
     elif notebook:

@@ -25,16 +25,19 @@ class RecordedGradient:
     Args:
         minibatch: the objective, as it is evaluated eagerly.
         named: the parameters by name.
+        compiled: whether the recorded operations are compiled.
     """
 
-    def __init__(self, minibatch: MinibatchObjective, named: dict[str, Tensor]) -> None:
+    def __init__(
+        self, minibatch: MinibatchObjective, named: dict[str, Tensor], *, compiled: bool = False
+    ) -> None:
         self.minibatch = minibatch
         modules = modules_of(minibatch.model, minibatch.guide)
         self._trained = TrainedTensors(modules, named)
         self._prepared = False
         self._run = CompiledFunction(
             FunctionalGradient(self._loss, self._trained).capture,
-            compiled=False,
+            compiled=compiled,
             precision=minibatch.precision,
         )
 

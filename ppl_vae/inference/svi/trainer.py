@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.introspection import notes_of
+from ppl_vae.core.processes import SINGLE, Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.data.row_stream import Rows
@@ -20,10 +20,11 @@ from ppl_vae.inference.svi.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.notes import fit_notes
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
+from ppl_vae.inference.svi.step_runner import StepRunner
 from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100
@@ -52,6 +53,7 @@ class Trainer:
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
         seed: of the fit, by which a checkpoint is recognised.
+        processes: that share each batch, and have the same data and parameters.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or of another fit; the pair is unchanged.
@@ -67,6 +69,7 @@ class Trainer:
         x_val: Rows | None = None,
         checkpoint: Path | None = None,
         seed: int | None = None,
+        processes: Processes = SINGLE,
     ) -> None:
         self.start_time = time.perf_counter()
         self.minibatch, self.optimizer_step = minibatch, optimizer_step
@@ -75,11 +78,13 @@ class Trainer:
         self.checkpoint, self.resumed, content = None, "", None
         if checkpoint is not None:
             self.checkpoint = CheckpointFile(
-                checkpoint, minibatch, optimizer_step, schedule, self.x_val, seed
+                checkpoint, processes, minibatch, optimizer_step, schedule, self.x_val, seed
             )
             content = self.checkpoint.read()
         unfreeze(minibatch.model, minibatch.guide)
-        self.order_seed = int(torch.randint(2**62, ()))
+        self.order_seed = int(processes.broadcast(torch.randint(2**62, (1,))))
+        self.runner = StepRunner(minibatch, optimizer_step, schedule, policy, processes)
+        self.shared = self.runner.shared
         self.unread: list[Tensor] = []
         self.values: list[float] = []
         self.elapsed: list[float] = []
@@ -100,6 +105,7 @@ class Trainer:
             self.checkpoint.write(self._content())
         if not self.values:
             self._validate()
+        self.shared.seed_own_draws(self.order_seed, len(self.values))
         with validation(False):
             for chunk in self._chunks():
                 if self.stopped:
@@ -109,7 +115,10 @@ class Trainer:
                     for rows in chunk:
                         self._run_step(rows)
                 self._after_chunk(progress)
-                self.policy.update(self.num_steps, self.elapsed)
+                elapsed = self.elapsed
+                if self.policy.mode == "auto":  # which all processes must decide alike
+                    elapsed = self.shared.of_rank_zero(elapsed)
+                self.policy.update(self.num_steps, elapsed)
         self._finish()
 
     def _finish(self) -> None:
@@ -172,37 +181,14 @@ class Trainer:
 
     def _run_step(self, rows: Tensor | None) -> None:
         """Make one step, recorded or eagerly."""
-        step, recorded = self.num_steps + 1, self._recorded(rows)
-        try:
-            with self.minibatch.rounding():
-                if recorded is not None:
-                    value = recorded.value(rows, step)
-                else:
-                    value = self.minibatch.value(rows, step)
-        except CaptureError as error:
-            self.policy.disable(error)
-            self._run_step(rows)
+        value = self.runner.evaluate(rows, self.num_steps + 1)
+        if value is None:
+            self._fail(self.num_steps + 1, rows)
             return
-        except (RuntimeError, ValueError) as error:
-            # A factorization can fail on parameters that are finite but far too large.
-            factorization = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
-            overflow = isinstance(error, factorization) and step > 1
-            if not overflow and all(t.isfinite().all() for t in self.optimizer_step.parameters):
-                raise
-            self._fail(step, rows)
-            return
-        self.unread.append(value.detach())
+        self.unread.append(value)
         if self._is_time_to_read(value):
             self._read_values(rows)
-        with self.minibatch.rounding():
-            if recorded is not None:
-                self.optimizer_step.update(rows)
-            else:
-                self.optimizer_step.apply(value, rows)
-
-    def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:
-        """The recorded gradient, for batches of full size."""
-        return None if self._has_other_size(rows) else self.policy.recorded
+        self.runner.update()
 
     def _is_time_to_read(self, value: Tensor) -> bool:
         return value.device.type == "cpu" or len(self.unread) >= READ_INTERVAL
@@ -221,7 +207,7 @@ class Trainer:
             self.last_good = Snapshot(self.optimizer_step.state)
 
     def _fail(self, step: int, rows: Tensor | None) -> None:
-        site = self.minibatch.find_nonfinite_site(rows)
+        site = self.runner.find_nonfinite_site(rows)
         self.last_good.restore()
         raise FloatingPointError(
             f"the loss is not finite at step {step}: {site}. The last good state is restored; "
@@ -239,6 +225,8 @@ class Trainer:
         self._validate()
         if self.checkpoint is not None:
             self._write_checkpoint(self.checkpoint, step, at_end=at_end)
+        self.shared.check_same_parameters(step)
+        self.shared.seed_own_draws(self.order_seed, step)
 
     def _checkpoint_within_epoch(self, step: int) -> None:
         if self.checkpoint is None or step - self.written < CHECKPOINT_INTERVAL:
@@ -248,6 +236,7 @@ class Trainer:
 
     def _write_checkpoint(self, file: CheckpointFile, step: int, *, at_end: bool = False) -> None:
         file.write(self._content(), at_end=at_end)
+        self.shared.seed_own_draws(self.order_seed, step)
         self.written = step
 
     def _validate(self) -> None:
@@ -314,20 +303,6 @@ class Trainer:
             stopping.best = Snapshot(self.optimizer_step.state)
             stopping.best.values = content["best"]
 
-    def _notes(self) -> tuple[str, ...]:
-        minibatch, schedule = self.minibatch, self.schedule
-        notes = notes_of(minibatch.model, minibatch.guide)
-        notes += minibatch.notes()
-        notes += (self.resumed,) if self.resumed else ()
-        if not (schedule.drop_last and schedule.remainder):
-            return notes
-        never = schedule.num_never_drawn(self.order_seed, minibatch.whole.device)
-        return (
-            *notes,
-            f"drop_last left {schedule.remainder} of {schedule.num_data} rows out of each epoch, "
-            f"different ones in each; {never} were in no batch at all",
-        )
-
     def result(self) -> FitResult:
         """The result of the fit."""
         values, steps = self.stopping.values, self.stopping.steps
@@ -342,5 +317,5 @@ class Trainer:
             validation_steps=torch.tensor(steps) if values else None,
             restored=self.stopping.num_without_improvement > 0,
             execution=self.policy.reason,
-            notes=self._notes(),
+            notes=fit_notes(self.minibatch, self.schedule, self.order_seed, self.resumed),
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
+from ppl_vae.core.processes import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.row_blocks import RowSource
@@ -85,13 +86,25 @@ def fit_vb(
         >>> fit_vb(BayesianPPCA.like(x, 2, prior="ard"), x, seed=0).active.shape
         torch.Size([2])
     """
-    start_time = time.perf_counter()
-    _check_model(model)
-    check_int("max_iterations", max_iterations)
-    statistics = statistics_for(model, x, mask)
+    start_time, processes = time.perf_counter(), Processes.current()
+    with processes.together():
+        _check_model(model)
+        check_int("max_iterations", max_iterations)
+    statistics = statistics_for(
+        "fit_vb",
+        model,
+        x,
+        mask,
+        rotate=rotate,
+        tol=tol,
+        max_iterations=max_iterations,
+        seed=seed,
+    )
     updates = ConjugateUpdates.of(model, statistics.mean)
     ascent = CoordinateAscent(statistics, updates, rotate, start_time)
-    stopped = ascent.run(_initial(statistics, updates, model, seed), tol, max_iterations)
+    stopped = ascent.run(
+        _initial(statistics, updates, model, processes.common_seed(seed)), tol, max_iterations
+    )
     return _result(model, ascent, stopped)
 
 

@@ -1,0 +1,67 @@
+"""Commands that ``torchrun`` launches in several processes; rank 0 prints and writes."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import timedelta
+
+SHARED_VERBS = ("evaluate", "fit", "impute", "score")
+"""The commands whose work the processes share; rank 0 runs the others alone."""
+TIMEOUT = timedelta(minutes=10)
+"""The longest time that a process waits for a message of the others."""
+
+
+def num_processes() -> int:
+    """The number of processes that ``torchrun`` launched; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def launched_rank() -> int:
+    """The rank that ``torchrun`` gave to this process; 0 without it."""
+    return int(os.environ["RANK"]) if num_processes() > 1 else 0
+
+
+def was_restarted() -> bool:
+    """Whether ``torchrun --max-restarts`` launched the processes again after a failure."""
+    return num_processes() > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def has_nothing_to_do(arguments: list[str]) -> bool:
+    """Whether rank 0 does all the work of a command, and this process is another."""
+    return launched_rank() > 0 and not set(arguments[:1]) & set(SHARED_VERBS)
+
+
+@contextmanager
+def launched_processes(arguments: list[str]) -> Iterator[None]:
+    """Context manager: the processes share the work of a command, if several were launched.
+
+    Args:
+        arguments: of the command line.
+    """
+    if num_processes() == 1 or not set(arguments[:1]) & set(SHARED_VERBS):
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        with ExitStack() as stack:
+            if launched_rank():
+                silent = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(silent))
+                stack.callback(logging.disable, logging.root.manager.disable)
+                logging.disable(logging.CRITICAL)
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def error_prefix() -> str:
+    """What stands before the error of this process."""
+    return f"rank {launched_rank()}: " if launched_rank() else ""
