@@ -31,7 +31,9 @@ highlight_language = "none"
 # Every reference to the package has a target. Other libraries are named without links, since the
 # inventories that links need come from a network.
 nitpicky = True
-OTHERS = "abc|collections|contextlib|jaxtyping|matplotlib|numpy|pandas|pathlib|pyro|sklearn|torch"
+OTHERS = (
+    "abc|collections|contextlib|jaxtyping|matplotlib|numpy|pandas|pathlib|pyro|rich|sklearn|torch"
+)
 nitpick_ignore_regex = [
     ("py:.*", rf"({OTHERS})\..*"),
     ("py:class", "Tensor|ndarray"),  # inside the annotations of jaxtyping

@@ -256,6 +256,7 @@ ALSO = {
         "assess_reliability",
     ],
     "ppl_vae.evaluation.prediction.label_efficiency": ["PairedDifference"],
+    "ppl_vae.evaluation.prediction.multiple_imputation": ["parameters_matter"],
     "ppl_vae.inference.svi.convergence": ["Convergence"],
     "ppl_vae.inference.svi.progress": ["ProgressCallback"],
     "ppl_vae.interop.estimators": ["CodeTransformer", "RowsWithMissingValues"],

@@ -1,5 +1,6 @@
 """What every test stands on: checked shapes, an empty parameter store, a world left unchanged."""
 
+import contextlib
 import logging
 
 import pretend_device
@@ -18,6 +19,7 @@ from torch.distributions import Distribution  # noqa: E402
 
 import pretend_run  # noqa: E402
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
+from pretend_exceptions import EXCEPTIONS  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -33,15 +35,31 @@ def pytest_configure(config):
         pretend_device.register()
         if pretend_device.STATE.unsupported:
             raise pytest.UsageError(f"--pretend-gpu: {pretend_device.STATE.unsupported}")
-        moved = pretend_run.tests_on_pretended_device()
-        moved.__enter__()
-        config.add_cleanup(lambda: moved.__exit__(None, None, None))
+        moved = contextlib.ExitStack()
+        moved.enter_context(pretend_run.on_pretended_device())
+        config.pretended_waits = moved.enter_context(pretend_device.count_waits())
+        config.add_cleanup(moved.close)
     # Tensors are small here: a second thread would only be waited for.
     torch.set_num_threads(1)
     # beartype finds typing.Callable among the bases of Pyro's distributions.
     config.addinivalue_line(
         "filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--pretend-gpu"):
+        return
+    for item in items:
+        if reason := EXCEPTIONS.get(item.nodeid.split("[")[0]):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    # With several processes each has a count of its own: run with -n0 for the report.
+    if waits := getattr(config, "pretended_waits", None):
+        terminalreporter.section("waiting for the pretended accelerator")
+        terminalreporter.write("\n".join(pretend_run.counted_report(waits)) + "\n")
 
 
 def global_state():

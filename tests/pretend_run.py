@@ -6,6 +6,7 @@ that a factory without ``device=`` is found out. Tests may compare results with 
 own without moving them.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 
-from pretend_device import PretendTensor, in_tests, pretended_device, project_frames
+from pretend_device import PretendTensor, Wait, in_tests, pretended_device, project_frames
 
 BUILDERS = tuple(
     f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models")
@@ -24,7 +25,8 @@ BUILDERS = tuple(
 """Folders whose functions make modules; those that tests call make them for the tests."""
 
 ON_THE_CPU = tuple(
-    f"/ppl_vae/{name}/" for name in ("cli", "fitted", "interop", "lineage", "plots", "report")
+    f"/ppl_vae/{name}/"
+    for name in ("cli", "data", "fitted", "interop", "lineage", "plots", "report")
 )
 """Folders whose functions take tables, and compute with them on the CPU."""
 CONVERTER = "/ppl_vae/core/validation.py"
@@ -128,10 +130,18 @@ def modules_on(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def tests_on_pretended_device() -> Iterator[None]:
+def on_pretended_device() -> Iterator[None]:
     """Whatever tests make, from their import on, is on the pretended device."""
     with ExitStack() as stack:
         device = stack.enter_context(pretended_device(is_lenient=True))
         for context in (modules_on(device), arrays_on(device), TestsFactories(device)):
             stack.enter_context(context)
         yield
+
+
+def counted_report(waits: Counter[Wait], most: int = 40) -> list[str]:
+    """Lines of a report: where the package made the host wait for the device, most often first."""
+    inside = [(wait, n) for wait, n in waits.most_common() if wait.place.startswith("ppl_vae/")]
+    total = sum(number for _, number in inside)
+    lines = [f"the host waited {total} times for the device, at {len(inside)} places"]
+    return lines + [f"{n:9d} {w.kind} {w.operation} {w.place}" for w, n in inside[:most]]

@@ -128,15 +128,8 @@ def parameters(module):
 
 def svi(x, objective=None, **options):
     pair = vae(x.device)
-    objective = objective or ELBO()
-    fit = fit_svi(
-        *(pair.model, pair.guide, x),
-        objective=objective,
-        steps=6,
-        batch_size=16,
-        seed=0,
-        **options,
-    )
+    options |= {"objective": objective or ELBO(), "steps": 6, "batch_size": 16, "seed": 0}
+    fit = fit_svi(pair.model, pair.guide, x, **options)
     return [fit.objective, *parameters(pair)]
 
 
@@ -252,7 +245,11 @@ def waits_of_fit(device, steps, **options):
     return total(waits)
 
 
-@pytest.mark.parametrize("options", [{}, {"grad_clip": 1.0}, {"warmup": 10}])
+@pytest.mark.parametrize(
+    "options",
+    [{"grad_clip": 1.0, "warmup": 10}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["clipped", "plain"],
+)
 def test_a_training_step_waits_at_readings_only(device, options):
     short, long = (waits_of_fit(device, s, **options) for s in (10, READ_INTERVAL))
     assert long - short <= 2  # one more reading of the objective, and whether it is finite
@@ -271,6 +268,7 @@ def test_an_iteration_of_em_waits_three_times(device):
     assert found[0] < 71
 
 
+@pytest.mark.slow
 def test_a_step_towards_the_local_optimum_does_not_wait(device):
     pair, x = vae(device), data().to(device)[:5]
     found = []
@@ -281,6 +279,7 @@ def test_a_step_towards_the_local_optimum_does_not_wait(device):
     assert found[0] == found[1] < 250
 
 
+@pytest.mark.slow
 def test_a_temperature_of_annealing_does_not_wait(device):
     pair, x = vae(device), data().to(device)[:5]
     found = []

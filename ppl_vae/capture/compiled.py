@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from ppl_vae.capture.device_graph import check_graph, move_constants
 from ppl_vae.capture.graph import CaptureError, summarize_error
 from ppl_vae.capture.matmul import select_fastest_matmul
 from ppl_vae.core.state import kept_generators, precision, validation, validation_enabled
@@ -78,6 +79,10 @@ class CompiledFunction:
     def _build(self, args: Any, flat: list[Tensor]) -> tuple[FlatFunction, Any]:
         with precision(self.precision, flat[0].device):
             graph, structure = self.capture(*args)
+        if flat[0].device.type != "cpu":
+            move_constants(graph)
+            if self.compiled:  # and replayed
+                check_graph(graph, flat[0].device)
         if not self.compiled:
             return (lambda tensors: graph(*tensors)), structure
         if self.autotune_matmul:

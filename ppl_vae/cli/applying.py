@@ -237,7 +237,7 @@ def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> N
     fitted = load_fitted(model)
     with threads(1), torch.no_grad(), StageDisplay().live() as display:
         display.begin(f"drawing {counted(rows, 'row')} from {fitted.name}")
-        found = fitted.sample(rows, seed=seed).numpy()
+        found = fitted.sample(rows, seed=seed).numpy(force=True)
     frame = pd.DataFrame(found, columns=pd.Index(fitted.columns))
     deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=output.as_json)
 

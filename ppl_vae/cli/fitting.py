@@ -99,7 +99,7 @@ def _base(out: Path, config: Path | None, resume: bool) -> tuple[Run, Path]:
     if not resume:
         return Run(None, {}, {}), Path("the command line")
     for path in (out / UNFINISHED, out / RUN):
-        if path.exists():
+        if path.exists() or path.is_symlink():
             return Run.read(path), path
     raise FileNotFoundError(f"--resume: there is no fit in {out}")
 

@@ -106,7 +106,7 @@ def to_arviz(
     data = pair.observe(x, mask)
     index = _row_index(rows, len(data))
     labels = {
-        "datum": coordinate("row_names", row_names, len(data))[index.numpy()],
+        "datum": coordinate("row_names", row_names, len(data))[index.numpy(force=True)],
         "column": coordinate("columns", columns, data.x.shape[1]),
     }
     index = index.to(data.x.device)
@@ -197,7 +197,7 @@ def lineage_to_arviz(
     estimates = {row.stage: row.held_out for row in lineage.rows if row.held_out is not None}
     groups["log_likelihood"] = {name: pointwise(value) for name, value in estimates.items()}
     labels = {
-        "datum": lineage.data.test_rows.numpy(),
+        "datum": lineage.data.test_rows.numpy(force=True),
         "column": coordinate("columns", lineage.about.get("columns"), width),
     }
     return as_installed(labelled_tree(groups, labels, {"left_out": _left_out(lineage)}))
@@ -229,14 +229,14 @@ def _stage_draws(
         return draws
 
     def in_data_units(arrays: Arrays) -> Arrays:
-        return {k: units.undo(torch.from_numpy(v)).numpy() for k, v in arrays.items()}
+        return {k: units.undo(torch.from_numpy(v)).numpy(force=True) for k, v in arrays.items()}
 
-    shift = units.log_jacobian(x).numpy()
+    shift = units.log_jacobian(x).numpy(force=True)
     return replace(
         draws,
         predictive=in_data_units(draws.predictive),
         prior_predictive=in_data_units(draws.prior_predictive),
-        observed={site: x.numpy() for site in draws.observed},
+        observed={site: x.numpy(force=True) for site in draws.observed},
         log_weight=draws.log_weight + shift,
         log_joint=draws.log_joint + shift,
     )

@@ -273,7 +273,7 @@ def _with_half_variance(X: np.ndarray, columns: ColumnStats, noise: str) -> PPCA
             "likelihood has no maximum; half of the variance was assigned to the noise",
             stacklevel=3,
         )
-    filled = np.where(np.isnan(X), columns.mean.numpy(), X)
+    filled = np.where(np.isnan(X), columns.mean.numpy(force=True), X)
     values, vectors = SampleCovariance.of(filled).eigh()
     variance = columns.variance if noise == "diagonal" else columns.variance.mean()
     loadings = vectors[:, :1] * (values[0] / 2).sqrt()

@@ -44,7 +44,7 @@ def plot_atoms(
         num_columns: the number of images in a row.
         heading: the title.
     """
-    values = atoms.atoms.double().numpy()
+    values = atoms.atoms.double().numpy(force=True)
     limit = float(np.quantile(np.abs(values), COLOUR_QUANTILE))
     canvas = values if image_shape is None else _mosaic(values, image_shape, num_columns)
     ratio = min(canvas.shape[0] / canvas.shape[1], 1.5)

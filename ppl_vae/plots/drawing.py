@@ -189,7 +189,7 @@ def _drawn_columns(image_grid: ImageGrid) -> list[int]:
 
 def _standardized(image_grid: ImageGrid) -> tuple[Float[np.ndarray, "R C D"], float]:
     # The drawn columns in their standard deviations, and the limit of the colours.
-    values = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy()
+    values = ((image_grid.values - image_grid.loc) / image_grid.scale).numpy(force=True)
     values = values[..., _drawn_columns(image_grid)]
     return values, max(float(np.nanmax(np.abs(values))), 1e-12)
 
@@ -236,7 +236,7 @@ def _draw_images(image_grid: ImageGrid, ax: Axes) -> None:
     for r in range(rows):
         for c in range(columns):
             top, left = r * (height + 1), c * (width + 1)
-            image = image_grid.values[r, c].reshape(height, width).numpy()
+            image = image_grid.values[r, c].reshape(height, width).numpy(force=True)
             canvas[top : top + height, left : left + width] = image
     aspect = "equal" if _row_height(image_grid)[1] else "auto"
     grey = matplotlib.colormaps["gray_r"].with_extremes(bad=MISSING_COLOUR)

@@ -92,9 +92,9 @@ def plot_cross_check(
         at = torch.arange(1, len(error) + 1) + offset
         mean, mean_error = comparison.difference("annealed", "importance")
         ax.errorbar(
-            at.numpy(),
-            (annealed.value - importance.value).numpy(),
-            yerr=error.numpy(),
+            at.numpy(force=True),
+            (annealed.value - importance.value).numpy(force=True),
+            yerr=error.numpy(force=True),
             fmt="o",
             ms=3,
             elinewidth=0.9,
@@ -123,8 +123,11 @@ def plot_comparison(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax, comparison_size(comparison))
     at = np.arange(len(comparison.names))
-    reliable = comparison.reliable.numpy() >= FEW_RELIABLE
-    value, error = comparison.difference.numpy(), comparison.difference_error.numpy()
+    reliable = comparison.reliable.numpy(force=True) >= FEW_RELIABLE
+    value, error = (
+        comparison.difference.numpy(force=True),
+        comparison.difference_error.numpy(force=True),
+    )
     kinds = ((reliable, BLUE, "± paired standard error"), (~reliable, "white", "lower bound"))
     for part, fill, name in kinds:
         if part.any():

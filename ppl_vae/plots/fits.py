@@ -70,7 +70,7 @@ def plot_loadings(
         ax: the axes to draw on.
     """
     ax = new_axes(ax, loadings_size(names))
-    values = loadings.numpy()
+    values = loadings.numpy(force=True)
     order = np.argsort(-np.abs(values).max(1), kind="stable")[:MAX_NAMED]
     drawn = np.sort(order)
     limit = max(float(np.abs(values).max()), 1e-12)
@@ -105,13 +105,13 @@ def plot_log_p(
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    values = log_p.numpy()
+    values = log_p.numpy(force=True)
     edges = np.histogram_bin_edges(values, bins="auto" if len(values) > 1 else 1).tolist()
     parts = {"rows": values}
     if reliable is not None and not bool(reliable.all()):
         parts = {
-            "reliable": values[reliable.numpy()],
-            "not reliable, a lower bound": values[~reliable.numpy()],
+            "reliable": values[reliable.numpy(force=True)],
+            "not reliable, a lower bound": values[~reliable.numpy(force=True)],
         }
     colours = [BLUE, GREY][: len(parts)]
     ax.hist([*parts.values()], bins=edges, stacked=True, color=colours, label=[*parts])

@@ -20,7 +20,7 @@ def plot_accuracy(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    at, percent = np.arange(len(found.methods)), 100 * found.accuracy.numpy()
+    at, percent = np.arange(len(found.methods)), 100 * found.accuracy.numpy(force=True)
     for draw, values in enumerate(percent.T):
         label = "one draw of labels" if not draw else None
         ax.plot(at, values, "o-", ms=3, lw=0.8, color=GREY, alpha=0.7, label=label)
@@ -47,7 +47,7 @@ def plot_accuracy_gain(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="black", lw=1, ls=":")
     base = found.accuracy[found.methods.index(BASELINE)]
     for place, way in enumerate(others):
-        points = 100 * (found.accuracy[found.methods.index(way)] - base).numpy()
+        points = 100 * (found.accuracy[found.methods.index(way)] - base).numpy(force=True)
         label = "one draw of labels" if not place else None
         above = np.full(len(points), place - 0.14)
         ax.plot(points, above, "o", ms=3, color=GREY, alpha=0.7, label=label)

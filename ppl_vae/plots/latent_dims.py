@@ -29,8 +29,8 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
     at = np.arange(len(result.dims))
     ax.bar(
         at,
-        result.probability.numpy(),
-        yerr=result.probability_error.numpy(),
+        result.probability.numpy(force=True),
+        yerr=result.probability_error.numpy(force=True),
         color=BLUE,
         alpha=0.5,
         label="p(K | x), bridge sampling",
@@ -41,7 +41,9 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
         if bool(values.isnan().any()):
             continue
         shade = colour(place + 1)
-        ax.plot(at, values.softmax(0).numpy(), "o-", ms=4, lw=1, color=shade, label=label)
+        ax.plot(
+            at, values.softmax(0).numpy(force=True), "o-", ms=4, lw=1, color=shade, label=label
+        )
     if (held_out := result.chosen_by("held_out")) is not None:
         place = result.dims.index(held_out)
         ax.axvline(place, ls="--", lw=1, color=GREY, label="largest held-out log p")

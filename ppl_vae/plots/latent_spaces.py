@@ -51,7 +51,7 @@ def plot_latent_space(
         ax: the axes to draw on.
     """
     ax = new_axes(ax, PANEL_SIZE)
-    scatter_by_class(ax, space.codes.numpy(), labels)
+    scatter_by_class(ax, space.codes.numpy(force=True), labels)
     names = [f"$z_{{{dimension + 1}}}$, sds of the prior" for dimension in space.leading]
     active = f"{int(space.active.sum())} of {counted(space.latent_dim, 'dimension')} active"
     ax.set_xlabel(f"{names[0]}\nlog p {space.log_p}, nats per datum\n{active}", fontsize=SMALL)
@@ -82,7 +82,7 @@ def plot_embedding(
         ax: the axes to draw on.
     """
     ax = new_axes(ax, PANEL_SIZE)
-    scatter_by_class(ax, found.codes.numpy(), labels)
+    scatter_by_class(ax, found.codes.numpy(force=True), labels)
     error = "squared error {:.3f} ± {:.3f} per datum".format(*found.mean_error)
     mean, standard_error = (100 * value for value in found.accuracy)
     accuracy = f"accuracy of {neighbours} neighbours {mean:.1f} ± {standard_error:.1f} %"
@@ -129,7 +129,7 @@ def plot_latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str =
         name: of the pair, for the title.
     """
     ax = new_axes(ax, MEANS_SIZE)
-    if scatter_by_class(ax, means.means.numpy(), means.labels):
+    if scatter_by_class(ax, means.means.numpy(force=True), means.labels):
         legend_below(ax, 5)
     ax.set_xlabel("$z_1$, standard deviations of the prior")
     ax.set_ylabel("$z_2$, standard deviations of the prior")
@@ -147,7 +147,7 @@ def plot_kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Ax
     """
     ax = new_axes(ax)
     for place, (name, values) in enumerate(kl.items()):
-        ordered = np.sort(values.numpy())[::-1]
+        ordered = np.sort(values.numpy(force=True))[::-1]
         at = np.arange(1, len(ordered) + 1) + (place - (len(kl) - 1) / 2) * 0.8 / len(kl)
         ax.bar(at, ordered, width=0.8 / len(kl), color=colour(place), label=name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -167,7 +167,7 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    values = spectrum.eigenvalues.numpy()
+    values = spectrum.eigenvalues.numpy(force=True)
     positive = values > 1e-9 * values[0]
     at = np.arange(1, len(values) + 1)
     leading = at <= spectrum.latent_dim

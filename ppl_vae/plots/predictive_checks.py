@@ -59,7 +59,7 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
             f"predictive_check(..., {statistic!r})"
         )
     ax = new_axes(ax, CHECK_SIZE)
-    observed = check.observed.numpy()
+    observed = check.observed.numpy(force=True)
     low, high = float(observed.min()), float(observed.max())
     margin = MARGIN * max(high - low, 1e-6)
     limits = low - margin, high + margin
@@ -76,7 +76,7 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
         if bool(which.any()):
             lower, median, upper = _interval(check.posterior[:, which])
             error = np.stack([median - lower, upper - median])
-            chosen = observed[which.numpy()]
+            chosen = observed[which.numpy(force=True)]
             ax.errorbar(chosen, median, error, fmt="o", ms=3, lw=1, color=colour, label=name)
     ax.set_xlim(*limits)
     ax.set_ylim(*limits)
@@ -90,4 +90,4 @@ def _plot_check(check: PredictiveCheck, statistic: str, label: str, ax: Axes | N
 
 def _interval(values: Float[Tensor, "R E"]) -> Float[np.ndarray, "3 E"]:
     levels = torch.tensor([INTERVAL[0], 0.5, INTERVAL[1]]).to(values)
-    return values.nanquantile(levels, dim=0).numpy()
+    return values.nanquantile(levels, dim=0).numpy(force=True)

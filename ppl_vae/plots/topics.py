@@ -30,8 +30,8 @@ def plot_topic_interpolation(
     ax = new_axes(ax, (SIZE[0], 4.6))
     order: list[int] = shares.amax(0).argsort(descending=True)[:NUM_COLOURED].tolist()
     at = np.linspace(0, 1, len(shares))
-    parts = [shares[:, k].numpy() for k in order]
-    rest = (shares.sum(1) - shares[:, order].sum(1)).numpy()
+    parts = [shares[:, k].numpy(force=True) for k in order]
+    rest = (shares.sum(1) - shares[:, order].sum(1)).numpy(force=True)
     colours = [*map(colour, range(len(order))), GREY]
     names = [" ".join(words[k]) for k in order]
     ax.stackplot(at, *parts, rest, colors=colours, labels=[*names, "all others"], lw=0)

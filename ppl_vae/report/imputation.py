@@ -119,13 +119,17 @@ class FilledTable:
         yield summary
         yield self.reason
         yield " ".join(self.imputation.uncertainty())
-        yield from self._unknown(np.isnan(self.imputation.sd.numpy()).sum(axis=0).tolist())
+        yield from self._unknown(
+            np.isnan(self.imputation.sd.numpy(force=True)).sum(axis=0).tolist()
+        )
 
     def _relative_sds(self, missing: np.ndarray) -> np.ndarray:
         """Known standard deviations of imputed values, relative to those of their columns."""
         column_sd = np.nanstd(self.table.values, axis=0)
         columns = missing.any(0) & (column_sd > 0)
-        ratios = (self.imputation.sd.numpy() / np.where(column_sd > 0, column_sd, 1))[:, columns]
+        ratios = (self.imputation.sd.numpy(force=True) / np.where(column_sd > 0, column_sd, 1))[
+            :, columns
+        ]
         ratios = ratios[missing[:, columns]]
         return ratios[~np.isnan(ratios)]
 
@@ -213,7 +217,7 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
         imputation: of its values.
     """
     missing = np.isnan(table.values)
-    mean, sd = imputation.mean.numpy(), imputation.sd.numpy()
+    mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)
     found: dict[str, Any] = {}
     for k, name in enumerate(table.columns):
         found[name] = np.where(missing[:, k], _rounded(mean[:, k]), mean[:, k])

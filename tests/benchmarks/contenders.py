@@ -12,6 +12,7 @@ from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, T
 from torch import nn
 
 from ppl_vae import ELBO, VAE, CapturedSVI
+from ppl_vae.core.devices import synchronize
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -29,8 +30,8 @@ def vae_of(hidden, device):
 
 
 def wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        synchronize()
 
 
 def stock(loss, checked=False, kind=SVI):
@@ -68,7 +69,7 @@ def recorded(x, rows, hidden):
     return run
 
 
-def ours(unroll, numbers="float32"):
+def ours(unroll, numbers="float32", compiled=True):
     """The step of ``fit_svi``: eager (0), or captured with this many steps per call."""
 
     def make(x, rows, hidden):
@@ -76,7 +77,9 @@ def ours(unroll, numbers="float32"):
         batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
         named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
         update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
-        fast = CapturedSteps(batch, update, named, unroll) if unroll else None
+        fast = None
+        if unroll:
+            fast = CapturedSteps(batch, update, named, unroll, compiled=compiled)
 
         def run():
             with isolated_store(), validation(False), precision(numbers, x.device):

@@ -305,6 +305,8 @@ def changes():
     for name in (CONFIG, WEIGHTS, RECORD, RUN, UNFINISHED, CHECKPOINT, OF_PYTHON):
         like = {UNFINISHED: RUN, OF_PYTHON: CHECKPOINT}.get(name, name)
         for change, function in (ANY | OWN[like]).items():
+            if like == RUN and change == "half":
+                continue  # a part of a configuration may be one
             yield name, change, lambda path, f=function: path.write_bytes(f(path.read_bytes()))
         for kind in KINDS:
             yield name, kind, lambda path, kind=kind: in_place_of(path, kind)
@@ -315,7 +317,7 @@ def changes():
 HARMLESS = {
     *((name, "last byte") for name in (CONFIG, RECORD, RUN, UNFINISHED)),  # a line end
     (CONFIG, "no likelihood"),  # the default
-    (OF_PYTHON, "steps"),  # a longer fit
+    *((name, "steps") for name in (OF_PYTHON, CHECKPOINT)),  # a longer fit
 }
 """Changes after which a file means the same."""
 OF_TABLES = {"table", "no table", "flipped 2"}

@@ -49,17 +49,8 @@ def frame(num_rows=60, seed=0, missing=0.1):
     return table.assign(kind=[*"ab"] * (num_rows // 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_evaluations():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppl_vae.fitted.held_out.REFINE", 0)
-        patch.setattr("ppl_vae.fitted.held_out.DRAWS", 200)
-        patch.setattr("ppl_vae.cli.imputing.REFINE", 0)
-        yield
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(short_evaluations, tmp_path_factory):
     """A folder with a table and fitted models."""
     place = tmp_path_factory.mktemp("models")
     frame().to_csv(place / "mine.csv", index=False)

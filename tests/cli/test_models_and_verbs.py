@@ -49,17 +49,8 @@ def read(*arguments):
     return pd.read_csv(io.StringIO(run(*arguments).stdout))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_evaluations():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppl_vae.fitted.held_out.REFINE", 0)
-        patch.setattr("ppl_vae.fitted.held_out.DRAWS", 60)
-        patch.setattr("ppl_vae.cli.imputing.REFINE", 0)
-        yield
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(short_evaluations, tmp_path_factory):
     """A folder with tables and a fitted PPCA."""
     found = tmp_path_factory.mktemp("product")
     x = np.array(oracles.simulate_ppca((16, 8), 1, 40, 6, seed=2))

@@ -25,8 +25,9 @@ PAGES = [
     for page in page_outputs.pages()
 ]
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-TOLERANCE = 0.01
-"""The share by which a number may differ, if more than one unit of its last digit.
+TOLERANCE, NEGLIGIBLE = 0.01, 1e-3
+"""The share by which a number may differ, and the difference, in nats or other units, that may be
+larger than this share. One unit of its last digit is allowed, too.
 
 Instructions are the same on all x86-64 processors (``page_outputs.ENVIRONMENT``); versions of
 torch and of the C library are not, and their roundings are amplified by training.
@@ -48,7 +49,7 @@ def agrees(one, other):
     """Whether two printed numbers agree up to the tolerance."""
     a, b = (float(number.replace(",", "")) for number in (one, other))
     last = max(unit(one), unit(other)) * (1 + 1e-9)
-    return abs(a - b) <= max(last, TOLERANCE * max(abs(a), abs(b)))
+    return abs(a - b) <= max(last, NEGLIGIBLE, TOLERANCE * max(abs(a), abs(b)))
 
 
 def differing_lines(shown, printed):

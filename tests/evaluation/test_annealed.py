@@ -573,7 +573,7 @@ def test_single_precision_is_near_double():
     [("functions", False, 2), ("positive_latent", True, 0), ("naive_conv", False, 0)],
 )
 def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monkeypatch):
-    """In two batches, each with its own refined q if there is one."""
+    """There are two batches, each with its own refined q if there is one."""
     monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
     monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 64))
     model, guide, x = first_rows(name)

@@ -311,7 +311,7 @@ def test_missing_values_are_marginalized():
     [pytest.param(name, marks=[pytest.mark.slow] * (name != "diagonal")) for name in COVARIANCES],
 )
 def test_the_approximation_gap_agrees_with_the_formula(covariance):
-    """From N(0, I), on a rotated W, up to the tolerance of the search."""
+    """They agree from N(0, I), on a rotated W, up to the tolerance of the search."""
     ppca, x, parameters = make()
     width = {"unit": 0, "isotropic": 1, "diagonal": K, "full": K * (K + 1) // 2}[covariance]
     encoder = zero_output(mlp(D, K + width, seed=0))

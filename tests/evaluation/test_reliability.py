@@ -194,7 +194,7 @@ def test_reliability_does_not_depend_on_the_order_of_rows():
 
 
 def test_a_subset_of_many_data_is_representative(monkeypatch):
-    """With all data as references, and with a quarter of them, up to sampling error."""
+    """All data as references, and a quarter of them, agree up to sampling error."""
     weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
     whole = assess_reliability(summarize(weights, weights[:1].T), 100)
     monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.MAX_REFERENCES", 50)

@@ -132,8 +132,13 @@ SOURCES = {
     "ordered loader": lambda x, _: DataLoader(TensorDataset(torch.from_numpy(x)), batch_size=12),
     "iterable loader": lambda x, _: DataLoader(Streamed(x), batch_size=12),
 }
-DEFAULT = ("memory map", "folder", "list of memory maps", "loader", "iterable loader")
-KINDS = [k if k in DEFAULT else pytest.param(k, marks=pytest.mark.slow) for k in SOURCES]
+
+
+def mostly_slow(names, *default):
+    """Parameters of which only some belong to the default tests."""
+    return [n if n in default else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 MASKED = {
     "memory map": lambda x, m, folder: (mapped(x, folder), m),
     "list": lambda x, m, _: (np.split(x, [50]), np.split(m, [50])),
@@ -181,8 +186,8 @@ def check_equal(first, second):
     assert all(map(torch.equal, first[1], second[1]))
 
 
-@pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("missing", mostly_slow([False, True], True))
+@pytest.mark.parametrize("kind", mostly_slow(SOURCES, "memory map", "folder", "iterable loader"))
 def test_a_streamed_fit_equals_that_in_memory(kind, missing, monkeypatch, tmp_path, small_blocks):
     x = table(missing)
     source = SOURCES[kind](x, tmp_path)
@@ -196,7 +201,7 @@ def test_a_streamed_fit_equals_that_in_memory(kind, missing, monkeypatch, tmp_pa
     assert torch.equal(epochs[0], torch.arange(N)) == in_order
 
 
-@pytest.mark.parametrize("kind", MASKED)
+@pytest.mark.parametrize("kind", mostly_slow(MASKED, "loader"))
 def test_masks_of_rows_are_used(kind, monkeypatch, tmp_path, small_blocks):
     x, mask = table(), np.random.default_rng(2).random((N, D)) < 0.7
     source, given = MASKED[kind](x, mask, tmp_path)
@@ -207,7 +212,7 @@ def test_masks_of_rows_are_used(kind, monkeypatch, tmp_path, small_blocks):
     assert "labels" not in str(first[0].notes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(SOURCES, "parquet file"))
 def test_a_source_that_fits_into_memory_is_loaded(kind, tmp_path):
     if "order" in kind or "iterable" in kind:
         pytest.skip("its rows keep their order")
@@ -234,9 +239,9 @@ def test_the_order_is_shuffled_by_blocks_and_within(small_blocks):
 
 
 @pytest.mark.parametrize(
-    "kind", ["parquet file", "iterable loader", pytest.param("memory map", marks=pytest.mark.slow)]
+    "kind", mostly_slow(["parquet file", "iterable loader", "memory map"], "parquet file")
 )
-@pytest.mark.parametrize("last", [3, 13])
+@pytest.mark.parametrize("last", mostly_slow([3, 9, 13], 13))
 def test_an_interrupted_fit_resumes_at_its_row(kind, last, monkeypatch, tmp_path, small_blocks):
     monkeypatch.setattr(trainer, "CHECKPOINT_INTERVAL", 1)
     source, file = SOURCES[kind](table(missing=True), tmp_path), tmp_path / "fit.ckpt"
@@ -268,7 +273,7 @@ def test_a_checkpoint_is_of_the_same_rows_in_the_same_order(tmp_path, small_bloc
         fitted(np.split(x, [50]), checkpoint=file)
 
 
-@pytest.mark.parametrize("size", [17, 34])  # both leave one row
+@pytest.mark.parametrize("size", mostly_slow([17, 34], 17))  # both leave one row
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_remainders(size, drop_last, monkeypatch, tmp_path, small_blocks):
     x = table()
@@ -309,7 +314,7 @@ def test_per_datum_parameters_keep_their_rows(monkeypatch, tmp_path, small_block
     check_equal(first, second)
 
 
-@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("missing", mostly_slow([False, True], True))
 def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_blocks):
     captured, recorded = fit_module.CapturedSteps, []
     capture = FunctionalStep.capture
@@ -333,7 +338,7 @@ def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_
     assert recorded == [batches[: 2 + missing], [[unroll, 12]]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(SOURCES, "folder"))
 def test_bounds_of_sources(kind, tmp_path, small_blocks):
     x = table(missing=True)
     source, programs = SOURCES[kind](x, tmp_path), pair()
@@ -356,7 +361,7 @@ def test_rows_with_nothing_observed(tmp_path, small_blocks):
         fitted(table(), x_val=source)
 
 
-@pytest.mark.parametrize("kind", ["memory map", "parquet file", "loader"])
+@pytest.mark.parametrize("kind", mostly_slow(["memory map", "parquet file", "loader"], "loader"))
 def test_validation_rows_from_a_source(kind, tmp_path, small_blocks):
     x, x_val = table(), table(missing=True)[:50]
     found, expected = (
@@ -367,7 +372,7 @@ def test_validation_rows_from_a_source(kind, tmp_path, small_blocks):
 
 
 @pytest.mark.parametrize("missing", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(SOURCES, "folder"))
 def test_exact_fits_to_sources(kind, missing, tmp_path):
     x = table(missing).astype(np.float64)
     source = SOURCES[kind](x, tmp_path)

@@ -126,7 +126,7 @@ def no_mask(vae):
     return model
 
 
-@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize("loaded", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_no_source_of_rows_is_refused(kind, loaded, monkeypatch):
     source, error, match = BAD[kind]

@@ -450,8 +450,8 @@ class Scaled(Gaussian):
         super().__init__(**constructor_call(likelihood).arguments)
         self.factor = factor
 
-    def forward(self, outputs, x=None, mask=None, *, observe=True):
-        entries = super().forward(outputs).base_dist
+    def density(self, outputs, x, mask, observe):
+        entries = super().density(outputs, None, None, observe).base_dist
         return dist.Normal(entries.loc, entries.scale * self.factor).to_event(1)
 
 

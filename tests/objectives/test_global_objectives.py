@@ -68,7 +68,7 @@ def test_at_the_exact_posterior_the_bound_is_the_log_evidence(objective, float64
 
 
 def test_the_elbos_of_the_data_add_up_to_the_bound(float64):
-    """With a closed-form KL: exact up to the draws of theta."""
+    """They are exact up to the draws of theta, given a closed-form KL."""
     model, guide, x, evidence = exact_normal_mean()
     values = elbo(model, guide, x, num_samples=4000, seed=0)
     with torch.no_grad():

@@ -60,7 +60,7 @@ SKIPPED = ("docs/_build", "docs/gallery", "docs/reference/", "tests/project/test
 
 def files():
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    found.append(ROOT / "README.md")  # the changelog names what was renamed
+    found += [ROOT / "README.md", ROOT / "CHANGELOG.md"]
     for path in sorted(found):
         name = path.relative_to(ROOT).as_posix()
         kind = path.suffix in (".py", ".pyi", ".md", ".rst", ".html", ".toml")

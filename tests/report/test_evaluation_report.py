@@ -106,7 +106,7 @@ def test_errors_are_one_line(data, tmp_path, monkeypatch, capsys):
     save(PerDatumGuide(10, 2), tmp_path / "guide")
     cases = (
         ("narrow", [], "test.csv has 6 columns, and the model in"),
-        ("guide", [], "holds a PerDatumGuide; give the folder of a PPCA, a VAE or"),
+        ("guide", [], "holds a PerDatumGuide, which has one q for each row"),
         ("nowhere", [], "nowhere"),
         ("narrow", ["--rows", "0"], "rows must be a whole number >= 1; got 0"),
     )

@@ -66,7 +66,7 @@ class SimulationBasedCalibration(Result):
 
         They are not corrected for the number of quantities.
         """
-        return self._uniform.p_values(self.ranks.numpy())
+        return self._uniform.p_values(self.ranks.numpy(force=True))
 
     @property
     def level(self) -> float:
@@ -75,7 +75,7 @@ class SimulationBasedCalibration(Result):
 
     def ecdf(self) -> Float[np.ndarray, "Q P"]:
         """The proportion of ranks below each point of :meth:`band`, for each quantity."""
-        return self._uniform.counts_below(self.ranks.numpy()) / self.num_simulations
+        return self._uniform.counts_below(self.ranks.numpy(force=True)) / self.num_simulations
 
     def band(self) -> RankBand:
         """The band that all quantities stay in with probability 0.95 if ranks are uniform."""
@@ -99,12 +99,12 @@ class SimulationBasedCalibration(Result):
             "p_value": self.p_values,
             "mean": self._mean(),
             "spread": self._spread(),
-            "effective_draws": self.effective_draws.numpy(),
+            "effective_draws": self.effective_draws.numpy(force=True),
         }
         return pd.DataFrame(columns, index=pd.Index(self.quantities, name="quantity"))
 
     def _scaled(self) -> Float[np.ndarray, "M Q"]:
-        return (self.ranks.numpy() + 0.5) / (self.num_draws + 1)
+        return (self.ranks.numpy(force=True) + 0.5) / (self.num_draws + 1)
 
     def _mean(self) -> Float[np.ndarray, " Q"]:
         return self._scaled().mean(0)

@@ -112,7 +112,7 @@ class LatentDims(Result):
             "probability": self.probability,
             "probability_error": self.probability_error,
         }
-        values = {name: column.numpy() for name, column in columns.items()}
+        values = {name: column.numpy(force=True) for name, column in columns.items()}
         return pd.DataFrame(values, index=pd.Index(self.dims, name="latent_dim"))
 
     def __repr__(self) -> str:

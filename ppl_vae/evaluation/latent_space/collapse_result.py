@@ -60,9 +60,9 @@ class Collapse(CollapseStatistics):
         import pandas as pd
 
         columns = {
-            "kl": self.kl_by_dimension.numpy(),
-            "mean_variance": self.mean_variances.numpy(),
-            "active": self.active.numpy(),
+            "kl": self.kl_by_dimension.numpy(force=True),
+            "mean_variance": self.mean_variances.numpy(force=True),
+            "active": self.active.numpy(force=True),
         }
         return pd.DataFrame(columns, index=pd.Index(self.names, name="dimension"))
 

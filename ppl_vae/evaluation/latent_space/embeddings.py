@@ -152,5 +152,7 @@ def _embed(
         raise ValueError(f"{name} has {codes.shape[1]} latent dimensions; an embedding has two")
     reconstruction = reconstruct(*pair, x_test).double().cpu()
     error = (x_test.double().cpu() - reconstruction).square().nansum(1)
-    predicted = classifier.fit(train_codes.numpy(), classes).predict(codes.numpy())
+    predicted = classifier.fit(train_codes.numpy(force=True), classes).predict(
+        codes.numpy(force=True)
+    )
     return Embedding(name, codes, error, torch.as_tensor(predicted == labels).double())

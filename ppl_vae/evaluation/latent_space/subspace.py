@@ -70,7 +70,9 @@ def _principal_angles(w: Tensor, v: Tensor) -> Tensor:
     if not (bool(w.any()) and bool(v.any())):
         angles = w.new_zeros(0)  # scipy does not accept a matrix of zeros
     else:
-        angles = torch.from_numpy(subspace_angles(w.numpy(), v.numpy())).rad2deg()
+        angles = torch.from_numpy(
+            subspace_angles(w.numpy(force=True), v.numpy(force=True))
+        ).rad2deg()
     num_unspanned = min(w.shape[1], v.shape[1]) - len(angles)
     return torch.cat([angles.new_full((num_unspanned,), 90.0), angles])
 
@@ -78,15 +80,15 @@ def _principal_angles(w: Tensor, v: Tensor) -> Tensor:
 def _axis_angles(w: Tensor, v: Tensor) -> Tensor:
     lengths = w.norm(dim=0)[:, None] * v.norm(dim=0)
     cosines = (w.mT @ v).abs() / lengths.clamp(min=torch.finfo(w.dtype).tiny)
-    rows, columns = linear_sum_assignment(-cosines.numpy())
+    rows, columns = linear_sum_assignment(-cosines.numpy(force=True))
     return cosines[rows, columns].clamp(max=1).acos().rad2deg()
 
 
 def _align(w: Tensor, v: Tensor) -> Tensor:
     if w.shape != v.shape:
         return v
-    rotation, _ = orthogonal_procrustes(v.numpy(), w.numpy())
-    return v @ torch.from_numpy(rotation)
+    rotation, _ = orthogonal_procrustes(v.numpy(force=True), w.numpy(force=True))
+    return v @ torch.from_numpy(rotation).to(v)
 
 
 def _kl(first: LinearGaussian, second: LinearGaussian) -> float:

@@ -69,7 +69,9 @@ class Comparison(Result):
 
         columns = ("mean", "error", "difference", "difference_error", "reliable", "weight")
         index = pd.Index(self.names, name="model")
-        return pd.DataFrame({key: getattr(self, key).numpy() for key in columns}, index=index)
+        return pd.DataFrame(
+            {key: getattr(self, key).numpy(force=True) for key in columns}, index=index
+        )
 
     def __repr__(self) -> str:
         lines = [

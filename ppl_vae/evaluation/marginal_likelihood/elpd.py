@@ -72,12 +72,12 @@ def elpd_data(
         "n_samples": num_samples,
         "n_data_points": len(values),
         "warning": warning,
-        "elpd_i": xr.DataArray(values.numpy(), dims=("datum",)),
+        "elpd_i": xr.DataArray(values.numpy(force=True), dims=("datum",)),
         "scale": "log",
         "good_k": good_k,
     }
     if pareto_k is not None:
-        content["pareto_k"] = xr.DataArray(pareto_k.numpy(), dims=("datum",))
+        content["pareto_k"] = xr.DataArray(pareto_k.numpy(force=True), dims=("datum",))
     if issubclass(elpd_class, pd.Series):
         old = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
         return elpd_class(list(content.values()), index=[old.get(name, name) for name in content])

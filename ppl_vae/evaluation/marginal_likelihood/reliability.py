@@ -127,7 +127,7 @@ def k_hat(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     skipped = has_ties(weights) | (len(weights) < MIN_DRAWS)
     values = [
         0.0 if flat else math.nan if skip else _k_hat(column)
-        for column, flat, skip in zip(weights.numpy().T, constant, skipped, strict=True)
+        for column, flat, skip in zip(weights.numpy(force=True).T, constant, skipped, strict=True)
     ]
     return torch.tensor(values, dtype=torch.float64)
 

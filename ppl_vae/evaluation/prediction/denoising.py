@@ -74,7 +74,9 @@ class Denoising(Result):
         """The errors, with one row per datum and one column per denoiser."""
         import pandas as pd
 
-        return pd.DataFrame(self.error.T.numpy(), columns=pd.Index(self.names, name="denoiser"))
+        return pd.DataFrame(
+            self.error.T.numpy(force=True), columns=pd.Index(self.names, name="denoiser")
+        )
 
     def __repr__(self) -> str:
         rows, columns = map(counted, self.clean.shape, ("row", "column"))

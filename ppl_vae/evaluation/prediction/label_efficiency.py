@@ -126,7 +126,7 @@ class LabelEfficiency(Result):
         import pandas as pd
 
         index = pd.MultiIndex.from_product([self.methods, self.seeds], names=["method", "seed"])
-        columns = {name: getattr(self, name).flatten().numpy() for name in METRICS}
+        columns = {name: getattr(self, name).flatten().numpy(force=True) for name in METRICS}
         return pd.DataFrame(columns, index=index).reset_index()
 
     def __repr__(self) -> str:
@@ -268,7 +268,7 @@ def draw_labels(classes: Int[Tensor, " N"], num_labels: int, seed: int) -> Int[T
         num_labels: at least C, at most N.
         seed: seed of the choice of rows.
     """
-    sizes = torch.bincount(classes).numpy()
+    sizes = torch.bincount(classes).numpy(force=True)
     quota = np.ones(len(sizes), dtype=int)
     for _ in range(num_labels - len(sizes)):
         quota[np.where(quota < sizes, sizes / (2 * quota + 1), -1.0).argmax()] += 1
@@ -290,8 +290,10 @@ def _log_p(
     from sklearn.linear_model import LogisticRegression
 
     if method == LOGISTIC:
-        fitted = LogisticRegression(max_iter=10_000).fit(x.numpy(), classes.numpy())
-        return torch.as_tensor(fitted.predict_log_proba(x_test.numpy())).double()
+        fitted = LogisticRegression(max_iter=10_000).fit(
+            x.numpy(force=True), classes.numpy(force=True)
+        )
+        return torch.as_tensor(fitted.predict_log_proba(x_test.numpy(force=True))).double()
     num_classes = int(classes.max()) + 1
     network = SupervisedEncoder(pair, Categorical(num_classes), encoder=method, seed=seed)
     rows = network.rows(x, classes)

@@ -53,7 +53,7 @@ class PooledEstimate(Result):
 
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}")
-        factor = stats.t.ppf((1 + level) / 2, self.freedom.numpy())
+        factor = stats.t.ppf((1 + level) / 2, self.freedom.numpy(force=True))
         half = torch.as_tensor(factor) * self.standard_error
         return self.estimate - half, self.estimate + half
 

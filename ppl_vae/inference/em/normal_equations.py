@@ -14,5 +14,5 @@ def solve_normal_equations(
     """
     try:
         return torch.linalg.solve(gram, cross)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         return (torch.linalg.pinv(gram, hermitian=True) @ cross[..., None])[..., 0]

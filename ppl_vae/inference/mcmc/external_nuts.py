@@ -63,16 +63,16 @@ def _compiled(density: DensityAndGradient, starts: Starts, progress: Report) -> 
     from nutpie.compiled_pyfunc import from_pyfunc  # pyright: ignore[reportMissingImports]
 
     size, last = starts.shape[1], [float("nan")]
-    next_start, steps = itertools.cycle(starts.numpy()), itertools.count(1)
+    next_start, steps = itertools.cycle(starts.numpy(force=True)), itertools.count(1)
 
     def log_p(position: np.ndarray) -> tuple[float, np.ndarray]:
         try:
-            value, gradient = density(torch.from_numpy(np.array(position)))
+            value, gradient = density(torch.from_numpy(np.array(position)).to(starts))
         except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
             # Far out, where rounding leaves a matrix that is not positive definite.
             return float("nan"), np.zeros(size)
         last[0] = float(value)
-        return last[0], gradient.numpy()
+        return last[0], gradient.numpy(force=True)
 
     def expand(position: np.ndarray) -> dict[str, np.ndarray]:
         progress(next(steps), last[0])

@@ -88,17 +88,17 @@ def _mode(
     from scipy.optimize import minimize
 
     def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = density(start.index_copy(0, free, torch.from_numpy(values)))
-        return -float(value), -gradient[free].numpy()
+        value, gradient = density(start.index_copy(0, free, torch.from_numpy(values).to(start)))
+        return -float(value), -gradient[free].numpy(force=True)
 
     found = minimize(
         objective,
-        start[free].numpy(),
+        start[free].numpy(force=True),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": MAX_MODE_ITERATIONS},
     )
-    return start.index_copy(0, free, torch.from_numpy(found.x))
+    return start.index_copy(0, free, torch.from_numpy(found.x).to(start))
 
 
 def sample_nuts(

@@ -222,7 +222,7 @@ class PosteriorSamples(Result):
             draws |= {k: v for k, v in self.invariants().items() if k == "canonical_loadings"}
         groups = {"posterior": {name: _variable(name, value) for name, value in draws.items()}}
         if x is not None:
-            log_p = self.log_likelihood(x, mask).numpy()
+            log_p = self.log_likelihood(x, mask).numpy(force=True)
             groups["log_likelihood"] = {"x": xr.Variable(("chain", "draw", "datum"), log_p)}
         if predictive:
             groups |= self._predictive_groups(x, seed)
@@ -247,7 +247,7 @@ class PosteriorSamples(Result):
         dims = ("chain", "draw", "datum", "column")
         return {
             "posterior_predictive": {"x": xr.Variable(dims, drawn.cpu().numpy())},
-            "observed_data": {"x": xr.Variable(dims[2:], data.numpy())},
+            "observed_data": {"x": xr.Variable(dims[2:], data.numpy(force=True))},
         }
 
     @property

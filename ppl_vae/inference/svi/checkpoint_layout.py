@@ -99,11 +99,13 @@ def _is_optimizer(layout: FitLayout, value: Any, content: dict[str, Any]) -> boo
     return started and all(_is_group(own, group) for own, group in groups)
 
 
-def _is_group(own: dict[str, Any], group: dict[str, Any]) -> bool:
+def _is_group(own: dict[str, Any], group: Any) -> bool:
     """Whether settings of a group of parameters are those of such an optimizer.
 
     Schedulers add numbers of their own.
     """
+    if not isinstance(group, dict):
+        return False
     same = all(is_alike(setting, group[name]) for name, setting in own.items())
     added = (group[name] for name in group.keys() - own.keys())
     return same and own["params"] == group["params"] and all(map(_is_number, added))
