@@ -177,16 +177,31 @@ class Processes:
         given = {name: str(value) for name, value in arguments.items()}
         if self.size == 1:
             return given
-        host = [platform.node(), os.getpid()]
-        texts = self.gather_text(json.dumps([function, given, host]))
         known: dict[str, tuple[int, str]] = {}
-        for rank, (called, values, (node, pid)) in enumerate(map(json.loads, texts)):
-            self._peers[rank] = node, pid
-            for name, value in {"": called, **values}.items():
+        for rank, status in enumerate(self._exchange_status(call=function, arguments=given)):
+            for name, value in status["arguments"].items():
                 first, expected = known.setdefault(name, (rank, value))
                 if value != expected:
                     raise ValueError(_difference(function, name, first, expected, rank, value))
-        return {name: value for name, (_, value) in known.items() if name}
+        return {name: value for name, (_, value) in known.items()}
+
+    def _exchange_status(
+        self, call: str = "", arguments: dict[str, str] | None = None, error: str = ""
+    ) -> list[dict[str, Any]]:
+        # What each process does: the function that it begins, its arguments, or its error.
+        own = {"call": call, "arguments": arguments or {}, "error": error}
+        host = {"node": platform.node(), "pid": os.getpid()}
+        found = [json.loads(text) for text in self.gather_text(json.dumps(own | host))]
+        self._peers.update({k: (each["node"], each["pid"]) for k, each in enumerate(found)})
+        if not error:
+            self.raise_failure([each["error"] for each in found])
+            for rank, each in enumerate(found):
+                if each["call"] != found[0]["call"]:
+                    called, expected = (
+                        one["call"] or "another function" for one in (each, found[0])
+                    )
+                    raise ValueError(_other_call(rank, called, expected))
+        return found
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -205,9 +220,9 @@ class Processes:
             yield
         except Exception as error:
             if not isinstance(error, ProcessError):
-                self.gather_text(describe_error(error))
+                self._exchange_status(error=describe_error(error))
             raise
-        self.raise_failure(self.gather_text(""))
+        self._exchange_status()
 
     def raise_failure(self, texts: Sequence[str]) -> None:
         """Raise an error for the first process with a text, which describes its error.
@@ -282,15 +297,16 @@ def _place(device: torch.device) -> torch.device:
 
 
 def _difference(function: str, name: str, first: int, expected: str, rank: int, value: str) -> str:
-    if not name:
-        return (
-            f"rank {rank} calls {value} where rank {first} calls {expected}; every process must "
-            "call the same functions in the same order (ppl_vae.core.single_process lets one work "
-            "alone)"
-        )
     return (
         f"{function}: {name} is {value} on rank {rank} and {expected} on rank {first}; it must be "
         "the same on all processes"
+    )
+
+
+def _other_call(rank: int, called: str, expected: str) -> str:
+    return (
+        f"rank {rank} calls {called} where rank 0 calls {expected}; every process must call the "
+        "same functions in the same order (ppl_vae.core.single_process lets one work alone)"
     )
 
 

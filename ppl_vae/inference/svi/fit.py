@@ -161,7 +161,7 @@ def fit_svi(
     with ExitStack() as stack:
         with processes.together():
             runtime = Runtime(seed, capture, autotune_matmul, precision, checkpoint, progress)
-            if runtime.checkpoint_file is not None and processes.rank == 0:
+            if (resumable := runtime.checkpoint_file is not None) and processes.rank == 0:
                 check_writable(runtime.checkpoint_file)
             move_to_device(model, guide, device)
             source = open_source(x, mask, model=model, guide=guide)
@@ -170,7 +170,6 @@ def fit_svi(
             if x_val is not None:
                 opened = _validation_rows(model, guide, x_val, schema)
                 validation_rows = stack.enter_context(opened)
-            resumable = runtime.checkpoint_file is not None
             rows = observe_rows(
                 x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
                 check=epoch_transform is None, with_digest=resumable or processes.size > 1,
