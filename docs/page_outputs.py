@@ -54,6 +54,16 @@ def printed(page: Path) -> list[str]:
     """
     blocks = [block["code"] for block in BLOCK.finditer(page.read_text())]
     script = NO_COMPILER + f"\nprint({MARK!r})\n".join(blocks)
+    output = run_script(script, page.name)
+    return [SECONDS.sub("... s", part) for part in output.split(f"{MARK}\n")]
+
+
+def run_script(script: str, name: str) -> str:
+    """What a script prints in a folder of its own, where warnings are errors.
+
+    Raises:
+        RuntimeError: if it fails or warns; ``name`` is in the message.
+    """
     if "arviz" in script:  # the first import of ArviZ 0.x on a day warns of version 1.x
         subprocess.run([sys.executable, "-c", "import arviz"], capture_output=True, check=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,8 +75,8 @@ def printed(page: Path) -> list[str]:
             env=os.environ | ENVIRONMENT,
         )
     if run.returncode != 0:
-        raise RuntimeError(f"{page.name}: {run.stderr}")
-    return [SECONDS.sub("... s", output) for output in run.stdout.split(f"{MARK}\n")]
+        raise RuntimeError(f"{name}: {run.stderr}")
+    return run.stdout
 
 
 def _rewrite(page: Path) -> None:

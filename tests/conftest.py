@@ -1,7 +1,6 @@
 """What every test stands on: checked shapes, an empty parameter store, a world left unchanged."""
 
 import contextlib
-import logging
 
 import pretend_device
 from shapes import check_package
@@ -9,15 +8,13 @@ from shapes import check_package
 # Before the package is imported for the first time.
 check_package("ppl_vae")
 
-import numpy as np  # noqa: E402
 import pyro  # noqa: E402
 import pyro.settings  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from pyro.poutine.runtime import _PYRO_STACK  # noqa: E402
-from torch.distributions import Distribution  # noqa: E402
 
 import pretend_run  # noqa: E402
+from global_state import global_state, restore  # noqa: E402
 from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 from pretend_exceptions import EXCEPTIONS  # noqa: E402
 
@@ -60,41 +57,6 @@ def pytest_terminal_summary(terminalreporter, config):
     if waits := getattr(config, "pretended_waits", None):
         terminalreporter.section("waiting for the pretended accelerator")
         terminalreporter.write("\n".join(pretend_run.counted_report(waits)) + "\n")
-
-
-def global_state():
-    """What a library must not change for longer than a call."""
-    loggers = ("", "pyro", "torch", "ppl_vae")
-    return {
-        "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
-        "torch validation": Distribution._validate_args,
-        "pyro settings": dict(pyro.settings.get()),
-        "pyro handlers": len(_PYRO_STACK),
-        "gradients enabled": torch.is_grad_enabled(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "matmul precision": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-        "log handlers": {name: list(logging.getLogger(name).handlers) for name in loggers},
-        "log levels": {name: logging.getLogger(name).level for name in loggers},
-        "numpy errors": np.geterr(),
-    }
-
-
-def restore(state):
-    torch.set_default_dtype(state["default dtype"])
-    pyro.settings.set(**state["pyro settings"])
-    Distribution.set_default_validate_args(state["torch validation"])
-    del _PYRO_STACK[state["pyro handlers"] :]
-    torch.set_grad_enabled(state["gradients enabled"])
-    torch.autograd.set_detect_anomaly(state["anomaly detection"])
-    torch.use_deterministic_algorithms(state["deterministic algorithms"])
-    torch.set_float32_matmul_precision(state["matmul precision"])
-    torch.set_num_threads(state["threads"])
-    for name, level in state["log levels"].items():
-        logging.getLogger(name).setLevel(level)
-    np.seterr(**state["numpy errors"])
 
 
 @pytest.fixture(autouse=True)

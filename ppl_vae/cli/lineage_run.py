@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ppl_vae.cli.options import LineageSettings
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.table_options import TableOptions
@@ -15,27 +16,33 @@ from ppl_vae.report.lineage_run import LineageRun
 def run_lineage(
     path: Path | None,
     options: TableOptions,
-    latent_dim: int | None,
-    stages: str | None,
+    settings: LineageSettings,
     out: Path,
-    seed: int,
-    scale: str,
+    *,
     as_json: bool,
-    starts: int,
 ) -> None:
     """Run the lineage.
+
+    Args:
+        path: the table; None is handwritten digits.
+        options: of reading it.
+        settings: K, stages, seed, scaling and starts.
+        out: the folder of the results.
+        as_json: whether standard output has the content of results.json only.
 
     Raises:
         ValueError: arguments or data that cannot be used.
         OSError: if the folder cannot be written to.
     """
-    check_option("--scale", scale, SCALES)
-    check_int("--starts", starts)
+    check_option("--scale", settings.scale, SCALES)
+    check_int("--starts", settings.starts)
+    stages = settings.stages
     asked = None if stages is None else [name.strip() for name in stages.split(",")]
     names = [stage.name for stage in select_stages(asked, STAGES)]
     check_folder(out)
     table = digits_table() if path is None else options.read(path)
-    k = latent_dim if latent_dim is not None else _default_latent_dim(table)
+    k = _default_latent_dim(table) if settings.latent_dim is None else settings.latent_dim
+    seed, scale, starts = settings.seed, settings.scale, settings.starts
     LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
 
 

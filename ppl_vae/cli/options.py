@@ -81,6 +81,28 @@ class FullEstimation(Estimation):
 
 
 @dataclasses.dataclass(frozen=True)
+class LineageSettings:
+    """What a lineage is, apart from its table."""
+
+    latent_dim: Annotated[
+        int | None, typer.Option(help="K; by default 10, or less for a small table")
+    ] = None
+    stages: Annotated[
+        str | None,
+        typer.Option(help="names of stages, separated by commas; by default all but nuts"),
+    ] = None
+    seed: Seed = 0
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="auto, none or standardize; auto standardises the columns if their standard "
+            "deviations differ by more than ten times and rows are not images"
+        ),
+    ] = "auto"
+    starts: Starts = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class ImputationSettings:
     """How a table is fitted whose missing values are imputed."""
 

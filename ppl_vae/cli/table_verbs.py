@@ -9,9 +9,9 @@ from ppl_vae.cli.app import INTERRUPTED, TERMINATED, app
 from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
     ImputationSettings,
+    LineageSettings,
     Output,
     Seed,
-    Starts,
     TableFlags,
     TableOut,
 )
@@ -90,26 +90,11 @@ def impute(
 @with_options
 def lineage(
     table_flags: TableFlags,
+    settings: LineageSettings,
     table: Annotated[
         Path | None, typer.Argument(help="a table; by default handwritten digits")
     ] = None,
-    latent_dim: Annotated[
-        int | None, typer.Option(help="K; by default 10, or less for a small table")
-    ] = None,
-    stages: Annotated[
-        str | None,
-        typer.Option(help="names of stages, separated by commas; by default all but nuts"),
-    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("out"),
-    seed: Seed = 0,
-    scale: Annotated[
-        str,
-        typer.Option(
-            help="auto, none or standardize; auto standardises the columns if their standard "
-            "deviations differ by more than ten times and rows are not images"
-        ),
-    ] = "auto",
-    starts: Starts = 1,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -122,6 +107,4 @@ def lineage(
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
     from ppl_vae.cli import lineage_run
 
-    lineage_run.run_lineage(
-        table, table_flags.options(), latent_dim, stages, out, seed, scale, as_json, starts
-    )
+    lineage_run.run_lineage(table, table_flags.options(), settings, out, as_json=as_json)

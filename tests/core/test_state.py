@@ -11,7 +11,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import Distribution, constraints
 
-from conftest import global_state
+from global_state import global_state
 from ppl_vae.core.state import dry_run, isolated_store, seeded, train_mode, validation
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli

@@ -39,7 +39,7 @@ def zipped(members):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.csv.gz", gzip.compress(TEXT)),
+        ("x.csv.gz", gzip.compress(TEXT, mtime=0)),
         ("x.csv.bz2", bz2.compress(TEXT)),
         ("x.TXT.XZ", lzma.compress(TEXT)),
         ("x.csv.zip", zipped({"x.csv": TEXT})),
@@ -56,7 +56,7 @@ def test_compressed_text(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("x.csv.gz", TEXT, "cannot be read: Not a gzipped file"),
-        ("x.csv.gz", gzip.compress(TEXT * 99)[:-9], "cannot be read"),
+        ("x.csv.gz", gzip.compress(TEXT * 99, mtime=0)[:-9], "cannot be read"),
         ("x.csv.bz2", TEXT, "cannot be read"),
         ("x.csv.xz", lzma.compress(TEXT)[:-20], "cannot be read"),
         ("x.csv.zip", TEXT, "cannot be read: File is not a zip file"),
@@ -66,7 +66,7 @@ def test_compressed_text(tmp_path, name, content):
             r"x.zip .*holds 2 tables \('a.csv', 'b.csv'\)",
         ),
         ("x.zip", zipped({"a.md": TEXT}), r"holds 0 tables \('a.md'\)"),
-        ("x.csv", gzip.compress(TEXT), "is not a text table, despite its name"),
+        ("x.csv", gzip.compress(TEXT, mtime=0), "is not a text table, despite its name"),
         ("x.csv", b"<html><body>", "is not a text table, despite its name"),
         ("x.csv", b'{"a": [1, 2]}', "is not a text table, despite its name"),
         ("x.parquet.gz", TEXT, "must end in one of"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import page_outputs
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +17,6 @@ SLOW = {"coming_from", "index", "first_steps", "lineage", "log_likelihood", "mis
 SLOW |= {"own_pair", "posterior", "slips", "tasks"}
 """All pages but the two whose code takes the least time."""
 
-
-sys.path.insert(0, str(DOCS))
-import page_outputs  # noqa: E402
 
 PAGES = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW))

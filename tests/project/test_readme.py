@@ -1,13 +1,11 @@
 """The README: its commands, its code, its length."""
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 
+import page_outputs
 import pytest
-from files import ONE_THREAD, ROOT
+from files import ROOT
 
 
 def blocks(language):
@@ -15,19 +13,8 @@ def blocks(language):
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_readme_blocks_run(block, tmp_path):
-    if "arviz" in block:
-        # The first import of ArviZ 0.x on a day warns of version 1.x.
-        subprocess.run([sys.executable, "-c", "import arviz"], capture_output=True, check=True)
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | ONE_THREAD,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout
+def test_readme_blocks_run(block):
+    assert page_outputs.run_script(block, "README.md")
 
 
 def test_readme_commands_name_what_there_is():
