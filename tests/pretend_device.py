@@ -386,6 +386,9 @@ def register() -> None:
     elif torch.accelerator.is_available():
         STATE.unsupported = f"this machine has a {torch.accelerator.current_accelerator()}"
     else:
+        # The first backward pass of a process starts a thread for each device that is known by
+        # then, and a process with such threads cannot be forked: this one starts none.
+        torch.ones((), requires_grad=True).backward()
         setup(NAME, backend_module=PretendModule())
         DEVICE = torch.device(NAME, 0)
         STATE.keep = list(kernel_libraries())

@@ -58,7 +58,13 @@ def run(fit, **others):
 
 
 @pytest.mark.parametrize(
-    "fit", [draws_of(), Exact(), lambda x: Exact()], ids=["draws", "guide", "fit"]
+    "fit",
+    [
+        draws_of(),
+        pytest.param(Exact(), marks=pytest.mark.slow),
+        pytest.param(lambda x: Exact(), marks=pytest.mark.slow),
+    ],
+    ids=["draws", "guide", "fit"],
 )
 def test_the_exact_posterior_passes(fit):
     found = run(fit)

@@ -99,6 +99,7 @@ def test_pairing_removes_common_variation():
     assert torch.allclose(ratio, torch.tensor(math.sqrt(101), dtype=ratio.dtype), rtol=0.15)
 
 
+@pytest.mark.slow
 def test_the_paired_error_agrees_with_repetitions():
     """Over many data sets, difference / error has mean 0 and variance 1 for equal models."""
     z = []

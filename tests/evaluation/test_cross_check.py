@@ -96,6 +96,7 @@ def test_an_agreement_with_unreliable_estimates_is_not_trusted():
     assert "cannot be trusted, because too few data are reliable by two and three" in text
 
 
+@pytest.mark.slow
 def test_the_error_of_a_difference_agrees_with_repetitions():
     """The standard deviation of a difference over seeds is its Monte Carlo error."""
     model = ppca()

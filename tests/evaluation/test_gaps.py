@@ -271,6 +271,7 @@ def test_gaps_do_not_depend_on_batches(monkeypatch):
     assert float(z.max()) < oracles.z_limit(N)
 
 
+@pytest.mark.slow
 def test_rows_select_data():
     ppca, x, parameters = make(K=1)
     means, covariances = oracles.posterior(x, *parameters)

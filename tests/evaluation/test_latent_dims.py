@@ -49,7 +49,7 @@ def prior_average(model: BayesianPPCA, x: torch.Tensor, num_draws: int) -> tuple
     return value, float(weights.std() / weights.mean()) / math.sqrt(num_draws)
 
 
-@pytest.mark.parametrize("noise", ["isotropic", "diagonal"])
+@pytest.mark.parametrize("noise", ["isotropic", pytest.param("diagonal", marks=pytest.mark.slow)])
 def test_the_evidence_equals_the_average_over_the_prior(noise: str) -> None:
     """Five standard errors of the difference between two independent estimates."""
     x = simulated(12, 2, 1, seed=0)

@@ -143,7 +143,7 @@ def test_validation_with_a_larger_last_batch():
     assert fit.steps == 120 and fit.validation_steps.tolist() == [0, 26, 52, 78, 104, 120]
 
 
-@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("drop_last", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_captured_steps_with_a_larger_last_batch_equal_eager_steps(drop_last, uncompiled):
     x, objectives = data(41).double(), []
     for capture in (False, True):

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+import combinations
 import oracles
 import user_pairs
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
@@ -91,7 +92,7 @@ def test_all_rows_are_binarized_at_the_start_of_an_epoch():
     assert torch.equal(whole, batches)
 
 
-@pytest.mark.parametrize("size", [20, 15, None])
+@pytest.mark.parametrize("size", combinations.one_in(3, [15, 20, None]))
 def test_captured_fits_equal_eager_fits(size, uncompiled):
     found = []
     for capture in (False, True):

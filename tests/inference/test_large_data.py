@@ -314,6 +314,7 @@ def test_per_datum_parameters_keep_their_rows(monkeypatch, tmp_path, small_block
     check_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", mostly_slow([False, True], True))
 def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_blocks):
     captured, recorded = fit_module.CapturedSteps, []

@@ -68,7 +68,7 @@ def per_datum():
 
 
 @pytest.mark.parametrize(
-    ("name", "batch_size"), combinations.one_in(2, user_pairs.PAIRS, [None, 7])
+    ("name", "batch_size"), combinations.one_in(4, user_pairs.PAIRS, [None, 7])
 )
 def test_every_pair_has_the_numbers_of_an_eager_fit(name, batch_size, float64):
     x = user_pairs.PAIRS[name]()[2]
@@ -86,7 +86,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", combinations.one_in(3, SETTINGS))
 def test_settings_of_the_optimization(name, x):
     assert_same_fits(amortized, x, steps=25, batch_size=12, **{"lr": 0.01, **SETTINGS[name]})
 

@@ -81,6 +81,7 @@ def test_the_first_update_of_a_row_is_the_learning_rate_times_its_rarity(x, batc
     torch.testing.assert_close(moved[moved > 0], torch.full((batch_size,), move).double())
 
 
+@pytest.mark.slow
 def test_per_datum_guides_in_minibatches_approach_the_optimum(x):
     """With unscaled updates of the rows the bound ended 1.97 nats below the optimum."""
     guide, ppca = PerDatumGuide(60, 2).double(), PPCA.like(x, 2, seed=0)

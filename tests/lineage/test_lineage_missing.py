@@ -146,6 +146,7 @@ def test_units_of_the_data_change_every_number_by_the_jacobian_of_observed_entri
             assert float(moved) == pytest.approx(shifts["val"], abs=1e-3), name
 
 
+@pytest.mark.slow
 def test_the_spectrum_is_that_of_the_covariance_expected_at_the_optimum(lineage, data, optimum):
     ppca, split_data = optimum
     named = parameters(ppca)

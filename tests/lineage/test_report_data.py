@@ -123,6 +123,7 @@ def without_paths(data):
     return content
 
 
+@pytest.mark.slow
 def test_report_data_are_reproducible_and_leave_the_generators_unchanged(lineage, data):
     best = min((row for row in lineage.rows if row.model == "PPCA"), key=lambda r: r.shortfall)
     names = {best.stage, lineage.reference, "vae", USER_PAIR}
@@ -142,8 +143,8 @@ def test_report_data_are_reproducible_and_leave_the_generators_unchanged(lineage
         assert ours[name] == theirs[name], name
 
 
-# One of bare parameters, of images, of a plate of features, and of two levels; slow, all.
-QUICK = {"param_only", "naive_conv", "feature_plate", "two_level"}
+# One of bare parameters and one of two levels; slow, all.
+QUICK = {"param_only", "two_level"}
 PROGRAMS = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in user_pairs.PAIRS

@@ -190,6 +190,7 @@ def fitted(seed, num_topics=5, steps=600, start=0):
     return vae, true, order, cosines, error, float(fit.objective[-50:].mean())
 
 
+@pytest.mark.slow
 def test_simulated_topics_are_recovered():
     vae, true, order, cosines, error, _ = fitted(0)
     assert cosines.min() > 0.9

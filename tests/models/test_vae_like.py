@@ -94,7 +94,7 @@ def test_a_standardized_normal_is_a_normal_that_does_not_overflow():
     assert large.log_prob(torch.tensor([1e30])).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e30])
+@pytest.mark.parametrize("factor", [pytest.param(1e-30, marks=pytest.mark.slow), 1e30])
 def test_single_precision_of_any_scale_trains(factor):
     x = (table() * factor).float()
     vae = like(x)

@@ -172,6 +172,7 @@ def test_only_missing_values_are_changed(file, tmp_path):
     assert "factor analysis with K = 3: PX-EM" in result.output and f"wrote {out}" in result.output
 
 
+@pytest.mark.slow
 def test_the_selected_model_is_reported(file, tmp_path):
     out = tmp_path / "filled.tsv"
     result = run(file, "--noise", "diagonal", "--out", out, PLUG_IN)
