@@ -133,6 +133,7 @@ def mixed():
     return lineage_of(table())
 
 
+@pytest.mark.slow
 def test_a_lineage_of_mixed_units_is_in_the_units_of_the_data(mixed):
     assert mixed.about["scale"] == "standardize" and mixed.about["scale_asked"] == "auto"
     assert any("the columns are standardised for every fit" in note for note in mixed.notes())

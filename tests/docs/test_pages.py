@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
 SLOW = {"coming_from", "index", "first_steps", "lineage", "log_likelihood", "missing_values"}
-SLOW |= {"own_pair", "posterior", "slips", "tasks"}
-"""All pages but the two whose code takes the least time."""
+SLOW |= {"arrays_and_frames", "own_pair", "posterior", "slips", "tasks"}
+"""All pages but those whose code takes the least time."""
 
 
 PAGES = [

@@ -261,6 +261,7 @@ def test_captured_weights_and_refined_guides_equal_eager_ones(name, float64, mon
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_compiled_estimate_equals_the_eager_one():
     vae = VAE.mlp(16, 3, hidden=(12,), seed=0)
     x = vae.sample(70, seed=1)

@@ -49,6 +49,7 @@ def found(pair):
     )
 
 
+@pytest.mark.slow
 def test_scores_agree_with_separate_fits(found, pair):
     (x, y), (x_test, y_test) = table(), table(1)
     codes = torch.as_tensor(np.searchsorted(NAMES, y))

@@ -144,6 +144,7 @@ def test_with_unit_width_a_vae_is_an_autoencoder_with_noise_on_its_code():
     torch.testing.assert_close(found, (loss + constant).detach())
 
 
+@pytest.mark.slow
 def test_training_with_a_vanishing_scale_equals_training_the_autoencoder():
     x = draw(200, K, seed=1) @ draw(K, D, seed=2) + 0.1 * draw(200, D)
     fit = partial(fit_svi, steps=150, lr=0.02, scheduler=CosineAnnealingLR, seed=0, capture=False)

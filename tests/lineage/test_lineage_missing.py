@@ -121,6 +121,7 @@ def test_the_gaps_sum_up_and_bounds_are_below_log_p(lineage):
             assert last == pytest.approx(row.log_p.value, abs=0.5), row.stage
 
 
+@pytest.mark.slow
 def test_units_of_the_data_change_every_number_by_the_jacobian_of_observed_entries(lineage):
     names = ("em", "variational-em", "linear-amortized", "vae")
     again = run_lineage(
