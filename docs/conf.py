@@ -37,6 +37,7 @@ OTHERS = (
 nitpick_ignore_regex = [
     ("py:.*", rf"({OTHERS})\..*"),
     ("py:class", "Tensor|ndarray"),  # inside the annotations of jaxtyping
+    ("py:class", r"dict\[int"),  # a part of the type of a private field
     # Type variables.
     ("py:(class|obj)", r"ppl_vae\.(lineage\.common\.(Fitted|Row)|models\.storage\.P)"),
 ]

@@ -172,7 +172,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         "Models fitted to tables",
         {
             "Fitting a table": ["fit", "settings"],
-            "Fitted models and their folder": ["model", "folder", "record"],
+            "Fitted models and their folder": ["model", "folder", "record", "held_out"],
         },
     ),
     "report": (
@@ -208,6 +208,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Variables that all data share": ["global_sites"],
             "Results": ["results", "stats"],
             "Process-wide state": ["state"],
+            "Progress": ["stages"],
             "Several processes": ["processes", "messages"],
             "Errors": ["errors"],
             "Configuration": ["config"],
@@ -223,7 +224,8 @@ ALSO = {
     "ppl_vae.models.variational_posterior": ["ParameterMoments"],
     "ppl_vae.objectives.terms": ["ELBOTerms"],
     "ppl_vae.fitted.held_out": ["ReconstructionError"],
-    "ppl_vae.fitted.record": ["HeldOut"],
+    "ppl_vae.fitted.settings": ["Run"],
+    "ppl_vae.fitted.record": ["HeldOut", "digest_table"],
     "ppl_vae.lineage.estimates": ["PosteriorSummary"],
     "ppl_vae.inference.mcmc.samples": ["PredictiveDensity"],
     "ppl_vae.inference.mcmc.convergence": ["Diagnostics"],
