@@ -44,6 +44,29 @@ def pytest_configure(config):
     )
 
 
+USERS_OF_THE_SMALL_LINEAGE = (
+    "tests/lineage/test_lineage.py",
+    "tests/lineage/test_report_data.py",
+    "tests/plots/test_plots.py",
+    "tests/report/test_page.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files to each process, and those that share a fitted lineage to the same one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFilesThatShareScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "small lineage" if file in USERS_OF_THE_SMALL_LINEAGE else file
+
+    return LoadFilesThatShareScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--pretend-gpu"):
         return
