@@ -99,21 +99,9 @@ def observe_rows(
 
 
 @contextmanager
-def opened_rows(
-    x: Any,
-    mask: ArrayLike | None = None,
-    *,
-    model: ProgramLike,
-    guide: ProgramLike | None = None,
-    name: str = "x",
-    allow_empty_rows: bool = False,
-    check: bool = True,
-) -> Iterator[Rows]:
-    """Context manager: the :func:`observe_rows`, whose files are closed at the end."""
-    rows = observe_rows(
-        x, mask,
-        model=model, guide=guide, name=name, allow_empty_rows=allow_empty_rows, check=check,
-    )  # fmt: skip
+def closed_after_use(rows: Rows, x: Any) -> Iterator[Rows]:
+    """Context manager: the :func:`observe_rows` of x, whose files are closed at the end; rows that
+    were given as x stay open."""
     try:
         yield rows
     finally:

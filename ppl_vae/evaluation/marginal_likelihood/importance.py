@@ -19,7 +19,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
-from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.observed_rows import closed_after_use, observe_rows
 from ppl_vae.data.row_blocks import RowSource, empty_rows_note
 from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
@@ -115,7 +115,8 @@ def log_likelihood(
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
     num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
     labels = labels_of(x)
-    with opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True) as data:
+    observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
+    with closed_after_use(observed, x) as data:
         rows, left_out = _scored_rows(data, rows)
         estimate, execution = _estimate(
             pair, guide, data, rows, num_samples,

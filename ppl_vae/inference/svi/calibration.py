@@ -10,7 +10,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.observed_rows import opened_rows
+from ppl_vae.data.observed_rows import closed_after_use, observe_rows
 from ppl_vae.data.row_stream import Rows
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
@@ -52,7 +52,7 @@ def freeze_scale(
         raise ValueError("the pair has no OptimalGaussian, so there is no scale to freeze")
     if num_samples is not None:
         check_int("num_samples", num_samples)
-    with opened_rows(x, mask, model=model, guide=guide) as whole:
+    with closed_after_use(observe_rows(x, mask, model=model, guide=guide), x) as whole:
         calibrate(model, guide, whole, num_samples=num_samples, seed=seed)
 
 

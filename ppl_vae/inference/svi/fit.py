@@ -22,7 +22,7 @@ from ppl_vae.core.results import FitResult
 from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
-from ppl_vae.data.observed_rows import observe_rows, open_source, opened_rows
+from ppl_vae.data.observed_rows import closed_after_use, observe_rows, open_source
 from ppl_vae.data.row_blocks import RowSource
 from ppl_vae.data.row_sources import row_source
 from ppl_vae.data.row_stream import Rows, RowStream
@@ -302,7 +302,8 @@ def _validation_rows(
         )
     source = row_source(x_val, schema=schema, name="x_val")
     x_val = as_matrix(x_val, name="x_val", schema=schema) if source is None else source
-    with opened_rows(x_val, model=model, guide=guide, name="x_val") as rows:
+    observed = observe_rows(x_val, model=model, guide=guide, name="x_val")
+    with closed_after_use(observed, x_val) as rows:
         some = rows.first_rows() if isinstance(rows, RowStream) else rows
         if is_per_datum(guide, some):
             kind = type(automatic_guide(guide)).__name__
