@@ -17,8 +17,8 @@ from . import report as report
 __version__: str
 
 from .core.program import Program as Program
+from .data.files.tables import read_table as read_table
 from .data.images import image_set as image_set
-from .data.tables import read_table as read_table
 from .data.transforms import binarize as binarize
 from .data.transforms import digits as digits
 from .evaluation.calibration.simulation_based import (

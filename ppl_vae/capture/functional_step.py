@@ -22,7 +22,7 @@ from ppl_vae.capture.functional_optim import (
     write_optimizer_state,
 )
 from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
-from ppl_vae.core.devices import copy_without_waiting
+from ppl_vae.core.devices.accelerators import copy_without_waiting
 
 
 class StepState(NamedTuple):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.core.devices import accelerators_in_use, check_precision
+from ppl_vae.core.devices.accelerators import accelerators_in_use, check_precision
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import check_option

@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.frame_labels import Frame
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.data.observed_rows import closed_after_use, observe_rows
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,

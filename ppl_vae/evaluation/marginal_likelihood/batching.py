@@ -20,7 +20,7 @@ from ppl_vae.capture.graph import (
     store_parameters,
 )
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.devices import synchronize
+from ppl_vae.core.devices.accelerators import synchronize
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision

@@ -11,17 +11,17 @@ from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
-from ppl_vae.data.observed_rows import closed_after_use, observe_rows
-from ppl_vae.data.row_blocks import RowSource, empty_rows_note
-from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_blocks import RowSource, empty_rows_note
+from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     BlockRunner,
@@ -82,9 +82,9 @@ def log_likelihood(
             None: all draws are then from the prior, and global variables give the prior
             predictive density. With ``"annealed"``, chains start from the prior if it is None.
         x: the whole data, (N, D), of any kind; sources larger than memory are read in blocks
-            (:func:`~ppl_vae.data.row_sources.row_source`). Guides with a table identify rows by
-            their index in it. Rows with nothing observed are left out, with a note: their log p is
-            0, that of no event, which is no number to average.
+            (:func:`~ppl_vae.data.sources.row_sources.row_source`). Guides with a table identify
+            rows by their index in it. Rows with nothing observed are left out, with a note: their
+            log p is 0, that of no event, which is no number to average.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
             weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the

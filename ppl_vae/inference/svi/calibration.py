@@ -10,8 +10,8 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.observed_rows import closed_after_use, observe_rows
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
 
