@@ -23,10 +23,9 @@ from ppl_vae import (
     fit_svi,
     gaps,
     log_likelihood,
-    subspace,
 )
 from ppl_vae.core.devices.accelerators import automatic_device, current_accelerator
-from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation import Annealing, subspace
 from ppl_vae.inference import fit_pca
 from ppl_vae.inference.svi.trainer import READ_INTERVAL
 from pretend_device import PretendTensor, count_waits, pretended_device

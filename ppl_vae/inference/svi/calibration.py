@@ -32,7 +32,7 @@ def freeze_scale(
     num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
-    """Freeze the scale of a pair's :class:`~ppl_vae.OptimalGaussian`, in place.
+    """Freeze the scale of a pair's :class:`~ppl_vae.likelihoods.OptimalGaussian`, in place.
 
     sigma^2 becomes the mean squared residual over the observed entries of x and draws of z from
     the guide, which maximises the ELBO of x. :func:`~ppl_vae.fit_svi` does this at its end; after
