@@ -24,12 +24,12 @@ from ppl_vae.data.row_blocks import RowSource, empty_rows_note
 from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    BlockRunner,
     LogWeightSampler,
     block_size,
     check_no_nan,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.discrete_sites import (
     LatentDiagnostics,
     diagnose_latents,
@@ -153,11 +153,11 @@ def _estimate(
     sampler, size = _sampler(
         chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
     )
+    num_steps = -(-len(own) // size) * refine
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
-        runner=BlockRunner(capture, -(-len(own) // size)),
-        precision=precision,
+        runner=CallRunner(capture, num_steps, precision=precision),
     )
     diagnostics = None
     together = shared.processes.together
@@ -175,7 +175,8 @@ def _estimate(
             diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
-    return estimate, sampler.execution
+    refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
+    return estimate, sampler.execution + refinement
 
 
 def _of_all_rows(
@@ -220,7 +221,7 @@ def _sampler(
         )
         return chains, chains.block_size
     num_calls = num_samples * num_rows // rows_at_once(x)
-    sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    sampler = LogWeightSampler(CallRunner(capture, num_calls, precision=precision))
     return sampler, block_size(x, num_samples, refined=refined)
 
 
