@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.graph import ModuleTensors, capture_graph, permuted, perturbed
-from ppl_vae.core.devices import copy_without_waiting
+from ppl_vae.core.devices.accelerators import copy_without_waiting
 
 Loss: TypeAlias = Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
 """A loss to minimise, of (shared tensors, tensors of this step, beta); it runs the pair."""

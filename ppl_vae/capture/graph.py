@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ppl_vae.core.state import validation
+from ppl_vae.core.state import validation, without_stacks
 
 
 class CaptureError(Exception):
@@ -155,7 +155,7 @@ def trace_graph(
         return leaves
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_stacks():
             tracing_mode = "real" if execute else "fake"
             graph = make_fx(
                 flat_function, tracing_mode=tracing_mode, _allow_non_fake_inputs=not execute

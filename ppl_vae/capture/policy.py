@@ -135,11 +135,11 @@ class CapturePolicy:
     def disable(self, error: CaptureError) -> None:
         """Run eager calls from now on, or recorded ones if only the compiler failed; warn once."""
         if isinstance(error, CompilationError):
-            self.mode, done, how = "recorded", "compiled", "runs as it was recorded"
+            self.mode, done, verb = "recorded", "compiled", "runs as it was recorded"
         else:
-            self.mode, done, how = False, "captured", "runs eagerly"
+            self.mode, done, verb = False, "captured", "runs eagerly"
         self.reason = f"{self.mode or 'eager'}: it could not be {done}: {error}"
-        warnings.warn(f"{self.called} could not be {done}, so it {how}: {error}", stacklevel=2)
+        warnings.warn(f"{self.called} could not be {done}, so it {verb}: {error}", stacklevel=2)
 
 
 _NAMES = {True: "captured", "recorded": "recorded"}

@@ -13,11 +13,11 @@ from scipy import integrate, special, stats
 import loops
 import oracles
 import user_pairs
-from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, bidirectional, digits, fit_svi, log_likelihood
+from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded, train_mode
-from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation import Annealing, bidirectional
 from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath

@@ -9,9 +9,10 @@ import torch
 from typer.testing import CliRunner
 
 import oracles
-from ppl_vae import PPCA, ExactGuide, fit_em, subspace
+from ppl_vae import PPCA, ExactGuide, fit_em
 from ppl_vae.cli.main import app
 from ppl_vae.core.validation import as_matrix
+from ppl_vae.evaluation import subspace
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.objectives.bounds import log_weights
 

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.digest import describe_tensor
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.global_sites import conditioned
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (

@@ -16,7 +16,7 @@ from ppl_vae.capture.graph import (
     perturbed,
 )
 from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, seconds_per_call
-from ppl_vae.core.devices import synchronize
+from ppl_vae.core.devices.accelerators import synchronize
 
 Result = TypeVar("Result")
 Capture: TypeAlias = Callable[..., tuple[GraphModule, Any]]
@@ -75,10 +75,10 @@ class CallRunner:
         """
         self.calls_left -= 1
         self._usual = key if self._usual is None else self._usual
-        usual = key == self._usual if usual is None else usual
-        while self.policy.mode in (True, "recorded") and (usual or repeats >= RECORDING_CALLS):
+        is_usual = key == self._usual if usual is None else usual
+        while self.policy.mode in (True, "recorded") and (is_usual or repeats >= RECORDING_CALLS):
             try:
-                return captured(self._function(key, capture, usual=usual))
+                return captured(self._function(key, capture, usual=is_usual))
             except CaptureError as error:
                 self.policy.disable(error)
         if self.policy.mode == "auto":

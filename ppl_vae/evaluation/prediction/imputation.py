@@ -16,16 +16,16 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import schema_of
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -36,7 +36,7 @@ from ppl_vae.core.traces import (
     frames,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement

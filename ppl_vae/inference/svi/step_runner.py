@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.processes import SINGLE, Processes
+from ppl_vae.core.processes.ranks import SINGLE, Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
 from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
