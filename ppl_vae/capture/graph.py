@@ -32,6 +32,10 @@ class CaptureError(Exception):
     """Raised when a function cannot be captured as a graph or compiled; the message says why."""
 
 
+class CompilationError(CaptureError):
+    """Raised when a captured graph cannot be compiled, so that it can only run as recorded."""
+
+
 def summarize_error(error: Exception) -> str:
     """The type of an error and the first line of its message."""
     if "_local_scalar_dense" in str(error):

@@ -24,12 +24,12 @@ from ppl_vae.data.sources.row_blocks import RowSource, empty_rows_note
 from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    BlockRunner,
     LogWeightSampler,
     block_size,
     check_no_nan,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.discrete_sites import (
     LatentDiagnostics,
     diagnose_latents,
@@ -97,9 +97,12 @@ def log_likelihood(
         annealing: the settings of the chains; by default ``Annealing()``.
         mask: True where x is observed; NaN in x has the same meaning.
         rows: the rows of x to evaluate; by default all.
-        capture: run as compiled tensor code: ``"auto"`` if the remaining work is worth compiling;
-            True from the start. Draws are those of an eager run with the same seed. Pairs that
-            cannot be captured run eagerly, with a warning.
+        capture: how draws, refinement and chains are computed: False, eagerly, by Pyro's
+            handlers; ``"recorded"``, by the tensor operations of an eager call, which were
+            recorded, with the same numbers; True, by code that is compiled from them, with the
+            same draws. ``"auto"`` begins eagerly and takes what is worth its time for the
+            remaining calls. Pairs that cannot be captured run eagerly, with a warning;
+            ``LogLikelihood.execution`` states what was done and why.
         precision: precision of float32 matrix products, see
             :func:`ppl_vae.core.state.precision`. Weights are summed in float64 in any case.
         seed: seed of the draws.
@@ -154,11 +157,11 @@ def _estimate(
     sampler, size = _sampler(
         chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
     )
+    num_steps = -(-len(own) // size) * refine
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
-        runner=BlockRunner(capture, -(-len(own) // size)),
-        precision=precision,
+        runner=CallRunner(capture, num_steps, precision=precision),
     )
     diagnostics = None
     together = shared.processes.together
@@ -176,7 +179,8 @@ def _estimate(
             diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
-    return estimate, sampler.execution
+    refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
+    return estimate, sampler.execution + refinement
 
 
 def _of_all_rows(
@@ -221,7 +225,7 @@ def _sampler(
         )
         return chains, chains.block_size
     num_calls = num_samples * num_rows // rows_at_once(x)
-    sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    sampler = LogWeightSampler(CallRunner(capture, num_calls, precision=precision))
     return sampler, block_size(x, num_samples, refined=refined)
 
 

@@ -38,6 +38,7 @@ from ppl_vae.core.traces import (
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.prediction.multiple_imputation import impute_from_posterior
@@ -133,8 +134,9 @@ def impute(
         return result
     size = block_size(data.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
-    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     incomplete = (~data.mask.all(1)).nonzero().flatten()
+    runner = CallRunner("auto", -(-len(incomplete) // size) * refine)
+    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
     settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
     shared = SharedRows.of(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings

@@ -26,7 +26,7 @@ from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows, o
 from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.data.sources.row_sources import row_source
 from ppl_vae.data.sources.row_stream import Rows, RowStream
-from ppl_vae.inference.svi.capture_policy import CapturePolicy
+from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.embedding_lookup import check_lookup
@@ -220,7 +220,7 @@ def _build_trainer(
     make_captured = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
     )
-    policy = CapturePolicy(
+    policy = StepPolicy(
         runtime.capture,
         partial(RecordedGradient, minibatch, named),
         make_captured,
