@@ -10,7 +10,6 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 
 import build_sources  # noqa: E402
-
 import ppl_vae  # noqa: E402
 
 project = "ppl_vae"

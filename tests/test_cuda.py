@@ -6,6 +6,7 @@ import torch
 import oracles
 from ppl_vae import ELBO, PPCA, VAE, Autoencoder, ExactGuide, elbo, fit_svi, log_likelihood
 from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
@@ -23,9 +24,11 @@ N, D = 512, 12
 def steps_of(dtype=torch.float32, optimizer=torch.optim.Adam, lr=1e-3, compiled=True):
     vae = VAE.mlp(D, 3, hidden=(16,), seed=0).to("cuda", dtype)
     x = vae.sample(N, seed=1)
-    batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
+    batch = MinibatchObjective(
+        Pair(vae.model, vae.guide), WeightedObjective(ELBO(), None), x, None
+    )
     rows = torch.arange(64, device="cuda")
-    named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows, 1))
+    named = find_parameters(batch.pair, lambda: batch.value(rows, 1))
     update = OptimizerStep(
         named, modules_of(vae.model, vae.guide), Optimization(lr=lr, optimizer=optimizer)
     )

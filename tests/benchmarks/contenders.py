@@ -14,6 +14,7 @@ from torch import nn
 from ppl_vae import ELBO, VAE, CapturedSVI
 from ppl_vae.core.devices.accelerators import synchronize
 from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
@@ -54,8 +55,10 @@ def stock(loss, checked=False, kind=SVI):
 def recorded(x, rows, hidden):
     """The step of ``fit_svi`` as recorded operations, without compiling."""
     vae = vae_of(hidden, x.device)
-    batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
-    named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
+    batch = MinibatchObjective(
+        Pair(vae.model, vae.guide), WeightedObjective(ELBO(), None), x, None
+    )
+    named = find_parameters(batch.pair, lambda: batch.value(rows[0], 1))
     update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
     gradient = RecordedGradient(batch, named)
 
@@ -74,8 +77,10 @@ def ours(unroll, numbers="float32", compiled=True):
 
     def make(x, rows, hidden):
         vae = vae_of(hidden, x.device)
-        batch = MinibatchObjective(vae.model, vae.guide, WeightedObjective(ELBO(), None), x, None)
-        named = find_parameters(vae.model, vae.guide, lambda: batch.value(rows[0], 1))
+        batch = MinibatchObjective(
+            Pair(vae.model, vae.guide), WeightedObjective(ELBO(), None), x, None
+        )
+        named = find_parameters(batch.pair, lambda: batch.value(rows[0], 1))
         update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
         fast = None
         if unroll:

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import page_outputs
 import pytest
+
+import page_outputs
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -6,6 +6,7 @@ import torch
 
 from ppl_vae import ELBO
 from ppl_vae.core.introspection import modules_of
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded, train_mode, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
@@ -32,9 +33,9 @@ class Steps:
     ):
         self.pair = model, guide
         weighted = WeightedObjective(objective or ELBO(), warmup)
-        self.minibatch = MinibatchObjective(model, guide, weighted, x, mask)
+        self.minibatch = MinibatchObjective(Pair(model, guide), weighted, x, mask)
         rows = torch.arange(B)
-        self.named = find_parameters(model, guide, lambda: self.minibatch.value(rows, 1))
+        self.named = find_parameters(self.minibatch.pair, lambda: self.minibatch.value(rows, 1))
         settings = Optimization(lr=1e-2, optimizer=OPTIMIZERS[optimizer], grad_clip=clip)
         self.update = OptimizerStep(self.named, modules_of(model, guide), settings)
         self.update.use_scheduler(torch.optim.lr_scheduler.CosineAnnealingLR, 200)

@@ -1,10 +1,10 @@
 """Sparse-coding data from a planted dictionary, and autoencoders that learn dictionaries."""
 
-import oracles
 import torch
 from sklearn.decomposition import sparse_encode
 from torch import nn
 
+import oracles
 from ppl_vae import Autoencoder, Gaussian, PerDatumGuide
 from ppl_vae.networks.sparse_layers import NormalizedColumns
 

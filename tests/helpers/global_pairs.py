@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
+
 from user_pairs import N, draw, network
 
 D, K = 4, 2

@@ -1,10 +1,10 @@
 """Data with missing values, and linear-Gaussian models of random parameters."""
 
 import numpy as np
-import oracles
 import torch
 from scipy import stats
 
+import oracles
 from ppl_vae import PPCA
 
 SPECTRUM, N, D, K = (9.0, 4.0, 2.5), 60, 7, 3

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 
-import oracles
 import pyro
 import pyro.distributions as dist
 import torch
-import user_pairs
 
+import oracles
+import user_pairs
 from ppl_vae import run_lineage
 from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import report_data

@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from pretend_device import PretendTensor, Wait, in_tests, pretended_device, project_frames
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
+
+from pretend_device import PretendTensor, Wait, in_tests, pretended_device, project_frames
 
 BUILDERS = tuple(
     f"/ppl_vae/{name}/" for name in ("core", "networks", "likelihoods", "guides", "models")

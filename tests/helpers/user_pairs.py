@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
-from draws import generator
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 from torch.nn import functional as F
+
+from draws import generator
 
 N = 24
 

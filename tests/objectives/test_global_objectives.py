@@ -105,7 +105,7 @@ def test_warmup_weighs_the_kl_of_globals(float64):
     model, guide, x = linear_decoder()
     objective = WeightedObjective(ELBO(), warmup=4)
     with seeded(0), isolated_store():
-        first = objective(model, guide, x, 1)
+        first = objective(Pair(model, guide), Batch(x), 1)
     with seeded(0):
         expected = -ELBO(beta=0.25).loss(model, guide, x) / N
     assert float(first.detach()) == pytest.approx(expected)

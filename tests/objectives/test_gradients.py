@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyro.infer import SVI
 from scipy import stats
-from test_objectives import draw, parameters_of, ppca_pair, value_and_gradients
 
 import oracles
 from loops import Recorder, slow_log_joints
@@ -18,6 +17,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import train_mode
 from ppl_vae.objectives.bounds import ELBO, IWAE
+from test_objectives import draw, parameters_of, ppca_pair, value_and_gradients
 from user_pairs import PAIRS, auto_normal
 
 S = 2

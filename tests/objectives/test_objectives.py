@@ -9,7 +9,6 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from test_state import generators, store_names
 from torch import nn
 
 import oracles
@@ -24,6 +23,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp
 from ppl_vae.objectives.bounds import ELBO, IWAE, elbo, log_weights
+from test_state import generators, store_names
 from user_pairs import PAIRS, auto_normal, param_table
 
 WRAPS = [lambda p: p, lambda p: poutine.block(p, hide=[])]

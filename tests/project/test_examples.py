@@ -5,6 +5,7 @@ import sys
 
 import matplotlib.pyplot as plt
 import pytest
+
 from files import ROOT
 
 # The others take longer than these, and run with the slow tests and when the gallery is built.

@@ -4,9 +4,9 @@ import json
 import types
 
 import pytest
-from files import run
 
 import ppl_vae
+from files import run
 
 NO_STATE = """
 import logging, random

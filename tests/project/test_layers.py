@@ -4,6 +4,7 @@ import ast
 import graphlib
 
 import pytest
+
 from files import FILES, MODULES, ROOT, module_name
 
 # Each folder imports from itself and from those before it only.

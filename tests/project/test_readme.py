@@ -3,8 +3,9 @@
 import re
 import tomllib
 
-import page_outputs
 import pytest
+
+import page_outputs
 from files import ROOT
 
 

@@ -4,6 +4,7 @@ import ast
 import sys
 
 import pytest
+
 from files import FILES, functions, module_name, run
 
 

@@ -6,6 +6,7 @@ import re
 import tokenize
 
 import pytest
+
 from files import ROOT
 
 # A pattern, and what to write instead.

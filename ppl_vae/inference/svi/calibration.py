@@ -5,10 +5,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import isolated_store, seeded, train_mode
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
 from ppl_vae.data.sources.row_stream import Rows
@@ -48,32 +47,27 @@ def freeze_scale(
     Raises:
         ValueError: if the pair has no such likelihood; bad data.
     """
-    if not _has_optimal_scale(model, guide):
+    pair = Pair(model, guide)
+    if not _has_optimal_scale(pair):
         raise ValueError("the pair has no OptimalGaussian, so there is no scale to freeze")
     if num_samples is not None:
         check_int("num_samples", num_samples)
     with closed_after_use(observe_rows(x, mask, model=model, guide=guide), x) as whole:
-        calibrate(model, guide, whole, num_samples=num_samples, seed=seed)
+        calibrate(pair, whole, num_samples=num_samples, seed=seed)
 
 
 def calibrate(
-    model: ProgramLike,
-    guide: ProgramLike,
-    whole: Rows,
-    *,
-    num_samples: int | None = None,
-    seed: int | None = 0,
+    pair: Pair, whole: Rows, *, num_samples: int | None = None, seed: int | None = 0
 ) -> None:
     """Calibrate those likelihoods of a pair that need it on all rows; see :func:`freeze_scale`."""
-    if not (parts := _needing_calibration(model, guide)):
+    if not (parts := _needing_calibration(pair)):
         return
     with ExitStack() as stack:
         for context in (torch.no_grad(), isolated_store(), seeded(seed)):
             stack.enter_context(context)
-        stack.enter_context(train_mode(model, guide, training=False))
+        stack.enter_context(pair.train_mode(False))
         for part in parts:
             stack.enter_context(part.calibrate())
-        pair = Pair(model, guide)
         remaining = num_samples or -(-FINAL_ROWS // len(whole))
         while remaining:
             draws = min(remaining, max(1, ROWS_PER_RUN // len(whole)))
@@ -84,37 +78,36 @@ def calibrate(
 
 
 @contextmanager
-def frozen_scale(model: ProgramLike, guide: ProgramLike, whole: Rows) -> Iterator[None]:
+def frozen_scale(pair: Pair, whole: Rows) -> Iterator[None]:
     """Context manager: a pair that is being trained can be evaluated.
 
     Args:
-        model, guide: the pair.
+        pair: the pair.
         whole: its training data.
     """
-    if not _has_optimal_scale(model, guide):
+    if not _has_optimal_scale(pair):
         yield
         return
-    calibrate(model, guide, whole, num_samples=-(-VALIDATION_ROWS // len(whole)))
+    calibrate(pair, whole, num_samples=-(-VALIDATION_ROWS // len(whole)))
     try:
         yield
     finally:
-        unfreeze(model, guide)
+        unfreeze(pair)
 
 
-def unfreeze(model: ProgramLike, guide: ProgramLike) -> None:
+def unfreeze(pair: Pair) -> None:
     """Discard calibrated statistics at the start of training."""
-    for part in _needing_calibration(model, guide):
+    for part in _needing_calibration(pair):
         if isinstance(part, OptimalGaussian):
             part.unfreeze()
 
 
-def _has_optimal_scale(model: ProgramLike, guide: ProgramLike) -> bool:
-    parts = _needing_calibration(model, guide)
-    return any(isinstance(part, OptimalGaussian) for part in parts)
+def _has_optimal_scale(pair: Pair) -> bool:
+    return any(isinstance(part, OptimalGaussian) for part in _needing_calibration(pair))
 
 
-def _needing_calibration(model: ProgramLike, guide: ProgramLike) -> list[Likelihood]:
-    parts = (part for module in modules_of(model, guide) for part in module.modules())
+def _needing_calibration(pair: Pair) -> list[Likelihood]:
+    parts = (part for module in pair.modules for part in module.modules())
     found = {
         id(part): part for part in parts if isinstance(part, Likelihood) and part.needs_calibration
     }

@@ -10,7 +10,6 @@ from ppl_vae.capture.functional_gradient import to_device
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState
 from ppl_vae.capture.graph import CaptureError, CompilationError
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 
@@ -46,7 +45,7 @@ class CapturedSteps:
     ) -> None:
         self.minibatch, self.optimizer_step, self.unroll = minibatch, optimizer_step, unroll
         functional = functional_optimizer(optimizer_step.optimizer)
-        modules = modules_of(minibatch.model, minibatch.guide)
+        modules = minibatch.pair.modules
         self._train_state = TrainState(modules, named, functional)
         per_datum = optimizer_step.per_datum
         tables = {id(table) for table in per_datum.tables}

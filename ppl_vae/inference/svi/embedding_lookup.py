@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval, validation
 from ppl_vae.data.sources.row_stream import Rows
 
@@ -19,13 +18,7 @@ TOLERANCE = 1e-3
 """The tolerance for a ratio of gradients to count as an integer."""
 
 
-def check_lookup(
-    model: ProgramLike,
-    guide: ProgramLike,
-    named: Mapping[str, Tensor],
-    whole: Rows,
-    batch_size: int,
-) -> None:
+def check_lookup(pair: Pair, named: Mapping[str, Tensor], whole: Rows, batch_size: int) -> None:
     """Check that no parameter belongs to positions in a batch instead of rows of the data.
 
     A parameter is one of per-datum parameters if each row of a batch depends on its own entries.
@@ -33,7 +26,7 @@ def check_lookup(
     twice: the entries must follow the rows, and must be the same for the same rows.
 
     Args:
-        model, guide: a pair under the contract.
+        pair: a pair under the contract.
         named: its parameters by name.
         whole: all rows.
         batch_size: rows of a batch, fewer than all.
@@ -46,8 +39,8 @@ def check_lookup(
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
     order = order.to(whole.device)
     first, second = order[:batch_size], order[1 : batch_size + 1]
-    pair, owners = Pair(model, guide), []
-    with dry_run_eval(model, guide), torch.enable_grad(), validation(False):
+    owners = []
+    with dry_run_eval(pair.model, pair.guide), torch.enable_grad(), validation(False):
         for rows in (first, second, first):
             run = pair.run(whole.rows(rows))
             owners.append(_owners(run.log_weights()[0, :MAX_ROWS], list(named.values())))

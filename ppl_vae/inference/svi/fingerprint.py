@@ -4,7 +4,6 @@ from typing import Any
 
 from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.description import describe_callable, describe_modules, describe_program
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
@@ -24,8 +23,8 @@ def fit_fingerprint(
     device, whether steps are captured; and the scheduler, whose learning rates are compared step
     by step.
     """
-    model, guide, transform = minibatch.model, minibatch.guide, minibatch.epoch_transform
-    modules = modules_of(model, guide)
+    pair, transform = minibatch.pair, minibatch.epoch_transform
+    modules = pair.modules
     trained = {id(tensor) for tensor in optimizer_step.state}
     constant = [p for part in modules for p in part.parameters() if id(p) not in trained]
     x, mask = minibatch.descriptions()
@@ -45,8 +44,8 @@ def fit_fingerprint(
         "seed": seed,
         **_describe_settings(optimizer_step),
         **{f"network {k}": v for k, v in describe_modules(modules).items()},
-        "model's program": describe_program(model),
-        "guide's program": describe_program(guide),
+        "model's program": describe_program(pair.model),
+        "guide's program": describe_program(pair.guide),
         "frozen parameters": tensor_digest(constant)[:16] if constant else None,
         "x": x,
         "mask": mask,

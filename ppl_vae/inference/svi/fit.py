@@ -16,11 +16,11 @@ from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.files import check_writable
 from ppl_vae.core.fit_result import FitResult
-from ppl_vae.core.introspection import bound_object, modules_of
+from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import isolated_store, seeded, train_mode
+from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
 from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows, open_source
 from ppl_vae.data.sources.row_blocks import RowSource
@@ -185,9 +185,10 @@ def fit_svi(
             optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
             stopping = Stopping(validation_rows, patience)
             weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
-        stack.enter_context(_training_context(model, guide, processes.common_seed(seed)))
+        pair = Pair(model, guide)
+        stack.enter_context(_training_context(pair, processes.common_seed(seed)))
         trainer = _build_trainer(
-            partial(MinibatchObjective.of, model, guide, weighted, rows),
+            partial(MinibatchObjective.of, pair, weighted, rows),
             epoch_transform, schedule, optimization, stopping, runtime, processes,
         )  # fmt: skip
         with progress_bar(schedule.num_steps, progress) as report_progress:
@@ -211,7 +212,7 @@ def _build_trainer(
     with processes.together():
         minibatch = make_minibatch(runtime.precision, epoch_transform)
         named = _check_parameters(minibatch, schedule)
-        modules = modules_of(minibatch.model, minibatch.guide)
+        modules = minibatch.pair.modules
         optimizer_step = OptimizerStep(named, modules, optimization, schedule.steps_per_epoch)
         optimizer_step.use_scheduler(optimization.scheduler, schedule.num_steps)
     if processes.size > 1:
@@ -265,23 +266,23 @@ def _agree(
 
 def _check_parameters(minibatch: MinibatchObjective, schedule: Schedule) -> dict[str, Tensor]:
     """The parameters of the pair by name, after the checks that need a first batch."""
-    model, guide, whole = minibatch.model, minibatch.guide, minibatch.whole
+    pair, whole = minibatch.pair, minibatch.whole
     rows = torch.arange(schedule.batch_size, device=whole.device)
-    check_automatic_batch(guide, whole.rows(rows))
+    check_automatic_batch(pair.guide, whole.rows(rows))
     in_minibatches = schedule.batch_size < len(whole)
-    with _hint_at_index(in_minibatches), names_device_mix(Pair(model, guide), whole.rows(rows)):
-        named = find_parameters(model, guide, lambda: minibatch.value(rows, schedule.num_steps))
+    with _hint_at_index(in_minibatches), names_device_mix(pair, whole.rows(rows)):
+        named = find_parameters(pair, lambda: minibatch.value(rows, schedule.num_steps))
     if minibatch.objective.is_ours and in_minibatches:
-        check_lookup(model, guide, named, whole, schedule.batch_size)
+        check_lookup(pair, named, whole, schedule.batch_size)
     return named
 
 
 @contextmanager
-def _training_context(model: ProgramLike, guide: ProgramLike, seed: int | None) -> Iterator[None]:
+def _training_context(pair: Pair, seed: int | None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         stack.enter_context(isolated_store())
-        stack.enter_context(train_mode(model, guide, training=True))
+        stack.enter_context(pair.train_mode(True))
         # Pyro warns at every step about parameters that the user has frozen on purpose.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*requires_grad=False.*", category=UserWarning)

@@ -9,14 +9,13 @@ from typing import Any, Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from ppl_vae.core.arrays.inputs import check_support
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
 from ppl_vae.core.introspection import filter_kwargs, notes_on
 from ppl_vae.core.nonfinite import describe_nonfinite_pair
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import dry_run, isolated_store, precision, validation
+from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.inference.svi.schedule import Schedule
@@ -61,19 +60,15 @@ class WeightedObjective:
     def __repr__(self) -> str:
         return self._name
 
-    def __call__(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, step: int, **keywords: Any
-    ) -> Tensor:
-        """The objective on rows x at step number ``step`` (counted from 1)."""
-        return self.weighted(model, guide, x, self.kl_weight(step), **keywords)
+    def __call__(self, pair: Pair, batch: Batch, step: int) -> Tensor:
+        """The objective on a batch at step number ``step`` (counted from 1)."""
+        return self.weighted(pair, batch, self.kl_weight(step))
 
     def kl_weight(self, step: int) -> float:
         """The weight of the KL at step number ``step`` (counted from 1)."""
         return self.beta if self.warmup is None else self.beta * min(1.0, step / self.warmup)
 
-    def traced(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: Tensor, **keywords: Any
-    ) -> Tensor:
+    def traced(self, pair: Pair, batch: Batch, beta: Tensor) -> Tensor:
         """The same as :meth:`weighted`, without reading values of tensors.
 
         Raises:
@@ -84,26 +79,24 @@ class WeightedObjective:
                 f"{type(self.objective).__name__} is none of the objectives that can be captured"
             )
         if not isinstance(self._capturable, ELBO):
-            return self._capturable.mean_value(model, guide, x, **keywords)[0]
+            return self._capturable.value_of(pair, batch)[0]
         before = self._capturable.beta
         try:
             self._capturable.beta = cast(Any, beta)
-            return self._capturable.mean_value(model, guide, x, **keywords)[0]
+            return self._capturable.value_of(pair, batch)[0]
         finally:
             self._capturable.beta = before
 
-    def weighted(
-        self, model: ProgramLike, guide: ProgramLike, x: Tensor, beta: float, **keywords: Any
-    ) -> Tensor:
-        """The objective on rows x with this weight of the KL."""
+    def weighted(self, pair: Pair, batch: Batch, beta: float) -> Tensor:
+        """The objective on a batch with this weight of the KL."""
         if isinstance(self.objective, ELBO):
             self.objective.beta = beta
         if isinstance(self.objective, ELBO | IWAE):
-            return self.objective.mean_value(model, guide, x, **keywords)[0]
+            return self.objective.value_of(pair, batch)[0]
         # Pyro's own objectives pass every keyword to both programs, and sum over the plate.
-        num_data = filter_kwargs(model, keywords).get("num_data", len(x))
-        programs = [_ignoring_unknown_keywords(program) for program in (model, guide)]
-        loss = self.objective.differentiable_loss(*programs, x, **keywords)
+        num_data = filter_kwargs(pair.model, batch.keywords).get("num_data", len(batch))
+        programs = [_ignoring_unknown_keywords(program) for program in (pair.model, pair.guide)]
+        loss = self.objective.differentiable_loss(*programs, batch.x, **batch.keywords)
         return -torch.as_tensor(loss) / num_data
 
 
@@ -120,7 +113,7 @@ class MinibatchObjective:
     """The objective of a pair on rows of its data.
 
     Attributes:
-        model, guide: the pair.
+        pair: the pair.
         objective: what is maximised.
         x: the data of this epoch, (N, D); no rows, (0, D), if they are read in blocks.
         mask: True where observed; or None.
@@ -133,8 +126,7 @@ class MinibatchObjective:
         ValueError: if x's device has no such precision; as :meth:`refresh`.
     """
 
-    model: ProgramLike
-    guide: ProgramLike
+    pair: Pair
     objective: WeightedObjective
     x: Tensor
     mask: Tensor | None
@@ -145,8 +137,7 @@ class MinibatchObjective:
     @classmethod
     def of(
         cls,
-        model: ProgramLike,
-        guide: ProgramLike,
+        pair: Pair,
         objective: WeightedObjective,
         rows: Rows,
         precision: str = "float32",
@@ -156,7 +147,7 @@ class MinibatchObjective:
         x, mask, stream = (
             (rows.like, None, rows) if isinstance(rows, RowStream) else (rows.x, rows.mask, None)
         )
-        return cls(model, guide, objective, x, mask, precision, epoch_transform, stream)
+        return cls(pair, objective, x, mask, precision, epoch_transform, stream)
 
     def __post_init__(self) -> None:
         with self.rounding():
@@ -188,7 +179,7 @@ class MinibatchObjective:
                 f"epoch_transform must return finite data of shape {tuple(like.shape)}, "
                 f"{like.dtype} and on {like.device}, as x is; {self.transform_name} did not"
             )
-        check_support(self.model, x, self.mask)
+        self.pair.check_support(Batch(x, self.mask))
         self.x = x.contiguous()
 
     def rounding(self) -> AbstractContextManager[None]:
@@ -197,8 +188,7 @@ class MinibatchObjective:
 
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective of these rows (None: all) in nats per datum."""
-        batch = self.batch(rows)
-        return self.objective(self.model, self.guide, batch.x, step, **batch.keywords)
+        return self.objective(self.pair, self.batch(rows), step)
 
     @property
     def whole(self) -> Rows:
@@ -224,9 +214,9 @@ class MinibatchObjective:
     def notes(self) -> tuple[str, ...]:
         """Notes on the data."""
         if self.stream is None:
-            return notes_on(self.model, self.x, self.mask)
+            return notes_on(self.pair.model, self.x, self.mask)
         first = self.stream.first_rows()
-        return notes_on(self.model, first.x, first.mask)
+        return notes_on(self.pair.model, first.x, first.mask)
 
     def descriptions(self) -> tuple[str, str | None]:
         """Descriptions of x and of the mask, if there is one, with their checksums."""
@@ -269,16 +259,16 @@ class MinibatchObjective:
         if per_step:
             rows, *own = per_step
             tensors = own or [tensor[rows] for tensor in shared]
-        arguments: dict[str, Any] = dict(zip(("x", "mask"), tensors, strict=False))
+        x, mask = tensors if len(tensors) > 1 else (tensors[0], None)
+        batch = Batch(x, mask)
         if per_step:
-            arguments |= {"index": per_step[0], "num_data": len(self.whole)}
-        x = arguments.pop("x")
-        return self.objective.traced(self.model, self.guide, x, beta, **arguments)
+            batch = Batch(x, mask, per_step[0], len(self.whole))
+        return self.objective.traced(self.pair, batch, beta)
 
     def prepare_tracing(self, rows: Tensor | None) -> None:
         """Run :meth:`traced_value` once, so that what it reads from values is cached."""
         per_step = [tensor[0] for tensor in self.step_tensors([rows])]
-        with isolated_store(), dry_run(self.model, self.guide):
+        with isolated_store(), self.pair.dry_run():
             self.traced_value(self.shared_tensors, per_step, torch.ones(()))
 
     def find_nonfinite_site(self, rows: Tensor | None) -> str:
@@ -288,8 +278,8 @@ class MinibatchObjective:
         else:
             batch = self.batch(rows)
         try:
-            with dry_run(self.model, self.guide), validation(False):
-                run = Pair(self.model, self.guide).run(batch)
+            with self.pair.dry_run(), validation(False):
+                run = self.pair.run(batch)
         except (RuntimeError, ValueError) as error:
             return f"the programs raise {type(error).__name__} at these parameters"
         return describe_nonfinite_pair(run, batch) or FINITE

@@ -1,6 +1,5 @@
 """Caveats on a stochastic fit."""
 
-from ppl_vae.core.introspection import notes_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.schedule import Schedule
 
@@ -16,7 +15,7 @@ def fit_notes(
         order_seed: of the order of the rows.
         resumed: from which checkpoint the fit was resumed; empty if it was not.
     """
-    notes = notes_of(minibatch.model, minibatch.guide)
+    notes = minibatch.pair.notes()
     notes += minibatch.notes()
     notes += (resumed,) if resumed else ()
     if not (schedule.drop_last and schedule.remainder):

@@ -9,13 +9,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ppl_vae.core.introspection import modules_of, own_modules
-from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.state import dry_run, validation
+from ppl_vae.core.pair import Pair
+from ppl_vae.core.state import validation
 
 
-def find_parameters(
-    model: ProgramLike, guide: ProgramLike, loss: Callable[[], Tensor]
-) -> dict[str, Tensor]:
+def find_parameters(pair: Pair, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     """The parameters of a pair by name, found by evaluating a loss and its gradient once.
 
     These are the parameters of the modules that the programs are or are methods of, and those
@@ -23,25 +21,26 @@ def find_parameters(
     that a plain function reads from its surroundings those on which the loss depends.
 
     Args:
-        model, guide: the pair.
+        pair: the pair.
         loss: evaluates the loss once, which runs the pair.
 
     Raises:
         ValueError: if there are none, one has no gradient, or one was replaced by the store's.
     """
-    before = _named(own_modules(model, guide))
-    saved = _saved_parameters(own_modules(model, guide))
-    with dry_run(model, guide), torch.enable_grad(), validation(True):
+    programs = pair.model, pair.guide
+    before = _named(own_modules(*programs))
+    saved = _saved_parameters(own_modules(*programs))
+    with pair.dry_run(), torch.enable_grad(), validation(True):
         # The store may contain parameters of other pairs: only those that the run reads count.
         with poutine.trace(param_only=True) as touched:
             value = loss()
-        own = _named(own_modules(model, guide))
+        own = _named(own_modules(*programs))
         _check_identity(before, own, saved)
         names = touched.trace.nodes.keys()
         stored = dict(pyro.get_param_store().named_parameters())
         stored = {name: parameter for name, parameter in stored.items() if name in names}
         required = _trainable(own | _others(stored, own))
-        optional = _trainable(_others(_named(modules_of(model, guide)), required))
+        optional = _trainable(_others(_named(modules_of(*programs)), required))
         # Inside the block, which ends by restoring buffers that the gradient may need.
         gradients = _gradients(value, required | optional)
     untrained = [name for name in required if gradients[name] is None]

@@ -9,7 +9,6 @@ from ppl_vae.capture.functional_gradient import (
     TrainedTensors,
 )
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 
 
@@ -29,7 +28,7 @@ class RecordedGradient:
         self, minibatch: MinibatchObjective, named: dict[str, Tensor], *, compiled: bool = False
     ) -> None:
         self.minibatch = minibatch
-        trained = TrainedTensors(modules_of(minibatch.model, minibatch.guide), named)
+        trained = TrainedTensors(minibatch.pair.modules, named)
         self._prepared = False
         run = CompiledFunction(
             FunctionalGradient(self._loss, trained).capture,

@@ -81,7 +81,7 @@ class Trainer:
                 checkpoint, processes, minibatch, optimizer_step, schedule, self.x_val, seed
             )
             content = self.checkpoint.read()
-        unfreeze(minibatch.model, minibatch.guide)
+        unfreeze(minibatch.pair)
         self.order_seed = int(processes.broadcast(torch.randint(2**62, (1,))))
         self.runner = StepRunner(minibatch, optimizer_step, schedule, policy, processes)
         self.shared = self.runner.shared
@@ -127,8 +127,7 @@ class Trainer:
         self.stopped = self.stopped or "all requested"
         if self.stopping.best is not None:
             self.stopping.best.restore()
-        minibatch = self.minibatch
-        calibrate(minibatch.model, minibatch.guide, minibatch.whole)
+        calibrate(self.minibatch.pair, self.minibatch.whole)
 
     def _chunks(self) -> Iterator[list[Tensor | None]]:
         """Consecutive batches of one size that may run in one call.
@@ -242,10 +241,10 @@ class Trainer:
     def _validate(self) -> None:
         if self.x_val is None:
             return
-        model, guide, step = self.minibatch.model, self.minibatch.guide, len(self.values)
+        pair, step = self.minibatch.pair, len(self.values)
         try:
-            with frozen_scale(model, guide, self.minibatch.whole):
-                values = validation_elbo(model, guide, self.x_val)
+            with frozen_scale(pair, self.minibatch.whole):
+                values = validation_elbo(pair.model, pair.guide, self.x_val)
         except ValueError as error:
             raise ValueError(f"x_val: {error}") from error
         except FloatingPointError as error:

@@ -7,13 +7,13 @@ import contextlib
 import inspect
 import re
 
-import pretend_device
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
+import pretend_device
 from ppl_vae import elbo, fit_svi, log_likelihood
 from ppl_vae.core.devices.accelerators import current_accelerator
 

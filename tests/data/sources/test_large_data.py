@@ -4,7 +4,6 @@ import importlib
 from functools import partial
 
 import numpy as np
-import oracles
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import oracles
 from ppl_vae import (
     PPCA,
     VAE,

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
 
+import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
 from ppl_vae.data.sources import row_blocks
 from ppl_vae.data.sources.row_blocks import RowBlocks

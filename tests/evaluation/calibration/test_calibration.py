@@ -7,10 +7,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from global_pairs import NormalMean
 from pyro.nn import PyroModule
 from scipy import stats
 
+from global_pairs import NormalMean
 from ppl_vae import BayesianPPCA, ExactGuide, fit_vb, sample_posterior
 from ppl_vae import simulation_based_calibration as calibrate
 from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks

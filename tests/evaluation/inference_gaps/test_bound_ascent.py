@@ -1,10 +1,10 @@
 """The bound and the log-likelihood along fits: where they touch, and their distance elsewhere."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from ppl_vae import PPCA, AmortizedGuide, ExactGuide, fit_closed_form, fit_em, fit_svi, mlp
 from ppl_vae.evaluation.inference_gaps.ascent import (
     BoundMonitor,

@@ -3,15 +3,14 @@
 import json
 
 import numpy as np
-import oracles
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
-from unchanged import assert_unchanged
 
+import oracles
+import user_pairs
 from ppl_vae import Gaussian, fit_svi
 from ppl_vae.core.state import seeded
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
@@ -25,6 +24,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp, zero_output
 from ppl_vae.objectives.bounds import elbo, log_weights
+from unchanged import assert_unchanged
 
 N, D, K = 50, 6, 3
 ELBO_DRAWS = 200

@@ -3,17 +3,17 @@
 import math
 from dataclasses import replace
 
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from global_pairs import linear_decoder, random_decoder, rows_of
-from user_pairs import draw
 
+import oracles
+from global_pairs import linear_decoder, random_decoder, rows_of
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.result import Gaps
+from user_pairs import draw
 
 N, D, K = 6, 2, 1
 SIGMA = 0.6

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 
+from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 from ppl_vae import Autoencoder, mlp
 from ppl_vae.evaluation.latent_space.atoms import atoms
 

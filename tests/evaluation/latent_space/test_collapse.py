@@ -4,15 +4,15 @@ import json
 import math
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
-from draws import draw
 from scipy import stats
 
+import oracles
+import user_pairs
+from draws import draw
 from ppl_vae import (
     PPCA,
     VAE,

@@ -5,11 +5,11 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
-import oracles
 import pytest
-from figures import assert_texts_are_readable
 from sklearn.decomposition import PCA
 
+import oracles
+from figures import assert_texts_are_readable
 from ppl_vae import PPCA, VAE, Autoencoder, ExactGuide, fit_closed_form
 from ppl_vae.evaluation import Embeddings, compare_embeddings
 from ppl_vae.plots import latent_spaces as latent_plots

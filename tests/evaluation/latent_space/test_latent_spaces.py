@@ -5,12 +5,12 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
-import oracles
 import pytest
 import torch
+
+import oracles
 import user_pairs
 from figures import UNITS, assert_texts_are_readable, texts
-
 from ppl_vae import PPCA, VAE, ExactGuide, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.latent_space.latent_spaces import LatentSpaces, latent_spaces
 from ppl_vae.evaluation.prediction.predictive import code_width, encode

@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy import integrate, stats
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+import oracles
 from ppl_vae import IWAE, VAE, Gaussian, fit_svi
 
 MEAN_RADIUS = 1 + math.sqrt(math.pi / 2) / 10

@@ -4,11 +4,11 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes, subspace_angles
 
+import oracles
 from ppl_vae.evaluation.latent_space.subspace import Subspace, subspace
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.models.ppca import PPCA

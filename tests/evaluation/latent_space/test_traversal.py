@@ -3,13 +3,13 @@
 import itertools
 
 import numpy as np
-import oracles
 import pytest
 import torch
-import user_pairs
-from draws import draw
 from scipy import stats
 
+import oracles
+import user_pairs
+from draws import draw
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide
 from ppl_vae.evaluation import decode, decode_grid, encode, interpolate, mean_data, reconstruct
 from ppl_vae.evaluation.latent_space.traversal import interpolate_codes, normal_quantiles

@@ -3,15 +3,15 @@
 import math
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
-from draws import generator
 from pyro.distributions import transforms as T
 
+import oracles
+import user_pairs
+from draws import generator
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.inference_gaps import gaps as gaps_module

@@ -3,16 +3,16 @@
 import itertools
 import json
 
-import loops
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
 from scipy import integrate, special, stats
 
+import loops
+import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair

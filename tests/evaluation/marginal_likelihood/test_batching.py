@@ -2,14 +2,14 @@
 
 import warnings
 
-import oracles
 import pyro
 import pytest
 import torch
-import user_pairs
 from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
+import oracles
+import user_pairs
 from ppl_vae import ELBO, IWAE, VAE, CapturedSVI, Gaussian, fit_svi, log_likelihood, mlp
 from ppl_vae.capture.compiled import MAX_SIGNATURES, CompiledFunction, GraphReplay
 from ppl_vae.capture.graph import CaptureError, capture_graph
@@ -485,8 +485,8 @@ def test_draws_of_the_compiler_have_the_right_mean(float64):
     vae = VAE.mlp(6, 2, hidden=(5,), seed=0).double()
     x = vae.sample(40, seed=1)
     weighted = WeightedObjective(ELBO(kl="sampled"), None)
-    batch = MinibatchObjective(vae.model, vae.guide, weighted, x, None)
-    named = find_parameters(vae.model, vae.guide, lambda: batch.value(None, 1))
+    batch = MinibatchObjective(Pair(vae.model, vae.guide), weighted, x, None)
+    named = find_parameters(batch.pair, lambda: batch.value(None, 1))
     update = OptimizerStep(named, [vae], Optimization(lr=1e-12, optimizer=torch.optim.SGD))
     with isolated_store(), seeded(0):
         eager = torch.stack([batch.value(None, 1).detach() for _ in range(2000)])

@@ -4,12 +4,12 @@ import dataclasses
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracles
 from ppl_vae import PPCA, VAE, fit_closed_form, log_likelihood
 from ppl_vae.evaluation.marginal_likelihood.compare import Comparison, compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood

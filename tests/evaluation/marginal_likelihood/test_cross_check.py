@@ -5,13 +5,13 @@ import itertools
 import json
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
 
+import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, ExactGuide, cross_check, log_likelihood
 from ppl_vae.evaluation import Annealing, EstimatorComparison
 from ppl_vae.evaluation.marginal_likelihood.estimate import exact_result

@@ -4,19 +4,18 @@ import json
 import subprocess
 import sys
 
-import loops
 import numpy as np
-import oracles
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
 from scipy import stats
 from torch import nn
-from unchanged import assert_unchanged
 
+import loops
+import oracles
+import user_pairs
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
@@ -41,6 +40,7 @@ from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
 from ppl_vae.networks.mlp_conv import mlp, zero_output
 from ppl_vae.objectives.bounds import log_weights
+from unchanged import assert_unchanged
 
 N, D, K = 30, 6, 3
 

@@ -4,12 +4,12 @@ import itertools
 import math
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
+import oracles
 from ppl_vae import PPCA, ExactGuide, log_likelihood
 from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.coverage import (

@@ -5,13 +5,13 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
-import oracles
 import pytest
 import torch
-from draws import draw
-from figures import assert_texts_are_readable
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+import oracles
+from draws import draw
+from figures import assert_texts_are_readable
 from ppl_vae import (
     VAE,
     Autoencoder,

@@ -5,12 +5,12 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
-import oracles
 import pytest
 import torch
+
+import oracles
 from draws import draw
 from figures import assert_texts_are_readable
-
 from ppl_vae import PPCA, fit_closed_form
 from ppl_vae.evaluation import Denoising, compare_denoisers
 from ppl_vae.networks import GaussianNoise

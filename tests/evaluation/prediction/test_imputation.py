@@ -3,22 +3,22 @@
 import inspect
 from functools import partial
 
-import loops
 import numpy as np
-import oracles
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
-from incomplete import assert_draws_of_missing_values
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from scipy import stats
 from torch import nn
 
+import loops
+import oracles
+import user_pairs
 from fitted import assert_close
+from incomplete import assert_draws_of_missing_values
 from ppl_vae import (
     PPCA,
     VAE,

@@ -1,11 +1,11 @@
 """Coverage of intervals for imputed values when the parameters were fitted."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy import stats
 
+import oracles
 from ppl_vae import PPCA, fit_em
 from ppl_vae.core.imputed import COVERAGE
 

@@ -9,12 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from figures import assert_texts_are_readable
 from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 
+from figures import assert_texts_are_readable
 from ppl_vae import VAE, Autoencoder, Categorical, digits, fit_svi
 from ppl_vae.evaluation import LabelEfficiency, label_efficiency
 from ppl_vae.evaluation.prediction.label_efficiency import PairedDifference, draw_labels

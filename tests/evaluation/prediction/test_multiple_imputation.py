@@ -3,12 +3,12 @@
 import time
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy import optimize, stats
 from sklearn.datasets import load_breast_cancer
 
+import oracles
 from ppl_vae import PPCA, BayesianPPCA, impute, sample_posterior
 from ppl_vae.core.imputed import Imputation
 from ppl_vae.evaluation import pool

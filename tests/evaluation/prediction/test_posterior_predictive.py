@@ -1,14 +1,13 @@
 """Evaluation of pairs with global latent variables: exact densities, errors, refusals."""
 
 import numpy as np
-import oracles
 import pyro.distributions as dist
 import pytest
 import torch
-from global_pairs import GLOBAL_PAIRS, linear_decoder, normal_mean
 from pyro import poutine
-from user_pairs import N, draw
 
+import oracles
+from global_pairs import GLOBAL_PAIRS, linear_decoder, normal_mean
 from ppl_vae.core.global_sites import condition_on_globals
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.latent_space.collapse import collapse
@@ -21,6 +20,7 @@ from ppl_vae.evaluation.prediction.predictive import decode, encode, reconstruct
 from ppl_vae.interop.arviz import to_arviz
 from ppl_vae.interop.draws import pair_draws
 from ppl_vae.objectives.bounds import elbo
+from user_pairs import N, draw
 
 D, K = 4, 2
 

@@ -1,12 +1,12 @@
 """Means of q, and means and draws of x, for any pair."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
-import user_pairs
 from scipy import stats
 
+import oracles
+import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide
 from ppl_vae.evaluation.prediction.predictive import (
     draw_data,

@@ -4,11 +4,11 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
 
+import oracles
 from ppl_vae.evaluation.prediction.predictive_checks import (
     MAX_COLUMNS,
     MAX_ROWS,

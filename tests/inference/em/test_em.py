@@ -2,9 +2,7 @@
 
 import json
 
-import combinations
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +10,8 @@ from scipy.linalg import subspace_angles
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+import combinations
+import oracles
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA

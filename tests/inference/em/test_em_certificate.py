@@ -3,14 +3,14 @@
 import math
 import types
 
-import combinations
-import lbfgs
 import numpy as np
-import oracles
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_linnerud, load_wine
 
+import combinations
+import lbfgs
+import oracles
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.expected_covariance import (

@@ -1,14 +1,14 @@
 """EM and PX-EM on data with missing values, against dense oracles."""
 
-import combinations
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
-from incomplete import MECHANISMS, NOISES, SPECTRUM, D, K, N, data, make, ppca_from_arrays
 
+import combinations
+import oracles
 from fitted import assert_close, parameters
+from incomplete import MECHANISMS, NOISES, SPECTRUM, D, K, N, data, make, ppca_from_arrays
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi
 from ppl_vae.data.sources import row_blocks
 from ppl_vae.data.sources.row_blocks import RowBlocks

@@ -1,12 +1,12 @@
 """Diagonal noise: factor analysis against dense oracles and scikit-learn."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from pyro import poutine
 from sklearn.decomposition import FactorAnalysis
 
+import oracles
 from fitted import assert_close, parameters
 from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, variational_em
 from ppl_vae.evaluation import subspace

@@ -1,10 +1,10 @@
 """Variational EM on incomplete_data with missing values, against dense oracles."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from fitted import assert_close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
 from ppl_vae.data.sources.row_blocks import RowBlocks

@@ -5,11 +5,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pyro.distributions as dist
 import pytest
 import torch
 
+import oracles
 from ppl_vae.data.sources.row_blocks import RowBlock
 from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs

@@ -2,12 +2,12 @@
 
 import math
 
-import oracles
 import pytest
 import torch
 from sklearn.datasets import load_wine
 from sklearn.preprocessing import scale as standardize
 
+import oracles
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_noise import _Regression
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors

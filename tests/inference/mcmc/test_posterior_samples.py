@@ -3,10 +3,10 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from ppl_vae.inference.mcmc.convergence import diagnose
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.invariants import (

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 
+from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 from ppl_vae import Autoencoder, Gaussian, digits
 from ppl_vae.inference import best_codes
 

@@ -4,12 +4,12 @@ import copy
 import itertools
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 from sklearn.decomposition import dict_learning
 
+import oracles
+from dictionaries import SIGMA, D, K, parts, planted, sklearn_lasso, with_free_codes
 from ppl_vae import Autoencoder, Bernoulli, Gaussian, elbo
 from ppl_vae.inference import best_codes, fit_dictionary
 from ppl_vae.inference.sparse.dictionary import CODE_SWEEPS

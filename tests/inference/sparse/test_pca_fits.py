@@ -3,13 +3,13 @@
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from scipy import stats
 from sklearn.decomposition import PCA
 from torch import nn
 
+import oracles
 from ppl_vae import (
     PPCA,
     Autoencoder,

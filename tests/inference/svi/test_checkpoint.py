@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pyro
 import pytest
 import torch
-import user_pairs
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+import oracles
+import user_pairs
 from ppl_vae.guides.guides import AmortizedGuide, PerDatumGuide
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.gaussian import Gaussian

@@ -9,16 +9,16 @@ import os
 import random
 
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from killed import replaced
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
+import oracles
+from killed import replaced
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi

@@ -3,17 +3,17 @@
 import itertools
 from functools import partial
 
-import combinations
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
 from scipy import stats
 from torch import nn
 
+import combinations
+import oracles
+import user_pairs
 from ppl_vae import ELBO, PPCA, VAE, Bernoulli, ExactGuide, Gaussian, fit_svi
 from ppl_vae.data.transforms import Dequantization, binarize
 from ppl_vae.inference.svi.capture_policy import best_unroll

@@ -6,14 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from captured import assert_equal, both_fits
-from global_pairs import (
-    GLOBAL_PAIRS,
-    linear_decoder,
-    linear_decoder_model,
-    random_decoder,
-    rows_of,
-)
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
@@ -23,11 +15,19 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from user_pairs import N, draw
 
+from captured import assert_equal, both_fits
+from global_pairs import (
+    GLOBAL_PAIRS,
+    linear_decoder,
+    linear_decoder_model,
+    random_decoder,
+    rows_of,
+)
 from ppl_vae.core.autoguides import plate_of_rows
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.objectives.bounds import ELBO, IWAE, elbo
+from user_pairs import N, draw
 
 D = 3
 NOISE = 0.5

@@ -6,12 +6,12 @@ import signal
 import time
 
 import numpy as np
-import oracles
 import pyro
 import pytest
 import torch
-from killed import completed, killed_after, killed_at_event
 
+import oracles
+from killed import completed, killed_after, killed_at_event
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.models.vae import VAE

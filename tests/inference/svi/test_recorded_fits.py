@@ -1,15 +1,15 @@
 """Fits whose steps are recorded as tensor operations: their numbers are those of eager fits."""
 
-import combinations
-import oracles
 import pyro
 import pytest
 import torch
-import user_pairs
 from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+import combinations
+import oracles
+import user_pairs
 from ppl_vae import ELBO, IWAE, PPCA, VAE, AmortizedGuide, PerDatumGuide, elbo, fit_svi
 from ppl_vae.core.introspection import tensors_of
 from ppl_vae.likelihoods import Bernoulli, Gaussian

@@ -6,20 +6,20 @@ import itertools
 import json
 import random
 
-import combinations
 import numpy as np
-import oracles
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import user_pairs
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
+import combinations
+import oracles
+import user_pairs
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.evaluation.latent_space.subspace import subspace
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide

@@ -4,10 +4,10 @@ import dataclasses
 import math
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from ppl_vae import PPCA, ExactGuide, PerDatumGuide, fit_svi, run_lineage
 from ppl_vae.evaluation.inference_gaps.ascent import exact_bound
 from ppl_vae.inference.svi.convergence import cycle_lengths, fit_in_cycles

@@ -3,9 +3,7 @@
 import inspect
 import itertools
 
-import bayesian_oracles
 import numpy as np
-import oracles
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +13,8 @@ from pyro.infer import Trace_ELBO
 from scipy.linalg import subspace_angles
 from sklearn.datasets import load_iris
 
+import bayesian_oracles
+import oracles
 from ppl_vae import ELBO, PPCA, BayesianPPCA, fit_closed_form, fit_vb, log_likelihood
 from ppl_vae.inference import VBResult
 from ppl_vae.models import InverseGammaScale

@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_wine
 from typer.testing import CliRunner
 
+import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, load, save, variational_em
 from ppl_vae.cli.main import app
 from ppl_vae.data.files.tables import Table

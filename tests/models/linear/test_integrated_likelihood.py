@@ -1,10 +1,10 @@
 """The integrated likelihood of PPCA and factor analysis, from the statistics of a table."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 
+import oracles
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.models.linear.integrated_likelihood import (
     integrated_log_likelihood,

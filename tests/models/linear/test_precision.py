@@ -3,12 +3,12 @@
 import copy
 
 import numpy as np
-import oracles
 import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import oracles
 from ppl_vae import PPCA, ExactGuide, fit_em
 from ppl_vae.cli.main import app
 from ppl_vae.core.validation import as_matrix
