@@ -86,7 +86,10 @@ class Workers:
             self.start()
         for rank, pipe in enumerate(self.pipes):
             pipe.send((function, (*args, *(each[rank] if each else ()))))
-        return [self.receive(rank) for rank in range(self.size)]
+        found = [self.receive(rank) for rank in range(self.size)]
+        if any(not returned and "got no message" in value for returned, value in found):
+            self.close()  # the next function begins with new processes
+        return found
 
     def run(self, function, *args, each=None):
         """What the function returns on each rank."""
@@ -110,4 +113,4 @@ class Workers:
                 process.kill()
         self.processes, self.pipes = [], []
         with suppress(OSError):
-            self.folder.cleanup()
+            Path(self.store).unlink()
