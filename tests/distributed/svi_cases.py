@@ -1,9 +1,6 @@
 """Pairs whose draws are given, fitted by the processes of the tests."""
 
 import math
-import os
-import signal
-import threading
 
 import cases
 import pyro
@@ -112,17 +109,12 @@ def fit_of_rank(x, options):
     fit_svi(pair.model, pair.guide, x, progress=False, **{"capture": False} | options)
 
 
-def die_at(rank, seconds):
-    if Processes.current().rank == rank:
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-
-def killed_in_em(x, rank):
-    die_at(rank, 0.5)
+def endless(kind, x, file):
+    """Fits without end, by one of three algorithms; those of SVI write a checkpoint."""
     while True:
-        cases.linear_fit("EM", x)
-
-
-def killed_in_svi(x, rank):
-    die_at(rank, 1.0)
-    fit_given(x, {"steps": 10**6, "batch_size": 10})
+        if kind == "EM":
+            cases.linear_fit("EM", x)
+        elif kind == "Bayesian":
+            cases.bayesian(x)
+        else:
+            fit_vae(x, {"steps": 10**6, "batch_size": 10, "capture": False, "checkpoint": file})
