@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ppl_vae.core.entries import as_plain, as_real_array, warn_of_densifying
-from ppl_vae.core.frames import read_frame
-from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.arrays.entries import as_plain, as_real_array, warn_of_densifying
+from ppl_vae.core.arrays.frames import read_frame
+from ppl_vae.core.arrays.schema import TableSchema
 
 ArrayLike: TypeAlias = Any
 """Data as :func:`as_matrix` takes them: arrays, frames, tensors, nested lists of numbers."""

@@ -10,7 +10,7 @@ import pandas as pd
 from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
 from ppl_vae.evaluation.prediction.imputation import impute
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
@@ -22,7 +22,7 @@ from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.identifiability import describe_undetermined
+from ppl_vae.models.linear.identifiability import describe_undetermined
 from ppl_vae.models.ppca import NOISES, PPCA
 
 NUM_SAMPLES, NUM_CHAINS = 500, 4

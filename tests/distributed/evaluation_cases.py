@@ -9,8 +9,8 @@ from cases import own_rows
 
 from ppl_vae import PPCA, VAE, ExactGuide, elbo, gaps, impute, log_likelihood
 from ppl_vae.core import single_process
-from ppl_vae.core.processes import Processes
-from ppl_vae.data import observed_rows
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.data.sources import observed_rows
 from ppl_vae.inference import fit_vb, sample_posterior
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models import BayesianPPCA

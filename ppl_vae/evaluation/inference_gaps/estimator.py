@@ -1,7 +1,7 @@
 """Estimates of the ELBOs of a pair under q and q*, and of log p, batch by batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family
 from ppl_vae.evaluation.inference_gaps.local_optimum import CommonNoiseELBO, LocalOptimum
 from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean, monte_carlo_error
-from ppl_vae.evaluation.marginal_likelihood.batching import BlockRunner, LogWeightSampler
+from ppl_vae.evaluation.marginal_likelihood.batching import LogWeightSampler, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_summary
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
@@ -43,6 +44,7 @@ class Settings:
     num_samples: int
     tolerance: float | None
     num_global_draws: int
+    capture: bool | str = "auto"
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps)
@@ -85,16 +87,30 @@ class GapEstimator:
         pair: the pair.
         family: the family of q*.
         settings: the arguments of :func:`ppl_vae.gaps`.
+        make_runner: makes what decides whether calls run eagerly, recorded or compiled, from the
+            number of calls of a batch.
     """
 
-    def __init__(self, pair: Pair, family: Family, settings: Settings) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        family: Family,
+        settings: Settings,
+        make_runner: Callable[[int], CallRunner],
+    ) -> None:
         self.pair, self.family, best = pair, family, settings.best
         self.best = None if best is None else pair.with_guide(best)
         self.steps, self.num_samples = settings.steps, settings.num_samples
         self.local_optimum = LocalOptimum(
-            steps=self.steps, covariance=family.name, tolerance=settings.tolerance
+            steps=self.steps,
+            covariance=family.name,
+            tolerance=settings.tolerance,
+            make_runner=make_runner,
         )
-        self.full_covariance = LocalVI(steps=self.steps, covariance="full")
+        runner = make_runner(self.steps)
+        self.full_covariance = LocalVI(steps=self.steps, covariance="full", runner=runner)
+        self.make_runner = make_runner
+        self.samplers: dict[str, LogWeightSampler] = {}
         self.has_best = best is not None or family.searchable
         self.elbos: list[_ELBOs] = []
         self.summaries: dict[str, list[WeightSummary]] = {}
@@ -116,9 +132,11 @@ class GapEstimator:
             proposals["refined"] = self.full_covariance(best, batch)
         if not self.family.gaussian or self.family.name not in COVARIANCES:
             proposals["own"] = best
+        num_calls = self.num_samples * len(batch) // rows_at_once(batch.x)
         for name, proposal in proposals.items():
-            sampler = LogWeightSampler(BlockRunner(False, 1))
-            summary = weight_summary(sampler, proposal, batch, self.num_samples)
+            if name not in self.samplers:
+                self.samplers[name] = LogWeightSampler(self.make_runner(num_calls))
+            summary = weight_summary(self.samplers[name], proposal, batch, self.num_samples)
             self.summaries.setdefault(name, []).append(summary)
 
     def of_all_rows(self, shared: SharedRows) -> "GapEstimator":

@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.digest import describe_tensor
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.global_sites import conditioned
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.validation import ArrayLike, as_vector
-from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.data.row_stream import Rows, describe_rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_blocks import RowSource
+from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.evaluation.inference_gaps.estimator import GapEstimator, Settings
 from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
@@ -33,6 +33,7 @@ from ppl_vae.evaluation.marginal_likelihood.batching import (
     block_size,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.objectives.divergences import check_importance_samplable, check_latents
 
 ROWS_FACTOR = 8
@@ -53,6 +54,7 @@ def gaps(
     num_global_draws: int = 8,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
+    capture: bool | str = "auto",
     seed: int | None = None,
 ) -> Gaps:
     """Split log p - ELBO of a pair into the approximation gap and the amortization gap.
@@ -92,6 +94,7 @@ def gaps(
             costs as much as the gaps of a pair without them.
         mask: True where x is observed; NaN in x has the same meaning.
         rows: the rows of x to evaluate; by default all.
+        capture: how the searches and log p are computed, see :func:`~ppl_vae.log_likelihood`.
         seed: seed of the draws.
 
     Raises:
@@ -104,10 +107,12 @@ def gaps(
     """
     with ExitStack() as stack:
         with Processes.current().together():
-            settings = Settings(covariance, best, steps, num_samples, tolerance, num_global_draws)
+            settings = Settings(
+                covariance, best, steps, num_samples, tolerance, num_global_draws, capture
+            )
             log_p = None if log_p is None else as_vector(log_p, name="log_p")
-            opened = opened_rows(x, mask, model=model, guide=guide, check=False)
-            data = stack.enter_context(opened)
+            observed = observe_rows(x, mask, model=model, guide=guide, check=False)
+            data = stack.enter_context(closed_after_use(observed, x))
             rows = torch.arange(len(data)) if rows is None else rows
             _check_log_p(log_p, len(rows))
         found, log_ratios = _estimates(Pair(model, guide), data, rows, settings, log_p, seed)
@@ -135,6 +140,11 @@ def _estimates(
     most_rows = max(1, ROWS_FACTOR * rows_at_once(one.x) // MAX_POINTS)
     size = min(block_size(one.x, settings.num_samples, refined=True), most_rows)
     together, log_ratios = shared.processes.together, None
+    num_batches = -(-len(shared.own) // size)
+
+    def make_runner(calls_per_batch: int) -> CallRunner:
+        return CallRunner(settings.capture, num_batches * calls_per_batch)
+
     with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
         pairs, first = [pair], next(data.split(rows[:size], size))
         check_importance_samplable(pair, first)
@@ -144,7 +154,8 @@ def _estimates(
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
-            estimator = GapEstimator(each, family_of(each, first, settings.covariance), settings)
+            family = family_of(each, first, settings.covariance)
+            estimator = GapEstimator(each, family, settings, make_runner)
             for batch in data.split(shared.own, size):
                 estimator.evaluate(batch, estimates_log_p=log_p is None)
             estimators.append(estimator)

@@ -17,16 +17,16 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import schema_of
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     PairTraces,
@@ -35,9 +35,14 @@ from ppl_vae.core.traces import (
     data_sites,
 )
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.observed_rows import open_source, opened_rows, whole_table
-from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.data.row_stream import Rows, describe_rows
+from ppl_vae.data.sources.observed_rows import (
+    closed_after_use,
+    observe_rows,
+    open_source,
+    whole_table,
+)
+from ppl_vae.data.sources.row_blocks import RowSource
+from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
@@ -129,11 +134,9 @@ def impute(
             pair = Pair(model, _checked_guide(guide, quantiles))
             source = open_source(x, mask, model=model, guide=guide)
             given = whole_table(x, mask, schema=schema_of(model), source=source)
-            opened = opened_rows(
-                given if source is None else source,
-                model=model, guide=guide, allow_empty_rows=True,
-            )  # fmt: skip
-            data = stack.enter_context(opened)
+            x_read = given if source is None else source
+            observed = observe_rows(x_read, model=model, guide=guide, allow_empty_rows=True)
+            data = stack.enter_context(closed_after_use(observed, x_read))
             result = _without_imputations(given, data, draws, on_cpu=source is not None)
         settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
         _impute(result, pair, data, num_samples, refine, covariance, seed, settings)
@@ -172,7 +175,8 @@ def _impute(
     size = min(size, max(1, rows_at_once(one.x) // max(draws, 1)))
     together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
-        local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
+        runner = CallRunner("auto", -(-len(shared.own) // size) * refine)
+        local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
         for batch in data.split(shared.own, size):
             _check_samplable(pair, batch, draws)
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)

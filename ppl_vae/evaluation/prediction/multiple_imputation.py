@@ -14,19 +14,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppl_vae.core.digest import describe_tensor, tensor_digest
-from ppl_vae.core.inputs import schema_of
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.arrays.digest import describe_tensor, tensor_digest
+from ppl_vae.core.arrays.inputs import schema_of
+from ppl_vae.core.arrays.schema import RowLabels
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.observed_rows import whole_table
-from ppl_vae.data.row_blocks import RowBlock, RowSource, rows_per_block
+from ppl_vae.data.sources.observed_rows import whole_table
+from ppl_vae.data.sources.row_blocks import RowBlock, RowSource, rows_per_block
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import Parameters
-from ppl_vae.models.integrated_likelihood import row_posterior
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.integrated_likelihood import row_posterior
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 CELLS_PER_PARAMETER = 50
 """Intervals at fitted parameters lose more than about 0.7 % coverage with fewer observed values
