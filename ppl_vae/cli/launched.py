@@ -65,6 +65,7 @@ def launched_processes(arguments: list[str]) -> Iterator[None]:
 def _connect() -> None:
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     backend = "gloo"
@@ -74,7 +75,7 @@ def _connect() -> None:
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     # torchrun may keep its store when it restarts the processes, and in it the addresses of those
     # that have ended: each attempt has entries of its own.
-    attempt = dist.PrefixStore(f"attempt {num_restarts()}", store)
+    attempt = PrefixStore(f"attempt {num_restarts()}", store)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
 
 

@@ -122,9 +122,10 @@ def elbo(
                 x, mask, model=model, guide=guide, allow_empty_rows=True, check=False
             )
             whole = stack.enter_context(closed_after_use(observed, x))
-        describe, all_rows = partial(describe_rows, whole), torch.arange(len(whole))
-        settings = f"{num_samples=}, {global_kl=}"
-        rows = SharedRows.of("elbo", pair, describe, all_rows, seed, settings=settings)
+        about, settings = partial(describe_rows, whole), f"{num_samples=}, {global_kl=}"
+        rows = SharedRows.of(
+            "elbo", pair, about, torch.arange(len(whole)), seed, settings=settings
+        )
         with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
             for batch in whole.split(rows.own, batch_size):
                 run = objective._run(pair, batch)

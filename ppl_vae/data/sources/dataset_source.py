@@ -128,7 +128,8 @@ def _sampled(loader: DataLoader[Any]) -> tuple[Dataset[Any], bool]:
     batches: Any = loader.batch_sampler
     found: Any = batches
     if type(batches) is BatchSampler:
-        found = sampler = batches.sampler
+        sampler: Any = batches.sampler
+        found = sampler
         if type(sampler) is SequentialSampler:
             return loader.dataset, False
         whole = type(sampler) is RandomSampler and not sampler.replacement

@@ -46,8 +46,6 @@ def rows_per_block(floats_per_row: int) -> int:
 class RowBlock:
     """Some rows of a table, in float64.
 
-    Two blocks are equal if they are the same object.
-
     Attributes:
         values: (B, D), zero in the missing values.
         observed: which entries are observed; None if all are.
@@ -185,9 +183,7 @@ class RowBlocks:
             refuse_mask()
 
     def read(self, floats_per_row: int | None = None) -> Iterator[RowBlock]:
-        """Iterate over the rows in order, in blocks of limited size.
-
-        If a matrix in memory is one block, each reading gives that of the first one.
+        """Iterate over the rows in order, in blocks of limited size; one alone is made once.
 
         Args:
             floats_per_row: number of floats that the computation needs per row, 3 D by default.
@@ -284,9 +280,7 @@ class RowBlocks:
 
     def _is_one_block(self, floats_per_row: int | None) -> bool:
         x = self._source
-        if not isinstance(x, Tensor):
-            return False
-        return len(x) <= rows_per_block(floats_per_row or 3 * x.shape[1])
+        return isinstance(x, Tensor) and len(x) <= rows_per_block(floats_per_row or 3 * x.shape[1])
 
     def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor]]:
         x = self._source

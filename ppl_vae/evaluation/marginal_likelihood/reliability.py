@@ -168,9 +168,11 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     parts = [torch.cat(part) for part in zip(*pieces, strict=True)]
     joint = _joint_variance(log_weights)
     # From an accelerator the weights are copied once, and so are the statistics of all data.
-    value, ess, ties, *others, joint_variance = torch.stack([curve[:, -1], *parts, joint]).cpu()
+    vectors = torch.stack([curve[:, -1], *parts, joint]).cpu()
+    value, ess, ties, rare, above, below, joint_variance = vectors
     tail_index = torch.cat(list(map(k_hat, log_weights.cpu().split(DATA_AT_ONCE, 1))))
-    return WeightSummary(value, ess, tail_index, ties.bool(), *others, curve.cpu(), joint_variance)
+    shape = rare, above, below
+    return WeightSummary(value, ess, tail_index, ties.bool(), *shape, curve.cpu(), joint_variance)
 
 
 def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:

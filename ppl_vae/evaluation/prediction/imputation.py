@@ -44,6 +44,7 @@ from ppl_vae.data.sources.observed_rows import (
 from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.prediction.multiple_imputation import (
