@@ -117,17 +117,15 @@ def elbo(
     with ExitStack() as stack:
         with Processes.current().together():
             pair, objective, values = Pair(model, guide), ELBO(num_samples), []
-            check_int("batch_size", batch_size)
             observed = observe_rows(
                 x, mask, model=model, guide=guide, allow_empty_rows=True, check=False
             )
             whole = stack.enter_context(closed_after_use(observed, x))
-        about, settings = partial(describe_rows, whole), f"{num_samples=}, {global_kl=}"
-        rows = SharedRows.of(
-            "elbo", pair, about, torch.arange(len(whole)), seed, settings=settings
-        )
+        about, numbers = partial(describe_rows, whole), torch.arange(len(whole))
+        settings = f"{num_samples=}, {global_kl=}"
+        rows = SharedRows.of("elbo", pair, about, numbers, seed, settings=settings)
         with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
-            for batch in whole.split(rows.own, batch_size):
+            for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
                 run = objective._run(pair, batch)
                 values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))
                 check_no_nan("the ELBO", values[-1], run, batch)
