@@ -28,7 +28,7 @@ DEVICE = torch.device("cpu")  # until the backend is registered
 TESTS = str(Path(__file__).parent) + "/"
 PACKAGE = str(Path(__file__).parent.parent / "ppl_vae") + "/"
 IMPORTING = "<frozen importlib._bootstrap>"
-OWN_FILES = {__file__, f"{TESTS}pretend_run.py", f"{TESTS}conftest.py"}
+OWN_FILES = {__file__, *(f"{TESTS}{name}.py" for name in ("pretend_run", "conftest", "shapes"))}
 
 COPIES = {"aten._to_copy", "aten.copy_", "aten._pin_memory", "aten.is_pinned"}
 READS = {

@@ -44,8 +44,6 @@ EXCEPTIONS = {
     "tests/core/test_threads.py::test_each_thread_has_the_result_that_it_has_alone": THREADS,
     "tests/models/test_autoencoder.py::test_a_user_written_flat_prior_is_refused": OWN_DEVICES,
     "tests/models/test_integrated_likelihood.py::test_gradients": VIEWS,
-    "tests/models/test_precision.py::"
-    "test_half_precision_in_a_file_and_in_scikit_learn": ON_THE_CPU,
     "tests/models/test_supervised.py::"
     "test_models_without_their_own_encoder_are_refused": ON_THE_CPU,
     "tests/models/test_vae_like.py::test_a_table_may_have_any_type": ON_THE_CPU,
