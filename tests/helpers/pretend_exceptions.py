@@ -26,7 +26,8 @@ EXCEPTIONS = {
     "test_steps_that_cannot_be_captured_run_eagerly_with_the_reason": OTHER_REASON,
     "tests/models/test_vae_like.py::"
     "test_steps_are_captured_and_do_not_change_the_buffers": COMPILER,
-    "tests/core/devices/test_device_mix.py::test_the_line_that_made_the_tensor_is_named": OWN_DEVICES,
+    "tests/core/devices/test_device_mix.py::"
+    "test_the_line_that_made_the_tensor_is_named": OWN_DEVICES,
     "tests/core/devices/test_device_mix.py::test_a_variable_of_the_module_is_named": OWN_DEVICES,
     "tests/core/test_nonfinite.py::test_a_minibatch_names_the_row_of_the_whole_data": READINGS,
     "tests/inference/svi/test_svi.py::"
