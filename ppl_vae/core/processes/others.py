@@ -2,7 +2,7 @@
 
 Errors of a backend of ``torch.distributed`` name the address that is gone, and not the rank.
 Therefore each process enters its number into the store of ``torch.distributed``, where the others
-look it up after a failure.
+find it after a failure.
 """
 
 import importlib
