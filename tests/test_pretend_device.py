@@ -267,6 +267,27 @@ def test_an_iteration_of_em_waits_three_times(device):
     assert found[0] < 71
 
 
+def test_an_iteration_of_em_with_missing_values_waits_seven_times(device):
+    """For the values of both half-steps, and for checks of rows and of factorizations."""
+    x, found = data(missing=0.2).to(device), []
+    for iterations in (4, 8):
+        ppca = PPCA.like(x, K, seed=0)
+        with count_waits() as waits:
+            fit = fit_em(ppca, x, tol=1e-300, max_iterations=iterations)
+        assert fit.steps == iterations
+        found.append(total(waits))
+    assert found[1] - found[0] <= 7 * 4
+
+
+def test_importance_sampling_waits_per_block_and_not_per_datum(device):
+    pair, x, found = vae(device), data().to(device), []
+    for rows in (x[:20], x):
+        with count_waits() as waits:
+            log_likelihood(pair.model, pair.guide, rows, 30, seed=0, capture=False)
+        found.append(total(waits))
+    assert found[0] == found[1] < 100
+
+
 @pytest.mark.slow
 def test_a_step_towards_the_local_optimum_does_not_wait(device):
     pair, x = vae(device), data().to(device)[:5]

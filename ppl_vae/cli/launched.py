@@ -22,9 +22,14 @@ def launched_rank() -> int:
     return int(os.environ["RANK"]) if num_processes() > 1 else 0
 
 
+def num_restarts() -> int:
+    """How often ``torchrun --max-restarts`` launched the processes again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def was_restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` launched the processes again after a failure."""
-    return num_processes() > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether ``torchrun --max-restarts`` launched the processes again."""
+    return num_processes() > 1 and num_restarts() > 0
 
 
 def has_nothing_to_do(arguments: list[str]) -> bool:
@@ -42,14 +47,9 @@ def launched_processes(arguments: list[str]) -> Iterator[None]:
     if num_processes() == 1 or not set(arguments[:1]) & set(SHARED_VERBS):
         yield
         return
-    import torch
     import torch.distributed as dist
 
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    _connect()
     try:
         with ExitStack() as stack:
             if launched_rank():
@@ -60,6 +60,23 @@ def launched_processes(arguments: list[str]) -> Iterator[None]:
             yield
     finally:
         dist.destroy_process_group()
+
+
+def _connect() -> None:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # torchrun may keep its store when it restarts the processes, and in it the addresses of those
+    # that have ended: each attempt has entries of its own.
+    attempt = PrefixStore(f"attempt {num_restarts()}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def error_prefix() -> str:

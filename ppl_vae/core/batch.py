@@ -44,6 +44,11 @@ class Batch:
         return self.x.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.x.dtype
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of a program apart from x; those that are None are left out."""
         named = {"mask": self.mask, "index": self.index, "num_data": self.num_data}

@@ -126,7 +126,14 @@ def _concatenated(
 ) -> Float[Tensor, "N D"]:
     schema = TableSchema.of(blocks) if schema is None else schema
     parts = [
-        as_matrix(block, name=f"block {i} of {name}", schema=schema, check_finite=False, **place)
+        as_matrix(
+            block,
+            name=f"block {i} of {name}",
+            schema=schema,
+            check_finite=False,
+            allow_no_rows=True,
+            **place,
+        )
         for i, block in enumerate(blocks)
     ]
     if len(widths := {part.shape[1] for part in parts}) > 1:

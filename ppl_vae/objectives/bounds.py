@@ -10,6 +10,7 @@ z_sn given theta_s.
 """
 
 import math
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded
@@ -112,15 +114,17 @@ def elbo(
     Raises:
         FloatingPointError: if a value is NaN, naming the site and the rows.
     """
-    pair = Pair(model, guide)
-    observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
-    objective, values = ELBO(num_samples), []
-    settings = f"{num_samples=}, {global_kl=}"
-    with closed_after_use(observed, x) as whole:
-        describe, all_rows = partial(describe_rows, whole), torch.arange(len(whole))
-        rows = SharedRows.of("elbo", pair, describe, all_rows, seed, settings=settings)
-        together = rows.processes.together
-        with together(), isolated_store(), rows.seeded(), pair.train_mode(False):
+    with ExitStack() as stack:
+        with Processes.current().together():
+            pair, objective, values = Pair(model, guide), ELBO(num_samples), []
+            observed = observe_rows(
+                x, mask, model=model, guide=guide, allow_empty_rows=True, check=False
+            )
+            whole = stack.enter_context(closed_after_use(observed, x))
+        about, numbers = partial(describe_rows, whole), torch.arange(len(whole))
+        settings = f"{num_samples=}, {global_kl=}"
+        rows = SharedRows.of("elbo", pair, about, numbers, seed, settings=settings)
+        with rows.processes.together(), isolated_store(), rows.seeded(), pair.train_mode(False):
             for batch in whole.split(rows.own, check_int("batch_size", batch_size)):
                 run = objective._run(pair, batch)
                 values.append(objective.terms_of(run).means(global_kl).expand(len(batch)))

@@ -1,10 +1,13 @@
-"""Messages of fits by several processes, as the package counts them: their numbers and sizes.
+"""Fits by several processes: the messages that they exchange, and their speed on two cores.
 
-Run it as ``python tests/benchmarks/scaling.py``. Two processes fit a few rows; sizes depend on the
-numbers of columns and latent dimensions only. What each of 64 processes sends follows from these.
+Run it as ``python tests/benchmarks/scaling.py`` on a machine that does nothing else; it takes
+about three minutes. Two processes fit a few rows while the package counts their messages, whose
+sizes depend on the numbers of columns and latent dimensions only; what each of 64 processes sends
+follows from these. Then the same work is timed on one process and on two, each with one thread.
 """
 
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,10 +16,15 @@ sys.path += [str(Path(__file__).parents[1] / name) for name in ("helpers", "dist
 import torch
 from workers import Workers
 
-from ppl_vae import PPCA, VAE, fit_closed_form, fit_em, fit_svi
+from ppl_vae import PPCA, VAE, Bernoulli, fit_closed_form, fit_em, fit_svi
 from ppl_vae.core import MessageLog, Processes, record_messages
 
 COLUMNS, LATENT, RANKS = 1000, 50, 64
+REPETITIONS = 3
+"""Each time is the least of this number of measurements, of one and of two processes in turn."""
+PASS_ROWS, PASS_COLUMNS = 200_000, 500
+SVI_ROWS, SVI_WIDTHS, SVI_BATCH = 4096, (784, 1000, 20), 1024
+FIRST_STEPS, SVI_STEPS = 5, 30
 
 
 def rows(number, missing):
@@ -42,7 +50,7 @@ def fit(kind, iterations):
     return Counter(log.counts)
 
 
-def main():
+def count_messages():
     workers = Workers(2)
     for kind in ("closed form", "EM", "SVI"):
         few = workers.run(fit, kind, 2)[0]
@@ -57,6 +65,52 @@ def main():
         for (name, size), number in sorted(log.counts.items(), key=lambda item: -item[0][1]):
             print(f"  {name:9} {size / 1e6:12.6f} MB x {number:g}")
     workers.close()
+
+
+def seconds_of_pass():
+    """One pass over X'X by a closed-form fit of complete data, in float32."""
+    own = Processes.current().share(PASS_ROWS)
+    generator = torch.Generator().manual_seed(own.start)
+    x = torch.randn(own.stop - own.start, PASS_COLUMNS, generator=generator)
+    ppca = PPCA(PASS_COLUMNS, 10, seed=0)
+    start = time.perf_counter()
+    fit_closed_form(ppca, x)
+    return time.perf_counter() - start
+
+
+def seconds_of_steps():
+    """Steps of SVI after the first ones, which have costs of their own."""
+    columns, hidden, latent = SVI_WIDTHS
+    x = torch.rand(SVI_ROWS, columns, generator=torch.Generator().manual_seed(0)).round()
+    vae = VAE.like(x, latent, hidden=(hidden,), likelihood=Bernoulli(), seed=0)
+    found = fit_svi(
+        vae.model, vae.guide, x,
+        steps=FIRST_STEPS + SVI_STEPS, batch_size=SVI_BATCH, seed=0, capture=False, progress=False,
+    )  # fmt: skip
+    return float(found.elapsed[-1] - found.elapsed[FIRST_STEPS - 1])
+
+
+def measure_speed():
+    groups = {number: Workers(number) for number in (1, 2)}
+    names = {
+        seconds_of_pass: f"pass over X'X, {PASS_ROWS:,} x {PASS_COLUMNS}",
+        seconds_of_steps: f"{SVI_STEPS} steps of SVI, a VAE {'-'.join(map(str, SVI_WIDTHS))}, "
+        f"batches of {SVI_BATCH:,}",
+    }
+    for function, name in names.items():
+        times = {number: [] for number in groups}
+        for _ in range(REPETITIONS):
+            for number, workers in groups.items():
+                times[number].append(max(workers.run(function)))
+        one, two = (min(times[number]) for number in groups)
+        print(f"{name}: {one:.2f} s on one process, {two:.2f} s on two: {one / two:.2f} times")
+    for workers in groups.values():
+        workers.close()
+
+
+def main():
+    count_messages()
+    measure_speed()
 
 
 if __name__ == "__main__":

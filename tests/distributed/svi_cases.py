@@ -1,9 +1,6 @@
 """Pairs whose draws are given, fitted by the processes of the tests."""
 
 import math
-import os
-import signal
-import threading
 
 import cases
 import pyro
@@ -91,35 +88,33 @@ class Mistaken(GivenDraws):
         super().__init__(x)
         self.fails_at, self.nan_at, self.runs = fails_at, nan_at, 0
 
-    def model(self, x=None, *, index=None, num_data=None):
+    def model(self, x=None, *, mask=None, index=None, num_data=None):
         self.runs += 1
         is_second = Processes.current().rank == 1
         if self.runs == self.fails_at and is_second:
             raise ZeroDivisionError("a mistake of the user")
         x = x * math.nan if self.runs == self.nan_at and is_second else x
-        return super().model(x, index=index, num_data=num_data)
+        return super().model(x, mask=mask, index=index, num_data=num_data)
 
 
 def fit_of_rank(x, options):
     """A fit whose arguments differ between ranks."""
     options = {"seed": 0, "steps": 8, **options}
     x = x[: options.pop("rows", len(x))] + options.pop("shift", 0.0)
+    x = x.to(options.pop("dtype", x.dtype))
+    if (missing := options.pop("missing", None)) is not None:
+        x[missing, 0] = math.nan
     mistakes = {name: options.pop(name, None) for name in ("fails_at", "nan_at")}
     pair = Mistaken(x, **mistakes)
-    fit_svi(pair.model, pair.guide, x, progress=False, capture=False, **options)
+    fit_svi(pair.model, pair.guide, x, progress=False, **{"capture": False} | options)
 
 
-def die_at(rank, seconds):
-    if Processes.current().rank == rank:
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-
-
-def killed_in_em(x, rank):
-    die_at(rank, 0.5)
+def endless(kind, x, file):
+    """Fits without end, by one of three algorithms; those of SVI write a checkpoint."""
     while True:
-        cases.linear_fit("EM", x)
-
-
-def killed_in_svi(x, rank):
-    die_at(rank, 1.0)
-    fit_given(x, {"steps": 10**6, "batch_size": 10})
+        if kind == "EM":
+            cases.linear_fit("EM", x)
+        elif kind == "Bayesian":
+            cases.bayesian(x)
+        else:
+            fit_vae(x, {"steps": 10**6, "batch_size": 10, "capture": False, "checkpoint": file})

@@ -1,5 +1,7 @@
 """Evaluations whose rows several processes share."""
 
+import math
+
 import evaluation_cases as cases
 import pytest
 import torch
@@ -50,16 +52,88 @@ def test_one_process_works_alone(pair, rank):
     close(found[rank], cases.exact("log_likelihood", x))
 
 
+def test_imputation_from_a_posterior_is_shared(pair):
+    x = table(31, missing=0.1)
+    alone, found = cases.moments_from_posterior(x), pair.run(cases.moments_from_posterior, x)
+    for first, second, expected in zip(*found, alone, strict=True):
+        assert torch.equal(first, second)
+        if expected is not alone[-1]:  # joint draws
+            close(first, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [3, 31])
+def test_four_processes(four, rows):
+    x = table(rows, missing=0.1)
+    x[:-1, 3] = math.nan  # observed on one process
+    for kind in ("log_likelihood", "elbo", "gaps"):
+        for value in four.run(cases.exact, kind, x):
+            close(value, cases.exact(kind, x))
+    alone = cases.moments_from_posterior(x)
+    for found in four.run(cases.moments_from_posterior, x):
+        for value, expected in zip(found[:3], alone[:3], strict=True):
+            close(value, expected)
+
+
+SHARED = ("log_likelihood", "elbo", "gaps", "impute", "impute from a posterior")
+FITS = ("fit_vb", "sample_posterior")
+X = table(31, missing=0.1)
 OTHERS = {
-    "data": (cases.with_other, (0.0, 5), (1.0, 5), "log_likelihood: x is 31 x 7"),
-    "draws": (cases.with_other, (0.0, 5), (0.0, 6), "settings is num_samples=6, "),
-    "parameters": (cases.with_other_parameters, (0,), (1,), "elbo: parameters is of checksum"),
-    "a mistake": (cases.failing, (), (), "ZeroDivisionError: a mistake of the user"),
+    **{
+        f"data of {kind}": (kind, {"shift": 0.0}, {"shift": 1.0}, "x is 31 x 7") for kind in SHARED
+    },
+    **{f"seed of {kind}": (kind, {"seed": 1}, {"seed": 2}, "seed is 2 on") for kind in SHARED},
+    **{f"seed of {kind}": (kind, {"seed": 1}, {"seed": 2}, "seed is 2 on") for kind in FITS},
+    **{
+        f"a bad number of draws of {kind}": (kind, {}, {"num_samples": 0}, "num_samples must be")
+        for kind in (*SHARED, "sample_posterior")
+    },
+    "draws": ("log_likelihood", {}, {"num_samples": 6}, "settings is num_samples=6, "),
+    "draws of an ELBO": ("elbo", {}, {"num_samples": 6}, "settings is num_samples=6, "),
+    "steps": ("gaps", {}, {"steps": 3}, "steps=3"),
+    "refinement": ("impute", {}, {"refine": 3}, "refine=3"),
+    "number of imputations": ("impute from a posterior", {}, {"draws": 2}, "draws=2"),
+    "posterior": ("impute from a posterior", {}, {"scale": 2.0}, "posterior is"),
+    "parameters": ("elbo", {}, {"parameter_seed": 1}, "elbo: parameters is of checksum"),
+    "a bad batch size": ("elbo", {}, {"batch_size": 0}, "batch_size must be"),
+    "a bad capture": ("log_likelihood", {}, {"capture": "x"}, "capture must be"),
+    "a bad precision": ("log_likelihood", {}, {"precision": "x"}, "precision"),
+    "a bad tolerance": ("gaps", {}, {"tolerance": 0}, "tolerance must be positive"),
+    "a bad method": ("log_likelihood", {}, {"method": "x"}, "method must be"),
+    "a bad covariance": ("impute", {}, {"refine": 1, "covariance": "x"}, "covariance must be"),
+    "a bad quantile": ("impute", {}, {"quantiles": [0.5]}, "need the draws of a posterior"),
+    "iterations": ("fit_vb", {}, {"max_iterations": 3}, "max_iterations is 3 on rank 1"),
+    "a bad tol": ("fit_vb", {}, {"tol": -1.0}, "tol"),
+    "chains": ("sample_posterior", {}, {"chains": 3}, "chains is 3"),
+    "a bad sampler": ("sample_posterior", {}, {"sampler": "x"}, "sampler must be"),
+    "NUTS on one": ("sample_posterior", {}, {"sampler": "nuts"}, "sampler is nuts on"),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_differs_is_named_on_every_process(pair, name):
-    function, first, second, message = OTHERS[name]
-    for text in pair.errors(function, table(31), each=[first, second]):
+    kind, first, second, message = OTHERS[name]
+    for text in pair.errors(cases.call_kw, kind, X, each=[(first,), (second,)]):
         assert message in text
+
+
+def test_missing_values_on_one_process(pair):
+    """A process whose table is complete imputes nothing, and must not leave the others alone."""
+    for kind in ("impute", "impute from a posterior"):
+        each = [(table(31), {}), (X, {})]
+        for text in pair.errors(cases.call_kw, kind, each=each):
+            assert "x is 31 x 7" in text or "mask is" in text
+
+
+def test_a_mistake_of_the_user(pair):
+    for text in pair.errors(cases.failing, table(31)):
+        assert "ZeroDivisionError: a mistake of the user" in text
+
+
+def test_blocks_of_other_rows_are_found(pair, tmp_path):
+    """Rows that each process reads from a file of its own are compared."""
+    for name, shift in (("first", 0.0), ("second", 1.0)):
+        (table(31) + shift).numpy().tofile(tmp_path / name)
+    each = [(str(tmp_path / name),) for name in ("first", "second")]
+    for text in pair.errors(cases.elbo_of_file, each=each):
+        assert "elbo: x is 31 x 7" in text

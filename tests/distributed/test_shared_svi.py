@@ -1,9 +1,13 @@
 """SVI of batches that several processes share."""
 
+import math
+
 import pytest
 import svi_cases as cases
 import torch
 from test_linear_fits import close, table
+
+from ppl_vae import IWAE
 
 
 def check(pair, x, options, pair_options=None):
@@ -118,6 +122,29 @@ def test_captured_steps(pair):
     assert found[0][2].execution.startswith("captured, the gradient of each step")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("capture", [False, "recorded"])
+@pytest.mark.parametrize("rows", [3, 31])
+def test_four_processes(four, rows, capture):
+    """With batches that no multiple of four divides, some of them of fewer rows than processes."""
+    x = table(rows, missing=0.2)
+    x[1:, 3] = math.nan  # one process observes this column
+    options = {"steps": 8, "lr": 0.05, "capture": capture}
+    for batch_size in (None, min(rows, 10), 3):
+        check(four, x, options | {"batch_size": batch_size})
+    check(four, x.nan_to_num(), options | {"batch_size": 3}, {"per_datum": True})
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_processes(four, pair, tmp_path):
+    x, options = table(31), {"batch_size": 10, "lr": 0.05, "checkpoint": str(tmp_path / "fit")}
+    four.run(cases.fit_given, x, {"steps": 27} | options)
+    pair.run(cases.fit_given, x, {"steps": 40} | options)
+    _, objective, *_ = cases.fit_given(x, {"steps": 60, "batch_size": 10, "lr": 0.05})
+    for _, values, *_ in four.run(cases.fit_given, x, {"steps": 60} | options):
+        close(values, objective)
+
+
 def test_processes_draw_independently(pair):
     noise = pair.run(cases.draws_of_a_fit, table(20))
     assert not set(noise[0]) & set(noise[1])
@@ -129,6 +156,19 @@ DIFFERENT = {
     "rows": ({"rows": 30}, {"rows": 29}, "it must be the same on all processes"),
     "a mistake": ({}, {"batch_size": 99}, "batch_size=99 is larger than the data"),
     "data": ({}, {"shift": 1.0}, "fit_svi: x is 30 x 7"),
+    "the dtype": ({}, {"dtype": torch.float32}, "fit_svi: model is [2] float32"),
+    "missing values": ({}, {"missing": 4}, "fit_svi: "),
+    "batch size": ({"batch_size": 10}, {"batch_size": 11}, "fit_svi: "),
+    "steps": ({}, {"steps": 9}, "fit_svi: steps is 9 on rank 1"),
+    "the optimizer": ({}, {"optimizer": torch.optim.SGD}, "fit_svi: optimizer"),
+    "clipping": ({}, {"grad_clip": 1.0}, "fit_svi: "),
+    "warm-up": ({}, {"warmup": 3}, "fit_svi: objective"),
+    "the objective": ({}, {"objective": IWAE(3)}, "fit_svi: objective"),
+    "validation": ({}, {"x_val": table(5)}, "x_val needs a guide that computes q"),
+    "patience": ({}, {"patience": 3}, "patience"),
+    "capture": ({}, {"capture": "recorded"}, "fit_svi: capture is recorded on rank 1"),
+    "a bad lr": ({}, {"lr": -1.0}, "lr"),
+    "a bad capture": ({}, {"capture": "x"}, "capture is x on rank 1"),
     "an error in a step": (
         {"fails_at": 3},
         {"fails_at": 3},

@@ -13,6 +13,8 @@ from pathlib import Path
 
 SECONDS = 60
 """The largest number of seconds that a message, or the result of a function, may take."""
+LOST = "got no message from the others"
+"""Errors with these words are those of processes whose connections are gone."""
 SECONDS_TO_START = 300
 """The largest number of seconds for importing the package, on a machine that does much else."""
 
@@ -43,7 +45,10 @@ def serve(rank, size, store, pipe):
         try:
             pipe.send((True, function(*args)))
         except Exception as error:
-            pipe.send((False, f"{type(error).__name__}: {error}"))
+            text = f"{type(error).__name__}: {error}"
+            pipe.send((False, text))
+            if LOST in text:  # the process ends, as a script would
+                return
 
 
 class Workers:
@@ -86,7 +91,10 @@ class Workers:
             self.start()
         for rank, pipe in enumerate(self.pipes):
             pipe.send((function, (*args, *(each[rank] if each else ()))))
-        return [self.receive(rank) for rank in range(self.size)]
+        found = [self.receive(rank) for rank in range(self.size)]
+        if any(not returned and LOST in value for returned, value in found):
+            self.close()  # the next function begins with new processes
+        return found
 
     def run(self, function, *args, each=None):
         """What the function returns on each rank."""
@@ -110,4 +118,4 @@ class Workers:
                 process.kill()
         self.processes, self.pipes = [], []
         with suppress(OSError):
-            self.folder.cleanup()
+            Path(self.store).unlink()

@@ -28,7 +28,11 @@ DEVICE = torch.device("cpu")  # until the backend is registered
 TESTS = str(Path(__file__).parents[1]) + "/"
 PACKAGE = str(Path(__file__).parents[2] / "ppl_vae") + "/"
 IMPORTING = "<frozen importlib._bootstrap>"
-OWN_FILES = {__file__, f"{TESTS}helpers/pretend_run.py", f"{TESTS}conftest.py"}
+OWN_FILES = {
+    __file__,
+    f"{TESTS}conftest.py",
+    *(f"{TESTS}helpers/{name}.py" for name in ("pretend_run", "shapes")),
+}
 
 COPIES = {"aten._to_copy", "aten.copy_", "aten._pin_memory", "aten.is_pinned"}
 READS = {

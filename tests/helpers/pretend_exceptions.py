@@ -5,6 +5,16 @@ there, and that they are few.
 """
 
 COMPILER = "a pretended accelerator has no compiler"
+OTHER_REASON = "steps on a device that is written in Python cannot be captured for another reason"
+OWN_DEVICES = "it mixes devices itself, by tensors that the option would move"
+READINGS = "it needs the objective of each step, which is read after 50 steps on an accelerator"
+STATES_CPU = "it states that results are on the CPU"
+ON_THE_CPU = "its x stays on the CPU, and the option moves the modules that it makes"
+REFERENCE = "its reference mixes the fit with tensors of the CPU"
+STORAGE = "torch stores tensors of a device that is written in Python as those of the CPU"
+SPARSE = "a device that is written in Python has no sparse tensors"
+VIEWS = "torch does not follow views of a device that is written in Python"
+THREADS = "torch differentiates on a device that is written in Python in one thread only"
 
 EXCEPTIONS = {
     "tests/evaluation/marginal_likelihood/test_batching.py::"
@@ -12,6 +22,34 @@ EXCEPTIONS = {
     "tests/capture/test_capture.py::"
     "test_compiled_steps_equal_eager_steps_and_short_fits_are_not_compiled": COMPILER,
     "tests/capture/test_capture.py::test_a_hundred_compiled_steps_equal_eager_steps": COMPILER,
+    "tests/capture/test_capture.py::"
+    "test_steps_that_cannot_be_captured_run_eagerly_with_the_reason": OTHER_REASON,
     "tests/models/test_vae_like.py::"
     "test_steps_are_captured_and_do_not_change_the_buffers": COMPILER,
+    "tests/core/devices/test_device_mix.py::"
+    "test_the_line_that_made_the_tensor_is_named": OWN_DEVICES,
+    "tests/core/devices/test_device_mix.py::test_a_variable_of_the_module_is_named": OWN_DEVICES,
+    "tests/core/test_nonfinite.py::test_a_minibatch_names_the_row_of_the_whole_data": READINGS,
+    "tests/inference/svi/test_svi.py::"
+    "test_a_loss_that_becomes_nan_stops_the_fit_with_step_and_site": READINGS,
+    "tests/inference/svi/test_svi.py::test_data_with_an_infinite_density_are_reported": READINGS,
+    "tests/inference/svi/test_svi.py::"
+    "test_after_too_large_a_step_the_last_good_state_is_restored": READINGS,
+    "tests/inference/svi/test_checkpoint.py::"
+    "test_the_execution_is_kept_unless_another_is_requested": READINGS,
+    "tests/inference/svi/test_recorded_fits.py::test_auto_records_a_long_fit": READINGS,
+    "tests/core/test_program.py::test_the_dtype_of_any_pair_is_found_or_left_open": STATES_CPU,
+    "tests/core/test_threads.py::test_an_error_lets_other_threads_go_on": STATES_CPU,
+    "tests/inference/svi/test_epoch_transform.py::test_transformed_data_are_checked": STATES_CPU,
+    "tests/inference/svi/test_tolerance.py::"
+    "test_stages_that_met_their_tolerance_are_that_close_to_theory": REFERENCE,
+    "tests/core/test_program.py::test_a_copy_of_a_trained_model_trains_alone": STORAGE,
+    "tests/core/arrays/test_frames.py::"
+    "test_sparse_matrices_are_converted_with_a_warning_or_refused_with_their_size": SPARSE,
+    "tests/core/test_threads.py::test_each_thread_has_the_result_that_it_has_alone": THREADS,
+    "tests/models/test_autoencoder.py::test_a_user_written_flat_prior_is_refused": OWN_DEVICES,
+    "tests/models/linear/test_integrated_likelihood.py::test_gradients": VIEWS,
+    "tests/models/test_supervised.py::"
+    "test_models_without_their_own_encoder_are_refused": ON_THE_CPU,
+    "tests/models/test_vae_like.py::test_a_table_may_have_any_type": ON_THE_CPU,
 }

@@ -10,14 +10,10 @@ the rows that are its own. What differs is an error that names the rank.
 """
 
 import json
-import os
-import platform
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -27,9 +23,7 @@ from torch import Tensor
 
 from ppl_vae.core.errors import ProcessError
 from ppl_vae.core.processes.messages import record
-
-SECONDS_TO_END = 2.0
-"""Seconds within which a process whose connections are closed is expected to have ended."""
+from ppl_vae.core.processes.others import announce, describe_others
 
 _SINGLE: ContextVar[bool] = ContextVar("single process", default=False)
 
@@ -59,7 +53,6 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    _peers: dict[int, tuple[str, int]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def current(cls) -> Self:
@@ -70,7 +63,9 @@ class Processes:
         """
         if _SINGLE.get() or not (dist.is_available() and dist.is_initialized()):
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size())
+        own = dist.get_rank()
+        announce(own)
+        return cls(own, dist.get_world_size())
 
     def share(self, num_rows: int) -> slice:
         """The consecutive rows of a table of N rows that are this process's share.
@@ -190,9 +185,7 @@ class Processes:
     ) -> list[dict[str, Any]]:
         # What each process does: the function that it begins, its arguments, or its error.
         own = {"call": call, "arguments": arguments or {}, "error": error}
-        host = {"node": platform.node(), "pid": os.getpid()}
-        found = [json.loads(text) for text in self.gather_text(json.dumps(own | host))]
-        self._peers.update({k: (each["node"], each["pid"]) for k, each in enumerate(found)})
+        found = [json.loads(text) for text in self.gather_text(json.dumps(own))]
         if not error:
             self.raise_failure([each["error"] for each in found])
             for rank, each in enumerate(found):
@@ -258,27 +251,11 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
+            cause = str(error).strip().splitlines()[0][:200]
             raise ProcessError(
                 f"rank {self.rank} of {self.size} got no message from the others: "
-                f"{self._describe_peers()} ({str(error).strip().splitlines()[0][:200]})"
+                f"{describe_others(self.rank, self.size)} ({cause})"
             ) from error
-
-    def _describe_peers(self) -> str:
-        deadline = time.monotonic() + SECONDS_TO_END
-        while not (found := self._missing_peers()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if found:
-            return ", ".join(found)
-        return (
-            "another one has ended, or waits elsewhere; every process must call the same functions"
-        )
-
-    def _missing_peers(self) -> list[str]:
-        return [
-            f"rank {rank} (process {pid}) {state}"
-            for rank, (node, pid) in self._peers.items()
-            if node == platform.node() and (state := _state(pid))
-        ]
 
 
 SINGLE = Processes()
@@ -308,17 +285,3 @@ def _other_call(rank: int, called: str, expected: str) -> str:
         f"rank {rank} calls {called} where rank 0 calls {expected}; every process must call the "
         "same functions in the same order (ppl_vae.core.single_process lets one work alone)"
     )
-
-
-def _state(pid: int) -> str:
-    """What became of a process of this machine; an empty text if it is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return "has ended"
-    except OSError:
-        pass
-    with suppress(OSError, IndexError):  # not on every system
-        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return {"Z": "has ended", "X": "has ended", "T": "is stopped"}.get(letter, "")
-    return ""

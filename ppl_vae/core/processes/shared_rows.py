@@ -39,7 +39,7 @@ class SharedRows:
     def of(
         cls,
         function: str,
-        pair: Pair,
+        pair: Pair | None,
         describe: Callable[[], tuple[str, str | None]],
         rows: Int[Tensor, " N"],
         seed: int | None,
@@ -49,7 +49,7 @@ class SharedRows:
 
         Args:
             function: the name of the public function.
-            pair: the pair.
+            pair: the pair, whose parameters must be the same; None if there is no pair.
             describe: describes the whole table and its mask, with checksums.
             rows: the rows to evaluate.
             seed: of the draws; None draws a seed on rank 0.
@@ -67,7 +67,7 @@ class SharedRows:
             x=x,
             mask=mask,
             rows=describe_tensor(rows),
-            parameters=_describe_parameters(pair),
+            parameters=None if pair is None else _describe_parameters(pair),
             seed=seed,
             **arguments,
         )
@@ -97,6 +97,16 @@ class SharedRows:
     def gather_columns(self, columns: Columns) -> Columns:
         """The same for several values of each row."""
         return type(columns)(*map(self.gather, columns))
+
+    def complete(self, whole: Tensor, rows: Int[Tensor, " N"]) -> None:
+        """Set rows of a table, of which this process has computed its own, to those of all.
+
+        Args:
+            whole: the table, (rows of the table, ...).
+            rows: the rows that are evaluated.
+        """
+        if self.processes.size > 1:
+            whole[rows] = self.gather(whole[self.own])
 
 
 def _describe_parameters(pair: Pair) -> str:

@@ -53,6 +53,11 @@ class DatasetSource(BlockSource):
     ) -> None:
         self._dataset, self._collate = dataset, collate
         sized: Any = dataset
+        if not hasattr(sized, "__len__"):
+            raise TypeError(
+                f"x is a Dataset without a length, {type(dataset).__name__}, whose rows cannot be "
+                "found by their numbers; give it __len__, or make it an IterableDataset"
+            )
         num_rows = len(sized)
         if not num_rows:
             raise ValueError("x is a dataset without items")
@@ -99,13 +104,15 @@ def loader_source(loader: DataLoader[Any]) -> BlockSource:
     dataset = loader.dataset
     own_collate = loader.collate_fn is not default_collate
     collate = loader.collate_fn if own_collate else None
-    if isinstance(dataset, IterableDataset) or loader.batch_size is None:
+    batches: Any = loader.batch_sampler
+    if isinstance(dataset, IterableDataset) or batches is None:
         source: BlockSource = _iterable(lambda: _batches(loader))
-    else:
-        rows, shuffled = _sampled(loader)
-        source = DatasetSource(rows, collate)
-        source.shuffled = shuffled
-    source.batch_size, source.drop_last = loader.batch_size, bool(loader.drop_last)
+        source.batch_size, source.drop_last = loader.batch_size, bool(loader.drop_last)
+        return source
+    rows, shuffled = _sampled(loader)
+    source = DatasetSource(rows, collate)
+    source.shuffled = shuffled
+    source.batch_size, source.drop_last = batches.batch_size, batches.drop_last
     return source
 
 
@@ -118,8 +125,11 @@ def dataset_source(dataset: Dataset[Any]) -> BlockSource:
 
 def _sampled(loader: DataLoader[Any]) -> tuple[Dataset[Any], bool]:
     # The dataset of the rows that the loader draws, and whether it shuffles them.
-    sampler: Any = loader.sampler
-    if type(loader.batch_sampler) is BatchSampler:
+    batches: Any = loader.batch_sampler
+    found: Any = batches
+    if type(batches) is BatchSampler:
+        sampler: Any = batches.sampler
+        found = sampler
         if type(sampler) is SequentialSampler:
             return loader.dataset, False
         whole = type(sampler) is RandomSampler and not sampler.replacement
@@ -128,10 +138,9 @@ def _sampled(loader: DataLoader[Any]) -> tuple[Dataset[Any], bool]:
             return loader.dataset, True
         if type(sampler) is SubsetRandomSampler:
             return Subset(loader.dataset, list(sampler.indices)), True
-    found = type(sampler if type(loader.batch_sampler) is BatchSampler else loader.batch_sampler)
     raise ValueError(
-        f"x is a DataLoader with a {found.__name__}, which does not draw each row once per epoch, "
-        "so that the objective would not be that of the data. Pass its dataset instead "
+        f"x is a DataLoader with a {type(found).__name__}, which does not draw each row once per "
+        "epoch, so that the objective would not be that of the data. Pass its dataset instead "
         "(loader.dataset), or a torch.utils.data.Subset of it; the fit shuffles the rows from "
         "its own seed"
     )

@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import as_data_and_mask, check_named_support, schema_of
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.devices.device_memory import fits_on_device
 from ppl_vae.core.introspection import placement
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import kept_generators
 from ppl_vae.core.validation import ArrayLike, as_matrix, is_block_list
@@ -71,7 +74,8 @@ def observe_rows(
         name: the name of x in messages.
         allow_empty_rows: whether rows may have nothing observed.
         check: whether the model checks that the rows lie in its support.
-        with_digest: whether checksums of rows that are read in blocks are computed.
+        with_digest: whether checksums of rows that are read in blocks are computed; several
+            processes compare them in any case.
 
     Returns:
         A :class:`~ppl_vae.core.batch.Batch` of all rows if they are in memory, or few enough to
@@ -84,13 +88,15 @@ def observe_rows(
     if isinstance(x, Batch | RowStream):
         return x
     source = source or open_source(x, mask, model=model, guide=guide)
+    with_digest = with_digest or Processes.current().size > 1
     if source is not None and not _is_loaded(source):
         return RowStream(
             source, model, guide,
             name=name, allow_empty_rows=allow_empty_rows, check=check, with_digest=with_digest,
         )  # fmt: skip
     if source is not None and not is_block_list(x):
-        x, mask = _loaded(source, model, guide), None
+        dtype: Any = placement(*([model] if guide is None else [model, guide])).get("dtype")
+        x, mask = _loaded(source, dtype or torch.get_default_dtype()), None
     values, observed = as_data_and_mask(
         x, mask, model=model, guide=guide, name=name, allow_empty_rows=allow_empty_rows
     )
@@ -110,18 +116,50 @@ def closed_after_use(rows: Rows, x: Any) -> Iterator[Rows]:
             rows.close()
 
 
+def whole_table(
+    x: Any,
+    mask: ArrayLike | None = None,
+    *,
+    schema: TableSchema | None,
+    source: BlockSource | None = None,
+) -> Float[Tensor, "N D"]:
+    """All rows of x in memory and in their own dtype, for results that hold the table itself.
+
+    Args:
+        x, mask: as for :func:`observe_rows`; missing values become NaN.
+        schema: of the frame that the model was fitted to.
+        source: the source of x, if it is open already.
+
+    Raises:
+        ValueError: if x gives other rows each time it is read.
+        TypeError, ValueError: as :func:`observe_rows`.
+    """
+    with kept_generators([]):
+        source = source or row_source(x, mask, schema=schema)
+    if source is None or is_block_list(x):
+        return as_matrix(x, mask=mask, schema=schema)
+    if not source.repeatable:
+        raise ValueError(
+            "x gives other rows each time it is read, so that its observed values cannot be kept; "
+            "give rows without random changes"
+        )
+    return _loaded(source)
+
+
 def _is_loaded(source: BlockSource) -> bool:
     small = source.num_rows * source.width <= LOADED_NUMBERS
     return small and source.repeatable and source.shuffled
 
 
-def _loaded(source: BlockSource, model: ProgramLike, guide: ProgramLike | None) -> Tensor:
-    """All rows, with NaN where a value is missing."""
-    programs = [model] if guide is None else [model, guide]
-    dtype: Any = placement(*programs).get("dtype", torch.get_default_dtype())
-    x = torch.empty(source.num_rows, source.width, dtype=dtype)
+def _loaded(source: BlockSource, dtype: torch.dtype | None = None) -> Tensor:
+    """All rows, with NaN where a value is missing; by default in the dtype of the first block."""
+    x = None
     with kept_generators([]):
         for low, high in source.blocks():
-            x[low:high] = as_matrix(source.read(low, high), dtype=dtype, check_finite=False)
+            block = source.read(low, high)
+            block = block if dtype is None else block.to(dtype)
+            x = block.new_empty(source.num_rows, source.width) if x is None else x
+            x[low:high] = block
             source.release()
+    assert x is not None
     return x

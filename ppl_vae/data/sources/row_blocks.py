@@ -42,7 +42,7 @@ def rows_per_block(floats_per_row: int) -> int:
     return max(1, WORKING_FLOATS // floats_per_row)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowBlock:
     """Some rows of a table, in float64.
 
@@ -169,6 +169,7 @@ class RowBlocks:
         self._device = device
         self._read, self.dtype = False, torch.float16
         self.unit, self._unit_known = 1.0, not rescale
+        self._only: RowBlock | None = None
         has_rows = not (self._may_be_empty and _is_empty(x))
         readable = is_source(x) and has_rows
         source = row_source(x, mask, schema=self.schema) if readable else None
@@ -182,7 +183,7 @@ class RowBlocks:
             refuse_mask()
 
     def read(self, floats_per_row: int | None = None) -> Iterator[RowBlock]:
-        """Iterate over the rows in order, in blocks of limited size.
+        """Iterate over the rows in order, in blocks of limited size; one alone is made once.
 
         Args:
             floats_per_row: number of floats that the computation needs per row, 3 D by default.
@@ -191,6 +192,9 @@ class RowBlocks:
             ValueError: if there are no blocks, or blocks of different widths; if nothing at all
                 is observed; if x is an iterator that has been read before.
         """
+        if self._only is not None and self._is_one_block(floats_per_row):
+            yield self._only
+            return
         width, start, self.empty_rows = None, 0, []
         for name, x in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
@@ -216,6 +220,7 @@ class RowBlocks:
                     self.empty_rows += [start + row for row in empty.tolist()]
                 start += num_rows
                 if len(block.values):
+                    self._only = block if self._is_one_block(floats_per_row) else None
                     yield block
         if self._may_be_empty:
             return
@@ -271,7 +276,11 @@ class RowBlocks:
 
     def use_unit(self, unit: float) -> None:
         """Divide blocks by a given unit from the next reading on."""
-        self.unit, self._unit_known = unit, True
+        self.unit, self._unit_known, self._only = unit, True, None
+
+    def _is_one_block(self, floats_per_row: int | None) -> bool:
+        x = self._source
+        return isinstance(x, Tensor) and len(x) <= rows_per_block(floats_per_row or 3 * x.shape[1])
 
     def _pieces(self, floats_per_row: int | None) -> Iterator[tuple[str, Tensor]]:
         x = self._source

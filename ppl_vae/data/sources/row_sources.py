@@ -93,13 +93,13 @@ def is_matrix(x: Any) -> bool:
     return known or not isinstance(x, Iterable) or read_frame(x) is not None
 
 
-def refuse_iterator(x: Any) -> None:
+def refuse_iterator(x: Iterable[Any]) -> None:
     """Refuse what can be iterated over only once.
 
     Raises:
         ValueError: stating what to pass instead.
     """
-    if isinstance(x, Iterator):
+    if isinstance(x, Iterator) or iter(x) is iter(x):
         raise ValueError(
             "x is an iterator, which can be read only once, but its rows are read several times; "
             "give a list of blocks, or an object whose __iter__ restarts"

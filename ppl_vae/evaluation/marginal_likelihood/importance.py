@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store
@@ -115,14 +117,16 @@ def log_likelihood(
             autoencoder); or if chains cannot move a site
             (:mod:`ppl_vae.evaluation.marginal_likelihood.annealed`).
     """
-    proposal = _proposal(model, guide, method, refine, covariance)
-    if annealing is not None and method != "annealed":
-        raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
-    num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
-    labels = labels_of(x)
-    observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
-    with closed_after_use(observed, x) as data:
-        rows, left_out = _scored_rows(data, rows)
+    with ExitStack() as stack:
+        with Processes.current().together():
+            proposal = _proposal(model, guide, method, refine, covariance)
+            if annealing is not None and method != "annealed":
+                raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
+            num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
+            labels = labels_of(x)
+            observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
+            data = stack.enter_context(closed_after_use(observed, x))
+            rows, left_out = _scored_rows(data, rows)
         estimate, execution, size = _estimate(
             pair, guide, data, rows, num_samples,
             method=method, refine=refine, covariance=covariance, annealing=annealing,
@@ -155,20 +159,19 @@ def _estimate(
     shared = SharedRows.of(
         "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
     )
-    first, own = next(data.split(rows[:1], 1)), shared.own
-    chains = annealing or Annealing() if method == "annealed" else None
-    sampler, size = _sampler(
-        chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
-    )
-    num_steps = -(-len(own) // size) * refine
-    local_vi = LocalVI(
-        steps=max(refine, 1),
-        covariance=covariance or "full",
-        runner=CallRunner(capture, num_steps, precision=precision),
-    )
-    diagnostics = None
-    together = shared.processes.together
+    own, together, diagnostics = shared.own, shared.processes.together, None
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+        first = next(data.split(rows[:1], 1))
+        chains = annealing or Annealing() if method == "annealed" else None
+        sampler, size = _sampler(
+            chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
+        )
+        num_steps = -(-len(own) // size) * refine
+        local_vi = LocalVI(
+            steps=max(refine, 1),
+            covariance=covariance or "full",
+            runner=CallRunner(capture, num_steps, precision=precision),
+        )
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
         num_entries = entries_per_row(pair, start)

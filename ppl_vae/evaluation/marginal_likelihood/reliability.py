@@ -164,10 +164,15 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
 
     A few data are processed at a time, since each step holds several copies of the weights.
     """
-    pieces = zip(log_weights.split(DATA_AT_ONCE, 1), curve.split(DATA_AT_ONCE), strict=True)
-    parts = zip(*(_summarize_few(*piece) for piece in pieces), strict=True)
-    columns = [torch.cat(part) for part in parts]
-    return WeightSummary(*columns, joint_variance=_joint_variance(log_weights).cpu())
+    pieces = map(_summarize_few, log_weights.split(DATA_AT_ONCE, 1))
+    parts = [torch.cat(part) for part in zip(*pieces, strict=True)]
+    joint = _joint_variance(log_weights)
+    # From an accelerator the weights are copied once, and so are the statistics of all data.
+    vectors = torch.stack([curve[:, -1], *parts, joint]).cpu()
+    value, ess, ties, rare, above, below, joint_variance = vectors
+    tail_index = torch.cat(list(map(k_hat, log_weights.cpu().split(DATA_AT_ONCE, 1))))
+    shape = rare, above, below
+    return WeightSummary(value, ess, tail_index, ties.bool(), *shape, curve.cpu(), joint_variance)
 
 
 def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
@@ -181,22 +186,16 @@ def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     return (num_samples * relative.var() / num_data).expand(num_data)
 
 
-def _summarize_few(
-    log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]
-) -> tuple[Tensor, ...]:
+def _summarize_few(log_weights: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], ...]:
     ordered = log_weights.sort(0).values
     low, middle, high = (ordered[round(p * (len(ordered) - 1))] for p in (0.2, 0.5, 0.8))
-    parts = (
-        curve[:, -1],
+    return (
         effective_sample_size(log_weights),
-        k_hat(log_weights),
-        has_ties(log_weights),
+        has_ties(log_weights).to(log_weights),
         _rare_variance(ordered),
         _log_distance(high - middle),
         _log_distance(middle - low),
-        curve,
     )
-    return tuple(part.cpu() for part in parts)
 
 
 def _log_distance(nats: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

@@ -7,12 +7,13 @@ proportion to the weights is approximately a draw of z | x_obs.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
@@ -25,23 +26,33 @@ from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
-from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
+from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
-    SAMPLE_PLATE,
     PairTraces,
     Site,
     by_draw_and_datum,
     data_sites,
-    frames,
 )
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.data.sources.row_stream import describe_rows
+from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.data.sources.observed_rows import (
+    closed_after_use,
+    observe_rows,
+    open_source,
+    whole_table,
+)
+from ppl_vae.data.sources.row_blocks import RowSource
+from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
-from ppl_vae.evaluation.prediction.multiple_imputation import impute_from_posterior
+from ppl_vae.evaluation.prediction.multiple_imputation import (
+    complete_imputation,
+    impute_from_posterior,
+    incomplete_rows,
+)
+from ppl_vae.evaluation.prediction.resampling import resample
 from ppl_vae.evaluation.prediction.weighted_moments import BlockEstimate, WeightedMoments
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
@@ -52,7 +63,7 @@ from ppl_vae.objectives.divergences import check_importance_samplable
 def impute(
     model: ProgramLike,
     guide: ProgramLike | None,
-    x: ArrayLike,
+    x: RowSource,
     num_samples: int = 1000,
     *,
     draws: int = 0,
@@ -80,8 +91,8 @@ def impute(
         model, guide: any pair under the contract whose model takes ``mask``; run in evaluation
             mode. The guide is the proposal; it need not take ``mask`` (missing values are zero in
             its x).
-        x: the whole data set, (N, D); NaN marks a missing value. A guide with per-datum parameters
-            finds rows by position.
+        x: the whole data set, (N, D), in memory or read in blocks; NaN marks a missing value. A
+            guide with per-datum parameters finds rows by position. The result holds all of x.
         num_samples: draws of z per row with missing values, S.
         draws: number of joint draws of the missing values of each row: z is resampled by its
             weights (from S values), and x given z is drawn for each.
@@ -110,47 +121,68 @@ def impute(
         Mattei, Frellsen: MIWAE: deep generative modelling and imputation of incomplete data sets
         (2019).
     """
-    num_samples, draws = check_int("num_samples", num_samples), check_int("draws", draws, 0)
-    check_refinement(refine, covariance)
     if posterior is not None:
-        _check_posterior(model, guide, refine)
-        seed = Processes.current().common_seed(seed)
+        with Processes.current().together():
+            _check_posterior(model, guide, refine)
         return impute_from_posterior(
             posterior, x, num_samples, draws=draws, quantiles=quantiles, mask=mask, seed=seed
         )
+    with ExitStack() as stack:
+        with Processes.current().together():
+            check_int("num_samples", num_samples)
+            check_int("draws", draws, 0)
+            check_refinement(refine, covariance)
+            pair = Pair(model, _checked_guide(guide, quantiles))
+            source = open_source(x, mask, model=model, guide=guide)
+            given = whole_table(x, mask, schema=schema_of(model), source=source)
+            x_read = given if source is None else source
+            observed = observe_rows(x_read, model=model, guide=guide, allow_empty_rows=True)
+            data = stack.enter_context(closed_after_use(observed, x_read))
+            result = _without_imputations(given, data, draws, on_cpu=source is not None)
+        settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
+        _impute(result, pair, data, num_samples, refine, covariance, seed, settings)
+    return replace(result, labels=RowLabels.of(x, schema_of(model)))
+
+
+def _checked_guide(guide: ProgramLike | None, quantiles: Sequence[float]) -> ProgramLike:
     if guide is None or len(quantiles):
         raise ValueError(
             "guide=None and quantiles need the draws of a posterior: pass "
             "posterior=sample_posterior(model, x)"
         )
-    pair, schema = Pair(model, guide), schema_of(model)
-    given = as_matrix(x, mask=mask, schema=schema)
-    data = pair.observe(given, allow_empty_rows=True)
-    pair.check_support(data)
-    dtype = torch.promote_types(given.dtype, data.x.dtype)
-    result = _without_imputations(given.to(device=data.x.device, dtype=dtype), draws)
-    result = replace(result, labels=RowLabels.of(x, schema))
-    if data.mask is None:
-        return result
-    size = block_size(data.x, num_samples, refined=refine > 0)
-    size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
-    incomplete = (~data.mask.all(1)).nonzero().flatten()
-    runner = CallRunner("auto", -(-len(incomplete) // size) * refine)
-    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
-    settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
+    return guide
+
+
+def _impute(
+    result: Imputation,
+    pair: Pair,
+    data: Rows,
+    num_samples: int,
+    refine: int,
+    covariance: str | None,
+    seed: int | None,
+    settings: str,
+) -> None:
+    """Write the imputations of the rows with missing values."""
+    draws = 0 if result.draws is None else len(result.draws)
+    incomplete = incomplete_rows(result.mean)
     shared = SharedRows.of(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
     )
+    if not len(incomplete):
+        return
+    (one,) = data.split(incomplete[:1], 1)
+    size = block_size(one.x, num_samples, refined=refine > 0)
+    size = min(size, max(1, rows_at_once(one.x) // max(draws, 1)))
     together = shared.processes.together
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
-        for rows in shared.own.split(size):
-            batch = data.rows(rows)
+        runner = CallRunner("auto", -(-len(shared.own) // size) * refine)
+        local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
+        for batch in data.split(shared.own, size):
             _check_samplable(pair, batch, draws)
             sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
-            _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
-    if shared.processes.size > 1:
-        _gather(result, incomplete, shared)
-    return result
+            _write(result, batch, sampler.estimate(num_samples, draws))
+    complete_imputation(result, incomplete, shared)
 
 
 def _check_samplable(pair: Pair, batch: Batch, draws: int) -> None:
@@ -177,29 +209,30 @@ def _check_posterior(model: ProgramLike, guide: ProgramLike | None, refine: int)
         )
 
 
-def _without_imputations(data: Float[Tensor, "N D"], draws: int) -> Imputation:
-    made = data.expand(draws, -1, -1).clone() if draws else None
-    ess = torch.full((len(data),), torch.nan, dtype=torch.float64, device=data.device)
-    return Imputation(data.clone(), torch.zeros_like(data), made, ess)
+def _without_imputations(
+    given: Float[Tensor, "N D"], data: Rows, draws: int, *, on_cpu: bool
+) -> Imputation:
+    # The table itself, as a result to write to; a table that is read in blocks stays on the CPU.
+    device = "cpu" if on_cpu else data.device
+    dtype = torch.promote_types(given.dtype, data.dtype)
+    mean = given.to(device=device, dtype=dtype, copy=not on_cpu)
+    made = mean.expand(draws, -1, -1).clone() if draws else None
+    ess = torch.full((len(mean),), torch.nan, dtype=torch.float64, device=device)
+    return Imputation(mean, torch.zeros_like(mean), made, ess)
 
 
-def _write(result: Imputation, rows: Tensor, observed: Tensor, new: BlockEstimate) -> None:
+def _write(result: Imputation, batch: Batch, new: BlockEstimate) -> None:
+    assert result.ess is not None and batch.mask is not None
+    place = result.mean.device
+    rows = torch.arange(len(batch)) if batch.index is None else batch.index
+    rows, observed = rows.to(place), batch.mask.to(place)
     result.mean[rows] = torch.where(observed, result.mean[rows], new.mean.to(result.mean))
-    result.sd[rows] = torch.where(observed, 0.0, new.variance.sqrt()).to(result.sd)
+    sd = new.variance.sqrt().to(result.sd)
+    result.sd[rows] = torch.where(observed, 0.0, sd)
     if result.draws is not None and new.draws is not None:
         drawn = new.draws.to(result.draws)
         result.draws[:, rows] = torch.where(observed, result.draws[:, rows], drawn)
-    assert result.ess is not None
-    result.ess[rows] = new.ess
-
-
-def _gather(result: Imputation, rows: Int[Tensor, " N"], shared: SharedRows) -> None:
-    # The imputations of the other processes.
-    by_row = [result.mean, result.sd, result.ess]
-    by_row += [] if result.draws is None else [result.draws.transpose(0, 1)]
-    for values in by_row:
-        assert values is not None
-        values[rows] = shared.gather(values[shared.own])
+    result.ess[rows] = new.ess.to(place)
 
 
 class _Sampler:
@@ -218,7 +251,7 @@ class _Sampler:
             moments = moments or WeightedMoments(mean[0])
             weights = moments.add(log_weights, mean, variance)
             if resampled is not None:
-                _resample(resampled, run, draws, weights, moments.total)
+                resample(resampled, run, draws, weights, moments.total)
         assert moments is not None
         return moments.estimate(None if resampled is None else self._draw_x(resampled, draws))
 
@@ -294,44 +327,6 @@ class _Sampler:
         run = self._run(self.pair.with_guide(replayed), draws)
         site = self._data_site(run)
         return self._rows(run, site, site["fn"].sample())
-
-
-def _resample(
-    resampled: PairTraces,
-    run: PairTraces,
-    draws: int,
-    weights: Float[Tensor, "S B"],
-    total: Float[Tensor, " B"],
-) -> None:
-    """Replace each of R draws of z by one of this run, with this run's share of all weights.
-
-    After all runs the R draws are samples in proportion to the weights of all of them (Chao's
-    reservoir sampling, 1982).
-    """
-    run_total = weights.sum(0)
-    probs = torch.where(run_total > 0, weights, 1.0).mT
-    which = torch.multinomial(probs, draws, replacement=True).mT
-    replaced = torch.rand_like(which, dtype=run_total.dtype) < run_total / total
-    for name, site in resampled.drawn.items():
-        site["value"] = _with_replaced(site, run.drawn[name], which, replaced)
-
-
-def _with_replaced(
-    old: Site, new: Site, which: Int[Tensor, "R B"], replaced: Bool[Tensor, "R B"]
-) -> Tensor:
-    """The value of a site, with draw r of datum b replaced by draw ``which[r, b]`` of another
-    run."""
-    plates, event = frames(old), len(old["fn"].event_shape)
-    data, values = plates[DATA_PLATE].dim - event, [old["value"], new["value"]]
-    repeated = SAMPLE_PLATE not in plates
-    if repeated:  # draws and data share one dimension, see run_pair
-        values = [value.unflatten(data, (-1, which.shape[1])) for value in values]
-    draw = data - 1 if repeated else plates[SAMPLE_PLATE].dim - event
-    shape = [1] * values[0].dim()
-    shape[draw], shape[data] = which.shape
-    picked = torch.take_along_dim(values[1], which.reshape(shape), draw)
-    value = torch.where(replaced.reshape(shape), picked, values[0])
-    return value.flatten(draw, data) if repeated else value
 
 
 def _innermost(fn: Density) -> Density:

@@ -11,15 +11,18 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.digest import describe_tensor, tensor_digest
 from ppl_vae.core.arrays.inputs import schema_of
 from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.imputed import Imputation
-from ppl_vae.core.state import seeded
-from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
-from ppl_vae.data.sources.row_blocks import RowBlock, rows_per_block
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
+from ppl_vae.core.validation import ArrayLike, check_int
+from ppl_vae.data.sources.observed_rows import whole_table
+from ppl_vae.data.sources.row_blocks import RowBlock, RowSource, rows_per_block
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import Parameters
 from ppl_vae.models.linear.integrated_likelihood import row_posterior
@@ -50,7 +53,7 @@ def parameters_matter(num_observed: int, num_parameters: int) -> bool:
 @torch.no_grad()
 def impute_from_posterior(
     posterior: PosteriorSamples,
-    x: ArrayLike,
+    x: RowSource,
     num_samples: int = 1000,
     *,
     draws: int = 0,
@@ -62,7 +65,7 @@ def impute_from_posterior(
 
     Args:
         posterior: draws of the parameters of :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
-        x: (N, D); NaN marks a missing value.
+        x: (N, D), in memory or read in blocks; NaN marks a missing value.
         num_samples: the largest number of draws of the parameters that means, standard deviations
             and quantiles are computed from.
         draws: the number of joint draws, each with a draw of the parameters of its own.
@@ -74,36 +77,65 @@ def impute_from_posterior(
         ValueError: if an argument is out of range, if x has another width than the data of the
             posterior, or if there are fewer draws of the parameters than ``draws``.
     """
-    schema = schema_of(posterior.model)
-    labels = RowLabels.of(x, schema)
-    given = as_matrix(x, mask=mask, schema=schema)
-    x, parameters = given.double(), posterior.parameters()
-    levels, available = _check_levels(quantiles), len(parameters.loc)
-    check_int("num_samples", num_samples)
+    processes = Processes.current()
+    with processes.together():
+        given = whole_table(x, mask, schema=schema_of(posterior.model))
+        parameters = posterior.parameters()
+        levels, available = _check_levels(quantiles), len(parameters.loc)
+        check_int("num_samples", num_samples)
+        _check_number(draws, available)
+        if given.shape[1] != parameters.loc.shape[1]:
+            raise ValueError(
+                f"x must have {parameters.loc.shape[1]} columns, as many as the data of the "
+                f"posterior; it has {given.shape[1]}"
+            )
+        used = evenly_spaced(parameters, min(num_samples, available))
+        result = _unchanged(given, draws, levels, len(used.loc))
+    incomplete = incomplete_rows(given)
+    shared = SharedRows.of(
+        "impute", None, lambda: (describe_tensor(given), None), incomplete, seed,
+        settings=f"{num_samples=}, {draws=}, {quantiles=}",
+        posterior=tensor_digest(value for value in parameters if value is not None)[:16],
+    )  # fmt: skip
+    if len(incomplete):
+        with processes.together(), shared.seeded():
+            for rows in shared.own.split(rows_per_block(4 * used.loc.numel())):
+                block = RowBlock.of(given[rows], None, given.device)
+                _write_moments(result, rows, block, used, levels)
+                if result.draws is not None:
+                    drawn = _draw_rows(block, evenly_spaced(parameters, draws))
+                    result.draws[:, rows] = _where_missing(block, result.draws[:, rows], drawn)
+        complete_imputation(result, incomplete, shared)
+    return replace(result, labels=RowLabels.of(x, schema_of(posterior.model)))
+
+
+def incomplete_rows(x: Float[Tensor, "N D"]) -> Int[Tensor, " R"]:
+    """The numbers of the rows that hold NaN."""
+    parts = x.split(rows_per_block(x.shape[1]))
+    return torch.cat([part.isnan().any(1) for part in parts]).nonzero().flatten()
+
+
+def complete_imputation(result: Imputation, rows: Int[Tensor, " R"], shared: SharedRows) -> None:
+    """Set imputed rows to those of all processes, each of which has computed its own.
+
+    Args:
+        result: the imputation of the whole table.
+        rows: the rows with missing values.
+        shared: their division.
+    """
+    tables = [result.mean, result.sd, result.ess]
+    tables += [None if t is None else t.transpose(0, 1) for t in (result.draws, result.quantiles)]
+    for table in tables:
+        if table is not None:
+            shared.complete(table, rows)
+
+
+def _check_number(draws: int, available: int) -> None:
     if check_int("draws", draws, 0) > available:
         raise ValueError(
             f"draws={draws} needs as many draws of the parameters; the posterior has {available}. "
             "Sample more (num_samples of sample_posterior)"
         )
-    if x.shape[1] != parameters.loc.shape[1]:
-        raise ValueError(
-            f"x must have {parameters.loc.shape[1]} columns, as many as the data of the "
-            f"posterior; it has {x.shape[1]}"
-        )
-    observed = observed_mask(x)
-    used = evenly_spaced(parameters, min(num_samples, available))
-    result = replace(_unchanged(given, draws, levels, len(used.loc)), labels=labels)
-    if observed is None:
-        return result
-    incomplete = (~observed.all(1)).nonzero().flatten()
-    with seeded(seed):
-        for rows in incomplete.split(rows_per_block(4 * used.loc.numel())):
-            block = RowBlock.of(x[rows], observed[rows], x.device)
-            _write_moments(result, rows, block, used, levels)
-            if result.draws is not None:
-                drawn = _draw_rows(block, evenly_spaced(parameters, draws))
-                result.draws[:, rows] = _where_missing(block, result.draws[:, rows], drawn)
-    return result
 
 
 def _check_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
@@ -206,9 +238,12 @@ def _mixture_quantile(
     bounds = normal.icdf(torch.tensor(level).to(means))
     low, high = bounds.amin(0), bounds.amax(0)
     for _ in range(MAX_BISECTIONS):
+        found = high - low <= TOLERANCE * sds.amax(0)
+        if bool(found.all()):
+            break
         middle = (low + high) / 2
         below = normal.cdf(middle).mean(0) < level
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        if bool((high - low <= TOLERANCE * sds.amax(0)).all()):
-            break
+        # A quantile that is found stays, so that it does not depend on the others.
+        low = torch.where(below & ~found, middle, low)
+        high = torch.where(below | found, high, middle)
     return (low + high) / 2

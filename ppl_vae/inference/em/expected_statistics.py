@@ -74,14 +74,22 @@ class ExpectedStatistics:
 
     @classmethod
     def of(
-        cls, block: RowBlock, loadings: Tensor, loc: Tensor, variance: Tensor, family: str = "full"
+        cls,
+        block: RowBlock,
+        patterns: MissingnessPatterns,
+        loadings: Tensor,
+        loc: Tensor,
+        variance: Tensor,
+        family: str = "full",
     ) -> Self:
-        """The E-step: the sums over a block of rows, each with its q of the family."""
-        patterns = (
-            MissingnessPatterns.complete(loc)
-            if block.observed is None
-            else MissingnessPatterns.shared(block.observed, loc)
-        )
+        """The E-step: the sums over a block of rows, each with its q of the family.
+
+        Args:
+            block: the rows.
+            patterns: of their observed columns.
+            loadings, loc, variance: W, mu and psi.
+            family: of q.
+        """
         posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(posterior.mean[:, :1])
         counts = patterns.sum_by_pattern(one)

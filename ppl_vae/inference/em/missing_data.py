@@ -12,15 +12,17 @@ increments of the parameters. This avoids differences of large numbers, however 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.sources.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks
 from ppl_vae.inference.em.closed_form import rotate_if_collinear
 from ppl_vae.inference.em.expected_covariance import (
     expected_covariance_factor,
@@ -31,7 +33,7 @@ from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.normal_equations import solve_normal_equations
 from ppl_vae.inference.em.state import EMState, Parameters
 from ppl_vae.models.linear.eigen import LeadingEigenpairs, cholesky_factor
-from ppl_vae.models.linear.linear_gaussian import LOG_2PI
+from ppl_vae.models.linear.linear_gaussian import LOG_2PI, MissingnessPatterns
 
 MAX_ANGLE = math.pi / 8
 """The largest angle of one step of the rotation of W, in radians."""
@@ -90,6 +92,18 @@ class MissingDataProblem:
     noise: Noise
     family: str = "full"
     prior_update: str = "expand"
+    _patterns: MutableMapping[RowBlock, MissingnessPatterns] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
+
+    def patterns_of(self, block: RowBlock) -> MissingnessPatterns:
+        """The patterns of the observed columns of a block, which are found once."""
+        like = self.columns.mean
+        if block.observed is None:
+            return MissingnessPatterns.complete(like)
+        if block not in self._patterns:
+            self._patterns[block] = MissingnessPatterns.shared(block.observed, like)
+        return self._patterns[block]
 
 
 class MissingDataEM(EMState):
@@ -136,7 +150,10 @@ class MissingDataEM(EMState):
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
             try:
-                part = ExpectedStatistics.of(block, *self.parameters, self.problem.family)
+                patterns = self.problem.patterns_of(block)
+                part = ExpectedStatistics.of(
+                    block, patterns, *self.parameters, self.problem.family
+                )
             except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 largest = self.parameters.loadings.abs().max()
                 least = self.parameters.variance.min().sqrt()

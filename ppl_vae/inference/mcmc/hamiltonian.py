@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from ppl_vae.capture.compiled import CompiledFunction
-from ppl_vae.capture.graph import CaptureError, trace_graph
+from ppl_vae.capture.graph import CaptureError, capture_graph
 from ppl_vae.core.state import threads, validation
 from ppl_vae.inference.mcmc.settings import ChainSettings
 
@@ -48,7 +48,10 @@ class DensityGradient:
         self, log_density: LogDensity, position: Float[Tensor, " P"], *, compiled: bool
     ) -> None:
         def capture(position: Tensor) -> tuple[GraphModule, Any]:
-            return trace_graph(lambda p: value_and_gradient(log_density, p), (position,))
+            other = position + torch.linspace(0.01, 0.02, len(position)).to(position)
+            return capture_graph(
+                lambda p: value_and_gradient(log_density, p), (position,), (other,)
+            )
 
         position = position.clone()  # a tensor that the density holds would be its argument
         value_and_gradient(log_density, position)  # an error of the density is its own

@@ -56,7 +56,7 @@ class Whitened:
         The block ``rotation`` of a position, whose prior is standard normal and on which the
         likelihood does not depend, is left as it is.
         """
-        fixed = posterior.is_rotation
+        fixed = posterior.is_rotation.to(posterior.start.device)
         free = (~fixed).nonzero().flatten()
         mode = _mode(density, posterior.start, free)
         hessian = torch.autograd.functional.hessian(posterior.log_density, mode)

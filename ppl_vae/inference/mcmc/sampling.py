@@ -55,10 +55,13 @@ def sample_posterior(
         ValueError: if an argument is out of range; if ``sampler="gibbs"`` and the model is no
             ``BayesianPPCA`` with conjugate priors; as the samplers.
     """
-    check_int("num_samples", num_samples, 4)
-    settings = ChainSettings(num_samples, warmup, chains, seed, progress)
-    ppca = _ppca(model)
-    chosen, reason = _choose(check_option("sampler", sampler, SAMPLERS), model, ppca)
+    processes = Processes.current()
+    with processes.together():
+        check_int("num_samples", num_samples, 4)
+        settings = ChainSettings(num_samples, warmup, chains, seed, progress)
+        ppca = _ppca(model)
+        chosen, reason = _choose(check_option("sampler", sampler, SAMPLERS), model, ppca)
+    processes.agree("sample_posterior", sampler=chosen)
     if chosen == "gibbs":
         assert ppca is not None
         return sample_gibbs(ppca, x, mask, settings)

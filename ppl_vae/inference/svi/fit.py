@@ -172,7 +172,7 @@ def fit_svi(
                 validation_rows = stack.enter_context(opened)
             rows = observe_rows(
                 x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
-                check=epoch_transform is None, with_digest=resumable or processes.size > 1,
+                check=epoch_transform is None, with_digest=resumable,
             )  # fmt: skip
             if isinstance(rows, RowStream):
                 stack.enter_context(rows)

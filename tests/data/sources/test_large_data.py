@@ -10,7 +10,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
 
 import oracles
 from ppl_vae import (
@@ -21,6 +21,8 @@ from ppl_vae import (
     fit_closed_form,
     fit_em,
     fit_svi,
+    gaps,
+    impute,
     log_likelihood,
 )
 from ppl_vae.capture.functional_step import FunctionalStep
@@ -76,6 +78,13 @@ class Rows(Dataset):
         return row if self.others is None else (row, self.others[place])
 
 
+class Batched(Rows):
+    """A dataset that gives several items at once."""
+
+    def __getitems__(self, places):
+        return [self[place] for place in places]
+
+
 class Streamed(IterableDataset):
     def __init__(self, x):
         self.x = x
@@ -109,6 +118,33 @@ def arrow(x):
     return pa.table(columns)
 
 
+def fortran(x, folder):
+    """A memory map whose columns are consecutive."""
+    made = np.memmap(folder / "f.dat", dtype=x.dtype, mode="w+", shape=x.shape, order="F")
+    made[:] = x
+    made.flush()
+    return np.memmap(folder / "f.dat", dtype=x.dtype, mode="r", shape=x.shape, order="F")
+
+
+def other_endian(x, folder):
+    swapped = x.astype(x.dtype.newbyteorder())
+    swapped.tofile(folder / "swapped.dat")
+    return np.memmap(folder / "swapped.dat", dtype=swapped.dtype, mode="r", shape=x.shape)
+
+
+def part_of_a_map(x, folder):
+    """Every second row of a memory map, from the last one on."""
+    longer = np.repeat(x[::-1], 2, axis=0)
+    return mapped(longer, folder)[::-2]
+
+
+def folder_with_empty_files(x, folder):
+    """Files of different numbers of rows, the first and one other of which have none."""
+    for number, part in enumerate(np.split(x, [0, 30, 31, 31, 80])):
+        parquet(part, folder, f"part-{number}.parquet", rows=17)
+    return folder
+
+
 def parquet_folder(x, folder):
     for number, part in enumerate(np.split(x, [30, 31, 80])):
         parquet(part, folder, f"part-{number}.parquet", rows=17)
@@ -120,6 +156,14 @@ SOURCES = {
     "parquet file": parquet,
     "name of a parquet file": lambda x, folder: str(parquet(x, folder)),
     "folder": parquet_folder,
+    "Fortran memory map": fortran,
+    "swapped memory map": other_endian,
+    "part of a memory map": part_of_a_map,
+    "folder with empty files": folder_with_empty_files,
+    "blocks of one row": lambda x, _: list(x[:, None]),
+    "blocks of no rows": lambda x, _: np.split(x, [0, 40, 40, len(x)]),
+    "concatenated": lambda x, _: ConcatDataset([Rows(x[:1]), Rows(x[1:70]), Rows(x[70:])]),
+    "items at once": lambda x, _: Batched(x),
     "pyarrow dataset": lambda x, folder: pa.dataset.dataset(parquet_folder(x, folder)),
     "list": lambda x, _: np.split(x, [10, 11, 60]),
     "list of frames": lambda x, _: [pd.DataFrame(part) for part in np.split(x, [33, 90])],
@@ -348,6 +392,29 @@ def test_bounds_of_sources(kind, tmp_path, small_blocks):
     found, expected = (log_likelihood(*programs, data, 30, seed=2) for data in (source, x))
     assert torch.equal(found.value, expected.value)
     assert torch.equal(found.cells, expected.cells)
+
+
+@pytest.mark.parametrize("kind", mostly_slow(SOURCES, "folder"))
+def test_gaps_and_imputations_of_sources(kind, tmp_path, small_blocks):
+    x = table(missing=True)
+    x = x[np.isfinite(x).any(1)][:40]
+    source, programs = SOURCES[kind](x, tmp_path), pair()
+    options = {"steps": 2, "num_samples": 20, "tolerance": None, "seed": 1}
+    found, expected = (gaps(*programs, data, **options) for data in (source, x))
+    assert torch.equal(found.elbo, expected.elbo)
+    assert torch.equal(found.log_likelihood, expected.log_likelihood)
+    found, expected = (impute(*programs, data, 30, draws=2, seed=2) for data in (source, x))
+    for name in ("mean", "sd", "draws"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert torch.equal(found.ess.nan_to_num(), expected.ess.nan_to_num())
+
+
+def test_imputed_tables_keep_their_numbers(tmp_path, small_blocks):
+    """Observed values of a table of double precision stay as they are under any model."""
+    x = table(missing=True).astype(np.float64) + 1e-10
+    source, programs = parquet(x, tmp_path), pair()
+    found = impute(*programs, source, 5, seed=0).mean.numpy()
+    np.testing.assert_array_equal(found[np.isfinite(x)], x[np.isfinite(x)])
 
 
 def test_rows_with_nothing_observed(tmp_path, small_blocks):

@@ -9,16 +9,20 @@ import pyarrow.parquet
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
-from ppl_vae import PPCA, VAE, elbo, fit_closed_form, fit_svi
+from ppl_vae import PPCA, VAE, elbo, fit_closed_form, fit_svi, impute
 from ppl_vae.data.sources import observed_rows, parquet_source
 from ppl_vae.models.storage import load, save
 
@@ -54,6 +58,21 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         yield from TENSOR[: next(self.numbers)]
+
+
+class Once:
+    """An iterable whose blocks are used up by the first reading."""
+
+    def __init__(self):
+        self.blocks = iter([X])
+
+    def __iter__(self):
+        return self.blocks
+
+
+class Unsized(Dataset):
+    def __getitem__(self, place):
+        return TENSOR[place]
 
 
 class Photograph:
@@ -99,6 +118,27 @@ BAD = {
         ValueError,
         "a WeightedRandomSampler, which does not draw each row once per epoch",
     ),
+    "shares of several processes": (
+        DataLoader(
+            TensorDataset(TENSOR), 10, sampler=DistributedSampler(TENSOR, num_replicas=2, rank=0)
+        ),
+        ValueError,
+        r"a DistributedSampler, .* \(loader.dataset\)",
+    ),
+    "own batches": (
+        DataLoader(TensorDataset(TENSOR), batch_sampler=[[0, 1], [2, 3]]),
+        ValueError,
+        r"a list, .* \(loader.dataset\)",
+    ),
+    "an iterator that begins once": (Once(), ValueError, "can be read only once"),
+    "no length": (Unsized(), TypeError, "x is a Dataset without a length"),
+    "nothing streamed": (Stream([0] * 9), ValueError, "x is empty"),
+    "rows without batches": (
+        DataLoader(Stream([N] * 9), batch_size=None),
+        ValueError,
+        r"batches of rows, \(B, D\); it yields an array of shape \(3,\)",
+    ),
+    "named fields": (np.zeros(9, [("a", "f4"), ("b", "f4")]), TypeError, "x"),
     "replacement": (
         DataLoader(
             TensorDataset(TENSOR),
@@ -170,6 +210,13 @@ def test_random_rows_are_new_in_each_epoch_and_not_resumed(tmp_path):
         fit(Items(row), checkpoint=tmp_path / "file")
 
 
+def test_random_rows_have_no_observed_values_to_keep():
+    vae = VAE.mlp(D, 2, hidden=(4,), seed=0)
+    rows = Items(lambda place: TENSOR[place] + torch.randn(D))
+    with pytest.raises(ValueError, match="x gives other rows each time it is read"):
+        impute(vae.model, vae.guide, rows, 5)
+
+
 def test_streams_must_have_the_same_number_of_rows(monkeypatch):
     monkeypatch.setattr(observed_rows, "LOADED_NUMBERS", 0)
     with pytest.raises(ValueError, match="x ended after 40 rows, but had more"):
@@ -222,6 +269,18 @@ def test_batches_of_a_loader():
         fit(by_size, batch_size=None).objective.tolist()
         == fit(TENSOR, batch_size=None).objective.tolist()
     )
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_of_a_batch_sampler(shuffle):
+    """A sampler of batches is that of the loader's own arguments."""
+    rows = TensorDataset(TENSOR)
+    order = RandomSampler(rows) if shuffle else SequentialSampler(rows)
+    batches = BatchSampler(order, 25, drop_last=True)
+    options = {"batch_size": None, "steps": None, "epochs": 3}
+    found = fit(DataLoader(rows, batch_sampler=batches), **options)
+    expected = fit(DataLoader(rows, 25, shuffle=shuffle, drop_last=True), **options)
+    assert found.objective.tolist() == expected.objective.tolist()
 
 
 def write(folder, file, **columns):

@@ -14,7 +14,7 @@ import user_pairs
 from draws import generator
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.evaluation.inference_gaps import gaps as gaps_module
+from ppl_vae.evaluation.inference_gaps import estimator
 from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
@@ -419,14 +419,14 @@ def test_the_guides_own_q_is_kept_where_the_search_fails(exact, monkeypatch):
     guide = exact.guide(low_rank(exact, SHIFT))
     worse, far = exact.guide(low_rank(exact, 10.0)), torch.arange(N) < 3
 
-    class Failing(gaps_module.LocalOptimum):
+    class Failing(estimator.LocalOptimum):
         def __call__(self, pair, batch):
             _, last_gain = super().__call__(pair, batch)
             mixed = torch.where(far[:, None], 10.0, 0.0).double()
             guide = exact.guide(lambda means: low_rank(exact, mixed)(means))
             return pair.with_guide(guide), last_gain
 
-    monkeypatch.setattr(gaps_module, "LocalOptimum", Failing)
+    monkeypatch.setattr(estimator, "LocalOptimum", Failing)
     found = exact.gaps(guide, steps=2)
     assert torch.equal(found.kept_own_q, far)
     cost = float(0.5 * SHIFT @ exact.precision @ SHIFT)

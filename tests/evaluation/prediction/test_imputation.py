@@ -44,7 +44,8 @@ from ppl_vae.core.traces import by_draw_and_datum, sites
 from ppl_vae.evaluation import kl_by_dimension
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.prediction import predictive
-from ppl_vae.evaluation.prediction.imputation import _resample, _Sampler
+from ppl_vae.evaluation.prediction.imputation import _Sampler
+from ppl_vae.evaluation.prediction.resampling import resample
 from ppl_vae.evaluation.prediction.weighted_moments import WeightedMoments
 
 N, D, K = 12, 7, 3
@@ -243,7 +244,7 @@ def test_draws_are_resampled_from_all_runs_in_proportion_to_their_weights(monkey
             run.log_weights().double() * 0 + 1 + torch.arange(len(run.log_weights()))[:, None]
         )
         total = total + weights.sum(0)
-        _resample(resampled, run, R, weights, total)
+        resample(resampled, run, R, weights, total)
     every = torch.cat([sites(run.guide)["z"]["value"] for run in runs])[:, 0, 0]
     expected = torch.cat([1 + torch.arange(len(r.log_weights())) for r in runs]).double()
     picked = sites(resampled.guide)["z"]["value"][:, 0, 0]
@@ -426,7 +427,7 @@ def test_draws_of_external_pairs_are_resampled_independently_per_datum(name, flo
     sampler = _Sampler(pair, Batch(x, torch.ones_like(x).bool()))
     resampled, run = (sampler._run(pair, number) for number in (3, 4))
     weights = nn.functional.one_hot(torch.arange(5) % 4, 4).T.double()
-    _resample(resampled, run, 3, weights, weights.sum(0))
+    resample(resampled, run, 3, weights, weights.sum(0))
     for key, site in sites(resampled.guide).items():
         picked = by_draw_and_datum(resampled, site, site["value"])
         drawn = sites(run.guide)[key]
