@@ -1,7 +1,7 @@
 """Data frames of any library as arrays.
 
-Frames are those of pandas and xarray, and of every library that ``narwhals`` reads (polars,
-pyarrow, modin, ...). None of these libraries is imported here unless a frame of it is given.
+Frames are those of pandas and xarray, of every library that ``narwhals`` reads (polars, pyarrow,
+modin, ...), and the tables that :func:`~ppl_vae.data.tables.read_table` returns. None of these libraries is imported here unless a frame of it is given.
 """
 
 import importlib
@@ -186,6 +186,8 @@ def read_frame(x: Any, *, name: str = "x") -> FrameReader | None:
     kinds = {(c.__module__.partition(".")[0], c.__name__) for c in type(x).__mro__}
     if ("pandas", "DataFrame") in kinds:
         return _PandasReader(x)
+    if ("ppl_vae", "Table") in kinds:
+        return _PandasReader(_frame_of_table(x))
     if ("xarray", "DataArray") in kinds:
         return _DataArrayReader(x, name)
     if ("xarray", "Dataset") in kinds:
@@ -193,6 +195,13 @@ def read_frame(x: Any, *, name: str = "x") -> FrameReader | None:
     if isinstance(x, np.ndarray | list | tuple) or type(x).__module__.partition(".")[0] == "torch":
         return None
     return _read_by_narwhals(x, name)
+
+
+def _frame_of_table(table: Any) -> Any:
+    # The values that read_table found, without labels, under the names of rows and columns.
+    columns = list(table.columns) if table.has_names else None
+    pandas: Any = importlib.import_module("pandas")
+    return pandas.DataFrame(table.values, columns=columns, index=table.row_names)
 
 
 def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:

@@ -60,7 +60,8 @@ def as_matrix(
 
     Args:
         x: a numpy array or masked array, a tensor, nested lists, a sparse matrix of scipy, a data
-            frame (pandas, xarray, polars, pyarrow, or any that narwhals reads), or a list of such
+            frame (pandas, xarray, polars, pyarrow, or any that narwhals reads), what
+            :func:`~ppl_vae.data.tables.read_table` returns, or a list of such
             blocks of rows, of the same columns; integers, booleans and objects that are numbers
             too.
         name: the argument's name in messages.
