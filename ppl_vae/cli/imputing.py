@@ -20,7 +20,7 @@ from ppl_vae.data.tables import Table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.models.ppca import NOISES
-from ppl_vae.report.imputation import FilledTable, filled_frame, without_point_zero
+from ppl_vae.report.imputation import FilledTable, filled_frame
 from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
@@ -86,10 +86,9 @@ def impute(
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)
-    if out.suffix != ".parquet" and not output.as_json:
-        frame = without_point_zero(frame)
     about = {"table": table.name, "uncertainty": imputation.uncertainty()}
-    deliver(frame, out, about, named=table.row_names is not None, as_json=output.as_json)
+    named = table.row_names is not None
+    deliver(frame, out, about, named=named, as_json=output.as_json, point_zero=False)
 
 
 def _sentences(filled: FilledTable) -> list[str]:

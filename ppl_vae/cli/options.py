@@ -139,7 +139,11 @@ class TableFlags:
         typer.Option(help="column of classes, or 'none'; detected. It is not modelled"),
     ] = None
     missing: Annotated[
-        str | None, typer.Option(help="markers of missing values, separated by commas")
+        str | None,
+        typer.Option(
+            help="markers of missing values, separated by commas, instead of NA, ?, - and others; "
+            "empty cells always are missing"
+        ),
     ] = None
     image_shape: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")] = (
         None

@@ -1,7 +1,8 @@
 """Data frames of any library as arrays.
 
 Frames are those of pandas and xarray, of every library that ``narwhals`` reads (polars, pyarrow,
-modin, ...), and the tables that :func:`~ppl_vae.data.tables.read_table` returns. None of these libraries is imported here unless a frame of it is given.
+modin, ...), and what :func:`~ppl_vae.data.tables.read_table` returns. None of these libraries is
+imported here unless a frame of it is given.
 """
 
 import importlib
@@ -181,7 +182,8 @@ def read_frame(x: Any, *, name: str = "x") -> FrameReader | None:
 
     Raises:
         TypeError: if x is a lazy frame.
-        ValueError: if x is an xarray object that is no table.
+        ValueError: if x is an xarray object that is no table; if columns of a frame that is not of
+            pandas have the same name.
     """
     kinds = {(c.__module__.partition(".")[0], c.__name__) for c in type(x).__mro__}
     if ("pandas", "DataFrame") in kinds:
@@ -209,7 +211,12 @@ def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:
 
     if type(x).__module__.partition(".")[0] == "pyarrow" and type(x).__name__ == "RecordBatch":
         x = importlib.import_module("pyarrow").Table.from_batches([x])
-    frame: Any = nw.from_native(x, pass_through=True)
+    try:
+        frame: Any = nw.from_native(x, pass_through=True)
+    except nw.exceptions.DuplicateError as error:
+        raise ValueError(
+            f"{name} has several columns of one name; rename them: {error}"
+        ) from error
     if isinstance(frame, nw.LazyFrame):
         raise TypeError(
             f"{name} is a lazy frame, {type(x).__name__}; pass {name}.collect(), or with dask "

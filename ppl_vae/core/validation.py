@@ -145,6 +145,9 @@ def _as_tensor(
     if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
         x = torch.stack([row.detach() for row in x])
     if isinstance(x, Tensor):
+        if x.is_nested or x.is_meta:
+            kind = "a nested tensor" if x.is_nested else "on the device 'meta', without values"
+            raise TypeError(f"{name} must be a tensor of rows of one length; it is {kind}")
         if x.layout != torch.strided:
             warn_of_densifying(x.shape, name)
             x = x.to_dense()

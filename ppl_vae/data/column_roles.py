@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ppl_vae.data.column_checks import MAX_EXACT, check_magnitudes, describe_columns
 from ppl_vae.data.file_content import quoted
-from ppl_vae.data.number_format import EXCEL_ERRORS, TRUTH
+from ppl_vae.data.number_format import ALWAYS_MISSING, EXCEL_ERRORS, TRUTH
 from ppl_vae.data.raw_table import PLAIN_NUMBERS, RawTable
 
 NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
@@ -28,6 +28,8 @@ MAX_CLASSES = 50
 TRANSPOSED_ROWS = 1000
 """The number of rows that are transposed at once: few enough for a processor's cache."""
 UNIT = r"(?:[%‰$€£¥°]|\s[A-Za-zµμ°%/]{1,5}\d?)"
+MAX_MARKERS = 5
+"""The largest number of distinct texts among numbers that may all mark missing values."""
 _GROUPS = r"(?:\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+|\d[\d,'’_ \u00a0\u202f]*)"
 FORMATTED_NUMBER = rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?{_GROUPS}(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
 """Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 % or <0.1."""
@@ -46,6 +48,10 @@ def _transposed(columns: Float[np.ndarray, "D N"]) -> Float[np.ndarray, "N D"]:
         part = slice(start, start + TRANSPOSED_ROWS)
         rows[part] = columns[:, part].T
     return rows
+
+
+def _drop_option(names: Sequence[str]) -> str:
+    return f"on the command line --drop {shlex.quote(','.join(names))}"
 
 
 def find_column(raw: RawTable, name: str) -> str:
@@ -210,8 +216,9 @@ class ColumnRoles:
             rows = np.flatnonzero(np.isnan(values) & ~self.cells.index.isin(words.index))
             raise ValueError(
                 f"{self.raw.name}: the label column {name!r} is empty in {missing} row(s), as in "
-                f"{self.raw.place(int(rows[0]))}; fill them or remove the rows; if a marker of "
-                "missing values is the name of a class, give other markers as missing"
+                f"{self.raw.place(int(rows[0]))}; fill them, remove the rows, or leave the column "
+                f"out ({_drop_option([name])}); if a marker of missing values is the name of a "
+                "class, give other markers as missing"
             )
         texts = len(words) > 0 or name in self.truth
         labels = self.cells[name] if texts else values.astype(int) if integer else values
@@ -222,6 +229,8 @@ class ColumnRoles:
         text = [name for name in self.numbers if self.is_text(name)]
         if text and not np.isnan(self.numbers[text[0]]).all():
             return None  # words among numbers may mark missing values
+        if text and 2 * len(self.words[text[0]]) < len(self.cells):
+            return None  # remarks on some rows
         if any(map(self._has_dates, text)):
             return None
         called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
@@ -320,6 +329,15 @@ class ColumnRoles:
             f"give missing {words.iloc[0]!r} if that marks a missing value, "
             "otherwise correct them or remove the lines"
         )
+        if words.iloc[0].casefold() in NA_MARKERS:
+            given = [mark for mark in self.na_markers if mark not in ALWAYS_MISSING]
+            markers = ",".join([*given, words.iloc[0]])
+            remedy = (
+                "the given markers of missing values replace the usual ones: give missing "
+                f"'{markers}' (on the command line --missing {shlex.quote(markers)})"
+            )
+        elif self._has_many_words(name):
+            remedy = f"leave the column out ({_drop_option([name])}), or correct them"
         if re.fullmatch(AMBIGUOUS_COMMA, words.iloc[0]):
             remedy = "give thousands ',' or decimal ',' for what their comma separates"
         return (
@@ -330,9 +348,16 @@ class ColumnRoles:
     def _columns_of_text(self, text: Sequence[str], mixed: Sequence[str]) -> str:
         dates = list(filter(self._has_dates, text))
         noun = f" (of dates: {quoted(dates)})" if dates else ""
-        other = f"; {self._not_numbers(mixed[0])}" if mixed else ""
+        partly = list(filter(self._has_many_words, mixed))
+        also = f" and columns of numbers and texts, {quoted(partly)}" if partly else ""
+        left = [name for name in mixed if name not in partly]
+        other = f"; {self._not_numbers(left[0])}" if left else ""
         return (
-            f"{self.raw.name} has columns of text, {quoted(text)}{noun}; choose one as label if "
-            "it has classes, or as index if it names the rows, and drop the others (on the "
-            f"command line --drop {shlex.quote(','.join(text))}) or encode them as numbers{other}"
+            f"{self.raw.name} has columns of text, {quoted(text)}{noun}{also}; choose one as "
+            "label if it has classes, or as index if it names the rows, and drop the others "
+            f"({_drop_option([*text, *partly])}) or encode them as numbers{other}"
         )
+
+    def _has_many_words(self, name: str) -> bool:
+        # More than markers of missing values, typing errors and remarks.
+        return self.words[name].nunique() > max(MAX_MARKERS, len(self.cells) // 20)

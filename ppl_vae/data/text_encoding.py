@@ -99,6 +99,6 @@ def _undecodable(raw: bytes, name: str, encoding: str, error: UnicodeError) -> s
     line = raw[start : end if end >= 0 else None][:80].decode(EXAMPLE_ENCODING, "replace").strip()
     return (
         f"{name} is not {encoding.upper()}: byte 0x{raw[error.start]:02x} in line {number}; give "
-        f"its encoding, such as {EXAMPLE_ENCODING}, in which the line reads {line!r}, or save it "
-        "as UTF-8"
+        f"its encoding, such as {EXAMPLE_ENCODING} (on the command line --encoding "
+        f"{EXAMPLE_ENCODING}), in which the line reads {line!r}, or save it as UTF-8"
     )

@@ -258,28 +258,20 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
     mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)
     found: dict[str, Any] = {}
     for k, name in enumerate(table.columns):
-        found[name] = np.where(missing[:, k], _rounded(mean[:, k]), mean[:, k])
+        found[name] = _with_rounded(mean[:, k], mean[:, k], missing[:, k])
     if table.labels is not None:
         found[_unused(table.label or "label", found)] = list(table.labels)
     for k in np.flatnonzero(missing.any(axis=0)):
         name = _unused(f"{table.columns[k]} sd", found)
-        found[name] = np.where(missing[:, k], _rounded(sd[:, k]), np.nan)
+        found[name] = _with_rounded(np.full(len(sd), np.nan), sd[:, k], missing[:, k])
     return pd.DataFrame(found, index=table.row_names)
 
 
-def without_point_zero(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its numbers as text, whole ones without a decimal point."""
-    texts = {}
-    for name in frame.columns:
-        column = frame[name]
-        if column.dtype.kind == "f":
-            column = [None if v != v else repr(v).removesuffix(".0") for v in column.tolist()]
-        texts[name] = column
-    return pd.DataFrame(texts, index=frame.index)
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.array([float(f"{value:.6g}") for value in values])
+def _with_rounded(values: np.ndarray, others: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    # The values, with rounded others in some rows.
+    found = values.copy()
+    found[rows] = [float(f"{value:.6g}") for value in others[rows]]
+    return found
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

@@ -505,3 +505,38 @@ def test_wide_rows(read):
     names = ",".join(f"g{k}" for k in range(1000))
     row = ",".join(["1.5"] * 1000)
     assert read(f"{names}\n{row}\n{row}\n").values.shape == (2, 1000)
+
+
+def test_messages_on_texts_can_be_followed(read):
+    """What a message recommends is enough to read the table."""
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{k},{name} {k},{'mf'[k % 2]},{['', 'PC '][k % 3 == 0]}{100 + 7 * k},{rng.normal():.2f}"
+        for k, name in enumerate(["Ann", "Bob", "Eve"] * 20)
+    ]
+    text = "\n".join(["Id,Name,Sex,Ticket,Age", *rows]) + "\n"
+    with pytest.raises(ValueError, match="columns of numbers and texts, 'Ticket'") as caught:
+        read(text)
+    dropped = re.search(r"--drop ([^)]*)\)", str(caught.value)).group(1)
+    assert dropped == "Name,Sex,Ticket"
+    assert read(text, drop=dropped.split(",")).columns == ("Id", "Age")
+    with pytest.raises(ValueError, match=r"'Ticket': 20 of 60 cells .*; leave .* --drop Ticket"):
+        read(text, drop=["Name", "Sex"])
+
+
+def test_remarks_on_some_rows_are_no_labels(read):
+    text = "a,b,remark\n" + "".join(
+        f"{k}.5,{k % 7},{'new sensor' if k % 9 == 0 else ''}\n" for k in range(30)
+    )
+    with pytest.raises(ValueError, match=r"columns of text, 'remark'.*--drop remark"):
+        read(text)
+    assert read(text, drop=["remark"]).columns == ("a", "b")
+
+
+def test_given_markers_replace_the_usual_ones_and_the_message_states_it(read):
+    text = "a,b\n" + "".join(f"{k}.25,{[k + 0.5, 'NA', -999][k % 3]}\n" for k in range(30))
+    (note,) = read(text).notes
+    assert "give missing '-999' (on the command line --missing -999)" in note
+    with pytest.raises(ValueError, match=r"replace the usual ones: .*--missing -999,NA\)"):
+        read(text, missing=["-999"])
+    assert read(text, missing=["-999", "NA"]).num_missing == 20
