@@ -1,8 +1,13 @@
 """Text tables as people and programs write them: read as meant, or questioned by name."""
 
+import bz2
+import codecs
 import csv
+import gzip
 import io
+import lzma
 import re
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 from table_files import NAN, assert_table, write_and_read
 
 from ppl_vae.data.number_format import NumberFormat
+from ppl_vae.data.tables import read_table
 
 COLUMN_NAMES = "used as column names, although it has numbers"
 ROW_NAMES = "row names"
@@ -540,3 +546,34 @@ def test_given_markers_replace_the_usual_ones_and_the_message_states_it(read):
     with pytest.raises(ValueError, match=r"replace the usual ones: .*--missing -999,NA\)"):
         read(text, missing=["-999"])
     assert read(text, missing=["-999", "NA"]).num_missing == 20
+
+
+def test_files_that_are_not_as_their_names(tmp_path):
+    text = b"a,b\n" + b"".join(b"%d.5,%d\n" % (k, k % 7) for k in range(12))
+    (tmp_path / "twice.csv").write_bytes(codecs.BOM_UTF8 * 2 + text)
+    assert read_table(tmp_path / "twice.csv").columns == ("a", "b")
+    for module, suffix in ((gzip, "gz"), (bz2, "bz2"), (lzma, "xz")):
+        path = tmp_path / f"{suffix}.csv"
+        path.write_bytes(module.compress(text))
+        with pytest.raises(ValueError, match=rf"is compressed, .* ends in \.csv\.{suffix}"):
+            read_table(path)
+        assert len(read_table(path.rename(f"{path}.{suffix}")).values) == 12
+
+
+@pytest.mark.parametrize("cell", ["x", "a.", "http://a/", '""'])
+def test_long_cells(tmp_path, cell):
+    """A long cell takes no time that is quadratic in its length."""
+    path = tmp_path / "long.csv"
+    for length in (100_000, 200_000):
+        long = cell * (length // len(cell))
+        long = f'"{long}"' if '"' in cell else long
+        rows = [f"{long if k == 1 else f'u{k}'},{k}.5,{k % 7}" for k in range(12)]
+        path.write_text("name,a,b\n" + "\n".join(rows) + "\n")
+        if length > csv.field_size_limit() and cell != '""':
+            message = "a cell in line 3 has more than 131,072 characters"
+            with pytest.raises(ValueError, match=message):
+                read_table(path)
+        else:
+            start = time.process_time()
+            assert read_table(path).values.shape == (12, 2)
+            assert time.process_time() - start < 5
