@@ -214,9 +214,9 @@ def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:
     try:
         frame: Any = nw.from_native(x, pass_through=True)
     except nw.exceptions.DuplicateError as error:
-        raise ValueError(
-            f"{name} has several columns of one name; rename them: {error}"
-        ) from error
+        reason = " ".join(str(error).split())
+        text = f"{name} has several columns of one name; rename them: {reason}"
+        raise ValueError(text) from error
     if isinstance(frame, nw.LazyFrame):
         raise TypeError(
             f"{name} is a lazy frame, {type(x).__name__}; pass {name}.collect(), or with dask "

@@ -14,7 +14,7 @@ SNIFFED_CHARACTERS, SNIFFED_LINES = 30_000, 5
 
 LONGEST_WORD = 100
 LONG_WORD = re.compile(rf'[^\s,;|"]{{{LONGEST_WORD + 1},}}')
-"""Words that are shortened in the sample, since the detection takes time quadratic in their length."""
+"""Words that are shortened in the sample: the detection takes a time quadratic in their length."""
 
 
 def delimiter_character(delimiter: str | None) -> str | None:

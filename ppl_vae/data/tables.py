@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.array_files import npy_table, npz_table
-from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles, find_column, select_columns
+from ppl_vae.data.column_roles import NA_MARKERS, ColumnRoles
+from ppl_vae.data.column_selection import find_column, select_columns
 from ppl_vae.data.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.number_format import ALWAYS_MISSING
 from ppl_vae.data.raw_table import RawTable

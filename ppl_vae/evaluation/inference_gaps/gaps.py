@@ -14,6 +14,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.global_sites import conditioned
 from ppl_vae.core.inputs import labels_of
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.shared_rows import SharedRows
@@ -139,10 +140,12 @@ def gaps(
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
-            family = family_of(each, first, covariance)
+            with nonfinite_sites_named(each, first):
+                family = family_of(each, first, covariance)
             estimator = _GapEstimator(each, family, best, steps, num_samples, tolerance)
             for batch in data.split(shared.own, size):
-                estimator.evaluate(batch, estimates_log_p=log_p is None)
+                with nonfinite_sites_named(each, batch):
+                    estimator.evaluate(batch, estimates_log_p=log_p is None)
             estimators.append(estimator)
     found = [estimator.of_all_rows(shared).result(log_p) for estimator in estimators]
     if log_ratios is None:

@@ -15,6 +15,7 @@ from ppl_vae.capture.functional_optim import (
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
 from ppl_vae.capture.graph import store_parameters
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend
@@ -58,6 +59,13 @@ class LocalVI:
 
     def __call__(self, pair: Pair, batch: Batch) -> Pair:
         """The model with the refined guide of this batch, whose parameters are frozen."""
+        with nonfinite_sites_named(pair, batch):
+            guide, local = self._refined(pair, batch)
+        # In training mode Pyro warns of parameters without a gradient.
+        guide.requires_grad_(False).eval()
+        return local.pair
+
+    def _refined(self, pair: Pair, batch: Batch) -> tuple[LocalGuide, "_LocalELBO"]:
         guide = make_local_guide(pair, batch, self.covariance)
         # Local guides have the plates of the guide, so that its sample dimension is theirs.
         refined = pair.with_guide(guide, sample_dim=pair.sample_dim(batch))
@@ -69,9 +77,7 @@ class LocalVI:
             else:
                 self._eager(local)
         guide.check_conditioning()
-        # In training mode Pyro warns of parameters without a gradient.
-        guide.requires_grad_(False).eval()
-        return local.pair
+        return guide, local
 
     def _eager(self, local: "_LocalELBO") -> None:
         with matmul_precision(self.precision, local.batch.x.device):

@@ -20,6 +20,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes import Processes
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
@@ -144,8 +145,10 @@ def impute(
         for rows in shared.own.split(size):
             batch = data.rows(rows)
             _check_samplable(pair, batch, draws)
-            sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
-            _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
+            with nonfinite_sites_named(pair, batch):
+                sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
+                found = sampler.estimate(num_samples, draws)
+            _write(result, rows, data.mask[rows], found)
     if shared.processes.size > 1:
         _gather(result, incomplete, shared)
     return result
