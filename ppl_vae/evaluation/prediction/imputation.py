@@ -140,15 +140,13 @@ def impute(
     shared = SharedRows.of(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
     )
-    together = shared.processes.together
-    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    with shared.processes.together(), isolated_store(), shared.seeded(), pair.eval_mode():
         for rows in shared.own.split(size):
             batch = data.rows(rows)
             _check_samplable(pair, batch, draws)
             with nonfinite_sites_named(pair, batch):
                 sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
-                found = sampler.estimate(num_samples, draws)
-            _write(result, rows, data.mask[rows], found)
+                _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
     if shared.processes.size > 1:
         _gather(result, incomplete, shared)
     return result
