@@ -27,8 +27,8 @@ Libraries otherwise choose instructions by the processor, and training amplifies
 with those of another processor log p of the VAE on the first page changed by 0.06 nats per datum,
 a tail index from 0.47 to 0.55, and with it the sentence that names the reason of the verdict.
 """
-NO_COMPILER = """from ppl_vae.inference.svi import capture_policy
-capture_policy.COMPILE_SECONDS = float("inf")
+NO_COMPILER = """from ppl_vae.capture import policy
+policy.COMPILE_SECONDS = float("inf")
 """
 """Lines before the code of a page: steps are compiled if measured times are long enough, so that
 rounding would depend on the load of the machine."""

@@ -16,7 +16,8 @@ from functools import partial
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import PPCA, Autoencoder, Gaussian, digits, fit_closed_form, fit_svi, image_set, plots
+from ppl_vae import PPCA, Autoencoder, Gaussian, digits, fit_closed_form, fit_svi, plots
+from ppl_vae.data import image_set
 from ppl_vae.evaluation import compare_denoisers
 from ppl_vae.networks import GaussianNoise
 

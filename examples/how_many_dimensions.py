@@ -13,7 +13,8 @@ import sys
 
 import numpy as np
 
-from ppl_vae import BayesianPPCA, compare_latent_dims, fit_vb
+from ppl_vae import BayesianPPCA, fit_vb
+from ppl_vae.evaluation import compare_latent_dims
 from ppl_vae.plots import plot_latent_dims
 
 NUM_SAMPLES, DIMS = (1000, (1, 2, 3)) if "--smoke" in sys.argv else (2000, (1, 2, 3, 4, 5))

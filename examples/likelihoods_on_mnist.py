@@ -26,7 +26,7 @@ torch.manual_seed(0)
 
 def pixels(part):  # (N, 784), in 0, 1/255 .. 1
     if not SMOKE:
-        return pv.image_set("MNIST", part).x
+        return pv.data.image_set("MNIST", part).x
     rows = torch.as_tensor(pv.digits(), dtype=torch.float32)
     rows = (rows[:1500] if part == "train" else rows[1500:]).reshape(-1, 1, 8, 8)
     rows = torch.nn.functional.interpolate(rows, (28, 28), mode="bilinear").flatten(1)
@@ -38,7 +38,7 @@ x_test = x_test[torch.randperm(len(x_test))[:NUM_SCORED]]
 y_test, no_density = grey.apply(x_test), "Bernoulli, no density"
 likelihoods = {
     "one sigma": pv.Gaussian("shared", initial=0.3),
-    "optimal sigma": pv.OptimalGaussian(),
+    "optimal sigma": pv.likelihoods.OptimalGaussian(),
     "sigma per pixel": pv.Gaussian("per-dim", initial=0.3, floor=1e-3),
     "sigma by a network": pv.Gaussian("network", initial=0.3, floor=1e-3),
     "continuous Bernoulli": pv.ContinuousBernoulli(),

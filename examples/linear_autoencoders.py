@@ -38,7 +38,7 @@ for name, network in autoencoders.items():
     fit_pca(pair, x) if name == "PCA" else fit(pair.model, pair.guide, x, lr=0.01)
     error = (pair.reconstruct(x) - x).square().sum(1).mean()
     implied = implied_gaussian(pair, x)
-    nats, angle = implied.log_likelihood(x).detach().mean(), pv.subspace(best, implied)
+    nats, angle = implied.log_likelihood(x).detach().mean(), pv.evaluation.subspace(best, implied)
     print(f"{name:18s}{error:10.4f}{angle.largest_angle:13.1f}°{nats:15.2f}")
 # %%
 # A helix, with one code per point: a straight line, or the curve of a network with four layers.

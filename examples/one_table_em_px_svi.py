@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ppl_vae import ELBO, PPCA, ExactGuide, fit_em, fit_svi, read_table, subspace
+from ppl_vae import ELBO, PPCA, ExactGuide, fit_em, fit_svi, read_table
+from ppl_vae.evaluation import subspace
 
 STEPS, K, TOLERANCE = 1000 if "--smoke" in sys.argv else 3000, 5, 0.01
 if "PPL_VAE_DATA" in os.environ and "--smoke" not in sys.argv:

@@ -54,7 +54,7 @@ print(f"{'algorithm':20s} {'below it':>9s} {'angle':>8s} {'steps':>6s} {'seconds
 ax = plt.figure(figsize=(6.4, 4.2), layout="constrained").gca()
 for name, fit in fits.items():
     below = maximum - models[name].log_likelihood(x).mean().item()
-    angle = pv.subspace(best, models[name]).largest_angle
+    angle = pv.evaluation.subspace(best, models[name]).largest_angle
     print(f"{name:20s} {below:9.6f} {angle:7.3f}° {fit.steps:6d} {fit.seconds:8.2f}")
     ax.plot(range(1, 1 + len(fit.objective)), fit.objective, lw=1, label=name)
 ax.axhline(maximum, color="black", ls=":", lw=1, label="maximum")

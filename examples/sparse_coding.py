@@ -15,7 +15,8 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from ppl_vae import Autoencoder, Gaussian, digits, image_set, plots
+from ppl_vae import Autoencoder, Gaussian, digits, plots
+from ppl_vae.data import image_set
 from ppl_vae.evaluation import atoms
 from ppl_vae.inference import fit_dictionary
 from ppl_vae.lineage import run_sparse_lineage

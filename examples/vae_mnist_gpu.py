@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from ppl_vae import VAE, Bernoulli, binarize, digits, fit_svi, image_set, log_likelihood, plots
-from ppl_vae.data import ImageGrid
+from ppl_vae import VAE, Bernoulli, binarize, digits, fit_svi, log_likelihood, plots
+from ppl_vae.data import ImageGrid, image_set
 from ppl_vae.evaluation import draw_data, reconstruct
 
 SMOKE = "--smoke" in sys.argv

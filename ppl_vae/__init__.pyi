@@ -17,19 +17,15 @@ from . import report as report
 __version__: str
 
 from .core.program import Program as Program
-from .data.images import image_set as image_set
-from .data.tables import read_table as read_table
+from .data.files.tables import read_table as read_table
 from .data.transforms import binarize as binarize
 from .data.transforms import digits as digits
 from .evaluation.calibration.simulation_based import (
     simulation_based_calibration as simulation_based_calibration,
 )
-from .evaluation.evidence.latent_dims import compare_latent_dims as compare_latent_dims
 from .evaluation.inference_gaps.gaps import gaps as gaps
 from .evaluation.latent_space.collapse import collapse as collapse
 from .evaluation.latent_space.spectrum import spectrum as spectrum
-from .evaluation.latent_space.subspace import subspace as subspace
-from .evaluation.marginal_likelihood.bidirectional import bidirectional as bidirectional
 from .evaluation.marginal_likelihood.compare import compare as compare
 from .evaluation.marginal_likelihood.cross_check import cross_check as cross_check
 from .evaluation.marginal_likelihood.importance import log_likelihood as log_likelihood
@@ -50,10 +46,8 @@ from .interop.sklearn import PPCATransformer as PPCATransformer
 from .likelihoods.discrete import Bernoulli as Bernoulli
 from .likelihoods.discrete import Categorical as Categorical
 from .likelihoods.discrete import ContinuousBernoulli as ContinuousBernoulli
-from .likelihoods.discrete import Multinomial as Multinomial
 from .likelihoods.discrete import Poisson as Poisson
 from .likelihoods.gaussian import Gaussian as Gaussian
-from .likelihoods.gaussian import OptimalGaussian as OptimalGaussian
 from .lineage.run import run_lineage as run_lineage
 from .models.autoencoder import Autoencoder as Autoencoder
 from .models.bayesian_ppca import BayesianPPCA as BayesianPPCA
@@ -81,17 +75,13 @@ __all__ = [
     "ContinuousBernoulli",
     "ExactGuide",
     "Gaussian",
-    "Multinomial",
-    "OptimalGaussian",
     "PPCATransformer",
     "PerDatumGuide",
     "Poisson",
     "Program",
-    "bidirectional",
     "binarize",
     "collapse",
     "compare",
-    "compare_latent_dims",
     "cross_check",
     "digits",
     "elbo",
@@ -100,7 +90,6 @@ __all__ = [
     "fit_svi",
     "fit_vb",
     "gaps",
-    "image_set",
     "impute",
     "load",
     "log_likelihood",
@@ -113,7 +102,6 @@ __all__ = [
     "select_by_masked_cv",
     "simulation_based_calibration",
     "spectrum",
-    "subspace",
     "to_arviz",
     "variational_em",
 ]

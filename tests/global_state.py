@@ -1,6 +1,7 @@
 """Settings of the process that no test may change."""
 
 import logging
+import sys
 
 import numpy as np
 import pyro
@@ -27,6 +28,7 @@ def global_state():
         "log handlers": {name: list(logging.getLogger(name).handlers) for name in loggers},
         "log levels": {name: logging.getLogger(name).level for name in loggers},
         "numpy errors": np.geterr(),
+        "traceback limit": vars(sys).get("tracebacklimit"),
     }
 
 

@@ -23,10 +23,9 @@ from ppl_vae import (
     fit_svi,
     gaps,
     log_likelihood,
-    subspace,
 )
-from ppl_vae.core.devices import automatic_device, current_accelerator
-from ppl_vae.evaluation import Annealing
+from ppl_vae.core.devices.accelerators import automatic_device, current_accelerator
+from ppl_vae.evaluation import Annealing, subspace
 from ppl_vae.inference import fit_pca
 from ppl_vae.inference.svi.trainer import READ_INTERVAL
 from pretend_device import PretendTensor, count_waits, pretended_device
@@ -218,9 +217,9 @@ LONGER = ("annealed", "gaps", "em_missing", "refined", "autoencoder", "mean_elbo
 )
 def test_entry_points_have_the_bits_of_the_cpu(name, monkeypatch):
     # On a CPU products and eigenvalues are numpy's, which torch's equal up to rounding only.
-    monkeypatch.setattr("ppl_vae.models.eigen.product", torch.matmul)
-    monkeypatch.setattr("ppl_vae.models.eigen.symmetric_eigen", torch.linalg.eigh)
-    for module in ("models.sufficient_statistics", "inference.em.complete_data"):
+    monkeypatch.setattr("ppl_vae.models.linear.eigen.product", torch.matmul)
+    monkeypatch.setattr("ppl_vae.models.linear.eigen.symmetric_eigen", torch.linalg.eigh)
+    for module in ("models.linear.sufficient_statistics", "inference.em.complete_data"):
         monkeypatch.setattr(f"ppl_vae.{module}.product", torch.matmul, raising=False)
     expected = ENTRY_POINTS[name](data())
     with pretended_device() as device:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from ppl_vae.capture.device_graph import check_graph, move_constants
-from ppl_vae.capture.graph import CaptureError, summarize_error
+from ppl_vae.capture.graph import CaptureError, CompilationError, summarize_error
 from ppl_vae.capture.matmul import select_fastest_matmul
 from ppl_vae.core.state import kept_generators, precision, validation, validation_enabled
 
@@ -96,7 +96,7 @@ class CompiledFunction:
                 if flat[0].device.type == "cuda":
                     function = GraphReplay(function, flat)
         except Exception as error:  # there is no compiler, or it fails
-            raise CaptureError(f"it cannot be compiled ({summarize_error(error)})") from error
+            raise CompilationError(f"it cannot be compiled ({summarize_error(error)})") from error
         return function, structure
 
     def _device_precision(self, flat: list[Tensor]) -> AbstractContextManager[None]:

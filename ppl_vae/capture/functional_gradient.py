@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.graph import ModuleTensors, capture_graph, permuted, perturbed
+from ppl_vae.core.devices.accelerators import copy_without_waiting
 
 Loss: TypeAlias = Callable[[list[Tensor], list[Tensor], Tensor], Tensor]
 """A loss to minimise, of (shared tensors, tensors of this step, beta); it runs the pair."""
@@ -122,3 +124,49 @@ class FunctionalGradient:
     def capture(self, inputs: LossInputs) -> tuple[GraphModule, Any]:
         """Capture the gradient as a graph, see :func:`.graph.capture_graph`."""
         return capture_graph(self, (inputs,), (inputs.perturbed(),))
+
+
+def to_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """Floats as a tensor of the dtype and device of another, without waiting for the device."""
+    return copy_without_waiting(torch.tensor(values, dtype=like.dtype), like.device)
+
+
+class CapturedGradient:
+    """The gradient of a pair's loss by captured operations, stored in the trained parameters.
+
+    Args:
+        trained: the tensors of the pair.
+        run: the captured :class:`FunctionalGradient` of these tensors, or of others of the same
+            shapes that the same programs read.
+    """
+
+    def __init__(self, trained: TrainedTensors, run: CompiledFunction) -> None:
+        self.trained, self.run = trained, run
+
+    @torch.no_grad()
+    def __call__(self, shared: list[Tensor], per_step: list[Tensor], beta: float = 1.0) -> Tensor:
+        """The loss; the parameters hold its gradient afterwards, and buffers are updated.
+
+        Args:
+            shared, per_step, beta: as for :class:`LossInputs`.
+
+        Raises:
+            CaptureError: at the first call, if the loss cannot be captured; nothing is changed.
+        """
+        trained = self.trained
+        parameters = [p.detach() for p in trained.parameters]
+        weight = to_device([beta], parameters[0])[0]
+        inputs = LossInputs(
+            parameters,
+            trained.tensors.buffers,
+            trained.frozen_parameters(),
+            shared,
+            per_step,
+            weight,
+        )
+        found = LossGradient(*self.run(inputs))
+        for parameter, gradient in zip(trained.parameters, found.gradients, strict=True):
+            parameter.grad = gradient
+        for buffer, after in zip(trained.tensors.buffers, found.buffers, strict=True):
+            buffer.copy_(after)
+        return found.loss

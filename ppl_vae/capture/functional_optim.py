@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.graph import CaptureError
+from ppl_vae.capture.graph import CompilationError
 
 OptState: TypeAlias = tuple[Tensor, ...]
 """The optimizer state of one parameter, e.g. the two moments of Adam."""
@@ -90,19 +90,19 @@ def functional_optimizer(optimizer: torch.optim.Optimizer) -> FunctionalOptimize
     """The functional counterpart of an optimizer.
 
     Raises:
-        CaptureError: if there is none.
+        CompilationError: if there is none.
     """
     kind = type(optimizer)
     if kind not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
-        raise CaptureError(f"{kind.__name__} is none of Adam, AdamW, SGD")
+        raise CompilationError(f"{kind.__name__} is none of Adam, AdamW, SGD")
     if len(optimizer.param_groups) != 1:
-        raise CaptureError("the optimizer has several groups of parameters")
+        raise CompilationError("the optimizer has several groups of parameters")
     group = optimizer.param_groups[0]
     for flag in ("amsgrad", "maximize", "differentiable"):
         if group.get(flag):
-            raise CaptureError(f"{kind.__name__} has {flag} set")
+            raise CompilationError(f"{kind.__name__} has {flag} set")
     if isinstance(group["lr"], Tensor):
-        raise CaptureError("the learning rate is a tensor")
+        raise CompilationError("the learning rate is a tensor")
     decay = float(group["weight_decay"])
     if kind is torch.optim.SGD:
         return FunctionalSGD(group["momentum"], group["dampening"], decay, bool(group["nesterov"]))

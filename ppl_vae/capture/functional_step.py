@@ -14,6 +14,7 @@ from ppl_vae.capture.functional_gradient import (
     Loss,
     LossInputs,
     TrainedTensors,
+    to_device,
 )
 from ppl_vae.capture.functional_optim import (
     FunctionalOptimizer,
@@ -22,7 +23,6 @@ from ppl_vae.capture.functional_optim import (
     write_optimizer_state,
 )
 from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
-from ppl_vae.core.devices import copy_without_waiting
 
 
 class StepState(NamedTuple):
@@ -112,11 +112,6 @@ class TrainState(TrainedTensors):
         for buffer, value in zip(self.tensors.buffers, state.buffers, strict=True):
             buffer.copy_(value)
         write_optimizer_state(opt_states, self.optimizer, values, num_steps)
-
-
-def to_device(values: Sequence[float], like: Tensor) -> Tensor:
-    """Floats as a tensor of the dtype and device of another, without waiting for the device."""
-    return copy_without_waiting(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,15 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ppl_vae.core.state import validation
+from ppl_vae.core.state import validation, without_stacks
 
 
 class CaptureError(Exception):
     """Raised when a function cannot be captured as a graph or compiled; the message says why."""
+
+
+class CompilationError(CaptureError):
+    """Raised when a captured graph cannot be compiled, so that it can only run as recorded."""
 
 
 def summarize_error(error: Exception) -> str:
@@ -151,7 +155,7 @@ def trace_graph(
         return leaves
 
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_stacks():
             tracing_mode = "real" if execute else "fake"
             graph = make_fx(
                 flat_function, tracing_mode=tracing_mode, _allow_non_fake_inputs=not execute

@@ -17,12 +17,12 @@ from ppl_vae.cli.options import Estimation, FullEstimation, ModelAndTable, Outpu
 from ppl_vae.cli.output import deliver, write_json
 from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.files import write_whole
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.table_output import TABLE_SUFFIXES, check_output
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.table_output import TABLE_SUFFIXES, check_output
+from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.fitted.held_out import ReconstructionError

@@ -12,8 +12,8 @@ from ppl_vae.cli.output import write_json, write_table
 from ppl_vae.cli.reading import read_for_model
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
-from ppl_vae.data.table_output import check_output
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.table_output import check_output
+from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.compare import compare as compare_estimates
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.fitted.model import FittedModel, Rows, observed_rows

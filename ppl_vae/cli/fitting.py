@@ -13,8 +13,8 @@ from ppl_vae.cli.output import write_json
 from ppl_vae.cli.reading import read_file
 from ppl_vae.cli.targets import check_model_folder
 from ppl_vae.core.files import write_whole
-from ppl_vae.core.processes import Processes
-from ppl_vae.data.tables import Table
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
 from ppl_vae.fitted.folder import (
     CHECKPOINT,

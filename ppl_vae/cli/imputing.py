@@ -10,13 +10,13 @@ from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
-from ppl_vae.core.processes import single_process
+from ppl_vae.core.processes.ranks import single_process
 from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int, check_option
-from ppl_vae.data.table_output import STANDARD_OUTPUT, check_output
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.table_output import STANDARD_OUTPUT, check_output
+from ppl_vae.data.files.tables import Table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.models.ppca import NOISES

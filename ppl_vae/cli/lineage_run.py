@@ -5,8 +5,8 @@ from pathlib import Path
 from ppl_vae.cli.options import LineageSettings
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
-from ppl_vae.data.table_options import TableOptions
-from ppl_vae.data.tables import Table, digits_table
+from ppl_vae.data.files.table_options import TableOptions
+from ppl_vae.data.files.tables import Table, digits_table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES

@@ -52,10 +52,10 @@ def fit(
     table: Annotated[
         Path | None, typer.Argument(help="a table; by default that of --config or --resume")
     ] = None,
-    out: Annotated[Path, typer.Option(help="the folder of the model")] = Path("model"),
     config: Annotated[
         Path | None, typer.Option(help="a run.toml, whose options hold unless given here")
     ] = None,
+    out: Annotated[Path, typer.Option(help="the folder of the model")] = Path("model"),
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the fit that was interrupted in --out")
     ] = False,

@@ -191,12 +191,12 @@ class TableFlags:
         return cls(**content)
 
     def options(self) -> Any:
-        """The options as :class:`~ppl_vae.data.table_options.TableOptions`.
+        """The options as :class:`~ppl_vae.data.files.table_options.TableOptions`.
 
         Raises:
             ValueError: if the shape of images cannot be understood.
         """
-        from ppl_vae.data.table_options import TableOptions
+        from ppl_vae.data.files.table_options import TableOptions
 
         options = TableOptions(
             header=self.header,

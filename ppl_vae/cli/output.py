@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ppl_vae.cli.console import LOG
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.results import plain
-from ppl_vae.data.table_output import STANDARD_OUTPUT, write_frame
+from ppl_vae.data.files.table_output import STANDARD_OUTPUT, write_frame
 
 
 def write_json(content: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.options import TableFlags
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.folder import RUN
 from ppl_vae.fitted.settings import Run
 
@@ -19,7 +19,7 @@ def read_file(flags: TableFlags, path: Path) -> Table:
     """Read a table; the reading of a large file is a stage of the command.
 
     Raises:
-        ValueError, TypeError, OSError: as :func:`~ppl_vae.data.tables.read_table`.
+        ValueError, TypeError, OSError: as :func:`~ppl_vae.data.files.tables.read_table`.
     """
     options = flags.options()
     with StageDisplay().live() as display:
@@ -41,7 +41,7 @@ def read_for_model(flags: TableFlags, path: Path, folder: Path) -> Table:
         folder: of the model.
 
     Raises:
-        ValueError, TypeError, OSError: as :func:`~ppl_vae.data.tables.read_table`.
+        ValueError, TypeError, OSError: as :func:`~ppl_vae.data.files.tables.read_table`.
     """
     given, run = flags.given(), folder / RUN
     fitted = Run.read(run) if run.is_file() else Run(None, {}, {})

@@ -91,9 +91,6 @@ def impute(
 def lineage(
     table_flags: TableFlags,
     settings: LineageSettings,
-    table: Annotated[
-        Path | None, typer.Argument(help="a table; by default handwritten digits")
-    ] = None,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("out"),
     as_json: Annotated[
         bool,
@@ -103,6 +100,9 @@ def lineage(
             "progress is shown on standard error",
         ),
     ] = False,
+    table: Annotated[
+        Path | None, typer.Argument(help="a table; by default handwritten digits")
+    ] = None,
 ) -> None:
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
     from ppl_vae.cli import lineage_run

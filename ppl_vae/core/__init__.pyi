@@ -1,19 +1,19 @@
+from .arrays.schema import TableSchema as TableSchema
 from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
 from .errors import CheckpointError as CheckpointError
 from .errors import ProcessError as ProcessError
 from .global_sites import condition_on_globals as condition_on_globals
-from .messages import MessageLog as MessageLog
-from .messages import record_messages as record_messages
 from .pair import Pair as Pair
-from .processes import Processes as Processes
-from .processes import single_process as single_process
+from .processes.messages import MessageLog as MessageLog
+from .processes.messages import record_messages as record_messages
+from .processes.ranks import Processes as Processes
+from .processes.ranks import single_process as single_process
 from .program import Program as Program
 from .program import data_plate as data_plate
 from .results import FitResult as FitResult
 from .results import Imputation as Imputation
 from .results import Result as Result
-from .schema import TableSchema as TableSchema
 from .stats import mean_and_error as mean_and_error
 from .stats import standard_error as standard_error
 

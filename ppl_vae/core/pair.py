@@ -16,12 +16,12 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from ppl_vae.core.arrays.inputs import as_data_and_mask, check_support
 from ppl_vae.core.autoguides import check_automatic, check_parts_not_joint, without_data
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.device_mix import describe_mix, find_misplaced_site, is_device_mix
-from ppl_vae.core.devices import accelerators_in_use
+from ppl_vae.core.devices.accelerators import accelerators_in_use
+from ppl_vae.core.devices.device_mix import describe_mix, find_misplaced_site, is_device_mix
 from ppl_vae.core.handlers import CheckedReplay, DistinctNames
-from ppl_vae.core.inputs import as_data_and_mask, check_support
 from ppl_vae.core.introspection import (
     accepted_kwargs,
     bound_object,
@@ -112,10 +112,10 @@ class Pair:
     ) -> Batch:
         """Data as a batch on the pair's device, checked at the boundary.
 
-        Args: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
+        Args: as :func:`ppl_vae.core.arrays.inputs.as_data_and_mask`.
 
         Raises:
-            ValueError: as :func:`ppl_vae.core.inputs.as_data_and_mask`.
+            ValueError: as :func:`ppl_vae.core.arrays.inputs.as_data_and_mask`.
         """
         values, observed = as_data_and_mask(
             x,

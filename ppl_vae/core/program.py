@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.config import ConstructorCall, constructor_call
-from ppl_vae.core.schema import TableSchema
 
 ProgramLike: TypeAlias = Callable[..., Any]
 """Any Pyro program: a function, a bound method, a ``PyroModule``."""

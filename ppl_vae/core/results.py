@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.core.schema import RowLabels
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import preformatted_html
 from ppl_vae.core.validation import check_option

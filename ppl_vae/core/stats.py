@@ -16,4 +16,4 @@ def standard_error(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]
 
 def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
     """The mean of N independent values and its :func:`standard_error`."""
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+    return float(values.mean()), float(standard_error(values))

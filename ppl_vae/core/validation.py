@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ppl_vae.core.entries import as_plain, as_real_array, warn_of_densifying
-from ppl_vae.core.frames import read_frame
-from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.arrays.entries import as_plain, as_real_array, warn_of_densifying
+from ppl_vae.core.arrays.frames import read_frame
+from ppl_vae.core.arrays.schema import TableSchema
 
 ArrayLike: TypeAlias = Any
 """Data as :func:`as_matrix` takes them: arrays, frames, tensors, nested lists of numbers."""
@@ -61,7 +61,7 @@ def as_matrix(
     Args:
         x: a numpy array or masked array, a tensor, nested lists, a sparse matrix of scipy, a data
             frame (pandas, xarray, polars, pyarrow, or any that narwhals reads), what
-            :func:`~ppl_vae.data.tables.read_table` returns, or a list of such
+            :func:`~ppl_vae.data.files.tables.read_table` returns, or a list of such
             blocks of rows, of the same columns; integers, booleans and objects that are numbers
             too.
         name: the argument's name in messages.

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.row_blocks import RowBlock
+from ppl_vae.data.sources.row_blocks import RowBlock
 
 CONSTANT_COLUMNS = "constant columns"
 """First words of the note on columns that do not vary."""

@@ -14,16 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae import __version__
-from ppl_vae.core.processes import Processes, single_process
+from ppl_vae.core.arrays.schema import TableSchema
+from ppl_vae.core.processes.ranks import Processes, single_process
 from ppl_vae.core.results import FitResult, plain
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.evaluation.prediction.masked_cv import MAX_SELECTION_ROWS, select_by_masked_cv
 from ppl_vae.fitted.held_out import evaluate_held_out
@@ -36,8 +36,8 @@ from ppl_vae.inference.em.noise import FLOOR_REACHED
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
+from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import summarize
 
 VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3

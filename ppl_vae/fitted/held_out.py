@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import torch
 
 from ppl_vae.core.results import Result
+from ppl_vae.core.stats import standard_error
 from ppl_vae.core.text import counted
 from ppl_vae.fitted.model import FittedModel, Rows
 from ppl_vae.fitted.record import HeldOut, plus_minus
@@ -44,11 +46,11 @@ class ReconstructionError(Result):
             values: rows with an observed value each; NaN marks a missing value.
         """
         errors = (fitted.reconstruct(values).numpy() - values) / fitted.units.scale.numpy()
-        squares = np.nanmean(errors**2, axis=1)
+        squares = torch.from_numpy(np.nanmean(errors**2, axis=1))
         value = math.sqrt(float(squares.mean()))
         # The error of a root is that of its square, divided by twice the root.
-        spread = float(squares.std(ddof=1)) if len(squares) > 1 else math.nan
-        error = spread / math.sqrt(len(squares)) / (2 * value) if value else 0.0
+        spread = float(standard_error(squares)) if len(squares) > 1 else math.nan
+        error = spread / (2 * value) if value else 0.0
         return cls(value, error, len(values), fitted.error_unit)
 
     def held_out(self) -> HeldOut:

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask
+from ppl_vae.core.arrays.inputs import as_data_and_mask
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import eval_mode, seeded
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_matrix
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood

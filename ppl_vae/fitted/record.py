@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.text import counted
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.data.transforms import Units
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppl_vae.core.arrays.inputs import as_rows
 from ppl_vae.core.config import configurable
-from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.program import Density, Program, data_plate
 from ppl_vae.core.state import validation_enabled

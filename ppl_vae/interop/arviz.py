@@ -17,8 +17,8 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.files import whole_file
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike

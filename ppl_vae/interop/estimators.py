@@ -12,8 +12,8 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.entries import REAL_KINDS, as_real_array
-from ppl_vae.core.frames import read_frame
+from ppl_vae.core.arrays.entries import REAL_KINDS, as_real_array
+from ppl_vae.core.arrays.frames import read_frame
 from ppl_vae.core.validation import ArrayLike, as_matrix, is_block_list
 
 DTYPES: Any = [np.float64, np.float32]

@@ -11,15 +11,15 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from ppl_vae.core.frame_labels import Frame
-from ppl_vae.core.schema import RowLabels
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize
 from ppl_vae.models.ppca import NOISES, PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
 
 
 @dataclass(eq=False, repr=False)

@@ -27,8 +27,8 @@ from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary
 from ppl_vae.lineage.expected_loss import UNKNOWN, ExpectedLoss, expected_ppca_loss
 from ppl_vae.lineage.problem import ELBO_SAMPLES, LineageProblem
 from ppl_vae.lineage.stages import NONLINEAR, StageFit
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 from ppl_vae.objectives.bounds import elbo
 
 ROUNDING = 1e-9

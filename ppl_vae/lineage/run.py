@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask, labels_of
+from ppl_vae.core.arrays.inputs import as_data_and_mask, labels_of
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_option, check_rows_observed
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import SCALES, Scaling, Split, Units, choose_scaling, split
 from ppl_vae.lineage.common import Stage, StageProgress, no_progress, select_stages
 from ppl_vae.lineage.metrics import EvaluationContext, Reference, is_per_datum
@@ -34,7 +34,7 @@ from ppl_vae.lineage.posterior_stages import PosteriorFit, in_data_units
 from ppl_vae.lineage.problem import LineageProblem, Settings
 from ppl_vae.lineage.result import CLOSED_FORM, Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit, skipped_stages
-from ppl_vae.models.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize
 
 AnyStage: TypeAlias = Stage[StageFit | PosteriorFit]
 REFERENCES = {CLOSED_FORM: "the closed form", "px-em": "the result of PX-EM"}

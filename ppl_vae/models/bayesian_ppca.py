@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.config import ConstructorCall, configurable
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
 from ppl_vae.models.latent_variable_model import RowDensity, RowProgram, standard_normal
-from ppl_vae.models.observed_gaussian import ObservedGaussian
+from ppl_vae.models.linear.observed_gaussian import ObservedGaussian
+from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.priors import InverseGammaScale, ParameterPrior
-from ppl_vae.models.sufficient_statistics import summarize
 
 LOADINGS_PRIORS = ("normal", "ard")
 

@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.inputs import as_data_and_mask, labels_of, learn_schema
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.frame_labels import Frame
-from ppl_vae.core.inputs import as_data_and_mask, labels_of, learn_schema
 from ppl_vae.core.pair import run_guide
 from ppl_vae.core.program import Density, ProgramLike, fold_rows
 from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
 from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor

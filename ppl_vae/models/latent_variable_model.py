@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ppl_vae.core.inputs import as_rows
+from ppl_vae.core.arrays.inputs import as_rows
 from ppl_vae.core.program import Density, Program, count_rows, data_plate
 from ppl_vae.core.text_table import preformatted_html, render_html
 from ppl_vae.core.validation import ArrayLike

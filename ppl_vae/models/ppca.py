@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_vae.core.config import configurable
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import Mask, Rows, row_density
 from ppl_vae.models.latent_variable_model import Codes, standard_normal
-from ppl_vae.models.linear_gaussian_model import LinearGaussianModel
-from ppl_vae.models.sufficient_statistics import summarize
+from ppl_vae.models.linear.linear_gaussian_model import LinearGaussianModel
+from ppl_vae.models.linear.sufficient_statistics import summarize
 
 NOISES = ("isotropic", "diagonal")
 

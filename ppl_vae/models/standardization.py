@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.core.validation import check_option
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS, ColumnStats
-from ppl_vae.data.row_blocks import RowBlock, RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks
 from ppl_vae.likelihoods.base import Likelihood
 
 INPUTS = ("auto", "identity", "log1p", "standardized")

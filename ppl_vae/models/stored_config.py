@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ppl_vae.core.allocation import AllocationLimit
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.config import ArrayValue, ConstructorCall, OpaqueValue
+from ppl_vae.core.devices.allocation import AllocationLimit
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import read_regular
 from ppl_vae.core.program import Program
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.likelihoods.discrete import LIKELIHOODS
@@ -64,7 +64,7 @@ class StoredConfig:
         sha256: checksum of the file of the tensors.
         version: of the package that wrote it.
         schema: of the data frame that the program was fitted to, as by
-            :meth:`~ppl_vae.core.schema.TableSchema.to_json`; None after arrays.
+            :meth:`~ppl_vae.core.arrays.schema.TableSchema.to_json`; None after arrays.
     """
 
     program: str

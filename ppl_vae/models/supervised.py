@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppl_vae.core.arrays.inputs import as_rows, learn_schema
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.config import configurable
-from ppl_vae.core.inputs import as_rows, learn_schema
 from ppl_vae.core.program import Density, Program, data_plate, fold_rows
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import (
     ArrayLike,

@@ -14,7 +14,7 @@ from ppl_vae.core.program import Density, ProgramLike
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.column_scales import scale_notes
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, num_encoder_inputs
 from ppl_vae.likelihoods.base import Likelihood

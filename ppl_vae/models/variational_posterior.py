@@ -9,15 +9,15 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import as_rows
 from ppl_vae.core.config import configurable
-from ppl_vae.core.inputs import as_rows
 from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import GaussianGuide
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.linear_gaussian import MissingnessPatterns, from_tril_vec, tril_vec
-from ppl_vae.models.principal_axes import rowwise_product, tril_of_inverse
+from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns, from_tril_vec, tril_vec
+from ppl_vae.models.linear.principal_axes import rowwise_product, tril_of_inverse
 from ppl_vae.models.priors import InverseGammaScale
 
 

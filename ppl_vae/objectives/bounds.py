@@ -18,19 +18,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.frame_labels import Frame
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import check_no_nan
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.traces import PairTraces, sites
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.objectives.divergences import floored_kl
 from ppl_vae.objectives.gradients import (
     DetachedSamples,
@@ -113,10 +113,10 @@ def elbo(
         FloatingPointError: if a value is NaN, naming the site and the rows.
     """
     pair = Pair(model, guide)
-    opened = opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
+    observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True, check=False)
     objective, values = ELBO(num_samples), []
     settings = f"{num_samples=}, {global_kl=}"
-    with opened as whole:
+    with closed_after_use(observed, x) as whole:
         describe, all_rows = partial(describe_rows, whole), torch.arange(len(whole))
         rows = SharedRows.of("elbo", pair, describe, all_rows, seed, settings=settings)
         together = rows.processes.together

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ppl_vae.core.text import counted
+from ppl_vae.data.files.tables import Table
 from ppl_vae.data.image_grid import ImageGrid
-from ppl_vae.data.tables import Table
 from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.model_card import LIMITS, model_title
 from ppl_vae.fitted.record import FitRecord

@@ -13,8 +13,8 @@ from torch import Tensor
 from ppl_vae.core.results import FitResult, Imputation
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Scaling, choose_scaling
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
 from ppl_vae.evaluation.prediction.imputation import impute
@@ -32,9 +32,9 @@ from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.identifiability import describe_undetermined
+from ppl_vae.models.linear.identifiability import describe_undetermined
+from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.models.ppca import NOISES, PPCA
-from ppl_vae.models.sufficient_statistics import summarize
 
 NUM_SAMPLES, NUM_CHAINS = 500, 4
 """Draws of each Markov chain of the parameters, after as many for warm-up; chains."""

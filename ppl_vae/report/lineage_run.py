@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ppl_vae.core.text import counted
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.lineage.problem import Settings
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage

@@ -12,7 +12,7 @@ from pyro.infer import SVI, JitTrace_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, T
 from torch import nn
 
 from ppl_vae import ELBO, VAE, CapturedSVI
-from ppl_vae.core.devices import synchronize
+from ppl_vae.core.devices.accelerators import synchronize
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps

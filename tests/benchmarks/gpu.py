@@ -27,7 +27,7 @@ import torch
 from timing import rounds
 
 from ppl_vae import PPCA, VAE, elbo, fit_closed_form, fit_em, fit_svi
-from ppl_vae.core.devices import current_accelerator, synchronize
+from ppl_vae.core.devices.accelerators import current_accelerator, synchronize
 from ppl_vae.likelihoods import Bernoulli
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     DRAWS_AT_ONCE,
-    BlockRunner,
     LogWeightSampler,
     block_size,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 
 
 def package(capture):
@@ -26,7 +26,7 @@ def package(capture):
     def make(x, draws, hidden):
         vae = vae_of(hidden, x.device).requires_grad_(False)
         pair = Pair(vae.model, vae.guide)
-        sampler = LogWeightSampler(BlockRunner(capture, 10**9))
+        sampler = LogWeightSampler(CallRunner(capture, 10**9))
         blocks = x.split(block_size(x, draws, refined=False))
 
         def run():

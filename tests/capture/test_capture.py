@@ -20,7 +20,7 @@ from ppl_vae.capture.functional_optim import functional_optimizer
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.inference.svi.capture_policy import CapturePolicy, best_unroll
+from ppl_vae.inference.svi.capture_policy import StepPolicy, best_unroll
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.likelihoods import Bernoulli, Gaussian
@@ -256,7 +256,7 @@ def test_steps_that_cannot_be_captured_run_eagerly_with_the_reason(kind, match, 
         warned = [w for w in caught if "could not be captured, so it runs" in str(w.message)]
         assert len(warned) == int(capture)
         assert all(re.search(match, str(w.message)) for w in warned)
-        reason = "eager: the step could not" if capture else "eager: as requested"
+        reason = "eager: it could not" if capture else "eager: as requested"
         assert fit.execution.startswith(reason)
     assert torch.equal(*results)
 
@@ -389,7 +389,7 @@ def policy_of(mode, schedule):
     def captured(unroll):
         return type("Fast", (), {"unroll": unroll})()
 
-    return CapturePolicy(mode, lambda: "the recorded gradient", captured, schedule)
+    return StepPolicy(mode, lambda: "the recorded gradient", captured, schedule)
 
 
 @pytest.mark.parametrize(

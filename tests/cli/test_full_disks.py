@@ -13,7 +13,7 @@ import pytest
 import ppl_vae.cli
 from killed import NO_MOUNT, completed, on_small_disk
 from ppl_vae.cli.main import main
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
 from ppl_vae.fitted.folder import save_fitted
 from ppl_vae.fitted.settings import FitSettings

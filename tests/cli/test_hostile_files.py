@@ -23,7 +23,7 @@ from safetensors.torch import save as tensor_bytes
 import ppl_vae
 from killed import forked, replaced
 from ppl_vae.cli.main import main
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
 from ppl_vae.fitted.folder import CHECKPOINT, RECORD, RUN, UNFINISHED, load_fitted, save_fitted
 from ppl_vae.fitted.settings import FitSettings, Run

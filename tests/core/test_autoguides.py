@@ -255,7 +255,7 @@ def test_batches_without_an_index_are_refused_in_own_loops(x, name):
     x = x.clone()
     x[0] = torch.nan  # missing values do not make the same rows others
     assert RowCheck(make(model))((x,), {}) is None
-    assert own_loop(model, make(model), 3 * [((x.nan_to_num(),), {})]) == "captured"
+    assert own_loop(model, make(model), 3 * [((x.nan_to_num(),), {})]) == "recorded"
 
 
 def test_batches_with_an_index_run_in_own_loops(ppca, x):

@@ -15,7 +15,7 @@ from torch import nn
 
 import pretend_device
 from ppl_vae import elbo, fit_svi, log_likelihood
-from ppl_vae.core.devices import current_accelerator
+from ppl_vae.core.devices.accelerators import current_accelerator
 
 pretend_device.register()
 D, K, N = 4, 2, 12

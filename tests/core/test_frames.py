@@ -12,9 +12,9 @@ import torch
 import xarray as xr
 
 from ppl_vae.core import validation
-from ppl_vae.core.entries import DENSE_BYTES
-from ppl_vae.core.frame_labels import PandasLabels
-from ppl_vae.core.schema import RowLabels, TableSchema
+from ppl_vae.core.arrays.entries import DENSE_BYTES
+from ppl_vae.core.arrays.frame_labels import PandasLabels
+from ppl_vae.core.arrays.schema import RowLabels, TableSchema
 from ppl_vae.core.validation import as_matrix, as_vector
 
 X = np.array([[1.5, 2.0, 3.0], [4.0, np.nan, 6.0]])

@@ -6,7 +6,7 @@ import pytest
 
 import ppl_vae
 from ppl_vae import PPCA, VAE, BayesianPPCA
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.interop import PPCATransformer
 
 PLAIN = np.random.default_rng(0).normal(size=(12, 3))

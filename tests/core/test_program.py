@@ -17,7 +17,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from ppl_vae.core.inputs import as_data_and_mask, as_rows
+from ppl_vae.core.arrays.inputs import as_data_and_mask, as_rows
 from ppl_vae.core.introspection import (
     accepted_kwargs,
     bound_object,

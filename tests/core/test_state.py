@@ -1,6 +1,8 @@
 """Process-wide state is borrowed: generators, parameter store, validation, modes, buffers."""
 
 import random
+import sys
+import traceback
 
 import numpy as np
 import pyro
@@ -12,7 +14,14 @@ from torch import nn
 from torch.distributions import Distribution, constraints
 
 from global_state import global_state
-from ppl_vae.core.state import dry_run, isolated_store, seeded, train_mode, validation
+from ppl_vae.core.state import (
+    dry_run,
+    isolated_store,
+    seeded,
+    train_mode,
+    validation,
+    without_stacks,
+)
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
 from ppl_vae.likelihoods.discrete import Bernoulli
 from ppl_vae.likelihoods.gaussian import Gaussian
@@ -302,3 +311,17 @@ def test_no_constructor_touches_the_world(construct):
     construct()
     assert global_state() == before
     assert store_names() == ["mine"]
+
+
+def test_stacks_are_extracted_again_after_a_block_without_them(monkeypatch):
+    for limit in (None, 7):
+        if limit:
+            monkeypatch.setattr(sys, "tracebacklimit", limit, raising=False)
+        before = len(traceback.extract_stack())
+        assert before > 1
+        with pytest.raises(ValueError, match="inside"), without_stacks():
+            with without_stacks():
+                assert not traceback.extract_stack()
+            assert not traceback.extract_stack()
+            raise ValueError("inside")
+        assert len(traceback.extract_stack()) == before

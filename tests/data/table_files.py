@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from ppl_vae.data.tables import read_table
+from ppl_vae.data.files.tables import read_table
 
 NAN = float("nan")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ppl_vae.data import regular_texts
-from ppl_vae.data.tables import read_table
+from ppl_vae.data.files import regular_texts
+from ppl_vae.data.files.tables import read_table
 
 
 def frame(num_rows=1500, width=4, seed=0):
@@ -85,8 +85,8 @@ def outcome(path, **options):
 def assert_same(path, monkeypatch, expect_regular, **options):
     monkeypatch.setattr(regular_texts, "MIN_BYTES", 1)
     raw = path.read_bytes()
-    from ppl_vae.data.tables import NA_MARKERS
-    from ppl_vae.data.text_tables import TextFormat
+    from ppl_vae.data.files.tables import NA_MARKERS
+    from ppl_vae.data.files.text_tables import TextFormat
 
     given = TextFormat(("", "nan", *NA_MARKERS))
     if expect_regular:

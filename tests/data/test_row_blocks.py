@@ -13,9 +13,9 @@ import torch
 
 import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
-from ppl_vae.data import row_blocks
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.models.sufficient_statistics import SampleCovariance, summarize
+from ppl_vae.data.sources import row_blocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize
 
 N, D, K = 90, 7, 3
 
@@ -271,7 +271,7 @@ import sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from ppl_vae import PPCA, fit_closed_form, fit_em
-from ppl_vae.data import row_blocks
+from ppl_vae.data.sources import row_blocks
 
 def peak():
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 from table_files import NAN, assert_table, write_and_read
 
-from ppl_vae.data.table_options import TableOptions
-from ppl_vae.data.table_output import write_frame
-from ppl_vae.data.tables import MAX_BYTES, Table, read_table
+from ppl_vae.data.files.table_options import TableOptions
+from ppl_vae.data.files.table_output import write_frame
+from ppl_vae.data.files.tables import MAX_BYTES, Table, read_table
 
 VALUES = np.array([[1.5, 2.0], [NAN, 4.0], [5.0, 6.0]])
 TEXT = b"a,b\n1.5,2\n,4\n5,6\n"

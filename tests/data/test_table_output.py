@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ppl_vae.data import table_output
-from ppl_vae.data.table_output import check_output, write_frame
+from ppl_vae.data.files import table_output
+from ppl_vae.data.files.table_output import check_output, write_frame
 
 FRAME = pd.DataFrame({"a": [1.5, float("nan")], "b": [-2, 3]}, index=["u", "v"])
 
@@ -199,7 +199,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import pandas as pd
-from ppl_vae.data.table_output import write_frame
+from ppl_vae.data.files.table_output import write_frame
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.datasets import load_digits, load_iris
 
 import oracles
-from ppl_vae.data.tables import digits_table, read_table
+from ppl_vae.data.files.tables import digits_table, read_table
 
 VALUES = np.array([[1.5, 2.0, -3.0], [4.0, 5e-3, 6.0], [7.0, 8.0, 9.25]])
 NAN = float("nan")

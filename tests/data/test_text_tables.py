@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from table_files import NAN, assert_table, write_and_read
 
-from ppl_vae.data.number_format import NumberFormat
-from ppl_vae.data.tables import read_table
+from ppl_vae.data.files.number_format import NumberFormat
+from ppl_vae.data.files.tables import read_table
 
 COLUMN_NAMES = "used as column names, although it has numbers"
 ROW_NAMES = "row names"

@@ -14,12 +14,12 @@ import lineages
 import oracles
 from ppl_vae import PPCA, VAE, fit_closed_form, fit_em, run_lineage
 from ppl_vae.cli.main import app
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.interop.arviz import lineage_to_arviz
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.table import legend
-from ppl_vae.models.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.report.archive import read_results
 
 SCALES = np.array([0.02, 0.2, 1.0, 30.0, 654.0, 2000.0])

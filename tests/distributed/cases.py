@@ -1,10 +1,11 @@
 """What the processes of the tests run on their own rows of a table."""
 
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
-from ppl_vae.core.messages import record_messages
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.messages import record_messages
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.inference import fit_vb, sample_posterior
-from ppl_vae.models import BayesianPPCA, sufficient_statistics
+from ppl_vae.models import BayesianPPCA
+from ppl_vae.models.linear import sufficient_statistics
 
 FITS = {"closed form": fit_closed_form, "EM": fit_em, "variational EM": variational_em}
 

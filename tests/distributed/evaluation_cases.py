@@ -42,7 +42,7 @@ def unseeded(x):
 
 
 def alone_on_rank(rank, x):
-    from ppl_vae.core.processes import Processes
+    from ppl_vae.core.processes.ranks import Processes
 
     if Processes.current().rank != rank:
         return None

@@ -13,8 +13,8 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from ppl_vae import VAE, fit_svi
-from ppl_vae.core.messages import record_messages
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.messages import record_messages
+from ppl_vae.core.processes.ranks import Processes
 
 
 class GivenDraws(PyroModule):

@@ -13,11 +13,11 @@ from scipy import integrate, special, stats
 import loops
 import oracles
 import user_pairs
-from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, bidirectional, digits, fit_svi, log_likelihood
+from ppl_vae import PPCA, VAE, ExactGuide, Gaussian, digits, fit_svi, log_likelihood
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded, train_mode
-from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation import Annealing, bidirectional
 from ppl_vae.evaluation.marginal_likelihood import annealed, batching
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
@@ -574,7 +574,6 @@ def test_single_precision_is_near_double():
 )
 def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monkeypatch):
     """There are two batches, each with its own refined q if there is one."""
-    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
     monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 64))
     model, guide, x = first_rows(name)
     options = {"annealing": Annealing(2, leapfrog=1), "refine": refine, "seed": 0}
@@ -582,14 +581,13 @@ def test_recorded_moves_equal_eager_ones(name, from_prior, refine, float64, monk
         log_likelihood(
             model, None if from_prior else guide, x, 8, method="annealed", capture=c, **options
         )
-        for c in (False, "auto")
+        for c in (False, "recorded")
     ]
     assert [each.execution.split(":")[0] for each in found] == ["eager", "recorded"]
-    torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
+    assert torch.equal(found[0].value, found[1].value)
 
 
-def test_models_that_cannot_be_recorded_run_eagerly(float64, monkeypatch):
-    monkeypatch.setattr(annealed, "MIN_RECORDED_EVALUATIONS", 1)
+def test_models_that_cannot_be_recorded_run_eagerly(float64):
     branches, guide, x = user_pairs.functions()
 
     def model(x, index=None, num_data=None):
@@ -597,12 +595,14 @@ def test_models_that_cannot_be_recorded_run_eagerly(float64, monkeypatch):
         return branches(x, index=index, num_data=num_data)
 
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
-    found = log_likelihood(model, guide, x, 10, **options)
-    assert found.execution.startswith("eager")
     plain = log_likelihood(branches, guide, x, 10, capture=False, **options)
-    assert torch.equal(found.value, plain.value)
-    with pytest.warns(UserWarning, match="could not be captured, so it runs eagerly"):
-        log_likelihood(model, guide, x, 10, capture=True, **options)
+    for capture in ("recorded", True):
+        with pytest.warns(
+            UserWarning, match="could not be captured, so it runs eagerly"
+        ) as warned:
+            found = log_likelihood(model, guide, x, 10, capture=capture, **options)
+        assert len(warned) == 1 and found.execution.startswith("eager")
+        assert torch.equal(found.value, plain.value)
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from ppl_vae.evaluation.evidence.log_evidence import evidence_coordinates, log_e
 from ppl_vae.evaluation.evidence.loo import leave_one_out
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
-from ppl_vae.models.table_statistics import TableStatistics
 from ppl_vae.plots.latent_dims import plot_latent_dims
 
 

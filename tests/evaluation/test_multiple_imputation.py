@@ -118,7 +118,7 @@ def test_a_complete_table_and_blocks_of_rows(monkeypatch):
     whole = impute(MODEL.model, None, np.nan_to_num(x), posterior=posterior, draws=2)
     assert not whole.sd.any() and torch.equal(whole.draws[0], torch.from_numpy(np.nan_to_num(x)))
     first = impute(MODEL.model, None, x, posterior=posterior)
-    monkeypatch.setattr("ppl_vae.data.row_blocks.WORKING_FLOATS", 1)
+    monkeypatch.setattr("ppl_vae.data.sources.row_blocks.WORKING_FLOATS", 1)
     second = impute(MODEL.model, None, x, posterior=posterior)
     torch.testing.assert_close(first.sd, second.sd)
     fewer = impute(MODEL.model, None, x, 2, posterior=posterior)

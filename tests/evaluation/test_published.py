@@ -20,9 +20,9 @@ from ppl_vae import (
     binarize,
     elbo,
     fit_svi,
-    image_set,
     log_likelihood,
 )
+from ppl_vae.data import image_set
 
 pytestmark = [
     pytest.mark.slow,

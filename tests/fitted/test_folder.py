@@ -15,8 +15,8 @@ import torch
 
 import ppl_vae
 from killed import completed, forked, killed_at_event
-from ppl_vae.core.schema import TableSchema
-from ppl_vae.data.tables import Table
+from ppl_vae.core.arrays.schema import TableSchema
+from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table, split_rows
 from ppl_vae.fitted.folder import (
     CARD,

@@ -13,8 +13,8 @@ from sklearn.decomposition import PCA
 import combinations
 import oracles
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 SPECTRUM, NOISE, D, K = (9.0, 4.0, 2.5), 0.8, 7, 3
 ALGORITHMS = {

@@ -11,7 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_
 import combinations
 import lbfgs
 import oracles
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.expected_covariance import (
     expected_covariance_factor,
@@ -21,10 +21,10 @@ from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
 from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
 from ppl_vae.inference.em.state import ILL_CONDITIONED, Parameters
-from ppl_vae.models import sufficient_statistics
-from ppl_vae.models.eigen import right_singular_vectors
+from ppl_vae.models.linear import sufficient_statistics
+from ppl_vae.models.linear.eigen import right_singular_vectors
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 TOLERANCE = 1e-8
 

@@ -10,13 +10,13 @@ import oracles
 from fitted import assert_close, parameters
 from incomplete import MECHANISMS, NOISES, SPECTRUM, D, K, N, data, make, ppca_from_arrays
 from ppl_vae import PPCA, ExactGuide, fit_em, fit_svi
-from ppl_vae.data import row_blocks
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources import row_blocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import RESTARTED
-from ppl_vae.models.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize
 
 
 @pytest.mark.parametrize("size", [1, 1000, 2**23])

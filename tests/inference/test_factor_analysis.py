@@ -8,7 +8,8 @@ from sklearn.decomposition import FactorAnalysis
 
 import oracles
 from fitted import assert_close, parameters
-from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, subspace, variational_em
+from ppl_vae import PPCA, ExactGuide, fit_closed_form, fit_em, load, save, variational_em
+from ppl_vae.evaluation import subspace
 from ppl_vae.inference.em.noise import Noise
 
 N, D, K = 60, 7, 3

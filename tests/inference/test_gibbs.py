@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import oracles
-from ppl_vae.data.row_blocks import RowBlock
+from ppl_vae.data.sources.row_blocks import RowBlock
 from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
-from ppl_vae.models.table_statistics import TableStatistics
 
 
 def proper_model(data_dim, latent_dim, noise, prior):

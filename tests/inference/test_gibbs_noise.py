@@ -13,7 +13,7 @@ from ppl_vae.inference.mcmc.gibbs_noise import _Regression
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 
 def some_parameters(chains, data_dim, latent_dim):

@@ -26,7 +26,7 @@ from ppl_vae import (
 from ppl_vae.capture.functional_step import FunctionalStep
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.introspection import modules_of
-from ppl_vae.data import (
+from ppl_vae.data.sources import (
     array_source,
     block_source,
     dataset_source,
@@ -35,7 +35,7 @@ from ppl_vae.data import (
     row_order,
     row_stream,
 )
-from ppl_vae.data.row_sources import row_source
+from ppl_vae.data.sources.row_sources import row_source
 from ppl_vae.inference.svi import trainer
 from ppl_vae.inference.svi.schedule import Schedule
 

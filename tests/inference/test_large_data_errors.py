@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from ppl_vae import PPCA, VAE, elbo, fit_closed_form, fit_svi
-from ppl_vae.data import observed_rows, parquet_source
+from ppl_vae.data.sources import observed_rows, parquet_source
 from ppl_vae.models.storage import load, save
 
 N, D = 60, 3

@@ -16,7 +16,7 @@ from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.nuts import sample_nuts
 from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 PRIORS = {
     "normal": {},

@@ -19,8 +19,8 @@ from ppl_vae import (
     elbo,
     fit_closed_form,
     mlp,
-    subspace,
 )
+from ppl_vae.evaluation import subspace
 from ppl_vae.inference import fit_pca, implied_gaussian
 
 X = oracles.simulate_ppca([6.0, 4.0, 2.5], 0.4, 120, 8, 0) + 3

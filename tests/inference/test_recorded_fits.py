@@ -160,7 +160,7 @@ def test_a_resumed_fit_may_be_recorded(x, tmp_path):
 
 
 def test_auto_records_a_long_fit(x, monkeypatch):
-    monkeypatch.setattr("ppl_vae.inference.svi.capture_policy.RECORDING_STEPS", 1)
+    monkeypatch.setattr("ppl_vae.capture.policy.RECORDING_CALLS", 1)
     eager, tensors = fit(amortized, x, False, steps=80)
     found, others = fit(amortized, x, "auto", steps=80)
     assert found.execution.startswith("recorded: about ")

@@ -18,8 +18,8 @@ import oracles
 from ppl_vae import ELBO, PPCA, BayesianPPCA, fit_closed_form, fit_vb, log_likelihood
 from ppl_vae.inference import VBResult
 from ppl_vae.models import InverseGammaScale
-from ppl_vae.models.observed_gaussian import ObservedGaussian
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.observed_gaussian import ObservedGaussian
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 N, D, K = 14, 4, 2
 NOISES = ("isotropic", "diagonal")

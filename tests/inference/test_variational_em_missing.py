@@ -7,11 +7,11 @@ import torch
 import oracles
 from fitted import assert_close, parameters
 from ppl_vae import PPCA, fit_em, variational_em
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.models.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize
 
 N, D, K = 60, 7, 3
 FAMILIES = ("unit", "isotropic", "diagonal", "full")

@@ -14,7 +14,7 @@ import ppl_vae as pv
 from ppl_vae.core import Imputation
 from ppl_vae.core.validation import as_matrix, as_vector
 from ppl_vae.data import binarize, split
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.evaluation import (
     collapse,
     compare_latent_dims,

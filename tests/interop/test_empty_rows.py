@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.evaluation import compare_latent_dims, select_by_masked_cv
 from ppl_vae.guides.guides import ExactGuide
 from ppl_vae.interop import FeatureTransformer, PPCATransformer

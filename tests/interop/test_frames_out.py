@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 import ppl_vae as pv
-from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.validation import as_matrix, as_vector
 from ppl_vae.evaluation import encode, gaps, reconstruct
 from ppl_vae.inference import fit_pca

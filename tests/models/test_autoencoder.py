@@ -23,7 +23,7 @@ import combinations
 import oracles
 from draws import draw
 from ppl_vae import AmortizedGuide, PerDatumGuide, fit_closed_form, fit_svi, mlp
-from ppl_vae.data.tables import read_table
+from ppl_vae.data.files.tables import read_table
 from ppl_vae.evaluation import (
     Annealing,
     bidirectional,

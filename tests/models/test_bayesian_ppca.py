@@ -13,7 +13,7 @@ from scipy import integrate, stats
 import oracles
 from ppl_vae import BayesianPPCA, load, save
 from ppl_vae.models import InverseGammaScale, priors
-from ppl_vae.models.observed_gaussian import ObservedGaussian
+from ppl_vae.models.linear.observed_gaussian import ObservedGaussian
 
 N, D, K = 12, 4, 2
 NOISES = ("isotropic", "diagonal")

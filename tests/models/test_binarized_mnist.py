@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from ppl_vae import VAE, Bernoulli, cross_check, fit_svi, image_set, save
+from ppl_vae import VAE, Bernoulli, cross_check, fit_svi, save
+from ppl_vae.data import image_set
 from ppl_vae.evaluation import Annealing
 
 NUM_GIVEN = 100

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, load, save, variational_em
 from ppl_vae.cli.main import app
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
 from ppl_vae.interop.sklearn import PPCATransformer
-from ppl_vae.models.identifiability import (
+from ppl_vae.models.linear.identifiability import (
     describe_undetermined,
     undetermined_entries,
     undetermined_pairs,

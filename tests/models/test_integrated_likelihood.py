@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import oracles
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.models.integrated_likelihood import (
+from ppl_vae.data.sources.row_blocks import RowBlocks
+from ppl_vae.models.linear.integrated_likelihood import (
     integrated_log_likelihood,
     row_log_likelihood,
 )
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 # More rows than columns, as many, fewer; many rows per missingness pattern, and one.
 SHAPES = [(50, 4, 2, 0.0), (5, 4, 2, 0.0), (4, 7, 2, 0.0), (60, 3, 1, 0.3), (9, 6, 3, 0.5)]

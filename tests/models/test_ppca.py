@@ -12,9 +12,9 @@ from scipy import stats
 
 import oracles
 from ppl_vae.core.validation import as_vector
+from ppl_vae.models.linear.principal_axes import tril_of_inverse
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.principal_axes import tril_of_inverse
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 N, D, K = 30, 7, 3
 

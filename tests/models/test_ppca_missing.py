@@ -23,7 +23,7 @@ from incomplete import (
     make,
 )
 from ppl_vae import PPCA, ExactGuide, fit_em, log_weights
-from ppl_vae.models.linear_gaussian import MissingnessPatterns
+from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns
 
 
 @pytest.mark.parametrize("noise", NOISES)

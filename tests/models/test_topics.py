@@ -15,10 +15,11 @@ import oracles
 from captured import assert_equal, both_fits
 from draws import draw
 from figures import assert_texts_are_readable
-from ppl_vae import ELBO, Multinomial, elbo, fit_svi, load, log_likelihood, save
+from ppl_vae import ELBO, elbo, fit_svi, load, log_likelihood, save
 from ppl_vae.data import count_words
 from ppl_vae.evaluation.latent_space.traversal import interpolate
 from ppl_vae.evaluation.prediction.predictive import encode, reconstruct
+from ppl_vae.likelihoods import Multinomial
 from ppl_vae.models import top_words, topic_vae
 from ppl_vae.models.topics import TopicDecoder
 from ppl_vae.plots.topics import plot_topic_interpolation

@@ -439,7 +439,7 @@ def test_captured_steps_of_svi_are_its_own(float64):
         svi = kind(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), SLOW["dreg"], **options)
         torch.manual_seed(0)
         losses.append([svi.step(x) for _ in range(4)])
-    assert svi.execution == "captured"
+    assert svi.execution == "recorded"
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
 
 

@@ -21,7 +21,7 @@ from ppl_vae import (
     select_by_masked_cv,
 )
 from ppl_vae.cli.main import app, main
-from ppl_vae.data.tables import Table
+from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, _draw_masked
 from ppl_vae.report.imputation import FilledTable
 

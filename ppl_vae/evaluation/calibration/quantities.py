@@ -14,8 +14,8 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.evaluation.calibration.simulation import Draws
 from ppl_vae.inference.mcmc.invariants import covariance
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 Quantity: TypeAlias = Callable[[Draws, Tensor], Tensor]
 """A function of draws and of the data x, (N, D); it returns a value for each draw, (S, ...)."""

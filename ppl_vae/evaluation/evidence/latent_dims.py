@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.state import seeded
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.validation import (
@@ -37,9 +37,9 @@ from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
-from ppl_vae.models.table_statistics import TableStatistics
 
 MAX_LEFT_OUT = 2000
 """The largest number of data that are left out in turn."""

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import schema_of
+from ppl_vae.core.arrays.inputs import schema_of
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.evaluation.evidence.bridge_sampling import LogEvidence, bridge_sampling
 from ppl_vae.inference.mcmc.integrated_posterior import IntegratedPosterior
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 
 def log_evidence(

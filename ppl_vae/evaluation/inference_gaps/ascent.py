@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.core.inputs import as_data_and_mask, as_rows
+from ppl_vae.core.arrays.inputs import as_data_and_mask, as_rows
 from ppl_vae.core.results import FitResult, Result
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.guides.guides import GaussianGuide

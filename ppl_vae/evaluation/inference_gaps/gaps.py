@@ -1,7 +1,7 @@
 """The inference gap, log p - ELBO = approximation gap + amortization gap."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.digest import describe_tensor
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.digest import describe_tensor
 from ppl_vae.core.global_sites import conditioned
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
@@ -31,11 +31,11 @@ from ppl_vae.evaluation.inference_gaps.local_optimum import (
 )
 from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean, monte_carlo_error
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    BlockRunner,
     LogWeightSampler,
     block_size,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_summary
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
@@ -63,6 +63,7 @@ def gaps(
     num_global_draws: int = 8,
     mask: ArrayLike | None = None,
     rows: Int[Tensor, " R"] | None = None,
+    capture: bool | str = "auto",
     seed: int | None = None,
 ) -> Gaps:
     """Split log p - ELBO of a pair into the approximation gap and the amortization gap.
@@ -102,6 +103,7 @@ def gaps(
             costs as much as the gaps of a pair without them.
         mask: True where x is observed; NaN in x has the same meaning.
         rows: the rows of x to evaluate; by default all.
+        capture: how the searches and log p are computed, see :func:`~ppl_vae.log_likelihood`.
         seed: seed of the draws.
 
     Raises:
@@ -131,6 +133,11 @@ def gaps(
         "gaps", pair, partial(describe_rows, data), rows, seed, settings=settings, log_p=known
     )
     together, log_ratios = shared.processes.together, None
+    num_batches = -(-len(shared.own) // size)
+
+    def make_runner(calls_per_batch: int) -> CallRunner:
+        return CallRunner(capture, num_batches * calls_per_batch)
+
     with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
         pairs, first = [pair], next(data.split(rows, size))
         check_importance_samplable(pair, first)
@@ -142,7 +149,9 @@ def gaps(
         for each in pairs:
             with nonfinite_sites_named(each, first):
                 family = family_of(each, first, covariance)
-            estimator = _GapEstimator(each, family, best, steps, num_samples, tolerance)
+            estimator = _GapEstimator(
+                each, family, best, steps, num_samples, tolerance, make_runner
+            )
             for batch in data.split(shared.own, size):
                 with nonfinite_sites_named(each, batch):
                     estimator.evaluate(batch, estimates_log_p=log_p is None)
@@ -198,6 +207,8 @@ class _GapEstimator:
         family: the family of q*.
         best: a guide that is known to be q*, if there is one.
         steps, num_samples, tolerance: see :func:`gaps`.
+        make_runner: makes what decides whether calls run eagerly, recorded or compiled, from the
+            number of calls of a batch.
     """
 
     def __init__(
@@ -208,12 +219,17 @@ class _GapEstimator:
         steps: int,
         num_samples: int,
         tolerance: float | None,
+        make_runner: Callable[[int], CallRunner],
     ) -> None:
         self.pair, self.family = pair, family
         self.best = None if best is None else pair.with_guide(best)
         self.steps, self.num_samples = steps, num_samples
-        self.local_optimum = LocalOptimum(steps=steps, covariance=family.name, tolerance=tolerance)
-        self.full_covariance = LocalVI(steps=steps, covariance="full")
+        self.local_optimum = LocalOptimum(
+            steps=steps, covariance=family.name, tolerance=tolerance, make_runner=make_runner
+        )
+        self.full_covariance = LocalVI(steps=steps, covariance="full", runner=make_runner(steps))
+        self.make_runner = make_runner
+        self.samplers: dict[str, LogWeightSampler] = {}
         self.has_best = best is not None or family.searchable
         self.elbos: list[_ELBOs] = []
         self.summaries: dict[str, list[WeightSummary]] = {}
@@ -235,9 +251,11 @@ class _GapEstimator:
             proposals["refined"] = self.full_covariance(best, batch)
         if not self.family.gaussian or self.family.name not in COVARIANCES:
             proposals["own"] = best
+        num_calls = self.num_samples * len(batch) // rows_at_once(batch.x)
         for name, proposal in proposals.items():
-            sampler = LogWeightSampler(BlockRunner(False, 1))
-            summary = weight_summary(sampler, proposal, batch, self.num_samples)
+            if name not in self.samplers:
+                self.samplers[name] = LogWeightSampler(self.make_runner(num_calls))
+            summary = weight_summary(self.samplers[name], proposal, batch, self.num_samples)
             self.summaries.setdefault(name, []).append(summary)
 
     def of_all_rows(self, shared: SharedRows) -> "_GapEstimator":

@@ -1,7 +1,7 @@
 """ELBOs with common random numbers, and the q that maximizes each datum's ELBO."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import distributions as td
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import seeded, validation
-from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend
+from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend, store_gradient
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
 from ppl_vae.evaluation.local_guides.site_override import (
@@ -22,7 +22,9 @@ from ppl_vae.evaluation.local_guides.site_override import (
     noise_shape,
     to_site_shape,
 )
-from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
+from ppl_vae.evaluation.marginal_likelihood.batching import PairFunction
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
+from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalGradient, LocalVI
 from ppl_vae.objectives.divergences import is_delta
 
 MAX_DIRECTIONS = 16
@@ -106,15 +108,26 @@ class CommonNoiseELBO:
         """A new integration rule."""
         return SphericalRadialRule.draw(self.size, self.batch.x)
 
-    def estimates(self, rule: SphericalRadialRule) -> Float[Tensor, "P G B"]:
-        """Independent estimates of each pair's ELBO by this rule, in nats per datum."""
-        return torch.stack([rule.means(self._log_weights(pair, rule)) for pair in self.pairs])
+    def estimates(
+        self, rule: SphericalRadialRule, tensors: Sequence[Tensor] | None = None
+    ) -> Float[Tensor, "P G B"]:
+        """Independent estimates of each pair's ELBO by this rule, in nats per datum.
 
-    def _log_weights(self, pair: Pair, rule: SphericalRadialRule) -> Float[Tensor, "P B"]:
-        dim, seed = pair.sample_dim(self.batch), rule.seed if rule.noise is None else None
+        Args:
+            rule: the rule.
+            tensors: the tensors of the batch, where they are others than its own.
+        """
+        batch = self.batch if tensors is None else self.batch.with_tensors(tensors)
+        found = [rule.means(self._log_weights(pair, batch, rule)) for pair in self.pairs]
+        return torch.stack(found)
+
+    def _log_weights(
+        self, pair: Pair, batch: Batch, rule: SphericalRadialRule
+    ) -> Float[Tensor, "P B"]:
+        dim, seed = pair.sample_dim(batch), rule.seed if rule.noise is None else None
         # The programs' arguments were checked when the size of the noise was found.
         with seeded(seed), validation(False), SiteOverride(_NoiseReader(rule)):
-            run = pair.run(self.batch, num_samples=rule.num_points, dim=dim)
+            run = pair.run(batch, num_samples=rule.num_points, dim=dim)
             values = run.log_weights().double()
         return values.expand(rule.num_points, -1)
 
@@ -158,16 +171,26 @@ class LocalOptimum:
         covariance: the family, see
             :func:`ppl_vae.evaluation.local_guides.parametrization.make_local_guide`.
         tolerance: the smallest gain of a round, in nats per datum; None: there are no rounds.
+        make_runner: makes what decides whether steps run eagerly, recorded or compiled, from the
+            number of steps of a batch.
     """
 
     STEPS = 50
     LEARNING_RATE = 0.05
-    MAX_ROUNDS = 20
+    MAX_ROUNDS, EXPECTED_ROUNDS = 20, 3
     RULES = 4
 
-    def __init__(self, *, steps: int, covariance: str, tolerance: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        steps: int,
+        covariance: str,
+        tolerance: float | None,
+        make_runner: Callable[[int], CallRunner],
+    ) -> None:
         self.covariance, self.tolerance = covariance, tolerance
-        self.local_vi = LocalVI(steps=steps, covariance=covariance)
+        self.local_vi = LocalVI(steps=steps, covariance=covariance, runner=make_runner(steps))
+        self.runner = make_runner(self.EXPECTED_ROUNDS * self.STEPS)
 
     def __call__(self, pair: Pair, batch: Batch) -> tuple[Pair, Float[Tensor, " B"]]:
         """The model with the best guide of these rows, and each datum's last gain, in nats."""
@@ -187,11 +210,26 @@ class LocalOptimum:
         return best, gain
 
     def _maximize(self, guide: LocalGuide, elbo: CommonNoiseELBO) -> None:
-        parameters = [p for p in guide.parameters() if p.numel()]
-        optimizer = torch.optim.Adam(parameters, lr=self.LEARNING_RATE)
-        rates = cosine_rates(self.LEARNING_RATE, self.STEPS)
-        with torch.enable_grad():
-            descend(optimizer, rates, lambda: -elbo.estimates(elbo.rule()).mean(1).sum())
+        (candidate,), batch = elbo.pairs, elbo.batch
+        function = PairFunction(candidate, batch, several=True)
+
+        def loss(tensors: Sequence[Tensor], rule: SphericalRadialRule) -> Tensor:
+            return -elbo.estimates(rule, tensors).mean(1).sum()
+
+        def loss_of_noise(tensors: Sequence[Tensor], noise: Sequence[Tensor]) -> Tensor:
+            return loss(tensors, SphericalRadialRule(*noise, seed=0))
+
+        gradient = LocalGradient(guide, function, loss_of_noise)
+
+        def store() -> None:
+            rule = elbo.rule()
+            if rule.noise is None:  # seeds of draws are no tensors, so this cannot be captured
+                store_gradient(gradient.parameters, lambda: loss(batch.tensors, rule))
+            else:
+                gradient.store(self.runner, self.STEPS, [rule.noise, rule.square])
+
+        optimizer = torch.optim.Adam(gradient.parameters, lr=self.LEARNING_RATE)
+        descend(optimizer, cosine_rates(self.LEARNING_RATE, self.STEPS), store)
         guide.requires_grad_(False).eval()
 
     @torch.no_grad()

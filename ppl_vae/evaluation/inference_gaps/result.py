@@ -8,8 +8,8 @@ from typing import Self
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
-from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE

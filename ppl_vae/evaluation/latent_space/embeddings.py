@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ppl_vae.core.results import Result
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.row_blocks import RowBlocks
-from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
+from ppl_vae.data.sources.row_blocks import RowBlocks
+from ppl_vae.models.linear.linear_gaussian import LatentPosterior, MissingnessPatterns
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 
 
 @dataclass(frozen=True)

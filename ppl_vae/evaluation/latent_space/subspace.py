@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ppl_vae.core.results import Result
-from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
+from ppl_vae.models.linear.linear_gaussian import LatentPosterior, MissingnessPatterns
 
 LinearGaussian: TypeAlias = Any
 """x ~ N(loc, W W' + Psi), with W ``loadings`` (D, K), ``loc`` (D,), and ``noise_scale``, the

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +16,28 @@ def cosine_rates(lr: float, steps: int) -> list[float]:
 
 
 def descend(
-    optimizer: torch.optim.Optimizer, rates: Sequence[float], loss: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer, rates: Sequence[float], store_gradient: Callable[[], Any]
 ) -> None:
     """Take one step of an optimizer with each learning rate.
-
-    Only the gradients of the optimizer's own parameters are computed, so that those of a model
-    that the loss also depends on remain unchanged.
 
     Args:
         optimizer: an optimizer with one parameter group.
         rates: the learning rate of each step.
-        loss: the function to minimize, evaluated at each step.
+        store_gradient: computes the gradient of the function to minimize, and stores it in the
+            parameters, before each step; see :func:`store_gradient`.
     """
     (group,) = optimizer.param_groups
     for number, rate in enumerate(rates):
         group["lr"] = rate
         # Checks of arguments read values, for which the host waits, at each site of each step.
         with validation(validation_enabled() and number == 0):
-            gradients = torch.autograd.grad(loss(), group["params"])
-        for parameter, gradient in zip(group["params"], gradients, strict=True):
-            parameter.grad = gradient
+            store_gradient()
         optimizer.step()
+
+
+def store_gradient(parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> None:
+    """Store the gradient of a loss in parameters, and in no others that the loss depends on."""
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient

@@ -19,28 +19,22 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.capture.compiled import CompiledFunction
-from ppl_vae.capture.graph import CaptureError, ModuleTensors
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.core.state import validation
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath, PathDensity
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    BlockRunner,
     LogWeightSampler,
     block_size,
-    record_with_modules,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 
 SCHEDULES = ("linear", "sigmoid")
 SIGMOID_END = 4.0
@@ -49,8 +43,6 @@ MIN_TUNING_CHAINS, MAX_TUNING_CHAINS = 8, 32
 """Bounds on the number of chains per datum that tune the step sizes."""
 MAX_TUNED_TEMPERATURES = 100
 """The number of temperatures at which step sizes are tuned; others use the nearest one's."""
-MIN_RECORDED_EVALUATIONS = 400
-"""The number of density evaluations from which recording them as a graph is worth its cost."""
 FIRST_TUNING_MOVES, TUNING_MOVES = 10, 2
 """Tuning moves at the first temperature, so that the step size converges, and at each other."""
 TARGET_ACCEPTANCE = 0.8
@@ -114,15 +106,13 @@ class AISWeights(LogWeightSampler):
         x: the data, or a part of them, for the batch size.
         num_data: the number of data.
         num_chains: chains per datum.
-        capture: whether to compile densities and gradients: True, False, or ``"auto"``, if the
-            remaining work is worth it.
+        capture: how densities and gradients are computed, see
+            :class:`ppl_vae.capture.policy.CapturePolicy`.
         precision: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
 
     Attributes:
         block_size: the number of data in a batch.
         num_tuning_chains: the number of chains per datum that tune the step sizes.
-        uses_graph: whether densities that are not compiled are run as a recorded graph, without
-            Pyro's handlers, which needs no compilation and is a few times as fast.
         acceptance: the mean acceptance probability of each move of the measured chains.
     """
 
@@ -140,22 +130,20 @@ class AISWeights(LogWeightSampler):
         size = block_size(x, max(num_chains, MAX_TUNING_CHAINS), refined=False)
         self.block_size = min(size, num_data)
         chunks = _chunk_sizes(num_chains, self.block_size, rows_at_once(x))
-        num_batches = math.ceil(num_data / self.block_size)
-        num_calls = num_batches * annealing.num_evaluations(len(chunks))
-        super().__init__(BlockRunner(capture, num_calls), precision)
+        self._repeats = annealing.num_evaluations(len(chunks))
+        num_calls = math.ceil(num_data / self.block_size) * self._repeats
+        super().__init__(CallRunner(capture, num_calls, precision=precision))
         self.num_tuning_chains = min(max(chunks[0], MIN_TUNING_CHAINS), MAX_TUNING_CHAINS)
         self._usual_sizes = {chunks[0], self.num_tuning_chains}
-        self.uses_graph = capture is not False and num_calls >= MIN_RECORDED_EVALUATIONS
         self.acceptance: list[Tensor] = []
 
     @property
     def execution(self) -> str:
-        """Whether the weights were computed eagerly or compiled, and the acceptance rate."""
-        text = self.runner.execution
-        text = text.replace("eager:", "recorded:") if self.uses_graph else text
+        """How the densities were computed, and why, and the acceptance rate."""
         if not self.acceptance:
-            return text
-        return f"{text}; {float(torch.stack(self.acceptance).mean()):.0%} of moves accepted"
+            return self.runner.execution
+        accepted = float(torch.stack(self.acceptance).mean())
+        return f"{self.runner.execution}; {accepted:.0%} of moves accepted"
 
     def __call__(self, pair: Pair, batch: Batch, num_samples: int) -> Float[Tensor, "S B"]:
         """The log weights of S chains for each of B data, in float64."""
@@ -165,52 +153,18 @@ class AISWeights(LogWeightSampler):
         self, path: AnnealingPath, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
     ) -> PathDensity:
         """:meth:`AnnealingPath.log_prob_and_grad` on the batch, eagerly, recorded or compiled."""
-        tensors = path.batch.tensors
 
-        def eager() -> PathDensity:
-            with matmul_precision(self.precision, points.device), validation(False):
-                return path.log_prob_and_grad(tensors, points, beta)
-
-        def recorded(compiled: bool) -> PathDensity:
-            module_tensors = self._module_tensors(path.pair, eager)
-            key = compiled, points.shape, *path.key
-            if key not in self._compiled:
-                self._compiled[key] = CompiledFunction(
-                    partial(_record_density, path, module_tensors),
-                    compiled=compiled,
-                    precision=self.precision,
-                )
-            parameters = [p.detach() for p in module_tensors.parameters]
-            inputs = [*tensors, points, beta]
-            results = self._compiled[key](parameters, module_tensors.buffers, inputs)
-            return PathDensity(*(result.clone() for result in results))
-
-        def not_compiled() -> PathDensity:
-            if self.uses_graph:
-                try:
-                    return recorded(False)
-                except CaptureError:
-                    self.uses_graph = False
-            return eager()
+        def compute(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            *given, points, beta = tensors
+            with validation(False):
+                return tuple(path.log_prob_and_grad(given, points, beta))
 
         # Code is compiled for the usual shapes alone, not for the remaining data or chains.
-        if len(points) not in self._usual_sizes or points.shape[1] != self.block_size:
-            return eager()
-        return self.runner.run(lambda: recorded(self.runner.compiled), not_compiled)
-
-
-def _record_density(
-    path: AnnealingPath,
-    module_tensors: ModuleTensors,
-    parameters: Any,
-    buffers: Any,
-    tensors: list[Tensor],
-) -> Any:
-    def run(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        *given, points, beta = tensors
-        return tuple(path.log_prob_and_grad(given, points, beta))
-
-    return record_with_modules(run, module_tensors, parameters, buffers, tensors)
+        usual = len(points) in self._usual_sizes and points.shape[1] == self.block_size
+        tensors = [*path.batch.tensors, points, beta]
+        return PathDensity(
+            *self.run(path, tuple(points.shape), compute, tensors, self._repeats, usual=usual)
+        )
 
 
 class AISChains:

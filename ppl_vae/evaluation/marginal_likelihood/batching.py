@@ -1,32 +1,22 @@
-"""Log weights computed batch by batch, with bounded memory, eagerly or as compiled code."""
+"""Log weights computed batch by batch, with bounded memory, eagerly, recorded or compiled."""
 
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.fx import GraphModule
 
 from ppl_vae.capture.compiled import CompiledFunction
-from ppl_vae.capture.graph import (
-    CaptureError,
-    ModuleTensors,
-    capture_graph,
-    permuted,
-    perturbed,
-    store_parameters,
-)
+from ppl_vae.capture.graph import ModuleTensors, store_parameters
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.devices import synchronize
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.core.traces import PairTraces
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
-from ppl_vae.inference.svi.capture_policy import check_capture, is_worth_compiling
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner, record_with_modules
 
 ROWS_AT_ONCE = {"cpu": 2**13, "accelerator": 2**17}
 """The number of rows (draws times data) that go through the programs at once."""
@@ -70,62 +60,6 @@ def check_no_nan(log_weights: Float[Tensor, "S B"], batch: Batch) -> None:
         )
 
 
-class BlockRunner:
-    """Runs the computation for each batch eagerly or compiled, and records which and why.
-
-    Args:
-        capture: ``"auto"`` (compiled if the remaining work is worth it), True or False.
-        num_calls: the number of calls, all of about one size.
-        compiled: whether captured code is compiled, or only run as a recorded graph.
-
-    Attributes:
-        execution: ``"captured"``, or ``"eager: "`` and the reason.
-    """
-
-    def __init__(self, capture: bool | str, num_calls: int, *, compiled: bool = True) -> None:
-        self.capture, self.calls_left = check_capture(capture), num_calls
-        self.compiled = compiled
-        self.execution = (
-            "eager: as requested"
-            if capture is False
-            else "eager: too little work to amortize compilation"
-        )
-        self._num_timed = 0
-
-    def run(self, captured: Callable[[], Any], eager: Callable[[], Any]) -> Any:
-        """The result of ``captured`` where that is chosen and possible, else of ``eager``."""
-        self.calls_left -= 1
-        if self.capture is True:
-            try:
-                result = captured()
-                self.execution = "captured"
-                return result
-            except CaptureError as error:
-                self.capture = False
-                self.execution = f"eager: it could not be captured: {error}"
-                warnings.warn(
-                    f"the evaluation could not be captured, so it runs eagerly: {error}",
-                    stacklevel=2,
-                )
-        if self.capture is False:
-            return eager()
-        return self._timed(eager)
-
-    def _timed(self, eager: Callable[[], Any]) -> Any:
-        start = self._clock()
-        result = eager()
-        self._num_timed += 1
-        if self._num_timed > 1:  # the first call includes one-time costs
-            seconds_left = (self._clock() - start) * self.calls_left
-            self.capture, comparison = is_worth_compiling(seconds_left)
-            self.execution = f"eager: {comparison}"
-        return result
-
-    def _clock(self) -> float:
-        synchronize()
-        return time.perf_counter()
-
-
 class PairFunction:
     """A pair on one batch, as a function of the batch's tensors that can be captured.
 
@@ -161,49 +95,73 @@ class LogWeightSampler:
     """Computes log importance weights of batches of data under a pair.
 
     Args:
-        runner: decides between eager and compiled execution.
-        precision: precision of matrix products, see :func:`ppl_vae.core.state.precision`.
+        runner: decides whether batches are computed eagerly, recorded or compiled.
     """
 
-    def __init__(self, runner: BlockRunner, precision: str = "float32") -> None:
-        self.runner, self.precision = runner, precision
-        self._compiled: dict[Any, CompiledFunction] = {}
+    def __init__(self, runner: CallRunner) -> None:
+        self.runner = runner
         self._last: tuple[Pair, ModuleTensors] | None = None
 
     @property
     def execution(self) -> str:
-        """Whether the weights were computed eagerly or compiled, and why."""
+        """Whether the weights were computed eagerly, recorded or compiled, and why."""
         return self.runner.execution
 
     def __call__(self, pair: Pair, batch: Batch, num_samples: int) -> Float[Tensor, "S B"]:
         """log p(x, z) - log q(z | x) for S draws of the guide for each of B data, in float64."""
         draws = max(1, min(num_samples, rows_at_once(batch.x) // len(batch)))
         function = PairFunction(pair, batch, several=num_samples > 1)
-        key = draws, *function.key
-        # Code is compiled for the first shape alone; a smaller last batch runs eagerly.
-        capturable = not self._compiled or key in self._compiled
+        number, rest = divmod(num_samples, draws)
 
-        def eager(number: int = draws) -> Tensor:
-            with matmul_precision(self.precision, batch.x.device):
-                return _expanded_log_weights(function, batch.tensors, number)
+        def part() -> Tensor:
+            def log_weights(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+                return (_expanded_log_weights(function, tensors, draws),)
 
-        def captured() -> Tensor:
-            module_tensors = self._module_tensors(pair, eager)
-            if key not in self._compiled:
-                trace = partial(_record_log_weights, function, module_tensors, draws)
-                self._compiled[key] = CompiledFunction(
-                    trace, compiled=self.runner.compiled, precision=self.precision
-                )
-            parameters = [p.detach() for p in module_tensors.parameters]
-            return self._compiled[key](parameters, module_tensors.buffers, batch.tensors).clone()
+            return self.run(function, (draws,), log_weights, batch.tensors, number)[0]
 
-        parts = [
-            self.runner.run(captured, eager) if capturable else eager()
-            for _ in range(num_samples // draws)
-        ]
-        if rest := num_samples % draws:
-            parts.append(eager(rest))
+        parts = [part() for _ in range(number)]
+        if rest:
+            with matmul_precision(self.runner.precision, batch.x.device):
+                parts.append(_expanded_log_weights(function, batch.tensors, rest))
         return torch.cat(parts)
+
+    def run(
+        self,
+        function: "PairFunction",
+        sizes: tuple[Any, ...],
+        compute: Callable[[Sequence[Tensor]], tuple[Tensor, ...]],
+        tensors: list[Tensor],
+        repeats: int,
+        *,
+        usual: bool | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The results of a function of tensors that runs the pair.
+
+        Args:
+            function: the pair on a batch.
+            sizes: what identifies captured code apart from the pair and the batch.
+            compute: computes the results from tensors.
+            tensors: the tensors.
+            repeats, usual: see :meth:`.call_runner.CallRunner.run`.
+        """
+
+        def eager() -> tuple[Tensor, ...]:
+            with matmul_precision(self.runner.precision, tensors[0].device):
+                return compute(tensors)
+
+        def module_tensors() -> ModuleTensors:
+            return self._module_tensors(function.pair, eager)
+
+        def captured(run: CompiledFunction) -> tuple[Tensor, ...]:
+            held = module_tensors()
+            results = run([p.detach() for p in held.parameters], held.buffers, tensors)
+            return tuple(result.clone() for result in results)
+
+        def capture(*args: Any) -> tuple[GraphModule, Any]:
+            return record_with_modules(compute, module_tensors(), *args)
+
+        key = *sizes, *function.key
+        return self.runner.run(key, eager, captured, capture, repeats=repeats, usual=usual)
 
     def _module_tensors(self, pair: Pair, run: Callable[[], Any]) -> ModuleTensors:
         if self._last is None or self._last[0] is not pair:
@@ -217,34 +175,3 @@ def _expanded_log_weights(
     function: PairFunction, tensors: Sequence[Tensor], num_samples: int
 ) -> Float[Tensor, "S B"]:
     return function.log_weights(tensors, num_samples).double().expand(num_samples, -1)
-
-
-def _record_log_weights(
-    function: PairFunction,
-    module_tensors: ModuleTensors,
-    num_samples: int,
-    parameters: Any,
-    buffers: Any,
-    tensors: list[Tensor],
-) -> Any:
-    def run(tensors: list[Tensor]) -> Tensor:
-        return _expanded_log_weights(function, tensors, num_samples)
-
-    return record_with_modules(run, module_tensors, parameters, buffers, tensors)
-
-
-def record_with_modules(
-    function: Callable[[list[Tensor]], Any],
-    module_tensors: ModuleTensors,
-    parameters: Any,
-    buffers: Any,
-    tensors: list[Tensor],
-) -> Any:
-    """Record a function of tensors as a graph that takes the modules' tensors as inputs too."""
-
-    def pure(parameters: Any, buffers: Any, tensors: list[Tensor]) -> Any:
-        with module_tensors.substituted(parameters, [buffer.clone() for buffer in buffers]):
-            return function(tensors)
-
-    others = perturbed(parameters), buffers, permuted(tensors)
-    return capture_graph(pure, (parameters, buffers, tensors), others)

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.frame_labels import Frame
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.results import ESS_FLOOR, NO_LABELS, UNSAVED, Result
-from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_vector

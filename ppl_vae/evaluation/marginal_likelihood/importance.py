@@ -11,26 +11,26 @@ from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
-from ppl_vae.core.inputs import labels_of
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
-from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_blocks import RowSource, empty_rows_note
-from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_blocks import RowSource, empty_rows_note
+from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
-    BlockRunner,
     LogWeightSampler,
     block_size,
     check_no_nan,
     rows_at_once,
 )
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.discrete_sites import (
     LatentDiagnostics,
     diagnose_latents,
@@ -83,9 +83,9 @@ def log_likelihood(
             None: all draws are then from the prior, and global variables give the prior
             predictive density. With ``"annealed"``, chains start from the prior if it is None.
         x: the whole data, (N, D), of any kind; sources larger than memory are read in blocks
-            (:func:`~ppl_vae.data.row_sources.row_source`). Guides with a table identify rows by
-            their index in it. Rows with nothing observed are left out, with a note: their log p is
-            0, that of no event, which is no number to average.
+            (:func:`~ppl_vae.data.sources.row_sources.row_source`). Guides with a table identify
+            rows by their index in it. Rows with nothing observed are left out, with a note: their
+            log p is 0, that of no event, which is no number to average.
         num_samples: draws per datum, S; with ``method="annealed"``, chains.
         method: ``"importance"``: draws from the guide. ``"prior"``: draws from the prior, with
             weights p(x | z). ``"annealed"``: chains from the guide's q, refined or not, to the
@@ -98,9 +98,12 @@ def log_likelihood(
         annealing: the settings of the chains; by default ``Annealing()``.
         mask: True where x is observed; NaN in x has the same meaning.
         rows: the rows of x to evaluate; by default all.
-        capture: run as compiled tensor code: ``"auto"`` if the remaining work is worth compiling;
-            True from the start. Draws are those of an eager run with the same seed. Pairs that
-            cannot be captured run eagerly, with a warning.
+        capture: how draws, refinement and chains are computed: False, eagerly, by Pyro's
+            handlers; ``"recorded"``, by the tensor operations of an eager call, which were
+            recorded, with the same numbers; True, by code that is compiled from them, with the
+            same draws. ``"auto"`` begins eagerly and takes what is worth its time for the
+            remaining calls. Pairs that cannot be captured run eagerly, with a warning;
+            ``LogLikelihood.execution`` states what was done and why.
         precision: precision of float32 matrix products, see
             :func:`ppl_vae.core.state.precision`. Weights are summed in float64 in any case.
         seed: seed of the draws.
@@ -116,7 +119,8 @@ def log_likelihood(
         raise ValueError(f"annealing= is for method='annealed'; method is {method!r}")
     num_samples, pair = check_int("num_samples", num_samples), Pair(model, proposal)
     labels = labels_of(x)
-    with opened_rows(x, mask, model=model, guide=guide, allow_empty_rows=True) as data:
+    observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
+    with closed_after_use(observed, x) as data:
         rows, left_out = _scored_rows(data, rows)
         estimate, execution = _estimate(
             pair, guide, data, rows, num_samples,
@@ -154,11 +158,11 @@ def _estimate(
     sampler, size = _sampler(
         chains, first.x, len(own), num_samples, capture, precision, refined=refine > 0
     )
+    num_steps = -(-len(own) // size) * refine
     local_vi = LocalVI(
         steps=max(refine, 1),
         covariance=covariance or "full",
-        runner=BlockRunner(capture, -(-len(own) // size)),
-        precision=precision,
+        runner=CallRunner(capture, num_steps, precision=precision),
     )
     diagnostics = None
     together = shared.processes.together
@@ -176,7 +180,8 @@ def _estimate(
             diagnostics = diagnose_latents(pair, start, large_batches, num_samples)
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
-    return estimate, sampler.execution
+    refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
+    return estimate, sampler.execution + refinement
 
 
 def _of_all_rows(
@@ -221,7 +226,7 @@ def _sampler(
         )
         return chains, chains.block_size
     num_calls = num_samples * num_rows // rows_at_once(x)
-    sampler = LogWeightSampler(BlockRunner(capture, num_calls), precision)
+    sampler = LogWeightSampler(CallRunner(capture, num_calls, precision=precision))
     return sampler, block_size(x, num_samples, refined=refined)
 
 

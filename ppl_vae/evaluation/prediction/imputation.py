@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float, Int
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import schema_of
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.inputs import schema_of
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import RowLabels
-from ppl_vae.core.shared_rows import SharedRows
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -37,8 +37,9 @@ from ppl_vae.core.traces import (
     frames,
 )
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.data.row_stream import describe_rows
+from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.marginal_likelihood.batching import block_size, rows_at_once
+from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.importance import check_refinement
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.prediction.multiple_imputation import impute_from_posterior
@@ -134,8 +135,9 @@ def impute(
         return result
     size = block_size(data.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(data.x) // max(draws, 1)))
-    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full")
     incomplete = (~data.mask.all(1)).nonzero().flatten()
+    runner = CallRunner("auto", -(-len(incomplete) // size) * refine)
+    local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
     settings = f"{num_samples=}, {draws=}, {refine=}, {covariance=}"
     shared = SharedRows.of(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings

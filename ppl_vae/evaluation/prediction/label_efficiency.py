@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.results import FitResult, Result
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render

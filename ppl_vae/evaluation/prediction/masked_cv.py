@@ -22,9 +22,9 @@ from ppl_vae.core.validation import (
     observed_mask,
     without_empty_rows,
 )
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_em
-from ppl_vae.models.identifiability import undetermined_entries, undetermined_pairs
+from ppl_vae.models.linear.identifiability import undetermined_entries, undetermined_pairs
 from ppl_vae.models.ppca import NOISES, PPCA
 
 MASKED_FRACTION = 0.1

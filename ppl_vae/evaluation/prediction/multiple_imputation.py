@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import schema_of
+from ppl_vae.core.arrays.inputs import schema_of
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.results import Imputation
-from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
-from ppl_vae.data.row_blocks import RowBlock, rows_per_block
+from ppl_vae.data.sources.row_blocks import RowBlock, rows_per_block
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.models.bayesian_ppca import Parameters
-from ppl_vae.models.integrated_likelihood import row_posterior
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.integrated_likelihood import row_posterior
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 CELLS_PER_PARAMETER = 50
 """Intervals at fitted parameters lose more than about 0.7 % coverage with fewer observed values

@@ -15,10 +15,10 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
+from ppl_vae.core.arrays.frame_labels import Frame
+from ppl_vae.core.arrays.inputs import as_data_and_mask, labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.frame_labels import Frame
 from ppl_vae.core.global_sites import check_no_globals
-from ppl_vae.core.inputs import as_data_and_mask, labels_of
 from ppl_vae.core.introspection import filter_kwargs, placement
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import DATA_PLATE, ProgramLike

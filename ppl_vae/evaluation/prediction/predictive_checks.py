@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import labels_of
+from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 from ppl_vae.core.text import counted

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.eigen import LeadingEigenpairs
+from ppl_vae.models.linear.eigen import LeadingEigenpairs
 
 MIN_SINE = 1e-3
 """W is rotated if a column of Psi^-1/2 W makes an angle of smaller sine with those before it."""

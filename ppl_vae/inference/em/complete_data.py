@@ -17,9 +17,9 @@ from ppl_vae.guides.families import projected_covariance
 from ppl_vae.inference.em.closed_form import rotate_if_collinear, rotate_to_principal_axes
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.state import EMState, Parameters
-from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor, product
-from ppl_vae.models.linear_gaussian import LOG_2PI
-from ppl_vae.models.sufficient_statistics import SampleCovariance
+from ppl_vae.models.linear.eigen import LeadingEigenpairs, cholesky_factor, product
+from ppl_vae.models.linear.linear_gaussian import LOG_2PI
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 
 
 @dataclass(frozen=True)

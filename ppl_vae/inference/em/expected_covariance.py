@@ -14,10 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.data.row_blocks import RowBlock, RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks
 from ppl_vae.inference.em.state import Parameters
-from ppl_vae.models.eigen import LeadingEigenpairs, leading_eigenpairs, right_singular_vectors
-from ppl_vae.models.linear_gaussian import LatentPosterior, MissingnessPatterns
+from ppl_vae.models.linear.eigen import (
+    LeadingEigenpairs,
+    leading_eigenpairs,
+    right_singular_vectors,
+)
+from ppl_vae.models.linear.linear_gaussian import LatentPosterior, MissingnessPatterns
 
 MAX_DENSE_COLUMNS = 256
 """For tables with more columns the covariance is compressed to some leading directions."""

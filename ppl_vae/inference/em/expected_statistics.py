@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.processes import Processes
-from ppl_vae.data.row_blocks import RowBlock
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.data.sources.row_blocks import RowBlock
 from ppl_vae.guides.families import projected_covariance
-from ppl_vae.models.linear_gaussian import (
+from ppl_vae.models.linear.linear_gaussian import (
     LatentPosterior,
     MissingnessPatterns,
     PatternCovariances,

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.core.inputs import learn_schema
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.arrays.inputs import learn_schema
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_scales import isotropic_noise_notes
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
@@ -30,9 +30,13 @@ from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import best_of_starts, run_em
 from ppl_vae.inference.em.settings import EMSettings
 from ppl_vae.inference.em.state import Parameters
-from ppl_vae.models.identifiability import describe_undetermined, undetermined_pairs
+from ppl_vae.models.linear.identifiability import describe_undetermined, undetermined_pairs
+from ppl_vae.models.linear.sufficient_statistics import (
+    SampleCovariance,
+    missing_message,
+    summarize,
+)
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance, missing_message, summarize
 
 NOISE_FLOOR = 1e-6
 """The default smallest noise variance of a column, as a share of the column's variance."""

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.closed_form import rotate_if_collinear
 from ppl_vae.inference.em.expected_covariance import (
     expected_covariance_factor,
@@ -30,8 +30,8 @@ from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, LatentM
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.normal_equations import solve_normal_equations
 from ppl_vae.inference.em.state import EMState, Parameters
-from ppl_vae.models.eigen import LeadingEigenpairs, cholesky_factor
-from ppl_vae.models.linear_gaussian import LOG_2PI
+from ppl_vae.models.linear.eigen import LeadingEigenpairs, cholesky_factor
+from ppl_vae.models.linear.linear_gaussian import LOG_2PI
 
 MAX_ANGLE = math.pi / 8
 """The largest angle of one step of the rotation of W, in radians."""

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.eigen import LeadingEigenpairs, right_singular_vectors
+from ppl_vae.models.linear.eigen import LeadingEigenpairs, right_singular_vectors
 
 MAX_STEPS, MAX_HALVINGS = 100, 30
 """The largest numbers of Newton steps, and of halvings of one step."""

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.devices import read_together
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.devices.accelerators import read_together
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.inference.em.closed_form import best_parameters
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.profile_likelihood import maximize_profile_likelihood
-from ppl_vae.models.eigen import MAX_JACOBI_SIZE, LeadingEigenpairs
+from ppl_vae.models.linear.eigen import MAX_JACOBI_SIZE, LeadingEigenpairs
 
 ILL_CONDITIONED = "the table is too ill-conditioned for float64"
 """The beginning of the note on digits lost to rounding."""
@@ -195,7 +195,7 @@ class EMState(ABC):
 
 def check_factored(bound: Float[Tensor, ""], device: torch.device) -> None:
     """Check that no factorization failed on an accelerator, where it leaves NaN, see
-    :func:`ppl_vae.models.eigen.cholesky_factor`."""
+    :func:`ppl_vae.models.linear.eigen.cholesky_factor`."""
     if device.type != "cpu" and bool(bound.isnan()):
         raise torch.linalg.LinAlgError(  # pyright: ignore[reportPrivateImportUsage]
             "a matrix of EM is not positive definite up to rounding; rescale the columns that "

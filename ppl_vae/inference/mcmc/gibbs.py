@@ -3,8 +3,9 @@
 A sweep draws z given the parameters, and then relevance, sigma and (W, mu) given z. The
 conditionals depend on z through sums over data only. An orthogonal transformation of the rows of
 one missingness pattern leaves these sums, so z is drawn for the transformed rows of
-:class:`~ppl_vae.models.table_statistics.TableStatistics`: for rows of zeros z is N(0, P^-1), and
-their sum of z z' is Wishart. So a sweep over complete data costs O(D^2 K), for any number of data.
+:class:`~ppl_vae.models.linear.table_statistics.TableStatistics`: for rows of zeros z is N(0,
+P^-1), and their sum of z z' is Wishart. So a sweep over complete data costs O(D^2 K), for any
+number of data.
 
 Between the two, moves along transformations of the latent space that leave the likelihood as it
 is (:mod:`ppl_vae.inference.mcmc.gibbs_moves`) make successive draws nearly independent. With
@@ -20,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs_moves import LatentMoves
 from ppl_vae.inference.mcmc.gibbs_noise import ColumnMoves, MarginalMove, NoiseMove
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
@@ -34,8 +35,8 @@ from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, stati
 from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
 from ppl_vae.inference.svi.progress import progress_bar
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 REPORT_EVERY = 50
 """Sweeps between reports of the progress."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ppl_vae.inference.mcmc.wishart import bartlett_factor, half_degrees
 from ppl_vae.models.bayesian_ppca import Parameters
-from ppl_vae.models.integrated_likelihood import latent_precision_factors
-from ppl_vae.models.linear_gaussian import from_tril_vec
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.integrated_likelihood import latent_precision_factors
+from ppl_vae.models.linear.linear_gaussian import from_tril_vec
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 
 class CodeSums(NamedTuple):

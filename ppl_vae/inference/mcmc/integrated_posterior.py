@@ -11,9 +11,9 @@ from torch import Tensor
 from ppl_vae.core.state import validation
 from ppl_vae.inference.mcmc.trapezoidal import TrapezoidalLoadings, orthogonal
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import ParameterPrior
-from ppl_vae.models.table_statistics import TableStatistics
 
 SMALLEST_NOISE = 0.05
 """The least noise variance of a start, relative to the mean variance of the columns."""

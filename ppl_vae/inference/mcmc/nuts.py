@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_option
-from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.inference.mcmc.external_nuts import NAMES, RUNNERS
 from ppl_vae.inference.mcmc.hamiltonian import (
     MIN_COMPILED_ITERATIONS,

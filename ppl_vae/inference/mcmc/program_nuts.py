@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.arrays.inputs import as_data_and_mask, check_support
 from ppl_vae.core.introspection import filter_kwargs
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import eval_mode, isolated_store, seeded, validation

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import labels_of, schema_of
+from ppl_vae.core.arrays.inputs import labels_of, schema_of
+from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.installed_arviz import ArvizData, as_installed
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
-from ppl_vae.core.schema import RowLabels
 from ppl_vae.core.state import seeded
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
-from ppl_vae.data.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
+from ppl_vae.data.sources.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
 from ppl_vae.inference.mcmc.convergence import MAX_ELEMENTS, Diagnostics, diagnose
 from ppl_vae.inference.mcmc.invariants import canonical_loadings, covariance, subspace
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
-from ppl_vae.models.integrated_likelihood import row_log_likelihood
+from ppl_vae.models.linear.integrated_likelihood import row_log_likelihood
 
 
 @dataclass(frozen=True)

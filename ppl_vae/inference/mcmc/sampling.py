@@ -3,10 +3,10 @@
 import inspect
 from dataclasses import replace
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
-from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.nuts import sample_nuts
 from ppl_vae.inference.mcmc.program_nuts import sample_program

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.digest import tensor_digest
-from ppl_vae.core.inputs import learn_schema
-from ppl_vae.core.processes import Processes
-from ppl_vae.core.schema import TableSchema
+from ppl_vae.core.arrays.digest import tensor_digest
+from ppl_vae.core.arrays.inputs import learn_schema
+from ppl_vae.core.arrays.schema import TableSchema
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
-from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
-from ppl_vae.models.table_statistics import TableStatistics
 
 MAX_UNIT_RATIO = 100.0
 """The ratio of a prior's scale to that of the data above which a note is made."""

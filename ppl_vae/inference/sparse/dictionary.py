@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask, learn_schema
+from ppl_vae.core.arrays.inputs import as_data_and_mask, learn_schema
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import PerDatumGuide

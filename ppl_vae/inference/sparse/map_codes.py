@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.inputs import as_data_and_mask, check_support
+from ppl_vae.core.arrays.inputs import as_data_and_mask, check_support
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import isolated_store, train_mode
 from ppl_vae.core.text import counted

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppl_vae.core.inputs import as_data_and_mask, learn_schema
+from ppl_vae.core.arrays.inputs import as_data_and_mask, learn_schema
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.data.row_blocks import RowBlocks
+from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.likelihoods.gaussian import Gaussian, NormalLikelihood
 from ppl_vae.models.autoencoder import Autoencoder
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
 from ppl_vae.models.ppca import PPCA
-from ppl_vae.models.sufficient_statistics import SampleCovariance
 from ppl_vae.networks.sparse_layers import NormalizedColumns, TiedEncoder
 
 ROUNDING_SHARE = 1e-10

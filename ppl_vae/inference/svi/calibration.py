@@ -10,8 +10,8 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.observed_rows import opened_rows
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.likelihoods.base import Likelihood
 from ppl_vae.likelihoods.gaussian import OptimalGaussian
 
@@ -32,7 +32,7 @@ def freeze_scale(
     num_samples: int | None = None,
     seed: int | None = 0,
 ) -> None:
-    """Freeze the scale of a pair's :class:`~ppl_vae.OptimalGaussian`, in place.
+    """Freeze the scale of a pair's :class:`~ppl_vae.likelihoods.OptimalGaussian`, in place.
 
     sigma^2 becomes the mean squared residual over the observed entries of x and draws of z from
     the guide, which maximises the ELBO of x. :func:`~ppl_vae.fit_svi` does this at its end; after
@@ -52,7 +52,7 @@ def freeze_scale(
         raise ValueError("the pair has no OptimalGaussian, so there is no scale to freeze")
     if num_samples is not None:
         check_int("num_samples", num_samples)
-    with opened_rows(x, mask, model=model, guide=guide) as whole:
+    with closed_after_use(observe_rows(x, mask, model=model, guide=guide), x) as whole:
         calibrate(model, guide, whole, num_samples=num_samples, seed=seed)
 
 

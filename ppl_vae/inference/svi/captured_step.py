@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.capture.compiled import CompiledFunction
+from ppl_vae.capture.functional_gradient import to_device
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
-from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
-from ppl_vae.capture.graph import CaptureError
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState
+from ppl_vae.capture.graph import CaptureError, CompilationError
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
@@ -94,10 +95,13 @@ class CapturedSteps:
             if not self._prepared:
                 self.minibatch.prepare_tracing(rows[0])
                 self._prepared = True
-            state, num_steps = train_state.read(opt_states)
-            inputs = self._inputs(rows, start)
         except ValueError as error:
             raise CaptureError(str(error)) from error
+        try:
+            state, num_steps = train_state.read(opt_states)
+            inputs = self._inputs(rows, start)
+        except ValueError as error:  # of the optimizer, without which the gradient can be recorded
+            raise CompilationError(str(error)) from error
         after, losses = self._run(state, inputs)
         if losses.device.type != "cpu" or bool(losses.isfinite().all()):
             train_state.write(opt_states, after, num_steps + len(rows))

@@ -1,20 +1,33 @@
 """``pyro.infer.SVI`` with captured steps, for users who write their own training loops."""
 
-import warnings
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.utils import _pytree as pytree
 
+from ppl_vae.capture import policy
 from ppl_vae.capture.compiled import CompiledFunction
+from ppl_vae.capture.functional_gradient import (
+    CapturedGradient,
+    FunctionalGradient,
+    TrainedTensors,
+    to_device,
+)
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
-from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState, to_device
-from ppl_vae.capture.graph import CaptureError, capture_graph, permuted, perturbed
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState
+from ppl_vae.capture.graph import (
+    CaptureError,
+    CompilationError,
+    capture_graph,
+    permuted,
+    perturbed,
+)
+from ppl_vae.capture.policy import CapturePolicy
 from ppl_vae.core.autoguides import RowCheck
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
@@ -26,28 +39,32 @@ MAX_SIGNATURES = 8
 
 
 class CapturedSVI(SVI):
-    """A drop-in for ``pyro.infer.SVI`` whose steps run as compiled tensor code.
+    """A drop-in for ``pyro.infer.SVI`` whose steps run as tensor code.
 
     The first step with arguments of new shapes runs in Pyro, which creates the parameters and
-    their optimizers and raises its own errors. The second is captured and compiled, which takes
-    seconds, and each later step is one call. Parameters and optimizers remain where Pyro keeps
-    them, so that the store, ``optim.save`` and steps of other optimizers see them. Tensors among
-    the arguments may change from step to step; anything else (a number, None) is a constant of
-    the compiled code. A step that cannot be captured runs in Pyro, with one warning.
+    their optimizers and raises its own errors. In the second one the operations of the loss and
+    its gradient are recorded, in about a second, and from then on they run without the programs;
+    the optimizer remains Pyro's, of any kind. Once the recorded steps have taken as long as
+    compiling would, whole steps are compiled, with their optimizer. Parameters and optimizers
+    remain where Pyro keeps them, so that the store, ``optim.save`` and steps of other optimizers
+    see them. Tensors among the arguments may change from step to step; anything else (a number,
+    None) is a constant of the recorded code. A step that cannot be recorded runs in Pyro, with
+    one warning.
 
     Args:
         model, guide: any pair under the contract (others run in Pyro).
-        optim: a ``PyroOptim`` of Adam, AdamW or SGD with one learning rate for all parameters;
-            others run in Pyro.
+        optim: any ``PyroOptim``. Steps can be compiled with Adam, AdamW or SGD of one learning
+            rate for all parameters; with others they run as recorded.
         loss: :class:`~ppl_vae.ELBO`, :class:`~ppl_vae.IWAE`, ``Trace_ELBO`` or
             ``TraceMeanField_ELBO``; others run in Pyro.
-        compiled: whether to compile the graph; without, it gives the same results slowly.
+        compiled: whether steps are compiled: True, from the second step on; False, never; by
+            default once that is worth its time.
         options: options of ``torch.compile``.
         autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
             use the faster; results may then differ in the last digits from run to run.
 
     Attributes:
-        execution: whether steps are captured or run in Pyro, and why.
+        execution: whether steps are captured, recorded or run in Pyro, and why.
 
     Example:
         >>> svi = CapturedSVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
@@ -62,23 +79,29 @@ class CapturedSVI(SVI):
         optim: PyroOptim,
         loss: ELBO,
         *,
-        compiled: bool = True,
+        compiled: bool | str = "auto",
         options: dict[str, Any] | None = None,
         autotune_matmul: bool = False,
     ) -> None:
         super().__init__(model, guide, optim, loss)
+        if compiled not in (True, False, "auto"):
+            raise ValueError(f"compiled must be True, False or 'auto'; got {compiled!r}")
+        self.policy = CapturePolicy(True if compiled is True else "recorded", "the step")
+        self.policy.reason = "captured" if compiled is True else "recorded"
         self.execution = "eager: no step has been captured yet"
-        self.compiled, self.options = compiled, options
-        self.autotune_matmul = autotune_matmul
+        self._may_compile, self._seconds = compiled == "auto", 0.0
+        self.options, self.autotune_matmul = options, autotune_matmul
         self._objective = as_capturable(loss)
         self._modules = modules_of(model, guide)
         self._check_rows = RowCheck(guide)
         self._signatures: set[Any] = set()
         self._train_state: TrainState | None = None
+        self._trained: TrainedTensors | None = None
         self._functions: dict[Any, CompiledFunction] = {}
-        self._disabled = False
         if self._objective is None:
-            self._disable(f"{type(loss).__name__} is none of the losses that can be captured")
+            self._disable(
+                CaptureError(f"{type(loss).__name__} is none of the losses that can be captured")
+            )
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Make a gradient step on the loss of the data, in place; returns the loss in nats.
@@ -99,7 +122,7 @@ class CapturedSVI(SVI):
         self, captured: Callable[..., float], eager: Callable[..., Any], args: Any, kwargs: Any
     ) -> float:
         self._check_rows(args, kwargs)
-        if self._disabled:
+        if self.policy.mode is False:
             return eager(*args, **kwargs)
         call = _Call(captured.__name__, args, kwargs, self._modules)
         try:
@@ -111,9 +134,9 @@ class CapturedSVI(SVI):
                 )
             loss = captured(call)
         except CaptureError as error:
-            self._disable(str(error))
-            return eager(*args, **kwargs)
-        self.execution = "captured"
+            self._disable(error)
+            return self._run(captured, eager, args, kwargs)
+        self.execution = self.policy.reason
         return loss
 
     def _is_new(self, signature: Any) -> bool:
@@ -127,17 +150,42 @@ class CapturedSVI(SVI):
         self._signatures.add(signature)
         return True
 
-    def _disable(self, reason: str) -> None:
-        self._disabled, self._functions = True, {}
-        self.execution = f"eager: the step could not be captured: {reason}"
-        warnings.warn(f"the step could not be captured, so Pyro runs it: {reason}", stacklevel=4)
+    def _disable(self, error: CaptureError) -> None:
+        self._may_compile = False
+        self.policy.disable(error)
+        self.execution = self.policy.reason
 
     def _step(self, call: "_Call") -> float:
+        if self.policy.mode is True:
+            return self._compiled_step(call)
+        start = time.perf_counter()
+        loss = self._recorded_step(call)
+        self._seconds += time.perf_counter() - start
+        if self._may_compile and self._seconds > policy.COMPILE_SECONDS:
+            # What has lasted so long may last as long again.
+            self.policy.enable(True, f"recorded steps had taken {self._seconds:.0f} s")
+        return loss
+
+    def _recorded_step(self, call: "_Call") -> float:
+        """The gradient by recorded operations, and the step by Pyro's own optimizers."""
+        trained = self._trained_tensors()
+
+        def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
+            return self._loss(call, shared)
+
+        run = self._function(call, FunctionalGradient(loss, trained).capture, compiled=False)
+        value = CapturedGradient(trained, run)(call.tensors, [])
+        self.optim(trained.parameters)
+        for parameter in trained.parameters:
+            parameter.grad = None
+        return float(value)
+
+    def _compiled_step(self, call: "_Call") -> float:
         train_state, rate, opt_states = self._training()
         try:
             state, num_steps = train_state.read(opt_states)
         except ValueError as error:
-            raise CaptureError(str(error)) from error
+            raise CompilationError(str(error)) from error
         like = train_state.parameters[0]
         inputs = StepInputs(
             frozen=train_state.frozen_parameters(),
@@ -150,13 +198,13 @@ class CapturedSVI(SVI):
         def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
             return self._loss(call, shared)
 
-        run = self._function(call, FunctionalStep(loss, train_state).capture)
+        run = self._function(call, FunctionalStep(loss, train_state).capture, compiled=True)
         after, losses = run(state, inputs)
         train_state.write(opt_states, after, num_steps + 1)
         return float(losses[0])
 
     def _evaluate(self, call: "_Call") -> float:
-        tensors = self._training()[0].tensors
+        tensors = self._trained_tensors().tensors
 
         def loss(parameters: list[Tensor], buffers: list[Tensor], data: list[Tensor]) -> Tensor:
             with tensors.substituted(parameters, [buffer.clone() for buffer in buffers]):
@@ -166,7 +214,7 @@ class CapturedSVI(SVI):
             other_args = perturbed(parameters), buffers, permuted(data)
             return capture_graph(loss, (parameters, buffers, data), other_args)
 
-        run = self._function(call, capture)
+        run = self._function(call, capture, compiled=self.policy.mode is True)
         parameters = [p.detach() for p in tensors.parameters]
         return float(run(parameters, tensors.buffers, call.tensors))
 
@@ -176,17 +224,20 @@ class CapturedSVI(SVI):
             raise CaptureError("its loss cannot be captured")
         return self._objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
-    def _function(self, call: "_Call", capture: Callable[..., Any]) -> CompiledFunction:
-        if call.signature not in self._functions:
+    def _function(
+        self, call: "_Call", capture: Callable[..., Any], *, compiled: bool
+    ) -> CompiledFunction:
+        key = compiled, call.signature
+        if key not in self._functions:
             with isolated_store(), dry_run(self.model, self.guide):
                 self._loss(call, call.tensors)  # caches the dimension of the plate of particles
-            self._functions[call.signature] = CompiledFunction(
+            self._functions[key] = CompiledFunction(
                 capture,
-                compiled=self.compiled,
+                compiled=compiled,
                 options=self.options,
                 autotune_matmul=self.autotune_matmul,
             )
-        return self._functions[call.signature]
+        return self._functions[key]
 
     def _training(self) -> tuple[TrainState, float, list[Any]]:
         """The trained parameters, their learning rate, and the state of their optimizers."""
@@ -196,7 +247,7 @@ class CapturedSVI(SVI):
         rates = {float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers}
         clipped = any(self.optim.grad_clip[p] is not None for p in named.values())
         if len(functional) != 1 or len(rates) != 1 or clipped:
-            raise CaptureError(
+            raise CompilationError(
                 "the parameters have several optimizers or learning rates, or are clipped"
             )
         (optimizer,), (rate,) = functional, rates
@@ -213,6 +264,13 @@ class CapturedSVI(SVI):
         ]
         return train_state, rate, opt_states
 
+    def _trained_tensors(self) -> TrainedTensors:
+        named, found = self._trained_parameters(), self._trained
+        if found is None or set(map(id, found.parameters)) != set(map(id, named.values())):
+            found, self._functions = TrainedTensors(self._modules, named), {}
+            self._trained = found
+        return found
+
     def _trained_parameters(self) -> dict[str, Tensor]:
         """The parameters for which Pyro has created optimizers, by name."""
         store = pyro.get_param_store()
@@ -225,7 +283,7 @@ class CapturedSVI(SVI):
             named[name or f"parameter {len(named)}"] = p
         return named
 
-    def _optimizer(self, parameter: Tensor) -> torch.optim.Optimizer:
+    def _optimizer(self, parameter: Tensor) -> optim.Optimizer:
         optimizer: Any = self.optim.optim_objs[parameter]
         return getattr(optimizer, "optimizer", optimizer)  # Pyro's schedulers wrap theirs
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_vae.core.devices import generator_state, set_generator_state
+from ppl_vae.core.devices.accelerators import generator_state, set_generator_state
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import read_regular, write_whole
 from ppl_vae.inference.svi.checkpoint_layout import FitLayout

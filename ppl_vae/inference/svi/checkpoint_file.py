@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ppl_vae.core.errors import CheckpointError
-from ppl_vae.core.processes import Processes
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.checkpoint import (
     damaged,
     generator_states,

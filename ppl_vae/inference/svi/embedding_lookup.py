@@ -9,7 +9,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run_eval, validation
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.row_stream import Rows
 
 MAX_ROWS = 16
 """The number of rows of a batch for which the entries of parameters are attributed."""

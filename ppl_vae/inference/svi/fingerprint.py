@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.description import describe_callable, describe_modules, describe_program
-from ppl_vae.core.digest import tensor_digest
 from ppl_vae.core.introspection import modules_of
-from ppl_vae.data.row_stream import Rows, describe_rows
+from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.schedule import Schedule

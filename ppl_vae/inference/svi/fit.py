@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import learn_schema, schema_of
+from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.files import check_writable
-from ppl_vae.core.inputs import learn_schema, schema_of
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.pair import Pair
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import FitResult
-from ppl_vae.core.schema import TableSchema
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
-from ppl_vae.data.observed_rows import observe_rows, open_source, opened_rows
-from ppl_vae.data.row_blocks import RowSource
-from ppl_vae.data.row_sources import row_source
-from ppl_vae.data.row_stream import Rows, RowStream
-from ppl_vae.inference.svi.capture_policy import CapturePolicy
+from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows, open_source
+from ppl_vae.data.sources.row_blocks import RowSource
+from ppl_vae.data.sources.row_sources import row_source
+from ppl_vae.data.sources.row_stream import Rows, RowStream
+from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.embedding_lookup import check_lookup
@@ -92,8 +92,8 @@ def fit_svi(
         model, guide: any pair under the contract (:mod:`ppl_vae.core.program`).
         x: data, (N, D); NaN marks a missing value if the model takes ``mask``. A memory map,
             Parquet files, a list of blocks, a ``Dataset`` or a ``DataLoader`` of torch
-            (:func:`~ppl_vae.data.row_sources.row_source`) may be larger than memory: it is read
-            in blocks, of which a few are in memory, and shuffled by blocks and within them. A
+            (:func:`~ppl_vae.data.sources.row_sources.row_source`) may be larger than memory: it is
+            read in blocks, of which a few are in memory, and shuffled by blocks and within them. A
             source of at most 2^26 numbers is loaded. Labels are not used.
         x_val: validation rows, which are neither in x nor test rows. Their ELBO (beta = 1) is
             evaluated once per epoch, at most every 25 steps, and the best state is restored at
@@ -220,7 +220,7 @@ def _build_trainer(
     make_captured = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
     )
-    policy = CapturePolicy(
+    policy = StepPolicy(
         runtime.capture,
         partial(RecordedGradient, minibatch, named),
         make_captured,
@@ -302,7 +302,8 @@ def _validation_rows(
         )
     source = row_source(x_val, schema=schema, name="x_val")
     x_val = as_matrix(x_val, name="x_val", schema=schema) if source is None else source
-    with opened_rows(x_val, model=model, guide=guide, name="x_val") as rows:
+    observed = observe_rows(x_val, model=model, guide=guide, name="x_val")
+    with closed_after_use(observed, x_val) as rows:
         some = rows.first_rows() if isinstance(rows, RowStream) else rows
         if is_per_datum(guide, some):
             kind = type(automatic_guide(guide)).__name__

@@ -9,16 +9,16 @@ from typing import Any, Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from ppl_vae.core.arrays.inputs import check_support
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.description import describe_callable
-from ppl_vae.core.inputs import check_support
 from ppl_vae.core.introspection import filter_kwargs, notes_on
 from ppl_vae.core.nonfinite import describe_nonfinite_pair
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store, precision, validation
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.row_stream import Rows, RowStream, describe_rows
+from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable

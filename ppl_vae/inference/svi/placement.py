@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.device_mix import is_device_mix
-from ppl_vae.core.devices import automatic_device, available_device
+from ppl_vae.core.devices.accelerators import automatic_device, available_device
+from ppl_vae.core.devices.device_mix import is_device_mix
 from ppl_vae.core.introspection import modules_of, tensors_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
@@ -18,7 +18,8 @@ def move_to_device(model: ProgramLike, guide: ProgramLike, device: str | torch.d
 
     Args:
         model, guide: the pair.
-        device: a device, or ``"auto"``, see :func:`ppl_vae.core.devices.automatic_device`.
+        device: a device, or ``"auto"``, see
+            :func:`ppl_vae.core.devices.accelerators.automatic_device`.
 
     Raises:
         ValueError: if the device is not available.
@@ -36,7 +37,7 @@ def names_device_mix(pair: Pair, batch: Batch) -> Iterator[None]:
     """A mix of devices inside is reported as by a run of the pair, whatever the objective is.
 
     Raises:
-        ValueError: see :func:`ppl_vae.core.device_mix.describe_mix`.
+        ValueError: see :func:`ppl_vae.core.devices.device_mix.describe_mix`.
     """
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 
 REFRESH_SECONDS = 0.1
 """The shortest time between two updates of a bar in a notebook."""

@@ -1,16 +1,13 @@
 """The gradient of a step as recorded tensor operations, without Pyro's handlers."""
 
-import torch
 from torch import Tensor
 
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_gradient import (
+    CapturedGradient,
     FunctionalGradient,
-    LossGradient,
-    LossInputs,
     TrainedTensors,
 )
-from ppl_vae.capture.functional_step import to_device
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
@@ -32,19 +29,18 @@ class RecordedGradient:
         self, minibatch: MinibatchObjective, named: dict[str, Tensor], *, compiled: bool = False
     ) -> None:
         self.minibatch = minibatch
-        modules = modules_of(minibatch.model, minibatch.guide)
-        self._trained = TrainedTensors(modules, named)
+        trained = TrainedTensors(modules_of(minibatch.model, minibatch.guide), named)
         self._prepared = False
-        self._run = CompiledFunction(
-            FunctionalGradient(self._loss, self._trained).capture,
+        run = CompiledFunction(
+            FunctionalGradient(self._loss, trained).capture,
             compiled=compiled,
             precision=minibatch.precision,
         )
+        self._gradient = CapturedGradient(trained, run)
 
     def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
         return -self.minibatch.traced_value(shared, per_step, beta)
 
-    @torch.no_grad()
     def value(self, rows: Tensor | None, step: int) -> Tensor:
         """The objective of these rows (None: all) in nats per datum; its gradient is stored.
 
@@ -64,20 +60,6 @@ class RecordedGradient:
                 self._prepared = True
         except ValueError as error:
             raise CaptureError(str(error)) from error
-        found = LossGradient(*self._run(self._inputs(rows, step)))
-        for parameter, gradient in zip(self._trained.parameters, found.gradients, strict=True):
-            parameter.grad = gradient
-        for buffer, after in zip(self._trained.tensors.buffers, found.buffers, strict=True):
-            buffer.copy_(after)
-        return -found.loss
-
-    def _inputs(self, rows: Tensor | None, step: int) -> LossInputs:
-        trained = self._trained
-        return LossInputs(
-            parameters=[p.detach() for p in trained.parameters],
-            buffers=trained.tensors.buffers,
-            frozen=trained.frozen_parameters(),
-            shared=self.minibatch.shared_tensors,
-            per_step=[tensor[0] for tensor in self.minibatch.step_tensors([rows])],
-            beta=to_device([self.minibatch.objective.kl_weight(step)], trained.parameters[0])[0],
-        )
+        per_step = [tensor[0] for tensor in self.minibatch.step_tensors([rows])]
+        beta = self.minibatch.objective.kl_weight(step)
+        return -self._gradient(self.minibatch.shared_tensors, per_step, beta)

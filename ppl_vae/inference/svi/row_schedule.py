@@ -1,8 +1,8 @@
 """The schedule of a fit to rows in memory, or to those of a source."""
 
 from ppl_vae.core.text import counted
-from ppl_vae.data.block_source import BlockSource
-from ppl_vae.data.row_stream import Rows, RowStream
+from ppl_vae.data.sources.block_source import BlockSource
+from ppl_vae.data.sources.row_stream import Rows, RowStream
 from ppl_vae.inference.svi.schedule import Schedule
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.row_order import RowGroup, RowOrder
+from ppl_vae.data.sources.row_order import RowGroup, RowOrder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from ppl_vae.core.validation import check_int
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.progress import ProgressCallback
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ppl_vae.core.digest import tensor_digest
+from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.errors import ProcessError
-from ppl_vae.core.processes import Processes, describe_error
+from ppl_vae.core.processes.ranks import Processes, describe_error
 from ppl_vae.core.state import seed_generators
 from ppl_vae.inference.svi.minibatch import FINITE
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep

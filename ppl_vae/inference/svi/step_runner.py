@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.processes import Processes
-from ppl_vae.inference.svi.capture_policy import CapturePolicy
+from ppl_vae.core.processes.ranks import Processes
+from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
@@ -35,7 +35,7 @@ class StepRunner:
         minibatch: MinibatchObjective,
         optimizer_step: OptimizerStep,
         schedule: Schedule,
-        policy: CapturePolicy,
+        policy: StepPolicy,
         processes: Processes,
     ) -> None:
         self.minibatch, self.optimizer_step = minibatch, optimizer_step

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.core.processes import SINGLE, Processes
+from ppl_vae.core.processes.ranks import SINGLE, Processes
 from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
-from ppl_vae.data.row_stream import Rows
+from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
-from ppl_vae.inference.svi.capture_policy import CapturePolicy
+from ppl_vae.inference.svi.capture_policy import StepPolicy
 from ppl_vae.inference.svi.checkpoint import resumable_content
 from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
@@ -65,7 +65,7 @@ class Trainer:
         optimizer_step: OptimizerStep,
         schedule: Schedule,
         stopping: EarlyStopping,
-        policy: CapturePolicy,
+        policy: StepPolicy,
         x_val: Rows | None = None,
         checkpoint: Path | None = None,
         seed: int | None = None,

@@ -18,8 +18,8 @@ from ppl_vae.inference.variational_bayes.parameters import (
     expected_log,
 )
 from ppl_vae.inference.variational_bayes.reparametrization import best_inverse_map
-from ppl_vae.models.linear_gaussian import LOG_2PI
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.linear_gaussian import LOG_2PI
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 NUM_SMALL_GAINS = 2
 """The number of consecutive cycles with small gains at which the iterations stop."""

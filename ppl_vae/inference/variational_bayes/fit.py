@@ -6,10 +6,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
-from ppl_vae.core.processes import Processes
+from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import seeded, threads
 from ppl_vae.core.validation import ArrayLike, check_int
-from ppl_vae.data.row_blocks import RowSource
+from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.inference.mcmc.start import prior_notes, statistics_for
 from ppl_vae.inference.variational_bayes.ascent import CoordinateAscent
 from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
@@ -21,7 +21,7 @@ from ppl_vae.inference.variational_bayes.result import (
     scale_moments,
 )
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.table_statistics import TableStatistics
 
 NUM_POWER_ITERATIONS = 4
 """Subspace iterations for the initial loadings."""
@@ -62,7 +62,8 @@ def fit_vb(
     Args:
         model: the priors; it is not changed.
         x: (N, D): a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing
-            value. Also the :class:`~ppl_vae.models.table_statistics.TableStatistics` of a table.
+            value. Also the :class:`~ppl_vae.models.linear.table_statistics.TableStatistics` of a
+            table.
         mask: True where observed, of the shape of a matrix or memory map.
         rotate: whether to maximize the bound over affine maps of z.
         tol: stop when the bound still to be gained falls below this many nats per datum.

@@ -7,9 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.linear_gaussian import MissingnessPatterns, from_tril_vec, outer_tril, tril_vec
-from ppl_vae.models.principal_axes import half_log_det
-from ppl_vae.models.table_statistics import TableStatistics
+from ppl_vae.models.linear.linear_gaussian import (
+    MissingnessPatterns,
+    from_tril_vec,
+    outer_tril,
+    tril_vec,
+)
+from ppl_vae.models.linear.principal_axes import half_log_det
+from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.variational_posterior import ParameterMoments
 
 

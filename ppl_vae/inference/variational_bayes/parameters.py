@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.variational_bayes.latent_moments import LatentMoments
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.principal_axes import tril_of_inverse
+from ppl_vae.models.linear.principal_axes import tril_of_inverse
 from ppl_vae.models.variational_posterior import ParameterMoments
 
 

@@ -1,0 +1,1 @@
+"""Several processes that compute one result, and the messages that they exchange."""

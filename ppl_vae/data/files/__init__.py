@@ -1,0 +1,1 @@
+"""Tables in files: how they are read and written."""
