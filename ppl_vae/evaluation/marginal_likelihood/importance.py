@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
@@ -42,11 +42,10 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     assess_reliability,
     summarize,
 )
+from ppl_vae.evaluation.marginal_likelihood.scored_entries import num_scored
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_importance_samplable
 
-CELLS_AT_ONCE = 2**22
-"""The number of cells whose observed ones are counted at once."""
 METHODS = ("importance", "prior", "annealed")
 
 
@@ -127,7 +126,8 @@ def log_likelihood(
             method=method, refine=refine, covariance=covariance, annealing=annealing,
             capture=capture, precision=precision, seed=seed,
         )  # fmt: skip
-        cells = _num_observed(pair, data, rows).to(estimate.value)
+        cells = num_scored(pair, data, rows)
+        cells = cells if cells is None else cells.to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels.take(rows)
     return replace(estimate, execution=execution, cells=cells, notes=notes, labels=labels)
@@ -228,21 +228,6 @@ def _sampler(
     num_calls = num_samples * num_rows // rows_at_once(x)
     sampler = LogWeightSampler(CallRunner(capture, num_calls, precision=precision))
     return sampler, block_size(x, num_samples, refined=refined)
-
-
-def _num_observed(
-    pair: Pair, data: Rows, rows: Int[Tensor, " R"]
-) -> Float[Tensor, " R"] | Int[Tensor, " R"]:
-    """The number of observed entries of each row, among the columns that the model scores."""
-    columns = getattr(pair.model_owner, "scored_columns", slice(None))  # of a conditional model
-    if isinstance(data, RowStream) and data.is_missing:
-        batches = data.split(rows, CELLS_AT_ONCE // data.source.width + 1)
-        masks = (batch.mask for batch in batches if batch.mask is not None)
-        return torch.cat([mask[:, columns].sum(1) for mask in masks])
-    like = data.like if isinstance(data, RowStream) else data.x
-    if isinstance(data, Batch) and data.mask is not None:
-        return data.mask[rows, columns].sum(1)
-    return torch.full((len(rows),), like[:, columns].shape[1])
 
 
 def combine(
