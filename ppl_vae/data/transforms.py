@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
-from ppl_vae.core.results import Imputation
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.data.column_stats import LARGEST_RATIO, ColumnStats, may_be_grey_values
 
