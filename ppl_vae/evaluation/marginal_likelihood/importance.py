@@ -42,7 +42,10 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     assess_reliability,
     summarize,
 )
-from ppl_vae.evaluation.marginal_likelihood.scored_entries import num_scored
+from ppl_vae.evaluation.marginal_likelihood.scored_entries import (
+    entries_per_row,
+    num_scored,
+)
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_importance_samplable
 
@@ -121,12 +124,12 @@ def log_likelihood(
     observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
     with closed_after_use(observed, x) as data:
         rows, left_out = _scored_rows(data, rows)
-        estimate, execution = _estimate(
+        estimate, execution, size = _estimate(
             pair, guide, data, rows, num_samples,
             method=method, refine=refine, covariance=covariance, annealing=annealing,
             capture=capture, precision=precision, seed=seed,
         )  # fmt: skip
-        cells = num_scored(pair, data, rows)
+        cells = num_scored(pair, data, rows, size)
         cells = cells if cells is None else cells.to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels.take(rows)
@@ -147,8 +150,8 @@ def _estimate(
     capture: bool | str,
     precision: str,
     seed: int | None,
-) -> tuple[LogLikelihood, str]:
-    # The estimate, and how it was computed.
+) -> tuple[LogLikelihood, str, int]:
+    # The estimate, how it was computed, and the number of entries of a row that are scored.
     settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
     shared = SharedRows.of(
         "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
@@ -169,6 +172,7 @@ def _estimate(
     with together(), isolated_store(), shared.seeded(), pair.eval_mode():
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
+        num_entries = entries_per_row(pair, start)
         has_globals = pair.has_globals(start)
         if has_globals and method == "prior" and guide is not None:
             pair = pair.with_guide(PriorProposal(pair.model, guide))
@@ -181,7 +185,7 @@ def _estimate(
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
-    return estimate, sampler.execution + refinement
+    return estimate, sampler.execution + refinement, num_entries
 
 
 def _of_all_rows(

@@ -89,7 +89,7 @@ def conditional_pair():
     """The first two columns given the others, which the model does not score."""
 
     def model(x, *, mask=None, index=None, num_data=None):
-        with data_plate(len(x), index, num_data):
+        with data_plate(len(x), index=index, num_data=num_data):
             z = pyro.sample("z", dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
             scored, given = x[:, :2], x[:, 2:]
             fn = dist.Normal(given.sum(-1, keepdim=True) + z, 1.0).expand(scored.shape)
@@ -97,7 +97,7 @@ def conditional_pair():
             pyro.sample("x", fn.to_event(1), obs=scored)
 
     def guide(x, *, mask=None, index=None, num_data=None):
-        with data_plate(len(x), index, num_data):
+        with data_plate(len(x), index=index, num_data=num_data):
             pyro.sample("z", dist.Normal(torch.zeros(1).double(), 1.0).to_event(1))
 
     return model, guide
