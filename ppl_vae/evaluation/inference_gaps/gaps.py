@@ -13,7 +13,6 @@ from torch import Tensor
 from ppl_vae.core.arrays.digest import describe_tensor
 from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
-from ppl_vae.core.global_sites import conditioned
 from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.shared_rows import SharedRows
@@ -23,7 +22,11 @@ from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_vector, check_int, check_option
 from ppl_vae.data.sources.row_stream import describe_rows
 from ppl_vae.evaluation.inference_gaps.family import Family, family_of
-from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
+from ppl_vae.evaluation.inference_gaps.global_draws import (
+    average_over_draws,
+    check_no_constants,
+    conditioned_on_draws,
+)
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
     MAX_POINTS,
     CommonNoiseELBO,
@@ -41,7 +44,7 @@ from ppl_vae.evaluation.marginal_likelihood.importance import combine, weight_su
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.marginal_likelihood.reliability import WeightSummary
 from ppl_vae.guides.families import COVARIANCES
-from ppl_vae.objectives.divergences import check_importance_samplable, check_latents
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 ELBO_DRAWS = 200
 """The approximate number of draws per datum for each ELBO."""
@@ -142,8 +145,8 @@ def gaps(
         pairs, first = [pair], next(data.split(rows, size))
         check_importance_samplable(pair, first)
         if pair.has_globals(first):
-            _check_no_constants(log_p=log_p, best=best)
-            pairs, log_ratios = _conditioned(pair, first, num_global_draws)
+            check_no_constants(log_p=log_p, best=best)
+            pairs, log_ratios = conditioned_on_draws(pair, first, num_global_draws)
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
@@ -161,25 +164,6 @@ def gaps(
         return replace(found[0], labels=labels)
     average = average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
     return replace(average, labels=labels)
-
-
-def _conditioned(
-    pair: Pair, batch: Batch, num_draws: int
-) -> tuple[list[Pair], Float[Tensor, " G"]]:
-    # The pair given draws of its global latent variables, and their log density ratios.
-    runs = [pair.run(batch) for _ in range(num_draws)]
-    check_latents(runs[0])
-    log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
-    return [conditioned(pair, run) for run in runs], log_ratios
-
-
-def _check_no_constants(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(
-                f"{name} depends on the global latent variables, which are random here; leave it "
-                "out, or fix them: ppl_vae.core.condition_on_globals(model, guide, x)"
-            )
 
 
 class _ELBOs(NamedTuple):
