@@ -1,7 +1,7 @@
 """The inference gap, log p - ELBO = approximation gap + amortization gap."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -119,11 +119,7 @@ def gaps(
     """
     pair = Pair(model, guide)
     data = pair.observe(x, mask)
-    check_int("steps", steps)
-    check_int("num_samples", num_samples)
-    check_int("num_global_draws", num_global_draws, 2)
-    if covariance is not None:
-        check_option("covariance", covariance, COVARIANCES)
+    _check_settings(steps, num_samples, num_global_draws, covariance)
     rows = torch.arange(len(data)) if rows is None else rows
     log_p = None if log_p is None else as_vector(log_p, name="log_p")
     _check(log_p, len(rows), tolerance)
@@ -150,20 +146,32 @@ def gaps(
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
-            with nonfinite_sites_named(each, first):
-                family = family_of(each, first, covariance)
+            family = _family(each, first, covariance)
             estimator = _GapEstimator(
                 each, family, best, steps, num_samples, tolerance, make_runner
             )
-            for batch in data.split(shared.own, size):
-                with nonfinite_sites_named(each, batch):
-                    estimator.evaluate(batch, estimates_log_p=log_p is None)
+            estimator.evaluate_all(data.split(shared.own, size), estimates_log_p=log_p is None)
             estimators.append(estimator)
     found = [estimator.of_all_rows(shared).result(log_p) for estimator in estimators]
     if log_ratios is None:
         return replace(found[0], labels=labels)
     average = average_over_draws(found, log_ratios, has_all_data=len(rows) == len(data))
     return replace(average, labels=labels)
+
+
+def _check_settings(
+    steps: int, num_samples: int, num_global_draws: int, covariance: str | None
+) -> None:
+    check_int("steps", steps)
+    check_int("num_samples", num_samples)
+    check_int("num_global_draws", num_global_draws, 2)
+    if covariance is not None:
+        check_option("covariance", covariance, COVARIANCES)
+
+
+def _family(pair: Pair, batch: Batch, covariance: str | None) -> Family:
+    with nonfinite_sites_named(pair, batch):
+        return family_of(pair, batch, covariance)
 
 
 class _ELBOs(NamedTuple):
@@ -217,6 +225,12 @@ class _GapEstimator:
         self.has_best = best is not None or family.searchable
         self.elbos: list[_ELBOs] = []
         self.summaries: dict[str, list[WeightSummary]] = {}
+
+    def evaluate_all(self, batches: Iterable[Batch], *, estimates_log_p: bool) -> None:
+        """Evaluate batches; an error names the site that is not finite and the rows."""
+        for batch in batches:
+            with nonfinite_sites_named(self.pair, batch):
+                self.evaluate(batch, estimates_log_p=estimates_log_p)
 
     def evaluate(self, batch: Batch, *, estimates_log_p: bool) -> None:
         """Estimate the ELBOs of a batch and, on request, log p."""

@@ -149,8 +149,7 @@ def impute(
             with nonfinite_sites_named(pair, batch):
                 sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
                 _write(result, rows, data.mask[rows], sampler.estimate(num_samples, draws))
-    if shared.processes.size > 1:
-        _gather(result, incomplete, shared)
+    _gather(result, incomplete, shared)
     return result
 
 
@@ -196,6 +195,8 @@ def _write(result: Imputation, rows: Tensor, observed: Tensor, new: BlockEstimat
 
 def _gather(result: Imputation, rows: Int[Tensor, " N"], shared: SharedRows) -> None:
     # The imputations of the other processes.
+    if shared.processes.size == 1:
+        return
     by_row = [result.mean, result.sd, result.ess]
     by_row += [] if result.draws is None else [result.draws.transpose(0, 1)]
     for values in by_row:
