@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -30,26 +30,40 @@ class _StandardErrorHandler(logging.Handler):
 
 
 @contextmanager
-def terminable() -> Iterator[threading.Event]:
-    """Raise a KeyboardInterrupt on SIGTERM, too, while the block runs.
+def interrupting_signals(function: Callable[..., Any]) -> Iterator[list[int]]:
+    """Raise a KeyboardInterrupt on SIGINT and SIGTERM inside a function, and only there.
+
+    A signal that arrives before or after the function, where nothing would catch the exception,
+    is only recorded. Signals that are ignored stay ignored, as under ``nohup``.
+
+    Args:
+        function: called by the block that this context manager is around.
 
     Yields:
-        an event that is set when SIGTERM is received.
+        the numbers of the signals received, in order.
     """
-    received = threading.Event()
+    received: list[int] = []
+    code = function.__code__
 
     def stop(number: int, frame: FrameType | None) -> None:
-        received.set()
-        raise KeyboardInterrupt
+        received.append(number)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        if frame is not None:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, stop)
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_output import STANDARD_OUTPUT, check_output
 from ppl_vae.data.files.tables import Table
+from ppl_vae.data.transforms import SCALES
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.models.ppca import NOISES
-from ppl_vae.report.imputation import FilledTable, filled_frame, without_point_zero
+from ppl_vae.report.imputation import FilledTable, filled_frame
 from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
@@ -51,15 +52,16 @@ def impute(
         ValueError: arguments or data that cannot be used.
     """
     check_int("--starts", settings.starts)
+    check_option("--scale", settings.scale, SCALES)
     if settings.noise is not None:
         check_option("noise", settings.noise, NOISES)
     if len(paths) > 2:
         raise ValueError(f"impute takes a table, or a model and a table; got {len(paths)} paths")
     *folders, path = paths
-    if folders and settings != ImputationSettings(starts=settings.starts):
+    if folders and settings != ImputationSettings():
         raise ValueError(
-            "--latent-dim, --noise and --parameter-uncertainty are of a fit to the table; the "
-            f"model in {folders[0]} has been fitted"
+            "--latent-dim, --noise, --starts, --scale and --parameter-uncertainty are of a fit to "
+            f"the table; the model in {folders[0]} has been fitted"
         )
     check_output(out, inputs=paths, force=output.force)
     silent = output.as_json or out == STANDARD_OUTPUT
@@ -77,20 +79,22 @@ def impute(
                     settings.noise,
                     seed=seed,
                     starts=settings.starts,
+                    scale=settings.scale,
                     parameter_uncertainty=settings.parameter_uncertainty,
                     on_stage=display.begin,
                 )
             imputation, sentences = filled.imputation, _sentences(filled)
     _report(sentences, silent)
     frame = filled_frame(table, imputation)
-    if out.suffix != ".parquet" and not output.as_json:
-        frame = without_point_zero(frame)
     about = {"table": table.name, "uncertainty": imputation.uncertainty()}
-    deliver(frame, out, about, named=table.row_names is not None, as_json=output.as_json)
+    named = table.row_names is not None
+    deliver(frame, out, about, named=named, as_json=output.as_json, point_zero=False)
 
 
 def _sentences(filled: FilledTable) -> list[str]:
     search = [str(filled.search)] if filled.search else []
+    if search and filled.scaling.units.per_column:
+        search.append("  (of standardised columns)")
     return [*search, *filled.sentences(), *_notes(filled.notes())]
 
 

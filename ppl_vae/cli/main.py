@@ -1,13 +1,14 @@
 """The ``ppl-vae`` command."""
 
 import os
+import signal
 import sys
 
 import typer
 
 from ppl_vae.cli import model_verbs, table_verbs
 from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
-from ppl_vae.cli.console import guarded_output, terminable
+from ppl_vae.cli.console import guarded_output, interrupting_signals
 from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
 
 __all__ = ["app", "main", "model_verbs", "table_verbs"]
@@ -18,15 +19,20 @@ def main() -> None:
     arguments = sys.argv[1:]
     if has_nothing_to_do(arguments):
         return
-    with terminable() as terminated:
+    with interrupting_signals(_run_guarded) as received:
         try:
-            status = _run_guarded(arguments)
-        except KeyboardInterrupt:  # while standard output is written
+            status = _run_guarded(arguments, received)
+        except KeyboardInterrupt:  # before a command has begun, or while its output is flushed
+            typer.echo("interrupted", err=True)
             status = INTERRUPTED
-    raise SystemExit(TERMINATED if status == INTERRUPTED and terminated.is_set() else status)
+        if received and status:  # whatever else the signal led to
+            status = TERMINATED if received[0] == signal.SIGTERM else INTERRUPTED
+    raise SystemExit(status)
 
 
-def _run_guarded(arguments: list[str]) -> int:
+def _run_guarded(arguments: list[str], received: list[int]) -> int:
+    if received:  # before this function was entered
+        raise KeyboardInterrupt
     with guarded_output() as output:
         status = _run(arguments)
     if output.error is None:

@@ -32,6 +32,13 @@ HeldOutRows = Annotated[
 ]
 
 
+SCALE_HELP = (
+    "auto, none or standardize; auto{default} standardises the columns if their standard "
+    "deviations differ by more than ten times and rows are not images"
+)
+Scale = Annotated[str, typer.Option(help=SCALE_HELP.format(default=""))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     """How a command prints and writes its result."""
@@ -92,13 +99,7 @@ class LineageSettings:
         typer.Option(help="names of stages, separated by commas; by default all but nuts"),
     ] = None
     seed: Seed = 0
-    scale: Annotated[
-        str,
-        typer.Option(
-            help="auto, none or standardize; auto standardises the columns if their standard "
-            "deviations differ by more than ten times and rows are not images"
-        ),
-    ] = "auto"
+    scale: Scale = "auto"
     starts: Starts = 1
 
 
@@ -113,6 +114,7 @@ class ImputationSettings:
         str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
     ] = None
     starts: Starts = 1
+    scale: Scale = "auto"
     parameter_uncertainty: Annotated[
         bool | None,
         typer.Option(
@@ -137,7 +139,11 @@ class TableFlags:
         typer.Option(help="column of classes, or 'none'; detected. It is not modelled"),
     ] = None
     missing: Annotated[
-        str | None, typer.Option(help="markers of missing values, separated by commas")
+        str | None,
+        typer.Option(
+            help="markers of missing values, separated by commas, instead of NA, ?, - and others; "
+            "empty cells always are missing"
+        ),
     ] = None
     image_shape: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH, if a row is an image")] = (
         None
@@ -243,11 +249,7 @@ class FitFlags:
         typer.Option(help="evaluations without improvement before a stop; by default 40"),
     ] = None
     scale: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, none or standardize; auto, the default, standardises the columns if "
-            "their standard deviations differ by more than ten times and rows are not images"
-        ),
+        str | None, typer.Option(help=SCALE_HELP.format(default=", the default,"))
     ] = None
     starts: Annotated[
         int | None, typer.Option(help="starts of EM, of which the best is kept; by default 1")

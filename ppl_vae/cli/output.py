@@ -18,23 +18,32 @@ def write_json(content: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(plain(content), allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_table(frame: pd.DataFrame, target: Path, *, named: bool) -> None:
+def write_table(
+    frame: pd.DataFrame, target: Path, *, named: bool, point_zero: bool = True
+) -> None:
     """Write a table to a file or to standard output.
 
     Args:
         frame: the table.
         target: the file; ``-`` is standard output.
         named: whether the index holds the names of the rows.
+        point_zero: whether whole numbers are written with a decimal point.
     """
     if Processes.current().rank and target != STANDARD_OUTPUT:
         return  # rank 0 writes
-    write_frame(frame, target, index=named)
+    write_frame(frame, target, index=named, point_zero=point_zero)
     if target != STANDARD_OUTPUT:
         LOG.info("wrote %s", target)
 
 
 def deliver(
-    frame: pd.DataFrame, target: Path, about: dict[str, Any], *, named: bool, as_json: bool
+    frame: pd.DataFrame,
+    target: Path,
+    about: dict[str, Any],
+    *,
+    named: bool,
+    as_json: bool,
+    point_zero: bool = True,
 ) -> None:
     """Write a table, and with ``--json`` its content on standard output in place of CSV.
 
@@ -44,9 +53,10 @@ def deliver(
         about: what JSON has beside the rows.
         named: whether the index holds the names of the rows.
         as_json: whether JSON is written.
+        point_zero: whether whole numbers are written with a decimal point in text.
     """
     if not (as_json and target == STANDARD_OUTPUT):
-        write_table(frame, target, named=named)
+        write_table(frame, target, named=named, point_zero=point_zero)
     if as_json:
         write_json(about | {"rows": _records(frame, named)})
 

@@ -1,5 +1,6 @@
 """Reading the tables of commands; those of a fitted model are read as the fitted table was."""
 
+import shlex
 from pathlib import Path
 
 from ppl_vae.cli.console import LOG, StageDisplay
@@ -32,7 +33,7 @@ def read_for_model(flags: TableFlags, path: Path, folder: Path) -> Table:
 
     Options about the content of the table that are not given are those of the model's fit, so that
     the same markers are missing values, and the same columns are labels or left out; unless the
-    table has no such columns.
+    table has no such columns. Of the table that was fitted, all options are those of the fit.
 
     Args:
         flags: the given options.
@@ -43,14 +44,26 @@ def read_for_model(flags: TableFlags, path: Path, folder: Path) -> Table:
         ValueError, TypeError, OSError: as :func:`~ppl_vae.data.files.tables.read_table`.
     """
     given, run = flags.given(), folder / RUN
-    earlier = Run.read(run).options if run.is_file() else {}
-    added = {n: v for n, v in earlier.items() if n in OF_CONTENT and n not in given}
+    fitted = Run.read(run) if run.is_file() else Run(None, {}, {})
+    same = str(path.resolve()) == fitted.table
+    added = {
+        name: value
+        for name, value in fitted.options.items()
+        if (same or name in OF_CONTENT) and name not in given
+    }
     if not added:
         return read_file(flags, path)
     try:
         table = read_file(TableFlags.from_given(given | added, run), path)
     except ValueError:
         return read_file(flags, path)
-    options = " ".join(f"--{name} {value}" for name, value in added.items())
+    options = " ".join(map(_as_option, added, added.values()))
     LOG.info("%s is read with %s, as the table that was fitted", table.name, options)
     return table
+
+
+def _as_option(name: str, value: object) -> str:
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return option if value else option.replace("--", "--no-", 1)
+    return f"{option} {shlex.quote(str(value))}"

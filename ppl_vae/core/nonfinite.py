@@ -29,12 +29,33 @@ def describe_nonfinite(trace: Trace, program: str, batch: Batch) -> str | None:
     Returns:
         None if every site is valid.
     """
-    for name, site in sites(trace).items():
-        for what, invalid in _invalid_parts(site):
-            if bool(invalid.any()):
-                rows = _describe_rows(site, invalid, batch)
-                return f"site {name!r} of the {program} has a {what}{rows}"
+    for site in sites(trace).values():
+        if found := describe_parameters(site, program, batch):
+            return found
+        if bool((invalid := ~log_prob(site).isfinite()).any()):
+            return _text(site, program, "log density that is not finite", invalid, batch)
     return None
+
+
+def describe_parameters(site: Site, program: str, batch: Batch) -> str | None:
+    """The first parameter of a site's distribution that is not valid, and in which rows.
+
+    Args:
+        site: whose value need not have been drawn.
+        program, batch: as for :func:`describe_nonfinite`.
+
+    Returns:
+        None if all are valid.
+    """
+    for what, invalid in _invalid_parameters(site):
+        if bool(invalid.any()):
+            return _text(site, program, what, invalid, batch)
+    return None
+
+
+def _text(site: Site, program: str, what: str, invalid: Tensor, batch: Batch) -> str:
+    rows = _describe_rows(site, invalid, batch)
+    return f"site {site['name']!r} of the {program} has a {what}{rows}"
 
 
 def describe_nonfinite_pair(run: PairTraces, batch: Batch) -> str | None:
@@ -67,8 +88,8 @@ def name_rows(invalid: Tensor, batch: Batch) -> str:
     return f"row{'s' if len(found) > 1 else ''} {listed}{more}"
 
 
-def _invalid_parts(site: Site) -> Any:
-    """Pairs of a text and a tensor that is True where that part of a site is not valid."""
+def _invalid_parameters(site: Site) -> Any:
+    """Pairs of a text and a tensor that is True where that parameter is not valid."""
     base: Any = site["fn"]
     while hasattr(base, "base_dist"):
         base = base.base_dist
@@ -81,7 +102,6 @@ def _invalid_parts(site: Site) -> Any:
             missing = " that is NaN" if bool(value.isnan().any()) else " out of range"
             shape = torch.broadcast_shapes(invalid.shape, base.batch_shape)
             yield f"parameter {name!r}{missing}", invalid.expand(shape)
-    yield "log density that is not finite", ~log_prob(site).isfinite()
 
 
 def _nonfinite(value: Tensor, event_dim: int) -> Tensor:

@@ -60,7 +60,8 @@ def as_matrix(
 
     Args:
         x: a numpy array or masked array, a tensor, nested lists, a sparse matrix of scipy, a data
-            frame (pandas, xarray, polars, pyarrow, or any that narwhals reads), or a list of such
+            frame (pandas, xarray, polars, pyarrow, or any that narwhals reads), what
+            :func:`~ppl_vae.data.files.tables.read_table` returns, or a list of such
             blocks of rows, of the same columns; integers, booleans and objects that are numbers
             too.
         name: the argument's name in messages.
@@ -151,6 +152,9 @@ def _as_tensor(
     if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor):
         x = torch.stack([row.detach() for row in x])
     if isinstance(x, Tensor):
+        if x.is_nested or x.is_meta:
+            kind = "a nested tensor" if x.is_nested else "on the device 'meta', without values"
+            raise TypeError(f"{name} must be a tensor of rows of one length; it is {kind}")
         if x.layout != torch.strided:
             warn_of_densifying(x.shape, name)
             x = x.to_dense()

@@ -57,12 +57,15 @@ class ColumnStats(ColumnMoments):
         first: one of them, (D,).
         constant: whether they are all equal, (D,); found by comparison, since rounding gives a
             constant column a variance.
+        low, high: the smallest and the largest of zero and the observed entries, (D,).
         resolution: machine epsilon of the dtype in which the data were given.
     """
 
     rows: int
     first: Float[Tensor, " D"]
     constant: Bool[Tensor, " D"]
+    low: Float[Tensor, " D"]
+    high: Float[Tensor, " D"]
     resolution: float
 
     @classmethod
@@ -77,7 +80,9 @@ class ColumnStats(ColumnMoments):
         if block.observed is not None:
             same |= ~block.observed[:, constant]
         constant[constant.clone()] = same.all(0)
-        return cls(count, mean, scatter, len(block.values), first, constant, block.resolution)
+        low, high = block.values.amin(0).clamp(max=0), block.values.amax(0).clamp(min=0)
+        rows = len(block.values)
+        return cls(count, mean, scatter, rows, first, constant, low, high, block.resolution)
 
     def merge(self, other: "ColumnStats") -> "ColumnStats":
         """Statistics of the rows of both."""
@@ -87,6 +92,8 @@ class ColumnStats(ColumnMoments):
             rows=self.rows + other.rows,
             first=torch.where(self.count > 0, self.first, other.first),
             constant=self.constant & other.constant & (~both | (self.first == other.first)),
+            low=torch.minimum(self.low, other.low),
+            high=torch.maximum(self.high, other.high),
             resolution=max(self.resolution, other.resolution),
         )
 
@@ -104,21 +111,27 @@ class ColumnStats(ColumnMoments):
         Raises:
             ValueError: if no process has rows.
         """
-        moments, numbers = like.new_zeros(5, len(like)), like.new_zeros(1, 2)
+        moments, numbers = like.new_zeros(7, len(like)), like.new_zeros(1, 2)
         if own is not None:
-            moments = torch.stack(
-                [own.count, own.mean, own.scatter, own.first, own.constant.to(like)]
-            )
+            parts = (own.count, own.mean, own.scatter, own.first, own.constant.to(like))
+            moments = torch.stack([*parts, own.low, own.high])
             numbers[0, 0], numbers[0, 1] = own.rows, own.resolution
         parts, numbers = processes.gather(moments), processes.gather_rows(numbers)
         found: ColumnStats | None = None
-        for (count, mean, scatter, first, constant), rows in zip(
-            parts, numbers[:, 0], strict=True
-        ):
+        for part, rows in zip(parts, numbers[:, 0], strict=True):
             if not int(rows):
                 continue
+            count, mean, scatter, first, constant, low, high = part
             new = ColumnStats(
-                count, mean, scatter, int(rows), first, constant.bool(), float(numbers[:, 1].max())
+                count,
+                mean,
+                scatter,
+                int(rows),
+                first,
+                constant.bool(),
+                low,
+                high,
+                float(numbers[:, 1].max()),
             )
             found = new if found is None else found.merge(new)
         if found is None:
@@ -209,19 +222,21 @@ class ColumnStats(ColumnMoments):
             )
 
 
-def may_be_grey_values(x: Float[Tensor, "N D"], varies: Bool[Tensor, " D"]) -> bool:
-    """Whether x may be grey values, which share one unit even if their columns vary differently.
+def may_be_grey_values(
+    low: Float[Tensor, " D"], high: Float[Tensor, " D"], varies: Bool[Tensor, " D"]
+) -> bool:
+    """Whether data may be grey values, which share one unit even if their columns vary
+    differently.
 
     All values lie in 0..1, and at least half of the varying columns exceed one half somewhere.
 
     Args:
-        x: the data; NaN marks a missing value.
+        low, high: the smallest and the largest value of each column.
         varies: which columns are not constant.
     """
-    known = x.nan_to_num(nan=0.0)
-    if bool(((known < 0) | (known > 1)).any()):
+    if bool(((low < 0) | (high > 1)).any()):
         return False
-    return bool((known[:, varies].amax(0) > 0.5).double().mean() >= 0.5)
+    return bool((high[varies] > 0.5).double().mean() >= 0.5)
 
 
 def rank_message(latent_dim: int, rank: str, rows: int, data_dim: int) -> str:

@@ -1,7 +1,7 @@
 """The embedded digits, disjoint splits, units of the data, binarization and dequantization."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.data.column_stats import LARGEST_RATIO, ColumnStats, may_be_grey_values
 
@@ -139,6 +140,12 @@ class Units:
         """Convert from these units back to those of the data."""
         return x * self.scale.to(x) + self.loc.to(x)
 
+    def undo_imputation(self, found: Imputation, x: Float[Tensor, "N D"]) -> Imputation:
+        """Means and standard deviations of the missing values of x, converted from these units;
+        observed values are those of x."""
+        mean = torch.where(x.isnan(), self.undo(found.mean.to(x)), x)
+        return replace(found, mean=mean, sd=found.sd.to(x) * self.scale.to(x))
+
     def log_jacobian(self, x: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
         """The term that converts log densities of :meth:`apply` (x) to those of x, in nats per
         datum.
@@ -206,10 +213,17 @@ def choose_scaling(
     low, high = float(deviations.min()), float(deviations.max())
     mixed = high > LARGEST_RATIO * low
     spread = f"the standard deviations of the columns range from {low:.3g} to {high:.3g}"
-    if scale == "auto" and mixed and image_shape is None and may_be_grey_values(x, varies):
+    grey = may_be_grey_values(columns.low, columns.high, varies)
+    if scale == "auto" and mixed and image_shape is None and grey:
         note = (
             f"the columns are not standardised, although {spread}: all values lie in 0..1, as "
             "grey values do; scale='standardize' (--scale standardize) standardises them"
+        )
+        return Scaling(common, scale, note)
+    if scale == "none" and mixed and image_shape is None and not grey:
+        note = (
+            f"the columns are not standardised (scale='none', --scale none), although {spread}: "
+            "models with one noise variance for all columns depend on their units"
         )
         return Scaling(common, scale, note)
     if scale == "none" or (scale == "auto" and not (mixed and image_shape is None)):

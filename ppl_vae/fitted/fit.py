@@ -21,11 +21,12 @@ from ppl_vae.core.results import plain
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
+from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import Units, choose_scaling
-from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
+from ppl_vae.evaluation.prediction.masked_cv import MAX_SELECTION_ROWS, select_by_masked_cv
 from ppl_vae.fitted.held_out import evaluate_held_out
 from ppl_vae.fitted.model import FittedModel, FittedProgram, observed_rows
 from ppl_vae.fitted.networks import default_epochs, fit_networks
@@ -39,8 +40,6 @@ from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.models.ppca import PPCA
 
-MAX_SELECTION_ROWS = 1000
-"""The largest number of training rows on which K is selected."""
 VALIDATION_SHARE = 0.1
 MIN_TRAINING_ROWS = 3
 NOTES_OF_COLUMNS = ("constant columns", FLOOR_REACHED)
@@ -153,7 +152,7 @@ def fit_table(
         fitted = FittedModel(
             program, _record(table, rows, units, scaling, settings, history), name
         )
-        notes += (*reason, *_named(history.notes, table.columns))
+        notes += (*reason, *named_notes(history.notes, table.columns))
         if len(rows.held_out):
             on_stage("evaluating the held-out rows")
         held_out = evaluate_held_out(fitted, table.values[rows.held_out], settings.seed)
@@ -249,11 +248,13 @@ def _choose_latent_dim(
     if settings.likelihood != "gaussian":
         width = x.shape[1]
         return max(1, min(10, width // 2)), ("K is half the number of columns, at most 10",)
-    rows = np.linspace(0, len(x) - 1, min(len(x), MAX_SELECTION_ROWS)).round().astype(int)
-    on_stage(f"selecting K on masked entries of {counted(len(rows), 'row')}")
+    rows = min(len(x), MAX_SELECTION_ROWS)
+    on_stage(f"selecting K on masked entries of {counted(rows, 'row')}")
     try:
         with single_process():  # each process computes the same
-            search = select_by_masked_cv(x[rows], noises=[settings.noise], seed=settings.seed)
+            search = select_by_masked_cv(
+                x, noises=[settings.noise], max_rows=rows, seed=settings.seed
+            )
     except ValueError as error:
         raise ValueError(f"K could not be selected ({error}); give --latent-dim") from error
     best = search.best
@@ -271,10 +272,15 @@ def _in_units_of_table(history: FitResult, units: Units, x: Tensor, x_val: Tenso
     return history.shifted(*means)
 
 
-def _named(notes: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
-    # The notes of a fit number the columns; those of the table name them.
+def named_notes(notes: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """The notes of a fit with the names of columns in place of their numbers.
+
+    That on columns of mixed units is left out, since the choice of the units has one of its own.
+    """
     found = []
     for note in notes:
+        if note.startswith(MIXED_COLUMNS):
+            continue
         start, _, numbers = note.rpartition(": ")
         if start.startswith(NOTES_OF_COLUMNS) and re.fullmatch(r"\d+(, \d+)*", numbers):
             note = f"{start}: {', '.join(columns[int(n)] for n in numbers.split(', '))}"

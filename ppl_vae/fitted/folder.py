@@ -176,11 +176,16 @@ def _read_record(path: Path) -> FitRecord:
         content = json.loads(read_regular(path))
         if content.pop("checksum") != _checksum(content):
             raise ValueError("its content is not what was saved")
-        if content.pop("format") != FORMAT:
-            raise ValueError("it is of another version")
-        return FitRecord.from_dict(content)
+        found = content.pop("format")
+        record = FitRecord.from_dict(content) if found == FORMAT else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if record is None:
+        raise ValueError(
+            f"{path} was written by another version of ppl_vae, in format {found}, and format "
+            f"{FORMAT} is read; fit again: ppl-vae fit --config {path.parent / RUN} --out OTHER"
+        )
+    return record
 
 
 def _check_record(path: Path, record: FitRecord, program: FittedProgram) -> None:

@@ -285,8 +285,7 @@ class FittedModel:
             samples = self.posterior_samples(seed)
             found = impute(samples.model.model, None, x, draws, posterior=samples, seed=seed)
         given = torch.from_numpy(np.array(values, dtype=np.float64))
-        mean = torch.where(given.isnan(), self.units.undo(found.mean.double()), given)
-        return replace(found, mean=mean, sd=found.sd.double() * self.units.scale)
+        return self.units.undo_imputation(found, given)
 
     def _check_density(self, reason: str) -> None:
         if isinstance(self.program, Autoencoder):

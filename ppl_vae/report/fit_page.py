@@ -26,6 +26,8 @@ NUM_ROWS = 8
 """The number of rows that are drawn and reconstructed."""
 MAX_POINTS = 5000
 """The largest number of rows whose codes are drawn."""
+MAX_COLUMNS = 40
+"""The largest number of columns whose units are listed."""
 NO_RECORD = (
     "The folder holds a program without the record of its fit, which ppl-vae fit writes: how it "
     "was fitted, and log p of held-out rows, are not known. It is applied in its own units."
@@ -93,7 +95,11 @@ def _columns(
         noise = (fitted.program.noise_scale.detach().expand(fitted.data_dim) * scale).tolist()
         rows = [(*row, f"{sd:.4g}") for row, sd in zip(rows, noise, strict=True)]
     legend = "The model is applied to (x - shift) / scale; results are in the units of the table."
-    return "Columns", header, rows, legend
+    if len(rows) > MAX_COLUMNS:
+        legend += f" The first {MAX_COLUMNS} of {len(rows)} columns are listed."
+        if fitted.record is not None:
+            legend += " fit.json in the model's folder has the units of all."
+    return "Columns", header, rows[:MAX_COLUMNS], legend
 
 
 def _figures_of_fit(record: FitRecord) -> Iterator[ReportFigure]:
@@ -111,8 +117,9 @@ def _figures_of_fit(record: FitRecord) -> Iterator[ReportFigure]:
 def _figures_of_model(fitted: FittedModel, seed: int) -> Iterator[ReportFigure]:
     if isinstance(fitted.program, PPCA):
         canonical = fitted.program.canonical()
-        deviations = canonical.covariance().diagonal().sqrt()
-        loadings = (canonical.loadings / deviations[:, None]).detach().double()
+        loadings = canonical.loadings.detach().double()
+        variances = loadings.square().sum(1) + canonical.noise_scale.detach().double().square()
+        loadings = loadings / variances.sqrt()[:, None]
         yield ReportFigure(
             "loadings",
             "How strongly each column depends on each latent dimension.",

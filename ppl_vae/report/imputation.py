@@ -6,24 +6,35 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
+from ppl_vae.data.sources.row_blocks import RowBlocks
+from ppl_vae.data.transforms import Scaling, choose_scaling
 from ppl_vae.evaluation.evidence.laplace import number_of_parameters
 from ppl_vae.evaluation.prediction.imputation import impute
-from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, select_by_masked_cv
+from ppl_vae.evaluation.prediction.masked_cv import (
+    MAX_SELECTION_ROWS,
+    MaskedCV,
+    select_by_masked_cv,
+)
 from ppl_vae.evaluation.prediction.multiple_imputation import (
     CELLS_PER_PARAMETER,
     parameters_matter,
 )
+from ppl_vae.fitted.fit import named_notes
 from ppl_vae.inference.em.fit import fit_em
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.linear.identifiability import describe_undetermined
+from ppl_vae.models.linear.sufficient_statistics import summarize
 from ppl_vae.models.ppca import NOISES, PPCA
 
 NUM_SAMPLES, NUM_CHAINS = 500, 4
@@ -36,13 +47,14 @@ class FilledTable:
 
     Attributes:
         table: the table, with missing values.
-        ppca: the model, PPCA or factor analysis.
-        fit: the fit of the model.
+        ppca: the model, PPCA or factor analysis, in the units of the fit.
+        fit: the fit of the model; its objective is in these units, too.
         imputation: conditional means and standard deviations.
         search: the selection of the model by cross-validation; None if the user chose it.
         posterior: draws of the parameters, over which the imputation is averaged; None if it takes
             the fitted parameters as known.
         reason: why the parameters' uncertainty is included or left out, for people.
+        scaling: the units of the fit, those of the table unless columns are standardised.
     """
 
     table: Table
@@ -50,8 +62,9 @@ class FilledTable:
     fit: FitResult
     imputation: Imputation
     search: MaskedCV | None
-    posterior: PosteriorSamples | None = None
-    reason: str = ""
+    posterior: PosteriorSamples | None
+    reason: str
+    scaling: Scaling
 
     @classmethod
     def of(
@@ -62,6 +75,7 @@ class FilledTable:
         *,
         seed: int = 0,
         starts: int = 1,
+        scale: str = "auto",
         parameter_uncertainty: bool | None = None,
         on_stage: StageCallback = ignore_stages,
     ) -> Self:
@@ -73,6 +87,8 @@ class FilledTable:
                 entries.
             seed: of the selection and of the initial values.
             starts: the number of starts of EM, of which the best is kept.
+            scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
+                :func:`~ppl_vae.data.transforms.choose_scaling`.
             parameter_uncertainty: whether the imputation is averaged over draws of the
                 parameters' posterior; None decides by
                 :func:`~ppl_vae.evaluation.prediction.multiple_imputation.parameters_matter`.
@@ -82,22 +98,31 @@ class FilledTable:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`; if ``parameter_uncertainty``
                 is True, as :func:`~ppl_vae.inference.mcmc.sampling.sample_posterior`.
         """
+        given = torch.from_numpy(table.values)
+        scaling = _choose_scaling(table, given, scale)
+        x = scaling.units.apply(given) if scaling.units.per_column else given
         search = None
         if latent_dim is None or noise is None:
             sizes = None if latent_dim is None else [latent_dim]
             noises = NOISES if noise is None else [noise]
-            on_stage("selecting the model on masked entries")
-            search = select_by_masked_cv(table.values, noises=noises, latent_dims=sizes, seed=seed)
+            rows = min(len(x), MAX_SELECTION_ROWS)
+            on_stage(f"selecting the model on masked entries of {counted(rows, 'row')}")
+            search = select_by_masked_cv(
+                x, noises=noises, latent_dims=sizes, max_rows=rows, seed=seed
+            )
             latent_dim, noise = search.latent_dim[search.best], search.noise[search.best]
         on_stage(f"fitting with {noise} noise and K = {latent_dim}")
-        ppca = PPCA.like(table.values, latent_dim, noise=noise, seed=seed).double()
-        fit = fit_em(ppca, table.values, starts=starts)
+        ppca = PPCA.like(x, latent_dim, noise=noise, seed=seed).double()
+        fit = fit_em(ppca, x, starts=starts)
         on_stage("imputing")
-        posterior, reason = _posterior(table.values, ppca, parameter_uncertainty, seed)
+        posterior, reason = _posterior(x, ppca, parameter_uncertainty, seed)
         if posterior is None:
-            return cls(table, ppca, fit, ppca.impute(table.values), search, None, reason)
-        filled = impute(posterior.model, None, table.values, posterior=posterior, seed=seed)
-        return cls(table, ppca, fit, filled, search, posterior, reason)
+            filled = ppca.impute(x)
+        else:
+            filled = impute(posterior.model, None, x, posterior=posterior, seed=seed)
+        if scaling.units.per_column:
+            filled = scaling.units.undo_imputation(filled, given)
+        return cls(table, ppca, fit, filled, search, posterior, reason, scaling)
 
     def sentences(self) -> Iterator[str]:
         """The fit, and the number and the precision of the imputed values."""
@@ -145,8 +170,9 @@ class FilledTable:
             )
 
     def notes(self) -> tuple[str, ...]:
-        """The notes of the fit, with the names of columns, and those of the posterior."""
-        return (*self._fit_notes(), *self._posterior_notes())
+        """Those on the units and on the fit, with the names of columns, and on the posterior."""
+        units = (self.scaling.note,) if self.scaling.note else ()
+        return (*units, *self._fit_notes(), *self._posterior_notes())
 
     def _posterior_notes(self) -> tuple[str, ...]:
         if self.posterior is None:
@@ -161,17 +187,29 @@ class FilledTable:
             pairs = None
         numbered = describe_undetermined(pairs, latent_dim)
         others = tuple(note for note in self.fit.notes if note not in numbered)
+        others = named_notes(others, self.table.columns)
         return others + describe_undetermined(pairs, latent_dim, self.table.columns)
 
 
+def _choose_scaling(table: Table, x: Float[Tensor, "N D"], scale: str) -> Scaling:
+    columns, _ = summarize(RowBlocks(x))
+    empty = [table.columns[k] for k in (columns.count == 0).nonzero().flatten().tolist()]
+    if empty:
+        raise ValueError(
+            f"{table.name} has nothing observed in the columns {empty[:5]}; leave them out "
+            "(--drop)"
+        )
+    return choose_scaling(x, columns, scale, image_shape=table.image_shape)
+
+
 def _posterior(
-    x: np.ndarray, ppca: PPCA, wanted: bool | None, seed: int
+    x: Float[Tensor, "N D"], ppca: PPCA, wanted: bool | None, seed: int
 ) -> tuple[PosteriorSamples | None, str]:
     # Draws of the parameters where their uncertainty is wanted or matters, and the reason.
     number = number_of_parameters(ppca.data_dim, ppca.latent_dim, ppca.noise)
-    observed = int((~np.isnan(x)).sum())
+    observed = int((~x.isnan()).sum())
     counts = f"{observed} observed values for {number} parameters"
-    if observed == x.size:
+    if observed == x.numel():
         return None, ""
     if wanted is False:
         return None, "the uncertainty of the parameters is left out, as requested"
@@ -221,28 +259,20 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
     mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)
     found: dict[str, Any] = {}
     for k, name in enumerate(table.columns):
-        found[name] = np.where(missing[:, k], _rounded(mean[:, k]), mean[:, k])
+        found[name] = _with_rounded(mean[:, k], mean[:, k], missing[:, k])
     if table.labels is not None:
         found[_unused(table.label or "label", found)] = list(table.labels)
     for k in np.flatnonzero(missing.any(axis=0)):
         name = _unused(f"{table.columns[k]} sd", found)
-        found[name] = np.where(missing[:, k], _rounded(sd[:, k]), np.nan)
+        found[name] = _with_rounded(np.full(len(sd), np.nan), sd[:, k], missing[:, k])
     return pd.DataFrame(found, index=table.row_names)
 
 
-def without_point_zero(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its numbers as text, whole ones without a decimal point."""
-    texts = {}
-    for name in frame.columns:
-        column = frame[name]
-        if column.dtype.kind == "f":
-            column = [None if v != v else repr(v).removesuffix(".0") for v in column.tolist()]
-        texts[name] = column
-    return pd.DataFrame(texts, index=frame.index)
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.array([float(f"{value:.6g}") for value in values])
+def _with_rounded(values: np.ndarray, others: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    # The values, with rounded others in some rows.
+    found = values.copy()
+    found[rows] = [float(f"{value:.6g}") for value in others[rows]]
+    return found
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

@@ -279,6 +279,7 @@ def limited(work):
 
     def run():
         os.dup2(theirs, 2)
+        sys.stderr = os.fdopen(os.dup(theirs), "w", buffering=1)  # pytest has replaced it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()

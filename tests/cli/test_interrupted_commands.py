@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 import ppl_vae.cli
 from killed import completed, killed_after, killed_at_event
-from ppl_vae.cli.main import app, main
+from ppl_vae.cli.console import guarded_output, interrupting_signals
+from ppl_vae.cli.main import _run_guarded, app, main
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.report.archive import read_results
 
@@ -166,6 +167,64 @@ def test_a_lineage_that_is_killed_leaves_files_of_one_run(complete_table, old_li
             break
         number += 1 if number < 12 else 5
     assert 4 < changed < number
+
+
+# Signals at every moment of the functions around a command
+
+
+def at_step(number, signal_number):
+    """Run ``--version`` with a signal at a bytecode of the functions around the command.
+
+    Returns:
+        The exit status, and whether there are that many bytecodes.
+    """
+    around = {main, interrupting_signals.__wrapped__, guarded_output.__wrapped__, _run_guarded}
+    codes = {function.__code__ for function in around}
+    reader, writer = os.pipe()
+
+    def traced():
+        remaining = number
+
+        def trace(frame, event, argument):
+            nonlocal remaining
+            if frame.f_code not in codes:
+                return None
+            frame.f_trace_opcodes = True
+            remaining -= event == "opcode"
+            if event == "opcode" and remaining == 0:
+                os.write(writer, b"x")
+                signal.raise_signal(signal_number)
+            return trace
+
+        sys.settrace(trace)
+        command("--version")()
+
+    status = completed(traced)
+    os.close(writer)
+    reached = os.read(reader, 1) == b"x"
+    os.close(reader)
+    return status, reached
+
+
+@pytest.mark.parametrize(
+    ("number", "stride"),
+    [
+        (signal.SIGTERM, 19),
+        (signal.SIGINT, 41),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_no_moment_without_a_handler(number, stride):
+    """A command that a signal ends has the exit status of that signal, whenever it arrives."""
+    expected, found = {signal.SIGTERM: 143, signal.SIGINT: 130}[number], Counter()
+    for step in itertools.count(1, stride):
+        status, reached = at_step(step, number)
+        assert status in (0, expected, -number), (step, status)
+        found[status] += 1
+        if not reached:
+            break
+    assert found[expected] > 2 and status == 0
 
 
 # Signals at random moments

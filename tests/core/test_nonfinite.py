@@ -118,11 +118,11 @@ def test_validation_rows_that_fail_later_stop_the_fit(x):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_without_checks_of_arguments_the_rows_of_the_weights_are_named(x):
+def test_without_checks_of_arguments_the_site_and_the_row_are_named(x):
     model = vae()
     with (
         validation(False),
-        pytest.raises(FloatingPointError, match="log weights are NaN in row 7; do"),
+        pytest.raises(FloatingPointError, match=r"site 'z' of the guide .* is NaN in row 7;"),
     ):
         log_likelihood(model.model, model.guide, x, num_samples=5, seed=0)
 

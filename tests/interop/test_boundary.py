@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import xarray as xr
@@ -322,3 +323,19 @@ def available(kind):
 def test_every_kind_of_data_gives_one_answer_also_where_it_takes_long(entry):
     calls, x = (ENTRY_POINTS, MISSING) if entry in ENTRY_POINTS else (COMPLETE_ONLY, COMPLETE)
     check_one_answer(entry, calls[entry], x, [kind for kind in KINDS if available(kind)])
+
+
+def test_tensors_and_frames_that_are_no_tables_are_refused_by_name():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        nested = torch.nested.nested_tensor([torch.randn(3), torch.randn(3)])
+    repeated = pa.Table.from_arrays([pa.array([1.0, 2.0])] * 2, names=["a", "a"])
+    for x, error, message in (
+        (nested, TypeError, "x must be .*; it is a nested tensor"),
+        (torch.empty(4, 3, device="meta"), TypeError, "x must be .*device 'meta'"),
+        (repeated, ValueError, "x has several columns of one name; rename them: .*'a' 2 times"),
+    ):
+        with pytest.raises(error, match=message):
+            pv.PPCA.like(x, 1)
+        with pytest.raises(error, match=message):
+            pv.PPCA(3, 1, seed=0).log_likelihood(x)

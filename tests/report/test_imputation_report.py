@@ -291,3 +291,35 @@ def test_metabolites_are_imputed_better_than_by_column_means(tmp_path):
         for table in (filled, incomplete_table.fillna(incomplete_table.mean()))
     )
     assert by_model < by_means / 2
+
+
+def test_columns_of_mixed_units_are_standardised_as_by_fit(tmp_path):
+    """The filled values do not depend on the units of the columns."""
+    units = np.array([1.0, 1e-3, 1.0, 250.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    x = incomplete()
+    frames = []
+    for name, scale in (("plain", np.ones(10)), ("mixed", units)):
+        path, out = tmp_path / f"{name}.csv", tmp_path / f"{name} filled.csv"
+        pd.DataFrame(x * scale, columns=list("abcdefghij")).to_csv(path, index=False)
+        scaling = ("--scale", "standardize") if name == "plain" else ()
+        result = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic", *scaling)
+        assert result.exit_code == 0, result.output
+        assert "note: the columns are standardised for every fit" in result.output
+        frame = pd.read_csv(out)
+        for column, unit in zip("abcdefghij", scale, strict=True):
+            frame[[c for c in (column, f"{column} sd") if c in frame]] /= unit
+        frames.append(frame)
+    pd.testing.assert_frame_equal(*frames, rtol=2e-5)
+    raw = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic", "--scale", "none")
+    assert "note: the columns are not standardised (scale='none', --scale none)" in raw.output
+    assert raw.output.count("standard deviations of the columns range from") == 1
+    wrong = run(path, "--out", out, "--scale", "maybe")
+    assert wrong.exit_code != 0 and "--scale" in str(wrong.exception)
+
+
+def test_the_search_on_standardised_columns_states_it(tmp_path):
+    x = incomplete() * np.geomspace(1, 1e3, 10)
+    path = tmp_path / "t.csv"
+    pd.DataFrame(x, columns=list("abcdefghij")).to_csv(path, index=False)
+    result = run(path, "--out", tmp_path / "o.csv", PLUG_IN)
+    assert result.exit_code == 0 and "(of standardised columns)" in result.output

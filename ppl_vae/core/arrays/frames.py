@@ -1,7 +1,8 @@
 """Data frames of any library as arrays.
 
-Frames are those of pandas and xarray, and of every library that ``narwhals`` reads (polars,
-pyarrow, modin, ...). None of these libraries is imported here unless a frame of it is given.
+Frames are those of pandas and xarray, of every library that ``narwhals`` reads (polars, pyarrow,
+modin, ...), and what :func:`~ppl_vae.data.files.tables.read_table` returns. None of these
+libraries is imported here unless a frame of it is given.
 """
 
 import importlib
@@ -187,11 +188,14 @@ def read_frame(x: Any, *, name: str = "x") -> FrameReader | None:
 
     Raises:
         TypeError: if x is a lazy frame.
-        ValueError: if x is an xarray object that is no table.
+        ValueError: if x is an xarray object that is no table; if columns of a frame that is not of
+            pandas have the same name.
     """
     kinds = {(c.__module__.partition(".")[0], c.__name__) for c in type(x).__mro__}
     if ("pandas", "DataFrame") in kinds:
         return _PandasReader(x)
+    if ("ppl_vae", "Table") in kinds:
+        return _PandasReader(_frame_of_table(x))
     if ("xarray", "DataArray") in kinds:
         return _DataArrayReader(x, name)
     if ("xarray", "Dataset") in kinds:
@@ -201,12 +205,24 @@ def read_frame(x: Any, *, name: str = "x") -> FrameReader | None:
     return _read_by_narwhals(x, name)
 
 
+def _frame_of_table(table: Any) -> Any:
+    # The values that read_table found, without labels, under the names of rows and columns.
+    columns = list(table.columns) if table.has_names else None
+    pandas: Any = importlib.import_module("pandas")
+    return pandas.DataFrame(table.values, columns=columns, index=table.row_names)
+
+
 def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:
     import narwhals as nw
 
     if type(x).__module__.partition(".")[0] == "pyarrow" and type(x).__name__ == "RecordBatch":
         x = importlib.import_module("pyarrow").Table.from_batches([x])
-    frame: Any = nw.from_native(x, pass_through=True)
+    try:
+        frame: Any = nw.from_native(x, pass_through=True)
+    except nw.exceptions.DuplicateError as error:
+        reason = " ".join(str(error).split())
+        text = f"{name} has several columns of one name; rename them: {reason}"
+        raise ValueError(text) from error
     if isinstance(frame, nw.LazyFrame):
         raise TypeError(
             f"{name} is a lazy frame, {type(x).__name__}; pass {name}.collect(), or with dask "

@@ -79,7 +79,7 @@ def describe_columns(
     for kind, names in kinds.items():
         yield (
             f"{quoted(names)}: {kind}, modelled like any column; drop leaves a column out, and "
-            "index makes it the row names"
+            "index makes it the row names (on the command line --drop and --index)"
         )
     yield from _describe_markers(columns, values, observed, place)
 
@@ -137,8 +137,9 @@ def _describe_markers(
         written = repr(value).removesuffix(".0")
         yield (
             f"{written} occurs {len(cells)} times in {quoted(names)}, first in "
-            f"{place(cells[0][0])}, far from the other values; give missing '{written}' if it "
-            "marks a missing value, or drop the column"
+            f"{place(cells[0][0])}, far from the other values; give missing '{written}' (on "
+            f"the command line --missing {written}) if it marks a missing value, with the other "
+            "markers of the file, or drop the column"
         )
 
 

@@ -3,9 +3,8 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Float
 
 from ppl_vae.data.files.column_checks import MAX_EXACT, check_magnitudes, describe_columns
 from ppl_vae.data.files.file_content import quoted
-from ppl_vae.data.files.number_format import EXCEL_ERRORS, TRUTH
+from ppl_vae.data.files.number_format import ALWAYS_MISSING, EXCEL_ERRORS, TRUTH
 from ppl_vae.data.files.raw_table import PLAIN_NUMBERS, RawTable
 
 NA_MARKERS = ("na", "n/a", "null", "none", "?", ".", "-", "missing")
@@ -28,6 +27,8 @@ MAX_CLASSES = 50
 TRANSPOSED_ROWS = 1000
 """The number of rows that are transposed at once: few enough for a processor's cache."""
 UNIT = r"(?:[%‰$€£¥°]|\s[A-Za-zµμ°%/]{1,5}\d?)"
+MAX_MARKERS = 5
+"""The largest number of distinct texts among numbers that may all mark missing values."""
 _GROUPS = r"(?:\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+|\d[\d,'’_ \u00a0\u202f]*)"
 FORMATTED_NUMBER = rf"[<>≤≥~≈]?\s?[$€£¥+−-]{{0,2}}\s?{_GROUPS}(?:[.,]\d*)?\s?{UNIT}?[*†‡]*"
 """Numbers with separators or units, which are refused: 1,234.5 or $5 or 10 % or <0.1."""
@@ -48,51 +49,8 @@ def _transposed(columns: Float[np.ndarray, "D N"]) -> Float[np.ndarray, "N D"]:
     return rows
 
 
-def find_column(raw: RawTable, name: str) -> str:
-    """The column of this name, or of this number in a file without names.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not raw.has_names and name.isdecimal():
-        name = f"x{int(name)}"
-    if name in raw.cells:
-        return name
-    similar = get_close_matches(name, map(str, raw.cells), n=3)
-    hint = f"; did you mean {quoted(similar)}?" if similar else ""
-    raise ValueError(f"{raw.name} has no column {name!r}; it has {quoted(raw.cells)}{hint}")
-
-
-def select_columns(
-    raw: RawTable,
-    columns: Sequence[str] | None,
-    drop: Sequence[str],
-    needed: Iterable[str],
-) -> tuple[pd.DataFrame, list[str] | None]:
-    """The cells without the dropped columns, and the names of the chosen ones.
-
-    Args:
-        raw: the cells of a file.
-        columns: names of the columns that are kept; None for all.
-        drop: names of the columns that are left out.
-        needed: names of columns that are used otherwise, and cannot be dropped.
-
-    Raises:
-        ValueError: if there is no such column, or a column is both chosen and left out.
-    """
-    left_out = [find_column(raw, name) for name in drop]
-    chosen = None if columns is None else [find_column(raw, name) for name in columns]
-    if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
-        raise ValueError(
-            f"columns must be distinct names, at least one; got {list(columns or ())}"
-        )
-    if both := set(left_out) & {*(chosen or ()), *needed}:
-        raise ValueError(f"columns that are dropped cannot be used as well: {quoted(both)}")
-    cells = raw.cells.drop(columns=left_out)
-    if chosen is not None:
-        kept = {*chosen, *needed, *cells.columns[:1]}  # the first may have row names
-        cells = cells.loc[:, [name in kept for name in cells.columns]]
-    return cells, chosen
+def _drop_option(names: Sequence[str]) -> str:
+    return f"on the command line --drop {shlex.quote(','.join(names))}"
 
 
 @dataclass
@@ -210,8 +168,9 @@ class ColumnRoles:
             rows = np.flatnonzero(np.isnan(values) & ~self.cells.index.isin(words.index))
             raise ValueError(
                 f"{self.raw.name}: the label column {name!r} is empty in {missing} row(s), as in "
-                f"{self.raw.place(int(rows[0]))}; fill them or remove the rows; if a marker of "
-                "missing values is the name of a class, give other markers as missing"
+                f"{self.raw.place(int(rows[0]))}; fill them, remove the rows, or leave the column "
+                f"out ({_drop_option([name])}); if a marker of missing values is the name of a "
+                "class, give other markers as missing"
             )
         texts = len(words) > 0 or name in self.truth
         labels = self.cells[name] if texts else values.astype(int) if integer else values
@@ -222,6 +181,8 @@ class ColumnRoles:
         text = [name for name in self.numbers if self.is_text(name)]
         if text and not np.isnan(self.numbers[text[0]]).all():
             return None  # words among numbers may mark missing values
+        if text and 2 * len(self.words[text[0]]) < len(self.cells):
+            return None  # remarks on some rows
         if any(map(self._has_dates, text)):
             return None
         called = [n for n in self.numbers if n.casefold() in LABEL_NAMES and self.is_integer(n)]
@@ -320,6 +281,15 @@ class ColumnRoles:
             f"give missing {words.iloc[0]!r} if that marks a missing value, "
             "otherwise correct them or remove the lines"
         )
+        if words.iloc[0].casefold() in NA_MARKERS:
+            given = [mark for mark in self.na_markers if mark not in ALWAYS_MISSING]
+            markers = ",".join([*given, words.iloc[0]])
+            remedy = (
+                "the given markers of missing values replace the usual ones: give missing "
+                f"'{markers}' (on the command line --missing {shlex.quote(markers)})"
+            )
+        elif self._has_many_words(name):
+            remedy = f"leave the column out ({_drop_option([name])}), or correct them"
         if re.fullmatch(AMBIGUOUS_COMMA, words.iloc[0]):
             remedy = "give thousands ',' or decimal ',' for what their comma separates"
         return (
@@ -330,9 +300,16 @@ class ColumnRoles:
     def _columns_of_text(self, text: Sequence[str], mixed: Sequence[str]) -> str:
         dates = list(filter(self._has_dates, text))
         noun = f" (of dates: {quoted(dates)})" if dates else ""
-        other = f"; {self._not_numbers(mixed[0])}" if mixed else ""
+        partly = list(filter(self._has_many_words, mixed))
+        also = f" and columns of numbers and texts, {quoted(partly)}" if partly else ""
+        left = [name for name in mixed if name not in partly]
+        other = f"; {self._not_numbers(left[0])}" if left else ""
         return (
-            f"{self.raw.name} has columns of text, {quoted(text)}{noun}; choose one as label if "
-            "it has classes, or as index if it names the rows, and drop the others (on the "
-            f"command line --drop {shlex.quote(','.join(text))}) or encode them as numbers{other}"
+            f"{self.raw.name} has columns of text, {quoted(text)}{noun}{also}; choose one as "
+            "label if it has classes, or as index if it names the rows, and drop the others "
+            f"({_drop_option([*text, *partly])}) or encode them as numbers{other}"
         )
+
+    def _has_many_words(self, name: str) -> bool:
+        # More than markers of missing values, typing errors and remarks.
+        return self.words[name].nunique() > max(MAX_MARKERS, len(self.cells) // 20)

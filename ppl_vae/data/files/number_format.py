@@ -24,6 +24,8 @@ EXCEL_ERRORS = (
     *("#getting_data", "#field!", "#blocked!", "#connect!", "#unknown!", "#busy!", "#nv"),
 )
 """What a spreadsheet writes into a cell whose value is not defined."""
+ALWAYS_MISSING = ("", "nan", *EXCEL_ERRORS)
+"""Cells that are missing whatever marks missing values, casefolded."""
 QUOTED = r'"([^"\n]*)"'
 QUOTED_COMMA = r'"[^"\n]*\d,\d[^"\n]*"'
 """Cells in quotation marks; those that may be numbers with commas."""

@@ -7,7 +7,7 @@ import re
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,8 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """What separates the cells of a text table, by the suffix."""
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
 """Suffixes of the tables that can be written."""
+CELLS_AT_ONCE = 500_000
+"""The number of cells that are made into text at a time."""
 STANDARD_OUTPUT = Path("-")
 """The target that stands for standard output."""
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -131,7 +133,9 @@ def _check_folder(target: Path) -> None:
         raise ValueError(f"the output {target} cannot be written: {error.strerror}") from error
 
 
-def write_frame(frame: pd.DataFrame, target: Path, *, index: bool) -> None:
+def write_frame(
+    frame: pd.DataFrame, target: Path, *, index: bool, point_zero: bool = True
+) -> None:
     """Write a table as CSV, TSV or Parquet, by the suffix: whole, or not at all.
 
     Numbers are written with all digits, and missing values as empty cells. In CSV and TSV a text
@@ -142,6 +146,7 @@ def write_frame(frame: pd.DataFrame, target: Path, *, index: bool) -> None:
         frame: the table.
         target: the file; ``-`` is standard output, as CSV.
         index: whether the index of the frame is written as the first column.
+        point_zero: whether text has a decimal point in whole floating-point numbers, 1.0.
 
     Raises:
         ValueError: if the suffix is not .csv, .tsv or .parquet; if two columns of a Parquet file
@@ -149,7 +154,8 @@ def write_frame(frame: pd.DataFrame, target: Path, *, index: bool) -> None:
     """
     if target == STANDARD_OUTPUT:
         sys.stdout.flush()
-        sys.stdout.buffer.write(_text(frame, ",", index).encode())
+        for text in _texts(frame, ",", index=index, point_zero=point_zero):
+            sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
         return
     suffix = target.suffix.lower()
@@ -159,7 +165,9 @@ def write_frame(frame: pd.DataFrame, target: Path, *, index: bool) -> None:
         if suffix == ".parquet":
             _write_parquet(frame, file, target, index)
         else:
-            file.write(_text(frame, SEPARATORS[suffix], index).encode())
+            separator = SEPARATORS[suffix]
+            for text in _texts(frame, separator, index=index, point_zero=point_zero):
+                file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -175,14 +183,33 @@ def _write_parquet(frame: pd.DataFrame, file: BinaryIO, target: Path, index: boo
         raise ValueError(f"{target} cannot be written as Parquet: {error}") from error
 
 
-def _text(frame: pd.DataFrame, separator: str, index: bool) -> str:
+def _texts(frame: pd.DataFrame, separator: str, *, index: bool, point_zero: bool) -> Iterator[str]:
+    # The text in parts of some rows each, the first with the header.
     plain = _without_formulas(frame)
-    text = plain.to_csv(sep=separator, index=index, lineterminator="\n")
-    if "\r" not in text:
-        return text
     # The writer quotes no carriage return in a cell, although readers take it as a line end.
-    quoting = csv.QUOTE_NONNUMERIC
-    return plain.to_csv(sep=separator, index=index, lineterminator="\n", quoting=quoting)
+    quoting = csv.QUOTE_NONNUMERIC if _has_returns(plain, index) else csv.QUOTE_MINIMAL
+    size = max(1, CELLS_AT_ONCE // max(1, frame.shape[1]))
+    for low in range(0, max(1, len(plain)), size):
+        rows = plain.iloc[low : low + size]
+        yield (rows if point_zero else _without_point_zero(rows)).to_csv(
+            sep=separator, index=index, lineterminator="\n", quoting=quoting, header=low == 0
+        )
+
+
+def _has_returns(frame: pd.DataFrame, index: bool) -> bool:
+    columns = [frame.iloc[:, k] for k, kind in enumerate(frame.dtypes) if not _has_no_text(kind)]
+    parts = [*columns, frame.columns, *((frame.index, frame.index.names) if index else ())]
+    return any(isinstance(cell, str) and "\r" in cell for part in parts for cell in part)
+
+
+def _without_point_zero(frame: pd.DataFrame) -> pd.DataFrame:
+    found = frame.copy(deep=False)
+    for k, kind in enumerate(frame.dtypes):
+        if kind.kind == "f":
+            values = frame.iloc[:, k].tolist()
+            texts = [None if v != v else repr(v).removesuffix(".0") for v in values]
+            found.isetitem(k, pd.Series(texts, frame.index, dtype=object))
+    return found
 
 
 def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:

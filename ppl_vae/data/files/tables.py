@@ -11,9 +11,10 @@ from jaxtyping import Float
 
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.files.array_files import npy_table, npz_table
-from ppl_vae.data.files.column_roles import NA_MARKERS, ColumnRoles, find_column, select_columns
+from ppl_vae.data.files.column_roles import NA_MARKERS, ColumnRoles
+from ppl_vae.data.files.column_selection import find_column, select_columns
 from ppl_vae.data.files.file_content import COMPRESSED, check_file, read_content
-from ppl_vae.data.files.number_format import EXCEL_ERRORS
+from ppl_vae.data.files.number_format import ALWAYS_MISSING
 from ppl_vae.data.files.raw_table import RawTable
 from ppl_vae.data.files.regular_texts import regular_table
 from ppl_vae.data.files.text_encoding import decode
@@ -172,7 +173,7 @@ def read_table(
     path = Path(path)
     check_int("max_bytes", max_bytes)
     given = NA_MARKERS if missing is None else [missing] if isinstance(missing, str) else missing
-    markers = ("", "nan", *EXCEL_ERRORS, *(marker.strip().casefold() for marker in given))
+    markers = (*ALWAYS_MISSING, *(marker.strip().casefold() for marker in given))
     text = TextFormat(markers, header, delimiter, decimal, thousands, skip_rows, comment)
     raw = _read_raw(path, text, encoding, label, index, max_bytes)
     label = None if label is None else _role(raw, label)

@@ -13,12 +13,13 @@ BYTE_ORDER_MARKS = {
 BINARY_SIGNATURES = (
     b"PK\3\4",
     b"PAR1",
-    b"\x1f\x8b",
     b"\x93NUMPY",
     b"\x89HDF",
     b"\x89PNG",
     b"%PDF",
 )
+COMPRESSED = {b"\x1f\x8b": ".csv.gz", b"BZh": ".csv.bz2", b"\xfd7zXZ\0": ".csv.xz"}
+"""How compressed files begin, and how their names end."""
 MARKUP = ("<!doctype", "<html", "<?xml", "{", "[{")
 """Beginnings of pages and of JSON that are called tables."""
 INSPECTED_BYTES = 4096
@@ -54,13 +55,18 @@ def decode(raw: bytes, name: str, encoding: str | None) -> tuple[str, list[str]]
         ) from error
     except UnicodeError as error:
         raise ValueError(_undecodable(raw, name, encoding, error)) from error
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    text = text.lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in text or text[:INSPECTED_BYTES].lstrip().lower().startswith(MARKUP):
         raise ValueError(_not_text(name))
     return text, notes
 
 
 def _marked_encoding(raw: bytes, name: str) -> str | None:
+    for start, suffix in COMPRESSED.items():
+        if raw.startswith(start):
+            raise ValueError(
+                f"{name} is compressed, despite its name; give it a name that ends in {suffix}"
+            )
     if raw.startswith(BINARY_SIGNATURES):
         raise ValueError(_not_text(name))
     return next((found for mark, found in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
@@ -99,6 +105,6 @@ def _undecodable(raw: bytes, name: str, encoding: str, error: UnicodeError) -> s
     line = raw[start : end if end >= 0 else None][:80].decode(EXAMPLE_ENCODING, "replace").strip()
     return (
         f"{name} is not {encoding.upper()}: byte 0x{raw[error.start]:02x} in line {number}; give "
-        f"its encoding, such as {EXAMPLE_ENCODING}, in which the line reads {line!r}, or save it "
-        "as UTF-8"
+        f"its encoding, such as {EXAMPLE_ENCODING} (on the command line --encoding "
+        f"{EXAMPLE_ENCODING}), in which the line reads {line!r}, or save it as UTF-8"
     )

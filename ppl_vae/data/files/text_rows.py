@@ -102,6 +102,12 @@ class TextRows:
                 start = stop
         except csv.Error as error:
             number = self.lines[min(start, len(self.lines) - 1)][0]
+            if "field larger" in str(error):
+                raise ValueError(
+                    f"{self.name}: a cell in line {number} has more than "
+                    f"{csv.field_size_limit():,} characters; shorten it, or leave its column out "
+                    "of the file. A quotation mark that is not closed makes such a cell, too"
+                ) from error
             raise ValueError(
                 f"{self.name}: fix the quotation marks in line {number} ({error})"
             ) from error

@@ -9,7 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
-from ppl_vae.data.sources.block_source import BlockSource, SequentialReader, as_block
+from ppl_vae.data.sources.block_source import (
+    PIECE_NUMBERS,
+    BlockSource,
+    SequentialReader,
+    as_block,
+)
 
 SUFFIXES = (".parquet", ".pq")
 """Names of Parquet files end so."""
@@ -92,7 +97,10 @@ class ParquetSource(BlockSource):
             row = int(self.part_starts[part])
             with self._open(path) as file:
                 batches = file.iter_batches(
-                    self.block_rows, row_groups=[group], columns=self._columns, use_threads=False
+                    max(1, PIECE_NUMBERS // self.width),
+                    row_groups=[group],
+                    columns=self._columns,
+                    use_threads=False,
                 )
                 for batch in batches:
                     # A file gives its columns in an order of its own.

@@ -17,7 +17,7 @@ from ppl_vae.core.introspection import placement
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import kept_generators
 from ppl_vae.core.text import counted
-from ppl_vae.data.sources.block_source import SEQUENTIAL_NUMBERS, BlockSource
+from ppl_vae.data.sources.block_source import PIECE_NUMBERS, BlockSource
 from ppl_vae.data.sources.row_order import RowGroup, RowOrder
 
 GROUPS_IN_MEMORY = 3
@@ -204,16 +204,17 @@ class RowStream:
     def _load(self, group: RowGroup) -> _GroupData:
         x = self.like.new_empty(len(group), self.source.width)
         mask = torch.empty_like(x, dtype=torch.bool) if self.is_missing else None
-        offset = 0
-        for low, high in zip(group.starts.tolist(), group.stops.tolist(), strict=True):
-            rows = slice(offset, offset + high - low)
-            block = self.source.read(low, high).to(x.dtype)
-            x[rows] = self._moved(block)
-            if mask is not None:
-                mask[rows] = ~x[rows].isnan()
-                x[rows].masked_fill_(~mask[rows], 0.0)
-            offset = rows.stop
-            self.source.release()
+        offset, size = 0, max(1, PIECE_NUMBERS // self.source.width)
+        for start, stop in zip(group.starts.tolist(), group.stops.tolist(), strict=True):
+            for low, high in self.source.blocks(start, stop, size):
+                rows = slice(offset, offset + high - low)
+                block = self.source.read(low, high).to(x.dtype)
+                x[rows] = self._moved(block)
+                if mask is not None:
+                    mask[rows] = ~x[rows].isnan()
+                    x[rows].masked_fill_(~mask[rows], 0.0)
+                offset = rows.stop
+                self.source.release()
         return _GroupData(x, mask)
 
     def _moved(self, tensor: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ class RowStream:
         self, model: ProgramLike, guide: ProgramLike | None, *, check: bool, with_digest: bool
     ) -> None:
         # One pass over all rows, for what must be known before the first of them is used.
-        size, empty = max(1, SEQUENTIAL_NUMBERS // self.source.width), []
+        size, empty = max(1, PIECE_NUMBERS // self.source.width), []
         for low, high in self.source.blocks(size=size):
             part = "" if high - low == len(self) else f" (its rows from {low} on)"
             x, mask = as_data_and_mask(

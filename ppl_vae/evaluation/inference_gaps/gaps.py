@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.digest import describe_tensor
 from ppl_vae.core.arrays.inputs import labels_of
-from ppl_vae.core.batch import Batch
-from ppl_vae.core.global_sites import conditioned
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
@@ -24,7 +23,11 @@ from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.data.sources.row_stream import Rows, describe_rows
 from ppl_vae.evaluation.inference_gaps.estimator import GapEstimator, Settings
 from ppl_vae.evaluation.inference_gaps.family import family_of
-from ppl_vae.evaluation.inference_gaps.global_draws import average_over_draws
+from ppl_vae.evaluation.inference_gaps.global_draws import (
+    average_over_draws,
+    check_no_constants,
+    conditioned_on_draws,
+)
 from ppl_vae.evaluation.inference_gaps.local_optimum import (
     MAX_POINTS,
 )
@@ -34,7 +37,7 @@ from ppl_vae.evaluation.marginal_likelihood.batching import (
     rows_at_once,
 )
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
-from ppl_vae.objectives.divergences import check_importance_samplable, check_latents
+from ppl_vae.objectives.divergences import check_importance_samplable
 
 ROWS_FACTOR = 8
 """The number of rows at once relative to other evaluations, as in :class:`LocalVI`."""
@@ -149,36 +152,19 @@ def _estimates(
         pairs, first = [pair], next(data.split(rows[:size], size))
         check_importance_samplable(pair, first)
         if pair.has_globals(first):
-            _check_no_constants(log_p=log_p, best=settings.best)
-            pairs, log_ratios = _conditioned(pair, first, settings.num_global_draws)
+            check_no_constants(log_p=log_p, best=settings.best)
+            pairs, log_ratios = conditioned_on_draws(pair, first, settings.num_global_draws)
         shared.seed_own_draws()
         estimators = []
         for each in pairs:
-            family = family_of(each, first, settings.covariance)
+            with nonfinite_sites_named(each, first):
+                family = family_of(each, first, settings.covariance)
             estimator = GapEstimator(each, family, settings, make_runner)
             for batch in data.split(shared.own, size):
-                estimator.evaluate(batch, estimates_log_p=log_p is None)
+                with nonfinite_sites_named(each, batch):
+                    estimator.evaluate(batch, estimates_log_p=log_p is None)
             estimators.append(estimator)
     return [each.of_all_rows(shared).result(log_p) for each in estimators], log_ratios
-
-
-def _conditioned(
-    pair: Pair, batch: Batch, num_draws: int
-) -> tuple[list[Pair], Float[Tensor, " G"]]:
-    # The pair given draws of its global latent variables, and their log density ratios.
-    runs = [pair.run(batch) for _ in range(num_draws)]
-    check_latents(runs[0])
-    log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
-    return [conditioned(pair, run) for run in runs], log_ratios
-
-
-def _check_no_constants(**given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(
-                f"{name} depends on the global latent variables, which are random here; leave it "
-                "out, or fix them: ppl_vae.core.condition_on_globals(model, guide, x)"
-            )
 
 
 def _check_log_p(log_p: Any, number: int) -> None:

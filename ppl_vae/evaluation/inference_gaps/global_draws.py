@@ -11,14 +11,43 @@ The bracket is split datum by datum for each of several draws of theta, in the p
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.batch import Batch
+from ppl_vae.core.global_sites import conditioned
+from ppl_vae.core.pair import Pair
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.evaluation.inference_gaps.result import Gaps, GlobalPart
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
+from ppl_vae.objectives.divergences import check_latents
+
+
+def conditioned_on_draws(
+    pair: Pair, batch: Batch, num_draws: int
+) -> tuple[list[Pair], Float[Tensor, " G"]]:
+    """The pair given draws of its global latent variables, and their log density ratios."""
+    runs = [pair.run(batch) for _ in range(num_draws)]
+    check_latents(runs[0])
+    log_ratios = torch.stack([run.global_log_weights()[0].detach().cpu() for run in runs])
+    return [conditioned(pair, run) for run in runs], log_ratios
+
+
+def check_no_constants(**given: Any) -> None:
+    """Refuse arguments that depend on global latent variables.
+
+    Raises:
+        ValueError: naming the first that is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} depends on the global latent variables, which are random here; leave it "
+                "out, or fix them: ppl_vae.core.condition_on_globals(model, guide, x)"
+            )
 
 
 def average_over_draws(

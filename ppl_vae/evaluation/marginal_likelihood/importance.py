@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vae.core.arrays.inputs import labels_of
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.global_sites import PriorProposal
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
@@ -332,6 +333,7 @@ def weight_summary(
     Raises:
         FloatingPointError: if a log weight is NaN.
     """
-    log_weights = sampler(pair, batch, num_samples)
-    check_no_nan(log_weights, batch)
+    with nonfinite_sites_named(pair, batch):
+        log_weights = sampler(pair, batch, num_samples)
+        check_no_nan(log_weights, batch)
     return summarize(log_weights, log_mean_weights(log_weights))

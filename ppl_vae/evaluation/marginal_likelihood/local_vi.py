@@ -16,6 +16,7 @@ from ppl_vae.capture.functional_gradient import (
 )
 from ppl_vae.capture.graph import store_parameters
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend, store_gradient
@@ -58,6 +59,13 @@ class LocalVI:
 
     def __call__(self, pair: Pair, batch: Batch) -> Pair:
         """The model with the refined guide of this batch, whose parameters are frozen."""
+        with nonfinite_sites_named(pair, batch):
+            guide, refined = self._refined(pair, batch)
+        # In training mode Pyro warns of parameters without a gradient.
+        guide.requires_grad_(False).eval()
+        return refined
+
+    def _refined(self, pair: Pair, batch: Batch) -> tuple[LocalGuide, Pair]:
         guide = make_local_guide(pair, batch, self.covariance)
         # Local guides have the plates of the guide, so that its sample dimension is theirs.
         refined = pair.with_guide(guide, sample_dim=pair.sample_dim(batch))
@@ -72,9 +80,7 @@ class LocalVI:
         with pair.eval_mode():
             descend(optimizer, self.rates, lambda: gradient.store(self.runner, len(self.rates)))
         guide.check_conditioning()
-        # In training mode Pyro warns of parameters without a gradient.
-        guide.requires_grad_(False).eval()
-        return refined
+        return guide, refined
 
 
 class LocalGradient:

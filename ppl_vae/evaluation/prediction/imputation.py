@@ -23,6 +23,7 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
+from ppl_vae.core.nonfinite_pairs import nonfinite_sites_named
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
@@ -180,8 +181,9 @@ def _impute(
         local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
         for batch in data.split(shared.own, size):
             _check_samplable(pair, batch, draws)
-            sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
-            _write(result, batch, sampler.estimate(num_samples, draws))
+            with nonfinite_sites_named(pair, batch):
+                sampler = _Sampler(local_vi(pair, batch) if refine else pair, batch)
+                _write(result, batch, sampler.estimate(num_samples, draws))
     complete_imputation(result, incomplete, shared)
 
 

@@ -29,6 +29,8 @@ from ppl_vae.models.linear.identifiability import undetermined_entries, undeterm
 from ppl_vae.models.ppca import NOISES, PPCA
 
 MASKED_FRACTION = 0.1
+MAX_SELECTION_ROWS = 1000
+"""The largest number of rows on which the commands select models."""
 PATIENCE = 2
 """A search ends after this many values of K in a row without an improvement."""
 STREAM = 20_251
@@ -99,6 +101,7 @@ def select_by_masked_cv(
     noises: Iterable[str] = NOISES,
     latent_dims: Iterable[int] | None = None,
     fraction: float = MASKED_FRACTION,
+    max_rows: int | None = None,
     seed: int = 0,
 ) -> MaskedCV:
     """Mask some observed values, fit PPCA and factor analysis to the rest, and score them.
@@ -114,6 +117,8 @@ def select_by_masked_cv(
             until two in a row bring no improvement; for factor analysis up to
             D + 1/2 - sqrt(2 D + 1/4), above which it has more parameters than a covariance matrix.
         fraction: the fraction of observed values to mask.
+        max_rows: the largest number of rows to use, evenly spaced; None uses all, and so does a
+            number of rows in which a column does not vary that varies in all of them.
         seed: seed of the masked values and of the initial parameters.
 
     Raises:
@@ -122,7 +127,7 @@ def select_by_masked_cv(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1; got {fraction}")
-    x = without_empty_rows(as_matrix(x, mask=mask).double())
+    x = _evenly_spaced(without_empty_rows(as_matrix(x, mask=mask).double()), max_rows)
     observed = observed_mask(x)
     observed = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
     data = _MaskedData.of(x, observed, fraction, seed)
@@ -137,6 +142,18 @@ def select_by_masked_cv(
     notes.extend(_not_validated(x, observed, sizes[int(log_density.argmax())]))
     number = int(data.masked.sum())
     return MaskedCV(names, sizes, log_density, rmse, coverage, number, tuple(notes))
+
+
+def _evenly_spaced(x: Float[Tensor, "N D"], max_rows: int | None) -> Float[Tensor, "M D"]:
+    if max_rows is None or len(x) <= check_int("max_rows", max_rows, 2):
+        return x
+    rows = np.linspace(0, len(x) - 1, max_rows).round().astype(int)
+    return x if bool((_constant(x[rows]) & ~_constant(x)).any()) else x[rows]
+
+
+def _constant(x: Float[Tensor, "N D"]) -> Bool[Tensor, " D"]:
+    # Columns with at most one value among their observed entries.
+    return x.nan_to_num(nan=-math.inf).amax(0) <= x.nan_to_num(nan=math.inf).amin(0)
 
 
 class _Score(NamedTuple):

@@ -20,6 +20,7 @@ from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike
+from ppl_vae.data.column_scales import isotropic_noise_notes
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.inference.em.closed_form import best_parameters
@@ -95,7 +96,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
         steps=1,
         seconds=seconds,
         stopped="exact",
-        notes=blocks.notes() + columns.notes() + state.notes(),
+        notes=_data_notes(ppca, blocks, columns) + state.notes(),
         converged=True,
         certificate=0.0,
     ).shifted(_log_jacobian(columns, unit), 0.0)
@@ -248,7 +249,7 @@ def _fit(
         columns, covariance = _summarize(ppca, blocks)
         noise = Noise.of(ppca, columns, settings.noise_floor, accelerated=settings.accelerated)
     pairs = undetermined_pairs(blocks, ppca.latent_dim) if covariance is None else None
-    data_notes = blocks.notes() + columns.notes() + describe_undetermined(pairs, ppca.latent_dim)
+    data_notes = _data_notes(ppca, blocks, columns) + describe_undetermined(pairs, ppca.latent_dim)
     fits = []
     for number in range(settings.starts):
         loadings, loc, variance, notes = _initial(ppca, columns, noise, blocks.unit, number)
@@ -288,6 +289,14 @@ def _summarize(ppca: PPCA, blocks: RowBlocks) -> tuple[ColumnStats, SampleCovari
     resolution = torch.finfo(ppca.loc.dtype).eps
     columns.check(diagonal=ppca.noise == "diagonal", resolution=resolution)
     return columns, covariance
+
+
+def _data_notes(ppca: PPCA, blocks: RowBlocks, columns: ColumnStats) -> tuple[str, ...]:
+    # Notes on rows left out, on constant columns and on columns of mixed units.
+    notes = blocks.notes() + columns.notes()
+    if ppca.noise == "isotropic":
+        notes += isotropic_noise_notes(columns, blocks.unit)
+    return notes
 
 
 def _log_jacobian(columns: ColumnStats, unit: float) -> float:

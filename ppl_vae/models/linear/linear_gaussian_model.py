@@ -22,7 +22,7 @@ from ppl_vae.core.validation import (
     observed_mask,
 )
 from ppl_vae.data.sources.row_blocks import rows_per_block
-from ppl_vae.data.sources.row_sources import is_source, row_source
+from ppl_vae.data.sources.row_sources import is_matrix, is_source, row_source
 from ppl_vae.models.latent_variable_model import LatentVariableModel
 from ppl_vae.models.linear.identifiability import describe_undetermined, undetermined_entries
 from ppl_vae.models.linear.linear_gaussian import LatentPosterior, MissingnessPatterns
@@ -172,7 +172,8 @@ class LinearGaussianModel(LatentVariableModel):
         self, x: ArrayLike, mask: ArrayLike | None = None
     ) -> Iterator[LatentPosterior]:
         # Complete rows in memory all at once, others block by block.
-        source = row_source(x, mask, schema=self.schema) if is_source(x) else None
+        in_memory = am_i_wrapped() or (is_matrix(x) and not is_source(x))
+        source = None if in_memory else row_source(x, mask, schema=self.schema)
         if source is not None:
             for low, high in source.blocks(size=rows_per_block(3 * source.width)):
                 yield from self._posteriors(source.read(low, high))

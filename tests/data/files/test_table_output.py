@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ppl_vae.data.files import table_output
 from ppl_vae.data.files.table_output import check_output, write_frame
 
 FRAME = pd.DataFrame({"a": [1.5, float("nan")], "b": [-2, 3]}, index=["u", "v"])
@@ -217,3 +218,24 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, name):
     )
     assert shown.stdout.startswith("refused"), shown
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_parts_are_one_text(tmp_path, monkeypatch):
+    """A table that is written in parts of some rows is that which pandas writes at once."""
+    frame = pd.concat([FRAME] * 5, ignore_index=True)
+    frame["t"] = ["plain", "=1+1", "two\nlines", "a,b", 'a "b"'] * (len(frame) // 5) + [""] * (
+        len(frame) % 5
+    )
+    texts = []
+    for number in (1, 7, 10**6):
+        monkeypatch.setattr(table_output, "CELLS_AT_ONCE", number)
+        write_frame(frame, tmp_path / f"{number}.csv", index=True)
+        write_frame(frame, tmp_path / f"{number}.tsv", index=False, point_zero=False)
+        texts.append([(tmp_path / f"{number}.{s}").read_bytes() for s in ("csv", "tsv")])
+    assert texts[0] == texts[1] == texts[2]
+    empty = frame.iloc[:0]
+    write_frame(empty, tmp_path / "empty.csv", index=False)
+    assert (tmp_path / "empty.csv").read_text().count("\n") == 1
+    whole = pd.DataFrame({"a": [1.0, 2.5, np.nan], "b": [-3.0, 1e300, 0.0]})
+    write_frame(whole, tmp_path / "w.csv", index=False, point_zero=False)
+    assert (tmp_path / "w.csv").read_text() == "a,b\n1,-3\n2.5,1e+300\n,0\n"

@@ -424,7 +424,7 @@ def test_unsupported_files_raise(read, tmp_path):
         (b"a,b\n1,2\n\0\0\n", "is not a text table"),
         (
             "a,b\n1,2\nö,2\n".encode("latin-1"),
-            "is not UTF-8: byte 0xf6 in line 3; .* such as cp1252, in which .* reads 'ö,2'",
+            "is not UTF-8: byte 0xf6 in line 3; .* such as cp1252 .*--encoding cp1252.*'ö,2'",
         ),
         (b"a,b\n", "has column names and no rows"),
         (b"1,2\n", "has a single row, of 2 numbers; .* give header False"),

@@ -1,8 +1,13 @@
 """Text tables as people and programs write them: read as meant, or questioned by name."""
 
+import bz2
+import codecs
 import csv
+import gzip
 import io
+import lzma
 import re
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ from hypothesis import strategies as st
 from table_files import NAN, assert_table, write_and_read
 
 from ppl_vae.data.files.number_format import NumberFormat
+from ppl_vae.data.files.tables import read_table
 
 COLUMN_NAMES = "used as column names, although it has numbers"
 ROW_NAMES = "row names"
@@ -505,3 +511,69 @@ def test_wide_rows(read):
     names = ",".join(f"g{k}" for k in range(1000))
     row = ",".join(["1.5"] * 1000)
     assert read(f"{names}\n{row}\n{row}\n").values.shape == (2, 1000)
+
+
+def test_messages_on_texts_can_be_followed(read):
+    """What a message recommends is enough to read the table."""
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{k},{name} {k},{'mf'[k % 2]},{['', 'PC '][k % 3 == 0]}{100 + 7 * k},{rng.normal():.2f}"
+        for k, name in enumerate(["Ann", "Bob", "Eve"] * 20)
+    ]
+    text = "\n".join(["Id,Name,Sex,Ticket,Age", *rows]) + "\n"
+    with pytest.raises(ValueError, match="columns of numbers and texts, 'Ticket'") as caught:
+        read(text)
+    dropped = re.search(r"--drop ([^)]*)\)", str(caught.value)).group(1)
+    assert dropped == "Name,Sex,Ticket"
+    assert read(text, drop=dropped.split(",")).columns == ("Id", "Age")
+    with pytest.raises(ValueError, match=r"'Ticket': 20 of 60 cells .*; leave .* --drop Ticket"):
+        read(text, drop=["Name", "Sex"])
+
+
+def test_remarks_on_some_rows_are_no_labels(read):
+    text = "a,b,remark\n" + "".join(
+        f"{k}.5,{k % 7},{'new sensor' if k % 9 == 0 else ''}\n" for k in range(30)
+    )
+    with pytest.raises(ValueError, match=r"columns of text, 'remark'.*--drop remark"):
+        read(text)
+    assert read(text, drop=["remark"]).columns == ("a", "b")
+
+
+def test_given_markers_replace_the_usual_ones_and_the_message_states_it(read):
+    text = "a,b\n" + "".join(f"{k}.25,{[k + 0.5, 'NA', -999][k % 3]}\n" for k in range(30))
+    (note,) = read(text).notes
+    assert "give missing '-999' (on the command line --missing -999)" in note
+    with pytest.raises(ValueError, match=r"replace the usual ones: .*--missing -999,NA\)"):
+        read(text, missing=["-999"])
+    assert read(text, missing=["-999", "NA"]).num_missing == 20
+
+
+def test_files_that_are_not_as_their_names(tmp_path):
+    text = b"a,b\n" + b"".join(b"%d.5,%d\n" % (k, k % 7) for k in range(12))
+    (tmp_path / "twice.csv").write_bytes(codecs.BOM_UTF8 * 2 + text)
+    assert read_table(tmp_path / "twice.csv").columns == ("a", "b")
+    for module, suffix in ((gzip, "gz"), (bz2, "bz2"), (lzma, "xz")):
+        path = tmp_path / f"{suffix}.csv"
+        path.write_bytes(module.compress(text))
+        with pytest.raises(ValueError, match=rf"is compressed, .* ends in \.csv\.{suffix}"):
+            read_table(path)
+        assert len(read_table(path.rename(f"{path}.{suffix}")).values) == 12
+
+
+@pytest.mark.parametrize("cell", ["x", "a.", "http://a/", '""'])
+def test_long_cells(tmp_path, cell):
+    """A long cell takes no time that is quadratic in its length."""
+    path = tmp_path / "long.csv"
+    for length in (100_000, 200_000):
+        long = cell * (length // len(cell))
+        long = f'"{long}"' if '"' in cell else long
+        rows = [f"{long if k == 1 else f'u{k}'},{k}.5,{k % 7}" for k in range(12)]
+        path.write_text("name,a,b\n" + "\n".join(rows) + "\n")
+        if length > csv.field_size_limit() and cell != '""':
+            message = "a cell in line 3 has more than 131,072 characters"
+            with pytest.raises(ValueError, match=message):
+                read_table(path)
+        else:
+            start = time.process_time()
+            assert read_table(path).values.shape == (12, 2)
+            assert time.process_time() - start < 5

@@ -33,6 +33,7 @@ from ppl_vae.data.sources import (
     block_source,
     dataset_source,
     observed_rows,
+    parquet_source,
     row_order,
     row_stream,
 )
@@ -53,8 +54,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(row_order, "GROUP_NUMBERS", 50 * D)
     for module in (block_source, array_source, dataset_source):
         monkeypatch.setattr(module, "BLOCK_NUMBERS", 15 * D)
-    for module in (block_source, row_stream):
-        monkeypatch.setattr(module, "SEQUENTIAL_NUMBERS", 25 * D)
+    monkeypatch.setattr(block_source, "SEQUENTIAL_NUMBERS", 25 * D)
+    for module in (parquet_source, row_stream):
+        monkeypatch.setattr(module, "PIECE_NUMBERS", 7 * D)
 
 
 def table(missing=False):

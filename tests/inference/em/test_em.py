@@ -472,7 +472,8 @@ def test_constant_columns_are_noted(fit, value):
 
 def test_a_column_of_tiny_variance_is_not_constant():
     x = np.random.default_rng(0).normal(size=(97, 5)) * [3, 2, 1, 1e-6, 1] + 1
-    assert fit_closed_form(PPCA.like(x, 1, seed=0), x).notes == ()
+    notes = fit_closed_form(PPCA.like(x, 1, seed=0), x).notes
+    assert not any("constant" in note for note in notes)
 
 
 @pytest.mark.parametrize("name", EXACT)
