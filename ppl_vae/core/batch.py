@@ -44,9 +44,9 @@ class Batch:
         return self.x.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return self.x.dtype
+    def like(self) -> Float[Tensor, "0 D"]:
+        """No rows, of the dtype and on the device of the batch."""
+        return self.x[:0]
 
     @property
     def keywords(self) -> dict[str, Any]:

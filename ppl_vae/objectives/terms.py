@@ -29,11 +29,11 @@ class ELBOTerms:
         num_data: N.
     """
 
+    num_data: int
     reconstruction: Float[Tensor, "#S B"]
     kl: Float[Tensor, "#S B"]
     global_log_prob: Float[Tensor, "#S"]
     global_kl: Float[Tensor, "#S"]
-    num_data: int
 
     @classmethod
     def of(cls, run: PairTraces, *, closed: bool) -> "ELBOTerms":
@@ -49,11 +49,11 @@ class ELBOTerms:
         shared = [s for s in global_sites(run.model).values() if s["is_observed"]]
         zero = observed[0].new_zeros(1)
         return cls(
-            _total(observed),
-            _total(kl),
-            _total([zero, *(per_draw(site, log_prob(site)) for site in shared)]),
-            _total([zero, *global_kl_terms(run, closed=closed)]),
-            run.num_data,
+            num_data=run.num_data,
+            reconstruction=_total(observed),
+            kl=_total(kl),
+            global_log_prob=_total([zero, *(per_draw(site, log_prob(site)) for site in shared)]),
+            global_kl=_total([zero, *global_kl_terms(run, closed=closed)]),
         )
 
     def mean(self, beta: float | Tensor = 1.0) -> Float[Tensor, ""]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from ppl_vae import ELBO, VAE, CapturedSVI
 from ppl_vae.core.devices.accelerators import synchronize
-from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.inference.svi.captured_step import CapturedSteps
@@ -52,14 +51,18 @@ def stock(loss, checked=False, kind=SVI):
     return make
 
 
+def parts_of_a_step(x, rows, hidden):
+    """The objective, the parameters by name, and the optimizer's step."""
+    vae = vae_of(hidden, x.device)
+    pair = Pair(vae.model, vae.guide)
+    batch = MinibatchObjective(pair, WeightedObjective(ELBO(), None), x, None)
+    named = find_parameters(pair, lambda: batch.value(rows[0], 1))
+    return batch, named, OptimizerStep(named, pair.modules, Optimization(lr=RATE))
+
+
 def recorded(x, rows, hidden):
     """The step of ``fit_svi`` as recorded operations, without compiling."""
-    vae = vae_of(hidden, x.device)
-    batch = MinibatchObjective(
-        Pair(vae.model, vae.guide), WeightedObjective(ELBO(), None), x, None
-    )
-    named = find_parameters(batch.pair, lambda: batch.value(rows[0], 1))
-    update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
+    batch, named, update = parts_of_a_step(x, rows, hidden)
     gradient = RecordedGradient(batch, named)
 
     def run():
@@ -76,12 +79,7 @@ def ours(unroll, numbers="float32", compiled=True):
     """The step of ``fit_svi``: eager (0), or captured with this many steps per call."""
 
     def make(x, rows, hidden):
-        vae = vae_of(hidden, x.device)
-        batch = MinibatchObjective(
-            Pair(vae.model, vae.guide), WeightedObjective(ELBO(), None), x, None
-        )
-        named = find_parameters(batch.pair, lambda: batch.value(rows[0], 1))
-        update = OptimizerStep(named, modules_of(vae.model, vae.guide), Optimization(lr=RATE))
+        batch, named, update = parts_of_a_step(x, rows, hidden)
         fast = None
         if unroll:
             fast = CapturedSteps(batch, update, named, unroll, compiled=compiled)

@@ -111,11 +111,6 @@ class RowStream:
         return self.like.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the batches."""
-        return self.like.dtype
-
-    @property
     def digests(self) -> tuple[str, str | None]:
         """Descriptions of x and of the mask, with checksums; None for the mask of complete x."""
         x, mask = map(str, self._digests)

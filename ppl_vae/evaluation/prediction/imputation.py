@@ -216,7 +216,7 @@ def _without_imputations(
 ) -> Imputation:
     # The table itself, as a result to write to; a table that is read in blocks stays on the CPU.
     device = "cpu" if on_cpu else data.device
-    dtype = torch.promote_types(given.dtype, data.dtype)
+    dtype = torch.promote_types(given.dtype, data.like.dtype)
     mean = given.to(device=device, dtype=dtype, copy=not on_cpu)
     made = mean.expand(draws, -1, -1).clone() if draws else None
     ess = torch.full((len(mean),), torch.nan, dtype=torch.float64, device=device)

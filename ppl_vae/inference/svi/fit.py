@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -166,10 +166,9 @@ def fit_svi(
             move_to_device(model, guide, device)
             source = open_source(x, mask, model=model, guide=guide)
             schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
-            validation_rows = None
+            opened = nullcontext()
             if x_val is not None:
                 opened = _validation_rows(model, guide, x_val, schema)
-                validation_rows = stack.enter_context(opened)
             rows = observe_rows(
                 x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
                 check=epoch_transform is None, with_digest=resumable,
@@ -183,7 +182,7 @@ def fit_svi(
                 refresh=epoch_transform is not None, drop_last=drop_last, resumable=resumable,
             )  # fmt: skip
             optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
-            stopping = Stopping(validation_rows, patience)
+            stopping = Stopping(stack.enter_context(opened), patience)
             weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
         pair = Pair(model, guide)
         stack.enter_context(_training_context(pair, processes.common_seed(seed)))

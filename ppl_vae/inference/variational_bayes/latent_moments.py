@@ -26,22 +26,22 @@ class LatentMoments:
         gram: sums of (z, 1) (z, 1)' over the data in which the column is observed, (D, L, L)
             with L = K + 1.
         cross: sums of x (z, 1)' over these data, (D, L).
+        num_data: N.
         squares: sums of x^2 over these data, (D,).
         counts: their numbers, (D,).
         second_moment: the sum of z z' over all data, (K, K).
         total: the sum of z, (K,).
         half_log_det: the sum of 1/2 log det of the covariances of z, ().
-        num_data: N.
     """
 
     gram: Float[Tensor, "D L L"]
     cross: Float[Tensor, "D L"]
+    num_data: int
     squares: Float[Tensor, " D"]
     counts: Float[Tensor, " D"]
     second_moment: Float[Tensor, "K K"]
     total: Float[Tensor, " K"]
     half_log_det: Float[Tensor, ""]
-    num_data: int
 
     @classmethod
     def of(cls, statistics: TableStatistics, parameters: ParameterMoments) -> Self:
