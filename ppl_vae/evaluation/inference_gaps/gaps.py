@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -135,9 +136,16 @@ def gaps(
     num_batches = -(-len(shared.own) // size)
 
     def make_runner(calls_per_batch: int) -> CallRunner:
-        return CallRunner(capture, num_batches * calls_per_batch)
+        runner = CallRunner(capture, num_batches * calls_per_batch)
+        return stack.enter_context(closing(runner))
 
-    with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
+    with (
+        ExitStack() as stack,
+        together(),
+        isolated_store(),
+        seeded(shared.seed),
+        pair.eval_mode(),
+    ):
         pairs, first = [pair], next(data.split(rows, size))
         check_importance_samplable(pair, first)
         if pair.has_globals(first):

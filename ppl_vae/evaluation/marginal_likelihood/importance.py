@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -165,7 +166,14 @@ def _estimate(
     )
     diagnostics = None
     together = shared.processes.together
-    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    with (
+        closing(sampler.runner),
+        closing(local_vi.runner),
+        together(),
+        isolated_store(),
+        shared.seeded(),
+        pair.eval_mode(),
+    ):
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
         has_globals = pair.has_globals(start)

@@ -7,6 +7,7 @@ proportion to the weights is approximately a draw of z | x_obs.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -142,7 +143,7 @@ def impute(
         "impute", pair, partial(describe_rows, data), incomplete, seed, settings=settings
     )
     together = shared.processes.together
-    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    with closing(runner), together(), isolated_store(), shared.seeded(), pair.eval_mode():
         for rows in shared.own.split(size):
             batch = data.rows(rows)
             _check_samplable(pair, batch, draws)

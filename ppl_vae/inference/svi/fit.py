@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.capture.background import can_compile_beside
 from ppl_vae.core.arrays.inputs import learn_schema, schema_of
 from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
@@ -129,7 +130,8 @@ def fit_svi(
             operations that were recorded in the second step, which are those of an eager step;
             True, from the second step on by code that is compiled from such a recording, several
             steps per call. ``"auto"`` begins eagerly and takes what is worth its time for the
-            remaining steps: recording takes about a second, compiling about a minute. A step that
+            remaining steps: recording takes about a second; on a CPU another process compiles
+            while recorded steps go on, and its code takes over when it is ready. A step that
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
             was done and why. Recorded steps give the numbers of eager ones (with an objective of
             Pyro's, up to rounding); compiled steps are equal to them in distribution.
@@ -190,6 +192,7 @@ def fit_svi(
             partial(MinibatchObjective.of, model, guide, weighted, rows),
             epoch_transform, schedule, optimization, stopping, runtime, processes,
         )  # fmt: skip
+        stack.callback(trainer.policy.close)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
         result = trainer.result()
@@ -226,6 +229,7 @@ def _build_trainer(
         make_captured,
         schedule,
         shared=processes.size > 1,
+        beside=_can_compile_beside(minibatch, runtime, processes),
     )
     return Trainer(
         minibatch,
@@ -238,6 +242,13 @@ def _build_trainer(
         runtime.seed,
         processes,
     )
+
+
+def _can_compile_beside(
+    minibatch: MinibatchObjective, runtime: Runtime, processes: Processes
+) -> bool:
+    alone = processes.size == 1 and not runtime.autotune_matmul
+    return alone and can_compile_beside(minibatch.whole.device)
 
 
 def _agree(
