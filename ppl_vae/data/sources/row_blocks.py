@@ -240,6 +240,13 @@ class RowBlocks:
         given = self._source.device if isinstance(self._source, Tensor) else None
         return torch.device(self._device) if self._device is not None else given
 
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows if it is known before they are read."""
+        if isinstance(self._source, BlockSource):
+            return self._source.num_rows
+        return len(self._source) if isinstance(self._source, Tensor) else None
+
     def agree(self) -> int:
         """Check that all processes have the same columns and dtype; returns the number of columns.
 

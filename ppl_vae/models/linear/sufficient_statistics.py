@@ -22,6 +22,7 @@ from ppl_vae.models.linear.eigen import (
     product,
     right_singular_vectors,
     symmetric_eigen,
+    triangular_factor,
 )
 
 MAX_QR_COST = 1e9
@@ -176,23 +177,19 @@ def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
 
 def _summarize_rows(blocks: RowBlocks) -> tuple[ColumnStats | None, "_Scatter"]:
     # Of the rows of this process, which may have none.
-    columns, scatter = None, _Scatter()
+    columns, scatter = None, _Scatter(blocks.num_rows)
     buffer: Tensor | None = None
     for block in _joined(blocks):
         mean = _mean(block)
         buffer = _centred(block, mean, buffer)
-        centred = buffer[: len(block.values)]
-        squares = centred.square().sum(0)
         if block.observed is not None:
             scatter.complete = False
+        rows, gap = len(block.values), None
+        if columns is not None:
+            gap = (mean - columns.mean) * (columns.rows * rows / (columns.rows + rows)) ** 0.5
+        squares = scatter.add(buffer[:rows], gap)
         found = ColumnStats.from_block(block, mean, squares)
-        if columns is None:
-            columns = found
-            scatter.add(centred)
-            continue
-        weight = columns.rows * found.rows / (columns.rows + found.rows)
-        scatter.add(centred, (found.mean - columns.mean) * weight**0.5)
-        columns = columns.merge(found)
+        columns = found if columns is None else columns.merge(found)
     return columns, scatter
 
 
@@ -214,33 +211,46 @@ def _over_processes(
 class _Scatter:
     """The scatter matrix of centred blocks, accumulated block by block, or a factor of it.
 
-    It is a factor, by QR, as long as that costs little, and the matrix from then on.
+    It is a factor, by QR, if that costs little; if the number of rows is unknown, as long as it
+    costs little, and the matrix from then on.
+
+    Args:
+        expected: the number of rows that will be added, if it is known.
     """
 
-    def __init__(self) -> None:
-        self.complete, self.rows = True, 0
+    def __init__(self, expected: int | None = None) -> None:
+        self.complete, self.rows, self.expected = True, 0, expected or 0
         self.factor: Tensor | None = None
         self.gram: Tensor | None = None
 
-    def add(self, centred: Float[Tensor, "B D"], gap: Tensor | None = None) -> None:
-        """Add a block of rows, and the scaled gap between its mean and that of earlier rows."""
+    def add(
+        self, centred: Float[Tensor, "B D"], gap: Float[Tensor, " D"] | None
+    ) -> Float[Tensor, " D"]:
+        """Add a block of rows, and the scaled gap between its mean and that of earlier rows.
+
+        Returns:
+            The sums of the squares of the block's columns.
+        """
         if not self.complete:
-            return
+            return centred.square().sum(0)
         self.rows += len(centred)
-        if self.gram is None and self.rows * centred.shape[1] ** 2 <= MAX_QR_COST:
+        largest = max(self.rows, self.expected)
+        if self.gram is None and largest * centred.shape[1] ** 2 <= MAX_QR_COST:
             rows = self._stack(centred, gap)
             short = len(rows) <= rows.shape[1]
-            self.factor = rows.clone() if short else torch.linalg.qr(rows, mode="r").R
-            return
-        if self.gram is None and self.rows < centred.shape[1]:  # no D x D matrix
+            self.factor = rows.clone() if short else triangular_factor(rows)
+            return centred.square().sum(0)
+        if self.gram is None and largest < centred.shape[1]:  # no D x D matrix
             self.factor = self._stack(centred, gap)
-            return
+            return centred.square().sum(0)
         own = gram_matrix(centred)
+        squares = own.diagonal().clone()
         if gap is not None:
             own.addr_(gap, gap)
         for part in (self.gram, None if self.factor is None else gram_matrix(self.factor)):
             own = own if part is None else own.add_(part)
         self.factor, self.gram = None, own
+        return squares
 
     def _stack(self, centred: Tensor, gap: Tensor | None) -> Float[Tensor, "R D"]:
         parts = [self.factor, centred, None if gap is None else gap[None]]
@@ -266,7 +276,7 @@ class _Scatter:
         if num_rows * len(gap) ** 2 <= MAX_QR_COST or num_rows < len(gap):
             rows = processes.gather_rows(rows)
             short = len(rows) <= len(gap)
-            whole.factor = rows if short else torch.linalg.qr(rows, mode="r").R
+            whole.factor = rows if short else triangular_factor(rows)
             return whole
         own = gram_matrix(rows)
         whole.gram = processes.sum(own if self.gram is None else own.add_(self.gram))
