@@ -156,7 +156,8 @@ class StepPolicy(CapturePolicy):
             self._undecided = mode == "recorded"
             self.enable(mode, "as before the checkpoint")
         elif self.mode == "auto" and mode is False:
-            self.mode, prefix = False, "eager: as before the checkpoint: "
+            self.mode, self._undecided = False, False
+            prefix = "eager: as before the checkpoint: "
             self.reason = prefix + reason.removeprefix(prefix).removeprefix("eager: ")
 
     def enable(
