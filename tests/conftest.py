@@ -8,22 +8,22 @@ from shapes import check_package
 # Before the package is imported for the first time.
 check_package("ppl_vae")
 
+import pretend_run  # noqa: E402
 import pyro  # noqa: E402
 import pyro.settings  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-import pretend_run  # noqa: E402
 from global_state import global_state, restore  # noqa: E402
-from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 from pretend_exceptions import EXCEPTIONS  # noqa: E402
+
+from ppl_vae.capture.compiled import CompiledFunction  # noqa: E402
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--pretend-gpu",
         action="store_true",
-        help="run tests on a pretended accelerator; see tests/pretend_run.py",
+        help="run tests on a pretended accelerator; see tests/helpers/pretend_run.py",
     )
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from jaxtyping import Float
+from shapes import checked
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.models import PPCA
 from ppl_vae.networks import mlp
 from ppl_vae.objectives import elbo
-from shapes import checked
 
 
 @checked

@@ -10,8 +10,8 @@ from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.processes.ranks import single_process
-from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_int, check_option

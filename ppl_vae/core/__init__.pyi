@@ -3,7 +3,9 @@ from .autoguides import plate_of_rows as plate_of_rows
 from .batch import Batch as Batch
 from .errors import CheckpointError as CheckpointError
 from .errors import ProcessError as ProcessError
+from .fit_result import FitResult as FitResult
 from .global_sites import condition_on_globals as condition_on_globals
+from .imputed import Imputation as Imputation
 from .pair import Pair as Pair
 from .processes.messages import MessageLog as MessageLog
 from .processes.messages import record_messages as record_messages
@@ -11,8 +13,6 @@ from .processes.ranks import Processes as Processes
 from .processes.ranks import single_process as single_process
 from .program import Program as Program
 from .program import data_plate as data_plate
-from .results import FitResult as FitResult
-from .results import Imputation as Imputation
 from .results import Result as Result
 from .stats import mean_and_error as mean_and_error
 from .stats import standard_error as standard_error

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ppl_vae import __version__
 from ppl_vae.core.arrays.schema import TableSchema
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import Processes, single_process
-from ppl_vae.core.results import FitResult, plain
+from ppl_vae.core.results import plain
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted

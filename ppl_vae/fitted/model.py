@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import as_data_and_mask
 from ppl_vae.core.arrays.schema import TableSchema
-from ppl_vae.core.results import Imputation
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.state import eval_mode, seeded
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_matrix

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.fitted.settings import FitSettings
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.inference.svi.progress import ProgressCallback

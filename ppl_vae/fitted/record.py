@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.transforms import Units

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.interop.estimators import (

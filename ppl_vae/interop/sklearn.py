@@ -36,7 +36,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
 
     Standard deviations and draws of ``model_.impute`` take the fitted parameters as known: with
     few rows, intervals based on them are too narrow (see
-    :class:`~ppl_vae.core.results.Imputation`). If the observed values do not determine the
+    :class:`~ppl_vae.core.imputed.Imputation`). If the observed values do not determine the
     covariance of two columns, because too few rows and columns connect them, ``notes_`` name the
     columns, and ``impute`` warns.
 

@@ -8,8 +8,9 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.results import Result
 from ppl_vae.core.validation import check_option
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.inference.svi.fit import fit_svi

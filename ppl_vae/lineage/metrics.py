@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_vae.core.fit_result import Curve, FitResult
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import Curve, FitResult, Result
+from ppl_vae.core.results import Result
 from ppl_vae.data.column_scales import MIXED_COLUMNS
 from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Units

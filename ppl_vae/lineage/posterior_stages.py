@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from pyro import poutine
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.state import seeded
 from ppl_vae.data.transforms import Units
 from ppl_vae.inference.mcmc.invariants import mean_parameters

@@ -9,9 +9,9 @@ from functools import partial
 import pyro.infer
 from torch import Tensor
 
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import BoundMonitor
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.inference.svi.convergence import Convergence, fit_in_cycles

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.metrics import is_per_datum

@@ -170,7 +170,7 @@ def run_sparse_lineage(
 
         random-atoms      W stays at its initial value; the codes are MAP (lasso)
         alternating       exact updates of W and of the MAP codes in alternation
-                          (:func:`ppl_vae.fit_dictionary`); the reference
+                          (:func:`ppl_vae.inference.fit_dictionary`); the reference
         per-datum-svi     W and a free code per datum, by SVI
         linear-encoder    W and z = S_t(A x + c), by SVI, with a learned threshold t: a sparse
                           autoencoder

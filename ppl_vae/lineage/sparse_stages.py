@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.state import seeded
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.sparse.dictionary import fit_dictionary

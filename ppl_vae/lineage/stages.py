@@ -6,9 +6,9 @@ from functools import partial
 
 import pyro.infer
 
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import FitResult
 from ppl_vae.evaluation.inference_gaps.ascent import Ascent, BoundMonitor, em_ascent, exact_bound
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, GaussianGuide, PerDatumGuide

@@ -7,7 +7,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from ppl_vae.core.results import FitResult, Imputation
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.stages import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table

@@ -172,7 +172,7 @@ def race(given):
     begun = time.perf_counter()
     fit = fit_em(PPCA.like(x, given.latent_dim, seed=0), x, tol=1e-6)
     whole = time.perf_counter() - begun
-    late = whole - fit.seconds  # PPCA.like evaluations at the data, too
+    late = whole - fit.seconds  # PPCA.like also reads the data, too
     checks = zip((fit.elapsed + late).tolist(), fit.log_likelihood.tolist(), strict=True)
     curves = {"fit_em, PX-EM": list(checks)}
     if ppca_rs is not None:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "distributed")]
+sys.path += [str(Path(__file__).parents[1] / name) for name in ("helpers", "distributed")]
 
 import torch
 from workers import Workers

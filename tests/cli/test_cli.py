@@ -1,4 +1,4 @@
-"""The command: what a person sees, what is written, and what a mistake evaluations like."""
+"""The command: what a person sees, what is written, and what a mistaken command prints."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import oracles
 import pytest
+from killed import started
 from typer.testing import CliRunner
 
-import oracles
-from killed import started
 from ppl_vae.cli.main import app, main
 from ppl_vae.interop.arviz import read_netcdf
 from ppl_vae.report.archive import read_results

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppl_vae import PPCA, VAE, BayesianPPCA, Gaussian, fit_em, fit_svi
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.text import counted, short_number
 
 

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from ppl_vae.core.results import UNSAVED, FitResult, Result
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import UNSAVED, Result
 from ppl_vae.core.text_table import render, render_html
 
 ROWS = [("first", "1.0", "<2>"), ("second one", "-10.0", "3")]

@@ -30,7 +30,8 @@ from ppl_vae.core.traces import sites
 MIXED = re.compile("same device|indices should be either on|device type for generator")
 """What torch's errors about several devices have in common."""
 LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, pyro))
-CORE = str(Path(__file__).parent)
+CORE = str(Path(__file__).parents[1])
+"""The folder of pairs and programs, whose code runs that of users."""
 
 
 def is_device_mix(error: Exception) -> bool:
@@ -166,7 +167,7 @@ def _tensors(fn: Any) -> Iterator[Tensor]:
 
 
 def _frames() -> Iterator[Any]:
-    """The frames of code that is neither a library's nor of this folder, innermost first."""
+    """The frames of code that is neither a library's nor in ``CORE``, innermost first."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         if not frame.f_code.co_filename.startswith((*LIBRARIES, CORE, "<")):
@@ -232,16 +233,16 @@ def _assigned(program: ProgramLike, variable: str) -> str:
     try:
         file = inspect.getsourcefile(kind)
         tree = ast.parse(Path(str(file)).read_text())
-        end = sum(map(len, [inspect.getsourcelines(kind)[0]])) + inspect.getsourcelines(kind)[1]
+        lines, start = inspect.getsourcelines(kind)
     except (OSError, TypeError, SyntaxError):
         return ""
     name = variable.split(".")[0]
-    lines = [
+    found = [
         node.lineno
         for node in ast.walk(tree)
         if isinstance(node, ast.Name | ast.Attribute)
         and isinstance(node.ctx, ast.Store)
         and name == (node.id if isinstance(node, ast.Name) else node.attr)
-        and node.lineno < end
+        and node.lineno < start + len(lines)
     ]
-    return f", made at {file}:{max(lines)}" if lines else ""
+    return f", made at {file}:{max(found)}" if found else ""

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_vae.core.arrays.inputs import as_data_and_mask, as_rows
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import Result
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.guides.guides import GaussianGuide
 from ppl_vae.models.ppca import PPCA

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.frame_labels import Frame
 from ppl_vae.core.arrays.schema import RowLabels
-from ppl_vae.core.results import ESS_FLOOR, NO_LABELS, UNSAVED, Result
+from ppl_vae.core.imputed import ESS_FLOOR
+from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_vector

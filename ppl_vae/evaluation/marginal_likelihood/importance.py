@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pyro import poutine
 from torch import Tensor
 
@@ -42,11 +42,13 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     assess_reliability,
     summarize,
 )
+from ppl_vae.evaluation.marginal_likelihood.scored_entries import (
+    entries_per_row,
+    num_scored,
+)
 from ppl_vae.guides.families import COVARIANCES
 from ppl_vae.objectives.divergences import check_importance_samplable
 
-CELLS_AT_ONCE = 2**22
-"""The number of cells whose observed ones are counted at once."""
 METHODS = ("importance", "prior", "annealed")
 
 
@@ -122,12 +124,13 @@ def log_likelihood(
     observed = observe_rows(x, mask, model=model, guide=guide, allow_empty_rows=True)
     with closed_after_use(observed, x) as data:
         rows, left_out = _scored_rows(data, rows)
-        estimate, execution = _estimate(
+        estimate, execution, size = _estimate(
             pair, guide, data, rows, num_samples,
             method=method, refine=refine, covariance=covariance, annealing=annealing,
             capture=capture, precision=precision, seed=seed,
         )  # fmt: skip
-        cells = _num_observed(pair, data, rows).to(estimate.value)
+        cells = num_scored(pair, data, rows, size)
+        cells = cells if cells is None else cells.to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels.take(rows)
     return replace(estimate, execution=execution, cells=cells, notes=notes, labels=labels)
@@ -147,8 +150,8 @@ def _estimate(
     capture: bool | str,
     precision: str,
     seed: int | None,
-) -> tuple[LogLikelihood, str]:
-    # The estimate, and how it was computed.
+) -> tuple[LogLikelihood, str, int]:
+    # The estimate, how it was computed, and the number of entries of a row that are scored.
     settings = f"{num_samples=}, {method=}, {refine=}, {covariance=}, {annealing=}, {precision=}"
     shared = SharedRows.of(
         "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
@@ -176,6 +179,7 @@ def _estimate(
     ):
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
+        num_entries = entries_per_row(pair, start)
         has_globals = pair.has_globals(start)
         if has_globals and method == "prior" and guide is not None:
             pair = pair.with_guide(PriorProposal(pair.model, guide))
@@ -188,7 +192,7 @@ def _estimate(
     parts, diagnostics = _of_all_rows(parts, diagnostics, shared)
     estimate = combine(parts, num_samples, method, refine, diagnostics, has_globals=has_globals)
     refinement = f"; refinement {local_vi.runner.execution}" if refine else ""
-    return estimate, sampler.execution + refinement
+    return estimate, sampler.execution + refinement, num_entries
 
 
 def _of_all_rows(
@@ -235,21 +239,6 @@ def _sampler(
     num_calls = num_samples * num_rows // rows_at_once(x)
     sampler = LogWeightSampler(CallRunner(capture, num_calls, precision=precision))
     return sampler, block_size(x, num_samples, refined=refined)
-
-
-def _num_observed(
-    pair: Pair, data: Rows, rows: Int[Tensor, " R"]
-) -> Float[Tensor, " R"] | Int[Tensor, " R"]:
-    """The number of observed entries of each row, among the columns that the model scores."""
-    columns = getattr(pair.model_owner, "scored_columns", slice(None))  # of a conditional model
-    if isinstance(data, RowStream) and data.is_missing:
-        batches = data.split(rows, CELLS_AT_ONCE // data.source.width + 1)
-        masks = (batch.mask for batch in batches if batch.mask is not None)
-        return torch.cat([mask[:, columns].sum(1) for mask in masks])
-    like = data.like if isinstance(data, RowStream) else data.x
-    if isinstance(data, Batch) and data.mask is not None:
-        return data.mask[rows, columns].sum(1)
-    return torch.full((len(rows),), like[:, columns].shape[1])
 
 
 def combine(

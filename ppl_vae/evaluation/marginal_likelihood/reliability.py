@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.results import ESS_FLOOR
+from ppl_vae.core.imputed import ESS_FLOOR
 from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
     largest_tail_index,

@@ -20,13 +20,13 @@ from torch import Tensor
 from ppl_vae.core.arrays.inputs import schema_of
 from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.batch import Batch
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.nonfinite import name_rows
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import DATA_PLATE, Density, ProgramLike
-from ppl_vae.core.results import Imputation
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.traces import (
     SAMPLE_PLATE,
@@ -69,7 +69,7 @@ def impute(
     Observed values are not changed. A row with nothing observed gets the mean of x under the model
     and its standard deviation. Without ``posterior`` standard deviations and draws take the
     parameters of the pair as known: if these were fitted to few rows, intervals based on them are
-    too narrow (see :class:`~ppl_vae.core.results.Imputation` for PPCA). With draws of the
+    too narrow (see :class:`~ppl_vae.core.imputed.Imputation` for PPCA). With draws of the
     posterior of a :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA` they include the uncertainty
     of the parameters, and completed tables can be analysed by
     :func:`~ppl_vae.evaluation.prediction.pooling.pool`.

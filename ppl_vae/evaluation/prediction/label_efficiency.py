@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_vae.core.results import CONDITIONAL, Result
+from ppl_vae.core.imputed import CONDITIONAL
+from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted, short_number
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import (
@@ -49,7 +50,7 @@ class MaskedCV(Result):
             the mean of the column as prediction gives about 1.
         coverage: the share of masked values within 1.96 standard deviations of the prediction,
             (M,). The standard deviations take the fitted parameters as known, so that coverage
-            falls below 95 % for few rows (see :class:`~ppl_vae.core.results.Imputation`). It
+            falls below 95 % for few rows (see :class:`~ppl_vae.core.imputed.Imputation`). It
             refers to values that were observed, not to missing values whose prediction depends on
             an undetermined covariance; ``notes`` give the number of these.
         num_masked: the number of masked values.

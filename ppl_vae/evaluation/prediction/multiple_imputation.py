@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import schema_of
 from ppl_vae.core.arrays.schema import RowLabels
-from ppl_vae.core.results import Imputation
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, observed_mask
 from ppl_vae.data.sources.row_blocks import RowBlock, rows_per_block
@@ -41,7 +41,7 @@ def parameters_matter(num_observed: int, num_parameters: int) -> bool:
     noise variance that a fit underestimates, and the error of z that follows from them are about
     P / n each. Intervals of 95 % then lose about 1.96 phi(1.96) r = 0.11 r of their coverage. With
     D = 12, K = 3 and 30 % missing values this gives 91.1 % at N = 50 and 94.0 % at N = 200; 91 %
-    and 94 % were measured (:class:`~ppl_vae.core.results.Imputation`). The rule is n < 50 P, where
+    and 94 % were measured (:class:`~ppl_vae.core.imputed.Imputation`). The rule is n < 50 P, where
     the loss exceeds 0.7 %.
     """
     return num_observed < CELLS_PER_PARAMETER * num_parameters

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import learn_schema
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike

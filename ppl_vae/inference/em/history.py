@@ -6,7 +6,7 @@ import time
 import torch
 from torch import Tensor
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 
 WITHIN_ROUNDING = "converged to rounding"
 
@@ -75,7 +75,7 @@ class EMHistory:
         converged: bool | None = None,
         certificate: float | None = None,
     ) -> FitResult:
-        """The history as a :class:`~ppl_vae.core.results.FitResult`.
+        """The history as a :class:`~ppl_vae.core.fit_result.FitResult`.
 
         Args:
             algorithm: the name of the algorithm.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.inference.em.history import WITHIN_ROUNDING, EMHistory, iteration_limit
 from ppl_vae.inference.em.state import NEGLIGIBLE, EMState
 

@@ -125,7 +125,7 @@ def sample_program(
 
     Raises:
         ValueError: if the model has discrete latent sites, or none at all; as
-            :func:`~ppl_vae.core.program.as_data_and_mask`.
+            :func:`~ppl_vae.core.arrays.inputs.as_data_and_mask`.
     """
     started = time.perf_counter()
     check_option("sampler", sampler, RUNNERS)

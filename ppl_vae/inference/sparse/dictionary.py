@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.inputs import as_data_and_mask, learn_schema
 from ppl_vae.core.arrays.schema import TableSchema
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import PerDatumGuide

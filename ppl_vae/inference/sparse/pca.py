@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppl_vae.core.arrays.inputs import as_data_and_mask, learn_schema
-from ppl_vae.core.results import FitResult
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.state import threads
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.sources.row_blocks import RowBlocks

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import FitResult, Result
+from ppl_vae.core.results import Result
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.inference.svi.fit import fit_svi

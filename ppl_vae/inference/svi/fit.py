@@ -16,11 +16,11 @@ from ppl_vae.core.arrays.inputs import learn_schema, schema_of
 from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
 from ppl_vae.core.files import check_writable
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.introspection import bound_object, modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import isolated_store, seeded, train_mode
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_rows_observed
 from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows, open_source

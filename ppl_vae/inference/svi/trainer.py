@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
+from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import SINGLE, Processes
-from ppl_vae.core.results import FitResult
 from ppl_vae.core.state import validation
 from ppl_vae.data.sources.row_stream import Rows
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.results import UNSAVED, FitResult
+from ppl_vae.core.fit_result import FitResult
+from ppl_vae.core.results import UNSAVED
 from ppl_vae.inference.variational_bayes.parameters import ConjugateUpdates, ParameterPosterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.variational_posterior import VBPosterior

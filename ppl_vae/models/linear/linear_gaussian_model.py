@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.frame_labels import Frame
 from ppl_vae.core.arrays.inputs import as_rows, labels_of
-from ppl_vae.core.results import Imputation
+from ppl_vae.core.imputed import Imputation
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import (
     ArrayLike,
