@@ -9,11 +9,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import oracles
 import pyro
 import pytest
 import torch
 
-import oracles
 from ppl_vae import ELBO, VAE, CapturedSVI, fit_svi, log_likelihood
 from ppl_vae.capture import background, policy
 from ppl_vae.capture.background import BackgroundCompilation, lift_constants
@@ -195,18 +195,24 @@ def test_an_evaluation_that_ends_first_abandons_the_compiler(
     assert torch.equal(found.value, eager.value) and workers() == before
 
 
-def test_a_fit_that_was_compiled_beside_resumes_bit_for_bit(
-    uncompiled, eager_to_compile, tmp_path
-):
+def resumed_fit(file, stop, steps):
+    """A fit that is interrupted after these steps and resumed."""
+
     def interrupt(step, value):
-        if step >= 100:
+        if step >= stop:
             raise KeyboardInterrupt
 
     model, guide, x = pair()
-    settings = {"steps": 160, "batch_size": 20, "lr": 1e-2, "seed": 0}
+    settings = {"steps": steps, "batch_size": 20, "lr": 1e-2, "seed": 0}
     with pytest.raises(KeyboardInterrupt):
-        fit_svi(model, guide, x, progress=interrupt, checkpoint=tmp_path / "fit.pt", **settings)
-    found = fit("auto", steps=160, checkpoint=tmp_path / "fit.pt")
+        fit_svi(model, guide, x, progress=interrupt, checkpoint=file, **settings)
+    return fit("auto", steps=steps, checkpoint=file)
+
+
+def test_a_fit_that_was_compiled_beside_resumes_bit_for_bit(
+    uncompiled, eager_to_compile, tmp_path
+):
+    found = resumed_fit(tmp_path / "fit.pt", 100, 160)
     whole = fit("auto", steps=160)
     assert "as before the checkpoint" in found.execution
     assert torch.equal(found.objective, whole.objective)
@@ -267,15 +273,7 @@ def test_another_process_compiles_the_same_function(graph):
 def test_compiled_steps_take_over_and_resume_bit_for_bit(
     wait_until_ready, eager_to_compile, tmp_path
 ):
-    def interrupt(step, value):
-        if step >= 120:
-            raise KeyboardInterrupt
-
-    model, guide, x = pair()
-    settings = {"steps": 300, "batch_size": 20, "lr": 1e-2, "seed": 0}
-    with pytest.raises(KeyboardInterrupt):
-        fit_svi(model, guide, x, progress=interrupt, checkpoint=tmp_path / "fit.pt", **settings)
-    resumed = fit("auto", steps=300, checkpoint=tmp_path / "fit.pt")
+    resumed = resumed_fit(tmp_path / "fit.pt", 120, 300)
     whole = fit("auto", steps=300)
     assert whole.execution.startswith("captured, ") and "compiled beside" in whole.execution
     assert torch.equal(resumed.objective, whole.objective)
