@@ -67,7 +67,7 @@ class BackgroundCompilation:
         task = compile_worker.describe_graph(lifted), layouts, options, torch.get_num_threads()
         (self._folder / compile_worker.TASK).write_bytes(pickle.dumps(task))
         self._process = _start_worker(self._folder)
-        self.abandon = weakref.finalize(self, _end, self._process, self._folder)
+        self.abandon = weakref.finalize(self, _end, self._process, self._folder, os.getpid())
         """End the compilation and remove its files; called at the latest when Python ends."""
 
     @property
@@ -159,7 +159,9 @@ def _load(path: Path) -> Callable[..., Any]:
     return CompiledArtifact.load(path=str(path), format="binary")
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end(process: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the process that waits
+        return
     # To the group, since the worker runs a compiler of C++.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
