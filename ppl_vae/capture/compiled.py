@@ -1,14 +1,11 @@
 """Pure functions of tensors, captured once per shape and compiled; on a GPU as one CUDA graph."""
 
-import contextlib
-import importlib
-import io
-import logging
-import sys
+import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -16,6 +13,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from ppl_vae.capture.background import (
+    BackgroundCompilation,
+    FlatFunction,
+    can_compile_beside,
+    import_cpp_extension,
+)
 from ppl_vae.capture.device_graph import check_graph, move_constants
 from ppl_vae.capture.graph import CaptureError, CompilationError, summarize_error
 from ppl_vae.capture.matmul import select_fastest_matmul
@@ -23,8 +26,6 @@ from ppl_vae.core.state import kept_generators, precision, validation, validatio
 
 MAX_SIGNATURES = 8
 """Shapes for which one function is compiled; further ones are refused, since each takes long."""
-FlatFunction: TypeAlias = Callable[[list[Tensor]], Sequence[Tensor]]
-"""A function from a flat list of tensors to a flat sequence of tensors."""
 
 
 class CompiledFunction:
@@ -34,26 +35,42 @@ class CompiledFunction:
         capture: captures the function for given arguments; returns the graph and the structure
             of its results, as :func:`.graph.capture_graph` does.
         compiled: whether to compile the graph; without, it gives the same results slowly.
+            ``"beside"``: the graph runs as it was recorded while another process compiles it,
+            and the code takes over when it is ready.
         options: options of ``torch.compile``.
         precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
         autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
             use the faster, see :mod:`ppl_vae.capture.matmul`. Results may then differ in the
             last digits from run to run.
+
+    Attributes:
+        recording_seconds: the time that the last recording took, NaN before it.
+        compiles_beside: whether another process can compile what was recorded last.
+        compilation: the last compilation by another process, if there is one.
+        failure: why that failed, or None.
     """
 
     def __init__(
         self,
         capture: Callable[..., tuple[GraphModule, Any]],
         *,
-        compiled: bool = True,
+        compiled: bool | str = True,
         options: dict[str, Any] | None = None,
         precision: str = "float32",
         autotune_matmul: bool = False,
     ) -> None:
         self.capture, self.precision = capture, precision
-        self.compiled, self.options = compiled, options
+        # With fallback_random, draws are those of an eager run with the same seed; the compiler's
+        # own generator is also slower.
+        self.compiled, self.options = compiled, {"fallback_random": True} | (options or {})
         self.autotune_matmul = autotune_matmul
+        self.recording_seconds, self.compiles_beside = math.nan, False
+        self.compilation: BackgroundCompilation | None = None
+        self.failure: CompilationError | None = None
         self._functions: dict[Any, tuple[FlatFunction, Any]] = {}
+        self._graphs: dict[Any, GraphModule] = {}
+        self._pending: Any = None
+        self._requested = False
 
     def __call__(self, *args: Any) -> Any:
         """The function's result; on a GPU its tensors are overwritten by the next call.
@@ -63,6 +80,61 @@ class CompiledFunction:
                 or compiled.
         """
         flat = pytree.tree_leaves(args)
+        key = self._key(args, flat)
+        if self._requested:
+            self.start(*args)
+        if self._pending is not None and self.is_ready:
+            self.finish()
+        function, structure = self._functions[key]
+        with torch.no_grad(), self._device_precision(flat):
+            return pytree.tree_unflatten(list(function(flat)), structure)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether no process is compiling."""
+        return self._pending is None or (
+            self.compilation is not None and self.compilation.is_ready
+        )
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether what another process has compiled is in use."""
+        has_ended = self.compilation is not None and self._pending is None
+        return has_ended and self.failure is None
+
+    def request(self) -> None:
+        """Let the next call start to compile the function, where another process can do so."""
+        self._requested = self.compiles_beside
+
+    def start(self, *args: Any) -> None:
+        """Record the function for arguments of these shapes, and start to compile it.
+
+        Raises:
+            CaptureError: if it cannot be captured.
+        """
+        self._requested = False
+        key = self._key(args, flat := pytree.tree_leaves(args))
+        if self.compiles_beside and self.compilation is None:
+            self._pending, graph = key, self._graphs[key]
+            self.compilation = BackgroundCompilation(graph, flat, self.options)
+
+    def finish(self) -> None:
+        """Take what another process compiles, which is waited for; the reason if it fails."""
+        if self.compilation is None or self._pending is None:
+            return
+        key, self._pending = self._pending, None
+        try:
+            self._functions[key] = self.compilation.load(), self._functions[key][1]
+        except Exception as error:  # the compiler's, of any kind
+            self.failure = CompilationError(summarize_error(error))
+
+    def abandon(self) -> None:
+        """End what is being compiled."""
+        if self.compilation is not None and self._pending is not None:
+            self.compilation.abandon()
+            self.compilation, self._pending = None, None
+
+    def _key(self, args: Any, flat: list[Tensor]) -> Any:
         key = tuple((t.shape, t.stride(), t.dtype, t.device) for t in flat)
         if key not in self._functions:
             if len(self._functions) >= MAX_SIGNATURES:
@@ -71,24 +143,27 @@ class CompiledFunction:
                 )
             devices = list({t.device for t in flat if t.device.type != "cpu"})
             with kept_generators(devices), poutine.block():
-                self._functions[key] = self._build(args, flat)
-        function, structure = self._functions[key]
-        with torch.no_grad(), self._device_precision(flat):
-            return pytree.tree_unflatten(list(function(flat)), structure)
+                self._functions[key] = self._build(key, args, flat)
+        return key
 
-    def _build(self, args: Any, flat: list[Tensor]) -> tuple[FlatFunction, Any]:
+    def _build(self, key: Any, args: Any, flat: list[Tensor]) -> tuple[FlatFunction, Any]:
+        start = time.perf_counter()
         with precision(self.precision, flat[0].device):
             graph, structure = self.capture(*args)
+        self.recording_seconds = time.perf_counter() - start
         if flat[0].device.type != "cpu":
             move_constants(graph)
-            if self.compiled:  # and replayed
+            if self.compiled is True:  # and replayed
                 check_graph(graph, flat[0].device)
-        if not self.compiled:
+        self.compiles_beside = self.compiled == "beside" and can_compile_beside(flat[0].device)
+        if self.compiles_beside:
+            self._graphs = {key: graph}
+        if self.compiled is not True:
             return (lambda tensors: graph(*tensors)), structure
         if self.autotune_matmul:
             graph = select_fastest_matmul(graph)
         try:
-            _import_cpp_extension()
+            import_cpp_extension()
             function = _compile(graph, self.options)
             with torch.no_grad(), self._device_precision(flat), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's own, which users cannot act on
@@ -105,31 +180,10 @@ class CompiledFunction:
         return precision(setting, flat[0].device)
 
 
-CPP_EXTENSION = "torch.utils.cpp_extension"
-
-
-def _import_cpp_extension() -> None:
-    # The compiler imports this module, which reports at its import that there is no GPU, on
-    # standard error, even if code is compiled for the CPU.
-    if CPP_EXTENSION in sys.modules:
-        return
-    logger = logging.getLogger(CPP_EXTENSION)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            importlib.import_module(CPP_EXTENSION)
-    finally:
-        logger.setLevel(before)
-
-
-def _compile(graph: GraphModule, options: dict[str, Any] | None) -> FlatFunction:
+def _compile(graph: GraphModule, options: dict[str, Any]) -> FlatFunction:
     for node in graph.graph.nodes:  # values of another tracer than the compiler's
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
-    # With fallback_random, draws are those of an eager run with the same seed; the compiler's
-    # own generator is also slower.
-    options = {"fallback_random": True} | (options or {})
     # Dynamo switches the validation of distributions off for the whole process when it starts.
     with validation(validation_enabled()):
         function: Any = torch.compile(

@@ -15,10 +15,11 @@ UNTIMED_CALLS = 5
 """Eager calls at the start that are excluded from the measurement."""
 MIN_TIMED_CALLS = 20
 """Eager calls to measure before the decision."""
-COMPILE_SECONDS = 50.0
-"""Assumed seconds for capturing and compiling, those of a cold start on two cores."""
-ASSUMED_SPEEDUP = 2.0
-"""Assumed ratio of the times of eager and compiled calls, a lower bound in most cases."""
+COMPILING_PER_RECORDING = 30.0
+"""The time that compiling takes relative to recording, which is measured: 15 to 30 on two cores
+with an empty cache of the compiler, 2 with a full one."""
+COMPILED_SPEEDUP = 1.5
+"""Assumed ratio of the times of recorded and compiled calls, a lower bound in most cases."""
 RECORDING_CALLS = 150
 """Assumed cost of recording a call, in eager calls of at most ``SMALL_CALL``."""
 SMALL_CALL = 0.01
@@ -28,24 +29,18 @@ RECORDED_SPEEDUP = 1.6
 CAPTURES = (True, False, "auto", "recorded")
 
 
-def is_worth_compiling(seconds_left: float, fraction: float = 1.0) -> tuple[bool, str]:
+def is_worth_compiling(seconds_left: float, recording_seconds: float, *, beside: bool) -> bool:
     """Decide whether compiling saves more time than it costs.
 
     Args:
-        seconds_left: remaining seconds of eager work.
-        fraction: the part of that work that compiled code could do.
-
-    Returns:
-        The decision, and a text that states what was compared.
+        seconds_left: remaining seconds of recorded work that compiled code could do.
+        recording_seconds: the time that recording took, by which that of compiling is estimated.
+        beside: whether another process compiles, which costs little here, but is useful only if
+            it ends long before the work does. Otherwise the work waits.
     """
-    saved = seconds_left * fraction * (1 - 1 / ASSUMED_SPEEDUP)
-    worth = saved > COMPILE_SECONDS
-    return worth, (
-        f"about {seconds_left:.1f} s of eager work were left, of which compiled code, assumed to "
-        f"be {ASSUMED_SPEEDUP:g} times as fast, would save {saved:.1f} s: "
-        f"{'' if worth else 'no '}more than the {COMPILE_SECONDS:.0f} s that compiling is assumed "
-        "to cost"
-    )
+    cost = COMPILING_PER_RECORDING * recording_seconds
+    saved = seconds_left * (1 - 1 / COMPILED_SPEEDUP)
+    return seconds_left > 2 * cost if beside else saved > cost
 
 
 def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:
@@ -101,27 +96,45 @@ class CapturePolicy:
 
     def __init__(self, mode: bool | str, called: str = "the evaluation") -> None:
         self.mode, self.called = check_capture(mode), called
+        self._undecided, self._start = mode == "auto", 0
         self.reason = "eager: too few calls were made to measure them"
         if mode is False:
             self.reason = "eager: as requested"
         elif mode in (True, "recorded"):
             self.reason = f"{_NAMES[mode]}: as requested"
 
-    def decide(self, num_calls_left: int, seconds: float, fraction: float = 1.0) -> None:
-        """Decide how the remaining calls run.
+    def update(self, num_calls_left: int, elapsed: Sequence[float], fraction: float = 1.0) -> None:
+        """Decide how the remaining calls run, once enough calls are measured.
 
         Args:
             num_calls_left: the number of remaining calls.
-            seconds: of an eager call.
+            elapsed: the seconds since the start at which each call ended.
             fraction: the part of the remaining calls that can be captured.
         """
-        worth, comparison = is_worth_compiling(seconds * num_calls_left, fraction)
-        if worth:
-            self.enable(True, comparison)
-        elif is_worth_recording(int(num_calls_left * fraction), seconds):
-            self.enable("recorded", comparison)
+        if not self._undecided or len(elapsed) < self._start + UNTIMED_CALLS + MIN_TIMED_CALLS:
+            return
+        if math.isnan(seconds := seconds_per_call(elapsed[self._start :])):
+            return
+        seconds_left = seconds * num_calls_left
+        if self.mode == "recorded":
+            self._undecided = False
+            self.consider_compiling(seconds_left * fraction)
+            return
+        about = f"about {seconds_left:.1f} s of eager work were left"
+        if is_worth_recording(int(num_calls_left * fraction), seconds):
+            self._start = len(elapsed)
+            self.enable("recorded", about)
         else:
-            self.mode, self.reason = False, f"eager: {comparison}"
+            self.mode, self._undecided = False, False
+            self.reason = f"eager: {about}, too little to pay for recording"
+
+    def consider_compiling(self, seconds_left: float) -> None:
+        """Decide whether calls are compiled.
+
+        Args:
+            seconds_left: the remaining seconds of recorded work that compiled code could do.
+        """
+        raise NotImplementedError
 
     def enable(self, mode: bool | str, reason: str) -> None:
         """Run recorded or compiled calls from now on.
@@ -134,6 +147,7 @@ class CapturePolicy:
 
     def disable(self, error: CaptureError) -> None:
         """Run eager calls from now on, or recorded ones if only the compiler failed; warn once."""
+        self._undecided = False
         if isinstance(error, CompilationError):
             self.mode, done, verb = "recorded", "compiled", "runs as it was recorded"
         else:

@@ -1,6 +1,6 @@
 """The inference gap, log p - ELBO = approximation gap + amortization gap."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -146,9 +146,10 @@ def _estimates(
     num_batches = -(-len(shared.own) // size)
 
     def make_runner(calls_per_batch: int) -> CallRunner:
-        return CallRunner(settings.capture, num_batches * calls_per_batch)
+        runner = CallRunner(settings.capture, num_batches * calls_per_batch)
+        return stack.enter_context(closing(runner))
 
-    with together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
+    with ExitStack() as stack, together(), isolated_store(), seeded(shared.seed), pair.eval_mode():
         pairs, first = [pair], next(data.split(rows[:size], size))
         check_importance_samplable(pair, first)
         if pair.has_globals(first):

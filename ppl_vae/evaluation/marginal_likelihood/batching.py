@@ -20,16 +20,21 @@ from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner, recor
 
 ROWS_AT_ONCE = {"cpu": 2**13, "accelerator": 2**17}
 """The number of rows (draws times data) that go through the programs at once."""
-ENTRIES_AT_ONCE = 2**22
-"""The largest number of entries of one tensor of draws, data or weights."""
+ENTRIES_AT_ONCE = {"cpu": 2**20, "accelerator": 2**22}
+"""The largest number of entries of one tensor of draws or data: on a CPU those that its cache
+holds, since an operation on more takes up to three times as long an entry."""
+WEIGHTS_AT_ONCE = 2**22
+"""The largest number of weights that are held together."""
 DRAWS_AT_ONCE = 32
 """The number of draws of each datum that are made together from a guide that is not refined."""
+REFINEMENT_DRAWS = 8
+"""The number of draws of each datum in a step of a refinement."""
 
 
 def rows_at_once(x: Tensor) -> int:
     """The number of rows that may go through a pair at once on x's device, to bound memory."""
-    rows = ROWS_AT_ONCE["cpu" if x.device.type == "cpu" else "accelerator"]
-    return max(1, min(rows, ENTRIES_AT_ONCE // x.shape[1]))
+    kind = "cpu" if x.device.type == "cpu" else "accelerator"
+    return max(1, min(ROWS_AT_ONCE[kind], ENTRIES_AT_ONCE[kind] // x.shape[1]))
 
 
 def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
@@ -38,12 +43,12 @@ def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
     Args:
         x: the data.
         num_samples: draws per datum.
-        refined: whether a local guide is optimized for each batch. Large batches make these steps
-            efficient; otherwise an encoder runs once for all draws that are made together, so
-            that many draws do.
+        refined: whether a local guide is optimized for each batch, with a few draws per step.
+            Otherwise an encoder runs once for all draws that are made together, so that many
+            draws are efficient.
     """
-    draws = 1 if refined else min(num_samples, DRAWS_AT_ONCE)
-    return max(1, min(rows_at_once(x) // draws, ENTRIES_AT_ONCE // num_samples))
+    most_draws = REFINEMENT_DRAWS if refined else min(num_samples, DRAWS_AT_ONCE)
+    return max(1, min(rows_at_once(x) // most_draws, WEIGHTS_AT_ONCE // num_samples))
 
 
 def check_no_nan(log_weights: Float[Tensor, "S B"], batch: Batch) -> None:

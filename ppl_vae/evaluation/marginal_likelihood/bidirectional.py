@@ -6,6 +6,7 @@ difference bounds the error of both.
 """
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +139,7 @@ def bidirectional(
     sampler = AISWeights(
         annealing, template.x, num_data, num_chains, capture=capture, precision=precision
     )
-    with isolated_store(), seeded(seed), pair.eval_mode():
+    with closing(sampler.runner), isolated_store(), seeded(seed), pair.eval_mode():
         parts = [
             _bounds(sampler, pair, batch, num_chains)
             for batch in template.split(torch.arange(num_data), sampler.block_size)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from ppl_vae.capture.graph import (
     permuted,
     perturbed,
 )
-from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, seconds_per_call
+from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, is_worth_compiling
 from ppl_vae.core.devices.accelerators import synchronize
 
 Result = TypeVar("Result")
@@ -23,7 +24,7 @@ Capture: TypeAlias = Callable[..., tuple[GraphModule, Any]]
 """Captures a function for given arguments, see :func:`ppl_vae.capture.graph.capture_graph`."""
 
 
-class CallRunner:
+class CallRunner(CapturePolicy):
     """Runs the calls of an evaluation eagerly, recorded or compiled, and records how and why.
 
     Args:
@@ -41,8 +42,8 @@ class CallRunner:
         precision: str = "float32",
         compiled: bool = True,
     ) -> None:
-        self.policy, self.calls_left = CapturePolicy(capture), num_calls
-        self.precision, self.compiled = precision, compiled
+        super().__init__(capture)
+        self.calls_left, self.precision, self.compiled = num_calls, precision, compiled
         self._functions: dict[Any, CompiledFunction] = {}
         self._usual: Any = None
         self._elapsed: list[float] = []
@@ -50,7 +51,11 @@ class CallRunner:
     @property
     def execution(self) -> str:
         """How calls ran, and why."""
-        return self.policy.reason
+        ready = [f.compilation for f in self._functions.values() if f.is_compiled]
+        found = [compilation for compilation in ready if compilation is not None]
+        if not found:
+            return self.reason
+        return f"{self.reason}; compiled beside these calls in {found[0].seconds:.0f} s"
 
     def run(
         self,
@@ -76,32 +81,51 @@ class CallRunner:
         self.calls_left -= 1
         self._usual = key if self._usual is None else self._usual
         is_usual = key == self._usual if usual is None else usual
-        while self.policy.mode in (True, "recorded") and (is_usual or repeats >= RECORDING_CALLS):
+        if not is_usual and repeats < RECORDING_CALLS:
+            return eager()
+        while self.mode in (True, "recorded"):
             try:
-                return captured(self._function(key, capture, usual=is_usual))
+                function = self._function(key, capture, usual=is_usual)
+                return self._timed(partial(captured, function))
             except CaptureError as error:
-                self.policy.disable(error)
-        if self.policy.mode == "auto":
-            return self._timed(eager)
-        return eager()
+                self.disable(error)
+        return self._timed(eager)
+
+    def consider_compiling(self, seconds_left: float) -> None:
+        """Begin to compile if that is worth its time; see the base class."""
+        functions = [f for f in self._functions.values() if f.compiled == "beside"]
+        for function in functions:
+            beside, seconds = function.compiles_beside, function.recording_seconds
+            if not is_worth_compiling(seconds_left, seconds, beside=beside):
+                continue
+            if beside:
+                function.request()
+            else:
+                self.enable(True, f"about {seconds_left:.1f} s of recorded work were left")
+
+    def close(self) -> None:
+        """Abandon what is being compiled."""
+        for function in self._functions.values():
+            function.abandon()
 
     def _function(self, key: Any, capture: Capture, *, usual: bool) -> CompiledFunction:
-        compiled = self.policy.mode is True and self.compiled and usual
-        if (compiled, key) not in self._functions:
+        compiled: bool | str = self.compiled and usual and (self.mode is True or "beside")
+        if (self.mode, key) not in self._functions:
             if len(self._functions) >= MAX_SIGNATURES:
-                self._functions.pop(next(iter(self._functions)))
-            self._functions[compiled, key] = CompiledFunction(
+                self._functions.pop(next(iter(self._functions))).abandon()
+            self._functions[self.mode, key] = CompiledFunction(
                 capture, compiled=compiled, precision=self.precision
             )
-        return self._functions[compiled, key]
+        return self._functions[self.mode, key]
 
-    def _timed(self, eager: Callable[[], Result]) -> Result:
+    def _timed(self, call: Callable[[], Result]) -> Result:
+        if not self._undecided:
+            return call()
         start = self._clock()
-        result = eager()
+        result = call()
         before = self._elapsed[-1] if self._elapsed else 0.0
         self._elapsed.append(before + self._clock() - start)
-        if (seconds := seconds_per_call(self._elapsed)) > 0:  # or NaN
-            self.policy.decide(self.calls_left, seconds)
+        self.update(self.calls_left, self._elapsed)
         return result
 
     def _clock(self) -> float:

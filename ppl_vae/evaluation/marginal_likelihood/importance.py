@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -161,7 +161,7 @@ def _estimate(
         "log_likelihood", pair, partial(describe_rows, data), rows, seed, settings=settings
     )
     own, together, diagnostics = shared.own, shared.processes.together, None
-    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
+    with ExitStack() as stack, together(), isolated_store(), shared.seeded(), pair.eval_mode():
         first = next(data.split(rows[:1], 1))
         chains = annealing or Annealing() if method == "annealed" else None
         sampler, size = _sampler(
@@ -173,6 +173,8 @@ def _estimate(
             covariance=covariance or "full",
             runner=CallRunner(capture, num_steps, precision=precision),
         )
+        for runner in (sampler.runner, local_vi.runner):
+            stack.enter_context(closing(runner))
         start = next(data.split(rows[:size], size))
         check_importance_samplable(pair, start)
         num_entries = entries_per_row(pair, start)

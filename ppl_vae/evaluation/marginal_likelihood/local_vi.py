@@ -22,7 +22,7 @@ from ppl_vae.core.state import precision as matmul_precision
 from ppl_vae.evaluation.local_guides.cosine_descent import cosine_rates, descend, store_gradient
 from ppl_vae.evaluation.local_guides.local_guide import LocalGuide
 from ppl_vae.evaluation.local_guides.parametrization import make_local_guide
-from ppl_vae.evaluation.marginal_likelihood.batching import PairFunction
+from ppl_vae.evaluation.marginal_likelihood.batching import REFINEMENT_DRAWS, PairFunction
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 
 LEARNING_RATE = 0.1
@@ -50,7 +50,7 @@ class LocalVI:
         *,
         steps: int,
         covariance: str,
-        num_samples: int = 8,
+        num_samples: int = REFINEMENT_DRAWS,
         runner: CallRunner | None = None,
     ) -> None:
         self.covariance, self.num_samples = covariance, num_samples

@@ -7,7 +7,7 @@ proportion to the weights is approximately a draw of z | x_obs.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -176,8 +176,8 @@ def _impute(
     size = block_size(one.x, num_samples, refined=refine > 0)
     size = min(size, max(1, rows_at_once(one.x) // max(draws, 1)))
     together = shared.processes.together
-    with together(), isolated_store(), shared.seeded(), pair.eval_mode():
-        runner = CallRunner("auto", -(-len(shared.own) // size) * refine)
+    runner = CallRunner("auto", -(-len(shared.own) // size) * refine)
+    with closing(runner), together(), isolated_store(), shared.seeded(), pair.eval_mode():
         local_vi = LocalVI(steps=max(refine, 1), covariance=covariance or "full", runner=runner)
         for batch in data.split(shared.own, size):
             _check_samplable(pair, batch, draws)

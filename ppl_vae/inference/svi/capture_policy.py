@@ -1,9 +1,14 @@
 """Decides whether training steps run eagerly, recorded or captured, and how many per call."""
 
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.capture.policy import CapturePolicy, seconds_per_call
+from ppl_vae.capture.policy import CapturePolicy, is_worth_compiling
+from ppl_vae.core.text import counted
 from ppl_vae.inference.svi.captured_step import CapturedSteps
 from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.schedule import Schedule
@@ -26,6 +31,10 @@ def captured_fraction(schedule: Schedule) -> float:
 class StepPolicy(CapturePolicy):
     """Decides how steps run, and makes what runs them.
 
+    A fit with ``"auto"`` begins with eager steps, goes on with recorded ones if they pay, and
+    while these run, another process compiles one step per call and then several, each of which
+    takes over when it is ready.
+
     Args:
         mode: as for :class:`ppl_vae.capture.policy.CapturePolicy`.
         make_recorded: creates the recorded gradient.
@@ -33,26 +42,32 @@ class StepPolicy(CapturePolicy):
         schedule: the schedule of the fit.
         shared: whether several processes share each batch, and exchange gradients: then captured
             steps are compiled gradients.
+        beside: whether another process can compile the steps. Otherwise the fit waits.
 
     Attributes:
         recorded: the recorded gradient, once it is enabled.
         captured: the captured steps, once they are enabled.
+        pending: the steps that are being compiled, or None.
     """
 
     def __init__(
         self,
         mode: bool | str,
         make_recorded: Callable[..., RecordedGradient],
-        make_captured: Callable[[int], CapturedSteps],
+        make_captured: Callable[..., CapturedSteps],
         schedule: Schedule,
         *,
         shared: bool = False,
+        beside: bool = False,
     ) -> None:
         super().__init__(mode, "the training step")
-        self.schedule, self._shared = schedule, shared
+        self.schedule, self._shared, self._beside = schedule, shared, beside
         self._make_recorded, self._make_captured = make_recorded, make_captured
         self.recorded: RecordedGradient | None = None
         self.captured: CapturedSteps | None = None
+        self.pending: CapturedSteps | None = None
+        self._next_batch: tuple[Tensor | None, int] = None, 0
+        self._compiled_beside = False
         if mode is not False:
             self.reason = "eager: the fit ended before its steps were timed"
 
@@ -61,41 +76,100 @@ class StepPolicy(CapturePolicy):
         """Steps per call."""
         return 1 if self.captured is None else self.captured.unroll
 
-    def update(self, num_steps: int, elapsed: Sequence[float]) -> None:
-        """Decide once enough steps are measured.
+    @property
+    def content(self) -> list[Any]:
+        """What a checkpoint holds of the policy."""
+        return [self.mode, self.reason, self.unroll, self._compiled_beside]
+
+    def observe(self, num_steps: int, elapsed: Sequence[float], rows: Tensor | None) -> None:
+        """Decide how the following steps run.
 
         Args:
             num_steps: steps made so far.
             elapsed: seconds since the start at which each of them was read.
+            rows: of a batch of full size.
         """
-        if self.recorded is not None or self.captured is not None or num_steps < 1:
-            return
-        if self.mode in (True, "recorded"):
+        self._next_batch = rows, num_steps
+        if self.pending is not None:
+            if self.pending.run.is_ready:
+                self._take_over(self.pending)
+        elif self.recorded is None and self.captured is None and self.mode in (True, "recorded"):
             self.enable(self.mode, "as requested")
-        elif self.mode == "auto" and (seconds := seconds_per_call(elapsed)) > 0:  # or NaN
+        else:
             left = self.schedule.num_steps - num_steps
-            self.decide(left, seconds, captured_fraction(self.schedule))
+            self.update(left, elapsed, captured_fraction(self.schedule))
 
-    def resume(self, mode: bool | str, reason: str) -> None:
+    def consider_compiling(self, seconds_left: float) -> None:
+        """Begin to compile if that is worth its time; see the base class."""
+        self._seconds_left, self._decided_at = seconds_left, time.perf_counter()
+        if self.recorded is None:
+            return
+        recording = self.recorded.run.recording_seconds
+        if not is_worth_compiling(seconds_left, recording, beside=self._beside):
+            return
+        if self._beside:
+            self._compile_beside(1)
+        else:
+            self.enable(True, f"about {seconds_left:.1f} s of recorded work were left")
+
+    def _compile_beside(self, unroll: int) -> None:
+        try:
+            pending = self._make_captured(unroll, compiled="beside")
+            pending.start(*self._next_batch)
+        except CaptureError as error:
+            self.reason += f"; it could not be compiled: {error}"
+            return
+        self.pending = pending
+
+    def _take_over(self, pending: CapturedSteps) -> None:
+        self.pending = None
+        pending.run.finish()
+        if pending.run.failure is not None:
+            self.reason += f"; {pending.run.failure}"
+            return
+        self.captured, self.mode, self._compiled_beside = pending, True, True
+        compilation, (_, num_steps) = pending.run.compilation, self._next_batch
+        seconds = 0.0 if compilation is None else compilation.seconds
+        steps = counted(pending.unroll, "step")
+        self.reason = (
+            f"captured, {steps} per call from step {num_steps + 1} on: compiled beside the "
+            f"recorded steps in {seconds:.0f} s"
+        )
+        unroll = best_unroll(self.schedule)
+        left = self._seconds_left - (time.perf_counter() - self._decided_at)
+        if unroll > pending.unroll and left > 2 * unroll * seconds:
+            self._compile_beside(unroll)
+
+    def resume(self, mode: bool | str, reason: str, unroll: int, beside: bool) -> None:
         """Continue with a checkpoint's decision, unless another one is requested.
 
         Args:
-            mode, reason: those of the policy when the checkpoint was written.
+            mode, reason, unroll, beside: the :attr:`content` when the checkpoint was written.
         """
         if self.mode in (True, "recorded"):
             self.enable(self.mode, "as requested")
+        elif self.mode == "auto" and mode is True and beside and self._beside:
+            # Other steps would differ from those before in rounding, so the fit waits for these.
+            self._undecided, self._compiled_beside = False, True
+            self.enable(True, "as before the checkpoint", unroll, compiled="beside", waits=True)
         elif self.mode == "auto" and mode in (True, "recorded"):
+            self._undecided = mode == "recorded"
             self.enable(mode, "as before the checkpoint")
         elif self.mode == "auto" and mode is False:
-            self.mode, prefix = False, "eager: as before the checkpoint: "
+            self.mode, self._undecided = False, False
+            prefix = "eager: as before the checkpoint: "
             self.reason = prefix + reason.removeprefix(prefix).removeprefix("eager: ")
 
-    def enable(self, mode: bool | str, reason: str) -> None:
+    def enable(
+        self, mode: bool | str, reason: str, unroll: int | None = None, **options: Any
+    ) -> None:
         """Run recorded or captured steps from now on.
 
         Args:
             mode: ``"recorded"``, or True for captured steps.
             reason: why.
+            unroll: steps per call; by default the best number.
+            options: of the captured steps.
         """
         self.mode = mode
         try:
@@ -106,17 +180,25 @@ class StepPolicy(CapturePolicy):
                 self.recorded = self._make_recorded(compiled=True)
                 self.reason = f"captured, the gradient of each step: {reason}"
             else:
-                self.captured = self._make_captured(best_unroll(self.schedule))
-                self.reason = f"captured, {self.captured.unroll} steps per call: {reason}"
+                unroll = unroll or best_unroll(self.schedule)
+                self.captured = self._make_captured(unroll, **options)
+                self.reason = f"captured, {unroll} steps per call: {reason}"
         except CaptureError as error:
             self.disable(error)
 
     def disable(self, error: CaptureError) -> None:
         """Run eager or recorded steps from now on, with one warning."""
+        self.close()
         self.captured, self.recorded = None, None
         super().disable(error)
         if self.mode == "recorded":
             self.recorded = self._make_recorded()
+
+    def close(self) -> None:
+        """Abandon what is being compiled."""
+        if self.pending is not None:
+            self.pending.run.abandon()
+        self.pending = None
 
 
 def best_unroll(schedule: Schedule) -> int:

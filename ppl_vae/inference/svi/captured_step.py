@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_gradient import to_device
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
-from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
 from ppl_vae.capture.graph import CaptureError, CompilationError
 from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.optimizer_step import OptimizerStep
@@ -22,7 +22,8 @@ class CapturedSteps:
         optimizer_step: the update, as it is made eagerly.
         named: the parameters by name.
         unroll: steps per call.
-        compiled: whether to compile the graph; without, it gives the same results slowly.
+        compiled: see :class:`ppl_vae.capture.compiled.CompiledFunction`.
+        waits: whether the first call waits until another process has compiled the steps.
         options: options of the compiler.
         autotune_matmul: whether to use the faster of two BLAS libraries, see
             :mod:`ppl_vae.capture.matmul`.
@@ -39,7 +40,8 @@ class CapturedSteps:
         named: dict[str, Tensor],
         unroll: int,
         *,
-        compiled: bool = True,
+        compiled: bool | str = True,
+        waits: bool = False,
         options: dict[str, Any] | None = None,
         autotune_matmul: bool = False,
     ) -> None:
@@ -58,10 +60,10 @@ class CapturedSteps:
             table_rate=per_datum.rate,
             grad_clip=optimizer_step.grad_clip,
         )
-        self._prepared = False
+        self._prepared, self._waits = False, waits
         # The state after each step is stored, instead of computed again where later steps use it.
         options = {"realize_reads_threshold": 2} | (options or {})
-        self._run = CompiledFunction(
+        self.run = CompiledFunction(
             step.capture,
             compiled=compiled,
             options=options,
@@ -86,6 +88,35 @@ class CapturedSteps:
         Raises:
             CaptureError: at the first call, if the step cannot be captured or compiled.
         """
+        opt_states, state, num_steps, inputs = self._arguments(rows, start)
+        if self._waits:
+            self.run.start(state, inputs)
+            self.run.finish()
+            self._waits = False
+            if self.run.failure is not None:
+                raise self.run.failure
+        after, losses = self.run(state, inputs)
+        if losses.device.type != "cpu" or bool(losses.isfinite().all()):
+            self._train_state.write(opt_states, after, num_steps + len(rows))
+            self.optimizer_step.advance_scheduler(len(rows))
+        return -losses
+
+    def start(self, rows: Tensor | None, start: int) -> None:
+        """Record the steps, and let another process compile them, if it is to.
+
+        Args:
+            rows: the rows of one step.
+            start: the number of steps made before.
+
+        Raises:
+            CaptureError: if the step cannot be captured.
+        """
+        _, state, _, inputs = self._arguments([rows] * self.unroll, start)
+        self.run.start(state, inputs)
+
+    def _arguments(
+        self, rows: Sequence[Tensor | None], start: int
+    ) -> tuple[list[Any], StepState, int, StepInputs]:
         optimizer, train_state = self.optimizer_step.optimizer, self._train_state
         opt_states = [
             optimizer_state(optimizer, p, train_state.optimizer) for p in train_state.parameters
@@ -101,11 +132,7 @@ class CapturedSteps:
             inputs = self._inputs(rows, start)
         except ValueError as error:  # of the optimizer, without which the gradient can be recorded
             raise CompilationError(str(error)) from error
-        after, losses = self._run(state, inputs)
-        if losses.device.type != "cpu" or bool(losses.isfinite().all()):
-            train_state.write(opt_states, after, num_steps + len(rows))
-            self.optimizer_step.advance_scheduler(len(rows))
-        return -losses
+        return opt_states, state, num_steps, inputs
 
     def _inputs(self, rows: Sequence[Tensor | None], start: int) -> StepInputs:
         steps = range(start + 1, start + len(rows) + 1)

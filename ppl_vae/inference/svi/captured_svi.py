@@ -1,16 +1,15 @@
 """``pyro.infer.SVI`` with captured steps, for users who write their own training loops."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
-from torch import Tensor, nn, optim
-from torch.utils import _pytree as pytree
+from torch import Tensor, optim
 
-from ppl_vae.capture import policy
 from ppl_vae.capture.compiled import CompiledFunction
 from ppl_vae.capture.functional_gradient import (
     CapturedGradient,
@@ -19,7 +18,7 @@ from ppl_vae.capture.functional_gradient import (
     to_device,
 )
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
-from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, TrainState
+from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
 from ppl_vae.capture.graph import (
     CaptureError,
     CompilationError,
@@ -27,11 +26,12 @@ from ppl_vae.capture.graph import (
     permuted,
     perturbed,
 )
-from ppl_vae.capture.policy import CapturePolicy
+from ppl_vae.capture.policy import COMPILING_PER_RECORDING, CapturePolicy
 from ppl_vae.core.autoguides import RowCheck
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
+from ppl_vae.inference.svi.step_arguments import StepArguments
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
 MAX_SIGNATURES = 8
@@ -45,7 +45,8 @@ class CapturedSVI(SVI):
     their optimizers and raises its own errors. In the second one the operations of the loss and
     its gradient are recorded, in about a second, and from then on they run without the programs;
     the optimizer remains Pyro's, of any kind. Once the recorded steps have taken as long as
-    compiling would, whole steps are compiled, with their optimizer. Parameters and optimizers
+    compiling would, another process compiles whole steps, with their optimizer, which take over
+    when they are ready. Parameters and optimizers
     remain where Pyro keeps them, so that the store, ``optim.save`` and steps of other optimizers
     see them. Tensors among the arguments may change from step to step; anything else (a number,
     None) is a constant of the recorded code. A step that cannot be recorded runs in Pyro, with
@@ -57,8 +58,8 @@ class CapturedSVI(SVI):
             rate for all parameters; with others they run as recorded.
         loss: :class:`~ppl_vae.ELBO`, :class:`~ppl_vae.IWAE`, ``Trace_ELBO`` or
             ``TraceMeanField_ELBO``; others run in Pyro.
-        compiled: whether steps are compiled: True, from the second step on; False, never; by
-            default once that is worth its time.
+        compiled: whether steps are compiled: True, from the second step on, which waits for the
+            compiler; False, never; by default as described.
         options: options of ``torch.compile``.
         autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
             use the faster; results may then differ in the last digits from run to run.
@@ -89,7 +90,8 @@ class CapturedSVI(SVI):
         self.policy = CapturePolicy(True if compiled is True else "recorded", "the step")
         self.policy.reason = "captured" if compiled is True else "recorded"
         self.execution = "eager: no step has been captured yet"
-        self._may_compile, self._seconds = compiled == "auto", 0.0
+        self._may_compile = compiled == "auto" and not autotune_matmul
+        self._seconds: dict[Any, float] = {}
         self.options, self.autotune_matmul = options, autotune_matmul
         self._objective = as_capturable(loss)
         self._modules = modules_of(model, guide)
@@ -124,7 +126,7 @@ class CapturedSVI(SVI):
         self._check_rows(args, kwargs)
         if self.policy.mode is False:
             return eager(*args, **kwargs)
-        call = _Call(captured.__name__, args, kwargs, self._modules)
+        call = StepArguments(captured.__name__, args, kwargs, self._modules)
         try:
             if self._is_new(call.signature):
                 return eager(*args, **kwargs)
@@ -155,18 +157,45 @@ class CapturedSVI(SVI):
         self.policy.disable(error)
         self.execution = self.policy.reason
 
-    def _step(self, call: "_Call") -> float:
+    def _step(self, call: StepArguments) -> float:
         if self.policy.mode is True:
-            return self._compiled_step(call)
+            return self._compiled_step(call, compiled=True)
+        if self._may_compile and self._is_compiled(call):
+            return self._compiled_step(call, compiled="beside")
         start = time.perf_counter()
         loss = self._recorded_step(call)
-        self._seconds += time.perf_counter() - start
-        if self._may_compile and self._seconds > policy.COMPILE_SECONDS:
-            # What has lasted so long may last as long again.
-            self.policy.enable(True, f"recorded steps had taken {self._seconds:.0f} s")
+        seconds = time.perf_counter() - start
+        self._seconds[call.signature] = self._seconds.get(call.signature, 0.0) + seconds
         return loss
 
-    def _recorded_step(self, call: "_Call") -> float:
+    def _is_compiled(self, call: StepArguments) -> bool:
+        """Whether another process has compiled steps of this kind; it begins where they pay."""
+        run = self._functions.get(("beside", call.signature))
+        if run is None:
+            recorded = self._functions.get((False, call.signature))
+            cost = COMPILING_PER_RECORDING * (recorded.recording_seconds if recorded else math.inf)
+            # What has lasted so long may last as long again.
+            if self._seconds.get(call.signature, 0.0) > cost:
+                try:
+                    run, arguments, _ = self._compilable(call, compiled="beside")
+                    run.start(*arguments)
+                except CaptureError as error:
+                    self._keep_recorded(error)
+            return False
+        if not run.is_ready:
+            return False
+        run.finish()
+        if run.failure is not None:
+            self._keep_recorded(run.failure)
+            return False
+        self.policy.reason = "captured"
+        return True
+
+    def _keep_recorded(self, error: CaptureError) -> None:
+        self._may_compile = False
+        self.policy.reason = f"recorded: it could not be compiled: {error}"
+
+    def _recorded_step(self, call: StepArguments) -> float:
         """The gradient by recorded operations, and the step by Pyro's own optimizers."""
         trained = self._trained_tensors()
 
@@ -180,7 +209,16 @@ class CapturedSVI(SVI):
             parameter.grad = None
         return float(value)
 
-    def _compiled_step(self, call: "_Call") -> float:
+    def _compiled_step(self, call: StepArguments, *, compiled: bool | str) -> float:
+        run, (state, inputs), write = self._compilable(call, compiled=compiled)
+        after, losses = run(state, inputs)
+        write(after)
+        return float(losses[0])
+
+    def _compilable(
+        self, call: StepArguments, *, compiled: bool | str
+    ) -> tuple[CompiledFunction, tuple[StepState, StepInputs], Callable[[StepState], None]]:
+        """A whole step as a function, its arguments, and what writes its result."""
         train_state, rate, opt_states = self._training()
         try:
             state, num_steps = train_state.read(opt_states)
@@ -198,12 +236,13 @@ class CapturedSVI(SVI):
         def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
             return self._loss(call, shared)
 
-        run = self._function(call, FunctionalStep(loss, train_state).capture, compiled=True)
-        after, losses = run(state, inputs)
-        train_state.write(opt_states, after, num_steps + 1)
-        return float(losses[0])
+        def write(after: StepState) -> None:
+            train_state.write(opt_states, after, num_steps + 1)
 
-    def _evaluate(self, call: "_Call") -> float:
+        run = self._function(call, FunctionalStep(loss, train_state).capture, compiled=compiled)
+        return run, (state, inputs), write
+
+    def _evaluate(self, call: StepArguments) -> float:
         tensors = self._trained_tensors().tensors
 
         def loss(parameters: list[Tensor], buffers: list[Tensor], data: list[Tensor]) -> Tensor:
@@ -218,14 +257,14 @@ class CapturedSVI(SVI):
         parameters = [p.detach() for p in tensors.parameters]
         return float(run(parameters, tensors.buffers, call.tensors))
 
-    def _loss(self, call: "_Call", tensors: list[Tensor]) -> Tensor:
+    def _loss(self, call: StepArguments, tensors: list[Tensor]) -> Tensor:
         args, kwargs = call.arguments(tensors)
         if self._objective is None:
             raise CaptureError("its loss cannot be captured")
         return self._objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
 
     def _function(
-        self, call: "_Call", capture: Callable[..., Any], *, compiled: bool
+        self, call: StepArguments, capture: Callable[..., Any], *, compiled: bool | str
     ) -> CompiledFunction:
         key = compiled, call.signature
         if key not in self._functions:
@@ -257,8 +296,8 @@ class CapturedSVI(SVI):
             or set(map(id, train_state.parameters)) != set(map(id, named.values()))
             or train_state.optimizer != optimizer
         ):
-            train_state, self._functions = TrainState(self._modules, named, optimizer), {}
-            self._train_state = train_state
+            train_state = self._train_state = TrainState(self._modules, named, optimizer)
+            self._functions = {key: f for key, f in self._functions.items() if key[0] is False}
         opt_states = [
             optimizer_state(self._optimizer(p), p, optimizer) for p in train_state.parameters
         ]
@@ -286,30 +325,3 @@ class CapturedSVI(SVI):
     def _optimizer(self, parameter: Tensor) -> optim.Optimizer:
         optimizer: Any = self.optim.optim_objs[parameter]
         return getattr(optimizer, "optimizer", optimizer)  # Pyro's schedulers wrap theirs
-
-
-class _Call:
-    """The arguments of a step: tensors, and all others, which are constants of the graph."""
-
-    def __init__(self, method: str, args: Any, kwargs: Any, modules: Sequence[nn.Module]) -> None:
-        flat, self.nested = pytree.tree_flatten((args, kwargs))
-        self.tensors = [value for value in flat if isinstance(value, Tensor)]
-        self.constants = [None if isinstance(value, Tensor) else (value,) for value in flat]
-        training = tuple(part.training for module in modules for part in module.modules())
-        shapes = tuple((t.shape, t.dtype, t.device) for t in self.tensors)
-        constants = _hashable(self.constants)
-        self.signature = method, repr(self.nested), constants, training, shapes
-
-    def arguments(self, tensors: list[Tensor]) -> tuple[Any, Any]:
-        """The arguments with other tensors in place of these."""
-        remaining = iter(tensors)
-        flat = [next(remaining) if c is None else c[0] for c in self.constants]
-        return pytree.tree_unflatten(flat, self.nested)
-
-
-def _hashable(values: list[Any]) -> Any:
-    try:
-        hash(tuple(values))
-    except TypeError:
-        return repr(values)
-    return tuple(values)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.inference.svi.capture_policy import MAX_UNROLL
+
 
 @dataclass(frozen=True)
 class FitLayout:
@@ -118,9 +120,10 @@ def _is_rates(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
 
 
 def _is_capture(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
-    mode, reason = value
+    mode, reason, unroll, beside = value
     known = type(mode) is bool or mode in ("auto", "recorded")
-    return known and isinstance(reason, str)
+    right = isinstance(reason, str) and type(beside) is bool
+    return known and right and _is_count(unroll) and 1 <= unroll <= MAX_UNROLL
 
 
 def _is_validation(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:

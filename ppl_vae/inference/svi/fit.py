@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.capture.background import can_compile_beside
 from ppl_vae.core.arrays.inputs import learn_schema, schema_of
 from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
@@ -129,7 +130,8 @@ def fit_svi(
             operations that were recorded in the second step, which are those of an eager step;
             True, from the second step on by code that is compiled from such a recording, several
             steps per call. ``"auto"`` begins eagerly and takes what is worth its time for the
-            remaining steps: recording takes about a second, compiling about a minute. A step that
+            remaining steps: recording takes about a second; on a CPU another process compiles
+            while recorded steps go on, and its code takes over when it is ready. A step that
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
             was done and why. Recorded steps give the numbers of eager ones (with an objective of
             Pyro's, up to rounding); compiled steps are equal to them in distribution.
@@ -166,9 +168,7 @@ def fit_svi(
             move_to_device(model, guide, device)
             source = open_source(x, mask, model=model, guide=guide)
             schema = schema_of(model) or (TableSchema.of(x) if source is None else source.schema)
-            opened = nullcontext()
-            if x_val is not None:
-                opened = _validation_rows(model, guide, x_val, schema)
+            validation_rows = _validation_rows(model, guide, x_val, schema)
             rows = observe_rows(
                 x, mask, model=model, guide=guide, source=source, allow_empty_rows=True,
                 check=epoch_transform is None, with_digest=resumable,
@@ -182,7 +182,7 @@ def fit_svi(
                 refresh=epoch_transform is not None, drop_last=drop_last, resumable=resumable,
             )  # fmt: skip
             optimization = Optimization(objective, lr, optimizer, scheduler, grad_clip, warmup)
-            stopping = Stopping(stack.enter_context(opened), patience)
+            stopping = Stopping(stack.enter_context(validation_rows), patience)
             weighted = WeightedObjective(ELBO() if objective is None else objective, warmup)
         pair = Pair(model, guide)
         stack.enter_context(_training_context(pair, processes.common_seed(seed)))
@@ -190,6 +190,7 @@ def fit_svi(
             partial(MinibatchObjective.of, pair, weighted, rows),
             epoch_transform, schedule, optimization, stopping, runtime, processes,
         )  # fmt: skip
+        stack.callback(trainer.policy.close)
         with progress_bar(schedule.num_steps, progress) as report_progress:
             trainer.run(report_progress)
         result = trainer.result()
@@ -226,6 +227,7 @@ def _build_trainer(
         make_captured,
         schedule,
         shared=processes.size > 1,
+        beside=_can_compile_beside(minibatch, runtime, processes),
     )
     return Trainer(
         minibatch,
@@ -238,6 +240,13 @@ def _build_trainer(
         runtime.seed,
         processes,
     )
+
+
+def _can_compile_beside(
+    minibatch: MinibatchObjective, runtime: Runtime, processes: Processes
+) -> bool:
+    alone = processes.size == 1 and not runtime.autotune_matmul
+    return alone and can_compile_beside(minibatch.whole.device)
 
 
 def _agree(
@@ -291,8 +300,11 @@ def _training_context(pair: Pair, seed: int | None) -> Iterator[None]:
 @contextmanager
 def _validation_rows(
     model: ProgramLike, guide: ProgramLike, x_val: Any, schema: TableSchema | None
-) -> Iterator[Rows]:
-    """The rows of ``x_val`` for a pair, after the checks of both."""
+) -> Iterator[Rows | None]:
+    """The rows of ``x_val`` for a pair, after the checks of both; None without them."""
+    if x_val is None:
+        yield None
+        return
     owner = bound_object(guide)
     if callable(getattr(owner, "tables", None)):
         raise ValueError(

@@ -30,12 +30,12 @@ class RecordedGradient:
         self.minibatch = minibatch
         trained = TrainedTensors(minibatch.pair.modules, named)
         self._prepared = False
-        run = CompiledFunction(
+        self.run = CompiledFunction(
             FunctionalGradient(self._loss, trained).capture,
             compiled=compiled,
             precision=minibatch.precision,
         )
-        self._gradient = CapturedGradient(trained, run)
+        self._gradient = CapturedGradient(trained, self.run)
 
     def _loss(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
         return -self.minibatch.traced_value(shared, per_step, beta)

@@ -118,7 +118,8 @@ class Trainer:
                 elapsed = self.elapsed
                 if self.policy.mode == "auto":  # which all processes must decide alike
                     elapsed = self.shared.of_rank_zero(elapsed)
-                self.policy.update(self.num_steps, elapsed)
+                if not self._has_other_size(chunk[-1]):
+                    self.policy.observe(self.num_steps, elapsed, chunk[-1])
         self._finish()
 
     def _finish(self) -> None:
@@ -272,7 +273,7 @@ class Trainer:
             "values": self.values,
             "elapsed": self.elapsed,
             "stopped": self.stopped,
-            "capture": [self.policy.mode, self.policy.reason],
+            "capture": self.policy.content,
             "best": None if stopping.best is None else stopping.best.values,
             "validation": [stopping.values, stopping.steps, stopping.num_without_improvement],
         }

@@ -219,9 +219,18 @@ def test_the_number_of_entries_at_once_is_bounded(monkeypatch):
         sizes.append(len(x))
         return ppca.model(x, index=index, num_data=num_data)
 
-    monkeypatch.setattr(batching, "ENTRIES_AT_ONCE", 120)
+    monkeypatch.setattr(batching, "WEIGHTS_AT_ONCE", 120)
     log_likelihood(model, guide, rows_of(ppca, N), 20, refine=1, seed=0)
     assert max(sizes) == 6
+
+
+def test_a_tensor_of_draws_is_bounded(monkeypatch):
+    x = torch.zeros(5, 100)
+    at_once = {"cpu": 3200, "accelerator": 12800}
+    monkeypatch.setattr(batching, "ENTRIES_AT_ONCE", at_once)
+    assert batching.rows_at_once(x) == 32 and batching.rows_at_once(x.to("meta")) == 128
+    assert batching.block_size(x, 50, refined=True) == 4
+    assert batching.block_size(x, 16, refined=False) == 2
 
 
 @pytest.mark.slow

@@ -82,16 +82,11 @@ def test_the_captured_fraction_of_an_epoch():
     assert captured_fraction(Schedule(100, 60, 10_000)) == 0.5
 
 
-def test_the_comparison_is_reported():
-    worth, text = is_worth_compiling(72.0)
-    assert not worth
-    assert text == (
-        "about 72.0 s of eager work were left, of which compiled code, assumed to be 2 times "
-        "as fast, would save 36.0 s: no more than the 50 s that compiling is assumed to cost"
-    )
-    worth, text = is_worth_compiling(150.0, fraction=0.9)
-    assert worth and "would save 67.5 s: more than the 50 s" in text
-    assert not is_worth_compiling(150.0, fraction=0.5)[0]
+def test_compiling_is_estimated_by_the_time_that_recording_took():
+    assert is_worth_compiling(100.0, 1.0, beside=True)
+    assert not is_worth_compiling(50.0, 1.0, beside=True)
+    assert is_worth_compiling(100.0, 1.0, beside=False)
+    assert not is_worth_compiling(80.0, 1.0, beside=False)
 
 
 # Networks that need two rows
