@@ -279,45 +279,50 @@ def test_an_iteration_of_em_with_missing_values_waits_seven_times(device):
     assert found[1] - found[0] <= 7 * 4
 
 
-def test_importance_sampling_waits_per_block_and_not_per_datum(device):
-    pair, x, found = vae(device), data().to(device), []
-    for rows in (x[:20], x):
+def waits_of(call, arguments):
+    """The number of waits of each call."""
+    found = []
+    for argument in arguments:
         with count_waits() as waits:
-            log_likelihood(pair.model, pair.guide, rows, 30, seed=0, capture=False)
+            call(argument)
         found.append(total(waits))
+    return found
+
+
+def test_importance_sampling_waits_per_block_and_not_per_datum(device):
+    pair, x = vae(device), data().to(device)
+    found = waits_of(
+        lambda rows: log_likelihood(pair.model, pair.guide, rows, 30, seed=0, capture=False),
+        (x[:20], x),
+    )
     assert found[0] == found[1] < 100
 
 
 @pytest.mark.slow
 def test_a_step_towards_the_local_optimum_does_not_wait(device):
     pair, x = vae(device), data().to(device)[:5]
-    found = []
-    for steps in (2, 12):
-        with count_waits() as waits:
-            gaps(pair.model, pair.guide, x, steps=steps, num_samples=9, tolerance=None, seed=0)
-        found.append(total(waits))
+    options = {"num_samples": 9, "tolerance": None, "seed": 0}
+    found = waits_of(
+        lambda steps: gaps(pair.model, pair.guide, x, steps=steps, **options), (2, 12)
+    )
     assert found[0] == found[1] < 250
 
 
 @pytest.mark.slow
 def test_a_temperature_of_annealing_does_not_wait(device):
     pair, x = vae(device), data().to(device)[:5]
-    found = []
-    for number in (3, 6):
+
+    def estimate(number):
         annealing = Annealing(num_temperatures=number)
-        with count_waits() as waits:
-            log_likelihood(
-                pair.model, pair.guide, x, 4, method="annealed", annealing=annealing, seed=0
-            )
-        found.append(total(waits))
+        log_likelihood(
+            pair.model, pair.guide, x, 4, method="annealed", annealing=annealing, seed=0
+        )
+
+    found = waits_of(estimate, (3, 6))
     assert found[0] == found[1] < 150
 
 
 def test_collapse_waits_per_block_and_not_per_datum(device):
     pair, x = vae(device), data().to(device)
-    found = []
-    for rows in (x[:20], x):
-        with count_waits() as waits:
-            collapse(pair.model, pair.guide, rows, seed=0)
-        found.append(total(waits))
+    found = waits_of(lambda rows: collapse(pair.model, pair.guide, rows, seed=0), (x[:20], x))
     assert found[1] <= found[0] < 200

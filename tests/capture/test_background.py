@@ -20,6 +20,7 @@ from ppl_vae.capture.background import BackgroundCompilation, lift_constants
 from ppl_vae.capture.compile_worker import build_graph, describe_graph
 from ppl_vae.capture.graph import CompilationError, capture_graph
 from ppl_vae.core.state import seeded
+from waiting import wait_until
 
 SLEEPING = """
 import subprocess, sys, pathlib
@@ -76,13 +77,6 @@ def test_a_described_graph_is_the_same_function(graph):
     assert not torch.equal(first[0], rebuilt(*arguments, *constants)[0])  # draws remain draws
 
 
-def wait_for(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def is_running(number):
     try:
         state = Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -95,13 +89,13 @@ def test_what_is_abandoned_leaves_neither_processes_nor_files(graph, worker):
     worker(SLEEPING)
     compilation = BackgroundCompilation(*graph, {})
     folder = compilation._folder
-    wait_for(lambda: (folder / "child").is_file() and (folder / "child").read_text())
+    wait_until(lambda: (folder / "child").is_file() and (folder / "child").read_text())
     child = int((folder / "child").read_text())
     assert not compilation.is_ready and is_running(child)
     start = time.monotonic()
     compilation.abandon()
     assert time.monotonic() - start < 3.0
-    wait_for(lambda: not is_running(child))
+    wait_until(lambda: not is_running(child))
     assert not is_running(compilation._process.pid) and not folder.exists()
     compilation.abandon()
 
@@ -109,7 +103,7 @@ def test_what_is_abandoned_leaves_neither_processes_nor_files(graph, worker):
 def test_the_reason_of_a_failure_is_reported(graph, worker):
     worker(FAILING)
     compilation = BackgroundCompilation(*graph, {})
-    wait_for(lambda: compilation.is_ready)
+    wait_until(lambda: compilation.is_ready)
     with pytest.raises(CompilationError, match="RuntimeError: no compiler"):
         compilation.load()
     assert not compilation._folder.exists()
@@ -261,7 +255,7 @@ def test_recorded_steps_of_own_loops_hold_no_memory():
 def test_another_process_compiles_the_same_function(graph):
     recorded, arguments = graph
     compilation = BackgroundCompilation(recorded, arguments, {"fallback_random": True})
-    wait_for(lambda: compilation.is_ready, 300)
+    wait_until(lambda: compilation.is_ready, 300)
     run = compilation.load()
     first, second = same_draws(lambda a: recorded(*a), run, arguments)
     for a, b in zip(first, second, strict=True):
@@ -300,5 +294,5 @@ def test_a_compiler_ends_with_the_process_that_started_it(tmp_path):
     )  # fmt: skip
     assert found.returncode == -signal.SIGKILL
     number = int(found.stdout)
-    wait_for(lambda: not is_running(number), 60)
-    wait_for(lambda: not list(tmp_path.glob("ppl_vae_compile_*")))
+    wait_until(lambda: not is_running(number), 60)
+    wait_until(lambda: not list(tmp_path.glob("ppl_vae_compile_*")))

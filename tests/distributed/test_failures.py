@@ -82,13 +82,6 @@ def test_torchrun_goes_on_from_the_last_checkpoint(tmp_path):
 NAMES = ",".join("abcdefg")
 
 
-def wait_until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def workers_of(pid):
     """The processes that torchrun launched."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True)

@@ -26,9 +26,9 @@ class LatentMoments:
         gram: sums of (z, 1) (z, 1)' over the data in which the column is observed, (D, L, L)
             with L = K + 1.
         cross: sums of x (z, 1)' over these data, (D, L).
-        num_data: N.
         squares: sums of x^2 over these data, (D,).
         counts: their numbers, (D,).
+        num_data: N.
         second_moment: the sum of z z' over all data, (K, K).
         total: the sum of z, (K,).
         half_log_det: the sum of 1/2 log det of the covariances of z, ().
@@ -36,9 +36,9 @@ class LatentMoments:
 
     gram: Float[Tensor, "D L L"]
     cross: Float[Tensor, "D L"]
-    num_data: int
     squares: Float[Tensor, " D"]
     counts: Float[Tensor, " D"]
+    num_data: int
     second_moment: Float[Tensor, "K K"]
     total: Float[Tensor, " K"]
     half_log_det: Float[Tensor, ""]
