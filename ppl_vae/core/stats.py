@@ -17,3 +17,8 @@ def standard_error(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]
 def mean_and_error(values: Float[Tensor, " N"]) -> tuple[float, float]:
     """The mean of N independent values and its :func:`standard_error`."""
     return float(values.mean()), float(standard_error(values))
+
+
+def monte_carlo_error(errors: Float[Tensor, " N"]) -> float:
+    """The error of the mean of N estimates with independent errors."""
+    return float(errors.square().sum().sqrt()) / len(errors)

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_an_interrupt_keeps_what_is_finished_and_says_so(table, tmp_path):
+def test_an_interrupt_keeps_what_is_finished_with_a_message(table, tmp_path):
     process = started(
         [*COMMAND, table, "--latent-dim", "2", "--out", tmp_path / "out"], ENVIRONMENT
     )

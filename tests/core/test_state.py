@@ -1,4 +1,4 @@
-"""Process-wide state is borrowed: generators, parameter store, validation, modes, buffers."""
+"""Process-wide state is restored: generators, parameter store, validation, modes, buffers."""
 
 import random
 import sys
@@ -126,7 +126,7 @@ def test_parameters_of_modules_are_not_left_in_the_store():
     assert store_names() == []
 
 
-def test_the_block_does_not_see_the_modules_of_the_store_and_keeps_them():
+def test_the_block_has_no_modules_of_the_store_and_keeps_them():
     outer, inner = nn.Linear(2, 2), nn.Linear(2, 2)
     pyro.module("same", outer)
     kept = store_names()
@@ -266,10 +266,10 @@ def test_modes_reach_modules_in_containers_and_plain_objects():
     assert flags(nets["decoder"], plain.net, plain.nets["more"][0]) == [True] * 3
 
 
-# Probing
+# Dry runs
 
 
-def test_a_probe_leaves_generators_and_buffers():
+def test_a_dry_run_leaves_generators_and_buffers():
     model, guide, x = regularized()
     (norm,) = [m for m in model.__self__.modules() if isinstance(m, nn.BatchNorm1d)]
     before = generators(), norm.running_mean.clone(), norm.num_batches_tracked.clone()
@@ -291,7 +291,7 @@ def test_a_dry_run_is_invisible_to_handlers_outside():
     assert list(trace.trace.nodes) == []
 
 
-# The world at large
+# All process-wide state
 
 CONSTRUCTORS = [
     lambda: PPCA(4, 2),

@@ -157,7 +157,7 @@ def after(fit, model, x):
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_a_model_fitted_to_a_frame_knows_its_columns(fit, tmp_path):
+def test_a_model_fitted_to_a_frame_has_its_columns(fit, tmp_path):
     model = FITS[fit](FRAME)
     assert model.schema == TableSchema(tuple(COLUMNS), "pandas")
     if fit != "sample_posterior":  # priors given as distributions are rebuilt as well
@@ -237,7 +237,7 @@ def test_validation_rows_are_matched_to_the_training_rows():
     torch.testing.assert_close(*found)
 
 
-def test_a_supervised_encoder_knows_its_columns():
+def test_a_supervised_encoder_has_the_columns_of_its_frame():
     network = SupervisedEncoder(fitted_vae(HIDDEN), Categorical(2), seed=0)
     rows = network.rows(FRAME, np.arange(N) % 2)
     pv.fit_svi(network.model, network.guide, rows, steps=1, seed=0, progress=False)

@@ -13,11 +13,11 @@ from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.shared_rows import SharedRows
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.core.stats import standard_error
+from ppl_vae.core.stats import monte_carlo_error, standard_error
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.evaluation.inference_gaps.family import Family
 from ppl_vae.evaluation.inference_gaps.local_optimum import CommonNoiseELBO, LocalOptimum
-from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean, monte_carlo_error
+from ppl_vae.evaluation.inference_gaps.result import Gaps, Z, error_of_mean
 from ppl_vae.evaluation.marginal_likelihood.batching import LogWeightSampler, rows_at_once
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood

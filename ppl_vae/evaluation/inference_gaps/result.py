@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
-from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.stats import mean_and_error, monte_carlo_error
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
@@ -307,8 +307,3 @@ def _nats(value: float) -> str:
 
 def _zero_if_nan(value: float) -> float:
     return 0.0 if math.isnan(value) else value
-
-
-def monte_carlo_error(mc_error: Float[Tensor, " N"]) -> float:
-    """Monte Carlo error of a mean over data with independent draws."""
-    return float(mc_error.square().sum().sqrt() / len(mc_error))

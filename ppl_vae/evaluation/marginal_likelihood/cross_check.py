@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
+from ppl_vae.core.stats import monte_carlo_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.text_table import render
 from ppl_vae.core.validation import ArrayLike, check_int
@@ -63,7 +64,9 @@ class EstimatorComparison(Result):
         """The mean of one minus the other, and its Monte Carlo error, in nats per datum."""
         first, second = self.estimates[one], self.estimates[other]
         mean = float((first.value - second.value).mean())
-        return mean, math.hypot(_monte_carlo(first), _monte_carlo(second))
+        return mean, math.hypot(
+            monte_carlo_error(first.standard_error), monte_carlo_error(second.standard_error)
+        )
 
     @property
     def highest(self) -> str:
@@ -93,7 +96,7 @@ class EstimatorComparison(Result):
             name: {
                 "mean": estimate.mean,
                 "error": estimate.mean_error,
-                "monte_carlo": _monte_carlo(estimate),
+                "monte_carlo": monte_carlo_error(estimate.standard_error),
                 "reliable": estimate.share_reliable,
                 "draws": estimate.num_samples,
             }
@@ -118,7 +121,7 @@ class EstimatorComparison(Result):
         drawn = "chain" if estimate.method == "annealed" else "draw"
         return (
             name,
-            f"{bound}{estimate.mean:.3f} ± {_monte_carlo(estimate):.3f}",
+            f"{bound}{estimate.mean:.3f} ± {monte_carlo_error(estimate.standard_error):.3f}",
             f"{math.floor(100 * estimate.share_reliable)} % reliable",
             counted(estimate.num_samples, drawn),
         )
@@ -212,10 +215,6 @@ def cross_check(
             ),
         }
     )
-
-
-def _monte_carlo(estimate: LogLikelihood) -> float:
-    return float(estimate.standard_error.square().sum().sqrt()) / len(estimate.value)
 
 
 def _listed(names: list[str]) -> str:

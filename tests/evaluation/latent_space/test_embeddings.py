@@ -119,7 +119,7 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
         plt.close(figure)
 
 
-def test_one_map_is_drawn_on_ones_own_axes(found):
+def test_one_latent_space_is_drawn_on_given_axes(found):
     figure, ax = plt.subplots(figsize=latent_plots.PANEL_SIZE, layout="constrained")
     assert latent_plots.plot_embedding(found[2].embeddings[0], found[2].labels, 3, ax) is ax
     assert_texts_are_readable(figure)

@@ -14,7 +14,7 @@ from figures import assert_texts_are_readable
 from ppl_vae import PPCA, fit_closed_form
 from ppl_vae.evaluation import Denoising, compare_denoisers
 from ppl_vae.networks import GaussianNoise
-from ppl_vae.plots import images as tile_plots
+from ppl_vae.plots import images as image_plots
 
 N, D = 50, 6
 
@@ -110,7 +110,7 @@ def test_the_image_grid_has_the_rows_and_its_plot_is_readable(found):
     rows = [found.clean, found.noisy, found.noisy / 2, torch.zeros_like(found.clean)]
     torch.testing.assert_close(image_grid.values, torch.stack(rows)[:, [3, 7]])
     for shape in ((2, 3), None):
-        axes = tile_plots.plot_denoised(found.image_grid(range(8), shape))
+        axes = image_plots.plot_denoised(found.image_grid(range(8), shape))
         assert_texts_are_readable(axes.figure)
         assert axes.get_title(loc="left") == "Held-out data, denoised"
         assert axes.get_ylabel() == ("denoiser" if shape else "column")

@@ -42,7 +42,7 @@ def test_the_posterior_predictive_density_of_a_conjugate_model(float64):
     assert bool((elbo(model, guide, x, num_samples=2000, global_kl=False, seed=1) < exact).all())
 
 
-def test_the_error_of_the_mean_knows_that_data_share_draws(float64):
+def test_the_error_of_the_mean_includes_that_data_share_draws(float64):
     """z-scores of the mean over repeated estimates are standard normal; independent errors of the
     data would make the scores several times too large.
     """

@@ -116,7 +116,7 @@ def test_log_likelihood_is_the_marginal_one_of_each_row_and_draw():
     np.testing.assert_allclose(value[1, 2].numpy(), expected)
 
 
-def test_the_predictive_density_is_the_mean_over_draws_and_knows_its_error():
+def test_the_predictive_density_is_the_mean_over_draws_with_its_error():
     x = np.random.default_rng(0).normal(size=(4, 5))
     samples = as_samples(random_parameters("isotropic", shape=(4, 400)))
     found = samples.log_predictive(x)

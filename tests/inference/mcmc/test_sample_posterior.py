@@ -32,7 +32,7 @@ def test_conjugate_priors_are_sampled_by_gibbs(x):
     assert all(torch.equal(by_method.draws[k], v) for k, v in samples.draws.items())
 
 
-def test_other_priors_are_sampled_by_nuts_and_a_note_says_so(x, monkeypatch):
+def test_other_priors_are_sampled_by_nuts_with_a_note(x, monkeypatch):
     model = BayesianPPCA(3, 1, noise_prior=dist.HalfNormal(1.0))
 
     def sample_nuts(given, rows, mask, settings, sampler):

@@ -94,7 +94,7 @@ def test_per_datum_guides_in_minibatches_approach_the_optimum(x):
     assert best - float(exact_bound(ppca, guide, x)[0]) < 0.5
 
 
-def test_a_better_fit_becomes_the_reference_and_the_verdict_says_so():
+def test_a_better_fit_becomes_the_reference_as_the_verdict_states():
     x = oracles.with_missing_values(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
     observed = []
     found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_stage=observed.append)
