@@ -143,7 +143,7 @@ def latents_in_a_plate_log_p(x):
 
 
 def two_dimensions_only(x, index=None, num_data=None):
-    """A program without room for another plate: its rows are run many times."""
+    """A program that cannot be run under another plate: its rows are run many times."""
     with data_plate(x, index, num_data):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         assert z.dim() == 2
