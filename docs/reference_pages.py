@@ -55,7 +55,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "EM and variational EM": ["em.fit"],
             "Missing values in EM": ["em.missing_data"],
             "Stochastic variational inference": ["svi.fit", "svi.progress", "svi.convergence"],
-            "Captured steps": ["svi.captured_svi"],
+            "Captured steps": ["svi.steps.captured_svi"],
             "Optimal noise scales": ["svi.calibration"],
             "Variational Bayes": ["variational_bayes.fit", "variational_bayes.result"],
             "Draws from the posterior of parameters": [

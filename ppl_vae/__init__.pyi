@@ -38,8 +38,8 @@ from .inference.em.fit import fit_closed_form as fit_closed_form
 from .inference.em.fit import fit_em as fit_em
 from .inference.em.fit import variational_em as variational_em
 from .inference.mcmc.sampling import sample_posterior as sample_posterior
-from .inference.svi.captured_svi import CapturedSVI as CapturedSVI
 from .inference.svi.fit import fit_svi as fit_svi
+from .inference.svi.steps.captured_svi import CapturedSVI as CapturedSVI
 from .inference.variational_bayes.fit import fit_vb as fit_vb
 from .interop.arviz import to_arviz as to_arviz
 from .interop.sklearn import PPCATransformer as PPCATransformer

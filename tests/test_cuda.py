@@ -8,11 +8,11 @@ from ppl_vae import ELBO, PPCA, VAE, Autoencoder, ExactGuide, elbo, fit_svi, log
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded, validation
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective, WeightedObjective
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.settings import Optimization
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 pytestmark = [
     pytest.mark.cuda,

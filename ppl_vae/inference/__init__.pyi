@@ -9,8 +9,8 @@ from .sparse.map_codes import best_codes as best_codes
 from .sparse.pca import fit_pca as fit_pca
 from .sparse.pca import implied_gaussian as implied_gaussian
 from .svi.calibration import freeze_scale as freeze_scale
-from .svi.captured_svi import CapturedSVI as CapturedSVI
 from .svi.fit import fit_svi as fit_svi
+from .svi.steps.captured_svi import CapturedSVI as CapturedSVI
 from .variational_bayes.fit import fit_vb as fit_vb
 from .variational_bayes.result import VBResult as VBResult
 

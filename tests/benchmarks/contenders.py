@@ -15,12 +15,12 @@ from ppl_vae import ELBO, VAE, CapturedSVI
 from ppl_vae.core.devices.accelerators import synchronize
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, precision, validation
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective, WeightedObjective
 from ppl_vae.inference.svi.parameters import find_parameters
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.settings import Optimization
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
 
 LATENT, RATE = 20, 1e-3
 

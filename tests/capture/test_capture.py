@@ -20,10 +20,10 @@ from ppl_vae.capture.functional_optim import functional_optimizer
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.state import isolated_store, seeded
 from ppl_vae.guides.families import num_scale_outputs
-from ppl_vae.inference.svi.capture_policy import StepPolicy, best_unroll
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.steps.capture_policy import StepPolicy, best_unroll
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
 from ppl_vae.likelihoods import Bernoulli, Gaussian
 
 N, D, K = 48, 8, 3

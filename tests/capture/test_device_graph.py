@@ -15,7 +15,7 @@ from captured import B, Steps
 from ppl_vae.capture.device_graph import check_graph, move_constants
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.inference.svi.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
 from pretend_run import on_pretended_device
 
 pretend_device.register()

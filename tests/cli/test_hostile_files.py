@@ -27,7 +27,7 @@ from ppl_vae.data.files.tables import Table
 from ppl_vae.fitted.fit import fit_table
 from ppl_vae.fitted.folder import CHECKPOINT, RECORD, RUN, UNFINISHED, load_fitted, save_fitted
 from ppl_vae.fitted.settings import FitSettings, Run
-from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
+from ppl_vae.inference.svi.checkpoints.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.models.storage import CONFIG, WEIGHTS
 

@@ -16,8 +16,8 @@ import oracles
 from ppl_vae.core.autoguides import RowCheck, plate_of_rows
 from ppl_vae.evaluation.marginal_likelihood.importance import log_likelihood
 from ppl_vae.guides.guides import PerDatumGuide
-from ppl_vae.inference.svi.captured_svi import CapturedSVI
 from ppl_vae.inference.svi.fit import fit_svi
+from ppl_vae.inference.svi.steps.captured_svi import CapturedSVI
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.bounds import ELBO, elbo, log_weights
 

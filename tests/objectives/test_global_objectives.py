@@ -14,7 +14,7 @@ from global_pairs import GLOBAL_PAIRS, linear_decoder, normal_mean, random_decod
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import isolated_store, seeded
-from ppl_vae.inference.svi.minibatch import WeightedObjective
+from ppl_vae.inference.svi.batches.minibatch import WeightedObjective
 from ppl_vae.objectives.bounds import ELBO, IWAE, elbo
 from user_pairs import N
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,23 +27,19 @@ from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows, o
 from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.data.sources.row_sources import row_source
 from ppl_vae.data.sources.row_stream import Rows, RowStream
-from ppl_vae.inference.svi.capture_policy import StepPolicy
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.early_stopping import EarlyStopping
-from ppl_vae.inference.svi.embedding_lookup import check_lookup
-from ppl_vae.inference.svi.fingerprint import fit_fingerprint
-from ppl_vae.inference.svi.minibatch import (
+from ppl_vae.inference.svi.batches.embedding_lookup import check_lookup
+from ppl_vae.inference.svi.batches.minibatch import (
     EpochTransform,
     MinibatchObjective,
     WeightedObjective,
 )
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.row_schedule import empty_rows_note, schedule_of
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.checkpoints.fingerprint import fit_fingerprint
+from ppl_vae.inference.svi.early_stopping import EarlyStopping
 from ppl_vae.inference.svi.parameters import find_parameters
 from ppl_vae.inference.svi.placement import move_to_device, names_device_mix
 from ppl_vae.inference.svi.progress import ProgressCallback, progress_bar
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
-from ppl_vae.inference.svi.row_schedule import empty_rows_note, schedule_of
-from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import (
     Optimization,
     OptimizerFactory,
@@ -51,6 +47,10 @@ from ppl_vae.inference.svi.settings import (
     SchedulerFactory,
     Stopping,
 )
+from ppl_vae.inference.svi.steps.capture_policy import StepPolicy
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
 from ppl_vae.inference.svi.trainer import Trainer
 from ppl_vae.objectives.bounds import ELBO
 
@@ -190,9 +190,8 @@ def fit_svi(
             partial(MinibatchObjective.of, pair, weighted, rows),
             epoch_transform, schedule, optimization, stopping, runtime, processes,
         )  # fmt: skip
-        stack.callback(trainer.policy.close)
-        with progress_bar(schedule.num_steps, progress) as report_progress:
-            trainer.run(report_progress)
+        with closing(trainer.policy), progress_bar(schedule.num_steps, progress) as report:
+            trainer.run(report)
         result = trainer.result()
     learn_schema(model, schema)
     learn_schema(guide, schema)

@@ -1,7 +1,7 @@
 """Caveats on a stochastic fit."""
 
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule
 
 
 def fit_notes(

@@ -14,17 +14,17 @@ from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import SINGLE, Processes
 from ppl_vae.core.state import validation
 from ppl_vae.data.sources.row_stream import Rows
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule, epoch_generator
 from ppl_vae.inference.svi.calibration import calibrate, frozen_scale, unfreeze
-from ppl_vae.inference.svi.capture_policy import StepPolicy
-from ppl_vae.inference.svi.checkpoint import resumable_content
-from ppl_vae.inference.svi.checkpoint_file import CheckpointFile
+from ppl_vae.inference.svi.checkpoints.checkpoint import resumable_content
+from ppl_vae.inference.svi.checkpoints.checkpoint_file import CheckpointFile
 from ppl_vae.inference.svi.early_stopping import EarlyStopping, Snapshot
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
 from ppl_vae.inference.svi.notes import fit_notes
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
 from ppl_vae.inference.svi.progress import ProgressCallback
-from ppl_vae.inference.svi.schedule import Schedule, epoch_generator
-from ppl_vae.inference.svi.step_runner import StepRunner
+from ppl_vae.inference.svi.steps.capture_policy import StepPolicy
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.steps.step_runner import StepRunner
 from ppl_vae.objectives.bounds import elbo
 
 SNAPSHOT_INTERVAL = 100

@@ -39,7 +39,7 @@ from ppl_vae.data.sources import (
 )
 from ppl_vae.data.sources.row_sources import row_source
 from ppl_vae.inference.svi import trainer
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.schedule import Schedule
 
 fit_module = importlib.import_module("ppl_vae.inference.svi.fit")
 N, D = 103, 4

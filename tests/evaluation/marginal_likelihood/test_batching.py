@@ -21,13 +21,13 @@ from ppl_vae.core.state import isolated_store, precision, seeded, train_mode
 from ppl_vae.evaluation.marginal_likelihood.batching import LogWeightSampler
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
-from ppl_vae.inference.svi.capture_policy import StepPolicy
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.minibatch import MinibatchObjective, WeightedObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective, WeightedObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.parameters import find_parameters
-from ppl_vae.inference.svi.schedule import Schedule
 from ppl_vae.inference.svi.settings import Optimization
+from ppl_vae.inference.svi.steps.capture_policy import StepPolicy
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 
 def external_pair(name):

@@ -11,7 +11,9 @@ import torch
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.data.sources.row_stream import Rows
-from ppl_vae.inference.svi.checkpoint import (
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.checkpoints.checkpoint import (
     damaged,
     generator_states,
     last_regular_content,
@@ -20,12 +22,10 @@ from ppl_vae.inference.svi.checkpoint import (
     set_generator_states,
     write_checkpoint,
 )
-from ppl_vae.inference.svi.checkpoint_layout import FitLayout
+from ppl_vae.inference.svi.checkpoints.checkpoint_layout import FitLayout
+from ppl_vae.inference.svi.checkpoints.fingerprint import fit_fingerprint
 from ppl_vae.inference.svi.early_stopping import Snapshot
-from ppl_vae.inference.svi.fingerprint import fit_fingerprint
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 
 class CheckpointFile:
@@ -35,7 +35,7 @@ class CheckpointFile:
         path: the file.
         processes: that share the fit.
         minibatch, optimizer_step, schedule, x_val, seed: the fit, see
-            :func:`ppl_vae.inference.svi.fingerprint.fit_fingerprint`.
+            :func:`ppl_vae.inference.svi.checkpoints.fingerprint.fit_fingerprint`.
     """
 
     def __init__(

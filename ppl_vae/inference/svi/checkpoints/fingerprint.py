@@ -5,9 +5,9 @@ from typing import Any
 from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.description import describe_callable, describe_modules, describe_program
 from ppl_vae.data.sources.row_stream import Rows, describe_rows
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 
 def fit_fingerprint(

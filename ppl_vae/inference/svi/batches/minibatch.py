@@ -18,7 +18,7 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store, precision, validation
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.objectives.bounds import ELBO, IWAE
 from ppl_vae.objectives.pyro_objectives import as_capturable
 

@@ -10,8 +10,8 @@ from ppl_vae.capture.functional_gradient import to_device
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
 from ppl_vae.capture.graph import CaptureError, CompilationError
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 
 class CapturedSteps:

@@ -3,7 +3,7 @@
 from ppl_vae.core.text import counted
 from ppl_vae.data.sources.block_source import BlockSource
 from ppl_vae.data.sources.row_stream import Rows, RowStream
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.schedule import Schedule
 
 
 def schedule_of(

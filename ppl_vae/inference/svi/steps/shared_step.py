@@ -17,8 +17,8 @@ from ppl_vae.core.arrays.digest import tensor_digest
 from ppl_vae.core.errors import ProcessError
 from ppl_vae.core.processes.ranks import Processes, describe_error
 from ppl_vae.core.state import seed_generators
-from ppl_vae.inference.svi.minibatch import FINITE
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.batches.minibatch import FINITE
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
 
 
 class Contribution(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.inference.svi.capture_policy import MAX_UNROLL
+from ppl_vae.inference.svi.steps.capture_policy import MAX_UNROLL
 
 
 @dataclass(frozen=True)

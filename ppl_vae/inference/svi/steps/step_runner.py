@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.core.processes.ranks import Processes
-from ppl_vae.inference.svi.capture_policy import StepPolicy
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
-from ppl_vae.inference.svi.optimizer_step import OptimizerStep
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
-from ppl_vae.inference.svi.schedule import Schedule
-from ppl_vae.inference.svi.shared_step import Contribution, SharedStep
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.steps.capture_policy import StepPolicy
+from ppl_vae.inference.svi.steps.optimizer_step import OptimizerStep
+from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
+from ppl_vae.inference.svi.steps.shared_step import Contribution, SharedStep
 
 Value = TypeVar("Value")
 

@@ -15,7 +15,7 @@ import torch
 from ppl_vae.core.devices.accelerators import generator_state, set_generator_state
 from ppl_vae.core.errors import CheckpointError
 from ppl_vae.core.files import read_regular, write_whole
-from ppl_vae.inference.svi.checkpoint_layout import FitLayout
+from ppl_vae.inference.svi.checkpoints.checkpoint_layout import FitLayout
 
 DIGEST_SIZE = hashlib.sha256().digest_size
 MAX_SHOWN = 200

@@ -6,9 +6,9 @@ from torch import nn
 
 from ppl_vae.capture.policy import is_worth_compiling
 from ppl_vae.guides.guides import PerDatumGuide
-from ppl_vae.inference.svi.capture_policy import best_unroll, captured_fraction
+from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.steps.capture_policy import best_unroll, captured_fraction
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE

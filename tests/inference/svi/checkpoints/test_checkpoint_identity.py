@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 import oracles
 from killed import replaced
 from ppl_vae.core.errors import CheckpointError
-from ppl_vae.inference.svi.checkpoint import DIGEST_SIZE
+from ppl_vae.inference.svi.checkpoints.checkpoint import DIGEST_SIZE
 from ppl_vae.inference.svi.fit import fit_svi
 from ppl_vae.likelihoods.gaussian import Gaussian, OptimalGaussian
 from ppl_vae.models.vae import VAE

@@ -9,9 +9,9 @@ from torch import Tensor
 from ppl_vae.capture.graph import CaptureError
 from ppl_vae.capture.policy import CapturePolicy, is_worth_compiling
 from ppl_vae.core.text import counted
-from ppl_vae.inference.svi.captured_step import CapturedSteps
-from ppl_vae.inference.svi.recorded_gradient import RecordedGradient
-from ppl_vae.inference.svi.schedule import Schedule
+from ppl_vae.inference.svi.batches.schedule import Schedule
+from ppl_vae.inference.svi.steps.captured_step import CapturedSteps
+from ppl_vae.inference.svi.steps.recorded_gradient import RecordedGradient
 
 MAX_UNROLL = 8
 """The largest number of steps per call: more steps save little and take longer to compile."""

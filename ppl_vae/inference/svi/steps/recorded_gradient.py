@@ -9,7 +9,7 @@ from ppl_vae.capture.functional_gradient import (
     TrainedTensors,
 )
 from ppl_vae.capture.graph import CaptureError
-from ppl_vae.inference.svi.minibatch import MinibatchObjective
+from ppl_vae.inference.svi.batches.minibatch import MinibatchObjective
 
 
 class RecordedGradient:

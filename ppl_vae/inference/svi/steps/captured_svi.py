@@ -31,7 +31,7 @@ from ppl_vae.core.autoguides import RowCheck
 from ppl_vae.core.introspection import modules_of
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import dry_run, isolated_store
-from ppl_vae.inference.svi.step_arguments import StepArguments
+from ppl_vae.inference.svi.steps.step_arguments import StepArguments
 from ppl_vae.objectives.pyro_objectives import as_capturable
 
 MAX_SIGNATURES = 8
