@@ -40,7 +40,8 @@ EXCEPTIONS = {
     "tests/inference/svi/steps/test_recorded_fits.py::test_auto_records_a_long_fit": READINGS,
     "tests/core/test_program.py::test_the_dtype_of_any_pair_is_found_or_left_open": STATES_CPU,
     "tests/core/test_threads.py::test_an_error_lets_other_threads_go_on": STATES_CPU,
-    "tests/inference/svi/batches/test_epoch_transform.py::test_transformed_data_are_checked": STATES_CPU,
+    "tests/inference/svi/batches/test_epoch_transform.py::"
+    "test_transformed_data_are_checked": STATES_CPU,
     "tests/inference/svi/test_tolerance.py::"
     "test_stages_that_met_their_tolerance_are_that_close_to_theory": REFERENCE,
     "tests/core/test_program.py::test_a_copy_of_a_trained_model_trains_alone": STORAGE,
