@@ -20,6 +20,7 @@ from draws import draw, generator
 from ppl_vae import CapturedSVI, fit_svi, mlp
 from ppl_vae.core.batch import Batch
 from ppl_vae.core.config import constructor_call
+from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation import Annealing, compare, gaps, impute, log_likelihood
 from ppl_vae.evaluation.prediction.predictive import draw_data, mean_data
 from ppl_vae.inference import freeze_scale
@@ -379,13 +380,13 @@ def test_scales_of_a_network_at_their_floor_are_counted_after_a_fit(tmp_path):
         vae.decoder[0].weight.zero_()
         vae.decoder[0].bias.zero_()
         vae.decoder[0].bias[1] = -100  # the scale of the first column
-    calibrate(vae.model, vae.guide, Batch(x, None))
+    calibrate(Pair(vae.model, vae.guide), Batch(x, None))
     expected = ["the noise scale of 0.25 of all entries has reached its floor, 0.0001: lower "
                 "floor= or check x"]  # fmt: skip
     assert vae.notes() == load(save(vae, tmp_path)).notes() == expected
     mask = torch.ones(N, D, dtype=torch.bool)
     mask[: N // 2, 0] = False
-    calibrate(vae.model, vae.guide, Batch(x, mask))
+    calibrate(Pair(vae.model, vae.guide), Batch(x, mask))
     assert "of 0.14 of all" in vae.notes()[0]
     fit = fit_svi(vae.model, vae.guide, x, steps=1, lr=1e-9)
     assert fit.notes == tuple(expected)

@@ -49,5 +49,7 @@ def entries_per_row(pair: Pair, batch: Batch) -> int:
     """The number of entries in a row of the model's observed sites; the pair is run once."""
     with pair.dry_run():
         run = pair.run(batch)
-    values = [by_draw_and_datum(run, site, site["value"]) for site in run.observed.values()]
-    return sum(value[0].numel() // value.shape[1] for value in values if value.numel())
+    # A pyro.factor is an observed site with an empty value.
+    observed = [site for site in run.observed.values() if site["value"].numel()]
+    values = [by_draw_and_datum(run, site, site["value"]) for site in observed]
+    return sum(value[0].numel() // value.shape[1] for value in values)

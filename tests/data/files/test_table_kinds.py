@@ -66,7 +66,11 @@ def test_compressed_text(tmp_path, name, content):
             r"x.zip .*holds 2 tables \('a.csv', 'b.csv'\)",
         ),
         ("x.zip", zipped({"a.md": TEXT}), r"holds 0 tables \('a.md'\)"),
-        ("x.csv", gzip.compress(TEXT, mtime=0), "is not a text table, despite its name"),
+        (
+            "x.csv",
+            gzip.compress(TEXT, mtime=0),
+            "is compressed, despite its name; .*ends in .csv.gz",
+        ),
         ("x.csv", b"<html><body>", "is not a text table, despite its name"),
         ("x.csv", b'{"a": [1, 2]}', "is not a text table, despite its name"),
         ("x.parquet.gz", TEXT, "must end in one of"),
