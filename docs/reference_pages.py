@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from equations import equation
+
 PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
     "models": (
         "Models, p(x, z)",
@@ -178,6 +180,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             "Fitting a table": ["fit", "settings"],
             "Fitted models and their folder": ["model", "folder", "record", "held_out"],
+            "Evaluations and imputations": ["evaluation", "filled_table"],
         },
     ),
     "report": (
@@ -185,7 +188,6 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
         {
             "The lineage": ["table", "verdict", "figures"],
             "Files of results": ["archive"],
-            "Evaluations and imputations": ["evaluation", "imputation"],
         },
     ),
     "interop": (
@@ -308,6 +310,7 @@ def _page(name: str, subject: str, sections: dict[str, list[str]]) -> Iterator[s
     further = {_in_words(module): [module.__name__.removeprefix(f"{package}.")] for module in rest}
     for heading, modules in {**sections, **further}.items():
         yield from (heading, "-" * len(heading), "")
+        yield from equation(name, heading)
         for module in modules:
             yield from _entries(package, importlib.import_module(f"{package}.{module}"))
 

@@ -24,11 +24,11 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.data.files.table_output import TABLE_SUFFIXES, check_output
 from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.annealed import Annealing
+from ppl_vae.fitted.evaluation import Evaluation
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.fitted.held_out import ReconstructionError
 from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.record import digest_table
-from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.terminal import print_line
 
 Result = TypeVar("Result")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ppl_vae.cli.console import LOG, StageDisplay, log_notes
 from ppl_vae.cli.launched import was_restarted
+from ppl_vae.cli.lineage_command import describe_table
 from ppl_vae.cli.options import TableFlags
 from ppl_vae.cli.output import write_json
 from ppl_vae.cli.reading import read_file
@@ -26,7 +27,6 @@ from ppl_vae.fitted.folder import (
 from ppl_vae.fitted.model import FittedModel
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.fitted.settings import FitSettings, Run
-from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
 EXTENDABLE = ("epochs", "device", "threads")

@@ -7,6 +7,7 @@ import numpy as np
 
 from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
+from ppl_vae.cli.lineage_command import describe_table
 from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
@@ -18,10 +19,9 @@ from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_output import STANDARD_OUTPUT, check_output
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.transforms import SCALES
+from ppl_vae.fitted.filled_table import FilledTable, filled_frame
 from ppl_vae.fitted.folder import load_fitted
 from ppl_vae.models.ppca import NOISES
-from ppl_vae.report.imputation import FilledTable, filled_frame
-from ppl_vae.report.lineage_run import describe_table
 from ppl_vae.report.terminal import print_line
 
 REFINE = 300
@@ -45,7 +45,7 @@ def impute(
         out: the file to write; ``-`` is standard output.
         output: whether JSON is written on standard output, and whether an existing file of another
             kind is overwritten.
-        settings: as for :meth:`~ppl_vae.report.imputation.FilledTable.of`.
+        settings: as for :meth:`~ppl_vae.fitted.filled_table.FilledTable.of`.
         seed: of all draws.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ppl_vae.cli.lineage_command import LineageRun
 from ppl_vae.cli.options import LineageSettings
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
@@ -10,7 +11,6 @@ from ppl_vae.data.files.tables import Table, digits_table
 from ppl_vae.data.transforms import SCALES
 from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES
-from ppl_vae.report.lineage_run import LineageRun
 
 
 def run_lineage(

@@ -10,8 +10,8 @@ from ppl_vae.core.files import write_whole
 from ppl_vae.core.state import threads
 from ppl_vae.data.files.table_output import check_output
 from ppl_vae.data.files.tables import Table
+from ppl_vae.fitted.evaluation import Evaluation
 from ppl_vae.fitted.folder import load_fitted
-from ppl_vae.report.evaluation import Evaluation
 from ppl_vae.report.evaluation_page import evaluation_page
 from ppl_vae.report.fit_page import fit_page
 from ppl_vae.report.html import Page

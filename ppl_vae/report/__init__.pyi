@@ -10,17 +10,11 @@ from .archive import (
 from .archive import (
     write_results as write_results,
 )
-from .evaluation import (
-    Evaluation as Evaluation,
-)
 from .figures import (
     ReportFigure as ReportFigure,
 )
 from .figures import (
     report_figures as report_figures,
-)
-from .imputation import (
-    FilledTable as FilledTable,
 )
 from .table import (
     lineage_table as lineage_table,

@@ -32,7 +32,7 @@ def imported():
     """Every module of the command, once for all child processes."""
     for module in pkgutil.iter_modules(ppl_vae.cli.__path__, "ppl_vae.cli."):
         importlib.import_module(module.name)
-    importlib.import_module("ppl_vae.report.imputation")
+    importlib.import_module("ppl_vae.fitted.filled_table")
 
 
 def command(*arguments):

@@ -12,6 +12,7 @@ import ppl_vae
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
+import equations  # noqa: E402
 import reference_pages  # noqa: E402
 
 CITATION = re.compile(r"(?:, | et al\.|[\w.'-]+): ([A-Z][^:;]{6,140}?) ?\((?:19|20)\d\d\)")
@@ -31,6 +32,18 @@ def test_every_public_name_is_documented_under_a_heading():
         assert not missing, f"{root.__name__}: {missing}"
         headings = reference_pages.PAGES[found.name][1]
         assert re.findall(r"(?m)^(.+)\n-+$", page) == list(headings), "a module has no heading"
+
+
+def test_each_equation_has_a_heading_and_its_source_is_in_the_references():
+    references = (DOCS / "references.md").read_text()
+    pages = dict(reference_pages.pages())
+    for (name, heading), (_, formula, source) in equations.EQUATIONS.items():
+        assert heading in reference_pages.PAGES[name][1]
+        assert formula.splitlines()[0] in pages[name]
+        for work in filter(None, source.split("; ")):
+            first = re.split(r",| and | et al| \(", work)[0]
+            year = work[-5:-1]
+            assert re.search(rf"{first}.*\({year}\)", references), work
 
 
 def docstrings():

@@ -18,13 +18,13 @@ from ppl_vae.cli.main import app
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.evaluation.prediction.masked_cv import select_by_masked_cv
+from ppl_vae.fitted.filled_table import FilledTable
 from ppl_vae.interop.sklearn import PPCATransformer
 from ppl_vae.models.linear.identifiability import (
     describe_undetermined,
     undetermined_entries,
     undetermined_pairs,
 )
-from ppl_vae.report.imputation import FilledTable
 
 
 def groups(*columns, rows=40, width=None):

@@ -23,7 +23,7 @@ from ppl_vae import (
 from ppl_vae.cli.main import app, main
 from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.prediction.masked_cv import MaskedCV, _draw_masked
-from ppl_vae.report.imputation import FilledTable
+from ppl_vae.fitted.filled_table import FilledTable
 
 DATA = Path(os.environ.get("PPL_VAE_DATA", "nowhere"))
 NEEDS_DATA = pytest.mark.skipif(not DATA.is_dir(), reason="PPL_VAE_DATA is not set")
@@ -194,7 +194,7 @@ def small_table(folder):
 
 
 def test_few_values_are_imputed_over_draws_of_the_parameters(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppl_vae.report.imputation.NUM_SAMPLES", 50)
+    monkeypatch.setattr("ppl_vae.fitted.filled_table.NUM_SAMPLES", 50)
     path, out = small_table(tmp_path), tmp_path / "filled.csv"
     result = run(path, "--out", out, "--latent-dim", 2, "--noise", "isotropic")
     assert result.exit_code == 0, result.output
@@ -218,8 +218,8 @@ def test_few_values_are_imputed_over_draws_of_the_parameters(tmp_path, monkeypat
 
 def test_parameters_are_taken_as_known_where_their_posterior_is_not_sampled(tmp_path, monkeypatch):
     path = small_table(tmp_path)
-    monkeypatch.setattr("ppl_vae.report.imputation.CELLS_PER_PARAMETER", 5)
-    monkeypatch.setattr("ppl_vae.report.imputation.parameters_matter", lambda n, p: n < 5 * p)
+    monkeypatch.setattr("ppl_vae.fitted.filled_table.CELLS_PER_PARAMETER", 5)
+    monkeypatch.setattr("ppl_vae.fitted.filled_table.parameters_matter", lambda n, p: n < 5 * p)
     few = ("--out", tmp_path / "filled.csv", "--latent-dim", 2, "--noise", "isotropic")
     assert "at least 5 each (--parameter-uncertainty includes it)" in run(path, *few).output
     monkeypatch.undo()

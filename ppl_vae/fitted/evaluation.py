@@ -1,4 +1,4 @@
-"""The command ``ppl-vae evaluate``: log p, gaps, collapse and reconstructions of a saved model."""
+"""The evaluation of a fitted model: log p, gaps, collapse and reconstructions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The command ``ppl-vae impute``: a table with its missing values filled."""
+"""A table with its missing values filled by PPCA that is selected on masked entries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

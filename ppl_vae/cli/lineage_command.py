@@ -1,4 +1,4 @@
-"""The command ``ppl-vae lineage``: from a table to the files of results."""
+"""The lineage of a table, from its stages to the files of results."""
 
 import json
 import sys
