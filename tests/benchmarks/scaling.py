@@ -6,6 +6,7 @@ sizes depend on the numbers of columns and latent dimensions only; what each of 
 follows from these. Then the same work is timed on one process and on two, each with one thread.
 """
 
+import os
 import sys
 import time
 from collections import Counter
@@ -109,6 +110,7 @@ def measure_speed():
 
 
 def main():
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of the processes
     count_messages()
     measure_speed()
 
