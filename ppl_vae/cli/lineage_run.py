@@ -25,7 +25,7 @@ def write_lineage(
 
     Args:
         path: the table; None is handwritten digits.
-        options: of reading it.
+        options: how it is read.
         settings: K, stages, seed, scaling and starts.
         out: the folder of the results.
         as_json: whether standard output has the content of results.json only.

@@ -31,7 +31,7 @@ class CallRunner(CapturePolicy):
     Args:
         capture: see :class:`ppl_vae.capture.policy.CapturePolicy`.
         num_calls: the expected number of calls.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         compiled: whether what is to be compiled is, or is only run as recorded.
     """
 
