@@ -244,7 +244,7 @@ ALSO = {
     "ppl_vae.core.fit_result": ["Curve"],
     "ppl_vae.core.arrays.schema": ["RowLabels"],
     "ppl_vae.core.arrays.frame_labels": ["Labels"],
-    "ppl_vae.core.stages": ["StageCallback"],
+    "ppl_vae.core.stage_callback": ["StageCallback"],
     "ppl_vae.core.state": ["precision", "eval_mode", "exclusive"],
     "ppl_vae.core.traces": ["PairTraces", "check_pair"],
     "ppl_vae.core.validation": ["as_matrix"],

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ppl_vae.cli.lineage_command import LineageRun
-from ppl_vae.cli.options import LineageSettings
+from ppl_vae.cli.options import LineageFlags
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_options import TableOptions
@@ -13,10 +13,10 @@ from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES
 
 
-def run_lineage(
+def write_lineage(
     path: Path | None,
     options: TableOptions,
-    settings: LineageSettings,
+    settings: LineageFlags,
     out: Path,
     *,
     as_json: bool,

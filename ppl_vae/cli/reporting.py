@@ -17,7 +17,7 @@ from ppl_vae.report.fit_page import fit_page
 from ppl_vae.report.html import Page
 
 
-def report(
+def write_page(
     source: Path,
     table: Path | None,
     flags: TableFlags,

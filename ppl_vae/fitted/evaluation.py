@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
-from ppl_vae.core.stages import StageCallback, ignore_stages
+from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps

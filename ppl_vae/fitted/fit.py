@@ -18,7 +18,7 @@ from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import Processes, single_process
 from ppl_vae.core.results import plain
-from ppl_vae.core.stages import StageCallback, ignore_stages
+from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_scales import MIXED_COLUMNS
@@ -37,7 +37,7 @@ from ppl_vae.inference.em.noise import FLOOR_REACHED
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 from ppl_vae.models.ppca import PPCA
 
 VALIDATION_SHARE = 0.1
@@ -203,7 +203,7 @@ def _choose_units(
     table: Table, train: Tensor, settings: FitSettings
 ) -> tuple[Units, str, tuple[str, ...]]:
     # Units, the name of the scaling, and notes; discrete data keep their units.
-    statistics, _ = summarize(RowBlocks(train))
+    statistics, _ = summarize_table(RowBlocks(train))
     _check_columns(table, statistics, settings)
     if settings.likelihood != "gaussian":
         return Units.none(train), "none", ()

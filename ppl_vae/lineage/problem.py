@@ -27,7 +27,7 @@ ELBO_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Settings(SVISettings):
+class LineageSettings(SVISettings):
     """Settings of SVI and of the evaluation, the same for every stage.
 
     Pairs with PPCA as the model, linear autoencoders and guides with one q per datum are trained
@@ -89,7 +89,7 @@ class LineageProblem(StageProblem):
     """
 
     val: Tensor
-    settings: Settings = field(default_factory=Settings)
+    settings: LineageSettings = field(default_factory=LineageSettings)
     progress: ProgressCallback | None = None
 
     def fit_early_stopping(

@@ -33,7 +33,7 @@ from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.posterior_checks import posterior_check
-from ppl_vae.lineage.problem import LineageProblem, Settings
+from ppl_vae.lineage.problem import LineageProblem, LineageSettings
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit
 from ppl_vae.models.ppca import PPCA
@@ -149,7 +149,7 @@ class _Builder:
             train=self.units.apply(self.data.train),
             val=self.units.apply(self.data.val),
             latent_dim=int(lineage.about["latent_dim"]),
-            settings=Settings(**lineage.about["settings"]),
+            settings=LineageSettings(**lineage.about["settings"]),
             seed=self.seed,
         )
         self.ppca = self._reference_ppca()

@@ -15,7 +15,7 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import GaussianGuide
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns, from_tril_vec, tril_vec
 from ppl_vae.models.linear.principal_axes import rowwise_product, tril_of_inverse
 from ppl_vae.models.priors import InverseGammaScale
@@ -138,7 +138,7 @@ class VBPosterior(GaussianGuide):
             self.relevance_rate.copy_(relevance.rate)
         return self
 
-    def sample_parameters(self) -> Parameters:
+    def sample_parameters(self) -> ParameterDraws:
         """Draw the parameters, as sites of the program that calls it.
 
         mu is drawn from its distribution given W, row by row.
@@ -157,14 +157,14 @@ class VBPosterior(GaussianGuide):
         conditional_mean = self.row_mean[:, -1] + ((loadings - mean) * slope).sum(-1)
         loc = dist.Normal(conditional_mean, self.row_tril[:, -1, -1]).to_event(1)
         scale = InverseGammaScale(self.noise_concentration, self.noise_rate)
-        return Parameters(
+        return ParameterDraws(
             loadings,
             pyro.sample("loc", loc),
             pyro.sample("noise_scale", scale.to_event(self.noise_rate.dim())),
             relevance,
         )
 
-    def draw_parameters(self, num_samples: int, *, seed: int | None = None) -> Parameters:
+    def draw_parameters(self, num_samples: int, *, seed: int | None = None) -> ParameterDraws:
         """Independent draws of the parameters, with a leading dimension of this length."""
         check_int("num_samples", num_samples)
         draws = pyro.plate("draws", num_samples)

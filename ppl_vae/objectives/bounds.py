@@ -39,7 +39,7 @@ from ppl_vae.objectives.gradients import (
     check_reparameterized,
     doubly_reparameterized,
     replace_gradient,
-    score,
+    score_function,
     sticking_the_landing,
 )
 from ppl_vae.objectives.terms import ELBOTerms, check_whole
@@ -298,12 +298,12 @@ class ELBO(_Objective):
     ) -> Float[Tensor, ""]:
         local, shared = terms.local(self.beta), terms.shared(self.beta)
         leave_one_out = self.gradient == "score-loo"
-        source = score(local, draws.log_q(run), leave_one_out=leave_one_out)
+        source = score_function(local, draws.log_q(run), leave_one_out=leave_one_out)
         if not run.global_latent:
             return source + shared.mean()
         # On a draw of global variables the terms of all data depend.
         every, log_q = local.mean(1) + shared, draws.global_log_q(run)
-        return source + score(shared, log_q, leave_one_out=leave_one_out, signal=every)
+        return source + score_function(shared, log_q, leave_one_out=leave_one_out, signal=every)
 
 
 class IWAE(_Objective):

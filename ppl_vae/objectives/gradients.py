@@ -126,7 +126,7 @@ def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Flo
     return value.detach() + (source - source.detach())
 
 
-def score(
+def score_function(
     terms: Float[Tensor, "*#S"],
     log_q: Float[Tensor, "*#S"],
     *,

@@ -65,10 +65,10 @@ def plot_bound_slice(bounds: BoundSlice, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax)
     ax.plot(bounds.at, bounds.log_likelihood, color="black", lw=1.6, label="log p(x)")
-    for place, (touch, bound) in enumerate(zip(bounds.touching, bounds.bounds, strict=True)):
+    for index, (touch, bound) in enumerate(zip(bounds.touching, bounds.bounds, strict=True)):
         where = int((bounds.at - touch).abs().argmin())
-        ax.plot(bounds.at, bound, color=colour(place), lw=1.2, label=f"q exact at {touch:.2f}")
-        ax.plot(bounds.at[where], bound[where], "o", color=colour(place), ms=5)
+        ax.plot(bounds.at, bound, color=colour(index), lw=1.2, label=f"q exact at {touch:.2f}")
+        ax.plot(bounds.at[where], bound[where], "o", color=colour(index), ms=5)
     low, high = float(bounds.log_likelihood.min()), float(bounds.log_likelihood.max())
     height = max(high - low, 1e-3)
     ax.set_ylim(low - 0.25 * height, high + 0.08 * height)

@@ -37,7 +37,7 @@ from ppl_vae.interop.arviz import (
     write_netcdf,
 )
 from ppl_vae.lineage import Lineage
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 
 
 @contextlib.contextmanager
@@ -542,7 +542,7 @@ def lineage():
         stages=["px-em", "per-datum-svi", "linear-amortized", "vae"],
         extra=extra,
         columns=list("abcdef"),
-        settings=Settings(
+        settings=LineageSettings(
             steps=25, batch_size=64, lr=2e-2, patience=3, num_samples=100, refine=15
         ),
         seed=1,

@@ -13,7 +13,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import seed_generators, seeded
 
-Columns = TypeVar("Columns", bound=tuple[Any, ...])
+TensorTuple = TypeVar("TensorTuple", bound=tuple[Any, ...])
 """A named tuple of tensors."""
 
 
@@ -94,7 +94,7 @@ class SharedRows:
             return values
         return self.processes.gather_rows(values[: self.number])
 
-    def gather_columns(self, columns: Columns) -> Columns:
+    def gather_columns(self, columns: TensorTuple) -> TensorTuple:
         """The same for several values of each row."""
         return type(columns)(*map(self.gather, columns))
 

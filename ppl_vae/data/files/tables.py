@@ -17,7 +17,7 @@ from ppl_vae.data.files.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.files.number_format import ALWAYS_MISSING
 from ppl_vae.data.files.raw_table import RawTable
 from ppl_vae.data.files.regular_texts import regular_table
-from ppl_vae.data.files.text_encoding import decode
+from ppl_vae.data.files.text_encoding import decode_text
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
 from ppl_vae.data.files.typed_tables import feather_table, h5ad_table, parquet_table
 from ppl_vae.data.files.workbooks import workbook_text
@@ -223,7 +223,7 @@ def _read_raw(
         raw = read_content(path, TEXT_SUFFIXES, max_bytes)
         if encoding is None and (found := regular_table(raw, path.name, text, text_columns)):
             return found
-        content, notes = decode(raw, str(path), encoding)
+        content, notes = decode_text(raw, str(path), encoding)
         return TextTable(content, path.name, text, notes).to_raw_table(text_columns)
     for name, value in (("encoding", encoding), ("delimiter", text.delimiter)):
         if value is not None:

@@ -234,7 +234,7 @@ class RowBlocks:
 
     def notes(self) -> tuple[str, ...]:
         """A note on the rows that the last reading left out, if any, on each process."""
-        texts = self.processes.gather_text("\n".join(empty_rows_note(self.empty_rows)))
+        texts = self.processes.gather_text("\n".join(empty_rows_dropped_note(self.empty_rows)))
         if self.processes.size == 1:
             return tuple(filter(None, texts))
         return tuple(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
@@ -312,7 +312,7 @@ def _is_empty(x: Any) -> bool:
     return tuple(getattr(x, "shape", ()))[:1] == (0,)
 
 
-def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:
+def empty_rows_dropped_note(rows: Sequence[int]) -> tuple[str, ...]:
     """A note on rows with nothing observed that were left out; empty if there are none."""
     if not rows:
         return ()

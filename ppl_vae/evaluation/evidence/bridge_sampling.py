@@ -28,7 +28,7 @@ from torch import Tensor
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 
-LogDensity: TypeAlias = Callable[[Tensor], Tensor]
+BatchLogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """A function from vectors (M, P) to log densities (M,)."""
 
 MAX_ITERATIONS = 1000
@@ -82,7 +82,7 @@ class LogEvidence(Result):
 
 
 def bridge_sampling(
-    log_density: LogDensity,
+    log_density: BatchLogDensity,
     draws: Float[Tensor, "C S P"],
     *,
     num_proposals: int | None = None,

@@ -19,7 +19,7 @@ from ppl_vae.capture.graph import (
 from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, is_worth_compiling
 from ppl_vae.core.devices.accelerators import synchronize
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 Capture: TypeAlias = Callable[..., tuple[GraphModule, Any]]
 """Captures a function for given arguments, see :func:`ppl_vae.capture.graph.capture_graph`."""
 
@@ -60,13 +60,13 @@ class CallRunner(CapturePolicy):
     def run(
         self,
         key: Any,
-        eager: Callable[[], Result],
-        captured: Callable[[CompiledFunction], Result],
+        eager: Callable[[], Returned],
+        captured: Callable[[CompiledFunction], Returned],
         capture: Capture,
         *,
         repeats: int,
         usual: bool | None = None,
-    ) -> Result:
+    ) -> Returned:
         """The result of a call.
 
         Args:
@@ -118,7 +118,7 @@ class CallRunner(CapturePolicy):
             )
         return self._functions[self.mode, key]
 
-    def _timed(self, call: Callable[[], Result]) -> Result:
+    def _timed(self, call: Callable[[], Returned]) -> Returned:
         if not self._undecided:
             return call()
         start = self._clock()

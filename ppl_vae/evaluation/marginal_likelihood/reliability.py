@@ -159,7 +159,9 @@ def _new_values(ordered: Float[Tensor, "S N"]) -> Bool[Tensor, "S N"]:
     return new
 
 
-def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) -> WeightSummary:
+def summarize_weights(
+    log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]
+) -> WeightSummary:
     """Compute the statistics of the weights of a batch, on the CPU.
 
     A few data are processed at a time, since each step holds several copies of the weights.

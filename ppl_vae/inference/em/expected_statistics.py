@@ -111,7 +111,7 @@ class ExpectedStatistics:
         )
 
 
-class LatentMoments(NamedTuple):
+class SummedMoments(NamedTuple):
     """Sums over rows of moments of q.
 
     Attributes:

@@ -33,7 +33,7 @@ from ppl_vae.inference.svi.batches.minibatch import (
     MinibatchObjective,
     WeightedObjective,
 )
-from ppl_vae.inference.svi.batches.row_schedule import empty_rows_note, schedule_of
+from ppl_vae.inference.svi.batches.row_schedule import empty_rows_kept_note, schedule_of
 from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.checkpoints.fingerprint import fit_fingerprint
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
@@ -196,7 +196,7 @@ def fit_svi(
     learn_schema(model, schema)
     learn_schema(guide, schema)
     notes = () if source is None else source.notes()
-    return replace(result, notes=result.notes + empty_rows_note(rows) + notes)
+    return replace(result, notes=result.notes + empty_rows_kept_note(rows) + notes)
 
 
 def _build_trainer(

@@ -20,7 +20,7 @@ from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TableStatistics:
         """
         with processes.together():
             blocks = RowBlocks(x, mask, device=device, schema=schema, processes=processes)
-        columns, covariance = summarize(blocks)
+        columns, covariance = summarize_table(blocks)
         columns.check()
         if covariance is not None:
             factor = covariance.factor * columns.rows**0.5
