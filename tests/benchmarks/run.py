@@ -77,7 +77,9 @@ def training(hidden, batch, given):
     steps = 8 * max(1, min(5, round(SECONDS / guess / 8)))
     order = [torch.randperm(num_data, generator=generator)[:batch] for _ in range(steps)]
     rows = [some.to(device) for some in order]
-    picked = {n: c for n, c in TRAINING.items() if not given.only or any(o in n for o in given.only)}
+    picked = {
+        n: c for n, c in TRAINING.items() if not given.only or any(o in n for o in given.only)
+    }
     runs, first = first_calls(picked, x, rows, hidden)
     rounds(runs, 1)
     medians = {name: s / steps for name, s in rounds(runs, given.repeats).items()}
