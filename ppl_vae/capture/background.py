@@ -162,7 +162,7 @@ def _load(path: Path) -> Callable[..., Any]:
 def _end(process: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
     if os.getpid() != owner:  # a forked copy of the process that waits
         return
-    # To the group, since the worker runs a compiler of C++.
+    # The signal goes to the group, since the worker runs a compiler of C++.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

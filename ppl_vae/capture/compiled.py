@@ -38,7 +38,7 @@ class CompiledFunction:
             ``"beside"``: the graph runs as it was recorded while another process compiles it,
             and the code takes over when it is ready.
         options: options of ``torch.compile``.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
             use the faster, see :mod:`ppl_vae.capture.matmul`. Results may then differ in the
             last digits from run to run.

@@ -48,7 +48,7 @@ def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:
 
     Args:
         num_calls_left: calls that can be recorded.
-        seconds_per_call: of eager calls.
+        seconds_per_call: the mean seconds of eager calls.
     """
     small = min(seconds_per_call, SMALL_CALL)
     saved = num_calls_left * small * (1 - 1 / RECORDED_SPEEDUP)

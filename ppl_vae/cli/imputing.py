@@ -46,7 +46,7 @@ def write_filled_table(
         output: whether JSON is written on standard output, and whether an existing file of another
             kind is overwritten.
         settings: as for :meth:`~ppl_vae.fitted.filled_table.FilledTable.of`.
-        seed: of all draws.
+        seed: the seed of all draws.
 
     Raises:
         ValueError: arguments or data that cannot be used.

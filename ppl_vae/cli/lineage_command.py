@@ -39,8 +39,8 @@ class LineageRun:
     Attributes:
         table: the data.
         latent_dim: K.
-        names: of the requested stages.
-        seed: of the split, initial values and all draws.
+        names: the names of the requested stages.
+        seed: the seed of the split, initial values and all draws.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`ppl_vae.data.transforms.choose_scaling`.
         out: the folder of the files.

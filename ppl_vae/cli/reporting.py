@@ -33,7 +33,7 @@ def write_page(
         table: rows for the page of a model, or None.
         flags: how the table is read.
         out: the page.
-        seed: of the samples that are drawn.
+        seed: the seed of the samples that are drawn.
         force: whether an existing file of another kind is overwritten.
 
     Raises:

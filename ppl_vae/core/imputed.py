@@ -51,9 +51,9 @@ class Imputation(Result):
         parameter_draws: the number of draws of the parameters that means and standard deviations
             are averaged over; 0 if the parameters are taken as known.
         levels: the probabilities of ``quantiles``, (Q,).
-        quantiles: of the conditional distribution where missing; the data where observed;
-            (Q, N, D). None if none were requested.
-        labels: of the rows and columns, if the data were a frame; see :meth:`to_frame`.
+        quantiles: quantiles of the conditional distribution where missing; the data where
+            observed; (Q, N, D). None if none were requested.
+        labels: the labels of the rows and columns, if the data were a frame; see :meth:`to_frame`.
     """
 
     mean: Tensor

@@ -92,7 +92,7 @@ class Evaluation(Result):
             refine: steps of the optimization of each row's q.
             annealed: maximal number of rows of the cross-check, if log p is estimated.
             annealing: the settings of its chains.
-            seed: of the draws.
+            seed: the seed of the draws.
             on_stage: a callback that receives what is done next.
 
         Raises:

@@ -83,9 +83,9 @@ class FilledTable:
 
         Args:
             table: with missing values.
-            latent_dim, noise: of the model; None is selected by cross-validation on masked
-                entries.
-            seed: of the selection and of the initial values.
+            latent_dim, noise: the latent dimension and the noise of the model; None is selected by
+                cross-validation on masked entries.
+            seed: the seed of the selection and of the initial values.
             starts: the number of starts of EM, of which the best is kept.
             scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
                 :func:`~ppl_vae.data.transforms.choose_scaling`.
@@ -253,7 +253,7 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
 
     Args:
         table: with missing values.
-        imputation: of its values.
+        imputation: the imputation of its values.
     """
     missing = np.isnan(table.values)
     mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)

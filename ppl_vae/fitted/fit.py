@@ -61,7 +61,7 @@ def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit
 
     Args:
         usable: the numbers of the rows with observed values.
-        settings: of the fit.
+        settings: the settings of the fit.
 
     Raises:
         ValueError: if too few rows remain for the fit.
@@ -96,7 +96,7 @@ class Fitting:
         x: training rows, float64; NaN marks a missing value.
         x_val: validation rows.
         latent_dim: K.
-        settings: of the fit.
+        settings: the settings of the fit.
         image_shape: height and width, if rows are images.
         checkpoint: a file to resume from, for models with networks.
         progress: whether to show the progress, or a callback.
@@ -123,12 +123,12 @@ def fit_table(
 
     Args:
         table: the table; rows with nothing observed are left out, with a note.
-        settings: of the fit; by default those of :class:`FitSettings`.
+        settings: the settings of the fit; by default those of :class:`FitSettings`.
         checkpoint: a file that a model with networks is resumed from, if it exists, and that is
             written during its fit.
         progress: as for :func:`ppl_vae.fit_svi`.
         on_stage: a callback that receives a sentence before each stage.
-        name: of the model, for messages.
+        name: the name of the model, for messages.
 
     Raises:
         ValueError: if the table or the settings cannot be used; columns are named.

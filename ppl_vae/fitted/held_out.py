@@ -29,7 +29,7 @@ class ReconstructionError(Result):
         value: the error.
         error: its standard error over rows; NaN for a single row.
         rows: their number.
-        unit: of both.
+        unit: the unit of both.
     """
 
     value: float
@@ -78,7 +78,7 @@ def evaluate_held_out(fitted: FittedModel, values: RowArray, seed: int) -> HeldO
     Args:
         fitted: the model.
         values: the held-out rows, each with an observed value.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         None if there are no such rows.

@@ -46,8 +46,8 @@ class FittedModel:
 
     Attributes:
         program: a PPCA, VAE or autoencoder, or the posterior of a Bayesian PPCA.
-        record: of the fit; None for a program that was saved without one, which is applied to the
-            values as they are given.
+        record: the record of the fit; None for a program that was saved without one, which is
+            applied to the values as they are given.
         name: for messages, such as the folder.
     """
 
@@ -171,7 +171,7 @@ class FittedModel:
             values: rows with at least one observed value each.
             draws: per row, where log p is estimated.
             refine: steps of the optimization of each row's q before.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             ValueError: for an autoencoder, which is no density; if a row has nothing observed.
@@ -267,9 +267,9 @@ class FittedModel:
 
         Args:
             values: rows; NaN marks a missing value.
-            draws: of z per row with missing values, for a VAE.
+            draws: the number of draws of z per row with missing values, for a VAE.
             refine: steps of the optimization of each row's q before, for a VAE.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             ValueError: for an autoencoder.

@@ -58,7 +58,7 @@ class StageProblem:
     Attributes:
         train: training rows, (N, D).
         latent_dim: K.
-        seed: of initial values, data order and draws.
+        seed: the seed of initial values, data order and draws.
     """
 
     train: Tensor

@@ -80,8 +80,8 @@ def run_lineage(
             the training rows are.
         image_shape: height and width, if rows are images.
         about: further entries for the result's ``about``, e.g. the name of the data as ``"data"``.
-        seed: of the split, initial values and all draws.
-        settings: of fits and evaluation, the same for every stage.
+        seed: the seed of the split, initial values and all draws.
+        settings: the settings of fits and evaluation, the same for every stage.
         after_stage: called with the lineage so far after each stage, e.g. to save it.
         progress: a callback that receives the progress of each stage.
 

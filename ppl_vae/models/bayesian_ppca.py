@@ -66,14 +66,15 @@ class BayesianPPCA(RowProgram):
         prior: on the loadings, ``"normal"`` or ``"ard"``.
         marginal: whether z is integrated out, so that ``model`` has no site ``z`` and
             x_n ~ N(mu, W W' + Psi); the density of x is the same.
-        loadings_prior: of the elements of W, expandable to (D, K); N(0, 1) if None. Under ARD it
-            must be normal with mean zero, and its scale is divided by relevance_k^1/2.
-        loc_prior: of mu, expandable to (D,); N(0, 10^2) if None.
-        noise_prior: of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
-        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(0.5, 0.001) if
-            None. With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so
-            that loadings smaller than s_d times the root of its inverse are not shrunk much: with
-            a larger b, columns that explain nothing but chance are kept.
+        loadings_prior: the prior of the elements of W, expandable to (D, K); N(0, 1) if None.
+            Under ARD it must be normal with mean zero, and its scale is divided by
+            relevance_k^1/2.
+        loc_prior: the prior of mu, expandable to (D,); N(0, 10^2) if None.
+        noise_prior: the prior of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
+        relevance_prior: the prior of the precisions of columns, expandable to (K,); Gamma(0.5,
+            0.001) if None. With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2)
+            / b, so that loadings smaller than s_d times the root of its inverse are not shrunk
+            much: with a larger b, columns that explain nothing but chance are kept.
 
     Raises:
         ValueError: if a prior is improper, multivariate, of another support or another shape; if

@@ -37,7 +37,7 @@ class PPCA(LinearGaussianModel):
         data_dim: D.
         latent_dim: K.
         noise: ``"isotropic"`` or ``"diagonal"``.
-        seed: of the random initial loadings.
+        seed: the seed of the random initial loadings.
 
     Attributes:
         loadings: W, (D, K).
@@ -87,7 +87,7 @@ class PPCA(LinearGaussianModel):
             latent_dim: K.
             noise: ``"isotropic"`` or ``"diagonal"``.
             mask: True where observed.
-            seed: of the random loadings.
+            seed: the seed of the random loadings.
 
         Raises:
             ValueError: if K >= the rank of the centred data (with missing values, its upper bound

@@ -25,8 +25,8 @@ class ParameterMoments(NamedTuple):
     """The moments of q(W, mu) q(sigma) that q(z | x) depends on.
 
     Attributes:
-        mean: of the rows (w_d, mu_d), (D, K + 1).
-        covariance: of these rows, (D, K + 1, K + 1).
+        mean: the mean of the rows (w_d, mu_d), (D, K + 1).
+        covariance: the covariance of these rows, (D, K + 1, K + 1).
         precision: the means of sigma_d^-2, (D,).
     """
 
@@ -79,14 +79,16 @@ class VBPosterior(GaussianGuide):
     :func:`~ppl_vae.inference.variational_bayes.fit.fit_vb` makes it.
 
     Args:
-        model: of whose parameters it is the posterior; it is not kept. If z is integrated out in
-            it, the guide has no site ``z``.
+        model: the model of whose parameters it is the posterior; it is not kept. If z is
+            integrated out in it, the guide has no site ``z``.
 
     Attributes:
         row_mean: means of the rows (w_d, mu_d), (D, K + 1).
         row_tril: Cholesky factors of their covariances, (D, K + 1, K + 1).
-        noise_concentration, noise_rate: of the gamma distribution of sigma^-2, () or (D,).
-        relevance_concentration, relevance_rate: of those of the relevances, (K,).
+        noise_concentration, noise_rate: the concentration and the rate of the gamma distribution
+            of sigma^-2, () or (D,).
+        relevance_concentration, relevance_rate: the concentrations and the rates of the gamma
+            distributions of the relevances, (K,).
 
     References:
         Bishop: Variational principal components (1999).
@@ -126,8 +128,8 @@ class VBPosterior(GaussianGuide):
 
         Args:
             row_mean, row_tril: the attributes of these names.
-            noise: of sigma^-2.
-            relevance: of the relevances; None without ARD.
+            noise: the distribution of sigma^-2.
+            relevance: the distribution of the relevances; None without ARD.
         """
         self.row_mean.copy_(row_mean)
         self.row_tril.copy_(row_tril)

@@ -65,7 +65,7 @@ def log_weights(
         mask: True where x is observed; NaN in x marks a missing value, too.
         index: which rows of the whole data x holds, for guides with per-datum parameters.
         num_data: the size of the whole data.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         (S, N), differentiable in the pair's parameters. With global latent variables theta these
@@ -109,7 +109,7 @@ def elbo(
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
             posterior predictive log density, as is right for data that theta was not fitted to.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Raises:
         FloatingPointError: if a value is NaN, naming the site and the rows.

@@ -235,7 +235,7 @@ def site_kl_by_dimension(
 
     Args:
         run: traces of the pair.
-        name: of the site.
+        name: the name of the site.
         closed: take the closed form where there is one.
         marginal: use the marginals of a Gaussian with a full covariance. Their KL divergences add
             up to less than its KL; the difference is the dependence between its dimensions.

@@ -16,7 +16,7 @@ def plot_em(
     """Plot bound and log p of EM: equal after each E-step, both increasing in each M-step.
 
     Args:
-        ascent: of EM, from a row of the lineage.
+        ascent: the ascent of EM, from a row of the lineage.
         ax: the axes to draw on.
         num_iterations: the number of iterations from the start to show.
     """
@@ -36,7 +36,7 @@ def plot_svi(ascent: Ascent, ax: Axes | None = None) -> Axes:
     """Plot bound and log p of SVI, which optimizes model and guide jointly.
 
     Args:
-        ascent: of SVI, from a row of the lineage.
+        ascent: the ascent of SVI, from a row of the lineage.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)

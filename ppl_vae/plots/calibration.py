@@ -26,7 +26,7 @@ def plot_rank_ecdf(
     narrow.
 
     Args:
-        result: of :func:`ppl_vae.simulation_based_calibration`.
+        result: the result of :func:`ppl_vae.simulation_based_calibration`.
         quantities: the names of the quantities to draw; by default all, with names of the six
             with the smallest p-values.
         ax: the axes to draw on.

@@ -207,7 +207,7 @@ def axis_names(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     one that is the same as another on the axis gets it in front.
 
     Args:
-        names: of all columns.
+        names: the names of all columns.
         numbers: those that are named, from 0.
     """
     shown = [_axis_name(names[k], k) for k in numbers]

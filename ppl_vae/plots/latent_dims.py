@@ -22,7 +22,7 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
     line is the K with the largest held-out log p.
 
     Args:
-        result: of :func:`ppl_vae.evaluation.compare_latent_dims`.
+        result: the result of :func:`ppl_vae.evaluation.compare_latent_dims`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)

@@ -46,7 +46,7 @@ def plot_latent_space(
     The label of the axis reports log p and the number of active dimensions.
 
     Args:
-        space: of a pair.
+        space: the latent space of a pair.
         labels: the class of each datum.
         ax: the axes to draw on.
     """
@@ -76,7 +76,7 @@ def plot_embedding(
     The label of the axis reports the reconstruction error and the accuracy of nearest neighbours.
 
     Args:
-        found: of a pair.
+        found: the embedding of a pair.
         labels: the class of each datum.
         neighbours: the number of nearest neighbours.
         ax: the axes to draw on.
@@ -124,9 +124,9 @@ def plot_latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str =
     """Plot the mean of q(z|x) of each datum, coloured by class if there are classes.
 
     Args:
-        means: of a pair with two latent dimensions.
+        means: the latent means of a pair with two latent dimensions.
         ax: the axes to draw on.
-        name: of the pair, for the title.
+        name: the name of the pair, for the title.
     """
     ax = new_axes(ax, MEANS_SIZE)
     if scatter_by_class(ax, means.means.numpy(force=True), means.labels):

@@ -18,9 +18,9 @@ def lineage_table(rows: Sequence[StageMetrics], *, width: int = 160, pending: st
     """The rows as a table.
 
     Args:
-        rows: of the lineage.
-        width: of the terminal, in characters. If the table with all columns is wider, it has the
-            essential columns only.
+        rows: the rows of the lineage.
+        width: the width of the terminal, in characters. If the table with all columns is wider, it
+            has the essential columns only.
         pending: the name of a stage that is being fitted, shown as the last row.
     """
     return _table(rows, _fitting_columns(rows, width), pending)

@@ -54,7 +54,7 @@ class PandasLabels(Labels):
     """Labels of a pandas frame.
 
     Attributes:
-        index: of the rows; None if they are only numbered.
+        index: the index of the rows; None if they are only numbered.
         own_columns: the frame's own index of its columns.
     """
 

@@ -109,7 +109,7 @@ def as_rows(
         x: a tensor, which keeps its gradient, or data of another kind.
         like: a tensor of the program.
         width: the number of columns.
-        schema: of the frame that the program was fitted to.
+        schema: the schema of the frame that the program was fitted to.
 
     Raises:
         ValueError: if x is not 2-d or has another width.

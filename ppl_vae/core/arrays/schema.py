@@ -18,7 +18,7 @@ class TableSchema:
     """The names of a table's columns, and the library of the frame that it was.
 
     Attributes:
-        names: of the columns, strings or whole numbers.
+        names: the names of the columns, strings or whole numbers.
         library: such as ``"pandas"``, ``"polars"`` or ``"xarray.Dataset"``.
     """
 
@@ -45,8 +45,8 @@ class TableSchema:
         """The places of these columns in a table, matched by name; None if all are in order.
 
         Args:
-            names: of the table's columns; None, for an array, matches by position.
-            name: of the table in messages.
+            names: the names of the table's columns; None, for an array, matches by position.
+            name: the name of the table in messages.
 
         Warns:
             UserWarning: naming columns of the table that are left out.
@@ -115,7 +115,7 @@ class RowLabels:
     Without labels, as for arrays, results are tensors.
 
     Attributes:
-        frame_labels: of the frame; None for an array.
+        frame_labels: the labels of the frame; None for an array.
         columns: the columns in the order of the model; None if they are only numbered.
     """
 
@@ -128,7 +128,7 @@ class RowLabels:
 
         Args:
             x: any data.
-            schema: of the frame that the model was fitted to, if any.
+            schema: the schema of the frame that the model was fitted to, if any.
         """
         reader = read_frame(x)
         if reader is None:

@@ -103,7 +103,7 @@ class Processes:
         """The tensors of all processes by rank, of one dtype; their first dimensions may differ.
 
         Args:
-            tensor: of at least one dimension.
+            tensor: a tensor of at least one dimension.
         """
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         parts = self._gather_bytes(flat)

@@ -27,7 +27,7 @@ class SharedRows:
         processes: the processes.
         own: the rows of this process.
         number: how many of them are its share.
-        seed: of draws that all processes have in common.
+        seed: the seed of draws that all processes have in common.
     """
 
     processes: Processes
@@ -52,7 +52,7 @@ class SharedRows:
             pair: the pair, whose parameters must be the same; None if there is no pair.
             describe: describes the whole table and its mask, with checksums.
             rows: the rows to evaluate.
-            seed: of the draws; None draws a seed on rank 0.
+            seed: the seed of the draws; None draws a seed on rank 0.
             **arguments: what must be the same on all processes.
 
         Raises:

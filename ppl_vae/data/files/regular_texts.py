@@ -33,7 +33,7 @@ def regular_table(
     """The table of a large text whose lines are all rows alike; None if it is none.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         name: its name, for messages.
         given: what the user stated about its format.
         text_columns: names, or numbers from 1 on, of columns whose cells are kept as texts.

@@ -152,7 +152,7 @@ def read_table(
             - and missing (in any case); an empty cell, NaN and the errors of spreadsheets always
             do.
         image_shape: height and width, if rows are images; known for an (N, H, W) array.
-        encoding: of a text file; by default UTF-8, or what a byte order mark states.
+        encoding: the encoding of a text file; by default UTF-8, or what a byte order mark states.
         decimal: the decimal separator.
         thousands: the character between groups of three digits.
         skip_rows: the number of lines at the top of the file that are left out.

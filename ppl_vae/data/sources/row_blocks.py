@@ -132,7 +132,8 @@ class RowBlocks:
         device: device of the blocks; that of x by default.
         rescale: whether blocks are divided by a power of two, which is exact, if the squares of x
             would leave the range of float64.
-        schema: of the frame that a model was fitted to, to which columns of frames are matched.
+        schema: the schema of the frame that a model was fitted to, to which columns of frames are
+            matched.
         keep_empty_rows: whether rows with nothing observed are kept.
         processes: among which the rows of the whole table are divided; x holds those of this one,
             which may be none.

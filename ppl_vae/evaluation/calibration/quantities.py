@@ -27,7 +27,7 @@ class Evaluated(NamedTuple):
 
     Attributes:
         values: (S, B, E), with B the simulations.
-        names: of the elements.
+        names: the names of the elements.
     """
 
     values: Float[Tensor, "S B E"]
@@ -58,7 +58,7 @@ class Quantities:
         """The quantities of draws.
 
         Args:
-            draws: of the latent sites.
+            draws: the draws of the latent sites.
             x: the data.
             local: the names of the sites of each datum.
             log_joint: computes log p(x, draws), (S,) or (S, B); None where it is not known.

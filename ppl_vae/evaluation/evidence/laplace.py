@@ -72,7 +72,8 @@ def minka_log_evidence(eigenvalues: Float[Tensor, " D"], num_data: int) -> Float
         log p(U) = -K log 2 + sum_{i <= K} [log Gamma((D - i + 1)/2) - (D - i + 1)/2 log pi].
 
     Args:
-        eigenvalues: of the sample covariance of complete data, with denominator N, largest first.
+        eigenvalues: the eigenvalues of the sample covariance of complete data, with denominator N,
+            largest first.
         num_data: N.
 
     Returns:

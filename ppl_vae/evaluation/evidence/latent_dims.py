@@ -78,7 +78,7 @@ def compare_latent_dims(
         num_samples: draws of each chain.
         warmup: sweeps of each chain before its first draw.
         chains: the number of chains.
-        seed: of everything that is drawn.
+        seed: the seed of everything that is drawn.
 
     Raises:
         ValueError: if dims is empty, repeats a value, or has a K that x does not allow; if a model

@@ -18,6 +18,7 @@ from ppl_vae.capture.graph import (
 )
 from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, is_worth_compiling
 from ppl_vae.core.devices.accelerators import synchronize
+from ppl_vae.core.devices.freed_memory import keep_freed_memory
 
 Returned = TypeVar("Returned")
 Capture: TypeAlias = Callable[..., tuple[GraphModule, Any]]
@@ -30,7 +31,7 @@ class CallRunner(CapturePolicy):
     Args:
         capture: see :class:`ppl_vae.capture.policy.CapturePolicy`.
         num_calls: the expected number of calls.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         compiled: whether what is to be compiled is, or is only run as recorded.
     """
 
@@ -43,6 +44,7 @@ class CallRunner(CapturePolicy):
         compiled: bool = True,
     ) -> None:
         super().__init__(capture)
+        keep_freed_memory()
         self.calls_left, self.precision, self.compiled = num_calls, precision, compiled
         self._functions: dict[Any, CompiledFunction] = {}
         self._usual: Any = None

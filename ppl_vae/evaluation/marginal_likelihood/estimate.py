@@ -122,7 +122,8 @@ class LogLikelihood(DatumEstimates):
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
         global_error: the Monte Carlo error of ``mean``, in nats, where draws of global latent
             variables are shared by the data, whose errors are then dependent; else None.
-        labels: of the data, if they were rows of a frame; ``to_frame`` returns such a frame.
+        labels: the labels of the data, if they were rows of a frame; ``to_frame`` returns such a
+            frame.
     """
 
     num_samples: int

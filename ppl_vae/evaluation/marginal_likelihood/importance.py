@@ -255,7 +255,7 @@ def combine(
     Args:
         parts: the statistics of the weights of each batch.
         num_samples, method, refine: the settings of the estimates.
-        diagnostics: of the latent sites of the pair, where they were computed.
+        diagnostics: the diagnostics of the latent sites of the pair, where they were computed.
         has_globals: whether the data of a batch share draws of global variables.
     """
     summary = _joined(parts)

@@ -40,10 +40,11 @@ class PredictiveCheck(Result):
     Attributes:
         statistic: ``"covariance"`` or ``"quantiles"``.
         elements: the name of each element.
-        observed: of the data, (E,).
-        posterior: of data sets drawn from the posterior predictive distribution, (R, E).
-        prior: of data sets drawn from the prior predictive distribution, (R, E); None if no draws
-            of the prior were given.
+        observed: the statistics of the data, (E,).
+        posterior: the statistics of data sets drawn from the posterior predictive distribution,
+            (R, E).
+        prior: the statistics of data sets drawn from the prior predictive distribution, (R, E);
+            None if no draws of the prior were given.
         notes: which rows and columns were left out.
     """
 

@@ -147,7 +147,7 @@ class MissingDataEM(EMState):
         self.read(bound, log_likelihood, rounding)
 
     def _statistics(self) -> ExpectedStatistics:
-        # Of the rows of this process.
+        # The sums run over the rows of this process.
         data_dim, latent_dim = self.parameters.loadings.shape
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):

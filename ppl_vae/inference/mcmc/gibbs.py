@@ -49,9 +49,9 @@ class GibbsSampler:
     """Sweeps of several chains at once.
 
     Attributes:
-        statistics: of the data; with a leading dimension of ``rows``, those of one table for each
-            chain, all of one mask.
-        priors: of the parameters.
+        statistics: the sufficient statistics of the data; with a leading dimension of ``rows``,
+            those of one table for each chain, all of one mask.
+        priors: the priors of the parameters.
         expand: whether to move along transformations of the latent space, and in the noise with z
             integrated out.
     """
@@ -142,7 +142,7 @@ def sample_gibbs(
         x: a matrix, a memory map, or an iterable of blocks of rows, read once if it is complete;
             NaN marks a missing value.
         mask: True where observed.
-        settings: of the chains; an iteration is a sweep over the parameters.
+        settings: the settings of the chains; an iteration is a sweep over the parameters.
         expand: whether to move along transformations of the latent space, and in the noise with z
             integrated out, which makes successive draws less dependent.
 

@@ -46,7 +46,7 @@ class LatentMoves:
     """Moves of parameters and codes along transformations of the latent space.
 
     Attributes:
-        priors: of the parameters.
+        priors: the priors of the parameters.
         num_data: N.
         data_dim: D.
     """
@@ -81,7 +81,7 @@ class LatentMoves:
         """Draw a transformation v -> g v of v = (z, 1), and change W and mu by its inverse.
 
         Args:
-            parameters: of each chain.
+            parameters: the parameters of each chain.
             total: the sum of v v' over data.
 
         Returns:

@@ -89,8 +89,8 @@ class MarginalMove:
     """A move of parameters with z integrated out.
 
     Attributes:
-        codes: of the table.
-        priors: of the parameters.
+        codes: the codes of the table.
+        priors: the priors of the parameters.
     """
 
     codes: CodeSampler

@@ -19,10 +19,10 @@ class CodeSums(NamedTuple):
     """Sums over data of products with v = (z, 1), a vector of length L = K + 1.
 
     Attributes:
-        total: of v v' over all data, (C, L, L).
-        gram: of v v' over the data in which a column is observed, (C, D, L, L), or (C, 1, L, L)
-            if all columns are.
-        cross: of (x_d - mean_d) v over the same data, (C, D, L).
+        total: the sum of v v' over all data, (C, L, L).
+        gram: the sum of v v' over the data in which a column is observed, (C, D, L, L), or (C, 1,
+            L, L) if all columns are.
+        cross: the sum of (x_d - mean_d) v over the same data, (C, D, L).
     """
 
     total: Float[Tensor, "C L L"]
@@ -62,7 +62,7 @@ class CodeSampler:
     """Draws of the latent variables of a table's transformed rows.
 
     Attributes:
-        statistics: of the table.
+        statistics: the statistics of the table.
         latent_dim: K.
     """
 

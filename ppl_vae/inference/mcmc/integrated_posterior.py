@@ -40,7 +40,7 @@ class IntegratedPosterior:
 
     Args:
         model: the model; it is copied, in float64.
-        statistics: of the data.
+        statistics: the statistics of the data.
     """
 
     def __init__(self, model: BayesianPPCA, statistics: TableStatistics) -> None:

@@ -30,8 +30,9 @@ class PredictiveDensity(Result):
 
     Attributes:
         value: in nats, (N,).
-        standard_error: of ``value``, in nats, from batch means along the chains, (N,).
-        labels: of the rows, if they were of a frame; ``to_frame`` returns such a frame.
+        standard_error: the standard error of ``value``, in nats, from batch means along the
+            chains, (N,).
+        labels: the labels of the rows, if they were of a frame; ``to_frame`` returns such a frame.
     """
 
     value: Tensor

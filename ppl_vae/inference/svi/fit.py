@@ -125,7 +125,7 @@ def fit_svi(
         device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
             accelerator on which the pair stands, or else ``torch.accelerator``'s current one, of
             any kind with float64, or else the CPU.
-        seed: of data order and draws; global generators are left unchanged.
+        seed: the seed of data order and draws; global generators are left unchanged.
         capture: how steps run: False, eagerly, by Pyro's handlers; ``"recorded"``, by the tensor
             operations that were recorded in the second step, which are those of an eager step;
             True, from the second step on by code that is compiled from such a recording, several
@@ -138,9 +138,9 @@ def fit_svi(
         autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
-        precision: of float32 matrix products and convolutions in the steps, but not in
-            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's; ``"bf16"``,
-            whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
+        precision: the precision of float32 matrix products and convolutions in the steps, but not
+            in evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's;
+            ``"bf16"``, whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps, and at least
             every 1,000), and from which the fit resumes if it exists; a resumed fit is identical
             bit for bit on a CPU. Only the same fit resumes: data, masks, networks, objective,

@@ -52,7 +52,7 @@ class Trainer:
         policy: whether steps run eagerly, recorded or captured.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
-        seed: of the fit, by which a checkpoint is recognised.
+        seed: the seed of the fit, by which a checkpoint is recognised.
         processes: that share each batch, and have the same data and parameters.
 
     Raises:

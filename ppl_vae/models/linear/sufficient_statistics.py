@@ -41,8 +41,8 @@ class SampleCovariance:
 
     Attributes:
         mean: (D,).
-        diagonal: of S, (D,).
-        trace: of S, ().
+        diagonal: the diagonal of S, (D,).
+        trace: the trace of S, ().
         data_dim: D.
         columns: statistics of each column.
     """
@@ -176,7 +176,7 @@ def summarize_table(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | 
 
 
 def _summarize_rows(blocks: RowBlocks) -> tuple[ColumnStats | None, "_Scatter"]:
-    # Of the rows of this process, which may have none.
+    # The sums run over the rows of this process, which may have none.
     columns, scatter = None, _Scatter(blocks.num_rows)
     buffer: Tensor | None = None
     for block in _joined(blocks):

@@ -70,8 +70,8 @@ class TableStatistics:
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             mask: True where observed.
-            device: of the statistics; that of x by default.
-            schema: of the frame that a model was fitted to.
+            device: the device of the statistics; that of x by default.
+            schema: the schema of the frame that a model was fitted to.
             processes: among which the rows of the whole table are divided.
 
         Raises:

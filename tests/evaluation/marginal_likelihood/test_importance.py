@@ -880,7 +880,7 @@ def test_a_result_prints_and_converts():
     assert as_json["num_samples"] == 500
     frame = estimate.to_frame()
     assert len(frame) == 20
-    columns = {"value", "standard_error", "ess", "k_hat", "reliable", "cells"}
+    columns = {"value", "standard_error", "ess", "k_hat", "reliable", "num_entries"}
     assert set(frame.columns) == columns | {"tail_index", "limit", "pool_size", "coverage"}
 
 

@@ -118,7 +118,7 @@ class MinibatchObjective:
         x: the data of this epoch, (N, D); no rows, (0, D), if they are read in blocks.
         mask: True where observed; or None.
         stream: the rows that are read in blocks; or None.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         epoch_transform: computes the data of each epoch from the original x: once at
             construction, and again at each :meth:`refresh`.
 

@@ -87,7 +87,7 @@ class StepPolicy(CapturePolicy):
         Args:
             num_steps: steps made so far.
             elapsed: seconds since the start at which each of them was read.
-            rows: of a batch of full size.
+            rows: the rows of a batch of full size.
         """
         self._next_batch = rows, num_steps
         if self.pending is not None:
@@ -169,7 +169,7 @@ class StepPolicy(CapturePolicy):
             mode: ``"recorded"``, or True for captured steps.
             reason: why.
             unroll: steps per call; by default the best number.
-            options: of the captured steps.
+            options: the options of the captured steps.
         """
         self.mode = mode
         try:

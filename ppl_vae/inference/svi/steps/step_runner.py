@@ -48,7 +48,7 @@ class StepRunner:
         """The objective of these rows (None: all) in nats per datum.
 
         Args:
-            rows: of the batch.
+            rows: the rows of the batch.
             step: the number of the step, counted from 1.
 
         Returns:
