@@ -45,7 +45,7 @@ class OneStep(NamedTuple):
 
     Attributes:
         per_step: see :class:`.functional_gradient.LossInputs`.
-        coefficients: of the optimizer's update, which its ``coefficients`` returns.
+        coefficients: what the optimizer's method of this name returns for the step.
         beta: the weight of the KL term, ().
     """
 
