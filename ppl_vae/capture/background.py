@@ -38,7 +38,7 @@ MILLISECONDS_TO_END = 500
 """The time in which an abandoned compiler may remove its own temporary files."""
 
 
-def can_compile_beside(device: torch.device) -> bool:
+def can_compile_in_background(device: torch.device) -> bool:
     """Whether graphs on a device can be compiled by another process."""
     # Found without importing the compiler, which takes seconds.
     found = Path(torch.__file__).parent / "_inductor" / "standalone_compile.py"

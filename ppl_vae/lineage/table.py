@@ -73,8 +73,8 @@ def _gain(row: StageMetrics, name: str) -> str:
 
 
 def is_compiled(row: StageMetrics) -> bool:
-    """Whether steps of the stage's fit were captured and compiled."""
-    return row.fit.execution.startswith("captured")
+    """Whether steps of the stage's fit were compiled."""
+    return row.fit.execution.startswith("compiled")
 
 
 def _active(row: StageMetrics) -> str:

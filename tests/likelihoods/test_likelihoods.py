@@ -773,7 +773,7 @@ def test_a_captured_fit_equals_an_eager_fit(name):
     for capture in (False, True):
         vae, _, fit = fitted(name, steps=60, capture=capture, x_val=MAKERS[name][1](7, D))
         found.append(fit.objective)
-        assert fit.execution.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("compiled" if capture else "eager")
         assert not any(buffer.isnan().any() for buffer in vae.buffers())
     error = torch.stack([values[-30:].std() for values in found]).norm() / 30**0.5
     assert abs(found[0][-30:].mean() - found[1][-30:].mean()) < oracles.z_limit() * error

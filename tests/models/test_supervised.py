@@ -351,7 +351,7 @@ def test_captured_steps_equal_eager_steps(encoder):
             seed=0,
             capture=capture,
         )
-        assert fit.execution.startswith("captured" if capture else "eager"), fit.execution
+        assert fit.execution.startswith("compiled" if capture else "eager"), fit.execution
         values[capture] = fit.objective
     torch.testing.assert_close(values[True], values[False], rtol=1e-8, atol=1e-8)
 

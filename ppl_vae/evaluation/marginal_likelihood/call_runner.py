@@ -57,7 +57,7 @@ class CallRunner(CapturePolicy):
         found = [compilation for compilation in ready if compilation is not None]
         if not found:
             return self.reason
-        return f"{self.reason}; compiled beside these calls in {found[0].seconds:.0f} s"
+        return f"{self.reason}; compiled in the background in {found[0].seconds:.0f} s"
 
     def run(
         self,
@@ -95,12 +95,12 @@ class CallRunner(CapturePolicy):
 
     def consider_compiling(self, seconds_left: float) -> None:
         """Begin to compile if that is worth its time; see the base class."""
-        functions = [f for f in self._functions.values() if f.compiled == "beside"]
+        functions = [f for f in self._functions.values() if f.compiled == "background"]
         for function in functions:
-            beside, seconds = function.compiles_beside, function.recording_seconds
-            if not is_worth_compiling(seconds_left, seconds, beside=beside):
+            in_background, seconds = function.compiles_in_background, function.recording_seconds
+            if not is_worth_compiling(seconds_left, seconds, in_background=in_background):
                 continue
-            if beside:
+            if in_background:
                 function.request()
             else:
                 self.enable(True, f"about {seconds_left:.1f} s of recorded work were left")
@@ -111,7 +111,7 @@ class CallRunner(CapturePolicy):
             function.abandon()
 
     def _function(self, key: Any, capture: Capture, *, usual: bool) -> CompiledFunction:
-        compiled: bool | str = self.compiled and usual and (self.mode is True or "beside")
+        compiled: bool | str = self.compiled and usual and (self.mode is True or "background")
         if (self.mode, key) not in self._functions:
             if len(self._functions) >= MAX_SIGNATURES:
                 self._functions.pop(next(iter(self._functions))).abandon()

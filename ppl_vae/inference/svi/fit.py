@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.background import can_compile_beside
+from ppl_vae.capture.background import can_compile_in_background
 from ppl_vae.core.arrays.inputs import learn_schema, schema_of
 from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
@@ -135,7 +135,7 @@ def fit_svi(
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
             was done and why. Recorded steps give the numbers of eager ones (with an objective of
             Pyro's, up to rounding); compiled steps are equal to them in distribution.
-        autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
+        autotune_matmul: whether compiled steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
         precision: the precision of float32 matrix products and convolutions in the steps, but not
@@ -217,16 +217,16 @@ def _build_trainer(
     if processes.size > 1:
         _agree(minibatch, optimizer_step, schedule, stopping, runtime, processes)
         processes.replicate(optimizer_step.state)
-    make_captured = partial(
+    make_compiled = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
     )
     policy = StepPolicy(
         runtime.capture,
         partial(RecordedGradient, minibatch, named),
-        make_captured,
+        make_compiled,
         schedule,
         shared=processes.size > 1,
-        beside=_can_compile_beside(minibatch, runtime, processes),
+        in_background=_can_compile_in_background(minibatch, runtime, processes),
     )
     return Trainer(
         minibatch,
@@ -241,11 +241,11 @@ def _build_trainer(
     )
 
 
-def _can_compile_beside(
+def _can_compile_in_background(
     minibatch: MinibatchObjective, runtime: Runtime, processes: Processes
 ) -> bool:
     alone = processes.size == 1 and not runtime.autotune_matmul
-    return alone and can_compile_beside(minibatch.whole.device)
+    return alone and can_compile_in_background(minibatch.whole.device)
 
 
 def _agree(

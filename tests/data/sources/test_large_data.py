@@ -379,7 +379,7 @@ def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_
         lambda: fitted(x, capture=True),
     )
     check_equal(first, second)
-    assert first[0].execution.startswith("captured")
+    assert first[0].execution.startswith("compiled")
     batches = [[12], [12, D], [12, D]]
     unroll = len(recorded[0])
     assert recorded == [[batches[: 2 + missing]] * unroll, [[[12]]] * unroll]

@@ -64,7 +64,7 @@ class CapturedSVI(SVI):
             use the faster; results may then differ in the last digits from run to run.
 
     Attributes:
-        execution: whether steps are captured, recorded or run in Pyro, and why.
+        execution: whether steps are compiled, recorded or run in Pyro, and why.
 
     Example:
         >>> svi = CapturedSVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
@@ -87,7 +87,7 @@ class CapturedSVI(SVI):
         if compiled not in (True, False, "auto"):
             raise ValueError(f"compiled must be True, False or 'auto'; got {compiled!r}")
         self.policy = CapturePolicy(True if compiled is True else "recorded", "the step")
-        self.policy.reason = "captured" if compiled is True else "recorded"
+        self.policy.reason = "compiled" if compiled is True else "recorded"
         self.execution = "eager: no step has been captured yet"
         self._may_compile = compiled == "auto" and not autotune_matmul
         self._seconds: dict[Any, float] = {}
@@ -160,7 +160,7 @@ class CapturedSVI(SVI):
         if self.policy.mode is True:
             return self._compiled_step(call, compiled=True)
         if self._may_compile and self._is_compiled(call):
-            return self._compiled_step(call, compiled="beside")
+            return self._compiled_step(call, compiled="background")
         start = time.perf_counter()
         loss = self._recorded_step(call)
         seconds = time.perf_counter() - start
@@ -169,14 +169,14 @@ class CapturedSVI(SVI):
 
     def _is_compiled(self, call: StepArguments) -> bool:
         """Whether another process has compiled steps of this kind; it begins where they pay."""
-        run = self._functions.get(("beside", call.signature))
+        run = self._functions.get(("background", call.signature))
         if run is None:
             recorded = self._functions.get((False, call.signature))
             cost = COMPILING_PER_RECORDING * (recorded.recording_seconds if recorded else math.inf)
             # What has lasted so long may last as long again.
             if self._seconds.get(call.signature, 0.0) > cost:
                 try:
-                    run, arguments, _ = self._compilable(call, compiled="beside")
+                    run, arguments, _ = self._compilable(call, compiled="background")
                     run.start(*arguments)
                 except CaptureError as error:
                     self._keep_recorded(error)
@@ -187,7 +187,7 @@ class CapturedSVI(SVI):
         if run.failure is not None:
             self._keep_recorded(run.failure)
             return False
-        self.policy.reason = "captured"
+        self.policy.reason = "compiled"
         return True
 
     def _keep_recorded(self, error: CaptureError) -> None:
