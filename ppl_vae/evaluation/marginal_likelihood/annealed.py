@@ -44,7 +44,7 @@ TUNING_CHAINS = 8
 """The number of chains per datum that tune the step sizes."""
 SCALE_DRAWS = 32
 """The number of draws of q per datum that determine its standard deviations."""
-MAX_TUNED_TEMPERATURES = 100
+MAX_TUNED_TEMPERATURES = 50
 """The number of temperatures at which step sizes are tuned; others use the nearest one's."""
 FIRST_TUNING_MOVES, TUNING_MOVES = 10, 2
 """Tuning moves at the first temperature, so that the step size converges, and at each other."""

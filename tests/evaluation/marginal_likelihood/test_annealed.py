@@ -371,6 +371,45 @@ def test_step_sizes_of_measured_chains_are_fixed():
     assert acceptance == pytest.approx(annealed.TARGET_ACCEPTANCE, abs=0.1)
 
 
+def test_a_leapfrog_step_takes_one_evaluation():
+    """Densities at the points of chains are kept for the next temperature."""
+    ppca, _ = make()
+    x, calls = ppca.sample(3, seed=0), []
+
+    class Counted(AnnealingPath):
+        def density(self, tensors, points):
+            calls.append(len(points))
+            return super().density(tensors, points)
+
+    with torch.no_grad(), isolated_store(), seeded(0):
+        annealing = Annealing(4, leapfrog=3)
+        chains = AISChains(
+            AISWeights(annealing, x, 3, 20),
+            Counted(Pair(ppca.model, prior_guide(ppca.model)), Batch(x)),
+        )
+        assert set(calls) == {annealed.TUNING_CHAINS}
+        calls.clear()
+        chains.forward(20)
+    assert calls == [20] * (1 + 3 * 3)
+
+
+@torch.no_grad()
+def test_the_gradients_along_the_path_are_those_of_its_densities(float64):
+    ppca, _ = make()
+    x = ppca.sample(3, seed=0)
+    with isolated_store(), seeded(0):
+        path = AnnealingPath(Pair(ppca.model, prior_guide(ppca.model)), Batch(x))
+        points, beta, step = path.draw(2), torch.tensor(0.3), 1e-6
+        density = path.density(path.batch.tensors, points)
+        direction = torch.randn_like(points)
+        ends = [
+            path.density(path.batch.tensors, points + sign * step * direction).log_prob(beta)
+            for sign in (-1, 1)
+        ]
+    slope = (density.grad(beta) * direction).sum(-1)
+    torch.testing.assert_close((ends[1] - ends[0]) / (2 * step), slope, rtol=1e-6, atol=1e-6)
+
+
 def test_temperatures_without_tuning_use_the_nearest_step_size(monkeypatch):
     monkeypatch.setattr(annealed, "MAX_TUNED_TEMPERATURES", 4)
     ppca, _ = make()
