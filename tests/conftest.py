@@ -50,11 +50,15 @@ USERS_OF_THE_SMALL_LINEAGE = (
     "tests/plots/test_plots.py",
     "tests/report/test_page.py",
 )
+USERS_OF_SEVERAL_PROCESSES = "tests/distributed/"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Whole files to each process, and those that share a fitted lineage to the same one."""
+    """Whole files to each process.
+
+    Files that share a fitted lineage, or groups of processes, run in the same one.
+    """
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
@@ -62,6 +66,8 @@ def pytest_xdist_make_scheduler(config, log):
     class LoadFilesThatShareScheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
+            if file.startswith(USERS_OF_SEVERAL_PROCESSES):
+                return USERS_OF_SEVERAL_PROCESSES
             return "small lineage" if file in USERS_OF_THE_SMALL_LINEAGE else file
 
     return LoadFilesThatShareScheduling(config, log)

@@ -42,7 +42,10 @@ def test_a_part_that_fails_has_a_row_with_the_reason(monkeypatch):
 
 @pytest.mark.parametrize(
     ("limit", "options", "message"),
-    [(0.01, [], "not done within 0 s"), (60, ["--device", "nonsense"], "exit 1: RuntimeError")],
+    [
+        (0.01, [], "not done within 0 s"),
+        pytest.param(60, ["--device", "nonsense"], "exit 1: RuntimeError", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_hangs_or_ends_has_a_row_with_the_reason(limit, options, message):
     (row,) = gpu.run_apart("ppca", limit, [*options, "--tiny"])
