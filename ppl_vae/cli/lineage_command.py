@@ -153,7 +153,7 @@ class LineageRun:
         return [write_results(self.out, lineage, data), *files]
 
     def _saved(self, lineage: Lineage | None) -> str:
-        # What an interrupted run leaves.
+        # The sentence says what an interrupted run leaves.
         finished = 0 if lineage is None else len(lineage.rows)
         saved = f"saved in {self.out / 'results.json'}" if finished else "nothing is saved"
         return f"{finished} of {len(self.display.names)} stages are finished, {saved}"

@@ -170,7 +170,7 @@ class FilledTable:
             )
 
     def notes(self) -> tuple[str, ...]:
-        """Those on the units and on the fit, with the names of columns, and on the posterior."""
+        """Notes on the units and on the fit, with the names of columns, and on the posterior."""
         units = (self.scaling.note,) if self.scaling.note else ()
         return (*units, *self._fit_notes(), *self._posterior_notes())
 
