@@ -70,6 +70,7 @@ class LineageRun:
         Raises:
             KeyboardInterrupt: if one is received, with a sentence on what is finished and saved.
         """
+        self.table.check_several_columns()
         self._print(f"{self._opening()}\n")
         for note in self.table.notes:
             self._print(f"note: {note}")
