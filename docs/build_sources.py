@@ -80,6 +80,7 @@ def connect(app: Any) -> None:
     app.connect("build-finished", _copy_mathjax)
     app.connect("autodoc-process-docstring", _prepare_docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _join_names, priority=600)  # after napoleon
+    app.connect("autodoc-process-signature", _name_types)
     app.connect("autodoc-skip-member", _skip_inherited)
 
 
@@ -103,6 +104,17 @@ def _skip_inherited(
     return True if name.startswith("set_") and name.endswith("_request") else None  # scikit-learn
 
 
+def _name_types(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str
+) -> tuple[str | None, str]:
+    """Write programs as programs: their alias is a callable of any arguments."""
+    if signature is not None:
+        # The alternative, postponed annotations, would take the shapes of tensors from the page.
+        signature = signature.replace("~collections.abc.Callable[[...], ~typing.Any]", PROGRAM)
+    return signature, returned
+
+
+PROGRAM = "~ppl_vae.core.program.ProgramLike"
 SECTION = re.compile(r"[A-Z][a-z]+:$")
 """The first line of a section of a Google docstring."""
 

@@ -215,7 +215,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
             "Variables that all data share": ["global_sites"],
             "Results": ["results", "fit_result", "imputed", "stats"],
             "Process-wide state": ["state"],
-            "Progress": ["stages"],
+            "Progress": ["stage_callback"],
             "Several processes": ["processes.ranks", "processes.messages"],
             "Errors": ["errors"],
             "Configuration": ["config"],
@@ -227,7 +227,7 @@ PAGES: dict[str, tuple[str, dict[str, list[str]]]] = {
 ALSO = {
     "ppl_vae.models.linear.linear_gaussian": ["MissingnessPatterns"],
     "ppl_vae.models.linear.table_statistics": ["TableStatistics"],
-    "ppl_vae.models.bayesian_ppca": ["Parameters"],
+    "ppl_vae.models.bayesian_ppca": ["ParameterDraws"],
     "ppl_vae.models.variational_posterior": ["ParameterMoments"],
     "ppl_vae.objectives.terms": ["ELBOTerms"],
     "ppl_vae.fitted.held_out": ["ReconstructionError"],
@@ -244,7 +244,8 @@ ALSO = {
     "ppl_vae.core.fit_result": ["Curve"],
     "ppl_vae.core.arrays.schema": ["RowLabels"],
     "ppl_vae.core.arrays.frame_labels": ["Labels"],
-    "ppl_vae.core.stages": ["StageCallback"],
+    "ppl_vae.core.stage_callback": ["StageCallback"],
+    "ppl_vae.core.program": ["ProgramLike"],
     "ppl_vae.core.state": ["precision", "eval_mode", "exclusive"],
     "ppl_vae.core.traces": ["PairTraces", "check_pair"],
     "ppl_vae.core.validation": ["as_matrix"],
@@ -273,7 +274,7 @@ ALSO = {
     "ppl_vae.likelihoods.gaussian": ["NormalLikelihood"],
     "ppl_vae.lineage.common": ["StageTable", "StageProgress", "SVISettings"],
     "ppl_vae.lineage.latent_means": ["LatentMeans"],
-    "ppl_vae.lineage.metrics": ["MeanEstimate", "Row"],
+    "ppl_vae.lineage.metrics": ["MeanEstimate", "StageMetrics"],
     "ppl_vae.lineage.sparse_metrics": ["CodeMetrics", "SparseRow"],
     "ppl_vae.lineage.sparse_stages": ["SparseSettings"],
     "ppl_vae.models.decoder_model": ["DecoderModel"],
@@ -322,8 +323,13 @@ def _entries(package: str, module: ModuleType) -> Iterator[str]:
         yield "   :no-index:"
     yield ""
     for shown, name in names.items():
-        kind = "class" if inspect.isclass(getattr(module, name)) else "function"
-        yield from (f".. auto{kind}:: {shown}", "")
+        yield from (f".. auto{_kind(getattr(module, name))}:: {shown}", "")
+
+
+def _kind(value: Any) -> str:
+    if inspect.isclass(value):
+        return "class"
+    return "function" if inspect.isfunction(value) else "data"
 
 
 def _in_words(module: ModuleType) -> str:
@@ -375,6 +381,10 @@ def _link(app: Any, env: Any, node: Any, content: Any) -> Any:
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target.startswith("ppl_vae."):
         return None
+    domain = env.get_domain("py")
+    module_name, _, name = target.rpartition(".")
+    if name in ALSO.get(module_name, ()) and node["reftype"] == "class":  # the alias of a type
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "data", target, node, content)
     try:
         value, attribute = _resolve(target)
         module = importlib.import_module(value.__module__)
@@ -384,7 +394,6 @@ def _link(app: Any, env: Any, node: Any, content: Any) -> Any:
     name = _shown(package, module, value.__name__) + attribute
     if name == target:
         return None
-    domain = env.get_domain("py")
     return domain.resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], name, node, content
     )

@@ -97,7 +97,7 @@ def test_a_captured_fit_reaches_the_exact_posterior(precision):
             ppca.model, ExactGuide(ppca), x, steps=1000, batch_size=128, lr=1e-2, seed=0,
             capture=capture, precision=precision,
         )  # fmt: skip
-        assert fit.execution.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("compiled" if capture else "eager")
         ends[capture] = float(ppca.log_likelihood(x).mean())
     assert ends[True] == pytest.approx(ends[False], abs=0.1)
 
@@ -106,7 +106,7 @@ def test_captured_estimates_equal_the_exact_values():
     x = torch.from_numpy(oracles.simulate_ppca((16, 8, 4), 1, N, D, seed=0)).float().cuda()
     ppca = PPCA.like(x, 3, seed=0).cuda()
     found = log_likelihood(ppca.model, ExactGuide(ppca), x, 200, seed=0, capture=True)
-    assert found.execution == "captured"
+    assert found.execution == "compiled"
     truth = ppca.log_likelihood(x).double().cpu()
     torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-3)
 
@@ -121,6 +121,6 @@ def test_a_masked_autoencoder_trains_equally_well_captured_and_eagerly():
         fit = fit_svi(
             made.model, made.guide, x, steps=600, batch_size=128, lr=3e-3, seed=0, capture=capture
         )
-        assert fit.execution.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("compiled" if capture else "eager")
         ends[capture] = float(elbo(made.model, made.guide, x, seed=0).mean())
     assert ends[True] == pytest.approx(ends[False], abs=0.3)

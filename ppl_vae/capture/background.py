@@ -38,7 +38,7 @@ MILLISECONDS_TO_END = 500
 """The time in which an abandoned compiler may remove its own temporary files."""
 
 
-def can_compile_beside(device: torch.device) -> bool:
+def can_compile_in_background(device: torch.device) -> bool:
     """Whether graphs on a device can be compiled by another process."""
     # Found without importing the compiler, which takes seconds.
     found = Path(torch.__file__).parent / "_inductor" / "standalone_compile.py"
@@ -162,7 +162,7 @@ def _load(path: Path) -> Callable[..., Any]:
 def _end(process: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
     if os.getpid() != owner:  # a forked copy of the process that waits
         return
-    # To the group, since the worker runs a compiler of C++.
+    # The signal goes to the group, since the worker runs a compiler of C++.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ppl_vae.capture.background import (
     BackgroundCompilation,
     FlatFunction,
-    can_compile_beside,
+    can_compile_in_background,
     import_cpp_extension,
 )
 from ppl_vae.capture.device_graph import check_graph, move_constants
@@ -35,17 +35,17 @@ class CompiledFunction:
         capture: captures the function for given arguments; returns the graph and the structure
             of its results, as :func:`.graph.capture_graph` does.
         compiled: whether to compile the graph; without, it gives the same results slowly.
-            ``"beside"``: the graph runs as it was recorded while another process compiles it,
+            ``"background"``: the graph runs as it was recorded while another process compiles it,
             and the code takes over when it is ready.
         options: options of ``torch.compile``.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         autotune_matmul: whether to time two BLAS libraries for each matrix product on a CPU and
             use the faster, see :mod:`ppl_vae.capture.matmul`. Results may then differ in the
             last digits from run to run.
 
     Attributes:
         recording_seconds: the time that the last recording took, NaN before it.
-        compiles_beside: whether another process can compile what was recorded last.
+        compiles_in_background: whether another process can compile what was recorded last.
         compilation: the last compilation by another process, if there is one.
         failure: why that failed, or None.
     """
@@ -64,7 +64,7 @@ class CompiledFunction:
         # own generator is also slower.
         self.compiled, self.options = compiled, {"fallback_random": True} | (options or {})
         self.autotune_matmul = autotune_matmul
-        self.recording_seconds, self.compiles_beside = math.nan, False
+        self.recording_seconds, self.compiles_in_background = math.nan, False
         self.compilation: BackgroundCompilation | None = None
         self.failure: CompilationError | None = None
         self._functions: dict[Any, tuple[FlatFunction, Any]] = {}
@@ -104,7 +104,7 @@ class CompiledFunction:
 
     def request(self) -> None:
         """Let the next call start to compile the function, where another process can do so."""
-        self._requested = self.compiles_beside
+        self._requested = self.compiles_in_background
 
     def start(self, *args: Any) -> None:
         """Record the function for arguments of these shapes, and start to compile it.
@@ -114,7 +114,7 @@ class CompiledFunction:
         """
         self._requested = False
         key = self._key(args, flat := pytree.tree_leaves(args))
-        if self.compiles_beside and self.compilation is None:
+        if self.compiles_in_background and self.compilation is None:
             self._pending, graph = key, self._graphs[key]
             self.compilation = BackgroundCompilation(graph, flat, self.options)
 
@@ -155,8 +155,10 @@ class CompiledFunction:
             move_constants(graph)
             if self.compiled is True:  # and replayed
                 check_graph(graph, flat[0].device)
-        self.compiles_beside = self.compiled == "beside" and can_compile_beside(flat[0].device)
-        if self.compiles_beside:
+        self.compiles_in_background = self.compiled == "background" and can_compile_in_background(
+            flat[0].device
+        )
+        if self.compiles_in_background:
             self._graphs = {key: graph}
         if self.compiled is not True:
             return (lambda tensors: graph(*tensors)), structure

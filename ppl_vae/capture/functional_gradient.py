@@ -89,7 +89,8 @@ class LossGradient(NamedTuple):
 
     Attributes:
         loss: ().
-        gradients: of the trained parameters; None if the loss does not depend on one.
+        gradients: the gradients of the trained parameters; None if the loss does not depend on
+            one.
         buffers: the buffers of the modules.
     """
 

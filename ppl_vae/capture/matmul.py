@@ -98,7 +98,7 @@ def _onednn_operator() -> Any:
 
 @functools.cache
 def _registered_operator() -> tuple[Any, Any]:
-    # With an operator of our own the compiler does not treat the right factor as a constant.
+    # With a custom operator the compiler does not treat the right factor as a constant.
     library = torch.library.Library("ppl_vae", "FRAGMENT")
     tags = (torch.Tag.flexible_layout,)
     library.define("onednn_matmul(Tensor left, Tensor right, Tensor? bias) -> Tensor", tags=tags)

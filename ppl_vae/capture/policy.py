@@ -29,18 +29,20 @@ RECORDED_SPEEDUP = 1.6
 CAPTURES = (True, False, "auto", "recorded")
 
 
-def is_worth_compiling(seconds_left: float, recording_seconds: float, *, beside: bool) -> bool:
+def is_worth_compiling(
+    seconds_left: float, recording_seconds: float, *, in_background: bool
+) -> bool:
     """Decide whether compiling saves more time than it costs.
 
     Args:
         seconds_left: remaining seconds of recorded work that compiled code could do.
         recording_seconds: the time that recording took, by which that of compiling is estimated.
-        beside: whether another process compiles, which costs little here, but is useful only if
-            it ends long before the work does. Otherwise the work waits.
+        in_background: whether another process compiles, which costs little here, but is useful
+            only if it ends long before the work does. Otherwise the work waits.
     """
     cost = COMPILING_PER_RECORDING * recording_seconds
     saved = seconds_left * (1 - 1 / COMPILED_SPEEDUP)
-    return seconds_left > 2 * cost if beside else saved > cost
+    return seconds_left > 2 * cost if in_background else saved > cost
 
 
 def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:
@@ -48,7 +50,7 @@ def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:
 
     Args:
         num_calls_left: calls that can be recorded.
-        seconds_per_call: of eager calls.
+        seconds_per_call: the mean seconds of eager calls.
     """
     small = min(seconds_per_call, SMALL_CALL)
     saved = num_calls_left * small * (1 - 1 / RECORDED_SPEEDUP)
@@ -156,4 +158,4 @@ class CapturePolicy:
         warnings.warn(f"{self.called} could not be {done}, so it {verb}: {error}", stacklevel=2)
 
 
-_NAMES = {True: "captured", "recorded": "recorded"}
+_NAMES = {True: "compiled", "recorded": "recorded"}

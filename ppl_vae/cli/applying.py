@@ -31,7 +31,7 @@ from ppl_vae.fitted.model import FittedModel, observed_rows
 from ppl_vae.fitted.record import digest_table
 from ppl_vae.report.terminal import print_line
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Task:
         log_notes(table.notes)
         return TableRows.of(self.fitted, table, held_out=self.applied.held_out)
 
-    def compute(self, what: str, function: Callable[[np.ndarray], Result]) -> Result:
+    def compute(self, what: str, function: Callable[[np.ndarray], Returned]) -> Returned:
         """Apply a function to the rows that have an observed value, and show that it runs."""
         observed = self.rows.observed
         with threads(1), StageDisplay().live() as display:
@@ -174,7 +174,7 @@ def warn_of_fitted_rows(fitted: FittedModel, table: Table, *, held_out: bool) ->
     )
 
 
-def score(task: Task, estimation: Estimation) -> None:
+def write_scores(task: Task, estimation: Estimation) -> None:
     """Write log p of each row."""
     task.check()
     fitted, rows = task.fitted, task.rows
@@ -208,7 +208,7 @@ def score(task: Task, estimation: Estimation) -> None:
     )
 
 
-def transform(task: Task) -> None:
+def write_codes(task: Task) -> None:
     """Write the codes of each row."""
     task.check()
     mean, sd = task.compute("computing the codes of", task.fitted.codes)
@@ -219,7 +219,7 @@ def transform(task: Task) -> None:
     task.deliver(columns)
 
 
-def reconstruct(task: Task) -> None:
+def write_reconstructions(task: Task) -> None:
     """Write the reconstruction of each row."""
     task.check()
     fitted, rows = task.fitted, task.rows
@@ -230,7 +230,7 @@ def reconstruct(task: Task) -> None:
     task.deliver(columns, rmse=error.value, rmse_error=error.error, unit=error.unit)
 
 
-def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> None:
+def write_samples(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> None:
     """Write draws from a model."""
     check_int("--rows", rows)
     check_output(out, inputs=[model], force=output.force)
@@ -242,7 +242,7 @@ def sample(model: Path, rows: int, out: Path, output: Output, *, seed: int) -> N
     deliver(frame, out, {"model": fitted.describe()}, named=False, as_json=output.as_json)
 
 
-def evaluate(task: Task, estimation: FullEstimation) -> None:
+def write_evaluation(task: Task, estimation: FullEstimation) -> None:
     """Evaluate a model on a table, and write every number."""
     check_int("--rows", estimation.rows)
     check_int("--annealed", estimation.annealed, 0)

@@ -16,11 +16,11 @@ from ppl_vae.data.files.table_output import check_output
 from ppl_vae.data.files.tables import Table
 from ppl_vae.evaluation.marginal_likelihood.compare import compare as compare_estimates
 from ppl_vae.fitted.folder import load_fitted
-from ppl_vae.fitted.model import FittedModel, Rows, observed_rows
+from ppl_vae.fitted.model import FittedModel, RowArray, observed_rows
 from ppl_vae.report.terminal import print_line
 
 
-def compare(
+def write_comparison(
     paths: Sequence[Path],
     flags: TableFlags,
     out: Path | None,
@@ -100,7 +100,7 @@ def _check_same_columns(models: dict[str, FittedModel]) -> None:
 
 
 def _rows(
-    models: dict[str, FittedModel], table: Table, values: dict[str, Rows], *, held_out: bool
+    models: dict[str, FittedModel], table: Table, values: dict[str, RowArray], *, held_out: bool
 ) -> np.ndarray:
     # The rows that are scored, by their numbers from 0.
     found = np.flatnonzero(np.all(list(map(observed_rows, values.values())), axis=0))

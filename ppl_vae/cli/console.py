@@ -180,7 +180,7 @@ class GuardedOutput(io.RawIOBase):
     A closed pipe or a full disk under standard output must not prevent files from being written.
 
     Args:
-        descriptor: of the file.
+        descriptor: the descriptor of the file.
     """
 
     def __init__(self, descriptor: int) -> None:

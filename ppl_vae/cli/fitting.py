@@ -33,7 +33,7 @@ EXTENDABLE = ("epochs", "device", "threads")
 """Settings that may change where a fit goes on."""
 
 
-def fit(
+def fit_and_save(
     table: Path | None,
     out: Path,
     settings: dict[str, Any],

@@ -8,7 +8,7 @@ import numpy as np
 from ppl_vae.cli.applying import TableRows
 from ppl_vae.cli.console import LOG, StageDisplay
 from ppl_vae.cli.lineage_command import describe_table
-from ppl_vae.cli.options import ImputationSettings, Output, TableFlags
+from ppl_vae.cli.options import ImputationFlags, Output, TableFlags
 from ppl_vae.cli.output import deliver
 from ppl_vae.cli.reading import read_file, read_for_model
 from ppl_vae.core.imputed import Imputation
@@ -28,12 +28,12 @@ REFINE = 300
 """Steps of the optimization of each row's q, where values are imputed by a VAE."""
 
 
-def impute(
+def write_filled_table(
     paths: Sequence[Path],
     flags: TableFlags,
     out: Path,
     output: Output,
-    settings: ImputationSettings,
+    settings: ImputationFlags,
     *,
     seed: int,
 ) -> None:
@@ -46,7 +46,7 @@ def impute(
         output: whether JSON is written on standard output, and whether an existing file of another
             kind is overwritten.
         settings: as for :meth:`~ppl_vae.fitted.filled_table.FilledTable.of`.
-        seed: of all draws.
+        seed: the seed of all draws.
 
     Raises:
         ValueError: arguments or data that cannot be used.
@@ -58,7 +58,7 @@ def impute(
     if len(paths) > 2:
         raise ValueError(f"impute takes a table, or a model and a table; got {len(paths)} paths")
     *folders, path = paths
-    if folders and settings != ImputationSettings():
+    if folders and settings != ImputationFlags():
         raise ValueError(
             "--latent-dim, --noise, --starts, --scale and --parameter-uncertainty are of a fit to "
             f"the table; the model in {folders[0]} has been fitted"

@@ -42,7 +42,7 @@ def launched_processes(arguments: list[str]) -> Iterator[None]:
     """Context manager: the processes share the work of a command, if several were launched.
 
     Args:
-        arguments: of the command line.
+        arguments: the arguments of the command line.
     """
     if num_processes() == 1 or not set(arguments[:1]) & set(SHARED_VERBS):
         yield

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 from ppl_vae.lineage.report_data import ReportData, report_data
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.run import run_lineage
@@ -39,8 +39,8 @@ class LineageRun:
     Attributes:
         table: the data.
         latent_dim: K.
-        names: of the requested stages.
-        seed: of the split, initial values and all draws.
+        names: the names of the requested stages.
+        seed: the seed of the split, initial values and all draws.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`ppl_vae.data.transforms.choose_scaling`.
         out: the folder of the files.
@@ -114,8 +114,8 @@ class LineageRun:
             image_shape=self.table.image_shape,
             about=about,
             seed=self.seed,
-            settings=Settings(starts=self.starts),
-            on_stage=self._save,
+            settings=LineageSettings(starts=self.starts),
+            after_stage=self._save,
             progress=self.display.update,
         )
 

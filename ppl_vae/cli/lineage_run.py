@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ppl_vae.cli.lineage_command import LineageRun
-from ppl_vae.cli.options import LineageSettings
+from ppl_vae.cli.options import LineageFlags
 from ppl_vae.cli.targets import check_folder
 from ppl_vae.core.validation import check_int, check_option
 from ppl_vae.data.files.table_options import TableOptions
@@ -13,10 +13,10 @@ from ppl_vae.lineage.common import select_stages
 from ppl_vae.lineage.stages import STAGES
 
 
-def run_lineage(
+def write_lineage(
     path: Path | None,
     options: TableOptions,
-    settings: LineageSettings,
+    settings: LineageFlags,
     out: Path,
     *,
     as_json: bool,
@@ -25,7 +25,7 @@ def run_lineage(
 
     Args:
         path: the table; None is handwritten digits.
-        options: of reading it.
+        options: how it is read.
         settings: K, stages, seed, scaling and starts.
         out: the folder of the results.
         as_json: whether standard output has the content of results.json only.
@@ -43,7 +43,17 @@ def run_lineage(
     table = digits_table() if path is None else options.read(path)
     k = _default_latent_dim(table) if settings.latent_dim is None else settings.latent_dim
     seed, scale, starts = settings.seed, settings.scale, settings.starts
-    LineageRun(table, k, names, seed, scale, out, as_json, starts).run()
+    run = LineageRun(
+        table=table,
+        latent_dim=k,
+        names=names,
+        seed=seed,
+        scale=scale,
+        out=out,
+        as_json=as_json,
+        starts=starts,
+    )
+    run.run()
 
 
 def _default_latent_dim(table: Table) -> int:

@@ -6,12 +6,12 @@ import sys
 
 import typer
 
-from ppl_vae.cli import model_verbs, table_verbs
+from ppl_vae.cli import model_commands, table_commands
 from ppl_vae.cli.app import FAILURE, INTERRUPTED, MISTAKE, TERMINATED, app
 from ppl_vae.cli.console import guarded_output, interrupting_signals
 from ppl_vae.cli.launched import error_prefix, has_nothing_to_do, launched_processes
 
-__all__ = ["app", "main", "model_verbs", "table_verbs"]
+__all__ = ["app", "main", "model_commands", "table_commands"]
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from ppl_vae.fitted.names import LIKELIHOOD_NAMES, MODEL_NAMES, NETWORK_MODELS
 Model = Annotated[Path, typer.Argument(help="the folder of a model that fit or save wrote")]
 Data = Annotated[Path, typer.Argument(help="a table: .csv, .tsv, .parquet, .npy, ...")]
 Seed = Annotated[int, typer.Option(help="seed of all random numbers")]
-Starts = Annotated[
+NumStarts = Annotated[
     int, typer.Option(help="starts of EM: the given one, and random ones; the best fit is kept")
 ]
-Draws = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
+NumDraws = Annotated[int, typer.Option(help="draws per row, where log p is estimated")]
 Refine = Annotated[int, typer.Option(help="steps that refine each row's own q")]
 Json = Annotated[bool, typer.Option("--json", help="print the results as JSON on standard output")]
 Force = Annotated[
@@ -70,7 +70,7 @@ class EvaluatedModel(ModelAndTable):
 class Estimation:
     """How log p of each row is estimated where it is not exact."""
 
-    draws: Draws = 1000
+    draws: NumDraws = 1000
     refine: Refine = 150
     seed: Seed = 0
 
@@ -88,7 +88,7 @@ class FullEstimation(Estimation):
 
 
 @dataclasses.dataclass(frozen=True)
-class LineageSettings:
+class LineageFlags:
     """What a lineage is, apart from its table."""
 
     latent_dim: Annotated[
@@ -100,11 +100,11 @@ class LineageSettings:
     ] = None
     seed: Seed = 0
     scale: Scale = "auto"
-    starts: Starts = 1
+    starts: NumStarts = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class ImputationSettings:
+class ImputationFlags:
     """How a table is fitted whose missing values are imputed."""
 
     latent_dim: Annotated[
@@ -113,7 +113,7 @@ class ImputationSettings:
     noise: Annotated[
         str | None, typer.Option(help="isotropic or diagonal; by default selected likewise")
     ] = None
-    starts: Starts = 1
+    starts: NumStarts = 1
     scale: Scale = "auto"
     parameter_uncertainty: Annotated[
         bool | None,

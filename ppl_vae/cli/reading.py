@@ -38,7 +38,7 @@ def read_for_model(flags: TableFlags, path: Path, folder: Path) -> Table:
     Args:
         flags: the given options.
         path: the file of the table.
-        folder: of the model.
+        folder: the folder of the model.
 
     Raises:
         ValueError, TypeError, OSError: as :func:`~ppl_vae.data.files.tables.read_table`.

@@ -17,7 +17,7 @@ from ppl_vae.report.fit_page import fit_page
 from ppl_vae.report.html import Page
 
 
-def report(
+def write_page(
     source: Path,
     table: Path | None,
     flags: TableFlags,
@@ -33,7 +33,7 @@ def report(
         table: rows for the page of a model, or None.
         flags: how the table is read.
         out: the page.
-        seed: of the samples that are drawn.
+        seed: the seed of the samples that are drawn.
         force: whether an existing file of another kind is overwritten.
 
     Raises:

@@ -53,7 +53,7 @@ def plate_of_rows(
 
     Args:
         x, index, num_data: the arguments of the model.
-        dim: of the plate, where the model names it (by ``functools.partial``).
+        dim: the dimension of the plate, where the model names it (by ``functools.partial``).
     """
     rows = torch.arange(len(x), device=x.device) if index is None else index
     return pyro.plate(DATA_PLATE, num_data or len(x), subsample=rows, dim=dim)
@@ -69,7 +69,7 @@ def is_per_datum(guide: ProgramLike, batch: Batch) -> bool:
     """Whether a guide is automatic and has parameters for each row of its training data.
 
     Args:
-        guide: of a pair.
+        guide: a guide of a pair.
         batch: rows on which it can be run.
     """
     owner = automatic_guide(guide)
@@ -86,7 +86,7 @@ def check_automatic(guide: ProgramLike, batch: Batch, repeats: int = 1) -> None:
     """Check that an automatic guide has one q per datum, for these rows.
 
     Args:
-        guide: of a pair; one that is not automatic is accepted.
+        guide: a guide of a pair; one that is not automatic is accepted.
         batch: the rows, each of them once.
         repeats: the number of copies of each row.
 
@@ -106,7 +106,7 @@ def check_parts_not_joint(modules: Sequence[nn.Module], batch: Batch) -> None:
     """Check that automatic guides that another guide calls do not draw all data as one site.
 
     Args:
-        modules: of the guide, which has run.
+        modules: the modules of the guide, which has run.
         batch: the rows.
 
     Raises:
@@ -121,7 +121,7 @@ def check_automatic_batch(guide: ProgramLike, batch: Batch) -> None:
     """Check that an automatic guide selects the parameters of a batch's rows, if it is run on one.
 
     Args:
-        guide: of a pair; one that is not automatic is accepted.
+        guide: a guide of a pair; one that is not automatic is accepted.
         batch: the rows; with ``index`` they are a part of the data.
 
     Raises:
@@ -158,7 +158,7 @@ class RowCheck:
     """The check that a loop of steps gives an automatic guide the rows that its parameters are of.
 
     Args:
-        guide: of a pair; one that is not automatic is accepted.
+        guide: a guide of a pair; one that is not automatic is accepted.
     """
 
     def __init__(self, guide: ProgramLike) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.distributions import Distribution
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
 Plain: TypeAlias = bool | int | float | str | None
 """Argument values that JSON can hold."""
 
@@ -85,7 +85,7 @@ def _format(value: Any) -> str:
     return repr(value)
 
 
-def configurable(constructor: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def configurable(constructor: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Decorate a constructor so that the objects it makes record the call.
 
     It decorates an ``__init__`` method, the function of a class method (below ``@classmethod``),
@@ -95,7 +95,7 @@ def configurable(constructor: Callable[Parameters, Result]) -> Callable[Paramete
     signature = inspect.signature(constructor)
 
     @functools.wraps(constructor)
-    def recorded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def recorded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         result = constructor(*args, **kwargs)
         if constructor.__name__ != "__init__":
             _record(result, _name_of(constructor, args), signature, args, kwargs)

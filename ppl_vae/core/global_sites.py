@@ -54,7 +54,7 @@ def condition_on_globals(
         model, guide: any pair under the contract; run in evaluation mode.
         x: the whole data, (N, D), on which the guide is run.
         mask: True where x is observed; NaN in x has the same meaning.
-        seed: of the draw.
+        seed: the seed of the draw.
 
     Returns:
         The model, conditioned on the draw, and the guide of the remaining variables.
@@ -116,7 +116,7 @@ def check_no_globals(run: PairTraces, purpose: str) -> None:
     """Check that the model has no global latent variables.
 
     Args:
-        run: of the pair.
+        run: the traces of the pair.
         purpose: what needs that, as the subject of a sentence.
 
     Raises:

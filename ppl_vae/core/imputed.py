@@ -51,9 +51,9 @@ class Imputation(Result):
         parameter_draws: the number of draws of the parameters that means and standard deviations
             are averaged over; 0 if the parameters are taken as known.
         levels: the probabilities of ``quantiles``, (Q,).
-        quantiles: of the conditional distribution where missing; the data where observed;
-            (Q, N, D). None if none were requested.
-        labels: of the rows and columns, if the data were a frame; see :meth:`to_frame`.
+        quantiles: quantiles of the conditional distribution where missing; the data where
+            observed; (Q, N, D). None if none were requested.
+        labels: the labels of the rows and columns, if the data were a frame; see :meth:`to_frame`.
     """
 
     mean: Tensor
@@ -81,13 +81,13 @@ class Imputation(Result):
         import pandas as pd
 
         values = getattr(self, check_option("part", part, ("mean", "sd")))
-        if self.labels.labels is None:
+        if self.labels.frame_labels is None:
             return pd.DataFrame(values.detach().cpu().numpy(), columns=self.labels.columns)
         return self.labels.data(values)
 
     def __repr__(self) -> str:
         filled, known = self.sd != 0, self.sd[self.sd > 0]
-        lines = [f"Imputation: {int(filled.sum())} of {counted(filled.numel(), 'cell')} filled"]
+        lines = [f"Imputation: {int(filled.sum())} of {counted(filled.numel(), 'entry')} filled"]
         if len(known):
             lines[0] += f", standard deviations {known.min():.3g}..{known.max():.3g}"
             lines.extend(f"  {line}" for line in self.uncertainty())

@@ -22,7 +22,7 @@ def describe_nonfinite(trace: Trace, program: str, batch: Batch) -> str | None:
     """The first site of a trace that is not valid, what is wrong with it, and in which rows.
 
     Args:
-        trace: of a run in which arguments were not checked.
+        trace: the trace of a run in which arguments were not checked.
         program: ``"guide"`` or ``"model"``, for the text.
         batch: the rows that it was run on; rows are named by their places in the whole data.
 

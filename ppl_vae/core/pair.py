@@ -165,7 +165,7 @@ class Pair:
         """Run the guide, and the model replayed on its draws; check both against the contract.
 
         Args:
-            batch: of which each program is given the keywords that its signature takes.
+            batch: the rows, of which each program is given the keywords that its signature takes.
             num_samples: draws per datum: under a plate of samples, or, for programs that cannot
                 have one (``dim`` None), by running each row that often, or, if they have global
                 latent variables too, by one run per draw.

@@ -20,7 +20,7 @@ from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.config import ConstructorCall, constructor_call
 
 ProgramLike: TypeAlias = Callable[..., Any]
-"""Any Pyro program: a function, a bound method, a ``PyroModule``."""
+"""Any Pyro program, which is a function, a bound method or a ``PyroModule``."""
 
 if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution

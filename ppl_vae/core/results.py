@@ -56,7 +56,7 @@ class Result:
             if isinstance(value := getattr(self, field.name), Tensor) and value.dim() == 1
         }
         labels = getattr(self, "labels", NO_LABELS)
-        if labels.labels is not None:
+        if labels.frame_labels is not None:
             return labels.named(columns)
         return pd.DataFrame({name: pd.Series(value) for name, value in columns.items()})
 

@@ -26,8 +26,8 @@ def render(
         (
             indent
             + "  ".join(
-                cell.ljust(width) if place < text_columns else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+                cell.ljust(width) if index < text_columns else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
             )
         ).rstrip()
         for line in lines
@@ -45,7 +45,7 @@ def render_html(
     """The same table in HTML, its cells escaped."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        aligned = ("left" if place < text_columns else "right" for place in range(len(cells)))
+        aligned = ("left" if index < text_columns else "right" for index in range(len(cells)))
         return "".join(
             f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>'
             for cell, side in zip(cells, aligned, strict=True)

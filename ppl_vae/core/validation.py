@@ -66,8 +66,8 @@ def as_matrix(
             too.
         name: the argument's name in messages.
         mask: True where observed, of x's shape.
-        schema: of the frame that a model was fitted to: columns of a frame are matched to it by
-            name, those of an array by position.
+        schema: the schema of the frame that a model was fitted to: columns of a frame are matched
+            to it by name, those of an array by position.
         check_finite: whether to refuse infinite entries, which is one pass over all of them.
         allow_no_rows: whether x may have no rows, as the share of one process among several.
         **place: ``dtype`` and ``device`` of the result; floating-point numbers keep their own
@@ -268,9 +268,9 @@ def as_mask(
 
     Args:
         mask: an array, tensor, nested lists or frame of booleans, or a list of blocks of them.
-        shape: of the data.
-        name: of the data in messages.
-        schema: of the data, to which the columns of a mask that is a frame are matched.
+        shape: the shape of the data.
+        name: the name of the data in messages.
+        schema: the schema of the data, to which the columns of a mask that is a frame are matched.
 
     Raises:
         ValueError: if it is not boolean or has another shape.

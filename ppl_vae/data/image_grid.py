@@ -23,7 +23,7 @@ class ImageGrid(Result):
         image_shape: height and width, if rows of data are images.
         loc, scale: mean and standard deviation of each column over the training rows, (D,).
         limits: smallest and largest entry of the training rows, the range of the grey values.
-        names: of the columns of the data, (D,); numbers from 1 if there are none.
+        names: the names of the columns of the data, (D,); numbers from 1 if there are none.
     """
 
     values: Float[Tensor, "R C D"]
@@ -57,7 +57,7 @@ class ImageGrid(Result):
             row_labels, column_labels: labels of the rows and columns of the grid.
             train: the training rows, (N, D).
             image_shape: height and width, if rows of data are images.
-            names: of the columns of the data.
+            names: the names of the columns of the data.
         """
         numbers = tuple(str(k + 1) for k in range(train.shape[1]))
         train = train.double()

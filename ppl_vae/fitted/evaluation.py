@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.results import Result
-from ppl_vae.core.stages import StageCallback, ignore_stages
+from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.inference_gaps.gaps import gaps
 from ppl_vae.evaluation.inference_gaps.result import Gaps
@@ -92,7 +92,7 @@ class Evaluation(Result):
             refine: steps of the optimization of each row's q.
             annealed: maximal number of rows of the cross-check, if log p is estimated.
             annealing: the settings of its chains.
-            seed: of the draws.
+            seed: the seed of the draws.
             on_stage: a callback that receives what is done next.
 
         Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.imputed import Imputation
-from ppl_vae.core.stages import StageCallback, ignore_stages
+from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.data.sources.row_blocks import RowBlocks
@@ -34,7 +34,7 @@ from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.sampling import sample_posterior
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
 from ppl_vae.models.linear.identifiability import describe_undetermined
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 from ppl_vae.models.ppca import NOISES, PPCA
 
 NUM_SAMPLES, NUM_CHAINS = 500, 4
@@ -83,9 +83,9 @@ class FilledTable:
 
         Args:
             table: with missing values.
-            latent_dim, noise: of the model; None is selected by cross-validation on masked
-                entries.
-            seed: of the selection and of the initial values.
+            latent_dim, noise: the latent dimension and the noise of the model; None is selected by
+                cross-validation on masked entries.
+            seed: the seed of the selection and of the initial values.
             starts: the number of starts of EM, of which the best is kept.
             scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
                 :func:`~ppl_vae.data.transforms.choose_scaling`.
@@ -192,7 +192,7 @@ class FilledTable:
 
 
 def _choose_scaling(table: Table, x: Float[Tensor, "N D"], scale: str) -> Scaling:
-    columns, _ = summarize(RowBlocks(x))
+    columns, _ = summarize_table(RowBlocks(x))
     empty = [table.columns[k] for k in (columns.count == 0).nonzero().flatten().tolist()]
     if empty:
         raise ValueError(
@@ -253,7 +253,7 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
 
     Args:
         table: with missing values.
-        imputation: of its values.
+        imputation: the imputation of its values.
     """
     missing = np.isnan(table.values)
     mean, sd = imputation.mean.numpy(force=True), imputation.sd.numpy(force=True)

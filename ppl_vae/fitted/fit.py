@@ -18,7 +18,7 @@ from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.processes.ranks import Processes, single_process
 from ppl_vae.core.results import plain
-from ppl_vae.core.stages import StageCallback, ignore_stages
+from ppl_vae.core.stage_callback import StageCallback, ignore_stages
 from ppl_vae.core.state import threads
 from ppl_vae.core.text import counted
 from ppl_vae.data.column_scales import MIXED_COLUMNS
@@ -37,7 +37,7 @@ from ppl_vae.inference.em.noise import FLOOR_REACHED
 from ppl_vae.inference.svi.progress import ProgressCallback
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.models.bayesian_ppca import BayesianPPCA
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 from ppl_vae.models.ppca import PPCA
 
 VALIDATION_SHARE = 0.1
@@ -61,7 +61,7 @@ def split_rows(usable: Int[np.ndarray, " U"], settings: FitSettings) -> RowSplit
 
     Args:
         usable: the numbers of the rows with observed values.
-        settings: of the fit.
+        settings: the settings of the fit.
 
     Raises:
         ValueError: if too few rows remain for the fit.
@@ -96,7 +96,7 @@ class Fitting:
         x: training rows, float64; NaN marks a missing value.
         x_val: validation rows.
         latent_dim: K.
-        settings: of the fit.
+        settings: the settings of the fit.
         image_shape: height and width, if rows are images.
         checkpoint: a file to resume from, for models with networks.
         progress: whether to show the progress, or a callback.
@@ -123,12 +123,12 @@ def fit_table(
 
     Args:
         table: the table; rows with nothing observed are left out, with a note.
-        settings: of the fit; by default those of :class:`FitSettings`.
+        settings: the settings of the fit; by default those of :class:`FitSettings`.
         checkpoint: a file that a model with networks is resumed from, if it exists, and that is
             written during its fit.
         progress: as for :func:`ppl_vae.fit_svi`.
         on_stage: a callback that receives a sentence before each stage.
-        name: of the model, for messages.
+        name: the name of the model, for messages.
 
     Raises:
         ValueError: if the table or the settings cannot be used; columns are named.
@@ -203,7 +203,7 @@ def _choose_units(
     table: Table, train: Tensor, settings: FitSettings
 ) -> tuple[Units, str, tuple[str, ...]]:
     # Units, the name of the scaling, and notes; discrete data keep their units.
-    statistics, _ = summarize(RowBlocks(train))
+    statistics, _ = summarize_table(RowBlocks(train))
     _check_columns(table, statistics, settings)
     if settings.likelihood != "gaussian":
         return Units.none(train), "none", ()

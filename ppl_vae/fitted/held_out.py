@@ -10,7 +10,7 @@ import torch
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import standard_error
 from ppl_vae.core.text import counted
-from ppl_vae.fitted.model import FittedModel, Rows
+from ppl_vae.fitted.model import FittedModel, RowArray
 from ppl_vae.fitted.record import HeldOut, plus_minus
 
 MAX_ROWS = 500
@@ -29,7 +29,7 @@ class ReconstructionError(Result):
         value: the error.
         error: its standard error over rows; NaN for a single row.
         rows: their number.
-        unit: of both.
+        unit: the unit of both.
     """
 
     value: float
@@ -38,7 +38,7 @@ class ReconstructionError(Result):
     unit: str
 
     @classmethod
-    def of(cls, fitted: FittedModel, values: Rows) -> Self:
+    def of(cls, fitted: FittedModel, values: RowArray) -> Self:
         """The error of the reconstructions by a model.
 
         Args:
@@ -72,13 +72,13 @@ class ReconstructionError(Result):
         )
 
 
-def evaluate_held_out(fitted: FittedModel, values: Rows, seed: int) -> HeldOut | None:
+def evaluate_held_out(fitted: FittedModel, values: RowArray, seed: int) -> HeldOut | None:
     """The mean of log p over held-out rows, or the reconstruction error where there is none.
 
     Args:
         fitted: the model.
         values: the held-out rows, each with an observed value.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         None if there are no such rows.

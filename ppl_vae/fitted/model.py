@@ -31,7 +31,7 @@ from ppl_vae.models.vae import VAE
 from ppl_vae.models.variational_posterior import VBPosterior
 
 FittedProgram: TypeAlias = PPCA | VAE | Autoencoder | VBPosterior
-Rows: TypeAlias = Float[np.ndarray, "N D"]
+RowArray: TypeAlias = Float[np.ndarray, "N D"]
 PARAMETER_DRAWS = 1000
 """The number of draws of the parameters of a Bayesian model that densities are averaged over."""
 POSTERIOR_PREDICTIVE = "posterior predictive"
@@ -46,8 +46,8 @@ class FittedModel:
 
     Attributes:
         program: a PPCA, VAE or autoencoder, or the posterior of a Bayesian PPCA.
-        record: of the fit; None for a program that was saved without one, which is applied to the
-            values as they are given.
+        record: the record of the fit; None for a program that was saved without one, which is
+            applied to the values as they are given.
         name: for messages, such as the folder.
     """
 
@@ -121,7 +121,7 @@ class FittedModel:
         kind = kind or type(self.program).__name__
         return f"{kind} in {self.name} (D = {self.data_dim}, K = {self.latent_dim})"
 
-    def match(self, table: Table) -> Rows:
+    def match(self, table: Table) -> RowArray:
         """The values of a table in the order of the model's columns.
 
         Columns are matched by name, as those of frames are; by position if those of the table or
@@ -145,7 +145,7 @@ class FittedModel:
             )
         return table.values
 
-    def in_model_units(self, values: Rows) -> Float[Tensor, "N D"]:
+    def in_model_units(self, values: RowArray) -> Float[Tensor, "N D"]:
         """Rows in the units and in the dtype of the program.
 
         Raises:
@@ -160,7 +160,7 @@ class FittedModel:
         return x if isinstance(self.program, PPCA) else x.to(_dtype(self.program))
 
     def log_likelihood(
-        self, values: Rows, *, draws: int = 1000, refine: int = 0, seed: int = 0
+        self, values: RowArray, *, draws: int = 1000, refine: int = 0, seed: int = 0
     ) -> LogLikelihood:
         """log p of each row that has observed values, in nats, with its error and reliability.
 
@@ -171,7 +171,7 @@ class FittedModel:
             values: rows with at least one observed value each.
             draws: per row, where log p is estimated.
             refine: steps of the optimization of each row's q before.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             ValueError: for an autoencoder, which is no density; if a row has nothing observed.
@@ -186,8 +186,8 @@ class FittedModel:
             found = exact_result(program.log_likelihood(x))
         else:
             found = _posterior_predictive(self.posterior_samples(seed), x)
-        cells = (~x.isnan()).sum(1).to(found.value)
-        return replace(found.shifted(self.units.log_jacobian(x)), cells=cells)
+        num_entries = (~x.isnan()).sum(1).to(found.value)
+        return replace(found.shifted(self.units.log_jacobian(x)), num_entries=num_entries)
 
     def posterior_samples(self, seed: int = 0) -> PosteriorSamples:
         """Draws of the parameters of a Bayesian model, in the units of the program.
@@ -209,7 +209,7 @@ class FittedModel:
         )
 
     @torch.no_grad()
-    def codes(self, values: Rows) -> tuple[Tensor, Tensor | None]:
+    def codes(self, values: RowArray) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of z given each row, (N, K); None for a point mass."""
         x, program = self.in_model_units(values), self.program
         if isinstance(program, Autoencoder):
@@ -227,7 +227,7 @@ class FittedModel:
         return found.mean.double(), found.variance.sqrt().double()
 
     @torch.no_grad()
-    def reconstruct(self, values: Rows) -> Float[Tensor, "N D"]:
+    def reconstruct(self, values: RowArray) -> Float[Tensor, "N D"]:
         """The mean of x given the mean of z, missing values included."""
         if isinstance(self.program, VBPosterior):
             mean = self.program.row_mean.double()
@@ -261,15 +261,15 @@ class FittedModel:
         return self.units.undo(drawn.double())
 
     def impute(
-        self, values: Rows, *, draws: int = 1000, refine: int = 300, seed: int = 0
+        self, values: RowArray, *, draws: int = 1000, refine: int = 300, seed: int = 0
     ) -> Imputation:
         """The missing values given the observed ones of their rows; observed ones are unchanged.
 
         Args:
             values: rows; NaN marks a missing value.
-            draws: of z per row with missing values, for a VAE.
+            draws: the number of draws of z per row with missing values, for a VAE.
             refine: steps of the optimization of each row's q before, for a VAE.
-            seed: of the draws.
+            seed: the seed of the draws.
 
         Raises:
             ValueError: for an autoencoder.
@@ -317,6 +317,6 @@ def _posterior_predictive(samples: PosteriorSamples, x: Tensor) -> LogLikelihood
     )
 
 
-def observed_rows(values: Rows) -> Bool[np.ndarray, " N"]:
+def observed_rows(values: RowArray) -> Bool[np.ndarray, " N"]:
     """Which rows have at least one observed value."""
     return np.asarray(np.isfinite(values).any(axis=1))

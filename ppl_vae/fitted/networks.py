@@ -42,7 +42,7 @@ def fit_networks(
     Args:
         x, x_val: training and validation rows in the units of the model.
         latent_dim: K.
-        settings: of the fit.
+        settings: the settings of the fit.
         checkpoint: a file to resume from, and to write.
         progress: as for :func:`ppl_vae.fit_svi`.
     """

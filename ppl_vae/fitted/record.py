@@ -40,7 +40,7 @@ class HeldOut(Result):
         error: its standard error over rows; NaN for a single row.
         method: how log p was computed.
         share_reliable: the share of reliable estimates; 1 for exact values.
-        unit: of the value and of its error.
+        unit: the unit of the value and of its error.
     """
 
     rows: int
@@ -89,9 +89,9 @@ class FitRecord(Result):
         train_rows, val_rows, held_out_rows: numbers of rows in the table, from 0; validation rows
             decide when a fit with networks stops.
         image_shape: height and width, for rows that are images.
-        settings: of the fit, see :class:`~ppl_vae.fitted.settings.FitSettings`.
-        versions: of the libraries.
-        date: of the fit.
+        settings: the settings of the fit, see :class:`~ppl_vae.fitted.settings.FitSettings`.
+        versions: the versions of the libraries.
+        date: the date of the fit.
         history: the result of the fit; its objective is in the units of the table.
         held_out: the evaluation on the held-out rows; None if there are none.
         notes: caveats.

@@ -30,14 +30,14 @@ class FitSettings:
         epochs: the largest number of passes over the training rows; None makes at least 3,000
             steps.
         batch_size: rows per step.
-        learning_rate: of Adam.
+        learning_rate: the learning rate of Adam.
         patience: evaluations of the validation rows without improvement before the fit stops.
         scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
             :func:`~ppl_vae.data.transforms.choose_scaling`.
         starts: the number of starts of EM, of which the best is kept.
         held_out: the share of rows that are not fitted, on which log p is estimated.
         device: ``"auto"``, ``"cpu"`` or an accelerator's name; of models with networks.
-        seed: of the split, the initial values and all draws.
+        seed: the seed of the split, the initial values and all draws.
         threads: the number of threads of torch.
         compile: whether the steps of models with networks are compiled. It is never decided by
             timing, so that a run can be repeated bit for bit.
@@ -168,8 +168,8 @@ class Run:
 
     Attributes:
         table: the file; None if a configuration does not name it.
-        options: of reading it, by name, without those that have their default.
-        settings: of the fit, by name, without those that were not given.
+        options: how it is read, by name, without those that have their default.
+        settings: the settings of the fit, by name, without those that were not given.
         digest: the checksum of the table, see :func:`~ppl_vae.fitted.record.digest_table`.
     """
 

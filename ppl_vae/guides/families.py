@@ -118,7 +118,7 @@ def projected_covariance(
 def _projected_variances(
     precision: Float[Tensor, "*B K"], covariance: str
 ) -> Float[Tensor, "*B R"]:
-    # From the diagonal of the precision matrix; one for all dimensions if isotropic.
+    # They follow from the diagonal of the precision matrix; one for all if isotropic.
     return {
         "unit": torch.ones_like(precision),
         "isotropic": 1 / precision.mean(-1, keepdim=True),

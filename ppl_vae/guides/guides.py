@@ -92,7 +92,7 @@ class ExactGuide(GaussianGuide):
             raise TypeError(
                 f"model must have a method 'posterior'; {type(model).__name__} has none"
             )
-        # In a tuple: Pyro would rename the parameters of a submodule, and train copies of them.
+        # A tuple holds it: Pyro would rename the parameters of a submodule, and train copies.
         self._held = (model,)
         self.covariance = check_option("covariance", covariance, COVARIANCES)
         self.latent_dim = getattr(model, "latent_dim", 0)

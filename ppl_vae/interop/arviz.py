@@ -39,7 +39,7 @@ from ppl_vae.interop.labelled import (
     labelled_tree,
     pointwise,
 )
-from ppl_vae.lineage.metrics import is_per_datum
+from ppl_vae.lineage.metrics import has_parameters_per_row
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 
@@ -183,7 +183,9 @@ def lineage_to_arviz(
     _check_chains(num_samples, LINEAGE_CHAINS)
     if lineage.data is None:
         raise ValueError("this lineage has no pairs to draw from; was it read from a file?")
-    drawable = [name for name, pair in lineage.pairs.items() if not is_per_datum(pair[1])]
+    drawable = [
+        name for name, pair in lineage.pairs.items() if not has_parameters_per_row(pair[1])
+    ]
     single = sum(_stage_draws(lineage, name, 1, 1, seed).size for name in drawable)
     limit = MAX_GROUP_SIZE // max(single, 1)
     num_samples = max(LINEAGE_CHAINS, min(num_samples, limit - limit % LINEAGE_CHAINS))
@@ -206,7 +208,7 @@ def lineage_to_arviz(
 def _left_out(lineage: Lineage) -> str:
     reasons = {
         "no draws, because the guide has per-datum parameters for training rows only": [
-            name for name, pair in lineage.pairs.items() if is_per_datum(pair[1])
+            name for name, pair in lineage.pairs.items() if has_parameters_per_row(pair[1])
         ],
         "draws of the parameters are in the lineage's samples": [
             row.stage for row in lineage.rows if row.posterior is not None

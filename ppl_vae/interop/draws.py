@@ -77,20 +77,20 @@ def pair_draws(
             log_joint=np.empty(shape),
             global_log_weight=np.empty(num_samples if has_globals else 0),
         )
-        for place, batch, run in _runs(pair, data, rows, num_samples):
-            _store(draws, place, run, batch.mask)
+        for block, batch, run in _runs(pair, data, rows, num_samples):
+            _store(draws, block, run, batch.mask)
         _store_prior(draws, pair.with_guide(prior_guide(pair.model)), data.x, num_samples)
     return draws
 
 
-Place = tuple[slice, slice]
+BlockSlices = tuple[slice, slice]
 """The draws and the data of a block, as slices of all draws and all data."""
 
 
 def _runs(
     pair: Pair, data: Batch, rows: Tensor, num_samples: int
-) -> Iterator[tuple[Place, Batch, PairTraces]]:
-    """Run the pair on blocks of draws and rows; yields each block's place, rows and traces."""
+) -> Iterator[tuple[BlockSlices, Batch, PairTraces]]:
+    """Run the pair on blocks of draws and rows; yields the slices, rows and traces of each."""
     batches = list(data.split(rows, rows_at_once(data.x)))
     dim = pair.sample_dim(batches[0]) if num_samples > 1 else None
     has_globals = pair.has_globals(batches[0])
@@ -106,26 +106,26 @@ def _runs(
             drawing = with_globals_of(pair, run) if has_globals else pair
 
 
-def _store(draws: PairDraws, place: Place, run: PairTraces, mask: Tensor | None) -> None:
+def _store(draws: PairDraws, block: BlockSlices, run: PairTraces, mask: Tensor | None) -> None:
     shape = draws.log_weight.shape
     for name, site in run.latent.items():
-        _write(draws.latent, name, by_draw_and_datum(run, site, site["value"]), place, shape)
+        _write(draws.latent, name, by_draw_and_datum(run, site, site["value"]), block, shape)
     for name, site in run.global_latent.items():
-        _write(draws.global_latent, name, by_draw(site, site["value"]), place[:1], shape[:1])
+        _write(draws.global_latent, name, by_draw(site, site["value"]), block[:1], shape[:1])
     for name, site in data_sites(run).items():
         drawn = by_draw_and_datum(run, site, site["fn"].sample())
-        _write(draws.predictive, name, drawn, place, shape)
-        if place[0].start == 0:
+        _write(draws.predictive, name, drawn, block, shape)
+        if block[0].start == 0:
             observed = _nan_where_missing(
                 name, by_draw_and_datum(run, site, site["value"])[0], mask
             )
-            _write(draws.observed, name, observed, place[1:], shape[1:])
+            _write(draws.observed, name, observed, block[1:], shape[1:])
     local = (*run.latent.values(), *run.observed.values())
     joint = [run.per_datum(site, log_prob(site)) for site in local]
-    draws.log_joint[place] = torch.stack(torch.broadcast_tensors(*joint)).sum(0).double().cpu()
-    draws.log_weight[place] = run.log_weights().double().cpu()
+    draws.log_joint[block] = torch.stack(torch.broadcast_tensors(*joint)).sum(0).double().cpu()
+    draws.log_weight[block] = run.log_weights().double().cpu()
     if run.global_latent:
-        draws.global_log_weight[place[0]] = run.global_log_weights().double().cpu()
+        draws.global_log_weight[block[0]] = run.global_log_weights().double().cpu()
 
 
 def _store_prior(draws: PairDraws, pair: Pair, x: Tensor, num_samples: int) -> None:
@@ -135,13 +135,13 @@ def _store_prior(draws: PairDraws, pair: Pair, x: Tensor, num_samples: int) -> N
     rows = torch.arange(num_samples, device=x.device)
     first_row = Batch(x[:1], index=rows[:1] * 0, num_data=len(x))
     size = 1 if pair.has_globals(first_row) else rows_at_once(x)
-    for block in rows.split(size):
-        index = block.remainder(len(x))
+    for draws_of_block in rows.split(size):
+        index = draws_of_block.remainder(len(x))
         run = pair.run(Batch(x[index], index=index, num_data=len(x)))
-        place = (slice(int(block[0]), int(block[-1]) + 1),)
+        block = (slice(int(draws_of_block[0]), int(draws_of_block[-1]) + 1),)
         for name, site in data_sites(run).items():
             drawn = by_draw_and_datum(run, site, site["fn"].sample())[0]
-            _write(draws.prior_predictive, name, drawn, place, (num_samples,))
+            _write(draws.prior_predictive, name, drawn, block, (num_samples,))
 
 
 def _nan_where_missing(name: str, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -157,9 +157,9 @@ def _nan_where_missing(name: str, value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _write(
-    into: Arrays, name: str, value: Tensor, place: tuple[slice, ...], shape: tuple[int, ...]
+    into: Arrays, name: str, value: Tensor, block: tuple[slice, ...], shape: tuple[int, ...]
 ) -> None:
     array = value.detach().cpu().numpy()
     if name not in into:
         into[name] = np.empty((*shape, *array.shape[len(shape) :]), array.dtype)
-    into[name][place] = array
+    into[name][block] = array

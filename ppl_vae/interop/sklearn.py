@@ -18,7 +18,7 @@ from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em
 from ppl_vae.interop.estimators import CodeTransformer, as_array, cast_to, drawn_seed
-from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize_table
 from ppl_vae.models.ppca import NOISES, PPCA
 
 
@@ -114,7 +114,7 @@ class PPCATransformer(CodeTransformer, BaseEstimator):
         if not self.tol >= 0:
             raise ValueError(f"tol must be >= 0, in nats per datum; got {self.tol!r}")
         X = self._validated(X, reset=True, ensure_min_samples=2)
-        columns, covariance = summarize(RowBlocks(X))
+        columns, covariance = summarize_table(RowBlocks(X))
         if bool(columns.constant.all()):
             raise ValueError("X has only constant columns, so there is no variance to explain")
         latent_dim = self._latent_dim(X, columns, covariance)

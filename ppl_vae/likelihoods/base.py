@@ -14,7 +14,7 @@ from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density, Program
 
 Outputs = Float[Tensor, "*B O"]
-Rows = Float[Tensor, "N D"]
+RowTensor = Float[Tensor, "N D"]
 Mask = Bool[Tensor, "*M D"]
 Means = Float[Tensor, " E"]
 
@@ -33,7 +33,7 @@ class Support:
     name: str
     advice: str
 
-    def check(self, x: Rows, mask: Mask | None) -> None:
+    def check(self, x: RowTensor, mask: Mask | None) -> None:
         """Check that observed entries of x lie in the support.
 
         Raises:
@@ -77,7 +77,7 @@ class Likelihood(Program):
     def forward(
         self,
         outputs: Outputs,
-        x: Rows | None = None,
+        x: RowTensor | None = None,
         mask: Mask | None = None,
         *,
         observe: bool = True,
@@ -95,11 +95,11 @@ class Likelihood(Program):
 
     @abstractmethod
     def density(
-        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+        self, outputs: Outputs, x: RowTensor | None, mask: Mask | None, observe: bool
     ) -> Density:
         """p(x | z), as :meth:`forward` returns it."""
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
+    def check(self, x: RowTensor, mask: Mask | None = None) -> None:
         """Check that observed entries of x lie in the support.
 
         Raises:
@@ -120,7 +120,7 @@ class Likelihood(Program):
             half_weight: 1 / (2 N_e), with N_e the number of these entries.
         """
 
-    def features(self, x: Rows) -> Float[Tensor, "N E"]:
+    def features(self, x: RowTensor) -> Float[Tensor, "N E"]:
         """Features whose means determine :meth:`initial_outputs`, E / D for each entry of x."""
         return x
 

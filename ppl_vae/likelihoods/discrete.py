@@ -20,7 +20,7 @@ from ppl_vae.likelihoods.base import (
     Mask,
     Means,
     Outputs,
-    Rows,
+    RowTensor,
     Support,
     row_density,
 )
@@ -49,7 +49,7 @@ class _IndependentEntries(Likelihood):
     """Abstract: entries of x are independent given z, each with its own outputs."""
 
     def density(
-        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+        self, outputs: Outputs, x: RowTensor | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent entries; x is not used."""
         return row_density(self.entry_density(outputs), mask)
@@ -108,7 +108,7 @@ class ContinuousBernoulli(_IndependentEntries):
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Continuous Bernoulli with these logits."""
-        return densities.ContinuousBernoulli(outputs)
+        return densities.LogitContinuousBernoulli(outputs)
 
     def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logits at which the means are these."""
@@ -143,7 +143,7 @@ class Categorical(_IndependentEntries):
             logits=outputs.unflatten(-1, (-1, self.outputs_per_dim))
         )
 
-    def features(self, x: Rows) -> Float[Tensor, "N E"]:
+    def features(self, x: RowTensor) -> Float[Tensor, "N E"]:
         """One-hot encoding of each entry, C features."""
         categories = torch.arange(self.outputs_per_dim, device=x.device)
         return (x[..., None] == categories).to(x).flatten(1)
@@ -161,7 +161,7 @@ class Poisson(_IndependentEntries):
 
     def entry_density(self, outputs: Outputs) -> Density:
         """Poisson with these log-rates."""
-        return densities.Poisson(outputs)
+        return densities.LogRatePoisson(outputs)
 
     def initial_outputs(self, means: Means, half_weight: Means) -> Float[Tensor, " O"]:
         """Logarithms of the means."""
@@ -188,7 +188,7 @@ class Multinomial(Likelihood):
         self.total_count = None if total_count is None else check_int("total_count", total_count)
 
     def density(
-        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+        self, outputs: Outputs, x: RowTensor | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Rows of counts with these logits and the totals of x.
 
@@ -204,7 +204,7 @@ class Multinomial(Likelihood):
             outputs, None if total is None else outputs.new_tensor(total)
         )
 
-    def check(self, x: Rows, mask: Mask | None = None) -> None:
+    def check(self, x: RowTensor, mask: Mask | None = None) -> None:
         """Check that all entries are counts and none is missing.
 
         Raises:

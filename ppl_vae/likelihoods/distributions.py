@@ -69,7 +69,7 @@ class StandardizedNormal(dist.Normal):
         return -standard.square() / 2 - logs
 
 
-class ContinuousBernoulli(_LogitParametrized):
+class LogitContinuousBernoulli(_LogitParametrized):
     """p(x) = l exp(l x) / (exp(l) - 1) on [0, 1], for a logit l.
 
     Pyro's implementation is parametrised by probabilities: in float32 it has no correct digits
@@ -142,7 +142,7 @@ def continuous_bernoulli_logit(mean: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]
     low = -high
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        above = ContinuousBernoulli(middle).mean > mean
+        above = LogitContinuousBernoulli(middle).mean > mean
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return (low + high) / 2
 
@@ -174,7 +174,7 @@ class OrdinalCategorical(dist.Categorical):
         return torch.arange(self.logits.shape[-1], device=self.logits.device)
 
 
-class Poisson(_LogitParametrized):
+class LogRatePoisson(_LogitParametrized):
     """p(x) = exp(x a - e^a) / x! for counts x with log-rate a, which may be very negative.
 
     Args:

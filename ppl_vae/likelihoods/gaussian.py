@@ -15,7 +15,7 @@ from ppl_vae.core.config import configurable
 from ppl_vae.core.program import Density
 from ppl_vae.core.validation import check_option
 from ppl_vae.guides.families import soft_clamp
-from ppl_vae.likelihoods.base import Likelihood, Mask, Means, Outputs, Rows, row_density
+from ppl_vae.likelihoods.base import Likelihood, Mask, Means, Outputs, RowTensor, row_density
 from ppl_vae.likelihoods.distributions import StandardizedNormal
 from ppl_vae.likelihoods.running_mean import RunningMean, sum_and_count
 
@@ -165,7 +165,7 @@ class Gaussian(NormalLikelihood):
             )
 
     def density(
-        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+        self, outputs: Outputs, x: RowTensor | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent normal entries with means given by the outputs.
 
@@ -259,7 +259,7 @@ class OptimalGaussian(NormalLikelihood):
         self.register_buffer("scale", torch.tensor(torch.nan))
 
     def density(
-        self, outputs: Outputs, x: Rows | None, mask: Mask | None, observe: bool
+        self, outputs: Outputs, x: RowTensor | None, mask: Mask | None, observe: bool
     ) -> Density:
         """Independent normal entries with means given by the outputs.
 

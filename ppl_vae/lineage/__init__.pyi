@@ -1,6 +1,6 @@
 from .common import Stage as Stage
 from .names import STAGE_NAMES as STAGE_NAMES
-from .problem import Settings as Settings
+from .problem import LineageSettings as LineageSettings
 from .report_data import ReportData as ReportData
 from .report_data import report_data as report_data
 from .result import Lineage as Lineage
@@ -13,8 +13,8 @@ __all__ = [
     "STAGES",
     "STAGE_NAMES",
     "Lineage",
+    "LineageSettings",
     "ReportData",
-    "Settings",
     "SparseLineage",
     "Stage",
     "report_data",

@@ -33,7 +33,7 @@ class StageRow(Protocol):
         ...
 
 
-Row = TypeVar("Row", bound=StageRow)
+AnyRow = TypeVar("AnyRow", bound=StageRow)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StageProblem:
     Attributes:
         train: training rows, (N, D).
         latent_dim: K.
-        seed: of initial values, data order and draws.
+        seed: the seed of initial values, data order and draws.
     """
 
     train: Tensor
@@ -136,12 +136,12 @@ def own_convergence(fit: FitResult) -> Convergence:
     return Convergence(fit.converged is not False, math.nan, math.nan, fit.steps, fit.stopped)
 
 
-class StageTable(Result, Generic[Row]):
+class StageTable(Result, Generic[AnyRow]):
     """Base of the results of a lineage, which have one row per stage."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[AnyRow, ...]
 
-    def row(self, stage: str) -> Row:
+    def row(self, stage: str) -> AnyRow:
         """The row of a stage.
 
         Raises:

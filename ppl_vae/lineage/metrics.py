@@ -37,7 +37,7 @@ ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Row(Result):
+class StageMetrics(Result):
     """The metrics of one stage, in nats per datum.
 
     Attributes:
@@ -127,7 +127,7 @@ class Reference:
     held_out: Float[Tensor, " N"]
     gain: float = 0.0
 
-    def updated(self, row: Row, model: ProgramLike) -> "Reference":
+    def updated(self, row: StageMetrics, model: ProgramLike) -> "Reference":
         """The better one of this reference and the fit of a row."""
         if not row.shortfall < -ROUNDING:
             return self
@@ -140,7 +140,7 @@ class Reference:
             self.gain + row.log_p.value - self.log_p,
         )
 
-    def compare(self, row: Row, model: ProgramLike | None) -> Row:
+    def compare(self, row: StageMetrics, model: ProgramLike | None) -> StageMetrics:
         """The row with its shortfall and angle, or its predictive gain, over this reference."""
         if row.posterior is not None and row.held_out is not None:
             gain = paired_gain(row.held_out, self.held_out)
@@ -153,7 +153,7 @@ class Reference:
         return replace(row, shortfall=shortfall, angle=subspace(self.ppca, ppca).largest_angle)
 
 
-def is_per_datum(guide: ProgramLike) -> bool:
+def has_parameters_per_row(guide: ProgramLike) -> bool:
     """Whether a guide has one q per training row, and none for validation or test rows."""
     return callable(getattr(bound_object(guide), "tables", None))
 
@@ -208,7 +208,7 @@ class EvaluationContext:
             return UNKNOWN
         return expected_ppca_loss(self.eigenvalues, self.problem.latent_dim, family)
 
-    def evaluate(self, stage: Stage[Any], fitted: StageFit) -> Row:
+    def evaluate(self, stage: Stage[Any], fitted: StageFit) -> StageMetrics:
         """The stage's row of the table, without its distances to a reference."""
         owner = bound_object(fitted.pair.model)
         ppca = owner if isinstance(owner, PPCA) else None
@@ -219,7 +219,7 @@ class EvaluationContext:
         held_out = self._held_out(fitted, ppca)
         expected = self.expected_loss(stage.family)
         fit = self.in_data_units(fitted.fit)
-        return Row(
+        return StageMetrics(
             *stage.labels,
             elbo=elbo + bounded,
             log_p=log_p,
@@ -296,7 +296,7 @@ class EvaluationContext:
         settings, test = self.problem.settings, self.scored
         if ppca is not None:
             return self.exact_held_out(ppca)
-        if is_per_datum(fitted.pair.guide):
+        if has_parameters_per_row(fitted.pair.guide):
             return None
         estimate = log_likelihood(
             fitted.pair.model,

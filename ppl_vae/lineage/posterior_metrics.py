@@ -9,19 +9,21 @@ from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.lineage.common import Stage
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate, PosteriorSummary, paired_gain
-from ppl_vae.lineage.metrics import EvaluationContext, Row, mean_estimate
+from ppl_vae.lineage.metrics import EvaluationContext, StageMetrics, mean_estimate
 from ppl_vae.lineage.posterior_stages import PosteriorFit
 
 NO_EVIDENCE = MeanEstimate(math.nan, method="log p of the training rows is the evidence")
 NOT_COMPARED = MeanEstimate(math.nan, method="not yet compared")
 
 
-def posterior_row(context: EvaluationContext, stage: Stage[Any], fitted: PosteriorFit) -> Row:
+def posterior_row(
+    context: EvaluationContext, stage: Stage[Any], fitted: PosteriorFit
+) -> StageMetrics:
     """The stage's row of the table, without its gain over a reference."""
     held_out = _posterior_predictive(context, fitted.samples)
     at_mean = context.exact_held_out(fitted.mean)
     fit = context.in_data_units(fitted.fit)
-    return Row(
+    return StageMetrics(
         *stage.labels,
         elbo=float(fit.objective[-1]) if fitted.bounded else math.nan,
         log_p=NO_EVIDENCE,

@@ -23,7 +23,7 @@ from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.inference.variational_bayes.fit import fit_vb
 from ppl_vae.lineage.common import own_convergence
 from ppl_vae.lineage.problem import LineageProblem
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.ppca import PPCA
 
 NUM_CHAINS = 4
@@ -76,7 +76,7 @@ def fit_variational_bayes(problem: LineageProblem) -> PosteriorFit:
         fit,
         own_convergence(fit),
         samples,
-        model.ppca(Parameters(found.loadings, found.loc, found.noise_scale, None)),
+        model.ppca(ParameterDraws(found.loadings, found.loc, found.noise_scale, None)),
         bounded=True,
         num_active=int(found.active.sum()),
     )
@@ -118,11 +118,11 @@ def fit_by_sampling(sampler: str) -> Callable[[LineageProblem], PosteriorFit]:
 
 def in_data_units(samples: PosteriorSamples, units: Units) -> PosteriorSamples:
     """Draws of the parameters for data in their own units."""
-    sites = _in_data_units(Parameters(**{"relevance": None, **samples.draws}), units).sites()
+    sites = _in_data_units(ParameterDraws(**{"relevance": None, **samples.draws}), units).sites()
     return replace(samples, draws=sites, model=None)
 
 
-def prior_draws(problem: LineageProblem, units: Units) -> Parameters:
+def prior_draws(problem: LineageProblem, units: Units) -> ParameterDraws:
     """Draws from the prior of the samplers' model, (R, ...), in the data's units."""
     model = _bayesian_ppca(problem)
     with torch.no_grad(), seeded(problem.seed), poutine.block():
@@ -131,14 +131,14 @@ def prior_draws(problem: LineageProblem, units: Units) -> Parameters:
         torch.stack([getattr(draw, name) for draw in draws])
         for name in ("loadings", "loc", "noise_scale")
     )
-    return _in_data_units(Parameters(loadings, loc, noise_scale, None), units)
+    return _in_data_units(ParameterDraws(loadings, loc, noise_scale, None), units)
 
 
-def _in_data_units(parameters: Parameters, units: Units) -> Parameters:
+def _in_data_units(parameters: ParameterDraws, units: Units) -> ParameterDraws:
     # Columns with scales of their own have noise scales of their own. Relevances have no unit.
     loadings, loc, noise_scale, relevance = parameters
     scale = units.scale.to(loc)
     wide = noise_scale.unsqueeze(-1) if units.per_column else noise_scale
-    return Parameters(
+    return ParameterDraws(
         loadings * scale.reshape(-1, 1), loc * scale + units.loc.to(loc), wide * scale, relevance
     )

@@ -27,7 +27,7 @@ ELBO_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Settings(SVISettings):
+class LineageSettings(SVISettings):
     """Settings of SVI and of the evaluation, the same for every stage.
 
     Pairs with PPCA as the model, linear autoencoders and guides with one q per datum are trained
@@ -53,7 +53,7 @@ class Settings(SVISettings):
         refine: steps of the optimization of each datum's q.
         cross_check_rows: maximal number of held-out data whose log p is also estimated by
             annealed importance sampling.
-        num_temperatures: of its chains.
+        num_temperatures: the number of temperatures of its chains.
         posterior_draws: draws of each of the four chains that sample the posterior of PPCA's
             parameters, after half as many iterations of warm-up; variational Bayes makes as many
             draws in all.
@@ -83,13 +83,13 @@ class LineageProblem(StageProblem):
         train: training rows.
         val: validation rows, for early stopping.
         latent_dim: K.
-        settings: of SVI.
-        seed: of initial values, data order and draws.
+        settings: the settings of SVI.
+        seed: the seed of initial values, data order and draws.
         progress: a callback that receives the number of finished steps of SVI.
     """
 
     val: Tensor
-    settings: Settings = field(default_factory=Settings)
+    settings: LineageSettings = field(default_factory=LineageSettings)
     progress: ProgressCallback | None = None
 
     def fit_early_stopping(

@@ -33,7 +33,7 @@ from ppl_vae.lineage.common import StageProgress, no_progress
 from ppl_vae.lineage.fitted_pair import FittedPair
 from ppl_vae.lineage.latent_means import LatentMeans
 from ppl_vae.lineage.posterior_checks import posterior_check
-from ppl_vae.lineage.problem import LineageProblem, Settings
+from ppl_vae.lineage.problem import LineageProblem, LineageSettings
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit
 from ppl_vae.models.ppca import PPCA
@@ -51,18 +51,18 @@ class ReportData(Result):
 
     Attributes:
         bound_slice: from PPCA's initial parameters to its maximum likelihood.
-        spectrum: of the training rows.
+        spectrum: the spectrum of the training rows.
         kl: KL of each latent dimension over the training rows, by model.
-        comparison: of held-out log p; None for fewer than two models.
+        comparison: the comparison of held-out log p; None for fewer than two models.
         cross_check: for each model whose log p is estimated, log p of some held-out rows by
             importance sampling with an optimized q and by annealed importance sampling.
-        latent_means: of pairs with two latent dimensions, by model, over the training rows.
+        latent_means: the means of pairs with two latent dimensions, by model.
         reconstructions: held-out rows above their reconstructions from the mean of q.
         samples: draws of x, noise included.
         manifold: mean of x over the latent plane of a VAE with two latent dimensions.
         interpolation: mean of x between the codes of held-out rows, in the same VAE.
-        covariance_check, quantile_check: of the training rows against data sets drawn from the
-            posterior and the prior of PPCA's parameters; None if no stage sampled the posterior.
+        covariance_check, quantile_check: the checks of the training rows against data that
+            PPCA's posterior and prior predict; None if no stage sampled the posterior.
         left_out: what could not be computed, with the reason.
     """
 
@@ -149,7 +149,7 @@ class _Builder:
             train=self.units.apply(self.data.train),
             val=self.units.apply(self.data.val),
             latent_dim=int(lineage.about["latent_dim"]),
-            settings=Settings(**lineage.about["settings"]),
+            settings=LineageSettings(**lineage.about["settings"]),
             seed=self.seed,
         )
         self.ppca = self._reference_ppca()

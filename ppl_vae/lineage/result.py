@@ -13,7 +13,7 @@ from ppl_vae.data.column_stats import CONSTANT_COLUMNS
 from ppl_vae.data.transforms import Split, Units
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.lineage.common import StageTable
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.table import html_table, legend, text_table
 
 CLOSED_FORM = "closed-form"
@@ -24,7 +24,7 @@ TEXT_WIDTH = 100
 
 
 @dataclass(frozen=True, repr=False)
-class Lineage(StageTable[Row]):
+class Lineage(StageTable[StageMetrics]):
     """The table of a lineage, with its data and fitted pairs.
 
     Attributes:
@@ -46,7 +46,7 @@ class Lineage(StageTable[Row]):
     The last four are None or empty in a lineage that ``from_dict`` returns.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[StageMetrics, ...]
     optimum: float
     about: dict[str, Any]
     reference: str = CLOSED_FORM

@@ -28,13 +28,13 @@ from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.data.transforms import SCALES, Scaling, Split, Units, choose_scaling, split
 from ppl_vae.lineage.common import Stage, StageProgress, no_progress, select_stages
-from ppl_vae.lineage.metrics import EvaluationContext, Reference, is_per_datum
+from ppl_vae.lineage.metrics import EvaluationContext, Reference, has_parameters_per_row
 from ppl_vae.lineage.posterior_metrics import posterior_row
 from ppl_vae.lineage.posterior_stages import PosteriorFit, in_data_units
-from ppl_vae.lineage.problem import LineageProblem, Settings
+from ppl_vae.lineage.problem import LineageProblem, LineageSettings
 from ppl_vae.lineage.result import CLOSED_FORM, Lineage
 from ppl_vae.lineage.stages import STAGES, StageFit, skipped_stages
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 AnyStage: TypeAlias = Stage[StageFit | PosteriorFit]
 REFERENCES = {CLOSED_FORM: "the closed form", "px-em": "the result of PX-EM"}
@@ -52,8 +52,8 @@ def run_lineage(
     image_shape: tuple[int, int] | None = None,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
-    settings: Settings | None = None,
-    on_stage: Callable[[Lineage], None] | None = None,
+    settings: LineageSettings | None = None,
+    after_stage: Callable[[Lineage], None] | None = None,
     progress: StageProgress | None = None,
 ) -> Lineage:
     """Fit and evaluate all stages of the lineage on one data set.
@@ -80,9 +80,9 @@ def run_lineage(
             the training rows are.
         image_shape: height and width, if rows are images.
         about: further entries for the result's ``about``, e.g. the name of the data as ``"data"``.
-        seed: of the split, initial values and all draws.
-        settings: of fits and evaluation, the same for every stage.
-        on_stage: called with the lineage so far after each stage, e.g. to save it.
+        seed: the seed of the split, initial values and all draws.
+        settings: the settings of fits and evaluation, the same for every stage.
+        after_stage: called with the lineage so far after each stage, e.g. to save it.
         progress: a callback that receives the progress of each stage.
 
     Raises:
@@ -107,7 +107,7 @@ def run_lineage(
         train=data.train,
         val=data.val,
         latent_dim=latent_dim,
-        settings=settings or Settings(),
+        settings=settings or LineageSettings(),
         seed=seed,
     )
     internal = EvaluationContext.of(problem, data.test, scaling.units)
@@ -127,8 +127,8 @@ def run_lineage(
         result = empty
         for result in _partial_results(empty, steps, references, progress or no_progress):
             result.about["seconds"] = time.perf_counter() - started
-            if on_stage is not None:
-                on_stage(result)
+            if after_stage is not None:
+                after_stage(result)
     return result
 
 
@@ -263,7 +263,7 @@ def _column_names(columns: Iterable[Any] | None, width: int) -> list[str]:
 
 
 def _column_stats(train: Tensor, names: list[str]) -> ColumnStats:
-    statistics, _ = summarize(RowBlocks(train))
+    statistics, _ = summarize_table(RowBlocks(train))
     unobserved = (statistics.count == 0).nonzero().flatten().tolist()
     if empty := [names[k] for k in unobserved]:
         raise ValueError(
@@ -315,7 +315,7 @@ def _describe_scaling(scaling: Scaling, extra: bool) -> dict[str, Any]:
 
 def _extra_stage(name: str, model: ProgramLike, guide: ProgramLike) -> Stage[StageFit]:
     def run(problem: LineageProblem) -> StageFit:
-        if is_per_datum(guide):
+        if has_parameters_per_row(guide):
             fit = problem.fit_to_tolerance(model, guide, problem.settings.encoder_lr)
         else:
             fit = problem.fit_early_stopping(model, guide)

@@ -10,7 +10,7 @@ from ppl_vae.core.fit_result import FitResult
 from ppl_vae.core.results import Result
 from ppl_vae.core.stats import mean_and_error
 from ppl_vae.lineage.common import Stage
-from ppl_vae.lineage.metrics import is_per_datum
+from ppl_vae.lineage.metrics import has_parameters_per_row
 from ppl_vae.lineage.sparse_stages import SparseFit, SparseProblem
 from ppl_vae.models.autoencoder import Autoencoder
 from ppl_vae.objectives.bounds import elbo
@@ -149,7 +149,7 @@ class SparseEvaluationContext:
         """Fit a stage, and evaluate its codes of training and held-out rows."""
         fitted = stage.run(self.problem)
         autoencoder = fitted.autoencoder
-        has_test_codes = not is_per_datum(autoencoder.guide)
+        has_test_codes = not has_parameters_per_row(autoencoder.guide)
         train = self._evaluate(autoencoder, self.problem.train)
         test = self._evaluate(autoencoder, self.test, has_test_codes)
         return EvaluatedStage(autoencoder, fitted.fit, train, test)

@@ -187,8 +187,8 @@ def run_sparse_lineage(
         noise_scale: sigma, in units of x. MAP codes depend on penalty sigma^2 alone.
         stages: names of stages, by default all of ``ppl_vae.lineage.sparse_stages.SPARSE_STAGES``.
             The reference is always included.
-        settings: of the fits.
-        seed: of the split, initial values and data order.
+        settings: the settings of the fits.
+        seed: the seed of the split, initial values and data order.
 
     Raises:
         ValueError: invalid data, x with missing values, an unknown stage, or a penalty, scale or

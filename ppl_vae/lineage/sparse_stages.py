@@ -50,8 +50,8 @@ class SparseProblem(StageProblem):
         latent_dim: K, the number of atoms.
         penalty: lambda, in nats for each unit of |z_k|.
         noise_scale: sigma, in units of x.
-        settings: of the fits.
-        seed: of initial values and data order.
+        settings: the settings of the fits.
+        seed: the seed of initial values and data order.
     """
 
     penalty: float

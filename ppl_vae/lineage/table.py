@@ -8,7 +8,7 @@ from typing import Any
 from ppl_vae.core.text_table import render, render_html
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.stages import BAYESIAN, POINT, STAGES
 
 
@@ -25,7 +25,7 @@ class Column:
     """
 
     title: str
-    cell: Callable[[Row], str]
+    cell: Callable[[StageMetrics], str]
     numeric: bool = True
     essential: bool = True
     bayesian: bool = False
@@ -63,7 +63,7 @@ def format_percent(share: float) -> str:
     return f"{math.floor(100 * share)} %"
 
 
-def _gain(row: Row, name: str) -> str:
+def _gain(row: StageMetrics, name: str) -> str:
     # All gains are Monte Carlo estimates: none is marked as one.
     gain = None if row.posterior is None else getattr(row.posterior, name)
     if gain is None or math.isnan(gain.value):
@@ -72,12 +72,12 @@ def _gain(row: Row, name: str) -> str:
     return f"{format_number(gain.value, 3)}{error}"
 
 
-def is_compiled(row: Row) -> bool:
-    """Whether steps of the stage's fit were captured and compiled."""
-    return row.fit.execution.startswith("captured")
+def is_compiled(row: StageMetrics) -> bool:
+    """Whether steps of the stage's fit were compiled."""
+    return row.fit.execution.startswith("compiled")
 
 
-def _active(row: Row) -> str:
+def _active(row: StageMetrics) -> str:
     number = None if row.posterior is None else row.posterior.num_active
     return "-" if number is None else str(number)
 
@@ -108,7 +108,7 @@ COLUMNS = (
 NUM_TEXT_COLUMNS = sum(not column.numeric for column in COLUMNS)
 
 
-def shown_columns(rows: Sequence[Row], *, only_essential: bool = False) -> list[Column]:
+def shown_columns(rows: Sequence[StageMetrics], *, only_essential: bool = False) -> list[Column]:
     """The columns for these rows: those for Bayesian stages only if there is one."""
     bayesian = any(row.posterior is not None for row in rows)
     return [
@@ -118,14 +118,14 @@ def shown_columns(rows: Sequence[Row], *, only_essential: bool = False) -> list[
     ]
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[StageMetrics]) -> str:
     """The essential columns as lines of text."""
     columns = shown_columns(rows, only_essential=True)
     cells = [[column.cell(row) for column in columns] for row in rows]
     return render(cells, [column.title for column in columns])
 
 
-def html_table(rows: Sequence[Row]) -> str:
+def html_table(rows: Sequence[StageMetrics]) -> str:
     """All columns as a table in HTML."""
     columns = shown_columns(rows)
     cells = [[column.cell(row) for column in columns] for row in rows]

@@ -50,10 +50,10 @@ class Autoencoder(DecoderModel):
             ``PerDatumGuide(N, K, covariance="delta")``, a free code for each datum, gives
             dictionary learning.
         likelihood: by default ``Gaussian(1.0)``, for which the loss is half the squared error.
-        prior: of z; ``"flat"``, of density 1 everywhere, which cannot be sampled; ``"laplace"``,
-            of scale 1 / penalty, an L1 penalty; ``"normal"``, of variance 1 / penalty, a squared
-            penalty and with penalty 1 the prior of a VAE. A penalty does not constrain the codes
-            if the decoder's weights grow as the codes shrink; use it with ``columns="unit"``.
+        prior: the prior of z; ``"flat"``, of density 1 everywhere, which cannot be sampled;
+            ``"laplace"``, of scale 1 / penalty, an L1 penalty; ``"normal"``, of variance 1 /
+            penalty, a squared penalty and with penalty 1 the prior of a VAE. The decoder's weights
+            can grow as the codes shrink; use a penalty with ``columns="unit"``.
         penalty: lambda, in nats for each unit of |z_k|, or of z_k^2 / 2; by default 1.
         corruption: a random map that is applied to the encoder's x in training only (the steps of
             ``fit_svi``, not its evaluations of ``x_val``), e.g.
@@ -170,17 +170,17 @@ class Autoencoder(DecoderModel):
         Args:
             data_dim, latent_dim: D and K.
             hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
-            activation: of the hidden layers.
-            code_activation: of the code: ``"linear"``, none; ``"soft-threshold"``, codes with
-                exact zeros (:class:`~ppl_vae.networks.sparse_layers.SoftThreshold`); or one of the
-                hidden layers' (``"relu"`` also has exact zeros).
+            activation: the activation of the hidden layers.
+            code_activation: ``"linear"``, none; ``"soft-threshold"``, codes with exact zeros
+                (:class:`~ppl_vae.networks.sparse_layers.SoftThreshold`); or an activation of
+                hidden layers (``"relu"`` also has exact zeros).
             columns: constraint on the columns of the decoder's first weights, one for each
                 dimension of z: ``"free"``; ``"unit"``, of length one; ``"orthonormal"``.
             tied: whether the encoder is the decoder's transpose, W'(x - b); without hidden layers.
             likelihood, prior, penalty, corruption, missing: as for the class.
             inputs: what f is given, ``"auto"``, ``"identity"`` or ``"log1p"``, as for
                 :meth:`ppl_vae.VAE.mlp`.
-            seed: of the initial weights.
+            seed: the seed of the initial weights.
 
         Raises:
             ValueError: if an option is unknown, or options cannot be combined.
@@ -285,10 +285,10 @@ class Autoencoder(DecoderModel):
             image_shape: (C, H, W); D = C H W.
             patch: height and width of a patch, in pixels; one number for both.
             share: fraction of the P patches that are hidden.
-            width, depth, heads: of the encoder, a :class:`~ppl_vae.networks.PatchTransformer`.
-            decoder_width, decoder_depth: of a :class:`~ppl_vae.networks.PatchDecoder`; same heads.
+            width, depth, heads: those of its :class:`~ppl_vae.networks.PatchTransformer`.
+            decoder_width, decoder_depth: those of the :class:`~ppl_vae.networks.PatchDecoder`.
             likelihood, prior, penalty, corruption, inputs: as for :meth:`mlp`.
-            seed: of the initial weights.
+            seed: the seed of the initial weights.
 
         Raises:
             ValueError: if the image's height or width is not a multiple of the patch's, if no

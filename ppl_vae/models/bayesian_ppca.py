@@ -16,14 +16,14 @@ from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.likelihoods.base import row_density
 from ppl_vae.models.latent_variable_model import RowDensity, RowProgram, standard_normal
 from ppl_vae.models.linear.observed_gaussian import ObservedGaussian
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 from ppl_vae.models.ppca import NOISES, PPCA
 from ppl_vae.models.priors import InverseGammaScale, ParameterPrior
 
 LOADINGS_PRIORS = ("normal", "ard")
 
 
-class Parameters(NamedTuple):
+class ParameterDraws(NamedTuple):
     """Draws of the parameters; leading dimensions are those of the draws.
 
     Attributes:
@@ -66,14 +66,15 @@ class BayesianPPCA(RowProgram):
         prior: on the loadings, ``"normal"`` or ``"ard"``.
         marginal: whether z is integrated out, so that ``model`` has no site ``z`` and
             x_n ~ N(mu, W W' + Psi); the density of x is the same.
-        loadings_prior: of the elements of W, expandable to (D, K); N(0, 1) if None. Under ARD it
-            must be normal with mean zero, and its scale is divided by relevance_k^1/2.
-        loc_prior: of mu, expandable to (D,); N(0, 10^2) if None.
-        noise_prior: of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
-        relevance_prior: of the precisions of columns, expandable to (K,); Gamma(0.5, 0.001) if
-            None. With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2) / b, so
-            that loadings smaller than s_d times the root of its inverse are not shrunk much: with
-            a larger b, columns that explain nothing but chance are kept.
+        loadings_prior: the prior of the elements of W, expandable to (D, K); N(0, 1) if None.
+            Under ARD it must be normal with mean zero, and its scale is divided by
+            relevance_k^1/2.
+        loc_prior: the prior of mu, expandable to (D,); N(0, 10^2) if None.
+        noise_prior: the prior of sigma; sigma^2 ~ InverseGamma(1, 0.1) if None.
+        relevance_prior: the prior of the precisions of columns, expandable to (K,); Gamma(0.5,
+            0.001) if None. With Gamma(a, b) the mean of a relevance given W is at most (a + D / 2)
+            / b, so that loadings smaller than s_d times the root of its inverse are not shrunk
+            much: with a larger b, columns that explain nothing but chance are kept.
 
     Raises:
         ValueError: if a prior is improper, multivariate, of another support or another shape; if
@@ -155,7 +156,7 @@ class BayesianPPCA(RowProgram):
         processes = Processes.current()
         with processes.together():
             blocks = RowBlocks(x, mask, processes=processes)
-        columns, covariance = summarize(blocks)
+        columns, covariance = summarize_table(blocks)
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=True)
         scale, variance = columns.variance.sqrt(), columns.variance
@@ -184,12 +185,12 @@ class BayesianPPCA(RowProgram):
         lines += [f"  loc ~ {self.loc_prior!r}", f"  noise_scale ~ {self.noise_prior!r}"]
         return "\n".join(lines)
 
-    def sample_parameters(self) -> Parameters:
+    def sample_parameters(self) -> ParameterDraws:
         """Draw the parameters, as sites of the program that calls it."""
         relevance = None
         if self.relevance_prior is not None:
             relevance = pyro.sample("relevance", self.relevance_prior())
-        return Parameters(
+        return ParameterDraws(
             pyro.sample("loadings", self.loadings_density(relevance)),
             pyro.sample("loc", self.loc_prior()),
             pyro.sample("noise_scale", self.noise_prior()),
@@ -213,7 +214,7 @@ class BayesianPPCA(RowProgram):
 
         return next(self.loc_prior.buffers()), density
 
-    def _data_density(self, parameters: Parameters, mask: Tensor | None) -> Density:
+    def _data_density(self, parameters: ParameterDraws, mask: Tensor | None) -> Density:
         # p(x | z, parameters) with z drawn, or p(x | parameters); event shape (D,).
         loadings, loc, noise_scale, _ = parameters
         noise_scale = noise_scale.unsqueeze(-1) if self.noise == "isotropic" else noise_scale
@@ -224,7 +225,7 @@ class BayesianPPCA(RowProgram):
         mean = (z.unsqueeze(-2) @ loadings.mT).squeeze(-2) + loc
         return row_density(dist.Normal(mean, noise_scale), mask)
 
-    def ppca(self, parameters: Parameters) -> PPCA:
+    def ppca(self, parameters: ParameterDraws) -> PPCA:
         """The model :class:`~ppl_vae.models.ppca.PPCA` with one draw of the parameters."""
         loadings, loc, noise_scale, _ = parameters
         ppca = PPCA.from_parameters(loadings, loc, noise_scale)

@@ -18,7 +18,7 @@ from ppl_vae.core.state import dry_run, eval_mode, isolated_store, seeded, train
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
 from ppl_vae.guides.guides import AmortizedGuide
-from ppl_vae.likelihoods.base import Likelihood, Mask, Rows
+from ppl_vae.likelihoods.base import Likelihood, Mask, RowTensor
 from ppl_vae.models.latent_variable_model import Codes, LatentVariableModel, reference_tensor
 from ppl_vae.models.standardization import InitialStatistics, Standardization
 from ppl_vae.networks.mlp_conv import Network, output_bias
@@ -69,7 +69,7 @@ class DecoderModel(LatentVariableModel):
         return entries if mask is None else entries & mask
 
     def conditional(
-        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
+        self, z: Codes, x: RowTensor | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """p(x | z), event shape (D,), with its gradient; :meth:`decode` computes none.
 

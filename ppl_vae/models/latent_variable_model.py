@@ -14,7 +14,7 @@ from ppl_vae.core.arrays.inputs import as_rows
 from ppl_vae.core.program import Density, Program, count_rows, data_plate
 from ppl_vae.core.text_table import preformatted_html, render_html
 from ppl_vae.core.validation import ArrayLike
-from ppl_vae.likelihoods.base import Mask, Rows
+from ppl_vae.likelihoods.base import Mask, RowTensor
 
 Codes = Float[Tensor, "*B K"]
 RowDensity = Callable[[Tensor | None, Tensor | None], Density]
@@ -79,7 +79,7 @@ class LatentVariableModel(RowProgram):
 
     @abstractmethod
     def conditional(
-        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
+        self, z: Codes, x: RowTensor | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """p(x | z), event shape (D,), as a differentiable function of z and the parameters.
 

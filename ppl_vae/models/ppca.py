@@ -16,10 +16,10 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int, check_option
 from ppl_vae.data.sources.row_blocks import RowBlocks, RowSource
-from ppl_vae.likelihoods.base import Mask, Rows, row_density
+from ppl_vae.likelihoods.base import Mask, RowTensor, row_density
 from ppl_vae.models.latent_variable_model import Codes, standard_normal
 from ppl_vae.models.linear.linear_gaussian_model import LinearGaussianModel
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 NOISES = ("isotropic", "diagonal")
 
@@ -37,7 +37,7 @@ class PPCA(LinearGaussianModel):
         data_dim: D.
         latent_dim: K.
         noise: ``"isotropic"`` or ``"diagonal"``.
-        seed: of the random initial loadings.
+        seed: the seed of the random initial loadings.
 
     Attributes:
         loadings: W, (D, K).
@@ -87,7 +87,7 @@ class PPCA(LinearGaussianModel):
             latent_dim: K.
             noise: ``"isotropic"`` or ``"diagonal"``.
             mask: True where observed.
-            seed: of the random loadings.
+            seed: the seed of the random loadings.
 
         Raises:
             ValueError: if K >= the rank of the centred data (with missing values, its upper bound
@@ -97,7 +97,7 @@ class PPCA(LinearGaussianModel):
         processes = Processes.current()
         with processes.together():
             blocks = RowBlocks(x, mask, rescale=True, processes=processes)
-        columns, covariance = summarize(blocks)
+        columns, covariance = summarize_table(blocks)
         (covariance or columns).check_rank(latent_dim)
         columns.check(diagonal=noise == "diagonal")
         ppca = cls(len(columns.mean), latent_dim, noise=noise, seed=processes.common_seed(seed))
@@ -171,7 +171,7 @@ class PPCA(LinearGaussianModel):
         return standard_normal(self.latent_dim, self.loc)
 
     def conditional(
-        self, z: Codes, x: Rows | None = None, mask: Mask | None = None, observe: bool = False
+        self, z: Codes, x: RowTensor | None = None, mask: Mask | None = None, observe: bool = False
     ) -> Density:
         """N(W z + mu, Psi), event shape (D,), with its gradient; ``x`` and ``observe`` are unused.
 

@@ -36,8 +36,8 @@ class Standardization(nn.Module):
         log_counts: whether x holds counts.
 
     Attributes:
-        loc, scale: of each column, (D,); buffers, so they are moved, saved and copied with the
-            model, and no optimizer changes them.
+        loc, scale: the location and the scale of each column, (D,); buffers, so they are moved,
+            saved and copied with the model, and no optimizer changes them.
         constant: columns that could not be standardised, and have scale 1, (D,).
     """
 
@@ -85,7 +85,7 @@ def encoder_inputs(
 
     Args:
         inputs: one of these.
-        likelihood: of x.
+        likelihood: the likelihood of x.
         data_dim: D; without it ``"standardized"`` is not an option.
 
     Raises:
@@ -104,9 +104,9 @@ class InitialStatistics:
     """Statistics of a table from which training starts, computed in one pass over its rows.
 
     Attributes:
-        columns: of x.
-        inputs: of the encoder's inputs: of x, or of log(1 + x) for counts.
-        means: of the likelihood's features, (E,).
+        columns: the columns of x.
+        inputs: the statistics of the encoder's inputs, which are x, or log(1 + x) for counts.
+        means: the means of the likelihood's features, (E,).
         half: half an entry's share in each of these means, (E,).
     """
 

@@ -62,8 +62,8 @@ class StoredConfig:
         aliases: names of tensors that share the memory of another one, with the other's name.
         frozen: names of the parameters that require no gradient.
         sha256: checksum of the file of the tensors.
-        version: of the package that wrote it.
-        schema: of the data frame that the program was fitted to, as by
+        version: the version of the package that wrote it.
+        schema: the schema of the data frame that the program was fitted to, as by
             :meth:`~ppl_vae.core.arrays.schema.TableSchema.to_json`; None after arrays.
     """
 

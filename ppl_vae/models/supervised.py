@@ -43,13 +43,14 @@ class SupervisedEncoder(Program):
     Args:
         pretrained: a model whose guide reads codes off a network. The guide is copied, and the
             model is not changed.
-        likelihood: of y.
+        likelihood: the likelihood of y.
         num_labels: columns of y, L.
         encoder: ``"fine-tuned"``: f starts at the model's weights and is trained with A and b;
             ``"frozen"``: f keeps these weights, and only A and b are trained; ``"scratch"``: the
             same network is initialised again.
             The corruption that the model applies to x in training is left out.
-        seed: of the initial A and b, and of f from scratch. A and b do not depend on ``encoder``.
+        seed: the seed of the initial A and b, and of f from scratch. A and b do not depend on
+            ``encoder``.
 
     Raises:
         TypeError: if the model's guide has no encoder.

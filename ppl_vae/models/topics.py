@@ -44,7 +44,8 @@ class TopicDecoder(nn.Module):
         num_topics: K, at least 2.
         num_words: D.
         variant: ``"lda"`` or ``"prodlda"``.
-        concentration: of the Dirichlet; the smaller it is, the fewer topics a document has.
+        concentration: the concentration of the Dirichlet; the smaller it is, the fewer topics a
+            document has.
 
     References:
         Blei, Ng, Jordan: Latent Dirichlet allocation (2003); Srivastava, Sutton: Autoencoding
@@ -115,11 +116,11 @@ def topic_vae(
         data_dim: D, words.
         latent_dim: K, topics.
         variant: how topics are mixed, ``"lda"`` or ``"prodlda"``.
-        concentration: of the topics in a document.
+        concentration: the concentration of the topics in a document.
         hidden: widths of the encoder's hidden layers.
         covariance: the guide's family.
         likelihood: by default ``Multinomial()``; one with a total count can ``sample``.
-        seed: of the initial weights.
+        seed: the seed of the initial weights.
 
     Example:
         >>> vae = topic_vae(data_dim=100, latent_dim=5, seed=0)
@@ -157,7 +158,8 @@ def top_words(
     so that words that are frequent in all documents do not head every list.
 
     Args:
-        probabilities: of words in each topic, or means of counts; up to a constant for each row.
+        probabilities: the probabilities of words in each topic, or means of counts; up to a
+            constant for each row.
         words: D of them.
         num_words: how many to list.
         base: probabilities of the words in all documents, up to a constant.

@@ -109,7 +109,7 @@ class VAE(DecoderModel):
             data_dim, latent_dim: D and K.
             hidden: widths of the encoder's hidden layers; the decoder has them in reverse order.
             likelihood: by default ``Gaussian("shared")``.
-            activation: of the hidden layers.
+            activation: the activation of the hidden layers.
             covariance: the guide's family.
             missing: how the guide encodes missing values: ``"zeros"``, or ``"zeros+mask"``, for
                 which the encoder has 2 D inputs.
@@ -118,7 +118,7 @@ class VAE(DecoderModel):
                 too large for it otherwise, and x for all other likelihoods; ``"standardized"``,
                 x standardised as :meth:`like` does it, once
                 :meth:`~ppl_vae.models.decoder_model.DecoderModel.center` has read the data.
-            seed: of the initial weights.
+            seed: the seed of the initial weights.
         """
         likelihood = Gaussian("shared") if likelihood is None else likelihood
         outputs = latent_dim + num_scale_outputs(covariance, check_int("latent_dim", latent_dim))
@@ -183,7 +183,7 @@ class VAE(DecoderModel):
                 are in standard deviations of the columns, so that one sigma serves columns of
                 several units. A sigma given as a number is in the units of x.
             mask: True where observed.
-            seed: of the initial weights.
+            seed: the seed of the initial weights.
 
         Raises:
             ValueError: if x is not in the likelihood's support; if a row or a column has nothing
@@ -236,8 +236,8 @@ class VAE(DecoderModel):
         Args:
             image_shape: (C, H, W), of any height and width; D = C H W.
             latent_dim: K.
-            channels: of the encoder's convolutions, each of which halves height and width; the
-                decoder has them in reverse order.
+            channels: the channels of the encoder's convolutions, each of which halves height and
+                width; the decoder has them in reverse order.
             likelihood, activation, covariance, inputs, seed: as for :meth:`mlp`.
             missing: how the guide encodes missing values: ``"zeros"``, or ``"zeros+mask"``, for
                 which the encoder's images have 2 C channels.

@@ -15,7 +15,7 @@ from ppl_vae.core.program import Density
 from ppl_vae.core.state import seeded
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.guides.guides import GaussianGuide
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns, from_tril_vec, tril_vec
 from ppl_vae.models.linear.principal_axes import rowwise_product, tril_of_inverse
 from ppl_vae.models.priors import InverseGammaScale
@@ -25,8 +25,8 @@ class ParameterMoments(NamedTuple):
     """The moments of q(W, mu) q(sigma) that q(z | x) depends on.
 
     Attributes:
-        mean: of the rows (w_d, mu_d), (D, K + 1).
-        covariance: of these rows, (D, K + 1, K + 1).
+        mean: the mean of the rows (w_d, mu_d), (D, K + 1).
+        covariance: the covariance of these rows, (D, K + 1, K + 1).
         precision: the means of sigma_d^-2, (D,).
     """
 
@@ -79,14 +79,16 @@ class VBPosterior(GaussianGuide):
     :func:`~ppl_vae.inference.variational_bayes.fit.fit_vb` makes it.
 
     Args:
-        model: of whose parameters it is the posterior; it is not kept. If z is integrated out in
-            it, the guide has no site ``z``.
+        model: the model of whose parameters it is the posterior; it is not kept. If z is
+            integrated out in it, the guide has no site ``z``.
 
     Attributes:
         row_mean: means of the rows (w_d, mu_d), (D, K + 1).
         row_tril: Cholesky factors of their covariances, (D, K + 1, K + 1).
-        noise_concentration, noise_rate: of the gamma distribution of sigma^-2, () or (D,).
-        relevance_concentration, relevance_rate: of those of the relevances, (K,).
+        noise_concentration, noise_rate: the concentration and the rate of the gamma distribution
+            of sigma^-2, () or (D,).
+        relevance_concentration, relevance_rate: the concentrations and the rates of the gamma
+            distributions of the relevances, (K,).
 
     References:
         Bishop: Variational principal components (1999).
@@ -126,8 +128,8 @@ class VBPosterior(GaussianGuide):
 
         Args:
             row_mean, row_tril: the attributes of these names.
-            noise: of sigma^-2.
-            relevance: of the relevances; None without ARD.
+            noise: the distribution of sigma^-2.
+            relevance: the distribution of the relevances; None without ARD.
         """
         self.row_mean.copy_(row_mean)
         self.row_tril.copy_(row_tril)
@@ -138,7 +140,7 @@ class VBPosterior(GaussianGuide):
             self.relevance_rate.copy_(relevance.rate)
         return self
 
-    def sample_parameters(self) -> Parameters:
+    def sample_parameters(self) -> ParameterDraws:
         """Draw the parameters, as sites of the program that calls it.
 
         mu is drawn from its distribution given W, row by row.
@@ -157,14 +159,14 @@ class VBPosterior(GaussianGuide):
         conditional_mean = self.row_mean[:, -1] + ((loadings - mean) * slope).sum(-1)
         loc = dist.Normal(conditional_mean, self.row_tril[:, -1, -1]).to_event(1)
         scale = InverseGammaScale(self.noise_concentration, self.noise_rate)
-        return Parameters(
+        return ParameterDraws(
             loadings,
             pyro.sample("loc", loc),
             pyro.sample("noise_scale", scale.to_event(self.noise_rate.dim())),
             relevance,
         )
 
-    def draw_parameters(self, num_samples: int, *, seed: int | None = None) -> Parameters:
+    def draw_parameters(self, num_samples: int, *, seed: int | None = None) -> ParameterDraws:
         """Independent draws of the parameters, with a leading dimension of this length."""
         check_int("num_samples", num_samples)
         draws = pyro.plate("draws", num_samples)

@@ -39,7 +39,7 @@ from ppl_vae.objectives.gradients import (
     check_reparameterized,
     doubly_reparameterized,
     replace_gradient,
-    score,
+    score_function,
     sticking_the_landing,
 )
 from ppl_vae.objectives.terms import ELBOTerms, check_whole
@@ -65,7 +65,7 @@ def log_weights(
         mask: True where x is observed; NaN in x marks a missing value, too.
         index: which rows of the whole data x holds, for guides with per-datum parameters.
         num_data: the size of the whole data.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         (S, N), differentiable in the pair's parameters. With global latent variables theta these
@@ -109,7 +109,7 @@ def elbo(
         batch_size: rows at once; each batch has draws of theta of its own.
         global_kl: whether to subtract the last term; without it each ELBO is a lower bound on the
             posterior predictive log density, as is right for data that theta was not fitted to.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Raises:
         FloatingPointError: if a value is NaN, naming the site and the rows.
@@ -298,12 +298,12 @@ class ELBO(_Objective):
     ) -> Float[Tensor, ""]:
         local, shared = terms.local(self.beta), terms.shared(self.beta)
         leave_one_out = self.gradient == "score-loo"
-        source = score(local, draws.log_q(run), leave_one_out=leave_one_out)
+        source = score_function(local, draws.log_q(run), leave_one_out=leave_one_out)
         if not run.global_latent:
             return source + shared.mean()
         # On a draw of global variables the terms of all data depend.
         every, log_q = local.mean(1) + shared, draws.global_log_q(run)
-        return source + score(shared, log_q, leave_one_out=leave_one_out, signal=every)
+        return source + score_function(shared, log_q, leave_one_out=leave_one_out, signal=every)
 
 
 class IWAE(_Objective):

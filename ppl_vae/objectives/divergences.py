@@ -221,11 +221,11 @@ def floored_kl(run: PairTraces, floor: float, *, closed: bool = True) -> Tensor:
             f"free_bits needs a KL that is a sum over latent dimensions, and the guide's "
             f"auxiliary sites {auxiliary} are not latent dimensions of the model; use free_bits=0"
         )
-    by_name = [kl_by_dimension(run, name, closed=closed) for name in run.latent]
+    by_name = [site_kl_by_dimension(run, name, closed=closed) for name in run.latent]
     return torch.cat(by_name).clamp(min=floor).sum()
 
 
-def kl_by_dimension(
+def site_kl_by_dimension(
     run: PairTraces, name: str, *, marginal: bool = False, closed: bool = True
 ) -> Float[Tensor, " K"]:
     """KL(q || p) of each dimension of a latent site, averaged over draws and data, in nats.
@@ -235,7 +235,7 @@ def kl_by_dimension(
 
     Args:
         run: traces of the pair.
-        name: of the site.
+        name: the name of the site.
         closed: take the closed form where there is one.
         marginal: use the marginals of a Gaussian with a full covariance. Their KL divergences add
             up to less than its KL; the difference is the dependence between its dimensions.

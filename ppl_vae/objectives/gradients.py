@@ -126,7 +126,7 @@ def replace_gradient(value: Float[Tensor, ""], source: Float[Tensor, ""]) -> Flo
     return value.detach() + (source - source.detach())
 
 
-def score(
+def score_function(
     terms: Float[Tensor, "*#S"],
     log_q: Float[Tensor, "*#S"],
     *,
@@ -140,7 +140,7 @@ def score(
 
     Args:
         terms: at detached draws, which are the first dimension.
-        log_q: of the draws.
+        log_q: the log density under q of the draws.
         leave_one_out: the baseline of a draw is the mean of the datum's other terms.
         signal: all terms that depend on the draws, where they are more than ``terms``.
 
@@ -199,7 +199,7 @@ def doubly_reparameterized(
 
     Args:
         log_weights: at detached draws.
-        log_q: of the draws.
+        log_q: the log density under q of the draws.
         draws: their record.
 
     References:

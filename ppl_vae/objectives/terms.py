@@ -23,9 +23,9 @@ class ELBOTerms:
 
     Attributes:
         reconstruction: log p(x_n | z_sn, theta_s).
-        kl: of the local latent variables of each datum.
+        kl: the KL divergence of the local latent variables of each datum.
         global_log_prob: the log density of observed global sites, given the latent ones.
-        global_kl: of the global latent variables.
+        global_kl: the KL divergence of the global latent variables.
         num_data: N.
     """
 

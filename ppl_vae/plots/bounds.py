@@ -16,7 +16,7 @@ def plot_em(
     """Plot bound and log p of EM: equal after each E-step, both increasing in each M-step.
 
     Args:
-        ascent: of EM, from a row of the lineage.
+        ascent: the ascent of EM, from a row of the lineage.
         ax: the axes to draw on.
         num_iterations: the number of iterations from the start to show.
     """
@@ -36,7 +36,7 @@ def plot_svi(ascent: Ascent, ax: Axes | None = None) -> Axes:
     """Plot bound and log p of SVI, which optimizes model and guide jointly.
 
     Args:
-        ascent: of SVI, from a row of the lineage.
+        ascent: the ascent of SVI, from a row of the lineage.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
@@ -65,10 +65,10 @@ def plot_bound_slice(bounds: BoundSlice, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes(ax)
     ax.plot(bounds.at, bounds.log_likelihood, color="black", lw=1.6, label="log p(x)")
-    for place, (touch, bound) in enumerate(zip(bounds.touching, bounds.bounds, strict=True)):
+    for index, (touch, bound) in enumerate(zip(bounds.touching, bounds.bounds, strict=True)):
         where = int((bounds.at - touch).abs().argmin())
-        ax.plot(bounds.at, bound, color=colour(place), lw=1.2, label=f"q exact at {touch:.2f}")
-        ax.plot(bounds.at[where], bound[where], "o", color=colour(place), ms=5)
+        ax.plot(bounds.at, bound, color=colour(index), lw=1.2, label=f"q exact at {touch:.2f}")
+        ax.plot(bounds.at[where], bound[where], "o", color=colour(index), ms=5)
     low, high = float(bounds.log_likelihood.min()), float(bounds.log_likelihood.max())
     height = max(high - low, 1e-3)
     ax.set_ylim(low - 0.25 * height, high + 0.08 * height)

@@ -26,7 +26,7 @@ def plot_rank_ecdf(
     narrow.
 
     Args:
-        result: of :func:`ppl_vae.simulation_based_calibration`.
+        result: the result of :func:`ppl_vae.simulation_based_calibration`.
         quantities: the names of the quantities to draw; by default all, with names of the six
             with the smallest p-values.
         ax: the axes to draw on.
@@ -40,10 +40,10 @@ def plot_rank_ecdf(
     """
     ax = new_axes(ax)
     chosen = result.quantities if quantities is None else tuple(quantities)
-    places = [
+    indices = [
         result.quantities.index(check_option("quantities", n, result.quantities)) for n in chosen
     ]
-    named = sorted(places, key=lambda place: result.p_values[place])[:MAX_NAMED]
+    named = sorted(indices, key=lambda index: result.p_values[index])[:MAX_NAMED]
     band, curves = result.band(), result.ecdf()
     at = np.concatenate([[0], band.probability, [1]])
 
@@ -53,12 +53,12 @@ def plot_rank_ecdf(
     ax.fill_between(
         at, closed(band.lower), closed(band.upper), color=GREY, alpha=0.25, lw=0, label="95 % band"
     )
-    for place in places:
-        if place not in named:
-            ax.plot(at, closed(curves[place]), color=GREY, lw=0.6, alpha=0.6)
-    for order, place in enumerate(named):
-        name = result.quantities[place]
-        ax.plot(at, closed(curves[place]), color=colour(order), lw=1.2, label=name)
+    for index in indices:
+        if index not in named:
+            ax.plot(at, closed(curves[index]), color=GREY, lw=0.6, alpha=0.6)
+    for order, index in enumerate(named):
+        name = result.quantities[index]
+        ax.plot(at, closed(curves[index]), color=colour(order), lw=1.2, label=name)
     ax.axhline(0, color=GREY, lw=0.8)
     ax.set_xlabel("rank of the true value (proportion of draws, no unit)")
     ax.set_ylabel("difference from uniform (no unit)")

@@ -120,9 +120,9 @@ def plot_sparse_lineage(lineage: SparseLineage, ax: Axes | None = None) -> Axes:
     longest = max(each.loss for each in metrics)
     lowest = min(0.0, *(each.dictionary for each in metrics))
     edge = max(longest, 1e-3)
-    for place, row in enumerate(lineage.rows):
-        _bar(ax, row.train, place - 0.2, 1.0, edge)
-        _bar(ax, row.test, place + 0.2, HELD_OUT_ALPHA, edge)
+    for index, row in enumerate(lineage.rows):
+        _bar(ax, row.train, index - 0.2, 1.0, edge)
+        _bar(ax, row.test, index + 0.2, HELD_OUT_ALPHA, edge)
     ax.set_xlim(1.15 * lowest, WIDTH_FACTOR * edge)
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(range(len(lineage.rows)), [row.stage for row in lineage.rows])

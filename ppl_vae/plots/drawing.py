@@ -51,11 +51,11 @@ def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
         side: ``"center"``, or ``"right"`` for axes with long tick labels on the left.
     """
     _, labels = ax.get_legend_handles_labels()
-    place: Any = f"upper {side}"
+    corner: Any = f"upper {side}"
     figure: Any = ax.figure
     below = offset_copy(ax.transAxes, figure, y=LEGEND_OFFSET, units="points")
     ax.legend(
-        loc=place,
+        loc=corner,
         bbox_to_anchor=(0.5 if side == "center" else 1.0, 0),
         bbox_transform=below,
         ncols=min(columns, max(len(labels), 1)),
@@ -67,14 +67,14 @@ def legend_below(ax: Axes, columns: int = 3, *, side: str = "center") -> None:
     )
 
 
-def colour(place: int) -> str:
-    """The colour of the line or class number ``place``; it repeats after six."""
-    return PALETTE[place % len(PALETTE)]
+def colour(index: int) -> str:
+    """The colour of the line or class number ``index``; it repeats after six."""
+    return PALETTE[index % len(PALETTE)]
 
 
-def line_style(place: int) -> str:
-    """The style of the line number ``place``, which differs between lines of one colour."""
-    return LINE_STYLES[place // len(PALETTE) % len(LINE_STYLES)]
+def line_style(index: int) -> str:
+    """The style of the line number ``index``, which differs between lines of one colour."""
+    return LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
 
 
 def log_scale(ax: Axes, axis: str) -> None:
@@ -116,12 +116,12 @@ def scatter_by_class(
         ax.scatter(*points.T, s=size, color=BLUE, alpha=0.7, lw=0)
         return False
     number = np.array([classes.index(label) for label in labels])
-    for place, value in enumerate(classes):
+    for index, value in enumerate(classes):
         ax.scatter(
-            *points[number == place].T,
+            *points[number == index].T,
             s=size,
-            color=colour(place),
-            marker=MARKERS[place // len(PALETTE)],
+            color=colour(index),
+            marker=MARKERS[index // len(PALETTE)],
             label=str(value),
             lw=0,
         )
@@ -207,7 +207,7 @@ def axis_names(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
     one that is the same as another on the axis gets it in front.
 
     Args:
-        names: of all columns.
+        names: the names of all columns.
         numbers: those that are named, from 0.
     """
     shown = [_axis_name(names[k], k) for k in numbers]

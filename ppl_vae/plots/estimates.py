@@ -32,9 +32,9 @@ def plot_tail_index(estimates: Mapping[str, LogLikelihood], ax: Axes | None = No
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    for place, (name, estimate) in enumerate(estimates.items()):
+    for index, (name, estimate) in enumerate(estimates.items()):
         share = math.floor(100 * estimate.share_reliable)
-        shade = colour(place)
+        shade = colour(index)
         pooled = estimate.k_hat if estimate.tail_index is None else estimate.tail_index
         at = np.arange(1, len(pooled) + 1)
         label = f"{name}: {share} % reliable"
@@ -58,10 +58,10 @@ def plot_convergence(estimates: Mapping[str, LogLikelihood], ax: Axes | None = N
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    for place, (name, estimate) in enumerate(estimates.items()):
+    for index, (name, estimate) in enumerate(estimates.items()):
         num_draws, means = zip(*estimate.convergence, strict=True)
         differences = [mean - means[-1] for mean in means]
-        ax.plot(num_draws, differences, "o-", ms=4, lw=1.2, color=colour(place), label=name)
+        ax.plot(num_draws, differences, "o-", ms=4, lw=1.2, color=colour(index), label=name)
     ax.axhline(0, color="black", lw=1, ls=":")
     log_scale(ax, "x")
     ax.set_xlabel("draws per datum")
@@ -84,11 +84,11 @@ def plot_cross_check(
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    for place, (name, comparison) in enumerate(comparisons.items()):
+    for index, (name, comparison) in enumerate(comparisons.items()):
         importance, annealed = (comparison.estimates[k] for k in ("importance", "annealed"))
         error = importance.standard_error.hypot(annealed.standard_error)
         # The models are side by side, so that their points do not overlap.
-        offset = (place - (len(comparisons) - 1) / 2) * 0.7 / len(comparisons)
+        offset = (index - (len(comparisons) - 1) / 2) * 0.7 / len(comparisons)
         at = torch.arange(1, len(error) + 1) + offset
         mean, mean_error = comparison.difference("annealed", "importance")
         ax.errorbar(
@@ -98,7 +98,7 @@ def plot_cross_check(
             fmt="o",
             ms=3,
             elinewidth=0.9,
-            color=colour(place),
+            color=colour(index),
             label=f"{name}: mean {mean:.3f} ± {mean_error:.3f}",
         )
     ax.axhline(0, color="black", lw=1, ls=":")

@@ -66,7 +66,7 @@ def plot_loadings(
 
     Args:
         loadings: W, with one row per column of the data, in standard deviations of the columns.
-        names: of the columns, (D,).
+        names: the names of the columns, (D,).
         ax: the axes to draw on.
     """
     ax = new_axes(ax, loadings_size(names))

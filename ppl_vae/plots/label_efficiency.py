@@ -46,17 +46,17 @@ def plot_accuracy_gain(found: LabelEfficiency, ax: Axes | None = None) -> Axes:
     others = [way for way in found.methods if way != BASELINE]
     ax.axvline(0, color="black", lw=1, ls=":")
     base = found.accuracy[found.methods.index(BASELINE)]
-    for place, way in enumerate(others):
+    for index, way in enumerate(others):
         points = 100 * (found.accuracy[found.methods.index(way)] - base).numpy(force=True)
-        label = "one draw of labels" if not place else None
-        above = np.full(len(points), place - 0.14)
+        label = "one draw of labels" if not index else None
+        above = np.full(len(points), index - 0.14)
         ax.plot(points, above, "o", ms=3, color=GREY, alpha=0.7, label=label)
         mean = found.difference(way)
         half_width = 100 * (mean.high - mean.mean)
-        label = "mean, 95 % interval" if not place else None
+        label = "mean, 95 % interval" if not index else None
         ax.errorbar(
             100 * mean.mean,
-            place + 0.14,
+            index + 0.14,
             xerr=half_width,
             fmt="o",
             ms=6,

@@ -22,7 +22,7 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
     line is the K with the largest held-out log p.
 
     Args:
-        result: of :func:`ppl_vae.evaluation.compare_latent_dims`.
+        result: the result of :func:`ppl_vae.evaluation.compare_latent_dims`.
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
@@ -36,17 +36,17 @@ def plot_latent_dims(result: LatentDims, ax: Axes | None = None) -> Axes:
         label="p(K | x), bridge sampling",
         error_kw={"lw": 1, "capsize": 3},
     )
-    for place, (name, label) in enumerate(LABELS.items()):
+    for index, (name, label) in enumerate(LABELS.items()):
         values = result.approximations[name]
         if bool(values.isnan().any()):
             continue
-        shade = colour(place + 1)
+        shade = colour(index + 1)
         ax.plot(
             at, values.softmax(0).numpy(force=True), "o-", ms=4, lw=1, color=shade, label=label
         )
     if (held_out := result.chosen_by("held_out")) is not None:
-        place = result.dims.index(held_out)
-        ax.axvline(place, ls="--", lw=1, color=GREY, label="largest held-out log p")
+        index = result.dims.index(held_out)
+        ax.axvline(index, ls="--", lw=1, color=GREY, label="largest held-out log p")
     ax.set_xticks(at, [str(k) for k in result.dims])
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("number of latent dimensions K")

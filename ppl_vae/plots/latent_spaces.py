@@ -46,7 +46,7 @@ def plot_latent_space(
     The label of the axis reports log p and the number of active dimensions.
 
     Args:
-        space: of a pair.
+        space: the latent space of a pair.
         labels: the class of each datum.
         ax: the axes to draw on.
     """
@@ -76,14 +76,14 @@ def plot_embedding(
     The label of the axis reports the reconstruction error and the accuracy of nearest neighbours.
 
     Args:
-        found: of a pair.
+        found: the embedding of a pair.
         labels: the class of each datum.
         neighbours: the number of nearest neighbours.
         ax: the axes to draw on.
     """
     ax = new_axes(ax, PANEL_SIZE)
     scatter_by_class(ax, found.codes.numpy(force=True), labels)
-    error = "squared error {:.3f} ± {:.3f} per datum".format(*found.mean_error)
+    error = "squared error {:.3f} ± {:.3f} per datum".format(*found.mean_squared_error)
     mean, standard_error = (100 * value for value in found.accuracy)
     accuracy = f"accuracy of {neighbours} neighbours {mean:.1f} ± {standard_error:.1f} %"
     ax.set_xlabel(f"$z_1$, units of the code\n{error}\n{accuracy}", fontsize=SMALL)
@@ -124,9 +124,9 @@ def plot_latent_means(means: LatentMeans, ax: Axes | None = None, *, name: str =
     """Plot the mean of q(z|x) of each datum, coloured by class if there are classes.
 
     Args:
-        means: of a pair with two latent dimensions.
+        means: the latent means of a pair with two latent dimensions.
         ax: the axes to draw on.
-        name: of the pair, for the title.
+        name: the name of the pair, for the title.
     """
     ax = new_axes(ax, MEANS_SIZE)
     if scatter_by_class(ax, means.means.numpy(force=True), means.labels):
@@ -146,10 +146,10 @@ def plot_kl_by_dimension(kl: Mapping[str, Tensor], ax: Axes | None = None) -> Ax
         ax: the axes to draw on.
     """
     ax = new_axes(ax)
-    for place, (name, values) in enumerate(kl.items()):
+    for index, (name, values) in enumerate(kl.items()):
         ordered = np.sort(values.numpy(force=True))[::-1]
-        at = np.arange(1, len(ordered) + 1) + (place - (len(kl) - 1) / 2) * 0.8 / len(kl)
-        ax.bar(at, ordered, width=0.8 / len(kl), color=colour(place), label=name)
+        at = np.arange(1, len(ordered) + 1) + (index - (len(kl) - 1) / 2) * 0.8 / len(kl)
+        ax.bar(at, ordered, width=0.8 / len(kl), color=colour(index), label=name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("latent dimension, in decreasing order of KL")
@@ -179,12 +179,12 @@ def plot_spectrum(spectrum: Spectrum, ax: Axes | None = None) -> Axes:
     )
     for part, part_colour, name in kinds:
         ax.plot(at[part], values[part], "o", ms=4, color=part_colour, label=name)
-    for place, (name, variance) in enumerate(spectrum.noise.items()):
+    for index, (name, variance) in enumerate(spectrum.noise.items()):
         collapsed = len(spectrum.collapsing(variance))
         label = (
             f"{name}: $\\sigma^2$ = {variance:.3g}, {collapsed} of {spectrum.latent_dim} collapse"
         )
-        ax.axhline(variance, color=colour(place), lw=1.2, ls="--", label=label)
+        ax.axhline(variance, color=colour(index), lw=1.2, ls="--", label=label)
     log_scale(ax, "y")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("principal axis")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from ppl_vae.core.validation import check_option
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.plots.drawing import (
     BLUE,
@@ -62,8 +62,8 @@ def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     ends = (losses.cumsum(1)[:, 1:] + np.nan_to_num(errors)).max(1)
     _error_bars(ax, errors, losses.cumsum(1))
     ax.set_xlim(0, 1.25 * max(ends.max(), 1e-3))
-    for place, (total, row) in enumerate(zip(left, rows, strict=True)):
-        ax.text(ends[place] + 0.015 * ax.get_xlim()[1], place, _loss_text(row, total), va="center")
+    for index, (total, row) in enumerate(zip(left, rows, strict=True)):
+        ax.text(ends[index] + 0.015 * ax.get_xlim()[1], index, _loss_text(row, total), va="center")
     ax.set_yticks(np.arange(len(rows)), [row.stage for row in rows])
     ax.invert_yaxis()
     ax.set_xlabel(f"loss, {NATS} (training rows)")
@@ -73,12 +73,12 @@ def plot_gaps(lineage: Lineage, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _point_estimates(lineage: Lineage) -> list[Row]:
+def _point_estimates(lineage: Lineage) -> list[StageMetrics]:
     # Bayesian stages have no log p of training rows at parameters of their own.
     return [row for row in lineage.rows if row.posterior is None]
 
 
-def _losses(row: Row) -> list[float]:
+def _losses(row: StageMetrics) -> list[float]:
     parts = (row.shortfall, row.approximation, row.amortization)
     return [0.0 if math.isnan(part) else max(part, 0.0) for part in parts]
 
@@ -102,7 +102,7 @@ def _error_bars(
         )
 
 
-def _loss_text(row: Row, total: float) -> str:
+def _loss_text(row: StageMetrics, total: float) -> str:
     exact = row.log_p.method == "exact"
     if total < 5e-4:
         return "0, exact" if exact else "~0"
@@ -123,12 +123,12 @@ def plot_objective(lineage: Lineage, ax: Axes | None = None, *, against: str = "
     check_option("against", against, AGAINST)
     ax = new_axes(ax, OBJECTIVE_SIZE)
     rows = [row for row in lineage.rows if not math.isnan(row.elbo)]  # the others have no bound
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         x = getattr(row.curve, against)
-        style = line_style(place)
+        style = line_style(index)
         marker = "o" if len(x) == 1 else ""
         ax.plot(
-            x, row.curve.value, style, marker=marker, color=colour(place), lw=1.2, label=row.stage
+            x, row.curve.value, style, marker=marker, color=colour(index), lw=1.2, label=row.stage
         )
     ax.axhline(lineage.optimum, color="black", lw=1, ls=":", label="optimum of PPCA")
     log_scale(ax, "x")

@@ -24,8 +24,9 @@ def plot_covariance_check(check: PredictiveCheck, ax: Axes | None = None) -> Axe
     Elements with a posterior predictive p-value below 0.025 or above 0.975 are orange.
 
     Args:
-        check: of :func:`~ppl_vae.evaluation.prediction.predictive_checks.predictive_check`, with
-            the statistic ``"covariance"``.
+        check: the check of
+            :func:`~ppl_vae.evaluation.prediction.predictive_checks.predictive_check`, with the
+            statistic ``"covariance"``.
         ax: the axes to draw on.
 
     Raises:

@@ -22,7 +22,8 @@ def plot_topic_interpolation(
     """Plot the shares of the topics along an interpolation between two documents.
 
     Args:
-        shares: of the K topics at each of T equidistant positions; rows sum to one.
+        shares: the proportions of the K topics at each of T equidistant positions; rows sum to
+            one.
         words: some words of each topic, for the legend.
         ends: the names of the two documents.
         ax: the axes to draw on.

@@ -52,7 +52,7 @@ class ReportFigure:
     """A figure of the report.
 
     Attributes:
-        name: of its file.
+        name: the name of its file.
         caption: what it shows, and how to read it.
         size: width and height in inches.
         plot: draws it on axes.

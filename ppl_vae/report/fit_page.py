@@ -41,7 +41,7 @@ def fit_page(fitted: FittedModel, table: Table | None = None, *, seed: int = 0) 
     Args:
         fitted: the model.
         table: rows that are reconstructed and encoded, in the units of the model's table.
-        seed: of the samples.
+        seed: the seed of the samples.
 
     Raises:
         ValueError: if the columns of the table are not those of the model.

@@ -8,25 +8,25 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.table import Column, shown_columns
 
 MAX_TEXT_WIDTH = 110
 
 
-def lineage_table(rows: Sequence[Row], *, width: int = 160, pending: str = "") -> Table:
+def lineage_table(rows: Sequence[StageMetrics], *, width: int = 160, pending: str = "") -> Table:
     """The rows as a table.
 
     Args:
-        rows: of the lineage.
-        width: of the terminal, in characters. If the table with all columns is wider, it has the
-            essential columns only.
+        rows: the rows of the lineage.
+        width: the width of the terminal, in characters. If the table with all columns is wider, it
+            has the essential columns only.
         pending: the name of a stage that is being fitted, shown as the last row.
     """
     return _table(rows, _fitting_columns(rows, width), pending)
 
 
-def omitted_columns(rows: Sequence[Row], width: int) -> str:
+def omitted_columns(rows: Sequence[StageMetrics], width: int) -> str:
     """A sentence that names the columns that :func:`lineage_table` leaves out; "" if none."""
     fitting = {column.title for column in _fitting_columns(rows, width)}
     omitted = [column.title for column in shown_columns(rows) if column.title not in fitting]
@@ -35,7 +35,7 @@ def omitted_columns(rows: Sequence[Row], width: int) -> str:
     return f"Columns left out at this width, which the report has: {', '.join(omitted)}."
 
 
-def _fitting_columns(rows: Sequence[Row], width: int) -> Sequence[Column]:
+def _fitting_columns(rows: Sequence[StageMetrics], width: int) -> Sequence[Column]:
     # All columns, or the essential ones if the table with all is wider.
     columns, unlimited = shown_columns(rows), Console(width=1000)
     table = _table(rows, columns, "")
@@ -44,7 +44,7 @@ def _fitting_columns(rows: Sequence[Row], width: int) -> Sequence[Column]:
     return shown_columns(rows, only_essential=True)
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], pending: str) -> Table:
+def _table(rows: Sequence[StageMetrics], columns: Sequence[Column], pending: str) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left", no_wrap=True)

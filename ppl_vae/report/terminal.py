@@ -33,7 +33,7 @@ class Display:
 
     Args:
         console: the console to draw on.
-        names: of the requested stages.
+        names: the names of the requested stages.
     """
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:

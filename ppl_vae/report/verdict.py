@@ -9,7 +9,7 @@ from ppl_vae.core.stats import mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.evaluation.marginal_likelihood.compare import FEW_RELIABLE
 from ppl_vae.lineage.estimates import PREDICTIVE, MeanEstimate
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.table import format_number, format_percent
 
@@ -63,11 +63,11 @@ def _held_out(lineage: Lineage) -> Iterator[str]:
         )
 
 
-def _test_log_p(row: Row) -> float:
+def _test_log_p(row: StageMetrics) -> float:
     return row.test_log_p.value
 
 
-def _compare(other: Row, ppca: Row) -> str:
+def _compare(other: StageMetrics, ppca: StageMetrics) -> str:
     assert other.held_out is not None and ppca.held_out is not None
     differences = other.held_out.value - ppca.held_out.value
     mean, error = mean_and_error(differences)
@@ -93,7 +93,7 @@ def _compare(other: Row, ppca: Row) -> str:
     )
 
 
-def _format_value(row: Row) -> str:
+def _format_value(row: StageMetrics) -> str:
     value = row.test_log_p
     sign = "at least " if value.is_lower_bound else "about "
     remark = f"{format_percent(value.share_reliable)} reliable"
@@ -123,7 +123,7 @@ def _posterior(lineage: Lineage) -> Iterator[str]:
             yield f"The prior of {row.stage} leaves {number} of {counted(total, 'axis')} on."
 
 
-def _effect(gain: MeanEstimate, row: Row) -> str:
+def _effect(gain: MeanEstimate, row: StageMetrics) -> str:
     assert row.held_out is not None and gain.error is not None
     half_width = gain.error * _quantile(len(row.held_out.value))
     if gain.value > half_width:
@@ -167,7 +167,7 @@ def _optimum(lineage: Lineage) -> Iterator[str]:
         yield f"Shortfall of log p on the training rows, in nats per datum: {values}."
 
 
-def _theory(rows: Sequence[Row]) -> Iterator[str]:
+def _theory(rows: Sequence[StageMetrics]) -> Iterator[str]:
     known = [row for row in rows if not math.isnan(row.excess)]
     costly = [row for row in known if row.loss - row.excess >= NEGLIGIBLE]
     exceeding = [row for row in known if row.excess >= NEGLIGIBLE]
@@ -182,7 +182,7 @@ def _theory(rows: Sequence[Row]) -> Iterator[str]:
         yield f"Loss above the expected one, due to incomplete convergence: {values}."
 
 
-def _largest_gap(rows: Sequence[Row]) -> Iterator[str]:
+def _largest_gap(rows: Sequence[StageMetrics]) -> Iterator[str]:
     with_gap = [row for row in rows if row.approximation + row.amortization >= NEGLIGIBLE]
     if not with_gap:
         return
@@ -196,7 +196,7 @@ def _largest_gap(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _not_converged(rows: Sequence[Row]) -> Iterator[str]:
+def _not_converged(rows: Sequence[StageMetrics]) -> Iterator[str]:
     unmet = [row for row in rows if not row.convergence.met]
     if unmet:
         reasons = _join([f"{row.stage} ({row.convergence})" for row in unmet])

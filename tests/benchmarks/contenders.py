@@ -35,7 +35,7 @@ def wait(device):
 
 
 def stock(loss, checked=False, kind=SVI):
-    """``pyro.infer.SVI`` or its captured twin, with argument checks or without."""
+    """``pyro.infer.SVI`` or `CapturedSVI`, with argument checks or without."""
 
     def make(x, rows, hidden):
         vae = vae_of(hidden, x.device)
@@ -76,7 +76,7 @@ def recorded(x, rows, hidden):
 
 
 def ours(unroll, numbers="float32", compiled=True):
-    """The step of ``fit_svi``: eager (0), or captured with this many steps per call."""
+    """The step of ``fit_svi``: eager (0), or compiled with this many steps per call."""
 
     def make(x, rows, hidden):
         batch, named, update = parts_of_a_step(x, rows, hidden)
@@ -141,7 +141,7 @@ def by_hand(compiled):
 
 
 REFERENCE = "pyro.infer.SVI, Trace_ELBO"
-CAPTURED = "fit_svi, captured, 8 steps per call"
+COMPILED_FIT = "fit_svi, compiled, 8 steps per call"
 TRAINING = {
     REFERENCE: stock(Trace_ELBO),
     "pyro.infer.SVI, Trace_ELBO, validating": stock(Trace_ELBO, checked=True),
@@ -154,6 +154,6 @@ TRAINING = {
     "fit_svi, eager": ours(0),
     "fit_svi, recorded": recorded,
     "CapturedSVI, Trace_ELBO": stock(Trace_ELBO, kind=CapturedSVI),
-    "fit_svi, captured, 1 step a call": ours(1),
-    CAPTURED: ours(8),
+    "fit_svi, compiled, 1 step a call": ours(1),
+    COMPILED_FIT: ours(8),
 }

@@ -3,7 +3,7 @@
     python tests/benchmarks/gpu.py [--device cuda] [--seconds 450] [--tiny] [--out FILE]
 
 Each part runs in a process of its own with a limit of time, so that one that fails or hangs leaves
-the others alone: the tests marked ``cuda``; captured steps beside stock Pyro and NumPyro;
+the others alone: the tests marked ``cuda``; compiled steps beside stock Pyro and NumPyro;
 importance sampling at S = 5,000; PPCA of 5 million rows; a VAE on MNIST. The table says of each
 measurement what it gave, or what failed and why.
 """
@@ -40,7 +40,7 @@ class Size:
     Attributes:
         shapes: (H, batch) of the steps of a 784-H-20 VAE.
         steps: steps of one repetition; a multiple of the steps per call.
-        unroll: steps per call of captured code.
+        unroll: steps per call of compiled code.
         repeats: repetitions, which take turns.
         sampling: data, draws and H of importance sampling.
         ppca: rows, columns and K.
@@ -57,7 +57,7 @@ class Size:
 
 
 TINY = Size(((8, 16),), 2, 1, 1, (4, 64, 8), (200, 6, 2), (64, 8, 1))
-COMPILED = ("by hand, torch.compile", "log weights, captured")
+COMPILED = ("by hand, torch.compile", "log weights, compiled")
 """Ways that need a compiler, which a pretended accelerator has not."""
 Row = dict[str, str]
 
@@ -94,7 +94,7 @@ def step_makers(size: Size, device: torch.device) -> dict[str, Callable[..., Any
     makers = {
         contenders.REFERENCE: contenders.TRAINING[contenders.REFERENCE],
         "fit_svi, eager": contenders.ours(0),
-        "fit_svi, captured": contenders.ours(size.unroll, compiled=compiled),
+        "fit_svi, compiled": contenders.ours(size.unroll, compiled=compiled),
     }
     return makers | (numpyro_contenders.TRAINING if compiled else {})
 

@@ -88,6 +88,6 @@ IMPORTANCE = {
     REFERENCE: by_hand(compiled=True),
     "by hand, eager": by_hand(compiled=False),
     "log weights, eager": package(False),
-    "log weights, captured": package(True),
+    "log weights, compiled": package(True),
     "log_likelihood, eager, with verdicts": whole,
 }

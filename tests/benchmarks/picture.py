@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-OURS = ("fit_svi, captured", "CapturedSVI")
+OURS = ("fit_svi, compiled", "CapturedSVI")
 
 
 def draw(results, path):

@@ -335,7 +335,7 @@ def test_a_captured_fit_interrupted_in_its_warmup_is_resumed(data, tmp_path, unc
         fit(interrupt, checkpoint=file)
     resumed = fit(False, checkpoint=file)
     assert (
-        whole.execution.startswith("captured") and "as before the checkpoint" in resumed.execution
+        whole.execution.startswith("compiled") and "as before the checkpoint" in resumed.execution
     )
     assert torch.equal(whole.objective, resumed.objective)
 
@@ -354,7 +354,7 @@ def test_captured_and_eager_fits_converge_to_the_same_objective(data):
         fit = fit_svi(
             model, guide, data, steps=1500, batch_size=B, lr=1e-2, seed=0, capture=capture
         )
-        assert fit.execution.startswith("captured, 7 steps" if capture else "eager: as requested")
+        assert fit.execution.startswith("compiled, 7 steps" if capture else "eager: as requested")
         assert fit.steps == 1500 and len(fit.elapsed) == 1500
         ends.append(fit.objective[-500:])
     error = (ends[0].var() / 500 + ends[1].var() / 500).sqrt() * 4  # steps are correlated
@@ -419,23 +419,23 @@ def test_auto_records_where_the_remaining_steps_save_more_than_recording_costs(
     assert policy.reason.startswith(mode or "eager")
 
 
-def test_auto_compiles_beside_long_fits_one_step_per_call_first():
-    policy = policy_of("auto", Schedule(1000, 100, 100_000), beside=True)
+def test_auto_compiles_in_background_long_fits_one_step_per_call_first():
+    policy = policy_of("auto", Schedule(1000, 100, 100_000), in_background=True)
     times = [0.005 * k for k in range(200)]
     rows = torch.arange(100)
     policy.observe(30, times[:30], rows)
     assert policy.mode == "recorded" and policy.pending is None
     policy.observe(60, times[:60], rows)
     first = policy.pending
-    assert (first.unroll, first.compiled, first.started_at) == (1, "beside", 60)
+    assert (first.unroll, first.compiled, first.started_at) == (1, "background", 60)
     policy.observe(61, times[:61], rows)
-    assert policy.captured is None and policy.mode == "recorded"
+    assert policy.compiled is None and policy.mode == "recorded"
     first.is_ready = True
     policy.observe(100, times[:100], rows)
-    assert policy.captured is first and first.finished and policy.mode is True
+    assert policy.compiled is first and first.finished and policy.mode is True
     assert policy.recorded is not None  # for batches of other sizes
     assert policy.reason == (
-        "captured, 1 step per call from step 101 on: compiled beside the recorded steps in 7 s"
+        "compiled, 1 step per call from step 101 on: compiled in the background in 7 s"
     )
     assert policy.content == [True, policy.reason, 1, True]
     second = policy.pending
@@ -445,34 +445,34 @@ def test_auto_compiles_beside_long_fits_one_step_per_call_first():
 
 
 def test_fits_that_end_before_a_compiler_are_not_compiled():
-    policy = policy_of("auto", Schedule(1000, 100, 8000), beside=True)
+    policy = policy_of("auto", Schedule(1000, 100, 8000), in_background=True)
     for steps in (30, 60, 100):
         policy.observe(steps, [0.005 * k for k in range(steps)], None)
     assert policy.mode == "recorded" and policy.pending is None
 
 
 def test_what_another_process_cannot_compile_runs_recorded():
-    policy = policy_of("auto", Schedule(1000, 100, 100_000), beside=True)
+    policy = policy_of("auto", Schedule(1000, 100, 100_000), in_background=True)
     for steps in (30, 60):
         policy.observe(steps, [0.005 * k for k in range(steps)], None)
     policy.pending.is_ready, policy.pending.failure = True, "there is no compiler"
     policy.observe(61, [0.005 * k for k in range(61)], None)
-    assert policy.mode == "recorded" and policy.captured is None and policy.pending is None
+    assert policy.mode == "recorded" and policy.compiled is None and policy.pending is None
     assert policy.reason.endswith("; there is no compiler")
 
 
 def test_resumed_fits_wait_for_the_steps_that_they_had():
-    policy = policy_of("auto", Schedule(1000, 100, 100_000), beside=True)
-    policy.resume(True, "captured", 1, True)
-    assert policy.captured.unroll == 1 and policy.captured.compiled == "beside"
-    assert policy.captured.waits and policy.reason.endswith("as before the checkpoint")
+    policy = policy_of("auto", Schedule(1000, 100, 100_000), in_background=True)
+    policy.resume(True, "compiled", 1, True)
+    assert policy.compiled.unroll == 1 and policy.compiled.compiled == "background"
+    assert policy.compiled.waits and policy.reason.endswith("as before the checkpoint")
 
 
 def test_without_another_process_long_fits_wait_for_the_compiler():
     policy = policy_of("auto", Schedule(1000, 100, 100_000))
     for steps in (30, 60):
         policy.observe(steps, [0.005 * k for k in range(steps)], None)
-    assert policy.captured.unroll == 6 and policy.captured.compiled is True
+    assert policy.compiled.unroll == 6 and policy.compiled.compiled is True
     assert "s of recorded work were left" in policy.reason
 
 
@@ -487,14 +487,15 @@ def test_functional_optimizers_equal_those_of_torch(name):
     parameter = nn.Parameter(torch.randn(5, generator=generator).double())
     optimizer = OPTIMIZERS[name]([parameter], 0.1)
     functional = functional_optimizer(optimizer)
-    lr = torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)
+    lr = optimizer.param_groups[0]["lr"]
     value = parameter.detach().clone()
     state = tuple(torch.zeros_like(value) for _ in functional.state_keys)
     for step in range(1, 6):
         gradient = torch.randn(5, generator=generator).double()
         parameter.grad = gradient.clone()
         optimizer.step()
-        value, state = functional.update(value, gradient, state, torch.tensor(step).double(), lr)
+        coefficients = torch.tensor(functional.coefficients(step, lr), dtype=torch.float64)
+        value, state = functional.update(value, gradient, state, coefficients)
         torch.testing.assert_close(value, parameter.detach(), rtol=1e-12, atol=1e-14)
     for key, values in zip(functional.state_keys, state, strict=True):
         torch.testing.assert_close(values, optimizer.state[parameter][key])
@@ -507,3 +508,16 @@ def test_functional_optimizers_have_the_settings_of_torch():
     )
     assert adamw.decoupled and adamw.betas == (0.7, 0.8) and adamw.eps == 1e-3
     assert functional_optimizer(torch.optim.SGD([parameter], lr=0.1)).state_keys == ()
+
+
+@pytest.mark.parametrize("capture", [True, "recorded"])
+def test_a_fit_states_what_ran(capture, uncompiled):
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    for steps, ran in ((1, "eager: after the first step"), (2, None), (5, None), (11, None)):
+        vae = VAE.mlp(data_dim=4, latent_dim=2, hidden=[3], seed=0)
+        fit = fit_svi(
+            vae.model, vae.guide, x, steps=steps, batch_size=8, capture=capture, seed=0,
+            progress=False,
+        )  # fmt: skip
+        expected = ran or ("recorded" if capture == "recorded" else "compiled, ")
+        assert fit.execution.startswith(expected), fit.execution

@@ -19,7 +19,7 @@ from ppl_vae.data.transforms import Units, choose_scaling
 from ppl_vae.interop.arviz import lineage_to_arviz
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.table import legend
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 from ppl_vae.report.archive import read_results
 
 SCALES = np.array([0.02, 0.2, 1.0, 30.0, 654.0, 2000.0])
@@ -31,7 +31,7 @@ def table(missing=0.0):
 
 
 def columns_of(x):
-    return summarize(RowBlocks(x))[0]
+    return summarize_table(RowBlocks(x))[0]
 
 
 def density_of_observed(model, units, x):

@@ -119,7 +119,7 @@ def test_recorded_steps(pair, batch_size):
 @pytest.mark.slow
 def test_captured_steps(pair):
     found = check(pair, table(30), {"steps": 6, "batch_size": 10, "capture": True})
-    assert found[0][2].execution.startswith("captured, the gradient of each step")
+    assert found[0][2].execution.startswith("compiled, the gradient of each step")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from ppl_vae.core.fit_result import FitResult
 from ppl_vae.inference.svi.convergence import Convergence
 from ppl_vae.lineage.estimates import MeanEstimate
-from ppl_vae.lineage.metrics import Row
+from ppl_vae.lineage.metrics import StageMetrics
 from ppl_vae.lineage.result import Lineage
 from ppl_vae.lineage.stages import STAGES
 
@@ -21,7 +21,7 @@ def row(name, log_p, shortfall, approximation, amortization, method="exact", rel
     """A row of the lineage's table with these metrics."""
     stage = STAGES.get(name)
     value = MeanEstimate(log_p, None if method == "exact" else 0.1, reliable, method)
-    return Row(
+    return StageMetrics(
         stage=name,
         model=stage.model if stage else "function",
         q=stage.q if stage else "function",

@@ -10,7 +10,7 @@ import torch
 import oracles
 import user_pairs
 from ppl_vae import run_lineage
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 from ppl_vae.lineage.report_data import report_data
 from ppl_vae.lineage.stages import POINT, STAGES
 
@@ -27,14 +27,14 @@ def with_evaluation(settings, *, num_samples, refine, rows, temperatures):
 
 
 SHORT = with_evaluation(
-    Settings(steps=120, batch_size=64, lr=2e-2, patience=3, posterior_draws=200),
+    LineageSettings(steps=120, batch_size=64, lr=2e-2, patience=3, posterior_draws=200),
     num_samples=200,
     refine=40,
     rows=10,
     temperatures=20,
 )
 TINY = with_evaluation(
-    Settings(steps=5, batch_size=8, posterior_draws=20),
+    LineageSettings(steps=5, batch_size=8, posterior_draws=20),
     num_samples=100,
     refine=10,
     rows=4,

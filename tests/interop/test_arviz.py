@@ -22,6 +22,7 @@ import oracles
 import ppl_vae
 import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
+from ppl_vae.core.installed_arviz import installed_arviz
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
@@ -37,7 +38,7 @@ from ppl_vae.interop.arviz import (
     write_netcdf,
 )
 from ppl_vae.lineage import Lineage
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 
 
 @contextlib.contextmanager
@@ -49,7 +50,7 @@ def without_warnings():
 
 
 with without_warnings():
-    import arviz as az
+    az = installed_arviz()
 
 matplotlib.use("Agg")
 NEW = not hasattr(az, "from_datatree")
@@ -542,7 +543,7 @@ def lineage():
         stages=["px-em", "per-datum-svi", "linear-amortized", "vae"],
         extra=extra,
         columns=list("abcdef"),
-        settings=Settings(
+        settings=LineageSettings(
             steps=25, batch_size=64, lr=2e-2, patience=3, num_samples=100, refine=15
         ),
         seed=1,

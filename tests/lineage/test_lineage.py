@@ -138,7 +138,7 @@ def test_user_written_pairs_are_in_the_same_table(table):
         stages=["px-em"],
         extra=extra,
         settings=SHORT,
-        on_stage=partial_results.append,
+        after_stage=partial_results.append,
     )
     assert [row.stage for row in partial_results[-1].rows] == ["px-em", *extra]
     assert [len(part.rows) for part in partial_results] == [1, 2, 3, 4]
@@ -170,7 +170,7 @@ def test_a_lineage_is_read_back_from_json(lineage):
     assert torch.equal(vae.held_out.value, before.held_out.value)
     assert vae.held_out.reliable.dtype == torch.bool and math.isnan(vae.angle)
     assert vae.test_log_p == before.test_log_p and again.optimum == lineage.optimum
-    with pytest.raises(ValueError, match=r"this is no Row: it has no \['ascent'\]"):
+    with pytest.raises(ValueError, match=r"this is no StageMetrics: it has no \['ascent'\]"):
         del content["rows"][0]["ascent"]
         Lineage.from_dict(content)
 

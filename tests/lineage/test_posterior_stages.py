@@ -13,12 +13,12 @@ import oracles
 from ppl_vae import run_lineage
 from ppl_vae.lineage import Lineage
 from ppl_vae.lineage.estimates import paired_gain
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 from ppl_vae.lineage.table import legend, shown_columns, text_table
 from ppl_vae.report.verdict import verdict
 
 STAGES = ("px-em", "variational-bayes", "posterior")
-SETTINGS = Settings(posterior_draws=200)
+SETTINGS = LineageSettings(posterior_draws=200)
 
 
 def simulated(num_rows, latent_dim, data_dim, seed=0):

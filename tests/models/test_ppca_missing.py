@@ -127,7 +127,7 @@ def test_missing_values_are_imputed_by_conditional_mean_and_sd(noise):
     assert np.array_equal(found.mean.numpy()[observed], x[observed])
     assert found.draws is None
     assert repr(found).startswith(
-        f"Imputation: {int((~observed).sum())} of {x.size} cells filled, st"
+        f"Imputation: {int((~observed).sum())} of {x.size} entries filled, st"
     )
 
 

@@ -115,3 +115,10 @@ def test_names_use_the_fields_terms(name):
         if part.lower() in NAMES
     }
     assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.parametrize("name", [n for n in files() if n.startswith("ppl_vae/")])
+def test_descriptions_of_arguments_name_what_is_described(name):
+    text = (ROOT / name).read_text()
+    found = re.findall(r"^\s+[a-z_]+(?:, [a-z_]+)*: of .*$", text, re.MULTILINE)
+    assert not found, "write the noun, as in 'seed: the seed of the draws'"

@@ -24,8 +24,8 @@ class RowsDigest:
     """The description of a matrix whose rows are given in blocks.
 
     Args:
-        shape: of the matrix.
-        dtype: of its entries.
+        shape: the shape of the matrix.
+        dtype: the dtype of its entries.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:

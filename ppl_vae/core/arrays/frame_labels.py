@@ -54,7 +54,7 @@ class PandasLabels(Labels):
     """Labels of a pandas frame.
 
     Attributes:
-        index: of the rows; None if they are only numbered.
+        index: the index of the rows; None if they are only numbered.
         own_columns: the frame's own index of its columns.
     """
 
@@ -83,9 +83,9 @@ class PandasLabels(Labels):
             return own if own is not None or columns is None else list(columns)
         if self.columns is None or len(set(self.columns)) < len(self.columns):
             return list(columns)
-        place = {name: position for position, name in enumerate(self.columns)}
-        known = all(name in place for name in columns)
-        return own[[place[name] for name in columns]] if known else list(columns)
+        position_of = {name: position for position, name in enumerate(self.columns)}
+        known = all(name in position_of for name in columns)
+        return own[[position_of[name] for name in columns]] if known else list(columns)
 
     def table(self, columns: Mapping[str, np.ndarray]) -> Frame:
         """A ``pandas.DataFrame``."""

@@ -45,7 +45,7 @@ class FrameReader(ABC):
         """Columns as a matrix of numbers, NaN where a value is missing.
 
         Args:
-            positions: of the columns.
+            positions: the positions of the columns.
             name: the name of the frame in messages.
 
         Raises:

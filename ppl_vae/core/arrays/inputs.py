@@ -47,11 +47,11 @@ def as_data_and_mask(
     """
     programs = [model] if guide is None else [model, guide]
     check_parameters_not_random(*programs)
-    place: dict[str, Any] = placement(*programs)
-    if not place and not isinstance(x, Tensor):
-        place = {"dtype": torch.get_default_dtype()}
+    placed: dict[str, Any] = placement(*programs)
+    if not placed and not isinstance(x, Tensor):
+        placed = {"dtype": torch.get_default_dtype()}
     schema = schema_of(model) or TableSchema.of(x)
-    x = as_matrix(x, name=name, mask=mask, schema=schema_of(model), **place)
+    x = as_matrix(x, name=name, mask=mask, schema=schema_of(model), **placed)
     width = getattr(bound_object(model), "data_dim", x.shape[1])
     if x.shape[1] != width:
         raise ValueError(
@@ -109,7 +109,7 @@ def as_rows(
         x: a tensor, which keeps its gradient, or data of another kind.
         like: a tensor of the program.
         width: the number of columns.
-        schema: of the frame that the program was fitted to.
+        schema: the schema of the frame that the program was fitted to.
 
     Raises:
         ValueError: if x is not 2-d or has another width.

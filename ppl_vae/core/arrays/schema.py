@@ -18,7 +18,7 @@ class TableSchema:
     """The names of a table's columns, and the library of the frame that it was.
 
     Attributes:
-        names: of the columns, strings or whole numbers.
+        names: the names of the columns, strings or whole numbers.
         library: such as ``"pandas"``, ``"polars"`` or ``"xarray.Dataset"``.
     """
 
@@ -45,8 +45,8 @@ class TableSchema:
         """The places of these columns in a table, matched by name; None if all are in order.
 
         Args:
-            names: of the table's columns; None, for an array, matches by position.
-            name: of the table in messages.
+            names: the names of the table's columns; None, for an array, matches by position.
+            name: the name of the table in messages.
 
         Warns:
             UserWarning: naming columns of the table that are left out.
@@ -76,8 +76,8 @@ class TableSchema:
                 f"{_listed(extra)}",
                 stacklevel=4,
             )
-        place = {column: position for position, column in enumerate(names)}
-        return [place[column] for column in self.names]
+        position_of = {column: position for position, column in enumerate(names)}
+        return [position_of[column] for column in self.names]
 
     def _one_is_numbered(self, names: tuple[Hashable, ...]) -> bool:
         # Columns numbered from zero have no names of their own, and are matched by position.
@@ -115,11 +115,11 @@ class RowLabels:
     Without labels, as for arrays, results are tensors.
 
     Attributes:
-        labels: of the frame; None for an array.
+        frame_labels: the labels of the frame; None for an array.
         columns: the columns in the order of the model; None if they are only numbered.
     """
 
-    labels: Labels | None = None
+    frame_labels: Labels | None = None
     columns: tuple[Hashable, ...] | None = None
 
     @classmethod
@@ -128,7 +128,7 @@ class RowLabels:
 
         Args:
             x: any data.
-            schema: of the frame that the model was fitted to, if any.
+            schema: the schema of the frame that the model was fitted to, if any.
         """
         reader = read_frame(x)
         if reader is None:
@@ -139,38 +139,38 @@ class RowLabels:
     @property
     def row_names(self) -> Any:
         """The names of the rows; None if they are only numbered, or for an array."""
-        return None if self.labels is None else self.labels.row_names
+        return None if self.frame_labels is None else self.frame_labels.row_names
 
     def data(self, values: Tensor | np.ndarray) -> Any:
         """Values of the columns of the data, (N, D)."""
-        if self.labels is None:
+        if self.frame_labels is None:
             return values
-        return self.labels.frame(_as_array(values), self.columns)
+        return self.frame_labels.frame(_as_array(values), self.columns)
 
     def codes(self, values: Tensor, prefix: str = "z") -> Any:
         """Values of K numbered columns, (N, K), named z1, ..., zK."""
-        if self.labels is None:
+        if self.frame_labels is None:
             return values
         names = tuple(f"{prefix}{k + 1}" for k in range(values.shape[1]))
-        return self.labels.frame(_as_array(values), names)
+        return self.frame_labels.frame(_as_array(values), names)
 
     def rows(self, values: Tensor, name: str) -> Any:
         """One number per row, (N,)."""
-        if self.labels is None:
+        if self.frame_labels is None:
             return values
-        return self.labels.series(_as_array(values), name)
+        return self.frame_labels.series(_as_array(values), name)
 
     def named(self, columns: dict[str, np.ndarray]) -> Any:
         """Several numbers per row, as a frame with these columns."""
-        if self.labels is None:
+        if self.frame_labels is None:
             raise ValueError("rows of arrays have no labels")
-        return self.labels.table(columns)
+        return self.frame_labels.table(columns)
 
     def take(self, rows: Tensor) -> "RowLabels":
         """The labels of some rows."""
-        if self.labels is None:
+        if self.frame_labels is None:
             return self
-        return RowLabels(self.labels.take(rows.cpu().numpy()), self.columns)
+        return RowLabels(self.frame_labels.take(rows.cpu().numpy()), self.columns)
 
 
 def _as_array(values: Tensor | np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def describe_others(rank: int, size: int) -> str:
     """The processes that have ended, or are stopped, or have not begun; or what else is possible.
 
     Args:
-        rank: of this process.
+        rank: the rank of this process.
         size: the number of processes.
     """
     deadline, found = time.monotonic() + SECONDS_TO_END, []
@@ -57,7 +57,7 @@ def _missing(rank: int, size: int) -> list[str]:
 
 
 def _state_of(entry: str) -> str:
-    # Of the process with this entry; an empty text if it is running, or on another machine.
+    # The state of the process with this entry is empty if it runs, or is on another machine.
     if not entry:
         return "has not called a function of ppl_vae, or ended before"
     pid, node = entry.split(" ", 1)

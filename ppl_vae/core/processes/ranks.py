@@ -84,7 +84,7 @@ class Processes:
         record("sum", tensor.nbytes)
         if self.size == 1:
             return tensor
-        total = tensor.detach().to(_place(tensor.device), copy=True).contiguous()
+        total = tensor.detach().to(_backend_device(tensor.device), copy=True).contiguous()
         with self._exchange():
             dist.all_reduce(total)
         return total.to(tensor.device)
@@ -94,7 +94,7 @@ class Processes:
         record("broadcast", tensor.nbytes)
         if self.size == 1:
             return tensor
-        copy = tensor.detach().to(_place(tensor.device), copy=True).contiguous()
+        copy = tensor.detach().to(_backend_device(tensor.device), copy=True).contiguous()
         with self._exchange():
             dist.broadcast(copy, src=0)
         return copy.to(tensor.device)
@@ -103,7 +103,7 @@ class Processes:
         """The tensors of all processes by rank, of one dtype; their first dimensions may differ.
 
         Args:
-            tensor: of at least one dimension.
+            tensor: a tensor of at least one dimension.
         """
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         parts = self._gather_bytes(flat)
@@ -139,14 +139,14 @@ class Processes:
         record("gather", data.nbytes)
         if self.size == 1:
             return [data]
-        place = _place(data.device)
-        length = torch.tensor([len(data)], device=place)
+        device = _backend_device(data.device)
+        length = torch.tensor([len(data)], device=device)
         lengths = [torch.zeros_like(length) for _ in range(self.size)]
         with self._exchange():
             dist.all_gather(lengths, length)
         longest = int(torch.cat(lengths).max())
-        padded = torch.zeros(longest, dtype=torch.uint8, device=place)
-        padded[: len(data)] = data.to(place)
+        padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+        padded[: len(data)] = data.to(device)
         parts = [torch.zeros_like(padded) for _ in range(self.size)]
         if longest:
             with self._exchange():
@@ -267,7 +267,7 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _place(device: torch.device) -> torch.device:
+def _backend_device(device: torch.device) -> torch.device:
     """The device itself if the backend takes its tensors, else one whose tensors it takes."""
     kinds = [part.split(":")[0] for part in dist.get_backend_config().split(",")]
     return device if device.type in kinds else torch.device(kinds[0])

@@ -13,7 +13,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.state import seed_generators, seeded
 
-Columns = TypeVar("Columns", bound=tuple[Any, ...])
+TensorTuple = TypeVar("TensorTuple", bound=tuple[Any, ...])
 """A named tuple of tensors."""
 
 
@@ -27,7 +27,7 @@ class SharedRows:
         processes: the processes.
         own: the rows of this process.
         number: how many of them are its share.
-        seed: of draws that all processes have in common.
+        seed: the seed of draws that all processes have in common.
     """
 
     processes: Processes
@@ -52,7 +52,7 @@ class SharedRows:
             pair: the pair, whose parameters must be the same; None if there is no pair.
             describe: describes the whole table and its mask, with checksums.
             rows: the rows to evaluate.
-            seed: of the draws; None draws a seed on rank 0.
+            seed: the seed of the draws; None draws a seed on rank 0.
             **arguments: what must be the same on all processes.
 
         Raises:
@@ -94,7 +94,7 @@ class SharedRows:
             return values
         return self.processes.gather_rows(values[: self.number])
 
-    def gather_columns(self, columns: Columns) -> Columns:
+    def gather_columns(self, columns: TensorTuple) -> TensorTuple:
         """The same for several values of each row."""
         return type(columns)(*map(self.gather, columns))
 

@@ -139,7 +139,7 @@ def _only_member(archive: zipfile.ZipFile, suffixes: tuple[str, ...]) -> zipfile
 
 
 def _read_at_most(file: Readable, path: Path, max_bytes: int) -> bytes:
-    # In pieces, so that no more is decompressed than is allowed.
+    # It is read in pieces, so that no more is decompressed than is allowed.
     content = bytearray()
     while piece := file.read(CHUNK):
         content += piece

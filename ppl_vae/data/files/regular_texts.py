@@ -15,8 +15,8 @@ import pandas as pd
 
 from ppl_vae.data.files.number_format import DECIMAL_POINT, first_cell
 from ppl_vae.data.files.raw_table import RawTable
-from ppl_vae.data.files.text_encoding import decode
-from ppl_vae.data.files.text_rows import Row
+from ppl_vae.data.files.text_encoding import decode_text
+from ppl_vae.data.files.text_rows import TextRow
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
 
 MIN_BYTES = 2**20
@@ -33,7 +33,7 @@ def regular_table(
     """The table of a large text whose lines are all rows alike; None if it is none.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         name: its name, for messages.
         given: what the user stated about its format.
         text_columns: names, or numbers from 1 on, of columns whose cells are kept as texts.
@@ -63,7 +63,7 @@ def _table(
     Raises:
         ValueError, OverflowError: if pandas cannot parse a line.
     """
-    text, notes = decode(beginning, name, None)
+    text, notes = decode_text(beginning, name, None)
     head = TextTable(text.removesuffix("\n"), name, given, notes)
     layout = head.layout(text_columns)
     rows = head.table.rows[layout.start :]
@@ -98,7 +98,7 @@ def _offset_of_line(content: bytes, number: int) -> int | None:
     return offset
 
 
-def _fills(rows: Sequence[Row], last: int) -> bool:
+def _fills(rows: Sequence[TextRow], last: int) -> bool:
     """Whether each line from the first of these rows to the last one is one of them."""
     return len(rows) > 1 and [row.line for row in rows] == [*range(rows[0].line, last + 1)]
 

@@ -17,7 +17,7 @@ from ppl_vae.data.files.file_content import COMPRESSED, check_file, read_content
 from ppl_vae.data.files.number_format import ALWAYS_MISSING
 from ppl_vae.data.files.raw_table import RawTable
 from ppl_vae.data.files.regular_texts import regular_table
-from ppl_vae.data.files.text_encoding import decode
+from ppl_vae.data.files.text_encoding import decode_text
 from ppl_vae.data.files.text_tables import TextFormat, TextTable
 from ppl_vae.data.files.typed_tables import feather_table, h5ad_table, parquet_table
 from ppl_vae.data.files.workbooks import workbook_text
@@ -152,7 +152,7 @@ def read_table(
             - and missing (in any case); an empty cell, NaN and the errors of spreadsheets always
             do.
         image_shape: height and width, if rows are images; known for an (N, H, W) array.
-        encoding: of a text file; by default UTF-8, or what a byte order mark states.
+        encoding: the encoding of a text file; by default UTF-8, or what a byte order mark states.
         decimal: the decimal separator.
         thousands: the character between groups of three digits.
         skip_rows: the number of lines at the top of the file that are left out.
@@ -223,7 +223,7 @@ def _read_raw(
         raw = read_content(path, TEXT_SUFFIXES, max_bytes)
         if encoding is None and (found := regular_table(raw, path.name, text, text_columns)):
             return found
-        content, notes = decode(raw, str(path), encoding)
+        content, notes = decode_text(raw, str(path), encoding)
         return TextTable(content, path.name, text, notes).to_raw_table(text_columns)
     for name, value in (("encoding", encoding), ("delimiter", text.delimiter)):
         if value is not None:

@@ -28,7 +28,7 @@ EXAMPLE_ENCODING = "cp1252"
 """The encoding of Western European text that a message proposes."""
 
 
-def decode(raw: bytes, name: str, encoding: str | None) -> tuple[str, list[str]]:
+def decode_text(raw: bytes, name: str, encoding: str | None) -> tuple[str, list[str]]:
     """The text, with line ends as ``\\n`` and without a byte order mark, and notes on it.
 
     Args:

@@ -16,7 +16,7 @@ FOOTER = re.compile(r"(?:sources?|notes?|remarks?|data from|last updated)\b|[*â€
 LISTED_LINES = 5
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """A row: the number of its first line in the file, its text, and how many cells it has."""
 
     line: int
@@ -78,12 +78,12 @@ class TextRows:
         if not self.rows:
             raise ValueError(f"{self.name} is empty: no line has cells")
 
-    def cells(self, row: Row) -> list[str]:
+    def cells(self, row: TextRow) -> list[str]:
         """The cells of a row."""
         lines = (line + "\n" for line in row.text.split("\n"))
         return next(csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True), [])
 
-    def _parse(self) -> Iterator[Row]:
+    def _parse(self) -> Iterator[TextRow]:
         texts = [line for _, line in self.lines]
         if self.delimiter == " ":
             texts = [" ".join(line.split()) for line in texts]
@@ -98,7 +98,7 @@ class TextRows:
             for cells in reader:
                 stop = reader.line_num
                 text = texts[start] if stop == start + 1 else "\n".join(texts[start:stop])
-                yield Row(self.lines[start][0], text, len(cells), not any(cells))
+                yield TextRow(self.lines[start][0], text, len(cells), not any(cells))
                 start = stop
         except csv.Error as error:
             number = self.lines[min(start, len(self.lines) - 1)][0]
@@ -112,7 +112,7 @@ class TextRows:
                 f"{self.name}: fix the quotation marks in line {number} ({error})"
             ) from error
 
-    def _drop(self, what: str, condition: Callable[[Row], bool]) -> None:
+    def _drop(self, what: str, condition: Callable[[TextRow], bool]) -> None:
         dropped = [row for row in self.rows if condition(row)]
         if dropped:
             self.rows = [row for row in self.rows if not condition(row)]
@@ -143,18 +143,18 @@ class TextRows:
             header = self.rows[0]
             self.rows[0] = header._replace(text=header.text + self.delimiter, width=self.width)
 
-    def _words_only(self, row: Row) -> bool:
+    def _words_only(self, row: TextRow) -> bool:
         cells = self.cells(row)
         return any(cells) and not any(map(self.is_number, cells))
 
-    def _is_alone(self, row: Row) -> bool:
+    def _is_alone(self, row: TextRow) -> bool:
         """Whether a row has a single cell, of text."""
         cells = self.cells(row)
         filled = [cell for cell in cells if cell]
         return len(filled) == 1 and bool(cells[0]) and not self.is_number(filled[0])
 
     def _drop_comments(self) -> None:
-        def condition(row: Row) -> bool:
+        def condition(row: TextRow) -> bool:
             return is_comment(row.text, None) and self._words_only(row) and row is not self.rows[0]
 
         self._drop("comments are left out", condition)
@@ -177,7 +177,7 @@ class TextRows:
             self.notes.append(f"{where} above the table left out: {texts}")
             self.rows = rows[first:]
 
-    def _is_title(self, row: Row, following: Row) -> bool:
+    def _is_title(self, row: TextRow, following: TextRow) -> bool:
         """Whether a row of the usual width is a title over the names of the columns."""
         if self.width == 1 or not self._is_alone(row):
             return False
@@ -193,9 +193,10 @@ class TextRows:
             return False
         below = [self.cells(other) for other in self.rows[first + 1 : first + SAMPLE_LINES]]
         below = [cells for cells in below if len(cells) == self.width]
-        if self._words_only(self.rows[first]) or self.has_names(row, below):  # below a title
-            return False
         words = not all(map(self.is_number, header))
+        stated = bool(self.header) and words
+        if self._words_only(self.rows[first]) or (not stated and self.has_names(row, below)):
+            return False  # it is a title above the names
         numbered = words and row[0].isdecimal() and row[-1].strip() != ""
         return numbered or not self.is_number(row[0])
 
@@ -230,7 +231,7 @@ class TextRows:
             if row.width != self.width and not (short and self._names_all_but_first(1)):
                 self._raise_ragged(row)
 
-    def _raise_ragged(self, row: Row) -> None:
+    def _raise_ragged(self, row: TextRow) -> None:
         raise ValueError(
             f"{self.name}: line {row.line} has {row.width} cell(s) where {self.width} are "
             "expected; fix the line, or give delimiter, skip_rows or comment"

@@ -53,7 +53,7 @@ class Layout(NamedTuple):
     """The columns of a text table, and where its data begin.
 
     Attributes:
-        names: of the columns.
+        names: the names of the columns.
         start: the first row of data.
         texts: the columns, by position, whose cells are kept as texts.
         has_names: whether the file has names of columns.
@@ -80,7 +80,7 @@ class TextTable:
         text: the content of the file.
         name: its name, for messages.
         given: the stated properties of its format.
-        notes: of its encoding.
+        notes: the notes of its encoding.
 
     Raises:
         ValueError: if no line has cells, or lines differ in the number of their cells.
@@ -175,7 +175,7 @@ class TextTable:
 
         Args:
             cells: as :meth:`to_frame` returns them.
-            layout: of the columns.
+            layout: the layout of the columns.
             place: where a row stands in the file.
         """
         return RawTable(
@@ -265,7 +265,7 @@ class TextTable:
 
         Args:
             rows: a file with the rows of data, and nothing else.
-            layout: of the columns.
+            layout: the layout of the columns.
         """
         names, texts = layout.names, layout.texts
         markers = [word for word in PANDAS_MARKERS if word.casefold() in self.given.na_markers]

@@ -66,7 +66,7 @@ class ListSource(BlockSource):
     Args:
         blocks: the blocks, each with a shape.
         mask: True where observed, for all rows; or a list of masks, one per block.
-        schema: of the frame that a model was fitted to.
+        schema: the schema of the frame that a model was fitted to.
 
     Raises:
         ValueError: if the blocks have different widths.

@@ -128,7 +128,7 @@ def as_block(
         values: a matrix of any kind.
         low: the number of its first row.
         mask: True where observed.
-        schema: of the frame that a model was fitted to.
+        schema: the schema of the frame that a model was fitted to.
         width: the number of columns of the rows before it.
 
     Raises:
@@ -154,8 +154,8 @@ class SequentialReader:
     """Consecutive rows from an iterator of blocks, which starts again only if it must.
 
     Args:
-        start: of a row; returns an iterator of blocks, and the number of its first row, which is
-            at most the row that is asked for.
+        start: a function of a row's number; returns an iterator of blocks, and the number of its
+            first row, which is at most the row that is asked for.
     """
 
     def __init__(self, start: Callable[[int], tuple[Iterator[Tensor], int]]) -> None:

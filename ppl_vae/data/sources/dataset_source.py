@@ -77,7 +77,7 @@ class DatasetSource(BlockSource):
             batch: Any = tuple(tensor[low:high] for tensor in self._tensors)
         else:
             batch = self._items(low, high)
-        rows, has_labels = as_rows(batch, low, self._width)
+        rows, has_labels = rows_of_batch(batch, low, self._width)
         self.has_labels = self.has_labels or has_labels
         return rows
 
@@ -153,7 +153,7 @@ def _iterable(start: Callable[[], Iterator[Any]]) -> IterableSource:
         nonlocal has_labels
         low, width = 0, None
         for batch in start():
-            rows, labelled = as_rows(batch, low, width)
+            rows, labelled = rows_of_batch(batch, low, width)
             has_labels = has_labels or labelled
             low, width = low + len(rows), rows.shape[1]
             yield rows
@@ -174,7 +174,7 @@ def _item_batches(dataset: IterableDataset[Any]) -> Iterator[Any]:
         low += len(part)
 
 
-def as_rows(batch: Any, low: int, width: int | None) -> tuple[Tensor, bool]:
+def rows_of_batch(batch: Any, low: int, width: int | None) -> tuple[Tensor, bool]:
     """The rows of a batch with NaN where a value is missing, and whether labels came with them.
 
     Args:

@@ -127,7 +127,7 @@ def whole_table(
 
     Args:
         x, mask: as for :func:`observe_rows`; missing values become NaN.
-        schema: of the frame that the model was fitted to.
+        schema: the schema of the frame that the model was fitted to.
         source: the source of x, if it is open already.
 
     Raises:

@@ -39,7 +39,8 @@ class ParquetSource(BlockSource):
 
     Args:
         x: the file, folder or dataset.
-        schema: of the frame that a model was fitted to, to which columns are matched by name.
+        schema: the schema of the frame that a model was fitted to, to which columns are matched by
+            name.
 
     Warns:
         UserWarning: naming columns that the model was not fitted to, which are left out.

@@ -132,7 +132,8 @@ class RowBlocks:
         device: device of the blocks; that of x by default.
         rescale: whether blocks are divided by a power of two, which is exact, if the squares of x
             would leave the range of float64.
-        schema: of the frame that a model was fitted to, to which columns of frames are matched.
+        schema: the schema of the frame that a model was fitted to, to which columns of frames are
+            matched.
         keep_empty_rows: whether rows with nothing observed are kept.
         processes: among which the rows of the whole table are divided; x holds those of this one,
             which may be none.
@@ -234,7 +235,7 @@ class RowBlocks:
 
     def notes(self) -> tuple[str, ...]:
         """A note on the rows that the last reading left out, if any, on each process."""
-        texts = self.processes.gather_text("\n".join(empty_rows_note(self.empty_rows)))
+        texts = self.processes.gather_text("\n".join(empty_rows_dropped_note(self.empty_rows)))
         if self.processes.size == 1:
             return tuple(filter(None, texts))
         return tuple(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
@@ -312,7 +313,7 @@ def _is_empty(x: Any) -> bool:
     return tuple(getattr(x, "shape", ()))[:1] == (0,)
 
 
-def empty_rows_note(rows: Sequence[int]) -> tuple[str, ...]:
+def empty_rows_dropped_note(rows: Sequence[int]) -> tuple[str, ...]:
     """A note on rows with nothing observed that were left out; empty if there are none."""
     if not rows:
         return ()

@@ -24,7 +24,7 @@ class RowGroup:
 
     Attributes:
         starts, stops: the numbers of the first row of each block, and of that after the last.
-        seed: of the order of its rows; None is that of the blocks.
+        seed: the seed of the order of its rows; None is that of the blocks.
     """
 
     starts: Int[np.ndarray, " P"]
@@ -129,8 +129,8 @@ class RowOrder:
         """The rows of consecutive batches of an epoch.
 
         Args:
-            seed: of the epoch.
-            sizes: of the batches.
+            seed: the seed of the epoch.
+            sizes: the sizes of the batches.
             place: the place in the order at which the first of them begins.
             announce: is called with each group before its first row is drawn, when the group
                 before it begins.

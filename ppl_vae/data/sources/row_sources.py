@@ -35,7 +35,7 @@ def row_source(
             blocks of rows; a ``Dataset`` or ``DataLoader`` of torch; an iterable of blocks that
             restarts each time it is iterated over; or anything else.
         mask: True where observed; for memory maps and lists of blocks.
-        schema: of the frame that a model was fitted to.
+        schema: the schema of the frame that a model was fitted to.
         name: the name of x in messages.
 
     Raises:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.calibration.simulation import (
-    Draws,
     Simulation,
+    SiteDraws,
+    draw_from_guide,
     log_joint_of_draws,
-    run_guide,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 
@@ -28,7 +28,7 @@ class PosteriorDraws:
             draws that are taken as independent.
     """
 
-    draws: Draws
+    draws: SiteDraws
     log_joint: Callable[[], Tensor | None]
     chains: int | None = None
 
@@ -64,7 +64,9 @@ def posterior_draws(answer: Any, simulation: Simulation, num_draws: int) -> Post
         )
     pair = Pair(simulation.model, answer)
     with pair.eval_mode():
-        draws, density = run_guide(pair, simulation.batch, list(simulation.latent), num_draws)
+        draws, density = draw_from_guide(
+            pair, simulation.batch, list(simulation.latent), num_draws
+        )
     return PosteriorDraws(draws, lambda: density.total)
 
 
@@ -81,7 +83,7 @@ def _thinned(name: str, values: Tensor, number: int, dim: int) -> Tensor:
     return values.index_select(dim, places.to(values.device))
 
 
-def _given(draws: Draws, simulation: Simulation, chains: int | None) -> PosteriorDraws:
+def _given(draws: SiteDraws, simulation: Simulation, chains: int | None) -> PosteriorDraws:
     true = simulation.draws
     if unknown := sorted(draws.keys() - true.keys()):
         raise ValueError(

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ppl_vae.core.introspection import bound_object
 from ppl_vae.core.program import ProgramLike
-from ppl_vae.evaluation.calibration.simulation import Draws
+from ppl_vae.evaluation.calibration.simulation import SiteDraws
 from ppl_vae.inference.mcmc.invariants import covariance
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
 from ppl_vae.models.linear.table_statistics import TableStatistics
 
-Quantity: TypeAlias = Callable[[Draws, Tensor], Tensor]
+Quantity: TypeAlias = Callable[[SiteDraws, Tensor], Tensor]
 """A function of draws and of the data x, (N, D); it returns a value for each draw, (S, ...)."""
 PARAMETERS = ("loadings", "loc", "noise_scale")
 
@@ -27,7 +27,7 @@ class Evaluated(NamedTuple):
 
     Attributes:
         values: (S, B, E), with B the simulations.
-        names: of the elements.
+        names: the names of the elements.
     """
 
     values: Float[Tensor, "S B E"]
@@ -50,7 +50,7 @@ class Quantities:
 
     def __call__(
         self,
-        draws: Draws,
+        draws: SiteDraws,
         x: Float[Tensor, "N D"],
         local: set[str],
         log_joint: Callable[[], Tensor | None],
@@ -58,7 +58,7 @@ class Quantities:
         """The quantities of draws.
 
         Args:
-            draws: of the latent sites.
+            draws: the draws of the latent sites.
             x: the data.
             local: the names of the sites of each datum.
             log_joint: computes log p(x, draws), (S,) or (S, B); None where it is not known.
@@ -95,14 +95,14 @@ class Quantities:
         return Evaluated(torch.cat(parts, -1), tuple(names))
 
 
-def _of_first_datum(draws: Draws, local: set[str]) -> Draws:
+def _of_first_datum(draws: SiteDraws, local: set[str]) -> SiteDraws:
     # One datum stands for all values of a local site, since all data are alike.
     return {
         (f"{n}[0]" if n in local else n): v[:, 0] if n in local else v for n, v in draws.items()
     }
 
 
-def ppca_quantities(draws: Draws, x: Float[Tensor, "N D"]) -> dict[str, Tensor]:
+def ppca_quantities(draws: SiteDraws, x: Float[Tensor, "N D"]) -> dict[str, Tensor]:
     """Quantities of Bayesian PPCA that rotations of the latent space leave as they are.
 
     These are mu, sigma, the elements of W W' + Psi, the relevances in increasing order, and
@@ -110,7 +110,7 @@ def ppca_quantities(draws: Draws, x: Float[Tensor, "N D"]) -> dict[str, Tensor]:
     """
     loadings, loc, noise_scale = (draws[name].double() for name in PARAMETERS)
     relevance = draws.get("relevance")
-    whole = covariance(Parameters(loadings, loc, noise_scale, None))
+    whole = covariance(ParameterDraws(loadings, loc, noise_scale, None))
     lower = torch.tril_indices(*whole.shape[-2:]).T.tolist()
     found = {"loc": loc, "noise_scale": noise_scale}
     found |= {f"covariance[{i}, {j}]": whole[..., i, j] for i, j in lower}

@@ -27,7 +27,7 @@ class RankBand(NamedTuple):
 
     Attributes:
         probability: at each point, the probability of a rank below it, (P,).
-        lower, upper: of the proportion of ranks below it, (P,).
+        lower, upper: the lower and upper limits of the proportion of ranks below it, (P,).
     """
 
     probability: Float[np.ndarray, " P"]

@@ -19,7 +19,7 @@ from ppl_vae.core.state import eval_mode
 from ppl_vae.core.traces import PairTraces, Site, by_draw, by_draw_and_datum, frames, sites
 from ppl_vae.evaluation.marginal_likelihood.drawn_data import draw_batch
 
-Draws: TypeAlias = dict[str, Tensor]
+SiteDraws: TypeAlias = dict[str, Tensor]
 """Values by the names of sites: (S, ...) of global sites, (S, B, ...) of local ones."""
 
 
@@ -78,7 +78,7 @@ class Simulation:
         return {name for name, site in self.latent.items() if DATA_PLATE in frames(site)}
 
     @cached_property
-    def draws(self) -> Draws:
+    def draws(self) -> SiteDraws:
         """The true values, as one draw."""
         return latent_values(PairTraces(self.trace, Trace()), list(self.latent))
 
@@ -94,7 +94,7 @@ def zeros(model: ProgramLike, num_data: int, data_dim: int) -> Batch:
     return Batch(torch.zeros(num_data, data_dim, **place))
 
 
-def latent_values(run: PairTraces, names: list[str]) -> Draws:
+def latent_values(run: PairTraces, names: list[str]) -> SiteDraws:
     """The values of these sites of the model in a run."""
     return {name: _by_draw(run, sites(run.model)[name]) for name in names}
 
@@ -110,9 +110,9 @@ def _log_joint(trace: Trace) -> LogJoint:
     return LogJoint(run.log_weights().double(), run.global_log_weights().double())
 
 
-def run_guide(
+def draw_from_guide(
     pair: Pair, batch: Batch, names: list[str], num_draws: int
-) -> tuple[Draws, LogJoint]:
+) -> tuple[SiteDraws, LogJoint]:
     """Draws of these latent sites from a guide, and their log joint density."""
     run = pair.run(batch, num_samples=num_draws, dim=pair.sample_dim(batch))
     draws = {

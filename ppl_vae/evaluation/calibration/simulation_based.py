@@ -28,7 +28,7 @@ from ppl_vae.core.validation import check_int
 from ppl_vae.evaluation.calibration.posterior_draws import posterior_draws
 from ppl_vae.evaluation.calibration.quantities import Evaluated, Quantities, Quantity
 from ppl_vae.evaluation.calibration.result import SimulationBasedCalibration, dependence_notes
-from ppl_vae.evaluation.calibration.simulation import Simulation, run_guide, zeros
+from ppl_vae.evaluation.calibration.simulation import Simulation, draw_from_guide, zeros
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 
@@ -145,7 +145,7 @@ def _rank_data(
     with pair.eval_mode():
         for rows in torch.arange(len(x), device=x.device).split(size):
             batch = whole.batch.rows(rows)
-            draws, density = run_guide(pair, batch, names, num_draws)
+            draws, density = draw_from_guide(pair, batch, names, num_draws)
             drawn = quantities(draws, batch.x, local, lambda value=density.local: value)
             found.append(_Ranks(_below(drawn.values, true[:, rows]), drawn.names))
     return found

@@ -28,7 +28,7 @@ from torch import Tensor
 from ppl_vae.core.results import Result
 from ppl_vae.core.state import seeded
 
-LogDensity: TypeAlias = Callable[[Tensor], Tensor]
+BatchLogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """A function from vectors (M, P) to log densities (M,)."""
 
 MAX_ITERATIONS = 1000
@@ -43,7 +43,8 @@ class LogEvidence(Result):
 
     Attributes:
         value: log p(x).
-        standard_error: of log p(x); that of the ratio p(x) relative to its size.
+        standard_error: the standard error of log p(x); that of the ratio p(x) relative to its
+            size.
         ess: the effective number of posterior draws in the estimate.
         num_draws: the number of posterior draws in the estimate.
         num_proposals: the number of draws from the normal approximation.
@@ -82,7 +83,7 @@ class LogEvidence(Result):
 
 
 def bridge_sampling(
-    log_density: LogDensity,
+    log_density: BatchLogDensity,
     draws: Float[Tensor, "C S P"],
     *,
     num_proposals: int | None = None,
@@ -91,14 +92,14 @@ def bridge_sampling(
     """Estimate the integral of exp(log_density) from draws of the density it is proportional to.
 
     Args:
-        log_density: of unconstrained vectors, log p(x, v), constants included: those that it
-            leaves out are missing from the evidence.
+        log_density: the log density of unconstrained vectors, log p(x, v), constants included:
+            those that it leaves out are missing from the evidence.
         draws: chains of a sampler, in the coordinates of ``log_density``. They should have one
             mode: parameters that are not identified (rotations, signs, order of columns) must be
             in a form in which they are.
         num_proposals: draws from the normal approximation; as many as there are posterior draws
             in the estimate if None.
-        seed: of these.
+        seed: the seed of these draws.
 
     Raises:
         ValueError: if a chain has fewer than 4 draws; if the draws have no more than P + 1

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.evaluation.evidence.bridge_sampling import LogDensity
+from ppl_vae.evaluation.evidence.bridge_sampling import BatchLogDensity
 
 MAX_PARAMETERS = 2000
 """The largest number of parameters for which the Hessian is computed."""
 MODE_STEPS = 200
 
 
-def laplace_log_evidence(log_density: LogDensity, start: Float[Tensor, " P"]) -> float:
+def laplace_log_evidence(log_density: BatchLogDensity, start: Float[Tensor, " P"]) -> float:
     """log of the integral of exp(log_density) by Laplace's approximation at its mode.
 
     With m the mode and H the Hessian of -log_density there, it is
@@ -39,7 +39,7 @@ def laplace_log_evidence(log_density: LogDensity, start: Float[Tensor, " P"]) ->
     return value + len(start) / 2 * math.log(2 * math.pi) - half_log_det
 
 
-def _mode(log_density: LogDensity, start: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+def _mode(log_density: BatchLogDensity, start: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     point = start.detach().clone().requires_grad_()
     search = torch.optim.LBFGS(
         [point],
@@ -72,7 +72,8 @@ def minka_log_evidence(eigenvalues: Float[Tensor, " D"], num_data: int) -> Float
         log p(U) = -K log 2 + sum_{i <= K} [log Gamma((D - i + 1)/2) - (D - i + 1)/2 log pi].
 
     Args:
-        eigenvalues: of the sample covariance of complete data, with denominator N, largest first.
+        eigenvalues: the eigenvalues of the sample covariance of complete data, with denominator N,
+            largest first.
         num_data: N.
 
     Returns:

@@ -78,7 +78,7 @@ def compare_latent_dims(
         num_samples: draws of each chain.
         warmup: sweeps of each chain before its first draw.
         chains: the number of chains.
-        seed: of everything that is drawn.
+        seed: the seed of everything that is drawn.
 
     Raises:
         ValueError: if dims is empty, repeats a value, or has a K that x does not allow; if a model
@@ -86,7 +86,7 @@ def compare_latent_dims(
     """
     values = _check_dims(dims)
     make = make_model or partial(_default_model, x, noise=noise, mask=mask)
-    table = Table(x, mask, x_test, num_samples, warmup, chains, seed)
+    table = ComparisonData(x, mask, x_test, num_samples, warmup, chains, seed)
     found = [_compare_one(table, _check_model(make(k), k)) for k in values]
     log_evidence = torch.tensor([one.evidence.value for one in found], dtype=torch.float64)
     error = torch.tensor([one.evidence.standard_error for one in found], dtype=torch.float64)
@@ -107,7 +107,7 @@ def compare_latent_dims(
     )
 
 
-class Table:
+class ComparisonData:
     """The data of a comparison and the settings of the sampler."""
 
     def __init__(
@@ -180,7 +180,7 @@ class OneDim:
     notes: tuple[str, ...]
 
 
-def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
+def _compare_one(table: ComparisonData, model: BayesianPPCA) -> OneDim:
     latent_dim, noise, num_data = model.latent_dim, model.noise, table.statistics.num_data
     posterior = evidence_coordinates(model, table.statistics)
     samples = table.sample(model)
@@ -205,7 +205,7 @@ def _compare_one(table: Table, model: BayesianPPCA) -> OneDim:
 
 
 def _held_out(
-    table: Table, samples: PosteriorSamples, latent_dim: int
+    table: ComparisonData, samples: PosteriorSamples, latent_dim: int
 ) -> tuple[float, float, tuple[str, ...]]:
     # The mean of held-out log p over data, its standard error, and caveats.
     if table.x_test is not None:

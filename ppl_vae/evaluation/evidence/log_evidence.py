@@ -29,7 +29,7 @@ def log_evidence(
         samples: draws of the posterior given x, with its model.
         x: the data the samples were drawn with, (N, D); NaN marks a missing value.
         mask: True where observed.
-        seed: of the draws from the normal approximation.
+        seed: the seed of the draws from the normal approximation.
 
     Raises:
         ValueError: if the samples have no model, or its prior on the loadings is not invariant

@@ -31,7 +31,7 @@ ELBO_DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Settings:
+class GapSettings:
     """Arguments of :func:`ppl_vae.gaps`.
 
     Raises:
@@ -95,7 +95,7 @@ class GapEstimator:
         self,
         pair: Pair,
         family: Family,
-        settings: Settings,
+        settings: GapSettings,
         make_runner: Callable[[int], CallRunner],
     ) -> None:
         self.pair, self.family, best = pair, family, settings.best

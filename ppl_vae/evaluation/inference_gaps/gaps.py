@@ -21,7 +21,7 @@ from ppl_vae.core.validation import ArrayLike, as_vector
 from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
 from ppl_vae.data.sources.row_blocks import RowSource
 from ppl_vae.data.sources.row_stream import Rows, describe_rows
-from ppl_vae.evaluation.inference_gaps.estimator import GapEstimator, Settings
+from ppl_vae.evaluation.inference_gaps.estimator import GapEstimator, GapSettings
 from ppl_vae.evaluation.inference_gaps.family import family_of
 from ppl_vae.evaluation.inference_gaps.global_draws import (
     average_over_draws,
@@ -110,7 +110,7 @@ def gaps(
     """
     with ExitStack() as stack:
         with Processes.current().together():
-            settings = Settings(
+            settings = GapSettings(
                 covariance, best, steps, num_samples, tolerance, num_global_draws, capture
             )
             log_p = None if log_p is None else as_vector(log_p, name="log_p")
@@ -130,7 +130,7 @@ def _estimates(
     pair: Pair,
     data: Rows,
     rows: Int[Tensor, " R"],
-    settings: Settings,
+    settings: GapSettings,
     log_p: Float[Tensor, " R"] | None,
     seed: int | None,
 ) -> tuple[list[Gaps], Float[Tensor, " G"] | None]:

@@ -228,8 +228,7 @@ class LocalOptimum:
             else:
                 gradient.store(self.runner, self.STEPS, [rule.noise, rule.square])
 
-        optimizer = torch.optim.Adam(gradient.parameters, lr=self.LEARNING_RATE)
-        descend(optimizer, cosine_rates(self.LEARNING_RATE, self.STEPS), store)
+        descend(gradient.parameters, cosine_rates(self.LEARNING_RATE, self.STEPS), store)
         guide.requires_grad_(False).eval()
 
     @torch.no_grad()

@@ -80,7 +80,8 @@ class Gaps(Result):
         unsplit_reason: why there is no amortization gap, as a clause; empty if there is one.
         global_part: with global latent variables, all values are averages given draws of them,
             and this is the rest of log p(x) - ELBO; None without any.
-        labels: of the data, if they were rows of a frame; ``to_frame`` returns such a frame.
+        labels: the labels of the data, if they were rows of a frame; ``to_frame`` returns such a
+            frame.
     """
 
     log_likelihood: Float[Tensor, " N"]

@@ -24,7 +24,7 @@ from ppl_vae.core.traces import (
 )
 from ppl_vae.evaluation.local_guides.site_override import SiteOverride, to_site_shape
 from ppl_vae.evaluation.marginal_likelihood.batching import rows_at_once
-from ppl_vae.objectives.divergences import check_latents, is_delta, kl_by_dimension, kl_terms
+from ppl_vae.objectives.divergences import check_latents, is_delta, kl_terms, site_kl_by_dimension
 
 DENSITIES_PER_BLOCK = 2**16
 """Number of densities q(z | x), of one code under one datum, that are evaluated at once."""
@@ -142,7 +142,7 @@ class CodeDensities:
         values = []
         for name, site in self._latents():
             try:
-                values.append(kl_by_dimension(self.run, name, marginal=True).double().cpu())
+                values.append(site_kl_by_dimension(self.run, name, marginal=True).double().cpu())
             except ValueError:
                 width = self._flat(name, site["value"]).shape[2]
                 values.append(torch.full((width,), math.nan).double())

@@ -22,7 +22,7 @@ from ppl_vae.evaluation.latent_space.collapse_result import Collapse
 from ppl_vae.evaluation.latent_space.spectrum import Spectrum, model_noise_variance, spectrum
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.objectives.divergences import check_latents
-from ppl_vae.objectives.divergences import kl_by_dimension as kl_of_site
+from ppl_vae.objectives.divergences import site_kl_by_dimension as kl_of_site
 
 
 @torch.no_grad()

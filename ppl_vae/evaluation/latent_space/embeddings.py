@@ -41,7 +41,7 @@ class Embedding(Result):
     correct: Float[Tensor, " N"]
 
     @property
-    def mean_error(self) -> tuple[float, float]:
+    def mean_squared_error(self) -> tuple[float, float]:
         """The mean squared error over the rows, and its standard error."""
         return mean_and_error(self.error)
 
@@ -69,7 +69,7 @@ class Embeddings(Result):
         """One row per embedding: mean error and accuracy, each with its standard error."""
         import pandas as pd
 
-        rows = [(*each.mean_error, *each.accuracy) for each in self.embeddings]
+        rows = [(*each.mean_squared_error, *each.accuracy) for each in self.embeddings]
         columns = ["error", "error_se", "accuracy", "accuracy_se"]
         names = pd.Index([each.name for each in self.embeddings], name="embedding")
         return pd.DataFrame(rows, columns=columns, index=names)
@@ -79,7 +79,7 @@ class Embeddings(Result):
         rows = [
             (
                 each.name,
-                "{:.3f} ± {:.3f}".format(*each.mean_error),
+                "{:.3f} ± {:.3f}".format(*each.mean_squared_error),
                 "{:.1f} ± {:.1f}".format(*(100 * value for value in each.accuracy)),
             )
             for each in self.embeddings

@@ -15,24 +15,57 @@ def cosine_rates(lr: float, steps: int) -> list[float]:
     return [lr * (1 + math.cos(math.pi * k / steps)) / 2 for k in range(steps)]
 
 
-def descend(
-    optimizer: torch.optim.Optimizer, rates: Sequence[float], store_gradient: Callable[[], Any]
-) -> None:
-    """Take one step of an optimizer with each learning rate.
+class Adam:
+    """Adam with torch's constants, whose steps are those of ``torch.optim.Adam`` to the last bit.
+
+    Torch's own imports its compiler when it is constructed, which takes more than a second.
 
     Args:
-        optimizer: an optimizer with one parameter group.
+        parameters: the parameters, which hold their gradients.
+
+    References:
+        Kingma, Ba: Adam: a method for stochastic optimization (2015).
+    """
+
+    BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+        self.num_steps = 0
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Take a step with this learning rate."""
+        self.num_steps += 1
+        size = lr / (1 - self.BETA1**self.num_steps)
+        root = math.sqrt(1 - self.BETA2**self.num_steps)
+        for parameter, first, second in self.moments:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            first.lerp_(gradient, 1 - self.BETA1)
+            second.mul_(self.BETA2).addcmul_(gradient, gradient, value=1 - self.BETA2)
+            scale = (second.sqrt() / root).add_(self.EPS)
+            parameter.addcdiv_(first, scale, value=-size)
+
+
+def descend(
+    parameters: Sequence[Tensor], rates: Sequence[float], store_gradient: Callable[[], Any]
+) -> None:
+    """Take one step of Adam with each learning rate.
+
+    Args:
+        parameters: the parameters.
         rates: the learning rate of each step.
         store_gradient: computes the gradient of the function to minimize, and stores it in the
             parameters, before each step; see :func:`store_gradient`.
     """
-    (group,) = optimizer.param_groups
+    optimizer = Adam(parameters)
     for number, rate in enumerate(rates):
-        group["lr"] = rate
         # Checks of arguments read values, for which the host waits, at each site of each step.
         with validation(validation_enabled() and number == 0):
             store_gradient()
-        optimizer.step()
+        optimizer.step(rate)
 
 
 def store_gradient(parameters: Sequence[Tensor], loss: Callable[[], Tensor]) -> None:

@@ -28,7 +28,7 @@ class SitePlates:
 
     Attributes:
         name: the name of the site.
-        plates: of each plate its name, its full size, its rows (None: all) and its dimension.
+        plates: for each plate its name, its full size, its rows (None: all) and its dimension.
     """
 
     name: str
@@ -99,7 +99,7 @@ class LocalGuide(Program):
     ) -> None:
         super().__init__()
         self._num_rows = num_rows
-        # In tuples, so that the modules of the other guide are no parts of this one.
+        # Tuples keep the modules of the other guide from becoming parts of this one.
         self._global_guides = () if global_guide is None else (global_guide,)
         self._held = tuple(modules_of(*self._global_guides))
         self._sites = list(sites)

@@ -19,9 +19,10 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_vae.core.batch import Batch
@@ -39,9 +40,11 @@ from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
 SCHEDULES = ("linear", "sigmoid")
 SIGMOID_END = 4.0
 """The sigmoid schedule is the logistic function between minus and plus this value."""
-MIN_TUNING_CHAINS, MAX_TUNING_CHAINS = 8, 32
-"""Bounds on the number of chains per datum that tune the step sizes."""
-MAX_TUNED_TEMPERATURES = 100
+TUNING_CHAINS = 8
+"""The number of chains per datum that tune the step sizes."""
+SCALE_DRAWS = 32
+"""The number of draws of q per datum that determine its standard deviations."""
+MAX_TUNED_TEMPERATURES = 50
 """The number of temperatures at which step sizes are tuned; others use the nearest one's."""
 FIRST_TUNING_MOVES, TUNING_MOVES = 10, 2
 """Tuning moves at the first temperature, so that the step size converges, and at each other."""
@@ -95,7 +98,7 @@ class Annealing:
         """The number of density evaluations for a batch, with chains in ``num_chunks`` parts."""
         tuned = min(self.num_temperatures, MAX_TUNED_TEMPERATURES)
         tuning = FIRST_TUNING_MOVES + TUNING_MOVES * tuned
-        return (self.leapfrog + 1) * (tuning + num_chunks * self.num_temperatures)
+        return self.leapfrog * (tuning + num_chunks * self.num_temperatures) + num_chunks + 1
 
 
 class AISWeights(LogWeightSampler):
@@ -112,7 +115,6 @@ class AISWeights(LogWeightSampler):
 
     Attributes:
         block_size: the number of data in a batch.
-        num_tuning_chains: the number of chains per datum that tune the step sizes.
         acceptance: the mean acceptance probability of each move of the measured chains.
     """
 
@@ -127,14 +129,13 @@ class AISWeights(LogWeightSampler):
         precision: str = "float32",
     ) -> None:
         self.annealing = annealing
-        size = block_size(x, max(num_chains, MAX_TUNING_CHAINS), refined=False)
+        size = block_size(x, max(num_chains, SCALE_DRAWS), refined=False)
         self.block_size = min(size, num_data)
         chunks = _chunk_sizes(num_chains, self.block_size, rows_at_once(x))
         self._repeats = annealing.num_evaluations(len(chunks))
         num_calls = math.ceil(num_data / self.block_size) * self._repeats
         super().__init__(CallRunner(capture, num_calls, precision=precision))
-        self.num_tuning_chains = min(max(chunks[0], MIN_TUNING_CHAINS), MAX_TUNING_CHAINS)
-        self._usual_sizes = {chunks[0], self.num_tuning_chains}
+        self._usual_sizes = {chunks[0], TUNING_CHAINS}
         self.acceptance: list[Tensor] = []
 
     @property
@@ -149,22 +150,43 @@ class AISWeights(LogWeightSampler):
         """The log weights of S chains for each of B data, in float64."""
         return AISChains(self, AnnealingPath(pair, batch)).forward(num_samples)
 
-    def log_prob_and_grad(
-        self, path: AnnealingPath, points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
-    ) -> PathDensity:
-        """:meth:`AnnealingPath.log_prob_and_grad` on the batch, eagerly, recorded or compiled."""
+    def density(self, path: AnnealingPath, points: Float[Tensor, "S B K"]) -> PathDensity:
+        """:meth:`AnnealingPath.density` on the batch, eagerly, recorded or compiled."""
 
         def compute(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            *given, points, beta = tensors
+            *given, points = tensors
             with validation(False):
-                return tuple(path.log_prob_and_grad(given, points, beta))
+                return tuple(path.density(given, points))
 
         # Code is compiled for the usual shapes alone, not for the remaining data or chains.
         usual = len(points) in self._usual_sizes and points.shape[1] == self.block_size
-        tensors = [*path.batch.tensors, points, beta]
+        tensors = [*path.batch.tensors, points]
         return PathDensity(
             *self.run(path, tuple(points.shape), compute, tensors, self._repeats, usual=usual)
         )
+
+
+class ChainState(NamedTuple):
+    """Points of chains, and the densities there, which the next move does not compute again.
+
+    Attributes:
+        points: (S, B, K).
+        density: log q, log w and their gradients.
+    """
+
+    points: Tensor
+    density: PathDensity
+
+    def replaced(self, other: "ChainState", where: Bool[Tensor, "S B"]) -> "ChainState":
+        """The other chains where this is True."""
+
+        def choose(new: Tensor, old: Tensor) -> Tensor:
+            chosen = where[..., None] if new.dim() > where.dim() else where
+            return torch.where(chosen, new, old)
+
+        parts = zip(other.density, self.density, strict=True)
+        density = PathDensity(*(choose(new, old) for new, old in parts))
+        return ChainState(choose(other.points, self.points), density)
 
 
 class AISChains:
@@ -185,10 +207,10 @@ class AISChains:
 
     def __init__(self, sampler: AISWeights, path: AnnealingPath) -> None:
         self.sampler, self.path = sampler, path
-        points = path.draw(MAX_TUNING_CHAINS)
+        points = path.draw(SCALE_DRAWS)
         self.betas = sampler.annealing.betas().to(points.device)
         self.scale = points.std(0).clamp(min=torch.finfo(points.dtype).tiny)
-        self.steps = self._tune(points[: sampler.num_tuning_chains])
+        self.steps = self._tune(points[:TUNING_CHAINS])
 
     def forward(self, num_chains: int) -> Float[Tensor, "S B"]:
         """Log weights of chains per datum, from draws of q to the posterior."""
@@ -209,37 +231,36 @@ class AISChains:
         if reverse:
             betas, increments, steps = betas.flip(0), increments.flip(0), steps.flip(0)
         total = torch.zeros(points.shape[:2], dtype=torch.float64, device=points.device)
+        state = self._state(points)
         for beta, increment, step in zip(betas, increments[:-1], steps, strict=True):
-            points, log_weight, acceptance = self._move(points, beta, step)
-            total = total + increment * log_weight.double()
+            total = total + increment * state.density.log_weight.double()
+            state, acceptance = self._move(state, beta, step)
             self.sampler.acceptance.append(acceptance.mean())
-        last = self.sampler.log_prob_and_grad(self.path, points, self.betas[-1].to(points.dtype))
-        return total + increments[-1] * last.log_weight.double()
+        return total + increments[-1] * state.density.log_weight.double()
+
+    def _state(self, points: Float[Tensor, "S B K"]) -> ChainState:
+        return ChainState(points, self.sampler.density(self.path, points))
 
     def _move(
-        self, points: Float[Tensor, "S B K"], beta: Tensor, step: Float[Tensor, " B"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A Hamiltonian move: new points, log w of the old ones, and acceptance probabilities."""
-        beta = beta.to(points.dtype)
-        momentum = initial_momentum = torch.randn_like(points)
-        jitter = 1 + JITTER * (2 * torch.rand_like(points[..., :1]) - 1)
+        self, state: ChainState, beta: Tensor, step: Float[Tensor, " B"]
+    ) -> tuple[ChainState, Float[Tensor, "S B"]]:
+        """A Hamiltonian move: the chains after it, and acceptance probabilities."""
+        beta = beta.to(state.points.dtype)
+        momentum = initial_momentum = torch.randn_like(state.points)
+        jitter = 1 + JITTER * (2 * torch.rand_like(state.points[..., :1]) - 1)
         step = self.scale * step[:, None] * jitter
-        log_weight, initial_log_prob, grad = self.sampler.log_prob_and_grad(
-            self.path, points, beta
-        )
-        proposal, log_prob = points, initial_log_prob
+        proposal = state
         for _ in range(self.sampler.annealing.leapfrog):
-            momentum = momentum + step / 2 * grad
-            proposal = proposal + step * momentum
-            _, log_prob, grad = self.sampler.log_prob_and_grad(self.path, proposal, beta)
-            momentum = momentum + step / 2 * grad
+            momentum = momentum + step / 2 * proposal.density.grad(beta)
+            proposal = self._state(proposal.points + step * momentum)
+            momentum = momentum + step / 2 * proposal.density.grad(beta)
         kinetic_change = (momentum.square() - initial_momentum.square()).sum(-1) / 2
-        log_ratio = log_prob - initial_log_prob - kinetic_change
+        change = proposal.density.log_prob(beta) - state.density.log_prob(beta)
         # It is NaN where the proposal has no finite density.
+        log_ratio = change - kinetic_change
         log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
         accepted = torch.rand_like(log_ratio).log() < log_ratio
-        acceptance = log_ratio.clamp(max=0).exp()
-        return torch.where(accepted[..., None], proposal, points), log_weight, acceptance
+        return state.replaced(proposal, accepted), log_ratio.clamp(max=0).exp()
 
     def _tune(self, points: Float[Tensor, "S B K"]) -> Float[Tensor, "T B"]:
         """Step sizes at each temperature, in units of q's standard deviations."""
@@ -249,10 +270,10 @@ class AISChains:
         num_tuned = min(num_inner, MAX_TUNED_TEMPERATURES)
         grid = torch.linspace(0, num_inner - 1, num_tuned).round().long()
         log_step = self.scale.new_full(self.scale.shape[:1], -math.log(points.shape[-1]) / 4)
-        tuned = []
+        state, tuned = self._state(points), []
         for position, inner in enumerate(grid.tolist()):
             for _ in range(TUNING_MOVES if position else FIRST_TUNING_MOVES):
-                points, _, acceptance = self._move(points, self.betas[1 + inner], log_step.exp())
+                state, acceptance = self._move(state, self.betas[1 + inner], log_step.exp())
                 log_step = log_step + (acceptance.mean(0) - TARGET_ACCEPTANCE) / 2
             tuned.append(log_step)
         nearest = (torch.arange(num_inner)[:, None] - grid).abs().argmin(-1)

@@ -113,17 +113,26 @@ class _UnconstrainedValues:
 
 
 class PathDensity(NamedTuple):
-    """The density of an annealed distribution f_b at given points, each term (S, B).
+    """The densities of the annealed distributions f_b at given points, for all b.
 
     Attributes:
-        log_weight: log w = log p(x, z) - log q(z).
-        log_prob: log f_b = log q + b log w, unnormalized.
-        grad: the gradient of ``log_prob`` with respect to the points, (S, B, K).
+        log_q: log q, in unconstrained space, (S, B).
+        log_weight: log w = log p(x, z) - log q(z), (S, B).
+        grad_q, grad_weight: their gradients with respect to the points, (S, B, K).
     """
 
+    log_q: Tensor
     log_weight: Tensor
-    log_prob: Tensor
-    grad: Tensor
+    grad_q: Tensor
+    grad_weight: Tensor
+
+    def log_prob(self, beta: Float[Tensor, ""]) -> Float[Tensor, "S B"]:
+        """log f_b = log q + b log w, unnormalized."""
+        return self.log_q + beta * self.log_weight
+
+    def grad(self, beta: Float[Tensor, ""]) -> Float[Tensor, "S B K"]:
+        """The gradient of log f_b."""
+        return self.grad_q + beta * self.grad_weight
 
 
 class AnnealingPath(PairFunction):
@@ -196,16 +205,23 @@ class AnnealingPath(PairFunction):
         log_q = torch.stack(torch.broadcast_tensors(*terms)).sum(0)
         return log_q, run.log_weights().expand(log_q.shape)
 
-    def log_prob_and_grad(
-        self, tensors: Sequence[Tensor], points: Float[Tensor, "S B K"], beta: Float[Tensor, ""]
-    ) -> PathDensity:
-        """log w, log f_b and the gradient of log f_b at these points."""
+    def density(self, tensors: Sequence[Tensor], points: Float[Tensor, "S B K"]) -> PathDensity:
+        """log q, log w and their gradients at these points."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            log_q, log_weight = self.log_q_and_weight(tensors, points)
-            value = log_q + beta * log_weight
-            (grad,) = torch.autograd.grad(value.sum(), points)
-        return PathDensity(log_weight.detach(), value.detach(), grad)
+            values = self.log_q_and_weight(tensors, points)
+            gradients = [_gradient(value, points) for value in values]
+        return PathDensity(*(value.detach() for value in values), *gradients)
+
+
+def _gradient(value: Float[Tensor, "S B"], points: Float[Tensor, "S B K"]) -> Tensor:
+    # A likelihood that does not depend on z has no gradient.
+    if not value.requires_grad:
+        return torch.zeros_like(points)
+    (gradient,) = torch.autograd.grad(
+        value.sum(), points, retain_graph=True, materialize_grads=True
+    )
+    return gradient
 
 
 def _coordinates_of(run: PairTraces) -> list[_Coordinates]:

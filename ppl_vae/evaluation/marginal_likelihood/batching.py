@@ -51,7 +51,7 @@ def block_size(x: Tensor, num_samples: int, *, refined: bool) -> int:
     return max(1, min(rows_at_once(x) // most_draws, WEIGHTS_AT_ONCE // num_samples))
 
 
-def check_no_nan(log_weights: Float[Tensor, "S B"], batch: Batch) -> None:
+def check_log_weights(log_weights: Float[Tensor, "S B"], batch: Batch) -> None:
     """Check that no log weight of a batch is NaN.
 
     Raises:

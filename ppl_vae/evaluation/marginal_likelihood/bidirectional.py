@@ -25,7 +25,7 @@ from ppl_vae.core.traces import PairTraces
 from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISChains, AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.annealing_path import AnnealingPath
-from ppl_vae.evaluation.marginal_likelihood.batching import check_no_nan
+from ppl_vae.evaluation.marginal_likelihood.batching import check_log_weights
 from ppl_vae.evaluation.marginal_likelihood.drawn_data import draw_batch
 from ppl_vae.evaluation.marginal_likelihood.importance import prior_guide
 from ppl_vae.evaluation.marginal_likelihood.reliability import effective_sample_size
@@ -168,7 +168,7 @@ def _bounds(
 
 def _bound(log_weights: Float[Tensor, "S B"], batch: Batch) -> tuple[Tensor, Tensor]:
     """log-mean-exp over chains, and its standard error by the delta method."""
-    check_no_nan(log_weights, batch)
+    check_log_weights(log_weights, batch)
     number = len(log_weights)
     value = torch.logsumexp(log_weights, 0) - math.log(number)
     variance = (number / effective_sample_size(log_weights) - 1).clamp(min=0)

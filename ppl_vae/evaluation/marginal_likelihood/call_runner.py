@@ -18,8 +18,9 @@ from ppl_vae.capture.graph import (
 )
 from ppl_vae.capture.policy import RECORDING_CALLS, CapturePolicy, is_worth_compiling
 from ppl_vae.core.devices.accelerators import synchronize
+from ppl_vae.core.devices.freed_memory import keep_freed_memory
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 Capture: TypeAlias = Callable[..., tuple[GraphModule, Any]]
 """Captures a function for given arguments, see :func:`ppl_vae.capture.graph.capture_graph`."""
 
@@ -30,7 +31,7 @@ class CallRunner(CapturePolicy):
     Args:
         capture: see :class:`ppl_vae.capture.policy.CapturePolicy`.
         num_calls: the expected number of calls.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         compiled: whether what is to be compiled is, or is only run as recorded.
     """
 
@@ -43,6 +44,7 @@ class CallRunner(CapturePolicy):
         compiled: bool = True,
     ) -> None:
         super().__init__(capture)
+        keep_freed_memory()
         self.calls_left, self.precision, self.compiled = num_calls, precision, compiled
         self._functions: dict[Any, CompiledFunction] = {}
         self._usual: Any = None
@@ -55,18 +57,18 @@ class CallRunner(CapturePolicy):
         found = [compilation for compilation in ready if compilation is not None]
         if not found:
             return self.reason
-        return f"{self.reason}; compiled beside these calls in {found[0].seconds:.0f} s"
+        return f"{self.reason}; compiled in the background in {found[0].seconds:.0f} s"
 
     def run(
         self,
         key: Any,
-        eager: Callable[[], Result],
-        captured: Callable[[CompiledFunction], Result],
+        eager: Callable[[], Returned],
+        captured: Callable[[CompiledFunction], Returned],
         capture: Capture,
         *,
         repeats: int,
         usual: bool | None = None,
-    ) -> Result:
+    ) -> Returned:
         """The result of a call.
 
         Args:
@@ -93,12 +95,12 @@ class CallRunner(CapturePolicy):
 
     def consider_compiling(self, seconds_left: float) -> None:
         """Begin to compile if that is worth its time; see the base class."""
-        functions = [f for f in self._functions.values() if f.compiled == "beside"]
+        functions = [f for f in self._functions.values() if f.compiled == "background"]
         for function in functions:
-            beside, seconds = function.compiles_beside, function.recording_seconds
-            if not is_worth_compiling(seconds_left, seconds, beside=beside):
+            in_background, seconds = function.compiles_in_background, function.recording_seconds
+            if not is_worth_compiling(seconds_left, seconds, in_background=in_background):
                 continue
-            if beside:
+            if in_background:
                 function.request()
             else:
                 self.enable(True, f"about {seconds_left:.1f} s of recorded work were left")
@@ -109,7 +111,7 @@ class CallRunner(CapturePolicy):
             function.abandon()
 
     def _function(self, key: Any, capture: Capture, *, usual: bool) -> CompiledFunction:
-        compiled: bool | str = self.compiled and usual and (self.mode is True or "beside")
+        compiled: bool | str = self.compiled and usual and (self.mode is True or "background")
         if (self.mode, key) not in self._functions:
             if len(self._functions) >= MAX_SIGNATURES:
                 self._functions.pop(next(iter(self._functions))).abandon()
@@ -118,7 +120,7 @@ class CallRunner(CapturePolicy):
             )
         return self._functions[self.mode, key]
 
-    def _timed(self, call: Callable[[], Result]) -> Result:
+    def _timed(self, call: Callable[[], Returned]) -> Returned:
         if not self._undecided:
             return call()
         start = self._clock()

@@ -104,7 +104,7 @@ class LogLikelihood(DatumEstimates):
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, C)
             with C = 4, or less where S is too small for four different numbers; it increases
             towards log p in expectation. None for exact values.
-        cells: the number of observed entries of each datum, (N,); None where it is not known.
+        num_entries: the number of observed entries of each datum, (N,); None if not known.
         notes: the caveats that the pair attaches to these estimates.
         tail_index: the k-hats shrunk towards those of data with similar weights; NaN where no
             tail can be fitted.
@@ -122,7 +122,8 @@ class LogLikelihood(DatumEstimates):
         refinable: whether ``refine=`` applies, which it does not to discrete variables.
         global_error: the Monte Carlo error of ``mean``, in nats, where draws of global latent
             variables are shared by the data, whose errors are then dependent; else None.
-        labels: of the data, if they were rows of a frame; ``to_frame`` returns such a frame.
+        labels: the labels of the data, if they were rows of a frame; ``to_frame`` returns such a
+            frame.
     """
 
     num_samples: int
@@ -130,7 +131,7 @@ class LogLikelihood(DatumEstimates):
     refine: int
     execution: str = ""
     curve: Float[Tensor, "N C"] | None = None
-    cells: Float[Tensor, " N"] | None = None
+    num_entries: Float[Tensor, " N"] | None = None
     notes: tuple[str, ...] = ()
     tail_index: Float[Tensor, " N"] | None = None
     limit: Float[Tensor, " N"] | None = None
@@ -168,14 +169,16 @@ class LogLikelihood(DatumEstimates):
 
     @property
     def bits_per_dimension(self) -> float:
-        """-log2 p of all data over the number of their observed cells; less is better.
+        """-log2 p of all data over the number of their observed entries; less is better.
 
         Raises:
-            ValueError: if it is not known how many cells there were.
+            ValueError: if it is not known how many entries there were.
         """
-        if self.cells is None:
-            raise ValueError("it is not known how many cells the data had; cells= is missing")
-        return -float(self.value.sum() / self.cells.sum()) / math.log(2)
+        if self.num_entries is None:
+            raise ValueError(
+                "it is not known how many entries the data had; num_entries= is missing"
+            )
+        return -float(self.value.sum() / self.num_entries.sum()) / math.log(2)
 
     @property
     def expected_coverage(self) -> float:
@@ -213,7 +216,11 @@ class LogLikelihood(DatumEstimates):
         return f"{self.method}, {drawn}, refine={self.refine}"
 
     def _bits(self) -> str:
-        return "" if self.cells is None else f", {self.bits_per_dimension:.4f} bits per dimension"
+        return (
+            ""
+            if self.num_entries is None
+            else f", {self.bits_per_dimension:.4f} bits per dimension"
+        )
 
     def _coverage(self) -> Iterator[str]:
         if not math.isnan(covered := self.expected_coverage):

@@ -23,13 +23,13 @@ from ppl_vae.core.program import ProgramLike
 from ppl_vae.core.state import isolated_store
 from ppl_vae.core.validation import ArrayLike, check_int, check_option, check_rows_observed
 from ppl_vae.data.sources.observed_rows import closed_after_use, observe_rows
-from ppl_vae.data.sources.row_blocks import RowSource, empty_rows_note
+from ppl_vae.data.sources.row_blocks import RowSource, empty_rows_dropped_note
 from ppl_vae.data.sources.row_stream import Rows, RowStream, describe_rows
 from ppl_vae.evaluation.marginal_likelihood.annealed import AISWeights, Annealing
 from ppl_vae.evaluation.marginal_likelihood.batching import (
     LogWeightSampler,
     block_size,
-    check_no_nan,
+    check_log_weights,
     rows_at_once,
 )
 from ppl_vae.evaluation.marginal_likelihood.call_runner import CallRunner
@@ -42,7 +42,7 @@ from ppl_vae.evaluation.marginal_likelihood.local_vi import LocalVI
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     WeightSummary,
     assess_reliability,
-    summarize,
+    summarize_weights,
 )
 from ppl_vae.evaluation.marginal_likelihood.scored_entries import (
     entries_per_row,
@@ -133,11 +133,13 @@ def log_likelihood(
             method=method, refine=refine, covariance=covariance, annealing=annealing,
             capture=capture, precision=precision, seed=seed,
         )  # fmt: skip
-        cells = num_scored(pair, data, rows, size)
-        cells = cells if cells is None else cells.to(estimate.value)
+        num_entries = num_scored(pair, data, rows, size)
+        num_entries = num_entries if num_entries is None else num_entries.to(estimate.value)
     notes = *pair.notes(), *left_out, *estimate.notes
     labels = labels.take(rows)
-    return replace(estimate, execution=execution, cells=cells, notes=notes, labels=labels)
+    return replace(
+        estimate, execution=execution, num_entries=num_entries, notes=notes, labels=labels
+    )
 
 
 def _estimate(
@@ -210,12 +212,12 @@ def _scored_rows(
     rows = (torch.arange(len(data)) if rows is None else rows).to(data.device)
     if isinstance(data, RowStream):
         empty = torch.isin(rows, data.empty_rows.to(rows.device))
-        return rows[~empty], empty_rows_note(rows[empty].tolist())
+        return rows[~empty], empty_rows_dropped_note(rows[empty].tolist())
     if data.mask is None or bool((some := data.mask[rows].any(1)).all()):
         return rows, ()
     if not bool(some.any()):
         check_rows_observed(data.mask)
-    return rows[some], empty_rows_note(rows[~some].tolist())
+    return rows[some], empty_rows_dropped_note(rows[~some].tolist())
 
 
 def _sampler(
@@ -253,7 +255,7 @@ def combine(
     Args:
         parts: the statistics of the weights of each batch.
         num_samples, method, refine: the settings of the estimates.
-        diagnostics: of the latent sites of the pair, where they were computed.
+        diagnostics: the diagnostics of the latent sites of the pair, where they were computed.
         has_globals: whether the data of a batch share draws of global variables.
     """
     summary = _joined(parts)
@@ -337,5 +339,5 @@ def weight_summary(
     """
     with nonfinite_sites_named(pair, batch):
         log_weights = sampler(pair, batch, num_samples)
-        check_no_nan(log_weights, batch)
-    return summarize(log_weights, log_mean_weights(log_weights))
+        check_log_weights(log_weights, batch)
+    return summarize_weights(log_weights, log_mean_weights(log_weights))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -76,9 +75,9 @@ class LocalVI:
             return -function.log_weights(tensors, self.num_samples).mean(0).sum()
 
         gradient = LocalGradient(guide, function, loss)
-        optimizer = torch.optim.Adam(gradient.parameters, lr=1.0)
+        steps = len(self.rates)
         with pair.eval_mode():
-            descend(optimizer, self.rates, lambda: gradient.store(self.runner, len(self.rates)))
+            descend(gradient.parameters, self.rates, lambda: gradient.store(self.runner, steps))
         guide.check_conditioning()
         return guide, refined
 

@@ -26,7 +26,6 @@ References:
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -36,6 +35,7 @@ from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
     largest_tail_index,
 )
+from ppl_vae.evaluation.marginal_likelihood.pareto_tail import tail_index
 
 MIN_DRAWS = 25
 """With fewer draws the tail of the weights cannot be estimated."""
@@ -122,30 +122,24 @@ def k_hat(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
     It is 0 where the weights are constant up to rounding. It is NaN with fewer than 25 draws, and
     where a tail cannot be fitted because its weights have few distinct values.
     """
-    weights = log_weights.detach().double().cpu()
-    constant = (weights.amax(0) - weights.amin(0)) < CONSTANT_SPREAD
-    skipped = has_ties(weights) | (len(weights) < MIN_DRAWS)
-    values = [
-        0.0 if flat else math.nan if skip else _k_hat(column)
-        for column, flat, skip in zip(weights.numpy(force=True).T, constant, skipped, strict=True)
-    ]
-    return torch.tensor(values, dtype=torch.float64)
+    ordered = log_weights.detach().double().cpu().sort(0).values
+    return _k_hat(ordered, has_ties(ordered))
 
 
-def _k_hat(log_weights: np.ndarray) -> float:
-    from arviz_stats.base.array import array_stats
-
-    with np.errstate(all="ignore"):
-        try:
-            # ArviZ takes log-likelihoods here, whose importance weights are their reciprocals.
-            return float(array_stats.psislw(log_weights.max() - log_weights)[1])
-        except ValueError:  # the tail consists of equal weights
-            return float("nan")
+def _k_hat(ordered: Float[Tensor, "S N"], tied: Bool[Tensor, " N"]) -> Float[Tensor, " N"]:
+    if len(ordered) < MIN_DRAWS:
+        index = torch.full_like(ordered[0], math.nan)
+    else:
+        index = tail_index(ordered).masked_fill(tied, math.nan)
+    return index.masked_fill(ordered[-1] - ordered[0] < CONSTANT_SPREAD, 0.0)
 
 
-def has_ties(log_weights: Float[Tensor, "S N"]) -> Bool[Tensor, " N"]:
-    """Whether at least half of the tail that a Pareto distribution is fitted to are ties."""
-    ordered = log_weights.sort(0).values
+def has_ties(ordered: Float[Tensor, "S N"]) -> Bool[Tensor, " N"]:
+    """Whether at least half of the tail that a Pareto distribution is fitted to are ties.
+
+    Args:
+        ordered: log weights in ascending order.
+    """
     size = math.ceil(min(0.2 * len(ordered), 3 * math.sqrt(len(ordered)))) + 1
     distinct = 1 + _new_values(ordered)[-min(size, len(ordered)) :][1:].sum(0)
     return distinct <= max(min(size, len(ordered)) / 2, 1)
@@ -159,7 +153,9 @@ def _new_values(ordered: Float[Tensor, "S N"]) -> Bool[Tensor, "S N"]:
     return new
 
 
-def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) -> WeightSummary:
+def summarize_weights(
+    log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]
+) -> WeightSummary:
     """Compute the statistics of the weights of a batch, on the CPU.
 
     A few data are processed at a time, since each step holds several copies of the weights.
@@ -169,10 +165,9 @@ def summarize(log_weights: Float[Tensor, "S N"], curve: Float[Tensor, "N C"]) ->
     joint = _joint_variance(log_weights)
     # From an accelerator the weights are copied once, and so are the statistics of all data.
     vectors = torch.stack([curve[:, -1], *parts, joint]).cpu()
-    value, ess, ties, rare, above, below, joint_variance = vectors
-    tail_index = torch.cat(list(map(k_hat, log_weights.cpu().split(DATA_AT_ONCE, 1))))
+    value, ess, index, tied, rare, above, below, joint_variance = vectors
     shape = rare, above, below
-    return WeightSummary(value, ess, tail_index, ties.bool(), *shape, curve.cpu(), joint_variance)
+    return WeightSummary(value, ess, index, tied.bool(), *shape, curve.cpu(), joint_variance)
 
 
 def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
@@ -188,10 +183,12 @@ def _joint_variance(log_weights: Float[Tensor, "S N"]) -> Float[Tensor, " N"]:
 
 def _summarize_few(log_weights: Float[Tensor, "S N"]) -> tuple[Float[Tensor, " N"], ...]:
     ordered = log_weights.sort(0).values
+    tied = has_ties(ordered)
     low, middle, high = (ordered[round(p * (len(ordered) - 1))] for p in (0.2, 0.5, 0.8))
     return (
         effective_sample_size(log_weights),
-        has_ties(log_weights).to(log_weights),
+        _k_hat(ordered, tied),
+        tied.to(log_weights),
         _rare_variance(ordered),
         _log_distance(high - middle),
         _log_distance(middle - low),

@@ -83,14 +83,14 @@ class MaskedCV(Result):
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
-    def _cells(self, place: int) -> tuple[str, ...]:
+    def _cells(self, index: int) -> tuple[str, ...]:
         return (
-            self.noise[place],
-            str(self.latent_dim[place]),
-            short_number(float(self.log_density[place])),
-            short_number(float(self.rmse[place])),
-            f"{self.coverage[place]:.1%}",
-            "<- best" if place == self.best else "",
+            self.noise[index],
+            str(self.latent_dim[index]),
+            short_number(float(self.log_density[index])),
+            short_number(float(self.rmse[index])),
+            f"{self.coverage[index]:.1%}",
+            "<- best" if index == self.best else "",
         )
 
 
@@ -223,9 +223,9 @@ def _search(
 def _not_validated(x: Tensor, observed: Bool[Tensor, "N D"], latent_dim: int) -> Iterator[str]:
     # Masked values are of columns that are observed together, unlike some missing values.
     pairs = undetermined_pairs(RowBlocks(x.where(observed, torch.nan)), latent_dim)
-    cells = undetermined_entries(observed, pairs)
-    if number := int(cells.sum()):
-        columns = cells.any(0).nonzero().flatten().tolist()
+    entries = undetermined_entries(observed, pairs)
+    if number := int(entries.sum()):
+        columns = entries.any(0).nonzero().flatten().tolist()
         yield (
             f"the observed values do not determine the covariances that {number} of the missing "
             f"values, in {counted(len(columns), 'column')}, depend on at K = {latent_dim}; the "

@@ -24,7 +24,7 @@ from ppl_vae.core.validation import ArrayLike, check_int
 from ppl_vae.data.sources.observed_rows import whole_table
 from ppl_vae.data.sources.row_blocks import RowBlock, RowSource, rows_per_block
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import row_posterior
 from ppl_vae.models.linear.table_statistics import TableStatistics
 
@@ -159,12 +159,12 @@ def _unchanged(
     )
 
 
-def evenly_spaced(parameters: Parameters, number: int) -> Parameters:
+def evenly_spaced(parameters: ParameterDraws, number: int) -> ParameterDraws:
     """This number of the draws of parameters, evenly spaced along all of them."""
     loadings, loc, noise_scale, relevance = parameters
     places = (torch.arange(number, device=loc.device) * len(loc)) // max(number, 1)
     chosen = None if relevance is None else relevance[places]
-    return Parameters(loadings[places], loc[places], noise_scale[places], chosen)
+    return ParameterDraws(loadings[places], loc[places], noise_scale[places], chosen)
 
 
 class _Given(NamedTuple):
@@ -175,7 +175,7 @@ class _Given(NamedTuple):
     factor: Float[Tensor, "S B K K"]
 
 
-def _conditional(block: RowBlock, parameters: Parameters) -> _Given:
+def _conditional(block: RowBlock, parameters: ParameterDraws) -> _Given:
     # With P = T T' the precision of z, T'^-1 is a factor of its covariance.
     rows = TableStatistics.of_rows(block)
     loadings, loc, scale = parameters.loadings, parameters.loc, parameters.column_scale
@@ -192,7 +192,7 @@ def _write_moments(
     result: Imputation,
     rows: Tensor,
     block: RowBlock,
-    parameters: Parameters,
+    parameters: ParameterDraws,
     levels: tuple[float, ...],
 ) -> None:
     given = _conditional(block, parameters)
@@ -219,7 +219,7 @@ def _where_missing(block: RowBlock, before: Tensor, new: Tensor) -> Tensor:
     return torch.where(_observed(block), before, new.to(before))
 
 
-def _draw_rows(block: RowBlock, parameters: Parameters) -> Float[Tensor, "S B D"]:
+def _draw_rows(block: RowBlock, parameters: ParameterDraws) -> Float[Tensor, "S B D"]:
     given = _conditional(block, parameters)
     noise = torch.randn_like(given.latent_mean).unsqueeze(-1)
     latent = given.latent_mean + (given.factor @ noise).squeeze(-1)

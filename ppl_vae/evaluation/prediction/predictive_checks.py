@@ -19,7 +19,7 @@ from ppl_vae.core.state import seeded
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int, check_option
 from ppl_vae.evaluation.prediction.multiple_imputation import evenly_spaced
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_ROWS = 2000
@@ -40,10 +40,11 @@ class PredictiveCheck(Result):
     Attributes:
         statistic: ``"covariance"`` or ``"quantiles"``.
         elements: the name of each element.
-        observed: of the data, (E,).
-        posterior: of data sets drawn from the posterior predictive distribution, (R, E).
-        prior: of data sets drawn from the prior predictive distribution, (R, E); None if no draws
-            of the prior were given.
+        observed: the statistics of the data, (E,).
+        posterior: the statistics of data sets drawn from the posterior predictive distribution,
+            (R, E).
+        prior: the statistics of data sets drawn from the prior predictive distribution, (R, E);
+            None if no draws of the prior were given.
         notes: which rows and columns were left out.
     """
 
@@ -80,10 +81,10 @@ class PredictiveCheck(Result):
 
 def predictive_check(
     x: ArrayLike,
-    posterior: Parameters,
+    posterior: ParameterDraws,
     statistic: str = "covariance",
     *,
-    prior: Parameters | None = None,
+    prior: ParameterDraws | None = None,
     num_replicates: int = 200,
     columns: Iterable[Any] | None = None,
     seed: int | None = None,
@@ -125,7 +126,7 @@ def predictive_check(
     def of(values: Tensor) -> Tensor:
         return compute((values - loc) / scale)
 
-    def replicated(parameters: Parameters) -> Tensor:
+    def replicated(parameters: ParameterDraws) -> Tensor:
         used = evenly_spaced(parameters, min(num_replicates, len(parameters.loc)))
         drawn = _replicates(data, used, chosen)
         return torch.stack([of(values) for values in drawn])
@@ -154,7 +155,7 @@ def _choose(data: Float[Tensor, "N D"]) -> tuple[Tensor, slice, tuple[str, ...]]
 
 
 def _replicates(
-    data: Float[Tensor, "N D"], parameters: Parameters, columns: Tensor
+    data: Float[Tensor, "N D"], parameters: ParameterDraws, columns: Tensor
 ) -> Iterable[Float[Tensor, "N D"]]:
     # A data set for each draw of the parameters, with the missing entries of the data.
     missing, (loadings, loc, _, _) = data.isnan(), parameters

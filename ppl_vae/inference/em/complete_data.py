@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_vae.guides.families import projected_covariance
 from ppl_vae.inference.em.closed_form import rotate_if_collinear, rotate_to_principal_axes
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.inference.em.state import EMState, Parameters
+from ppl_vae.inference.em.state import EMState, LinearGaussianParameters
 from ppl_vae.models.linear.eigen import LeadingEigenpairs, cholesky_factor, product
 from ppl_vae.models.linear.linear_gaussian import LOG_2PI
 from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
@@ -63,7 +63,7 @@ class CompleteDataEM(EMState):
         diagonal = self.family == "diagonal"
         self.stalls_in_rotation = diagonal and problem.prior_update == "fixed"
         loadings = loadings if diagonal else rotate_if_collinear(loadings, variance)
-        self.parameters = Parameters(loadings, self.covariance.mean, variance)
+        self.parameters = LinearGaussianParameters(loadings, self.covariance.mean, variance)
         weighted = loadings / variance[:, None]
         self.prior = torch.eye(loadings.shape[1], dtype=loadings.dtype, device=loadings.device)
         precision = loadings.mT @ weighted + self.prior
@@ -104,7 +104,7 @@ class CompleteDataEM(EMState):
         loadings, _, variance = self.parameters
         return self.covariance.leading(loadings.shape[1], variance.sqrt())
 
-    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], LinearGaussianParameters]:
         """The regression of x on z, and the update of z's prior."""
         cholesky = cholesky_factor(self.second_moment)
         change = torch.cholesky_solve(self.residual_cross.mT, cholesky).mT
@@ -115,7 +115,7 @@ class CompleteDataEM(EMState):
             prior, loadings = self.second_moment, loadings @ cholesky
         if self.problem.prior_update == "rotate":
             loadings = rotate_to_principal_axes(loadings, variance)
-        parameters = Parameters(loadings, self.parameters.loc, variance)
+        parameters = LinearGaussianParameters(loadings, self.parameters.loc, variance)
         return self._bound(squares, variance, prior), parameters
 
     def _expected_squares(self, change: Float[Tensor, "D K"]) -> Float[Tensor, " D"]:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks
-from ppl_vae.inference.em.state import Parameters
+from ppl_vae.inference.em.state import LinearGaussianParameters
 from ppl_vae.models.linear.eigen import (
     LeadingEigenpairs,
     leading_eigenpairs,
@@ -29,7 +29,9 @@ OVERSAMPLING = 10
 """The number of directions beyond K in the subspace iteration."""
 
 
-def expected_covariance_factor(blocks: RowBlocks, parameters: Parameters) -> Float[Tensor, "R D"]:
+def expected_covariance_factor(
+    blocks: RowBlocks, parameters: LinearGaussianParameters
+) -> Float[Tensor, "R D"]:
     """F, with F'F the mean over rows of E[(x - mu) (x - mu)' | observed].
 
     Args:
@@ -39,7 +41,9 @@ def expected_covariance_factor(blocks: RowBlocks, parameters: Parameters) -> Flo
     return _whitened_factor(blocks, parameters, None)[0] * parameters[2].sqrt()
 
 
-def expected_leading_eigenpairs(blocks: RowBlocks, parameters: Parameters) -> LeadingEigenpairs:
+def expected_leading_eigenpairs(
+    blocks: RowBlocks, parameters: LinearGaussianParameters
+) -> LeadingEigenpairs:
     """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S = F'F of
     :func:`expected_covariance_factor`.
 
@@ -61,7 +65,7 @@ def expected_leading_eigenpairs(blocks: RowBlocks, parameters: Parameters) -> Le
 
 
 def _whitened_factor(
-    blocks: RowBlocks, parameters: Parameters, basis: Tensor | None
+    blocks: RowBlocks, parameters: LinearGaussianParameters, basis: Tensor | None
 ) -> tuple[Float[Tensor, "R B"], Float[Tensor, ""]]:
     # F Psi^-1/2, with F'F = S, times the basis, by QR; and the sum of its squares without the
     # basis.
@@ -93,7 +97,9 @@ def _width(loc: Tensor, basis: Tensor | None) -> int:
     return len(loc) if basis is None else basis.shape[1]
 
 
-def _leading_basis(blocks: RowBlocks, parameters: Parameters) -> Float[Tensor, "D B"]:
+def _leading_basis(
+    blocks: RowBlocks, parameters: LinearGaussianParameters
+) -> Float[Tensor, "D B"]:
     # Orthonormal columns that span Psi^-1/2 W and leading directions of the completed rows, by two
     # steps of subspace iteration from random ones (Halko, Martinsson, Tropp: Finding structure
     # with randomness, 2011).
@@ -121,7 +127,9 @@ class _CompletedRows(NamedTuple):
     num_missing: Float[Tensor, " D"]
 
 
-def _completed(blocks: RowBlocks, parameters: Parameters) -> Iterator[_CompletedRows]:
+def _completed(
+    blocks: RowBlocks, parameters: LinearGaussianParameters
+) -> Iterator[_CompletedRows]:
     data_dim, latent_dim = parameters[0].shape
     for block in blocks.read(5 * data_dim * (2 + latent_dim)):
         yield _completed_rows(block, *parameters)

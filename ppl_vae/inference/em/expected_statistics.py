@@ -86,9 +86,9 @@ class ExpectedStatistics:
 
         Args:
             block: the rows.
-            patterns: of their observed columns.
+            patterns: the patterns of their observed columns.
             loadings, loc, variance: W, mu and psi.
-            family: of q.
+            family: the family of q.
         """
         posterior = LatentPosterior.of(block.values, patterns, loadings, loc, variance)
         one = torch.ones_like(posterior.mean[:, :1])
@@ -111,14 +111,14 @@ class ExpectedStatistics:
         )
 
 
-class LatentMoments(NamedTuple):
+class SummedMoments(NamedTuple):
     """Sums over rows of moments of q.
 
     Attributes:
-        covariance: of V, (*B, K, K).
-        mean_outer: of m m', (*B, K, K).
-        mean: of m, (*B, K).
-        num_rows: of 1, (*B).
+        covariance: the sum of V, (*B, K, K).
+        mean_outer: the sum of m m', (*B, K, K).
+        mean: the sum of m, (*B, K).
+        num_rows: the number of rows, (*B).
     """
 
     covariance: Float[Tensor, "*B K K"]

@@ -29,12 +29,12 @@ from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import best_of_starts, run_em
 from ppl_vae.inference.em.settings import EMSettings
-from ppl_vae.inference.em.state import Parameters
+from ppl_vae.inference.em.state import LinearGaussianParameters
 from ppl_vae.models.linear.identifiability import describe_undetermined, undetermined_pairs
 from ppl_vae.models.linear.sufficient_statistics import (
     SampleCovariance,
     missing_message,
-    summarize,
+    summarize_table,
 )
 from ppl_vae.models.ppca import PPCA
 
@@ -83,7 +83,7 @@ def fit_closed_form(ppca: PPCA, x: RowSource) -> FitResult:
     leading = covariance.leading(ppca.latent_dim, unit_variance)
     loadings, variance = best_parameters(leading, unit_variance, isotropic=True)
     state = CompleteDataEM(CompleteProblem(covariance, Noise(None)), loadings, variance)
-    best = Parameters(loadings, covariance.mean, variance).of_rank_zero(processes)
+    best = LinearGaussianParameters(loadings, covariance.mean, variance).of_rank_zero(processes)
     scale, unit = best.variance[0].sqrt(), blocks.unit
     ppca.assign(loadings=best.loadings * unit, loc=best.loc * unit, noise_scale=scale * unit)
     learn_schema(ppca, blocks.schema)
@@ -282,7 +282,7 @@ def _fit(
 
 
 def _summarize(ppca: PPCA, blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
-    columns, covariance = summarize(blocks)
+    columns, covariance = summarize_table(blocks)
     if len(columns.mean) != ppca.data_dim:
         raise ValueError(f"x has {len(columns.mean)} columns, the model data_dim={ppca.data_dim}")
     (covariance or columns).check_rank(ppca.latent_dim)

@@ -28,10 +28,10 @@ from ppl_vae.inference.em.expected_covariance import (
     expected_covariance_factor,
     expected_leading_eigenpairs,
 )
-from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, LatentMoments
+from ppl_vae.inference.em.expected_statistics import ExpectedStatistics, SummedMoments
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.normal_equations import solve_normal_equations
-from ppl_vae.inference.em.state import EMState, Parameters
+from ppl_vae.inference.em.state import EMState, LinearGaussianParameters
 from ppl_vae.models.linear.eigen import LeadingEigenpairs, cholesky_factor
 from ppl_vae.models.linear.linear_gaussian import LOG_2PI, MissingnessPatterns
 
@@ -60,7 +60,7 @@ class MStepRegression:
     @classmethod
     def of(cls, statistics: ExpectedStatistics, loadings: Tensor, loc: Tensor) -> Self:
         """The regression, from statistics at the parameters ``loadings`` and ``loc``."""
-        moments = LatentMoments.unpack(statistics.by_column, loadings.shape[1])
+        moments = SummedMoments.unpack(statistics.by_column, loadings.shape[1])
         latent = (moments.covariance @ loadings[..., None])[..., 0]  # sum V w_d
         design = torch.cat([moments.mean, moments.num_rows[:, None]], 1)
         second_moment = moments.covariance + moments.mean_outer
@@ -126,7 +126,9 @@ class MissingDataEM(EMState):
         self.stalls_in_rotation = self.needs_refinement and problem.prior_update == "fixed"
         loadings = loadings if self.needs_refinement else rotate_if_collinear(loadings, variance)
         self.processes = problem.blocks.processes
-        self.parameters = Parameters(loadings, loc, variance).of_rank_zero(self.processes)
+        self.parameters = LinearGaussianParameters(loadings, loc, variance).of_rank_zero(
+            self.processes
+        )
         with self.processes.together():
             own = self._statistics()
         self.statistics, self.num_rows = own.over_processes(self.processes), problem.columns.rows
@@ -145,7 +147,7 @@ class MissingDataEM(EMState):
         self.read(bound, log_likelihood, rounding)
 
     def _statistics(self) -> ExpectedStatistics:
-        # Of the rows of this process.
+        # The sums run over the rows of this process.
         data_dim, latent_dim = self.parameters.loadings.shape
         total = None
         for block in self.problem.blocks.read(4 * data_dim + 4 * latent_dim**2):
@@ -172,7 +174,7 @@ class MissingDataEM(EMState):
     def residual_moments(self) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
         """The means of r^2 and of w_d' V w_d over the rows in which the column is observed."""
         loadings = self.parameters.loadings
-        moments = LatentMoments.unpack(self.statistics.by_column, loadings.shape[1])
+        moments = SummedMoments.unpack(self.statistics.by_column, loadings.shape[1])
         latent = (moments.covariance @ loadings[..., None])[..., 0]  # sum V w_d
         residual_variance = (loadings * latent).sum(1) / moments.num_rows
         return self.statistics.squares / moments.num_rows, residual_variance
@@ -185,7 +187,7 @@ class MissingDataEM(EMState):
         """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S that covariance."""
         return expected_leading_eigenpairs(self.problem.blocks, self.parameters)
 
-    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], LinearGaussianParameters]:
         """The regressions, and the update of z's prior.
 
         Raises:
@@ -196,7 +198,7 @@ class MissingDataEM(EMState):
         variance = self.noise.variance(fit.squares, fit.counts)
         self._check_noise(variance)
         overall = self.statistics.overall / self.num_rows
-        moments = LatentMoments.unpack(overall, latent_dim)
+        moments = SummedMoments.unpack(overall, latent_dim)
         second_moment = moments.covariance + moments.mean_outer
         loadings, loc, prior = fit.loadings, fit.loc, None
         if self.problem.prior_update != "fixed":
@@ -207,9 +209,11 @@ class MissingDataEM(EMState):
             loadings = loadings @ cholesky_factor(prior)
         bound = self._bound(fit, variance, second_moment.trace(), prior)
         bound = self.processes.broadcast(bound)  # on which all processes decide whether to stop
-        return bound, Parameters(loadings, loc, variance)
+        return bound, LinearGaussianParameters(loadings, loc, variance)
 
-    def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
+    def accelerated_proposal(
+        self, parameters: LinearGaussianParameters
+    ) -> LinearGaussianParameters | None:
         """For rotating variational EM, W rotated by a Newton step in every plane at once.
 
         The bound depends on the rotation through -1/2 f, f = sum_n sum_k log (P_n)_kk. A rotation

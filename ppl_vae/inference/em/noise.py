@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.models.ppca import PPCA
 
-Columns: TypeAlias = Float[Tensor, " D"]
+PerColumn: TypeAlias = Float[Tensor, " D"]
 """One number for each column."""
 FLOOR_REACHED = "noise at its floor"
 """The beginning of the note that lists columns without noise of their own (Heywood cases)."""
@@ -27,7 +27,7 @@ class Noise:
             :meth:`accelerate`.
     """
 
-    min_variance: Columns | None
+    min_variance: PerColumn | None
     accelerated: bool = False
 
     @classmethod
@@ -48,15 +48,15 @@ class Noise:
             return cls(None)
         return cls(relative_floor * columns.variance, accelerated)
 
-    def variance(self, squares: Columns, counts: Columns) -> Columns:
+    def variance(self, squares: PerColumn, counts: PerColumn) -> PerColumn:
         """The variances psi that maximize -1/2 sum_d (counts log psi + squares / psi)."""
         if self.min_variance is None:
             return (squares.sum() / counts.sum()).expand(len(squares))
         return torch.maximum(squares / counts, self.min_variance)
 
     def accelerate(
-        self, variance: Columns, squared_residual: Columns, residual_variance: Columns
-    ) -> Columns:
+        self, variance: PerColumn, squared_residual: PerColumn, residual_variance: PerColumn
+    ) -> PerColumn:
         """Each noise variance at the maximum of log p in it alone, the others held fixed.
 
         With C the covariance of x, a = (C^-1)_dd and b = (C^-1 S C^-1)_dd, log p changes by
@@ -78,7 +78,7 @@ class Noise:
         return torch.maximum(variance + change, self.min_variance)
 
     def rounding(
-        self, column_variance: Columns, squared_residual: Columns, variance: Columns
+        self, column_variance: PerColumn, squared_residual: PerColumn, variance: PerColumn
     ) -> Float[Tensor, ""]:
         """The largest change of log p by rounding, in nats per datum.
 
@@ -95,11 +95,11 @@ class Noise:
         squares = ((2 * squared_residual.sqrt() + error) * error / variance).sum()
         return squares + 4 * eps * len(column_variance)
 
-    def scale(self, variance: Columns) -> Tensor:
+    def scale(self, variance: PerColumn) -> Tensor:
         """The ``noise_scale`` of the model for these variances."""
         return (variance[0] if self.min_variance is None else variance).sqrt()
 
-    def notes(self, variance: Columns) -> tuple[str, ...]:
+    def notes(self, variance: PerColumn) -> tuple[str, ...]:
         """A note on the columns whose noise variance has reached its floor."""
         if self.min_variance is None or not (reached := variance <= self.min_variance).any():
             return ()

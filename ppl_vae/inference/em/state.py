@@ -24,7 +24,7 @@ REFINEMENT_STEPS = 10
 """EM iterations from the closed-form parameters, for diagonal q and missing values."""
 
 
-class Parameters(NamedTuple):
+class LinearGaussianParameters(NamedTuple):
     """The parameters of a linear-Gaussian model, in float64.
 
     Attributes:
@@ -37,11 +37,11 @@ class Parameters(NamedTuple):
     loc: Float[Tensor, " D"]
     variance: Float[Tensor, " D"]
 
-    def of_rank_zero(self, processes: Processes) -> "Parameters":
+    def of_rank_zero(self, processes: Processes) -> "LinearGaussianParameters":
         """Those of rank 0, so that all processes have the same bits."""
         flat = processes.broadcast(torch.cat([part.reshape(-1) for part in self]))
         parts = flat.split([part.numel() for part in self])
-        return Parameters(
+        return LinearGaussianParameters(
             *(new.reshape(part.shape) for new, part in zip(parts, self, strict=True))
         )
 
@@ -67,7 +67,7 @@ class EMState(ABC):
 
     noise: Noise
     family: str
-    parameters: Parameters
+    parameters: LinearGaussianParameters
     bound: Float[Tensor, ""]
     log_likelihood: Float[Tensor, ""]
     rounding: float
@@ -82,7 +82,7 @@ class EMState(ABC):
         """The state after an E-step at W, mu and psi."""
 
     @abstractmethod
-    def m_step(self) -> tuple[Float[Tensor, ""], Parameters]:
+    def m_step(self) -> tuple[Float[Tensor, ""], LinearGaussianParameters]:
         """The bound after an M-step, and its W, mu and psi."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class EMState(ABC):
     def leading_eigenpairs(self) -> LeadingEigenpairs:
         """The leading eigenpairs of Psi^-1/2 S Psi^-1/2, S the (expected) covariance."""
 
-    def best_for_covariance(self) -> Parameters:
+    def best_for_covariance(self) -> LinearGaussianParameters:
         """The W and psi that are optimal for the (expected) covariance of the data; mu is kept.
 
         With isotropic noise they have a closed form. Factor analysis has none: there psi is the
@@ -117,7 +117,9 @@ class EMState(ABC):
         )
         return self.parameters._replace(loadings=loadings, variance=variance)
 
-    def accelerated_proposal(self, parameters: Parameters) -> Parameters | None:
+    def accelerated_proposal(
+        self, parameters: LinearGaussianParameters
+    ) -> LinearGaussianParameters | None:
         """An accelerated proposal, accepted only if its bound is at least that of the M-step.
 
         Here noise variances are updated beyond the M-step, see :meth:`Noise.accelerate`.
@@ -187,7 +189,9 @@ class EMState(ABC):
             gain = min(gap, float(best.log_likelihood - self.log_likelihood))
         return Certificate(gap, gain, best)
 
-    def _successor(self, parameters: Parameters, *, can_extrapolate: bool) -> "EMState":
+    def _successor(
+        self, parameters: LinearGaussianParameters, *, can_extrapolate: bool
+    ) -> "EMState":
         state = self.e_step(*parameters)
         state.is_initial, state.can_extrapolate = False, can_extrapolate
         return state

@@ -125,7 +125,7 @@ def diagnose(
 
     Args:
         quantities: draws by name, (chains, S, ...).
-        max_elements: of a quantity with more elements, this number of them, chosen at random but
+        max_elements: this number of elements of a quantity that has more, chosen at random but
             always the same, are examined; None for all.
     """
     found = [_worst(name, draws, max_elements) for name, draws in quantities.items()]

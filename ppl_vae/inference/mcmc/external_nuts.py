@@ -10,7 +10,7 @@ import torch
 from ppl_vae.inference.mcmc.hamiltonian import (
     Chains,
     DensityAndGradient,
-    Report,
+    IterationCallback,
     Starts,
     run_chains,
 )
@@ -20,7 +20,10 @@ SITE = "position"
 
 
 def run_nutpie_chains(
-    density: DensityAndGradient, starts: Starts, settings: ChainSettings, progress: Report
+    density: DensityAndGradient,
+    starts: Starts,
+    settings: ChainSettings,
+    after_iteration: IterationCallback,
 ) -> Chains:
     """Run nutpie's NUTS from each start in turn; arguments and result are those of
     :func:`~ppl_vae.inference.mcmc.hamiltonian.run_chains`.
@@ -40,7 +43,7 @@ def run_nutpie_chains(
     import nutpie  # pyright: ignore[reportMissingImports]
 
     trace: Any = nutpie.sample(
-        _compiled(density, starts, progress),
+        _compiled(density, starts, after_iteration),
         draws=settings.num_samples,
         tune=settings.warmup,
         chains=len(starts),
@@ -58,7 +61,9 @@ def run_nutpie_chains(
     )
 
 
-def _compiled(density: DensityAndGradient, starts: Starts, progress: Report) -> Any:
+def _compiled(
+    density: DensityAndGradient, starts: Starts, after_iteration: IterationCallback
+) -> Any:
     # The density as nutpie calls it, with arrays in place of tensors.
     from nutpie.compiled_pyfunc import from_pyfunc  # pyright: ignore[reportMissingImports]
 
@@ -75,7 +80,7 @@ def _compiled(density: DensityAndGradient, starts: Starts, progress: Report) -> 
         return last[0], gradient.numpy(force=True)
 
     def expand(position: np.ndarray) -> dict[str, np.ndarray]:
-        progress(next(steps), last[0])
+        after_iteration(next(steps), last[0])
         return {SITE: np.array(position)}
 
     return from_pyfunc(

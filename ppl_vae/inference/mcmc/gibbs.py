@@ -34,7 +34,7 @@ from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
 from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, statistics_for
 from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
 from ppl_vae.inference.svi.progress import progress_bar
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
 from ppl_vae.models.linear.table_statistics import TableStatistics
 
@@ -49,9 +49,9 @@ class GibbsSampler:
     """Sweeps of several chains at once.
 
     Attributes:
-        statistics: of the data; with a leading dimension of ``rows``, those of one table for each
-            chain, all of one mask.
-        priors: of the parameters.
+        statistics: the sufficient statistics of the data; with a leading dimension of ``rows``,
+            those of one table for each chain, all of one mask.
+        priors: the priors of the parameters.
         expand: whether to move along transformations of the latent space, and in the noise with z
             integrated out.
     """
@@ -86,7 +86,7 @@ class GibbsSampler:
         size = self.statistics.rows.shape[-1] * (self.priors.latent_dim + 1) ** 2
         return self.statistics.is_complete and self.priors.has_base and size >= SIMILAR_SIZE
 
-    def sweep(self, parameters: Parameters) -> tuple[Parameters, Float[Tensor, " C"]]:
+    def sweep(self, parameters: ParameterDraws) -> tuple[ParameterDraws, Float[Tensor, " C"]]:
         """The next state of each chain, and whether its proposal was accepted."""
         sums = self.codes.draw(parameters)
         accepted = torch.zeros(len(parameters.loc))
@@ -98,7 +98,7 @@ class GibbsSampler:
             parameters = self.noise_move.move(parameters)
         return parameters, accepted
 
-    def _draw_scales(self, parameters: Parameters, sums: CodeSums) -> Parameters:
+    def _draw_scales(self, parameters: ParameterDraws, sums: CodeSums) -> ParameterDraws:
         statistics, priors = self.statistics, self.priors
         offset = (parameters.loc - statistics.mean).unsqueeze(-1)
         coefficients = torch.cat([parameters.loadings, offset], -1)
@@ -108,7 +108,7 @@ class GibbsSampler:
             noise_scale=priors.draw_noise_scale(squares, statistics.columns.count),
         )
 
-    def _draw_loadings(self, parameters: Parameters, sums: CodeSums) -> Parameters:
+    def _draw_loadings(self, parameters: ParameterDraws, sums: CodeSums) -> ParameterDraws:
         # The regression of each column on (z, 1), with mu relative to the mean of the data.
         mean, priors = self.statistics.mean, self.priors
         precision = parameters.column_scale.square().reciprocal()
@@ -142,7 +142,7 @@ def sample_gibbs(
         x: a matrix, a memory map, or an iterable of blocks of rows, read once if it is complete;
             NaN marks a missing value.
         mask: True where observed.
-        settings: of the chains; an iteration is a sweep over the parameters.
+        settings: the settings of the chains; an iteration is a sweep over the parameters.
         expand: whether to move along transformations of the latent space, and in the noise with z
             integrated out, which makes successive draws less dependent.
 
@@ -178,7 +178,7 @@ def sample_gibbs(
 
 def _run(
     sampler: GibbsSampler,
-    parameters: Parameters,
+    parameters: ParameterDraws,
     settings: ChainSettings,
 ) -> tuple[dict[str, Tensor], float]:
     # The kept draws by site, (chains, S, ...), and the mean acceptance probability.
@@ -200,7 +200,7 @@ def _run(
     return draws, accepted
 
 
-def _log_likelihood(statistics: TableStatistics, parameters: Parameters) -> float:
+def _log_likelihood(statistics: TableStatistics, parameters: ParameterDraws) -> float:
     # The mean over chains, per datum.
     loadings, loc, scale, _ = parameters
     log_p = integrated_log_likelihood(statistics, loadings, loc, scale)

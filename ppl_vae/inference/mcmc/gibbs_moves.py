@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.wishart import bartlett_factor, draw_normal, half_degrees
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 
 MIN_FREEDOM = 10
 """The least N - D per latent dimension for which all rows of g are accepted together: with fewer
@@ -46,7 +46,7 @@ class LatentMoves:
     """Moves of parameters and codes along transformations of the latent space.
 
     Attributes:
-        priors: of the parameters.
+        priors: the priors of the parameters.
         num_data: N.
         data_dim: D.
     """
@@ -76,12 +76,12 @@ class LatentMoves:
         return row
 
     def move(
-        self, parameters: Parameters, total: Float[Tensor, "C L L"]
-    ) -> tuple[Parameters, Float[Tensor, "C L L"], Float[Tensor, " C"]]:
+        self, parameters: ParameterDraws, total: Float[Tensor, "C L L"]
+    ) -> tuple[ParameterDraws, Float[Tensor, "C L L"], Float[Tensor, " C"]]:
         """Draw a transformation v -> g v of v = (z, 1), and change W and mu by its inverse.
 
         Args:
-            parameters: of each chain.
+            parameters: the parameters of each chain.
             total: the sum of v v' over data.
 
         Returns:
@@ -103,7 +103,7 @@ class LatentMoves:
         return parameters._replace(loadings=loadings, loc=loc), g, accepted
 
     def translation(
-        self, parameters: Parameters, total: Float[Tensor, "C L L"]
+        self, parameters: ParameterDraws, total: Float[Tensor, "C L L"]
     ) -> Float[Tensor, "C K"]:
         """t of z + t and mu - W t, drawn from its conditional, which is normal."""
         loadings, loc = parameters.loadings, parameters.loc

@@ -38,7 +38,7 @@ from torch import Tensor
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler
 from ppl_vae.inference.mcmc.wishart import standard_gamma
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 
 NUM_PROPOSALS = 16
 """Values among which a move chooses, the current one included."""
@@ -62,7 +62,9 @@ class _Regression(NamedTuple):
     covariance: Float[Tensor, "C K K"]
 
     @classmethod
-    def of(cls, parameters: Parameters, scatter: Float[Tensor, "C D D"], d: int) -> "_Regression":
+    def of(
+        cls, parameters: ParameterDraws, scatter: Float[Tensor, "C D D"], d: int
+    ) -> "_Regression":
         scaled = parameters.loadings / parameters.noise_scale.unsqueeze(-1)
         scaled[:, d] = 0.0
         precision = scaled.mT @ scaled
@@ -87,14 +89,14 @@ class MarginalMove:
     """A move of parameters with z integrated out.
 
     Attributes:
-        codes: of the table.
-        priors: of the parameters.
+        codes: the codes of the table.
+        priors: the priors of the parameters.
     """
 
     codes: CodeSampler
     priors: ConjugatePriors
 
-    def move(self, parameters: Parameters) -> Parameters:
+    def move(self, parameters: ParameterDraws) -> ParameterDraws:
         """The parameters of each chain after the move."""
         raise NotImplementedError
 
@@ -102,7 +104,7 @@ class MarginalMove:
 class ColumnMoves(MarginalMove):
     """Moves of the parameters of single columns, several in turn, under diagonal noise."""
 
-    def move(self, parameters: Parameters) -> Parameters:
+    def move(self, parameters: ParameterDraws) -> ParameterDraws:
         """The parameters after moves of some columns, chosen at random."""
         scatter = self.codes.scatter(parameters)
         parameters = parameters._replace(
@@ -181,7 +183,7 @@ class ColumnMoves(MarginalMove):
 class NoiseMove(MarginalMove):
     """A move of isotropic noise: sigma is chosen among the current value and proposals."""
 
-    def move(self, parameters: Parameters) -> Parameters:
+    def move(self, parameters: ParameterDraws) -> ParameterDraws:
         """The parameters with another sigma."""
         loadings, (concentration, rate) = parameters.loadings, self.priors.noise
         scatter, num_data = self.codes.scatter(parameters), self.codes.statistics.num_data

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_vae.inference.mcmc.wishart import bartlett_factor, half_degrees
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import latent_precision_factors
 from ppl_vae.models.linear.linear_gaussian import from_tril_vec
 from ppl_vae.models.linear.table_statistics import TableStatistics
@@ -19,10 +19,10 @@ class CodeSums(NamedTuple):
     """Sums over data of products with v = (z, 1), a vector of length L = K + 1.
 
     Attributes:
-        total: of v v' over all data, (C, L, L).
-        gram: of v v' over the data in which a column is observed, (C, D, L, L), or (C, 1, L, L)
-            if all columns are.
-        cross: of (x_d - mean_d) v over the same data, (C, D, L).
+        total: the sum of v v' over all data, (C, L, L).
+        gram: the sum of v v' over the data in which a column is observed, (C, D, L, L), or (C, 1,
+            L, L) if all columns are.
+        cross: the sum of (x_d - mean_d) v over the same data, (C, D, L).
     """
 
     total: Float[Tensor, "C L L"]
@@ -62,7 +62,7 @@ class CodeSampler:
     """Draws of the latent variables of a table's transformed rows.
 
     Attributes:
-        statistics: of the table.
+        statistics: the statistics of the table.
         latent_dim: K.
     """
 
@@ -86,7 +86,7 @@ class CodeSampler:
             self.latent_dim + 1, self.latent_dim + 1, device=self.statistics.rows.device
         )
 
-    def draw(self, parameters: Parameters) -> CodeSums:
+    def draw(self, parameters: ParameterDraws) -> CodeSums:
         """The sums with z drawn from p(z | x, parameters), for each chain."""
         z, factor = self.draw_rows(parameters)
         weight = self.statistics.weight[:, None].expand(*z.shape[:-1], 1)
@@ -95,7 +95,7 @@ class CodeSampler:
         return self._sums(design, spread)
 
     def draw_rows(
-        self, parameters: Parameters
+        self, parameters: ParameterDraws
     ) -> tuple[Float[Tensor, "C M K"], Float[Tensor, "C V K K"]]:
         """z of each transformed row, and for the rows of zeros of each pattern that has some a
         factor F with F F' the sum of z z'."""
@@ -109,7 +109,7 @@ class CodeSampler:
 
     def _draw_rows(
         self,
-        parameters: Parameters,
+        parameters: ParameterDraws,
         weighted: Float[Tensor, "C D K"],
         inverse: Float[Tensor, "C U K K"],
     ) -> Float[Tensor, "C M K"]:
@@ -147,7 +147,7 @@ class CodeSampler:
         gram = from_tril_vec(statistics.observed.mT @ sums, design.shape[-1])
         return CodeSums(total, gram, cross)
 
-    def scatter(self, parameters: Parameters) -> Float[Tensor, "C D D"]:
+    def scatter(self, parameters: ParameterDraws) -> Float[Tensor, "C D D"]:
         """The sum of (x - mu) (x - mu)' over data, with missing values drawn given the others."""
         statistics = self.statistics
         offset = (parameters.loc - statistics.mean).unsqueeze(-2) * statistics.weight[:, None]
@@ -161,7 +161,7 @@ class CodeSampler:
         return rows.mT @ rows + self._zero_rows(parameters, factor)
 
     def _zero_rows(
-        self, parameters: Parameters, factor: Float[Tensor, "C V K K"]
+        self, parameters: ParameterDraws, factor: Float[Tensor, "C V K K"]
     ) -> Float[Tensor, "C D D"] | float:
         # The missing values x = W z + e of n rows of zeros: with Z'Z = F F' and e independent of
         # it, X'X = (F'W' + G)' (F'W' + G) + a Wishart matrix with n - K degrees of freedom, G and

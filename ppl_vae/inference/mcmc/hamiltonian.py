@@ -30,7 +30,7 @@ DensityAndGradient: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A function from a position, (P,), to the logarithm of a density, (), and its gradient, (P,)."""
 Starts: TypeAlias = Float[Tensor, "C P"]
 """The first position of each chain."""
-Report: TypeAlias = Callable[[int, float], None]
+IterationCallback: TypeAlias = Callable[[int, float], None]
 """A function of the number of iterations made and the last log density."""
 
 
@@ -124,7 +124,10 @@ class Chains:
 
 
 def run_chains(
-    density: DensityAndGradient, starts: Starts, settings: ChainSettings, progress: Report
+    density: DensityAndGradient,
+    starts: Starts,
+    settings: ChainSettings,
+    after_iteration: IterationCallback,
 ) -> Chains:
     """Run Pyro's NUTS from each start in turn, in this process.
 
@@ -136,7 +139,7 @@ def run_chains(
         starts: one for each chain.
         settings: the numbers of iterations that are kept, and of those before, which adapt the
             sampler.
-        progress: called after each iteration.
+        after_iteration: called after each iteration.
 
     References:
         Hoffman, Gelman: The No-U-Turn Sampler (2014).
@@ -144,7 +147,9 @@ def run_chains(
     """
     num_samples, warmup = settings.num_samples, settings.warmup
     results = [
-        _run_chain(density, start, num_samples, warmup, number * (num_samples + warmup), progress)
+        _run_chain(
+            density, start, num_samples, warmup, number * (num_samples + warmup), after_iteration
+        )
         for number, start in enumerate(starts)
     ]
     positions, divergences, acceptance = zip(*results, strict=True)
@@ -161,7 +166,7 @@ def _run_chain(
     num_samples: int,
     warmup: int,
     before: int,
-    progress: Report,
+    after_iteration: IterationCallback,
 ) -> tuple[Float[Tensor, "S P"], int, float]:
     potential = _PotentialEnergy(density)
     kernel = NUTS(potential_fn=potential, full_mass=len(start) <= MAX_DENSE_SIZE)
@@ -175,7 +180,7 @@ def _run_chain(
             params = kernel.sample(params)
             if iteration >= warmup:
                 kept.append(params["position"].detach().clone())
-            progress(before + iteration + 1, potential.log_p)
+            after_iteration(before + iteration + 1, potential.log_p)
         divergences = len(kernel.diagnostics()["divergences"])
         acceptance = float(kernel.logging()["acc. prob"])
         kernel.cleanup()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_vae.core.state import validation
 from ppl_vae.inference.mcmc.trapezoidal import TrapezoidalLoadings, orthogonal
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
 from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import ParameterPrior
@@ -40,7 +40,7 @@ class IntegratedPosterior:
 
     Args:
         model: the model; it is copied, in float64.
-        statistics: of the data.
+        statistics: the statistics of the data.
     """
 
     def __init__(self, model: BayesianPPCA, statistics: TableStatistics) -> None:
@@ -156,7 +156,7 @@ class IntegratedPosterior:
         return loadings / self._scales()
 
     @torch.no_grad()
-    def parameters(self, position: Float[Tensor, "*S P"]) -> Parameters:
+    def parameters(self, position: Float[Tensor, "*S P"]) -> ParameterDraws:
         """The parameters at positions; Q and the relevance are drawn where they are not in it."""
         blocks = self.blocks(position)
         loadings = self._raw(blocks) if self.is_raw else self._rotated(blocks)
@@ -167,7 +167,7 @@ class IntegratedPosterior:
             half_squares = self._scaled(loadings).square().sum(-2) / 2
             shape = prior.get_buffer("concentration") + self.model.data_dim / 2
             relevance = dist.Gamma(shape, prior.get_buffer("rate") + half_squares).sample()
-        return Parameters(loadings, self._loc(blocks), self._noise_scale(blocks), relevance)
+        return ParameterDraws(loadings, self._loc(blocks), self._noise_scale(blocks), relevance)
 
     def _rotated(self, blocks: dict[str, Tensor]) -> Tensor:
         normal = blocks["rotation"]

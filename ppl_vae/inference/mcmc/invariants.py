@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 
 MIN_ALIGNMENT = 0.9
 """A canonical column is identified if the mean of its unit vectors is at least this long."""
@@ -31,19 +31,19 @@ class CanonicalLoadings(NamedTuple):
     columns: tuple[int, ...]
 
 
-def covariance(parameters: Parameters) -> Float[Tensor, "*S D D"]:
+def covariance(parameters: ParameterDraws) -> Float[Tensor, "*S D D"]:
     """W W' + Psi."""
     loadings, scale = parameters.loadings, parameters.column_scale
     return loadings @ loadings.mT + torch.diag_embed(scale.square())
 
 
-def subspace(parameters: Parameters) -> Float[Tensor, "*S D D"]:
+def subspace_projection(parameters: ParameterDraws) -> Float[Tensor, "*S D D"]:
     """The orthogonal projection onto the column space of W."""
     q = torch.linalg.qr(parameters.loadings).Q
     return q @ q.mT
 
 
-def canonical_loadings(parameters: Parameters) -> CanonicalLoadings:
+def canonical_loadings(parameters: ParameterDraws) -> CanonicalLoadings:
     """Psi^1/2 U S of the singular value decomposition U S V' = Psi^-1/2 W.
 
     The sign of each column is that of its projection on the mean over draws. Columns whose
@@ -65,7 +65,7 @@ def canonical_loadings(parameters: Parameters) -> CanonicalLoadings:
     return CanonicalLoadings(loadings, tuple(chosen.tolist()))
 
 
-def mean_parameters(parameters: Parameters) -> Parameters:
+def mean_parameters(parameters: ParameterDraws) -> ParameterDraws:
     """The mean of the draws (S, ...), that of W up to a rotation.
 
     The mean of W over draws that are rotated against each other has no meaning. Each draw is
@@ -84,4 +84,4 @@ def mean_parameters(parameters: Parameters) -> Parameters:
     for _ in range(PROCRUSTES_ITERATIONS):
         left, _, right = torch.linalg.svd(loadings.mT @ mean)
         mean = (loadings @ (left @ right)).mean(0)
-    return Parameters(mean, parameters.loc.mean(0), parameters.noise_scale.mean(0), None)
+    return ParameterDraws(mean, parameters.loc.mean(0), parameters.noise_scale.mean(0), None)

@@ -120,7 +120,7 @@ def sample_nuts(
         model: the model, with conjugate priors or others.
         x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
         mask: True where observed.
-        settings: of the chains.
+        settings: the settings of the chains.
         sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
 
     Raises:

@@ -38,7 +38,7 @@ class ProgramPosterior:
     Attributes:
         potential: -log p as a function of unconstrained values by site.
         transforms: from the support of each site to the reals.
-        shapes: of the unconstrained values, by site.
+        shapes: the shapes of the unconstrained values, by site.
         starts: a starting point for each chain, (C, P).
     """
 
@@ -120,7 +120,7 @@ def sample_program(
         model: a program with continuous latent sites; it needs no guide.
         x: the data, all of them; NaN marks a missing value.
         mask: True where observed.
-        settings: of the chains.
+        settings: the settings of the chains.
         sampler: ``"nuts"``, that of Pyro, or ``"nutpie"``.
 
     Raises:

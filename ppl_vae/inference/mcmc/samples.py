@@ -19,8 +19,8 @@ from ppl_vae.core.stats import standard_error
 from ppl_vae.core.validation import ArrayLike, as_matrix, check_int
 from ppl_vae.data.sources.row_blocks import WORKING_FLOATS, RowBlock, RowBlocks, RowSource
 from ppl_vae.inference.mcmc.convergence import MAX_ELEMENTS, Diagnostics, diagnose
-from ppl_vae.inference.mcmc.invariants import canonical_loadings, covariance, subspace
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.inference.mcmc.invariants import canonical_loadings, covariance, subspace_projection
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import row_log_likelihood
 
 
@@ -30,8 +30,9 @@ class PredictiveDensity(Result):
 
     Attributes:
         value: in nats, (N,).
-        standard_error: of ``value``, in nats, from batch means along the chains, (N,).
-        labels: of the rows, if they were of a frame; ``to_frame`` returns such a frame.
+        standard_error: the standard error of ``value``, in nats, from batch means along the
+            chains, (N,).
+        labels: the labels of the rows, if they were of a frame; ``to_frame`` returns such a frame.
     """
 
     value: Tensor
@@ -74,7 +75,7 @@ class PosteriorSamples(Result):
         """The number of draws of each chain, S."""
         return next(iter(self.draws.values())).shape[1]
 
-    def parameters(self) -> Parameters:
+    def parameters(self) -> ParameterDraws:
         """The draws of all chains as parameters of probabilistic PCA, (chains * S, ...).
 
         Raises:
@@ -82,7 +83,7 @@ class PosteriorSamples(Result):
                 :class:`~ppl_vae.models.bayesian_ppca.BayesianPPCA`.
         """
         loadings, loc, scale, relevance = self._by_chain("parameters")
-        return Parameters(
+        return ParameterDraws(
             loadings.flatten(0, 1),
             loc.flatten(0, 1),
             scale.flatten(0, 1),
@@ -106,7 +107,7 @@ class PosteriorSamples(Result):
             "loc": parameters.loc,
             "noise_scale": parameters.noise_scale,
             "covariance": covariance(parameters),
-            "subspace": subspace(parameters),
+            "subspace": subspace_projection(parameters),
         }
         return quantities | ({"canonical_loadings": canonical} if canonical.shape[-1] else {})
 
@@ -256,14 +257,14 @@ class PosteriorSamples(Result):
             self.model is None or isinstance(self.model, BayesianPPCA)
         )
 
-    def _by_chain(self, purpose: str) -> Parameters:
+    def _by_chain(self, purpose: str) -> ParameterDraws:
         if not self._is_ppca:
             raise ValueError(
                 f"{purpose} needs the sites of BayesianPPCA (loadings, loc, noise_scale); these "
                 f"draws have {sorted(self.draws)}. Use their attribute draws"
             )
         draws = self.draws
-        return Parameters(
+        return ParameterDraws(
             draws["loadings"], draws["loc"], draws["noise_scale"], draws.get("relevance")
         )
 

@@ -14,7 +14,7 @@ from ppl_vae.core.processes.ranks import Processes
 from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowSource
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
 
@@ -71,7 +71,7 @@ def _describe(model: BayesianPPCA) -> str:
     return f"{repr(model).splitlines()[0]} with priors of checksum {digest[:16]}"
 
 
-def overdispersed_start(model: BayesianPPCA, columns: ColumnStats, chains: int) -> Parameters:
+def overdispersed_start(model: BayesianPPCA, columns: ColumnStats, chains: int) -> ParameterDraws:
     """Starting points of chains, spread more widely than the posterior.
 
     In units of the columns' standard deviations W is normal with a scale between 0.03 and 1, mu is
@@ -91,7 +91,7 @@ def overdispersed_start(model: BayesianPPCA, columns: ColumnStats, chains: int) 
     if model.noise == "isotropic":
         scale = scale.square().mean(-1).sqrt()
     loadings = loadings * between(0.03).unsqueeze(-1) * deviation[:, None]
-    return Parameters(loadings, loc, scale, None)
+    return ParameterDraws(loadings, loc, scale, None)
 
 
 def prior_notes(model: BayesianPPCA, columns: ColumnStats) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def freeze_scale(
         x: the training data, (N, D); NaN marks a missing value.
         mask: True where observed.
         num_samples: draws of z per datum; by default enough for 20,000 rows in total.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Raises:
         ValueError: if the pair has no such likelihood; bad data.

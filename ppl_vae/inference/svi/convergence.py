@@ -79,7 +79,7 @@ def fit_in_cycles(
         batch_size: rows per step.
         lr: learning rate at the start of each cycle.
         progress: is called with the total number of steps made.
-        seed: of data order and draws; each cycle has another one.
+        seed: the seed of data order and draws; each cycle has another one.
 
     Returns:
         The cycles as one fit, and whether the tolerance was met.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.capture.background import can_compile_beside
+from ppl_vae.capture.background import can_compile_in_background
 from ppl_vae.core.arrays.inputs import learn_schema, schema_of
 from ppl_vae.core.arrays.schema import TableSchema
 from ppl_vae.core.autoguides import automatic_guide, check_automatic_batch, is_per_datum
@@ -33,7 +33,7 @@ from ppl_vae.inference.svi.batches.minibatch import (
     MinibatchObjective,
     WeightedObjective,
 )
-from ppl_vae.inference.svi.batches.row_schedule import empty_rows_note, schedule_of
+from ppl_vae.inference.svi.batches.row_schedule import empty_rows_kept_note, schedule_of
 from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.checkpoints.fingerprint import fit_fingerprint
 from ppl_vae.inference.svi.early_stopping import EarlyStopping
@@ -125,7 +125,7 @@ def fit_svi(
         device: where to fit. The modules of the pair are moved there. ``"auto"`` is the
             accelerator on which the pair stands, or else ``torch.accelerator``'s current one, of
             any kind with float64, or else the CPU.
-        seed: of data order and draws; global generators are left unchanged.
+        seed: the seed of data order and draws; global generators are left unchanged.
         capture: how steps run: False, eagerly, by Pyro's handlers; ``"recorded"``, by the tensor
             operations that were recorded in the second step, which are those of an eager step;
             True, from the second step on by code that is compiled from such a recording, several
@@ -135,12 +135,12 @@ def fit_svi(
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
             was done and why. Recorded steps give the numbers of eager ones (with an objective of
             Pyro's, up to rounding); compiled steps are equal to them in distribution.
-        autotune_matmul: whether captured steps on a CPU use the faster of two BLAS libraries for
+        autotune_matmul: whether compiled steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.
-        precision: of float32 matrix products and convolutions in the steps, but not in
-            evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's; ``"bf16"``,
-            whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
+        precision: the precision of float32 matrix products and convolutions in the steps, but not
+            in evaluations of ``x_val``: ``"float32"``; ``"tf32"`` on a GPU of NVIDIA's;
+            ``"bf16"``, whose gradients are noisier. See :func:`ppl_vae.core.state.precision`.
         checkpoint: a file that is written once per epoch (at most every 25 steps, and at least
             every 1,000), and from which the fit resumes if it exists; a resumed fit is identical
             bit for bit on a CPU. Only the same fit resumes: data, masks, networks, objective,
@@ -196,7 +196,7 @@ def fit_svi(
     learn_schema(model, schema)
     learn_schema(guide, schema)
     notes = () if source is None else source.notes()
-    return replace(result, notes=result.notes + empty_rows_note(rows) + notes)
+    return replace(result, notes=result.notes + empty_rows_kept_note(rows) + notes)
 
 
 def _build_trainer(
@@ -217,16 +217,16 @@ def _build_trainer(
     if processes.size > 1:
         _agree(minibatch, optimizer_step, schedule, stopping, runtime, processes)
         processes.replicate(optimizer_step.state)
-    make_captured = partial(
+    make_compiled = partial(
         CapturedSteps, minibatch, optimizer_step, named, autotune_matmul=runtime.autotune_matmul
     )
     policy = StepPolicy(
         runtime.capture,
         partial(RecordedGradient, minibatch, named),
-        make_captured,
+        make_compiled,
         schedule,
         shared=processes.size > 1,
-        beside=_can_compile_beside(minibatch, runtime, processes),
+        in_background=_can_compile_in_background(minibatch, runtime, processes),
     )
     return Trainer(
         minibatch,
@@ -241,11 +241,11 @@ def _build_trainer(
     )
 
 
-def _can_compile_beside(
+def _can_compile_in_background(
     minibatch: MinibatchObjective, runtime: Runtime, processes: Processes
 ) -> bool:
     alone = processes.size == 1 and not runtime.autotune_matmul
-    return alone and can_compile_beside(minibatch.whole.device)
+    return alone and can_compile_in_background(minibatch.whole.device)
 
 
 def _agree(

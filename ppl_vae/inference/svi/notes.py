@@ -12,7 +12,7 @@ def fit_notes(
     Args:
         minibatch: the objective on minibatches.
         schedule: the rows of each step.
-        order_seed: of the order of the rows.
+        order_seed: the seed of the order of the rows.
         resumed: from which checkpoint the fit was resumed; empty if it was not.
     """
     notes = minibatch.pair.notes()

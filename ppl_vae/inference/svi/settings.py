@@ -67,10 +67,10 @@ class Runtime:
     """How the steps are executed; nothing here changes the distribution of the result.
 
     Attributes:
-        seed: of data order and draws; None uses the global generators.
+        seed: the seed of data order and draws; None uses the global generators.
         capture: True, False or ``"auto"``.
-        autotune_matmul: whether captured steps use the faster of two BLAS libraries.
-        precision: of matrix products, see :func:`ppl_vae.core.state.precision`.
+        autotune_matmul: whether compiled steps use the faster of two BLAS libraries.
+        precision: the precision of matrix products, see :func:`ppl_vae.core.state.precision`.
         checkpoint: a file to write and to resume from, or None.
         progress: whether to show a progress bar, or a callback.
     """

@@ -49,10 +49,10 @@ class Trainer:
         optimizer_step: the update of the parameters.
         schedule: the rows of each step.
         stopping: early stopping by validation values.
-        policy: whether steps run eagerly, recorded or captured.
+        policy: whether steps run eagerly, recorded or compiled.
         x_val: validation rows, or None.
         checkpoint: a file to write, and to resume from if it exists; or None.
-        seed: of the fit, by which a checkpoint is recognised.
+        seed: the seed of the fit, by which a checkpoint is recognised.
         processes: that share each batch, and have the same data and parameters.
 
     Raises:
@@ -111,7 +111,7 @@ class Trainer:
                 if self.stopped:
                     break
                 self._begin_epoch()
-                if not self._run_captured(chunk):
+                if not self._run_compiled(chunk):
                     for rows in chunk:
                         self._run_step(rows)
                 self._after_chunk(progress)
@@ -160,20 +160,21 @@ class Trainer:
             self.minibatch.refresh(epoch_generator(self.order_seed, epoch, device))
             self.epoch = epoch
 
-    def _run_captured(self, chunk: list[Tensor | None]) -> bool:
-        """Make the steps in one call of captured code; returns whether that was possible."""
-        captured = self.policy.captured
-        if captured is None or len(chunk) != captured.unroll:
+    def _run_compiled(self, chunk: list[Tensor | None]) -> bool:
+        """Make the steps in one call of compiled code; returns whether that was possible."""
+        compiled = self.policy.compiled
+        if compiled is None or len(chunk) != compiled.unroll:
             return False
         if any(self._has_other_size(rows) for rows in chunk):
             return False
         try:
-            values = captured.run_steps(chunk, self.num_steps)
+            values = compiled.run_steps(chunk, self.num_steps)
         except CaptureError as error:
             self.policy.disable(error)
             return False
         if values.device.type == "cpu" and not values.isfinite().all():
             return False  # nothing was updated: eager steps will find the one that diverges
+        self.policy.num_run += len(chunk)
         self.unread += values.unbind()
         if self._is_time_to_read(values):
             self._read_values()
@@ -292,7 +293,7 @@ class Trainer:
     def _resume_history(self, content: dict[str, Any]) -> None:
         self.order_seed = content["order_seed"]
         self.values, self.elapsed = content["values"], content["elapsed"]
-        # A new decision between eager and captured steps could differ from the first one.
+        # A new decision between eager and compiled steps could differ from the first one.
         if self.values:
             self.policy.resume(*content["capture"])
             self.start_time -= self.elapsed[-1]
@@ -316,6 +317,6 @@ class Trainer:
             validation=torch.tensor(values, dtype=torch.float64) if values else None,
             validation_steps=torch.tensor(steps) if values else None,
             restored=self.stopping.num_without_improvement > 0,
-            execution=self.policy.reason,
+            execution=self.policy.execution,
             notes=fit_notes(self.minibatch, self.schedule, self.order_seed, self.resumed),
         )

@@ -31,7 +31,7 @@ class VBState(NamedTuple):
     Attributes:
         posterior: q(W, mu) q(sigma) q(relevance).
         latents: sums under q(z).
-        bound: of log p(x), in nats per datum.
+        bound: the bound of log p(x), in nats per datum.
     """
 
     posterior: ParameterPosterior

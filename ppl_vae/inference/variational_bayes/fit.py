@@ -68,7 +68,7 @@ def fit_vb(
         rotate: whether to maximize the bound over affine maps of z.
         tol: stop when the bound still to be gained falls below this many nats per datum.
         max_iterations: the largest number of iterations.
-        seed: of the random directions from which the initial loadings are computed.
+        seed: the seed of the random directions from which the initial loadings are computed.
 
     Raises:
         TypeError: if the model is not a ``BayesianPPCA``.

@@ -21,8 +21,8 @@ class ParameterPosterior:
     """q(W, mu) q(sigma) q(relevance).
 
     Attributes:
-        mean: of the rows (w_d, mu_d), (D, L) with L = K + 1; mu relative to the means of the
-            columns of the data.
+        mean: the mean of the rows (w_d, mu_d), (D, L) with L = K + 1; mu relative to the means of
+            the columns of the data.
         tril: Cholesky factors of the covariances of these rows, (D, L, L).
         noise: the distribution of sigma^-2, batch shape () or (D,).
         relevance: that of the relevances, batch shape (K,); None without ARD.

@@ -29,9 +29,10 @@ class VBResult(FitResult):
             ``from_dict`` returns.
         num_data: N.
         loadings, loadings_sd: posterior mean and standard deviation of W, (D, K).
-        loc, loc_sd: of mu, (D,).
-        noise_scale, noise_scale_sd: of sigma, () or (D,).
-        relevance, relevance_sd: of the relevances, (K,); None without ARD.
+        loc, loc_sd: the mean and the standard deviation of mu, (D,).
+        noise_scale, noise_scale_sd: the mean and the standard deviation of sigma, () or (D,).
+        relevance, relevance_sd: the mean and the standard deviation of the relevances, (K,); None
+            without ARD.
         active_share: for each column of W, the share of sum_d E w_dk^2 / s_d^2 that the posterior
             mean has, (K,).
         active: whether this share is at least 10 %, (K,). If not, the column is switched off: its

@@ -93,7 +93,7 @@ def describe_undetermined(
     Args:
         pairs: the result of :func:`undetermined_pairs`.
         latent_dim: K.
-        names: of the columns; by default their numbers.
+        names: the names of the columns; by default their numbers.
     """
     if pairs is None or not len(pairs):
         return ()

@@ -32,7 +32,7 @@ def integrated_log_likelihood(
     not depend on the parameters.
 
     Args:
-        statistics: of the data.
+        statistics: the statistics of the data.
         loadings, loc: W and mu.
         noise_scale: sigma, one for all columns or one for each; as many dimensions as ``loc``
             mean one for each.
@@ -94,7 +94,7 @@ def latent_precision_factors(
     """Cholesky factors of the precisions I + A'A of z, over the observed columns of each pattern.
 
     Args:
-        statistics: of the data.
+        statistics: the statistics of the data.
         scaled: A = Psi^-1/2 W.
     """
     eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)

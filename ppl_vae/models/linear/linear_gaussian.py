@@ -138,9 +138,9 @@ class LatentPosterior:
     """The posterior p(z | x) of each row.
 
     Attributes:
-        patterns: of the rows.
-        mean: of z, (B, K).
-        covariances: of z, one per pattern.
+        patterns: the patterns of the rows.
+        mean: the mean of z, (B, K).
+        covariances: the covariances of z, one per pattern.
         residual: x - mu - W mean, zero for missing entries, (B, D).
         scale: the noise standard deviations, (D,).
     """

@@ -226,7 +226,7 @@ class LinearGaussianModel(LatentVariableModel):
             x: (N, D); NaN is a missing value.
             mask: True where observed.
             num_samples: how many joint draws to make of each row's missing values.
-            seed: of these draws.
+            seed: the seed of these draws.
 
         Returns:
             Means, standard deviations and draws, in the more precise of the model's dtype and x's.

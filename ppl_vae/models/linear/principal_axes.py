@@ -90,7 +90,7 @@ class PatternAxes:
 @torch.no_grad()
 def principal_axes(scaled: Float[Tensor, "*U D K"]) -> Float[Tensor, "*U K K"]:
     """The right singular vectors of A as columns, that of the largest singular value first."""
-    # From the triangular factor, because the left singular vectors would be as large as A.
+    # The triangular factor has the same right singular vectors; the left ones of A are large.
     return torch.linalg.svd(torch.linalg.qr(scaled, mode="r").R).Vh.mT
 
 

@@ -41,8 +41,8 @@ class SampleCovariance:
 
     Attributes:
         mean: (D,).
-        diagonal: of S, (D,).
-        trace: of S, ().
+        diagonal: the diagonal of S, (D,).
+        trace: the trace of S, ().
         data_dim: D.
         columns: statistics of each column.
     """
@@ -59,7 +59,7 @@ class SampleCovariance:
         Raises:
             ValueError: if x has NaN; see also :class:`~ppl_vae.data.sources.row_blocks.RowBlocks`.
         """
-        columns, covariance = summarize(x if isinstance(x, RowBlocks) else RowBlocks(x))
+        columns, covariance = summarize_table(x if isinstance(x, RowBlocks) else RowBlocks(x))
         if covariance is None:
             raise ValueError(missing_message(columns))
         return cls(columns, covariance._factor, covariance._gram)
@@ -158,7 +158,7 @@ def missing_message(columns: ColumnStats) -> str:
 # numpy computes the large products of complete data. Idle threads of one library spin for a while
 # and slow down the other's, so torch, which does the small operations, uses one thread.
 @threads(1)
-def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
+def summarize_table(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
     """Column statistics and, if nothing is missing, the covariance of a table, in one pass.
 
     If the rows are divided among several processes, both are those of all rows.
@@ -176,7 +176,7 @@ def summarize(blocks: RowBlocks) -> tuple[ColumnStats, SampleCovariance | None]:
 
 
 def _summarize_rows(blocks: RowBlocks) -> tuple[ColumnStats | None, "_Scatter"]:
-    # Of the rows of this process, which may have none.
+    # The sums run over the rows of this process, which may have none.
     columns, scatter = None, _Scatter(blocks.num_rows)
     buffer: Tensor | None = None
     for block in _joined(blocks):

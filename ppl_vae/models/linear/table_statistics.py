@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
@@ -20,7 +20,7 @@ from ppl_vae.core.validation import ArrayLike
 from ppl_vae.data.column_stats import ColumnStats
 from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks, RowSource
 from ppl_vae.models.linear.linear_gaussian import MissingnessPatterns
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class TableStatistics:
         Args:
             x: a matrix, a memory map, or an iterable of blocks of rows; NaN marks a missing value.
             mask: True where observed.
-            device: of the statistics; that of x by default.
-            schema: of the frame that a model was fitted to.
+            device: the device of the statistics; that of x by default.
+            schema: the schema of the frame that a model was fitted to.
             processes: among which the rows of the whole table are divided.
 
         Raises:
@@ -80,7 +80,7 @@ class TableStatistics:
         """
         with processes.together():
             blocks = RowBlocks(x, mask, device=device, schema=schema, processes=processes)
-        columns, covariance = summarize(blocks)
+        columns, covariance = summarize_table(blocks)
         columns.check()
         if covariance is not None:
             factor = covariance.factor * columns.rows**0.5
@@ -117,7 +117,9 @@ class TableStatistics:
 
     @classmethod
     def _of_groups(cls, columns: ColumnStats, groups: "list[_Group]", observed: Tensor) -> Self:
-        parts = [group.transformed() for group in groups]
+        parts = [
+            group.transformed(pattern) for group, pattern in zip(groups, observed, strict=True)
+        ]
         lengths = torch.tensor([len(part) for part in parts], device=observed.device)
         weight = torch.zeros(int(lengths.sum())).to(observed)
         counts = torch.tensor([float(group.num_data) for group in groups]).to(observed)
@@ -177,13 +179,15 @@ class _Group(NamedTuple):
         factor = torch.cat([self.factor, other.factor, shift[None]])
         return _Group(num_data, self.mean + gap * share, _short(factor, num_data - 1))
 
-    def transformed(self) -> Float[Tensor, "R D"]:
+    def transformed(self, observed: Shaped[Tensor, " D"]) -> Float[Tensor, "R D"]:
         # sqrt(n) times the mean; the factor in at most n - 1 rows; if only a few of the n rows are
-        # left, which are zero, those too.
-        factor = _short(self.factor, self.num_data - 1)
-        if len(factor) == factor.shape[1]:  # the same for any division into blocks
-            factor = torch.linalg.qr(factor, mode="r").R
-            factor = factor * factor.diagonal().sign().where(factor.diagonal() != 0, 1.0)[:, None]
+        # left, which are zero, those too. The triangular factor of the observed columns is the
+        # same for any division into blocks.
+        columns = observed.bool()
+        short = torch.linalg.qr(_short(self.factor[:, columns], self.num_data - 1), mode="r").R
+        signs = torch.where(short.diagonal() < 0, -1.0, 1.0).to(short)
+        factor = short.new_zeros(len(short), len(columns))
+        factor[:, columns] = short * signs[:, None]
         rows = torch.cat([self.mean[None] * self.num_data**0.5, factor])
         num_zero = self.num_data - len(rows)
         few = num_zero <= 2 * rows.shape[1]
@@ -216,7 +220,9 @@ def _groups(
             groups.add(pattern, _Group.of(rows))
     if blocks.processes.size > 1:
         groups = groups.over_processes(blocks.processes, centre)
-    return torch.stack(list(groups.patterns.values())), list(groups.found.values())
+    keys = sorted(groups.found)  # the order of the blocks does not matter
+    patterns = torch.stack([groups.patterns[key] for key in keys])
+    return patterns, [groups.found[key] for key in keys]
 
 
 class _Groups:

@@ -191,7 +191,7 @@ def test_results_of_a_pandas_frame_keep_its_index_and_columns():
     assert row.index.equals(index) and row.name == "log_likelihood"
     taken = labels.take(torch.tensor([1])).rows(torch.tensor(X[1:, 0]), "p")
     assert taken.index.equals(index[1:])
-    assert isinstance(labels.labels, PandasLabels)
+    assert isinstance(labels.frame_labels, PandasLabels)
 
 
 def test_results_of_an_xarray_are_xarrays():

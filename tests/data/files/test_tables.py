@@ -538,6 +538,13 @@ def test_images_in_text(read):
         read(text, image_shape=(2, 2), label="none")
 
 
+def test_a_stated_header_stays_one_above_numbers_that_could_be_names(read):
+    text = '"c 0" "c 1" "c 2"\n"row 0" -1 0 1\n"row 1" 0 1 0\n'
+    table = read(text, delimiter=" ", header=True)
+    assert table.columns == ("c 0", "c 1", "c 2") and table.row_names == ("row 0", "row 1")
+    assert table.values.tolist() == [[-1, 0, 1], [0, 1, 0]]
+
+
 # Written by pandas, read back
 
 BOUND = 1e150  # squares of larger numbers are not finite

@@ -15,7 +15,7 @@ import oracles
 from ppl_vae import PPCA, fit_closed_form, fit_em, variational_em
 from ppl_vae.data.sources import row_blocks
 from ppl_vae.data.sources.row_blocks import RowBlocks
-from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize
+from ppl_vae.models.linear.sufficient_statistics import SampleCovariance, summarize_table
 
 N, D, K = 90, 7, 3
 
@@ -161,7 +161,7 @@ def test_merged_column_statistics_equal_those_of_the_matrix(size, monkeypatch):
     x = table(missing=True)
     x[:50, 2], x[:, 4] = np.nan, np.where(np.isnan(x[:, 4]), np.nan, -1e6 / 7)
     monkeypatch.setattr(row_blocks, "WORKING_FLOATS", size)
-    columns, covariance = summarize(RowBlocks(x))
+    columns, covariance = summarize_table(RowBlocks(x))
     assert covariance is None
     np.testing.assert_array_equal(columns.count, (~np.isnan(x)).sum(0))
     np.testing.assert_allclose(columns.mean, np.nanmean(x, 0), rtol=1e-13)
@@ -173,9 +173,9 @@ def test_merged_column_statistics_equal_those_of_the_matrix(size, monkeypatch):
 def test_a_column_constant_in_each_block_is_not_constant():
     x = table()
     x[:, 1] = np.repeat([1.0, 2.0, 3.0], N // 3)
-    assert summarize(RowBlocks(np.split(x, 3)))[0].constant_columns() == []
+    assert summarize_table(RowBlocks(np.split(x, 3)))[0].constant_columns() == []
     x[:, 1] = 1 / 3
-    assert summarize(RowBlocks(np.split(x, 3)))[0].constant_columns() == [1]
+    assert summarize_table(RowBlocks(np.split(x, 3)))[0].constant_columns() == [1]
 
 
 @pytest.mark.parametrize("missing", [False, True])

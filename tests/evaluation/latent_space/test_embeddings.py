@@ -61,7 +61,7 @@ def test_codes_errors_and_accuracies_agree_with_numpy(found, table):
         predicted = predicted_classes(train_codes.numpy(), y[:N], each.codes.numpy(), 3)
         np.testing.assert_array_equal(each.correct.numpy() == 1, predicted == y[N:])
     assert first.accuracy[0] > 0.9
-    mean, error = first.mean_error
+    mean, error = first.mean_squared_error
     assert mean == pytest.approx(float(first.error.mean()))
     assert error == pytest.approx(float(first.error.std()) / np.sqrt(N))
 
@@ -72,7 +72,7 @@ def test_the_printed_table_and_storage(found):
     assert text.startswith("60 held-out rows, ± one standard error")
     for each in result.embeddings:
         line = next(line for line in text.splitlines() if line.startswith(f"{each.name} "))
-        assert "{:.3f} ± {:.3f}".format(*each.mean_error) in line
+        assert "{:.3f} ± {:.3f}".format(*each.mean_squared_error) in line
         assert f"{100 * each.accuracy[0]:.1f} ± " in line
     assert list(result.to_frame().index) == ["PPCA", "VAE", "linear autoencoder"]
     assert result.to_frame().loc["VAE", "accuracy"] == result.embeddings[1].accuracy[0]
@@ -109,7 +109,9 @@ def test_the_plot_is_readable_and_shows_the_stored_values(found):
         for ax, each in zip(figure.axes, found[2].embeddings, strict=False):
             across, error, named = ax.get_xlabel().splitlines()
             assert across == "$z_1$, units of the code"
-            assert error == "squared error {:.3f} ± {:.3f} per datum".format(*each.mean_error)
+            assert error == "squared error {:.3f} ± {:.3f} per datum".format(
+                *each.mean_squared_error
+            )
             accuracy = f"{100 * each.accuracy[0]:.1f} ± "
             assert named.startswith(f"accuracy of 3 neighbours {accuracy}")
             assert named.endswith(" %")

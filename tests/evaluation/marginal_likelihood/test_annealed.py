@@ -227,12 +227,12 @@ def test_the_gap_of_exact_moves_agrees_with_the_formula(monkeypatch):
     x = ppca.sample(60, seed=0)
     W, centred = torch.tensor(loadings), x - torch.tensor(loc)
 
-    def exact(self, points, beta, step):
-        weight = self.sampler.log_prob_and_grad(self.path, points, beta).log_weight
+    def exact(self, state, beta, step):
         covariance = torch.linalg.inv(torch.eye(K) + beta * W.T @ W / noise)
         mean = beta / noise * centred @ W @ covariance
         tril = torch.linalg.cholesky(covariance)
-        return mean + torch.randn_like(points) @ tril.T, weight, torch.ones_like(weight)
+        points = mean + torch.randn_like(state.points) @ tril.T
+        return self._state(points), torch.ones_like(state.density.log_weight)
 
     monkeypatch.setattr(AISChains, "_move", exact)
     for schedule, rel in (("linear", 0.05), ("sigmoid", 0.3)):
@@ -371,6 +371,45 @@ def test_step_sizes_of_measured_chains_are_fixed():
     assert acceptance == pytest.approx(annealed.TARGET_ACCEPTANCE, abs=0.1)
 
 
+def test_a_leapfrog_step_takes_one_evaluation():
+    """Densities at the points of chains are kept for the next temperature."""
+    ppca, _ = make()
+    x, calls = ppca.sample(3, seed=0), []
+
+    class Counted(AnnealingPath):
+        def density(self, tensors, points):
+            calls.append(len(points))
+            return super().density(tensors, points)
+
+    with torch.no_grad(), isolated_store(), seeded(0):
+        annealing = Annealing(4, leapfrog=3)
+        chains = AISChains(
+            AISWeights(annealing, x, 3, 20),
+            Counted(Pair(ppca.model, prior_guide(ppca.model)), Batch(x)),
+        )
+        assert set(calls) == {annealed.TUNING_CHAINS}
+        calls.clear()
+        chains.forward(20)
+    assert calls == [20] * (1 + 3 * 3)
+
+
+@torch.no_grad()
+def test_the_gradients_along_the_path_are_those_of_its_densities(float64):
+    ppca, _ = make()
+    x = ppca.sample(3, seed=0)
+    with isolated_store(), seeded(0):
+        path = AnnealingPath(Pair(ppca.model, prior_guide(ppca.model)), Batch(x))
+        points, beta, step = path.draw(2), torch.tensor(0.3), 1e-6
+        density = path.density(path.batch.tensors, points)
+        direction = torch.randn_like(points)
+        ends = [
+            path.density(path.batch.tensors, points + sign * step * direction).log_prob(beta)
+            for sign in (-1, 1)
+        ]
+    slope = (density.grad(beta) * direction).sum(-1)
+    torch.testing.assert_close((ends[1] - ends[0]) / (2 * step), slope, rtol=1e-6, atol=1e-6)
+
+
 def test_temperatures_without_tuning_use_the_nearest_step_size(monkeypatch):
     monkeypatch.setattr(annealed, "MAX_TUNED_TEMPERATURES", 4)
     ppca, _ = make()
@@ -408,12 +447,12 @@ def test_densities_along_the_path_agree_with_a_slow_loop(name, from_prior, float
         log_q, weights = path.log_q_and_weight(path.batch.tensors, points)
         expected = loops.slow_log_weights(model, guide, x, recorder, 3)
         q = sum(slow_guide(guide, x, recorder, s) for s in range(3))
-        beta = torch.tensor(0.3)
-        density = sampler.log_prob_and_grad(path, points, beta)
+        density = sampler.density(path, points)
     torch.testing.assert_close(weights, expected, rtol=1e-9, atol=1e-9)
     jacobian = points.sum((-2, -1)) if name == "positive_latent" else torch.zeros(3)
     torch.testing.assert_close(log_q.sum(), q + jacobian.sum(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(density.log_prob, log_q + 0.3 * weights)
+    log_prob = density.log_prob(torch.tensor(0.3))
+    torch.testing.assert_close(log_prob, log_q + 0.3 * weights)
 
 
 def slow_guide(guide, x, recorder, s):
@@ -611,7 +650,7 @@ def test_compiled_moves_equal_eager_ones():
     x = ppca.sample(9, seed=0)
     options = {"annealing": Annealing(3, leapfrog=2), "seed": 0, "method": "annealed"}
     found = [log_likelihood(ppca.model, None, x, 10, capture=c, **options) for c in (False, True)]
-    assert found[1].execution.startswith("captured")
+    assert found[1].execution.startswith("compiled")
     torch.testing.assert_close(found[0].value, found[1].value, rtol=1e-9, atol=1e-9)
 
 

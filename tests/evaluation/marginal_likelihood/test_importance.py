@@ -29,7 +29,7 @@ from ppl_vae.evaluation.marginal_likelihood.reliability import (
     assess_reliability,
     effective_sample_size,
     k_hat,
-    summarize,
+    summarize_weights,
 )
 from ppl_vae.guides.families import num_scale_outputs
 from ppl_vae.guides.guides import AmortizedGuide, ExactGuide, PerDatumGuide
@@ -483,7 +483,7 @@ def test_prior_draws_agree_with_a_refined_guide_on_a_vae():
 def reliable(weights):
     """The data with these log weights that are reliable."""
     return assess_reliability(
-        summarize(weights, weights.logsumexp(0)[:, None]), len(weights)
+        summarize_weights(weights, weights.logsumexp(0)[:, None]), len(weights)
     ).reliable
 
 
@@ -880,7 +880,7 @@ def test_a_result_prints_and_converts():
     assert as_json["num_samples"] == 500
     frame = estimate.to_frame()
     assert len(frame) == 20
-    columns = {"value", "standard_error", "ess", "k_hat", "reliable", "cells"}
+    columns = {"value", "standard_error", "ess", "k_hat", "reliable", "num_entries"}
     assert set(frame.columns) == columns | {"tail_index", "limit", "pool_size", "coverage"}
 
 

@@ -79,7 +79,7 @@ def test_bits_per_dimension_count_observed_entries():
         model.model, ExactGuide(model), incomplete, 20, rows=torch.arange(10, 30), seed=0
     )
     num_observed = (~incomplete[10:30].isnan()).sum(1)
-    assert torch.equal(part.cells, num_observed.double())
+    assert torch.equal(part.num_entries, num_observed.double())
     exact = float(model.log_likelihood(incomplete[10:30]).detach().sum())
     expected = -exact / int(num_observed.sum()) / math.log(2)
     assert part.bits_per_dimension == pytest.approx(expected, rel=1e-9)
@@ -106,14 +106,14 @@ def conditional_pair():
 def test_bits_per_dimension_count_the_entries_that_the_model_scores():
     x = torch.from_numpy(np.random.default_rng(1).normal(size=(5, 6)))
     found = log_likelihood(*conditional_pair(), x, 20, seed=0)
-    assert found.cells.tolist() == [2.0] * 5
+    assert found.num_entries.tolist() == [2.0] * 5
     assert found.bits_per_dimension == pytest.approx(-found.mean / 2 / math.log(2))
     wider = torch.cat([x, torch.zeros(5, 10).double()], 1)
     again = log_likelihood(*conditional_pair(), wider, 20, seed=0)
     assert again.bits_per_dimension == pytest.approx(found.bits_per_dimension, rel=1e-12)
     x[0, 0] = math.nan
     incomplete = log_likelihood(*conditional_pair(), x, 20, seed=0)
-    assert incomplete.cells is None and "bits" not in repr(incomplete)
+    assert incomplete.num_entries is None and "bits" not in repr(incomplete)
 
 
 def test_shifting_units_shifts_values_and_curve():
@@ -125,12 +125,14 @@ def test_shifting_units_shifts_values_and_curve():
     assert torch.equal(moved.value, estimate.value + nats)
     assert torch.equal(moved.curve, estimate.curve + nats[:, None])
     again = LogLikelihood.from_dict(moved.to_dict())
-    assert torch.equal(again.curve, moved.curve) and torch.equal(again.cells, moved.cells)
+    assert torch.equal(again.curve, moved.curve) and torch.equal(
+        again.num_entries, moved.num_entries
+    )
 
 
 def test_exact_values_have_no_curve():
     exact = exact_result(torch.zeros(3))
     assert exact.convergence == () and exact.shifted(torch.ones(3)).curve is None
     assert "draws:" not in repr(exact) and "bits" not in repr(exact)
-    with pytest.raises(ValueError, match="it is not known how many cells"):
+    with pytest.raises(ValueError, match="it is not known how many entries"):
         _ = exact.bits_per_dimension

@@ -20,7 +20,7 @@ from ppl_vae.evaluation.marginal_likelihood.estimate import log_mean_weights
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
     MIN_DRAWS,
     assess_reliability,
-    summarize,
+    summarize_weights,
 )
 
 FACTORS = (0.3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 4.0)
@@ -171,7 +171,7 @@ def test_reliability_does_not_depend_on_batches(monkeypatch):
     found = log_likelihood(ppca.model, guide, x, 200, seed=5)
     assert len(weights) == 9
     whole = torch.cat(weights, 1)
-    again = assess_reliability(summarize(whole, whole.logsumexp(0)[:, None]), 200)
+    again = assess_reliability(summarize_weights(whole, whole.logsumexp(0)[:, None]), 200)
     for name in ("standard_error", "tail_index", "limit", "coverage", "reliable"):
         torch.testing.assert_close(
             getattr(found, name), getattr(again, name), rtol=1e-12, atol=0, equal_nan=True
@@ -186,7 +186,8 @@ def test_reliability_does_not_depend_on_the_order_of_rows():
     weights = weights * torch.linspace(0.1, 3, 40).double()
     turned = torch.arange(39, -1, -1)
     one, other = (
-        assess_reliability(summarize(w, w[:1].T), 100) for w in (weights, weights[:, turned])
+        assess_reliability(summarize_weights(w, w[:1].T), 100)
+        for w in (weights, weights[:, turned])
     )
     torch.testing.assert_close(one.tail_index, other.tail_index[turned])
     torch.testing.assert_close(one.standard_error, other.standard_error[turned])
@@ -196,9 +197,9 @@ def test_reliability_does_not_depend_on_the_order_of_rows():
 def test_a_subset_of_many_data_is_representative(monkeypatch):
     """All data as references, and a quarter of them, agree up to sampling error."""
     weights = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).double()
-    whole = assess_reliability(summarize(weights, weights[:1].T), 100)
+    whole = assess_reliability(summarize_weights(weights, weights[:1].T), 100)
     monkeypatch.setattr("ppl_vae.evaluation.marginal_likelihood.reliability.MAX_REFERENCES", 50)
-    part = assess_reliability(summarize(weights, weights[:1].T), 100)
+    part = assess_reliability(summarize_weights(weights, weights[:1].T), 100)
     assert (whole.tail_index - part.tail_index).abs().max() < 0.15
     torch.testing.assert_close(whole.standard_error, part.standard_error, rtol=0.15, atol=0)
     assert whole.reliable.all() and part.reliable.all()
@@ -223,7 +224,7 @@ def test_no_coverage_is_stated_for_very_narrow_guides(width):
     """In one dimension their tail index is moderate, and their intervals hardly ever cover."""
     z = width * torch.randn(100, 60, generator=torch.Generator().manual_seed(0)).double()
     weights = 0.5 * z.square() * (1 / width**2 - 1) + math.log(width)  # of mean one
-    found = assess_reliability(summarize(weights, log_mean_weights(weights)), 100)
+    found = assess_reliability(summarize_weights(weights, log_mean_weights(weights)), 100)
     errors = weights.logsumexp(0) - math.log(100)
     assert (errors.abs() <= 1.96 * found.standard_error).double().mean() < 0.2
     assert found.tail_index.mean() < 1 and found.coverage[~found.reliable].isnan().all()
@@ -258,7 +259,9 @@ def test_standard_errors_of_dissimilar_data_are_not_pooled():
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(24, 30)) * np.geomspace(1e-3, 1, 30)
     torched = torch.from_numpy(weights)
-    found = assess_reliability(summarize(torched, torched[:1].T), 24).standard_error.numpy()
+    found = assess_reliability(
+        summarize_weights(torched, torched[:1].T), 24
+    ).standard_error.numpy()
     np.testing.assert_allclose(found, oracles.pooled_standard_error(weights), rtol=1e-9)
     own = np.exp(weights).std(0, ddof=1) / np.exp(weights).mean(0) / np.sqrt(24)
     assert np.abs(np.log(found / own)).max() < 1

@@ -504,7 +504,7 @@ def test_complete_rows_are_unchanged():
     found = impute(vae.model, vae.guide, whole, 5, draws=2)
     assert torch.equal(found.mean, whole) and not found.sd.any()
     assert torch.equal(found.draws, whole.expand(2, -1, -1)) and found.ess.isnan().all()
-    assert repr(found) == f"Imputation: 0 of {N * D} cells filled\n  2 draws"
+    assert repr(found) == f"Imputation: 0 of {N * D} entries filled\n  2 draws"
     incomplete = whole.clone()
     incomplete[3, 2] = torch.nan
     found = impute(vae.model, vae.guide, incomplete, 5, draws=2, seed=0)

@@ -15,7 +15,7 @@ from ppl_vae.evaluation.prediction.predictive_checks import (
     PredictiveCheck,
     predictive_check,
 )
-from ppl_vae.models.bayesian_ppca import Parameters
+from ppl_vae.models.bayesian_ppca import ParameterDraws
 from ppl_vae.plots import plot_covariance_check, plot_quantile_check
 
 LOADINGS = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 1.5], [0.5, 0.5]], dtype=torch.float64)
@@ -25,7 +25,7 @@ def parameters(loadings=LOADINGS, number=100, scale=0.7):
     """The same parameters in each draw."""
     loc = torch.zeros(number, len(loadings), dtype=torch.float64)
     sigma = torch.full((number,), scale, dtype=torch.float64)
-    return Parameters(loadings.expand(number, -1, -1), loc, sigma, None)
+    return ParameterDraws(loadings.expand(number, -1, -1), loc, sigma, None)
 
 
 def data(num_rows=400, seed=0):

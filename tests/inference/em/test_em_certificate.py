@@ -20,7 +20,7 @@ from ppl_vae.inference.em.expected_covariance import (
 from ppl_vae.inference.em.fit import fit_closed_form, fit_em, variational_em
 from ppl_vae.inference.em.profile_likelihood import ProfileLikelihood, maximize_profile_likelihood
 from ppl_vae.inference.em.run import NOT_CONVERGED, RESTARTED, EMRun
-from ppl_vae.inference.em.state import ILL_CONDITIONED, Parameters
+from ppl_vae.inference.em.state import ILL_CONDITIONED, LinearGaussianParameters
 from ppl_vae.models.linear import sufficient_statistics
 from ppl_vae.models.linear.eigen import right_singular_vectors
 from ppl_vae.models.linear.sufficient_statistics import SampleCovariance
@@ -343,7 +343,7 @@ def test_the_expected_covariance_matches_a_loop_over_rows():
         off[m] = gain @ off[s]
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
-    tensors = Parameters(*(torch.from_numpy(v) for v in (loadings, loc, variance)))
+    tensors = LinearGaussianParameters(*(torch.from_numpy(v) for v in (loadings, loc, variance)))
     blocks = RowBlocks(torch.from_numpy(x))
     factor = expected_covariance_factor(blocks, tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)

@@ -16,7 +16,7 @@ from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
 from ppl_vae.inference.em.run import RESTARTED
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 
 @pytest.mark.parametrize("size", [1, 1000, 2**23])
@@ -81,7 +81,7 @@ def test_the_bound_after_an_m_step_is_log_p_minus_the_kl_of_the_old_posterior(no
 def test_without_missing_values_the_steps_match_those_on_complete_data(noise, expand):
     x = oracles.simulate_ppca(SPECTRUM, 0.8, N, D, seed=0)
     (ppca, (_, loadings, variance)), blocks = make(noise), RowBlocks(torch.from_numpy(x))
-    columns, covariance = summarize(blocks)
+    columns, covariance = summarize_table(blocks)
     rule = Noise.of(ppca, columns, 1e-6, accelerated=expand)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
     prior_update = "expand" if expand else "fixed"

@@ -11,7 +11,7 @@ from ppl_vae.data.sources.row_blocks import RowBlocks
 from ppl_vae.inference.em.complete_data import CompleteDataEM, CompleteProblem
 from ppl_vae.inference.em.missing_data import MissingDataEM, MissingDataProblem
 from ppl_vae.inference.em.noise import Noise
-from ppl_vae.models.linear.sufficient_statistics import summarize
+from ppl_vae.models.linear.sufficient_statistics import summarize_table
 
 N, D, K = 60, 7, 3
 FAMILIES = ("unit", "isotropic", "diagonal", "full")
@@ -59,7 +59,7 @@ def test_steps_and_bounds_match_the_dense_oracle(noise, family):
 def test_without_missing_values_the_steps_match_those_on_complete_data(family):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, N, D, seed=0)
     ppca, blocks = PPCA.like(x, K, seed=0), RowBlocks(torch.from_numpy(x))
-    columns, covariance = summarize(blocks)
+    columns, covariance = summarize_table(blocks)
     rule, (_, loadings, variance) = Noise.of(ppca, columns, 1e-6), parameters(ppca)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)
     one = CompleteDataEM(CompleteProblem(covariance, rule, family, "fixed"), W, psi)

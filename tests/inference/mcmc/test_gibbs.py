@@ -16,7 +16,7 @@ from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
 from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
 
@@ -50,7 +50,7 @@ def prior_draws(model, number):
     loadings = model.loadings_density(relevance)
     loadings = loadings.sample((number,)) if relevance is None else loadings.sample()
     loc, scale = model.loc_prior().sample((number,)), model.noise_prior().sample((number,))
-    return Parameters(loadings, loc, scale, relevance)
+    return ParameterDraws(loadings, loc, scale, relevance)
 
 
 def tables(parameters, mask):
@@ -246,7 +246,7 @@ def test_sums_are_those_of_drawn_rows(missing):
     statistics = TableStatistics.of(table)
     loadings, loc, scale, _ = (None if part is None else part[0] for part in prior_draws(model, 1))
     number = 40_000
-    parameters = Parameters(
+    parameters = ParameterDraws(
         *(part.expand(number, *part.shape) for part in (loadings, loc, scale)), None
     )
     found = GibbsSampler(statistics, ConjugatePriors.of(model)).codes.draw(parameters)

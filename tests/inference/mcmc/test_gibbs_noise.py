@@ -12,13 +12,13 @@ from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_noise import _Regression
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.table_statistics import TableStatistics
 
 
 def some_parameters(chains, data_dim, latent_dim):
     torch.manual_seed(0)
-    return Parameters(
+    return ParameterDraws(
         torch.randn(chains, data_dim, latent_dim).double(),
         torch.randn(chains, data_dim).double(),
         torch.rand(chains, data_dim).double() + 0.3,
@@ -66,7 +66,7 @@ def test_missing_values_are_drawn_given_the_others():
     assert (statistics.num_zero[~statistics.observed.bool().all(1)] > 0).any()
     model = BayesianPPCA(4, 2, noise="diagonal")
     sampler = GibbsSampler(statistics, ConjugatePriors.of(model.double()))
-    several = Parameters(
+    several = ParameterDraws(
         *(None if part is None else part.expand(number, *part.shape[1:]) for part in parameters)
     )
     drawn = sampler.codes.scatter(several)
@@ -119,7 +119,7 @@ def test_the_move_of_isotropic_noise_leaves_its_conditional_density():
     model = BayesianPPCA(4, 3)
     sampler = GibbsSampler(TableStatistics.of(x), ConjugatePriors.of(model.double()))
     one, number = some_parameters(1, 4, 3), 40_000
-    parameters = Parameters(
+    parameters = ParameterDraws(
         one.loadings.expand(number, 4, 3),
         one.loc.expand(number, 4),
         torch.ones(number).double(),
@@ -128,7 +128,7 @@ def test_the_move_of_isotropic_noise_leaves_its_conditional_density():
     for _ in range(6):
         parameters = sampler.noise_move.move(parameters)
     variance = torch.linspace(-7, 4, 4000).double().exp()
-    grid = Parameters(one.loadings, one.loc, variance.sqrt()[:, None].expand(-1, 4), None)
+    grid = ParameterDraws(one.loadings, one.loc, variance.sqrt()[:, None].expand(-1, 4), None)
     scatter = (x - one.loc).mT @ (x - one.loc)
     log_p = log_likelihood(grid, scatter, len(x)) - variance.log() - 0.1 / variance
     weight = (log_p - log_p.max()).exp()  # the grid is even in log sigma^2: times sigma^2

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 import oracles
+from ppl_vae.core.installed_arviz import installed_arviz
 from ppl_vae.inference.mcmc.convergence import diagnose
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.invariants import (
     canonical_loadings,
     covariance,
     mean_parameters,
-    subspace,
+    subspace_projection,
 )
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.settings import ChainSettings
-from ppl_vae.models.bayesian_ppca import BayesianPPCA, Parameters
+from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 
 
 def random_parameters(noise="diagonal", shape=(2, 30), data_dim=5, latent_dim=2, spread=0.05):
@@ -33,7 +34,7 @@ def random_parameters(noise="diagonal", shape=(2, 30), data_dim=5, latent_dim=2,
     rotations = torch.linalg.qr(normal(*shape, latent_dim, latent_dim)).Q
     noise_size = () if noise == "isotropic" else (data_dim,)
     scale = (0.1 * normal(*shape, *noise_size) - 1).exp()
-    return Parameters(loadings @ rotations, normal(*shape, data_dim), scale, None)
+    return ParameterDraws(loadings @ rotations, normal(*shape, data_dim), scale, None)
 
 
 def as_samples(parameters, **values):
@@ -48,7 +49,7 @@ def test_invariants_do_not_change_under_rotations(noise):
     angle = torch.tensor(0.7).double()
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()]).reshape(2, 2)
     rotated = parameters._replace(loadings=parameters.loadings @ rotation)
-    for function in (covariance, subspace, lambda p: canonical_loadings(p).loadings):
+    for function in (covariance, subspace_projection, lambda p: canonical_loadings(p).loadings):
         torch.testing.assert_close(function(rotated), function(parameters))
 
 
@@ -77,7 +78,7 @@ def test_signs_of_canonical_columns_agree_among_draws():
 
 def test_the_mean_of_loadings_is_that_of_aligned_draws():
     parameters = random_parameters(spread=0.02)
-    flat = Parameters(*(p if p is None else p.flatten(0, 1) for p in parameters))
+    flat = ParameterDraws(*(p if p is None else p.flatten(0, 1) for p in parameters))
     mean = mean_parameters(flat)
     outer = (flat.loadings @ flat.loadings.mT).mean(0)
     # E W W' exceeds that of the mean by the variance of W, two columns of 0.02^2.
@@ -133,7 +134,7 @@ def test_the_predictive_density_of_the_exact_posterior_is_calibrated():
     # A normal mean with known variance: loc has a conjugate posterior, W is zero.
     torch.manual_seed(0)
     loc = torch.randn(4, 20_000, 2).double() * 0.5
-    draws = Parameters(
+    draws = ParameterDraws(
         torch.zeros(4, 20_000, 2, 1).double(), loc, torch.ones(4, 20_000).double(), None
     )
     found = as_samples(draws).log_predictive([[0.3, -1.0]])
@@ -157,7 +158,7 @@ def independent(chains=4, number=500, shift=0.0):
 
 
 def test_diagnostics_equal_those_of_arviz():
-    import arviz
+    arviz = installed_arviz()
 
     draws = independent()
     table = diagnose({"a": draws}).to_frame()
@@ -207,7 +208,7 @@ def iris_samples():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ArviZ with a new matplotlib
 def test_arviz_takes_the_draws(iris_samples):
-    import arviz
+    arviz = installed_arviz()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,7 +230,7 @@ def test_arviz_takes_the_draws(iris_samples):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_data_sets_drawn_from_the_posterior_are_given_to_arviz(iris_samples):
-    import arviz
+    arviz = installed_arviz()
     import matplotlib
 
     matplotlib.use("Agg")

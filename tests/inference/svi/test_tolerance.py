@@ -13,7 +13,7 @@ from ppl_vae.evaluation.inference_gaps.ascent import exact_bound
 from ppl_vae.inference.svi.convergence import cycle_lengths, fit_in_cycles
 from ppl_vae.inference.svi.steps.optimizer_step import per_datum_rate
 from ppl_vae.lineage.metrics import Reference
-from ppl_vae.lineage.problem import Settings
+from ppl_vae.lineage.problem import LineageSettings
 from ppl_vae.report.verdict import verdict
 
 
@@ -97,7 +97,7 @@ def test_per_datum_guides_in_minibatches_approach_the_optimum(x):
 def test_a_better_fit_becomes_the_reference_as_the_verdict_states():
     x = oracles.with_missing_values(oracles.simulate_ppca((16, 8), 1, 80, 6, seed=0), 0.2, seed=0)
     observed = []
-    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], on_stage=observed.append)
+    found = run_lineage(x, latent_dim=2, stages=["px-em", "em"], after_stage=observed.append)
     assert found.reference_gain < 1e-6
     assert found.optimum == pytest.approx(max(row.log_p.value for row in found.rows), abs=1e-9)
     row, model = found.row("em"), found.pairs["em"][0]
@@ -139,7 +139,7 @@ def assert_close_to_theory(found, tolerance):
 @pytest.mark.parametrize("names", [QUICK, pytest.param(LINEAR, marks=pytest.mark.slow)])
 def test_stages_that_met_their_tolerance_are_that_close_to_theory(names):
     x = oracles.simulate_ppca((16, 8), 1, 120, 6, seed=0)
-    settings = Settings(steps=350, gap_rows=120, num_samples=50, refine=5)
+    settings = LineageSettings(steps=350, gap_rows=120, num_samples=50, refine=5)
     found = excesses(x, 2, settings, QUICK)
     assert_close_to_theory(found, settings.tolerance)
     assert all(row.convergence.met for row in found.rows)
@@ -149,8 +149,8 @@ def test_stages_that_met_their_tolerance_are_that_close_to_theory(names):
 def test_on_digits_converged_stages_are_close_to_theory():
     from ppl_vae import digits
 
-    found = excesses(digits(), 10, Settings())
-    assert_close_to_theory(found, Settings().tolerance)
+    found = excesses(digits(), 10, LineageSettings())
+    assert_close_to_theory(found, LineageSettings().tolerance)
     assert {row.stage for row in found.rows if not row.convergence.met} <= {
         "per-datum-svi",
         "deep-amortized",
@@ -168,7 +168,7 @@ def test_the_table_is_consistent_after_each_stage():
     x = x[~np.isnan(x).all(1)]
     tables = []
     names = ["px-em", "em", "variational-em"]
-    run_lineage(x, latent_dim=3, stages=names, on_stage=tables.append)
+    run_lineage(x, latent_dim=3, stages=names, after_stage=tables.append)
     for part in tables:
         values = [row.log_p.value for row in part.rows]
         assert part.optimum == pytest.approx(max(values), abs=1e-9)

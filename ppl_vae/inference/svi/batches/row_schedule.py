@@ -66,7 +66,7 @@ def _check_stream(
         )
 
 
-def empty_rows_note(rows: Rows) -> tuple[str, ...]:
+def empty_rows_kept_note(rows: Rows) -> tuple[str, ...]:
     """A note on rows with nothing observed, if there are any."""
     if isinstance(rows, RowStream):
         number = len(rows.empty_rows)

@@ -23,7 +23,7 @@ class Schedule:
         num_steps: total number of steps.
         refresh: whether the data are transformed again in each epoch.
         drop_last: whether the remaining rows are left out instead.
-        order: of rows that are read in blocks; None permutes all rows in each epoch.
+        order: the order of rows that are read in blocks; None permutes all rows in each epoch.
     """
 
     num_data: int

@@ -125,7 +125,7 @@ class CheckpointFile:
         """Restore the optimizer, the scheduler, the tensors of the pair and the generators.
 
         Args:
-            content: of a checkpoint.
+            content: the content of a checkpoint.
             num_steps: the number of steps of the fit that wrote it.
 
         Raises:

@@ -120,9 +120,9 @@ def _is_rates(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
 
 
 def _is_capture(layout: FitLayout, value: Any, content: dict[str, Any]) -> bool:
-    mode, reason, unroll, beside = value
+    mode, reason, unroll, in_background = value
     known = type(mode) is bool or mode in ("auto", "recorded")
-    right = isinstance(reason, str) and type(beside) is bool
+    right = isinstance(reason, str) and type(in_background) is bool
     return known and right and _is_count(unroll) and 1 <= unroll <= MAX_UNROLL
 
 

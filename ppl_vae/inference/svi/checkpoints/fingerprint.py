@@ -20,7 +20,7 @@ def fit_fingerprint(
     """What must be equal in a fit that resumes from a checkpoint, by name, as texts.
 
     Not included is what may change: the number of steps, the patience of early stopping, the
-    device, whether steps are captured; and the scheduler, whose learning rates are compared step
+    device, whether steps are compiled; and the scheduler, whose learning rates are compared step
     by step.
     """
     pair, transform = minibatch.pair, minibatch.epoch_transform

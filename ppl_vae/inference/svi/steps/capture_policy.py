@@ -1,4 +1,4 @@
-"""Decides whether training steps run eagerly, recorded or captured, and how many per call."""
+"""Decides whether training steps run eagerly, recorded or compiled, and how many per call."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ MAX_UNROLL = 8
 """The largest number of steps per call: more steps save little and take longer to compile."""
 
 
-def captured_fraction(schedule: Schedule) -> float:
-    """The fraction of steps that run captured if steps are captured.
+def compiled_fraction(schedule: Schedule) -> float:
+    """The fraction of steps that run compiled if steps are.
 
     Batches of another size run eagerly, and so do steps that do not fill a call.
     """
@@ -38,15 +38,16 @@ class StepPolicy(CapturePolicy):
     Args:
         mode: as for :class:`ppl_vae.capture.policy.CapturePolicy`.
         make_recorded: creates the recorded gradient.
-        make_captured: creates the captured steps for a number of steps per call.
+        make_compiled: creates the compiled steps for a number of steps per call.
         schedule: the schedule of the fit.
-        shared: whether several processes share each batch, and exchange gradients: then captured
+        shared: whether several processes share each batch, and exchange gradients: then compiled
             steps are compiled gradients.
-        beside: whether another process can compile the steps. Otherwise the fit waits.
+        in_background: whether another process can compile the steps. Otherwise the fit waits.
 
     Attributes:
         recorded: the recorded gradient, once it is enabled.
-        captured: the captured steps, once they are enabled.
+        compiled: the compiled steps, once they are enabled.
+        num_run: the number of steps that ran recorded or compiled.
         pending: the steps that are being compiled, or None.
     """
 
@@ -54,32 +55,33 @@ class StepPolicy(CapturePolicy):
         self,
         mode: bool | str,
         make_recorded: Callable[..., RecordedGradient],
-        make_captured: Callable[..., CapturedSteps],
+        make_compiled: Callable[..., CapturedSteps],
         schedule: Schedule,
         *,
         shared: bool = False,
-        beside: bool = False,
+        in_background: bool = False,
     ) -> None:
         super().__init__(mode, "the training step")
-        self.schedule, self._shared, self._beside = schedule, shared, beside
-        self._make_recorded, self._make_captured = make_recorded, make_captured
+        self.schedule, self._shared, self._in_background = schedule, shared, in_background
+        self._make_recorded, self._make_compiled = make_recorded, make_compiled
         self.recorded: RecordedGradient | None = None
-        self.captured: CapturedSteps | None = None
+        self.compiled: CapturedSteps | None = None
+        self.num_run = 0
         self.pending: CapturedSteps | None = None
         self._next_batch: tuple[Tensor | None, int] = None, 0
-        self._compiled_beside = False
+        self._compiled_in_background = False
         if mode is not False:
             self.reason = "eager: the fit ended before its steps were timed"
 
     @property
     def unroll(self) -> int:
         """Steps per call."""
-        return 1 if self.captured is None else self.captured.unroll
+        return 1 if self.compiled is None else self.compiled.unroll
 
     @property
     def content(self) -> list[Any]:
         """What a checkpoint holds of the policy."""
-        return [self.mode, self.reason, self.unroll, self._compiled_beside]
+        return [self.mode, self.reason, self.unroll, self._compiled_in_background]
 
     def observe(self, num_steps: int, elapsed: Sequence[float], rows: Tensor | None) -> None:
         """Decide how the following steps run.
@@ -87,17 +89,25 @@ class StepPolicy(CapturePolicy):
         Args:
             num_steps: steps made so far.
             elapsed: seconds since the start at which each of them was read.
-            rows: of a batch of full size.
+            rows: the rows of a batch of full size.
         """
         self._next_batch = rows, num_steps
         if self.pending is not None:
             if self.pending.run.is_ready:
                 self._take_over(self.pending)
-        elif self.recorded is None and self.captured is None and self.mode in (True, "recorded"):
+        elif self.recorded is None and self.compiled is None and self.mode in (True, "recorded"):
             self.enable(self.mode, "as requested")
         else:
             left = self.schedule.num_steps - num_steps
-            self.update(left, elapsed, captured_fraction(self.schedule))
+            self.update(left, elapsed, compiled_fraction(self.schedule))
+
+    @property
+    def execution(self) -> str:
+        """How the steps ran, and why."""
+        if self.num_run or self.mode not in (True, "recorded"):
+            return self.reason
+        steps = counted(self.unroll, "full-size step")
+        return f"eager: after the first step no call of {steps} was left ({self.reason})"
 
     def consider_compiling(self, seconds_left: float) -> None:
         """Begin to compile if that is worth its time; see the base class."""
@@ -105,16 +115,16 @@ class StepPolicy(CapturePolicy):
         if self.recorded is None:
             return
         recording = self.recorded.run.recording_seconds
-        if not is_worth_compiling(seconds_left, recording, beside=self._beside):
+        if not is_worth_compiling(seconds_left, recording, in_background=self._in_background):
             return
-        if self._beside:
-            self._compile_beside(1)
+        if self._in_background:
+            self._compile_in_background(1)
         else:
             self.enable(True, f"about {seconds_left:.1f} s of recorded work were left")
 
-    def _compile_beside(self, unroll: int) -> None:
+    def _compile_in_background(self, unroll: int) -> None:
         try:
-            pending = self._make_captured(unroll, compiled="beside")
+            pending = self._make_compiled(unroll, compiled="background")
             pending.start(*self._next_batch)
         except CaptureError as error:
             self.reason += f"; it could not be compiled: {error}"
@@ -127,31 +137,34 @@ class StepPolicy(CapturePolicy):
         if pending.run.failure is not None:
             self.reason += f"; {pending.run.failure}"
             return
-        self.captured, self.mode, self._compiled_beside = pending, True, True
+        self.compiled, self.mode, self._compiled_in_background = pending, True, True
         compilation, (_, num_steps) = pending.run.compilation, self._next_batch
         seconds = 0.0 if compilation is None else compilation.seconds
         steps = counted(pending.unroll, "step")
         self.reason = (
-            f"captured, {steps} per call from step {num_steps + 1} on: compiled beside the "
-            f"recorded steps in {seconds:.0f} s"
+            f"compiled, {steps} per call from step {num_steps + 1} on: compiled in the background "
+            f"in {seconds:.0f} s"
         )
         unroll = best_unroll(self.schedule)
         left = self._seconds_left - (time.perf_counter() - self._decided_at)
         if unroll > pending.unroll and left > 2 * unroll * seconds:
-            self._compile_beside(unroll)
+            self._compile_in_background(unroll)
 
-    def resume(self, mode: bool | str, reason: str, unroll: int, beside: bool) -> None:
+    def resume(self, mode: bool | str, reason: str, unroll: int, in_background: bool) -> None:
         """Continue with a checkpoint's decision, unless another one is requested.
 
         Args:
-            mode, reason, unroll, beside: the :attr:`content` when the checkpoint was written.
+            mode, reason, unroll, in_background: the :attr:`content` of the checkpoint.
         """
+        self.num_run = int(mode in (True, "recorded"))  # steps before the checkpoint
         if self.mode in (True, "recorded"):
             self.enable(self.mode, "as requested")
-        elif self.mode == "auto" and mode is True and beside and self._beside:
+        elif self.mode == "auto" and mode is True and in_background and self._in_background:
             # Other steps would differ from those before in rounding, so the fit waits for these.
-            self._undecided, self._compiled_beside = False, True
-            self.enable(True, "as before the checkpoint", unroll, compiled="beside", waits=True)
+            self._undecided, self._compiled_in_background = False, True
+            self.enable(
+                True, "as before the checkpoint", unroll, compiled="background", waits=True
+            )
         elif self.mode == "auto" and mode in (True, "recorded"):
             self._undecided = mode == "recorded"
             self.enable(mode, "as before the checkpoint")
@@ -163,13 +176,13 @@ class StepPolicy(CapturePolicy):
     def enable(
         self, mode: bool | str, reason: str, unroll: int | None = None, **options: Any
     ) -> None:
-        """Run recorded or captured steps from now on.
+        """Run recorded or compiled steps from now on.
 
         Args:
-            mode: ``"recorded"``, or True for captured steps.
+            mode: ``"recorded"``, or True for compiled steps.
             reason: why.
             unroll: steps per call; by default the best number.
-            options: of the captured steps.
+            options: the options of the compiled steps.
         """
         self.mode = mode
         try:
@@ -178,18 +191,18 @@ class StepPolicy(CapturePolicy):
                 self.reason = f"recorded: {reason}"
             elif self._shared:
                 self.recorded = self._make_recorded(compiled=True)
-                self.reason = f"captured, the gradient of each step: {reason}"
+                self.reason = f"compiled, the gradient of each step: {reason}"
             else:
-                unroll = unroll or best_unroll(self.schedule)
-                self.captured = self._make_captured(unroll, **options)
-                self.reason = f"captured, {unroll} steps per call: {reason}"
+                unroll = unroll or best_unroll(self.schedule, self._next_batch[1])
+                self.compiled = self._make_compiled(unroll, **options)
+                self.reason = f"compiled, {counted(unroll, 'step')} per call: {reason}"
         except CaptureError as error:
             self.disable(error)
 
     def disable(self, error: CaptureError) -> None:
         """Run eager or recorded steps from now on, with one warning."""
         self.close()
-        self.captured, self.recorded = None, None
+        self.compiled, self.recorded = None, None
         super().disable(error)
         if self.mode == "recorded":
             self.recorded = self._make_recorded()
@@ -201,13 +214,13 @@ class StepPolicy(CapturePolicy):
         self.pending = None
 
 
-def best_unroll(schedule: Schedule) -> int:
-    """The number of steps per call with the least total time.
+def best_unroll(schedule: Schedule, num_steps: int = 0) -> int:
+    """The number of steps per call with the least total time, after ``num_steps`` steps.
 
-    The cost of a call is that of its steps plus about half a captured step, and an eager step,
-    which is needed for those that do not fill a call, costs three captured ones.
+    The cost of a call is that of its steps plus about half a compiled step, and an eager step,
+    which is needed for those that do not fill a call, costs three compiled ones.
     """
-    length = min(schedule.full_batches, schedule.num_steps)
+    length = min(schedule.full_batches, schedule.num_steps - num_steps)
 
     def cost(unroll: int) -> float:
         calls, rest = divmod(length, unroll)

@@ -15,7 +15,6 @@ from ppl_vae.capture.functional_gradient import (
     CapturedGradient,
     FunctionalGradient,
     TrainedTensors,
-    to_device,
 )
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
@@ -65,7 +64,7 @@ class CapturedSVI(SVI):
             use the faster; results may then differ in the last digits from run to run.
 
     Attributes:
-        execution: whether steps are captured, recorded or run in Pyro, and why.
+        execution: whether steps are compiled, recorded or run in Pyro, and why.
 
     Example:
         >>> svi = CapturedSVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
@@ -88,7 +87,7 @@ class CapturedSVI(SVI):
         if compiled not in (True, False, "auto"):
             raise ValueError(f"compiled must be True, False or 'auto'; got {compiled!r}")
         self.policy = CapturePolicy(True if compiled is True else "recorded", "the step")
-        self.policy.reason = "captured" if compiled is True else "recorded"
+        self.policy.reason = "compiled" if compiled is True else "recorded"
         self.execution = "eager: no step has been captured yet"
         self._may_compile = compiled == "auto" and not autotune_matmul
         self._seconds: dict[Any, float] = {}
@@ -161,7 +160,7 @@ class CapturedSVI(SVI):
         if self.policy.mode is True:
             return self._compiled_step(call, compiled=True)
         if self._may_compile and self._is_compiled(call):
-            return self._compiled_step(call, compiled="beside")
+            return self._compiled_step(call, compiled="background")
         start = time.perf_counter()
         loss = self._recorded_step(call)
         seconds = time.perf_counter() - start
@@ -170,14 +169,14 @@ class CapturedSVI(SVI):
 
     def _is_compiled(self, call: StepArguments) -> bool:
         """Whether another process has compiled steps of this kind; it begins where they pay."""
-        run = self._functions.get(("beside", call.signature))
+        run = self._functions.get(("background", call.signature))
         if run is None:
             recorded = self._functions.get((False, call.signature))
             cost = COMPILING_PER_RECORDING * (recorded.recording_seconds if recorded else math.inf)
             # What has lasted so long may last as long again.
             if self._seconds.get(call.signature, 0.0) > cost:
                 try:
-                    run, arguments, _ = self._compilable(call, compiled="beside")
+                    run, arguments, _ = self._compilable(call, compiled="background")
                     run.start(*arguments)
                 except CaptureError as error:
                     self._keep_recorded(error)
@@ -188,7 +187,7 @@ class CapturedSVI(SVI):
         if run.failure is not None:
             self._keep_recorded(run.failure)
             return False
-        self.policy.reason = "captured"
+        self.policy.reason = "compiled"
         return True
 
     def _keep_recorded(self, error: CaptureError) -> None:
@@ -224,13 +223,10 @@ class CapturedSVI(SVI):
             state, num_steps = train_state.read(opt_states)
         except ValueError as error:
             raise CompilationError(str(error)) from error
-        like = train_state.parameters[0]
         inputs = StepInputs(
             frozen=train_state.frozen_parameters(),
             shared=call.tensors,
-            per_step=[],
-            lr=to_device([rate], like),
-            beta=like.new_ones(1),
+            steps=train_state.inputs_of([[]], num_steps, [rate], [1.0]),
         )
 
         def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:

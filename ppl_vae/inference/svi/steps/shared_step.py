@@ -26,8 +26,10 @@ class Contribution(NamedTuple):
 
     Attributes:
         value: the objective in nats per datum, ().
-        gradients: of minus the objective, for each parameter; None where it has none.
-        changes: of the buffers, by the evaluation of the objective, by their positions.
+        gradients: the gradients of minus the objective, for each parameter; None where it has
+            none.
+        changes: the changes of the buffers, by the evaluation of the objective, by their
+            positions.
     """
 
     value: Tensor
@@ -69,7 +71,7 @@ class SharedStep:
 
         Args:
             evaluate: evaluates this process's rows; None if parameters have diverged.
-            rows: of the whole batch.
+            rows: the rows of the whole batch.
 
         Raises:
             ProcessError: if another process has an error.
@@ -91,7 +93,7 @@ class SharedStep:
 
         Args:
             find: describes the site for this process's rows.
-            rows: of the whole batch.
+            rows: the rows of the whole batch.
         """
         own, _ = self.share(rows)
         site = find(own) if len(own) else FINITE
@@ -141,8 +143,8 @@ class SharedStep:
 
         Args:
             own: that of this process.
-            rows: of the whole batch.
-            fraction: of this process's rows among them.
+            rows: the rows of the whole batch.
+            fraction: the fraction of this process's rows among them.
             error: that the evaluation raised on this process.
 
         Raises:
@@ -181,7 +183,7 @@ class SharedStep:
 
         Args:
             whole: the contributions of all processes.
-            rows: of the whole batch; None is all rows.
+            rows: the rows of the whole batch; None is all rows.
         """
         step = self.optimizer_step
         for k, change in whole.changes.items():
@@ -240,7 +242,7 @@ class SharedStep:
 
 
 def _change(before: Tensor, after: Tensor) -> Tensor:
-    # Of a buffer; zero where it is NaN all the time, as a scale that is not known yet.
+    # The change of a buffer is zero where it stays NaN, as a scale that is not known yet.
     change = after.detach().double() - before.double()
     return torch.where(before.isnan() & after.isnan(), 0.0, change)
 

@@ -48,7 +48,7 @@ class StepRunner:
         """The objective of these rows (None: all) in nats per datum.
 
         Args:
-            rows: of the batch.
+            rows: the rows of the batch.
             step: the number of the step, counted from 1.
 
         Returns:
@@ -103,7 +103,9 @@ class StepRunner:
     def _recorded(self, rows: Tensor | None) -> RecordedGradient | None:
         """The recorded gradient, for batches of full size."""
         is_full = rows is None or len(rows) == self.schedule.batch_size
-        return self.policy.recorded if is_full else None
+        recorded = self.policy.recorded if is_full else None
+        self.policy.num_run += recorded is not None
+        return recorded
 
     def _guarded(self, function: Callable[[], Value], step: int) -> Value | None:
         """The function's value; None if it fails because the parameters have diverged."""

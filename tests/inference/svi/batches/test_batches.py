@@ -8,7 +8,7 @@ from ppl_vae.capture.policy import is_worth_compiling
 from ppl_vae.guides.guides import PerDatumGuide
 from ppl_vae.inference.svi.batches.schedule import Schedule
 from ppl_vae.inference.svi.fit import fit_svi
-from ppl_vae.inference.svi.steps.capture_policy import best_unroll, captured_fraction
+from ppl_vae.inference.svi.steps.capture_policy import best_unroll, compiled_fraction
 from ppl_vae.likelihoods.gaussian import Gaussian
 from ppl_vae.models.ppca import PPCA
 from ppl_vae.models.vae import VAE
@@ -73,20 +73,20 @@ def test_dropped_rows_differ_between_epochs_and_are_counted():
     assert partial.num_never_drawn(0) == 40
 
 
-def test_the_captured_fraction_of_an_epoch():
+def test_the_compiled_fraction_of_an_epoch():
     assert best_unroll(Schedule(1001, 100, 10_000)) == best_unroll(Schedule(900, 100, 10_000))
-    assert captured_fraction(Schedule(1000, 100, 10_000)) == 1.0
-    assert captured_fraction(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
-    assert captured_fraction(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
-    assert captured_fraction(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
-    assert captured_fraction(Schedule(100, 60, 10_000)) == 0.5
+    assert compiled_fraction(Schedule(1000, 100, 10_000)) == 1.0
+    assert compiled_fraction(Schedule(1001, 100, 10_000)) == pytest.approx(9 / 10)
+    assert compiled_fraction(Schedule(1050, 100, 10_000)) == pytest.approx(10 / 11)
+    assert compiled_fraction(Schedule(1050, 100, 10_000, drop_last=True)) == 1.0
+    assert compiled_fraction(Schedule(100, 60, 10_000)) == 0.5
 
 
 def test_compiling_is_estimated_by_the_time_that_recording_took():
-    assert is_worth_compiling(100.0, 1.0, beside=True)
-    assert not is_worth_compiling(50.0, 1.0, beside=True)
-    assert is_worth_compiling(100.0, 1.0, beside=False)
-    assert not is_worth_compiling(80.0, 1.0, beside=False)
+    assert is_worth_compiling(100.0, 1.0, in_background=True)
+    assert not is_worth_compiling(50.0, 1.0, in_background=True)
+    assert is_worth_compiling(100.0, 1.0, in_background=False)
+    assert not is_worth_compiling(80.0, 1.0, in_background=False)
 
 
 # Networks that need two rows
@@ -148,6 +148,6 @@ def test_captured_steps_with_a_larger_last_batch_equal_eager_steps(drop_last, un
             vae.model, vae.guide, x, steps=13, batch_size=8, drop_last=drop_last, seed=0,
             capture=capture, lr=1e-2,
         )  # fmt: skip
-        assert fit.execution.startswith("captured" if capture else "eager")
+        assert fit.execution.startswith("compiled" if capture else "eager")
         objectives.append(fit.objective)
     torch.testing.assert_close(*objectives, rtol=1e-9, atol=1e-9)

@@ -102,7 +102,7 @@ def test_captured_fits_equal_eager_fits(size, uncompiled):
             capture=capture, steps=9,
         )  # fmt: skip
         found.append(fit)
-    assert [fit.execution.split(",")[0].split(":")[0] for fit in found] == ["eager", "captured"]
+    assert [fit.execution.split(",")[0].split(":")[0] for fit in found] == ["eager", "compiled"]
     assert (found[0].objective - found[1].objective).abs().max() < 1e-10
 
 
@@ -121,7 +121,7 @@ def test_compiled_fits_use_the_transformed_data():
             batch_size=B, lr=1e-2, seed=0, capture=capture, epoch_transform=shifted,
         )  # fmt: skip
         found.append(fit)
-    assert found[1].execution.startswith("captured, 4 steps per call")
+    assert found[1].execution.startswith("compiled, 4 steps per call")
     assert (found[0].objective - found[1].objective).abs().max() < 1e-8
 
 

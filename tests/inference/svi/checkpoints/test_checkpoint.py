@@ -437,8 +437,8 @@ def test_a_captured_fit_is_continued_captured(x, file, uncompiled):
     shorter = case.fit(x, steps=43, checkpoint=file)
     longer = case.fit(x, steps=69, checkpoint=file)
     assert_equal_fits(whole, longer)
-    assert shorter[1].execution.startswith("captured, 7 steps per call: as requested")
-    assert longer[1].execution.startswith("captured, 7 steps per call: as before the checkpoint")
+    assert shorter[1].execution.startswith("compiled, 7 steps per call: as requested")
+    assert longer[1].execution.startswith("compiled, 7 steps per call: as before the checkpoint")
 
 
 def test_the_execution_is_kept_unless_another_is_requested(x, file, uncompiled):
@@ -451,7 +451,7 @@ def test_the_execution_is_kept_unless_another_is_requested(x, file, uncompiled):
     again = case.fit(x, steps=110, checkpoint=file)[1].execution
     assert again == "recorded: as before the checkpoint"
     requested = case.fit(x, steps=120, checkpoint=file, capture=True)[1].execution
-    assert requested.startswith("captured") and requested.endswith("as requested")
+    assert requested.startswith("compiled") and requested.endswith("as requested")
 
 
 # Files of other fits

@@ -8,8 +8,8 @@ import typer
 from ppl_vae.cli.app import INTERRUPTED, TERMINATED, app
 from ppl_vae.cli.commands import with_options
 from ppl_vae.cli.options import (
-    ImputationSettings,
-    LineageSettings,
+    ImputationFlags,
+    LineageFlags,
     Output,
     Seed,
     TableFlags,
@@ -76,21 +76,21 @@ def impute(
     ],
     table_flags: TableFlags,
     output: Output,
-    settings: ImputationSettings,
+    settings: ImputationFlags,
     out: TableOut = Path("filled.csv"),
     seed: Seed = 0,
 ) -> None:
     """Fill the missing values of a table with their conditional means; write their sd beside."""
     from ppl_vae.cli import imputing
 
-    imputing.impute(paths, table_flags, out, output, settings, seed=seed)
+    imputing.write_filled_table(paths, table_flags, out, output, settings, seed=seed)
 
 
 @app.command(epilog=LINEAGE_EXAMPLES, short_help="Run the lineage on one data set.")
 @with_options
 def lineage(
     table_flags: TableFlags,
-    settings: LineageSettings,
+    settings: LineageFlags,
     out: Annotated[Path, typer.Option(help="folder of the results")] = Path("out"),
     as_json: Annotated[
         bool,
@@ -107,4 +107,4 @@ def lineage(
     """Run the lineage on one data set: a table, a report, plots, and draws for ArviZ."""
     from ppl_vae.cli import lineage_run
 
-    lineage_run.run_lineage(table, table_flags.options(), settings, out, as_json=as_json)
+    lineage_run.write_lineage(table, table_flags.options(), settings, out, as_json=as_json)

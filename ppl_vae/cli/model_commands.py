@@ -67,7 +67,7 @@ def fit(
     """Fit a model to a table, estimate log p of held-out rows, and save it with its units."""
     from ppl_vae.cli import fitting
 
-    fitting.fit(
+    fitting.fit_and_save(
         table,
         out,
         fit_flags.given(),
@@ -85,7 +85,7 @@ def score(applied: ModelAndTable, table_flags: TableFlags, estimation: Estimatio
     """Write log p of each row in nats, in the units of the table, with error and reliability."""
     from ppl_vae.cli import applying
 
-    applying.score(applying.Task(applied, table_flags), estimation)
+    applying.write_scores(applying.Task(applied, table_flags), estimation)
 
 
 @app.command(short_help="Write the latent codes of a table's rows.")
@@ -94,7 +94,7 @@ def transform(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the posterior means of z for each row, and their standard deviations."""
     from ppl_vae.cli import applying
 
-    applying.transform(applying.Task(applied, table_flags))
+    applying.write_codes(applying.Task(applied, table_flags))
 
 
 @app.command(short_help="Write the reconstructions of a table's rows.")
@@ -103,7 +103,7 @@ def reconstruct(applied: ModelAndTable, table_flags: TableFlags) -> None:
     """Write the mean of x given the mean of z for each row, missing values included."""
     from ppl_vae.cli import applying
 
-    applying.reconstruct(applying.Task(applied, table_flags))
+    applying.write_reconstructions(applying.Task(applied, table_flags))
 
 
 @app.command(short_help="Draw rows from a model.")
@@ -118,7 +118,7 @@ def sample(
     """Write rows that are drawn from a model, noise included, in the units of its table."""
     from ppl_vae.cli import applying
 
-    applying.sample(model, rows, out, output, seed=seed)
+    applying.write_samples(model, rows, out, output, seed=seed)
 
 
 @app.command(short_help="Evaluate a model on a table: log p, gaps, collapse.")
@@ -127,7 +127,7 @@ def evaluate(applied: EvaluatedModel, table_flags: TableFlags, estimation: FullE
     """Estimate log p of a table's rows under a saved model; report gaps and the latent space."""
     from ppl_vae.cli import applying
 
-    applying.evaluate(applying.Task(applied, table_flags), estimation)
+    applying.write_evaluation(applying.Task(applied, table_flags), estimation)
 
 
 @app.command(short_help="Compare models by log p of the same rows.")
@@ -155,7 +155,7 @@ def compare(
     """Rank models by their mean log p of the same rows, with paired errors of the differences."""
     from ppl_vae.cli import comparing
 
-    comparing.compare(paths, table_flags, out, estimation, output, held_out=held_out)
+    comparing.write_comparison(paths, table_flags, out, estimation, output, held_out=held_out)
 
 
 @app.command(short_help="Write the HTML page of a fit or an evaluation.")
@@ -177,4 +177,4 @@ def report(
     """Write one self-contained page: the findings in sentences, figures, and run details."""
     from ppl_vae.cli import reporting
 
-    reporting.report(source, table, table_flags, out, seed=seed, force=force)
+    reporting.write_page(source, table, table_flags, out, seed=seed, force=force)

@@ -1,0 +1,45 @@
+"""Names of the package that the texts mention exist."""
+
+import importlib
+import re
+
+from files import ROOT
+
+NAME = re.compile(r"(?<![\w./-])ppl_vae(?:\.[A-Za-z_]\w*)+")
+FOLDERS = ("ppl_vae", "tests", "examples", "docs")
+CUSTOM_OPERATORS = {"ppl_vae.onednn_matmul"}
+"""Names that torch's registry of operators has under the package's name."""
+
+
+def exists(name):
+    parts = name.split(".")
+    for size in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:size]))
+        except ImportError:
+            continue
+        for part in parts[size:]:
+            if part in getattr(value, "__annotations__", {}):  # an attribute without a default
+                return True
+            if not hasattr(value, part):
+                return False
+            value = getattr(value, part)
+        return True
+    return False
+
+
+def test_every_dotted_name_exists():
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in paths if path.suffix in (".py", ".pyi", ".md", ".svg")]
+    built = ROOT / "docs" / "_build"
+    found = {
+        name: path.relative_to(ROOT)
+        for path in (*texts, ROOT / "README.md")
+        if built not in path.parents
+        for name in NAME.findall(path.read_text())
+    }
+    assert len(found) > 100
+    assert {name: path for name, path in found.items() if not exists(name)}.keys() == (
+        CUSTOM_OPERATORS
+    )
+    assert not exists("ppl_vae.core.pair" + ".NoSuchName")
