@@ -31,7 +31,7 @@ EXCEPTIONS = {
     "tests/capture/test_background.py::"
     "test_an_evaluation_that_ends_first_abandons_the_compiler": COMPILER,
     "tests/capture/test_background.py::"
-    "test_a_fit_that_was_compiled_beside_resumes_bit_for_bit": COMPILER,
+    "test_a_fit_that_was_compiled_in_background_resumes_bit_for_bit": COMPILER,
     "tests/capture/test_capture.py::"
     "test_compiled_steps_equal_eager_steps_and_short_fits_are_not_compiled": COMPILER,
     "tests/capture/test_capture.py::test_a_hundred_compiled_steps_equal_eager_steps": COMPILER,
