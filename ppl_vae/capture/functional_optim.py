@@ -33,20 +33,34 @@ class FunctionalAdam:
     decoupled: bool
     state_keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
+    def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
+        """The numbers that an update reads and that differ from step to step.
+
+        Powers of the decay rates are computed here, once for each step: compiled code would
+        compute them again for each few elements of the parameters, which took a third of a step.
+
+        Args:
+            step: its number, counted from 1.
+            lr: the learning rate.
+        """
+        beta1, beta2 = self.betas
+        return lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, 1 - lr * self.weight_decay
+
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: OptState, step: Tensor, lr: Tensor
+        self, parameter: Tensor, gradient: Tensor, state: OptState, coefficients: Tensor
     ) -> tuple[Tensor, OptState]:
-        """Return the parameter and its state after step number ``step`` (counted from 1)."""
+        """Return the parameter and its state after a step with these :meth:`coefficients`."""
         first, second = state
+        rate, second_factor, shrinkage = coefficients
         (beta1, beta2), decay = self.betas, self.weight_decay
         if self.decoupled and decay:
-            parameter = parameter * (1 - lr * decay)
+            parameter = parameter * shrinkage
         elif decay:
             gradient = gradient + decay * parameter
         first = _flush_denormals(first + (gradient - first) * (1 - beta1))
         second = _flush_denormals(second * beta2 + gradient.square() * (1 - beta2))
-        scale = (second / (1 - beta2**step)).sqrt() + self.eps
-        return parameter - lr / (1 - beta1**step) * first / scale, (first, second)
+        scale = second.sqrt() * second_factor + self.eps
+        return parameter - rate * first / scale, (first, second)
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,26 @@ class FunctionalSGD:
         """The keys of the state in ``torch.optim.SGD``."""
         return ("momentum_buffer",) if self.momentum else ()
 
+    def coefficients(self, step: int, lr: float) -> tuple[float, ...]:
+        """The numbers that an update reads and that differ from step to step.
+
+        Args:
+            step: its number, counted from 1.
+            lr: the learning rate.
+        """
+        return lr, float(step == 1)
+
     def update(
-        self, parameter: Tensor, gradient: Tensor, state: OptState, step: Tensor, lr: Tensor
+        self, parameter: Tensor, gradient: Tensor, state: OptState, coefficients: Tensor
     ) -> tuple[Tensor, OptState]:
-        """Return the parameter and its state after step number ``step`` (counted from 1)."""
+        """Return the parameter and its state after a step with these :meth:`coefficients`."""
+        lr, is_first = coefficients
         if self.weight_decay:
             gradient = gradient + self.weight_decay * parameter
         if not state:
             return parameter - lr * gradient, ()
         later = state[0] * self.momentum + (1 - self.dampening) * gradient
-        buffer = _flush_denormals(torch.where(step == 1, gradient, later))
+        buffer = _flush_denormals(torch.where(is_first == 1, gradient, later))
         direction = gradient + self.momentum * buffer if self.nesterov else buffer
         return parameter - lr * direction, (buffer,)
 

@@ -23,6 +23,7 @@ from ppl_vae.capture.functional_optim import (
     write_optimizer_state,
 )
 from ppl_vae.capture.graph import capture_graph, permuted, perturbed, trace_graph
+from ppl_vae.core.devices.accelerators import copy_without_waiting
 
 
 class StepState(NamedTuple):
@@ -31,14 +32,26 @@ class StepState(NamedTuple):
     Attributes:
         parameters: the trained parameters, unconstrained.
         opt_states: the optimizer state of each of them.
-        step: the number of steps made, ().
         buffers: the buffers of the modules.
     """
 
     parameters: list[Tensor]
     opt_states: list[OptState]
-    step: Tensor
     buffers: list[Tensor]
+
+
+class OneStep(NamedTuple):
+    """The tensors that one training step only reads.
+
+    Attributes:
+        per_step: see :class:`.functional_gradient.LossInputs`.
+        coefficients: what the optimizer's method of this name returns for the step.
+        beta: the weight of the KL term, ().
+    """
+
+    per_step: list[Tensor]
+    coefficients: Tensor
+    beta: Tensor
 
 
 class StepInputs(NamedTuple):
@@ -47,22 +60,17 @@ class StepInputs(NamedTuple):
     Attributes:
         frozen: the parameters that are not trained.
         shared: tensors that all steps of a call read.
-        per_step: tensors with one entry per step, (steps, ...).
-        lr: learning rates, (steps,).
-        beta: weights of the KL term, (steps,).
+        steps: those of each step, which are separate tensors. The compiler would write the
+            position in a common tensor into the code, and compile it again for each step.
     """
 
     frozen: list[Tensor]
     shared: list[Tensor]
-    per_step: list[Tensor]
-    lr: Tensor
-    beta: Tensor
+    steps: list[OneStep]
 
     def at(self, position: int) -> "StepInputs":
         """The inputs of one of the steps."""
-        one = slice(position, position + 1)
-        per_step = [values[one] for values in self.per_step]
-        return self._replace(per_step=per_step, lr=self.lr[one], beta=self.beta[one])
+        return self._replace(steps=[self.steps[position]])
 
 
 class TrainState(TrainedTensors):
@@ -94,8 +102,30 @@ class TrainState(TrainedTensors):
         """
         values, num_steps = read_optimizer_state(opt_states, self.optimizer, self.parameters)
         parameters = [parameter.detach() for parameter in self.parameters]
-        step = to_device([float(num_steps)], self.parameters[0])[0]
-        return StepState(parameters, values, step, list(self.tensors.buffers)), num_steps
+        return StepState(parameters, values, list(self.tensors.buffers)), num_steps
+
+    def inputs_of(
+        self,
+        per_step: Sequence[list[Tensor]],
+        num_steps: int,
+        rates: Sequence[float],
+        betas: Sequence[float],
+    ) -> list[OneStep]:
+        """The inputs of the next steps.
+
+        Args:
+            per_step: the tensors of each of them.
+            num_steps: the number of steps made before.
+            rates: their learning rates.
+            betas: their weights of the KL term.
+        """
+        like, steps = self.parameters[0], enumerate(rates, num_steps + 1)
+        rows = [self.optimizer.coefficients(step, lr) for step, lr in steps]
+        found = copy_without_waiting(torch.tensor(rows, dtype=like.dtype), like.device)
+        weights = to_device(betas, like)
+        return [
+            OneStep(*each) for each in zip(per_step, found.unbind(), weights.unbind(), strict=True)
+        ]
 
     @torch.no_grad()
     def write(self, opt_states: Sequence[Any], state: StepState, num_steps: int) -> None:
@@ -134,15 +164,15 @@ class FunctionalStep:
     grad_clip: float | None = None
 
     def __call__(self, state: Any, inputs: Any) -> tuple[StepState, Tensor]:
-        """Make as many steps as ``inputs`` has entries.
+        """Make the steps of ``inputs``.
 
         Returns:
             The state after the steps, and the loss at each of them, (steps,).
         """
         state, inputs = StepState(*state), StepInputs(*inputs)
         losses = []
-        for position in range(len(inputs.lr)):
-            state, loss = self._single_step(state, inputs, position)
+        for step in inputs.steps:
+            state, loss = self._single_step(state, inputs, OneStep(*step))
             losses.append(loss)
         return state, torch.stack(losses)
 
@@ -154,59 +184,59 @@ class FunctionalStep:
         first = inputs.at(0)
         graph, structure = capture_graph(self, (state, first), perturbed_arguments(state, first))
 
-        def several(state: StepState, inputs: StepInputs) -> tuple[StepState, Tensor]:
-            losses = []
-            for position in range(len(inputs.lr)):
+        def several(state: StepState, inputs: Any) -> tuple[StepState, Tensor]:
+            losses, inputs = [], StepInputs(*inputs)
+            for position in range(len(inputs.steps)):
                 flat = pytree.tree_leaves((state, inputs.at(position)))
                 state, loss = pytree.tree_unflatten(graph(*flat), structure)
                 losses.append(loss)
             return state, torch.cat(losses)
 
-        if len(inputs.lr) == 1:
+        if len(inputs.steps) == 1:
             return graph, structure
         return trace_graph(several, (state, inputs), execute=False)
 
     def _single_step(
-        self, state: StepState, inputs: StepInputs, position: int
+        self, state: StepState, inputs: StepInputs, step: OneStep
     ) -> tuple[StepState, Tensor]:
-        per_step = [values[position] for values in inputs.per_step]
         loss, gradients, buffers = FunctionalGradient(self.loss, self.train_state)(
             LossInputs(
                 state.parameters,
                 state.buffers,
                 inputs.frozen,
                 inputs.shared,
-                per_step,
-                inputs.beta[position],
+                step.per_step,
+                step.beta,
             )
         )
-        step = state.step + 1
-        rows = per_step[0] if per_step else None
+        rows = step.per_step[0] if step.per_step else None
         parameters, opt_states = [], []
         for place, gradient in enumerate(_clip_gradients(gradients, self.grad_clip)):
             old = state.parameters[place], state.opt_states[place]
-            new = self._update(old, gradient, step, inputs.lr[position])
+            new = self._update(old, gradient, step.coefficients)
             if place in self.tables and rows is not None:
                 new = _update_rows_only(old, new, rows, self.table_rate)
             parameters.append(new[0])
             opt_states.append(new[1])
-        return StepState(parameters, opt_states, step, buffers), loss
+        return StepState(parameters, opt_states, buffers), loss
 
     def _update(
-        self, old: tuple[Tensor, OptState], gradient: Tensor | None, step: Tensor, lr: Tensor
+        self, old: tuple[Tensor, OptState], gradient: Tensor | None, coefficients: Tensor
     ) -> tuple[Tensor, OptState]:
         if gradient is None:
             return old
-        return self.train_state.optimizer.update(old[0], gradient, old[1], step, lr)
+        return self.train_state.optimizer.update(old[0], gradient, old[1], coefficients)
 
 
 def perturbed_arguments(state: StepState, inputs: StepInputs) -> tuple[StepState, StepInputs]:
     """Arguments with other values, for which a step must perform the same operations."""
     moments = [tuple(moment + 1e-6 for moment in values) for values in state.opt_states]
-    other = StepState(perturbed(state.parameters), moments, state.step + 1, state.buffers)
-    per_step, shared = permuted(inputs.per_step), permuted(inputs.shared)
-    frozen = perturbed(inputs.frozen)
-    return other, StepInputs(frozen, shared, per_step, inputs.lr * 0.9, inputs.beta * 0.9)
+    other = StepState(perturbed(state.parameters), moments, state.buffers)
+    steps = [
+        OneStep(permuted(step.per_step), step.coefficients * 0.9, step.beta * 0.9)
+        for step in inputs.steps
+    ]
+    return other, StepInputs(perturbed(inputs.frozen), permuted(inputs.shared), steps)
 
 
 def _clip_gradients(

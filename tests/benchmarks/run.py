@@ -77,7 +77,9 @@ def training(hidden, batch, given):
     steps = 8 * max(1, min(5, round(SECONDS / guess / 8)))
     order = [torch.randperm(num_data, generator=generator)[:batch] for _ in range(steps)]
     rows = [some.to(device) for some in order]
-    picked = {n: c for n, c in TRAINING.items() if not given.only or given.only in n}
+    picked = {
+        n: c for n, c in TRAINING.items() if not given.only or any(o in n for o in given.only)
+    }
     runs, first = first_calls(picked, x, rows, hidden)
     rounds(runs, 1)
     medians = {name: s / steps for name, s in rounds(runs, given.repeats).items()}
@@ -145,7 +147,7 @@ def arguments():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", help="contenders whose name holds this")
+    parser.add_argument("--only", nargs="+", help="contenders whose name holds one of these")
     parser.add_argument("--parts", nargs="+", default=["steps", "sampling", "memory", "nats"])
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)

@@ -487,14 +487,15 @@ def test_functional_optimizers_equal_those_of_torch(name):
     parameter = nn.Parameter(torch.randn(5, generator=generator).double())
     optimizer = OPTIMIZERS[name]([parameter], 0.1)
     functional = functional_optimizer(optimizer)
-    lr = torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)
+    lr = optimizer.param_groups[0]["lr"]
     value = parameter.detach().clone()
     state = tuple(torch.zeros_like(value) for _ in functional.state_keys)
     for step in range(1, 6):
         gradient = torch.randn(5, generator=generator).double()
         parameter.grad = gradient.clone()
         optimizer.step()
-        value, state = functional.update(value, gradient, state, torch.tensor(step).double(), lr)
+        coefficients = torch.tensor(functional.coefficients(step, lr), dtype=torch.float64)
+        value, state = functional.update(value, gradient, state, coefficients)
         torch.testing.assert_close(value, parameter.detach(), rtol=1e-12, atol=1e-14)
     for key, values in zip(functional.state_keys, state, strict=True):
         torch.testing.assert_close(values, optimizer.state[parameter][key])

@@ -367,7 +367,7 @@ def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_
     capture = FunctionalStep.capture
 
     def counted(self, state, inputs):
-        recorded.append([list(values.shape) for values in inputs.per_step])
+        recorded.append([[list(t.shape) for t in step.per_step] for step in inputs.steps])
         return capture(self, state, inputs)
 
     monkeypatch.setattr(FunctionalStep, "capture", counted)
@@ -380,9 +380,9 @@ def test_captured_steps_are_recorded_once(missing, monkeypatch, tmp_path, small_
     )
     check_equal(first, second)
     assert first[0].execution.startswith("captured")
-    unroll = recorded[0][0][0]
-    batches = [[unroll, 12], [unroll, 12, D], [unroll, 12, D]]
-    assert recorded == [batches[: 2 + missing], [[unroll, 12]]]
+    batches = [[12], [12, D], [12, D]]
+    unroll = len(recorded[0])
+    assert recorded == [[batches[: 2 + missing]] * unroll, [[[12]]] * unroll]
 
 
 @pytest.mark.parametrize("kind", mostly_slow(SOURCES, "folder"))

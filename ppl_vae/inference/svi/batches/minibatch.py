@@ -1,7 +1,7 @@
 """The objective of a pair on minibatches of its data."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, cast
@@ -232,18 +232,19 @@ class MinibatchObjective:
             return []
         return [self.x] if self.mask is None else [self.x, self.mask]
 
-    def step_tensors(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
-        """The tensors of each of several steps, (steps, ...), as :meth:`traced_value` needs them.
+    def step_tensors(self, rows: Tensor | None) -> list[Tensor]:
+        """The tensors of a step, as :meth:`traced_value` needs them.
 
         Args:
-            rows: the rows of each step, all of one size; None is all rows.
+            rows: the rows of the step; None is all rows.
         """
-        given = [each for each in rows if each is not None]
+        if rows is None:
+            return []
         if self.stream is None:
-            return [torch.stack(given)] if given else []
-        batches = [self.stream.rows(each) for each in given]
-        tensors = ([b.index, b.x] if b.mask is None else [b.index, b.x, b.mask] for b in batches)
-        return [torch.stack(each) for each in zip(*tensors, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            return [rows]
+        batch = self.stream.rows(rows)
+        tensors = [batch.index, batch.x, batch.mask]
+        return [tensor for tensor in tensors if tensor is not None]
 
     def traced_value(self, shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:
         """:meth:`value` as a function of tensors, whose operations do not depend on their values.
@@ -267,7 +268,7 @@ class MinibatchObjective:
 
     def prepare_tracing(self, rows: Tensor | None) -> None:
         """Run :meth:`traced_value` once, so that what it reads from values is cached."""
-        per_step = [tensor[0] for tensor in self.step_tensors([rows])]
+        per_step = self.step_tensors(rows)
         with isolated_store(), self.pair.dry_run():
             self.traced_value(self.shared_tensors, per_step, torch.ones(()))
 

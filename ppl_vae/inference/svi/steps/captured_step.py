@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.capture.compiled import CompiledFunction
-from ppl_vae.capture.functional_gradient import to_device
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
 from ppl_vae.capture.graph import CaptureError, CompilationError
@@ -61,8 +60,9 @@ class CapturedSteps:
             grad_clip=optimizer_step.grad_clip,
         )
         self._prepared, self._waits = False, waits
-        # The state after each step is stored, instead of computed again where later steps use it.
-        options = {"realize_reads_threshold": 2} | (options or {})
+        # The state after each step is stored, instead of computed again where later steps use it:
+        # a moment is computed from two tensors, its last value and the gradient.
+        options = {"realize_reads_threshold": 1} | (options or {})
         self.run = CompiledFunction(
             step.capture,
             compiled=compiled,
@@ -129,19 +129,20 @@ class CapturedSteps:
             raise CaptureError(str(error)) from error
         try:
             state, num_steps = train_state.read(opt_states)
-            inputs = self._inputs(rows, start)
+            inputs = self._inputs(rows, start, num_steps)
         except ValueError as error:  # of the optimizer, without which the gradient can be recorded
             raise CompilationError(str(error)) from error
         return opt_states, state, num_steps, inputs
 
-    def _inputs(self, rows: Sequence[Tensor | None], start: int) -> StepInputs:
+    def _inputs(self, rows: Sequence[Tensor | None], start: int, num_steps: int) -> StepInputs:
         steps = range(start + 1, start + len(rows) + 1)
-        beta = [self.minibatch.objective.kl_weight(step) for step in steps]
-        lr, like = self.optimizer_step.learning_rates(len(rows)), self._train_state.parameters[0]
         return StepInputs(
             frozen=self._train_state.frozen_parameters(),
             shared=self.minibatch.shared_tensors,
-            per_step=self.minibatch.step_tensors(rows),
-            lr=to_device(lr, like),
-            beta=to_device(beta, like),
+            steps=self._train_state.inputs_of(
+                per_step=[self.minibatch.step_tensors(each) for each in rows],
+                num_steps=num_steps,
+                rates=self.optimizer_step.learning_rates(len(rows)),
+                betas=[self.minibatch.objective.kl_weight(step) for step in steps],
+            ),
         )

@@ -15,7 +15,6 @@ from ppl_vae.capture.functional_gradient import (
     CapturedGradient,
     FunctionalGradient,
     TrainedTensors,
-    to_device,
 )
 from ppl_vae.capture.functional_optim import functional_optimizer, optimizer_state
 from ppl_vae.capture.functional_step import FunctionalStep, StepInputs, StepState, TrainState
@@ -224,13 +223,10 @@ class CapturedSVI(SVI):
             state, num_steps = train_state.read(opt_states)
         except ValueError as error:
             raise CompilationError(str(error)) from error
-        like = train_state.parameters[0]
         inputs = StepInputs(
             frozen=train_state.frozen_parameters(),
             shared=call.tensors,
-            per_step=[],
-            lr=to_device([rate], like),
-            beta=like.new_ones(1),
+            steps=train_state.inputs_of([[]], num_steps, [rate], [1.0]),
         )
 
         def loss(shared: list[Tensor], per_step: list[Tensor], beta: Tensor) -> Tensor:

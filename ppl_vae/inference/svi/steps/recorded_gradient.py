@@ -59,6 +59,6 @@ class RecordedGradient:
                 self._prepared = True
         except ValueError as error:
             raise CaptureError(str(error)) from error
-        per_step = [tensor[0] for tensor in self.minibatch.step_tensors([rows])]
+        per_step = self.minibatch.step_tensors(rows)
         beta = self.minibatch.objective.kl_weight(step)
         return -self._gradient(self.minibatch.shared_tensors, per_step, beta)
