@@ -80,7 +80,7 @@ class ColumnStats(ColumnMoments):
 
         Args:
             block: the rows.
-            mean, scatter: of the observed entries, (D,).
+            mean, scatter: means and scatters of the observed entries, (D,).
             ends: the smallest and the largest values, (D,), if they are known.
         """
         count, first = torch.full_like(mean, len(block.values)), block.values[0]

@@ -208,12 +208,7 @@ class RowBlocks:
             size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
-                try:
-                    place = None if len(x[rows]) < width else memory
-                    block = RowBlock.of(x[rows], None, self._device, name, self.unit, place)
-                except ValueError:
-                    as_matrix(x, name=name)  # counts the infinite entries of all of x
-                    raise
+                block = self._block(x, rows, name, memory)
                 num_rows = len(block.values)
                 if not keep and num_rows >= width and is_copy(block.values, x[rows]):
                     memory = block.values
@@ -233,6 +228,14 @@ class RowBlocks:
             )
         if len(self.empty_rows) == start:
             raise ValueError(f"x has no observed value in any of its {counted(start, 'row')}")
+
+    def _block(self, x: Tensor, rows: slice, name: str, memory: Tensor | None) -> RowBlock:
+        place = None if len(x[rows]) < x.shape[1] else memory
+        try:
+            return RowBlock.of(x[rows], None, self._device, name, self.unit, place)
+        except ValueError:
+            as_matrix(x, name=name)  # counts the infinite entries of all of x
+            raise
 
     def notes(self) -> tuple[str, ...]:
         """A note on the rows that the last reading left out, if any, on each process."""

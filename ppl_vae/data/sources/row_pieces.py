@@ -24,9 +24,9 @@ def to_float64(
 
     Args:
         x: the rows.
-        device: of the result; that of x by default.
+        device: the device of the result; that of x by default.
         unit: the divisor.
-        memory: where to write the result, if x must be copied and there is room.
+        memory: where to write the result, if x must be copied and the result fits.
     """
     x = x.detach().to(device=device)
     if x.device.type != "cpu" or (x.dtype == torch.float64 and unit == 1):
