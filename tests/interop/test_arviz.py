@@ -22,6 +22,7 @@ import oracles
 import ppl_vae
 import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
+from ppl_vae.core.installed_arviz import installed_arviz
 from ppl_vae.core.pair import Pair
 from ppl_vae.evaluation.marginal_likelihood import batching as runner
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
@@ -49,7 +50,7 @@ def without_warnings():
 
 
 with without_warnings():
-    import arviz as az
+    az = installed_arviz()
 
 matplotlib.use("Agg")
 NEW = not hasattr(az, "from_datatree")

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ppl_vae.core.arrays.schema import TableSchema
@@ -117,7 +117,9 @@ class TableStatistics:
 
     @classmethod
     def _of_groups(cls, columns: ColumnStats, groups: "list[_Group]", observed: Tensor) -> Self:
-        parts = [group.transformed() for group in groups]
+        parts = [
+            group.transformed(pattern) for group, pattern in zip(groups, observed, strict=True)
+        ]
         lengths = torch.tensor([len(part) for part in parts], device=observed.device)
         weight = torch.zeros(int(lengths.sum())).to(observed)
         counts = torch.tensor([float(group.num_data) for group in groups]).to(observed)
@@ -177,13 +179,15 @@ class _Group(NamedTuple):
         factor = torch.cat([self.factor, other.factor, shift[None]])
         return _Group(num_data, self.mean + gap * share, _short(factor, num_data - 1))
 
-    def transformed(self) -> Float[Tensor, "R D"]:
+    def transformed(self, observed: Shaped[Tensor, " D"]) -> Float[Tensor, "R D"]:
         # sqrt(n) times the mean; the factor in at most n - 1 rows; if only a few of the n rows are
-        # left, which are zero, those too.
-        factor = _short(self.factor, self.num_data - 1)
-        if len(factor) == factor.shape[1]:  # the same for any division into blocks
-            factor = torch.linalg.qr(factor, mode="r").R
-            factor = factor * factor.diagonal().sign().where(factor.diagonal() != 0, 1.0)[:, None]
+        # left, which are zero, those too. The triangular factor of the observed columns is the
+        # same for any division into blocks.
+        columns = observed.bool()
+        short = torch.linalg.qr(_short(self.factor[:, columns], self.num_data - 1), mode="r").R
+        signs = torch.where(short.diagonal() < 0, -1.0, 1.0).to(short)
+        factor = short.new_zeros(len(short), len(columns))
+        factor[:, columns] = short * signs[:, None]
         rows = torch.cat([self.mean[None] * self.num_data**0.5, factor])
         num_zero = self.num_data - len(rows)
         few = num_zero <= 2 * rows.shape[1]
@@ -216,7 +220,9 @@ def _groups(
             groups.add(pattern, _Group.of(rows))
     if blocks.processes.size > 1:
         groups = groups.over_processes(blocks.processes, centre)
-    return torch.stack(list(groups.patterns.values())), list(groups.found.values())
+    keys = sorted(groups.found)  # the order of the blocks does not matter
+    patterns = torch.stack([groups.patterns[key] for key in keys])
+    return patterns, [groups.found[key] for key in keys]
 
 
 class _Groups:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import oracles
+from ppl_vae.core.installed_arviz import installed_arviz
 from ppl_vae.inference.mcmc.convergence import diagnose
 from ppl_vae.inference.mcmc.gibbs import sample_gibbs
 from ppl_vae.inference.mcmc.invariants import (
@@ -157,7 +158,7 @@ def independent(chains=4, number=500, shift=0.0):
 
 
 def test_diagnostics_equal_those_of_arviz():
-    import arviz
+    arviz = installed_arviz()
 
     draws = independent()
     table = diagnose({"a": draws}).to_frame()
@@ -207,7 +208,7 @@ def iris_samples():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ArviZ with a new matplotlib
 def test_arviz_takes_the_draws(iris_samples):
-    import arviz
+    arviz = installed_arviz()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -229,7 +230,7 @@ def test_arviz_takes_the_draws(iris_samples):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_data_sets_drawn_from_the_posterior_are_given_to_arviz(iris_samples):
-    import arviz
+    arviz = installed_arviz()
     import matplotlib
 
     matplotlib.use("Agg")
