@@ -1,4 +1,4 @@
-"""What every test stands on: checked shapes, an empty parameter store, a world left unchanged."""
+"""Every test checks shapes, has an empty parameter store, and leaves global state unchanged."""
 
 import contextlib
 

@@ -128,7 +128,9 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,  # which ends with this process
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        # Not a new session: Linux shares the processor evenly between sessions, and its low
+        # priority would count only among the processes of its own.
+        process_group=0,
         env=environment,
     )
 

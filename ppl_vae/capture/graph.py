@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from ppl_vae.capture.simplify import simplify
 from ppl_vae.core.state import validation, without_stacks
 
 
@@ -163,8 +164,7 @@ def trace_graph(
     except Exception as error:  # a user's program may raise anything
         raise CaptureError(f"it cannot be captured ({summarize_error(error)})") from error
     _remove_aliases(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    simplify(graph)
     return graph, structure
 
 

@@ -84,7 +84,7 @@ class Task:
             rows.frame(columns),
             self.applied.out,
             {"model": self.fitted.describe(), "table": rows.table.name, **about},
-            named=rows.names is not None,
+            named=rows.index is not None,
             as_json=self.applied.as_json,
         )
 
@@ -96,13 +96,13 @@ class TableRows:
     Attributes:
         table: the table.
         values: (N, D); NaN marks a missing value.
-        names: one per row, if the table has them.
+        index: the row names, if the table has them.
         numbers: the number of each row in the table, from 1.
     """
 
     table: Table
     values: np.ndarray
-    names: tuple[str, ...] | None
+    index: pd.Index | None
     numbers: np.ndarray
 
     @classmethod
@@ -117,8 +117,8 @@ class TableRows:
         if fitted.schema is None or not table.has_names:
             log_notes(("columns are matched by position, since they have no names",))
         rows = held_out_rows(fitted, table) if held_out else np.arange(len(values))
-        names = None if table.row_names is None else tuple(table.row_names[k] for k in rows)
-        return cls(table, values[rows], names, rows + 1)
+        index = None if table.row_index is None else table.row_index[rows]
+        return cls(table, values[rows], index, rows + 1)
 
     @cached_property
     def observed(self) -> np.ndarray:
@@ -132,7 +132,7 @@ class TableRows:
 
     def frame(self, columns: dict[str, Any]) -> pd.DataFrame:
         """A table with one row for each of these rows, under their names."""
-        return pd.DataFrame(columns, index=self.names)
+        return pd.DataFrame(columns, index=self.index)
 
 
 def held_out_rows(fitted: FittedModel, table: Table) -> np.ndarray:

@@ -123,6 +123,7 @@ def _by_model(folder: Path, table: Table, seed: int) -> tuple[Table, Imputation,
         table.row_names,
         table.labels,
         table.label,
+        index=table.index,
     )
     sentences = [f"imputed {counted(missing, 'value')} by {fitted.describe()}"]
     sentences += [" ".join(found.uncertainty())] if missing else []

@@ -70,6 +70,7 @@ class LineageRun:
         Raises:
             KeyboardInterrupt: if one is received, with a sentence on what is finished and saved.
         """
+        self.table.check_several_columns()
         self._print(f"{self._opening()}\n")
         for note in self.table.notes:
             self._print(f"note: {note}")
@@ -153,7 +154,7 @@ class LineageRun:
         return [write_results(self.out, lineage, data), *files]
 
     def _saved(self, lineage: Lineage | None) -> str:
-        # What an interrupted run leaves.
+        # The sentence says what an interrupted run leaves.
         finished = 0 if lineage is None else len(lineage.rows)
         saved = f"saved in {self.out / 'results.json'}" if finished else "nothing is saved"
         return f"{finished} of {len(self.display.names)} stages are finished, {saved}"

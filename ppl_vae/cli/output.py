@@ -55,13 +55,23 @@ def deliver(
         as_json: whether JSON is written.
         point_zero: whether whole numbers are written with a decimal point in text.
     """
+    if named and frame.index.name is not None:
+        frame = frame.rename_axis(_unused(frame.index.name, frame))
     if not (as_json and target == STANDARD_OUTPUT):
         write_table(frame, target, named=named, point_zero=point_zero)
     if as_json:
         write_json(about | {"rows": _records(frame, named)})
 
 
+def _unused(name: str, frame: pd.DataFrame) -> str:
+    # The index becomes a column, whose name must be none of the others.
+    while name in frame.columns:
+        name += "_"
+    return name
+
+
 def _records(frame: pd.DataFrame, named: bool) -> list[dict[str, Any]]:
-    shown = frame.reset_index(names="row") if named else frame
+    name = frame.index.name or _unused("row", frame)
+    shown = frame.reset_index(names=name) if named else frame
     rows = shown.astype(object).where(shown.notna(), None)
     return [dict(zip(shown.columns, row, strict=True)) for row in rows.to_numpy().tolist()]

@@ -47,7 +47,7 @@ class FitResult(Result):
         certificate: EM: the objective at the best parameters for the covariance of the data (with
             missing values, for the expected one), minus the objective, in nats per datum: it is
             zero at a maximum and positive at a saddle point.
-        execution: SVI: whether steps were captured or ran eagerly, and why.
+        execution: SVI: whether steps ran eagerly, recorded or compiled, and why.
     """
 
     algorithm: str

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.schema import RowLabels
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
+from ppl_vae.core.stats import ESS_FLOOR
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import check_option
 
@@ -23,10 +24,8 @@ COVERAGE = (
     "with 12 columns, K = 3 and 30 % missing, PPCA's 95 % intervals covered 80 % at 20 rows, 91 % "
     "at 50 and 94 % at 200; those of factor analysis 66, 88 and 94 %"
 )
-"""Of the table that PX-EM fitted the model to; measured by
+"""The coverage in the table that PX-EM fitted the model to, measured by
 ``tests/evaluation/prediction/test_imputed_intervals.py``."""
-ESS_FLOOR = 10.0
-"""Estimates from weighted draws with a smaller effective sample size are called unreliable."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -1,9 +1,12 @@
-"""The mean of independent values and its standard error."""
+"""The mean of independent values and its standard error, and the least effective sample size."""
 
 import math
 
 from jaxtyping import Float
 from torch import Tensor
+
+ESS_FLOOR = 10.0
+"""Estimates from weighted draws with a smaller effective sample size are called unreliable."""
 
 
 def standard_error(values: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:

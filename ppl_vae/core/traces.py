@@ -198,7 +198,8 @@ def masked(value: Tensor, mask: Tensor | bool | None) -> Tensor:
     """The value where the mask is True, zero elsewhere."""
     if mask is None or mask is True:
         return value
-    return torch.where(torch.as_tensor(mask, device=value.device), value, torch.zeros_like(value))
+    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device=value.device)
+    return torch.where(mask, value, torch.zeros_like(value))
 
 
 def check_pair(traces: PairTraces, num_rows: int) -> None:

@@ -69,8 +69,20 @@ class ColumnStats(ColumnMoments):
     resolution: float
 
     @classmethod
-    def from_block(cls, block: RowBlock, mean: Tensor, scatter: Tensor) -> Self:
-        """Statistics of a block whose means and scatters over observed entries are given, (D,)."""
+    def from_block(
+        cls,
+        block: RowBlock,
+        mean: Tensor,
+        scatter: Tensor,
+        ends: tuple[Tensor, Tensor] | None = None,
+    ) -> Self:
+        """Statistics of a block.
+
+        Args:
+            block: the rows.
+            mean, scatter: means and scatters of the observed entries, (D,).
+            ends: the smallest and the largest values, (D,), if they are known.
+        """
         count, first = torch.full_like(mean, len(block.values)), block.values[0]
         if block.observed is not None:
             count = block.observed.sum(0).to(mean)
@@ -80,7 +92,8 @@ class ColumnStats(ColumnMoments):
         if block.observed is not None:
             same |= ~block.observed[:, constant]
         constant[constant.clone()] = same.all(0)
-        low, high = block.values.amin(0).clamp(max=0), block.values.amax(0).clamp(min=0)
+        low, high = ends or (block.values.amin(0), block.values.amax(0))
+        low, high = low.clamp(max=0), high.clamp(min=0)
         rows = len(block.values)
         return cls(count, mean, scatter, rows, first, constant, low, high, block.resolution)
 

@@ -1,4 +1,4 @@
-"""Evaluation: log-likelihoods, inference gaps, latent codes, predictions."""
+"""Evaluation: log-likelihoods, gaps, evidence, calibration, latent codes, predictions."""
 
 import lazy_loader
 

@@ -98,6 +98,7 @@ class FilledTable:
             ValueError: as :func:`~ppl_vae.inference.em.fit.fit_em`; if ``parameter_uncertainty``
                 is True, as :func:`~ppl_vae.inference.mcmc.sampling.sample_posterior`.
         """
+        table.check_several_columns()
         given = torch.from_numpy(table.values)
         scaling = _choose_scaling(table, given, scale)
         x = scaling.units.apply(given) if scaling.units.per_column else given
@@ -170,7 +171,7 @@ class FilledTable:
             )
 
     def notes(self) -> tuple[str, ...]:
-        """Those on the units and on the fit, with the names of columns, and on the posterior."""
+        """Notes on the units and on the fit, with the names of columns, and on the posterior."""
         units = (self.scaling.note,) if self.scaling.note else ()
         return (*units, *self._fit_notes(), *self._posterior_notes())
 
@@ -265,7 +266,7 @@ def filled_frame(table: Table, imputation: Imputation) -> pd.DataFrame:
     for k in np.flatnonzero(missing.any(axis=0)):
         name = _unused(f"{table.columns[k]} sd", found)
         found[name] = _with_rounded(np.full(len(sd), np.nan), sd[:, k], missing[:, k])
-    return pd.DataFrame(found, index=table.row_names)
+    return pd.DataFrame(found, index=table.row_index)
 
 
 def _with_rounded(values: np.ndarray, others: np.ndarray, rows: np.ndarray) -> np.ndarray:

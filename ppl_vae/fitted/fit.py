@@ -135,6 +135,9 @@ def fit_table(
         FloatingPointError: if the fit diverges.
     """
     settings = settings or FitSettings()
+    selects = settings.latent_dim is None and settings.likelihood == "gaussian"
+    if selects or not settings.has_networks:
+        table.check_several_columns()
     with threads(settings.threads):
         usable = observed_rows(table.values)
         rows = split_rows(np.flatnonzero(usable), settings)

@@ -174,9 +174,10 @@ def _record_of(folder: Path, program: FittedProgram) -> FitRecord | None:
 def _read_record(path: Path) -> FitRecord:
     try:
         content = json.loads(read_regular(path))
-        if content.pop("checksum") != _checksum(content):
+        checksum, found = content.pop("checksum", None), content.get("format")
+        if found == FORMAT and checksum != _checksum(content):
             raise ValueError("its content is not what was saved")
-        found = content.pop("format")
+        del content["format"]
         record = FitRecord.from_dict(content) if found == FORMAT else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

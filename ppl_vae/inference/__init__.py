@@ -1,4 +1,4 @@
-"""Inference: EM, SVI, and sparse codes."""
+"""Inference: EM, variational Bayes, MCMC, SVI, and sparse codes."""
 
 import lazy_loader
 

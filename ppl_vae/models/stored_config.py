@@ -94,7 +94,10 @@ class StoredConfig:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         found = content.pop("format", FORMAT) if isinstance(content, dict) else FORMAT
         if found != FORMAT:
-            raise CheckpointError(f"{path} is of format {found}, this version reads {FORMAT}")
+            raise CheckpointError(
+                f"{path} is of format {found}, and this version of ppl_vae reads {FORMAT}; fit "
+                "the model and save it again, or load it with the version that wrote it"
+            )
         names = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or content.keys() != names:
             raise CheckpointError(f"{path} is damaged: it must be a mapping of {sorted(names)}")

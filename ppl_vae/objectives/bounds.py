@@ -301,7 +301,7 @@ class ELBO(_Objective):
         source = score_function(local, draws.log_q(run), leave_one_out=leave_one_out)
         if not run.global_latent:
             return source + shared.mean()
-        # On a draw of global variables the terms of all data depend.
+        # The terms of all data depend on a draw of global variables.
         every, log_q = local.mean(1) + shared, draws.global_log_q(run)
         return source + score_function(shared, log_q, leave_one_out=leave_one_out, signal=every)
 

@@ -22,7 +22,15 @@ def plot_vae_limit(limit: VAELimit, ax: Axes | None = None) -> Axes:
         ("-log p(z)", limit.cross_entropy - code, ORANGE),
     )
     for name, excess, part_colour in parts:
-        ax.plot(limit.scales, excess.abs(), "o-", ms=4, lw=1.2, color=part_colour, label=name)
+        ax.plot(
+            limit.scales.cpu(),
+            excess.abs().cpu(),
+            "o-",
+            ms=4,
+            lw=1.2,
+            color=part_colour,
+            label=name,
+        )
     log_scale(ax, "x")
     log_scale(ax, "y")
     ax.invert_xaxis()

@@ -1,6 +1,6 @@
 """Output for readers: tables on a terminal, reports in HTML, files of results.
 
-The functions that write the files of ``ppl-vae lineage``, and what the other two commands compute.
+They write the files of ``ppl-vae lineage``, and the pages of fitted models and evaluations.
 """
 
 import lazy_loader

@@ -232,7 +232,12 @@ def strip(value: Any, on_device: list["PretendTensor"], host: list[Tensor]) -> A
 def wrap(value: Any, known: dict[int, Tensor]) -> Any:
     """A result on the device; an argument that was written to is returned itself."""
     if isinstance(value, Tensor):
-        return known[id(value)] if id(value) in known else PretendTensor(value)
+        if id(value) not in known:
+            return PretendTensor(value)
+        written = known[id(value)]
+        if written.shape != value.shape:  # by squeeze_, for example
+            torch.Tensor.data.__set__(written, PretendTensor(value))
+        return written
     if isinstance(value, list | tuple):
         return type(value)([wrap(part, known) for part in value])
     return value

@@ -6,6 +6,7 @@ that a factory without ``device=`` is found out. Tests may compare results with 
 own without moving them.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -130,9 +131,28 @@ def modules_on(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def sizes_of_the_cpu() -> Iterator[None]:
+    """As many rows go through a pair at once as on the CPU, so that draws are the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of an import, which pytest does not filter here
+        from ppl_vae.evaluation.marginal_likelihood import batching
+
+    limits = batching.ROWS_AT_ONCE, batching.ENTRIES_AT_ONCE
+    before = [dict(limit) for limit in limits]
+    for limit in limits:
+        limit["accelerator"] = limit["cpu"]
+    try:
+        yield
+    finally:
+        for limit, values in zip(limits, before, strict=True):
+            limit.update(values)
+
+
+@contextmanager
 def on_pretended_device() -> Iterator[None]:
     """Whatever tests make, from their import on, is on the pretended device."""
     with ExitStack() as stack:
+        stack.enter_context(sizes_of_the_cpu())
         device = stack.enter_context(pretended_device(is_lenient=True))
         for context in (modules_on(device), arrays_on(device), TestsFactories(device)):
             stack.enter_context(context)

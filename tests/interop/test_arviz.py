@@ -24,7 +24,7 @@ import user_pairs
 from ppl_vae import PPCA, VAE, Bernoulli, ExactGuide, PerDatumGuide, log_likelihood, run_lineage
 from ppl_vae.core.installed_arviz import installed_arviz
 from ppl_vae.core.pair import Pair
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
+from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.marginal_likelihood.compare import compare
 from ppl_vae.evaluation.marginal_likelihood.estimate import LogLikelihood, exact_result
 from ppl_vae.evaluation.marginal_likelihood.reliability import k_hat
@@ -312,7 +312,7 @@ def test_results_are_reproducible_and_global_state_is_unchanged():
 @pytest.mark.parametrize("name", ["functions", "naive_conv"])
 def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     model, guide, x = user_pairs.PAIRS[name]()
-    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 30))
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 30))
     at_once = []
 
     run = Pair.run
@@ -327,7 +327,7 @@ def test_blocks_limit_memory_and_change_no_results(name, monkeypatch):
     assert max(at_once) <= 30 and len(at_once) > 6
     assert np.array_equal(found["observed_data"]["x"], x)
     assert_joint(model, x, found)
-    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 10))
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 10))
     if name == "functions":  # whose programs take the index of their rows
         found = groups(to_arviz(model, guide, x, num_samples=6, num_chains=2, seed=0))
         assert np.array_equal(found["observed_data"]["x"], x)

@@ -43,3 +43,14 @@ def test_every_dotted_name_exists():
         CUSTOM_OPERATORS
     )
     assert not exists("ppl_vae.core.pair" + ".NoSuchName")
+
+
+def test_names_in_the_list_of_tasks_are_where_it_states():
+    import ppl_vae
+
+    text = (ROOT / "docs" / "tasks.md").read_text().split("\n## ")[0]
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| ")]
+    names = {name for row in rows for name in re.findall(r"`([A-Za-z_]\w*)[`(]", row)}
+    calls = {name for name in names if name.islower() or name[0].isupper()}
+    assert len(calls) > 30
+    assert not {name for name in calls if not hasattr(ppl_vae, name)} - {"use", "score", "impute"}

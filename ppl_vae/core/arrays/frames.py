@@ -209,7 +209,7 @@ def _frame_of_table(table: Any) -> Any:
     # The values that read_table found, without labels, under the names of rows and columns.
     columns = list(table.columns) if table.has_names else None
     pandas: Any = importlib.import_module("pandas")
-    return pandas.DataFrame(table.values, columns=columns, index=table.row_names)
+    return pandas.DataFrame(table.values, columns=columns, index=table.row_index)
 
 
 def _read_by_narwhals(x: Any, name: str) -> FrameReader | None:

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def find_misplaced_site(trace: Trace, device: torch.device) -> tuple[str, Tensor
         if _is_misplaced(value, device):
             return name, next(_misplaced(_tensors(site["fn"]), device), value)
         if device.type != "cpu":
-            for tensor in _misplaced(_tensors(site["fn"]), device):
+            for tensor in _misplaced([*_tensors(site["fn"]), site["mask"]], device):
                 return name, tensor
     return None
 
@@ -65,7 +65,8 @@ def describe_mix(
         run: runs it; returns its trace, or raises torch's error.
         device: that of the data.
     """
-    origins, recorder = _Origins(device), _SiteRecorder(device)
+    origins = _Origins(device)
+    recorder = _SiteRecorder(device, origins)
     found = None
     try:
         with torch.no_grad(), origins, recorder:
@@ -79,18 +80,18 @@ def describe_mix(
     if tensor is not None:
         tensor, line = origins.of(tensor)
         what = f"a tensor of shape {tuple(tensor.shape)} on {tensor.device}"
-        what += f", made at {line}" if line else _variable(tensor, program)
+        what += f", made at {line}" if line else _variable(tensor, program, origins)
     return (
         f"the {name} mixes devices at site {site!r}: x is on {device}, {what}. Make it there "
         "(device=x.device, x.new_zeros(...)), or let a module of the pair hold it as a buffer"
     )
 
 
-def _variable(tensor: Tensor, program: ProgramLike) -> str:
-    for variable, value in _variables(program):
+def _variable(tensor: Tensor, program: ProgramLike, origins: "_Origins") -> str:
+    for variable, value, owner in _variables(program):
         if value is tensor:
-            return f", the variable {variable!r}{_assigned(program, variable)}"
-    return ", made before the program ran"
+            return f", the variable {variable!r}{_assigned(owner, variable.split('.')[-1])}"
+    return f", first used at {line}" if (line := origins.first_use(tensor)) else ""
 
 
 class _Origins(TorchFunctionMode):
@@ -107,41 +108,59 @@ class _Origins(TorchFunctionMode):
         self.misplaced: Tensor | None = None
         self.site = ""
         self._origin: dict[int, tuple[Tensor, Tensor, str]] = {}
+        self._first_use: dict[int, tuple[Tensor, str]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        given = list(_misplaced(tree_leaves((args, kwargs)), self.device))
+        for tensor in given:
+            if id(tensor) not in self._origin and id(tensor) not in self._first_use:
+                self._first_use[id(tensor)] = tensor, _calling_line()
         try:
             result = func(*args, **kwargs)
         except RuntimeError:
             if self.misplaced is None:
-                self.misplaced = next(_misplaced(tree_leaves((args, kwargs)), self.device), None)
+                self.misplaced = next(iter(given), None)
                 self.site = _site_of_statement()
             raise
-        made = list(_misplaced(tree_leaves(result), self.device))
-        if made:
-            source = next(_misplaced(tree_leaves((args, kwargs)), self.device), None)
-            for tensor in made:
-                first, line = (tensor, _calling_line()) if source is None else self.of(source)
-                self._origin[id(tensor)] = tensor, first, line
+        for tensor in _misplaced(tree_leaves(result), self.device):
+            first, line = self.of(given[0]) if given else (tensor, _calling_line())
+            self._origin[id(tensor)] = tensor, first, line
         return result
+
+    def record(self, tensor: Tensor) -> None:
+        """Let the line that is executed be the one that made a tensor, unless it is known."""
+        self._origin.setdefault(id(tensor), (tensor, tensor, _calling_line()))
 
     def of(self, tensor: Tensor) -> tuple[Tensor, str]:
         """The first tensor that a tensor was computed from, and the line that made it; an empty
         line for one that was made before."""
         return self._origin.get(id(tensor), (tensor, tensor, ""))[1:]
 
+    def first_use(self, tensor: Tensor) -> str:
+        """The line that was the first to compute with a tensor that was made before."""
+        return self._first_use.get(id(tensor), (tensor, ""))[1]
+
 
 class _SiteRecorder(Messenger):
-    """Keeps the site at which a program is, and the first value drawn on another device."""
+    """Keeps the site at which a program is, and the first value drawn on another device.
 
-    def __init__(self, device: torch.device) -> None:
+    Parameters of the parameter store that are on another device are recorded as made where the
+    program asks for them.
+    """
+
+    def __init__(self, device: torch.device, origins: _Origins) -> None:
         super().__init__()
-        self.device, self.site = device, "(before the first one)"
+        self.device, self.origins, self.site = device, origins, "(before the first one)"
         self.misplaced: Tensor | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.misplaced is None and not site_is_subsample(msg):
             self.site = msg["name"]
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if _is_misplaced(msg["value"], self.device):
+            self.origins.record(msg["value"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         is_first = self.misplaced is None and not site_is_subsample(msg)
@@ -204,39 +223,44 @@ def _site_of_statement() -> str:
     return ""
 
 
-def _variables(program: ProgramLike) -> Iterator[tuple[str, Any]]:
-    """The variables around a program, and the attributes of the object that it belongs to."""
+def _variables(program: ProgramLike) -> Iterator[tuple[str, Tensor, Any]]:
+    """The tensors in the variables around a program and of its file, and in the attributes of the
+    object that it belongs to: name, tensor, and the object whose source assigns to the name."""
     function: Any = program.forward if isinstance(program, nn.Module) else program
     function = getattr(inspect.unwrap(function), "__func__", inspect.unwrap(function))
-    if inspect.isfunction(function):
-        around = inspect.getclosurevars(function)
-        yield from _entries({**around.nonlocals, **around.globals})
     owner = bound_object(program)
+    if inspect.isfunction(function):
+        around = inspect.getclosurevars(function).nonlocals
+        for name, value in [*around.items(), *function.__globals__.items()]:
+            yield from _held(name, value, owner)
     if not inspect.isfunction(owner):
-        yield from _entries(getattr(owner, "__dict__", {}))
+        for name, value in getattr(owner, "__dict__", {}).items():
+            yield from _held(name, value, owner)
 
 
-def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        yield name, value
-        parts = value.values() if isinstance(value, dict) else value
-        if isinstance(value, dict | list | tuple):
-            yield from ((name, part) for part in parts)
-        elif isinstance(value, nn.Module):
-            yield from ((f"{name}.{key}", part) for key, part in value.named_parameters())
+def _held(name: str, value: Any, owner: Any, depth: int = 4) -> Iterator[tuple[str, Tensor, Any]]:
+    """The tensors of a variable: itself, or in containers, modules and distributions."""
+    if isinstance(value, Tensor):
+        yield name, value, owner
+    elif depth and isinstance(value, nn.Module):
+        for key, part in {**vars(value), **dict(value.named_parameters())}.items():
+            yield from _held(f"{name}.{key}", part, value, depth - 1)
+    elif depth and isinstance(value, dict | list | tuple | torch.distributions.Distribution):
+        parts = value if isinstance(value, list | tuple | dict) else vars(value)
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            yield from _held(name, part, owner, depth - 1)
 
 
-def _assigned(program: ProgramLike, variable: str) -> str:
-    """Where the source last assigns to a variable before the program, as text."""
-    function: Any = bound_object(program)
-    kind = function if inspect.isfunction(function) else type(function)
+def _assigned(owner: Any, name: str) -> str:
+    """Where the source of a function or of an object's class last assigns to a name, before the
+    end of it, as text."""
+    kind = owner if inspect.isfunction(owner) else type(owner)
     try:
         file = inspect.getsourcefile(kind)
         tree = ast.parse(Path(str(file)).read_text())
         lines, start = inspect.getsourcelines(kind)
     except (OSError, TypeError, SyntaxError):
         return ""
-    name = variable.split(".")[0]
     found = [
         node.lineno
         for node in ast.walk(tree)

@@ -15,7 +15,8 @@ IDENTIFIER = re.compile(
     r"(?:.*[_ .-])?(?:id|ids|index|idx|key|nr|no|row|number|#)|.*[a-z]I[Dd]s?|ID|Id"
 )
 MAX_EXACT, MAX_INT64 = 2**53, 2**64
-"""Up to where whole numbers are exact in double precision; the largest ones that are stored."""
+"""The whole numbers up to the first are exact in double precision; those up to the second can be
+stored."""
 COUNTED_ROWS = 10
 """The least number of rows that are recognised as counted by a column."""
 EPOCH = (9e8, 2.2e9)

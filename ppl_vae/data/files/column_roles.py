@@ -119,8 +119,10 @@ class ColumnRoles:
         values = self.numbers[name]
         return bool((np.abs(values) <= MAX_EXACT).all() and (values % 1 == 0).all())
 
-    def pop_row_names(self, index: str | None, label: str | None) -> tuple[str, ...] | None:
-        """Remove the column of row names from the data, and return them.
+    def pop_row_names(
+        self, index: str | None, label: str | None
+    ) -> tuple[tuple[str, ...] | None, str | None]:
+        """Remove the column of row names; return them and its name, None if there is none.
 
         Args:
             index: the given column; "none" if there is none; None to use the first column if it
@@ -128,16 +130,16 @@ class ColumnRoles:
             label: the given label column, which does not hold row names.
         """
         if index == "none":
-            return None
+            return None, None
         if index is not None:
             return self._pop_texts(index)
         if self.raw.row_names is not None:
-            return self.raw.row_names
+            return self.raw.row_names, self.raw.index
         if not self.numbers:
-            return None
+            return None, None
         name = str(self.cells.columns[0])
         if label == name or not self._names_rows(name):
-            return None
+            return None, None
         text = self.is_text(name)
         reason = "text" if text else "distinct whole numbers and no name"
         self.notes.append(f"the first column is used as row names: it has {reason}")
@@ -145,14 +147,18 @@ class ColumnRoles:
 
     def _names_rows(self, name: str) -> bool:
         """Whether a first column has names of the rows: texts, or whole numbers if it has none."""
-        unnamed = self.raw.first_unnamed and name == str(self.raw.cells.columns[0])
+        unnamed = self._is_unnamed(name)
         if self.is_text(name):
             return unnamed or self.cells[name].astype(str).is_unique
         return unnamed and self.is_integer(name) and self.cells[name].astype(str).is_unique
 
-    def _pop_texts(self, name: str) -> tuple[str, ...]:
+    def _is_unnamed(self, name: str) -> bool:
+        return self.raw.first_unnamed and name == str(self.raw.cells.columns[0])
+
+    def _pop_texts(self, name: str) -> tuple[tuple[str, ...], str | None]:
         del self.numbers[name]
-        return tuple(self.cells[name].astype(str))
+        own_name = self.raw.has_names and not self._is_unnamed(name)
+        return tuple(self.cells[name].astype(str)), name if own_name else None
 
     def pop_labels(self, label: str | None) -> tuple[tuple[Any, ...] | None, str | None]:
         """Remove the label column from the data; return labels and name, None if there is none.

@@ -30,6 +30,7 @@ class RawTable:
         first_unnamed: whether the first column has none, where the others have.
         place: where a row stands in the file, for messages.
         row_names: the names of rows, in a file that keeps them apart.
+        index: the name of these names, if they have one.
         image_shape: height and width, where rows are images.
         notes: what was detected.
     """
@@ -41,5 +42,6 @@ class RawTable:
     first_unnamed: bool = False
     place: Callable[[int], str] = row_place
     row_names: tuple[str, ...] | None = None
+    index: str | None = None
     image_shape: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)

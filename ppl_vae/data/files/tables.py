@@ -52,6 +52,7 @@ class Table:
         image_shape: height and width, for rows that are images.
         notes: what was detected rather than given, for the user to check.
         has_names: whether the columns have names of their own, and are not only numbered.
+        index: name of the column of row names, if it has one.
     """
 
     name: str
@@ -63,18 +64,40 @@ class Table:
     image_shape: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     has_names: bool = True
+    index: str | None = None
 
     @property
     def num_missing(self) -> int:
         """The number of missing values."""
         return int(np.isnan(self.values).sum())
 
+    @property
+    def row_index(self) -> pd.Index | None:
+        """The row names under the name of their column; None if there are none."""
+        if self.row_names is None:
+            return None
+        return pd.Index(self.row_names, dtype=object, name=self.index)
+
+    def check_several_columns(self) -> None:
+        """Check that there are two columns or more, which a linear latent variable model needs.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        if len(self.columns) == 1:
+            raise ValueError(
+                f"{self.name} has one column, {self.columns[0]!r}, and factors describe how two "
+                "or more vary together; if the file has more columns, give its delimiter (on the "
+                "command line --delimiter); the density of one column can be fitted by --model "
+                "vae --latent-dim 1"
+            )
+
     def to_frame(self) -> pd.DataFrame:
         """The values under the names of their columns, with the labels as the last column.
 
-        The index has the row names, if the file has them.
+        The index has the row names, if the file has them, and the name of their column.
         """
-        frame = pd.DataFrame(self.values, columns=list(self.columns), index=self.row_names)
+        frame = pd.DataFrame(self.values, columns=list(self.columns), index=self.row_index)
         if self.labels is not None:
             frame.insert(len(self.columns), self.label or "label", list(self.labels), True)
         return frame
@@ -183,7 +206,7 @@ def read_table(
     needed = {name for name in (label, index) if name not in (None, "none")}
     cells, chosen = select_columns(raw, columns, drop, needed)
     roles = ColumnRoles(raw, cells, markers)
-    row_names = roles.pop_row_names(index, label)
+    row_names, index = roles.pop_row_names(index, label)
     labels, label = roles.pop_labels(label)
     shape = image_shape or raw.image_shape
     values, names = roles.to_matrix(chosen, keep_empty=shape is not None)
@@ -191,7 +214,9 @@ def read_table(
     if len(values) == 1:
         roles.notes.append("the table has a single row, to which no model can be fitted")
     notes = tuple(roles.notes)
-    return Table(path.name, values, names, row_names, labels, label, shape, notes, raw.has_names)
+    return Table(
+        path.name, values, names, row_names, labels, label, shape, notes, raw.has_names, index
+    )
 
 
 def _role(raw: RawTable, name: str) -> str:

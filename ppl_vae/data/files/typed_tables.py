@@ -91,7 +91,8 @@ def h5ad_table(path: Path, label: str | None, max_bytes: int) -> RawTable:
         cells[label] = strip_cells(data.obs[label].reset_index(drop=True))
     if left_out := [name for name in data.obs.columns if name != label]:
         notes.append(f"columns of obs are left out: {quoted(left_out)}; label takes one of them")
-    return RawTable(path.name, cells, row_names=tuple(map(str, data.obs_names)), notes=notes)
+    names_of_rows, index = tuple(map(str, data.obs_names)), _index_name(data.obs_names)
+    return RawTable(path.name, cells, row_names=names_of_rows, index=index, notes=notes)
 
 
 def _size_of_datasets(file: Any) -> int:
@@ -127,7 +128,13 @@ def _frame_table(frame: pd.DataFrame, path: Path) -> RawTable:
     if np.dtype(np.float16) in frame.dtypes.to_list():
         notes.append(HALF_PRECISION)
     cells = pd.DataFrame(columns)
-    return RawTable(path.name, cells, row_names=row_names, notes=notes)
+    index = _index_name(frame.index)
+    return RawTable(path.name, cells, row_names=row_names, index=index, notes=notes)
+
+
+def _index_name(index: pd.Index) -> str | None:
+    names = [str(name) for name in index.names if name is not None]
+    return ", ".join(names) or None
 
 
 def _index_text(entry: Any) -> str:

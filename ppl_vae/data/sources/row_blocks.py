@@ -3,7 +3,6 @@
 NaN or a mask marks missing values.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,7 +22,9 @@ from ppl_vae.core.validation import (
     observed_mask,
 )
 from ppl_vae.data.sources.block_source import BlockSource
+from ppl_vae.data.sources.row_pieces import is_copy, to_float64
 from ppl_vae.data.sources.row_sources import is_matrix, is_source, refuse_mask, row_source
+from ppl_vae.data.sources.table_unit import unit_of
 
 RowSource: TypeAlias = Any
 """A matrix of any kind, an iterable of matrices, which are blocks of rows, or what
@@ -32,9 +33,6 @@ files, a ``Dataset`` or ``DataLoader`` of torch."""
 
 WORKING_FLOATS = 2**23
 """Number of floats that a computation may hold at once in addition to data and result (64 MiB)."""
-
-SMALLEST_MAXIMUM = 1e-60
-"""Tables whose largest absolute value is below this, or above its inverse, are rescaled."""
 
 
 def rows_per_block(floats_per_row: int) -> int:
@@ -66,16 +64,15 @@ class RowBlock:
         device: Any,
         name: str = "x",
         unit: float = 1.0,
+        memory: Tensor | None = None,
     ) -> "RowBlock":
-        """Make a block of the rows of x, divided by ``unit``.
+        """Make a block of the rows of x, divided by ``unit``; ``memory`` may hold its values.
 
         Raises:
             ValueError: if x has infinite entries.
         """
-        values = x.detach().to(device=device, dtype=torch.float64)
-        values = values if unit == 1 else values / unit
+        values, totals = to_float64(x, device, unit, memory)
         resolution = torch.finfo(x.dtype).eps
-        totals = values.sum(0)
         if mask is None and bool((totals.abs() <= MAX_MAGNITUDE).all()):
             return cls(values, None, totals, resolution)
         values = as_matrix(values, name=name, mask=mask)
@@ -183,11 +180,12 @@ class RowBlocks:
         elif mask is not None:
             refuse_mask()
 
-    def read(self, floats_per_row: int | None = None) -> Iterator[RowBlock]:
+    def read(self, floats_per_row: int | None = None, *, keep: bool = True) -> Iterator[RowBlock]:
         """Iterate over the rows in order, in blocks of limited size; one alone is made once.
 
         Args:
             floats_per_row: number of floats that the computation needs per row, 3 D by default.
+            keep: whether blocks may be kept; else those of D rows or more share their memory.
 
         Raises:
             ValueError: if there are no blocks, or blocks of different widths; if nothing at all
@@ -196,7 +194,7 @@ class RowBlocks:
         if self._only is not None and self._is_one_block(floats_per_row):
             yield self._only
             return
-        width, start, self.empty_rows = None, 0, []
+        width, start, self.empty_rows, memory = None, 0, [], None
         for name, x in self._pieces(floats_per_row):
             width, self.dtype = width or x.shape[1], torch.promote_types(self.dtype, x.dtype)
             self.width = width
@@ -206,16 +204,14 @@ class RowBlocks:
                     f"those before it {width}"
                 )
             if not self._unit_known and len(x):
-                self.unit, self._unit_known = _unit_of(x), True
+                self.unit, self._unit_known = unit_of(x), True
             size = rows_per_block(floats_per_row or 3 * width)
             for low in range(0, len(x), size):
                 rows = slice(low, low + size)
-                try:
-                    block = RowBlock.of(x[rows], None, self._device, name, self.unit)
-                except ValueError:
-                    as_matrix(x, name=name)  # counts the infinite entries of all of x
-                    raise
+                block = self._block(x, rows, name, memory)
                 num_rows = len(block.values)
+                if not keep and num_rows >= width and is_copy(block.values, x[rows]):
+                    memory = block.values
                 if not self._keep_empty_rows:
                     block, empty = block.without_empty_rows()
                     self.empty_rows += [start + row for row in empty.tolist()]
@@ -232,6 +228,14 @@ class RowBlocks:
             )
         if len(self.empty_rows) == start:
             raise ValueError(f"x has no observed value in any of its {counted(start, 'row')}")
+
+    def _block(self, x: Tensor, rows: slice, name: str, memory: Tensor | None) -> RowBlock:
+        place = None if len(x[rows]) < x.shape[1] else memory
+        try:
+            return RowBlock.of(x[rows], None, self._device, name, self.unit, place)
+        except ValueError:
+            as_matrix(x, name=name)  # counts the infinite entries of all of x
+            raise
 
     def notes(self) -> tuple[str, ...]:
         """A note on the rows that the last reading left out, if any, on each process."""
@@ -320,31 +324,3 @@ def empty_rows_dropped_note(rows: Sequence[int]) -> tuple[str, ...]:
     listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     verb = "was" if len(rows) == 1 else "were"
     return (f"{counted(len(rows), 'row')} with nothing observed {verb} left out: {listed}",)
-
-
-def _unit_of(x: Float[Tensor, "B D"]) -> float:
-    # The power of two next to the largest absolute value, if squares of such values, summed over
-    # many rows, could overflow or underflow; else 1.
-    values = x.detach()
-    if bool((ends := torch.stack(values.aminmax())).isfinite().all()):
-        largest = float(ends.abs().max())  # one pass if no value is missing
-    else:
-        sizes = values.double().abs()
-        largest = float(sizes.where(sizes.isfinite(), 0.0).max())
-    if largest == 0 or SMALLEST_MAXIMUM < largest < 1 / SMALLEST_MAXIMUM:
-        return 1.0
-    _check_common_unit(values)
-    return math.ldexp(1.0, max(min(math.frexp(largest)[1], 1000), -1000))
-
-
-def _check_common_unit(x: Float[Tensor, "B D"]) -> None:
-    """Check that the squares of all columns are in the range of float64 in one unit.
-
-    Raises:
-        ValueError: naming the row and the column of the first entry that is too large.
-    """
-    sizes = x.double().abs().nan_to_num(0.0, posinf=0.0)
-    columns = sizes.amax(0)
-    varied = columns[columns > 0]
-    if float(varied.max() / varied.min()) > MAX_MAGNITUDE:
-        check_magnitude(x)

@@ -99,8 +99,9 @@ class LatentDims(Result):
                 "compare_latent_dims again"
             )
         each = [samples.log_predictive(x, mask=mask).value for samples in self.samples]
-        weights = self.probability.log().unsqueeze(-1)
-        return torch.logsumexp(torch.stack(each) + weights, 0)
+        values = torch.stack(each)
+        weights = self.probability.log().to(values.device)
+        return torch.logsumexp(values + weights.unsqueeze(-1), 0)
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row for each K; all criteria and their errors as columns."""

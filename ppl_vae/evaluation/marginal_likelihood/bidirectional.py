@@ -49,7 +49,7 @@ class Bidirectional(Result):
         x: the generated data, (N, D), with zeros where the template has missing values.
         num_chains: chains per datum in each direction, S.
         num_temperatures: the number of temperatures, T.
-        execution: whether the bounds were computed eagerly or captured, and the acceptance rate.
+        execution: how they were computed (eagerly, recorded or compiled), and the acceptance rate.
     """
 
     lower: Float[Tensor, " N"]

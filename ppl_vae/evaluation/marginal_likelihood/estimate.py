@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ppl_vae.core.arrays.frame_labels import Frame
 from ppl_vae.core.arrays.schema import RowLabels
-from ppl_vae.core.imputed import ESS_FLOOR
 from ppl_vae.core.results import NO_LABELS, UNSAVED, Result
-from ppl_vae.core.stats import mean_and_error
+from ppl_vae.core.stats import ESS_FLOOR, mean_and_error
 from ppl_vae.core.text import counted
 from ppl_vae.core.validation import as_vector
 from ppl_vae.evaluation.marginal_likelihood.reliability import (
@@ -100,7 +99,7 @@ class LogLikelihood(DatumEstimates):
             not estimated; ``"posterior predictive"`` if the exact density was averaged over draws
             of the parameters.
         refine: optimization steps of each datum's own q before the draws were made from it.
-        execution: whether the estimate was computed eagerly or captured, and why.
+        execution: whether it was computed eagerly, recorded or compiled, and why.
         curve: ``value`` from the first S/64, S/16 and S/4 of the draws, and from all S, (N, C)
             with C = 4, or less where S is too small for four different numbers; it increases
             towards log p in expectation. None for exact values.

@@ -8,7 +8,8 @@ cover log p(x_n) with a probability of at least 90 %, which is so if either
 * the weights hardly vary: the effective sample size is at least 95 % of the draws; or
 * the weights take few values (discrete latent variables), each of which was drawn often;
 
-and, in each case, at least 25 draws were made of which at least 10 are effective.
+and, in each case, at least 25 draws were made of which at least 10 are effective. Weights that are
+constant need two draws only: their estimate is exact.
 
 All data are assessed together. Under a proposal that is too narrow or shifted, the data whose
 large weights were *not* drawn show a small k-hat, a large effective sample size and the largest
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_vae.core.imputed import ESS_FLOOR
+from ppl_vae.core.stats import ESS_FLOOR
 from ppl_vae.evaluation.marginal_likelihood.coverage import (
     expected_coverage,
     largest_tail_index,

@@ -268,8 +268,12 @@ def draw_labels(classes: Int[Tensor, " N"], num_labels: int, seed: int) -> Int[T
         classes: the class of each row, 0..C-1.
         num_labels: at least C, at most N.
         seed: seed of the choice of rows.
+
+    Returns:
+        the rows, on the CPU, so that they are the same for any device.
     """
-    sizes = torch.bincount(classes).numpy(force=True)
+    classes = classes.cpu()
+    sizes = torch.bincount(classes).numpy()
     quota = np.ones(len(sizes), dtype=int)
     for _ in range(num_labels - len(sizes)):
         quota[np.where(quota < sizes, sizes / (2 * quota + 1), -1.0).argmax()] += 1

@@ -38,7 +38,7 @@ class LinearGaussianParameters(NamedTuple):
     variance: Float[Tensor, " D"]
 
     def of_rank_zero(self, processes: Processes) -> "LinearGaussianParameters":
-        """Those of rank 0, so that all processes have the same bits."""
+        """The parameters of rank 0, so that all processes have the same bits."""
         flat = processes.broadcast(torch.cat([part.reshape(-1) for part in self]))
         parts = flat.split([part.numel() for part in self])
         return LinearGaussianParameters(

@@ -32,7 +32,7 @@ from ppl_vae.inference.mcmc.gibbs_sums import CodeSampler, CodeSums
 from ppl_vae.inference.mcmc.samples import PosteriorSamples
 from ppl_vae.inference.mcmc.settings import DEFAULT_SETTINGS, ChainSettings
 from ppl_vae.inference.mcmc.start import overdispersed_start, prior_notes, statistics_for
-from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
+from ppl_vae.inference.mcmc.wishart import draw_normal, draw_normals_of_one_gram
 from ppl_vae.inference.svi.progress import progress_bar
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.integrated_likelihood import integrated_log_likelihood
@@ -40,7 +40,7 @@ from ppl_vae.models.linear.table_statistics import TableStatistics
 
 REPORT_EVERY = 50
 """Sweeps between reports of the progress."""
-SIMILAR_SIZE = 4000
+ONE_GRAM_SIZE = 4000
 """D (K + 1)^2 from which one eigendecomposition is faster than D Cholesky factorizations."""
 
 
@@ -80,11 +80,15 @@ class GibbsSampler:
         return NoiseMove(self.codes, self.priors) if few else None
 
     @cached_property
-    def _columns_are_similar(self) -> bool:
+    def _columns_share_a_gram(self) -> bool:
         # Whether the regressions of all columns follow from one eigendecomposition, which costs
         # more than their own factorizations if they are few.
         size = self.statistics.rows.shape[-1] * (self.priors.latent_dim + 1) ** 2
-        return self.statistics.is_complete and self.priors.has_base and size >= SIMILAR_SIZE
+        return (
+            self.statistics.is_complete
+            and self.priors.has_shared_precision
+            and size >= ONE_GRAM_SIZE
+        )
 
     def sweep(self, parameters: ParameterDraws) -> tuple[ParameterDraws, Float[Tensor, " C"]]:
         """The next state of each chain, and whether its proposal was accepted."""
@@ -113,13 +117,16 @@ class GibbsSampler:
         mean, priors = self.statistics.mean, self.priors
         precision = parameters.column_scale.square().reciprocal()
         score = sums.cross * precision.unsqueeze(-1)
-        score[..., -1] += priors.loc_strength * (priors.loc_mean - mean)
-        if self._columns_are_similar:
-            base, strength = priors.base(parameters.relevance), priors.loadings_strength[:, 0]
-            solution = draw_similar_normals(sums.total, base, precision, strength, score)
+        score[..., -1] += priors.loc_precision * (priors.loc_mean - mean)
+        if self._columns_share_a_gram:
+            shared, prior_weight = (
+                priors.shared_precision(parameters.relevance),
+                priors.loadings_precision[:, 0],
+            )
+            solution = draw_normals_of_one_gram(sums.total, shared, precision, prior_weight, score)
         else:
             matrix = sums.gram * precision[..., None, None]
-            matrix.diagonal(dim1=-2, dim2=-1).add_(priors.strength(parameters.relevance))
+            matrix.diagonal(dim1=-2, dim2=-1).add_(priors.row_precision(parameters.relevance))
             solution = draw_normal(matrix, score)
         return parameters._replace(loadings=solution[..., :-1], loc=solution[..., -1] + mean)
 

@@ -107,7 +107,7 @@ class LatentMoves:
     ) -> Float[Tensor, "C K"]:
         """t of z + t and mu - W t, drawn from its conditional, which is normal."""
         loadings, loc = parameters.loadings, parameters.loc
-        weighted = loadings * self.priors.loc_strength[:, None]
+        weighted = loadings * self.priors.loc_precision[:, None]
         precision = loadings.mT @ weighted
         precision.diagonal(dim1=-2, dim2=-1).add_(self.num_data)
         offset = (loc - self.priors.loc_mean).unsqueeze(-2)

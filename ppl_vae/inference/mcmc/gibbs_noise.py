@@ -110,14 +110,14 @@ class ColumnMoves(MarginalMove):
         parameters = parameters._replace(
             loadings=parameters.loadings.clone(), noise_scale=parameters.noise_scale.clone()
         )
-        strength = self.priors.strength(parameters.relevance)[..., :-1]
+        prior_precision = self.priors.row_precision(parameters.relevance)[..., :-1]
         for d in torch.randperm(scatter.shape[-1])[:COLUMNS_PER_SWEEP].tolist():
             regression = _Regression.of(parameters, scatter, d)
             loadings, variance = self._move_loadings(
                 regression,
                 parameters.loadings[:, d],
                 parameters.noise_scale[:, d].square(),
-                strength[..., d, :],
+                prior_precision[..., d, :],
                 d,
             )
             variance = self._move_variance(regression, loadings, variance, d)
@@ -130,13 +130,13 @@ class ColumnMoves(MarginalMove):
         regression: _Regression,
         loadings: Float[Tensor, "C K"],
         variance: Float[Tensor, " C"],
-        strength: Float[Tensor, "#C K"] | Float[Tensor, " K"],
+        prior_precision: Float[Tensor, "#C K"] | Float[Tensor, " K"],
         d: int,
     ) -> tuple[Float[Tensor, "C K"], Float[Tensor, " C"]]:
         # w_d, and sigma_d^2 such that v stays.
         total = variance + regression.communality(loadings.unsqueeze(1)).squeeze(1)
         precision = regression.gram / total[:, None, None]
-        precision.diagonal(dim1=-2, dim2=-1).add_(strength)
+        precision.diagonal(dim1=-2, dim2=-1).add_(prior_precision)
         tril = torch.linalg.cholesky(precision)
         score = (regression.cross / total[:, None]).unsqueeze(-1)
         mean = torch.cholesky_solve(score, tril).mT
@@ -187,17 +187,17 @@ class NoiseMove(MarginalMove):
         """The parameters with another sigma."""
         loadings, (concentration, rate) = parameters.loadings, self.priors.noise
         scatter, num_data = self.codes.scatter(parameters), self.codes.statistics.num_data
-        strengths, axes = torch.linalg.eigh(loadings.mT @ loadings)
-        strengths = strengths.clamp_min(torch.finfo(strengths.dtype).tiny)
+        eigenvalues, axes = torch.linalg.eigh(loadings.mT @ loadings)
+        eigenvalues = eigenvalues.clamp_min(torch.finfo(eigenvalues.dtype).tiny)
         axes = loadings @ axes
-        along = ((scatter @ axes) * axes).sum(-2) / strengths
+        along = ((scatter @ axes) * axes).sum(-2) / eigenvalues
         beside = (scatter.diagonal(dim1=-2, dim2=-1).sum(-1) - along.sum(-1)).clamp_min(0.0)
         others = loadings.shape[-2] - loadings.shape[-1]
         shape = (concentration + num_data * others / 2).expand(len(loadings), NUM_PROPOSALS - 1)
         proposed = (rate + beside[:, None] / 2) / standard_gamma(shape)
         variance = parameters.noise_scale.square()[:, None]
         variances = torch.cat([variance, proposed], 1)
-        totals = strengths.unsqueeze(1) + variances.unsqueeze(-1)
+        totals = eigenvalues.unsqueeze(1) + variances.unsqueeze(-1)
         terms = num_data * totals.log() + along.unsqueeze(1) / totals
         chosen = choose(-terms.sum(-1) / 2)
         return parameters._replace(noise_scale=variances.gather(1, chosen).squeeze(1).sqrt())

@@ -40,12 +40,12 @@ class ConjugatePriors:
         return self.noise[0].dim() > 0
 
     @cached_property
-    def loc_strength(self) -> Float[Tensor, " D"]:
+    def loc_precision(self) -> Float[Tensor, " D"]:
         """1 / c^2."""
         return self.loc_scale**-2
 
     @cached_property
-    def loadings_strength(self) -> Float[Tensor, "D 1"]:
+    def loadings_precision(self) -> Float[Tensor, "D 1"]:
         """1 / s^2."""
         return self.loadings_scale[:, None] ** -2
 
@@ -88,7 +88,7 @@ class ConjugatePriors:
 
     def gram(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K K"]:
         """W' diag(1 / s^2) W."""
-        return loadings.mT @ (loadings * self.loadings_strength)
+        return loadings.mT @ (loadings * self.loadings_precision)
 
     def log_column(
         self, squares: Float[Tensor, "C L P"], columns: Int[Tensor, " L"], data_dim: int
@@ -100,42 +100,42 @@ class ConjugatePriors:
         return -(concentration + data_dim / 2) * (rate + squares / 2).log()
 
     def _half_squares(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"]:
-        return (loadings.square() * self.loadings_strength).sum(-2) / 2
+        return (loadings.square() * self.loadings_precision).sum(-2) / 2
 
-    def strength(
+    def row_precision(
         self, relevance: Float[Tensor, "C K"] | None
     ) -> Float[Tensor, "D L"] | Float[Tensor, "C D L"]:
         """The prior precisions of the L = K + 1 elements of (w_d, mu_d), given relevance."""
         if relevance is None:
-            return self._plain_strength
+            return self._prior_precision
         ones = torch.nn.functional.pad(relevance, (0, 1), value=1.0)
-        return self._plain_strength * ones.unsqueeze(-2)
+        return self._prior_precision * ones.unsqueeze(-2)
 
-    def base(
+    def shared_precision(
         self, relevance: Float[Tensor, "C K"] | None
     ) -> Float[Tensor, " L"] | Float[Tensor, "C L"]:
         """The prior precisions of (w_d, mu_d) in units of 1 / s_d^2, given relevance, if
-        :attr:`has_base`."""
+        :attr:`has_shared_precision`."""
         if relevance is None:
-            return self._plain_base
-        ratio = self._plain_base[-1:].expand(len(relevance), 1)
+            return self._shared_prior_precision
+        ratio = self._shared_prior_precision[-1:].expand(len(relevance), 1)
         return torch.cat([relevance, ratio], -1)
 
     @cached_property
-    def has_base(self) -> bool:
-        """Whether the c_d are proportional to the s_d, so that columns share a base."""
-        ratio = self.loc_strength / self.loadings_strength[:, 0]
+    def has_shared_precision(self) -> bool:
+        """Whether the c_d are proportional to the s_d, so that columns share a precision."""
+        ratio = self.loc_precision / self.loadings_precision[:, 0]
         return bool(((ratio / ratio[0]).log().abs() < 1e-6).all())
 
     @cached_property
-    def _plain_base(self) -> Float[Tensor, " L"]:
-        ratio = self.loc_strength / self.loadings_strength[:, 0]
+    def _shared_prior_precision(self) -> Float[Tensor, " L"]:
+        ratio = self.loc_precision / self.loadings_precision[:, 0]
         return torch.cat([ratio.new_ones(self.latent_dim), ratio[:1]])
 
     @cached_property
-    def _plain_strength(self) -> Float[Tensor, "D L"]:
-        loadings = self.loadings_strength.expand(-1, self.latent_dim)
-        return torch.cat([loadings, self.loc_strength[:, None]], 1)
+    def _prior_precision(self) -> Float[Tensor, "D L"]:
+        loadings = self.loadings_precision.expand(-1, self.latent_dim)
+        return torch.cat([loadings, self.loc_precision[:, None]], 1)
 
     def draw_relevance(self, loadings: Float[Tensor, "C D K"]) -> Float[Tensor, "C K"] | None:
         """relevance given W."""

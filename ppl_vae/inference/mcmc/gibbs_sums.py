@@ -81,7 +81,7 @@ class CodeSampler:
 
     @cached_property
     def _below(self) -> Tensor:
-        # The row and column indices of the lower triangle of v v'.
+        # These are the row and column indices of the lower triangle of v v'.
         return torch.tril_indices(
             self.latent_dim + 1, self.latent_dim + 1, device=self.statistics.rows.device
         )

@@ -203,9 +203,9 @@ class IntegratedPosterior:
         noise = remainder.mean() if len(remainder) else values.new_zeros(())
         noise = noise.clamp(min=SMALLEST_NOISE)
         used = min(latent_dim, len(values))
-        strength = (values[:used] - noise).clamp(min=SMALLEST_NOISE).sqrt()
+        length = (values[:used] - noise).clamp(min=SMALLEST_NOISE).sqrt()
         loadings = values.new_full((len(values), latent_dim), 0.0)
-        loadings[:, :used] = unit[:, None] * axes[:, :used] * strength
+        loadings[:, :used] = unit[:, None] * axes[:, :used] * length
         scale = noise.sqrt() * unit
         return loadings, scale[0] if isotropic else scale
 

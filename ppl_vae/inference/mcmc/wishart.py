@@ -41,24 +41,23 @@ def draw_normal(
     return torch.linalg.solve_triangular(tril.mT, half, upper=True).squeeze(-1)
 
 
-def draw_similar_normals(
+def draw_normals_of_one_gram(
     gram: Float[Tensor, "*S K K"],
-    base: Float[Tensor, " K"] | Float[Tensor, "*S K"],
+    prior_precision: Float[Tensor, " K"] | Float[Tensor, "*S K"],
     weight: Float[Tensor, "*S D"],
-    strength: Float[Tensor, " D"],
+    prior_weight: Float[Tensor, " D"],
     score: Float[Tensor, "*S D K"],
 ) -> Float[Tensor, "*S D K"]:
-    """Draws of N(P_d^-1 s_d, P_d^-1) with P_d = weight_d gram + strength_d diag(base), from one
-    eigendecomposition.
+    """Draws of N(P_d^-1 s_d, P_d^-1), P_d = weight_d gram + prior_weight_d diag(prior_precision).
 
-    With B = diag(base)^1/2 and B^-1 gram B^-1 = Q diag(l) Q', P_d is B Q diag(weight_d l +
-    strength_d) Q' B.
+    With B = diag(prior_precision)^1/2 and one eigendecomposition B^-1 gram B^-1 = Q diag(l) Q',
+    P_d is B Q diag(weight_d l + prior_weight_d) Q' B.
     """
-    root = base.rsqrt()
+    root = prior_precision.rsqrt()
     values, vectors = torch.linalg.eigh(root.unsqueeze(-1) * gram * root.unsqueeze(-2))
     half = root.unsqueeze(-1) * vectors  # B^-1 Q
-    precision = weight.unsqueeze(-1) * values.unsqueeze(-2) + strength.unsqueeze(-1)
-    precision.clamp_min_(strength.min())  # values are positive up to rounding
+    precision = weight.unsqueeze(-1) * values.unsqueeze(-2) + prior_weight.unsqueeze(-1)
+    precision.clamp_min_(prior_weight.min())  # values are positive up to rounding
     root = precision.rsqrt()
     rotated = (score @ half * root + torch.randn_like(score)) * root
     return rotated @ half.mT

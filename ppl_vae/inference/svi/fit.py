@@ -134,7 +134,7 @@ def fit_svi(
             while recorded steps go on, and its code takes over when it is ready. A step that
             cannot be recorded runs eagerly, with a warning; ``FitResult.execution`` states what
             was done and why. Recorded steps give the numbers of eager ones (with an objective of
-            Pyro's, up to rounding); compiled steps are equal to them in distribution.
+            Pyro's, up to rounding); on a CPU those of compiled steps differ in the last digits.
         autotune_matmul: whether compiled steps on a CPU use the faster of two BLAS libraries for
             each matrix product, by timing; results may then differ in the last digits from run
             to run.

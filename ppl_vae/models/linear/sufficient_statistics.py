@@ -13,6 +13,7 @@ from ppl_vae.core.state import threads
 from ppl_vae.core.validation import check_int
 from ppl_vae.data.column_stats import ColumnStats, rank_message
 from ppl_vae.data.sources.row_blocks import RowBlock, RowBlocks, RowSource
+from ppl_vae.data.sources.row_pieces import centre
 from ppl_vae.models.linear.eigen import (
     MAX_JACOBI_SIZE,
     LeadingEigenpairs,
@@ -181,14 +182,18 @@ def _summarize_rows(blocks: RowBlocks) -> tuple[ColumnStats | None, "_Scatter"]:
     buffer: Tensor | None = None
     for block in _joined(blocks):
         mean = _mean(block)
-        buffer = _centred(block, mean, buffer)
+        if buffer is None or len(buffer) < len(block.values):
+            buffer = torch.empty_like(block.values)  # the next blocks use it again
+        centred = buffer[: len(block.values)]
+        ends = centre(block.values, mean, out=centred)
         if block.observed is not None:
             scatter.complete = False
+            centred *= block.observed
         rows, gap = len(block.values), None
         if columns is not None:
             gap = (mean - columns.mean) * (columns.rows * rows / (columns.rows + rows)) ** 0.5
-        squares = scatter.add(buffer[:rows], gap)
-        found = ColumnStats.from_block(block, mean, squares)
+        squares = scatter.add(centred, gap)
+        found = ColumnStats.from_block(block, mean, squares, ends)
         columns = found if columns is None else columns.merge(found)
     return columns, scatter
 
@@ -293,7 +298,7 @@ def _joined(blocks: RowBlocks) -> Iterator[RowBlock]:
     # Blocks of at least D rows, except for the last: many small blocks would each need a D x D
     # matrix, which a block of fewer than D rows does not.
     waiting: list[RowBlock] = []
-    for block in blocks.read():
+    for block in blocks.read(keep=False):
         waiting.append(block)
         if sum(len(one.values) for one in waiting) >= block.values.shape[1]:
             yield RowBlock.concatenate(waiting)
@@ -305,15 +310,3 @@ def _joined(blocks: RowBlocks) -> Iterator[RowBlock]:
 def _mean(block: RowBlock) -> Float[Tensor, " D"]:
     count = len(block.values) if block.observed is None else block.observed.sum(0).clamp(min=1)
     return block.totals / count
-
-
-def _centred(
-    block: RowBlock, mean: Float[Tensor, " D"], buffer: Float[Tensor, "_ D"] | None
-) -> Float[Tensor, "_ D"]:
-    # Reuses the memory of the previous block, which avoids allocating it again.
-    if buffer is None or len(buffer) < len(block.values):
-        buffer = torch.empty_like(block.values)
-    centred = torch.sub(block.values, mean, out=buffer[: len(block.values)])
-    if block.observed is not None:
-        centred *= block.observed
-    return buffer

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import re
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -20,6 +21,7 @@ from ppl_vae.core.devices.accelerators import current_accelerator
 pretend_device.register()
 D, K, N = 4, 2, 12
 WIDTHS = torch.full((D,), 0.5)
+PRIOR = dist.Normal(torch.zeros(K), torch.ones(K)).to_event(1)
 
 
 @pytest.fixture
@@ -92,11 +94,27 @@ class DrawnThenDecoded(Base):
             pyro.sample("z", dist.Normal(start + loc.cpu(), 1.0).to_event(1))
 
 
+class MaskOfTheDatum(Base):
+    def model(self, x):
+        observed = torch.rand(len(x)) > 0.5  # made here
+        with pyro.poutine.mask(mask=observed):
+            super().model(x)
+
+
+class ParameterOfTheStore(Base):
+    def guide(self, x):
+        loc = pyro.param("loc", torch.zeros(N, K))  # made here
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.posterior(loc, torch.ones_like(loc)).to_event(1))
+
+
 CASES = {
     PriorInProgram: ("model", "z", K),
     AttributeOfTheModule: ("model", "x", D),
     NoiseInTheGuide: ("guide", "z", K),
     DrawnThenDecoded: ("guide", "z", N),
+    MaskOfTheDatum: ("model", "z", N),
+    ParameterOfTheStore: ("guide", "z", N),
 }
 
 
@@ -128,24 +146,46 @@ def test_the_line_that_made_the_tensor_is_named(kind, call, device):
         CALLS[call](pair, x)
 
 
-def test_a_variable_of_the_module_is_named(device):
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(D), x.new_ones(D)).to_event(1))
-            pyro.sample("x", dist.Normal(z, WIDTHS).to_event(1), obs=x)
+class WidthsOfTheFile(Base):
+    def density(self, mean):
+        return dist.Normal(mean, WIDTHS)
 
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x, x.new_ones(D)).to_event(1))
 
+class PriorOfTheFile(Base):
+    """The distribution was made when the file was imported."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", PRIOR)
+            pyro.sample("x", self.density(self.decode(z)).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "name"), [(WidthsOfTheFile, "x", "WIDTHS"), (PriorOfTheFile, "z", "PRIOR")]
+)
+def test_a_variable_of_the_module_is_named(kind, site, name, device):
+    pair, x = kind().to(device), torch.randn(N, D).to(device)
     line = next(
         k
-        for k, text in enumerate(inspect.getsource(inspect.getmodule(model)).splitlines(), 1)
-        if text.startswith("WIDTHS")
+        for k, text in enumerate(inspect.getsource(inspect.getmodule(kind)).splitlines(), 1)
+        if text.startswith(name)
     )
-    message = rf"the model mixes devices at site 'x'.*variable 'WIDTHS', made at .*:{line}\."
+    message = rf"the model mixes devices at site '{site}'.*variable '{name}', made at .*:{line}\."
     with pytest.raises(ValueError, match=message):
-        elbo(model, guide, torch.randn(N, D).to(device))
+        elbo(pair.model, pair.guide, x)
+
+
+class WidthsOfNumpy(Base):
+    def density(self, mean):
+        widths = torch.from_numpy(np.full(D, 0.5, dtype=np.float32))
+        return dist.Normal(mean, widths)  # made here
+
+
+def test_an_array_of_numpy_is_named_where_it_is_used(device):
+    pair, x = WidthsOfNumpy().to(device), torch.randn(N, D).to(device)
+    message = rf"the model .* site 'x'.*first used at .*:{line_of(WidthsOfNumpy)}\."
+    with pytest.raises(ValueError, match=message):
+        elbo(pair.model, pair.guide, x)
 
 
 def test_pairs_without_a_fault_run(device):

@@ -170,6 +170,19 @@ def test_merged_column_statistics_equal_those_of_the_matrix(size, monkeypatch):
     assert columns.num_missing == np.isnan(x).sum()
 
 
+@pytest.mark.parametrize("sizes", [[40, 3, 3, 30, 2, 12], [3, 3, 41, 20, 3, 20]])
+def test_blocks_of_different_sizes_that_are_converted_equal_the_matrix(sizes):
+    x = table().astype(np.float32)
+    blocks = np.split(x, np.cumsum(sizes)[:-1])
+    columns, covariance = summarize_table(RowBlocks(blocks))
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(columns.mean, exact.mean(0), rtol=1e-13)
+    np.testing.assert_array_equal(columns.low, exact.min(0).clip(max=0))
+    np.testing.assert_array_equal(columns.high, exact.max(0).clip(min=0))
+    factor = covariance.factor
+    np.testing.assert_allclose(factor.mT @ factor, np.cov(exact.T, bias=True), rtol=1e-11)
+
+
 def test_a_column_constant_in_each_block_is_not_constant():
     x = table()
     x[:, 1] = np.repeat([1.0, 2.0, 3.0], N // 3)

@@ -118,8 +118,8 @@ def test_a_wide_q_of_the_global_variables_is_the_global_part(float64):
         theta = pair.proposal().sample((number,))
     log_p = pair.log_p(theta)
     ratios = pair.prior().log_prob(theta) - pair.proposal().log_prob(theta)
-    parts = [replace(one, log_likelihood=values, estimate=None) for values in log_p]
-    found = average_over_draws(parts, ratios, has_all_data=True).global_part.kl * N
+    parts = [replace(one, log_likelihood=values, estimate=None) for values in log_p.cpu()]
+    found = average_over_draws(parts, ratios.cpu(), has_all_data=True).global_part.kl * N
     exact = D * (1.5**2 / 2 - 0.5 - math.log(1.5))
     joint = log_p.sum(1) + ratios
     weights = (joint - pair.log_evidence()).exp()

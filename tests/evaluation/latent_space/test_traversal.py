@@ -85,7 +85,7 @@ def test_a_grid_of_a_linear_model_is_spanned_by_its_loadings(ppca, table):
     loadings, loc = ppca.loadings.detach(), ppca.loc.detach()
     for row, vertical in enumerate((2.0, 0.0, -1.0)):
         for column, horizontal in enumerate((-1.0, 0.0, 2.0)):
-            z = torch.tensor([vertical, center[1], horizontal]).double()
+            z = torch.tensor([vertical, float(center[1]), horizontal]).double()
             assert (found[row, column] - (loadings @ z + loc)).abs().max() < 1e-12
     middle = decode_grid(ppca.model, table)[4, 4]
     assert (middle - loc).abs().max() < 1e-12

@@ -225,7 +225,7 @@ def test_the_number_of_entries_at_once_is_bounded(monkeypatch):
 
 
 def test_a_tensor_of_draws_is_bounded(monkeypatch):
-    x = torch.zeros(5, 100)
+    x = torch.zeros(5, 100, device="cpu")
     at_once = {"cpu": 3200, "accelerator": 12800}
     monkeypatch.setattr(batching, "ENTRIES_AT_ONCE", at_once)
     assert batching.rows_at_once(x) == 32 and batching.rows_at_once(x.to("meta")) == 128

@@ -42,7 +42,7 @@ from ppl_vae.core.pair import Pair
 from ppl_vae.core.state import validation
 from ppl_vae.core.traces import by_draw_and_datum, sites
 from ppl_vae.evaluation import kl_by_dimension
-from ppl_vae.evaluation.marginal_likelihood import batching as runner
+from ppl_vae.evaluation.marginal_likelihood import batching
 from ppl_vae.evaluation.prediction import predictive
 from ppl_vae.evaluation.prediction.imputation import _Sampler
 from ppl_vae.evaluation.prediction.resampling import resample
@@ -232,7 +232,7 @@ def test_running_moments_equal_those_of_all_draws():
 def test_draws_are_resampled_from_all_runs_in_proportion_to_their_weights(monkeypatch):
     """300 draws in runs of 16 are resampled as if they were one run."""
     ppca, _ = make()
-    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 16))
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 16))
     x = incomplete_rows(ppca)[np.isnan(incomplete_rows(ppca)).any(1)][:1]
     pair = Pair(ppca.model, ExactGuide(ppca))
     sampler = _Sampler(pair, pair.observe(x))
@@ -474,7 +474,7 @@ def test_no_more_rows_are_decoded_at_once_than_the_limit(monkeypatch):
         data_dim=D,
         latent_dim=K,
     ).double()
-    monkeypatch.setattr(runner, "ROWS_AT_ONCE", dict.fromkeys(runner.ROWS_AT_ONCE, 10))
+    monkeypatch.setattr(batching, "ROWS_AT_ONCE", dict.fromkeys(batching.ROWS_AT_ONCE, 10))
     for S, draws in ((25, 0), (5, 10), (1, 3)):
         found = impute(vae.model, vae.guide, incomplete_rows(ppca, 14), S, draws=draws, seed=0)
         assert max(batch_sizes) <= 10

@@ -344,10 +344,11 @@ def test_the_expected_covariance_matches_a_loop_over_rows():
         total += np.outer(off, off)
         total[np.ix_(m, m)] += C[np.ix_(m, m)] - gain @ C[np.ix_(s, m)]
     tensors = LinearGaussianParameters(*(torch.from_numpy(v) for v in (loadings, loc, variance)))
-    factor = expected_covariance_factor(RowBlocks(x), tensors)
+    blocks = RowBlocks(torch.from_numpy(x))
+    factor = expected_covariance_factor(blocks, tensors)
     np.testing.assert_allclose(factor.T @ factor, total / len(x), rtol=1e-9, atol=1e-12)
     whitened = total / len(x) / np.sqrt(np.outer(variance, variance))
-    values, axes, rest = expected_leading_eigenpairs(RowBlocks(x), tensors)
+    values, axes, rest = expected_leading_eigenpairs(blocks, tensors)
     expected = np.linalg.eigvalsh(whitened)[::-1]
     np.testing.assert_allclose(values, expected[:2], rtol=1e-9)
     assert float(rest) == pytest.approx(expected[2:].sum(), rel=1e-9)

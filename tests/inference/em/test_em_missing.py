@@ -80,7 +80,7 @@ def test_the_bound_after_an_m_step_is_log_p_minus_the_kl_of_the_old_posterior(no
 @pytest.mark.parametrize("expand", [True, False], ids=["PX-EM", "EM"])
 def test_without_missing_values_the_steps_match_those_on_complete_data(noise, expand):
     x = oracles.simulate_ppca(SPECTRUM, 0.8, N, D, seed=0)
-    (ppca, (_, loadings, variance)), blocks = make(noise), RowBlocks(x)
+    (ppca, (_, loadings, variance)), blocks = make(noise), RowBlocks(torch.from_numpy(x))
     columns, covariance = summarize_table(blocks)
     rule = Noise.of(ppca, columns, 1e-6, accelerated=expand)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)

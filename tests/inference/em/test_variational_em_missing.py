@@ -58,7 +58,7 @@ def test_steps_and_bounds_match_the_dense_oracle(noise, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_missing_values_the_steps_match_those_on_complete_data(family):
     x = oracles.simulate_ppca((9, 5, 3), 0.8, N, D, seed=0)
-    ppca, blocks = PPCA.like(x, K, seed=0), RowBlocks(x)
+    ppca, blocks = PPCA.like(x, K, seed=0), RowBlocks(torch.from_numpy(x))
     columns, covariance = summarize_table(blocks)
     rule, (_, loadings, variance) = Noise.of(ppca, columns, 1e-6), parameters(ppca)
     W, psi = torch.tensor(loadings), torch.tensor(variance).expand(D)

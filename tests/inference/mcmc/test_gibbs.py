@@ -15,7 +15,7 @@ from ppl_vae.evaluation.calibration.rank_uniformity import UniformRanks
 from ppl_vae.inference.mcmc.gibbs import GibbsSampler, sample_gibbs
 from ppl_vae.inference.mcmc.gibbs_priors import ConjugatePriors
 from ppl_vae.inference.mcmc.settings import ChainSettings
-from ppl_vae.inference.mcmc.wishart import draw_normal, draw_similar_normals
+from ppl_vae.inference.mcmc.wishart import draw_normal, draw_normals_of_one_gram
 from ppl_vae.models.bayesian_ppca import BayesianPPCA, ParameterDraws
 from ppl_vae.models.linear.table_statistics import TableStatistics
 from ppl_vae.models.priors import InverseGammaScale
@@ -279,7 +279,7 @@ def test_normal_draws_have_the_stated_precision():
     number = 100_000
     draws = [
         draw_normal(precision.expand(number, 2, 3, 3), score.expand(number, 2, 3)),
-        draw_similar_normals(
+        draw_normals_of_one_gram(
             gram.expand(number, 3, 3),
             base,
             weight.expand(number, 2),

@@ -105,7 +105,7 @@ def test_statistics_of_complete_and_of_incomplete_data():
 def test_rows_have_their_own_densities(missing):
     x = table(12, 3, missing)
     loadings, loc, scale = parameters(3, 2, "isotropic", shape=(4,))
-    (block,) = RowBlocks(x).read()
+    (block,) = RowBlocks(torch.from_numpy(x)).read()
     value = row_log_likelihood(block, loadings, loc, scale)
     expected = [
         oracles.log_density(x, m.numpy(), w.numpy(), float(s) ** 2)

@@ -173,7 +173,7 @@ class CapturedSVI(SVI):
         if run is None:
             recorded = self._functions.get((False, call.signature))
             cost = COMPILING_PER_RECORDING * (recorded.recording_seconds if recorded else math.inf)
-            # What has lasted so long may last as long again.
+            # The work that is left is expected to take as long as the work so far.
             if self._seconds.get(call.signature, 0.0) > cost:
                 try:
                     run, arguments, _ = self._compilable(call, compiled="background")

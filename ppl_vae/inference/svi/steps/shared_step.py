@@ -231,7 +231,7 @@ class SharedStep:
         return any(parameter is table for table in self.optimizer_step.per_datum.tables)
 
     def _part(self, parameter: Tensor, gradient: Tensor | None, rows: Tensor) -> Tensor:
-        # What of a gradient is in the message.
+        # The message has this part of a gradient.
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
         return gradient[rows] if self._is_table(parameter) else gradient
 
