@@ -37,7 +37,7 @@ class FunctionalAdam:
         """The numbers that an update reads and that differ from step to step.
 
         Powers of the decay rates are computed here, once for each step: compiled code would
-        compute them again for each few elements of the parameters, which took a third of a step.
+        compute them again for each few elements of the parameters.
 
         Args:
             step: its number, counted from 1.

@@ -56,7 +56,7 @@ def deliver(
         point_zero: whether whole numbers are written with a decimal point in text.
     """
     if named and frame.index.name is not None:
-        frame = frame.rename_axis(_unused(frame.index.name, frame))
+        frame = frame.rename_axis(_unused(str(frame.index.name), frame))
     if not (as_json and target == STANDARD_OUTPUT):
         write_table(frame, target, named=named, point_zero=point_zero)
     if as_json:
