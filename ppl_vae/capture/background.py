@@ -1,7 +1,7 @@
 """Graphs that another process compiles, while this one goes on with its work.
 
 The other process writes the code to the cache of torch's compiler, from which this process loads
-it in about a second; nothing here waits for the compiler. It has the lowest priority, ends with
+it in about a second; nothing here waits for the compiler. It has a low priority, ends with
 this process however that ends, and receives no interrupt from the keyboard.
 """
 

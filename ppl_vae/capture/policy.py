@@ -18,6 +18,8 @@ MIN_TIMED_CALLS = 20
 COMPILING_PER_RECORDING = 30.0
 """The time that compiling takes relative to recording, which is measured: 15 to 30 on two cores
 with an empty cache of the compiler, 2 with a full one."""
+BACKGROUND_DELAY = 2.0
+"""How many times longer it takes in the background, by a process of low priority."""
 COMPILED_SPEEDUP = 1.5
 """Assumed ratio of the times of recorded and compiled calls, a lower bound in most cases."""
 RECORDING_CALLS = 150
@@ -42,7 +44,7 @@ def is_worth_compiling(
     """
     cost = COMPILING_PER_RECORDING * recording_seconds
     saved = seconds_left * (1 - 1 / COMPILED_SPEEDUP)
-    return seconds_left > 2 * cost if in_background else saved > cost
+    return seconds_left > 2 * BACKGROUND_DELAY * cost if in_background else saved > cost
 
 
 def is_worth_recording(num_calls_left: int, seconds_per_call: float) -> bool:

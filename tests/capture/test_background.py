@@ -269,7 +269,10 @@ def test_compiled_steps_take_over_and_resume_bit_for_bit(
 ):
     resumed = resumed_fit(tmp_path / "fit.pt", 120, 300)
     whole = fit("auto", steps=300)
-    assert whole.execution.startswith("compiled, ") and "compiled in the background" in whole.execution
+    assert (
+        whole.execution.startswith("compiled, ")
+        and "compiled in the background" in whole.execution
+    )
     assert torch.equal(resumed.objective, whole.objective)
     eager = fit(False, steps=300)
     torch.testing.assert_close(whole.objective, eager.objective, rtol=1e-9, atol=1e-9)

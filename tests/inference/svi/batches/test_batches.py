@@ -83,8 +83,8 @@ def test_the_compiled_fraction_of_an_epoch():
 
 
 def test_compiling_is_estimated_by_the_time_that_recording_took():
-    assert is_worth_compiling(100.0, 1.0, in_background=True)
-    assert not is_worth_compiling(50.0, 1.0, in_background=True)
+    assert is_worth_compiling(130.0, 1.0, in_background=True)
+    assert not is_worth_compiling(110.0, 1.0, in_background=True)
     assert is_worth_compiling(100.0, 1.0, in_background=False)
     assert not is_worth_compiling(80.0, 1.0, in_background=False)
 
