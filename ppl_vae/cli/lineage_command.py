@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ppl_vae.cli.options import LineageFlags
 from ppl_vae.core.text import counted
 from ppl_vae.data.files.tables import Table
 from ppl_vae.lineage.problem import LineageSettings
@@ -40,22 +41,19 @@ class LineageRun:
         table: the data.
         latent_dim: K.
         names: the names of the requested stages.
-        seed: the seed of the split, initial values and all draws.
-        scale: ``"auto"``, ``"none"`` or ``"standardize"``, see
-            :func:`ppl_vae.data.transforms.choose_scaling`.
+        settings: the seed of the split, initial values and all draws; the scaling, see
+            :func:`ppl_vae.data.transforms.choose_scaling`; and the number of starts of EM, of
+            which the best is kept.
         out: the folder of the files.
         as_json: whether standard output has the content of results.json only.
-        starts: the number of starts of EM, of which the best is kept.
     """
 
     table: Table
     latent_dim: int
     names: list[str]
-    seed: int
-    scale: str
+    settings: LineageFlags
     out: Path
     as_json: bool
-    starts: int = 1
 
     def __post_init__(self) -> None:
         terminal = sys.stderr if self.as_json else sys.stdout
@@ -102,7 +100,7 @@ class LineageRun:
             self.console.print(text, style=style, soft_wrap=True, markup=False)
 
     def _opening(self) -> str:
-        return f"{describe_table(self.table)}; K = {self.latent_dim}, seed {self.seed}"
+        return f"{describe_table(self.table)}; K = {self.latent_dim}, seed {self.settings.seed}"
 
     def _fit(self) -> Lineage:
         about: dict[str, Any] = {"data": self.table.name, "notes": list(self.table.notes)}
@@ -111,11 +109,11 @@ class LineageRun:
             latent_dim=self.latent_dim,
             stages=self.names,
             columns=self.table.columns,
-            scale=self.scale,
+            scale=self.settings.scale,
             image_shape=self.table.image_shape,
             about=about,
-            seed=self.seed,
-            settings=LineageSettings(starts=self.starts),
+            seed=self.settings.seed,
+            settings=LineageSettings(starts=self.settings.starts),
             after_stage=self._save,
             progress=self.display.update,
         )

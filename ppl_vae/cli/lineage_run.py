@@ -42,17 +42,7 @@ def write_lineage(
     check_folder(out)
     table = digits_table() if path is None else options.read(path)
     k = _default_latent_dim(table) if settings.latent_dim is None else settings.latent_dim
-    seed, scale, starts = settings.seed, settings.scale, settings.starts
-    run = LineageRun(
-        table=table,
-        latent_dim=k,
-        names=names,
-        seed=seed,
-        scale=scale,
-        out=out,
-        as_json=as_json,
-        starts=starts,
-    )
+    run = LineageRun(table, k, names, settings=settings, out=out, as_json=as_json)
     run.run()
 
 
