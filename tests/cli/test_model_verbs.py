@@ -138,6 +138,37 @@ def test_columns_are_matched_by_name(verb, folder, tmp_path):
     assert "left out: 'more'" in found.stderr
 
 
+def test_row_names_go_out_under_the_name_of_their_column(folder, tmp_path):
+    table = frame().drop(columns="kind").rename(index="r{}".format).rename_axis("plot")
+    table.to_csv(tmp_path / "named.csv")
+    for verb in ("score", "transform", "reconstruct", "impute"):
+        out = tmp_path / f"{verb}.csv"
+        run(verb, folder / "ppca", tmp_path / "named.csv", "--out", out)
+        found = pd.read_csv(out)
+        assert found.columns[0] == "plot" and found["plot"].tolist() == table.index.tolist()
+    clash = table.rename_axis("log_p")  # a column of the scores
+    clash.to_csv(tmp_path / "clash.csv")
+    found = read(run("score", folder / "ppca", tmp_path / "clash.csv"))
+    assert found.columns.is_unique and found[found.columns[0]].tolist() == table.index.tolist()
+
+
+def test_a_table_of_one_column_has_no_factors(tmp_path, monkeypatch, capsys):
+    (tmp_path / "one.csv").write_text("height\n" + "\n".join(map(str, range(30))))
+    error = failing(monkeypatch, capsys, "fit", tmp_path / "one.csv", "--out", tmp_path / "m")
+    assert "one.csv has one column, 'height'" in error and "--delimiter" in error
+
+
+def test_a_model_of_another_version_is_named_with_the_way_out(
+    folder, tmp_path, monkeypatch, capsys
+):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "ppca", model)
+    record = json.loads((model / "fit.json").read_text())
+    (model / "fit.json").write_text(json.dumps(record | {"format": 1}))
+    error = failing(monkeypatch, capsys, "score", model, folder / "mine.csv")
+    assert "fit.json was written by another version" in error and "ppl-vae fit --config" in error
+
+
 def test_a_table_is_read_as_the_fitted_one(folder, tmp_path):
     marked = frame().fillna(-999.0).assign(note=[f"n{k}" for k in range(60)])
     marked.to_csv(tmp_path / "marked.csv", index=False)

@@ -13,6 +13,8 @@ from ppl_vae.data.files.number_format import EXCEL_ERRORS
 
 FOOTER = re.compile(r"(?:sources?|notes?|remarks?|data from|last updated)\b|[*†‡©]", re.IGNORECASE)
 """How lines below a table begin."""
+CAPTION = re.compile(r"\w+: +\S")
+"""How they begin in any language."""
 LISTED_LINES = 5
 
 
@@ -214,11 +216,17 @@ class TextRows:
 
     def _is_footer(self, k: int) -> bool:
         row = self.rows[k]
-        marked = FOOTER.match(row.text.lstrip(' "')) is not None
+        marked = FOOTER.match(row.text.lstrip(' "')) is not None or self._is_caption(row)
         if row.width == self.width:
             return marked and self.width > 1 and self._is_alone(row)
         words = not self.is_number(self.cells(row)[0])
         return self._words_only(row) or (words and (marked or self._is_apart(k)))
+
+    def _is_caption(self, row: TextRow) -> bool:
+        """Whether the first cell is a word, a colon and a text, as no cell below the header is."""
+        others = (self.cells(other)[:1] for other in self.rows[1 : 1 + SAMPLE_LINES])
+        names = [cell for cells in others for cell in cells if cell != self.cells(row)[0]]
+        return CAPTION.match(self.cells(row)[0]) is not None and not any(map(CAPTION.match, names))
 
     def _is_apart(self, k: int) -> bool:
         """Whether lines were left out between a row and the one before."""

@@ -545,6 +545,32 @@ def test_a_stated_header_stays_one_above_numbers_that_could_be_names(read):
     assert table.values.tolist() == [[-1, 0, 1], [0, 1, 0]]
 
 
+@pytest.mark.parametrize(
+    ("header", "index", "name"),
+    [
+        ("plot,a,b", None, "plot"),
+        (",a,b", None, None),
+        ("a,b", None, None),
+        ("b,plot,a", "plot", "plot"),
+    ],
+)
+def test_row_names_keep_the_name_of_their_column(header, index, name, read, tmp_path):
+    rows = {"plot,a,b": "r{0},{0},1.5", ",a,b": "r{0},{0},1.5", "a,b": "r{0},{0},1.5"}
+    row = rows.get(header, "{0},r{0},1.5")
+    text = "\n".join([header, *(row.format(k) for k in range(4))])
+    table = read(text, index=index)
+    assert table.row_names == ("r0", "r1", "r2", "r3")
+    assert table.index == name and table.to_frame().index.name == name
+
+
+def test_a_caption_below_the_table_is_no_row_of_missing_values(read):
+    rows = "".join(f"MS-{k};{k},5;{k * k},25\n" for k in range(6))
+    table = read("Stelle;pH;Nitrat\n" + rows + "Quelle: Landesamt;;\n")
+    assert len(table.values) == 6 and "below the table left out: 'Quelle" in " ".join(table.notes)
+    kept = read("Stelle;pH;Nitrat\n" + rows.replace("MS-", "MS: ") + "MS: neu;;\n")
+    assert len(kept.values) == 7 and kept.row_names[-1] == "MS: neu"
+
+
 # Written by pandas, read back
 
 BOUND = 1e150  # squares of larger numbers are not finite

@@ -58,7 +58,7 @@ def test_a_narrow_guide_falls_short():
     model = ppca()
     x = model.sample(40, seed=1)
     truth = float(model.log_likelihood(x).detach().mean())
-    options = SHORT | {"annealing": Annealing(30, leapfrog=5)}
+    options = SHORT | {"annealing": Annealing(35, leapfrog=5)}
     found = cross_check(model.model, narrow(model), x, 1000, **options)
     behind, error = found.shortfalls["importance"]
     assert found.highest in ("refined", "annealed") and behind > 5 * error
