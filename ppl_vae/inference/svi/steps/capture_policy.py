@@ -158,7 +158,7 @@ class StepPolicy(CapturePolicy):
         """
         self.num_run = int(mode in (True, "recorded"))  # steps before the checkpoint
         if self.mode in (True, "recorded"):
-            self.enable(self.mode, "as requested")
+            self.enable(self.mode, "as requested", unroll if mode is True else None)
         elif self.mode == "auto" and mode is True and in_background and self._in_background:
             # Other steps would differ from those before in rounding, so the fit waits for these.
             self._undecided, self._compiled_in_background = False, True
