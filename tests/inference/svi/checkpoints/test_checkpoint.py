@@ -438,7 +438,7 @@ def test_a_captured_fit_is_continued_captured(x, file, uncompiled):
     longer = case.fit(x, steps=69, checkpoint=file)
     assert_equal_fits(whole, longer)
     assert shorter[1].execution.startswith("compiled, 7 steps per call: as requested")
-    assert longer[1].execution.startswith("compiled, 7 steps per call: as before the checkpoint")
+    assert longer[1].execution.startswith("compiled, 7 steps per call: as requested")
 
 
 def test_the_execution_is_kept_unless_another_is_requested(x, file, uncompiled):
