@@ -175,9 +175,9 @@ class StageDisplay:
 
 
 class GuardedOutput(io.RawIOBase):
-    """Standard output that keeps the first error and drops what follows it.
+    """Standard output or error that keeps the first error and drops what follows it.
 
-    A closed pipe or a full disk under standard output must not prevent files from being written.
+    A closed pipe or a full disk under either must not prevent files from being written.
 
     Args:
         descriptor: the descriptor of the file.
@@ -222,23 +222,28 @@ class GuardedOutput(io.RawIOBase):
 
 
 @contextmanager
-def guarded_output() -> Iterator[GuardedOutput]:
-    """Standard output that never raises while the block runs."""
-    before = sys.stdout
+def guarded_output(name: str) -> Iterator[GuardedOutput]:
+    """Let standard output or error never raise while the block runs.
+
+    Args:
+        name: ``"stdout"`` or ``"stderr"``.
+    """
+    before = getattr(sys, name)
     try:
         before.flush()
         raw = GuardedOutput(before.fileno())
-    except (OSError, ValueError, AttributeError):  # standard output is captured, or closed
+    except (OSError, ValueError, AttributeError):  # it is captured, or closed
         yield GuardedOutput(-1)
         return
-    sys.stdout = io.TextIOWrapper(
+    guarded = io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=before.encoding,
         errors=before.errors,
-        line_buffering=raw.isatty(),
+        line_buffering=before.line_buffering,
     )
+    setattr(sys, name, guarded)
     try:
         yield raw
     finally:
-        sys.stdout.flush()
-        sys.stdout = before
+        guarded.flush()
+        setattr(sys, name, before)

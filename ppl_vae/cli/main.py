@@ -33,14 +33,16 @@ def main() -> None:
 def _run_guarded(arguments: list[str], received: list[int]) -> int:
     if received:  # before this function was entered
         raise KeyboardInterrupt
-    with guarded_output() as output:
-        status = _run(arguments)
-    if output.error is None:
-        return status
-    _print_error(output.message())
-    # The interpreter flushes standard output once more when it ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), output.descriptor)
-    return status or FAILURE
+    with guarded_output("stderr") as errors:
+        with guarded_output("stdout") as output:
+            status = _run(arguments)
+        if output.error is not None:
+            _print_error(output.message())
+            status = status or FAILURE
+    for stream in (output, errors):
+        if stream.error is not None:  # the interpreter flushes it once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.descriptor)
+    return status
 
 
 def _run(arguments: list[str]) -> int:

@@ -51,16 +51,17 @@ VERBS = {
 TABLES = ("score", "transform", "reconstruct", "sample", "impute")
 
 
-def run(given, verb, *more, stdout=None, before=lambda: None):
+def run(given, verb, *more, stdout=None, stderr=None, before=lambda: None):
     """Run a command in a child process; its exit status and the lines of its errors."""
     ours, theirs = os.pipe()
+    quiet = ["--quiet"] if stderr is None else []
 
     def work():
         os.dup2(os.open(os.devnull, os.O_WRONLY) if stdout is None else stdout, 1)
-        os.dup2(theirs, 2)
+        os.dup2(theirs if stderr is None else stderr, 2)
         sys.stdout, sys.stderr = (os.fdopen(k, "w", closefd=False) for k in (1, 2))
         os.chdir(given)
-        sys.argv = ["ppl-vae", *VERBS[verb][1], "--quiet", *map(str, more)]
+        sys.argv = ["ppl-vae", *VERBS[verb][1], *quiet, *map(str, more)]
         before()
         try:
             main()
@@ -178,3 +179,20 @@ def test_findings_that_cannot_be_printed_are_written_all_the_same(verb, given):
     printing = verb != "report"
     assert status == int(printing) and len(errors) == int(printing), errors
     assert out.exists()
+
+
+@EVERY_VERB
+def test_progress_that_cannot_be_printed_does_not_end_the_work(verb, given):
+    out = written(given, verb)
+    expected = contents(out)
+    ours, closed = os.pipe()
+    os.close(ours)
+    for stderr in (closed, os.open("/dev/full", os.O_WRONLY)):
+        shutil.rmtree(out) if out.is_dir() else out.unlink()
+        status, _ = run(given, verb, "--out", out, stderr=stderr)
+        os.close(stderr)
+        assert status == 0
+        if out.is_dir():
+            assert contents(out).keys() == expected.keys()
+        else:
+            assert contents(out) == expected or verb not in TABLES
